@@ -1,0 +1,21 @@
+"""The exceptions and warnings callers can catch."""
+
+from __future__ import annotations
+
+__all__ = ["IntegrandError", "IntegrationError", "IntegrationWarning", "SeveredGradientWarning"]
+
+
+class IntegrandError(ValueError):
+    """The integrand broke the calling contract: a wrong shape, no tensor, or not deterministic."""
+
+
+class IntegrationError(ArithmeticError):
+    """Some integrals did not converge and ``on_failure="raise"`` was asked for."""
+
+
+class IntegrationWarning(UserWarning):
+    """Some integrals did not converge, or a derivative with respect to a limit is infinite."""
+
+
+class SeveredGradientWarning(UserWarning):
+    """An input requires grad, but the integrand's output does not depend on it through torch."""

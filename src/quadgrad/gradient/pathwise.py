@@ -1,0 +1,122 @@
+"""Which limits and breakpoints are differentiated along the nodes' paths instead of at the boundary.
+
+Where f is not finite at a limit, its value there is no derivative. If the singularity moves with the
+limit, the nodes may be differentiated; if it stays, the derivative is infinite and differentiated
+nodes give meaningless finite numbers. The cell that touches the limit tells the two apart: only in
+the first case does the rule agree with itself on the derivative there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quadgrad._torch import forward_mode_open, tangent_of
+from quadgrad.errors import IntegrationWarning
+from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
+from quadgrad.integrand import Integrand
+from quadgrad.lanes import somewhere
+from quadgrad.limits import Limits
+from quadgrad.maps import frame
+from quadgrad.plan import Plan
+from quadgrad.reduce import total
+from quadgrad.rules import get_rule
+
+__all__ = ["choose_treatment"]
+
+AGREEMENT = 1e-3
+"""Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
+
+
+def choose_treatment(
+    integrand: Integrand,
+    plan: Plan,
+    limits: Limits,
+    sources: tuple[Tensor | None, ...],
+    mode: Literal["auto", "boundary", "pathwise"],
+) -> Treatment | None:
+    """Decide for each limit and breakpoint; ``sources`` are the caller's own tensors behind ``limits.marks``."""
+    if mode == "boundary" or not any(carries_gradient(mark) for mark in limits.marks):
+        return None
+    no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
+    if mode == "pathwise":
+        return Treatment(tuple(mark.detach().isfinite() | no for mark in limits.marks), (no,) * len(limits.marks))
+    singular = singular_marks(integrand, limits, plan.batch)
+    if not any(bool(somewhere(mask).any()) for mask in singular):
+        return None
+    pathwise, endless = list(singular), [no] * len(singular)
+    for i, mask in enumerate(singular):
+        if carries_gradient(limits.marks[i]) and bool(somewhere(mask).any()):
+            trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
+            pathwise[i], endless[i] = mask & trusted, mask & ~trusted
+    if any(bool(somewhere(mask).any()) for mask in endless[:2]):
+        names = " and ".join(name for name, mask in zip("ab", endless, strict=False) if bool(somewhere(mask).any()))
+        warnings.warn(
+            f"the derivative with respect to limit {names} is infinite: the integrand is not finite there and its "
+            "singularity does not move with the limit",
+            IntegrationWarning,
+            stacklevel=4,
+        )
+    return Treatment(tuple(pathwise), tuple(endless))
+
+
+def _trusted(
+    integrand: Integrand, plan: Plan, limits: Limits, index: int, mask: Tensor, source: Tensor | None
+) -> Tensor:
+    """Tell where the nodes' derivative with respect to one mark can be trusted, shape ``(batch,)``."""
+    fixed = limits.detach()
+    mark, here = limits.marks[index], fixed.marks[index]
+    marks = list(fixed.marks)
+    marks[index] = torch.where(mask, mark, here)
+    with torch.enable_grad():
+        value, touching, null = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        slopes = [_slope(part, source if source is not None else mark) for part in (value, touching, null)]
+    if any(slope is None for slope in slopes):
+        return torch.ones_like(mask)
+    total_slope, near_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
+    span = (fixed.b - fixed.a).abs()
+    mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
+    return null_slope <= AGREEMENT * torch.maximum(torch.maximum(total_slope, near_slope * 0.0), mean)
+
+
+def _sums(
+    integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each integral, its part on the cells that touch ``here``, and their first null rules."""
+    dtype = here.dtype
+    layout = frame(moving.pieces(), plan.row, plan.start.to(dtype), plan.stop.to(dtype))
+    x, slope = layout.nodes(plan.tau.to(dtype), slice(None))
+    y = integrand(x, plan.owner)
+    y = y.abs() if y.is_complex() else y
+    y = y.flatten(2).sum(2) if y.ndim > 2 else y
+    y = y if slope is None else y * slope
+    functionals = get_rule(plan.rule).tensors(dtype, here.device).functionals[:3].to(y.dtype)
+    sums = (functionals @ y) * layout.scale
+    lower, upper = fixed.pieces().ends(plan.row)
+    there = here.expand(plan.batch).index_select(0, plan.owner)
+    at_lower = (plan.start == 0) & (lower == there)
+    at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
+    near = (at_lower | at_upper).to(sums.dtype)
+    owner, batch = plan.owner, plan.batch
+    return (
+        total(sums[0], owner, batch),
+        total(sums[0] * near, owner, batch),
+        total((sums[1] + sums[2]) * near, owner, batch),
+    )
+
+
+def _slope(value: Tensor, source: Tensor) -> Tensor | None:
+    """Return the derivative of each integral's ``value`` with respect to its own entry of ``source``, if known."""
+    if forward_mode_open():
+        tangent = tangent_of(value)
+        if tangent is not None:
+            return tangent
+    if not source.requires_grad or not value.requires_grad:
+        return None
+    (slope,) = torch.autograd.grad(value.sum(), source, retain_graph=True, allow_unused=True)
+    if slope is None:
+        return torch.zeros_like(value)
+    return slope.reshape(-1).expand(value.shape) if slope.numel() == 1 else slope.expand_as(slope).reshape(-1)

@@ -1,0 +1,149 @@
+"""Derivatives with respect to limits and breakpoints, in ordinary torch.
+
+A limit b that requires grad adds ``d * sum_i w_i f(c + d t_i)`` with ``d = b - b.detach()``, which is 0, and
+c the neighbour of b inside the interval: the m-point Gauss rule on the sliver between the old limit
+and the moved one. Its value is 0 and its derivatives are those of the integral up to order 2 m, mixed
+ones included. An ``autograd.Function`` that returns 0 and backpropagates ``g * f(b)`` is right to first
+order only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._torch import forward_mode_open, in_transform
+from quadgrad.integrand import Integrand
+from quadgrad.limits import Limits
+from quadgrad.maps import frame
+
+__all__ = ["Treatment", "carries_gradient", "singular_marks", "sliver_sum"]
+
+_GAUSS = np.polynomial.legendre.leggauss(3)
+_NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How each of ``Limits.marks`` is differentiated, as bool tensors of shape ``(batch,)``.
+
+    Where ``pathwise``, the nodes move with the mark and f is differentiated in x; where ``endless``, the
+    derivative is infinite, with the sign of f; elsewhere the boundary moves alone.
+    """
+
+    pathwise: tuple[Tensor, ...]
+    endless: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Sliver:
+    """A stretch of zero width: f is averaged over ``start + move * [0, 1]`` and multiplied by ``width``."""
+
+    start: Tensor
+    move: Tensor
+    width: Tensor
+
+
+def carries_gradient(mark: Tensor) -> bool:
+    """Whether derivatives with respect to this tensor may be asked for."""
+    return mark.requires_grad or in_transform() or forward_mode_open()
+
+
+def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Tensor, ...]:
+    """Tell for each of ``limits.marks`` where f is not finite right at it, shape ``(batch,)``, without gradient.
+
+    Only asked of marks that carry a gradient; the others are all False.
+    """
+    fixed = limits.detach()
+    inner = _interior(fixed, batch)
+    asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
+    no = torch.zeros_like(inner, dtype=torch.bool)
+    found = [no] * len(limits.marks)
+    if asked:
+        marks = fixed.marks
+        x = torch.stack([torch.where(marks[i].isfinite(), marks[i], inner) for i in asked])
+        with torch.no_grad():
+            y = integrand(x, slice(0, inner.shape[0])).detach()
+        good = y.isfinite()
+        good = good.flatten(2).all(2) if good.ndim > 2 else good
+        for place, i in enumerate(asked):
+            found[i] = ~good[place]
+    return tuple(found)
+
+
+def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+    """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
+    fixed = limits.detach()
+    inner = _interior(fixed, batch)
+    none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
+    treatment = treatment or Treatment(none, none)
+    terms: list[_Sliver] = []
+    ends = ((limits.a, fixed.a, fixed.b, -1.0), (limits.b, fixed.b, fixed.a, 1.0))
+    for (mark, here, other, sign), pathwise, endless in zip(
+        ends, treatment.pathwise, treatment.endless, strict=False
+    ):
+        if carries_gradient(mark):
+            usable = here.isfinite() & ~pathwise
+            move = torch.where(usable, mark - here, 0.0)
+            start = torch.where(usable, torch.nextafter(here, other), inner)
+            steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+            terms.append(
+                _Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move))
+            )
+    terms += _breakpoint_terms(limits, fixed, inner, treatment.pathwise[2:])
+    if not terms:
+        return 0.0
+    tau = torch.tensor(_NODES, dtype=inner.dtype, device=inner.device)[:, None]
+    weight = torch.tensor(_WEIGHTS, dtype=inner.dtype, device=inner.device)
+    x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
+    y = integrand(x, slice(0, batch))
+    y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
+    tail = (1,) * (y.ndim - 3)
+    means = (y * weight.reshape(1, -1, 1, *tail)).sum(1)
+    widths = torch.stack([term.width.expand(batch) for term in terms])
+    return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
+
+
+def _breakpoint_terms(
+    limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[Tensor, ...]
+) -> list[_Sliver]:
+    """Return the slivers on both sides of each breakpoint.
+
+    They are read at a small distance from it: at a computed root, and even one rounding unit beside
+    it, the side is often the wrong one.
+    """
+    terms: list[_Sliver] = []
+    marks = limits.marks[2:]
+    if not any(carries_gradient(mark) for mark in marks):
+        return terms
+    lower, upper = torch.minimum(fixed.a, fixed.b), torch.maximum(fixed.a, fixed.b)
+    edges = fixed.edges()
+    seen = fixed.marks[2:]
+    for i, (mark, here) in enumerate(zip(marks, seen, strict=True)):
+        below = torch.where(edges < here[:, None], edges, -torch.inf).amax(1)
+        above = torch.where(edges > here[:, None], edges, torch.inf).amin(1)
+        repeated = torch.zeros_like(here, dtype=torch.bool)
+        for earlier in seen[:i]:
+            repeated = repeated | (earlier == here)
+        usable = (here > lower) & (here < upper) & ~repeated & ~skip[i]
+        gap = torch.minimum(here - below, above - here)
+        gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
+        ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
+        away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
+        move = torch.where(usable, mark - here, 0.0)
+        width = move * fixed.orientation
+        terms.append(_Sliver(torch.where(usable, here - away, inner), move, width))
+        terms.append(_Sliver(torch.where(usable, here + away, inner), move, -width))
+    return terms
+
+
+def _interior(fixed: Limits, batch: int) -> Tensor:
+    """Return a harmless point of each integral, shape ``(batch,)``."""
+    pieces = fixed.pieces()
+    row = torch.arange(pieces.lower.shape[0] // pieces.count, device=fixed.a.device) * pieces.count
+    zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
+    x, _ = frame(pieces, row, zero, zero + 1.0).nodes(zero.new_tensor([0.4375]), slice(None))
+    return x[0].expand(batch)

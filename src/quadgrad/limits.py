@@ -1,0 +1,67 @@
+"""Limits and breakpoints of all integrals of a call, flattened over the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad.maps import Pieces
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where each integral begins and ends, and where its integrand is known to be rough.
+
+    ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
+    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is.
+    """
+
+    a: Tensor
+    b: Tensor
+    points: Tensor | None
+    infinite: bool
+
+    @property
+    def marks(self) -> tuple[Tensor, ...]:
+        """All places that can carry a gradient: a, b, then the breakpoints one by one."""
+        return (self.a, self.b, *(self.points.unbind(1) if self.points is not None else ()))
+
+    def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
+        """Return the same limits at other places."""
+        points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
+        return Limits(marks[0], marks[1], points, self.infinite)
+
+    def detach(self) -> Limits:
+        """Return the limits without gradient."""
+        return self.with_marks(tuple(mark.detach() for mark in self.marks))
+
+    @property
+    def orientation(self) -> Tensor:
+        """Return -1 where the limits are reversed, else 1."""
+        return torch.where(self.b < self.a, -1.0, 1.0).to(self.a.dtype).detach()
+
+    def edges(self) -> Tensor:
+        """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.
+
+        Breakpoints outside the interval lie on its nearer end, where they bound an empty piece.
+        """
+        lower, upper = torch.minimum(self.a, self.b)[:, None], torch.maximum(self.a, self.b)[:, None]
+        if self.points is None:
+            return torch.cat(torch.broadcast_tensors(lower, upper), dim=1)
+        inside = torch.where(self.points.isnan(), upper, self.points)
+        inside = torch.maximum(torch.minimum(inside, upper), lower).sort(dim=1).values
+        batch = inside.shape[0]
+        return torch.cat([lower.expand(batch, 1), inside, upper.expand(batch, 1)], dim=1)
+
+    def pieces(self) -> Pieces:
+        """Return the stretches between neighbouring limits and breakpoints."""
+        if self.points is None:
+            return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
+        edges = self.edges()
+        return Pieces(
+            edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite
+        )

@@ -1,0 +1,108 @@
+"""From fractions of a piece to abscissae: finite pieces, half lines and the whole line, mixed in a batch.
+
+A piece is the stretch between two neighbouring limits or breakpoints. A *fraction* f of it is measured
+from its lower end where ``f >= 0`` and from its upper end where ``f < 0``, so that cells can close in
+on either end without losing digits. With p the distance from the lower and q = 1 - p that from the
+upper end, infinite pieces are mapped by
+
+    [c, inf): x = c + p / q        (-inf, c]: x = c - q / p        (-inf, inf): x = p / q - q / p
+
+(QUADPACK's map written so that nothing cancels near c: ``c - 1 + 1 / q`` would lose digits.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Frame", "Pieces", "frame"]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
+
+    ``lower`` and ``upper`` have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
+    them; ``infinite`` tells whether any is infinite.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    count: int
+    infinite: bool
+
+    def ends(self, row: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper end of each row, shape ``(n,)`` or ``(1,)``."""
+        return _at(self.lower, row), _at(self.upper, row)
+
+
+def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
+    if ends.shape[0] == 1:
+        return ends
+    return ends[row] if isinstance(row, slice) else ends.index_select(0, row)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where ``n`` cells lie: what is needed to place nodes on any stretch of them.
+
+    ``scale`` ``(n,)`` multiplies a cell's weighted sum; ``resolution`` ``(n,)`` is the cell's width over
+    the distance of one of its ends from 0, about eps where nodes begin to coincide.
+    """
+
+    left: Tensor
+    scale: Tensor
+    resolution: Tensor
+    tail: _Tail | None = None
+
+    def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
+        """Return abscissae ``(m, n)`` at the rule's nodes ``tau`` and, on infinite pieces, dx/dfraction."""
+        if self.tail is None:
+            return torch.addcmul(self.left[part], tau[:, None], self.scale[part]), None
+        return self.tail.nodes(self.left[part], self.scale[part], tau, part)
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """Cells of which some lie on infinite pieces (there ``scale`` is the width as a fraction)."""
+
+    start: Tensor
+    no_lower: Tensor
+    no_upper: Tensor
+
+    def nodes(self, left: Tensor, scale: Tensor, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        start, no_lower, no_upper = self.start[part], self.no_lower[part], self.no_upper[part]
+        bounded = ~(no_lower | no_upper)
+        fraction = torch.addcmul(start, tau[:, None], scale)
+        # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
+        p = torch.where(start < 0, 1.0 + fraction, fraction).masked_fill(bounded, 0.5)
+        q = torch.where(start < 0, -fraction, 1.0 - fraction).masked_fill(bounded, 0.5)
+        up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
+        x = torch.where(
+            bounded, torch.addcmul(left, tau[:, None], scale), left + up * (p / q) - down * (q / p)
+        )
+        return x, torch.where(bounded, 1.0, up / q**2 + down / p**2)
+
+
+def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> Frame:
+    """Lay out cells given by their piece and their two fractions of it, each of shape ``(n,)``."""
+    lower, upper = pieces.ends(row)
+    width = stop - start
+    if not pieces.infinite:
+        span = upper - lower
+        left = torch.addcmul(torch.where(start < 0, upper, lower), span, start)
+        scale = span * width
+        return Frame(left, scale, (scale / left.abs()).detach())
+    no_lower, no_upper = lower.isinf(), upper.isinf()
+    bounded = ~(no_lower | no_upper)
+    # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
+    low, high = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
+    span = (high - low).masked_fill(~bounded, 1.0)
+    inner = torch.addcmul(torch.where(start < 0, high, low), span, start)
+    left = torch.where(bounded, inner, low + high)
+    scale = span * width
+    resolution = torch.where(bounded, scale / inner.abs(), 1.0).detach()
+    shape = start.shape
+    return Frame(left, scale, resolution, _Tail(start, no_lower.expand(shape), no_upper.expand(shape)))

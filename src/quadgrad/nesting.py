@@ -1,0 +1,47 @@
+"""Integrals inside integrands: the inner errors are the outer one's noise, their warnings become one.
+
+While search calls an integrand, it opens a record; an inner call of a verb finds it and writes to it
+instead of warning by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+__all__ = ["InnerRecord", "current_record", "open_record"]
+
+
+@dataclass
+class InnerRecord:
+    """The worst relative error of inner integrals, and what those that failed had to say."""
+
+    noise: float = 0.0
+    failures: dict[str, int] = field(default_factory=dict[str, int])
+
+    def note(self, noise: float, failures: dict[str, int]) -> None:
+        """Enter what an inner call reports."""
+        self.noise = max(self.noise, noise)
+        for sentence, count in failures.items():
+            self.failures[sentence] = self.failures.get(sentence, 0) + count
+
+
+_record: ContextVar[InnerRecord | None] = ContextVar("quadgrad_inner_record", default=None)
+
+
+def current_record() -> InnerRecord | None:
+    """Return the record of the surrounding integral, if there is one."""
+    return _record.get()
+
+
+@contextmanager
+def open_record() -> Iterator[InnerRecord]:
+    """Collect the reports of inner integrals."""
+    record = InnerRecord()
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)

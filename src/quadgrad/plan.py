@@ -1,0 +1,123 @@
+"""What search found: a frozen record of cells, without gradient and without limits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quadgrad.limits import Limits
+from quadgrad.maps import frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells on which a rule integrates every element of a batch.
+
+    A plan can be looked at, saved (``torch.save``), moved to a device, passed to a later call
+    (``quad(..., plan=plan)``, which re-checks it) or trusted (:func:`quadgrad.replay`). It holds no
+    limits: nodes follow from the limits given to it.
+
+    Attributes
+    ----------
+    rule : str
+        The rule's name.
+    batch_shape : tuple of int
+        Shape of the batch the plan was made for.
+    pieces : int
+        Pieces of each integral: one more than the number of breakpoints.
+    infinite : bool
+        Whether any limit was infinite.
+    row : Tensor of int64, shape (n,)
+        ``owner * pieces + piece``, ascending.
+    start, stop : Tensor, shape (n,)
+        Ends of each cell as fractions of its piece: measured from the piece's lower end where
+        ``start >= 0``, from its upper end where ``start < 0``.
+    error : Tensor, shape (n,)
+        Estimated error on each cell when it was searched.
+    tau, weight : Tensor, shape (m,)
+        The rule on the unit interval.
+    """
+
+    rule: str
+    batch_shape: tuple[int, ...]
+    pieces: int
+    infinite: bool
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    error: Tensor
+    tau: Tensor
+    weight: Tensor
+
+    @property
+    def owner(self) -> Tensor:
+        """The integral (flattened over the batch) of each cell, shape ``(n,)``."""
+        return self.row if self.pieces == 1 else self.row // self.pieces
+
+    @property
+    def piece(self) -> Tensor:
+        """The piece within its integral of each cell, shape ``(n,)``."""
+        return self.row % self.pieces
+
+    @property
+    def level(self) -> Tensor:
+        """How often a piece was halved to give each cell, shape ``(n,)``."""
+        return torch.log2(self.stop - self.start).neg().round().to(torch.int64)
+
+    @property
+    def batch(self) -> int:
+        """The number of integrals."""
+        return math.prod(self.batch_shape)
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
+
+    def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
+        """Return the abscissae for the given limits, shape ``(m, n)``: one column for each cell."""
+        return self._layout(a, b, points)[0]
+
+    def weights(self, a: Any, b: Any, points: Any = None) -> Tensor:
+        """Return the weights for the given limits, shape ``(m, n)``; positive also where ``a > b``."""
+        return self._layout(a, b, points)[1]
+
+    def _layout(self, a: Any, b: Any, points: Any) -> tuple[Tensor, Tensor]:
+        limits = self.flatten_limits(a, b, points)
+        layout = frame(limits.pieces(), self.row, *(t.to(limits.a.dtype) for t in (self.start, self.stop)))
+        x, slope = layout.nodes(self.tau.to(x_dtype := limits.a.dtype), slice(None))
+        weights = self.weight.to(x_dtype)[:, None] * layout.scale
+        return x, weights if slope is None else weights * slope
+
+    def flatten_limits(self, a: Any, b: Any, points: Any = None) -> Limits:
+        """Broadcast limits and breakpoints over the plan's batch."""
+        dtype = self.start.dtype if not isinstance(a, Tensor) and not isinstance(b, Tensor) else None
+        ends = [torch.as_tensor(end, dtype=dtype, device=self.row.device) for end in (a, b)]
+        dtype = torch.promote_types(*(end.dtype for end in ends))
+        flat = [end.to(dtype).expand(self.batch_shape).reshape(-1) for end in ends]
+        marks = None
+        if points is not None:
+            marks = torch.as_tensor(points, dtype=dtype, device=self.row.device)
+            marks = marks.expand(*self.batch_shape, self.pieces - 1).reshape(self.batch, -1)
+        return Limits(flat[0], flat[1], marks, self.infinite)
+
+    def to(self, device: torch.device | str) -> Plan:
+        """Return the plan on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+    def plot(self, f: Any = None, a: Any = 0.0, b: Any = 1.0, args: Any = (), **options: Any) -> Axes:
+        """Draw the cells of one integral, and the integrand if given; see :func:`quadgrad.plots.plot_plan`."""
+        from quadgrad.plots import plot_plan  # the one import that points down: matplotlib stays at the edge
+
+        return plot_plan(self, f, a, b, args, **options)
+
+
+torch.serialization.add_safe_globals([Plan])

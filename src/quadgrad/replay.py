@@ -1,0 +1,64 @@
+"""Plan, integrand and limits to value, in ordinary torch: whatever differentiates torch differentiates this."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from quadgrad._torch import forward_mode_open, in_transform
+from quadgrad.integrand import Integrand
+from quadgrad.maps import Frame, Pieces, frame
+from quadgrad.plan import Plan
+from quadgrad.reduce import total
+
+__all__ = ["replay_plan"]
+
+
+def replay_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int, thrifty: bool) -> Tensor:
+    """Return the weighted sum over the plan's cells, shape ``(batch, *event)``.
+
+    Parameters
+    ----------
+    integrand : Integrand
+    plan : Plan
+    pieces : Pieces
+        In the dtype of the sums; may carry gradients.
+    block : int
+        Nodes evaluated at a time.
+    thrifty : bool
+        Recompute each block in the backward pass instead of keeping its intermediate values. Ignored
+        inside transforms and forward mode, where torch refuses the hooks this needs.
+    """
+    dtype = pieces.lower.dtype
+    layout = frame(pieces, plan.row, plan.start.to(dtype), plan.stop.to(dtype))
+    tau, weight, owner = plan.tau.to(dtype), plan.weight.to(dtype), plan.owner
+    size = max(1, block // plan.tau.shape[0])
+    thrifty = thrifty and torch.is_grad_enabled() and not (in_transform() or forward_mode_open())
+    parts: list[Tensor] = []
+    for first in range(0, max(1, len(plan)), size):
+        part = slice(first, min(len(plan), first + size))
+        if thrifty:
+            parts.append(
+                checkpoint(
+                    _cell_sums, integrand, layout, tau, weight, owner, part,
+                    use_reentrant=False, preserve_rng_state=False,
+                )
+            )  # fmt: skip
+        else:
+            parts.append(_cell_sums(integrand, layout, tau, weight, owner, part))
+    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return total(values, owner, plan.batch)
+
+
+def _cell_sums(
+    integrand: Integrand, layout: Frame, tau: Tensor, weight: Tensor, owner: Tensor, part: slice
+) -> Tensor:
+    """Return the integral over each cell of ``part``, shape ``(n, *event)``."""
+    x, slope = layout.nodes(tau, part)
+    y = integrand(x, owner[part])
+    event = y.shape[2:]
+    if slope is not None:
+        y = y * slope.reshape(slope.shape + (1,) * len(event))
+    sums = (weight.to(y.dtype) @ y.reshape(y.shape[0], -1)).reshape(y.shape[1:])
+    return sums * layout.scale[part].reshape((-1,) + (1,) * len(event))

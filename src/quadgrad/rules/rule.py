@@ -1,0 +1,94 @@
+"""What a quadrature rule is: nodes, weights, and null rules that estimate its error.
+
+Called by search (to estimate) and by replay (through the plan, which keeps nodes and weights).
+A rule knows nothing of intervals, integrands or tensors' devices beyond its own conversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from quadgrad._torch import in_transform
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+NULL_PAIRS = 3
+"""Pairs of neighbouring degrees whose coefficients tell the error; three show whether they decay."""
+
+
+@dataclass(frozen=True)
+class RuleTensors:
+    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(1 + 2 * NULL_PAIRS, m)``."""
+
+    nodes: torch.Tensor
+    functionals: torch.Tensor
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """The rule's weights, ``(m,)``."""
+        return self.functionals[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An interpolatory rule with positive weights on the unit interval.
+
+    Parameters
+    ----------
+    name : str
+        The name that selects it, for example ``"gk21"``.
+    nodes : numpy.ndarray, shape (m,)
+        Nodes in (0, 1), ascending; never 0 or 1, so that no integrand is called at a limit.
+    weights : numpy.ndarray, shape (m,)
+        Positive weights that sum to 1.
+    degree : int
+        Polynomials up to this degree are integrated exactly.
+    """
+
+    name: str
+    nodes: Array
+    weights: Array
+    degree: int
+    _cache: dict[tuple[torch.dtype, torch.device], RuleTensors] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def nulls(self) -> Array:
+        """Null rules ``(2 * NULL_PAIRS, m)``: row j gives the coefficient of degree ``m - 1 - j``.
+
+        The coefficients are those of the integrand in the polynomials orthonormal for the rule's own
+        discrete inner product; each annihilates every lower degree (Berntsen and Espelid, *ACM TOMS*
+        17, 1991). For a Gauss-Kronrod rule the first is the difference between the Kronrod and
+        the Gauss sum, up to a factor.
+        """
+        root = np.sqrt(self.weights)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, self.nodes.size - 1)
+        orthonormal, _ = np.linalg.qr(root[:, None] * vandermonde)
+        last = orthonormal[:, ::-1][:, : 2 * NULL_PAIRS]
+        return np.ascontiguousarray((last * root[:, None]).T)
+
+    @property
+    def order_gap(self) -> int:
+        """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly."""
+        return (self.degree + 2 - self.nodes.size) // 2
+
+    def tensors(self, dtype: torch.dtype, device: torch.device) -> RuleTensors:
+        """Return the rule in real ``dtype`` on ``device``.
+
+        Kept from call to call, except inside a transform or inference mode, where new tensors are
+        wrappers that must not outlive it.
+        """
+        key = (dtype, device)
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        made = RuleTensors(
+            torch.as_tensor(self.nodes, dtype=dtype, device=device),
+            torch.as_tensor(np.vstack([self.weights, self.nulls]), dtype=dtype, device=device),
+        )
+        if not in_transform() and not torch.is_inference_mode_enabled():
+            self._cache[key] = made
+        return made

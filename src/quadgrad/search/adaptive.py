@@ -1,0 +1,327 @@
+"""Adaptive search: which cells, and when to stop, for all integrals of a call at once.
+
+Each round evaluates the new cells of every running integral, sums each integral's value and error
+anew, and parts its cells into *settled* ones and those to bisect. An integral is done when its summed
+error meets the tolerance. Settled cells of an integral whose sum is still too large (the value,
+and with it the tolerance, may have shrunk) are reopened once nothing else is left to do.
+
+No gradient flows here, and every decision goes through :mod:`quadgrad.lanes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from quadgrad.integrand import Integrand
+from quadgrad.lanes import largest, somewhere
+from quadgrad.maps import Pieces, frame
+from quadgrad.nesting import current_record
+from quadgrad.reduce import total
+from quadgrad.rules import Rule
+from quadgrad.search.cells import Cells, bisect, locate
+from quadgrad.search.estimate import FLOOR, apply_rule, judge_sums
+from quadgrad.status import Status
+from quadgrad.tolerance import Tolerance
+
+__all__ = ["Found", "Task", "search"]
+
+SHARE = 0.5
+"""A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
+
+PATIENCE = 6
+"""Rounds of bisection after which values that are still not finite count as a region, not as points."""
+
+RUN, WAIT = -1, -2
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that stays the same during one search."""
+
+    integrand: Integrand
+    pieces: Pieces
+    rule: Rule
+    tolerance: Tolerance
+    max_nfev: int
+    block: int
+    tile: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What search hands over: the cells sorted by row, and each integral's totals and end."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    cell_error: Tensor
+    value: Tensor
+    error: Tensor
+    floor: Tensor
+    status: Tensor
+    nfev: Tensor
+
+    @staticmethod
+    def join(parts: list[Found]) -> Found:
+        """Return the tiles as one."""
+        return Found(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Found)))
+
+
+@dataclass(frozen=True)
+class Running:
+    """The integrals still running: their numbers, the sums over their settled cells, their costs."""
+
+    who: Tensor
+    value: Tensor
+    error: Tensor
+    floor: Tensor
+    count: Tensor
+    nfev: Tensor
+    bad: Tensor
+
+    def take(self, index: Tensor) -> Running:
+        """Return the integrals at ``index``."""
+        return Running(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
+
+    def __len__(self) -> int:
+        return self.who.shape[0]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One round's decisions.
+
+    ``split`` marks the cells to bisect; ``wanted`` is their number for each integral, ``code`` RUN, WAIT
+    or a status, ``nfev`` what will have been spent, ``bad`` the rounds with values that are not finite.
+    """
+
+    split: Tensor
+    wanted: Tensor
+    code: Tensor
+    nfev: Tensor
+    bad: Tensor
+
+
+class Ledger:
+    """All cells evaluated so far, and the totals of the integrals that stopped running."""
+
+    def __init__(self, like: Running, pieces_each: int) -> None:
+        """Start with every integral at zero; ``like.who`` is a range."""
+        self.value, self.error, self.floor = like.value, like.error, like.floor
+        self.status, self.nfev = torch.zeros_like(like.who), like.nfev
+        self.first, self.pieces_each = like.who[:1], pieces_each
+        self.rounds: list[Cells] = []
+        self.leaves: list[Tensor] = []
+
+    def enter_cells(self, cells: Cells, split: Tensor) -> None:
+        """Keep a round's cells; those that are bisected are no leaves."""
+        self.rounds.append(cells)
+        self.leaves.append(~split)
+
+    def enter_integrals(self, running: Running, code: Tensor, gone: Tensor, sums: tuple[Tensor, ...]) -> None:
+        """Keep the totals of the integrals at the indices ``gone``."""
+        who = running.who.index_select(0, gone) - self.first
+        self.status = self.status.index_copy(0, who, code.index_select(0, gone))
+        self.nfev = self.nfev.index_copy(0, who, running.nfev.index_select(0, gone))
+        self.value, self.error, self.floor = (
+            old.index_copy(0, who, new.index_select(0, gone))
+            for old, new in zip((self.value, self.error, self.floor), sums, strict=True)
+        )
+
+    def withdraw(self) -> tuple[Tensor, Tensor, Cells]:
+        """Take back the integrals that wait, with all their leaves: who, the cells' owners, the cells."""
+        waits = self.status == WAIT
+        cells, leaf = Cells.join(self.rounds), torch.cat(self.leaves)
+        owner = cells.row // self.pieces_each - self.first
+        again = waits.index_select(0, owner) & leaf
+        n_cells, n_who = torch.stack((again.sum(), waits.sum())).tolist()
+        self.rounds, self.leaves = [cells], [leaf & ~again]
+        index = locate(again, n_cells)
+        local = waits.cumsum(0) - 1
+        return (
+            locate(waits, n_who) + self.first,
+            local.index_select(0, owner.index_select(0, index)),
+            cells.take(index),
+        )
+
+    def close(self) -> Found:
+        """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
+        counts = torch.stack([leaf.sum() for leaf in self.leaves]).tolist()
+        leaves = [locate(leaf, count) for leaf, count in zip(self.leaves, counts, strict=True)]
+        row, start, stop, error = (
+            torch.cat([getattr(r, name).index_select(0, i) for r, i in zip(self.rounds, leaves, strict=True)])
+            for name in ("row", "start", "stop", "error")
+        )
+        if len(self.rounds) > 1:
+            row, order = row.sort(stable=True)
+            start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
+        return Found(row, start, stop, error, self.value, self.error, self.floor, self.status, self.nfev)
+
+
+def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
+    """Search from the given cells, sorted by row; integrals without a cell are zero and converged.
+
+    Integrals are taken a tile at a time, so that a round's arrays stay in the processor's cache.
+    """
+    if task.batch <= task.tile:
+        return _search_tile(task, 0, task.batch, row, start, stop)
+    edges = [*range(0, task.batch, task.tile), task.batch]
+    cuts = torch.searchsorted(row, torch.tensor(edges, device=row.device) * task.pieces.count).tolist()
+    return Found.join(
+        [
+            _search_tile(task, edges[i], edges[i + 1], *(t[cuts[i] : cuts[i + 1]] for t in (row, start, stop)))
+            for i in range(len(edges) - 1)
+        ]
+    )
+
+
+def _search_tile(task: Task, first: int, last: int, row: Tensor, start: Tensor, stop: Tensor) -> Found:
+    """Search the integrals from ``first`` to before ``last``."""
+    owner = _owner(task, row) - first
+    whole = slice(first, last) if task.pieces.count == 1 and row.shape[0] == last - first else None
+    cells = _evaluate(task, row, start, stop, whole)
+    count = total(torch.ones_like(owner), owner, last - first)
+    who = torch.arange(first, last, device=row.device)
+    running = _begin(who, count, count * task.rule.nodes.size, cells)
+    ledger = Ledger(running, task.pieces.count)
+    waiting = reopened = False
+    while True:
+        sums = _sums(running, cells, owner)
+        verdict = _judge(task, running, cells, owner, sums, reopened)
+        stays = verdict.code == RUN
+        n_split, n_run, n_wait = torch.stack(
+            (verdict.split.sum(), stays.sum(), (verdict.code == WAIT).sum())
+        ).tolist()
+        ledger.enter_cells(cells, verdict.split)
+        waiting |= n_wait > 0
+        if n_run < len(running):
+            ledger.enter_integrals(running, verdict.code, locate(~stays, len(running) - n_run), sums)
+        reopened = n_run == 0
+        if reopened:
+            if not waiting:
+                return ledger.close()
+            waiting = False
+            who, owner, cells = ledger.withdraw()
+            count = total(torch.ones_like(owner), owner, len(who))
+            running = _begin(who, count, ledger.nfev.index_select(0, who - first), cells)
+            continue
+        running = _settle(running, cells, owner, verdict)
+        parent = locate(verdict.split, n_split)
+        twice = parent.repeat_interleave(2)
+        owner = owner.index_select(0, twice)
+        if n_run < len(running):
+            running = running.take(locate(stays, n_run))
+            owner = (stays.cumsum(0) - 1).index_select(0, owner)
+        halves = bisect(cells.start.index_select(0, parent), cells.stop.index_select(0, parent))
+        cells = _evaluate(task, cells.row.index_select(0, twice), *halves)
+
+
+def _owner(task: Task, row: Tensor) -> Tensor:
+    return row if task.pieces.count == 1 else row // task.pieces.count
+
+
+def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice | None = None) -> Cells:
+    """Apply the rule to new cells, a block of nodes at a time; ``whole`` spares indexing where rows are a range."""
+    real = task.pieces.lower.dtype
+    rule = task.rule.tensors(real, row.device)
+    layout = frame(task.pieces, row if whole is None else whole, start.to(real), stop.to(real))
+    owner = _owner(task, row)
+    n = row.shape[0]
+    size = max(1, task.block // task.rule.nodes.size)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, max(1, n), size):
+        part = slice(first, min(n, first + size))
+        x, slope = layout.nodes(rule.nodes, part)
+        integral = owner[part] if whole is None else slice(whole.start + part.start, whole.start + part.stop)
+        parts.append(apply_rule(rule, task.integrand(x, integral).detach(), slope))
+    sums = parts[0][0] if len(parts) == 1 else torch.cat([p[0] for p in parts], dim=1)
+    sizes = parts[0][1] if len(parts) == 1 else torch.cat([p[1] for p in parts])
+    inner = current_record()
+    eps = max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps
+    value, error, floor = judge_sums(sums, sizes, layout.scale, task.rule.order_gap, eps, _is_complex(task))
+    info = torch.finfo(real)
+    narrow = (layout.resolution < 4.0 * info.eps / task.rule.nodes[0]) | ((stop - start) < info.tiny**0.5)
+    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & ~narrow))
+
+
+def _is_complex(task: Task) -> bool:
+    return task.integrand.output_dtype is not None and task.integrand.output_dtype.is_complex
+
+
+def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
+    zeros = cells.error.new_zeros(who.shape[0])
+    value = cells.value.new_zeros((who.shape[0], *cells.value.shape[1:]))
+    return Running(who, value, zeros, zeros, count, nfev, torch.zeros_like(who))
+
+
+def _sums(running: Running, cells: Cells, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum value, error and floor of each integral over its settled cells and those at hand."""
+    n = len(running)
+    return (
+        running.value + total(cells.value, owner, n),
+        running.error + total(cells.error, owner, n),
+        running.floor + total(cells.floor, owner, n),
+    )
+
+
+def _judge(
+    task: Task, running: Running, cells: Cells, owner: Tensor, sums: tuple[Tensor, ...], reopened: bool
+) -> Verdict:
+    """Compare each integral with its tolerance and mark the cells to bisect."""
+    value, error, floor = sums
+    n = len(running)
+    tolerance = _tolerance(task.tolerance, value, floor)
+    done = largest(error / tolerance) <= 1.0
+    bad = torch.where(largest(error).isinf(), running.bad + 1, 0)
+    limit = tolerance * ((1.0 if reopened else SHARE) / running.count)
+    limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
+    excess = somewhere(cells.error > limit.index_select(0, owner))
+    split = excess & cells.refinable
+    wanted = total(split.to(torch.int64), owner, n)
+    nfev = running.nfev + 2 * task.rule.nodes.size * wanted
+    over = nfev > task.max_nfev
+    split = split & ~over.index_select(0, owner)
+    code = torch.where(wanted > 0, RUN, _stuck(cells, excess, owner, n) if reopened else WAIT)
+    code = code.masked_fill(over, int(Status.MAX_NFEV))
+    code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
+    code = code.masked_fill(done, int(Status.CONVERGED))
+    return Verdict(split, wanted, code, nfev, bad)
+
+
+def _stuck(cells: Cells, excess: Tensor, owner: Tensor, n: int) -> Tensor:
+    """Say why an integral that has not converged has no cell left to bisect."""
+    too_narrow = excess & somewhere(cells.error > cells.floor)
+    counted = total(too_narrow.to(torch.int64), owner, n)
+    return torch.where(counted > 0, int(Status.DIVERGENT), int(Status.ROUNDOFF))
+
+
+def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
+    """Return the largest error each integral may have.
+
+    The floor is 10 eps times the integral of abs(f); a value below 50 eps times it is zero to rounding.
+    """
+    size = value.abs()
+    size = size.flatten(1).amax(1) if size.ndim > 1 else size
+    allowed = (tolerance.rtol * size).clamp_min(tolerance.atol)
+    zero = 5.0 * floor
+    allowed = torch.where(size <= zero, torch.maximum(allowed, zero), allowed)
+    return allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
+
+
+def _settle(running: Running, cells: Cells, owner: Tensor, verdict: Verdict) -> Running:
+    """Add the cells that are not bisected to their integrals' settled sums."""
+    n, split = len(running), verdict.split
+    tail = (-1,) + (1,) * (cells.value.ndim - 1)
+    return Running(
+        running.who,
+        running.value + total(cells.value.masked_fill(split.reshape(tail), 0.0), owner, n),
+        running.error + total(cells.error.masked_fill(split, 0.0), owner, n),
+        running.floor + total(cells.floor.masked_fill(split, 0.0), owner, n),
+        2 * verdict.wanted,
+        verdict.nfev,
+        verdict.bad,
+    )

@@ -1,0 +1,49 @@
+"""How an integral ended: each status is a sentence that says what to do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["Status"]
+
+
+class Status(IntEnum):
+    """The end of one integral; ``Result.status`` holds one for each element of the batch.
+
+    Examples
+    --------
+    >>> from quadgrad import Status
+    >>> Status.MAX_NFEV.message
+    'The budget max_nfev ran out before the tolerance was met: raise max_nfev, loosen rtol or atol, or name the hard places in points.'
+    """
+
+    message: str
+
+    def __new__(cls, value: int, message: str) -> Status:
+        """Attach the sentence to the number."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.message = message
+        return member
+
+    CONVERGED = 0, "The reported error meets the tolerance."
+    MAX_NFEV = (
+        1,
+        "The budget max_nfev ran out before the tolerance was met: raise max_nfev, loosen rtol or atol, "
+        "or name the hard places in points.",
+    )
+    ROUNDOFF = (
+        2,
+        "Rounding (or noise in the integrand) keeps the error above the tolerance: loosen rtol or atol, "
+        "or compute in float64.",
+    )
+    NONFINITE = (
+        3,
+        "The integrand is NaN or infinite on more than isolated points: restrict the interval or rewrite "
+        "the integrand there.",
+    )
+    DIVERGENT = (
+        4,
+        "The integral seems to diverge, or its singularity is too strong to resolve: check that it exists, "
+        "and name interior singularities in points.",
+    )

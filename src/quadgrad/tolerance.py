@@ -1,0 +1,60 @@
+"""Precision is decided once, at the door: working dtype, dtype of the sums, tolerances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Tolerance", "accumulation_dtype", "epsilon", "make_tolerance", "real_dtype", "working_dtype"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Converged means ``error <= max(atol, rtol * |value|)``; ``eps`` is the noise level of one value of f."""
+
+    rtol: float
+    atol: float
+    eps: float
+
+
+def working_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Return the promoted real dtype of all floating (or complex) tensors, or torch's default dtype."""
+    dtype = None
+    for tensor in tensors:
+        if tensor.is_floating_point() or tensor.is_complex():
+            real = real_dtype(tensor.dtype)
+            dtype = real if dtype is None else torch.promote_types(dtype, real)
+    return torch.get_default_dtype() if dtype is None else dtype
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the real part."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the sums: half precision is accumulated in float32."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def epsilon(*dtypes: torch.dtype) -> float:
+    """Return the spacing at 1 of the coarsest of the floating dtypes (integers and booleans are exact)."""
+    return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex)
+
+
+def make_tolerance(rtol: float | None, atol: float, eps: float) -> Tolerance:
+    """Check the tolerances and fill in the default ``rtol = sqrt(eps)``."""
+    for name, given in (("rtol", rtol), ("atol", atol)):
+        if given is not None and not (math.isfinite(given) and given >= 0.0):
+            raise ValueError(f"{name}={given!r} must be a finite number, zero or positive")
+    if rtol is None:
+        rtol = math.sqrt(eps)
+    if rtol == 0.0 and atol == 0.0:
+        raise ValueError(
+            "rtol and atol are both 0: no numerical integral can be that exact; give one of them a positive value"
+        )
+    return Tolerance(float(rtol), float(atol), eps)

@@ -1,0 +1,168 @@
+"""The door: convert and check what the caller passed, once, with the caller's own shapes in the messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad.integrand import Element, Integrand, make_argument
+from quadgrad.lanes import largest, somewhere
+from quadgrad.limits import Limits
+from quadgrad.plan import Plan
+from quadgrad.tolerance import accumulation_dtype, working_dtype
+
+__all__ = ["Call", "prepare", "prepare_replay"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a verb, checked and flattened over the batch."""
+
+    integrand: Integrand
+    limits: Limits
+    batch_shape: tuple[int, ...]
+    sources: tuple[Tensor | None, ...]
+
+    @property
+    def batch(self) -> int:
+        """The number of integrals."""
+        return math.prod(self.batch_shape)
+
+
+def prepare(
+    f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool
+) -> Call:
+    """Check and flatten the integrand, its limits, arguments and breakpoints."""
+    if not callable(f):
+        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
+    given = args if isinstance(args, tuple | list) else (args,)
+    given = tuple(torch.as_tensor(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in given)
+    a, b = _limit("a", a), _limit("b", b)
+    points = None if points is None else _points(points)
+    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, points, *given) if _has_tensor(v)]
+    call_dtype = working_dtype(tensors)
+    sum_dtype = accumulation_dtype(call_dtype)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    batch_shape = _batch_shape(a, b, points, given)
+    finite = _check_limits(a, b, points)
+    flat = [_flatten(end, batch_shape, sum_dtype, device) for end in (a, b)]
+    marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
+    arguments = tuple(make_argument(v, torch.Size(batch_shape)) for v in given)
+    integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
+    sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
+    sources += [points] * (0 if points is None else points.shape[-1])
+    return Call(integrand, Limits(flat[0], flat[1], marks, not finite), tuple(batch_shape), tuple(sources))
+
+
+def prepare_replay(
+    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any, points: Any
+) -> tuple[Integrand, Limits]:
+    """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
+    given = args if isinstance(args, tuple | list) else (args,)
+    points = None if points is None else _points(points)
+    a, b = _limit("a", a), _limit("b", b)
+    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, points, *given) if _has_tensor(v)]
+    call_dtype = working_dtype(tensors)
+    sum_dtype = accumulation_dtype(call_dtype)
+    if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
+        raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
+    try:
+        ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device) for end in (a, b)]
+        marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
+        arguments = tuple(make_argument(v, torch.Size(plan.batch_shape)) for v in given)
+    except RuntimeError as error:
+        raise ValueError(f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}") from None
+    integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
+    return integrand, Limits(ends[0], ends[1], marks, plan.infinite)
+
+
+def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    lead, count = points.shape[:-1], points.shape[-1]
+    points = points.to(dtype)
+    if lead.numel() == 1:
+        return points.reshape(1, count)
+    return points.expand(*batch_shape, count).reshape(-1, count)
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | Element)
+
+
+def _limit(name: str, value: Any) -> Any:
+    """Return a limit as a float or a real tensor."""
+    if isinstance(value, Element):
+        raise TypeError(f"{name} must be a number or tensor, not quadgrad.element: limits are never per-element vectors")
+    if not isinstance(value, Tensor):
+        if isinstance(value, complex):
+            raise TypeError(f"{name}={value!r} is complex: cells must be ordered, so limits must be real")
+        if isinstance(value, int | float):
+            return float(value)
+        value = torch.as_tensor(value)
+    if value.is_complex():
+        raise TypeError(f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real")
+    return value
+
+
+def _points(points: Any) -> Tensor:
+    """Return breakpoints as one tensor, enumerated along its last dimension."""
+    if isinstance(points, Tensor):
+        return points.unsqueeze(-1) if points.ndim == 0 else points
+    if not isinstance(points, Sequence):
+        return torch.as_tensor(points).reshape(1) if not hasattr(points, "__array__") else torch.as_tensor(points)
+    if any(isinstance(p, Tensor) for p in points):
+        like = next(p for p in points if isinstance(p, Tensor))
+        each = [torch.as_tensor(p, dtype=None if isinstance(p, Tensor) else like.dtype, device=like.device) for p in points]
+        return torch.stack(torch.broadcast_tensors(*each), dim=-1)
+    return torch.as_tensor([float(p) for p in points])
+
+
+def _batch_shape(a: Any, b: Any, points: Tensor | None, args: Sequence[Any]) -> tuple[int, ...]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in (("a", a), ("b", b), *((f"args[{i}]", v) for i, v in enumerate(args))):
+        if isinstance(value, Element):
+            shapes[name] = tuple(value.tensor.shape[: value.tensor.ndim - value.ndim])
+        elif isinstance(value, Tensor):
+            shapes[name] = tuple(value.shape)
+    if points is not None:
+        shapes["points"] = tuple(points.shape[:-1])
+    different = {shape for shape in shapes.values() if shape}
+    if len(different) <= 1:
+        return next(iter(different), ())
+    try:
+        return tuple(torch.broadcast_shapes(*different))
+    except RuntimeError:
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"the batch shapes do not broadcast: {shown}. An argument that carries a vector, matrix or sequence "
+            "for each element is passed as quadgrad.element(t, ndim=k); points enumerates breakpoints along its "
+            "last dimension"
+        ) from None
+
+
+def _check_limits(a: Any, b: Any, points: Tensor | None) -> bool:
+    """Refuse NaN limits; return whether all limits are finite."""
+    finite = True
+    for name, end in (("a", a), ("b", b)):
+        if isinstance(end, float):
+            if math.isnan(end):
+                raise ValueError(f"limit {name} is NaN")
+            finite = finite and math.isfinite(end)
+        elif end.is_floating_point() and bool(somewhere(~end.isfinite()).any()):
+            bad = largest(end.isnan().to(torch.int8)).nonzero()
+            if bad.shape[0] > 0:
+                where = f" at index {tuple(bad[0].tolist())}" if end.ndim else ""
+                raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {end.numel()} are)")
+            finite = False
+    return finite
+
+
+def _flatten(end: Any, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(end, float):
+        return torch.full((1,), end, dtype=dtype, device=device)
+    end = end.to(dtype)
+    return end.reshape(1) if end.numel() == 1 else end.expand(batch_shape).reshape(-1)

@@ -1,0 +1,95 @@
+"""What is said when integrals fail, once for each call."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quadgrad._torch import in_transform
+from quadgrad.errors import IntegrationError, IntegrationWarning, SeveredGradientWarning
+from quadgrad.integrand import Integrand
+from quadgrad.lanes import export, largest
+from quadgrad.limits import Limits
+from quadgrad.maps import frame
+from quadgrad.nesting import InnerRecord
+from quadgrad.plan import Plan
+from quadgrad.result import Result
+from quadgrad.status import Status
+
+__all__ = ["offending_point", "report", "warn_if_severed"]
+
+
+def report(
+    result: Result, inner: InnerRecord, outer: InnerRecord | None, on_failure: Literal["warn", "raise", "ignore"]
+) -> None:
+    """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
+    failed = int((result.status != int(Status.CONVERGED)).sum())
+    if outer is not None:
+        failures = dict(inner.failures)
+        if failed:
+            failures[result.message] = failures.get(result.message, 0) + failed
+        outer.note(_relative_error(result), failures)
+    if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
+        return
+    if not failed and not inner.failures:
+        return
+    text = " ".join(
+        ([f"{failed} of {result.status.numel()} integrals did not converge. {result.message}"] if failed else [])
+        + [
+            f"{count} integrals inside the integrand did not converge. {sentence}"
+            for sentence, count in inner.failures.items()
+        ]
+    )
+    if on_failure == "raise":
+        raise IntegrationError(text)
+    warnings.warn(text, IntegrationWarning, stacklevel=4)
+
+
+def _relative_error(result: Result) -> float:
+    """Return the largest error over the largest value: how noisy a surrounding integrand is."""
+    error = export(largest(result.error.detach().amax()))
+    size = export(largest(result.value.detach().abs().amax()))
+    return float(error / size) if float(size) > 0.0 else 0.0
+
+
+def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Tensor) -> str:
+    """Return a sentence with an x at which f is not finite, for the first integral that failed for it."""
+    if in_transform():  # hidden lanes have no single x
+        return ""
+    owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
+    if owners.numel() == 0:
+        return ""
+    index = int(owners[0])
+    column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
+    dtype = limits.a.dtype
+    layout = frame(limits.pieces(), plan.row[column], plan.start[column].to(dtype), plan.stop[column].to(dtype))
+    x, _ = layout.nodes(plan.tau.to(dtype), slice(None))
+    y = integrand(x, plan.owner[column])
+    bad = ~y.isfinite()
+    bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
+    found = x[bad][:1].tolist()
+    y_bad = y[bad].flatten()[:1].tolist()
+    return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {index})." if found else ""
+
+
+def warn_if_severed(integrand: Integrand, probe: Tensor) -> None:
+    """Warn where an argument requires grad and f's output does not."""
+    if not torch.is_grad_enabled() or probe.requires_grad or in_transform():
+        return
+    lost = [
+        str(i)
+        for i, a in enumerate(integrand.arguments)
+        if isinstance(a.value, Tensor) and a.value.requires_grad
+    ]
+    if lost:
+        warnings.warn(
+            f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
+            "leaves torch (.item(), float(), .detach(), NumPy) and the gradient is lost. quadgrad.doctor names "
+            "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
+            "detached",
+            SeveredGradientWarning,
+            stacklevel=5,
+        )

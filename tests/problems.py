@@ -1,0 +1,279 @@
+"""One table of test integrals with exact values, used by every test of values.
+
+A problem's integrand takes the namespace it computes with (``torch`` or ``mpmath``) as a second argument, so
+that the function quadgrad integrates and the one `test_problems.py` checks at high precision are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, pi
+from typing import Any
+
+import mpmath as mp
+import torch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An integral whose value is known in closed form.
+
+    ``nfev`` is the largest number of nodes gk21 may spend at ``rtol``. ``features`` says where mpmath has to
+    split; ``points`` are the breakpoints that belong to the problem.
+    """
+
+    name: str
+    integrand: Callable[[Any, Any], Any]
+    a: float
+    b: float
+    closed_form: Callable[[], Any]
+    tags: frozenset[str]
+    nfev: int
+    rtol: float = 1e-10
+    points: tuple[float, ...] = ()
+    features: tuple[float, ...] = ()
+
+    def f(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the integrand at x, as quadgrad calls it."""
+        return self.integrand(x, torch)
+
+    @cached_property
+    def exact(self) -> complex:
+        """The value as a Python number, rounded once from 30 digits."""
+        with mp.workdps(30):
+            return complex(self.closed_form())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def problem(name: str, integrand, a: float, b: float, closed_form, tags: str, nfev: int, **more) -> Problem:
+    """Return a problem; its tags are given as one string."""
+    return Problem(name, integrand, a, b, closed_form, frozenset(tags.split()), nfev, **more)
+
+
+def lorentzian(centre: float, width: float):
+    """Return a peak of the given width, whose area over the whole line is pi."""
+    return lambda x, m: width / ((x - centre) ** 2 + width**2)
+
+
+def lorentzian_area(centre: float, width: float):
+    """Return the integral of that peak over [0, 1]."""
+    return mp.atan((1 - mp.mpf(centre)) / width) + mp.atan(mp.mpf(centre) / width)
+
+
+def bump_area(centre: float, sharpness: float):
+    """Return the integral over [0, 1] of exp(-sharpness (x - centre)^2)."""
+    root = mp.sqrt(sharpness)
+    return mp.sqrt(mp.pi) / (2 * root) * (mp.erf(root * (1 - mp.mpf(centre))) + mp.erf(root * mp.mpf(centre)))
+
+
+def vee_area(kink: float):
+    """Return the integral over [0, 1] of |x - kink|."""
+    return (mp.mpf(kink) ** 2 + (1 - mp.mpf(kink)) ** 2) / 2
+
+
+PROBLEMS: tuple[Problem, ...] = (
+    problem("exponential", lambda x, m: m.exp(x), 0, 1, lambda: mp.e - 1, "smooth", 21),
+    problem(
+        "polynomial", lambda x, m: 5 * x**4 - 3 * x**2 + 1, -1, 2, lambda: mp.mpf(27), "smooth polynomial", 21
+    ),
+    problem("negative", lambda x, m: -m.exp(x), 0, 1, lambda: 1 - mp.e, "smooth", 21),
+    problem("reversed", lambda x, m: m.exp(x), 1, 0, lambda: 1 - mp.e, "smooth", 21),
+    problem("empty", lambda x, m: m.exp(x), 0.5, 0.5, lambda: mp.mpf(0), "smooth zero", 0),
+    problem("odd", lambda x, m: m.sin(x), -1, 1, lambda: mp.mpf(0), "smooth zero", 21),
+    problem(
+        "cosine squared",
+        lambda x, m: m.cos(4 * x) ** 2,
+        0,
+        pi,
+        lambda: mp.mpf(pi) / 2 + mp.sin(8 * mp.mpf(pi)) / 16,
+        "smooth oscillating",
+        63,
+    ),
+    problem(
+        "runge",
+        lambda x, m: 1 / (1 + 25 * x**2),
+        -1,
+        1,
+        lambda: mp.mpf(2) / 5 * mp.atan(5),
+        "smooth peak",
+        126,
+    ),
+    problem(
+        "fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 700
+    ),
+    problem(
+        "complex phase", lambda x, m: m.exp(3j * x), 0, 2, lambda: (mp.expj(6) - 1) / 3j, "smooth complex", 21
+    ),
+    problem(
+        "bump",
+        lambda x, m: m.exp(-1000 * (x - 0.61) ** 2),
+        0,
+        1,
+        lambda: bump_area(0.61, 1000),
+        "smooth peak",
+        210,
+        features=(0.61,),
+    ),
+    problem(
+        "wide lorentzian",
+        lorentzian(0.5, 2**-7),
+        0,
+        1,
+        lambda: lorentzian_area(0.5, 2**-7),
+        "peak symmetric",
+        420,
+        features=(0.48, 0.5, 0.52),
+    ),
+    problem(
+        "narrow lorentzian",
+        lorentzian(0.3, 2**-17),
+        0,
+        1,
+        lambda: lorentzian_area(0.3, 2**-17),
+        "peak",
+        1000,
+        features=(0.299, 0.29998, 0.3, 0.30002, 0.301),
+    ),
+    problem(
+        "pole nearby",
+        lambda x, m: 1 / (x + 1e-6),
+        0,
+        1,
+        lambda: mp.log((1 + mp.mpf(1e-6)) / mp.mpf(1e-6)),
+        "peak",
+        700,
+        features=(1e-6, 1e-4, 1e-2),
+    ),
+    problem("square root", lambda x, m: m.sqrt(x), 0, 1, lambda: mp.mpf(2) / 3, "end", 1000),
+    problem("x log x", lambda x, m: x * m.log(x), 0, 1, lambda: -mp.mpf(1) / 4, "end", 1000),
+    problem(
+        "logarithm", lambda x, m: m.log(x), 0, 1, lambda: -mp.mpf(1), "end infinite-value", 1500, rtol=1e-8
+    ),
+    problem(
+        "inverse root",
+        lambda x, m: 1 / m.sqrt(x),
+        0,
+        1,
+        lambda: mp.mpf(2),
+        "end infinite-value",
+        2500,
+        rtol=1e-8,
+    ),
+    problem(
+        "inverse root from the right",
+        lambda x, m: 1 / m.sqrt(-x),
+        -1,
+        0,
+        lambda: mp.mpf(2),
+        "end infinite-value",
+        2500,
+        rtol=1e-8,
+    ),
+    problem("vee", lambda x, m: abs(x - 0.37), 0, 1, lambda: vee_area(0.37), "kink", 1000, features=(0.37,)),
+    problem(
+        "marked vee",
+        lambda x, m: abs(x - 0.37),
+        0,
+        1,
+        lambda: vee_area(0.37),
+        "kink marked",
+        42,
+        points=(0.37,),
+        features=(0.37,),
+    ),
+    problem(
+        "step",
+        lambda x, m: (x > 0.3) * m.exp(x),
+        0,
+        1,
+        lambda: mp.e - mp.exp(0.3),
+        "jump",
+        2000,
+        features=(0.3,),
+    ),
+    problem(
+        "marked step",
+        lambda x, m: (x > 0.3) * m.exp(x),
+        0,
+        1,
+        lambda: mp.e - mp.exp(0.3),
+        "jump marked",
+        42,
+        points=(0.3,),
+        features=(0.3,),
+    ),
+    # Row 1 of the pitfalls: a tolerance tested panel by panel ends 5e-6 away. The value is mpmath's.
+    problem(
+        "wiggle with a kink",
+        lambda x, m: m.sin(50 * x) * m.exp(-3 * x) * m.sqrt(abs(x - 0.37)),
+        0,
+        1,
+        lambda: mp.mpf("0.0118347747049775393697762888165"),
+        "kink oscillating",
+        3000,
+        rtol=1e-8,
+        features=(0.37,),
+    ),
+    problem("decay", lambda x, m: m.exp(-x), 0, inf, lambda: mp.mpf(1), "half-line", 300),
+    problem("shifted decay", lambda x, m: m.exp(3 - x), 3, inf, lambda: mp.mpf(1), "half-line", 300),
+    problem("growth", lambda x, m: m.exp(x), -inf, 0.5, lambda: mp.exp(0.5), "half-line", 300),
+    problem(
+        "inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 63
+    ),
+    problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 300),
+    problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 400),
+    problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 200),
+    problem(
+        "moment",
+        lambda x, m: x**2 * m.exp(-((x - 1) ** 2)),
+        -inf,
+        inf,
+        lambda: mp.mpf(3) / 2 * mp.sqrt(mp.pi),
+        "whole-line",
+        500,
+    ),
+    problem(
+        "characteristic function",
+        lambda x, m: m.exp(2j * x - x**2),
+        -inf,
+        inf,
+        lambda: mp.sqrt(mp.pi) / mp.e,
+        "whole-line complex",
+        500,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """An integral that must not be reported as converged: it diverges, or its budget is too small."""
+
+    name: str
+    f: Callable[[torch.Tensor], torch.Tensor]
+    a: float
+    b: float
+    max_nfev: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+HOPELESS: tuple[Hopeless, ...] = (
+    Hopeless("1/x at 0", lambda x: 1 / x, 0, 1),
+    Hopeless("double pole inside", lambda x: (x - 1 / 3) ** -2, 0, 1),
+    Hopeless("constant on the half-line", lambda x: 1 + 0 * x, 0, inf),
+    Hopeless("1/x at infinity", lambda x: 1 / x, 1, inf),
+    Hopeless("not a number on a region", lambda x: torch.sqrt(x - 0.3), 0, 1),
+    Hopeless("infinite on a region", lambda x: torch.where(x < 0.3, inf, x), 0, 1),
+    Hopeless("peak with one round to spend", lambda x: 1e-5 / ((x - 0.3) ** 2 + 1e-10), 0, 1, 21),
+    Hopeless("sin(1/x) with few nodes to spend", lambda x: torch.sin(1 / x), 0, 1, 210),
+)
+
+
+def tagged(*tags: str) -> list[Problem]:
+    """Return the problems that carry every one of the tags."""
+    return [p for p in PROBLEMS if p.tags.issuperset(tags)]

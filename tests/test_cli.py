@@ -1,0 +1,83 @@
+"""The command line: what it prints, what it writes, and how it ends."""
+
+import importlib.util
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from typer.testing import CliRunner
+
+from quadgrad import cli
+from quadgrad.demo import network, run, survival
+
+runner = CliRunner()
+
+
+def invoke(*arguments):
+    return runner.invoke(cli.make_app(), list(arguments))
+
+
+def test_help_lists_the_commands():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "demo" in result.stdout
+
+
+def test_demo_prints_numbers_beside_references_and_writes_a_picture(tmp_path):
+    picture = tmp_path / "picture.png"
+    result = invoke("demo", "--output", str(picture))
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 50_000
+    for number in ("55.7331", "3.4505", "-672.0622", "2832.93809", "6607.65761", "15539.58622", "6470.18833"):
+        assert result.stdout.count(number) >= 2, f"{number} should stand beside its reference"
+    assert "-3920.5677" in result.stdout
+    assert "OFF" not in result.stdout
+    assert "fitting" not in result.stdout, "progress is for terminals"
+    assert str(picture) in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
+
+
+def test_a_number_that_is_off_fails_the_command(tmp_path, monkeypatch):
+    few = partial(survival.maximise, max_iter=3)
+    monkeypatch.setattr(network, "maximise", lambda *arguments, max_iter: few(*arguments))
+    monkeypatch.setitem(survival.LIFELINES, "scale", 55.8)
+    result = invoke("demo", "--output", str(tmp_path / "picture.png"))
+    assert result.exit_code == 1
+    assert "Off by more than allowed: lambda" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["missing/picture.png", "picture.docx"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("the demo started"))
+    result = invoke("demo", "--output", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert "--output" in result.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extras_one_line_says_what_to_install(monkeypatch, capsys, missing):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    assert ending.value.code == 1
+    message = capsys.readouterr().err
+    assert message == f'quadgrad needs {missing} for this: pip install "quadgrad[cli,plots]"\n'
+
+
+def test_demo_without_matplotlib_says_what_to_install(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    result = invoke("demo")
+    assert result.exit_code == 1
+    assert 'pip install "quadgrad[cli,plots]"' in result.stderr
+
+
+def test_the_library_imports_without_the_extras():
+    code = "import sys, quadgrad; print(sorted({'typer', 'rich', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,84 @@
+"""``quad`` inside the integrand of ``quad``: double integrals whose inner limit is the outer variable.
+
+The integral of exp(p y) over 0 < y < x < b is (exp(p b) - 1 - p b) / p^2, which gives every derivative.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, vmap
+
+import quadgrad as qg
+from helpers import integral, leaf, relative_error, t64
+
+
+def inner(x: Tensor, p: Tensor) -> Tensor:
+    return qg.quad(lambda y, p: torch.exp(p * y), torch.zeros_like(x), x, (p,), rtol=1e-12).value
+
+
+def double(theta: Tensor) -> Tensor:
+    b, p = theta.unbind(-1)
+    return integral(inner, 0.0, b, p, rtol=1e-10)
+
+
+def closed_form(theta: Tensor) -> Tensor:
+    b, p = theta.unbind(-1)
+    return (torch.exp(p * b) - 1 - p * b) / p**2
+
+
+THETA = t64([0.9, 1.7])
+
+
+@pytest.mark.parametrize("theta", [THETA, t64([[0.9, 1.7], [2.0, 0.4], [0.3, -1.0]])], ids=["one", "batch"])
+def test_value(theta: Tensor) -> None:
+    assert relative_error(double(theta), closed_form(theta)) <= 1e-10
+
+
+def test_gradient_by_backward() -> None:
+    ours, theirs = leaf(THETA.tolist()), leaf(THETA.tolist())
+    double(ours).backward()
+    closed_form(theirs).backward()
+    assert relative_error(ours.grad, theirs.grad) <= 1e-10
+
+
+@pytest.mark.parametrize("way", [hessian, lambda f: jacfwd(jacfwd(f))], ids=["hessian", "jacfwd of jacfwd"])
+def test_hessian(way) -> None:
+    exact = hessian(closed_form)(THETA)
+    assert (way(double)(THETA) - exact).abs().max() <= 1e-9 * exact.abs().max()
+
+
+def test_vmap_of_grad() -> None:
+    lanes = t64([[0.9, 1.7], [2.0, 0.4]])
+    assert relative_error(vmap(grad(double))(lanes), vmap(grad(closed_form))(lanes)) <= 1e-9
+
+
+def test_limits_on_both_sides_depend_on_the_outer_variable() -> None:
+    # The disc of radius r, by its chords.
+    def chord(x: Tensor, r: Tensor) -> Tensor:
+        half = torch.sqrt((r - x) * (r + x))
+        return qg.quad(lambda y: torch.ones_like(y), -half, half).value
+
+    r = t64([0.5, 2.0])
+    value = qg.quad(chord, -r, r, (r,), rtol=1e-6).value
+    assert relative_error(value, torch.pi * r**2) <= 1e-6
+
+
+def test_inner_failure_is_one_warning() -> None:
+    rough = lambda x: (
+        qg.quad(lambda y, x: torch.sqrt((y - x).abs()), 0.0 * x, 1.0, (x,), rtol=1e-9, max_nfev=63).value
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        qg.quad(rough, t64(0.0), t64(1.0), rtol=1e-3)
+    assert [w.category for w in caught] == [qg.IntegrationWarning]
+
+
+def test_inner_error_is_the_noise_floor_of_the_outer() -> None:
+    # The inner integral is good to 1e-4 only; the outer must not claim more.
+    coarse = lambda x: qg.quad(lambda y, x: torch.sqrt((y - x).abs()), 0.0 * x, 1.0, (x,), rtol=1e-2).value
+    result = qg.quad(coarse, t64(0.0), t64(1.0), rtol=1e-10, on_failure="ignore")
+    assert abs(float(result.value) - 8 / 15) <= float(result.error)

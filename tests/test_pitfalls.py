@@ -1,0 +1,246 @@
+"""What went wrong in other integrators, one test a row of the project's list of pitfalls (rows 1-7, 10-16,
+20-23 and 26: those of one-dimensional integration and its gradients)."""  # fmt: skip
+
+from __future__ import annotations
+
+import gc
+from math import inf, nan
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import quadgrad as qg
+from helpers import Recorder, integral, leaf, relative_error, same_plan, t64
+from problems import PROBLEMS
+from quadgrad.rules import get_rule
+
+TABLE = {p.name: p for p in PROBLEMS}
+
+
+def peak(x: Tensor, e: Tensor) -> Tensor:
+    return e / ((x - 0.3) ** 2 + e**2)
+
+
+@pytest.mark.parametrize("rule", ("gk15", "gk21", "gk61"))
+@pytest.mark.parametrize("rtol", (1e-4, 1e-6, 1e-8))
+def test_row_01_tolerance_is_tested_on_the_summed_error(rtol: float, rule: str) -> None:
+    wiggle = TABLE["wiggle with a kink"]
+    result = qg.quad(wiggle.f, t64(0.0), t64(1.0), rtol=rtol, rule=rule)
+    assert abs(float(result.value) - wiggle.exact.real) <= rtol * abs(wiggle.exact)
+    assert float(result.error) <= rtol * abs(wiggle.exact)
+
+
+@pytest.mark.parametrize("name", ("square root", "wiggle with a kink", "fast cosine", "x log x"))
+def test_row_02_error_is_a_sum_of_absolute_values(name: str) -> None:
+    problem = TABLE[name]
+    result = qg.quad(problem.f, t64(0.0), t64(1.0), rtol=1e-6)
+    assert (result.plan.error >= 0).all()
+    assert float(result.error) >= abs(float(result.value) - problem.exact.real)
+
+
+def test_row_03_a_stored_output_of_f_stays_as_it_was() -> None:
+    p, stored, copies = leaf(1.3), [], []
+
+    def f(x: Tensor, p: Tensor) -> Tensor:
+        y = torch.exp(-p * x)
+        stored.append(y)
+        copies.append(y.detach().clone())
+        return y
+
+    qg.quad(f, leaf(0.0), t64(1.0), (p,)).value.backward()
+    assert all(torch.equal(y, copy) for y, copy in zip(stored, copies, strict=True))
+
+
+@pytest.mark.parametrize("chunk", (None, 21, 100))
+def test_row_04_no_backward_inside_the_integrator(chunk: int | None) -> None:
+    p, q = leaf(1.3), leaf(0.4)
+    p.grad = t64(5.0)
+    value = qg.quad(lambda x, p: torch.exp(-p * x) * q, t64(0.0), t64(1.0), (p,), chunk=chunk).value
+    assert float(p.grad) == 5.0 and q.grad is None
+    value.backward()
+    assert relative_error(q.grad, (1 - torch.exp(t64(-1.3))) / 1.3) <= 1e-12
+
+
+def test_row_05_backward_keeps_the_options_and_reaches_closures_with_float_limits() -> None:
+    w = leaf([1.0, 2.0])
+    f = Recorder(lambda x: torch.exp(-w[0] * x.double()) * w[1])
+    value = qg.quad(f, 0.0, 2.0, rtol=1e-6, rule="gk15", chunk=15).value
+    before = f.calls
+    value.backward()
+    assert f.largest_call <= 15
+    assert f.calls > before  # the chunks are evaluated again, not kept
+    exact = torch.autograd.functional.jacobian(lambda w: w[1] * (1 - torch.exp(-2 * w[0])) / w[0], w.detach())
+    assert relative_error(w.grad, exact) <= 1e-6
+
+
+def test_row_06_same_call_same_bits_and_no_random_numbers_used() -> None:
+    e, state = torch.logspace(-4, 0, 30, dtype=torch.float64), torch.get_rng_state()
+    one, other = (qg.quad(peak, t64(0.0), t64(1.0), (e,), rtol=1e-8) for _ in range(2))
+    assert torch.equal(one.value, other.value) and torch.equal(one.error, other.error)
+    assert torch.equal(one.nfev, other.nfev) and same_plan(one.plan, other.plan)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_row_07_no_state_is_kept_for_a_function() -> None:
+    # Functions that are made and die in turn share their id.
+    for k in range(20):
+        f = lambda x, k=k: (x > k / 20).double() + k
+        value = qg.quad(f, t64(0.0), t64(1.0), rtol=1e-6).value
+        assert relative_error(value, 1 - k / 20 + k) <= 1e-6
+        del f
+        gc.collect()
+
+
+@pytest.mark.parametrize("limit", (0.0, 2.0, -3.0))
+def test_row_10_limit_of_a_half_line_has_a_finite_gradient(limit: float) -> None:
+    a, b, p = leaf(limit), leaf(inf), leaf(1.5)
+    gradient = torch.autograd.grad(integral(lambda x, p: torch.exp(-p * x), a, b, p), (a, b, p))
+    tail = torch.exp(t64(-1.5 * limit))
+    assert relative_error(gradient[0], -tail) <= 1e-12
+    assert float(gradient[1]) == 0.0
+    assert relative_error(gradient[2], -tail * (limit / 1.5 + 1 / 1.5**2)) <= 1e-11
+
+
+@pytest.mark.parametrize("hole", (nan, inf, -inf))
+@pytest.mark.parametrize("region", [(0.0, 0.01), (0.4, 0.45), (0.2, 0.9)])
+def test_row_11_what_is_not_finite_is_not_zero(region: tuple[float, float], hole: float) -> None:
+    f = lambda x: torch.where((x > region[0]) & (x < region[1]), hole, torch.exp(x))
+    result = qg.quad(f, t64(0.0), t64(1.0), on_failure="ignore")
+    assert result.status == qg.Status.NONFINITE
+
+
+def test_row_12_empty_and_reversed_intervals_cost_nothing_extra() -> None:
+    f = Recorder(peak)
+    empty = qg.quad(f, t64([0.3, 1.0]), t64([0.3, 1.0]), (t64(1e-3),))
+    assert f.nodes.numel() <= 1  # the probe
+    assert empty.nfev.tolist() == [0, 0] and empty.value.tolist() == [0.0, 0.0] and empty.converged.all()
+    up, down = (qg.quad(peak, t64(a), t64(b), (t64(1e-3),)) for a, b in ((0.0, 1.0), (1.0, 0.0)))
+    assert int(up.nfev) == int(down.nfev)
+    assert float(up.value) == -float(down.value)
+
+
+LIMITS = [(0.0, 1.0), (1.0, 0.0), (0.0, inf), (-inf, 1.0), (-1.0, 0.0), (-inf, inf)]
+
+
+@pytest.mark.parametrize(("a", "b"), LIMITS)
+@pytest.mark.parametrize("wrt", ("nothing", "args", "limits"))
+def test_row_13_f_is_never_called_at_the_limits(a: float, b: float, wrt: str) -> None:
+    f = Recorder(lambda x, p: torch.exp(-p * x**2) * x.abs() ** 0.5)
+    a, b = t64(a, requires_grad=wrt == "limits"), t64(b, requires_grad=wrt == "limits")
+    with torch.set_grad_enabled(wrt != "nothing"):
+        value = qg.quad(f, a, b, (t64(1.0, requires_grad=wrt == "args"),), rtol=1e-10).value
+    if value.requires_grad:
+        value.backward()
+    assert f.nodes.min() > torch.minimum(a, b)
+    assert f.nodes.max() < torch.maximum(a, b)
+
+
+def test_row_13_f_may_raise_at_the_limits() -> None:
+    def f(x: Tensor) -> Tensor:
+        if ((x <= 0) | (x >= 1)).any():
+            raise ZeroDivisionError
+        return torch.log(x) * torch.log1p(-x)
+
+    result = qg.quad(f, t64(0.0), t64(1.0), rtol=1e-8)
+    assert abs(float(result.value) - (2 - torch.pi**2 / 6)) <= float(result.error)
+
+
+@pytest.mark.parametrize("default", (torch.float32, torch.float64))
+def test_row_14_integer_limits_and_the_default_dtype(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        result = qg.quad(lambda x: x**2, 0, torch.tensor(3))
+        assert torch.get_default_dtype() is default
+    finally:
+        torch.set_default_dtype(before)
+    assert result.value.dtype is default
+    assert relative_error(result.value, 9.0) <= 1e-6
+
+
+def test_row_15_totals_are_summed_anew() -> None:
+    # The first rounds' errors are 1e12 times the last ones': to subtract them leaves rounding, of any sign.
+    result = qg.quad(lambda x: 1 / (x + 1e-12), t64(0.0), t64(1.0), rtol=1e-12)
+    exact = torch.log1p(t64(1e12))
+    assert result.converged
+    assert abs(float(result.value - exact)) <= float(result.error)
+    assert float(result.error) >= float(result.plan.error.sum()) * (1 - 1e-12)
+    assert (result.plan.error >= 0).all()
+
+
+@pytest.mark.parametrize("width", (1e-2, 1e-4))
+def test_row_16_converging_exactly_at_the_budget(width: float) -> None:
+    solve = lambda budget: qg.quad(
+        peak, t64(0.0), t64(1.0), (t64(width),), rtol=1e-9, max_nfev=budget, on_failure="ignore"
+    )
+    free = solve(None)
+    exact, short = solve(int(free.nfev)), solve(int(free.nfev) - 1)
+    assert exact.status == qg.Status.CONVERGED
+    assert torch.equal(exact.value, free.value) and same_plan(exact.plan, free.plan)
+    assert short.status == qg.Status.MAX_NFEV
+    assert int(short.nfev) < int(free.nfev)
+    assert abs(float(short.value - free.value)) <= float(short.error)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x * nan,
+        lambda x: x + inf,
+        lambda x: torch.where(x > 0.5, inf, -inf),
+        lambda x: torch.where((x * 1e6).long() % 2 == 0, nan, x),
+        lambda x: torch.stack((x, x * nan), dim=-1),
+    ],
+    ids=["nan", "inf", "inf and -inf", "nan at every other node", "nan in one component"],
+)
+def test_row_20_nan_neither_loops_nor_crashes(f) -> None:
+    f = Recorder(f)
+    result = qg.quad(f, t64(0.0), t64(1.0), on_failure="ignore")
+    assert result.status == qg.Status.NONFINITE
+    assert f.calls <= 100
+    assert int(result.nfev) <= 100_000
+
+
+@pytest.mark.parametrize(
+    "f", [torch.exp, lambda x: 1 / (1 + 25 * x**2), lambda x: torch.sqrt(x + 1)], ids=["exp", "runge", "root"]
+)
+def test_row_21_float32_cannot_meet_1e_12_and_stops_soon(f) -> None:
+    f = Recorder(f)
+    result = qg.quad(f, torch.tensor(-1.0), torch.tensor(1.0), rtol=1e-12, on_failure="ignore")
+    assert result.status == qg.Status.ROUNDOFF
+    assert f.calls <= 20
+    assert int(result.nfev) <= 2000
+
+
+@pytest.mark.parametrize("zero", (0, 1))
+def test_row_22_component_that_is_zero_costs_nothing(zero: int) -> None:
+    e, keep = t64([1.0, 1e-3]), t64([1.0, 1.0])
+    keep[zero] = 0.0
+    result = qg.quad(lambda x, e: peak(x, e)[..., None] * keep, t64(0.0), t64(1.0), (e,), rtol=1e-9)
+    alone = qg.quad(peak, t64(0.0), t64(1.0), (e,), rtol=1e-9)
+    assert result.converged.all()
+    assert torch.equal(result.nfev, alone.nfev)
+    assert (result.value[:, zero] == 0).all()
+
+
+def test_row_23_derivative_nobody_asked_for_does_not_set_the_mesh() -> None:
+    # d/da is infinite at a = 0, d/dp is not.
+    p = leaf(1.5)
+    f = lambda x, p: p * x**-0.5
+    with_gradient = qg.quad(f, t64(0.0), t64(1.0), (p,), rtol=1e-6)
+    without = qg.quad(f, t64(0.0), t64(1.0), (t64(1.5),), rtol=1e-6)
+    assert same_plan(with_gradient.plan, without.plan)
+    assert torch.equal(with_gradient.nfev, without.nfev)
+    (gradient,) = torch.autograd.grad(with_gradient.value, p)
+    assert relative_error(gradient, 2.0) <= 1e-6
+
+
+@pytest.mark.parametrize("rule", ("gk15", "gk21", "gk31", "gk41", "gk51", "gk61", "cc15", "cc31"))
+def test_row_26_rules_are_computed_in_double_precision(rule: str) -> None:
+    assert get_rule(rule).weights.dtype == np.float64
+    qg.quad(torch.exp, torch.tensor(0.0), torch.tensor(1.0), rule=rule)  # leaves nothing narrow behind
+    for power in (0, 1, 2, 7, 14):
+        value = qg.quad(lambda x, k=power: x**k, t64(0.0), t64(1.0), rule=rule, rtol=1e-13).value
+        assert relative_error(value, 1 / (power + 1)) <= 1e-15
