@@ -21,7 +21,7 @@ Function = Callable[..., Any]
 
 def leaf(value: Any) -> Tensor:
     """Return a float64 tensor that requires grad."""
-    return t64(value, requires_grad=True)
+    return torch.as_tensor(value, dtype=torch.float64).clone().requires_grad_()
 
 
 def integral(f: Function, a: Any, b: Any, *args: Any, **options: Any) -> Tensor:
@@ -111,6 +111,6 @@ def cells_of(plan: qg.Plan, element: int) -> Tensor:
 
 def relative_error(value: Any, exact: Any) -> float:
     """Return the largest error relative to the exact value (absolute where that is 0)."""
-    exact = torch.as_tensor(exact, dtype=value.dtype)
+    value, exact = value.detach(), torch.as_tensor(exact, dtype=value.dtype).detach()
     scale = torch.where(exact == 0, torch.ones_like(exact.abs()), exact.abs())
-    return float(((value.detach() - exact.detach()).abs() / scale).max())
+    return float(((value - exact).abs() / scale).max())

@@ -100,7 +100,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: mp.mpf(2) / 5 * mp.atan(5),
         "smooth peak",
-        126,
+        231,
     ),
     problem(
         "fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 700
@@ -115,7 +115,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: bump_area(0.61, 1000),
         "smooth peak",
-        210,
+        360,
         features=(0.61,),
     ),
     problem(
@@ -125,7 +125,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: lorentzian_area(0.5, 2**-7),
         "peak symmetric",
-        420,
+        570,
         features=(0.48, 0.5, 0.52),
     ),
     problem(
@@ -135,7 +135,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: lorentzian_area(0.3, 2**-17),
         "peak",
-        1000,
+        1300,
         features=(0.299, 0.29998, 0.3, 0.30002, 0.301),
     ),
     problem(
@@ -145,13 +145,13 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: mp.log((1 + mp.mpf(1e-6)) / mp.mpf(1e-6)),
         "peak",
-        700,
+        800,
         features=(1e-6, 1e-4, 1e-2),
     ),
-    problem("square root", lambda x, m: m.sqrt(x), 0, 1, lambda: mp.mpf(2) / 3, "end", 1000),
-    problem("x log x", lambda x, m: x * m.log(x), 0, 1, lambda: -mp.mpf(1) / 4, "end", 1000),
+    problem("square root", lambda x, m: m.sqrt(x), 0, 1, lambda: mp.mpf(2) / 3, "end", 800),
+    problem("x log x", lambda x, m: x * m.log(x), 0, 1, lambda: -mp.mpf(1) / 4, "end", 650),
     problem(
-        "logarithm", lambda x, m: m.log(x), 0, 1, lambda: -mp.mpf(1), "end infinite-value", 1500, rtol=1e-8
+        "logarithm", lambda x, m: m.log(x), 0, 1, lambda: -mp.mpf(1), "end infinite-value", 1100, rtol=1e-8
     ),
     problem(
         "inverse root",
@@ -160,7 +160,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: mp.mpf(2),
         "end infinite-value",
-        2500,
+        2400,
         rtol=1e-8,
     ),
     problem(
@@ -170,10 +170,10 @@ PROBLEMS: tuple[Problem, ...] = (
         0,
         lambda: mp.mpf(2),
         "end infinite-value",
-        2500,
+        2400,
         rtol=1e-8,
     ),
-    problem("vee", lambda x, m: abs(x - 0.37), 0, 1, lambda: vee_area(0.37), "kink", 1000, features=(0.37,)),
+    problem("vee", lambda x, m: abs(x - 0.37), 0, 1, lambda: vee_area(0.37), "kink", 750, features=(0.37,)),
     problem(
         "marked vee",
         lambda x, m: abs(x - 0.37),
@@ -192,7 +192,7 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: mp.e - mp.exp(0.3),
         "jump",
-        2000,
+        1500,
         features=(0.3,),
     ),
     problem(
@@ -214,19 +214,19 @@ PROBLEMS: tuple[Problem, ...] = (
         1,
         lambda: mp.mpf("0.0118347747049775393697762888165"),
         "kink oscillating",
-        3000,
+        910,
         rtol=1e-8,
         features=(0.37,),
     ),
-    problem("decay", lambda x, m: m.exp(-x), 0, inf, lambda: mp.mpf(1), "half-line", 300),
-    problem("shifted decay", lambda x, m: m.exp(3 - x), 3, inf, lambda: mp.mpf(1), "half-line", 300),
-    problem("growth", lambda x, m: m.exp(x), -inf, 0.5, lambda: mp.exp(0.5), "half-line", 300),
+    problem("decay", lambda x, m: m.exp(-x), 0, inf, lambda: mp.mpf(1), "half-line", 170),
+    problem("shifted decay", lambda x, m: m.exp(3 - x), 3, inf, lambda: mp.mpf(1), "half-line", 170),
+    problem("growth", lambda x, m: m.exp(x), -inf, 0.5, lambda: mp.exp(0.5), "half-line", 170),
     problem(
-        "inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 63
+        "inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 21
     ),
-    problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 300),
-    problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 400),
-    problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 200),
+    problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 170),
+    problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 270),
+    problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 170),
     problem(
         "moment",
         lambda x, m: x**2 * m.exp(-((x - 1) ** 2)),
@@ -234,7 +234,7 @@ PROBLEMS: tuple[Problem, ...] = (
         inf,
         lambda: mp.mpf(3) / 2 * mp.sqrt(mp.pi),
         "whole-line",
-        500,
+        320,
     ),
     problem(
         "characteristic function",

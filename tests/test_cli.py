@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from quadgrad import cli
@@ -26,13 +27,16 @@ def test_help_lists_the_commands():
 
 def test_demo_prints_numbers_beside_references_and_writes_a_picture(tmp_path):
     picture = tmp_path / "picture.png"
-    result = invoke("demo", "--output", str(picture))
+    random_state = torch.get_rng_state()
+    result = invoke("demo", "--output", str(picture), "--seed", "1")
     assert result.exit_code == 0, result.output
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 50_000
     for number in ("55.7331", "3.4505", "-672.0622", "2832.93809", "6607.65761", "15539.58622", "6470.18833"):
         assert result.stdout.count(number) >= 2, f"{number} should stand beside its reference"
     assert "-3920.5677" in result.stdout
+    assert "-595.64" in result.stdout, "the network fitted from another seed ends elsewhere"
     assert "OFF" not in result.stdout
     assert "fitting" not in result.stdout, "progress is for terminals"
     assert str(picture) in result.stdout

@@ -225,7 +225,7 @@ def test_ragged_breakpoints_are_padded_with_nan() -> None:
     # Element i has i jumps: at 0.3, then at 0.3 and 0.7.
     points = t64([[nan, nan], [0.3, nan], [0.7, 0.3]])
     count = t64([0.0, 1.0, 2.0])
-    f = lambda x, k: (x > 0.3) * (k > 0) + (x > 0.7) * (k > 1) + torch.exp(x)
+    f = lambda x, k: ((x > 0.3) & (k > 0)).double() + ((x > 0.7) & (k > 1)).double() + torch.exp(x)
     result = qg.quad(f, t64(0.0), t64(1.0), (count,), points=points, rtol=1e-12)
     assert relative_error(result.value, math.e - 1 + t64([0.0, 0.7, 1.0])) <= 1e-13
     assert result.nfev.tolist() == [21, 42, 63]

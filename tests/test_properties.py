@@ -6,7 +6,7 @@ No tolerance is chosen here: two computations of one number may differ by the su
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,6 +22,7 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
 parameters = st.tuples(numbers(-2, 2), numbers(0, 30), numbers(-1, 1))
 limit = numbers(-3, 3)
 factor = numbers(-10, 10)
+few = settings(max_examples=settings.default.max_examples // 4)  # for what takes many calls
 peaks = st.lists(st.tuples(numbers(0, 1), numbers(-4, -1)), min_size=2, max_size=6)
 
 
@@ -78,6 +79,7 @@ def test_affine_change_of_variable(p, a: float, b: float, shift: float, scale: f
     assert agree(plain.value, moved.value, plain.error, moved.error, t64(rounding))
 
 
+@few
 @given(parameters, numbers(0.1, 5), limit)
 def test_half_lines_add_to_the_whole_line(p, width: float, middle: float) -> None:
     _, frequency, offset = p
@@ -100,6 +102,7 @@ def test_breakpoint_outside_changes_no_bit(p, a: float, b: float, point: float) 
     assert torch.equal(plain.nfev, outside.nfev)
 
 
+@few
 @given(peaks)
 def test_element_of_a_batch_is_the_single_call(peaks: list[tuple[float, float]]) -> None:
     centre, width = t64([c for c, _ in peaks]), t64([10**w for _, w in peaks])
@@ -111,6 +114,7 @@ def test_element_of_a_batch_is_the_single_call(peaks: list[tuple[float, float]])
         assert batch.nfev[i] == single.nfev
 
 
+@few
 @given(peaks, st.randoms(use_true_random=False))
 def test_order_of_a_batch_does_not_matter(peaks: list[tuple[float, float]], random) -> None:
     order = random.sample(range(len(peaks)), len(peaks))

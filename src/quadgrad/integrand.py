@@ -76,9 +76,11 @@ class Argument:
         """Return the argument of the first integral with ``rank`` leading dimensions of size 1."""
         if not isinstance(self.value, Tensor):
             return self.value
+        core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
+        if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
+            return self.value.new_ones((1,) * rank + core)
         one = self.value if self.shared else self.value[:1]
-        core = one.shape[one.ndim - self.element_ndim :]
-        return one.reshape((1,) * rank + tuple(core))
+        return one.reshape((1,) * rank + core)
 
 
 def make_argument(given: Any, batch_shape: torch.Size) -> Argument:
@@ -149,7 +151,7 @@ class Integrand:
             if self.vectorized:
                 y = self.function(x, *args)
             else:
-                columns = [_column(a, x, one.element_ndim) for a, one in zip(args, self.arguments, strict=True)]
+                columns = [_column(a, x, kind) for a, kind in zip(args, self.arguments, strict=True)]
                 y = _one_by_one(self.function, x, columns)
         except Exception as error:
             error.add_note(f"quadgrad: raised by the integrand {_interval(x)}{_shapes(x, args)}")
@@ -184,13 +186,13 @@ def _one_by_one(function: Callable[..., Any], x: Tensor, columns: list[Sequence[
     return y.reshape(x.shape + y.shape[1:]).to(x.device)
 
 
-def _column(argument: Any, x: Tensor, element_ndim: int) -> Sequence[Any]:
+def _column(argument: Any, x: Tensor, kind: Argument) -> Sequence[Any]:
     """Return the argument's entry for each node: a float, or a tensor if it requires grad or is no scalar."""
     if not isinstance(argument, Tensor):
         return [argument] * x.numel()
-    core = argument.shape[argument.ndim - element_ndim :]
+    core = argument.shape[argument.ndim - kind.element_ndim :]
     spread = argument.expand(x.shape + core).reshape((x.numel(), *core))
-    return spread.unbind(0) if core or argument.requires_grad else spread.tolist()
+    return spread.unbind(0) if core or kind.value.requires_grad else spread.tolist()
 
 
 def _interval(x: Tensor) -> str:

@@ -95,4 +95,7 @@ def export(tensor: Tensor) -> Tensor:
         box = _Box()
         _Export.apply(tensor, box)
         tensor = box.content
-    return tensor.clone() if tensor.is_inference() else tensor
+    if tensor.is_inference():  # such a tensor could not take part in a later gradient
+        with torch.inference_mode(False):
+            tensor = tensor.clone()
+    return tensor

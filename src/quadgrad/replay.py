@@ -60,5 +60,5 @@ def _cell_sums(
     event = y.shape[2:]
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * len(event))
-    sums = (weight.to(y.dtype) @ y.reshape(y.shape[0], -1)).reshape(y.shape[1:])
-    return sums * layout.scale[part].reshape((-1,) + (1,) * len(event))
+    sums = (weight.to(y.dtype) @ y.flatten(1)).reshape(y.shape[1:])
+    return sums * layout.scale[part].reshape(y.shape[1:2] + (1,) * len(event))

@@ -16,8 +16,8 @@ from quadgrad._torch import in_transform
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-NULL_PAIRS = 3
-"""Pairs of neighbouring degrees whose coefficients tell the error; three show whether they decay."""
+NULL_PAIRS = 5
+"""Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,11 @@ class Rule:
 
     @property
     def order_gap(self) -> int:
-        """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly."""
-        return (self.degree + 2 - self.nodes.size) // 2
+        """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
+
+        At most 6 are counted: decay seen over five pairs does not carry further on a kink, see ADR 3.
+        """
+        return min(6, (self.degree + 2 - self.nodes.size) // 2)
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> RuleTensors:
         """Return the rule in real ``dtype`` on ``device``.

@@ -22,7 +22,7 @@ from quadgrad.nesting import current_record
 from quadgrad.reduce import total
 from quadgrad.rules import Rule
 from quadgrad.search.cells import Cells, bisect, locate
-from quadgrad.search.estimate import FLOOR, apply_rule, judge_sums
+from quadgrad.search.estimate import FLOOR, apply_rule, judge_sums, largest_component
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
@@ -275,6 +275,9 @@ def _judge(
     value, error, floor = sums
     n = len(running)
     tolerance = _tolerance(task.tolerance, value, floor)
+    met = largest(error / tolerance) <= 1.0
+    # Where rounding alone exceeds the tolerance, stop near what rounding allows.
+    tolerance = torch.maximum(tolerance, 2.0 * floor)
     done = largest(error / tolerance) <= 1.0
     bad = torch.where(largest(error).isinf(), running.bad + 1, 0)
     limit = tolerance * ((1.0 if reopened else SHARE) / running.count)
@@ -285,18 +288,20 @@ def _judge(
     nfev = running.nfev + 2 * task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
     split = split & ~over.index_select(0, owner)
-    code = torch.where(wanted > 0, RUN, _stuck(cells, excess, owner, n) if reopened else WAIT)
+    code = torch.where(wanted > 0, RUN, _stuck(task, error, floor) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
-    code = code.masked_fill(done, int(Status.CONVERGED))
+    code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
     return Verdict(split, wanted, code, nfev, bad)
 
 
-def _stuck(cells: Cells, excess: Tensor, owner: Tensor, n: int) -> Tensor:
-    """Say why an integral that has not converged has no cell left to bisect."""
-    too_narrow = excess & somewhere(cells.error > cells.floor)
-    counted = total(too_narrow.to(torch.int64), owner, n)
-    return torch.where(counted > 0, int(Status.DIVERGENT), int(Status.ROUNDOFF))
+def _stuck(task: Task, error: Tensor, floor: Tensor) -> Tensor:
+    """Say why an integral that has not converged has no cell left to bisect.
+
+    Its cells are as narrow as the nodes can resolve: rounding, unless the error left is large.
+    """
+    large = task.tolerance.eps**0.5 / (FLOOR * task.tolerance.eps) * floor
+    return torch.where(largest(error - large) > 0.0, int(Status.DIVERGENT), int(Status.ROUNDOFF))
 
 
 def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
@@ -304,8 +309,7 @@ def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
 
     The floor is 10 eps times the integral of abs(f); a value below 50 eps times it is zero to rounding.
     """
-    size = value.abs()
-    size = size.flatten(1).amax(1) if size.ndim > 1 else size
+    size = largest_component(value.abs())
     allowed = (tolerance.rtol * size).clamp_min(tolerance.atol)
     zero = 5.0 * floor
     allowed = torch.where(size <= zero, torch.maximum(allowed, zero), allowed)
@@ -315,7 +319,7 @@ def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
 def _settle(running: Running, cells: Cells, owner: Tensor, verdict: Verdict) -> Running:
     """Add the cells that are not bisected to their integrals' settled sums."""
     n, split = len(running), verdict.split
-    tail = (-1,) + (1,) * (cells.value.ndim - 1)
+    tail = split.shape + (1,) * (cells.value.ndim - 1)
     return Running(
         running.who,
         running.value + total(cells.value.masked_fill(split.reshape(tail), 0.0), owner, n),

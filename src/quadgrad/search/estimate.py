@@ -14,14 +14,14 @@ from torch import Tensor
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import NULL_PAIRS
 
-__all__ = ["FLOOR", "apply_rule", "judge_sums"]
+__all__ = ["FLOOR", "apply_rule", "judge_sums", "largest_component"]
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
 
 SAFETY = 10.0
-SLOW = 0.5
-"""Decay per pair of degrees from which on the coefficients are not extrapolated."""
+SLOW = 0.9
+"""Decay per pair of degrees that is taken for no decay."""
 
 
 def apply_rule(rule: RuleTensors, y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -45,10 +45,10 @@ def apply_rule(rule: RuleTensors, y: Tensor, slope: Tensor | None) -> tuple[Tens
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
     columns = torch.view_as_real(y) if y.is_complex() else y
-    flat = columns.reshape(columns.shape[0], -1)
+    flat = columns.flatten(1)
     functionals = rule.functionals.to(flat.dtype)
     tail = columns.shape[1:]
-    return (functionals @ flat).reshape(-1, *tail), (functionals[0] @ flat.abs()).reshape(tail)
+    return (functionals @ flat).reshape(functionals.shape[0], *tail), (functionals[0] @ flat.abs()).reshape(tail)
 
 
 def judge_sums(
@@ -64,14 +64,21 @@ def judge_sums(
     if is_complex:
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    scale_event = scale.reshape((-1,) + (1,) * (value.ndim - 1))
+    scale_event = scale.reshape(scale.shape + (1,) * (value.ndim - 1))
     value = value * scale_event
     if value.ndim > 1:
-        error, size = error.flatten(1).amax(1), size.flatten(1).amax(1)
+        error, size = largest_component(error), largest_component(size)
     floor = (FLOOR * eps) * scale * size
     error = torch.nan_to_num(torch.maximum(scale * error, floor), nan=torch.inf, posinf=torch.inf)
     value = value.masked_fill(error.isinf().reshape(scale_event.shape), 0.0)
     return value, error, floor.nan_to_num(0.0, posinf=0.0)
+
+
+def largest_component(size: Tensor) -> Tensor:
+    """Return the largest over the event dimensions, 0 for an empty event, shape ``(n,)``."""
+    if size.ndim == 1:
+        return size
+    return size.flatten(1).amax(1) if size.numel() else size.new_zeros(size.shape[:1])
 
 
 def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> Tensor:
@@ -83,8 +90,9 @@ def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) ->
     pairs = magnitude[0::2] + magnitude[1::2]
     above_noise = (pairs[:-1] - (2.0 * eps) * size).clamp_min(0.0)
     decay = (above_noise / pairs[1:].clamp_min(torch.finfo(size.dtype).tiny)).amax(0)
-    height = torch.where(decay < 1.0, pairs[0], pairs.amax(0))
-    return SAFETY * height * _power((decay / SLOW).clamp_max(1.0), order_gap)
+    # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
+    continued = pairs[-1] * _power((decay / SLOW).clamp_max(1.0), order_gap + NULL_PAIRS - 1)
+    return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0))
 
 
 def _power(base: Tensor, exponent: int) -> Tensor:

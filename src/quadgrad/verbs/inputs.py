@@ -43,14 +43,15 @@ def prepare(
     given = args if isinstance(args, tuple | list) else (args,)
     given = tuple(torch.as_tensor(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in given)
     a, b = _limit("a", a), _limit("b", b)
-    points = None if points is None else _points(points)
-    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, points, *given) if _has_tensor(v)]
-    call_dtype = working_dtype(tensors)
+    call_dtype = _dtype(a, b, points, given)
     sum_dtype = accumulation_dtype(call_dtype)
+    points = None if points is None else _points(points)
+    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, *given, points) if _has_tensor(v)]
     device = tensors[0].device if tensors else torch.device("cpu")
     batch_shape = _batch_shape(a, b, points, given)
     finite = _check_limits(a, b, points)
-    flat = [_flatten(end, batch_shape, sum_dtype, device) for end in (a, b)]
+    share = points is None
+    flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
     arguments = tuple(make_argument(v, torch.Size(batch_shape)) for v in given)
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
@@ -64,15 +65,15 @@ def prepare_replay(
 ) -> tuple[Integrand, Limits]:
     """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
     given = args if isinstance(args, tuple | list) else (args,)
-    points = None if points is None else _points(points)
     a, b = _limit("a", a), _limit("b", b)
-    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, points, *given) if _has_tensor(v)]
-    call_dtype = working_dtype(tensors)
+    call_dtype = _dtype(a, b, points, given)
+    points = None if points is None else _points(points)
     sum_dtype = accumulation_dtype(call_dtype)
     if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
         raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
     try:
-        ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device) for end in (a, b)]
+        share = points is None
+        ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device, share) for end in (a, b)]
         marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
         arguments = tuple(make_argument(v, torch.Size(plan.batch_shape)) for v in given)
     except RuntimeError as error:
@@ -109,16 +110,24 @@ def _limit(name: str, value: Any) -> Any:
 
 
 def _points(points: Any) -> Tensor:
-    """Return breakpoints as one tensor, enumerated along its last dimension."""
-    if isinstance(points, Tensor):
-        return points.unsqueeze(-1) if points.ndim == 0 else points
-    if not isinstance(points, Sequence):
-        return torch.as_tensor(points).reshape(1) if not hasattr(points, "__array__") else torch.as_tensor(points)
-    if any(isinstance(p, Tensor) for p in points):
+    """Return breakpoints as one tensor, enumerated along its last dimension.
+
+    Python numbers become float64, which :func:`_dtype` leaves out of the promotion.
+    """
+    if not isinstance(points, Tensor | Sequence) and not hasattr(points, "__array__"):
+        points = [points]
+    if isinstance(points, Sequence) and any(isinstance(p, Tensor) for p in points):
         like = next(p for p in points if isinstance(p, Tensor))
-        each = [torch.as_tensor(p, dtype=None if isinstance(p, Tensor) else like.dtype, device=like.device) for p in points]
+        each = [p if isinstance(p, Tensor) else like.new_tensor(p) for p in points]
         return torch.stack(torch.broadcast_tensors(*each), dim=-1)
-    return torch.as_tensor([float(p) for p in points])
+    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64)
+    return points.unsqueeze(-1) if points.ndim == 0 else points
+
+
+def _dtype(*values: Any) -> torch.dtype:
+    """Return the working dtype of everything the caller passed as a tensor or array."""
+    flat = [one for v in values for one in (v if isinstance(v, list | tuple) else (v,))]
+    return working_dtype([v.tensor if isinstance(v, Element) else v for v in flat if _has_tensor(v)])
 
 
 def _batch_shape(a: Any, b: Any, points: Tensor | None, args: Sequence[Any]) -> tuple[int, ...]:
@@ -161,8 +170,11 @@ def _check_limits(a: Any, b: Any, points: Tensor | None) -> bool:
     return finite
 
 
-def _flatten(end: Any, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(end, float):
-        return torch.full((1,), end, dtype=dtype, device=device)
-    end = end.to(dtype)
-    return end.reshape(1) if end.numel() == 1 else end.expand(batch_shape).reshape(-1)
+def _flatten(
+    end: Any, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
+) -> Tensor:
+    """Return a limit with one entry for each integral, or, if it may be shared and is, a single one."""
+    end = torch.full((), end, dtype=dtype, device=device) if isinstance(end, float) else end.to(dtype)
+    if share and end.numel() == 1:
+        return end.reshape(1)
+    return end.expand(batch_shape).reshape(-1)

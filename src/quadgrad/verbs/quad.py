@@ -22,6 +22,7 @@ from quadgrad.plan import Plan
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import Found, Task, search
+from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import first_cells
 from quadgrad.tolerance import epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
@@ -29,7 +30,7 @@ from quadgrad.verbs.report import offending_point, report, warn_if_severed
 
 __all__ = ["quad"]
 
-MAX_NFEV = 20_000
+MAX_NFEV = 50_000
 BLOCK = 2**16
 """Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 TILE = 2**15
@@ -77,7 +78,7 @@ def quad(
     rule : str
         ``"gk15"`` to ``"gk61"`` (Gauss-Kronrod) or ``"cc<n>"`` (open Clenshaw-Curtis).
     max_nfev : int, optional
-        Most nodes to spend on one integral, 20,000 unless given.
+        Most nodes to spend on one integral, 50,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse`.
     plan : Plan, optional
@@ -170,7 +171,7 @@ def _integrate(
     limits, fixed = call.limits, call.limits.detach()
     pieces = fixed.pieces()
     integrand, probe = call.integrand.probe(_inner_point(fixed))
-    warn_if_severed(integrand, probe)
+    warn_if_severed(integrand, limits, probe)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
     budget = _budget(max_nfev, rule, pieces)
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
@@ -180,8 +181,8 @@ def _integrate(
         found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
     tail = (1,) * (found.value.ndim - 1)
-    value = found.value * fixed.orientation.reshape(-1, *tail)
-    value = value.masked_fill(found.error.isinf().reshape(-1, *tail), torch.nan)
+    sign = fixed.orientation.expand(call.batch).reshape(call.batch, *tail)
+    value = (found.value * sign).masked_fill(found.error.isinf().reshape(call.batch, *tail), torch.nan)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
@@ -199,6 +200,8 @@ def _integrate(
 def _inner_point(limits: Limits) -> Tensor:
     """Return an interior point of the first integral, away from the middle, where singularities like to be."""
     lower, upper = torch.minimum(limits.a, limits.b)[:1], torch.maximum(limits.a, limits.b)[:1]
+    if lower.numel() == 0:
+        return lower.new_full((1,), 0.4375)
     zero = torch.zeros_like(lower)
     layout = frame(Pieces(lower, upper, 1, limits.infinite), slice(0, 1), zero, zero + 1.0)
     return layout.nodes(zero + 0.4375, slice(0, 1))[0]
@@ -244,8 +247,7 @@ def _refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
 
 
 def _refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor) -> None:
-    gap = (replayed.detach() - searched).abs()
-    gap = gap.flatten(1).amax(1) if gap.ndim > 1 else gap
+    gap = largest_component((replayed.detach() - searched).abs())
     if bool(somewhere(gap > error).any()):
         raise IntegrandError(_NOISY)
 

@@ -75,9 +75,14 @@ def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Te
     return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {index})." if found else ""
 
 
-def warn_if_severed(integrand: Integrand, probe: Tensor) -> None:
-    """Warn where an argument requires grad and f's output does not."""
+def warn_if_severed(integrand: Integrand, limits: Limits, probe: Tensor) -> None:
+    """Warn where an argument requires grad and f's output does not.
+
+    Not where a breakpoint requires grad: then f may rightly depend on the argument by comparison only.
+    """
     if not torch.is_grad_enabled() or probe.requires_grad or in_transform():
+        return
+    if limits.points is not None and limits.points.requires_grad:
         return
     lost = [
         str(i)
