@@ -346,6 +346,13 @@ def test_noise_is_refused() -> None:
         qg.quad(f, t64(0.0), t64(1.0), (p,), on_failure="ignore")
 
 
+def test_replay_that_disagrees_with_search_is_refused() -> None:
+    # The same at every call without gradient, so that only the replayed value shows it.
+    f = lambda x, p: p * torch.exp(x) * (1.0 + 0.1 * torch.is_grad_enabled())
+    with pytest.raises(qg.IntegrandError, match="deterministic"):
+        qg.quad(f, t64(0.0), t64(1.0), (leaf(1.0),))
+
+
 # -- what a call leaves alone ------------------------------------------------------------------------
 
 

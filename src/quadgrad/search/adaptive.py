@@ -22,7 +22,7 @@ from quadgrad.nesting import current_record
 from quadgrad.reduce import total
 from quadgrad.rules import Rule
 from quadgrad.search.cells import Cells, bisect, locate
-from quadgrad.search.estimate import FLOOR, apply_rule, judge_sums, largest_component
+from quadgrad.search.estimate import FLOOR, apply_rule, largest_component, scale_estimates
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
@@ -107,22 +107,16 @@ class Verdict:
 
 
 class Ledger:
-    """All cells evaluated so far, and the totals of the integrals that stopped running."""
+    """The settled cells, and the totals of the integrals that stopped running."""
 
     def __init__(self, like: Running, pieces_each: int) -> None:
         """Start with every integral at zero; ``like.who`` is a range."""
         self.value, self.error, self.floor = like.value, like.error, like.floor
         self.status, self.nfev = torch.zeros_like(like.who), like.nfev
         self.first, self.pieces_each = like.who[:1], pieces_each
-        self.rounds: list[Cells] = []
-        self.leaves: list[Tensor] = []
+        self.settled: list[Cells] = []
 
-    def enter_cells(self, cells: Cells, split: Tensor) -> None:
-        """Keep a round's cells; those that are bisected are no leaves."""
-        self.rounds.append(cells)
-        self.leaves.append(~split)
-
-    def enter_integrals(self, running: Running, code: Tensor, gone: Tensor, sums: tuple[Tensor, ...]) -> None:
+    def enter(self, running: Running, code: Tensor, gone: Tensor, sums: tuple[Tensor, ...]) -> None:
         """Keep the totals of the integrals at the indices ``gone``."""
         who = running.who.index_select(0, gone) - self.first
         self.status = self.status.index_copy(0, who, code.index_select(0, gone))
@@ -133,30 +127,24 @@ class Ledger:
         )
 
     def withdraw(self) -> tuple[Tensor, Tensor, Cells]:
-        """Take back the integrals that wait, with all their leaves: who, the cells' owners, the cells."""
+        """Take back the integrals that wait, with all their cells: who, the cells' owners, the cells."""
         waits = self.status == WAIT
-        cells, leaf = Cells.join(self.rounds), torch.cat(self.leaves)
+        cells = Cells.join(self.settled)
         owner = cells.row // self.pieces_each - self.first
-        again = waits.index_select(0, owner) & leaf
-        n_cells, n_who = torch.stack((again.sum(), waits.sum())).tolist()
-        self.rounds, self.leaves = [cells], [leaf & ~again]
-        index = locate(again, n_cells)
-        local = waits.cumsum(0) - 1
-        return (
-            locate(waits, n_who) + self.first,
-            local.index_select(0, owner.index_select(0, index)),
-            cells.take(index),
-        )
+        again = waits.index_select(0, owner)
+        n_again, n_who = torch.stack((again.sum(), waits.sum())).tolist()
+        index = locate(again, n_again)
+        self.settled = [cells.take(locate(~again, len(cells) - n_again))]
+        local = (waits.cumsum(0) - 1).index_select(0, owner.index_select(0, index))
+        return locate(waits, n_who) + self.first, local, cells.take(index)
 
     def close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
-        counts = torch.stack([leaf.sum() for leaf in self.leaves]).tolist()
-        leaves = [locate(leaf, count) for leaf, count in zip(self.leaves, counts, strict=True)]
         row, start, stop, error = (
-            torch.cat([getattr(r, name).index_select(0, i) for r, i in zip(self.rounds, leaves, strict=True)])
+            torch.cat([getattr(cells, name) for cells in self.settled])
             for name in ("row", "start", "stop", "error")
         )
-        if len(self.rounds) > 1:
+        if len(self.settled) > 1:
             row, order = row.sort(stable=True)
             start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
         return Found(row, start, stop, error, self.value, self.error, self.floor, self.status, self.nfev)
@@ -181,14 +169,27 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
 
 def _search_tile(task: Task, first: int, last: int, row: Tensor, start: Tensor, stop: Tensor) -> Found:
     """Search the integrals from ``first`` to before ``last``."""
-    owner = _owner(task, row) - first
     whole = slice(first, last) if task.pieces.count == 1 and row.shape[0] == last - first else None
+    owner = _owner(task, row) - first
     cells = _evaluate(task, row, start, stop, whole)
     count = total(torch.ones_like(owner), owner, last - first)
     who = torch.arange(first, last, device=row.device)
     running = _begin(who, count, count * task.rule.nodes.size, cells)
     ledger = Ledger(running, task.pieces.count)
-    waiting = reopened = False
+    reopened = False
+    while _refine(task, ledger, running, cells, owner, reopened):
+        who, owner, cells = ledger.withdraw()
+        count = total(torch.ones_like(owner), owner, len(who))
+        running = _begin(who, count, ledger.nfev.index_select(0, who - first), cells)
+        reopened = True
+    return ledger.close()
+
+
+def _refine(
+    task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool
+) -> bool:
+    """Bisect until no integral runs any more; return whether some wait to be reopened."""
+    waiting = False
     while True:
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
@@ -196,28 +197,25 @@ def _search_tile(task: Task, first: int, last: int, row: Tensor, start: Tensor, 
         n_split, n_run, n_wait = torch.stack(
             (verdict.split.sum(), stays.sum(), (verdict.code == WAIT).sum())
         ).tolist()
-        ledger.enter_cells(cells, verdict.split)
         waiting |= n_wait > 0
-        if n_run < len(running):
-            ledger.enter_integrals(running, verdict.code, locate(~stays, len(running) - n_run), sums)
-        reopened = n_run == 0
-        if reopened:
-            if not waiting:
-                return ledger.close()
-            waiting = False
-            who, owner, cells = ledger.withdraw()
-            count = total(torch.ones_like(owner), owner, len(who))
-            running = _begin(who, count, ledger.nfev.index_select(0, who - first), cells)
-            continue
-        running = _settle(running, cells, owner, verdict)
-        parent = locate(verdict.split, n_split)
-        twice = parent.repeat_interleave(2)
-        owner = owner.index_select(0, twice)
-        if n_run < len(running):
+        n_gone = len(running) - n_run
+        if n_gone:
+            ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
+        if n_split == 0:
+            ledger.settled.append(cells)
+            return waiting
+        leaf, parent = locate(~verdict.split, len(cells) - n_split), locate(verdict.split, n_split)
+        settled = cells.take(leaf)
+        ledger.settled.append(settled)
+        running = _settle(running, settled, owner.index_select(0, leaf), verdict)
+        owner = owner.index_select(0, parent)
+        if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        halves = bisect(cells.start.index_select(0, parent), cells.stop.index_select(0, parent))
-        cells = _evaluate(task, cells.row.index_select(0, twice), *halves)
+        row, start, stop = (t.index_select(0, parent) for t in (cells.row, cells.start, cells.stop))
+        owner, row = owner.repeat_interleave(2), row.repeat_interleave(2)
+        cells = _evaluate(task, row, *bisect(start, stop))
+        reopened = False
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:
@@ -227,29 +225,31 @@ def _owner(task: Task, row: Tensor) -> Tensor:
 def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice | None = None) -> Cells:
     """Apply the rule to new cells, a block of nodes at a time; ``whole`` spares indexing where rows are a range."""
     real = task.pieces.lower.dtype
-    rule = task.rule.tensors(real, row.device)
+    rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
     layout = frame(task.pieces, row if whole is None else whole, start.to(real), stop.to(real))
     owner = _owner(task, row)
     n = row.shape[0]
     size = max(1, task.block // task.rule.nodes.size)
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    eps = task.tolerance.eps
     for first in range(0, max(1, n), size):
         part = slice(first, min(n, first + size))
         x, slope = layout.nodes(rule.nodes, part)
         integral = owner[part] if whole is None else slice(whole.start + part.start, whole.start + part.stop)
-        parts.append(apply_rule(rule, task.integrand(x, integral).detach(), slope))
-    sums = parts[0][0] if len(parts) == 1 else torch.cat([p[0] for p in parts], dim=1)
-    sizes = parts[0][1] if len(parts) == 1 else torch.cat([p[1] for p in parts])
-    inner = current_record()
-    eps = max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps
-    value, error, floor = judge_sums(sums, sizes, layout.scale, task.rule.order_gap, eps, _is_complex(task))
+        y = task.integrand(x, integral).detach()
+        eps = _noise(task)
+        parts.append(apply_rule(rule, y, slope, gap, eps))
+    estimates = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    value, error, floor = scale_estimates(*estimates, layout.scale, eps)
     info = torch.finfo(real)
-    narrow = (layout.resolution < 4.0 * info.eps / task.rule.nodes[0]) | ((stop - start) < info.tiny**0.5)
-    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & ~narrow))
+    wide = (layout.resolution > 4.0 * info.eps / task.rule.nodes[0]) & ((stop - start) > info.tiny**0.5)
+    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide))
 
 
-def _is_complex(task: Task) -> bool:
-    return task.integrand.output_dtype is not None and task.integrand.output_dtype.is_complex
+def _noise(task: Task) -> float:
+    """Return the relative noise of f: that of its dtype, or the error of integrals inside it."""
+    inner = current_record()
+    return max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -316,16 +316,7 @@ def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
     return allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
 
 
-def _settle(running: Running, cells: Cells, owner: Tensor, verdict: Verdict) -> Running:
+def _settle(running: Running, settled: Cells, owner: Tensor, verdict: Verdict) -> Running:
     """Add the cells that are not bisected to their integrals' settled sums."""
-    n, split = len(running), verdict.split
-    tail = split.shape + (1,) * (cells.value.ndim - 1)
-    return Running(
-        running.who,
-        running.value + total(cells.value.masked_fill(split.reshape(tail), 0.0), owner, n),
-        running.error + total(cells.error.masked_fill(split, 0.0), owner, n),
-        running.floor + total(cells.floor.masked_fill(split, 0.0), owner, n),
-        2 * verdict.wanted,
-        verdict.nfev,
-        verdict.bad,
-    )
+    value, error, floor = _sums(running, settled, owner)
+    return Running(running.who, value, error, floor, 2 * verdict.wanted, verdict.nfev, verdict.bad)

@@ -14,7 +14,7 @@ from torch import Tensor
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import NULL_PAIRS
 
-__all__ = ["FLOOR", "apply_rule", "judge_sums", "largest_component"]
+__all__ = ["FLOOR", "apply_rule", "largest_component", "scale_estimates"]
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
@@ -24,54 +24,57 @@ SLOW = 0.9
 """Decay per pair of degrees that is taken for no decay."""
 
 
-def apply_rule(rule: RuleTensors, y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum over the nodes of each cell.
+def apply_rule(
+    rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integrate over each cell, as if it had unit width.
 
     Parameters
     ----------
     rule : RuleTensors
     y : Tensor, shape (m, n, *event)
-        The integrand; complex ones are taken as two real columns.
+        The integrand at the rule's nodes.
     slope : Tensor, shape (m, n), optional
-        What to multiply the integrand by.
+        What to multiply it by.
+    order_gap : int
+        :attr:`quadgrad.rules.Rule.order_gap`.
+    eps : float
+        Relative noise of one value of f.
 
     Returns
     -------
-    sums : Tensor, shape (1 + 2 * NULL_PAIRS, n, *event[, 2])
-        The rule's sum, then its null rules.
-    size : Tensor, shape (n, *event[, 2])
-        The rule's sum of the absolute values.
+    value : Tensor, shape (n, *event)
+    error, size : Tensor, shape (n,)
+        Estimated error and the integral of abs(f), each the largest over the event.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
     columns = torch.view_as_real(y) if y.is_complex() else y
+    tail = columns.shape[1:]
     flat = columns.flatten(1)
     functionals = rule.functionals.to(flat.dtype)
-    tail = columns.shape[1:]
-    return (functionals @ flat).reshape(functionals.shape[0], *tail), (functionals[0] @ flat.abs()).reshape(tail)
-
-
-def judge_sums(
-    sums: Tensor, size: Tensor, scale: Tensor, order_gap: int, eps: float, is_complex: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn the sums over each cell into its value ``(n, *event)``, error and floor ``(n,)``.
-
-    Error and floor are the largest over the event. Where f is not finite the value is 0 and the error
-    infinite.
-    """
+    sums = functionals @ flat
+    size = functionals[0] @ flat.abs()
     error = _null_rule_error(sums[1:], size, order_gap, eps)
-    value = sums[0]
-    if is_complex:
+    value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
+    if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    scale_event = scale.reshape(scale.shape + (1,) * (value.ndim - 1))
-    value = value * scale_event
-    if value.ndim > 1:
-        error, size = largest_component(error), largest_component(size)
-    floor = (FLOOR * eps) * scale * size
-    error = torch.nan_to_num(torch.maximum(scale * error, floor), nan=torch.inf, posinf=torch.inf)
-    value = value.masked_fill(error.isinf().reshape(scale_event.shape), 0.0)
-    return value, error, floor.nan_to_num(0.0, posinf=0.0)
+    return value, largest_component(error), largest_component(size)
+
+
+def scale_estimates(
+    value: Tensor, error: Tensor, size: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn estimates for unit width into value, error and floor of cells with the widths ``scale`` ``(n,)``.
+
+    Where f is not finite the value is 0 and the error infinite.
+    """
+    tail = scale.shape + (1,) * (value.ndim - 1)
+    floor = ((FLOOR * eps) * scale * size).nan_to_num(0.0, posinf=0.0)
+    error = torch.maximum(scale * error, floor).nan_to_num(torch.inf, posinf=torch.inf)
+    value = (value * scale.reshape(tail)).masked_fill(error.isinf().reshape(tail), 0.0)
+    return value, error, floor
 
 
 def largest_component(size: Tensor) -> Tensor:
@@ -82,16 +85,16 @@ def largest_component(size: Tensor) -> Tensor:
 
 
 def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> Tensor:
-    """Return the error on the unit interval from the null rules, shape ``(2 * NULL_PAIRS, ...)``.
+    """Return the error on the unit interval from the null rules ``(2 * NULL_PAIRS, k)``, which it overwrites.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.
     """
-    magnitude = nulls.abs()
-    pairs = magnitude[0::2] + magnitude[1::2]
-    above_noise = (pairs[:-1] - (2.0 * eps) * size).clamp_min(0.0)
-    decay = (above_noise / pairs[1:].clamp_min(torch.finfo(size.dtype).tiny)).amax(0)
+    magnitude = nulls.abs_()
+    pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(torch.finfo(size.dtype).tiny)
+    above_noise = pairs[:-1].sub((2.0 * eps) * size).clamp_min_(0.0)
+    decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
-    continued = pairs[-1] * _power((decay / SLOW).clamp_max(1.0), order_gap + NULL_PAIRS - 1)
+    continued = pairs[-1] * _power((decay / SLOW).clamp_max_(1.0), order_gap + NULL_PAIRS - 1)
     return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0))
 
 

@@ -1,0 +1,51 @@
+"""Run the benchmarks: ``python -m benchmarks`` all of them, ``python -m benchmarks peaks single`` some.
+
+Targets stand beside what was measured; missing one is printed, and is no failure of the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from rich.console import Console
+
+from benchmarks import distances, memory, peaks, single
+from benchmarks.findings import Findings
+from benchmarks.report import show_findings, show_setting
+
+BENCHMARKS: dict[str, Callable[[float], Findings]] = {
+    "peaks": peaks.measure,
+    "distances": distances.measure,
+    "single": single.measure,
+    "memory": memory.measure,
+}
+
+
+def main() -> None:
+    """Read the command line, measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Time quadgrad beside its peers and its own integrand."
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"which ones, of: {', '.join(BENCHMARKS)}; default all"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full batch sizes, for a quick look (default 1)"
+    )
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if not 0 < options.scale <= 1:
+        parser.error(f"--scale {options.scale:g} must be above 0 and at most 1")
+    console = Console()
+    show_setting(console)
+    for name in options.names or BENCHMARKS:
+        with console.status(f"{name} ..."):
+            findings = BENCHMARKS[name](options.scale)
+        show_findings(findings, console)
+
+
+if __name__ == "__main__":
+    main()

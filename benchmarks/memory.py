@@ -1,0 +1,194 @@
+"""Peak memory of a backward pass through a network in the integrand, with and without ``chunk``.
+
+A process's high-water mark never falls, so each case runs in a fresh one: ``python -m benchmarks.memory``
+is that process, reads its case from the command line and prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import quadgrad as qg
+from benchmarks.findings import Figure, Findings, Sheet, Target, show_time
+
+__all__ = ["measure"]
+
+BATCH = 40_000
+WIDTH = 32
+CHUNK = 16_384
+SEED = 40_000
+MEBIBYTE = 2.0**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """How many integrals, and nodes evaluated at a time (0: no ``chunk``)."""
+
+    batch: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process found, sizes in bytes.
+
+    Attributes
+    ----------
+    peak : float
+        Growth of the process over what it was before the call.
+    kept : float
+        Size of the result's tensors and the plan's.
+    seconds : float
+        Value and gradient.
+    nodes, gradient
+        Nodes of the search; gradient with respect to the network's parameters.
+    """
+
+    peak: float
+    kept: float
+    seconds: float
+    nodes: int
+    gradient: list[float]
+
+
+def make_network() -> nn.Sequential:
+    """Return a small network with weights from a generator of its own."""
+    network = nn.Sequential(
+        nn.Linear(1, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)
+    )
+    network = network.to(torch.float64)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / WIDTH**0.5)
+    return network
+
+
+def integrate(network: nn.Module, upper: Tensor, chunk: int) -> tuple[qg.Result, list[Tensor]]:
+    """Integrate the network from 0 to each upper limit, and differentiate the sum."""
+    f = lambda x: network(x.unsqueeze(-1)).squeeze(-1)
+    result = qg.quad(f, 0.0, upper, chunk=chunk or None)
+    return result, list(torch.autograd.grad(result.value.sum(), list(network.parameters())))
+
+
+def run(case: Case) -> Outcome:
+    """Measure one case; the process must be fresh."""
+    network = make_network()
+    upper = 0.1 + torch.rand(case.batch, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    integrate(network, upper[:64], case.chunk)  # what torch sets up once is not counted
+    before = current_memory()
+    start = time.perf_counter()
+    result, gradient = integrate(network, upper, case.chunk)
+    seconds = time.perf_counter() - start
+    peak = peak_memory() - before
+    plan = (getattr(result.plan, field.name) for field in fields(result.plan))
+    kept = size_of((result.value, result.error, result.status, result.nfev)) + size_of(
+        t for t in plan if isinstance(t, Tensor)
+    )
+    flat = torch.cat([g.flatten() for g in gradient])
+    return Outcome(peak, kept, seconds, int(result.nfev.sum()), flat.tolist())
+
+
+def size_of(tensors: Iterable[Tensor]) -> float:
+    """Return the bytes that the tensors' elements take."""
+    return float(sum(t.numel() * t.element_size() for t in tensors))
+
+
+def peak_memory() -> float:
+    """Return the process's high-water mark in bytes."""
+    mark = linux_status("VmHWM")
+    if mark is not None:  # Linux hands a parent's ru_maxrss down to its children, but not this
+        return mark
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def current_memory() -> float:
+    """Return what the process holds now, in bytes; its high-water mark where the system does not tell."""
+    now = linux_status("VmRSS")
+    return peak_memory() if now is None else now
+
+
+def linux_status(name: str) -> float | None:
+    """Return a size from ``/proc/self/status`` in bytes, or None where there is none."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024.0 * float(line.split()[1])
+    return None
+
+
+def run_fresh(case: Case) -> Outcome:
+    """Measure one case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(case))]
+    root = Path(__file__).parent.parent
+    finished = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    return Outcome(**json.loads(finished.stdout))
+
+
+def measure(scale: float = 1.0) -> Findings:
+    """Measure two batch sizes, with and without ``chunk``."""
+    large = max(400, round(BATCH * scale))
+    cases = [Case(batch, chunk) for batch in (large // 4, large) for chunk in (0, CHUNK)]
+    outcomes = [run_fresh(case) for case in cases]
+    small_free, small_chunked, free, chunked = outcomes
+    kept = chunked.kept - small_chunked.kept
+    rows = [
+        (
+            f"{case.batch:,} integrals, {'chunk=' + str(case.chunk) if case.chunk else 'no chunk'}",
+            f"{outcome.peak / MEBIBYTE:.1f} MiB",
+            f"{outcome.kept / MEBIBYTE:.1f} MiB",
+            f"{outcome.nodes / case.batch:.0f}",
+            show_time(outcome.seconds),
+            f"{gradient_gap(outcome, reference):.0e}" if case.chunk else "",
+        )
+        for case, outcome, reference in zip(cases, outcomes, [small_free] * 2 + [free] * 2, strict=True)
+    ]
+    headings = (
+        "",
+        "peak",
+        "result\nand plan",
+        "nodes per\nintegral",
+        "value and\ngradient",
+        "gradient\noff by",
+    )
+    return Findings(
+        "Memory",
+        f"A network with two layers of {WIDTH} inside the integrand, float64, value and gradient with respect to its "
+        "parameters. Peak: by how much the process grew over what it held before, a fresh process for each line; time: "
+        "one run each. Gradient: relative difference from the one without chunk.",
+        [Sheet(headings, rows)],
+        [
+            Figure("peak without chunk over peak with", free.peak / chunked.peak),
+            Figure("growth with the batch over that of result and plan, no chunk", (free.peak - small_free.peak) / kept),
+            Figure("growth with the batch over that of result and plan, chunk", (chunked.peak - small_chunked.peak) / kept, target=Target(1)),
+            Figure("gradient with chunk off by", gradient_gap(chunked, free), target=Target(1e-12), unit=""),
+        ],
+    )  # fmt: skip
+
+
+def gradient_gap(outcome: Outcome, reference: Outcome) -> float:
+    """Return the largest difference of two gradients over the largest entry."""
+    ours, theirs = (torch.tensor(o.gradient, dtype=torch.float64) for o in (outcome, reference))
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def main() -> None:
+    """Run the case given on the command line."""
+    print(json.dumps(asdict(run(Case(**json.loads(sys.argv[1]))))))
+
+
+if __name__ == "__main__":
+    main()

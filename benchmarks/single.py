@@ -1,0 +1,145 @@
+"""One single integral of a torch integrand, beside SciPy calling the same integrand a number at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.integrate import quad as scipy_quad
+from torch import Tensor
+
+import quadgrad as qg
+from benchmarks.findings import Figure, Findings, Measured, Target, compare, show_seconds
+from benchmarks.recording import Recorder
+from benchmarks.timing import Seconds, interleave
+
+__all__ = ["measure"]
+
+RTOL = 1e-8
+SCIPY_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A single integral from 0 with float limits; float64 comes from its arguments."""
+
+    label: str
+    f: Callable[..., Tensor]
+    args: tuple[Tensor, ...]
+    upper: float
+    exact: float
+
+    def integrate(self, f: Callable[..., Tensor] | None = None) -> qg.Result:
+        """Integrate with quadgrad."""
+        return qg.quad(f or self.f, 0.0, self.upper, args=self.args, rtol=RTOL, atol=0.0)
+
+    def integrate_scipy(self) -> tuple[float, float, int]:
+        """Integrate with SciPy; return value, reported error and number of nodes."""
+        g = lambda x: self.f(torch.tensor(x, dtype=torch.float64), *self.args).item()
+        value, error, info = scipy_quad(
+            g, 0.0, self.upper, epsrel=RTOL, epsabs=0.0, limit=SCIPY_LIMIT, full_output=1
+        )[:3]
+        return value, error, info["neval"]
+
+    def judge(self, value: float, error: float) -> str:
+        """Say what the relative error is and was said to be."""
+        return f"{abs(value / self.exact - 1):.1e}\nreported {error / abs(self.exact):.1e}"
+
+
+def damped_wave(x: Tensor, k: Tensor) -> Tensor:
+    """Return the smooth integrand."""
+    return torch.exp(-x) * torch.cos(k * x) + 1 / (1 + x**2)
+
+
+def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    """Return the peaked integrand."""
+    return e / ((x - c) ** 2 + e**2)
+
+
+def smooth_problem(k: float = 3.0, upper: float = 2.0) -> Problem:
+    """Return the integral of a damped wave and its closed form."""
+    wave = 1 + math.exp(-upper) * (k * math.sin(k * upper) - math.cos(k * upper))
+    exact = wave / (1 + k * k) + math.atan(upper)
+    return Problem("smooth", damped_wave, (torch.tensor(k, dtype=torch.float64),), upper, exact)
+
+
+def peaked_problem(label: str, e: float, c: float = 0.3) -> Problem:
+    """Return the integral of a peak and its closed form."""
+    args = (torch.tensor(c, dtype=torch.float64), torch.tensor(e, dtype=torch.float64))
+    return Problem(label, peak, args, 1.0, math.atan((1 - c) / e) + math.atan(c / e))
+
+
+def compare_single(problem: Problem, repeats: int) -> tuple[list[Measured], Figure]:
+    """Time quad and SciPy on one integral."""
+    seconds = interleave({"ours": problem.integrate, "scipy": problem.integrate_scipy}, repeats, warm_up=5)
+    result = problem.integrate()
+    value, error, nodes = problem.integrate_scipy()
+    ours = problem.judge(result.value.item(), result.error.item())
+    measured = [
+        Measured(f"{problem.label}, quad", seconds["ours"], 1, int(result.nfev), ours),
+        Measured(f"{problem.label}, SciPy", seconds["scipy"], 1, nodes, problem.judge(value, error)),
+    ]
+    label = f"{problem.label}: faster than SciPy with .item()"
+    return measured, compare(label, seconds["scipy"], seconds["ours"], Target(3, at_least=True))
+
+
+def cost_of_rounds(problem: Problem, easy: Problem, repeats: int) -> tuple[list[Measured], list[Figure]]:
+    """Time a hard integral and its integrand alone; a round is one call of the integrand."""
+    hard_calls, easy_calls = Recorder(problem.f), Recorder(easy.f)
+    result = problem.integrate(hard_calls)
+    easy.integrate(easy_calls)
+    hard_calls.drop_probe()
+    easy_calls.drop_probe()
+    seconds = interleave(
+        {
+            "hard": problem.integrate,
+            "hard bare": hard_calls.evaluate,
+            "easy": easy.integrate,
+            "easy bare": easy_calls.evaluate,
+        },
+        repeats,
+        warm_up=5,
+    )
+    rounds, few = len(hard_calls.blocks), len(easy_calls.blocks)
+
+    def per_round(of: Callable[[Seconds], float]) -> float:
+        return 1e3 * (of(seconds["hard"]) - of(seconds["hard bare"])) / rounds
+
+    def per_further_round(of: Callable[[Seconds], float]) -> float:
+        start = of(seconds["easy"]) - of(seconds["easy bare"])
+        return 1e3 * (of(seconds["hard"]) - of(seconds["hard bare"]) - start) / (rounds - few)
+
+    accuracy = problem.judge(result.value.item(), result.error.item())
+    measured = [
+        Measured(f"{problem.label}, quad", seconds["hard"], 1, hard_calls.nodes, accuracy),
+        Measured(f"{problem.label}, bare", seconds["hard bare"], 1, hard_calls.nodes, ""),
+    ]
+    median, best = lambda s: s.median, lambda s: s.best
+    return measured, [
+        Figure(f"overhead per round, {rounds} rounds", per_round(median), per_round(best), Target(0.3), "ms"),
+        Figure(
+            f"the same without what {few} round{'s' if few > 1 else ''} cost{'' if few > 1 else 's'}",
+            per_further_round(median), per_further_round(best), unit="ms",
+        ),
+    ]  # fmt: skip
+
+
+def measure(scale: float = 1.0) -> Findings:
+    """Time one smooth and one peaked integral, and what a round of refinement costs."""
+    repeats = max(5, round(100 * scale))
+    smooth, peaked, hard = smooth_problem(), peaked_problem("peaked", 1e-3), peaked_problem("needle", 1e-7)
+    with torch.no_grad():
+        first, faster_smooth = compare_single(smooth, repeats)
+        second, faster_peaked = compare_single(peaked, repeats)
+        third, overheads = cost_of_rounds(hard, smooth, repeats)
+    return Findings(
+        "One single integral",
+        f"Float limits, rtol {RTOL:g}, atol 0, float64. Smooth: exp(-x) cos(3 x) + 1 / (1 + x^2) over [0, 2]; peaked: "
+        "e / ((x - 0.3)^2 + e^2) over [0, 1] with e = 1e-3; needle: the same with e = 1e-7. SciPy calls the same torch "
+        "integrand, a number at a time with .item(). A round is one call of the integrand after the probe. Accuracy: "
+        "true and reported error, relative.",
+        [show_seconds(first + second + third)],
+        [faster_smooth, faster_peaked, *overheads],
+    )

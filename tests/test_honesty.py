@@ -1,0 +1,105 @@
+"""Reported errors against true ones, over thousands of random integrals for every rule and tolerance.
+
+A reported error smaller than the true one with status CONVERGED is the worst defect the library can have. The
+table of `problems.py` shows single examples; here are families, with the place, the width and the strength
+of the difficulty drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi
+
+import pytest
+import torch
+from helpers import t64
+from torch import Tensor
+from torch.nn.functional import softplus
+
+import quadgrad as qg
+
+COUNT = 500
+ROUNDING = 8 * torch.finfo(torch.float64).eps  # of the closed forms
+RULES = ("gk15", "gk21", "gk31", "gk41", "gk51", "gk61", "cc15", "cc31")
+TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
+
+draw = torch.Generator().manual_seed(5)
+
+
+def uniform(low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(COUNT, dtype=torch.float64, generator=draw)
+
+
+C, E, WIDE = uniform(0.02, 0.98), 10 ** uniform(-5, -0.5), 10 ** uniform(-1.5, -0.5)
+POWER, RATE, FREQUENCY, PHASE = uniform(0.2, 3), uniform(-20, 20), 10 ** uniform(0, 2.5), uniform(0, 6)
+
+Family = tuple[
+    Callable[..., Tensor], tuple[Tensor, ...], Tensor
+]  # integrand over [0, 1], parameters, exact values
+
+SMOOTH: dict[str, Family] = {
+    "peak": (
+        lambda x, c, e: e / ((x - c) ** 2 + e**2),
+        (C, E),
+        torch.atan((1 - C) / E) + torch.atan(C / E),
+    ),
+    "bump": (
+        lambda x, c, e: torch.exp(-(((x - c) / e) ** 2)),
+        (C, WIDE),
+        WIDE * pi**0.5 / 2 * (torch.erf((1 - C) / WIDE) + torch.erf(C / WIDE)),
+    ),
+    "wave": (
+        lambda x, w, q: torch.cos(w * x + q) + 2,
+        (FREQUENCY, PHASE),
+        (torch.sin(FREQUENCY + PHASE) - torch.sin(PHASE)) / FREQUENCY + 2,
+    ),
+    "soft step": (
+        lambda x, c, e: torch.sigmoid((c - x) / e),
+        (C, WIDE),
+        WIDE * (softplus(C / WIDE) - softplus((C - 1) / WIDE)),
+    ),
+    "singular end": (lambda x, p: x ** (p - 0.6), (POWER,), 1 / (POWER + 0.4)),
+}
+BROKEN: dict[str, Family] = {
+    "cusp": (
+        lambda x, c, p: (x - c).abs() ** p,
+        (C, POWER),
+        (C ** (POWER + 1) + (1 - C) ** (POWER + 1)) / (POWER + 1),
+    ),
+    "kink": (
+        lambda x, c, k: torch.exp(k * (x - c).abs()),
+        (C, RATE),
+        (torch.expm1(RATE * C) + torch.expm1(RATE * (1 - C))) / RATE,
+    ),
+    "logarithm": (
+        lambda x, c: torch.log((x - c).abs()),
+        (C,),
+        C * torch.log(C) + (1 - C) * torch.log(1 - C) - 1,
+    ),
+    "step": (lambda x, c: (x > c).double(), (C,), 1 - C),
+}
+
+
+def liars(family: Family, rule: str, rtol: float, marked: bool = False) -> list[tuple[float, ...]]:
+    """Return the parameters of the integrals whose error is larger than reported, though CONVERGED."""
+    f, parameters, exact = family
+    points = parameters[0][:, None] if marked else None
+    result = qg.quad(
+        f, t64(0.0), t64(1.0), parameters, rule=rule, rtol=rtol, points=points, on_failure="ignore"
+    )
+    lies = result.converged & ((result.value - exact).abs() > result.error + ROUNDING * exact.abs())
+    return [tuple(p[i].item() for p in parameters) for i in lies.nonzero().flatten()]
+
+
+@pytest.mark.parametrize("rtol", TOLERANCES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_integrands(name: str, rule: str, rtol: float) -> None:
+    assert liars(SMOOTH[name], rule, rtol) == []
+
+
+@pytest.mark.parametrize("rtol", TOLERANCES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_integrands_with_the_place_marked(name: str, rule: str, rtol: float) -> None:
+    assert liars(BROKEN[name], rule, rtol, marked=True) == []
