@@ -40,6 +40,8 @@ def main() -> None:
     if not 0 < options.scale <= 1:
         parser.error(f"--scale {options.scale:g} must be above 0 and at most 1")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
     show_setting(console)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):

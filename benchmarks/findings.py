@@ -33,16 +33,16 @@ class Figure:
     ----------
     label, unit : str
         What the number is; ``"x"`` for a ratio.
-    median : float
-        From the median times; the target is judged by it.
+    measured : float
+        From the median of times.
     best : float or None
-        From the best times.
+        From the best of times; None for what is no time.
     target : Target or None
         None for a number that only explains another one.
     """
 
     label: str
-    median: float
+    measured: float
     best: float | None = None
     target: Target | None = None
     unit: str = "x"
@@ -55,8 +55,8 @@ class Measured:
     label: str
     seconds: Seconds
     integrals: int
-    nodes: int | None
-    accuracy: str
+    nodes: int
+    accuracy: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ def compare(label: str, over: Seconds, under: Seconds, target: Target | None = N
     return Figure(label, over.median / under.median, over.best / under.best, target)
 
 
-def show_seconds(measured: Sequence[Measured]) -> Sheet:
-    """Return the table of times, accuracy beside each."""
-    headings = ("", "best", "median", "per\nintegral", "nodes per\nintegral", "per\nnode", "accuracy")
+def show_seconds(measured: Sequence[Measured], accuracy: Sequence[str]) -> Sheet:
+    """Return the table of times, accuracy beside each; ``accuracy`` holds the headings of that."""
+    headings = ("", "best", "median", "per\nintegral", "nodes per\nintegral", "per\nnode", *accuracy)
     rows = [
         (
             m.label,
             show_time(m.seconds.best),
             show_time(m.seconds.median),
             show_time(m.seconds.median / m.integrals),
-            "" if m.nodes is None else f"{m.nodes / m.integrals:.0f}",
-            "" if m.nodes is None else show_time(m.seconds.median / m.nodes),
-            m.accuracy,
+            f"{m.nodes / m.integrals:.0f}",
+            show_time(m.seconds.median / m.nodes),
+            *(m.accuracy or [""] * len(accuracy)),
         )
         for m in measured
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 __all__ = ["Seconds", "Task", "interleave"]
 
 Task = Callable[[], object]
-"""What is timed, as a whole; a task that returns a float has timed the part that matters itself, in seconds."""
+"""What is timed. A task that returns a float has timed the part of it that matters itself, in seconds."""
 
 
 @dataclass(frozen=True)

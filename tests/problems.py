@@ -77,9 +77,7 @@ def vee_area(kink: float):
 
 PROBLEMS: tuple[Problem, ...] = (
     problem("exponential", lambda x, m: m.exp(x), 0, 1, lambda: mp.e - 1, "smooth", 21),
-    problem(
-        "polynomial", lambda x, m: 5 * x**4 - 3 * x**2 + 1, -1, 2, lambda: mp.mpf(27), "smooth polynomial", 21
-    ),
+    problem("polynomial", lambda x, m: 5 * x**4 - 3 * x**2 + 1, -1, 2, lambda: mp.mpf(27), "smooth polynomial", 21),
     problem("negative", lambda x, m: -m.exp(x), 0, 1, lambda: 1 - mp.e, "smooth", 21),
     problem("reversed", lambda x, m: m.exp(x), 1, 0, lambda: 1 - mp.e, "smooth", 21),
     problem("empty", lambda x, m: m.exp(x), 0.5, 0.5, lambda: mp.mpf(0), "smooth zero", 0),
@@ -102,12 +100,8 @@ PROBLEMS: tuple[Problem, ...] = (
         "smooth peak",
         231,
     ),
-    problem(
-        "fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 700
-    ),
-    problem(
-        "complex phase", lambda x, m: m.exp(3j * x), 0, 2, lambda: (mp.expj(6) - 1) / 3j, "smooth complex", 21
-    ),
+    problem("fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 700),
+    problem("complex phase", lambda x, m: m.exp(3j * x), 0, 2, lambda: (mp.expj(6) - 1) / 3j, "smooth complex", 21),
     problem(
         "bump",
         lambda x, m: m.exp(-1000 * (x - 0.61) ** 2),
@@ -150,9 +144,7 @@ PROBLEMS: tuple[Problem, ...] = (
     ),
     problem("square root", lambda x, m: m.sqrt(x), 0, 1, lambda: mp.mpf(2) / 3, "end", 800),
     problem("x log x", lambda x, m: x * m.log(x), 0, 1, lambda: -mp.mpf(1) / 4, "end", 650),
-    problem(
-        "logarithm", lambda x, m: m.log(x), 0, 1, lambda: -mp.mpf(1), "end infinite-value", 1100, rtol=1e-8
-    ),
+    problem("logarithm", lambda x, m: m.log(x), 0, 1, lambda: -mp.mpf(1), "end infinite-value", 1100, rtol=1e-8),
     problem(
         "inverse root",
         lambda x, m: 1 / m.sqrt(x),
@@ -221,9 +213,7 @@ PROBLEMS: tuple[Problem, ...] = (
     problem("decay", lambda x, m: m.exp(-x), 0, inf, lambda: mp.mpf(1), "half-line", 170),
     problem("shifted decay", lambda x, m: m.exp(3 - x), 3, inf, lambda: mp.mpf(1), "half-line", 170),
     problem("growth", lambda x, m: m.exp(x), -inf, 0.5, lambda: mp.exp(0.5), "half-line", 170),
-    problem(
-        "inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 21
-    ),
+    problem("inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 21),
     problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 170),
     problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 270),
     problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 170),

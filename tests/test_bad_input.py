@@ -238,9 +238,7 @@ def test_infinity_on_a_region_is_a_status() -> None:
 
 def test_nan_in_one_element_leaves_the_others_alone() -> None:
     shift = t64([0.0, 0.5, -1.0])
-    result = qg.quad(
-        lambda x, s: torch.sqrt(x - s), t64(0.0), t64(1.0), (shift,), rtol=1e-8, on_failure="ignore"
-    )
+    result = qg.quad(lambda x, s: torch.sqrt(x - s), t64(0.0), t64(1.0), (shift,), rtol=1e-8, on_failure="ignore")
     assert result.status.tolist() == [qg.Status.CONVERGED, qg.Status.NONFINITE, qg.Status.CONVERGED]
     assert relative_error(result.value[::2], t64([2 / 3, (2**1.5 - 1) / 1.5])) <= 1e-8
 

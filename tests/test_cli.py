@@ -73,9 +73,7 @@ def test_without_the_extras_one_line_says_what_to_install(monkeypatch, capsys, m
 
 def test_demo_without_matplotlib_says_what_to_install(monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     result = invoke("demo")
     assert result.exit_code == 1
     assert 'pip install "quadgrad[cli,plots]"' in result.stderr

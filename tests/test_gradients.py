@@ -87,13 +87,9 @@ CASES = (
     case("mixed infinite limits", lambda a, b: integral(damped, a, b, 1.5), MIXED_LOW, MIXED_HIGH),
     case("breakpoint", lambda s: integral(step, -1.0, 1.0, s, P[:2], points=s[:, None]), t64([0.3, -0.2])),
     case("breakpoint and args", lambda s, p: integral(step, -1.0, 1.0, s, p, points=s), t64(0.3), P),
-    case(
-        "breakpoint and limits", lambda a, b, s: integral(step, a, b, s, 0.7, points=s), -P[0], P[1], t64(0.2)
-    ),
+    case("breakpoint and limits", lambda a, b, s: integral(step, a, b, s, 0.7, points=s), -P[0], P[1], t64(0.2)),
     case("breakpoint on the half-line", lambda s: integral(step, 0.0, inf, s, -1.5, points=s), t64(0.6)),
-    case(
-        "two breakpoints", lambda s, t: integral(two_steps, 0.0, 2.0, s, t, points=[s, t]), P[:2] / 2, P[:2]
-    ),
+    case("two breakpoints", lambda s, t: integral(two_steps, 0.0, 2.0, s, t, points=[s, t]), P[:2] / 2, P[:2]),
     case("breakpoint outside", lambda s: integral(damped, 0.0, 1.0, 1.5, points=s), t64(1.7)),
     case("event", lambda a, p: integral(trio, a, 1.0, p), t64([0.1, 0.3]), P[:2]),
     case("complex", lambda b, p: integral(phase, 0.0, b, p), t64([0.6, 1.1]), P[:2]),
@@ -102,9 +98,7 @@ CASES = (
     case("element", lambda y, s: integral(score, -2.0, 3.0, qg.element(y, ndim=1), s), ROWS, P[:2]),
     case("closure", lambda p: integral(lambda x: torch.exp(-p * x**2), 0.0, 1.0), t64(1.1)),
 )
-NOT_CONSTANT = [
-    c for c in CASES if c.name != "breakpoint outside"
-]  # the gradient of that one is identically 0
+NOT_CONSTANT = [c for c in CASES if c.name != "breakpoint outside"]  # the gradient of that one is identically 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

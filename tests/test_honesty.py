@@ -12,11 +12,10 @@ from math import pi
 
 import pytest
 import torch
-from helpers import t64
 from torch import Tensor
-from torch.nn.functional import softplus
 
 import quadgrad as qg
+from helpers import t64
 
 COUNT = 500
 ROUNDING = 8 * torch.finfo(torch.float64).eps  # of the closed forms
@@ -33,9 +32,14 @@ def uniform(low: float, high: float) -> Tensor:
 C, E, WIDE = uniform(0.02, 0.98), 10 ** uniform(-5, -0.5), 10 ** uniform(-1.5, -0.5)
 POWER, RATE, FREQUENCY, PHASE = uniform(0.2, 3), uniform(-20, 20), 10 ** uniform(0, 2.5), uniform(0, 6)
 
-Family = tuple[
-    Callable[..., Tensor], tuple[Tensor, ...], Tensor
-]  # integrand over [0, 1], parameters, exact values
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)); torch's own is x where x > 20, which is 2e-9 off."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+# Integrand over [0, 1], its parameters, its exact integrals.
+Family = tuple[Callable[..., Tensor], tuple[Tensor, ...], Tensor]
 
 SMOOTH: dict[str, Family] = {
     "peak": (
@@ -84,9 +88,7 @@ def liars(family: Family, rule: str, rtol: float, marked: bool = False) -> list[
     """Return the parameters of the integrals whose error is larger than reported, though CONVERGED."""
     f, parameters, exact = family
     points = parameters[0][:, None] if marked else None
-    result = qg.quad(
-        f, t64(0.0), t64(1.0), parameters, rule=rule, rtol=rtol, points=points, on_failure="ignore"
-    )
+    result = qg.quad(f, t64(0.0), t64(1.0), parameters, rule=rule, rtol=rtol, points=points, on_failure="ignore")
     lies = result.converged & ((result.value - exact).abs() > result.error + ROUNDING * exact.abs())
     return [tuple(p[i].item() for p in parameters) for i in lies.nonzero().flatten()]
 
@@ -103,3 +105,10 @@ def test_smooth_integrands(name: str, rule: str, rtol: float) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_integrands_with_the_place_marked(name: str, rule: str, rtol: float) -> None:
     assert liars(BROKEN[name], rule, rtol, marked=True) == []
+
+
+@pytest.mark.xfail(reason="what lies between a cell's end and its outermost node is seen by no node; mark it")
+@pytest.mark.parametrize("name", ("step", "kink", "logarithm"))
+def test_broken_integrands_with_the_place_hidden(name: str) -> None:
+    # QUADPACK (scipy.integrate.quad, rtol 1e-8, 400 draws) understates the error of 20 % of such steps.
+    assert sum((liars(BROKEN[name], rule, rtol) for rule in RULES for rtol in TOLERANCES), []) == []

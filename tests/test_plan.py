@@ -114,9 +114,7 @@ def test_plan_is_saved_and_loaded_without_pickled_code() -> None:
     loaded = torch.load(buffer, weights_only=True)
     assert same_plan(loaded, plan)
     assert loaded.batch_shape == plan.batch_shape
-    assert torch.equal(
-        qg.replay(peak, loaded, ZERO, ONE, (WIDTHS,)), qg.replay(peak, plan, ZERO, ONE, (WIDTHS,))
-    )
+    assert torch.equal(qg.replay(peak, loaded, ZERO, ONE, (WIDTHS,)), qg.replay(peak, plan, ZERO, ONE, (WIDTHS,)))
 
 
 def test_plan_moves_to_a_device() -> None:

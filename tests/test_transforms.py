@@ -175,9 +175,7 @@ def test_vmap_of_hessian_over_different_lanes(function, closed_form, theta: Tens
 LANES = t64([[0.1, 0.9, 0.7], [0.3, 2.0, 1.3], [-1.0, 0.4, 5.0], [0.2, 0.2, 1.0]])
 
 
-@pytest.mark.parametrize(
-    "in_dims", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, None), (0, 0, 0)]
-)
+@pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, None), (0, 0, 0)])
 def test_vmap_over_any_of_limits_and_args(in_dims: tuple[int | None, ...]) -> None:
     inputs = [LANES[:, i] if d == 0 else LANES[1, i] for i, d in enumerate(in_dims)]
     value = vmap(lambda a, b, p: integral(decay, a, b, p), in_dims=in_dims)(*inputs)

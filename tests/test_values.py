@@ -76,9 +76,7 @@ def test_a_small_budget_is_no_reason_to_lie(budget: int) -> None:
 
 @pytest.mark.parametrize("problem", HOPELESS, ids=str)
 def test_hopeless_integral_is_not_reported_as_converged(problem: Hopeless) -> None:
-    result = qg.quad(
-        problem.f, t64(problem.a), t64(problem.b), max_nfev=problem.max_nfev, on_failure="ignore"
-    )
+    result = qg.quad(problem.f, t64(problem.a), t64(problem.b), max_nfev=problem.max_nfev, on_failure="ignore")
     assert qg.Status(int(result.status)) is not qg.Status.CONVERGED
     assert not bool(result.converged)
     assert int(result.nfev) <= (problem.max_nfev or 100_000)
@@ -113,9 +111,7 @@ def test_twenty_thousand_peaks_at_once_are_all_honest() -> None:
     generator = torch.Generator().manual_seed(0)
     centre = torch.rand(20_000, dtype=torch.float64, generator=generator)
     width = 10 ** (-1 - 4 * torch.rand(20_000, dtype=torch.float64, generator=generator))
-    result = qg.quad(
-        lambda x, c, e: e / ((x - c) ** 2 + e**2), t64(0.0), t64(1.0), (centre, width), rtol=1e-8
-    )
+    result = qg.quad(lambda x, c, e: e / ((x - c) ** 2 + e**2), t64(0.0), t64(1.0), (centre, width), rtol=1e-8)
     exact = torch.atan((1 - centre) / width) + torch.atan(centre / width)
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error).all()

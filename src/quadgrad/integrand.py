@@ -94,7 +94,7 @@ def make_argument(given: Any, batch_shape: torch.Size) -> Argument:
     split = tensor.ndim - ndim
     lead, core = tensor.shape[:split], tensor.shape[split:]
     if all(size == 1 for size in lead):
-        return Argument(tensor.reshape(((1, *core) if core else ())), shared=True, element_ndim=ndim)
+        return Argument(tensor.reshape((1, *core) if core else ()), shared=True, element_ndim=ndim)
     tensor = tensor.expand(batch_shape + core).reshape((-1, *core))
     return Argument(tensor, shared=False, element_ndim=ndim)
 

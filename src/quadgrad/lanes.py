@@ -39,9 +39,9 @@ class _LaneMaximum(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], tensor: Tensor) -> tuple[Tensor, None]:
-        (lane,) = in_dims
-        return _LaneMaximum.apply(tensor if lane is None else tensor.amax(lane)), None  # pyright: ignore
+    def vmap(info: Any, in_dims: tuple[int | None], *args: Tensor) -> tuple[Tensor, None]:
+        tensor, lane = args[0], in_dims[0]
+        return _LaneMaximum.apply(tensor if lane is None else tensor.amax(lane)), None
 
 
 class _Box:
@@ -73,15 +73,15 @@ class _Export(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, tensor: Tensor, box: _Box) -> tuple[Tensor, None]:
-        return _Export.apply(tensor, box), None  # pyright: ignore
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, None]:
+        return _Export.apply(*args), None
 
 
 def largest(tensor: Tensor) -> Tensor:
     """Return the elementwise maximum over all lanes, as a tensor without lanes or gradient."""
     if not in_transform():
         return tensor
-    return _LaneMaximum.apply(tensor)  # pyright: ignore
+    return _LaneMaximum.apply(tensor)
 
 
 def somewhere(mask: Tensor) -> Tensor:

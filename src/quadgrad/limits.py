@@ -62,6 +62,4 @@ class Limits:
         if self.points is None:
             return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
         edges = self.edges()
-        return Pieces(
-            edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite
-        )
+        return Pieces(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite)

@@ -80,9 +80,7 @@ class _Tail:
         p = torch.where(start < 0, 1.0 + fraction, fraction).masked_fill(bounded, 0.5)
         q = torch.where(start < 0, -fraction, 1.0 - fraction).masked_fill(bounded, 0.5)
         up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
-        x = torch.where(
-            bounded, torch.addcmul(left, tau[:, None], scale), left + up * (p / q) - down * (q / p)
-        )
+        x = torch.where(bounded, torch.addcmul(left, tau[:, None], scale), left + up * (p / q) - down * (q / p))
         return x, torch.where(bounded, 1.0, up / q**2 + down / p**2)
 
 

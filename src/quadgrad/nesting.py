@@ -6,7 +6,7 @@ instead of warning by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def current_record() -> InnerRecord | None:
 
 
 @contextmanager
-def open_record() -> Iterator[InnerRecord]:
+def open_record() -> Generator[InnerRecord]:
     """Collect the reports of inner integrals."""
     record = InnerRecord()
     token = _record.set(record)

@@ -64,9 +64,7 @@ def describe(status: Tensor) -> str:
         return "No integral was asked for."
     if len(numbers) == 1:
         return Status(numbers[0]).message
-    return " ".join(
-        f"{numbers.count(s)} of {len(numbers)}: {s.message}" for s in Status if numbers.count(s) > 0
-    )
+    return " ".join(f"{numbers.count(s)} of {len(numbers)}: {s.message}" for s in Status if numbers.count(s) > 0)
 
 
 def _flatten(result: Result) -> tuple[list[Tensor], tuple[Plan, str]]:
@@ -74,7 +72,8 @@ def _flatten(result: Result) -> tuple[list[Tensor], tuple[Plan, str]]:
 
 
 def _unflatten(leaves: Any, context: tuple[Plan, str]) -> Result:
-    return Result(*leaves, *context)
+    value, error, status, nfev = leaves
+    return Result(value, error, status, nfev, *context)
 
 
 # As a leaf the plan would grow a lane dimension under vmap; it rides in the context.

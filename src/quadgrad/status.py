@@ -13,8 +13,8 @@ class Status(IntEnum):
     Examples
     --------
     >>> from quadgrad import Status
-    >>> Status.MAX_NFEV.message
-    'The budget max_nfev ran out before the tolerance was met: raise max_nfev, loosen rtol or atol, or name the hard places in points.'
+    >>> Status.CONVERGED.message
+    'The reported error meets the tolerance.'
     """
 
     message: str

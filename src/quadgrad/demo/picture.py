@@ -57,13 +57,9 @@ def draw_survival(axes: Axes, flies: Lifetimes, weibull: WeibullFit, network: Ne
             [0, *ages.tolist()], [1, *alive.tolist()], where="post", color=colour, lw=1, label=f"{name}, seen"
         )
         axes.plot(network.days, network.survival[index], color=colour, lw=2, label=f"{name}, network")
-        axes.fill_between(
-            network.days, network.lower[index], network.upper[index], color=colour, alpha=0.2, lw=0
-        )
+        axes.fill_between(network.days, network.lower[index], network.upper[index], color=colour, alpha=0.2, lw=0)
     ages, alive = kaplan_meier(flies.days, flies.died)
-    axes.step(
-        [0, *ages.tolist()], [1, *alive.tolist()], where="post", color=BLACK, lw=1, label="all flies, seen"
-    )
+    axes.step([0, *ages.tolist()], [1, *alive.tolist()], where="post", color=BLACK, lw=1, label="all flies, seen")
     fitted = torch.exp(-((network.days / weibull.scale) ** weibull.shape))
     axes.plot(network.days, fitted, color=BLACK, lw=2, ls="--", label="all flies, Weibull")
     axes.set(xlabel="age (days)", ylabel="share alive", ylim=(0, 1.02), xlim=(0, 80))
@@ -84,9 +80,7 @@ def draw_distances(axes: Axes, distances: DistanceResult) -> None:
 def draw_gradient(axes: Axes, distances: DistanceResult) -> None:
     """Draw the gradient of the flat w0wa distance, each parameter scaled to a small change of it."""
     scales = (("H0 by 1 %", 0.7), ("Om by 0.01", 0.01), ("w0 by 0.01", 0.01), ("wa by 0.01", 0.01))
-    for (name, step), slope, colour in zip(
-        scales, distances.gradient, (BLACK, BLUE, ORANGE, GREEN), strict=True
-    ):
+    for (name, step), slope, colour in zip(scales, distances.gradient, (BLACK, BLUE, ORANGE, GREEN), strict=True):
         change = 100 * step * slope / distances.distance[1]
         axes.semilogx(distances.redshift, change, color=colour, lw=2, label=name)
     axes.axhline(0, color="0.7", lw=0.8)
@@ -107,9 +101,7 @@ def draw_peak(axes: Axes, cells: PeakResult) -> None:
 
 def draw_cells(axes: Axes, cells: PeakResult) -> LineCollection:
     """Draw each cell as a bar at the height of its width, coloured by its error, and return the bars."""
-    bars = [
-        [(low, high - low), (high, high - low)] for low, high in zip(cells.lower, cells.upper, strict=True)
-    ]
+    bars = [[(low, high - low), (high, high - low)] for low, high in zip(cells.lower, cells.upper, strict=True)]
     error = cells.error.clamp(min=torch.finfo(cells.error.dtype).tiny)
     norm = LogNorm(max(error.min().item(), 1e-6 * error.max().item()), error.max().item(), clip=True)
     drawn = LineCollection(bars, array=error.numpy(), norm=norm, cmap="plasma_r", linewidths=4)

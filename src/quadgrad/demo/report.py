@@ -111,12 +111,8 @@ class Report:
         if failed:
             self.say(f"[red]Off by more than allowed:[/] {'; '.join(failed)}.")
         else:
-            self.say(
-                "[green]Every number agrees with its reference; every reported error covers the true one.[/]"
-            )
-        self.say(
-            f"{seconds:.1f} s in all, with torch {torch.__version__} and {torch.get_num_threads()} threads."
-        )
+            self.say("[green]Every number agrees with its reference; every reported error covers the true one.[/]")
+        self.say(f"{seconds:.1f} s in all, with torch {torch.__version__} and {torch.get_num_threads()} threads.")
         self.console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)
 
 

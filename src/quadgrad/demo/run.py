@@ -68,9 +68,7 @@ def run(output: Path, seed: int, console: Console) -> bool:
     with report.fitting("fitting the Weibull hazard") as progress:
         weibull = fit_weibull(flies, progress)
     report.checks(weibull.checks, "lifelines")
-    report.say(
-        f"Fitted in {weibull.seconds:.1f} s, {weibull.evaluations} evaluations of likelihood and gradient."
-    )
+    report.say(f"Fitted in {weibull.seconds:.1f} s, {weibull.evaluations} evaluations of likelihood and gradient.")
 
     report.chapter("Survival: a neural network", NETWORK_TEXT)
     with report.fitting("fitting the network") as progress:
@@ -79,16 +77,12 @@ def run(output: Path, seed: int, console: Console) -> bool:
     report.checks(network.checks[2:], "Kaplan-Meier")
     errors = " and ".join(f"{error:.1f}" for error in network.median_errors)
     report.say(f"Standard errors of the medians ({', '.join(GROUPS)}): {errors} days.")
-    report.say(
-        f"Fitted in {network.seconds:.1f} s, {network.evaluations} evaluations of likelihood and gradient."
-    )
+    report.say(f"Fitted in {network.seconds:.1f} s, {network.evaluations} evaluations of likelihood and gradient.")
 
     report.chapter("Distances in the universe", DISTANCE_TEXT)
     distances = compare_distances(load_distances())
     report.checks(distances.checks, "astropy")
-    report.say(
-        f"1,000 distances with their 4,000 derivatives took {1e3 * distances.gradient_seconds:.0f} ms."
-    )
+    report.say(f"1,000 distances with their 4,000 derivatives took {1e3 * distances.gradient_seconds:.0f} ms.")
 
     report.chapter("One hard integral", PEAK_TEXT)
     cells = integrate_peak()

@@ -71,9 +71,7 @@ def cumulative_hazard(hazard: Callable[..., Tensor], days: Tensor, args: Sequenc
     return qg.quad(hazard, 0.0, days, args=tuple(args))
 
 
-def negative_log_likelihood(
-    hazard: Callable[..., Tensor], flies: Lifetimes, args: Sequence[Tensor] = ()
-) -> Tensor:
+def negative_log_likelihood(hazard: Callable[..., Tensor], flies: Lifetimes, args: Sequence[Tensor] = ()) -> Tensor:
     """Return minus the log-likelihood of censored lifetimes, sum of H(t) - died * log h(t)."""
     survived = cumulative_hazard(hazard, flies.days, args).value
     return (survived - flies.died * hazard(flies.days, *args).log()).sum()
@@ -126,9 +124,7 @@ def fit_weibull(flies: Lifetimes, progress: Progress) -> WeibullFit:
         return negative_log_likelihood(weibull_hazard, flies, (parameters[0], parameters[1]))
 
     with stopwatch() as watch:
-        evaluations = maximise(
-            lambda: objective(log_parameters.exp()), [log_parameters], progress, max_iter=50
-        )
+        evaluations = maximise(lambda: objective(log_parameters.exp()), [log_parameters], progress, max_iter=50)
     best = log_parameters.detach().exp()
     hessian: Tensor = torch.func.hessian(objective)(best)
     errors = torch.linalg.inv(hessian).diagonal().sqrt()
@@ -141,9 +137,7 @@ def fit_weibull(flies: Lifetimes, progress: Progress) -> WeibullFit:
         "formula",
     )
     ours = [*best.tolist(), *errors.tolist(), log_likelihood]
-    return WeibullFit(
-        ours[0], ours[1], log_likelihood, evaluations, watch.seconds, weibull_checks(ours), cost
-    )
+    return WeibullFit(ours[0], ours[1], log_likelihood, evaluations, watch.seconds, weibull_checks(ours), cost)
 
 
 def weibull_checks(ours: Sequence[float]) -> list[Check]:

@@ -9,7 +9,7 @@ the first case does the rule agree with itself on the derivative there.
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -72,20 +72,18 @@ def _trusted(
     marks = list(fixed.marks)
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
-        value, touching, null = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
-        slopes = [_slope(part, source if source is not None else mark) for part in (value, touching, null)]
+        value, null = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        slopes = [_slope(part, source if source is not None else mark) for part in (value, null)]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
-    total_slope, near_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
+    total_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
     span = (fixed.b - fixed.a).abs()
     mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
-    return null_slope <= AGREEMENT * torch.maximum(torch.maximum(total_slope, near_slope * 0.0), mean)
+    return null_slope <= AGREEMENT * torch.maximum(total_slope, mean)
 
 
-def _sums(
-    integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each integral, its part on the cells that touch ``here``, and their first null rules."""
+def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each integral, and the first null rules on the cells that touch ``here``."""
     dtype = here.dtype
     layout = frame(moving.pieces(), plan.row, plan.start.to(dtype), plan.stop.to(dtype))
     x, slope = layout.nodes(plan.tau.to(dtype), slice(None))
@@ -101,11 +99,7 @@ def _sums(
     at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
     near = (at_lower | at_upper).to(sums.dtype)
     owner, batch = plan.owner, plan.batch
-    return (
-        total(sums[0], owner, batch),
-        total(sums[0] * near, owner, batch),
-        total((sums[1] + sums[2]) * near, owner, batch),
-    )
+    return total(sums[0], owner, batch), total((sums[1] + sums[2]) * near, owner, batch)
 
 
 def _slope(value: Tensor, source: Tensor) -> Tensor | None:
@@ -116,7 +110,8 @@ def _slope(value: Tensor, source: Tensor) -> Tensor | None:
             return tangent
     if not source.requires_grad or not value.requires_grad:
         return None
-    (slope,) = torch.autograd.grad(value.sum(), source, retain_graph=True, allow_unused=True)
+    (found,) = torch.autograd.grad(value.sum(), source, retain_graph=True, allow_unused=True)
+    slope = cast("Tensor | None", found)
     if slope is None:
         return torch.zeros_like(value)
-    return slope.reshape(-1).expand(value.shape) if slope.numel() == 1 else slope.expand_as(slope).reshape(-1)
+    return slope.reshape(-1).expand(value.shape)

@@ -90,9 +90,7 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
             move = torch.where(usable, mark - here, 0.0)
             start = torch.where(usable, torch.nextafter(here, other), inner)
             steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-            terms.append(
-                _Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move))
-            )
+            terms.append(_Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move)))
     terms += _breakpoint_terms(limits, fixed, inner, treatment.pathwise[2:])
     if not terms:
         return 0.0
@@ -107,9 +105,7 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
     return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
 
 
-def _breakpoint_terms(
-    limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[Tensor, ...]
-) -> list[_Sliver]:
+def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[Tensor, ...]) -> list[_Sliver]:
     """Return the slivers on both sides of each breakpoint.
 
     They are read at a small distance from it: at a computed root, and even one rounding unit beside

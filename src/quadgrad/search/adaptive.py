@@ -185,9 +185,7 @@ def _search_tile(task: Task, first: int, last: int, row: Tensor, start: Tensor, 
     return ledger.close()
 
 
-def _refine(
-    task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool
-) -> bool:
+def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:
     """Bisect until no integral runs any more; return whether some wait to be reopened."""
     waiting = False
     while True:
@@ -229,18 +227,20 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice
     layout = frame(task.pieces, row if whole is None else whole, start.to(real), stop.to(real))
     owner = _owner(task, row)
     n = row.shape[0]
-    size = max(1, task.block // task.rule.nodes.size)
+    step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     eps = task.tolerance.eps
-    for first in range(0, max(1, n), size):
-        part = slice(first, min(n, first + size))
+    for first in range(0, max(1, n), step):
+        part = slice(first, min(n, first + step))
         x, slope = layout.nodes(rule.nodes, part)
         integral = owner[part] if whole is None else slice(whole.start + part.start, whole.start + part.stop)
         y = task.integrand(x, integral).detach()
         eps = _noise(task)
         parts.append(apply_rule(rule, y, slope, gap, eps))
-    estimates = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    value, error, floor = scale_estimates(*estimates, layout.scale, eps)
+    value, error, size = parts[0]
+    if len(parts) > 1:
+        value, error, size = (torch.cat(column) for column in zip(*parts, strict=True))
+    value, error, floor = scale_estimates(value, error, size, layout.scale, eps)
     info = torch.finfo(real)
     wide = (layout.resolution > 4.0 * info.eps / task.rule.nodes[0]) & ((stop - start) > info.tiny**0.5)
     return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide))

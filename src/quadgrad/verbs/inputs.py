@@ -34,9 +34,7 @@ class Call:
         return math.prod(self.batch_shape)
 
 
-def prepare(
-    f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool
-) -> Call:
+def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool) -> Call:
     """Check and flatten the integrand, its limits, arguments and breakpoints."""
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
@@ -77,7 +75,9 @@ def prepare_replay(
         marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
         arguments = tuple(make_argument(v, torch.Size(plan.batch_shape)) for v in given)
     except RuntimeError as error:
-        raise ValueError(f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}") from None
+        raise ValueError(
+            f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}"
+        ) from None
     integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
     return integrand, Limits(ends[0], ends[1], marks, plan.infinite)
 
@@ -97,7 +97,9 @@ def _has_tensor(value: Any) -> bool:
 def _limit(name: str, value: Any) -> Any:
     """Return a limit as a float or a real tensor."""
     if isinstance(value, Element):
-        raise TypeError(f"{name} must be a number or tensor, not quadgrad.element: limits are never per-element vectors")
+        raise TypeError(
+            f"{name} must be a number or tensor, not quadgrad.element: limits are never per-element vectors"
+        )
     if not isinstance(value, Tensor):
         if isinstance(value, complex):
             raise TypeError(f"{name}={value!r} is complex: cells must be ordered, so limits must be real")
@@ -105,7 +107,9 @@ def _limit(name: str, value: Any) -> Any:
             return float(value)
         value = torch.as_tensor(value)
     if value.is_complex():
-        raise TypeError(f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real")
+        raise TypeError(
+            f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real"
+        )
     return value
 
 

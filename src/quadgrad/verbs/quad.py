@@ -192,7 +192,11 @@ def _integrate(
     status, nfev = export(found.status), export(found.nfev)
     shape = call.batch_shape
     result = Result(
-        value.reshape(shape + tuple(value.shape[1:])), found.error.reshape(shape), status.reshape(shape), nfev.reshape(shape), made
+        value.reshape(shape + tuple(value.shape[1:])),
+        found.error.reshape(shape),
+        status.reshape(shape),
+        nfev.reshape(shape),
+        made,
     )
     return replace(result, detail=offending_point(integrand, made, fixed, status))
 

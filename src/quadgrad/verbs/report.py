@@ -23,7 +23,10 @@ __all__ = ["offending_point", "report", "warn_if_severed"]
 
 
 def report(
-    result: Result, inner: InnerRecord, outer: InnerRecord | None, on_failure: Literal["warn", "raise", "ignore"]
+    result: Result,
+    inner: InnerRecord,
+    outer: InnerRecord | None,
+    on_failure: Literal["warn", "raise", "ignore"],
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     failed = int((result.status != int(Status.CONVERGED)).sum())
@@ -85,9 +88,7 @@ def warn_if_severed(integrand: Integrand, limits: Limits, probe: Tensor) -> None
     if limits.points is not None and limits.points.requires_grad:
         return
     lost = [
-        str(i)
-        for i, a in enumerate(integrand.arguments)
-        if isinstance(a.value, Tensor) and a.value.requires_grad
+        str(i) for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad
     ]
     if lost:
         warnings.warn(
