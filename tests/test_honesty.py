@@ -107,8 +107,23 @@ def test_broken_integrands_with_the_place_marked(name: str, rule: str, rtol: flo
     assert liars(BROKEN[name], rule, rtol, marked=True) == []
 
 
-@pytest.mark.xfail(reason="what lies between a cell's end and its outermost node is seen by no node; mark it")
-@pytest.mark.parametrize("name", ("step", "kink", "logarithm"))
+def understated(name: str, reason: str):
+    return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+
+
+UNSEEN = "what lies between a cell's end and its outermost node is seen by no node: mark it with points"
+SINGULAR = "the error at an unmarked interior singularity is up to 2.6 times the reported one: mark it with points"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        understated("step", UNSEEN),
+        understated("kink", UNSEEN),
+        understated("cusp", SINGULAR),
+        understated("logarithm", SINGULAR),
+    ],
+)
 def test_broken_integrands_with_the_place_hidden(name: str) -> None:
-    # QUADPACK (scipy.integrate.quad, rtol 1e-8, 400 draws) understates the error of 20 % of such steps.
+    # QUADPACK (scipy.integrate.quad at 1e-8) understates the error of 20 % of such steps, gk21 of 7 %.
     assert sum((liars(BROKEN[name], rule, rtol) for rule in RULES for rtol in TOLERANCES), []) == []

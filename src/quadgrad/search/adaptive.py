@@ -15,60 +15,20 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from quadgrad.integrand import Integrand
+from quadgrad._torch import in_transform
 from quadgrad.lanes import largest, somewhere
-from quadgrad.maps import Pieces, frame
-from quadgrad.nesting import current_record
+from quadgrad.maps import frame
 from quadgrad.reduce import total
-from quadgrad.rules import Rule
 from quadgrad.search.cells import Cells, bisect, locate
 from quadgrad.search.estimate import FLOOR, apply_rule, largest_component, scale_estimates
+from quadgrad.search.single import search_single, suits_single
+from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["Found", "Task", "search"]
-
-SHARE = 0.5
-"""A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
-
-PATIENCE = 6
-"""Rounds of bisection after which values that are still not finite count as a region, not as points."""
+__all__ = ["search"]
 
 RUN, WAIT = -1, -2
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that stays the same during one search."""
-
-    integrand: Integrand
-    pieces: Pieces
-    rule: Rule
-    tolerance: Tolerance
-    max_nfev: int
-    block: int
-    tile: int
-    batch: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What search hands over: the cells sorted by row, and each integral's totals and end."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    cell_error: Tensor
-    value: Tensor
-    error: Tensor
-    floor: Tensor
-    status: Tensor
-    nfev: Tensor
-
-    @staticmethod
-    def join(parts: list[Found]) -> Found:
-        """Return the tiles as one."""
-        return Found(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Found)))
 
 
 @dataclass(frozen=True)
@@ -155,6 +115,8 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
 
     Integrals are taken a tile at a time, so that a round's arrays stay in the processor's cache.
     """
+    if suits_single(task) and not in_transform():
+        return search_single(task, row, start, stop)
     if task.batch <= task.tile:
         return _search_tile(task, 0, task.batch, row, start, stop)
     edges = [*range(0, task.batch, task.tile), task.batch]
@@ -191,18 +153,21 @@ def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: T
     while True:
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
-        stays = verdict.code == RUN
-        n_split, n_run, n_wait = torch.stack(
-            (verdict.split.sum(), stays.sum(), (verdict.code == WAIT).sum())
+        split, stays = verdict.split, verdict.code == RUN
+        n_split, n_run, n_wait, n_over = torch.stack(
+            (split.sum(), stays.sum(), (verdict.code == WAIT).sum(), (verdict.code == Status.MAX_NFEV).sum())
         ).tolist()
         waiting |= n_wait > 0
+        if n_over:
+            split = split & stays.index_select(0, owner)
+            n_split = int(split.sum())
         n_gone = len(running) - n_run
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
         if n_split == 0:
             ledger.settled.append(cells)
             return waiting
-        leaf, parent = locate(~verdict.split, len(cells) - n_split), locate(verdict.split, n_split)
+        leaf, parent = locate(~split, len(cells) - n_split), locate(split, n_split)
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
@@ -235,7 +200,7 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice
         x, slope = layout.nodes(rule.nodes, part)
         integral = owner[part] if whole is None else slice(whole.start + part.start, whole.start + part.stop)
         y = task.integrand(x, integral).detach()
-        eps = _noise(task)
+        eps = noise(task)
         parts.append(apply_rule(rule, y, slope, gap, eps))
     value, error, size = parts[0]
     if len(parts) > 1:
@@ -244,12 +209,6 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice
     info = torch.finfo(real)
     wide = (layout.resolution > 4.0 * info.eps / task.rule.nodes[0]) & ((stop - start) > info.tiny**0.5)
     return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide))
-
-
-def _noise(task: Task) -> float:
-    """Return the relative noise of f: that of its dtype, or the error of integrals inside it."""
-    inner = current_record()
-    return max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -287,7 +246,6 @@ def _judge(
     wanted = total(split.to(torch.int64), owner, n)
     nfev = running.nfev + 2 * task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
-    split = split & ~over.index_select(0, owner)
     code = torch.where(wanted > 0, RUN, _stuck(task, error, floor) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))

@@ -71,10 +71,10 @@ def scale_estimates(
     Where f is not finite the value is 0 and the error infinite.
     """
     tail = scale.shape + (1,) * (value.ndim - 1)
-    floor = ((FLOOR * eps) * scale * size).nan_to_num(0.0, posinf=0.0)
-    error = torch.maximum(scale * error, floor).nan_to_num(torch.inf, posinf=torch.inf)
-    value = (value * scale.reshape(tail)).masked_fill(error.isinf().reshape(tail), 0.0)
-    return value, error, floor
+    floor = (size * scale).mul_(FLOOR * eps)
+    error = torch.maximum(error * scale, floor).nan_to_num_(torch.inf, posinf=torch.inf)
+    value = (value * scale.reshape(tail)).masked_fill_(error.isinf().reshape(tail), 0.0)
+    return value, error, floor.nan_to_num_(0.0, posinf=0.0)
 
 
 def largest_component(size: Tensor) -> Tensor:

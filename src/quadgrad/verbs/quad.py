@@ -21,9 +21,10 @@ from quadgrad.nesting import current_record, open_record
 from quadgrad.plan import Plan
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
-from quadgrad.search.adaptive import Found, Task, search
+from quadgrad.search.adaptive import search
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import first_cells
+from quadgrad.search.task import Found, Task
 from quadgrad.tolerance import epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.report import offending_point, report, warn_if_severed

@@ -1,0 +1,147 @@
+"""Adaptive search for one integral: the decisions of :mod:`quadgrad.search.adaptive` in Python floats.
+
+One tensor operation costs as much as evaluating a cheap integrand on a hundred nodes, and a round of
+the batched search needs a hundred of them. Here a round is a handful: place the nodes, call f, apply
+the rule. The two searches make the same plan, which the tests check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad.maps import frame
+from quadgrad.search.estimate import FLOOR, SAFETY, SLOW
+from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
+from quadgrad.status import Status
+
+__all__ = ["search_single", "suits_single"]
+
+
+@dataclass(slots=True)
+class _Cell:
+    """One cell: its piece, its ends as fractions of it, and what the rule found on it."""
+
+    row: int
+    start: float
+    stop: float
+    value: float = 0.0
+    error: float = 0.0
+    floor: float = 0.0
+    refinable: bool = False
+
+
+def suits_single(task: Task) -> bool:
+    """Whether the task is one integral of a real scalar integrand."""
+    dtype = task.integrand.output_dtype
+    return task.batch == 1 and task.integrand.event == () and dtype is not None and not dtype.is_complex
+
+
+def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
+    """Search from the given cells of one integral, as :func:`quadgrad.search.adaptive.search` does."""
+    fresh = [_Cell(*ends) for ends in zip(row.tolist(), start.tolist(), stop.tolist(), strict=True)]
+    settled: list[_Cell] = []
+    nodes = task.rule.nodes.size
+    nfev, bad, reopened = nodes * len(fresh), 0, False
+    _measure(task, fresh)
+    while True:
+        cells = settled + fresh
+        value, error, floor = sum(c.value for c in cells), sum(c.error for c in cells), sum(c.floor for c in cells)
+        tolerance = _tolerance(task, value, floor)
+        target = max(tolerance, 2.0 * floor)
+        bad = bad + 1 if math.isinf(error) else 0
+        if error <= target or bad > PATIENCE:
+            status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
+            status = Status.NONFINITE if bad > PATIENCE else status
+            break
+        limit = target * (1.0 if reopened else SHARE) / max(1, len(fresh))
+        split = [c for c in fresh if c.error > limit and c.refinable]
+        if not split and not reopened:
+            settled, fresh, reopened, bad = [], sorted(cells, key=lambda c: c.row), True, 0
+            continue
+        if not split:
+            large = task.tolerance.eps**-0.5 / FLOOR * floor
+            status = Status.DIVERGENT if error > large else Status.ROUNDOFF
+            break
+        if nfev + 2 * nodes * len(split) > task.max_nfev:
+            status = Status.MAX_NFEV
+            break
+        nfev += 2 * nodes * len(split)
+        settled += [c for c in fresh if not (c.error > limit and c.refinable)]
+        fresh = [half for c in split for half in _bisect(c)]
+        reopened = False
+        _measure(task, fresh)
+    return _found(task, cells, (value, error, floor), status, nfev)
+
+
+def _measure(task: Task, cells: list[_Cell]) -> None:
+    """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
+    pieces = task.pieces
+    real, device = pieces.lower.dtype, pieces.lower.device
+    rule = task.rule.tensors(real, device)
+    step = max(1, task.block // task.rule.nodes.size)
+    first_owner = slice(0, 1)
+    info = torch.finfo(real)
+    finest, narrowest = 4.0 * info.eps / float(task.rule.nodes[0]), info.tiny**0.5
+    for first in range(0, len(cells), step):
+        part = cells[first : first + step]
+        ends = torch.tensor([[c.start for c in part], [c.stop for c in part]], dtype=real, device=device)
+        row = torch.tensor([c.row for c in part], device=device) if pieces.count > 1 else first_owner
+        layout = frame(pieces, row, ends[0], ends[1])
+        x, slope = layout.nodes(rule.nodes, slice(None))
+        y = task.integrand(x, first_owner)
+        if slope is not None:
+            y = y * slope
+        functionals = rule.functionals.to(y.dtype)
+        sums, sizes = functionals @ y, functionals[0] @ y.abs()
+        found = torch.cat((sums, sizes[None], layout.scale[None], layout.resolution[None])).T.tolist()
+        eps = noise(task)
+        for cell, (value, *nulls, size, scale, resolution) in zip(part, found, strict=True):
+            cell.floor = FLOOR * eps * scale * size
+            cell.error = max(scale * _null_rule_error(nulls, size, task.rule.order_gap, eps), cell.floor)
+            cell.value = scale * value
+            if not (math.isfinite(cell.error) and math.isfinite(value)):
+                cell.value, cell.error, cell.floor = 0.0, math.inf, 0.0
+            wide = resolution > finest and cell.stop - cell.start > narrowest
+            cell.refinable = wide and cell.error > cell.floor
+
+
+def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> float:
+    """Return the error on the unit interval, as :func:`quadgrad.search.estimate.apply_rule` does."""
+    pairs = [abs(nulls[i]) + abs(nulls[i + 1]) for i in range(0, len(nulls), 2)]
+    quiet = 2.0 * eps * size
+    decay = max((max(high - quiet, 0.0) / low if low else 0.0) for high, low in zip(pairs, pairs[1:], strict=False))
+    if decay < SLOW:
+        return SAFETY * pairs[-1] * (decay / SLOW) ** (order_gap + len(pairs) - 1)
+    return SAFETY * max(pairs)
+
+
+def _tolerance(task: Task, value: float, floor: float) -> float:
+    allowed = max(task.tolerance.rtol * abs(value), task.tolerance.atol)
+    if abs(value) <= 5.0 * floor:
+        allowed = max(allowed, 5.0 * floor)
+    return allowed
+
+
+def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
+    middle = 0.5 * (cell.start + cell.stop)
+    turn = 1.0 if middle >= 0.5 else 0.0
+    return _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
+
+
+def _found(task: Task, cells: list[_Cell], sums: tuple[float, float, float], status: Status, nfev: int) -> Found:
+    """Return what was found as tensors, the cells sorted by row."""
+    cells = sorted(cells, key=lambda c: c.row)
+    device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
+    start, stop, error = torch.tensor(
+        [[c.start for c in cells], [c.stop for c in cells], [c.error for c in cells]],
+        dtype=torch.float64,
+        device=device,
+    )
+    row, code, spent = (torch.tensor(n, device=device) for n in ([c.row for c in cells], [int(status)], [nfev]))
+    value = torch.tensor([sums[0]], dtype=task.integrand.output_dtype, device=device)
+    total_error, floor = torch.tensor([[sums[1]], [sums[2]]], dtype=dtype, device=device)
+    return Found(row.to(torch.int64), start, stop, error.to(dtype), value, total_error, floor, code, spent)

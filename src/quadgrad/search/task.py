@@ -1,0 +1,63 @@
+"""What a search is asked, and what it hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from quadgrad.integrand import Integrand
+from quadgrad.maps import Pieces
+from quadgrad.nesting import current_record
+from quadgrad.rules import Rule
+from quadgrad.search.estimate import FLOOR
+from quadgrad.tolerance import Tolerance
+
+__all__ = ["PATIENCE", "SHARE", "Found", "Task", "noise"]
+
+SHARE = 0.5
+"""A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
+
+PATIENCE = 6
+"""Rounds of bisection after which values that are still not finite count as a region, not as points."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that stays the same during one search."""
+
+    integrand: Integrand
+    pieces: Pieces
+    rule: Rule
+    tolerance: Tolerance
+    max_nfev: int
+    block: int
+    tile: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What search hands over: the cells sorted by row, and each integral's totals and end."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    cell_error: Tensor
+    value: Tensor
+    error: Tensor
+    floor: Tensor
+    status: Tensor
+    nfev: Tensor
+
+    @staticmethod
+    def join(parts: list[Found]) -> Found:
+        """Return the tiles as one."""
+        return Found(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Found)))
+
+
+def noise(task: Task) -> float:
+    """Return the relative noise of f: that of its dtype, or the error of integrals inside it."""
+    inner = current_record()
+    return max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps
