@@ -63,13 +63,13 @@ class CostlyPeak:
         return torch.add(peak(x, c, e), idle, alpha=0.0)
 
 
-def calibrate(recorded: Recorder) -> CostlyPeak:
-    """Choose the number of sines so that a node costs about ``COSTLY``; measured on the first blocks."""
-    few = Recorder(peak, recorded.blocks[:40])
-    passes = 10
-    seconds = interleave({"light": few.evaluate, "heavy": lambda: few.evaluate(CostlyPeak(passes))}, repeats=7)
-    light, heavy = (seconds[name].best / few.nodes for name in ("light", "heavy"))
-    return CostlyPeak(max(1, round((COSTLY - light) * passes / (heavy - light))))
+def calibrate(blocks: Recorder) -> CostlyPeak:
+    """Choose the number of sines so that a node costs about ``COSTLY``."""
+    passes = 20
+    heavy = CostlyPeak(passes)
+    seconds = interleave({"light": blocks.evaluate, "heavy": lambda: blocks.evaluate(heavy)}, repeats=5)
+    light, heavy_cost = (seconds[name].median / blocks.nodes for name in ("light", "heavy"))
+    return CostlyPeak(max(1, round((COSTLY - light) * passes / (heavy_cost - light))))
 
 
 def integrate(peaks: Peaks, f: Callable[..., Tensor]) -> qg.Result:

@@ -42,7 +42,7 @@ class Limits:
     @property
     def orientation(self) -> Tensor:
         """Return -1 where the limits are reversed, else 1."""
-        return torch.where(self.b < self.a, -1.0, 1.0).to(self.a.dtype)
+        return 1.0 - 2.0 * (self.b < self.a).to(self.a.dtype)
 
     def edges(self) -> Tensor:
         """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.

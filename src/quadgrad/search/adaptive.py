@@ -69,16 +69,16 @@ class Verdict:
 class Ledger:
     """The settled cells, and the totals of the integrals that stopped running."""
 
-    def __init__(self, like: Running, pieces_each: int) -> None:
-        """Start with every integral at zero; ``like.who`` is a range."""
-        self.value, self.error, self.floor = like.value, like.error, like.floor
-        self.status, self.nfev = torch.zeros_like(like.who), like.nfev
-        self.first, self.pieces_each = like.who[:1], pieces_each
+    def __init__(self, pieces_each: int, nfev: Tensor, sums: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Start with the sums of all integrals, taken for converged."""
+        self.pieces_each = pieces_each
+        self.status, self.nfev = torch.zeros_like(nfev), nfev
+        self.value, self.error, self.floor = sums
         self.settled: list[Cells] = []
 
     def enter(self, running: Running, code: Tensor, gone: Tensor, sums: tuple[Tensor, ...]) -> None:
         """Keep the totals of the integrals at the indices ``gone``."""
-        who = running.who.index_select(0, gone) - self.first
+        who = running.who.index_select(0, gone)
         self.status = self.status.index_copy(0, who, code.index_select(0, gone))
         self.nfev = self.nfev.index_copy(0, who, running.nfev.index_select(0, gone))
         self.value, self.error, self.floor = (
@@ -90,13 +90,13 @@ class Ledger:
         """Take back the integrals that wait, with all their cells: who, the cells' owners, the cells."""
         waits = self.status == WAIT
         cells = Cells.join(self.settled)
-        owner = cells.row // self.pieces_each - self.first
+        owner = cells.row // self.pieces_each
         again = waits.index_select(0, owner)
         n_again, n_who = torch.stack((again.sum(), waits.sum())).tolist()
         index = locate(again, n_again)
         self.settled = [cells.take(locate(~again, len(cells) - n_again))]
         local = (waits.cumsum(0) - 1).index_select(0, owner.index_select(0, index))
-        return locate(waits, n_who) + self.first, local, cells.take(index)
+        return locate(waits, n_who), local, cells.take(index)
 
     def close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
@@ -111,38 +111,35 @@ class Ledger:
 
 
 def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
-    """Search from the given cells, sorted by row; integrals without a cell are zero and converged.
-
-    Integrals are taken a tile at a time, so that a round's arrays stay in the processor's cache.
-    """
+    """Search from the given cells, sorted by row; integrals without a cell are zero and converged."""
     if suits_single(task) and not in_transform():
         return search_single(task, row, start, stop)
-    if task.batch <= task.tile:
-        return _search_tile(task, 0, task.batch, row, start, stop)
-    edges = [*range(0, task.batch, task.tile), task.batch]
-    cuts = torch.searchsorted(row, torch.tensor(edges, device=row.device) * task.pieces.count).tolist()
-    return Found.join(
-        [
-            _search_tile(task, edges[i], edges[i + 1], *(t[cuts[i] : cuts[i + 1]] for t in (row, start, stop)))
-            for i in range(len(edges) - 1)
-        ]
-    )
-
-
-def _search_tile(task: Task, first: int, last: int, row: Tensor, start: Tensor, stop: Tensor) -> Found:
-    """Search the integrals from ``first`` to before ``last``."""
-    whole = slice(first, last) if task.pieces.count == 1 and row.shape[0] == last - first else None
-    owner = _owner(task, row) - first
+    n, device = task.batch, row.device
+    who = torch.arange(n, device=device)
+    whole = task.pieces.count == 1 and row.shape[0] == n
     cells = _evaluate(task, row, start, stop, whole)
-    count = total(torch.ones_like(owner), owner, last - first)
-    who = torch.arange(first, last, device=row.device)
-    running = _begin(who, count, count * task.rule.nodes.size, cells)
-    ledger = Ledger(running, task.pieces.count)
+    owner = _owner(task, row)
+    count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
+    nfev = count * task.rule.nodes.size
+    running = _begin(who, count, nfev, cells)
+    sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
+    ledger = Ledger(task.pieces.count, nfev, sums)
+    if whole:  # one cell each: those that have converged leave at once
+        easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
+        n_easy = int(easy.sum())
+        if n_easy == n:
+            ledger.settled.append(cells)
+            return ledger.close()
+        if n_easy:
+            ledger.settled.append(cells.take(locate(easy, n_easy)))
+            hard = locate(~easy, n - n_easy)
+            running, cells = running.take(hard), cells.take(hard)
+            owner = torch.arange(n - n_easy, device=device)
     reopened = False
     while _refine(task, ledger, running, cells, owner, reopened):
         who, owner, cells = ledger.withdraw()
         count = total(torch.ones_like(owner), owner, len(who))
-        running = _begin(who, count, ledger.nfev.index_select(0, who - first), cells)
+        running = _begin(who, count, ledger.nfev.index_select(0, who), cells)
         reopened = True
     return ledger.close()
 
@@ -185,11 +182,11 @@ def _owner(task: Task, row: Tensor) -> Tensor:
     return row if task.pieces.count == 1 else row // task.pieces.count
 
 
-def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice | None = None) -> Cells:
-    """Apply the rule to new cells, a block of nodes at a time; ``whole`` spares indexing where rows are a range."""
+def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool = False) -> Cells:
+    """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral."""
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
-    layout = frame(task.pieces, row if whole is None else whole, start.to(real), stop.to(real))
+    layout = frame(task.pieces, slice(None) if whole else row, start.to(real), stop.to(real))
     owner = _owner(task, row)
     n = row.shape[0]
     step = max(1, task.block // task.rule.nodes.size)
@@ -198,8 +195,7 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: slice
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
         x, slope = layout.nodes(rule.nodes, part)
-        integral = owner[part] if whole is None else slice(whole.start + part.start, whole.start + part.stop)
-        y = task.integrand(x, integral).detach()
+        y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
         parts.append(apply_rule(rule, y, slope, gap, eps))
     value, error, size = parts[0]

@@ -136,12 +136,13 @@ def _found(task: Task, cells: list[_Cell], sums: tuple[float, float, float], sta
     """Return what was found as tensors, the cells sorted by row."""
     cells = sorted(cells, key=lambda c: c.row)
     device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
-    start, stop, error = torch.tensor(
-        [[c.start for c in cells], [c.stop for c in cells], [c.error for c in cells]],
-        dtype=torch.float64,
-        device=device,
+    columns = [[c.start for c in cells], [c.stop for c in cells], [c.error for c in cells]]
+    start, stop, error = torch.tensor(columns, dtype=torch.float64, device=device).unbind(0)
+    row, (code, spent) = (
+        torch.tensor(n, dtype=torch.int64, device=device) for n in ([c.row for c in cells], [[int(status)], [nfev]])
     )
-    row, code, spent = (torch.tensor(n, device=device) for n in ([c.row for c in cells], [int(status)], [nfev]))
-    value = torch.tensor([sums[0]], dtype=task.integrand.output_dtype, device=device)
-    total_error, floor = torch.tensor([[sums[1]], [sums[2]]], dtype=dtype, device=device)
-    return Found(row.to(torch.int64), start, stop, error.to(dtype), value, total_error, floor, code, spent)
+    value, total_error, floor = torch.tensor([[s] for s in sums], dtype=torch.float64, device=device).unbind(0)
+    return Found(
+        row, start, stop, error.to(dtype), value.to(task.integrand.output_dtype), total_error.to(dtype),
+        floor.to(dtype), code, spent,
+    )  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from quadgrad.integrand import Integrand
@@ -33,7 +32,6 @@ class Task:
     tolerance: Tolerance
     max_nfev: int
     block: int
-    tile: int
     batch: int
 
 
@@ -50,11 +48,6 @@ class Found:
     floor: Tensor
     status: Tensor
     nfev: Tensor
-
-    @staticmethod
-    def join(parts: list[Found]) -> Found:
-        """Return the tiles as one."""
-        return Found(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Found)))
 
 
 def noise(task: Task) -> float:

@@ -34,8 +34,6 @@ __all__ = ["quad"]
 MAX_NFEV = 50_000
 BLOCK = 2**16
 """Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
-TILE = 2**15
-"""Integrals searched together on a CPU; on other devices all of them."""
 
 
 def quad(
@@ -176,8 +174,7 @@ def _integrate(
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
     budget = _budget(max_nfev, rule, pieces)
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
-    tile = call.batch if pieces.lower.is_cuda else TILE
-    task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
+    task = Task(integrand, pieces, rule, tolerance, budget, block, call.batch)
     with torch.no_grad():
         found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
@@ -204,9 +201,12 @@ def _integrate(
 
 def _inner_point(limits: Limits) -> Tensor:
     """Return an interior point of the first integral, away from the middle, where singularities like to be."""
-    lower, upper = torch.minimum(limits.a, limits.b)[:1], torch.maximum(limits.a, limits.b)[:1]
-    if lower.numel() == 0:
-        return lower.new_full((1,), 0.4375)
+    a, b = limits.a[:1], limits.b[:1]
+    if a.numel() == 0:
+        return a.new_full((1,), 0.4375)
+    if not limits.infinite:
+        return torch.lerp(a, b, 0.4375)
+    lower, upper = torch.minimum(a, b), torch.maximum(a, b)
     zero = torch.zeros_like(lower)
     layout = frame(Pieces(lower, upper, 1, limits.infinite), slice(0, 1), zero, zero + 1.0)
     return layout.nodes(zero + 0.4375, slice(0, 1))[0]
