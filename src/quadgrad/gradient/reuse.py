@@ -16,7 +16,7 @@ from quadgrad.replay import replay_plan
 
 __all__ = ["Reuse", "replay_with_limits"]
 
-BLOCK = 2**16
+BLOCK = 2**17
 """Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 

@@ -18,7 +18,12 @@ def first_cells(
     limits: Limits, pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: Plan | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return row, start and stop of the first cells, sorted by row; empty pieces get none."""
-    occupied = somewhere(pieces.upper > pieces.lower).expand(batch * pieces.count)
+    occupied = somewhere(pieces.upper > pieces.lower)
+    if plan is None and pieces.lower.shape[0] == 1 and bool(occupied):  # shared limits that differ
+        row = torch.arange(batch, device=occupied.device)
+        start = torch.zeros(batch, dtype=torch.float64, device=occupied.device)
+        return row, start, torch.ones_like(start)
+    occupied = occupied.expand(batch * pieces.count)
     if plan is None:
         row = occupied.nonzero().squeeze(1)
         start = torch.zeros(row.shape, dtype=torch.float64, device=row.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,7 @@ from quadgrad.verbs.report import offending_point, report, warn_if_severed
 __all__ = ["quad"]
 
 MAX_NFEV = 50_000
-BLOCK = 2**16
+BLOCK = 2**17
 """Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 
@@ -178,25 +177,31 @@ def _integrate(
     with torch.no_grad():
         found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
-    tail = (1,) * (found.value.ndim - 1)
-    sign = fixed.orientation.expand(call.batch).reshape(call.batch, *tail)
-    value = (found.value * sign).masked_fill(found.error.isinf().reshape(call.batch, *tail), torch.nan)
+    status, nfev = export(found.status), export(found.nfev)
+    failed = bool(status.any())
+    value = _oriented_value(found, fixed, failed)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
         replayed = gradient.apply(integrand, made, limits, treatment, chunk)
         _refuse_disagreement(replayed, value, found.error)
         value = replayed
-    status, nfev = export(found.status), export(found.nfev)
     shape = call.batch_shape
-    result = Result(
+    return Result(
         value.reshape(shape + tuple(value.shape[1:])),
         found.error.reshape(shape),
         status.reshape(shape),
         nfev.reshape(shape),
         made,
+        offending_point(integrand, made, fixed, status) if failed else "",
     )
-    return replace(result, detail=offending_point(integrand, made, fixed, status))
+
+
+def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
+    """Return the value with the sign of the limits' order, NaN where f was not finite."""
+    batch, tail = found.error.shape[0], (1,) * (found.value.ndim - 1)
+    value = found.value * limits.orientation.expand(batch).reshape(batch, *tail)
+    return value.masked_fill(found.error.isinf().reshape(batch, *tail), torch.nan) if failed else value
 
 
 def _inner_point(limits: Limits) -> Tensor:
