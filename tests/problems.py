@@ -216,7 +216,7 @@ PROBLEMS: tuple[Problem, ...] = (
     problem("inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 21),
     problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 170),
     problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 270),
-    problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 170),
+    problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 190),
     problem(
         "moment",
         lambda x, m: x**2 * m.exp(-((x - 1) ** 2)),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import t64
 
 import quadgrad as qg
+from helpers import t64
 
 pytestmark = pytest.mark.gpu
 

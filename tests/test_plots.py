@@ -3,11 +3,11 @@
 import matplotlib
 import pytest
 import torch
-from helpers import t64
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 import quadgrad as qg
+from helpers import t64
 from quadgrad.plots import plot_plan
 
 INF = float("inf")
@@ -45,7 +45,7 @@ def test_bars_are_the_cells_and_their_colour_the_error():
 
 
 def test_the_curve_is_the_integrand_from_left_to_right():
-    ax = draw(qg.quad(peak, t64(0.0), 1.0).plan, peak)
+    ax = draw(qg.quad(peak, t64(0.0), 1.0).plan, peak, t64(0.0), 1.0)
     (line,) = ax.lines
     x, y = torch.as_tensor(line.get_xydata().copy()).unbind(1)
     assert (x.diff() > 0).all()

@@ -99,12 +99,13 @@ def test_looser_tolerance_costs_less() -> None:
 
 def test_every_element_of_a_batch_stops_on_its_own() -> None:
     width = t64([1e1, 1e-1, 1e-2, 1e-3, 1e-4])
-    result = qg.quad(lambda x, e: e / ((x - 0.3) ** 2 + e**2), t64(0.0), t64(1.0), (width,), rtol=1e-10)
+    f = lambda x, e: e / ((x - 0.3) ** 2 + e**2)
+    result = qg.quad(f, t64(0.0), t64(1.0), (width,), rtol=1e-10)
     exact = torch.atan(0.7 / width) + torch.atan(0.3 / width)
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error).all()
     assert int(result.nfev[0]) == 21
-    assert (result.nfev.diff() > 0).all()
+    assert result.nfev.tolist() == [int(qg.quad(f, t64(0.0), t64(1.0), (e,), rtol=1e-10).nfev) for e in width]
 
 
 def test_twenty_thousand_peaks_at_once_are_all_honest() -> None:

@@ -22,7 +22,7 @@ NULL_PAIRS = 5
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(1 + 2 * NULL_PAIRS, m)``."""
+    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(3 + 2 * NULL_PAIRS, m)``."""
 
     nodes: torch.Tensor
     functionals: torch.Tensor
@@ -70,6 +70,18 @@ class Rule:
         last = orthonormal[:, ::-1][:, : 2 * NULL_PAIRS]
         return np.ascontiguousarray((last * root[:, None]).T)
 
+    @cached_property
+    def halves(self) -> Array:
+        """Null rules ``(2, m)`` on the nodes of the left and of the right half, which tell the rougher one.
+
+        Each is the one linear functional of its nodes that annihilates all polynomials it can.
+        """
+        count = (self.nodes.size + 1) // 2
+        vandermonde = np.polynomial.legendre.legvander(4.0 * self.nodes[:count] - 1.0, count - 2)
+        null = np.linalg.svd(vandermonde.T)[2][-1] / count
+        left = np.concatenate([null, np.zeros(self.nodes.size - count)])
+        return np.stack([left, left[::-1]])
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
@@ -90,7 +102,7 @@ class Rule:
             return found
         made = RuleTensors(
             torch.as_tensor(self.nodes, dtype=dtype, device=device),
-            torch.as_tensor(np.vstack([self.weights, self.nulls]), dtype=dtype, device=device),
+            torch.as_tensor(np.vstack([self.weights, self.nulls, self.halves]), dtype=dtype, device=device),
         )
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made

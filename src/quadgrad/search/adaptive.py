@@ -10,7 +10,7 @@ No gradient flows here, and every decision goes through :mod:`quadgrad.lanes`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from quadgrad._torch import in_transform
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
-from quadgrad.search.cells import Cells, bisect, locate
+from quadgrad.search.cells import Cells, locate, refine
 from quadgrad.search.estimate import FLOOR, apply_rule, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
@@ -55,11 +55,14 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``split`` marks the cells to bisect; ``wanted`` is their number for each integral, ``code`` RUN, WAIT
-    or a status, ``nfev`` what will have been spent, ``bad`` the rounds with values that are not finite.
+    ``split`` marks the cells to bisect, ``left`` and ``right`` those whose half is bisected at once, too;
+    ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what
+    will have been spent, ``bad`` the rounds with values that are not finite.
     """
 
     split: Tensor
+    left: Tensor
+    right: Tensor
     wanted: Tensor
     code: Tensor
     nfev: Tensor
@@ -75,6 +78,7 @@ class Ledger:
         self.status, self.nfev = torch.zeros_like(nfev), nfev
         self.value, self.error, self.floor = sums
         self.settled: list[Cells] = []
+        self.withdrawn = 0
 
     def enter(self, running: Running, code: Tensor, gone: Tensor, sums: tuple[Tensor, ...]) -> None:
         """Keep the totals of the integrals at the indices ``gone``."""
@@ -87,16 +91,22 @@ class Ledger:
         )
 
     def withdraw(self) -> tuple[Tensor, Tensor, Cells]:
-        """Take back the integrals that wait, with all their cells: who, the cells' owners, the cells."""
+        """Take back the integrals that wait, with all their cells: who, the cells' owners, the cells.
+
+        The cells left behind get a row beyond all rows, which :meth:`close` cuts off.
+        """
         waits = self.status == WAIT
-        cells = Cells.join(self.settled)
-        owner = cells.row // self.pieces_each
-        again = waits.index_select(0, owner)
-        n_again, n_who = torch.stack((again.sum(), waits.sum())).tolist()
-        index = locate(again, n_again)
-        self.settled = [cells.take(locate(~again, len(cells) - n_again))]
-        local = (waits.cumsum(0) - 1).index_select(0, owner.index_select(0, index))
-        return locate(waits, n_who), local, cells.take(index)
+        asked = torch.cat((waits, waits.new_zeros(1)))
+        nowhere = waits.shape[0] * self.pieces_each
+        taken: list[Cells] = []
+        for i, cells in enumerate(self.settled):
+            again = asked.index_select(0, cells.row // self.pieces_each)
+            taken.append(cells.take(locate(again, int(again.sum()))))
+            self.settled[i] = replace(cells, row=cells.row.masked_fill(again, nowhere))
+        cells = Cells.join(taken)
+        self.withdrawn += len(cells)
+        local = (waits.cumsum(0) - 1).index_select(0, cells.row // self.pieces_each)
+        return locate(waits, int(waits.sum())), local, cells
 
     def close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
@@ -106,6 +116,8 @@ class Ledger:
         )
         if len(self.settled) > 1:
             row, order = row.sort(stable=True)
+            kept = row.shape[0] - self.withdrawn
+            row, order = row[:kept], order[:kept]
             start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
         return Found(row, start, stop, error, self.value, self.error, self.floor, self.status, self.nfev)
 
@@ -151,13 +163,13 @@ def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: T
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
         split, stays = verdict.split, verdict.code == RUN
-        n_split, n_run, n_wait, n_over = torch.stack(
-            (split.sum(), stays.sum(), (verdict.code == WAIT).sum(), (verdict.code == Status.MAX_NFEV).sum())
+        n_split, n_new, n_run, n_wait, n_over = torch.stack(
+            [t.sum() for t in (split, verdict.wanted, stays, verdict.code == WAIT, verdict.code == Status.MAX_NFEV)]
         ).tolist()
         waiting |= n_wait > 0
         if n_over:
             split = split & stays.index_select(0, owner)
-            n_split = int(split.sum())
+            n_split, n_new = int(split.sum()), int(verdict.wanted.masked_fill(~stays, 0).sum())
         n_gone = len(running) - n_run
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
@@ -168,13 +180,14 @@ def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: T
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        owner = owner.index_select(0, parent)
+        chosen = (cells.start, cells.stop, verdict.left, verdict.right)
+        origin, start, stop = refine(*(t.index_select(0, parent) for t in chosen), n_new)
+        parent = parent.index_select(0, origin)
+        owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        row, start, stop = (t.index_select(0, parent) for t in (cells.row, cells.start, cells.stop))
-        owner, row = owner.repeat_interleave(2), row.repeat_interleave(2)
-        cells = _evaluate(task, row, *bisect(start, stop))
+        cells = _evaluate(task, row, start, stop)
         reopened = False
 
 
@@ -190,7 +203,7 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     owner = _owner(task, row)
     n = row.shape[0]
     step = max(1, task.block // task.rule.nodes.size)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     eps = task.tolerance.eps
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
@@ -198,13 +211,13 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
         y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
         parts.append(apply_rule(rule, y, slope, gap, eps))
-    value, error, size = parts[0]
+    value, error, size, lean = parts[0]
     if len(parts) > 1:
-        value, error, size = (torch.cat(column) for column in zip(*parts, strict=True))
+        value, error, size, lean = (torch.cat(column) for column in zip(*parts, strict=True))
     value, error, floor = scale_estimates(value, error, size, layout.scale, eps)
     info = torch.finfo(real)
     wide = (layout.resolution > 4.0 * info.eps / task.rule.nodes[0]) & ((stop - start) > info.tiny**0.5)
-    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide))
+    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide), lean)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -239,14 +252,15 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     split = excess & cells.refinable
-    wanted = total(split.to(torch.int64), owner, n)
-    nfev = running.nfev + 2 * task.rule.nodes.size * wanted
+    left, right = split & somewhere(cells.lean < 0.0), split & somewhere(cells.lean > 0.0)
+    wanted = total(2 * split.to(torch.int64) + left + right, owner, n)
+    nfev = running.nfev + task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, error, floor) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
     code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
-    return Verdict(split, wanted, code, nfev, bad)
+    return Verdict(split, left, right, wanted, code, nfev, bad)
 
 
 def _stuck(task: Task, error: Tensor, floor: Tensor) -> Tensor:
@@ -273,4 +287,4 @@ def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
 def _settle(running: Running, settled: Cells, owner: Tensor, verdict: Verdict) -> Running:
     """Add the cells that are not bisected to their integrals' settled sums."""
     value, error, floor = _sums(running, settled, owner)
-    return Running(running.who, value, error, floor, 2 * verdict.wanted, verdict.nfev, verdict.bad)
+    return Running(running.who, value, error, floor, verdict.wanted, verdict.nfev, verdict.bad)

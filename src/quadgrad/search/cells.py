@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "bisect", "locate"]
+__all__ = ["Cells", "locate", "refine"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Cells:
 
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it.
     ``value`` ``(n, *event)``, ``error`` and ``floor`` (the part of the error that rounding explains)
-    may carry hidden lanes; ``refinable`` tells where bisection can still help.
+    may carry hidden lanes; ``refinable`` tells where bisection can still help, ``lean`` which half is to
+    blame for the error: -1 the left, 1 the right, 0 both.
     """
 
     row: Tensor
@@ -26,6 +27,7 @@ class Cells:
     error: Tensor
     floor: Tensor
     refinable: Tensor
+    lean: Tensor
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -50,7 +52,7 @@ def locate(mask: Tensor, count: int) -> Tensor:
 
 
 def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """Halve cells: the two children of each stand next to each other.
+    """Halve cells: start and stop of the two children of each, which stand next to each other.
 
     Halves of a whole piece are measured from different ends, see :mod:`quadgrad.maps`.
     """
@@ -60,3 +62,21 @@ def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         torch.stack((start, middle - turn), dim=1).flatten(),
         torch.stack((middle, stop - turn), dim=1).flatten(),
     )
+
+
+def refine(start: Tensor, stop: Tensor, left: Tensor, right: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Halve cells, and where told their left or right half once more; ``count`` children in all.
+
+    Returns the parent of each child and its start and stop. The children of the halves come last.
+    """
+    parent = torch.arange(start.shape[0], device=start.device).repeat_interleave(2)
+    start, stop = bisect(start, stop)
+    n_again = count - start.shape[0]
+    if n_again == 0:
+        return parent, start, stop
+    again = torch.stack((left, right), dim=1).flatten()
+    once, twice = locate(~again, start.shape[0] - n_again), locate(again, n_again)
+    finer = (parent.index_select(0, twice).repeat_interleave(2), *bisect(start[twice], stop[twice]))
+    whole = (t.index_select(0, once) for t in (parent, start, stop))
+    parent, start, stop = (torch.cat(pair) for pair in zip(whole, finer, strict=True))
+    return parent, start, stop

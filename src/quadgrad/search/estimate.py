@@ -23,10 +23,16 @@ SAFETY = 10.0
 SLOW = 0.9
 """Decay per pair of degrees that is taken for no decay."""
 
+UNRESOLVED = 0.8
+"""Decay per pair of degrees from which on one bisection will not be enough."""
+
+ROUGHER = 1e3
+"""Ratio of the halves' null rules from which on the rougher half alone is to blame for the error."""
+
 
 def apply_rule(
     rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Integrate over each cell, as if it had unit width.
 
     Parameters
@@ -46,6 +52,9 @@ def apply_rule(
     value : Tensor, shape (n, *event)
     error, size : Tensor, shape (n,)
         Estimated error and the integral of abs(f), each the largest over the event.
+    lean : Tensor, shape (n,)
+        -1 or 1 where the left or right half alone is to blame for the error, and will be after one bisection,
+        else 0.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
@@ -55,12 +64,14 @@ def apply_rule(
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
     size = functionals[0] @ flat.abs()
-    error = _null_rule_error(sums[1:], size, order_gap, eps)
+    error, decay = _null_rule_error(sums[1:-2], size, order_gap, eps)
+    left, right, decay = (largest_component(t.reshape(tail)) for t in (sums[-2].abs(), sums[-1].abs(), decay))
+    lean = _lean(left, right, decay)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    return value, largest_component(error), largest_component(size)
+    return value, largest_component(error), largest_component(size), lean
 
 
 def scale_estimates(
@@ -84,18 +95,26 @@ def largest_component(size: Tensor) -> Tensor:
     return size.flatten(1).amax(1) if size.numel() else size.new_zeros(size.shape[:1])
 
 
-def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> Tensor:
-    """Return the error on the unit interval from the null rules ``(2 * NULL_PAIRS, k)``, which it overwrites.
+def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
+    """Return -1 or 1 where the left or right half alone keeps the coefficients from decaying, else 0."""
+    unresolved = decay >= UNRESOLVED
+    to_right, to_left = unresolved & (right > ROUGHER * left), unresolved & (left > ROUGHER * right)
+    return to_right.to(decay.dtype) - to_left.to(decay.dtype)
+
+
+def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the error on the unit interval, and the decay, from the null rules, which it overwrites.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.
     """
     magnitude = nulls.abs_()
-    pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(torch.finfo(size.dtype).tiny)
-    above_noise = pairs[:-1].sub((2.0 * eps) * size).clamp_min_(0.0)
+    tiny = torch.finfo(size.dtype).tiny
+    pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(tiny)
+    above_noise = pairs[:-1].sub((2.0 * eps) * size + tiny).clamp_min_(0.0)
     decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
     continued = pairs[-1] * _power((decay / SLOW).clamp_max_(1.0), order_gap + NULL_PAIRS - 1)
-    return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0))
+    return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay
 
 
 def _power(base: Tensor, exponent: int) -> Tensor:

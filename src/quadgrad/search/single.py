@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.maps import frame
-from quadgrad.search.estimate import FLOOR, SAFETY, SLOW
+from quadgrad.search.estimate import FLOOR, ROUGHER, SAFETY, SLOW, UNRESOLVED
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 
@@ -32,6 +32,7 @@ class _Cell:
     error: float = 0.0
     floor: float = 0.0
     refinable: bool = False
+    lean: float = 0.0
 
 
 def suits_single(task: Task) -> bool:
@@ -66,12 +67,13 @@ def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found
             large = task.tolerance.eps**-0.5 / FLOOR * floor
             status = Status.DIVERGENT if error > large else Status.ROUNDOFF
             break
-        if nfev + 2 * nodes * len(split) > task.max_nfev:
+        parts = _refine(split)
+        if nfev + nodes * len(parts) > task.max_nfev:
             status = Status.MAX_NFEV
             break
-        nfev += 2 * nodes * len(split)
+        nfev += nodes * len(parts)
         settled += [c for c in fresh if not (c.error > limit and c.refinable)]
-        fresh = [half for c in split for half in _bisect(c)]
+        fresh = parts
         reopened = False
         _measure(task, fresh)
     return _found(task, cells, (value, error, floor), status, nfev)
@@ -99,9 +101,12 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
         sums, sizes = functionals @ y, functionals[0] @ y.abs()
         found = torch.cat((sums, sizes[None], layout.scale[None], layout.resolution[None])).T.tolist()
         eps = noise(task)
-        for cell, (value, *nulls, size, scale, resolution) in zip(part, found, strict=True):
+        for cell, (value, *nulls, left, right, size, scale, resolution) in zip(part, found, strict=True):
             cell.floor = FLOOR * eps * scale * size
-            cell.error = max(scale * _null_rule_error(nulls, size, task.rule.order_gap, eps), cell.floor)
+            error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
+            cell.error = max(scale * error, cell.floor)
+            if decay >= UNRESOLVED:
+                cell.lean = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.value = scale * value
             if not (math.isfinite(cell.error) and math.isfinite(value)):
                 cell.value, cell.error, cell.floor = 0.0, math.inf, 0.0
@@ -109,14 +114,14 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
             cell.refinable = wide and cell.error > cell.floor
 
 
-def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> float:
-    """Return the error on the unit interval, as :func:`quadgrad.search.estimate.apply_rule` does."""
+def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> tuple[float, float]:
+    """Return the error on the unit interval and the decay, as :func:`quadgrad.search.estimate.apply_rule` does."""
     pairs = [abs(nulls[i]) + abs(nulls[i + 1]) for i in range(0, len(nulls), 2)]
     quiet = 2.0 * eps * size
     decay = max((max(high - quiet, 0.0) / low if low else 0.0) for high, low in zip(pairs, pairs[1:], strict=False))
     if decay < SLOW:
-        return SAFETY * pairs[-1] * (decay / SLOW) ** (order_gap + len(pairs) - 1)
-    return SAFETY * max(pairs)
+        return SAFETY * pairs[-1] * (decay / SLOW) ** (order_gap + len(pairs) - 1), decay
+    return SAFETY * max(pairs), decay
 
 
 def _tolerance(task: Task, value: float, floor: float) -> float:
@@ -124,6 +129,15 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
     if abs(value) <= 5.0 * floor:
         allowed = max(allowed, 5.0 * floor)
     return allowed
+
+
+def _refine(cells: list[_Cell]) -> list[_Cell]:
+    """Halve cells, and at once the half that is to blame for the error; the quarters come last."""
+    halves = [
+        (half, cell.lean == side) for cell in cells for half, side in zip(_bisect(cell), (-1.0, 1.0), strict=True)
+    ]
+    finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
+    return [half for half, blamed in halves if not blamed] + finer
 
 
 def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:

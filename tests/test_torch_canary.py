@@ -1,0 +1,291 @@
+"""Canaries: what quadgrad relies on in torch without torch having promised it.
+
+One of them dying after an upgrade of torch says which assumption broke, before a wrong gradient does. The names
+themselves live in `quadgrad._torch`; `quadgrad.lanes` relies on how custom functions behave under transforms.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils import _pytree
+
+import quadgrad as qg
+from helpers import leaf, t64
+from quadgrad._torch import forward_mode_open, in_transform, register_pytree, tangent_of
+from quadgrad.lanes import export, largest, somewhere
+
+Function = Callable[[Tensor], Tensor]
+X = t64([1.0, 2.0, 3.0])
+
+
+def seen_inside(transform: Callable[[Function], object], look: Callable[[Tensor], object]) -> list[object]:
+    """Run a transform over x -> sum x^2 and return what ``look`` saw inside."""
+    seen: list[object] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(look(x))
+        return (x**2).sum()
+
+    transform(f)
+    return seen
+
+
+TRANSFORMS = {
+    "grad": lambda f: grad(f)(X),
+    "vjp": lambda f: vjp(f, X),
+    "jvp": lambda f: jvp(f, (X,), (X,)),
+    "jacrev": lambda f: jacrev(f)(X),
+    "jacfwd": lambda f: jacfwd(f)(X),
+    "hessian": lambda f: hessian(f)(X),
+    "vmap": lambda f: vmap(f)(X[:, None]),
+    "vmap of grad": lambda f: vmap(grad(f))(X[:, None]),
+    "grad of vmap": lambda f: grad(lambda x: vmap(f)(x[:, None]).sum())(X),
+    "vmap of hessian": lambda f: vmap(hessian(f))(X[:, None]),
+    "vmap without grad mode": lambda f: torch.no_grad()(vmap(f))(X[:, None]),
+}
+transforms = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+# ------------------------------------------------------------------------------- whether a transform is open
+
+
+def test_no_transform_is_open_outside_one() -> None:
+    assert not in_transform()
+    assert not in_transform(), "asking changes nothing"
+
+
+@transforms
+def test_every_transform_is_seen_and_closed_again(transform: Callable[[Function], object]) -> None:
+    seen = seen_inside(transform, lambda _: in_transform())
+    assert seen
+    assert all(seen)
+    assert not in_transform()
+
+
+def test_a_transform_that_raises_is_closed_too() -> None:
+    def fail(x: Tensor) -> Tensor:
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        grad(fail)(X)
+    assert not in_transform()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda f: f(leaf([1.0])).backward(),
+        lambda f: torch.no_grad()(f)(X),
+        lambda f: torch.inference_mode()(f)(X),
+        lambda f: functional_call(torch.nn.Identity(), {}, (f(X),)),
+        lambda f: torch.autograd.functional.jacobian(f, X),
+    ],
+    ids=["autograd", "no_grad", "inference_mode", "functional_call", "autograd.functional"],
+)
+def test_what_is_no_transform_is_not_taken_for_one(run: Callable[[Function], object]) -> None:
+    assert seen_inside(run, lambda _: in_transform()) == [False]
+
+
+# ------------------------------------------------------------------------------------------- forward mode
+
+
+def test_the_forward_mode_level_is_negative_until_one_is_opened() -> None:
+    assert not forward_mode_open()
+    with forward_ad.dual_level():
+        assert forward_mode_open()
+    assert not forward_mode_open()
+
+
+@pytest.mark.parametrize("name", ["jvp", "jacfwd", "hessian"])
+def test_forward_transforms_open_a_level(name: str) -> None:
+    assert all(seen_inside(TRANSFORMS[name], lambda _: forward_mode_open()))
+
+
+def test_tangents_flow_where_gradients_are_off_and_nothing_else_tells() -> None:
+    with forward_ad.dual_level(), torch.no_grad():
+        x = forward_ad.make_dual(X, 2.0 * X)
+        y = x**2
+        assert not y.requires_grad
+        torch.testing.assert_close(tangent_of(y), 4.0 * X**2)
+        assert tangent_of(X) is None
+
+
+def test_detach_drops_the_tangent() -> None:
+    with forward_ad.dual_level():
+        assert tangent_of(forward_ad.make_dual(X, X).detach()) is None
+
+
+# ------------------------------------------------------------------------------------------------ pytrees
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: Tensor
+    second: Tensor
+    note: str
+
+
+register_pytree(Pair, lambda p: ([p.first, p.second], p.note), lambda leaves, note: Pair(*leaves, note))
+
+
+def test_a_registered_class_makes_the_round_trip() -> None:
+    leaves, spec = _pytree.tree_flatten(Pair(X, 2.0 * X, "note"))
+    assert len(leaves) == 2
+    back = _pytree.tree_unflatten(leaves, spec)
+    assert isinstance(back, Pair)
+    assert back.note == "note"
+    assert back.first is X
+
+
+def test_transforms_take_a_registered_class_in_and_hand_it_out() -> None:
+    def swap(pair: Pair) -> Pair:
+        return replace(pair, first=pair.second**2, second=pair.first)
+
+    out = vmap(swap)(Pair(X, 2.0 * X, "note"))
+    torch.testing.assert_close(out.first, 4.0 * X**2)
+    assert out.note == "note"
+    slope = grad(lambda pair: (pair.first * pair.second).sum())(Pair(X, 2.0 * X, "note"))
+    torch.testing.assert_close(slope.first, 2.0 * X)
+
+
+def test_results_leave_a_transform_with_lanes_on_the_leaves_only() -> None:
+    result = vmap(lambda p: qg.quad(lambda x, p: torch.exp(-p * x), 0.0, 1.0, (p,)))(X)
+    assert result.value.shape == result.error.shape == (3,)
+    assert result.plan.batch_shape == ()
+
+
+# ----------------------------------------------------------- decisions under vmap: functions with a vmap rule
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether no lanes hide in a tensor."""
+    return not is_batchedtensor(tensor)
+
+
+def test_outside_transforms_the_maximum_is_the_tensor_itself() -> None:
+    assert largest(X) is X
+
+
+@pytest.mark.parametrize("in_dim", [0, 1, -1])
+def test_the_maximum_goes_over_the_lanes_and_can_be_decided_on(in_dim: int) -> None:
+    lanes = t64([[1.0, 5.0], [4.0, 2.0], [3.0, 3.0]])
+    rows = lanes if in_dim == 0 else lanes.T
+    seen: list[tuple[bool, list[float], list[list[int]]]] = []
+
+    def f(x: Tensor) -> Tensor:
+        top = largest(x)
+        big = top > 4.5
+        seen.append((plain(top), top.tolist(), big.nonzero().tolist()))
+        return x.sum() if bool(big.any()) else x.sum() * torch.nan
+
+    total = vmap(f, in_dims=in_dim)(rows)
+    torch.testing.assert_close(total, lanes.sum(1))
+    assert seen == [(True, [4.0, 5.0], [[1]])], "the function must run once, for all lanes"
+
+
+def test_without_lanes_of_its_own_a_tensor_passes_unchanged() -> None:
+    def f(x: Tensor) -> Tensor:
+        top = largest(X)
+        assert plain(top)
+        assert top.tolist() == X.tolist()
+        return x
+
+    vmap(f)(X)
+
+
+def test_nested_lanes_are_all_gone() -> None:
+    grid = torch.arange(6.0).reshape(2, 3)
+    seen: list[float] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(float(largest(x)))
+        return x
+
+    vmap(vmap(f))(grid)
+    assert seen == [5.0]
+
+
+def test_not_a_number_in_one_lane_wins() -> None:
+    seen: list[float] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(float(largest(x)))
+        return x
+
+    vmap(f)(t64([1.0, torch.nan, 3.0]))
+    assert math.isnan(*seen)
+
+
+def test_a_mask_holds_where_it_holds_in_any_lane() -> None:
+    seen: list[list[bool]] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(somewhere(x > 2.5).tolist())
+        return x
+
+    vmap(f)(t64([[1.0, 3.0, 2.0], [3.0, 1.0, 2.0]]))
+    assert seen == [[True, True, False]]
+
+
+@transforms
+def test_every_transform_may_decide_and_its_answer_stays(transform: Callable[[Function], object]) -> None:
+    def answer(f: Function) -> list[Tensor]:
+        return [t for t in _pytree.tree_leaves(transform(f)) if isinstance(t, Tensor)]
+
+    def deciding(x: Tensor) -> Tensor:
+        return (x**2).sum() if bool((largest(x) > 0.0).all()) else x.sum() * torch.nan
+
+    for got, expected in zip(answer(deciding), answer(lambda x: (x**2).sum()), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_maximum_carries_no_derivative() -> None:
+    torch.testing.assert_close(grad(lambda x: (largest(x) * x).sum())(X), X)
+    torch.testing.assert_close(jvp(lambda x: largest(x) * x, (X,), (X,))[1], X**2)
+    torch.testing.assert_close(vmap(grad(lambda x: largest(x) * x))(X), torch.full_like(X, 3.0))
+
+
+def test_the_maximum_of_a_captured_tensor_carries_no_derivative() -> None:
+    """A closure brings lanes and tangents in by the back door."""
+    slope = grad(lambda s: vmap(lambda x: largest(s * x) * x)(X).sum())(t64(2.0))
+    assert slope == 0.0
+
+
+# ------------------------------------------------------------- tensors that outlive the transform they came from
+
+
+@transforms
+def test_an_exported_tensor_is_plain_when_the_transform_has_ended(transform: Callable[[Function], object]) -> None:
+    seen = seen_inside(transform, lambda x: export(largest(x)))
+    for tensor in seen:
+        assert isinstance(tensor, Tensor)
+        assert not is_functorch_wrapped_tensor(tensor)
+        assert not tensor.requires_grad
+        assert tensor.max() <= 3.0
+        torch.save(tensor, io.BytesIO())
+
+
+def test_a_tensor_made_in_inference_mode_may_take_part_in_a_gradient() -> None:
+    with torch.inference_mode():
+        made = export(X * 2.0)
+    p = leaf([1.0, 1.0, 1.0])
+    (p * made).sum().backward()
+    torch.testing.assert_close(p.grad, 2.0 * X)
+
+
+def test_transforms_still_refuse_the_hooks_that_checkpointing_needs() -> None:
+    """If this stops raising, chunks inside transforms may be checkpointed too."""
+    from torch.utils.checkpoint import checkpoint
+
+    with pytest.raises(RuntimeError, match="saved tensor hooks"):
+        grad(lambda x: checkpoint(lambda x: (x**2).sum(), x, use_reentrant=False))(X)
