@@ -129,6 +129,11 @@ class Integrand:
     event: tuple[int, ...] | None = None
     output_dtype: torch.dtype | None = None
 
+    def part(self, first: int, last: int) -> Integrand:
+        """Return the integrand of the integrals from ``first`` to before ``last``."""
+        parts = (a if a.shared else replace(a, value=a.value[first:last]) for a in self.arguments)
+        return replace(self, arguments=tuple(parts))
+
     def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
         """Call f at one node of the first integral; return the integrand knowing its output, and the output."""
         shape = (1,) * (self.rank + 1)

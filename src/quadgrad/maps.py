@@ -33,6 +33,14 @@ class Pieces:
     count: int
     infinite: bool
 
+    def part(self, first: int, last: int) -> Pieces:
+        """Return the pieces of the integrals from ``first`` to before ``last``."""
+        if self.lower.shape[0] == 1 and self.upper.shape[0] == 1:
+            return self
+        rows = slice(first * self.count, last * self.count)
+        lower, upper = (end if end.shape[0] == 1 else end[rows] for end in (self.lower, self.upper))
+        return Pieces(lower, upper, self.count, self.infinite)
+
     def ends(self, row: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return the lower and upper end of each row, shape ``(n,)`` or ``(1,)``."""
         return _at(self.lower, row), _at(self.upper, row)

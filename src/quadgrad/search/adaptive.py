@@ -126,6 +126,8 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
     """Search from the given cells, sorted by row; integrals without a cell are zero and converged."""
     if suits_single(task) and not in_transform():
         return search_single(task, row, start, stop)
+    if task.batch > task.tile:
+        return Found.join(_search_tiles(task, row, start, stop))
     n, device = task.batch, row.device
     who = torch.arange(n, device=device)
     whole = task.pieces.count == 1 and row.shape[0] == n
@@ -154,6 +156,21 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
         running = _begin(who, count, ledger.nfev.index_select(0, who), cells)
         reopened = True
     return ledger.close()
+
+
+def _search_tiles(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> list[Found]:
+    """Search a tile of integrals after another, which bounds the working memory."""
+    firsts = range(0, task.batch, task.tile)
+    edges = torch.tensor([first * task.pieces.count for first in firsts], device=row.device)
+    cuts = [*torch.searchsorted(row, edges).tolist(), row.shape[0]]
+    found: list[Found] = []
+    for i, first in enumerate(firsts):
+        part, shift = slice(cuts[i], cuts[i + 1]), first * task.pieces.count
+        tile = search(
+            task.part(first, min(task.batch, first + task.tile)), row[part] - shift, start[part], stop[part]
+        )
+        found.append(replace(tile, row=tile.row + shift))
+    return found
 
 
 def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from quadgrad.integrand import Integrand
@@ -24,7 +25,10 @@ PATIENCE = 6
 
 @dataclass(frozen=True)
 class Task:
-    """All that stays the same during one search."""
+    """All that stays the same during one search.
+
+    ``block`` is the number of nodes evaluated at a time, ``tile`` that of integrals searched together.
+    """
 
     integrand: Integrand
     pieces: Pieces
@@ -32,7 +36,13 @@ class Task:
     tolerance: Tolerance
     max_nfev: int
     block: int
+    tile: int
     batch: int
+
+    def part(self, first: int, last: int) -> Task:
+        """Return the task of the integrals from ``first`` to before ``last``."""
+        pieces, integrand = self.pieces.part(first, last), self.integrand.part(first, last)
+        return replace(self, pieces=pieces, integrand=integrand, batch=last - first)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,11 @@ class Found:
     floor: Tensor
     status: Tensor
     nfev: Tensor
+
+    @staticmethod
+    def join(parts: list[Found]) -> Found:
+        """Return what was found on the tiles as one."""
+        return Found(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Found)))
 
 
 def noise(task: Task) -> float:

@@ -173,7 +173,8 @@ def _integrate(
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
     budget = _budget(max_nfev, rule, pieces)
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
-    task = Task(integrand, pieces, rule, tolerance, budget, block, call.batch)
+    tile = max(1, call.batch) if chunk is None else chunk
+    task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
     with torch.no_grad():
         found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)

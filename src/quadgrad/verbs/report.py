@@ -50,7 +50,7 @@ def report(
     )
     if on_failure == "raise":
         raise IntegrationError(text)
-    warnings.warn(text, IntegrationWarning, stacklevel=4)
+    warnings.warn(text, IntegrationWarning, stacklevel=3)
 
 
 def _relative_error(result: Result) -> float:
@@ -99,5 +99,5 @@ def warn_if_severed(integrand: Integrand, limits: Limits, probe: Tensor) -> None
             "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
             "detached",
             SeveredGradientWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -1,0 +1,91 @@
+"""The README: its examples print what they say, its limits are the real ones, its links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import io
+import re
+from math import inf
+from pathlib import Path
+
+import pytest
+import torch
+
+import quadgrad as qg
+from helpers import t64
+from quadgrad import Status
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LANGUAGES = {"sh", "pycon"}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_python_block_prints_what_it_says() -> None:
+    blocks = [
+        (match[2], README[: match.start(2)].count("\n")) for match in BLOCK.finditer(README) if match[1] == "pycon"
+    ]
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.REPORT_NDIFF)
+    names: dict[str, object] = {}
+    said = io.StringIO()
+    for text, line in blocks:
+        test = doctest.DocTestParser().get_doctest(text, names, "README.md", "README.md", line)
+        assert test.examples
+        runner.run(test, out=said.write, clear_globs=False)
+        names = test.globs
+    assert runner.failures == 0, said.getvalue()
+    assert runner.tries > 10
+
+
+def test_no_python_escapes_the_test() -> None:
+    assert {match[1] for match in BLOCK.finditer(README)} == LANGUAGES
+    outside = BLOCK.sub("", README)
+    assert ">>>" not in outside
+    assert "```" not in outside
+
+
+def test_statuses_are_quoted_as_they_are() -> None:
+    for status in Status:
+        assert f"| `{status.name}` | {status.message} |" in README
+
+
+@pytest.mark.parametrize(
+    ("f", "a", "b", "status", "digits"),
+    [
+        (lambda x: (1 - x) ** -0.5, 0.0, 1.0, Status.DIVERGENT, 6),
+        (lambda x: x**-0.9, 0.0, 1.0, Status.CONVERGED, 8),
+        (lambda x: x**-0.95, 0.0, 1.0, Status.DIVERGENT, 7),
+        (lambda x: torch.sin(x) / x, 0.0, inf, Status.MAX_NFEV, None),
+        (lambda x: ((x > 0) & (x < 1)).to(x.dtype), -1.0, 1e4, Status.CONVERGED, None),
+    ],
+    ids=["inverse root at 1", "x^-0.9", "x^-0.95", "oscillating tail", "box"],
+)
+def test_what_it_says_this_version_does_not_do(f, a: float, b: float, status: Status, digits: int | None) -> None:
+    """When one of these starts to work, the README has to change."""
+    result = qg.quad(f, t64(a), b, on_failure="ignore")
+    assert int(result.status) == status
+    if digits is not None:
+        assert result.error < 2 * 10.0**-digits * result.value
+
+
+def test_the_number_of_evaluations_it_quotes() -> None:
+    spent = int(qg.quad(lambda x: x**-0.9, t64(0.0), 1.0).nfev)
+    assert f"takes {round(spent, -3):,} evaluations" in README
+
+
+def test_the_unmarked_box_is_missed_and_the_marked_one_is_not() -> None:
+    box = lambda x: ((x > 0) & (x < 1)).to(x.dtype)
+    assert qg.quad(box, t64(-1.0), 1e4).value == 0
+    torch.testing.assert_close(qg.quad(box, t64(-1.0), 1e4, points=[0.0, 1.0]).value, t64(1.0))
+
+
+def test_links_and_make_targets_exist() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in re.findall(r"`?make (\w+)", "\n".join(match[2] for match in BLOCK.finditer(README))):
+        assert f"\n{name}:" in makefile, name
+
+
+def test_the_picture_is_small() -> None:
+    assert (ROOT / "docs/demo.png").stat().st_size < 300_000
