@@ -45,7 +45,7 @@ lint-format: $(VENV)/.dev
 	$(BIN)/ruff format --check
 
 lint-types: $(VENV)/.dev
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 lint-layers: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo

@@ -295,3 +295,25 @@ def test_grad_of_other_leaves_is_untouched_by_a_call() -> None:
     p.grad = t64(7.0)
     qg.quad(damped, t64(0.0), t64(1.0), (p,), chunk=21)
     assert float(p.grad) == 7.0
+
+
+@pytest.mark.parametrize("power", (0.3, 0.5, 0.55))
+def test_singularity_that_moves_with_the_limit_is_followed(power: float) -> None:
+    a = leaf(0.0)
+    qg.quad(lambda x, a: (x - a) ** -power, a, 1.0, (a,)).value.backward()
+    assert relative_error(a.grad, -1.0) <= 1e-3
+
+
+@pytest.mark.parametrize("power", (0.6, 0.7))
+def test_singularity_too_strong_to_be_followed_is_given_up_with_a_warning(power: float) -> None:
+    a = leaf(0.0)
+    with pytest.warns(qg.IntegrationWarning, match="too strong to be followed"):
+        value = qg.quad(lambda x, a: (x - a) ** -power, a, 1.0, (a,)).value
+    value.backward()
+    assert not torch.isfinite(a.grad)
+
+
+def test_infinite_derivative_in_forward_mode() -> None:
+    area = lambda a: qg.quad(lambda x: x**-0.5, a, 1.0).value
+    with pytest.warns(qg.IntegrationWarning, match="infinite"):
+        assert torch.func.jacfwd(area)(t64(0.0)) == -inf

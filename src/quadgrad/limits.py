@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadgrad.maps import Pieces
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "stack_points"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,18 @@ class Limits:
             return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
         edges = self.edges()
         return Pieces(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite)
+
+
+def stack_points(points: Any) -> Tensor:
+    """Return breakpoints as one tensor, enumerated along its last dimension.
+
+    Python numbers become float64; they take no part in deciding the working dtype.
+    """
+    if not isinstance(points, Tensor | Sequence) and not hasattr(points, "__array__"):
+        points = [points]
+    if isinstance(points, Sequence) and any(isinstance(p, Tensor) for p in points):
+        like = next(p for p in points if isinstance(p, Tensor))
+        each = [p if isinstance(p, Tensor) else like.new_tensor(p) for p in points]
+        return torch.stack(torch.broadcast_tensors(*each), dim=-1)
+    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64)
+    return points.unsqueeze(-1) if points.ndim == 0 else points

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quadgrad.limits import Limits
+from quadgrad.limits import Limits, stack_points
 from quadgrad.maps import frame
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Plan:
         flat = [end.to(dtype).expand(self.batch_shape).reshape(-1) for end in ends]
         marks = None
         if points is not None:
-            marks = torch.as_tensor(points, dtype=dtype, device=self.row.device)
+            marks = stack_points(points).to(self.row.device, dtype)
             marks = marks.expand(*self.batch_shape, self.pieces - 1).reshape(self.batch, -1)
         return Limits(flat[0], flat[1], marks, self.infinite)
 

@@ -45,5 +45,5 @@ class Status(IntEnum):
     DIVERGENT = (
         4,
         "The integral seems to diverge, or its singularity is too strong to resolve: check that it exists, "
-        "and name interior singularities in points.",
+        "name interior singularities in points, and move the singularity to 0 by a change of variable.",
     )

@@ -55,8 +55,8 @@ def choose_treatment(
     if any(bool(somewhere(mask).any()) for mask in endless[:2]):
         names = " and ".join(name for name, mask in zip("ab", endless, strict=False) if bool(somewhere(mask).any()))
         warnings.warn(
-            f"the derivative with respect to limit {names} is infinite: the integrand is not finite there and its "
-            "singularity does not move with the limit",
+            f"the derivative with respect to limit {names} is infinite, or too hard to tell: the integrand is not "
+            "finite there, and its singularity stays where it is or is too strong to be followed",
             IntegrationWarning,
             stacklevel=4,
         )
@@ -72,18 +72,24 @@ def _trusted(
     marks = list(fixed.marks)
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
-        value, null = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        value, null, noise = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
         slopes = [_slope(part, source if source is not None else mark) for part in (value, null)]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
     span = (fixed.b - fixed.a).abs()
     mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
-    return null_slope <= AGREEMENT * torch.maximum(total_slope, mean)
+    return torch.maximum(null_slope, noise) <= AGREEMENT * torch.maximum(total_slope, mean)
 
 
-def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each integral, and the first null rules on the cells that touch ``here``."""
+def _sums(
+    integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each integral, the first null rules on the cells that touch ``here``, and the slope's rounding error.
+
+    A singularity that moves with the limit is differentiated as a difference of two large terms, in x and
+    in the parameter; what rounding leaves of it is eps times the size of the first.
+    """
     dtype = here.dtype
     layout = frame(moving.pieces(), plan.row, plan.start.to(dtype), plan.stop.to(dtype))
     x, slope = layout.nodes(plan.tau.to(dtype), slice(None))
@@ -99,7 +105,15 @@ def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here:
     at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
     near = (at_lower | at_upper).to(sums.dtype)
     owner, batch = plan.owner, plan.batch
-    return total(sums[0], owner, batch), total((sums[1] + sums[2]) * near, owner, batch)
+    noise = torch.zeros_like(sums[0])
+    if x.requires_grad and y.requires_grad:
+        (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs()) * layout.scale.detach()
+    return (
+        total(sums[0], owner, batch),
+        total((sums[1] + sums[2]) * near, owner, batch),
+        total(noise, owner, batch).detach(),
+    )
 
 
 def _slope(value: Tensor, source: Tensor) -> Tensor | None:

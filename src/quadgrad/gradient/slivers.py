@@ -40,11 +40,15 @@ class Treatment:
 
 @dataclass(frozen=True)
 class _Sliver:
-    """A stretch of zero width: f is averaged over ``start + move * [0, 1]`` and multiplied by ``width``."""
+    """A stretch of zero width: f is averaged over ``start + move * [0, 1]`` and multiplied by ``width``.
+
+    Where ``endless``, only the width is differentiated: f's own derivative may be infinite there too.
+    """
 
     start: Tensor
     move: Tensor
     width: Tensor
+    endless: Tensor
 
 
 def carries_gradient(mark: Tensor) -> bool:
@@ -90,7 +94,8 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
             move = torch.where(usable, mark - here, 0.0)
             start = torch.where(usable, torch.nextafter(here, other), inner)
             steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-            terms.append(_Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move)))
+            width = sign * torch.where(endless, steep, move)
+            terms.append(_Sliver(start, torch.where(endless, 0.0, move), width, endless))
     terms += _breakpoint_terms(limits, fixed, inner, treatment.pathwise[2:])
     if not terms:
         return 0.0
@@ -101,6 +106,8 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
     y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
     tail = (1,) * (y.ndim - 3)
     means = (y * weight.reshape(1, -1, 1, *tail)).sum(1)
+    endless = torch.stack([term.endless.expand(batch) for term in terms]).reshape(len(terms), batch, *tail)
+    means = torch.where(endless, means.detach(), means)
     widths = torch.stack([term.width.expand(batch) for term in terms])
     return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
 
@@ -131,8 +138,8 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[
         away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
         move = torch.where(usable, mark - here, 0.0)
         width = move * fixed.orientation
-        terms.append(_Sliver(torch.where(usable, here - away, inner), move, width))
-        terms.append(_Sliver(torch.where(usable, here + away, inner), move, -width))
+        terms.append(_Sliver(torch.where(usable, here - away, inner), move, width, repeated & False))
+        terms.append(_Sliver(torch.where(usable, here + away, inner), move, -width, repeated & False))
     return terms
 
 

@@ -20,7 +20,7 @@ def get_rule(name: str) -> Rule:
     ----------
     name : str
         ``"gk15"``, ``"gk21"``, ``"gk31"``, ``"gk41"``, ``"gk51"`` or ``"gk61"`` (Gauss-Kronrod), or
-        ``"cc<n>"`` with odd n from 9 to 255 (open Clenshaw-Curtis with n nodes).
+        ``"cc<n>"`` with odd n from 11 to 255 (open Clenshaw-Curtis with n nodes).
 
     Raises
     ------
@@ -37,8 +37,8 @@ def get_rule(name: str) -> Rule:
     if name in NAMES:
         return gauss_kronrod(name)
     match = re.fullmatch(r"cc(\d{1,3})", name)
-    if match and int(match[1]) % 2 == 1 and 9 <= int(match[1]) <= 255:
+    if match and int(match[1]) % 2 == 1 and 11 <= int(match[1]) <= 255:
         return clenshaw_curtis(name, int(match[1]))
     raise ValueError(
-        f"rule={name!r} is not known: choose one of {', '.join(NAMES)}, or 'cc<n>' with odd n from 9 to 255"
+        f"rule={name!r} is not known: choose one of {', '.join(NAMES)}, or 'cc<n>' with odd n from 11 to 255"
     )

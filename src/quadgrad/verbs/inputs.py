@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quadgrad.integrand import Element, Integrand, make_argument
 from quadgrad.lanes import largest, somewhere
-from quadgrad.limits import Limits
+from quadgrad.limits import Limits, stack_points
 from quadgrad.plan import Plan
 from quadgrad.tolerance import accumulation_dtype, working_dtype
 
@@ -43,7 +43,7 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     a, b = _limit("a", a), _limit("b", b)
     call_dtype = _dtype(a, b, points, given)
     sum_dtype = accumulation_dtype(call_dtype)
-    points = None if points is None else _points(points)
+    points = None if points is None else stack_points(points)
     tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, *given, points) if _has_tensor(v)]
     device = tensors[0].device if tensors else torch.device("cpu")
     batch_shape = _batch_shape(a, b, points, given)
@@ -65,7 +65,7 @@ def prepare_replay(
     given = args if isinstance(args, tuple | list) else (args,)
     a, b = _limit("a", a), _limit("b", b)
     call_dtype = _dtype(a, b, points, given)
-    points = None if points is None else _points(points)
+    points = None if points is None else stack_points(points)
     sum_dtype = accumulation_dtype(call_dtype)
     if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
         raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
@@ -111,21 +111,6 @@ def _limit(name: str, value: Any) -> Any:
             f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real"
         )
     return value
-
-
-def _points(points: Any) -> Tensor:
-    """Return breakpoints as one tensor, enumerated along its last dimension.
-
-    Python numbers become float64, which :func:`_dtype` leaves out of the promotion.
-    """
-    if not isinstance(points, Tensor | Sequence) and not hasattr(points, "__array__"):
-        points = [points]
-    if isinstance(points, Sequence) and any(isinstance(p, Tensor) for p in points):
-        like = next(p for p in points if isinstance(p, Tensor))
-        each = [p if isinstance(p, Tensor) else like.new_tensor(p) for p in points]
-        return torch.stack(torch.broadcast_tensors(*each), dim=-1)
-    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64)
-    return points.unsqueeze(-1) if points.ndim == 0 else points
 
 
 def _dtype(*values: Any) -> torch.dtype:
