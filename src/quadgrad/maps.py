@@ -56,13 +56,13 @@ def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
 class Frame:
     """Where ``n`` cells lie: what is needed to place nodes on any stretch of them.
 
-    ``scale`` ``(n,)`` multiplies a cell's weighted sum; ``resolution`` ``(n,)`` is the cell's width over
-    the distance of one of its ends from 0, about eps where nodes begin to coincide.
+    ``scale`` ``(n,)`` multiplies a cell's weighted sum; ``reach`` ``(n,)`` is the distance of one of its
+    ends from 0: rounding moves a node by up to eps times that.
     """
 
     left: Tensor
     scale: Tensor
-    resolution: Tensor
+    reach: Tensor
     tail: _Tail | None = None
 
     def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
@@ -100,7 +100,7 @@ def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> F
         span = upper - lower
         left = torch.addcmul(torch.where(start < 0, upper, lower), span, start)
         scale = span * width
-        return Frame(left, scale, (scale / left.abs()).detach())
+        return Frame(left, scale, left.detach().abs())
     no_lower, no_upper = lower.isinf(), upper.isinf()
     bounded = ~(no_lower | no_upper)
     # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
@@ -109,6 +109,6 @@ def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> F
     inner = torch.addcmul(torch.where(start < 0, high, low), span, start)
     left = torch.where(bounded, inner, low + high)
     scale = span * width
-    resolution = torch.where(bounded, scale / inner.abs(), 1.0).detach()
+    reach = torch.where(bounded, inner.abs(), scale).detach()
     shape = start.shape
-    return Frame(left, scale, resolution, _Tail(start, no_lower.expand(shape), no_upper.expand(shape)))
+    return Frame(left, scale, reach, _Tail(start, no_lower.expand(shape), no_upper.expand(shape)))

@@ -22,7 +22,7 @@ NULL_PAIRS = 5
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(3 + 2 * NULL_PAIRS, m)``."""
+    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``."""
 
     nodes: torch.Tensor
     functionals: torch.Tensor
@@ -55,7 +55,7 @@ class Rule:
     degree: int
     _cache: dict[tuple[torch.dtype, torch.device], RuleTensors] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def nulls(self) -> Array:
         """Null rules ``(2 * NULL_PAIRS, m)``: row j gives the coefficient of degree ``m - 1 - j``.
 
@@ -64,11 +64,20 @@ class Rule:
         17, 1991). For a Gauss-Kronrod rule the first is the difference between the Kronrod and
         the Gauss sum, up to a factor.
         """
+        return self._coefficients[::-1][: 2 * NULL_PAIRS]
+
+    @property
+    def slopes(self) -> Array:
+        """The coefficients of degree 1 and 2, shape ``(2, m)``: how much the integrand varies on the cell."""
+        return self._coefficients[1:3]
+
+    @cached_property
+    def _coefficients(self) -> Array:
+        """Row j gives the integrand's coefficient in the orthonormal polynomial of degree j."""
         root = np.sqrt(self.weights)
         vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, self.nodes.size - 1)
         orthonormal, _ = np.linalg.qr(root[:, None] * vandermonde)
-        last = orthonormal[:, ::-1][:, : 2 * NULL_PAIRS]
-        return np.ascontiguousarray((last * root[:, None]).T)
+        return (orthonormal * root[:, None]).T
 
     @cached_property
     def halves(self) -> Array:
@@ -102,7 +111,9 @@ class Rule:
             return found
         made = RuleTensors(
             torch.as_tensor(self.nodes, dtype=dtype, device=device),
-            torch.as_tensor(np.vstack([self.weights, self.nulls, self.halves]), dtype=dtype, device=device),
+            torch.as_tensor(
+                np.vstack([self.weights, self.nulls, self.halves, self.slopes]), dtype=dtype, device=device
+            ),
         )
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made

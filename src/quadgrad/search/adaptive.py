@@ -20,7 +20,7 @@ from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import Cells, locate, refine
-from quadgrad.search.estimate import FLOOR, apply_rule, largest_component, scale_estimates
+from quadgrad.search.estimate import apply_rule, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -220,7 +220,7 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     owner = _owner(task, row)
     n = row.shape[0]
     step = max(1, task.block // task.rule.nodes.size)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     eps = task.tolerance.eps
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
@@ -228,12 +228,12 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
         y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
         parts.append(apply_rule(rule, y, slope, gap, eps))
-    value, error, size, lean = parts[0]
+    value, error, size, variation, lean = parts[0]
     if len(parts) > 1:
-        value, error, size, lean = (torch.cat(column) for column in zip(*parts, strict=True))
-    value, error, floor = scale_estimates(value, error, size, layout.scale, eps)
+        value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
+    value, error, floor = scale_estimates(value, error, size, variation, layout, eps)
     info = torch.finfo(real)
-    wide = (layout.resolution > 4.0 * info.eps / task.rule.nodes[0]) & ((stop - start) > info.tiny**0.5)
+    wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide), lean)
 
 
@@ -273,19 +273,19 @@ def _judge(
     wanted = total(2 * split.to(torch.int64) + left + right, owner, n)
     nfev = running.nfev + task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
-    code = torch.where(wanted > 0, RUN, _stuck(task, error, floor) if reopened else WAIT)
+    code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
     code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
     return Verdict(split, left, right, wanted, code, nfev, bad)
 
 
-def _stuck(task: Task, error: Tensor, floor: Tensor) -> Tensor:
+def _stuck(task: Task, value: Tensor, error: Tensor) -> Tensor:
     """Say why an integral that has not converged has no cell left to bisect.
 
     Its cells are as narrow as the nodes can resolve: rounding, unless the error left is large.
     """
-    large = task.tolerance.eps**0.5 / (FLOOR * task.tolerance.eps) * floor
+    large = task.tolerance.eps**0.5 * largest_component(value.abs())
     return torch.where(largest(error - large) > 0.0, int(Status.DIVERGENT), int(Status.ROUNDOFF))
 
 

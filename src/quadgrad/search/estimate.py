@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quadgrad.maps import Frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import NULL_PAIRS
 
@@ -18,6 +19,9 @@ __all__ = ["FLOOR", "apply_rule", "largest_component", "scale_estimates"]
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
+
+PLACE = 0.5
+"""What rounding of x adds to the floor: this many eps times x times f's variation on the cell."""
 
 SAFETY = 10.0
 SLOW = 0.9
@@ -32,7 +36,7 @@ ROUGHER = 1e3
 
 def apply_rule(
     rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Integrate over each cell, as if it had unit width.
 
     Parameters
@@ -50,8 +54,8 @@ def apply_rule(
     Returns
     -------
     value : Tensor, shape (n, *event)
-    error, size : Tensor, shape (n,)
-        Estimated error and the integral of abs(f), each the largest over the event.
+    error, size, variation : Tensor, shape (n,)
+        Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
         -1 or 1 where the left or right half alone is to blame for the error, and will be after one bisection,
         else 0.
@@ -64,25 +68,28 @@ def apply_rule(
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
     size = functionals[0] @ flat.abs()
-    error, decay = _null_rule_error(sums[1:-2], size, order_gap, eps)
-    left, right, decay = (largest_component(t.reshape(tail)) for t in (sums[-2].abs(), sums[-1].abs(), decay))
+    error, decay = _null_rule_error(sums[1:-4], size, order_gap, eps)
+    left, right, slope_1, slope_2 = (largest_component(t.reshape(tail)) for t in sums[-4:].abs_())
+    decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    return value, largest_component(error), largest_component(size), lean
+    return value, largest_component(error), largest_component(size), slope_1 + slope_2, lean
 
 
 def scale_estimates(
-    value: Tensor, error: Tensor, size: Tensor, scale: Tensor, eps: float
+    value: Tensor, error: Tensor, size: Tensor, variation: Tensor, layout: Frame, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn estimates for unit width into value, error and floor of cells with the widths ``scale`` ``(n,)``.
+    """Turn estimates for unit width into value, error and floor of the cells.
 
     Where f is not finite the value is 0 and the error infinite.
     """
+    scale = layout.scale
     tail = scale.shape + (1,) * (value.ndim - 1)
     floor = (size * scale).mul_(FLOOR * eps)
+    floor.add_((variation * layout.reach).mul_(PLACE * torch.finfo(scale.dtype).eps))
     error = torch.maximum(error * scale, floor).nan_to_num_(torch.inf, posinf=torch.inf)
     value = (value * scale.reshape(tail)).masked_fill_(error.isinf().reshape(tail), 0.0)
     return value, error, floor.nan_to_num_(0.0, posinf=0.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.maps import frame
-from quadgrad.search.estimate import FLOOR, ROUGHER, SAFETY, SLOW, UNRESOLVED
+from quadgrad.search.estimate import FLOOR, PLACE, ROUGHER, SAFETY, SLOW, UNRESOLVED
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 
@@ -64,7 +64,7 @@ def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found
             settled, fresh, reopened, bad = [], sorted(cells, key=lambda c: c.row), True, 0
             continue
         if not split:
-            large = task.tolerance.eps**-0.5 / FLOOR * floor
+            large = task.tolerance.eps**0.5 * abs(value)
             status = Status.DIVERGENT if error > large else Status.ROUNDOFF
             break
         parts = _refine(split)
@@ -99,10 +99,11 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
             y = y * slope
         functionals = rule.functionals.to(y.dtype)
         sums, sizes = functionals @ y, functionals[0] @ y.abs()
-        found = torch.cat((sums, sizes[None], layout.scale[None], layout.resolution[None])).T.tolist()
+        found = torch.cat((sums, sizes[None], layout.scale[None], layout.reach[None])).T.tolist()
         eps = noise(task)
-        for cell, (value, *nulls, left, right, size, scale, resolution) in zip(part, found, strict=True):
-            cell.floor = FLOOR * eps * scale * size
+        for cell, (value, *rest, size, scale, reach) in zip(part, found, strict=True):
+            nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
+            cell.floor = FLOOR * eps * scale * size + PLACE * info.eps * reach * (abs(slope_1) + abs(slope_2))
             error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
             cell.error = max(scale * error, cell.floor)
             if decay >= UNRESOLVED:
@@ -110,7 +111,7 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
             cell.value = scale * value
             if not (math.isfinite(cell.error) and math.isfinite(value)):
                 cell.value, cell.error, cell.floor = 0.0, math.inf, 0.0
-            wide = resolution > finest and cell.stop - cell.start > narrowest
+            wide = scale > finest * reach and cell.stop - cell.start > narrowest
             cell.refinable = wide and cell.error > cell.floor
 
 
