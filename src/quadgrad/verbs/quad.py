@@ -117,6 +117,9 @@ def quad(
 
     Notes
     -----
+    Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints;
+    Python numbers do not take part, and where there is no tensor torch's default dtype is taken.
+
     Cells are bisected where the error sits until the summed error meets the tolerance (de Doncker's
     and Piessens' QAG strategy, for all integrals at once). The error of a cell comes from null rules
     (Berntsen and Espelid, *ACM TOMS* 17, 1991).
