@@ -317,3 +317,13 @@ def test_infinite_derivative_in_forward_mode() -> None:
     area = lambda a: qg.quad(lambda x: x**-0.5, a, 1.0).value
     with pytest.warns(qg.IntegrationWarning, match="infinite"):
         assert torch.func.jacfwd(area)(t64(0.0)) == -inf
+
+
+def test_value_of_a_divergent_integral_is_the_same_with_a_derivative() -> None:
+    a = leaf(0.0)
+    plain = qg.quad(lambda x: 1 / x, 0.0, t64(1.0), on_failure="ignore").value
+    with pytest.warns(qg.IntegrationWarning):
+        value = qg.quad(lambda x: 1 / x, a, t64(1.0), on_failure="ignore").value
+    assert relative_error(value, plain) <= 1e-14
+    value.backward()
+    assert a.grad == -inf

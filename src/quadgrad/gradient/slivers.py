@@ -107,7 +107,8 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
     tail = (1,) * (y.ndim - 3)
     means = (y * weight.reshape(1, -1, 1, *tail)).sum(1)
     endless = torch.stack([term.endless.expand(batch) for term in terms]).reshape(len(terms), batch, *tail)
-    means = torch.where(endless, means.detach(), means)
+    # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
+    means = torch.where(endless, torch.sgn(means.detach().nan_to_num()), means)
     widths = torch.stack([term.width.expand(batch) for term in terms])
     return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
 

@@ -1,0 +1,228 @@
+"""``quadgrad integrate``: values and gradients beside closed forms, mistakes, JSON, pictures, exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quadgrad import Status, cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+GAUSS = ("exp(-a*x**2)*cos(b*x)", "--over", "x", "0", "inf", "--param", "a=2", "--param", "b=3")
+
+
+def invoke(*words: str):
+    return CliRunner().invoke(cli.make_app(), ["integrate", *words])
+
+
+def answer(*words: str, exit_code: int = 0):
+    result = invoke(*words, "--json")
+    assert result.exit_code == exit_code, result.output
+    assert len(result.stdout.splitlines()) == 1
+    return json.loads(result.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def refused(*words: str) -> str:
+    result = invoke(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "lower", "upper", "exact"),
+    [
+        ("exp(-x**2)", "-inf", "inf", math.sqrt(math.pi)),
+        ("sin(x)**2", "0", "2*pi", math.pi),
+        ("1/(1 + x**2)", "0", "inf", math.pi / 2),
+        ("log(x)", "0", "1", -1.0),
+        ("x**-0.5", "0", "4", 4.0),
+        ("-x**2", "-1", "1", -2 / 3),
+        ("x**3*exp(-x)", "0", "inf", 6.0),
+        ("1/x", "1", "e", 1.0),
+        ("sqrt(1 - x**2)", "-1", "1", math.pi / 2),
+        ("erfc(x)", "0", "inf", 1 / math.sqrt(math.pi)),
+        ("x", "1", "0", -0.5),
+        ("1", "sqrt(4)", "7", 5.0),
+    ],
+)
+def test_values_are_those_of_closed_forms(text, lower, upper, exact):
+    found = answer(text, "--over", "x", lower, upper)
+    assert found["status"] == "CONVERGED"
+    assert found["message"] == Status.CONVERGED.message
+    assert abs(found["value"] - exact) <= found["error"] + 1e-15
+    assert 0.0 < found["error"] <= 1.5e-8 * abs(exact)
+    assert isinstance(found["evaluations"], int)
+    assert found["gradient"] == {}
+
+
+def test_gradients_are_those_of_closed_forms():
+    found = answer(*GAUSS, "--grad", "a,b", "--rtol", "1e-10")
+    value = math.sqrt(math.pi / 2) / 2 * math.exp(-9 / 8)
+    assert found["value"] == pytest.approx(value, rel=1e-10)
+    assert found["gradient"] == pytest.approx({"a": value * (9 / 16 - 1 / 4), "b": value * -3 / 4}, rel=1e-9)
+
+
+def test_a_limit_that_is_a_parameter_counts_on_both_sides():
+    found = answer("a*x**2", "--over", "x", "a/2", "a", "--param", "a=2", "--grad", "a, lower, upper")
+    assert found["value"] == pytest.approx(14 / 3)
+    assert found["gradient"] == pytest.approx({"a": 7 / 3 - 1.0 + 8.0, "lower": -2.0, "upper": 8.0})
+
+
+def test_a_limit_alone_and_a_parameter_that_does_not_occur():
+    found = answer("exp(x)", "--over", "x", "-inf", "1", "--param", "a=1", "--grad", "upper,a")
+    assert found["gradient"] == pytest.approx({"a": 0.0, "upper": math.e})
+
+
+def test_a_jump_counts_where_points_names_it_and_a_note_says_so_where_not():
+    jump = ("x > s", "--over", "x", "-1", "1", "--param", "s=0.3", "--grad", "s")
+    assert answer(*jump, "--points", "s")["gradient"] == pytest.approx({"s": -1.0})
+    unmarked = invoke(*jump)
+    assert unmarked.exit_code == 0
+    assert "note: the integrand jumps at a place that s moves" in unmarked.stderr
+
+
+def test_points_rule_and_budget_reach_the_integral():
+    words = ("abs(x - 0.3) + (x > 0.5)", "--over", "x", "0", "1")
+    assert answer(*words, "--points", "0.3,0.5")["evaluations"] == 63
+    assert answer(*words, "--points", "0.3, 1/2", "--rule", "gk15")["evaluations"] == 45
+    poor = answer("abs(x - 0.3)", "--over", "x", "0", "1", "--max-nfev", "42", exit_code=1)
+    assert poor["evaluations"] == 21
+    assert poor["status"] == "MAX_NFEV"
+    assert answer(*words, "--atol", "0.1")["evaluations"] < 100
+
+
+def test_an_integral_that_does_not_converge_is_printed_with_the_sentence():
+    result = invoke("1/x", "--over", "x", "0", "1")
+    assert result.exit_code == 1
+    assert re.search(r"^value +\d", result.stdout)
+    assert Status.DIVERGENT.message in result.stdout
+
+
+def test_what_json_has_no_number_for_is_a_string():
+    found = answer("log(-x)", "--over", "x", "0", "1", exit_code=1)
+    assert (found["value"], found["error"], found["status"]) == ("nan", "inf", "NONFINITE")
+    assert "For example f(x) = nan at x = " in found["message"]
+    assert "integral 0" not in found["message"]
+    assert answer("x**-0.5", "--over", "x", "0", "1", "--grad", "lower")["gradient"] == {"lower": "-inf"}
+
+
+def test_notes_speak_of_lower_and_upper():
+    result = invoke("x**-0.5", "--over", "x", "0", "1", "--grad", "lower")
+    assert "note: the derivative with respect to the lower limit is infinite" in result.stderr
+
+
+def test_a_derivative_that_where_spoils_is_explained():
+    result = invoke("where(x > 0, a*x*log(a*x), 0)", "--over", "x", "-1", "1", "--param", "a=2", "--grad", "a")
+    assert re.search(r"d/da +nan", result.stdout)
+    assert "where(c, a, b) computes both" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("x^2", "--over", "x", "0", "1"), "there is no operator ^: write ** for powers\n  x^2\n   ^\n"),
+        (("a*x", "--over", "x", "0", "1"), "unknown name a: give it a value, as in --param a=2\n  a*x\n  ^\n"),
+        (("x", "--over", "x", "0", "2*pii"), "--over: unknown name pii: did you mean pi?\n  2*pii\n    ^\n"),
+        (("x.__class__", "--over", "x", "0", "1"), "there are no attributes here\n  x.__class__\n   ^\n"),
+        (
+            ("__import__('os')", "--over", "x", "0", "1"),
+            "unexpected character \"'\"\n  __import__('os')\n             ^\n",
+        ),
+        (("x", "--over", "x", "0", "0/0"), "--over: this is not a number\n  0/0\n  ^\n"),
+        (("x", "--over", "x", "0", "1", "--points", "0.3,"), "--points: there is nothing here\n"),
+        (("x", "--over", "x", "0", "1", "--points", "inf"), "--points: this must be finite\n  inf\n  ^\n"),
+        (("x", "--over", "x", "0", "1", "--param", "a"), "--param: 'a' should be written name=value, as in a=2\n"),
+        (
+            ("x", "--over", "x", "0", "1", "--param", "a=9**9**9"),
+            "--param: this must be finite\n  9**9**9\n  ^\n",
+        ),
+        (
+            ("x", "--over", "x", "0", "1", "--param", "a=b"),
+            "--param: unknown name b: a parameter is a number\n  b\n  ^\n",
+        ),
+        (("x", "--over", "x", "0", "1", "--param", "x=1"), "--param: x is integrated over\n"),
+        (("x", "--over", "x", "0", "1", "--param", "lower=1"), "--param: lower means the limit\n"),
+        (("x", "--over", "x", "0", "1", "--param", "pi=3"), "--param: pi is a constant and cannot be a name: cho"),
+        (("x", "--over", "x", "0", "1", "--param", "a=1", "--param", "a=2"), "--param: a has a value already\n"),
+        (("x", "--over", "2", "0", "1"), "--over: '2' is not a name: use letters, digits and underscores\n"),
+        (
+            ("x", "--over", "x", "0", "1", "--grad", "uper"),
+            "--grad: there is no parameter uper: did you mean",
+        ),
+        (
+            ("x", "--over", "x", "0", "1", "--grad", "x"),
+            "--grad: x is integrated over, there is no",
+        ),
+        (("exp(-x)", "--over", "x", "0", "inf", "--grad", "upper"), "--grad: the upper limit is infinite, there"),
+        (("x", "--over", "x", "0", "1", "--rule", "gk16"), "rule='gk16' is not known"),
+        (("x", "--over", "x", "0", "1", "--rtol", "-1"), "rtol=-1.0 must be a finite number"),
+        (("x", "--over", "x", "0", "1", "--max-nfev", "5"), "max_nfev=5 is less than the first round"),
+        (("x", "--over", "x", "0", "1", "--rtl", "1"), "no such option --rtl: did you mean --rtol?\n"),
+        (("exp(x)", "+", "1", "--over", "x", "0", "1"), "one expression is expected, and more was found: + 1. Put"),
+    ],
+)
+def test_mistakes_get_one_line_and_a_caret(words, expected):
+    assert refused(*words).startswith(f"quadgrad: {expected}")
+
+
+def test_an_expression_may_begin_with_any_number_of_signs():
+    assert answer("--x", "--over", "x", "0", "1")["value"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_picture_is_written_whatever_the_backend(tmp_path, monkeypatch, ending):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    file = tmp_path / f"cells.{ending}"
+    result = invoke(*GAUSS, "--grad", "a,b", "--plot", str(file))
+    assert result.exit_code == 0, result.output
+    assert file.stat().st_size > 5_000
+
+
+def test_a_picture_of_what_is_not_finite_or_empty_does_not_fail(tmp_path):
+    for words, code in ((("log(-x)", "--over", "x", "0", "1"), 1), (("x", "--over", "x", "1", "1"), 0)):
+        file = tmp_path / f"{code}.png"
+        result = invoke(*words, "--plot", str(file))
+        assert result.exit_code == code, result.output
+        assert file.exists()
+
+
+@pytest.mark.parametrize("name", ["missing/cells.png", "cells.docx"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, name):
+    assert "--plot" in refused("x", "--over", "x", "0", "1", "--plot", str(tmp_path / name))
+
+
+def test_a_picture_that_cannot_be_written_after_all_is_one_line(tmp_path):
+    file = tmp_path / ("x" * 300 + ".png")
+    result = invoke("x", "--over", "x", "0", "1", "--plot", str(file))
+    assert result.exit_code == 2
+    assert result.stdout.startswith("value")
+    assert result.stderr.startswith("quadgrad: --plot: ")
+
+
+def test_help_lists_the_functions():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "atan2" in result.stdout
+
+
+def test_the_readme_shows_what_is_printed():
+    command, shown = re.findall(r"^\$ quadgrad integrate ([^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0]
+    printed = invoke(*shlex.split(command)).stdout
+    for mine, theirs in zip(printed.splitlines(), shown.splitlines(), strict=True):
+        (name, value), (its_name, its_value) = mine.split(), theirs.split()
+        assert name == its_name
+        if name != "error":
+            number = r"-?[\d.]+"
+            assert value == its_value or (
+                re.fullmatch(number, its_value) and float(value) == pytest.approx(float(its_value), rel=1e-12)
+            )
+    assert printed.splitlines()[-1].index("-") == shown.splitlines()[-1].index("-")
