@@ -12,7 +12,10 @@ from quadgrad.maps import Frame, Pieces, frame
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 
-__all__ = ["replay_plan"]
+__all__ = ["BLOCK", "replay_plan"]
+
+BLOCK = 2**17
+"""Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 
 def replay_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int, thrifty: bool) -> Tensor:

@@ -12,12 +12,9 @@ from quadgrad.gradient.slivers import Treatment, sliver_sum
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
-from quadgrad.replay import replay_plan
+from quadgrad.replay import BLOCK, replay_plan
 
 __all__ = ["Reuse", "replay_with_limits"]
-
-BLOCK = 2**17
-"""Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 
 def replay_with_limits(

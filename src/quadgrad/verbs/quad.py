@@ -18,6 +18,7 @@ from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import current_record, open_record
 from quadgrad.plan import Plan
+from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
@@ -31,8 +32,6 @@ from quadgrad.verbs.report import offending_point, report, warn_if_severed
 __all__ = ["quad"]
 
 MAX_NFEV = 50_000
-BLOCK = 2**17
-"""Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 
 def quad(
