@@ -327,3 +327,27 @@ def test_value_of_a_divergent_integral_is_the_same_with_a_derivative() -> None:
     assert relative_error(value, plain) <= 1e-14
     value.backward()
     assert a.grad == -inf
+
+
+def test_two_singular_breakpoints_that_move() -> None:
+    p = leaf([0.3, 0.6])
+    f = lambda x: (x - p[0]).abs() ** -0.25 + (x - p[1]).abs() ** -0.25
+    qg.quad(f, 0.0, 1.0, points=p, rtol=1e-6).value.backward()
+    exact = p.detach() ** -0.25 - (1 - p.detach()) ** -0.25
+    assert relative_error(p.grad, exact) <= 1e-5
+
+
+def test_infinite_derivative_of_a_limit_shared_by_part_of_the_batch() -> None:
+    a = leaf([[0.0], [0.0], [0.0]])
+    with pytest.warns(qg.IntegrationWarning, match="limit a is infinite"):
+        value = qg.quad(lambda x, q: x**-q, a, 1.0, (t64([0.1, 0.2, 0.3, 0.4]),)).value
+    value.sum().backward()
+    assert (a.grad == -inf).all()
+
+
+def test_singular_breakpoint_that_stays_is_refused_loudly() -> None:
+    p = leaf(0.3)
+    with pytest.warns(qg.IntegrationWarning, match="a breakpoint is infinite"):
+        value = qg.quad(lambda x: (x - 0.3).abs() ** -0.25, 0.0, 1.0, points=p, rtol=1e-6).value
+    value.backward()
+    assert not torch.isfinite(p.grad)

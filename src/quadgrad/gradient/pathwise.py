@@ -52,11 +52,12 @@ def choose_treatment(
         if carries_gradient(limits.marks[i]) and bool(somewhere(mask).any()):
             trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
             pathwise[i], endless[i] = mask & trusted, mask & ~trusted
-    if any(bool(somewhere(mask).any()) for mask in endless[:2]):
-        names = " and ".join(name for name, mask in zip("ab", endless, strict=False) if bool(somewhere(mask).any()))
+    places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
+    names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
+    if names:
         warnings.warn(
-            f"the derivative with respect to limit {names} is infinite, or too hard to tell: the integrand is not "
-            "finite there, and its singularity stays where it is or is too strong to be followed",
+            f"the derivative with respect to {' and '.join(dict.fromkeys(names))} is infinite, or too hard to "
+            "tell: f is not finite there, and its singularity stays where it is or is too strong to be followed",
             IntegrationWarning,
             stacklevel=4,
         )
@@ -73,7 +74,9 @@ def _trusted(
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
         value, null, noise = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
-        slopes = [_slope(part, source if source is not None else mark) for part in (value, null)]
+        slopes = [
+            _slope(part, mark if source is None else source, index, plan.batch_shape) for part in (value, null)
+        ]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
@@ -116,8 +119,11 @@ def _sums(
     )
 
 
-def _slope(value: Tensor, source: Tensor) -> Tensor | None:
-    """Return the derivative of each integral's ``value`` with respect to its own entry of ``source``, if known."""
+def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:
+    """Return the derivative of each integral's ``value`` by its own entry of ``source``, if known, ``(batch,)``.
+
+    Breakpoints (``index`` 2 and up) share one source, along whose last dimension they stand.
+    """
     if forward_mode_open():
         tangent = tangent_of(value)
         if tangent is not None:
@@ -128,4 +134,5 @@ def _slope(value: Tensor, source: Tensor) -> Tensor | None:
     slope = cast("Tensor | None", found)
     if slope is None:
         return torch.zeros_like(value)
-    return slope.reshape(-1).expand(value.shape)
+    slope = slope[..., index - 2] if index >= 2 else slope
+    return slope.expand(batch_shape).reshape(-1)

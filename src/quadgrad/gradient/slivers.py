@@ -51,6 +51,11 @@ class _Sliver:
     endless: Tensor
 
 
+def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor) -> _Sliver:
+    steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+    return _Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless)
+
+
 def carries_gradient(mark: Tensor) -> bool:
     """Whether derivatives with respect to this tensor may be asked for."""
     return mark.requires_grad or in_transform() or forward_mode_open()
@@ -93,10 +98,8 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
             usable = here.isfinite() & ~pathwise
             move = torch.where(usable, mark - here, 0.0)
             start = torch.where(usable, torch.nextafter(here, other), inner)
-            steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-            width = sign * torch.where(endless, steep, move)
-            terms.append(_Sliver(start, torch.where(endless, 0.0, move), width, endless))
-    terms += _breakpoint_terms(limits, fixed, inner, treatment.pathwise[2:])
+            terms.append(_sliver(start, move, sign, endless))
+    terms += _breakpoint_terms(limits, fixed, inner, treatment)
     if not terms:
         return 0.0
     tau = torch.tensor(_NODES, dtype=inner.dtype, device=inner.device)[:, None]
@@ -113,7 +116,7 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
     return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
 
 
-def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[Tensor, ...]) -> list[_Sliver]:
+def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: Treatment) -> list[_Sliver]:
     """Return the slivers on both sides of each breakpoint.
 
     They are read at a small distance from it: at a computed root, and even one rounding unit beside
@@ -132,15 +135,15 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, skip: tuple[
         repeated = torch.zeros_like(here, dtype=torch.bool)
         for earlier in seen[:i]:
             repeated = repeated | (earlier == here)
-        usable = (here > lower) & (here < upper) & ~repeated & ~skip[i]
+        usable = (here > lower) & (here < upper) & ~repeated & ~treatment.pathwise[i + 2]
         gap = torch.minimum(here - below, above - here)
         gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
         ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
         away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
         move = torch.where(usable, mark - here, 0.0)
-        width = move * fixed.orientation
-        terms.append(_Sliver(torch.where(usable, here - away, inner), move, width, repeated & False))
-        terms.append(_Sliver(torch.where(usable, here + away, inner), move, -width, repeated & False))
+        sign, endless = fixed.orientation, treatment.endless[i + 2]
+        terms.append(_sliver(torch.where(usable, here - away, inner), move, sign, endless))
+        terms.append(_sliver(torch.where(usable, here + away, inner), move, -sign, endless))
     return terms
 
 

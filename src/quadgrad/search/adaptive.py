@@ -231,10 +231,10 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     value, error, size, variation, lean = parts[0]
     if len(parts) > 1:
         value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
-    value, error, floor = scale_estimates(value, error, size, variation, layout, eps)
+    value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     info = torch.finfo(real)
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
-    return Cells(row, start, stop, value, error, floor, somewhere((error > floor) & wide), lean)
+    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:

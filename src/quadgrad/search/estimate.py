@@ -21,13 +21,13 @@ FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
 
 PLACE = 0.5
-"""What rounding of x adds to the floor: this many eps times x times f's variation on the cell."""
+"""What rounding of x adds to the error: this many eps times x times f's variation on the cell."""
 
 SAFETY = 10.0
 SLOW = 0.9
 """Decay per pair of degrees that is taken for no decay."""
 
-UNRESOLVED = 0.8
+UNRESOLVED = 0.86
 """Decay per pair of degrees from which on one bisection will not be enough."""
 
 ROUGHER = 1e3
@@ -81,18 +81,21 @@ def apply_rule(
 
 def scale_estimates(
     value: Tensor, error: Tensor, size: Tensor, variation: Tensor, layout: Frame, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn estimates for unit width into value, error and floor of the cells.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turn estimates for unit width into value, error and floor of the cells, and whether the error can shrink.
 
-    Where f is not finite the value is 0 and the error infinite.
+    The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never
+    below that and the rounding of x. Where f is not finite the value is 0 and the error infinite.
     """
     scale = layout.scale
     tail = scale.shape + (1,) * (value.ndim - 1)
-    floor = (size * scale).mul_(FLOOR * eps)
-    floor.add_((variation * layout.reach).mul_(PLACE * torch.finfo(scale.dtype).eps))
-    error = torch.maximum(error * scale, floor).nan_to_num_(torch.inf, posinf=torch.inf)
+    whole = size * scale
+    floor = (whole * (FLOOR * eps)).nan_to_num_(0.0, posinf=0.0)
+    place = (variation * layout.reach).mul_(PLACE * torch.finfo(scale.dtype).eps)
+    noise = torch.minimum(place, whole).add_(floor).nan_to_num_(0.0, posinf=0.0)
+    error = torch.maximum(error * scale, noise).nan_to_num_(torch.inf, posinf=torch.inf)
     value = (value * scale.reshape(tail)).masked_fill_(error.isinf().reshape(tail), 0.0)
-    return value, error, floor.nan_to_num_(0.0, posinf=0.0)
+    return value, error, floor, error > noise
 
 
 def largest_component(size: Tensor) -> Tensor:

@@ -103,16 +103,18 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
         eps = noise(task)
         for cell, (value, *rest, size, scale, reach) in zip(part, found, strict=True):
             nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
-            cell.floor = FLOOR * eps * scale * size + PLACE * info.eps * reach * (abs(slope_1) + abs(slope_2))
+            cell.floor = FLOOR * eps * scale * size
+            place = PLACE * info.eps * reach * (abs(slope_1) + abs(slope_2))
+            rounding = cell.floor + min(place, scale * size)
             error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
-            cell.error = max(scale * error, cell.floor)
+            cell.error = max(scale * error, rounding)
             if decay >= UNRESOLVED:
                 cell.lean = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.value = scale * value
             if not (math.isfinite(cell.error) and math.isfinite(value)):
-                cell.value, cell.error, cell.floor = 0.0, math.inf, 0.0
+                cell.value, cell.error, cell.floor, rounding = 0.0, math.inf, 0.0, 0.0
             wide = scale > finest * reach and cell.stop - cell.start > narrowest
-            cell.refinable = wide and cell.error > cell.floor
+            cell.refinable = wide and cell.error > rounding
 
 
 def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> tuple[float, float]:

@@ -261,7 +261,8 @@ def _refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
 
 def _refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor) -> None:
     gap = largest_component((replayed.detach() - searched).abs())
-    if bool(somewhere(gap > error).any()):
+    agrees = (gap <= error) | error.isinf()  # a NaN agrees with nothing
+    if bool(somewhere(~agrees).any()):
         raise IntegrandError(_NOISY)
 
 
