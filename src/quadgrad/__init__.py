@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from quadgrad.errors import IntegrandError, IntegrationError, IntegrationWarning, SeveredGradientWarning
+from quadgrad.errors import (
+    IntegrandError,
+    IntegrationError,
+    IntegrationWarning,
+    SeveredGradientWarning,
+    UnmarkedJumpWarning,
+)
 from quadgrad.gradient import GradientMode, Reuse
 from quadgrad.integrand import element
 from quadgrad.plan import Plan
@@ -21,6 +27,7 @@ __all__ = [
     "Reuse",
     "SeveredGradientWarning",
     "Status",
+    "UnmarkedJumpWarning",
     "element",
     "quad",
     "replay",

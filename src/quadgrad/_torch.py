@@ -14,12 +14,18 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
-__all__ = ["forward_mode_open", "in_transform", "register_pytree", "tangent_of"]
+__all__ = ["forward_mode_open", "in_differentiation", "in_transform", "register_pytree", "tangent_of"]
 
 
 def in_transform() -> bool:
     """Whether a ``torch.func`` transform (``grad``, ``vmap``, ``jvp`` ...) surrounds the caller."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def in_differentiation() -> bool:
+    """Whether one of the surrounding ``torch.func`` transforms differentiates: any but ``vmap``."""
+    stack = _functorch.get_interpreter_stack() or ()
+    return any(one.key() != _functorch.TransformType.Vmap for one in stack)
 
 
 def forward_mode_open() -> bool:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["IntegrandError", "IntegrationError", "IntegrationWarning", "SeveredGradientWarning"]
+__all__ = [
+    "IntegrandError",
+    "IntegrationError",
+    "IntegrationWarning",
+    "SeveredGradientWarning",
+    "UnmarkedJumpWarning",
+]
 
 
 class IntegrandError(ValueError):
@@ -19,3 +25,7 @@ class IntegrationWarning(UserWarning):
 
 class SeveredGradientWarning(UserWarning):
     """An input requires grad, but the integrand's output does not depend on it through torch."""
+
+
+class UnmarkedJumpWarning(SeveredGradientWarning):
+    """The integrand jumps at a place whose movement with a parameter is not in the gradient."""

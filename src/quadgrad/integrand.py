@@ -118,6 +118,8 @@ class Integrand:
         Trailing dimensions that f's output must have; None allows any.
     output_dtype : torch.dtype or None
         The dtype of the output in sums, once known.
+    name : str
+        What the function is called in messages.
     """
 
     function: Callable[..., Any]
@@ -128,6 +130,7 @@ class Integrand:
     vectorized: bool
     event: tuple[int, ...] | None = None
     output_dtype: torch.dtype | None = None
+    name: str = "integrand"
 
     def part(self, first: int, last: int) -> Integrand:
         """Return the integrand of the integrals from ``first`` to before ``last``."""
@@ -159,17 +162,17 @@ class Integrand:
                 columns = [_column(a, x, kind) for a, kind in zip(args, self.arguments, strict=True)]
                 y = _one_by_one(self.function, x, columns)
         except Exception as error:
-            error.add_note(f"quadgrad: raised by the integrand {_interval(x)}{_shapes(x, args)}")
+            error.add_note(f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}")
             raise
         if not isinstance(y, Tensor):
             raise IntegrandError(
-                f"the integrand returned {type(y).__name__}, not a torch.Tensor: a function of one number needs "
+                f"the {self.name} returned {type(y).__name__}, not a torch.Tensor: a function of one number needs "
                 "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
                 "quadgrad.bridge.wrap"
             )
         expected = tuple(x.shape) + (tuple(y.shape[x.ndim :]) if event is None else event)
         if tuple(y.shape) != expected:
-            raise IntegrandError(_wrong_shape(x, y, args, event))
+            raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
         return y
 
 
@@ -212,10 +215,10 @@ def _shapes(x: Tensor, args: Sequence[Any]) -> str:
     return f"; x of shape {tuple(x.shape)}, args of shapes [{shapes}]"
 
 
-def _wrong_shape(x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None) -> str:
+def _wrong_shape(name: str, x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None) -> str:
     tail = "any event shape" if event is None else f"the event shape {event}"
     return (
-        f"the integrand returned shape {tuple(y.shape)}; expected x.shape = {tuple(x.shape)} followed by {tail}"
+        f"the {name} returned shape {tuple(y.shape)}; expected x.shape = {tuple(x.shape)} followed by {tail}"
         f"{_shapes(x, args)}. The integrand is called with one column for each cell, so a tensor with the batch "
         "shape must not be closed over: pass it in args; pass a vector, matrix or sequence for each element as "
         "quadgrad.element(t, ndim=k). A constant integrand must be spread to x's shape (torch.full_like(x, c))"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,15 @@ class Limits:
     """Where each integral begins and ends, and where its integrand is known to be rough.
 
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
-    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is.
+    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is. ``blur``
+    ``(batch, k)`` is how far each breakpoint may be from the place it stands for.
     """
 
     a: Tensor
     b: Tensor
     points: Tensor | None
     infinite: bool
+    blur: Tensor | None = None
 
     @property
     def marks(self) -> tuple[Tensor, ...]:
@@ -35,7 +37,7 @@ class Limits:
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""
         points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
-        return Limits(marks[0], marks[1], points, self.infinite)
+        return replace(self, a=marks[0], b=marks[1], points=points)
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""

@@ -16,10 +16,11 @@ __all__ = ["InnerRecord", "current_record", "open_record"]
 
 @dataclass
 class InnerRecord:
-    """The worst relative error of inner integrals, and what those that failed had to say."""
+    """The worst relative error of inner integrals, what those that failed had to say, the first jump not marked."""
 
     noise: float = 0.0
     failures: dict[str, int] = field(default_factory=dict[str, int])
+    jump: str = ""
 
     def note(self, noise: float, failures: dict[str, int]) -> None:
         """Enter what an inner call reports."""

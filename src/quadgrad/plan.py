@@ -74,6 +74,13 @@ class Plan:
         return torch.log2(self.stop - self.start).neg().round().to(torch.int64)
 
     @property
+    def order(self) -> Tensor:
+        """Indices that put the cells in ascending order of their place, shape ``(n,)``."""
+        order = self.start.argsort(stable=True)
+        half = 2 * self.row + (self.start < 0)
+        return order[half[order].argsort(stable=True)]
+
+    @property
     def batch(self) -> int:
         """The number of integrals."""
         return math.prod(self.batch_shape)

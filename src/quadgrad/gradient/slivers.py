@@ -20,7 +20,7 @@ from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.maps import frame
 
-__all__ = ["Treatment", "carries_gradient", "singular_marks", "sliver_sum"]
+__all__ = ["Treatment", "carries_gradient", "interior", "reading_distance", "singular_marks", "sliver_sum"]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
 _NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
@@ -67,7 +67,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     Only asked of marks that carry a gradient; the others are all False.
     """
     fixed = limits.detach()
-    inner = _interior(fixed, batch)
+    inner = interior(fixed, batch)
     asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
     no = torch.zeros_like(inner, dtype=torch.bool)
     found = [no] * len(limits.marks)
@@ -86,7 +86,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
 def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     fixed = limits.detach()
-    inner = _interior(fixed, batch)
+    inner = interior(fixed, batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none)
     terms: list[_Sliver] = []
@@ -127,19 +127,13 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
     if not any(carries_gradient(mark) for mark in marks):
         return terms
     lower, upper = torch.minimum(fixed.a, fixed.b), torch.maximum(fixed.a, fixed.b)
-    edges = fixed.edges()
     seen = fixed.marks[2:]
     for i, (mark, here) in enumerate(zip(marks, seen, strict=True)):
-        below = torch.where(edges < here[:, None], edges, -torch.inf).amax(1)
-        above = torch.where(edges > here[:, None], edges, torch.inf).amin(1)
         repeated = torch.zeros_like(here, dtype=torch.bool)
         for earlier in seen[:i]:
             repeated = repeated | (earlier == here)
         usable = (here > lower) & (here < upper) & ~repeated & ~treatment.pathwise[i + 2]
-        gap = torch.minimum(here - below, above - here)
-        gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
-        ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
-        away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
+        away = reading_distance(fixed, i)
         move = torch.where(usable, mark - here, 0.0)
         sign, endless = fixed.orientation, treatment.endless[i + 2]
         terms.append(_sliver(torch.where(usable, here - away, inner), move, sign, endless))
@@ -147,7 +141,19 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
     return terms
 
 
-def _interior(fixed: Limits, batch: int) -> Tensor:
+def reading_distance(fixed: Limits, index: int) -> Tensor:
+    """Return how far from a breakpoint the integrand is read, so that no rounding puts it on the wrong side."""
+    here, edges = fixed.marks[index + 2], fixed.edges()
+    below = torch.where(edges < here[:, None], edges, -torch.inf).amax(1)
+    above = torch.where(edges > here[:, None], edges, torch.inf).amin(1)
+    gap = torch.minimum(here - below, above - here)
+    gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
+    ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
+    least = 64.0 * ulp if fixed.blur is None else torch.maximum(64.0 * ulp, fixed.blur[:, index])
+    return torch.minimum(torch.maximum(least, 2.0**-40 * gap), 0.25 * gap)
+
+
+def interior(fixed: Limits, batch: int) -> Tensor:
     """Return a harmless point of each integral, shape ``(batch,)``."""
     pieces = fixed.pieces()
     row = torch.arange(pieces.lower.shape[0] // pieces.count, device=fixed.a.device) * pieces.count

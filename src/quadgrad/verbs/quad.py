@@ -22,12 +22,13 @@ from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
-from quadgrad.search.estimate import largest_component
+from quadgrad.search.estimate import FLOOR, largest_component
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.tolerance import epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
-from quadgrad.verbs.report import offending_point, report, warn_if_severed
+from quadgrad.verbs.marks import note_unmarked_jumps, search_with_jumps
+from quadgrad.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 
 __all__ = ["quad"]
 
@@ -41,6 +42,7 @@ def quad(
     args: Any = (),
     *,
     points: Any = None,
+    jumps: Callable[..., Any] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
     rule: str = "gk21",
@@ -69,6 +71,10 @@ def quad(
     points : Tensor or sequence, shape ``(*batch, k)``, optional
         Breakpoints: places where f jumps, has a kink or is singular. NaN pads a ragged set. One that
         requires grad is differentiated, its jump included; one outside the interval is inert.
+    jumps : callable, optional
+        ``g(x, *args)``, called as f is: its zeros in the interval are found for each integral, become
+        breakpoints, and are differentiated by the implicit function theorem. Several functions are returned
+        stacked along a trailing dimension. A torch function also where f is not vectorized.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is the square root of the
         dtype's eps unless given.
@@ -113,6 +119,8 @@ def quad(
         An integral did not converge, or a derivative with respect to a limit is infinite.
     SeveredGradientWarning
         An argument requires grad but f's output does not depend on it through torch.
+    UnmarkedJumpWarning
+        f jumps where nothing is marked, and derivatives are asked for; or a zero of ``jumps`` has none.
 
     Notes
     -----
@@ -135,12 +143,22 @@ def quad(
     True
     >>> torch.allclose(a.grad, -(torch.pi / a**3).sqrt() / 4)
     True
+
+    How much of [0, 1] a wave spends above a level, and how that changes with the level. Where it crosses the
+    level is found from ``jumps``:
+
+    >>> level = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    >>> above = lambda x, t: (torch.sin(10 * x) > t).to(x.dtype)
+    >>> value, error = qg.quad(above, 0.0, 1.0, args=(level,), jumps=lambda x, t: torch.sin(10 * x) - t)
+    >>> value.backward()
+    >>> value, level.grad
+    (tensor(0.5064, dtype=torch.float64, grad_fn=<ViewBackward0>), tensor(-0.4193, dtype=torch.float64))
     """
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
     with open_record() as inner:
         call = prepare(f, a, b, args, points, vectorized)
-        result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
+        result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk, jumps)
     report(result, inner, outer, on_failure)
     return result
 
@@ -167,25 +185,40 @@ def _integrate(
     plan: Plan | None,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk: int | None,
+    jumps: Callable[..., Any] | None,
 ) -> Result:
-    limits, fixed = call.limits, call.limits.detach()
-    pieces = fixed.pieces()
-    integrand, probe = call.integrand.probe(_inner_point(fixed))
-    warn_if_severed(integrand, limits, probe)
+    limits, sources, inner = call.limits, call.sources, _inner_point(call.limits.detach())
+    integrand, probe = call.integrand.probe(inner)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
-    budget = _budget(max_nfev, rule, pieces)
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
     tile = max(1, call.batch) if chunk is None else chunk
-    task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
-    with torch.no_grad():
-        found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
-    made = _make_plan(call, rule, pieces, found)
+
+    def search_between(marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
+        pieces = marks.pieces()
+        task = Task(
+            integrand, pieces, rule, tolerance, _budget(max_nfev, rule, pieces), block, tile, call.batch
+        )
+        with torch.no_grad():
+            found = search(task, *first_cells(marks, pieces, call.batch_shape, call.batch, rule, plan))
+        return found, _make_plan(call, rule, pieces, found)
+
+    if jumps is None:
+        found, made = search_between(limits.detach(), plan)
+    else:
+        marked = search_with_jumps(call, jumps, inner, search_between, plan, block)
+        limits, sources, found, made = marked.limits, marked.sources, marked.found, marked.plan
+    fixed = limits.detach()
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
     value = _oriented_value(found, fixed, failed)
-    if _wants_gradient(probe, limits):
+    wants = _wants_gradient(probe, limits)
+    lost = severed_arguments(integrand, limits, probe)
+    size = found.floor / (FLOOR * tolerance.eps)
+    if not note_unmarked_jumps(integrand, made, limits, size, block, wants or bool(lost)):
+        warn_if_severed(lost)
+    if wants:
         _refuse_noise(integrand, made, fixed)
-        treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
+        treatment = choose_treatment(integrand, made, limits, sources, limits_mode)
         replayed = gradient.apply(integrand, made, limits, treatment, chunk)
         _refuse_disagreement(replayed, value, found.error)
         value = replayed

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import in_transform
-from quadgrad.errors import IntegrationError, IntegrationWarning, SeveredGradientWarning
+from quadgrad.errors import (
+    IntegrationError,
+    IntegrationWarning,
+    SeveredGradientWarning,
+    UnmarkedJumpWarning,
+)
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest
 from quadgrad.limits import Limits
@@ -19,7 +24,7 @@ from quadgrad.plan import Plan
 from quadgrad.result import Result
 from quadgrad.status import Status
 
-__all__ = ["offending_point", "report", "warn_if_severed"]
+__all__ = ["offending_point", "report", "severed_arguments", "warn_if_severed"]
 
 
 def report(
@@ -29,6 +34,7 @@ def report(
     on_failure: Literal["warn", "raise", "ignore"],
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
+    _report_jump(inner, outer)
     if outer is None and not inner.failures and not bool(result.status.any()):
         return
     failed = int((result.status != int(Status.CONVERGED)).sum())
@@ -51,6 +57,13 @@ def report(
     if on_failure == "raise":
         raise IntegrationError(text)
     warnings.warn(text, IntegrationWarning, stacklevel=3)
+
+
+def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
+    if outer is not None:
+        outer.jump = outer.jump or inner.jump
+    elif inner.jump:
+        warnings.warn(inner.jump, UnmarkedJumpWarning, stacklevel=4)
 
 
 def _relative_error(result: Result) -> float:
@@ -80,18 +93,22 @@ def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Te
     return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {index})." if found else ""
 
 
-def warn_if_severed(integrand: Integrand, limits: Limits, probe: Tensor) -> None:
-    """Warn where an argument requires grad and f's output does not.
+def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> list[str]:
+    """Return the numbers of the arguments that require grad, if f's output does not.
 
-    Not where a breakpoint requires grad: then f may rightly depend on the argument by comparison only.
+    None where a breakpoint requires grad: then f may rightly depend on the argument by comparison only.
     """
     if not torch.is_grad_enabled() or probe.requires_grad or in_transform():
-        return
+        return []
     if limits.points is not None and limits.points.requires_grad:
-        return
-    lost = [
+        return []
+    return [
         str(i) for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad
     ]
+
+
+def warn_if_severed(lost: list[str]) -> None:
+    """Warn of arguments that require grad although f's output does not."""
     if lost:
         warnings.warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "

@@ -1,0 +1,208 @@
+"""Jumps that the gradient does not know of: found on the finished plan, with a few values of f for each cell.
+
+A jump shows in three ways: as a difference across two cells' common end, as one between a cell's end and its
+outermost node, or as a cell whose error is as large as its values differ. Each suspect is then divided until
+rounding ends it: across a jump the difference stays, and is large beside the differences right and left of it.
+Kinks, peaks and singularities fail one of the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad.gradient.slivers import reading_distance
+from quadgrad.integrand import Argument, Integrand
+from quadgrad.lanes import export, largest, somewhere
+from quadgrad.limits import Limits
+from quadgrad.maps import frame
+from quadgrad.plan import Plan
+from quadgrad.search.estimate import largest_component
+
+__all__ = ["find_stale_breakpoint", "find_unmarked_jump"]
+
+PARTS = 16
+"""Parts into which a suspect is divided at a time."""
+
+UNRESOLVED = 0.02
+"""Error of a cell that holds a jump, relative to its width times the difference across it; 0.1 and more."""
+
+STEEP = 0.05
+"""Difference between a cell's end and its outermost node that is suspect, relative to that across the cell."""
+
+FLAT = 0.25
+"""Largest difference beside a jump, relative to the jump."""
+
+
+@dataclass(frozen=True)
+class _Suspects:
+    """Stretches of x, between which values differ much; ``(k,)``, values ``(k, components)``."""
+
+    owner: Tensor
+    left: Tensor
+    right: Tensor
+    at_left: Tensor
+    at_right: Tensor
+
+
+def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> str:
+    """Return where f jumps away from limits and breakpoints, as a phrase; empty where it does not.
+
+    Parameters
+    ----------
+    integrand : Integrand
+    plan : Plan
+    limits : Limits
+        Without gradient.
+    size : Tensor, shape (batch,)
+        The integral of abs(f).
+    block : int
+        Nodes evaluated at a time.
+    """
+    if len(plan) == 0:
+        return ""
+    with torch.no_grad():
+        suspects = _suspects(integrand, plan, limits, size, block)
+        if suspects.owner.shape[0] == 0:
+            return ""
+        jumps, place = _divide(integrand, suspects, limits, block)
+        jumps = jumps & _unmarked(place, suspects.owner, limits)
+        if not bool(somewhere(jumps).any()):
+            return ""
+        first = int(somewhere(jumps).nonzero()[0, 0])
+        x = float(export(largest(torch.where(jumps, place, -torch.inf)[first])))
+        return f"x = {x:.6g}" + (f" (integral {int(suspects.owner[first])})" if plan.batch > 1 else "")
+
+
+def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> str:
+    """Return where a jump is marked by a breakpoint without gradient but moves with an argument that has one.
+
+    The arguments are changed a little, and f read again on both sides of the breakpoint.
+    """
+    moved = [i for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad]
+    if limits.points is None or not moved:
+        return ""
+    owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
+    lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
+    delta = torch.finfo(limits.a.dtype).eps ** 0.5
+    with torch.no_grad():
+        for i, place in enumerate(places):
+            away = reading_distance(limits, i)
+            inside = (place - away > lower) & (place + away < upper)
+            middle = torch.where(upper.isfinite() & lower.isfinite(), 0.5 * lower + 0.5 * upper, 0.0)
+            sides = torch.stack((place - away, place + away))
+            x = torch.where(inside, sides, middle)
+            before = _flat(integrand(x, owner), x)
+            jump = largest_component((before[1] - before[0]).abs())
+            size = largest_component(before.abs().amax(0))
+            for change in (delta, -delta):
+                nudged = _nudge(integrand, moved, change)
+                after = _flat(nudged(x, owner), x)
+                crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
+                stale = inside & (jump > delta**0.5 * size) & (crossed <= FLAT * jump)
+                if bool(stale.any()):
+                    return f"x = {float(place[stale][0]):.6g}"
+    return ""
+
+
+def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
+    """Return the integrand with some arguments changed a little, each by another amount."""
+    arguments: list[Argument] = list(integrand.arguments)
+    for place, i in enumerate(which):
+        value = arguments[i].value.detach()
+        arguments[i] = replace(arguments[i], value=value + change * (1.0 + 0.3 * place) * (1.0 + value.abs()))
+    return replace(integrand, arguments=tuple(arguments))
+
+
+def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
+    """Return f at x of shape ``(m, k)``, a block at a time, its components along the last dimension."""
+    step = max(1, block // x.shape[0])
+    parts = [
+        _flat(integrand(x[:, i : i + step], owner[i : i + step]).detach(), x[:, i : i + step])
+        for i in range(0, max(1, x.shape[1]), step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _flat(y: Tensor, x: Tensor) -> Tensor:
+    return y.reshape(*x.shape, -1)
+
+
+def _suspects(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> _Suspects:
+    """Return the stretches that a jump may lie in."""
+    dtype = limits.a.dtype
+    eps, order = torch.finfo(dtype).eps, plan.order
+    row, owner = plan.row[order], plan.owner[order]
+    start, stop = plan.start[order].to(dtype), plan.stop[order].to(dtype)
+    pieces = limits.pieces()
+    layout = frame(pieces, row, start, stop)
+    margin = max(2.0**-30, 4.0 * eps)
+    first, last = plan.tau[0], plan.tau[-1]
+    tau = torch.stack((first.new_tensor(margin), first, last, first.new_tensor(1.0 - margin))).to(dtype)
+    x, slope = layout.nodes(tau, slice(None))
+    lower, upper = pieces.ends(row)
+    ends = (torch.nextafter(end, end.new_tensor(s * torch.inf)) for end, s in ((lower, 1.0), (upper, -1.0)))
+    x = torch.maximum(torch.minimum(x, (inner := tuple(ends))[1]), inner[0])
+    y = _evaluate(integrand, x, owner, block)
+    scaled = y if slope is None else y * slope[:, :, None]
+    rise = largest_component((scaled[1:] - scaled[:-1]).abs().flatten(0, 1)).reshape(3, -1)
+    joint = largest_component((scaled[0, 1:] - scaled[3, :-1]).abs())
+    span = layout.scale / (stop - start)
+    least = eps**0.5 * size.expand(plan.batch)[owner] / span
+    error = plan.error[order].to(dtype) / layout.scale
+    core = (error > least) & (error > UNRESOLVED * rise[1])
+    margins = (rise[::2] > least) & (rise[::2] > STEEP * rise[1])
+    joints = (joint > torch.minimum(least[1:], least[:-1])) & (row[1:] == row[:-1])
+    parts: list[_Suspects] = []
+    for left, mask in enumerate((margins[0], core, margins[1])):
+        k = somewhere(mask).nonzero().squeeze(1)
+        parts.append(_Suspects(owner[k], x[left, k], x[left + 1, k], y[left, k], y[left + 1, k]))
+    k = somewhere(joints).nonzero().squeeze(1)
+    parts.append(_Suspects(owner[k], x[3, k], x[0, k + 1], y[3, k], y[0, k + 1]))
+    return _Suspects(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Suspects)))
+
+
+def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: int) -> tuple[Tensor, Tensor]:
+    """Close in on the largest difference of each suspect; return whether it is a jump, and its place."""
+    left, right, low, high = suspects.left, suspects.right, suspects.at_left, suspects.at_right
+    owner, eps = suspects.owner, torch.finfo(left.dtype).eps
+    finest = 2.0**-60 * (right - left)
+    steps = torch.arange(1, PARTS, device=left.device, dtype=left.dtype)[:, None] / PARTS
+    alive, reference = (right > left), None
+    for _ in range(4 * PARTS):
+        wide = alive & (right - left > 4.0 * eps * torch.maximum(left.abs(), right.abs()) + finest)
+        if not bool(somewhere(wide).any()):
+            break
+        x = torch.cat((left[None], left + (right - left) * steps, right[None]))
+        y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))
+        rise = largest_component((y[1:] - y[:-1]).abs().flatten(0, 1)).reshape(PARTS, -1)
+        at = rise.argmax(0, keepdim=True)
+        tallest = rise.gather(0, at)[0]
+        reference = tallest if reference is None else reference
+        alive = alive & (tallest >= 0.5 * reference) & tallest.isfinite() & (tallest > 0)
+        move = wide & alive
+        left, right = (torch.where(move, x.gather(0, at + i)[0], end) for i, end in ((0, left), (1, right)))
+        chosen = at[:, :, None].expand(1, *low.shape)
+        low, high = (torch.where(move[:, None], y.gather(0, chosen + i)[0], v) for i, v in ((0, low), (1, high)))
+    beside = 2.0**8 * (right - left)
+    a, b = (end.expand(limits.marks[0].shape[0] if end.shape[0] > 1 else 1) for end in (limits.a, limits.b))
+    lowest, highest = (t if t.shape[0] == 1 else t[owner] for t in (torch.minimum(a, b), torch.maximum(a, b)))
+    outer = torch.stack((left - beside, right + beside))
+    inside = (outer[0] > lowest) & (outer[1] < highest)
+    y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
+    jump = largest_component((high - low).abs())
+    rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
+    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > 0)
+    reference = jump if reference is None else reference
+    return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
+
+
+def _unmarked(place: Tensor, owner: Tensor, limits: Limits) -> Tensor:
+    """Return where a place is no breakpoint."""
+    free = torch.ones_like(place, dtype=torch.bool)
+    for i, mark in enumerate(limits.marks[2:]):
+        here, away = (t if t.shape[0] == 1 else t[owner] for t in (mark, reading_distance(limits, i)))
+        free = free & ~((place - here).abs() <= 2.0 * away)
+    return free

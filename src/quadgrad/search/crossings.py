@@ -1,0 +1,213 @@
+"""Where the functions given as ``jumps`` change sign: a scan, then one zero between each two signs.
+
+The scan looks at given cells: first at a few that stand closer near the ends of each piece, later at a plan's,
+which are narrow where the integrand jumps. A zero the first scan has missed is seen there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from quadgrad.integrand import Integrand
+from quadgrad.lanes import largest, somewhere
+from quadgrad.limits import Limits
+from quadgrad.maps import Pieces, frame
+from quadgrad.plan import Plan
+from quadgrad.reduce import total
+from quadgrad.search.zeros import Bracket, Dip, find_zeros, follow_dips
+
+__all__ = ["Zeros", "scan_pieces", "scan_plan"]
+
+_ENDS = (0.0, 2.0**-24, 2.0**-12, 2.0**-6, 2.0**-3, 0.25, 0.5)
+_NODES = 12
+
+VANISHED = 1e-3
+"""A change of sign is a zero if the value there is below this share of those in its neighbourhood."""
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """The zeros of each integral, ascending, shape ``(batch, k)``; NaN pads where an integral has fewer.
+
+    ``component`` is the function's; ``width`` how closely the place is known; ``size`` the function's magnitude
+    around it; ``vanishes`` is False where the sign changes over a jump or pole. ``touching`` ``(n,)`` are places
+    where a function reaches 0 without a change of sign, NaN where it does not.
+    """
+
+    place: Tensor
+    component: Tensor
+    width: Tensor
+    size: Tensor
+    vanishes: Tensor
+    touching: Tensor
+
+    @property
+    def count(self) -> int:
+        """The largest number of zeros of one integral, over all lanes."""
+        if self.place.numel() == 0:
+            return 0
+        return int(largest((~self.place.isnan()).sum(1)).max())
+
+    def join(self, other: Zeros) -> Zeros:
+        """Return the zeros of both."""
+        each = [torch.cat((getattr(self, f.name), getattr(other, f.name)), dim=-1) for f in fields(Zeros)]
+        return Zeros(*each).trim()
+
+    def trim(self) -> Zeros:
+        """Return the zeros in ascending order without columns that are empty everywhere."""
+        place, order = self.place.sort(dim=1)  # NaN last
+        kept = order[:, : self.count]
+        others = (t.gather(1, kept) for t in (self.component, self.width, self.size, self.vanishes))
+        return Zeros(place[:, : self.count], *others, self.touching)
+
+    def pad(self, count: int) -> Zeros:
+        """Return the zeros with at least ``count`` columns."""
+        missing = count - self.place.shape[1]
+        if missing <= 0:
+            return self
+        rows = (t.new_zeros((t.shape[0], missing)) for t in (self.component, self.width, self.size, self.vanishes))
+        empty = (self.place.new_full((self.place.shape[0], missing), torch.nan), *rows)
+        own = (self.place, self.component, self.width, self.size, self.vanishes)
+        return Zeros(*(torch.cat(pair, dim=1) for pair in zip(own, empty, strict=True)), self.touching)
+
+
+def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
+    """Scan every piece of the integrals, most closely near its ends."""
+    pieces = limits.pieces()
+    occupied = somewhere(pieces.upper > pieces.lower).expand(batch * pieces.count)
+    row = occupied.nonzero().squeeze(1)
+    ends = torch.tensor(_ENDS, dtype=torch.float64, device=row.device)
+    start = torch.cat((ends[:-1], -ends.flip(0)[:-1]))
+    stop = torch.cat((ends[1:], -ends.flip(0)[1:]))
+    n = start.shape[0]
+    tau = (torch.arange(_NODES, dtype=torch.float64, device=row.device) + 0.5) / _NODES
+    cells = (row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0]))
+    return _scan(g, pieces, cells, tau, batch, block, across=True)
+
+
+def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
+    """Scan the nodes of a plan for zeros that are not breakpoints of it."""
+    order = plan.order
+    cells = (plan.row[order], plan.start[order], plan.stop[order])
+    found = _scan(g, limits.pieces(), cells, plan.tau, plan.batch, block, across=False)
+    if found.place.shape[1] == 0:
+        return found
+    # Rounding may move a change of sign across the breakpoint that was made of it.
+    apart = (found.place[:, :, None] - limits.edges()[:, None, :]).abs().amin(2)
+    noise = 64.0 * torch.finfo(apart.dtype).eps * found.place.abs() + found.width
+    place = torch.where(apart > noise, found.place, torch.nan)
+    return Zeros(place, *(getattr(found, f.name) for f in fields(Zeros)[1:])).trim()
+
+
+def _scan(
+    g: Integrand,
+    pieces: Pieces,
+    cells: tuple[Tensor, Tensor, Tensor],
+    tau: Tensor,
+    batch: int,
+    block: int,
+    across: bool,
+) -> Zeros:
+    """Find zeros on cells that stand in ascending order; ``across``: also between two pieces."""
+    row = cells[0]
+    owner = row // pieces.count
+    x, y = _sample(g, pieces, cells, tau, block)
+    column = (owner if across else row).repeat_interleave(tau.shape[0])
+    owners = owner.repeat_interleave(tau.shape[0])
+    together = (column[1:] == column[:-1])[:, None]
+    brackets, at, component = _brackets(x, y, together)
+    crossing = [(brackets, owners[at], component)]
+    dips, at, component = _dips(x, y, together)
+    touching = x.new_zeros(0)
+    if at.shape[0]:
+        bottom, crosses, touches = follow_dips(_columns(g, owners[at], component), dips)
+        touching = torch.where(touches, bottom.x[1], torch.nan)
+        for side in (slice(0, 2), slice(1, 3)):
+            ends, values = bottom.x[side], bottom.y[side].masked_fill(~crosses, torch.nan)
+            crossing.append((Bracket(ends[0], ends[1], values[0], values[1]), owners[at], component))
+    return _collect(g, crossing, touching, batch)
+
+
+def _sample(
+    g: Integrand, pieces: Pieces, cells: tuple[Tensor, Tensor, Tensor], tau: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Return all nodes in ascending order ``(n,)`` and the functions' values there ``(n, components)``."""
+    row, start, stop = cells
+    dtype = pieces.lower.dtype
+    layout = frame(pieces, row, start.to(dtype), stop.to(dtype))
+    owner, tau = row // pieces.count, tau.to(dtype)
+    step, n = max(1, block // tau.shape[0]), row.shape[0]
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    for first in range(0, max(1, n), step):
+        part = slice(first, min(n, first + step))
+        x, _ = layout.nodes(tau, part)
+        y = g(x, owner[part]).detach()
+        xs.append(x.T.reshape(-1))
+        ys.append(y.reshape(*x.shape, -1).transpose(0, 1).flatten(0, 1))
+    return torch.cat(xs), torch.cat(ys)
+
+
+def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:
+    """Return neighbours of opposite sign (in some lane), the index of the left one and the component."""
+    known = ~y.isnan()
+    changes = ((y[1:] >= 0) != (y[:-1] >= 0)) & known[1:] & known[:-1] & together
+    at, component = somewhere(changes).nonzero().unbind(1)
+    left, right = (torch.where(changes[at, component], y[i, component], torch.nan) for i in (at, at + 1))
+    return Bracket(x[at], x[at + 1], left, right), at, component
+
+
+def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
+    """Return neighbours of equal sign the middle of which is nearest to 0, its index and the component."""
+    size, sign = y.abs(), y >= 0
+    middle = size[1:-1]
+    rise = torch.maximum(size[:-2], size[2:]) - middle
+    dips = (middle <= size[:-2]) & (middle <= size[2:]) & (rise > 0) & (middle <= rise)
+    dips = dips & (sign[1:-1] == sign[:-2]) & (sign[1:-1] == sign[2:]) & together[1:] & together[:-1]
+    before, component = somewhere(dips).nonzero().unbind(1)
+    at = before + 1
+    around = torch.stack((before, at, at + 1))
+    y = torch.where(dips[before, component], y[around, component], torch.nan)
+    return Dip(x[around], y), at, component
+
+
+def _columns(g: Integrand, owner: Tensor, component: Tensor):
+    """Return the components of g for one column each, without gradient."""
+
+    def function(x: Tensor) -> Tensor:
+        y = g(x, owner).detach().reshape(*x.shape, -1)
+        return y.gather(2, component[None, :, None].expand(*x.shape, 1)).squeeze(2)
+
+    return function
+
+
+def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touching: Tensor, batch: int) -> Zeros:
+    """Find the zeros between all brackets and set them out by integral."""
+    owner, order = torch.cat([who for _, who, _ in crossing]).sort(stable=True)
+    component = torch.cat([which for _, _, which in crossing])[order]
+    bracket = Bracket(*(torch.cat([getattr(b, f.name) for b, _, _ in crossing])[order] for f in fields(Bracket)))
+    valid = (bracket.at_left >= 0) != (bracket.at_right >= 0)
+    valid = valid & ~bracket.at_left.isnan() & ~bracket.at_right.isnan()
+    n = owner.shape[0]
+    counts = total(torch.ones_like(owner), owner, batch)
+    k = int(counts.max()) if n else 0
+    size = torch.maximum(bracket.at_left.abs(), bracket.at_right.abs())
+    size = torch.where(size.isinf(), torch.minimum(bracket.at_left.abs(), bracket.at_right.abs()), size)
+    place, width, value = bracket.left, size, size
+    if n:
+        place, width, value = find_zeros(_columns(g, owner, component), bracket)
+    vanishes = value.abs() <= VANISHED * size
+    slot = owner * k + torch.arange(n, device=owner.device) - (counts.cumsum(0) - counts)[owner]
+
+    def set_out(values: Tensor, empty: float) -> Tensor:
+        out = torch.full((batch * k,), empty, dtype=values.dtype, device=values.device)
+        return out.index_copy(0, slot, values).reshape(batch, k)
+
+    place = torch.where(valid, place, torch.nan)
+    return Zeros(
+        set_out(place, torch.nan), set_out(component, 0), set_out(width, 0.0), set_out(size, 0.0),
+        set_out(vanishes, 0), touching,
+    ).trim()  # fmt: skip
