@@ -205,7 +205,8 @@ def test_step_of_an_indicator(s: float) -> None:
 
 def test_breakpoint_outside_or_missing_has_no_gradient() -> None:
     s = leaf([[0.25, 3.0], [-7.0, torch.nan]])
-    value = qg.quad(lambda x: (x > 0.25).double(), t64(0.0), t64(1.0), points=s, rtol=1e-12).value
+    with pytest.warns(qg.UnmarkedJumpWarning, match=r"x = 0\.25 \(integral 1\)"):
+        value = qg.quad(lambda x: (x > 0.25).double(), t64(0.0), t64(1.0), points=s, rtol=1e-12).value
     assert value.shape == (2,)
     value[0].backward()
     assert relative_error(s.grad, t64([[-1.0, 0.0], [0.0, 0.0]])) <= 1e-12
@@ -272,8 +273,9 @@ def test_gradient_and_value_share_one_plan() -> None:
     qg.quad(plain, t64(0.0), t64(1.0), (p,), rtol=1e-10)
     result = qg.quad(with_gradient, t64(0.0), t64(1.0), (p.requires_grad_(),), rtol=1e-10)
     extra = with_gradient.nodes.numel() - plain.nodes.numel()
-    # The few nodes above that are those on which f is checked to be deterministic.
-    assert 1.0 <= extra / (21 * result.plan.owner.numel()) <= 1.02
+    # The few nodes above that are those on which f is checked to be deterministic, and four a cell on which it
+    # is looked at for unmarked jumps.
+    assert 1.0 <= extra / (21 * result.plan.owner.numel()) <= 1.02 + 4 / 21
 
 
 def test_no_replay_where_nothing_requires_grad() -> None:

@@ -9,7 +9,6 @@ theta to order n + 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,6 +27,9 @@ ORDER = 4
 
 NOISE = 4.0
 """The value of g is taken to be uncertain by this many eps times its magnitude near the zero."""
+
+FLAT = 1e-3
+"""Where that makes the zero uncertain by more than this share of the stretch it was found in, g is flat there."""
 
 
 def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,14 +61,14 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
         y = g(x, slice(0, batch)).reshape(k, batch, -1)
         return y.gather(2, component[:, :, None]).squeeze(2)
 
-    slope = _slope(function, start)
-    sound = valid & zeros.vanishes & (slope.isfinite() & (slope != 0)).T
-    steep = torch.where(sound.T, slope, 1.0)
+    slope = _slope(function, start).T
+    rounding = NOISE * torch.finfo(slope.dtype).eps * zeros.size / slope.abs()
+    sound = valid & zeros.vanishes & slope.isfinite() & (rounding <= FLAT * zeros.reach)
+    steep = torch.where(sound, slope, 1.0).T
     place = start
     for _ in range(ORDER):
         place = place - torch.where(sound.T, function(place), 0.0) / steep
     place = place + (start - place).detach()
-    rounding = NOISE * torch.finfo(steep.dtype).eps * zeros.size / steep.abs().T
     blur = torch.where(sound, zeros.width + rounding, zeros.width)
     return torch.where(valid, place.T, torch.nan), blur, sound
 
@@ -74,13 +76,12 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the derivative of an elementwise function in x, itself without derivatives."""
     if in_transform():
-        y, pull_back = torch.func.vjp(function, x.detach())
-        return pull_back(torch.ones_like(y))[0].detach()
+        pulled = torch.func.vjp(function, x.detach())
+        return pulled[1](torch.ones_like(x))[0].detach()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = function(x)
-        found = torch.autograd.grad(y.sum(), x, allow_unused=True) if y.requires_grad else (None,)
-    slope = cast("Tensor | None", found[0])
+        slope = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
     if slope is None:
         raise IntegrandError(
             "jumps: the output does not depend on x through torch, so that the movement of its zeros cannot be "

@@ -38,13 +38,17 @@ FLAT = 0.25
 
 @dataclass(frozen=True)
 class _Suspects:
-    """Stretches of x, between which values differ much; ``(k,)``, values ``(k, components)``."""
+    """Stretches of x between whose ends values differ much; ``(k,)``, values ``(k, components)``.
+
+    ``least`` is the smallest jump of f that matters.
+    """
 
     owner: Tensor
     left: Tensor
     right: Tensor
     at_left: Tensor
     at_right: Tensor
+    least: Tensor
 
 
 def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> str:
@@ -156,11 +160,12 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, bl
     margins = (rise[::2] > least) & (rise[::2] > STEEP * rise[1])
     joints = (joint > torch.minimum(least[1:], least[:-1])) & (row[1:] == row[:-1])
     parts: list[_Suspects] = []
+    least = least.expand(x.shape) if slope is None else least / slope
     for left, mask in enumerate((margins[0], core, margins[1])):
-        k = somewhere(mask).nonzero().squeeze(1)
-        parts.append(_Suspects(owner[k], x[left, k], x[left + 1, k], y[left, k], y[left + 1, k]))
+        k, right = somewhere(mask).nonzero().squeeze(1), left + 1
+        parts.append(_Suspects(owner[k], x[left, k], x[right, k], y[left, k], y[right, k], least[left, k]))
     k = somewhere(joints).nonzero().squeeze(1)
-    parts.append(_Suspects(owner[k], x[3, k], x[0, k + 1], y[3, k], y[0, k + 1]))
+    parts.append(_Suspects(owner[k], x[3, k], x[0, k + 1], y[3, k], y[0, k + 1], least[3, k]))
     return _Suspects(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Suspects)))
 
 
@@ -187,14 +192,14 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
         chosen = at[:, :, None].expand(1, *low.shape)
         low, high = (torch.where(move[:, None], y.gather(0, chosen + i)[0], v) for i, v in ((0, low), (1, high)))
     beside = 2.0**8 * (right - left)
-    a, b = (end.expand(limits.marks[0].shape[0] if end.shape[0] > 1 else 1) for end in (limits.a, limits.b))
-    lowest, highest = (t if t.shape[0] == 1 else t[owner] for t in (torch.minimum(a, b), torch.maximum(a, b)))
+    a, b = (end if end.shape[0] == 1 else end[owner] for end in (limits.a, limits.b))
+    lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
     outer = torch.stack((left - beside, right + beside))
     inside = (outer[0] > lowest) & (outer[1] < highest)
     y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
     jump = largest_component((high - low).abs())
     rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
-    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > 0)
+    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > suspects.least)
     reference = jump if reference is None else reference
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
 

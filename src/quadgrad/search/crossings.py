@@ -6,7 +6,8 @@ which are narrow where the integrand jumps. A zero the first scan has missed is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,14 +33,15 @@ VANISHED = 1e-3
 class Zeros:
     """The zeros of each integral, ascending, shape ``(batch, k)``; NaN pads where an integral has fewer.
 
-    ``component`` is the function's; ``width`` how closely the place is known; ``size`` the function's magnitude
-    around it; ``vanishes`` is False where the sign changes over a jump or pole. ``touching`` ``(n,)`` are places
+    ``component`` is the function's; ``width`` how closely the place is known; ``reach`` the width of the stretch in
+    which it was found and ``size`` the function's magnitude there; ``vanishes`` is False where the sign changes over a jump or pole. ``touching`` ``(n,)`` are places
     where a function reaches 0 without a change of sign, NaN where it does not.
     """
 
     place: Tensor
     component: Tensor
     width: Tensor
+    reach: Tensor
     size: Tensor
     vanishes: Tensor
     touching: Tensor
@@ -53,25 +55,26 @@ class Zeros:
 
     def join(self, other: Zeros) -> Zeros:
         """Return the zeros of both."""
-        each = [torch.cat((getattr(self, f.name), getattr(other, f.name)), dim=-1) for f in fields(Zeros)]
-        return Zeros(*each).trim()
+        touching = torch.cat((self.touching, other.touching))
+        columns = zip(self._columns(), other._columns(), strict=True)
+        return Zeros(*(torch.cat(pair, dim=1) for pair in columns), touching=touching).trim()
 
     def trim(self) -> Zeros:
         """Return the zeros in ascending order without columns that are empty everywhere."""
-        place, order = self.place.sort(dim=1)  # NaN last
-        kept = order[:, : self.count]
-        others = (t.gather(1, kept) for t in (self.component, self.width, self.size, self.vanishes))
-        return Zeros(place[:, : self.count], *others, self.touching)
+        order = self.place.argsort(dim=1)[:, : self.count]  # NaN last
+        return Zeros(*(t.gather(1, order) for t in self._columns()), touching=self.touching)
 
     def pad(self, count: int) -> Zeros:
         """Return the zeros with at least ``count`` columns."""
-        missing = count - self.place.shape[1]
-        if missing <= 0:
-            return self
-        rows = (t.new_zeros((t.shape[0], missing)) for t in (self.component, self.width, self.size, self.vanishes))
-        empty = (self.place.new_full((self.place.shape[0], missing), torch.nan), *rows)
-        own = (self.place, self.component, self.width, self.size, self.vanishes)
-        return Zeros(*(torch.cat(pair, dim=1) for pair in zip(own, empty, strict=True)), self.touching)
+        missing = max(0, count - self.place.shape[1])
+        empty = (t.new_zeros((t.shape[0], missing)) for t in self._columns())
+        columns = (torch.cat(pair, dim=1) for pair in zip(self._columns(), empty, strict=True))
+        padded = Zeros(*columns, touching=self.touching)
+        real = torch.arange(padded.place.shape[1], device=self.place.device) < self.place.shape[1]
+        return replace(padded, place=torch.where(real, padded.place, torch.nan))
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.place, self.component, self.width, self.reach, self.size, self.vanishes
 
 
 def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
@@ -99,7 +102,7 @@ def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
     apart = (found.place[:, :, None] - limits.edges()[:, None, :]).abs().amin(2)
     noise = 64.0 * torch.finfo(apart.dtype).eps * found.place.abs() + found.width
     place = torch.where(apart > noise, found.place, torch.nan)
-    return Zeros(place, *(getattr(found, f.name) for f in fields(Zeros)[1:])).trim()
+    return replace(found, place=place).trim()
 
 
 def _scan(
@@ -174,7 +177,7 @@ def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
     return Dip(x[around], y), at, component
 
 
-def _columns(g: Integrand, owner: Tensor, component: Tensor):
+def _columns(g: Integrand, owner: Tensor, component: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the components of g for one column each, without gradient."""
 
     def function(x: Tensor) -> Tensor:
@@ -208,6 +211,7 @@ def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touch
 
     place = torch.where(valid, place, torch.nan)
     return Zeros(
-        set_out(place, torch.nan), set_out(component, 0), set_out(width, 0.0), set_out(size, 0.0),
-        set_out(vanishes, 0), touching,
+        set_out(place, torch.nan), set_out(component, 0), set_out(width, 0.0),
+        set_out((bracket.right - bracket.left).abs(), 0.0), set_out(size, 0.0),
+        set_out(vanishes, 0), touching=touching,
     ).trim()  # fmt: skip

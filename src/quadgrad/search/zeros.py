@@ -88,7 +88,8 @@ def follow_dips(function: Function, dip: Dip) -> tuple[Dip, Tensor, Tensor]:
     reach 0 there. ``function`` maps ``(8, k)`` to ``(8, k)``.
     """
     eps = torch.finfo(dip.x.dtype).eps
-    rounds = math.ceil(0.5 * math.log(eps) / math.log(0.2))  # each is a fifth as wide; then values drown in rounding
+    # Each round leaves a fifth of the width; at its square root of eps, differences drown in rounding.
+    rounds = math.ceil(0.5 * math.log(eps) / math.log(0.2))
     sign = torch.where(dip.y[1] >= 0, 1.0, -1.0)
     x, y = dip.x, sign * dip.y
     spread = x.new_tensor(_SPREAD)[:, None]

@@ -50,28 +50,34 @@ def search_with_jumps(
     refined, and the functions are seen to change sign there.
     """
     g, moves = _open(call, jumps, inner)
-    fixed, batch = call.limits.detach(), call.batch
+    fixed = call.limits.detach()
     with torch.no_grad():
-        zeros = scan_pieces(g, fixed, batch, block)
-        spent = None
-        for scan in range(SCANS):
-            zeros = zeros.pad(max(int(moves), 0 if plan is None else plan.pieces - 1 - _given(fixed)))
-            between = _mark(call, fixed, zeros.place)[0]
-            found, made = search(between, _fit(plan, _given(between) + 1))
-            spent = found.nfev if spent is None else spent + found.nfev
-            missed = scan_plan(g, between, made, block) if scan < SCANS - 1 else None
-            if missed is None or missed.count == 0:
-                break
-            zeros, plan = zeros.join(missed), None
-    found = replace(found, nfev=spent)
-    if not moves:
-        return Marked(between, (*call.sources[:2], *(between.points,) * _given(between)), found, made)
-    place, blur, sound = attach_derivatives(g, zeros, fixed)
-    _note_doubtful_zeros(zeros, sound)
+        zeros, found, made = _search_until_marked(call, g, moves, search, plan, block)
+    place, blur = zeros.place, zeros.width
+    if moves:
+        place, blur, sound = attach_derivatives(g, zeros, fixed)
+        _note_doubtful_zeros(zeros, sound)
     limits, source = _mark(call, call.limits, place)
-    blur = torch.cat((blur.new_zeros(batch, _given(fixed)), blur), dim=1)
-    sources = (*call.sources[:2], *(source,) * _given(between))
-    return Marked(replace(limits, blur=blur), sources, found, made)
+    blur = torch.cat((blur.new_zeros(call.batch, _given(fixed)), blur), dim=1)
+    return Marked(replace(limits, blur=blur), (*call.sources[:2], *(source,) * _given(limits)), found, made)
+
+
+def _search_until_marked(
+    call: Call, g: Integrand, moves: bool, search: Search, plan: Plan | None, block: int
+) -> tuple[Zeros, Found, Plan]:
+    """Search anew as long as the plan shows zeros that are no breakpoints of it."""
+    fixed, spent, scans = call.limits.detach(), torch.zeros((), dtype=torch.int64), 1
+    zeros = scan_pieces(g, fixed, call.batch, block)
+    while True:
+        # One column at least: an integral whose jump has left the interval is still differentiable.
+        zeros = zeros.pad(max(int(moves), 0 if plan is None else plan.pieces - 1 - _given(fixed)))
+        between = _mark(call, fixed, zeros.place)[0]
+        found, made = search(between, _fit(plan, _given(between) + 1))
+        spent = found.nfev + spent
+        missed = scan_plan(g, between, made, block)
+        if missed.count == 0 or scans == SCANS:
+            return zeros, replace(found, nfev=spent), made
+        zeros, plan, scans = zeros.join(missed), None, scans + 1
 
 
 def _open(call: Call, jumps: Callable[..., Any], inner: Tensor) -> tuple[Integrand, bool]:
@@ -132,10 +138,10 @@ def note_unmarked_jumps(
 ) -> bool:
     """Look for jumps that the gradient does not know of; return whether there are any.
 
-    ``wanted``: whether derivatives are asked for without a transform.
+    ``wanted``: whether something requires grad.
     """
     if not (wanted or in_differentiation() or forward_mode_open()):
-        return False
+        return False  # inside vmap alone, say
     fixed = limits.detach()
     place = find_unmarked_jump(integrand, plan, fixed, size, block)
     if place:
@@ -152,9 +158,9 @@ def note_unmarked_jumps(
     place = find_stale_breakpoint(integrand, fixed, plan.batch)
     if place:
         _note(
-            f"the integrand jumps at {place}, which is marked by a breakpoint that carries no gradient but moves with "
-            "an argument that does: its movement is missing from the gradient. Compute points from the argument, "
-            "without detach() or float(), or give jumps= a function that is 0 there"
+            f"the integrand jumps at {place}, which is marked by a breakpoint that carries no gradient but moves "
+            "with an argument that does: its movement is missing from the gradient. Compute points from the "
+            "argument, without detach() or float(), or give jumps= a function that is 0 there"
         )
     return bool(place)
 

@@ -195,9 +195,7 @@ def _integrate(
 
     def search_between(marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
         pieces = marks.pieces()
-        task = Task(
-            integrand, pieces, rule, tolerance, _budget(max_nfev, rule, pieces), block, tile, call.batch
-        )
+        task = Task(integrand, pieces, rule, tolerance, _budget(max_nfev, rule, pieces), block, tile, call.batch)
         with torch.no_grad():
             found = search(task, *first_cells(marks, pieces, call.batch_shape, call.batch, rule, plan))
         return found, _make_plan(call, rule, pieces, found)
@@ -214,7 +212,7 @@ def _integrate(
     wants = _wants_gradient(probe, limits)
     lost = severed_arguments(integrand, limits, probe)
     size = found.floor / (FLOOR * tolerance.eps)
-    if not note_unmarked_jumps(integrand, made, limits, size, block, wants or bool(lost)):
+    if not note_unmarked_jumps(integrand, made, limits, size, block, _requires_grad(probe, limits) or bool(lost)):
         warn_if_severed(lost)
     if wants:
         _refuse_noise(integrand, made, fixed)
@@ -275,6 +273,10 @@ def _wants_gradient(probe: Tensor, limits: Limits) -> bool:
     """Whether derivatives may be asked of the result; transforms and forward mode work without grad mode."""
     if in_transform() or forward_mode_open():
         return True
+    return _requires_grad(probe, limits)
+
+
+def _requires_grad(probe: Tensor, limits: Limits) -> bool:
     return torch.is_grad_enabled() and (probe.requires_grad or any(mark.requires_grad for mark in limits.marks))
 
 
