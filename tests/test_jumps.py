@@ -21,8 +21,8 @@ from helpers import Recorder, integral, leaf, relative_error, t64
 from problems import PROBLEMS, Problem
 from test_honesty import BROKEN, SMOOTH
 
-# What reading a jump 2^-40 of a piece away from it leaves of the derivative of f beside it.
-READ = 1e-11
+# A jump is read 2^-40 = 9e-13 of a piece away from its place: that times the derivatives of f beside it is left.
+READ = 3e-11
 
 
 def told(call: Callable[[], object]) -> list[str]:
@@ -170,11 +170,11 @@ def test_batch_whose_elements_have_different_numbers_of_zeros() -> None:
     result = qg.quad(f, 0.0, 1.0, (t,), jumps=g)
     result.value.sum().backward()
     u = torch.asin(t64([0.3, 0.9]))
-    values = t64([[1.0, float((2 * pi - 3 * u[0]) / 10)], [float((2 * pi - 3 * u[1]) / 10), 0.0]])
-    slopes = t64([[0.0, float(-0.3 / torch.cos(u[0]))], [float(-0.3 / torch.cos(u[1])), 0.0]])
+    values = t64([[1.0, float((2 * pi - 4 * u[0]) / 10)], [float((2 * pi - 4 * u[1]) / 10), 0.0]])
+    slopes = t64([[0.0, float(-0.4 / torch.cos(u[0]))], [float(-0.4 / torch.cos(u[1])), 0.0]])
     assert relative_error(result.value, values) <= 1e-14
     assert relative_error(t.grad, slopes) <= 1e-13
-    assert result.plan.pieces == 4
+    assert result.plan.pieces == 5
 
 
 def test_zero_that_leaves_and_enters_during_an_optimisation() -> None:
@@ -201,7 +201,7 @@ def test_breakpoints_and_zeros_together() -> None:
 def test_zeros_of_a_network_and_closures() -> None:
     w = leaf([1.5, -0.6])
     g = lambda x: torch.tanh(w[0] * x) + w[1]
-    value = qg.quad(lambda x: (g(x) > 0).double() * w[0], 0.0, 1.0, jumps=g, rtol=1e-12).value
+    value = qg.quad(lambda x: (g(x) > 0).double() * w[0], t64(0.0), 1.0, jumps=g, rtol=1e-12).value
     ours = torch.autograd.grad(value, w)[0]
     closed = lambda w: w[0] * (1 - torch.atanh(-w[1]) / w[0])
     assert relative_error(ours, grad(closed)(w.detach())) <= 1e-12
@@ -219,7 +219,7 @@ def test_precision(dtype: torch.dtype) -> None:
 
 def test_reversed_limits_and_one_at_a_time() -> None:
     s = leaf(0.3)
-    f = lambda x, s: 1.0 if x > float(s) else 0.0
+    f = lambda x, s: 1.0 if x > float(s.detach()) else 0.0
     value = qg.quad(f, 1.0, 0.0, (s,), jumps=distance, vectorized=False).value
     value.backward()
     assert relative_error(value, -0.7) <= 1e-14 and relative_error(s.grad, 1.0) <= 1e-14
@@ -266,7 +266,7 @@ def test_jump_that_jumps_does_not_know_of() -> None:
     s = leaf([0.3, 0.7])
     f = lambda x: step(x, s[0]) + 2.0 * step(x, s[1])
     with pytest.warns(qg.UnmarkedJumpWarning, match=r"jumps at x = 0\.7, where nothing is marked"):
-        qg.quad(f, 0.0, 1.0, jumps=lambda x: x - s[0])
+        qg.quad(f, t64(0.0), 1.0, jumps=lambda x: x - s[0])
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def weighted(x: Tensor, theta: Tensor) -> Tensor:
 )
 def test_row_24_weighted_step_inside_a_sum(mark) -> None:
     theta = leaf([0.5, 2.0, 0.3])
-    value = qg.quad(partial(weighted, theta=theta), 0.0, 1.0, rtol=1e-12, **mark(theta)).value
+    value = qg.quad(partial(weighted, theta=theta), t64(0.0), 1.0, rtol=1e-12, **mark(theta)).value
     closed = lambda p: torch.expm1(p[0]) / p[0] + p[1] * (1 - p[2])
     assert relative_error(torch.autograd.grad(value, theta)[0], grad(closed)(theta.detach())) <= READ
 
 
 def test_row_24_weighted_step_inside_a_sum_unmarked() -> None:
     theta = leaf([0.5, 2.0, 0.3])
-    assert len(told(lambda: qg.quad(partial(weighted, theta=theta), 0.0, 1.0))) == 1
+    assert len(told(lambda: qg.quad(partial(weighted, theta=theta), t64(0.0), 1.0))) == 1
 
 
 def test_row_24_kinks_need_no_mark() -> None:
@@ -375,16 +375,17 @@ def test_only_jumps_of_random_families_are_warned_about(name: str, rtol: float) 
 def test_jump_that_no_node_tells_from_a_smooth_function(place: float) -> None:
     # At a cell's very end, or between it and the outermost node: the rule sees a smooth function.
     s = leaf(place)
-    assert len(told(lambda: qg.quad(lambda x: torch.exp(x) + s * (x > s), 0.0, 1.0, rtol=1e-3))) == 1
+    f = lambda x: torch.exp(s * x) + (x > s)
+    assert len(told(lambda: qg.quad(f, t64(0.0), 1.0, rtol=1e-3))) == 1
 
 
 def test_jump_on_a_half_line_and_in_one_component() -> None:
     s = leaf(2.0)
-    assert len(told(lambda: qg.quad(lambda x: s * torch.exp(-x) * (x > s), 0.0, inf))) == 1
+    assert len(told(lambda: qg.quad(lambda x: s * torch.exp(-x) * (x > s), t64(0.0), inf))) == 1
     pair = lambda x: torch.stack((torch.exp(s * x), torch.cos(x) * (x > 0.3)), dim=-1)
-    assert len(told(lambda: qg.quad(pair, 0.0, 1.0))) == 1
+    assert len(told(lambda: qg.quad(pair, t64(0.0), 1.0))) == 1
     wave = lambda x: torch.exp(1j * s * x) * (x > 0.3)
-    assert len(told(lambda: qg.quad(wave, 0.0, 1.0))) == 1
+    assert len(told(lambda: qg.quad(wave, t64(0.0), 1.0))) == 1
 
 
 def test_nobody_is_warned_who_asks_for_no_gradient() -> None:
@@ -403,6 +404,6 @@ def test_transforms_that_differentiate_are_warned(way: str) -> None:
 
 def test_integral_inside_an_integral_is_warned_about_once() -> None:
     s = leaf(0.5)
-    inside = lambda x: qg.quad(lambda y, x: step(y, s * x), 0.0, 1.0, (x,), on_failure="ignore").value
-    said = told(lambda: qg.quad(inside, 0.1, 1.0, rtol=1e-3, max_nfev=42, on_failure="ignore"))
-    assert len(said) == 1 or len({*said}) == 1
+    inside = lambda x: qg.quad(lambda y, x: s * step(y, s * x), 0.0, 1.0, (x,)).value
+    said = told(lambda: qg.quad(inside, t64(0.1), 1.0, rtol=1e-3))
+    assert len(said) == 1 and "where nothing is marked" in said[0]

@@ -34,8 +34,9 @@ class Zeros:
     """The zeros of each integral, ascending, shape ``(batch, k)``; NaN pads where an integral has fewer.
 
     ``component`` is the function's; ``width`` how closely the place is known; ``reach`` the width of the stretch in
-    which it was found and ``size`` the function's magnitude there; ``vanishes`` is False where the sign changes over a jump or pole. ``touching`` ``(n,)`` are places
-    where a function reaches 0 without a change of sign, NaN where it does not.
+    which it was found and ``size`` the function's magnitude there; ``vanishes`` is False where the sign changes
+    over a jump or pole. ``touching`` ``(n,)`` are places where a function reaches 0 without a change of sign, NaN
+    where it does not.
     """
 
     place: Tensor

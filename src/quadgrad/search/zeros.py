@@ -111,5 +111,4 @@ def follow_dips(function: Function, dip: Dip) -> tuple[Dip, Tensor, Tensor]:
 
 
 def _may_reach_zero(y: Tensor) -> Tensor:
-    rise = torch.maximum(y[0], y[2]) - y[1]
-    return (rise > 0) & (y[1] <= rise)
+    return y[1] <= torch.maximum(y[0], y[2]) - y[1]
