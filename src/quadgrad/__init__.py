@@ -14,6 +14,7 @@ from quadgrad.integrand import element
 from quadgrad.plan import Plan
 from quadgrad.result import Result
 from quadgrad.status import Status
+from quadgrad.verbs.kept import KeptPlan
 from quadgrad.verbs.quad import quad
 from quadgrad.verbs.replay import replay
 
@@ -22,6 +23,7 @@ __all__ = [
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
+    "KeptPlan",
     "Plan",
     "Result",
     "Reuse",

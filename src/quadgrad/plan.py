@@ -115,6 +115,28 @@ class Plan:
             marks = marks.expand(*self.batch_shape, self.pieces - 1).reshape(self.batch, -1)
         return Limits(flat[0], flat[1], marks, self.infinite)
 
+    def merge(self, mask: Tensor) -> Plan:
+        """Return the plan with siblings merged: each pair of halves of one cell, both of which are in ``mask``.
+
+        The cells of the returned plan stand in ascending order; a merged one has its halves' errors added.
+        """
+        order = self.order
+        row, start, stop, error, mask = (t[order] for t in (self.row, self.start, self.stop, self.error, mask))
+        if len(self) < 2:
+            return self
+        width = stop - start
+        whole = (start[:-1] == 0) & (stop[:-1] == 0.5) & (start[1:] == -0.5)
+        # A left half begins at an even multiple of its width, from either end of its piece.
+        even = torch.remainder(start[:-1] / width[:-1], 2.0) == 0
+        halves = whole | (even & (start[1:] == stop[:-1]))
+        left = halves & (row[1:] == row[:-1]) & (width[1:] == width[:-1]) & mask[1:] & mask[:-1]
+        no = left.new_zeros(1)
+        first, second = torch.cat((left, no)), torch.cat((no, left))
+        next_stop = torch.where(torch.cat((whole, no)), 1.0, stop.roll(-1))
+        stop = torch.where(first, next_stop, stop)
+        error = torch.where(first, error + error.roll(-1), error)
+        return replace(self, row=row[~second], start=start[~second], stop=stop[~second], error=error[~second])
+
     def to(self, device: torch.device | str) -> Plan:
         """Return the plan on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -13,19 +13,25 @@ from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK, replay_plan
+from quadgrad.search.recheck import Watch
 
 __all__ = ["Reuse", "replay_with_limits"]
 
 
 def replay_with_limits(
-    integrand: Integrand, plan: Plan, limits: Limits, treatment: Treatment | None, chunk: int | None
+    integrand: Integrand,
+    plan: Plan,
+    limits: Limits,
+    treatment: Treatment | None,
+    chunk: int | None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone."""
     moving = fixed = limits.detach()
     if treatment is not None:
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
-    total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, thrifty=chunk is not None)
+    total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, chunk is not None, watch)
     sign = fixed.orientation.expand(plan.batch).reshape(plan.batch, *(1,) * (total.ndim - 1))
     return total * sign + sliver_sum(integrand, limits, plan.batch, treatment)
 

@@ -26,7 +26,7 @@ from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["search"]
+__all__ = ["allowed_error", "search"]
 
 RUN, WAIT = -1, -2
 
@@ -139,7 +139,7 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
     sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
-        easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
+        easy = largest(cells.error / allowed_error(task.tolerance, cells.value, cells.floor)) <= 1.0
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -259,7 +259,7 @@ def _judge(
     """Compare each integral with its tolerance and mark the cells to bisect."""
     value, error, floor = sums
     n = len(running)
-    tolerance = _tolerance(task.tolerance, value, floor)
+    tolerance = allowed_error(task.tolerance, value, floor)
     met = largest(error / tolerance) <= 1.0
     # Where rounding alone exceeds the tolerance, stop near what rounding allows.
     tolerance = torch.maximum(tolerance, 2.0 * floor)
@@ -289,7 +289,7 @@ def _stuck(task: Task, value: Tensor, error: Tensor) -> Tensor:
     return torch.where(largest(error - large) > 0.0, int(Status.DIVERGENT), int(Status.ROUNDOFF))
 
 
-def _tolerance(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
+def allowed_error(tolerance: Tolerance, value: Tensor, floor: Tensor) -> Tensor:
     """Return the largest error each integral may have.
 
     The floor is 10 eps times the integral of abs(f); a value below 50 eps times it is zero to rounding.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from quadgrad.search.crossings import Zeros, scan_pieces, scan_plan
 from quadgrad.search.task import Found
 from quadgrad.verbs.inputs import Call
 
-__all__ = ["Marked", "note_unmarked_jumps", "search_with_jumps"]
+__all__ = ["Switches", "note_unmarked_jumps"]
 
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
@@ -32,67 +33,74 @@ Search = Callable[[Limits, Plan | None], tuple[Found, Plan]]
 
 
 @dataclass(frozen=True)
-class Marked:
-    """What search found between all marks: the limits with the zeros among their breakpoints, and their sources."""
+class Switches:
+    """The function given as ``jumps``, and where it changes sign for each integral.
 
-    limits: Limits
-    sources: tuple[Tensor | None, ...]
-    found: Found
-    plan: Plan
-
-
-def search_with_jumps(
-    call: Call, jumps: Callable[..., Any], inner: Tensor, search: Search, plan: Plan | None, block: int
-) -> Marked:
-    """Find the zeros of ``jumps``, and search between them.
-
-    Zeros are looked for between the limits first, and then on the nodes of the plan: where f jumps, search has
-    refined, and the functions are seen to change sign there.
+    ``moves`` tells whether its zeros carry derivatives; ``block`` is the number of nodes looked at at a time.
     """
-    g, moves = _open(call, jumps, inner)
-    fixed = call.limits.detach()
-    with torch.no_grad():
-        zeros, found, made = _search_until_marked(call, g, moves, search, plan, block)
-    place, blur = zeros.place, zeros.width
-    if moves:
-        place, blur, sound = attach_derivatives(g, zeros, fixed)
-        _note_doubtful_zeros(zeros, sound)
-    limits, source = _mark(call, call.limits, place)
-    blur = torch.cat((blur.new_zeros(call.batch, _given(fixed)), blur), dim=1)
-    return Marked(replace(limits, blur=blur), (*call.sources[:2], *(source,) * _given(limits)), found, made)
 
+    call: Call
+    g: Integrand
+    moves: bool
+    block: int
+    zeros: Zeros
 
-def _search_until_marked(
-    call: Call, g: Integrand, moves: bool, search: Search, plan: Plan | None, block: int
-) -> tuple[Zeros, Found, Plan]:
-    """Search anew as long as the plan shows zeros that are no breakpoints of it."""
-    fixed, spent, scans = call.limits.detach(), torch.zeros((), dtype=torch.int64), 1
-    zeros = scan_pieces(g, fixed, call.batch, block)
-    while True:
-        # One column at least: an integral whose jump has left the interval is still differentiable.
-        zeros = zeros.pad(max(int(moves), 0 if plan is None else plan.pieces - 1 - _given(fixed)))
-        between = _mark(call, fixed, zeros.place)[0]
-        found, made = search(between, _fit(plan, _given(between) + 1))
-        spent = found.nfev + spent
-        missed = scan_plan(g, between, made, block)
-        if missed.count == 0 or scans == SCANS:
-            return zeros, replace(found, nfev=spent), made
-        zeros, plan, scans = zeros.join(missed), None, scans + 1
+    @staticmethod
+    def open(call: Call, jumps: Callable[..., Any], inner: Tensor, block: int) -> Switches:
+        """Call the function once at ``inner``, then scan the integrals for its zeros."""
+        if not callable(jumps):
+            raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
+        g = replace(call.integrand, function=jumps, vectorized=True, name="function given as jumps")
+        g, probe = g.probe(inner)
+        if probe.is_complex() or not probe.is_floating_point():
+            raise IntegrandError(
+                f"jumps returned {probe.dtype}: its zeros are looked for, so it must be real and pass through 0, "
+                "such as x - s where the integrand asks for x > s"
+            )
+        moves = in_transform() or forward_mode_open() or (torch.is_grad_enabled() and probe.requires_grad)
+        with torch.no_grad():
+            zeros = scan_pieces(g, call.limits.detach(), call.batch, block)
+        return Switches(call, g, moves, block, zeros)
 
+    def fit(self, plan: Plan | None) -> tuple[Switches, Plan | None]:
+        """Return zeros and plan for the same number of pieces; search gives those without a cell one.
 
-def _open(call: Call, jumps: Callable[..., Any], inner: Tensor) -> tuple[Integrand, bool]:
-    """Call the function once; return it with its output known, and whether its zeros carry derivatives."""
-    if not callable(jumps):
-        raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
-    g = replace(call.integrand, function=jumps, vectorized=True, name="function given as jumps")
-    g, probe = g.probe(inner)
-    if probe.is_complex() or not probe.is_floating_point():
-        raise IntegrandError(
-            f"jumps returned {probe.dtype}: its zeros are looked for, so it must be real and pass through 0, such "
-            "as x - s where the integrand asks for x > s"
-        )
-    moves = in_transform() or forward_mode_open() or (torch.is_grad_enabled() and probe.requires_grad)
-    return g, moves
+        One column of zeros at least: an integral that a moving jump has left must stay differentiable.
+        """
+        given = _given(self.call.limits)
+        zeros = self.zeros.pad(max(int(self.moves), 0 if plan is None else plan.pieces - 1 - given))
+        pieces = given + zeros.place.shape[1] + 1
+        if plan is not None and plan.pieces < pieces:
+            plan = replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
+        return replace(self, zeros=zeros), plan
+
+    def search(self, search: Search, plan: Plan | None) -> tuple[Switches, Found, Plan]:
+        """Search between the zeros, and anew as long as the plan shows others.
+
+        Where f jumps, search has refined, and the function is seen to change sign on the plan's nodes.
+        """
+        switches, spent = self, torch.zeros((), dtype=torch.int64)
+        for scans in count(1):
+            switches, plan = switches.fit(plan)
+            between = _mark(self.call, self.call.limits.detach(), switches.zeros.place)[0]
+            found, made = search(between, plan)
+            spent = found.nfev + spent
+            with torch.no_grad():
+                missed = scan_plan(self.g, between, made, self.block)
+            if missed.count == 0 or scans == SCANS:
+                return switches, replace(found, nfev=spent), made
+            switches, plan = replace(switches, zeros=switches.zeros.join(missed)), None
+        raise AssertionError  # the loop has no end of its own
+
+    def limits(self) -> tuple[Limits, tuple[Tensor | None, ...]]:
+        """Return the limits with the zeros among their breakpoints, differentiable, and the marks' sources."""
+        place, blur = self.zeros.place, self.zeros.width
+        if self.moves:
+            place, blur, sound = attach_derivatives(self.g, self.zeros, self.call.limits.detach())
+            _note_doubtful_zeros(self.zeros, sound)
+        limits, source = _mark(self.call, self.call.limits, place)
+        blur = torch.cat((blur.new_zeros(self.call.batch, _given(self.call.limits)), blur), dim=1)
+        return replace(limits, blur=blur), (*self.call.sources[:2], *(source,) * _given(limits))
 
 
 def _given(limits: Limits) -> int:
@@ -109,13 +117,6 @@ def _mark(call: Call, limits: Limits, place: Tensor) -> tuple[Limits, Tensor | N
     source = torch.cat((given, place), dim=1).reshape(*call.batch_shape, k)
     a, b = limits.a.expand(batch), limits.b.expand(batch)
     return Limits(a, b, source.reshape(batch, k), limits.infinite), source
-
-
-def _fit(plan: Plan | None, pieces: int) -> Plan | None:
-    """Return the plan for another number of pieces; search gives those it lacks a cell, and checks all."""
-    if plan is None or plan.pieces >= pieces:
-        return plan
-    return replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
 
 
 def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:

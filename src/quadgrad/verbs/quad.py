@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from quadgrad._torch import forward_mode_open, in_transform
 from quadgrad.errors import IntegrandError
 from quadgrad.gradient import GradientMode, Reuse
 from quadgrad.gradient.pathwise import choose_treatment
+from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
@@ -23,11 +25,12 @@ from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
 from quadgrad.search.estimate import FLOOR, largest_component
+from quadgrad.search.recheck import Watch, recheck
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
-from quadgrad.tolerance import epsilon, make_tolerance
+from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
-from quadgrad.verbs.marks import note_unmarked_jumps, search_with_jumps
+from quadgrad.verbs.marks import Switches, note_unmarked_jumps
 from quadgrad.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 
 __all__ = ["quad"]
@@ -85,7 +88,8 @@ def quad(
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse`.
     plan : Plan, optional
-        Cells to start from, of an earlier result. They are re-checked and refined where needed.
+        Cells to start from, of an earlier result. They are re-checked and refined where needed; with
+        ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.KeptPlan`.
     limits : {"auto", "boundary", "pathwise"}
         What a derivative with respect to a limit differentiates: the boundary alone, or the nodes
         moving with it. ``"auto"`` takes the boundary, except where f is not finite there.
@@ -187,39 +191,37 @@ def _integrate(
     chunk: int | None,
     jumps: Callable[..., Any] | None,
 ) -> Result:
-    limits, sources, inner = call.limits, call.sources, _inner_point(call.limits.detach())
+    inner = _inner_point(call.limits.detach())
     integrand, probe = call.integrand.probe(inner)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
-    tile = max(1, call.batch) if chunk is None else chunk
-
-    def search_between(marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
-        pieces = marks.pieces()
-        task = Task(integrand, pieces, rule, tolerance, _budget(max_nfev, rule, pieces), block, tile, call.batch)
-        with torch.no_grad():
-            found = search(task, *first_cells(marks, pieces, call.batch_shape, call.batch, rule, plan))
-        return found, _make_plan(call, rule, pieces, found)
-
-    if jumps is None:
-        found, made = search_between(limits.detach(), plan)
+    setting = _Setting(call, integrand, rule, tolerance, max_nfev, block, chunk)
+    switches = None if jumps is None else Switches.open(call, jumps, inner, block)
+    kept = replayed = None
+    if plan is not None and isinstance(gradient, Reuse):
+        kept = _replay_kept(setting, switches, plan, limits_mode, probe)
+    if kept is not None:
+        limits, sources, found, made, replayed = kept
+    elif switches is None:
+        limits, sources = call.limits, call.sources
+        found, made = setting.search(limits.detach(), plan)
     else:
-        marked = search_with_jumps(call, jumps, inner, search_between, plan, block)
-        limits, sources, found, made = marked.limits, marked.sources, marked.found, marked.plan
+        switches, found, made = switches.search(setting.search, plan)
+        limits, sources = switches.limits()
     fixed = limits.detach()
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
-    value = _oriented_value(found, fixed, failed)
-    wants = _wants_gradient(probe, limits)
     lost = severed_arguments(integrand, limits, probe)
     size = found.floor / (FLOOR * tolerance.eps)
     if not note_unmarked_jumps(integrand, made, limits, size, block, _requires_grad(probe, limits) or bool(lost)):
         warn_if_severed(lost)
-    if wants:
+    value = _oriented_value(found, fixed, failed)
+    if replayed is None and _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, sources, limits_mode)
         replayed = gradient.apply(integrand, made, limits, treatment, chunk)
         _refuse_disagreement(replayed, value, found.error)
-        value = replayed
+    value = value if replayed is None else replayed
     shape = call.batch_shape
     return Result(
         value.reshape(shape + tuple(value.shape[1:])),
@@ -229,6 +231,69 @@ def _integrate(
         made,
         offending_point(integrand, made, fixed, status) if failed else "",
     )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same however often a call searches."""
+
+    call: Call
+    integrand: Integrand
+    rule: Rule
+    tolerance: Tolerance
+    max_nfev: int | None
+    block: int
+    chunk: int | None
+
+    def start(self, marks: Limits, plan: Plan | None) -> tuple[Task, tuple[Tensor, Tensor, Tensor]]:
+        """Return the task between the given limits and breakpoints, and its first cells."""
+        call, pieces = self.call, marks.pieces()
+        tile = max(1, call.batch) if self.chunk is None else self.chunk
+        budget = _budget(self.max_nfev, self.rule, pieces)
+        task = Task(self.integrand, pieces, self.rule, self.tolerance, budget, self.block, tile, call.batch)
+        return task, first_cells(marks, pieces, call.batch_shape, call.batch, self.rule, plan)
+
+    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
+        """Search between the given limits and breakpoints."""
+        with torch.no_grad():
+            task, cells = self.start(marks, plan)
+            found = search(task, *cells)
+        return found, _make_plan(self.call, self.rule, task.pieces, found)
+
+
+_Kept = tuple[Limits, tuple[Tensor | None, ...], Found, Plan, Tensor]
+
+
+def _replay_kept(
+    setting: _Setting,
+    switches: Switches | None,
+    plan: Plan,
+    limits_mode: Literal["auto", "boundary", "pathwise"],
+    probe: Tensor,
+) -> _Kept | None:
+    """Replay the plan that was passed, and check it by the values seen; None if it has to be refined.
+
+    It saves the search and all checks of what search found: where f is not deterministic, the values
+    themselves show a large error.
+    """
+    call, chunk = setting.call, setting.chunk
+    limits, sources = call.limits, call.sources
+    if switches is not None:
+        switches, fitted = switches.fit(plan)
+        plan = fitted or plan
+        limits, sources = switches.limits()
+    if len(plan) == 0 or not _wants_gradient(probe, limits):
+        return None
+    task, cells = setting.start(limits.detach(), plan)
+    row, start, stop = (export(t) for t in cells)
+    used = replace(plan, batch_shape=call.batch_shape, row=row, start=start, stop=stop)
+    treatment = choose_treatment(setting.integrand, used, limits, sources, limits_mode)
+    watch = Watch(task)
+    value = replay_with_limits(setting.integrand, used, limits, treatment, chunk, watch)
+    found = recheck(watch, row, start, stop)
+    if found is None:
+        return None
+    return limits, sources, found, _make_plan(call, setting.rule, task.pieces, found), value
 
 
 def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
