@@ -111,9 +111,7 @@ def test_gradcheck_of_zeros(function, closed_form, theta: Tensor) -> None:
     theta = torch.stack((theta, 1.1 * theta)).requires_grad_()
     assert relative_error(function(theta), closed_form(theta)) <= 1e-12
     assert gradcheck(function, (theta,), atol=1e-7, rtol=1e-6, check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(
-        function, (theta,), atol=1e-6, rtol=1e-5, check_fwd_over_rev=True, check_batched_grad=True
-    )
+    assert gradgradcheck(function, (theta,), atol=1e-6, rtol=1e-5, check_fwd_over_rev=True, check_batched_grad=True)
 
 
 LANES = t64([[0.7, 1.3, 0.4], [0.9, 1.0, 0.1], [1.0, 1.0, 2.0], [0.2, 3.0, 0.01]])  # in the third there is no zero

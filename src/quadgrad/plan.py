@@ -45,6 +45,8 @@ class Plan:
         Estimated error on each cell when it was searched.
     tau, weight : Tensor, shape (m,)
         The rule on the unit interval.
+    inspected : bool
+        Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     """
 
     rule: str
@@ -57,6 +59,7 @@ class Plan:
     error: Tensor
     tau: Tensor
     weight: Tensor
+    inspected: bool = False
 
     @property
     def owner(self) -> Tensor:
@@ -135,7 +138,8 @@ class Plan:
         next_stop = torch.where(torch.cat((whole, no)), 1.0, stop.roll(-1))
         stop = torch.where(first, next_stop, stop)
         error = torch.where(first, error + error.roll(-1), error)
-        return replace(self, row=row[~second], start=start[~second], stop=stop[~second], error=error[~second])
+        kept = {"row": row[~second], "start": start[~second], "stop": stop[~second], "error": error[~second]}
+        return replace(self, **kept, inspected=False)
 
     def to(self, device: torch.device | str) -> Plan:
         """Return the plan on another device."""

@@ -137,7 +137,7 @@ class KeptPlan:
 
 
 def _fits(plan: Plan, call: Call, jumps: bool) -> bool:
-    """Return whether a plan can be used; the number of its pieces may differ where zeros of ``jumps`` come and go."""
+    """Return whether a plan can be used; zeros of ``jumps`` may come and go, and pieces with them."""
     given = 0 if call.limits.points is None else call.limits.points.shape[1]
     pieces = plan.pieces > given if jumps else plan.pieces == given + 1
     return pieces and plan.batch_shape == call.batch_shape and plan.infinite == call.limits.infinite

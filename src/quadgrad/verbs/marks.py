@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._torch import forward_mode_open, in_differentiation, in_transform
+from quadgrad._torch import forward_mode_open, in_transform
 from quadgrad.errors import IntegrandError
 from quadgrad.gradient.jumps import attach_derivatives
 from quadgrad.gradient.slivers import carries_gradient
@@ -134,15 +134,8 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(
-    integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int, wanted: bool
-) -> bool:
-    """Look for jumps that the gradient does not know of; return whether there are any.
-
-    ``wanted``: whether something requires grad.
-    """
-    if not (wanted or in_differentiation() or forward_mode_open()):
-        return False  # inside vmap alone, say
+def note_unmarked_jumps(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> bool:
+    """Look for jumps that the gradient does not know of; return whether there are any."""
     fixed = limits.detach()
     place = find_unmarked_jump(integrand, plan, fixed, size, block)
     if place:

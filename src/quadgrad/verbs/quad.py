@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quadgrad._torch import forward_mode_open, in_transform
+from quadgrad._torch import forward_mode_open, in_differentiation, in_transform
 from quadgrad.errors import IntegrandError
 from quadgrad.gradient import GradientMode, Reuse
 from quadgrad.gradient.pathwise import choose_treatment
@@ -213,7 +213,9 @@ def _integrate(
     failed = bool(status.any())
     lost = severed_arguments(integrand, limits, probe)
     size = found.floor / (FLOOR * tolerance.eps)
-    if not note_unmarked_jumps(integrand, made, limits, size, block, _requires_grad(probe, limits) or bool(lost)):
+    asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
+    jumps_found = asked and not made.inspected and note_unmarked_jumps(integrand, made, limits, size, block)
+    if not jumps_found:
         warn_if_severed(lost)
     value = _oriented_value(found, fixed, failed)
     if replayed is None and _wants_gradient(probe, limits):
@@ -228,7 +230,7 @@ def _integrate(
         found.error.reshape(shape),
         status.reshape(shape),
         nfev.reshape(shape),
-        made,
+        replace(made, inspected=made.inspected or asked),
         offending_point(integrand, made, fixed, status) if failed else "",
     )
 
@@ -293,7 +295,8 @@ def _replay_kept(
     found = recheck(watch, row, start, stop)
     if found is None:
         return None
-    return limits, sources, found, _make_plan(call, setting.rule, task.pieces, found), value
+    made = _make_plan(call, setting.rule, task.pieces, found)
+    return limits, sources, found, replace(made, inspected=plan.inspected), value
 
 
 def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:

@@ -1,0 +1,242 @@
+"""A plan kept from call to call: as honest as fresh calls, at a fraction of their evaluations."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, hessian, vmap
+
+import quadgrad as qg
+from helpers import Recorder, leaf, relative_error, same_plan, t64
+
+
+def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    return e / ((x - c) ** 2 + e**2)
+
+
+def area(c: Tensor, e: Tensor) -> Tensor:
+    return torch.atan((1 - c) / e) + torch.atan(c / e)
+
+
+# ------------------------------------------------------------------------------------------- fitting a network
+
+
+def make_network(seed: int) -> nn.Sequential:
+    """Return a network from one number to one, wavy on [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.copy_(noise * (3.0 if parameter.shape[-1] == 1 else 0.25 if parameter.ndim == 2 else 1.0))
+    return network
+
+
+def fit_intensity(integrate: Any, upper: Tensor, steps: int = 200) -> tuple[list[float], int]:
+    """Fit the intensity of a point process by maximum likelihood; return all losses and the nodes evaluated.
+
+    The likelihood needs the integral of the intensity, a network's exponential.
+    """
+    network, draw = make_network(1), torch.Generator().manual_seed(2)
+    places = torch.cat([0.3 + 0.05 * torch.randn(100, generator=draw), torch.rand(100, generator=draw)])
+    events = places.clamp(0, 1).double()[:, None]
+    f = Recorder(lambda x: torch.exp(network(x[..., None])[..., 0]))
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses: list[float] = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = 200 * integrate(f, 0.0, upper).value.mean() - network(events).sum()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses, f.nodes.numel()
+
+
+@pytest.mark.parametrize("rtol", (1e-5, 1e-8))
+@pytest.mark.parametrize("upper", (1.0, [1.0, 0.5, 0.7]), ids=["one", "batch"])
+def test_fit_of_a_network_in_half_the_evaluations(upper: Any, rtol: float) -> None:
+    kept = qg.KeptPlan({"rtol": rtol})
+    fresh = lambda f, a, b: qg.quad(f, a, b, rtol=rtol)
+    ours, spent = fit_intensity(kept, t64(upper))
+    theirs, spent_fresh = fit_intensity(fresh, t64(upper))
+    assert spent <= 0.5 * spent_fresh
+    assert abs(ours[-1] - theirs[-1]) <= 1e-6 * abs(theirs[-1])
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 200 * rtol  # 200 is the loss's factor
+    assert kept.calls == 200 and kept.started == 1 and kept.refined <= 20
+
+
+# ------------------------------------------------------------------------------------------------- honesty
+
+
+@pytest.mark.parametrize("rtol", (1e-4, 1e-8))
+def test_every_result_is_as_good_as_a_fresh_one(rtol: float) -> None:
+    draw, kept = torch.Generator().manual_seed(3), qg.KeptPlan({"rtol": rtol})
+    for _ in range(60):  # each call asks for other peaks, many of them where the plan has no narrow cells
+        u = torch.rand(2, 20, dtype=torch.float64, generator=draw)
+        c, e = leaf(u[0]), leaf(10 ** (-4 * u[1]))
+        result = kept(peak, t64(0.0), 1.0, (c, e))
+        exact = area(c, e)
+        assert result.converged.all()
+        assert ((result.value - exact).abs() <= result.error).all()
+        assert (result.error <= rtol * exact).all()
+        ours, theirs = (torch.autograd.grad(v.sum(), (c, e)) for v in (result.value, exact))
+        for one, other in zip(ours, theirs, strict=True):
+            assert ((one - other).abs() <= rtol * 2 / e).all()  # the integral of the derivative's modulus
+
+
+def test_plan_follows_a_peak_that_moves_and_widens() -> None:
+    kept, sizes = qg.KeptPlan({"rtol": 1e-8}), []
+    for step in range(120):
+        c, e = leaf(0.2 + 0.005 * step), leaf(10 ** (-3 + step / 40))
+        result = kept(peak, t64(0.0), 1.0, (c, e))
+        assert abs(float((result.value - area(c, e)).detach())) <= float(result.error)
+        sizes.append(len(result.plan))
+    final = len(qg.quad(peak, t64(0.0), 1.0, (c, e), rtol=1e-8).plan)
+    assert max(sizes) >= 15 and sizes[-1] <= 2 * final + 1
+    assert kept.calls == 120 and kept.started == 1 and kept.refined > 0 and kept.coarsened > 0
+
+
+def test_failure_is_still_reported() -> None:
+    kept, p = qg.KeptPlan({"rtol": 1e-8, "max_nfev": 210}), leaf(1e-4)
+    for _ in range(3):
+        with pytest.warns(qg.IntegrationWarning, match="max_nfev"):
+            assert kept(peak, t64(0.0), 1.0, (t64(0.3), p)).status == qg.Status.MAX_NFEV
+    with pytest.warns(qg.IntegrationWarning):
+        assert qg.KeptPlan()(lambda x: p / x, t64(0.0), 1.0).status != qg.Status.CONVERGED
+
+
+def test_noise_is_not_taken_for_a_change() -> None:
+    draw, w, noise = torch.Generator().manual_seed(1), leaf(1.0), 0.0
+    f = lambda x: w * torch.exp(x) * (1 + noise * torch.rand(x.shape, generator=draw, dtype=x.dtype))
+    kept = qg.KeptPlan()
+    kept(f, t64(0.0), 1.0)
+    noise = 1e-3
+    with pytest.raises(qg.IntegrandError, match="not deterministic"):
+        kept(f, t64(0.0), 1.0)
+
+
+# -- what fits, and what does not ------------------------------------------------------------------------
+
+
+def test_fresh_plan_where_the_kept_one_does_not_fit() -> None:
+    kept, p = qg.KeptPlan(), leaf([0.3, 0.6])
+    decay = lambda x, p: torch.exp(-p * x)
+    kept(decay, 0.0, 1.0, (p,))
+    kept(decay, 0.0, 1.0, (p[0],))
+    kept(decay, 0.0, inf, (p[0],))
+    kept(decay, 0.0, inf, (p[0],), points=[1.0])
+    kept(decay, 0.0, inf, (p[0],), points=[2.0])
+    assert kept.calls == 5 and kept.started == 4
+    assert relative_error(kept(decay, 0.0, inf, (p[0],)).value, 1 / p[0]) <= 1e-8
+
+
+def test_limits_zeros_and_breakpoints_may_move() -> None:
+    kept = qg.KeptPlan({"rtol": 1e-10})
+    f = lambda x, s: torch.exp(x) * (x > s)
+    for place in (0.9, 0.7, 1.4, 0.4, -0.2, 0.5):  # leaves the interval on both sides
+        s, b = leaf(place), leaf(1.0 + place / 10)
+        result = kept(f, 0.0, b, (s,), jumps=lambda x, s: x - s)
+        closed = lambda s, b: torch.exp(b) - torch.exp(torch.minimum(s.clamp(min=0.0), b))
+        assert relative_error(result.value, closed(s, b)) <= 1e-12
+        ours, exact = (torch.autograd.grad(v, (s, b)) for v in (result.value, closed(s, b)))
+        assert max(float((x - y).abs()) for x, y in zip(ours, exact, strict=True)) <= 1e-10
+    assert kept.started == 1
+
+
+def test_chunks_and_nothing_to_differentiate() -> None:
+    kept, f = qg.KeptPlan({"chunk": 42}), Recorder(peak)
+    for e in (0.1, 0.01, 0.012):
+        result = kept(f, t64(0.0), 1.0, (t64([0.3, 0.6]), leaf(e)))
+        result.value.sum().backward()
+    assert f.largest_call <= 42
+    assert not kept(peak, t64(0.0), 1.0, (t64([0.3, 0.6]), t64(0.01))).value.requires_grad
+    assert kept.started == 1
+
+
+def test_unmarked_jump_is_warned_about_once() -> None:
+    kept, s = qg.KeptPlan(), leaf(0.3)
+    f = lambda x: s * (x > 0.3)
+    with pytest.warns(qg.UnmarkedJumpWarning):
+        kept(f, t64(0.0), 1.0)
+    for _ in range(3):
+        kept(f, t64(0.0), 1.0)  # warnings are errors
+
+
+# -- quad(plan=...) in one pass ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", (None, 63))
+def test_kept_cells_are_evaluated_once(chunk: int | None) -> None:
+    c, e = leaf([0.3, 0.6]), leaf([1e-2, 1e-1])
+    first = qg.quad(peak, t64(0.0), 1.0, (c, e), chunk=chunk)
+    f = Recorder(peak)
+    again = qg.quad(f, t64(0.0), 1.0, (c, e), plan=first.plan, chunk=chunk)
+    assert f.nodes.numel() == 21 * len(first.plan) + 1  # and the probe
+    assert same_plan(first.plan, again.plan) and again.plan.inspected
+    assert torch.equal(again.nfev, 21 * torch.bincount(first.plan.owner))
+    assert relative_error(again.value, first.value) <= 1e-14
+    assert relative_error(again.error, first.error) <= 1e-6
+    for one, other in zip(*(torch.autograd.grad(r.value.sum(), (c, e)) for r in (first, again)), strict=True):
+        assert relative_error(one, other) <= 1e-13
+
+
+def test_plan_made_without_gradient_is_looked_at_for_jumps() -> None:
+    s = leaf(0.3)
+    f = lambda x: s * (x > 0.3)
+    with torch.no_grad():
+        plan = qg.quad(f, t64(0.0), 1.0).plan
+    assert not plan.inspected
+    with pytest.warns(qg.UnmarkedJumpWarning):
+        qg.quad(f, t64(0.0), 1.0, plan=plan)
+
+
+@pytest.mark.parametrize("transform", (grad, hessian, lambda f: lambda x: vmap(grad(f))(torch.stack((x, x)))[1]))
+def test_kept_plans_inside_transforms(transform) -> None:
+    theta = t64([0.3, 0.05])
+    plan = qg.quad(peak, t64(0.0), 1.0, tuple(theta), rtol=1e-12).plan
+    solve = lambda theta: qg.quad(peak, t64(0.0), 1.0, tuple(theta), rtol=1e-12, plan=plan).value
+    exact = transform(lambda theta: area(*theta))(theta)
+    assert (transform(solve)(theta) - exact).abs().max() <= 1e-10 * exact.abs().max()
+
+
+def test_kept_plan_inside_a_transform_is_kept_outside_it() -> None:
+    kept = qg.KeptPlan({"rtol": 1e-10})
+    solve = lambda c, e: kept(peak, t64(0.0), 1.0, (c, e)).value
+    for _ in range(3):
+        gradient = vmap(grad(solve))(t64([0.3, 0.5]), t64([0.1, 0.2]))
+    assert kept.started == 1 and kept.refined <= 1
+    exact = vmap(grad(area))(t64([0.3, 0.5]), t64([0.1, 0.2]))
+    assert relative_error(gradient, exact) <= 1e-8
+    assert relative_error(solve(t64(0.3), t64(0.1)), area(t64(0.3), t64(0.1))) <= 1e-9
+
+
+# -- merging -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("points", (None, [0.3]))
+def test_merging_siblings_undoes_bisection(points: list[float] | None) -> None:
+    c, e = t64([0.3, 0.5, 0.99]), t64([1e-3, 1e-1, 1e-5])
+    plan = qg.quad(peak, t64(0.0), 1.0, (c, e), points=points).plan
+    everything = lambda plan: torch.ones(len(plan), dtype=torch.bool)
+    sizes = [len(plan)]
+    while True:
+        total = torch.zeros(3, dtype=torch.float64)
+        weights = plan.weights(0.0, 1.0, points).sum(0)
+        assert (total.index_add(0, plan.owner, weights) - 1).abs().max() <= 1e-14  # covers [0, 1] without overlap
+        plan = plan.merge(everything(plan))
+        sizes.append(len(plan))
+        if sizes[-1] == sizes[-2]:
+            break
+    assert sizes[-1] == 3 * plan.pieces and len(sizes) > 10
+    assert (plan.start == 0).all() and (plan.stop == 1).all()
+
+
+def test_merging_only_where_told() -> None:
+    plan = qg.quad(peak, t64(0.0), 1.0, (t64(0.3), t64(1e-2))).plan
+    assert len(plan.merge(torch.zeros(len(plan), dtype=torch.bool))) == len(plan)
+    one = torch.arange(len(plan)) == plan.order[0]
+    assert len(plan.merge(one)) == len(plan)
