@@ -21,7 +21,13 @@ from torch.utils import _pytree
 
 import quadgrad as qg
 from helpers import leaf, t64
-from quadgrad._torch import forward_mode_open, in_transform, register_pytree, tangent_of
+from quadgrad._torch import (
+    forward_mode_open,
+    in_differentiation,
+    in_transform,
+    register_pytree,
+    tangent_of,
+)
 from quadgrad.lanes import export, largest, somewhere
 
 Function = Callable[[Tensor], Tensor]
@@ -70,6 +76,13 @@ def test_every_transform_is_seen_and_closed_again(transform: Callable[[Function]
     assert seen
     assert all(seen)
     assert not in_transform()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_vmap_alone_is_told_from_transforms_that_differentiate(name: str) -> None:
+    seen = seen_inside(TRANSFORMS[name], lambda _: in_differentiation())
+    assert set(seen) == {name not in ("vmap", "vmap without grad mode")}
+    assert not in_differentiation()
 
 
 def test_a_transform_that_raises_is_closed_too() -> None:

@@ -130,7 +130,8 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
         return Found.join(_search_tiles(task, row, start, stop))
     n, device = task.batch, row.device
     who = torch.arange(n, device=device)
-    whole = task.pieces.count == 1 and row.shape[0] == n
+    # One cell each. A passed plan may have as many cells as there are integrals, and yet not one for each.
+    whole = task.pieces.count == 1 and row.shape[0] == n and bool((row == who).all())
     cells = _evaluate(task, row, start, stop, whole)
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)

@@ -21,9 +21,6 @@ from quadgrad.verbs.quad import quad
 
 __all__ = ["KeptPlan"]
 
-SLACK = 0.1
-"""A plan is made for this share of the tolerance, so that it lasts while the integrand changes."""
-
 FAR = 1e-3
 """Siblings are tried as one cell if the error of each is below this share of what a cell may have."""
 
@@ -75,7 +72,7 @@ class KeptPlan:
     """
 
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    plan: Plan | None = None
+    plan: Plan | None = field(default=None, repr=False)
     calls: int = field(default=0, init=False)
     started: int = field(default=0, init=False)
     refined: int = field(default=0, init=False)
@@ -90,25 +87,26 @@ class KeptPlan:
     ) -> Result:
         """Integrate f from a to b; see :func:`quadgrad.quad` for arguments, result, errors and warnings."""
         call = prepare(f, a, b, args, points, self.options.get("vectorized", True))
-        rtol, atol = self.options.get("rtol"), self.options.get("atol", 0.0)
-        rtol = epsilon(call.integrand.call_dtype) ** 0.5 if rtol is None else rtol
 
         def ask(plan: Plan | None, **changes: Any) -> Result:
             return quad(f, a, b, args, points=points, jumps=jumps, plan=plan, **(self.options | changes))
 
-        def look(plan: Plan | None) -> Result:
+        def look(plan: Plan) -> Result:
             with torch.no_grad():
-                return ask(plan, rtol=SLACK * rtol, atol=SLACK * atol, on_failure="ignore")
+                return ask(plan, on_failure="ignore")
 
         self.calls += 1
         if self.plan is None or not _fits(self.plan, call, jumps is not None):
             self.started += 1
-            self._enter(look(None))
-        elif self.calls >= self._due and not in_transform():
-            self._coarsen(look)
-        result = ask(self.plan)
-        if self._enter(result):
-            self.refined += 1
+            result = ask(None)
+            self._enter(result)
+        else:
+            if self.calls >= self._due and not in_transform():
+                self._coarsen(look)
+            result = ask(self.plan)
+            self.refined += int(self._enter(result))
+        rtol, atol = self.options.get("rtol"), self.options.get("atol", 0.0)
+        rtol = epsilon(call.integrand.call_dtype) ** 0.5 if rtol is None else rtol
         size = export(largest(result.value.detach().abs())).reshape(call.batch, -1)
         self._allowed = (rtol * size.amax(1)).clamp_min(atol) if size.numel() else size.new_zeros(call.batch)
         return result

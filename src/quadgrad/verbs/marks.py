@@ -134,8 +134,10 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> bool:
-    """Look for jumps that the gradient does not know of; return whether there are any."""
+def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, size: Tensor, block: int) -> bool:
+    """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
+    if plan is None:
+        return False
     fixed = limits.detach()
     place = find_unmarked_jump(integrand, plan, fixed, size, block)
     if place:

@@ -14,6 +14,7 @@ from quadgrad.errors import IntegrandError
 from quadgrad.gradient import GradientMode, Reuse
 from quadgrad.gradient.pathwise import choose_treatment
 from quadgrad.gradient.reuse import replay_with_limits
+from quadgrad.gradient.slivers import Treatment
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
@@ -25,7 +26,7 @@ from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
 from quadgrad.search.estimate import FLOOR, largest_component
-from quadgrad.search.recheck import Watch, recheck
+from quadgrad.search.recheck import Watch, combine, recheck, too_coarse
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
@@ -197,32 +198,23 @@ def _integrate(
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
     setting = _Setting(call, integrand, rule, tolerance, max_nfev, block, chunk)
     switches = None if jumps is None else Switches.open(call, jumps, inner, block)
-    kept = replayed = None
+    outcome = None
     if plan is not None and isinstance(gradient, Reuse):
-        kept = _replay_kept(setting, switches, plan, limits_mode, probe)
-    if kept is not None:
-        limits, sources, found, made, replayed = kept
-    elif switches is None:
-        limits, sources = call.limits, call.sources
-        found, made = setting.search(limits.detach(), plan)
-    else:
-        switches, found, made = switches.search(setting.search, plan)
-        limits, sources = switches.limits()
+        outcome = _replay_kept(setting, switches, plan, limits_mode, probe)
+    outcome = outcome or _search_all(setting, switches, plan)
+    limits, found, made, replayed = outcome.limits, outcome.found, outcome.plan, outcome.replayed
     fixed = limits.detach()
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
     lost = severed_arguments(integrand, limits, probe)
     size = found.floor / (FLOOR * tolerance.eps)
     asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
-    jumps_found = asked and not made.inspected and note_unmarked_jumps(integrand, made, limits, size, block)
-    if not jumps_found:
+    if not (asked and note_unmarked_jumps(integrand, outcome.unseen, limits, size, block)):
         warn_if_severed(lost)
     value = _oriented_value(found, fixed, failed)
     if replayed is None and _wants_gradient(probe, limits):
-        _refuse_noise(integrand, made, fixed)
-        treatment = choose_treatment(integrand, made, limits, sources, limits_mode)
-        replayed = gradient.apply(integrand, made, limits, treatment, chunk)
-        _refuse_disagreement(replayed, value, found.error)
+        treatment = choose_treatment(integrand, made, limits, outcome.sources, limits_mode)
+        replayed = _replay_found(setting, made, limits, value, found.error, treatment, gradient)
     value = value if replayed is None else replayed
     shape = call.batch_shape
     return Result(
@@ -263,7 +255,31 @@ class _Setting:
         return found, _make_plan(self.call, self.rule, task.pieces, found)
 
 
-_Kept = tuple[Limits, tuple[Tensor | None, ...], Found, Plan, Tensor]
+@dataclass(frozen=True)
+class _Outcome:
+    """What a call has found: with which limits, whose sources are the caller's tensors, and on which plan.
+
+    ``unseen`` is the part of the plan that was not yet looked at for jumps; ``replayed`` the differentiable value
+    if there is one already.
+    """
+
+    limits: Limits
+    sources: tuple[Tensor | None, ...]
+    found: Found
+    plan: Plan
+    unseen: Plan | None
+    replayed: Tensor | None = None
+
+
+def _search_all(setting: _Setting, switches: Switches | None, plan: Plan | None) -> _Outcome:
+    """Search every integral, from the cells of a plan if one was passed."""
+    limits, sources = setting.call.limits, setting.call.sources
+    if switches is None:
+        found, made = setting.search(limits.detach(), plan)
+    else:
+        switches, found, made = switches.search(setting.search, plan)
+        limits, sources = switches.limits()
+    return _Outcome(limits, sources, found, made, made)
 
 
 def _replay_kept(
@@ -272,11 +288,11 @@ def _replay_kept(
     plan: Plan,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     probe: Tensor,
-) -> _Kept | None:
-    """Replay the plan that was passed, and check it by the values seen; None if it has to be refined.
+) -> _Outcome | None:
+    """Replay the plan that was passed, and check it by the values seen; None if all of it must be searched.
 
-    It saves the search and all checks of what search found: where f is not deterministic, the values
-    themselves show a large error.
+    For the integrals that are done it saves the search and the checks of what search found: where f is not
+    deterministic, the values themselves show a large error. The others are searched from their cells.
     """
     call, chunk = setting.call, setting.chunk
     limits, sources = call.limits, call.sources
@@ -292,11 +308,38 @@ def _replay_kept(
     treatment = choose_treatment(setting.integrand, used, limits, sources, limits_mode)
     watch = Watch(task)
     value = replay_with_limits(setting.integrand, used, limits, treatment, chunk, watch)
-    found = recheck(watch, row, start, stop)
-    if found is None:
+    found, done = recheck(watch, row, start, stop)
+    if bool(done.all()):
+        made = replace(_make_plan(call, setting.rule, task.pieces, found), inspected=plan.inspected)
+        return _Outcome(limits, sources, found, made, None if plan.inspected else made, value)
+    if switches is not None or not bool(done.any()) or bool(found.cell_error.isinf().any()):
         return None
+    with torch.no_grad():
+        mended = search(task, *too_coarse(found, task, ~done))
+    refined = _make_plan(call, setting.rule, task.pieces, mended)
+    known = _oriented_value(mended, limits.detach(), bool(export(mended.status).any()))
+    again = _replay_found(setting, refined, limits, known, mended.error, treatment, Reuse())
+    tail = (1,) * (value.ndim - 1)
+    value = torch.where(done.reshape(-1, *tail), value, again)
+    found = combine(found, mended, ~done, task.pieces.count)
     made = _make_plan(call, setting.rule, task.pieces, found)
-    return limits, sources, found, replace(made, inspected=plan.inspected), value
+    return _Outcome(limits, sources, found, made, refined if plan.inspected else made, value)
+
+
+def _replay_found(
+    setting: _Setting,
+    plan: Plan,
+    limits: Limits,
+    known: Tensor,
+    error: Tensor,
+    treatment: Treatment | None,
+    gradient: GradientMode,
+) -> Tensor:
+    """Return the value that search found, differentiable; refuse integrands that are not deterministic."""
+    _refuse_noise(setting.integrand, plan, limits.detach())
+    value = gradient.apply(setting.integrand, plan, limits, treatment, setting.chunk)
+    _refuse_disagreement(value, known, error)
+    return value
 
 
 def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
