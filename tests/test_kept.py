@@ -193,7 +193,8 @@ def test_only_integrals_that_need_it_are_searched_again() -> None:
     assert torch.equal(result.nfev[[0, 2]], 21 * torch.bincount(plan.owner)[[0, 2]])
     alone = Recorder(peak)
     qg.quad(alone, t64(0.0), 1.0, (c[1], e[1]), rtol=1e-8)
-    assert f.nodes.numel() <= 21 * len(plan) + alone.nodes.numel()
+    twice = int((plan.owner == 1).sum())  # what was kept of the second one's cells is evaluated again to search
+    assert f.nodes.numel() <= 21 * (len(plan) + twice) + alone.nodes.numel()
     assert ((result.value - area(c, e)).abs() <= result.error).all()
     for one, other in zip(*(torch.autograd.grad(v.sum(), (c, e)) for v in (result.value, area(c, e))), strict=True):
         assert ((one - other).abs() <= 1e-8 * 2 / e).all()

@@ -1,14 +1,14 @@
 """Jumps that the gradient does not know of: found on the finished plan, with a few values of f for each cell.
 
-A jump shows in three ways: as a difference across two cells' common end, as one between a cell's end and its
-outermost node, or as a cell whose error is as large as its values differ. Each suspect is then divided until
+A jump shows as a cell whose error is as large as its values differ, or as a difference between a cell's end and its
+outermost node that is not small beside the cell's own: there the rule sees nothing. Each suspect is divided until
 rounding ends it: across a jump the difference stays, and is large beside the differences right and left of it.
 Kinks, peaks and singularities fail one of the two.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class _Suspects:
     least: Tensor
 
 
-def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> str:
+def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> str:
     """Return where f jumps away from limits and breakpoints, as a phrase; empty where it does not.
 
     Parameters
@@ -60,15 +60,15 @@ def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, size: T
     plan : Plan
     limits : Limits
         Without gradient.
-    size : Tensor, shape (batch,)
-        The integral of abs(f).
+    least : Tensor, shape (batch,)
+        The smallest jump that counts, times the width of the piece it is on (of its image, if that is infinite).
     block : int
         Nodes evaluated at a time.
     """
     if len(plan) == 0:
         return ""
     with torch.no_grad():
-        suspects = _suspects(integrand, plan, limits, size, block)
+        suspects = _suspects(integrand, plan, limits, least, block)
         if suspects.owner.shape[0] == 0:
             return ""
         jumps, place = _divide(integrand, suspects, limits, block)
@@ -134,39 +134,39 @@ def _flat(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape, -1)
 
 
-def _suspects(integrand: Integrand, plan: Plan, limits: Limits, size: Tensor, block: int) -> _Suspects:
-    """Return the stretches that a jump may lie in."""
-    dtype = limits.a.dtype
-    eps, order = torch.finfo(dtype).eps, plan.order
-    row, owner = plan.row[order], plan.owner[order]
-    start, stop = plan.start[order].to(dtype), plan.stop[order].to(dtype)
+def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> _Suspects:
+    """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at.
+
+    The right end is passed by a little, so that a jump right between two cells lies in the left one's last stretch.
+    """
+    dtype, owner = limits.a.dtype, plan.owner
+    start, stop = plan.start.to(dtype), plan.stop.to(dtype)
     pieces = limits.pieces()
-    layout = frame(pieces, row, start, stop)
-    margin = max(2.0**-30, 4.0 * eps)
-    first, last = plan.tau[0], plan.tau[-1]
-    tau = torch.stack((first.new_tensor(margin), first, last, first.new_tensor(1.0 - margin))).to(dtype)
+    layout = frame(pieces, plan.row, start, stop)
+    margin = max(2.0**-30, 4.0 * torch.finfo(dtype).eps)
+    tau = torch.cat((plan.tau.new_tensor([margin]), plan.tau[[0, -1]], plan.tau.new_tensor([1.0 + margin]))).to(
+        dtype
+    )
     x, slope = layout.nodes(tau, slice(None))
-    lower, upper = pieces.ends(row)
-    ends = (torch.nextafter(end, end.new_tensor(s * torch.inf)) for end, s in ((lower, 1.0), (upper, -1.0)))
-    x = torch.maximum(torch.minimum(x, (inner := tuple(ends))[1]), inner[0])
+    # f is never called at a limit, nor beyond a breakpoint.
+    lower, upper = pieces.ends(plan.row)
+    x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
+    x = torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -torch.inf)))
     y = _evaluate(integrand, x, owner, block)
-    scaled = y if slope is None else y * slope[:, :, None]
-    rise = largest_component((scaled[1:] - scaled[:-1]).abs().flatten(0, 1)).reshape(3, -1)
-    joint = largest_component((scaled[0, 1:] - scaled[3, :-1]).abs())
-    span = layout.scale / (stop - start)
-    least = eps**0.5 * size.expand(plan.batch)[owner] / span
-    error = plan.error[order].to(dtype) / layout.scale
-    core = (error > least) & (error > UNRESOLVED * rise[1])
-    margins = (rise[::2] > least) & (rise[::2] > STEEP * rise[1])
-    joints = (joint > torch.minimum(least[1:], least[:-1])) & (row[1:] == row[:-1])
-    parts: list[_Suspects] = []
-    least = least.expand(x.shape) if slope is None else least / slope
-    for left, mask in enumerate((margins[0], core, margins[1])):
-        k, right = somewhere(mask).nonzero().squeeze(1), left + 1
-        parts.append(_Suspects(owner[k], x[left, k], x[right, k], y[left, k], y[right, k], least[left, k]))
-    k = somewhere(joints).nonzero().squeeze(1)
-    parts.append(_Suspects(owner[k], x[3, k], x[0, k + 1], y[3, k], y[0, k + 1], least[3, k]))
-    return _Suspects(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Suspects)))
+    rise = _largest_rise(y if slope is None else y * slope[:, :, None])
+    least = least[owner] * ((stop - start) / layout.scale)
+    error = plan.error.to(dtype) / layout.scale
+    share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
+    suspect = torch.stack((rise[0], error, rise[2])) > torch.maximum(share * rise[1], least)
+    part, cell = somewhere(suspect).nonzero().unbind(1)
+    least = least[cell] if slope is None else least[cell] / slope[part, cell]
+    return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], least)
+
+
+def _largest_rise(y: Tensor) -> Tensor:
+    """Return how much neighbouring values differ: ``(m, k, components)`` to ``(m - 1, k)``."""
+    rise = (y[1:] - y[:-1]).abs()
+    return rise.squeeze(2) if rise.shape[2] == 1 else rise.amax(2)
 
 
 def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: int) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
             break
         x = torch.cat((left[None], left + (right - left) * steps, right[None]))
         y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))
-        rise = largest_component((y[1:] - y[:-1]).abs().flatten(0, 1)).reshape(PARTS, -1)
+        rise = _largest_rise(y)
         at = rise.argmax(0, keepdim=True)
         tallest = rise.gather(0, at)[0]
         reference = tallest if reference is None else reference

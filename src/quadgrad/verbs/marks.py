@@ -134,12 +134,12 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, size: Tensor, block: int) -> bool:
+def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, least: Tensor, block: int) -> bool:
     """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
     if plan is None:
         return False
     fixed = limits.detach()
-    place = find_unmarked_jump(integrand, plan, fixed, size, block)
+    place = find_unmarked_jump(integrand, plan, fixed, least, block)
     if place:
         _note(
             f"the integrand jumps at {place}, where nothing is marked. If the place depends on a parameter, its "

@@ -207,9 +207,9 @@ def _integrate(
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
     lost = severed_arguments(integrand, limits, probe)
-    size = found.floor / (FLOOR * tolerance.eps)
+    least = _least_jump(found, tolerance)
     asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
-    if not (asked and note_unmarked_jumps(integrand, outcome.unseen, limits, size, block)):
+    if not (asked and note_unmarked_jumps(integrand, outcome.unseen, limits, least, block)):
         warn_if_severed(lost)
     value = _oriented_value(found, fixed, failed)
     if replayed is None and _wants_gradient(probe, limits):
@@ -347,6 +347,14 @@ def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
     batch, tail = found.error.shape[0], (1,) * (found.value.ndim - 1)
     value = found.value * limits.orientation.expand(batch).reshape(batch, *tail)
     return value.masked_fill(found.error.isinf().reshape(batch, *tail), torch.nan) if failed else value
+
+
+def _least_jump(found: Found, tolerance: Tolerance) -> Tensor:
+    """Return the smallest jump that counts, times the interval's width: above noise and the integral's error."""
+    record = current_record()
+    inner = record.noise if record else 0.0
+    size = found.floor / (FLOOR * max(tolerance.eps, inner / FLOOR))  # the integral of abs(f)
+    return torch.maximum(size * max(tolerance.eps**0.5, 10.0 * inner), found.error)
 
 
 def _inner_point(limits: Limits) -> Tensor:
