@@ -215,6 +215,42 @@ def test_precision(dtype: torch.dtype) -> None:
     assert relative_error(s.grad, [-1.0, -1.0]) <= 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("place", (1e-9, 1e-3, 2.0, 10.0))
+def test_zero_anywhere_on_a_half_line(place: float) -> None:
+    s = leaf(place)
+    qg.quad(lambda x, s: torch.exp(-x) * step(x, s), 0.0, inf, (s,), jumps=distance).value.backward()
+    assert relative_error(s.grad, -torch.exp(t64(-place))) <= 1e-11
+
+
+def test_empty_batch_and_empty_interval() -> None:
+    nothing, s, b = leaf([]), leaf(0.3), leaf(0.2)
+    assert qg.quad(step, 0.0, 1.0, (nothing,), jumps=distance).value.shape == (0,)
+    value = qg.quad(lambda x, s: torch.exp(x) + step(x, s), 0.2, b, (s,), jumps=distance).value
+    value.backward()
+    assert (
+        float(value.detach()) == 0.0
+        and relative_error(b.grad, torch.exp(t64(0.2))) <= 1e-12
+        and float(s.grad) == 0.0
+    )
+
+
+def test_half_precision() -> None:
+    s = torch.tensor([0.3, 0.7], dtype=torch.bfloat16, requires_grad=True)
+    value = qg.quad(step, 0.0, 1.0, (s,), jumps=distance).value
+    value.sum().backward()
+    assert relative_error(value, 1 - s.float()) <= 0.01 and s.grad.tolist() == [-1.0, -1.0]
+
+
+def test_zero_that_is_a_limit_or_a_breakpoint_as_well() -> None:
+    s = leaf(0.3)
+    for points in (s, s.detach(), s.detach() + 1e-14):
+        value = qg.quad(step, 0.0, 1.0, (s,), points=points, jumps=distance).value
+        assert relative_error(torch.autograd.grad(value, s)[0], -1.0) <= 1e-12
+    for sign, (a, b) in ((0.0, (0.0, s)), (-1.0, (s, 1.0))):
+        value = qg.quad(step, a, b, (s.detach(),), jumps=distance).value
+        assert relative_error(torch.autograd.grad(value, s)[0], sign) <= 1e-12
+
+
 def test_reversed_limits_and_one_at_a_time() -> None:
     s = leaf(0.3)
     f = lambda x, s: 1.0 if x > float(s.detach()) else 0.0

@@ -78,7 +78,7 @@ class Argument:
             return self.value
         core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
         if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
-            return self.value.new_ones((1,) * rank + core)
+            return self.value.new_ones((1,) * rank + core) + 0.0 * self.value.sum()  # and whether it has a gradient
         one = self.value if self.shared else self.value[:1]
         return one.reshape((1,) * rank + core)
 

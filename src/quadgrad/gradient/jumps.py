@@ -8,6 +8,7 @@ theta to order n + 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -58,7 +59,8 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
     component = zeros.component.T
 
     def function(x: Tensor) -> Tensor:
-        y = g(x, slice(0, batch)).reshape(k, batch, -1)
+        y = g(x, slice(0, batch))
+        y = y.reshape(k, batch, math.prod(y.shape[2:]))
         return y.gather(2, component[:, :, None]).squeeze(2)
 
     slope = _slope(function, start).T
@@ -70,11 +72,14 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
         place = place - torch.where(sound.T, function(place), 0.0) / steep
     place = place + (start - place).detach()
     blur = torch.where(sound, zeros.width + rounding, zeros.width)
+    blur = torch.maximum(blur, NOISE * torch.finfo(g.call_dtype).eps * start.T.abs())
     return torch.where(valid, place.T, torch.nan), blur, sound
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the derivative of an elementwise function in x, itself without derivatives."""
+    if x.numel() == 0:
+        return x.detach()
     if in_transform():
         pulled = torch.func.vjp(function, x.detach())
         return pulled[1](torch.ones_like(x))[0].detach()

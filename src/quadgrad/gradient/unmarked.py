@@ -8,6 +8,7 @@ Kinks, peaks and singularities fail one of the two.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +73,8 @@ def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: 
         if suspects.owner.shape[0] == 0:
             return ""
         jumps, place = _divide(integrand, suspects, limits, block)
-        jumps = jumps & _unmarked(place, suspects.owner, limits)
+        noise = 4.0 * torch.finfo(integrand.call_dtype).eps
+        jumps = jumps & _unmarked(place, suspects.owner, limits, noise)
         if not bool(somewhere(jumps).any()):
             return ""
         first = int(somewhere(jumps).nonzero()[0, 0])
@@ -131,7 +133,7 @@ def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Ten
 
 
 def _flat(y: Tensor, x: Tensor) -> Tensor:
-    return y.reshape(*x.shape, -1)
+    return y.reshape(*x.shape, math.prod(y.shape[2:]))
 
 
 def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> _Suspects:
@@ -204,10 +206,10 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
 
 
-def _unmarked(place: Tensor, owner: Tensor, limits: Limits) -> Tensor:
-    """Return where a place is no breakpoint."""
+def _unmarked(place: Tensor, owner: Tensor, limits: Limits, noise: float) -> Tensor:
+    """Return where a place is no breakpoint, ``noise`` being how far f can tell x from its neighbours."""
     free = torch.ones_like(place, dtype=torch.bool)
     for i, mark in enumerate(limits.marks[2:]):
         here, away = (t if t.shape[0] == 1 else t[owner] for t in (mark, reading_distance(limits, i)))
-        free = free & ~((place - here).abs() <= 2.0 * away)
+        free = free & ~((place - here).abs() <= 2.0 * away + noise * place.abs())
     return free

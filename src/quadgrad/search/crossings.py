@@ -6,6 +6,7 @@ which are narrow where the integrand jumps. A zero the first scan has missed is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -22,7 +23,7 @@ from quadgrad.search.zeros import Bracket, Dip, find_zeros, follow_dips
 
 __all__ = ["Zeros", "scan_pieces", "scan_plan"]
 
-_ENDS = (0.0, 2.0**-24, 2.0**-12, 2.0**-6, 2.0**-3, 0.25, 0.5)
+_ENDS = (0.0, 2.0**-48, 2.0**-24, 2.0**-12, 2.0**-6, 2.0**-3, 0.25, 0.5)
 _NODES = 12
 
 VANISHED = 1e-3
@@ -89,7 +90,9 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     n = start.shape[0]
     tau = (torch.arange(_NODES, dtype=torch.float64, device=row.device) + 0.5) / _NODES
     cells = (row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0]))
-    return _scan(g, pieces, cells, tau, batch, block, across=True)
+    found = _scan(g, pieces, cells, tau, batch, block, across=True)
+    near, edge = _nearest_edge(found, limits)
+    return replace(found, place=torch.where(near, edge, found.place))
 
 
 def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
@@ -100,10 +103,17 @@ def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
     if found.place.shape[1] == 0:
         return found
     # Rounding may move a change of sign across the breakpoint that was made of it.
-    apart = (found.place[:, :, None] - limits.edges()[:, None, :]).abs().amin(2)
-    noise = 64.0 * torch.finfo(apart.dtype).eps * found.place.abs() + found.width
-    place = torch.where(apart > noise, found.place, torch.nan)
-    return replace(found, place=place).trim()
+    near, _ = _nearest_edge(found, limits)
+    return replace(found, place=torch.where(near, torch.nan, found.place)).trim()
+
+
+def _nearest_edge(zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor]:
+    """Return where rounding does not tell zeros from a limit or breakpoint, and the nearest one, ``(batch, k)``."""
+    edges = limits.edges().expand(zeros.place.shape[0], -1)
+    distance = (zeros.place[:, :, None] - edges[:, None, :]).abs()
+    nearest = distance.argmin(2)
+    noise = 64.0 * torch.finfo(distance.dtype).eps * zeros.place.abs() + zeros.width
+    return distance.gather(2, nearest[:, :, None]).squeeze(2) <= noise, edges.gather(1, nearest)
 
 
 def _scan(
@@ -151,7 +161,7 @@ def _sample(
         x, _ = layout.nodes(tau, part)
         y = g(x, owner[part]).detach()
         xs.append(x.T.reshape(-1))
-        ys.append(y.reshape(*x.shape, -1).transpose(0, 1).flatten(0, 1))
+        ys.append(y.reshape(*x.shape, math.prod(y.shape[2:])).transpose(0, 1).flatten(0, 1))
     return torch.cat(xs), torch.cat(ys)
 
 
@@ -182,7 +192,8 @@ def _columns(g: Integrand, owner: Tensor, component: Tensor) -> Callable[[Tensor
     """Return the components of g for one column each, without gradient."""
 
     def function(x: Tensor) -> Tensor:
-        y = g(x, owner).detach().reshape(*x.shape, -1)
+        y = g(x, owner).detach()
+        y = y.reshape(*x.shape, math.prod(y.shape[2:]))
         return y.gather(2, component[None, :, None].expand(*x.shape, 1)).squeeze(2)
 
     return function
@@ -203,7 +214,9 @@ def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touch
     place, width, value = bracket.left, size, size
     if n:
         place, width, value = find_zeros(_columns(g, owner, component), bracket)
-    vanishes = value.abs() <= VANISHED * size
+    reach = (bracket.right - bracket.left).abs()
+    # Nothing can be told of a stretch that is hardly wider than rounding, next to a breakpoint say.
+    vanishes = (value.abs() <= VANISHED * size) | (reach <= 64.0 * torch.finfo(reach.dtype).eps * place.abs())
     slot = owner * k + torch.arange(n, device=owner.device) - (counts.cumsum(0) - counts)[owner]
 
     def set_out(values: Tensor, empty: float) -> Tensor:
@@ -213,6 +226,6 @@ def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touch
     place = torch.where(valid, place, torch.nan)
     return Zeros(
         set_out(place, torch.nan), set_out(component, 0), set_out(width, 0.0),
-        set_out((bracket.right - bracket.left).abs(), 0.0), set_out(size, 0.0),
+        set_out(reach, 0.0), set_out(size, 0.0),
         set_out(vanishes, 0), touching=touching,
     ).trim()  # fmt: skip

@@ -62,13 +62,14 @@ def find_zeros(function: Function, bracket: Bracket) -> tuple[Tensor, Tensor, Te
         x1, f1 = x, f
         gap = (x2 - x1).abs()
         resolution = 2.0 * eps * torch.minimum(x1.abs(), x2.abs()) + finest
-        running = (gap > 2.0 * resolution) & (f1 != 0)
+        running = (
+            gap > 2.0 * resolution
+        )  # also at a 0: rounding may make a stretch of them, at whose end signs change
         if not bool(somewhere(running).any()):
             break
         t = torch.where(running, _next_step((x1, x2, x3), (f1, f2, f3), resolution / gap), 0.0)
     nearer = f1.abs() <= f2.abs()
-    exact = torch.where(nearer, f1, f2) == 0
-    return torch.where(nearer, x1, x2), torch.where(exact, 0.0, (x2 - x1).abs()), torch.where(nearer, f1, f2)
+    return torch.where(nearer, x1, x2), (x2 - x1).abs(), torch.where(nearer, f1, f2)
 
 
 def _next_step(x: tuple[Tensor, ...], f: tuple[Tensor, ...], least: Tensor) -> Tensor:

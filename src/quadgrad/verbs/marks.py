@@ -98,8 +98,9 @@ class Switches:
         if self.moves:
             place, blur, sound = attach_derivatives(self.g, self.zeros, self.call.limits.detach())
             _note_doubtful_zeros(self.zeros, sound)
+        # Zeros come first: of two marks at one place the first is differentiated.
         limits, source = _mark(self.call, self.call.limits, place)
-        blur = torch.cat((blur.new_zeros(self.call.batch, _given(self.call.limits)), blur), dim=1)
+        blur = torch.cat((blur, blur.new_zeros(self.call.batch, _given(self.call.limits))), dim=1)
         return replace(limits, blur=blur), (*self.call.sources[:2], *(source,) * _given(limits))
 
 
@@ -114,7 +115,7 @@ def _mark(call: Call, limits: Limits, place: Tensor) -> tuple[Limits, Tensor | N
     if k == 0:
         return limits, None
     given = place.new_zeros((batch, 0)) if limits.points is None else limits.points.expand(batch, -1)
-    source = torch.cat((given, place), dim=1).reshape(*call.batch_shape, k)
+    source = torch.cat((place, given), dim=1).reshape(*call.batch_shape, k)
     a, b = limits.a.expand(batch), limits.b.expand(batch)
     return Limits(a, b, source.reshape(batch, k), limits.infinite), source
 

@@ -206,7 +206,7 @@ def _integrate(
     fixed = limits.detach()
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
-    lost = severed_arguments(integrand, limits, probe)
+    lost = severed_arguments(integrand, limits, probe) if call.batch else []
     least = _least_jump(found, tolerance)
     asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
     if not (asked and note_unmarked_jumps(integrand, outcome.unseen, limits, least, block)):
