@@ -265,12 +265,23 @@ def test_without_gradient_zeros_are_plain_breakpoints() -> None:
     assert result.nfev.tolist() == [42, 42]
 
 
-def test_zeros_cost_f_nothing_and_chunk_bounds_every_call() -> None:
-    f, s = Recorder(step), leaf(torch.linspace(0.1, 0.9, 50))
-    value = qg.quad(f, 0.0, 1.0, (s,), jumps=distance, chunk=105).value
+def test_zeros_cost_f_nothing_and_chunk_bounds_calls() -> None:
+    f, g, s = Recorder(step), Recorder(distance), leaf(torch.linspace(0.1, 0.9, 500))
+    result = qg.quad(f, 0.0, 1.0, (s,), jumps=g, chunk=105)
+    result.value.sum().backward()
+    assert relative_error(s.grad, -torch.ones(500)) <= 1e-12
+    assert (result.nfev == 42).all()
+    assert f.largest_call <= 3 * 2 * 500  # the two slivers of all breakpoints
+    assert g.largest_call <= 500  # the Newton steps that carry the derivatives
+
+
+def test_singularity_that_moves_with_a_zero() -> None:
+    c = leaf([[0.1, 0.2], [0.3, 0.4]])
+    f = lambda x, c: (x - c).abs() ** -0.25
+    value = qg.quad(f, 0.0, 1.0, (c,), jumps=distance, rtol=1e-6, limits="pathwise").value
     value.sum().backward()
-    assert relative_error(s.grad, -torch.ones(50)) <= 1e-12
-    assert f.largest_call <= 3 * 50 * 2  # the slivers of all breakpoints
+    exact = c.detach() ** -0.25 - (1 - c.detach()) ** -0.25
+    assert relative_error(c.grad, exact) <= 1e-5
 
 
 # -- zeros that have no derivative are reported ---------------------------------------------------------

@@ -137,12 +137,12 @@ def _scan(
     dips, at, component = _dips(x, y, together)
     touching = x.new_zeros(0)
     if at.shape[0]:
-        bottom, crosses, touches = follow_dips(_columns(g, owners[at], component), dips)
+        bottom, crosses, touches = follow_dips(_columns(g, owners[at], component, block), dips)
         touching = torch.where(touches, bottom.x[1], torch.nan)
         for side in (slice(0, 2), slice(1, 3)):
             ends, values = bottom.x[side], bottom.y[side].masked_fill(~crosses, torch.nan)
             crossing.append((Bracket(ends[0], ends[1], values[0], values[1]), owners[at], component))
-    return _collect(g, crossing, touching, batch)
+    return _collect(g, crossing, touching, batch, block)
 
 
 def _sample(
@@ -188,18 +188,26 @@ def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
     return Dip(x[around], y), at, component
 
 
-def _columns(g: Integrand, owner: Tensor, component: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the components of g for one column each, without gradient."""
+def _columns(g: Integrand, owner: Tensor, component: Tensor, block: int) -> Callable[[Tensor], Tensor]:
+    """Return the components of g for one column each, without gradient, evaluated a block at a time."""
 
     def function(x: Tensor) -> Tensor:
-        y = g(x, owner).detach()
-        y = y.reshape(*x.shape, math.prod(y.shape[2:]))
-        return y.gather(2, component[None, :, None].expand(*x.shape, 1)).squeeze(2)
+        step = max(1, block // x.shape[0])
+        parts: list[Tensor] = []
+        for first in range(0, max(1, x.shape[1]), step):
+            part = slice(first, first + step)
+            y = g(x[:, part], owner[part]).detach()
+            y = y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
+            which = component[part].expand(x.shape[0], -1)[:, :, None]
+            parts.append(y.gather(2, which).squeeze(2))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     return function
 
 
-def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touching: Tensor, batch: int) -> Zeros:
+def _collect(
+    g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touching: Tensor, batch: int, block: int
+) -> Zeros:
     """Find the zeros between all brackets and set them out by integral."""
     owner, order = torch.cat([who for _, who, _ in crossing]).sort(stable=True)
     component = torch.cat([which for _, _, which in crossing])[order]
@@ -213,7 +221,7 @@ def _collect(g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touch
     size = torch.where(size.isinf(), torch.minimum(bracket.at_left.abs(), bracket.at_right.abs()), size)
     place, width, value = bracket.left, size, size
     if n:
-        place, width, value = find_zeros(_columns(g, owner, component), bracket)
+        place, width, value = find_zeros(_columns(g, owner, component, block), bracket)
     reach = (bracket.right - bracket.left).abs()
     # Nothing can be told of a stretch that is hardly wider than rounding, next to a breakpoint say.
     vanishes = (value.abs() <= VANISHED * size) | (reach <= 64.0 * torch.finfo(reach.dtype).eps * place.abs())

@@ -78,7 +78,8 @@ def quad(
     jumps : callable, optional
         ``g(x, *args)``, called as f is: its zeros in the interval are found for each integral, become
         breakpoints, and are differentiated by the implicit function theorem. Several functions are returned
-        stacked along a trailing dimension. A torch function also where f is not vectorized.
+        stacked along a trailing dimension. A torch function also where f is not vectorized. Where f is infinite
+        at a zero, ``limits="pathwise"`` is needed too.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is the square root of the
         dtype's eps unless given.
