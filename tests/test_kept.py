@@ -264,3 +264,15 @@ def test_merging_only_where_told() -> None:
     assert len(plan.merge(torch.zeros(len(plan), dtype=torch.bool))) == len(plan)
     one = torch.arange(len(plan)) == plan.order[0]
     assert len(plan.merge(one)) == len(plan)
+
+
+def test_infinite_derivative_of_a_limit_beside_an_integral_that_is_refined() -> None:
+    a, e = leaf([0.0, 0.0]), leaf([0.5, 1e-4])
+    f = lambda x, e: x**-0.2 + peak(x, 0.3, e)
+    plan = qg.quad(f, t64([0.0, 0.0]), 1.0, (t64([0.5, 0.5]),)).plan
+    with pytest.warns(qg.IntegrationWarning, match="limit a is infinite"):
+        result = qg.quad(f, a, 1.0, (e,), plan=plan)
+    to_limit, to_width = torch.autograd.grad(result.value.sum(), (a, e))
+    assert (to_limit == -inf).all()
+    (exact,) = torch.autograd.grad(area(t64(0.3), e).sum(), e)
+    assert relative_error(to_width, exact) <= 1e-6

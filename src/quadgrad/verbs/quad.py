@@ -299,7 +299,7 @@ def _replay_kept(
     limits, sources = call.limits, call.sources
     if switches is not None:
         switches, fitted = switches.fit(plan)
-        plan = fitted or plan
+        plan = plan if fitted is None else fitted
         limits, sources = switches.limits()
     if len(plan) == 0 or not _wants_gradient(probe, limits):
         return None
@@ -313,7 +313,9 @@ def _replay_kept(
     if bool(done.all()):
         made = replace(_make_plan(call, setting.rule, task.pieces, found), inspected=plan.inspected)
         return _Outcome(limits, sources, found, made, None if plan.inspected else made, value)
-    if switches is not None or not bool(done.any()) or bool(found.cell_error.isinf().any()):
+    # What is infinite would give NaN where it is replaced; zeros of jumps have to be looked for on the new cells.
+    easy = switches is None and treatment is None and bool(done.any())
+    if not easy or bool(found.cell_error.isinf().any()):
         return None
     with torch.no_grad():
         mended = search(task, *too_coarse(found, task, ~done))
