@@ -19,13 +19,20 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 NULL_PAIRS = 5
 """Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
 
+SHARES = 6
+"""Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
+
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``."""
+    """The rule on a device, in the dtype of the sums.
+
+    Nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``, shares ``(SHARES, m)``.
+    """
 
     nodes: torch.Tensor
     functionals: torch.Tensor
+    shares: torch.Tensor
 
     @property
     def weights(self) -> torch.Tensor:
@@ -91,6 +98,16 @@ class Rule:
         left = np.concatenate([null, np.zeros(self.nodes.size - count)])
         return np.stack([left, left[::-1]])
 
+    @cached_property
+    def shares(self) -> Array:
+        """The integrals of the interpolating polynomial over the equal parts of the unit interval, ``(SHARES, m)``."""
+        m = self.nodes.size
+        gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
+        places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
+        moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        return np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
@@ -114,6 +131,7 @@ class Rule:
             torch.as_tensor(
                 np.vstack([self.weights, self.nulls, self.halves, self.slopes]), dtype=dtype, device=device
             ),
+            torch.as_tensor(self.shares, dtype=dtype, device=device),
         )
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made

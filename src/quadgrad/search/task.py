@@ -53,6 +53,7 @@ class Found:
     start: Tensor
     stop: Tensor
     cell_error: Tensor
+    kind: Tensor
     value: Tensor
     error: Tensor
     floor: Tensor

@@ -17,11 +17,12 @@ from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import current_record, open_record
-from quadgrad.plan import Plan
+from quadgrad.plan import Ends, Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
+from quadgrad.search.cells import GEOMETRIC, LINEAR
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
@@ -178,7 +179,7 @@ def _integrate(
     tile = max(1, call.batch) if chunk is None else chunk
     task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
     with torch.no_grad():
-        found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
+        found = search(task, first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
@@ -231,10 +232,16 @@ def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
 
 def _make_plan(call: Call, rule: Rule, pieces: Pieces, found: Found) -> Plan:
     tensors = rule.tensors(torch.float64, found.row.device)
+    kind = export(found.kind)
+    ends = None
+    if bool((kind != LINEAR).any()):
+        cell = (kind != LINEAR).nonzero().squeeze(1)
+        others = (kind == LINEAR).nonzero().squeeze(1)
+        ends = Ends(cell, others, kind[cell] - (GEOMETRIC + 1), export(tensors.shares))
     return Plan(
         rule.name, call.batch_shape, pieces.count, pieces.infinite,
         export(found.row), export(found.start), export(found.stop), export(largest(found.cell_error)),
-        export(tensors.nodes), export(tensors.weights),
+        export(tensors.nodes), export(tensors.weights), ends,
     )  # fmt: skip
 
 
