@@ -82,7 +82,9 @@ class _Infinite:
     no_lower: Tensor
     no_upper: Tensor
 
-    def place(self, fraction: Tensor, from_lower: Tensor, left: Tensor, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    def place(
+        self, fraction: Tensor, from_lower: Tensor, left: Tensor, x: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor]:
         """Return x and dx/dfraction: on bounded pieces the given ``x``, and 1."""
         no_lower, no_upper = self.no_lower[part], self.no_upper[part]
         bounded = ~(no_lower | no_upper)

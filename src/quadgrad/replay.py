@@ -98,5 +98,5 @@ def _end_sums(
         chosen = (ends.column[part] == column).reshape(-1, *tail)
         # A harmless series where another column is taken keeps what it cannot sum out of the gradient.
         series = tuple(torch.where(chosen, term, 0.5**k) for k, term in enumerate(terms))
-        value = torch.where(chosen, extrapolate(series, column)[column], value)
+        value = torch.where(chosen, extrapolate(series, column)[column][-1], value)
     return value

@@ -101,10 +101,13 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     """
-    limits = extrapolate(terms, COLUMNS)
-    doubts = [SAFETY * largest_component((b - a).abs()) for a, b in zip(limits[:-1], limits[1:], strict=True)]
+    table = extrapolate(terms, COLUMNS)
+    limits = [column[-1] for column in table]
+    doubts = [_doubt(table[k], table[k + 1]) for k in range(COLUMNS)]
     last, before = terms[-1].abs(), terms[-2].abs()
-    ratio = largest_component(torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0)))
+    ratio = largest_component(
+        torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0))
+    )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
     total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
@@ -117,6 +120,19 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
         value = torch.where(better.reshape(-1, *tail), limits[k], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
     return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
+
+
+def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+    """Return the error of a column's last entry: how far the entries around it in the table are apart.
+
+    Two of them may agree by accident, hence three differences.
+    """
+    steps = (
+        (higher[-1] - column[-1], higher[-1] - higher[-2])
+        if len(higher) > 1
+        else (higher[-1] - column[-1], column[-1] - column[-2], (column[-2] - column[-3]) / SAFETY)
+    )
+    return SAFETY * largest_component(torch.stack([step.abs() for step in steps]).sum(0))
 
 
 def _wide(layout: EndFrame, touches: Tensor, part: slice) -> Tensor:
