@@ -160,7 +160,7 @@ def search(task: Task, first: First) -> Found:
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
-        easy = easy & ~(to_scan(cells) & is_faint(cells.value, cells.error))
+        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -271,6 +271,7 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     if len(parts) > 1:
         value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
+    floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     kind = torch.full_like(row, LINEAR, dtype=torch.int8)
     return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
@@ -307,7 +308,7 @@ def _judge(
     limit = tolerance * ((1.0 if reopened else SHARE) / running.count)
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
-    faint = done & is_faint(value, error)
+    faint = done & somewhere(is_faint(value, error))
     split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
     wanted = total(count_children(move), owner, n)

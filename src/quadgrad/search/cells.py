@@ -121,16 +121,20 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
 
 
 def is_faint(value: Tensor, error: Tensor) -> Tensor:
-    """Tell whose value may be anything for what was seen: a feature between the nodes would have been missed."""
+    """Tell, for each hidden lane, whose value may be anything for what was seen."""
+    if value.numel() == 0:  # an event without components has nothing to be seen
+        return torch.zeros_like(error, dtype=torch.bool)
     size = value.abs().flatten(1).sum(1) if value.ndim > 1 else value.abs()
-    return somewhere(error >= FAINT * size)
+    return error >= FAINT * size
 
 
 def to_scan(cells: Cells) -> Tensor:
-    """Tell which cells have to be refined before a faint integral is believed."""
+    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes."""
+    empty = cells.floor == 0.0
+    unseen = somewhere(is_faint(cells.value, cells.error) & (empty | (cells.error > cells.floor)))
     at_end = (cells.start == 0.0) | (cells.stop == 0.0)
-    unseen = is_faint(cells.value, cells.error) & (cells.refinable | somewhere(cells.floor == 0.0))
-    return unseen & (cells.kind == LINEAR) & (at_end | (cells.stop - cells.start > SCANNED))
+    wide = ((cells.kind == LINEAR) & at_end) | (cells.stop - cells.start > SCANNED)
+    return unseen & (cells.refinable | somewhere(empty)) & wide
 
 
 def count_children(move: Tensor) -> Tensor:

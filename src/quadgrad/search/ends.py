@@ -15,6 +15,7 @@ from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import EndFrame, end_frame
 from quadgrad.rules import RuleTensors
+from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
 from quadgrad.search.estimate import FLOOR, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
 from quadgrad.search.task import Task, noise
@@ -54,7 +55,7 @@ def _estimate(
 ) -> tuple[Tensor, ...]:
     """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`."""
     tail = (1,) * (y.ndim - 2)
-    eps, scale, reach = noise(task), layout.scale[part], layout.reach[part]
+    eps, scale = noise(task), layout.scale[part]
     weighted = y * (slope * scale).reshape(slope.shape + tail)
     flat = weighted.flatten(1)
     functionals = rule.functionals.to(flat.dtype)
@@ -68,22 +69,23 @@ def _estimate(
     event = y.shape[1:]
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
-    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(-1, *event).unbind(0))
+    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
     beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
     doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
     size = torch.maximum(size, largest_component(value.abs()))
     floor = FLOOR * eps * size
-    rounding = floor + torch.minimum(gain * blur, size)
+    blur = torch.minimum(gain * blur, size)
+    rounding = floor + blur
     curable = doubt + gain * unseen
-    error = torch.maximum(curable + gain * blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
+    error = torch.maximum(curable + blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
     lost = error.isinf()
     value = value.masked_fill(lost.reshape(-1, *tail), 0.0)
     floor = floor.masked_fill(lost, 0.0)
     # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
-    worth = (curable > rounding) & (torch.where(touches, gain * blur / STEP, 0.0) < 0.5 * error)
-    refinable = somewhere(lost | worth) & _wide(layout, touches, part)
+    worth = (curable > rounding) & (torch.where(touches, blur / STEP, 0.0) < 0.5 * error)
+    refinable = somewhere((lost | worth) & _wide(layout, touches, part))
     rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
     kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
     return value, error, floor, refinable, rough, kind

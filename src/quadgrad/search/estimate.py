@@ -20,7 +20,7 @@ __all__ = ["FLOOR", "apply_rule", "largest_component", "null_rule_error", "scale
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
 
-PLACE = 0.2
+PLACE = 0.3
 """What rounding of x adds to the error: this many eps times x times f's variation on the cell."""
 
 SAFETY = 10.0
@@ -72,7 +72,8 @@ def apply_rule(
     size = functionals[0] @ flat.abs()
     left, right, slope_1, slope_2 = sums[-4:].abs_()
     variation = slope_1 + slope_2
-    unseen = size + (variation.reshape(y.shape[1], -1) * (blur / (2.0 * eps))[:, None]).flatten()
+    blur = (blur / (2.0 * eps)).reshape(-1, *(1,) * (len(tail) - 1)).expand(tail).flatten()
+    unseen = torch.addcmul(size, variation, blur)
     error, decay = null_rule_error(sums[1:-4], unseen, order_gap, eps)
     left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))

@@ -186,8 +186,8 @@ def _turns(cell: _Cell) -> bool:
 
 def _to_scan(cell: _Cell) -> bool:
     at_end = cell.start == 0.0 or cell.stop == 0.0
-    unseen = cell.error >= FAINT * abs(cell.value) and (cell.refinable or cell.floor == 0.0)
-    return unseen and cell.kind == LINEAR and (at_end or cell.stop - cell.start > SCANNED)
+    unseen = cell.error >= FAINT * abs(cell.value) and ((cell.refinable and cell.error > cell.floor) or cell.floor == 0.0)
+    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
 
 
 def _closes_in(cell: _Cell) -> bool:
