@@ -20,12 +20,15 @@ from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_mark
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import somewhere
 from quadgrad.limits import Limits
-from quadgrad.maps import frame
+from quadgrad.maps import EndFrame, Frame, end_frame, frame
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 from quadgrad.rules import get_rule
 
 __all__ = ["choose_treatment"]
+
+DECAY = 0.999
+"""Largest ratio of neighbouring terms of a series towards an end that is taken for decay."""
 
 AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
@@ -73,50 +76,65 @@ def _trusted(
     marks = list(fixed.marks)
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
-        value, null, noise = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        value, null, noise, before, last = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
         slopes = [
-            _slope(part, mark if source is None else source, index, plan.batch_shape) for part in (value, null)
+            _slope(part, mark if source is None else source, index, plan.batch_shape)
+            for part in (value, null, before, last)
         ]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
-    total_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
+    total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
     span = (fixed.b - fixed.a).abs()
     mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
-    return torch.maximum(null_slope, noise) <= AGREEMENT * torch.maximum(total_slope, mean)
+    agrees = torch.maximum(null_slope, noise.detach()) <= AGREEMENT * torch.maximum(total_slope, mean)
+    return agrees & (last_slope <= DECAY * before_slope)
 
 
 def _sums(
     integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each integral, the first null rules on the cells that touch ``here``, and the slope's rounding error.
+) -> tuple[Tensor, ...]:
+    """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
-    A singularity that moves with the limit is differentiated as a difference of two large terms, in x and
-    in the parameter; what rounding leaves of it is eps times the size of the first.
+    That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with
+    logarithmic nodes the last two terms of the series towards the end. A singularity that moves with the limit is
+    differentiated as a difference of two large terms, in x and in the parameter; what rounding leaves of it is eps
+    times the size of the first.
     """
     dtype = here.dtype
-    layout = frame(moving.pieces(), plan.row, plan.start.to(dtype), plan.stop.to(dtype))
-    x, slope = layout.nodes(plan.tau.to(dtype), slice(None))
-    y = integrand(x, plan.owner)
-    y = y.abs() if y.is_complex() else y
-    y = y.flatten(2).sum(2) if y.ndim > 2 else y
-    y = y if slope is None else y * slope
-    functionals = get_rule(plan.rule).tensors(dtype, here.device).functionals[:3].to(y.dtype)
-    sums = (functionals @ y) * layout.scale
+    pieces, rule = moving.pieces(), get_rule(plan.rule).tensors(dtype, here.device)
+    row, start, stop = plan.row, plan.start.to(dtype), plan.stop.to(dtype)
+    linear = slice(None) if plan.ends is None else plan.ends.others
+    groups: list[tuple[Frame | EndFrame, Tensor | slice]] = [
+        (frame(pieces, row[linear], start[linear], stop[linear]), linear)
+    ]
+    if plan.ends is not None:
+        cell = plan.ends.cell
+        groups.append((end_frame(pieces, row[cell], start[cell], stop[cell]), cell))
     lower, upper = fixed.pieces().ends(plan.row)
     there = here.expand(plan.batch).index_select(0, plan.owner)
     at_lower = (plan.start == 0) & (lower == there)
     at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
-    near = (at_lower | at_upper).to(sums.dtype)
-    owner, batch = plan.owner, plan.batch
-    noise = torch.zeros_like(sums[0])
-    if x.requires_grad and y.requires_grad:
-        (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-        noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs()) * layout.scale.detach()
-    return (
-        total(sums[0], owner, batch),
-        total((sums[1] + sums[2]) * near, owner, batch),
-        total(noise, owner, batch).detach(),
-    )
+    near = (at_lower | at_upper).to(dtype)
+    sums = here.new_zeros((5, plan.batch))
+    for layout, chosen in groups:
+        x, slope = layout.nodes(rule.nodes, slice(None))
+        owner = plan.owner[chosen]
+        y = integrand(x, owner)
+        y = y.abs() if y.is_complex() else y
+        y = y.flatten(2).sum(2) if y.ndim > 2 else y
+        y = y if slope is None else y * slope
+        functionals = rule.functionals.to(y.dtype)
+        value, nulls = functionals[0] @ y, (functionals[1] + functionals[2]) @ y * near[chosen]
+        noise = before = last = torch.zeros_like(value)
+        if isinstance(layout, EndFrame):
+            before, last = (rule.shares[-2:].to(y.dtype) @ y) * near[chosen]
+            nulls = torch.zeros_like(nulls)
+        if x.requires_grad and y.requires_grad:
+            (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+            noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs())
+        parts = torch.stack((value, nulls, noise.detach(), before, last)) * layout.scale
+        sums = sums + torch.stack([total(part, owner, plan.batch) for part in parts])
+    return sums.unbind(0)
 
 
 def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:
