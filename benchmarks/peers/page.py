@@ -72,7 +72,7 @@ def run_job(job: Job) -> tuple[Sheet, Figure, list[str]]:
             continue
         prepared[peer.label] = ready
         nodes = nodes or min(MOST_NODES, round(answer.nodes))
-    seconds = interleave({label: ready.task for label, ready in prepared.items()}, REPEATS, pause=PAUSE)
+    seconds = interleave({label: ready.task for label, ready in prepared.items()}, REPEATS, warm_up=0, pause=PAUSE)
     seconds = {label: times.scaled(1 / samples[label].size) for label, times in seconds.items()}
     rows = [
         describe(peer, samples[peer.label], seconds[peer.label], seconds[OURS.label], answers[peer.label])
