@@ -25,7 +25,7 @@ from benchmarks.recording import Recorder
 __all__ = ["LIMIT", "MOST_NODES", "PEERS", "Answer", "Peer", "Prepared"]
 
 LIMIT = 200
-"""The most cells of SciPy's quad and of quadax."""
+"""The most cells of SciPy's quad."""
 MOST_NODES = 1_000
 """Of rules without a tolerance: their nodes are eigenvalues, which take seconds to find if there are more."""
 
@@ -157,9 +157,7 @@ def prepare_quadax(job: Job, nodes: int, extrapolate: bool = True) -> Prepared:
 
     def single(upper: Any, *args: Any) -> Any:
         interval = jnp.stack([jnp.zeros_like(upper), upper])
-        return quadax.quadgk(
-            f, interval, args=args, epsabs=0.0, epsrel=RTOL, max_ninter=LIMIT, extrapolate=extrapolate
-        )
+        return quadax.quadgk(f, interval, args=args, epsabs=0.0, epsrel=RTOL, extrapolate=extrapolate)
 
     compiled = jax.jit(single if job.size == 1 else jax.vmap(single))
     inputs = [jnp.asarray(t.numpy()) for t in squeeze(job)]

@@ -40,9 +40,10 @@ def measure(scale: float = 1.0) -> Findings:
         f"rtol {RTOL:g}, atol 0, float64. A run: how many integrals are timed, of a larger batch a random sample. "
         "Over quad: time per integral over quad's, from medians and from the best runs. True > reported: reported "
         "as converged, with an error below the true one. "
-        f"SciPy quad: limit={LIMIT}, an integrand of Python floats. quadax: quadgk, max_ninter={LIMIT}, compiled "
-        "beforehand. padaquad: gk21. torchquad and xitorch have no tolerance: Gauss-Legendre with as many nodes as "
-        f"quad spends in the mean, at most {MOST_NODES:,}. Errors are relative to the exact value.",
+        f"SciPy quad: limit={LIMIT}, an integrand of Python floats. quadax: quadgk, compiled beforehand, on "
+        "as many threads as it likes; no epsilon: without its extrapolation. padaquad: gk21. torchquad and xitorch "
+        "have no tolerance: Gauss-Legendre with as many nodes as quad spends in the mean, at most "
+        f"{MOST_NODES:,}. Errors are relative to the exact value.",
         sheets,
         figures,
         notes,
