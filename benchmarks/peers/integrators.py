@@ -189,7 +189,7 @@ def prepare_padaquad(job: Job, nodes: int) -> Prepared:
 
     def read(results: list[Any]) -> Answer:
         value, error = (torch.cat([getattr(r, name) for r in results]) for name in ("integral", "integral_error"))
-        return Answer(value, error, torch.tensor([bool(r.converged) for r in results]))
+        return Answer(value, error.abs(), torch.tensor([bool(r.converged) for r in results]))  # they are signed
 
     return Prepared(task, read)
 
