@@ -5,7 +5,9 @@ Used by the page ``table`` and by the tests. It knows nothing of printing.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +21,7 @@ from benchmarks.problems import Problem
 
 __all__ = ["Outcome", "solve", "solve_scipy"]
 
+Scalar = Callable[[float], Any]
 SCIPY_LIMIT = 1000
 """Most cells that SciPy may make; with quadgrad's own budget of 50,000 nodes about as much."""
 
@@ -89,60 +92,55 @@ def solve_scipy(problem: Problem, tolerance: float) -> Outcome:
     The nodes are those of the component, or of the real or imaginary part, that took most: who evaluates a vector
     anew for each component pays more.
     """
-    complex_func = "complex" in problem.tags
-    options: dict[str, Any] = {"epsrel": tolerance, "epsabs": tolerance, "limit": SCIPY_LIMIT}
-    if problem.points:
-        options["points"] = problem.points
-    # QUADPACK takes breakpoints on finite intervals only.
-    pieces = [(problem.a, problem.b)]
-    if problem.points and any(abs(limit) == float("inf") for limit in pieces[0]):
-        breaks = [problem.a, *options.pop("points"), problem.b]
-        pieces = list(pairwise(breaks))
-    values: list[complex] = []
-    errors: list[float] = []
-    counts: list[int] = []
-    messages: list[str] = []
-    for f in problem.components():
-        value, error, count = 0j, 0.0, [0, 0]
-        for low, high in pieces:
-            found, claimed, infos = run_scipy(f, low, high, complex_func, options)
-            value, error = value + found, error + claimed
-            count = [before + info[0] for before, info in zip(count, infos, strict=False)]
-            messages += [info[1] for info in infos if info[1]]
-        values.append(value)
-        errors.append(error)
-        counts.append(max(count))
+    found = [[Found.of(part, problem, tolerance) for part in parts(f, problem)] for f in problem.components()]
+    everything = [part for component in found for part in component]
+    message = next((part.message for part in everything if part.message), "")
     return Outcome(
         problem,
-        not messages,
-        max(errors),
-        problem.error_of(torch.tensor(values, dtype=torch.complex128)),
+        not message,
+        max(math.hypot(*(part.error for part in component)) for component in found),
+        problem.error_of([complex(*(part.value for part in component)) for component in found]),
         problem.tolerance(tolerance, tolerance),
-        max(counts),
-        messages[0].split(".")[0].replace("\n", " ") if messages else "",
+        max(part.nfev for part in everything),
+        message,
     )
 
 
-def run_scipy(
-    f: Any, low: float, high: float, complex_func: bool, options: dict[str, Any]
-) -> tuple[complex, float, list[tuple[int, str]]]:
-    """Return value, reported error, and nodes and message of the call (of both parts of a complex one)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IntegrationWarning)
-        if not complex_func:
-            value, error, info, *message = scipy_quad(f, low, high, full_output=1, **options)
-            return value, error, [(info["neval"], message[0] if message else "")]
-        parts = [scipy_quad(lambda x, p=p: p(complex(f(x))), low, high, full_output=1, **options) for p in (re, im)]
-    (x, x_error, *x_rest), (y, y_error, *y_rest) = parts
-    infos = [(rest[0]["neval"], rest[1] if len(rest) > 1 else "") for rest in (x_rest, y_rest)]
-    return complex(x, y), abs(complex(x_error, y_error)), infos
+def parts(f: Scalar, problem: Problem) -> list[Scalar]:
+    """Return a function and, if it is complex, its real and imaginary parts."""
+    if "complex" not in problem.tags:
+        return [f]
+    return [lambda x: complex(f(x)).real, lambda x: complex(f(x)).imag]
 
 
-def re(z: complex) -> float:
-    """Return the real part."""
-    return z.real
+@dataclass(frozen=True)
+class Found:
+    """What SciPy returned for one real function."""
 
+    value: float
+    error: float
+    nfev: int
+    message: str
 
-def im(z: complex) -> float:
-    """Return the imaginary part."""
-    return z.imag
+    @classmethod
+    def of(cls, f: Scalar, problem: Problem, tolerance: float) -> Found:
+        """Integrate; QUADPACK takes breakpoints on finite intervals only, so infinite ones are cut there."""
+        cut = problem.points if math.isinf(problem.b - problem.a) else ()
+        points = problem.points if problem.points and not cut else None
+        value, error, nfev, message = 0.0, 0.0, 0, ""
+        for low, high in pairwise((problem.a, *cut, problem.b)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", IntegrationWarning)
+                one, off, info, *text = scipy_quad(
+                    f,
+                    low,
+                    high,
+                    epsrel=tolerance,
+                    epsabs=tolerance,
+                    limit=SCIPY_LIMIT,
+                    points=points,
+                    full_output=1,
+                )
+            value, error, nfev = value + one, error + off, nfev + info["neval"]
+            message = message or (text[0].split(".")[0] if text else "")
+        return cls(value, error, nfev, message)

@@ -98,7 +98,7 @@ class Problem:
 
     def error_of(self, value: Any) -> float:
         """Return the true error of a value; of the worst component."""
-        found = torch.as_tensor(value).to(torch.complex128).reshape(-1)
+        found = torch.as_tensor(value, dtype=torch.complex128).reshape(-1)
         return float((found - torch.tensor(self.values, dtype=torch.complex128)).abs().max())
 
     def tolerance(self, rtol: float, atol: float) -> float:
