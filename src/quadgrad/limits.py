@@ -39,12 +39,15 @@ class Limits:
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""
-        return self.with_marks(tuple(mark.detach() for mark in self.marks))
+        points = None if self.points is None else self.points.detach()
+        return Limits(self.a.detach(), self.b.detach(), points, self.infinite)
 
-    @property
-    def orientation(self) -> Tensor:
-        """Return -1 where the limits are reversed, else 1."""
-        return 1.0 - 2.0 * (self.b < self.a).to(self.a.dtype)
+    def orient(self, value: Tensor) -> Tensor:
+        """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
+        swapped = self.b < self.a
+        if value.ndim > 1:
+            swapped = swapped.reshape(-1, *(1,) * (value.ndim - 1))
+        return torch.where(swapped, -value, value)
 
     def edges(self) -> Tensor:
         """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.

@@ -43,7 +43,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def epsilon(*dtypes: torch.dtype) -> float:
     """Return the spacing at 1 of the coarsest of the floating dtypes (integers and booleans are exact)."""
-    return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex)
+    return max(torch.finfo(d).eps for d in set(dtypes) if d.is_floating_point or d.is_complex)
 
 
 def make_tolerance(rtol: float | None, atol: float, eps: float) -> Tolerance:

@@ -26,8 +26,7 @@ def replay_with_limits(
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
     total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, thrifty=chunk is not None)
-    sign = fixed.orientation.expand(plan.batch).reshape(plan.batch, *(1,) * (total.ndim - 1))
-    return total * sign + sliver_sum(integrand, limits, plan.batch, treatment)
+    return fixed.orient(total) + sliver_sum(integrand, limits, plan.batch, treatment)
 
 
 @dataclass(frozen=True)

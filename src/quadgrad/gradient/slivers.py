@@ -141,7 +141,7 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
         ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
         away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
         move = torch.where(usable, mark - here, 0.0)
-        sign, endless = fixed.orientation, treatment.endless[i + 2]
+        sign, endless = fixed.orient(torch.ones_like(fixed.a)), treatment.endless[i + 2]
         terms.append(_sliver(torch.where(usable, here - away, inner), move, sign, endless))
         terms.append(_sliver(torch.where(usable, here + away, inner), move, -sign, endless))
     return terms

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from quadgrad._torch import in_transform
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
@@ -119,12 +118,12 @@ class Ledger:
             kept = row.shape[0] - self.withdrawn
             row, order = row[:kept], order[:kept]
             start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
-        return Found(row, start, stop, error, self.value, self.error, self.floor, self.status, self.nfev)
+        return Found(row, start, stop, error, self.value, self.error, self.status, self.nfev)
 
 
 def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
     """Search from the given cells, sorted by row; integrals without a cell are zero and converged."""
-    if suits_single(task) and not in_transform():
+    if suits_single(task):
         return search_single(task, row, start, stop)
     if task.batch > task.tile:
         return Found.join(_search_tiles(task, row, start, stop))

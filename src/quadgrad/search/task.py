@@ -55,7 +55,6 @@ class Found:
     cell_error: Tensor
     value: Tensor
     error: Tensor
-    floor: Tensor
     status: Tensor
     nfev: Tensor
 
