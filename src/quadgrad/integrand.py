@@ -58,7 +58,7 @@ def element(t: Tensor, ndim: int) -> Element:
     return Element(t, ndim)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Argument:
     """One of ``args``, flattened over the batch: a number, or ``(batch or 1, *element)``."""
 
@@ -103,7 +103,7 @@ def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     return Argument(tensor, shared=False, element_ndim=ndim)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Integrand:
     """The user's function with its arguments.
 
@@ -141,8 +141,11 @@ class Integrand:
     def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
         """Call f at one node of the first integral; return the integrand knowing its output, and the output."""
         shape = (1,) * (self.rank + 1)
-        y = self._call(x.reshape(shape), [a.first(self.rank) for a in self.arguments])
-        return replace(self, event=tuple(y.shape[len(shape) :]), output_dtype=self._widen(y).dtype), y
+        y = self._call(x if x.shape == shape else x.reshape(shape), [a.first(self.rank) for a in self.arguments])
+        event, dtype = tuple(y.shape[len(shape) :]), self._widen(y).dtype
+        return Integrand(
+            self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized, event, dtype
+        ), y
 
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n)``: ``(m, n, *event)``; ``owner`` names each column's integral."""

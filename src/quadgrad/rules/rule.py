@@ -22,15 +22,11 @@ NULL_PAIRS = 5
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``."""
+    """The rule on a device, in the dtype of the sums: nodes and weights ``(m,)``, all functionals."""
 
     nodes: torch.Tensor
+    weights: torch.Tensor
     functionals: torch.Tensor
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """The rule's weights, ``(m,)``."""
-        return self.functionals[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +87,11 @@ class Rule:
         left = np.concatenate([null, np.zeros(self.nodes.size - count)])
         return np.stack([left, left[::-1]])
 
+    @cached_property
+    def functionals(self) -> Array:
+        """Everything search asks of a cell, ``(5 + 2 * NULL_PAIRS, m)``: weights, nulls, halves, slopes."""
+        return np.vstack([self.weights, self.nulls, self.halves, self.slopes])
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
@@ -109,12 +110,8 @@ class Rule:
         found = self._cache.get(key)
         if found is not None:
             return found
-        made = RuleTensors(
-            torch.as_tensor(self.nodes, dtype=dtype, device=device),
-            torch.as_tensor(
-                np.vstack([self.weights, self.nulls, self.halves, self.slopes]), dtype=dtype, device=device
-            ),
-        )
+        columns = (self.nodes, self.weights, self.functionals)
+        made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made

@@ -120,10 +120,10 @@ def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], f
     """Return of each cell all functionals of f, the integral of abs(f), the scale and the reach."""
     x, slope, scale, reach = _place(task, cells)
     y = task.integrand(x, slice(0, 1))
-    y = (y if slope is None else y * slope).cpu()  # the one wait for the device
-    functionals = task.rule.tensors(y.dtype, y.device).functionals
-    sums, sizes = (functionals @ y).T, functionals[0] @ y.abs()
-    return zip(sums.tolist(), sizes.tolist(), scale, reach, strict=True)
+    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    with np.errstate(all="ignore"):  # f need not be finite
+        sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
+    return zip(sums.T.tolist(), sizes.tolist(), scale, reach, strict=True)
 
 
 def _place(task: Task, cells: list[_Cell]) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
@@ -137,11 +137,13 @@ def _place(task: Task, cells: list[_Cell]) -> tuple[Tensor, Tensor | None, list[
         x, slope = layout.nodes(rule.nodes, slice(None))
         return x, slope, layout.scale.tolist(), layout.reach.tolist()
     lower, upper = pieces.lower.tolist(), pieces.upper.tolist()
-    spans = [upper[c.row] - lower[c.row] for c in cells]
-    ends = [(upper if c.start < 0.0 else lower)[c.row] for c in cells]
-    left = [end + span * c.start for end, span, c in zip(ends, spans, cells, strict=True)]
-    scale = [span * (c.stop - c.start) for span, c in zip(spans, cells, strict=True)]
-    x = torch.from_numpy(np.multiply.outer(task.rule.nodes, scale) + np.array(left))
+    left: list[float] = []
+    scale: list[float] = []
+    for cell in cells:
+        low, high = lower[cell.row], upper[cell.row]
+        left.append((high if cell.start < 0.0 else low) + (high - low) * cell.start)
+        scale.append((high - low) * (cell.stop - cell.start))
+    x = torch.from_numpy(np.multiply.outer(task.rule.nodes, scale) + left)
     return x.to(device, real), None, scale, [abs(place) for place in left]
 
 

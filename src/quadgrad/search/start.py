@@ -19,7 +19,7 @@ def first_cells(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return row, start and stop of the first cells, sorted by row; empty pieces get none."""
     occupied = somewhere(pieces.upper > pieces.lower)
-    if plan is None and pieces.lower.shape[0] == 1 and bool(occupied):  # shared limits that differ
+    if plan is None and occupied.shape[0] == 1 and bool(occupied):  # shared limits that differ
         row = torch.arange(batch, device=occupied.device)
         start = torch.zeros(batch, dtype=torch.float64, device=occupied.device)
         return row, start, torch.ones_like(start)

@@ -23,7 +23,7 @@ PATIENCE = 6
 """Rounds of bisection after which values that are still not finite count as a region, not as points."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Task:
     """All that stays the same during one search.
 
@@ -45,7 +45,7 @@ class Task:
         return replace(self, pieces=pieces, integrand=integrand, batch=last - first)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Found:
     """What search hands over: the cells sorted by row, and each integral's totals and end."""
 

@@ -19,7 +19,7 @@ from quadgrad.tolerance import accumulation_dtype, working_dtype
 __all__ = ["Call", "prepare", "prepare_replay"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One call of a verb, checked and flattened over the batch."""
 
@@ -49,7 +49,7 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     first = first.tensor if isinstance(first, Element) else first
     device = torch.device("cpu") if first is None else first.device
     batch_shape = _batch_shape(tensors, points)
-    finite = _check_limits(a, b, points)
+    finite = _check_limits(a, b)
     share = points is None
     flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
@@ -57,7 +57,11 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    return Call(integrand, Limits(flat[0], flat[1], marks, not finite), batch_shape, tuple(sources))
+    ordered = (
+        a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
+    )
+    limits = Limits(flat[0], flat[1], marks, not finite, ordered)
+    return Call(integrand, limits, batch_shape, tuple(sources))
 
 
 def prepare_replay(
@@ -81,7 +85,8 @@ def prepare_replay(
             f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}"
         ) from None
     integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
-    return integrand, Limits(ends[0], ends[1], marks, plan.infinite)
+    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
+    return integrand, Limits(ends[0], ends[1], marks, plan.infinite, ordered)
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -146,7 +151,7 @@ def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) ->
         ) from None
 
 
-def _check_limits(a: Any, b: Any, points: Tensor | None) -> bool:
+def _check_limits(a: Any, b: Any) -> bool:
     """Refuse NaN limits; return whether all limits are finite."""
     finite = True
     for name, end in (("a", a), ("b", b)):

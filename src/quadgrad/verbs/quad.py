@@ -16,7 +16,7 @@ from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
-from quadgrad.nesting import current_record, open_record
+from quadgrad.nesting import InnerRecord, current_record
 from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
@@ -139,7 +139,7 @@ def quad(
     """
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
-    with open_record() as inner:
+    with InnerRecord() as inner:
         call = prepare(f, a, b, args, points, vectorized)
         result, failed = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
     if failed or inner.failures or outer is not None:
@@ -187,7 +187,7 @@ def _integrate(
             found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
     status, nfev = export(found.status), export(found.nfev)
-    failed = bool(status.any())
+    failed = bool(status if call.batch == 1 else status.any())
     value = _oriented_value(found, fixed, failed)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
