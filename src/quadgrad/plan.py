@@ -10,12 +10,39 @@ import torch
 from torch import Tensor
 
 from quadgrad.limits import Limits, stack_points
-from quadgrad.maps import frame
+from quadgrad.maps import end_frame, frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Plan"]
+__all__ = ["Ends", "Plan"]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which cells of a plan have nodes spread over the logarithm of the distance from an end of their piece.
+
+    Attributes
+    ----------
+    cell : Tensor of int64, shape (k,)
+        Their places in the plan.
+    others : Tensor of int64, shape (n - k,)
+        The places of the other cells.
+    column : Tensor of int8, shape (k,)
+        -1 where the cell is away from the end; otherwise the integral is extrapolated to the end, and this is the
+        column of the epsilon algorithm that gives it (0 is the plain sum).
+    shares : Tensor, shape (s, m)
+        What gives the terms of the extrapolated series: the integrals over equal parts of the unit interval.
+    """
+
+    cell: Tensor
+    others: Tensor
+    column: Tensor
+    shares: Tensor
+
+    def to(self, device: torch.device | str) -> Ends:
+        """Return the same on another device."""
+        return Ends(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,8 @@ class Plan:
         Estimated error on each cell when it was searched.
     tau, weight : Tensor, shape (m,)
         The rule on the unit interval.
+    ends : Ends, optional
+        The cells that close in on an end of their piece, if there are any.
     """
 
     rule: str
@@ -57,6 +86,7 @@ class Plan:
     error: Tensor
     tau: Tensor
     weight: Tensor
+    ends: Ends | None = None
 
     @property
     def owner(self) -> Tensor:
@@ -86,15 +116,32 @@ class Plan:
         return self._layout(a, b, points)[0]
 
     def weights(self, a: Any, b: Any, points: Any = None) -> Tensor:
-        """Return the weights for the given limits, shape ``(m, n)``; positive also where ``a > b``."""
+        """Return the weights for the given limits, shape ``(m, n)``; positive also where ``a > b``.
+
+        Where a cell touches a singular end they belong to the part that its nodes cover; what
+        :func:`quadgrad.replay` extrapolates beyond is no weighted sum.
+        """
         return self._layout(a, b, points)[1]
 
     def _layout(self, a: Any, b: Any, points: Any) -> tuple[Tensor, Tensor]:
         limits = self.flatten_limits(a, b, points)
-        layout = frame(limits.pieces(), self.row, *(t.to(limits.a.dtype) for t in (self.start, self.stop)))
-        x, slope = layout.nodes(self.tau.to(x_dtype := limits.a.dtype), slice(None))
-        weights = self.weight.to(x_dtype)[:, None] * layout.scale
-        return x, weights if slope is None else weights * slope
+        dtype, pieces, everywhere = limits.a.dtype, limits.pieces(), slice(None)
+        tau, weight = self.tau.to(dtype), self.weight.to(dtype)[:, None]
+        layout = frame(pieces, self.row, self.start.to(dtype), self.stop.to(dtype))
+        x, slope = layout.nodes(tau, everywhere)
+        weights = weight * layout.scale if slope is None else weight * layout.scale * slope
+        if self.ends is not None:
+            end = end_frame(pieces, *self.end_cells(dtype))
+            end_x, end_slope = end.nodes(tau, everywhere)
+            x = x.index_copy(1, self.ends.cell, end_x)
+            weights = weights.index_copy(1, self.ends.cell, weight * end.scale * end_slope)
+        return x, weights
+
+    def end_cells(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row, start and stop of the cells that close in on an end; ``ends`` must not be None."""
+        assert self.ends is not None
+        cell = self.ends.cell
+        return self.row[cell], self.start[cell].to(dtype), self.stop[cell].to(dtype)
 
     def flatten_limits(self, a: Any, b: Any, points: Any = None) -> Limits:
         """Broadcast limits and breakpoints over the plan's batch."""
@@ -111,7 +158,7 @@ class Plan:
     def to(self, device: torch.device | str) -> Plan:
         """Return the plan on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor | Ends)})
 
     def plot(self, f: Any = None, a: Any = 0.0, b: Any = 1.0, args: Any = (), **options: Any) -> Axes:
         """Draw the cells of one integral, and the integrand if given; see :func:`quadgrad.plots.plot_plan`."""
@@ -120,4 +167,4 @@ class Plan:
         return plot_plan(self, f, a, b, args, **options)
 
 
-torch.serialization.add_safe_globals([Plan])
+torch.serialization.add_safe_globals([Plan, Ends])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quadgrad._torch import forward_mode_open, in_transform
+from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.integrand import Integrand
-from quadgrad.maps import Frame, Pieces, frame
-from quadgrad.plan import Plan
+from quadgrad.maps import EndFrame, Frame, Pieces, end_frame, frame
+from quadgrad.plan import Ends, Plan
 from quadgrad.reduce import total
 
 __all__ = ["BLOCK", "replay_plan"]
@@ -34,24 +38,36 @@ def replay_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int, th
         inside transforms and forward mode, where torch refuses the hooks this needs.
     """
     dtype = pieces.lower.dtype
-    layout = frame(pieces, plan.row, plan.start.to(dtype), plan.stop.to(dtype))
-    tau, weight, owner = plan.tau.to(dtype), plan.weight.to(dtype), plan.owner
     size = max(1, block // plan.tau.shape[0])
     thrifty = thrifty and torch.is_grad_enabled() and not (in_transform() or forward_mode_open())
+    owner, start, stop = plan.owner, plan.start.to(dtype), plan.stop.to(dtype)
+    tau, weight, ends = plan.tau.to(dtype), plan.weight.to(dtype), plan.ends
+    if ends is None:
+        layout = frame(pieces, plan.row, start, stop)
+        values = _in_blocks(len(plan), size, thrifty, _cell_sums, integrand, layout, tau, weight, owner)
+        return total(values, owner, plan.batch)
+    row, linear, close = plan.row, ends.others, ends.cell
+    layout = frame(pieces, row[linear], start[linear], stop[linear])
+    values = _in_blocks(
+        linear.shape[0], size, thrifty, _cell_sums, integrand, layout, tau, weight, owner[linear]
+    )  # fmt: skip
+    end = end_frame(pieces, row[close], start[close], stop[close])
+    beyond = _in_blocks(
+        close.shape[0], size, thrifty, _end_sums, integrand, end, tau, weight, owner[close], ends
+    )  # fmt: skip
+    return total(torch.cat((values, beyond)), torch.cat((owner[linear], owner[close])), plan.batch)
+
+
+def _in_blocks(count: int, size: int, thrifty: bool, sums: Callable[..., Tensor], *given: Any) -> Tensor:
+    """Return ``sums(*given, part)`` for all cells, ``size`` of them at a time."""
     parts: list[Tensor] = []
-    for first in range(0, max(1, len(plan)), size):
-        part = slice(first, min(len(plan), first + size))
+    for first in range(0, max(1, count), size):
+        part = slice(first, min(count, first + size))
         if thrifty:
-            parts.append(
-                checkpoint(
-                    _cell_sums, integrand, layout, tau, weight, owner, part,
-                    use_reentrant=False, preserve_rng_state=False,
-                )
-            )  # fmt: skip
+            parts.append(checkpoint(sums, *given, part, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(_cell_sums(integrand, layout, tau, weight, owner, part))
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return total(values, owner, plan.batch)
+            parts.append(sums(*given, part))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cell_sums(
@@ -65,3 +81,22 @@ def _cell_sums(
         y = y * slope.reshape(slope.shape + (1,) * len(event))
     sums = (weight.to(y.dtype) @ y.flatten(1)).reshape(y.shape[1:])
     return sums * layout.scale[part].reshape(y.shape[1:2] + (1,) * len(event))
+
+
+def _end_sums(
+    integrand: Integrand, layout: EndFrame, tau: Tensor, weight: Tensor, owner: Tensor, ends: Ends, part: slice
+) -> Tensor:
+    """Return the integral over each cell of ``part`` that closes in on an end, shape ``(n, *event)``."""
+    x, slope = layout.nodes(tau, part)
+    y = integrand(x, owner[part])
+    tail = (1,) * (y.ndim - 2)
+    y = y * (slope * layout.scale[part]).reshape(slope.shape + tail)
+    event, flat = y.shape[1:], y.flatten(1)
+    value = (weight.to(y.dtype) @ flat).reshape(event)
+    terms = (ends.shares.to(y.dtype) @ flat).reshape(-1, *event).unbind(0)
+    for column in range(1, COLUMNS):
+        chosen = (ends.column[part] == column).reshape(-1, *tail)
+        # A harmless series where another column is taken keeps what it cannot sum out of the gradient.
+        series = tuple(torch.where(chosen, term, 0.5**k) for k, term in enumerate(terms))
+        value = torch.where(chosen, extrapolate(series, column)[column], value)
+    return value

@@ -19,14 +19,21 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 NULL_PAIRS = 5
 """Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
 
+SHARES = 6
+"""Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
+
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes and weights ``(m,)``, all functionals."""
+    """The rule on a device, in the dtype of the sums.
+
+    Nodes and weights ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``, shares ``(SHARES, m)``.
+    """
 
     nodes: torch.Tensor
     weights: torch.Tensor
     functionals: torch.Tensor
+    shares: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,16 @@ class Rule:
         """Everything search asks of a cell, ``(5 + 2 * NULL_PAIRS, m)``: weights, nulls, halves, slopes."""
         return np.vstack([self.weights, self.nulls, self.halves, self.slopes])
 
+    @cached_property
+    def shares(self) -> Array:
+        """The integrals of the interpolating polynomial over the equal parts of the unit interval, ``(SHARES, m)``."""
+        m = self.nodes.size
+        gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
+        places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
+        moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        return np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
@@ -110,7 +127,7 @@ class Rule:
         found = self._cache.get(key)
         if found is not None:
             return found
-        columns = (self.nodes, self.weights, self.functionals)
+        columns = (self.nodes, self.weights, self.functionals, self.shares)
         made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made

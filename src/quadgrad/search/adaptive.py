@@ -18,9 +18,24 @@ from torch import Tensor
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
-from quadgrad.search.cells import Cells, locate, refine
+from quadgrad.search.cells import (
+    CHILDREN,
+    CLOSER,
+    KEEP,
+    LEFT,
+    LINEAR,
+    RIGHT,
+    TURN,
+    Cells,
+    Counts,
+    locate,
+    plan_moves,
+    refine,
+)
+from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import apply_rule, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
+from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
@@ -54,14 +69,12 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``split`` marks the cells to bisect, ``left`` and ``right`` those whose half is bisected at once, too;
-    ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what
-    will have been spent, ``bad`` the rounds with values that are not finite.
+    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the number
+    of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad`` the
+    rounds with values that are not finite.
     """
 
-    split: Tensor
-    left: Tensor
-    right: Tensor
+    move: Tensor
     wanted: Tensor
     code: Tensor
     nfev: Tensor
@@ -109,28 +122,31 @@ class Ledger:
 
     def close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
-        row, start, stop, error = (
+        row, start, stop, error, kind = (
             torch.cat([getattr(cells, name) for cells in self.settled])
-            for name in ("row", "start", "stop", "error")
+            for name in ("row", "start", "stop", "error", "kind")
         )
         if len(self.settled) > 1:
             row, order = row.sort(stable=True)
             kept = row.shape[0] - self.withdrawn
             row, order = row[:kept], order[:kept]
-            start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
-        return Found(row, start, stop, error, self.value, self.error, self.status, self.nfev)
+            start, stop, error, kind = (t.index_select(0, order) for t in (start, stop, error, kind))
+        return Found(row, start, stop, error, kind, self.value, self.error, self.status, self.nfev)
 
 
-def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
-    """Search from the given cells, sorted by row; integrals without a cell are zero and converged."""
+def search(task: Task, first: First) -> Found:
+    """Search from the given cells; integrals without a cell are zero and converged."""
     if suits_single(task):
-        return search_single(task, row, start, stop)
-    if task.batch > task.tile:
-        return Found.join(_search_tiles(task, row, start, stop))
-    n, device = task.batch, row.device
+        return search_single(task, first)
+    n, row, device = task.batch, first.row, first.row.device
     who = torch.arange(n, device=device)
-    whole = task.pieces.count == 1 and row.shape[0] == n
-    cells = _evaluate(task, row, start, stop, whole)
+    whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None
+    if first.kind is None:
+        cells = _evaluate(task, row, first.start, first.stop, whole)
+    else:
+        order = first.kind.sort(stable=True).indices
+        sorted_ = (t.index_select(0, order) for t in (row, first.start, first.stop))
+        cells = _evaluate_all(task, *sorted_, int((first.kind == LINEAR).sum())).take(order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
     nfev = count * task.rule.nodes.size
@@ -157,54 +173,55 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
     return ledger.close()
 
 
-def _search_tiles(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> list[Found]:
-    """Search a tile of integrals after another, which bounds the working memory."""
-    firsts = range(0, task.batch, task.tile)
-    edges = torch.tensor([first * task.pieces.count for first in firsts], device=row.device)
-    cuts = [*torch.searchsorted(row, edges).tolist(), row.shape[0]]
-    found: list[Found] = []
-    for i, first in enumerate(firsts):
-        part, shift = slice(cuts[i], cuts[i + 1]), first * task.pieces.count
-        tile = search(
-            task.part(first, min(task.batch, first + task.tile)), row[part] - shift, start[part], stop[part]
-        )
-        found.append(replace(tile, row=tile.row + shift))
-    return found
-
-
 def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:
     """Bisect until no integral runs any more; return whether some wait to be reopened."""
     waiting = False
     while True:
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
-        split, stays = verdict.split, verdict.code == RUN
-        n_split, n_new, n_run, n_wait, n_over = torch.stack(
-            [t.sum() for t in (split, verdict.wanted, stays, verdict.code == WAIT, verdict.code == Status.MAX_NFEV)]
-        ).tolist()
+        move, stays = verdict.move, verdict.code == RUN
+        n_over, n_wait, n_run, counts = _count(verdict.code, move)
         waiting |= n_wait > 0
         if n_over:
-            split = split & stays.index_select(0, owner)
-            n_split, n_new = int(split.sum()), int(verdict.wanted.masked_fill(~stays, 0).sum())
-        n_gone = len(running) - n_run
+            move = move * stays.index_select(0, owner)
+            *_, counts = _count(verdict.code, move)
+        n_gone, n_split = len(running) - n_run, counts.halved + counts.turned + counts.closer
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
         if n_split == 0:
             ledger.settled.append(cells)
             return waiting
+        split = move > KEEP
         leaf, parent = locate(~split, len(cells) - n_split), locate(split, n_split)
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        chosen = (cells.start, cells.stop, verdict.left, verdict.right)
-        origin, start, stop = refine(*(t.index_select(0, parent) for t in chosen), n_new)
+        origin, start, stop = refine(*(t.index_select(0, parent) for t in (cells.start, cells.stop, move)), counts)
         parent = parent.index_select(0, origin)
         owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        cells = _evaluate(task, row, start, stop)
+        cells = _evaluate_all(task, row, start, stop, counts.linear)
         reopened = False
+
+
+def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
+    """Count the integrals over budget, waiting and running, and the cells by their moves; the host waits only here."""
+    ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
+    moves = (move > KEEP, (move == LEFT) | (move == RIGHT), move == TURN, move == CLOSER)
+    n_over, n_wait, n_run, split, again, turned, closer = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    return n_over, n_wait, n_run, Counts(split - turned - closer, again, turned, closer)
+
+
+def _evaluate_all(task: Task, row: Tensor, start: Tensor, stop: Tensor, n_linear: int) -> Cells:
+    """Apply the rule to new cells, of which the first ``n_linear`` have linear nodes."""
+    if n_linear == row.shape[0]:
+        return _evaluate(task, row, start, stop)
+    ends = evaluate_ends(task, row[n_linear:], start[n_linear:], stop[n_linear:])
+    if n_linear == 0:
+        return ends
+    return Cells.join([_evaluate(task, row[:n_linear], start[:n_linear], stop[:n_linear]), ends])
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:
@@ -233,7 +250,8 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     info = torch.finfo(real)
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
-    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean)
+    kind = torch.full_like(row, LINEAR, dtype=torch.int8)
+    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -268,15 +286,15 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     split = excess & cells.refinable
-    left, right = split & somewhere(cells.lean < 0.0), split & somewhere(cells.lean > 0.0)
-    wanted = total(2 * split.to(torch.int64) + left + right, owner, n)
+    move = plan_moves(cells, split)
+    wanted = total(torch.tensor(CHILDREN, device=move.device)[move.to(torch.int64)], owner, n)
     nfev = running.nfev + task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
     code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
-    return Verdict(split, left, right, wanted, code, nfev, bad)
+    return Verdict(move, wanted, code, nfev, bad)
 
 
 def _stuck(task: Task, value: Tensor, error: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from quadgrad.maps import Frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import NULL_PAIRS
 
-__all__ = ["FLOOR", "apply_rule", "largest_component", "scale_estimates"]
+__all__ = ["FLOOR", "apply_rule", "largest_component", "null_rule_error", "scale_estimates"]
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
@@ -57,8 +57,8 @@ def apply_rule(
     error, size, variation : Tensor, shape (n,)
         Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
-        -1 or 1 where the left or right half alone is to blame for the error, and will be after one bisection,
-        else 0.
+        -1 or 1 where the left or right half alone is to blame for the error, -2 or 2 where it still will be
+        after one bisection, else 0.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
@@ -68,7 +68,7 @@ def apply_rule(
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
     size = functionals[0] @ flat.abs()
-    error, decay = _null_rule_error(sums[1:-4], size, order_gap, eps)
+    error, decay = null_rule_error(sums[1:-4], size, order_gap, eps)
     left, right, slope_1, slope_2 = (largest_component(t.reshape(tail)) for t in sums[-4:].abs_())
     decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
@@ -106,13 +106,12 @@ def largest_component(size: Tensor) -> Tensor:
 
 
 def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
-    """Return -1 or 1 where the left or right half alone keeps the coefficients from decaying, else 0."""
-    unresolved = decay >= UNRESOLVED
-    to_right, to_left = unresolved & (right > ROUGHER * left), unresolved & (left > ROUGHER * right)
-    return to_right.to(decay.dtype) - to_left.to(decay.dtype)
+    """Tell which half is the rougher one, and whether it will be after one bisection; see ``lean`` in :func:`apply_rule`."""
+    side = (right > ROUGHER * left).to(decay.dtype) - (left > ROUGHER * right).to(decay.dtype)
+    return side * (1.0 + (decay >= UNRESOLVED).to(decay.dtype))
 
 
-def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
+def null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return the error on the unit interval, and the decay, from the null rules, which it overwrites.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
+from quadgrad.search.cells import GEOMETRIC, LINEAR, NARROW, STEP
+from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import FLOOR, PLACE, ROUGHER, SAFETY, SLOW, UNRESOLVED
+from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 
@@ -31,6 +34,7 @@ class _Cell:
     row: int
     start: float
     stop: float
+    kind: int = LINEAR
     value: float = 0.0
     error: float = 0.0
     floor: float = 0.0
@@ -45,16 +49,15 @@ def suits_single(task: Task) -> bool:
     return alone and dtype is not None and not dtype.is_complex
 
 
-def search_single(task: Task, *columns: Tensor) -> Found:
-    """Search one integral as :func:`quadgrad.search.adaptive.search` does.
-
-    It starts from the cells given by the columns row, start and stop, or else from all pieces that are not empty.
-    """
-    if columns:
-        fresh = [_Cell(*ends) for ends in zip(*(column.tolist() for column in columns), strict=True)]
-    else:
+def search_single(task: Task, first: First | None = None) -> Found:
+    """Search one integral as :func:`quadgrad.search.adaptive.search` does, by default from its whole pieces."""
+    if first is None:
         edges = zip(task.pieces.lower.tolist(), task.pieces.upper.tolist(), strict=True)
         fresh = [_Cell(row, 0.0, 1.0) for row, (lower, upper) in enumerate(edges) if upper > lower]
+    else:
+        kinds = [LINEAR] * first.row.shape[0] if first.kind is None else first.kind.tolist()
+        columns = (first.row.tolist(), first.start.tolist(), first.stop.tolist(), kinds)
+        fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
     nfev, bad, reopened = nodes * len(fresh), 0, False
@@ -91,6 +94,27 @@ def search_single(task: Task, *columns: Tensor) -> Found:
 
 
 def _measure(task: Task, cells: list[_Cell]) -> None:
+    """Apply the rule to cells and enter what it finds."""
+    ends = [cell for cell in cells if cell.kind != LINEAR]
+    if ends:
+        cells = [cell for cell in cells if cell.kind == LINEAR]
+        _measure_ends(task, ends)
+    if cells:
+        _measure_linear(task, cells)
+
+
+def _measure_ends(task: Task, cells: list[_Cell]) -> None:
+    """Apply the rule to cells with logarithmic nodes; rare enough for tensors."""
+    device = task.pieces.lower.device
+    row = torch.tensor([c.row for c in cells], device=device)
+    ends = torch.tensor([[c.start for c in cells], [c.stop for c in cells]], dtype=torch.float64, device=device)
+    found = evaluate_ends(task, row, ends[0], ends[1])
+    columns = (found.value, found.error, found.floor, found.refinable, found.lean, found.kind)
+    for cell, entries in zip(cells, zip(*(t.tolist() for t in columns), strict=True), strict=True):
+        cell.value, cell.error, cell.floor, cell.refinable, cell.lean, cell.kind = entries
+
+
+def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
     real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
@@ -107,8 +131,8 @@ def _measure(task: Task, cells: list[_Cell]) -> None:
             rounding = cell.floor + min(place, scale * size)
             error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
             cell.error = max(scale * error, rounding)
-            if decay >= UNRESOLVED:
-                cell.lean = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
+            side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
+            cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
             cell.value = scale * value
             if not (math.isfinite(cell.error) and math.isfinite(value)):
                 cell.value, cell.error, cell.floor, rounding = 0.0, math.inf, 0.0, 0.0
@@ -165,12 +189,37 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
 
 
 def _refine(cells: list[_Cell]) -> list[_Cell]:
-    """Halve cells, and at once the half that is to blame for the error; the quarters come last."""
+    """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order."""
+    halved = [c for c in cells if not (_turns(c) or _closes_in(c))]
     halves = [
-        (half, cell.lean == side) for cell in cells for half, side in zip(_bisect(cell), (-1.0, 1.0), strict=True)
+        (half, cell.kind == LINEAR and cell.lean == side)
+        for cell in halved
+        for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
     ]
     finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
-    return [half for half, blamed in halves if not blamed] + finer
+    turned = [_Cell(c.row, c.start, c.stop, GEOMETRIC) for c in cells if _turns(c)]
+    closer = [part for c in cells if _closes_in(c) for part in _close_in(c)]
+    return [half for half, blamed in halves if not blamed] + finer + turned + closer
+
+
+def _turns(cell: _Cell) -> bool:
+    """Whether a cell, to be refined, gets logarithmic nodes."""
+    at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
+    towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
+    return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+
+
+def _closes_in(cell: _Cell) -> bool:
+    """Whether a cell, to be refined, has logarithmic nodes and its parts get them, too."""
+    return cell.kind == GEOMETRIC or (cell.kind > GEOMETRIC and cell.lean <= 0.0)
+
+
+def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:
+    if cell.start == 0.0 or cell.stop == 0.0:
+        middle = (cell.start + cell.stop) * STEP
+    else:
+        middle = math.copysign(math.sqrt(abs(cell.start)) * math.sqrt(abs(cell.stop)), cell.start + cell.stop)
+    return _Cell(cell.row, cell.start, middle, GEOMETRIC), _Cell(cell.row, middle, cell.stop, GEOMETRIC)
 
 
 def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
@@ -181,8 +230,10 @@ def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
 
 def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nfev: int) -> Found:
     """Return what was found as tensors, the cells sorted by row."""
-    cells = sorted(cells, key=lambda c: c.row)
+    cells = sorted(cells, key=lambda c: c.row) if len(cells) > 1 else cells
     device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
+
+    kinds = [c.kind for c in cells]
 
     def column(numbers: list[float] | list[int], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.array(numbers)).to(device, dtype)
@@ -192,6 +243,7 @@ def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nf
         column([c.start for c in cells], torch.float64),
         column([c.stop for c in cells], torch.float64),
         column([c.error for c in cells], dtype),
+        column(kinds, torch.int8) if any(kinds) else None,
         column(sums[:1], task.integrand.output_dtype or dtype),
         column(sums[1:], dtype),
         column([int(status)], torch.int64),

@@ -47,12 +47,16 @@ class Task:
 
 @dataclass(slots=True)
 class Found:
-    """What search hands over: the cells sorted by row, and each integral's totals and end."""
+    """What search hands over: the cells sorted by row, and each integral's totals and end.
+
+    ``kind`` is None where all cells have linear nodes.
+    """
 
     row: Tensor
     start: Tensor
     stop: Tensor
     cell_error: Tensor
+    kind: Tensor | None
     value: Tensor
     error: Tensor
     status: Tensor

@@ -17,15 +17,17 @@ from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import InnerRecord, current_record
-from quadgrad.plan import Plan
+from quadgrad.plan import Ends, Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
+from quadgrad.search.cells import GEOMETRIC, LINEAR
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
+from quadgrad.search.tiles import search_tiles
 from quadgrad.tolerance import epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.report import offending_point, report, warn_if_severed
@@ -183,8 +185,10 @@ def _integrate(
     with torch.no_grad():
         if plan is None and suits_single(task):
             found = search_single(task)
+        elif call.batch > tile:
+            found = search_tiles(task, call.batch_shape, plan)
         else:
-            found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
+            found = search(task, first_cells(pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status if call.batch == 1 else status.any())
@@ -240,10 +244,16 @@ def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
 
 def _make_plan(call: Call, rule: Rule, pieces: Pieces, found: Found) -> Plan:
     tensors = rule.tensors(torch.float64, found.row.device)
+    kind = None if found.kind is None else export(found.kind)
+    ends = None
+    if kind is not None and bool((kind != LINEAR).any()):
+        cell = (kind != LINEAR).nonzero().squeeze(1)
+        others = (kind == LINEAR).nonzero().squeeze(1)
+        ends = Ends(cell, others, kind[cell] - (GEOMETRIC + 1), export(tensors.shares))
     return Plan(
         rule.name, call.batch_shape, pieces.count, pieces.infinite,
         export(found.row), export(found.start), export(found.stop), export(largest(found.cell_error)),
-        export(tensors.nodes), export(tensors.weights),
+        export(tensors.nodes), export(tensors.weights), ends,
     )  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""Cells that close in on an end of their piece, where the integrand may be singular.
+
+Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
+exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
+outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that the
+epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad.extrapolation import COLUMNS, extrapolate
+from quadgrad.lanes import largest, somewhere
+from quadgrad.maps import EndFrame, end_frame
+from quadgrad.rules import RuleTensors
+from quadgrad.search.cells import GEOMETRIC, STEP, Cells
+from quadgrad.search.estimate import FLOOR, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
+from quadgrad.search.task import Task, noise
+
+__all__ = ["evaluate_ends"]
+
+CLOSE = 0.1
+"""A lower column is taken when its error is below this part of the relative tolerance."""
+
+NEAREST = 2.0**-480
+"""No node is closer to an end than this part of its piece: squares would underflow."""
+
+SHORTEST = 2.0**-20
+"""Cells with logarithmic nodes are not refined when the logarithms of their ends are closer."""
+
+
+def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells:
+    """Apply the rule to cells with nodes spread over the logarithm of the distance from an end."""
+    real = task.pieces.lower.dtype
+    rule = task.rule.tensors(real, row.device)
+    layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+    owner = row if task.pieces.count == 1 else row // task.pieces.count
+    touches = (start == 0) | (stop == 0)
+    step = max(1, task.block // task.rule.nodes.size)
+    parts: list[Cells] = []
+    for first in range(0, row.shape[0], step):
+        part = slice(first, min(row.shape[0], first + step))
+        x, slope = layout.nodes(rule.nodes, part)
+        y = task.integrand(x, owner[part]).detach()
+        found = _estimate(task, rule, y, slope, layout, touches[part], part)
+        parts.append(Cells(row[part], start[part], stop[part], *found))
+    return Cells.join(parts)
+
+
+def _estimate(
+    task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice
+) -> tuple[Tensor, ...]:
+    """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`."""
+    tail = (1,) * (y.ndim - 2)
+    eps, scale, reach = noise(task), layout.scale[part], layout.reach[part]
+    weighted = y * (slope * scale).reshape(slope.shape + tail)
+    flat = weighted.flatten(1)
+    functionals = rule.functionals.to(flat.dtype)
+    size = rule.weights @ flat.abs()
+    blur = _blur(task, rule, y, layout, part)
+    nulls = functionals[1:-4] @ flat
+    if nulls.is_complex():
+        nulls = nulls.abs()
+    # Decay is looked for above the rounding of x, too, which is larger here than that of f.
+    unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
+    event = y.shape[1:]
+    unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
+    value = (functionals[0] @ flat).reshape(event)
+    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(-1, *event).unbind(0))
+    beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
+    open_end = touches.reshape(-1, *tail)
+    value = torch.where(open_end, beyond, value)
+    doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
+    size = torch.maximum(size, largest_component(value.abs()))
+    floor = FLOOR * eps * size
+    rounding = floor + torch.minimum(gain * blur, size)
+    curable = doubt + gain * unseen
+    error = torch.maximum(curable + gain * blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
+    lost = error.isinf()
+    value = value.masked_fill(lost.reshape(-1, *tail), 0.0)
+    floor = floor.masked_fill(lost, 0.0)
+    # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
+    worth = (curable > rounding) & (torch.where(touches, gain * blur / STEP, 0.0) < 0.5 * error)
+    refinable = somewhere(lost | worth) & _wide(layout, touches, part)
+    rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
+    kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
+    return value, error, floor, refinable, rough, kind
+
+
+def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
+    """Return what rounding of x adds to the error: near a singularity f changes as much as the distance does."""
+    eps = torch.finfo(layout.reach.dtype).eps
+    blur = (PLACE * eps) * layout.reach[part] * -layout.rate[part]
+    return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
+
+
+def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
+
+    The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
+    """
+    limits = extrapolate(terms, COLUMNS)
+    doubts = [SAFETY * largest_component((b - a).abs()) for a, b in zip(limits[:-1], limits[1:], strict=True)]
+    last, before = terms[-1].abs(), terms[-2].abs()
+    ratio = largest_component(torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0)))
+    diverges = somewhere(ratio >= 1.0)
+    gain = (1.0 - ratio).clamp_min(1e-8) ** -2
+    total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
+    value, doubt = limits[0], doubts[0]
+    column = torch.zeros(doubt.shape, dtype=torch.int64, device=doubt.device)
+    for k in range(1, COLUMNS):
+        good = largest(doubt - CLOSE * rtol * largest_component(value.abs())) <= 0.0
+        better = somewhere(doubts[k] < doubt) & ~(good | diverges)
+        tail = (1,) * (value.ndim - 1)
+        value = torch.where(better.reshape(-1, *tail), limits[k], value)
+        doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
+    return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
+
+
+def _wide(layout: EndFrame, touches: Tensor, part: slice) -> Tensor:
+    """Tell where there is room for finer cells."""
+    rate, outer = layout.rate[part], layout.outer[part]
+    nearest = (outer * torch.exp(rate)).abs() * torch.where(touches, STEP, 1.0)
+    info = torch.finfo(outer.dtype)
+    told_apart = nearest * layout.span[part] > 4.0 * info.eps * layout.reach[part]
+    return told_apart & (nearest > max(NEAREST, info.tiny**0.5)) & (-rate > SHORTEST)
