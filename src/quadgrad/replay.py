@@ -51,7 +51,7 @@ def replay_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int, th
 
 
 def _cut(plan: Plan, size: int) -> Iterator[tuple[slice, int, int]]:
-    """Cut a plan into integrals from ``low`` to before ``high`` with at most ``size`` cells; one alone may have more."""
+    """Cut a plan between integrals into parts of at most ``size`` cells; one integral alone may have more."""
     low = first = 0
     while low < plan.batch:
         high, last = plan.batch, len(plan)
