@@ -83,7 +83,7 @@ LOCALIZED: tuple[Problem, ...] = (
     ),
     problem(
         "box in a long interval",
-        lambda x, m: 1.0 * (x > 0) * (x < 1),
+        lambda x, m: (x > 0) * (x < 1) * (1 + 0 * x),
         -1,
         10_000,
         lambda: mp.mpf(1),
@@ -92,7 +92,7 @@ LOCALIZED: tuple[Problem, ...] = (
     ),
     problem(
         "marked box in a long interval",
-        lambda x, m: 1.0 * (x > 0) * (x < 1),
+        lambda x, m: (x > 0) * (x < 1) * (1 + 0 * x),
         -1,
         10_000,
         lambda: mp.mpf(1),

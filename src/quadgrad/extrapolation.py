@@ -16,10 +16,11 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: tuple[Tensor, ...], columns: int) -> list[Tensor]:
-    """Return the limit of the sum of infinitely many terms, from the given ones, in columns 0 to ``columns``.
+def extrapolate(terms: tuple[Tensor, ...], columns: int) -> list[list[Tensor]]:
+    """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
-    Column 0 is the plain sum; column k needs 2 k terms and uses the last ones.
+    Column 0 are the sums of the first 0, 1, ... terms; each entry of column k uses 2 k terms, the last entry the
+    last ones.
     """
     size = torch.stack([term.detach().abs() for term in terms]).amax(0)
     size = torch.where(size > 0, size, 1.0)
@@ -27,13 +28,16 @@ def extrapolate(terms: tuple[Tensor, ...], columns: int) -> list[Tensor]:
     for term in terms:
         sums.append(sums[-1] + term / size)
     before, now = [torch.zeros_like(terms[0])] * (len(sums) + 1), sums
-    limits = [now[-1] * size]
+    table = [[entry * size for entry in now]]
     for _ in range(columns):
-        for rest in (torch.inf, 0.0):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
+        for rest in (
+            torch.inf,
+            0.0,
+        ):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
             steps = zip(before[1:-1], now[:-1], now[1:], strict=True)
             before, now = now, [past + _reciprocal(right - left, rest) for past, left, right in steps]
-        limits.append(now[-1] * size)
-    return limits
+        table.append([entry * size for entry in now])
+    return table
 
 
 def _reciprocal(step: Tensor, rest: float) -> Tensor:

@@ -132,10 +132,10 @@ def _end_sums(
     y = y * (slope * layout.scale[part]).reshape(slope.shape + tail)
     event, flat = y.shape[1:], y.flatten(1)
     value = (weight.to(y.dtype) @ flat).reshape(event)
-    terms = (ends.shares.to(y.dtype) @ flat).reshape(-1, *event).unbind(0)
+    terms = (ends.shares.to(y.dtype) @ flat).reshape(ends.shares.shape[0], *event).unbind(0)
     for column in range(1, COLUMNS):
         chosen = (ends.column[part] == column).reshape(-1, *tail)
         # A harmless series where another column is taken keeps what it cannot sum out of the gradient.
         series = tuple(torch.where(chosen, term, 0.5**k) for k, term in enumerate(terms))
-        value = torch.where(chosen, extrapolate(series, column)[column], value)
+        value = torch.where(chosen, extrapolate(series, column)[column][-1], value)
     return value

@@ -19,7 +19,6 @@ from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import (
-    CHILDREN,
     CLOSER,
     KEEP,
     LEFT,
@@ -28,12 +27,15 @@ from quadgrad.search.cells import (
     TURN,
     Cells,
     Counts,
+    count_children,
+    is_faint,
     locate,
     plan_moves,
     refine,
+    to_scan,
 )
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import apply_rule, largest_component, scale_estimates
+from quadgrad.search.estimate import PLACE, apply_rule, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
@@ -155,6 +157,7 @@ def search(task: Task, first: First) -> Found:
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
+        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -238,17 +241,19 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
     eps = task.tolerance.eps
+    info = torch.finfo(real)
+    blur = (layout.reach / layout.scale).mul_(PLACE * info.eps).clamp_max_(1.0)
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
         x, slope = layout.nodes(rule.nodes, part)
         y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
-        parts.append(apply_rule(rule, y, slope, gap, eps))
+        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part]))
     value, error, size, variation, lean = parts[0]
     if len(parts) > 1:
         value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
-    info = torch.finfo(real)
+    floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     kind = torch.full_like(row, LINEAR, dtype=torch.int8)
     return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
@@ -285,9 +290,11 @@ def _judge(
     limit = tolerance * ((1.0 if reopened else SHARE) / running.count)
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
-    split = excess & cells.refinable
+    faint = done & somewhere(is_faint(value, error))
+    split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
-    wanted = total(torch.tensor(CHILDREN, device=move.device)[move.to(torch.int64)], owner, n)
+    wanted = total(count_children(move), owner, n)
+    done = done & (wanted == 0)
     nfev = running.nfev + task.rule.nodes.size * wanted
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)

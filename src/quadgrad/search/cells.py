@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quadgrad.lanes import somewhere
 
-__all__ = ["GEOMETRIC", "LINEAR", "Cells", "Counts", "locate", "plan_moves", "refine"]
+__all__ = ["GEOMETRIC", "LINEAR", "Cells", "Counts", "count_children", "is_faint", "locate", "plan_moves", "refine", "to_scan"]
 
 LINEAR, GEOMETRIC = 0, 1
 """Kinds of cells: the nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
@@ -17,13 +17,17 @@ LINEAR, GEOMETRIC = 0, 1
 Kinds beyond: the same where the cell touches the end; the integral is extrapolated to it in column ``kind - 2``.
 """
 
+FAINT = 0.1
+"""An integral, or a cell, is faint if its error is more than this part of its value."""
+
+SCANNED = 2.0**-5
+"""Faint cells are halved to this part of their piece before a faint integral is believed."""
+
 KEEP, HALVE, LEFT, RIGHT, TURN, CLOSER = range(6)
 """How to refine a cell: not at all; halve it; halve its left or right half, too; give it logarithmic nodes, being
 at an end; part one that has them."""
 
-CHILDREN = (0, 2, 3, 3, 1, 2)
-
-STEP = 2.0**-8
+STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
 NARROW = 2.0**-4
@@ -105,7 +109,7 @@ def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
 def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8 of shape ``(n,)``."""
     leftward, rightward = somewhere(cells.lean < 0.0), somewhere(cells.lean > 0.0)
-    left, right = somewhere(cells.lean < -1.0), somewhere(cells.lean > 1.0)
+    left, right = somewhere(cells.lean == -2.0), somewhere(cells.lean == 2.0)
     at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
     width = cells.stop - cells.start
     towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (width <= NARROW))
@@ -114,6 +118,28 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     # Where logarithmic nodes are of no help, the cell at the end gets linear ones again.
     closer = torch.where((cells.kind > GEOMETRIC) & rightward, HALVE, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
+
+
+def is_faint(value: Tensor, error: Tensor) -> Tensor:
+    """Tell, for each hidden lane, whose value may be anything for what was seen."""
+    if value.numel() == 0:  # an event without components has nothing to be seen
+        return torch.zeros_like(error, dtype=torch.bool)
+    size = value.abs().flatten(1).sum(1) if value.ndim > 1 else value.abs()
+    return error >= FAINT * size
+
+
+def to_scan(cells: Cells) -> Tensor:
+    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes."""
+    empty = cells.floor == 0.0
+    unseen = somewhere(is_faint(cells.value, cells.error) & (empty | (cells.error > cells.floor)))
+    at_end = (cells.start == 0.0) | (cells.stop == 0.0)
+    wide = ((cells.kind == LINEAR) & at_end) | (cells.stop - cells.start > SCANNED)
+    return unseen & (cells.refinable | somewhere(empty)) & wide
+
+
+def count_children(move: Tensor) -> Tensor:
+    """Return how many children each cell gets, int64."""
+    return 2 * (move > KEEP).to(torch.int64) + (move == LEFT) + (move == RIGHT) - (move == TURN).to(torch.int64)
 
 
 def refine(start: Tensor, stop: Tensor, move: Tensor, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +167,9 @@ def refine(start: Tensor, stop: Tensor, move: Tensor, counts: Counts) -> tuple[T
     return parent, start, stop
 
 
-def _halve(parent: Tensor, start: Tensor, stop: Tensor, move: Tensor, n_again: int) -> tuple[Tensor, Tensor, Tensor]:
+def _halve(
+    parent: Tensor, start: Tensor, stop: Tensor, move: Tensor, n_again: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Halve cells, and where told their left or right half once more; the halves of halves come last."""
     parent = parent.repeat_interleave(2)
     start, stop = bisect(start, stop)

@@ -15,6 +15,7 @@ from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import EndFrame, end_frame
 from quadgrad.rules import RuleTensors
+from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
 from quadgrad.search.estimate import FLOOR, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
 from quadgrad.search.task import Task, noise
@@ -54,7 +55,7 @@ def _estimate(
 ) -> tuple[Tensor, ...]:
     """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`."""
     tail = (1,) * (y.ndim - 2)
-    eps, scale, reach = noise(task), layout.scale[part], layout.reach[part]
+    eps, scale = noise(task), layout.scale[part]
     weighted = y * (slope * scale).reshape(slope.shape + tail)
     flat = weighted.flatten(1)
     functionals = rule.functionals.to(flat.dtype)
@@ -68,22 +69,23 @@ def _estimate(
     event = y.shape[1:]
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
-    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(-1, *event).unbind(0))
+    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
     beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
     doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
     size = torch.maximum(size, largest_component(value.abs()))
     floor = FLOOR * eps * size
-    rounding = floor + torch.minimum(gain * blur, size)
+    blur = torch.minimum(gain * blur, size)
+    rounding = floor + blur
     curable = doubt + gain * unseen
-    error = torch.maximum(curable + gain * blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
+    error = torch.maximum(curable + blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
     lost = error.isinf()
     value = value.masked_fill(lost.reshape(-1, *tail), 0.0)
     floor = floor.masked_fill(lost, 0.0)
     # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
-    worth = (curable > rounding) & (torch.where(touches, gain * blur / STEP, 0.0) < 0.5 * error)
-    refinable = somewhere(lost | worth) & _wide(layout, touches, part)
+    worth = (curable > rounding) & (torch.where(touches, blur / STEP, 0.0) < 0.5 * error)
+    refinable = somewhere((lost | worth) & _wide(layout, touches, part))
     rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
     kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
     return value, error, floor, refinable, rough, kind
@@ -101,10 +103,13 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     """
-    limits = extrapolate(terms, COLUMNS)
-    doubts = [SAFETY * largest_component((b - a).abs()) for a, b in zip(limits[:-1], limits[1:], strict=True)]
+    table = extrapolate(terms, COLUMNS)
+    limits = [column[-1] for column in table]
+    doubts = [_doubt(table[k], table[k + 1]) for k in range(COLUMNS)]
     last, before = terms[-1].abs(), terms[-2].abs()
-    ratio = largest_component(torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0)))
+    ratio = largest_component(
+        torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0))
+    )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
     total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
@@ -117,6 +122,19 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
         value = torch.where(better.reshape(-1, *tail), limits[k], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
     return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
+
+
+def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+    """Return the error of a column's last entry: how far the entries around it in the table are apart.
+
+    Two of them may agree by accident, hence three differences.
+    """
+    steps = (
+        (higher[-1] - column[-1], higher[-1] - higher[-2])
+        if len(higher) > 1
+        else (higher[-1] - column[-1], column[-1] - column[-2], (column[-2] - column[-3]) / SAFETY)
+    )
+    return SAFETY * largest_component(torch.stack([step.abs() for step in steps]).sum(0))
 
 
 def _wide(layout: EndFrame, touches: Tensor, part: slice) -> Tensor:

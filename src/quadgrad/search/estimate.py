@@ -20,7 +20,7 @@ __all__ = ["FLOOR", "apply_rule", "largest_component", "null_rule_error", "scale
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
 
-PLACE = 0.5
+PLACE = 0.3
 """What rounding of x adds to the error: this many eps times x times f's variation on the cell."""
 
 SAFETY = 10.0
@@ -35,7 +35,7 @@ ROUGHER = 1e3
 
 
 def apply_rule(
-    rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float
+    rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float, blur: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Integrate over each cell, as if it had unit width.
 
@@ -50,6 +50,8 @@ def apply_rule(
         :attr:`quadgrad.rules.Rule.order_gap`.
     eps : float
         Relative noise of one value of f.
+    blur : Tensor, shape (n,)
+        How far rounding moves a node, as a part of the cell: what it does to f is not taken for roughness.
 
     Returns
     -------
@@ -68,15 +70,19 @@ def apply_rule(
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
     size = functionals[0] @ flat.abs()
-    error, decay = null_rule_error(sums[1:-4], size, order_gap, eps)
-    left, right, slope_1, slope_2 = (largest_component(t.reshape(tail)) for t in sums[-4:].abs_())
+    left, right, slope_1, slope_2 = sums[-4:].abs_()
+    variation = slope_1 + slope_2
+    blur = (blur / (2.0 * eps)).reshape(-1, *(1,) * (len(tail) - 1)).expand(tail).flatten()
+    unseen = torch.addcmul(size, variation, blur)
+    error, decay = null_rule_error(sums[1:-4], unseen, order_gap, eps)
+    left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    return value, largest_component(error), largest_component(size), slope_1 + slope_2, lean
+    return value, largest_component(error), largest_component(size), variation, lean
 
 
 def scale_estimates(
@@ -106,7 +112,7 @@ def largest_component(size: Tensor) -> Tensor:
 
 
 def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
-    """Tell which half is the rougher one, and whether it will be after one bisection; see ``lean`` in :func:`apply_rule`."""
+    """Tell which half is the rougher one, and whether it will be after one bisection, see :func:`apply_rule`."""
     side = (right > ROUGHER * left).to(decay.dtype) - (left > ROUGHER * right).to(decay.dtype)
     return side * (1.0 + (decay >= UNRESOLVED).to(decay.dtype))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import GEOMETRIC, LINEAR, NARROW, STEP
+from quadgrad.search.cells import FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import FLOOR, PLACE, ROUGHER, SAFETY, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -68,12 +68,13 @@ def search_single(task: Task, first: First | None = None) -> Found:
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        if error <= target or bad > PATIENCE:
+        scan = [c for c in fresh if _to_scan(c)] if error <= target and error >= FAINT * abs(value) else []
+        if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
             break
         limit = target * (1.0 if reopened else SHARE) / max(1, len(fresh))
-        split = [c for c in fresh if c.error > limit and c.refinable]
+        split = scan or [c for c in fresh if c.error > limit and c.refinable]
         if not split and not reopened:
             settled, fresh, reopened, bad = [], sorted(cells, key=lambda c: c.row), True, 0
             continue
@@ -86,7 +87,8 @@ def search_single(task: Task, first: First | None = None) -> Found:
             status = Status.MAX_NFEV
             break
         nfev += nodes * len(parts)
-        settled += [c for c in fresh if not (c.error > limit and c.refinable)]
+        chosen = {id(c) for c in split}
+        settled += [c for c in fresh if id(c) not in chosen]
         fresh = parts
         reopened = False
         _measure(task, fresh)
@@ -127,9 +129,10 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
         for cell, ((value, *rest), size, scale, reach) in zip(part, found, strict=True):
             nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
             cell.floor = FLOOR * eps * scale * size
-            place = PLACE * info.eps * reach * (abs(slope_1) + abs(slope_2))
-            rounding = cell.floor + min(place, scale * size)
-            error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
+            variation = abs(slope_1) + abs(slope_2)
+            rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
+            blur = min(PLACE * info.eps * (reach / scale), 1.0)
+            error, decay = _null_rule_error(nulls, size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps)
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
@@ -207,6 +210,12 @@ def _turns(cell: _Cell) -> bool:
     at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
     towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
     return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+
+
+def _to_scan(cell: _Cell) -> bool:
+    at_end = cell.start == 0.0 or cell.stop == 0.0
+    unseen = cell.error >= FAINT * abs(cell.value) and ((cell.refinable and cell.error > cell.floor) or cell.floor == 0.0)
+    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
 
 
 def _closes_in(cell: _Cell) -> bool:
