@@ -14,18 +14,20 @@ from quadgrad.maps import Pieces
 __all__ = ["Limits", "stack_points"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Limits:
     """Where each integral begins and ends, and where its integrand is known to be rough.
 
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
-    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is.
+    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
+    ``ordered`` whether ``a <= b`` is known of all.
     """
 
     a: Tensor
     b: Tensor
     points: Tensor | None
     infinite: bool
+    ordered: bool = False
 
     @property
     def marks(self) -> tuple[Tensor, ...]:
@@ -35,16 +37,19 @@ class Limits:
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""
         points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
-        return Limits(marks[0], marks[1], points, self.infinite)
+        return Limits(marks[0], marks[1], points, self.infinite, self.ordered)
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""
-        return self.with_marks(tuple(mark.detach() for mark in self.marks))
+        points = None if self.points is None else self.points.detach()
+        return Limits(self.a.detach(), self.b.detach(), points, self.infinite, self.ordered)
 
-    @property
-    def orientation(self) -> Tensor:
-        """Return -1 where the limits are reversed, else 1."""
-        return 1.0 - 2.0 * (self.b < self.a).to(self.a.dtype)
+    def orient(self, value: Tensor) -> Tensor:
+        """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
+        if self.ordered:
+            return value
+        swapped = (self.b < self.a).reshape(-1, *(1,) * (value.ndim - 1))
+        return torch.where(swapped, -value, value)
 
     def edges(self) -> Tensor:
         """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.
@@ -61,6 +66,8 @@ class Limits:
 
     def pieces(self) -> Pieces:
         """Return the stretches between neighbouring limits and breakpoints."""
+        if self.points is None and self.ordered:
+            return Pieces(self.a, self.b, 1, self.infinite)
         if self.points is None:
             return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
         edges = self.edges()

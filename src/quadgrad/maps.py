@@ -23,12 +23,12 @@ DEPTH = 12
 """Octaves that the nodes of a cell at an end span, see :func:`end_frame`."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
-    ``lower`` and ``upper`` have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    them; ``infinite`` tells whether any is infinite.
+    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
+    it; ``infinite`` tells whether any is infinite.
     """
 
     lower: Tensor
@@ -55,7 +55,7 @@ def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
     return ends[row] if isinstance(row, slice) else ends.index_select(0, row)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """Where ``n`` cells lie: what is needed to place nodes on any stretch of them.
 

@@ -40,6 +40,15 @@ class Ends:
     column: Tensor
     shares: Tensor
 
+    def part(self, first: int, last: int) -> Ends | None:
+        """Return the same of the cells from ``first`` to before ``last``, None if there are none of this kind."""
+        close, others = (
+            slice(*torch.searchsorted(t, t.new_tensor([first, last])).tolist()) for t in (self.cell, self.others)
+        )
+        if close.start == close.stop:
+            return None
+        return Ends(self.cell[close] - first, self.others[others] - first, self.column[close], self.shares)
+
     def to(self, device: torch.device | str) -> Ends:
         """Return the same on another device."""
         return Ends(*(getattr(self, f.name).to(device) for f in fields(self)))
@@ -110,6 +119,13 @@ class Plan:
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def part(self, cells: slice, low: int, high: int) -> Plan:
+        """Return the plan of the integrals from ``low`` to before ``high``, which have these cells."""
+        columns = {name: getattr(self, name)[cells] for name in ("start", "stop", "error")}
+        ends = None if self.ends is None else self.ends.part(cells.start, cells.stop)
+        row = self.row[cells] - low * self.pieces
+        return replace(self, batch_shape=(high - low,), row=row, ends=ends, **columns)
 
     def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
         """Return the abscissae for the given limits, shape ``(m, n)``: one column for each cell."""

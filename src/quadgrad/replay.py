@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,9 +37,48 @@ def replay_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int, th
         Recompute each block in the backward pass instead of keeping its intermediate values. Ignored
         inside transforms and forward mode, where torch refuses the hooks this needs.
     """
-    dtype = pieces.lower.dtype
     size = max(1, block // plan.tau.shape[0])
-    thrifty = thrifty and torch.is_grad_enabled() and not (in_transform() or forward_mode_open())
+    if not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+        return _replay(integrand, plan, pieces, size, thrifty=False)
+    parts: list[Tensor] = []
+    for cells, low, high in _cut(plan, size):
+        part = (integrand, plan, pieces, size, cells, low, high)
+        if cells.stop - cells.start <= size:
+            parts.append(checkpoint(_replay_part, *part, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_replay_part(*part, thrifty=True))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _cut(plan: Plan, size: int) -> Iterator[tuple[slice, int, int]]:
+    """Cut a plan between integrals into parts of at most ``size`` cells; one integral alone may have more."""
+    low = first = 0
+    while low < plan.batch:
+        high, last = plan.batch, len(plan)
+        if last - first > size:
+            high = max(low + 1, int(plan.row[first + size]) // plan.pieces)
+            last = int(torch.searchsorted(plan.row, high * plan.pieces))
+        yield slice(first, last), low, high
+        low, first = high, last
+
+
+def _replay_part(
+    integrand: Integrand,
+    plan: Plan,
+    pieces: Pieces,
+    size: int,
+    cells: slice,
+    low: int,
+    high: int,
+    thrifty: bool = False,
+) -> Tensor:
+    """Return the sums of the integrals from ``low`` to before ``high``, which have these cells."""
+    part = plan.part(cells, low, high)
+    return _replay(integrand.part(low, high), part, pieces.part(low, high), size, thrifty)
+
+
+def _replay(integrand: Integrand, plan: Plan, pieces: Pieces, size: int, thrifty: bool) -> Tensor:
+    dtype = pieces.lower.dtype
     owner, start, stop = plan.owner, plan.start.to(dtype), plan.stop.to(dtype)
     tau, weight, ends = plan.tau.to(dtype), plan.weight.to(dtype), plan.ends
     if ends is None:

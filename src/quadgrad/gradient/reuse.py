@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.gradient.mode import GradientMode
-from quadgrad.gradient.slivers import Treatment, sliver_sum
+from quadgrad.gradient.slivers import Treatment, carries_gradient, sliver_sum
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
@@ -26,8 +26,10 @@ def replay_with_limits(
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
     total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, thrifty=chunk is not None)
-    sign = fixed.orientation.expand(plan.batch).reshape(plan.batch, *(1,) * (total.ndim - 1))
-    return total * sign + sliver_sum(integrand, limits, plan.batch, treatment)
+    value = fixed.orient(total)
+    if any(carries_gradient(mark) for mark in limits.marks):
+        value = value + sliver_sum(integrand, limits, plan.batch, treatment)
+    return value
 
 
 @dataclass(frozen=True)

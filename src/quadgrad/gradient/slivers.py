@@ -141,7 +141,7 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
         ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
         away = torch.minimum(torch.maximum(64.0 * ulp, 2.0**-40 * gap), 0.25 * gap)
         move = torch.where(usable, mark - here, 0.0)
-        sign, endless = fixed.orientation, treatment.endless[i + 2]
+        sign, endless = fixed.orient(torch.ones_like(fixed.a)), treatment.endless[i + 2]
         terms.append(_sliver(torch.where(usable, here - away, inner), move, sign, endless))
         terms.append(_sliver(torch.where(usable, here + away, inner), move, -sign, endless))
     return terms
@@ -150,7 +150,8 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
 def _interior(fixed: Limits, batch: int) -> Tensor:
     """Return a harmless point of each integral, shape ``(batch,)``."""
     pieces = fixed.pieces()
-    row = torch.arange(pieces.lower.shape[0] // pieces.count, device=fixed.a.device) * pieces.count
+    rows = max(pieces.lower.shape[0], pieces.upper.shape[0])
+    row = torch.arange(0, rows, pieces.count, device=fixed.a.device)
     zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
     x, _ = frame(pieces, row, zero, zero + 1.0).nodes(zero.new_tensor([0.4375]), slice(None))
     return x[0].expand(batch)

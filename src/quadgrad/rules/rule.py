@@ -27,17 +27,13 @@ SHARES = 6
 class RuleTensors:
     """The rule on a device, in the dtype of the sums.
 
-    Nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``, shares ``(SHARES, m)``.
+    Nodes and weights ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``, shares ``(SHARES, m)``.
     """
 
     nodes: torch.Tensor
+    weights: torch.Tensor
     functionals: torch.Tensor
     shares: torch.Tensor
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """The rule's weights, ``(m,)``."""
-        return self.functionals[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +95,11 @@ class Rule:
         return np.stack([left, left[::-1]])
 
     @cached_property
+    def functionals(self) -> Array:
+        """Everything search asks of a cell, ``(5 + 2 * NULL_PAIRS, m)``: weights, nulls, halves, slopes."""
+        return np.vstack([self.weights, self.nulls, self.halves, self.slopes])
+
+    @cached_property
     def shares(self) -> Array:
         """The integrals of the interpolating polynomial over the equal parts of the unit interval, ``(SHARES, m)``."""
         m = self.nodes.size
@@ -126,13 +127,8 @@ class Rule:
         found = self._cache.get(key)
         if found is not None:
             return found
-        made = RuleTensors(
-            torch.as_tensor(self.nodes, dtype=dtype, device=device),
-            torch.as_tensor(
-                np.vstack([self.weights, self.nulls, self.halves, self.slopes]), dtype=dtype, device=device
-            ),
-            torch.as_tensor(self.shares, dtype=dtype, device=device),
-        )
+        columns = (self.nodes, self.weights, self.functionals, self.shares)
+        made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from quadgrad._torch import in_transform
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import frame
 from quadgrad.reduce import total
@@ -134,15 +133,13 @@ class Ledger:
             kept = row.shape[0] - self.withdrawn
             row, order = row[:kept], order[:kept]
             start, stop, error, kind = (t.index_select(0, order) for t in (start, stop, error, kind))
-        return Found(row, start, stop, error, kind, self.value, self.error, self.floor, self.status, self.nfev)
+        return Found(row, start, stop, error, kind, self.value, self.error, self.status, self.nfev)
 
 
 def search(task: Task, first: First) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
-    if suits_single(task) and not in_transform():
+    if suits_single(task):
         return search_single(task, first)
-    if task.batch > task.tile:
-        return Found.join(_search_tiles(task, first))
     n, row, device = task.batch, first.row, first.row.device
     who = torch.arange(n, device=device)
     whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None
@@ -177,21 +174,6 @@ def search(task: Task, first: First) -> Found:
         running = _begin(who, count, ledger.nfev.index_select(0, who), cells)
         reopened = True
     return ledger.close()
-
-
-def _search_tiles(task: Task, first: First) -> list[Found]:
-    """Search a tile of integrals after another, which bounds the working memory."""
-    firsts = range(0, task.batch, task.tile)
-    edges = torch.tensor([i * task.pieces.count for i in firsts], device=first.row.device)
-    cuts = [*torch.searchsorted(first.row, edges).tolist(), first.row.shape[0]]
-    found: list[Found] = []
-    for i, low in enumerate(firsts):
-        shift = low * task.pieces.count
-        tile = search(
-            task.part(low, min(task.batch, low + task.tile)), first.part(slice(cuts[i], cuts[i + 1]), shift)
-        )
-        found.append(replace(tile, row=tile.row + shift))
-    return found
 
 
 def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:

@@ -8,10 +8,14 @@ the rule. The two searches make the same plan, which the tests check.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.cells import FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
 from quadgrad.search.ends import evaluate_ends
@@ -39,16 +43,21 @@ class _Cell:
 
 
 def suits_single(task: Task) -> bool:
-    """Whether the task is one integral of a real scalar integrand."""
+    """Whether the task is one integral of a real scalar integrand, outside transforms."""
     dtype = task.integrand.output_dtype
-    return task.batch == 1 and task.integrand.event == () and dtype is not None and not dtype.is_complex
+    alone = task.batch == 1 and task.integrand.event == () and not in_transform()
+    return alone and dtype is not None and not dtype.is_complex
 
 
-def search_single(task: Task, first: First) -> Found:
-    """Search from the given cells of one integral, as :func:`quadgrad.search.adaptive.search` does."""
-    kinds = [LINEAR] * first.row.shape[0] if first.kind is None else first.kind.tolist()
-    columns = (first.row.tolist(), first.start.tolist(), first.stop.tolist(), kinds)
-    fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
+def search_single(task: Task, first: First | None = None) -> Found:
+    """Search one integral as :func:`quadgrad.search.adaptive.search` does, by default from its whole pieces."""
+    if first is None:
+        edges = zip(task.pieces.lower.tolist(), task.pieces.upper.tolist(), strict=True)
+        fresh = [_Cell(row, 0.0, 1.0) for row, (lower, upper) in enumerate(edges) if upper > lower]
+    else:
+        kinds = [LINEAR] * first.row.shape[0] if first.kind is None else first.kind.tolist()
+        columns = (first.row.tolist(), first.start.tolist(), first.stop.tolist(), kinds)
+        fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
     nfev, bad, reopened = nodes * len(fresh), 0, False
@@ -83,7 +92,7 @@ def search_single(task: Task, first: First) -> Found:
         fresh = parts
         reopened = False
         _measure(task, fresh)
-    return _found(task, cells, (value, error, floor), status, nfev)
+    return _found(task, cells, [value, error], status, nfev)
 
 
 def _measure(task: Task, cells: list[_Cell]) -> None:
@@ -109,27 +118,15 @@ def _measure_ends(task: Task, cells: list[_Cell]) -> None:
 
 def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
-    pieces = task.pieces
-    real, device = pieces.lower.dtype, pieces.lower.device
-    rule = task.rule.tensors(real, device)
+    real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
-    first_owner = slice(0, 1)
     info = torch.finfo(real)
     finest, narrowest = 4.0 * info.eps / float(task.rule.nodes[0]), info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
-        ends = torch.tensor([[c.start for c in part], [c.stop for c in part]], dtype=real, device=device)
-        row = torch.tensor([c.row for c in part], device=device) if pieces.count > 1 else first_owner
-        layout = frame(pieces, row, ends[0], ends[1])
-        x, slope = layout.nodes(rule.nodes, slice(None))
-        y = task.integrand(x, first_owner)
-        if slope is not None:
-            y = y * slope
-        functionals = rule.functionals.to(y.dtype)
-        sums, sizes = functionals @ y, functionals[0] @ y.abs()
-        found = torch.cat((sums, sizes[None], layout.scale[None], layout.reach[None])).T.tolist()
+        found = _apply_rule(task, part)
         eps = noise(task)
-        for cell, (value, *rest, size, scale, reach) in zip(part, found, strict=True):
+        for cell, ((value, *rest), size, scale, reach) in zip(part, found, strict=True):
             nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
@@ -144,6 +141,37 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
                 cell.value, cell.error, cell.floor, rounding = 0.0, math.inf, 0.0, 0.0
             wide = scale > finest * reach and cell.stop - cell.start > narrowest
             cell.refinable = wide and cell.error > rounding
+
+
+def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float]]:
+    """Return of each cell all functionals of f, the integral of abs(f), the scale and the reach."""
+    x, slope, scale, reach = _place(task, cells)
+    y = task.integrand(x, slice(0, 1))
+    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    with np.errstate(all="ignore"):  # f need not be finite
+        sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
+    return zip(sums.T.tolist(), sizes.tolist(), scale, reach, strict=True)
+
+
+def _place(task: Task, cells: list[_Cell]) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+    """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
+    pieces = task.pieces
+    real, device = pieces.lower.dtype, pieces.lower.device
+    if pieces.infinite:
+        rule = task.rule.tensors(real, device)
+        start, stop = torch.tensor([[c.start for c in cells], [c.stop for c in cells]], dtype=real, device=device)
+        layout = frame(pieces, torch.tensor([c.row for c in cells], device=device), start, stop)
+        x, slope = layout.nodes(rule.nodes, slice(None))
+        return x, slope, layout.scale.tolist(), layout.reach.tolist()
+    lower, upper = pieces.lower.tolist(), pieces.upper.tolist()
+    left: list[float] = []
+    scale: list[float] = []
+    for cell in cells:
+        low, high = lower[cell.row], upper[cell.row]
+        left.append((high if cell.start < 0.0 else low) + (high - low) * cell.start)
+        scale.append((high - low) * (cell.stop - cell.start))
+    x = torch.from_numpy(np.multiply.outer(task.rule.nodes, scale) + left)
+    return x.to(device, real), None, scale, [abs(place) for place in left]
 
 
 def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> tuple[float, float]:
@@ -209,18 +237,24 @@ def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
     return _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
 
 
-def _found(task: Task, cells: list[_Cell], sums: tuple[float, float, float], status: Status, nfev: int) -> Found:
+def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nfev: int) -> Found:
     """Return what was found as tensors, the cells sorted by row."""
-    cells = sorted(cells, key=lambda c: c.row)
+    cells = sorted(cells, key=lambda c: c.row) if len(cells) > 1 else cells
     device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
-    columns = [[c.start for c in cells], [c.stop for c in cells], [c.error for c in cells]]
-    start, stop, error = torch.tensor(columns, dtype=torch.float64, device=device).unbind(0)
-    row, kind, (code, spent) = (
-        torch.tensor(n, dtype=torch.int64, device=device)
-        for n in ([c.row for c in cells], [c.kind for c in cells], [[int(status)], [nfev]])
-    )
-    value, total_error, floor = torch.tensor([[s] for s in sums], dtype=torch.float64, device=device).unbind(0)
+
+    kinds = [c.kind for c in cells]
+
+    def column(numbers: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.array(numbers)).to(device, dtype)
+
     return Found(
-        row, start, stop, error.to(dtype), kind.to(torch.int8), value.to(task.integrand.output_dtype), total_error.to(dtype),
-        floor.to(dtype), code, spent,
-    )  # fmt: skip
+        column([c.row for c in cells], torch.int64),
+        column([c.start for c in cells], torch.float64),
+        column([c.stop for c in cells], torch.float64),
+        column([c.error for c in cells], dtype),
+        column(kinds, torch.int8) if any(kinds) else None,
+        column(sums[:1], task.integrand.output_dtype or dtype),
+        column(sums[1:], dtype),
+        column([int(status)], torch.int64),
+        column([nfev], torch.int64),
+    )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from quadgrad.lanes import somewhere
-from quadgrad.limits import Limits
 from quadgrad.maps import Pieces
 from quadgrad.plan import Plan
 from quadgrad.rules import Rule
@@ -32,12 +31,10 @@ class First:
         return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
-def first_cells(
-    limits: Limits, pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: Plan | None
-) -> First:
+def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: Plan | None) -> First:
     """Return the whole pieces, or an earlier plan's cells; empty pieces get none."""
     occupied = somewhere(pieces.upper > pieces.lower)
-    if plan is None and pieces.lower.shape[0] == 1 and bool(occupied):  # shared limits that differ
+    if plan is None and occupied.shape[0] == 1 and bool(occupied):  # shared limits that differ
         row = torch.arange(batch, device=occupied.device)
         start = torch.zeros(batch, dtype=torch.float64, device=occupied.device)
         return First(row, start, torch.ones_like(start))

@@ -16,7 +16,7 @@ from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
-from quadgrad.nesting import current_record, open_record
+from quadgrad.nesting import InnerRecord, current_record
 from quadgrad.plan import Ends, Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
@@ -24,8 +24,10 @@ from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
 from quadgrad.search.cells import GEOMETRIC, LINEAR
 from quadgrad.search.estimate import largest_component
+from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
+from quadgrad.search.tiles import search_tiles
 from quadgrad.tolerance import epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.report import offending_point, report, warn_if_severed
@@ -139,10 +141,11 @@ def quad(
     """
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
-    with open_record() as inner:
+    with InnerRecord() as inner:
         call = prepare(f, a, b, args, points, vectorized)
-        result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
-    report(result, inner, outer, on_failure)
+        result, failed = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
+    if failed or inner.failures or outer is not None:
+        report(result, inner, outer, on_failure)
     return result
 
 
@@ -168,7 +171,8 @@ def _integrate(
     plan: Plan | None,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk: int | None,
-) -> Result:
+) -> tuple[Result, bool]:
+    """Return the integrals, and whether any failed."""
     limits, fixed = call.limits, call.limits.detach()
     pieces = fixed.pieces()
     integrand, probe = call.integrand.probe(_inner_point(fixed))
@@ -179,10 +183,15 @@ def _integrate(
     tile = max(1, call.batch) if chunk is None else chunk
     task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
     with torch.no_grad():
-        found = search(task, first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
+        if plan is None and suits_single(task):
+            found = search_single(task)
+        elif call.batch > tile:
+            found = search_tiles(task, call.batch_shape, plan)
+        else:
+            found = search(task, first_cells(pieces, call.batch_shape, call.batch, rule, plan))
     made = _make_plan(call, rule, pieces, found)
     status, nfev = export(found.status), export(found.nfev)
-    failed = bool(status.any())
+    failed = bool(status if call.batch == 1 else status.any())
     value = _oriented_value(found, fixed, failed)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
@@ -191,7 +200,7 @@ def _integrate(
         _refuse_disagreement(replayed, value, found.error)
         value = replayed
     shape = call.batch_shape
-    return Result(
+    result = Result(
         value.reshape(shape + tuple(value.shape[1:])),
         found.error.reshape(shape),
         status.reshape(shape),
@@ -199,18 +208,21 @@ def _integrate(
         made,
         offending_point(integrand, made, fixed, status) if failed else "",
     )
+    return result, failed
 
 
 def _oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
     """Return the value with the sign of the limits' order, NaN where f was not finite."""
-    batch, tail = found.error.shape[0], (1,) * (found.value.ndim - 1)
-    value = found.value * limits.orientation.expand(batch).reshape(batch, *tail)
-    return value.masked_fill(found.error.isinf().reshape(batch, *tail), torch.nan) if failed else value
+    value = limits.orient(found.value)
+    if failed:
+        unknown = found.error.isinf().reshape(-1, *(1,) * (value.ndim - 1))
+        value = value.masked_fill(unknown, torch.nan)
+    return value
 
 
 def _inner_point(limits: Limits) -> Tensor:
     """Return an interior point of the first integral, away from the middle, where singularities like to be."""
-    a, b = limits.a[:1], limits.b[:1]
+    a, b = (end if end.shape == (1,) else end[:1] for end in (limits.a, limits.b))
     if a.numel() == 0:
         return a.new_full((1,), 0.4375)
     if not limits.infinite:
@@ -232,9 +244,9 @@ def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
 
 def _make_plan(call: Call, rule: Rule, pieces: Pieces, found: Found) -> Plan:
     tensors = rule.tensors(torch.float64, found.row.device)
-    kind = export(found.kind)
+    kind = None if found.kind is None else export(found.kind)
     ends = None
-    if bool((kind != LINEAR).any()):
+    if kind is not None and bool((kind != LINEAR).any()):
         cell = (kind != LINEAR).nonzero().squeeze(1)
         others = (kind == LINEAR).nonzero().squeeze(1)
         ends = Ends(cell, others, kind[cell] - (GEOMETRIC + 1), export(tensors.shares))

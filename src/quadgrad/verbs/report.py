@@ -29,8 +29,6 @@ def report(
     on_failure: Literal["warn", "raise", "ignore"],
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
-    if outer is None and not inner.failures and not bool(result.status.any()):
-        return
     failed = int((result.status != int(Status.CONVERGED)).sum())
     if outer is not None:
         failures = dict(inner.failures)
