@@ -19,6 +19,9 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 NULL_PAIRS = 5
 """Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
 
+FUNCTIONALS = 7 + 2 * NULL_PAIRS
+"""What search asks of a cell: the integral, the null rules, then two numbers each for halves, slopes and edges."""
+
 SHARES = 6
 """Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
 
@@ -27,7 +30,7 @@ SHARES = 6
 class RuleTensors:
     """The rule on a device, in the dtype of the sums.
 
-    Nodes and weights ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``, shares ``(SHARES, m)``.
+    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``.
     """
 
     nodes: torch.Tensor
@@ -95,9 +98,16 @@ class Rule:
         return np.stack([left, left[::-1]])
 
     @cached_property
+    def edges(self) -> Array:
+        """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
+        m = self.nodes.size
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        return np.linalg.solve(vandermonde.T, np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1).T).T
+
+    @cached_property
     def functionals(self) -> Array:
-        """Everything search asks of a cell, ``(5 + 2 * NULL_PAIRS, m)``: weights, nulls, halves, slopes."""
-        return np.vstack([self.weights, self.nulls, self.halves, self.slopes])
+        """Everything search asks of a cell, ``(FUNCTIONALS, m)``: weights, nulls, halves, slopes, edges."""
+        return np.vstack([self.weights, self.nulls, self.halves, self.slopes, self.edges])
 
     @cached_property
     def shares(self) -> Array:

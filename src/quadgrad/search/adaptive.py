@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.lanes import largest, somewhere
-from quadgrad.maps import frame
+from quadgrad.maps import Frame, frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import (
     CLOSER,
@@ -35,7 +35,7 @@ from quadgrad.search.cells import (
     to_scan,
 )
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import PLACE, apply_rule, largest_component, scale_estimates
+from quadgrad.search.estimate import PLACE, apply_rule, at_nodes, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
@@ -144,11 +144,13 @@ def search(task: Task, first: First) -> Found:
     who = torch.arange(n, device=device)
     whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None
     if first.kind is None:
-        cells = _evaluate(task, row, first.start, first.stop, whole)
+        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole)
     else:
         order = first.kind.sort(stable=True).indices
         sorted_ = (t.index_select(0, order) for t in (row, first.start, first.stop))
-        cells = _evaluate_all(task, *sorted_, int((first.kind == LINEAR).sum())).take(order.argsort())
+        unknown = torch.full((2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device)
+        cells, known = _evaluate_all(task, *sorted_, unknown, Counts(0, 0, 0, 0))
+        cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
     nfev = count * task.rule.nodes.size
@@ -165,18 +167,21 @@ def search(task: Task, first: First) -> Found:
         if n_easy:
             ledger.settled.append(cells.take(locate(easy, n_easy)))
             hard = locate(~easy, n - n_easy)
-            running, cells = running.take(hard), cells.take(hard)
+            running, cells, known = running.take(hard), cells.take(hard), known.index_select(1, hard)
             owner = torch.arange(n - n_easy, device=device)
     reopened = False
-    while _refine(task, ledger, running, cells, owner, reopened):
+    while _refine(task, ledger, running, cells, known, owner, reopened):
         who, owner, cells = ledger.withdraw()
+        known = torch.full_like(cells.error, torch.nan).expand(3, -1)
         count = total(torch.ones_like(owner), owner, len(who))
         running = _begin(who, count, ledger.nfev.index_select(0, who), cells)
         reopened = True
     return ledger.close()
 
 
-def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:
+def _refine(
+    task: Task, ledger: Ledger, running: Running, cells: Cells, known: Tensor, owner: Tensor, reopened: bool
+) -> bool:
     """Bisect until no integral runs any more; return whether some wait to be reopened."""
     waiting = False
     while True:
@@ -199,13 +204,14 @@ def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: T
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        origin, start, stop = refine(*(t.index_select(0, parent) for t in (cells.start, cells.stop, move)), counts)
+        start, stop, move = (t.index_select(0, parent) for t in (cells.start, cells.stop, move))
+        origin, start, stop, known = refine(start, stop, known.index_select(1, parent), move, counts)
         parent = parent.index_select(0, origin)
         owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        cells = _evaluate_all(task, row, start, stop, counts.linear)
+        cells, known = _evaluate_all(task, row, start, stop, known, counts)
         reopened = False
 
 
@@ -217,27 +223,46 @@ def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
     return n_over, n_wait, n_run, Counts(split - turned - closer, again, turned, closer)
 
 
-def _evaluate_all(task: Task, row: Tensor, start: Tensor, stop: Tensor, n_linear: int) -> Cells:
-    """Apply the rule to new cells, of which the first ``n_linear`` have linear nodes."""
-    if n_linear == row.shape[0]:
-        return _evaluate(task, row, start, stop)
-    ends = evaluate_ends(task, row[n_linear:], start[n_linear:], stop[n_linear:])
-    if n_linear == 0:
-        return ends
-    return Cells.join([_evaluate(task, row[:n_linear], start[:n_linear], stop[:n_linear]), ends])
+def _evaluate_all(
+    task: Task, row: Tensor, start: Tensor, stop: Tensor, known: Tensor, counts: Counts
+) -> tuple[Cells, Tensor]:
+    """Apply the rule to new cells, linear ones first; see :func:`_evaluate`."""
+    linear = known.shape[1]
+    if linear == row.shape[0]:
+        return _evaluate(task, row, start, stop, known, counts.again)
+    ends = evaluate_ends(task, row[linear:], start[linear:], stop[linear:])
+    unknown = torch.full_like(ends.error, torch.nan).expand(3, -1)
+    if linear == 0:
+        return ends, unknown
+    cells, known = _evaluate(task, row[:linear], start[:linear], stop[:linear], known, counts.again)
+    return Cells.join([cells, ends]), torch.cat((known, unknown), dim=1)
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:
     return row if task.pieces.count == 1 else row // task.pieces.count
 
 
-def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool = False) -> Cells:
-    """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral."""
+def _evaluate(
+    task: Task,
+    row: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    known: Tensor | None = None,
+    n_again: int = 0,
+    whole: bool = False,
+) -> tuple[Cells, Tensor]:
+    """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral.
+
+    ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between the last ``n_again`` pairs,
+    where it is asked for here; returned with the cells is what is known at starts, stops and middles.
+    """
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
     layout = frame(task.pieces, slice(None) if whole else row, start.to(real), stop.to(real))
     owner = _owner(task, row)
     n = row.shape[0]
+    known = layout.scale.new_full((2, n), torch.nan) if known is None else known
+    known = _between(task, layout, owner, known, n_again) if n_again else known
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
     eps = task.tolerance.eps
@@ -248,15 +273,30 @@ def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool 
         x, slope = layout.nodes(rule.nodes, part)
         y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
-        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part]))
-    value, error, size, variation, lean = parts[0]
+        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part], known[:, part]))
+    value, error, size, variation, lean, middle = parts[0]
     if len(parts) > 1:
-        value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
+        value, error, size, variation, lean, middle = (torch.cat(column) for column in zip(*parts, strict=True))
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     kind = torch.full_like(row, LINEAR, dtype=torch.int8)
-    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
+    cells = Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
+    return cells, torch.cat((known, middle[None]))
+
+
+def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
+    """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
+    first = known.shape[1] - 2 * n_again
+    right = slice(first + 1, None, 2)
+    x, slope = layout.nodes(known.new_zeros(1), right)
+    y = task.integrand(x, owner[right]).detach()
+    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
+    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
+    between = at_nodes(columns.flatten(), columns.shape)
+    starts, stops = known[0, first::2], known[1, right]
+    pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
+    return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -293,9 +333,9 @@ def _judge(
     faint = done & somewhere(is_faint(value, error))
     split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
-    wanted = total(count_children(move), owner, n)
+    wanted, again = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)
-    nfev = running.nfev + task.rule.nodes.size * wanted
+    nfev = running.nfev + task.rule.nodes.size * wanted + again
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))

@@ -80,11 +80,6 @@ class Counts:
     turned: int
     closer: int
 
-    @property
-    def linear(self) -> int:
-        """The number of children with linear nodes."""
-        return 2 * self.halved + self.again
-
 
 def locate(mask: Tensor, count: int) -> Tensor:
     """Return the indices of the ``count`` true entries; the count being known, no device is waited for."""
@@ -137,19 +132,23 @@ def to_scan(cells: Cells) -> Tensor:
     return unseen & (cells.refinable | somewhere(empty)) & wide
 
 
-def count_children(move: Tensor) -> Tensor:
-    """Return how many children each cell gets, int64."""
-    return 2 * (move > KEEP).to(torch.int64) + (move == LEFT) + (move == RIGHT) - (move == TURN).to(torch.int64)
+def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many children each cell gets, and how many times one of its halves is halved again, int64."""
+    again = ((move == LEFT) | (move == RIGHT)).to(torch.int64)
+    return 2 * (move > KEEP).to(torch.int64) + again - (move == TURN).to(torch.int64), again
 
 
-def refine(start: Tensor, stop: Tensor, move: Tensor, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
-    """Refine cells: the parent of each child, and its start and stop; those with logarithmic nodes come last.
+def refine(
+    start: Tensor, stop: Tensor, known: Tensor, move: Tensor, counts: Counts
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
 
-    The halves of halves come after the other halves.
+    The halves of halves come after the other halves. ``known`` ``(3, n)`` is the integrand at the cells' starts,
+    stops and middles; last is returned what is known of it at starts and stops of the linear children, NaN elsewhere.
     """
     everyone = torch.arange(start.shape[0], device=start.device)
     if not counts.turned + counts.closer:
-        return _halve(everyone, start, stop, move, counts.again)
+        return _halve(everyone, start, stop, known, move, counts.again)
     halved, turned, closer = (
         locate(mask, count)
         for mask, count in (
@@ -158,29 +157,34 @@ def refine(start: Tensor, stop: Tensor, move: Tensor, counts: Counts) -> tuple[T
             (move == CLOSER, counts.closer),
         )
     )
+    linear = _halve(halved, start[halved], stop[halved], known[:, halved], move[halved], counts.again)
     ends = [
-        (halved, *_halve(halved, start[halved], stop[halved], move[halved], counts.again)),
-        (turned, turned, start[turned], stop[turned]),
-        (closer, closer.repeat_interleave(2), *_close_in(start[closer], stop[closer])),
+        linear[:3],
+        (turned, start[turned], stop[turned]),
+        (closer.repeat_interleave(2), *_close_in(start[closer], stop[closer])),
     ]
-    parent, start, stop = (torch.cat(column) for column in list(zip(*ends, strict=True))[1:])
-    return parent, start, stop
+    parent, start, stop = (torch.cat(column) for column in zip(*ends, strict=True))
+    return parent, start, stop, linear[3]
 
 
 def _halve(
-    parent: Tensor, start: Tensor, stop: Tensor, move: Tensor, n_again: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    parent: Tensor, start: Tensor, stop: Tensor, known: Tensor, move: Tensor, n_again: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Halve cells, and where told their left or right half once more; the halves of halves come last."""
     parent = parent.repeat_interleave(2)
     start, stop = bisect(start, stop)
+    at_start, at_stop, at_middle = known
+    known = torch.stack((torch.stack((at_start, at_middle), 1), torch.stack((at_middle, at_stop), 1))).flatten(1)
     if n_again == 0:
-        return parent, start, stop
+        return parent, start, stop, known
     again = torch.stack((move == LEFT, move == RIGHT), dim=1).flatten()
     once, twice = locate(~again, start.shape[0] - n_again), locate(again, n_again)
     finer = (parent.index_select(0, twice).repeat_interleave(2), *bisect(start[twice], stop[twice]))
     whole = (t.index_select(0, once) for t in (parent, start, stop))
     parent, start, stop = (torch.cat(pair) for pair in zip(whole, finer, strict=True))
-    return parent, start, stop
+    (at_start, at_stop), nowhere = known.index_select(1, twice), torch.full_like(known[0, :n_again], torch.nan)
+    inner = torch.stack((torch.stack((at_start, nowhere), 1), torch.stack((nowhere, at_stop), 1))).flatten(1)
+    return parent, start, stop, torch.cat((known.index_select(1, once), inner), dim=1)
 
 
 def _close_in(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:

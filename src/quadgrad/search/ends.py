@@ -17,7 +17,7 @@ from quadgrad.maps import EndFrame, end_frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
-from quadgrad.search.estimate import FLOOR, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
+from quadgrad.search.estimate import FLOOR, NULLS, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
 from quadgrad.search.task import Task, noise
 
 __all__ = ["evaluate_ends"]
@@ -61,7 +61,7 @@ def _estimate(
     functionals = rule.functionals.to(flat.dtype)
     size = rule.weights @ flat.abs()
     blur = _blur(task, rule, y, layout, part)
-    nulls = functionals[1:-4] @ flat
+    nulls = functionals[NULLS] @ flat
     if nulls.is_complex():
         nulls = nulls.abs()
     # Decay is looked for above the rounding of x, too, which is larger here than that of f.

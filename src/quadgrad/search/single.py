@@ -19,7 +19,7 @@ from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.cells import FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import FLOOR, PLACE, ROUGHER, SAFETY, SLOW, UNRESOLVED
+from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -29,7 +29,7 @@ __all__ = ["search_single", "suits_single"]
 
 @dataclass(slots=True)
 class _Cell:
-    """One cell: its piece, its ends as fractions of it, and what the rule found on it."""
+    """One cell: its piece, its ends as fractions of it, what the rule found on it, and f where it is known."""
 
     row: int
     start: float
@@ -40,6 +40,9 @@ class _Cell:
     floor: float = 0.0
     refinable: bool = False
     lean: float = 0.0
+    at_start: float = math.nan
+    at_stop: float = math.nan
+    at_middle: float = math.nan
 
 
 def suits_single(task: Task) -> bool:
@@ -82,11 +85,14 @@ def search_single(task: Task, first: First | None = None) -> Found:
             large = task.tolerance.eps**0.5 * abs(value)
             status = Status.DIVERGENT if error > large else Status.ROUNDOFF
             break
-        parts = _refine(split)
-        if nfev + nodes * len(parts) > task.max_nfev:
+        parts, finer = _refine(split)
+        cost = nodes * len(parts) + len(finer) // 2
+        if nfev + cost > task.max_nfev:
             status = Status.MAX_NFEV
             break
-        nfev += nodes * len(parts)
+        nfev += cost
+        if finer:
+            _look_between(task, finer)
         chosen = {id(c) for c in split}
         settled += [c for c in fresh if id(c) not in chosen]
         fresh = parts
@@ -121,18 +127,21 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
     info = torch.finfo(real)
-    finest, narrowest = 4.0 * info.eps / float(task.rule.nodes[0]), info.tiny**0.5
+    outermost = float(task.rule.nodes[0])
+    finest, narrowest = 4.0 * info.eps / outermost, info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
         found = _apply_rule(task, part)
         eps = noise(task)
-        for cell, ((value, *rest), size, scale, reach) in zip(part, found, strict=True):
-            nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
+        for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
+            value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
             rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
             blur = min(PLACE * info.eps * (reach / scale), 1.0)
-            error, decay = _null_rule_error(nulls, size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps)
+            error, decay = _null_rule_error(sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps)
+            gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
@@ -143,25 +152,33 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             cell.refinable = wide and cell.error > rounding
 
 
-def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float]]:
-    """Return of each cell all functionals of f, the integral of abs(f), the scale and the reach."""
-    x, slope, scale, reach = _place(task, cells)
+def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float, float]]:
+    """Return of each cell all functionals of f, the integral of abs(f), the scale, the reach, f at the middle."""
+    x, slope, scale, reach = _place(task, cells, task.rule.nodes)
     y = task.integrand(x, slice(0, 1))
     y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
     with np.errstate(all="ignore"):  # f need not be finite
         sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
-    return zip(sums.T.tolist(), sizes.tolist(), scale, reach, strict=True)
+    return zip(sums.T.tolist(), sizes.tolist(), scale, reach, y[len(y) // 2].tolist(), strict=True)
 
 
-def _place(task: Task, cells: list[_Cell]) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+def _look_between(task: Task, finer: list[_Cell]) -> None:
+    """Call f between pairs of neighbouring cells, where it is not known."""
+    x, slope, *_ = _place(task, finer[1::2], np.zeros(1))
+    y = task.integrand(x, slice(0, 1))
+    y = (y if slope is None else y * slope).detach()
+    for left, right, between in zip(finer[::2], finer[1::2], y[0].tolist(), strict=True):
+        left.at_stop = right.at_start = between
+
+
+def _place(task: Task, cells: list[_Cell], tau: Array) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
     """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
     pieces = task.pieces
     real, device = pieces.lower.dtype, pieces.lower.device
     if pieces.infinite:
-        rule = task.rule.tensors(real, device)
         start, stop = torch.tensor([[c.start for c in cells], [c.stop for c in cells]], dtype=real, device=device)
         layout = frame(pieces, torch.tensor([c.row for c in cells], device=device), start, stop)
-        x, slope = layout.nodes(rule.nodes, slice(None))
+        x, slope = layout.nodes(torch.as_tensor(tau, dtype=real, device=device), slice(None))
         return x, slope, layout.scale.tolist(), layout.reach.tolist()
     lower, upper = pieces.lower.tolist(), pieces.upper.tolist()
     left: list[float] = []
@@ -170,7 +187,7 @@ def _place(task: Task, cells: list[_Cell]) -> tuple[Tensor, Tensor | None, list[
         low, high = lower[cell.row], upper[cell.row]
         left.append((high if cell.start < 0.0 else low) + (high - low) * cell.start)
         scale.append((high - low) * (cell.stop - cell.start))
-    x = torch.from_numpy(np.multiply.outer(task.rule.nodes, scale) + left)
+    x = torch.from_numpy(np.multiply.outer(tau, scale) + left)
     return x.to(device, real), None, scale, [abs(place) for place in left]
 
 
@@ -191,8 +208,8 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
     return allowed
 
 
-def _refine(cells: list[_Cell]) -> list[_Cell]:
-    """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order."""
+def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
+    """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order; the halves of halves again."""
     halved = [c for c in cells if not (_turns(c) or _closes_in(c))]
     halves = [
         (half, cell.kind == LINEAR and cell.lean == side)
@@ -202,7 +219,7 @@ def _refine(cells: list[_Cell]) -> list[_Cell]:
     finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
     turned = [_Cell(c.row, c.start, c.stop, GEOMETRIC) for c in cells if _turns(c)]
     closer = [part for c in cells if _closes_in(c) for part in _close_in(c)]
-    return [half for half, blamed in halves if not blamed] + finer + turned + closer
+    return [half for half, blamed in halves if not blamed] + finer + turned + closer, finer
 
 
 def _turns(cell: _Cell) -> bool:
@@ -234,7 +251,9 @@ def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:
 def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
     middle = 0.5 * (cell.start + cell.stop)
     turn = 1.0 if middle >= 0.5 else 0.0
-    return _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
+    left, right = _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
+    left.at_start, left.at_stop, right.at_start, right.at_stop = cell.at_start, cell.at_middle, cell.at_middle, cell.at_stop
+    return left, right
 
 
 def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nfev: int) -> Found:
