@@ -90,9 +90,7 @@ def _trusted(
     return agrees & (last_slope <= DECAY * before_slope)
 
 
-def _sums(
-    integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor
-) -> tuple[Tensor, ...]:
+def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
     That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with

@@ -19,6 +19,7 @@ from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import Frame, frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import (
+    BESIDE,
     CLOSER,
     KEEP,
     LEFT,
@@ -148,12 +149,16 @@ def search(task: Task, first: First) -> Found:
     else:
         order = first.kind.sort(stable=True).indices
         sorted_ = (t.index_select(0, order) for t in (row, first.start, first.stop))
-        unknown = torch.full((2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device)
+        unknown = torch.full(
+            (2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device
+        )
         cells, known = _evaluate_all(task, *sorted_, unknown, Counts(0, 0, 0, 0))
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
     nfev = count * task.rule.nodes.size
+    if first.kind is not None:
+        nfev = nfev + BESIDE * total((first.kind != LINEAR).to(nfev.dtype), owner, n)
     running = _begin(who, count, nfev, cells)
     sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
     ledger = Ledger(task.pieces.count, nfev, sums)
@@ -333,9 +338,9 @@ def _judge(
     faint = done & somewhere(is_faint(value, error))
     split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
-    wanted, again = (total(number, owner, n) for number in count_children(move))
+    wanted, beside = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)
-    nfev = running.nfev + task.rule.nodes.size * wanted + again
+    nfev = running.nfev + task.rule.nodes.size * wanted + beside
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))

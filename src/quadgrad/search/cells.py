@@ -9,7 +9,18 @@ from torch import Tensor
 
 from quadgrad.lanes import somewhere
 
-__all__ = ["GEOMETRIC", "LINEAR", "Cells", "Counts", "count_children", "is_faint", "locate", "plan_moves", "refine", "to_scan"]
+__all__ = [
+    "GEOMETRIC",
+    "LINEAR",
+    "Cells",
+    "Counts",
+    "count_children",
+    "is_faint",
+    "locate",
+    "plan_moves",
+    "refine",
+    "to_scan",
+]
 
 LINEAR, GEOMETRIC = 0, 1
 """Kinds of cells: the nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
@@ -20,7 +31,7 @@ Kinds beyond: the same where the cell touches the end; the integral is extrapola
 FAINT = 0.1
 """An integral, or a cell, is faint if its error is more than this part of its value."""
 
-SCANNED = 2.0**-5
+SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 KEEP, HALVE, LEFT, RIGHT, TURN, CLOSER = range(6)
@@ -29,6 +40,9 @@ at an end; part one that has them."""
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
+
+BESIDE = 2
+"""Calls of f for a cell with logarithmic nodes, beside those at the nodes."""
 
 NARROW = 2.0**-4
 """Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""
@@ -133,9 +147,10 @@ def to_scan(cells: Cells) -> Tensor:
 
 
 def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many children each cell gets, and how many times one of its halves is halved again, int64."""
-    again = ((move == LEFT) | (move == RIGHT)).to(torch.int64)
-    return 2 * (move > KEEP).to(torch.int64) + again - (move == TURN).to(torch.int64), again
+    """Return how many children each cell gets, and at how many places beside their nodes f is called, int64."""
+    split, turned = (move > KEEP).to(torch.int64), (move == TURN).to(torch.int64)
+    again, closer = ((move == LEFT) | (move == RIGHT)).to(torch.int64), (move == CLOSER).to(torch.int64)
+    return 2 * split + again - turned, again + BESIDE * (2 * closer + turned)
 
 
 def refine(

@@ -17,7 +17,16 @@ from quadgrad.maps import EndFrame, end_frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
-from quadgrad.search.estimate import FLOOR, NULLS, PLACE, SAFETY, UNRESOLVED, largest_component, null_rule_error
+from quadgrad.search.estimate import (
+    EDGES,
+    FLOOR,
+    NULLS,
+    PLACE,
+    SAFETY,
+    UNRESOLVED,
+    largest_component,
+    null_rule_error,
+)
 from quadgrad.search.task import Task, noise
 
 __all__ = ["evaluate_ends"]
@@ -33,17 +42,21 @@ SHORTEST = 2.0**-20
 
 
 def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells:
-    """Apply the rule to cells with nodes spread over the logarithm of the distance from an end."""
+    """Apply the rule to cells with nodes spread over the logarithm of the distance from an end.
+
+    f is called at :data:`quadgrad.search.cells.BESIDE` places more for each cell: where its nodes begin and end.
+    """
     real = task.pieces.lower.dtype
     rule = task.rule.tensors(real, row.device)
     layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
     owner = row if task.pieces.count == 1 else row // task.pieces.count
     touches = (start == 0) | (stop == 0)
     step = max(1, task.block // task.rule.nodes.size)
+    with_edges = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     parts: list[Cells] = []
     for first in range(0, row.shape[0], step):
         part = slice(first, min(row.shape[0], first + step))
-        x, slope = layout.nodes(rule.nodes, part)
+        x, slope = layout.nodes(with_edges, part)
         y = task.integrand(x, owner[part]).detach()
         found = _estimate(task, rule, y, slope, layout, touches[part], part)
         parts.append(Cells(row[part], start[part], stop[part], *found))
@@ -57,7 +70,8 @@ def _estimate(
     tail = (1,) * (y.ndim - 2)
     eps, scale = noise(task), layout.scale[part]
     weighted = y * (slope * scale).reshape(slope.shape + tail)
-    flat = weighted.flatten(1)
+    outer, flat, inner = weighted[0].flatten(), weighted[1:-1].flatten(1), weighted[-1].flatten()
+    y = y[1:-1]
     functionals = rule.functionals.to(flat.dtype)
     size = rule.weights @ flat.abs()
     blur = _blur(task, rule, y, layout, part)
@@ -67,6 +81,12 @@ def _estimate(
     # Decay is looked for above the rounding of x, too, which is larger here than that of f.
     unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
     event = y.shape[1:]
+    # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
+    at_outer, at_inner = functionals[EDGES] @ flat
+    hidden = rule.nodes[0] * (
+        (at_outer - outer).abs().reshape(event)
+        + torch.where(touches.reshape(-1, *tail), 0.0, (at_inner - inner).abs().reshape(event))
+    )
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
     terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
@@ -78,7 +98,7 @@ def _estimate(
     floor = FLOOR * eps * size
     blur = torch.minimum(gain * blur, size)
     rounding = floor + blur
-    curable = doubt + gain * unseen
+    curable = doubt + gain * unseen + largest_component(hidden)
     error = torch.maximum(curable + blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
     lost = error.isinf()
     value = value.masked_fill(lost.reshape(-1, *tail), 0.0)

@@ -15,7 +15,17 @@ from quadgrad.maps import Frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import FUNCTIONALS, NULL_PAIRS
 
-__all__ = ["EDGES", "FLOOR", "NULLS", "SLOPES", "apply_rule", "at_nodes", "largest_component", "null_rule_error", "scale_estimates"]
+__all__ = [
+    "EDGES",
+    "FLOOR",
+    "NULLS",
+    "SLOPES",
+    "apply_rule",
+    "at_nodes",
+    "largest_component",
+    "null_rule_error",
+    "scale_estimates",
+]
 
 NULLS = slice(1, 1 + 2 * NULL_PAIRS)
 SLOPES = slice(FUNCTIONALS - 6, FUNCTIONALS - 2)

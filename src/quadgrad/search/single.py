@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
+from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -63,7 +63,8 @@ def search_single(task: Task, first: First | None = None) -> Found:
         fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
-    nfev, bad, reopened = nodes * len(fresh), 0, False
+    nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
+    bad, reopened = 0, False
     _measure(task, fresh)
     while True:
         cells = settled + fresh
@@ -86,7 +87,7 @@ def search_single(task: Task, first: First | None = None) -> Found:
             status = Status.DIVERGENT if error > large else Status.ROUNDOFF
             break
         parts, finer = _refine(split)
-        cost = nodes * len(parts) + len(finer) // 2
+        cost = nodes * len(parts) + len(finer) // 2 + BESIDE * sum(c.kind != LINEAR for c in parts)
         if nfev + cost > task.max_nfev:
             status = Status.MAX_NFEV
             break
@@ -138,8 +139,10 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
             rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
-            blur = min(PLACE * info.eps * (reach / scale), 1.0)
-            error, decay = _null_rule_error(sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps)
+            blur = min(PLACE * info.eps * reach / max(scale, info.tiny), 1.0)
+            error, decay = _null_rule_error(
+                sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
+            )
             gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
             error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
             cell.error = max(scale * error, rounding)
@@ -231,7 +234,9 @@ def _turns(cell: _Cell) -> bool:
 
 def _to_scan(cell: _Cell) -> bool:
     at_end = cell.start == 0.0 or cell.stop == 0.0
-    unseen = cell.error >= FAINT * abs(cell.value) and ((cell.refinable and cell.error > cell.floor) or cell.floor == 0.0)
+    unseen = cell.error >= FAINT * abs(cell.value) and (
+        (cell.refinable and cell.error > cell.floor) or cell.floor == 0.0
+    )
     return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
 
 
@@ -252,7 +257,12 @@ def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
     middle = 0.5 * (cell.start + cell.stop)
     turn = 1.0 if middle >= 0.5 else 0.0
     left, right = _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
-    left.at_start, left.at_stop, right.at_start, right.at_stop = cell.at_start, cell.at_middle, cell.at_middle, cell.at_stop
+    left.at_start, left.at_stop, right.at_start, right.at_stop = (
+        cell.at_start,
+        cell.at_middle,
+        cell.at_middle,
+        cell.at_stop,
+    )
     return left, right
 
 
