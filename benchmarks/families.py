@@ -212,13 +212,23 @@ def box(draw: Draw, narrowest: float) -> Sample:
 
 
 def gaussians(draw: Draw) -> Sample:
-    """Three Gaussians on a half line in either direction, up to 30 lengths away."""
+    """Three Gaussians on a half line in either direction, no narrower than a tenth of their distance from its end."""
+    return bells_from(draw, -1.0)
+
+
+def hidden_gaussians(draw: Draw) -> Sample:
+    """The same, down to a thousandth of their distance: one that falls between the nodes is seen by nobody."""
+    return bells_from(draw, -3.0)
+
+
+def bells_from(draw: Draw, narrowest: float) -> Sample:
+    """Return three Gaussians as narrow as that, in decades of their distance."""
     a, _, h = draw.interval()
     way = draw.sign()
     bells: list[Tensor] = []
     for _ in range(3):
-        width = h * draw.decades(-1.5, 0.5)
-        bells += [draw.uniform(0.1, 1), a + way * h * draw.decades(-1, 1.5), width]
+        distance = h * draw.decades(-1, 1)
+        bells += [draw.uniform(0.1, 1), a + way * distance, distance * draw.decades(narrowest, 0.5)]
     ends = torch.where(way > 0, a, -torch.inf), torch.where(way > 0, torch.inf, a)
     return Sample(gaussian_sum, *ends, tuple(bells), gaussian_area)
 
