@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quadgrad.errors import IntegrandError, IntegrationError, IntegrationWarning, SeveredGradientWarning
-from quadgrad.gradient import GradientMode, Reuse
+from quadgrad.gradient import GradientMode, Resolve, Reuse
 from quadgrad.integrand import element
 from quadgrad.plan import Plan
 from quadgrad.result import Result
@@ -17,6 +17,7 @@ __all__ = [
     "IntegrationError",
     "IntegrationWarning",
     "Plan",
+    "Resolve",
     "Result",
     "Reuse",
     "SeveredGradientWarning",

@@ -20,7 +20,7 @@ from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.maps import frame
 
-__all__ = ["Treatment", "carries_gradient", "singular_marks", "sliver_sum"]
+__all__ = ["Treatment", "carries_gradient", "interior", "singular_marks", "sliver_sum"]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
 _NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
@@ -67,7 +67,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     Only asked of marks that carry a gradient; the others are all False.
     """
     fixed = limits.detach()
-    inner = _interior(fixed, batch)
+    inner = interior(fixed, batch)
     asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
     no = torch.zeros_like(inner, dtype=torch.bool)
     found = [no] * len(limits.marks)
@@ -86,7 +86,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
 def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     fixed = limits.detach()
-    inner = _interior(fixed, batch)
+    inner = interior(fixed, batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none)
     terms: list[_Sliver] = []
@@ -147,7 +147,7 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
     return terms
 
 
-def _interior(fixed: Limits, batch: int) -> Tensor:
+def interior(fixed: Limits, batch: int) -> Tensor:
     """Return a harmless point of each integral, shape ``(batch,)``."""
     pieces = fixed.pieces()
     row = torch.arange(pieces.lower.shape[0] // pieces.count, device=fixed.a.device) * pieces.count

@@ -27,6 +27,7 @@ class Call:
     limits: Limits
     batch_shape: tuple[int, ...]
     sources: tuple[Tensor | None, ...]
+    given: tuple[Tensor | None, ...]
 
     @property
     def batch(self) -> int:
@@ -55,7 +56,9 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    return Call(integrand, Limits(flat[0], flat[1], marks, not finite), tuple(batch_shape), tuple(sources))
+    originals = (v.tensor if isinstance(v, Element) else v for v in given)
+    passed = tuple(v if isinstance(v, Tensor) else None for v in originals)
+    return Call(integrand, Limits(flat[0], flat[1], marks, not finite), tuple(batch_shape), tuple(sources), passed)
 
 
 def prepare_replay(

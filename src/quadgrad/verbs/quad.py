@@ -10,10 +10,11 @@ from torch import Tensor
 
 from quadgrad._torch import forward_mode_open, in_transform
 from quadgrad.errors import IntegrandError
-from quadgrad.gradient import GradientMode, Reuse
+from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse
+from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
 from quadgrad.integrand import Integrand
-from quadgrad.lanes import export, largest, somewhere
+from quadgrad.lanes import export, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import current_record, open_record
@@ -23,6 +24,7 @@ from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
 from quadgrad.search.estimate import largest_component
+from quadgrad.search.record import make_plan
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.tolerance import epsilon, make_tolerance
@@ -46,6 +48,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
+    params: Any = None,
     plan: Plan | None = None,
     limits: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
@@ -77,7 +80,9 @@ def quad(
     max_nfev : int, optional
         Most nodes to spend on one integral, 50,000 unless given.
     gradient : GradientMode
-        How the value is differentiated, see :class:`quadgrad.Reuse`.
+        How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
+    params : Tensor, torch.nn.Module, or a sequence or mapping of them, optional
+        The tensors that f closes over, for gradient modes that differentiate f itself.
     plan : Plan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed.
     limits : {"auto", "boundary", "pathwise"}
@@ -140,7 +145,8 @@ def quad(
     outer = current_record()
     with open_record() as inner:
         call = prepare(f, a, b, args, points, vectorized)
-        result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
+        declared = declare(params)
+        result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, declared, plan, limits, chunk)
     report(result, inner, outer, on_failure)
     return result
 
@@ -164,6 +170,7 @@ def _integrate(
     tolerances: tuple[float | None, float],
     max_nfev: int | None,
     gradient: GradientMode,
+    parameters: Parameters,
     plan: Plan | None,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk: int | None,
@@ -179,16 +186,18 @@ def _integrate(
     task = Task(integrand, pieces, rule, tolerance, budget, block, tile, call.batch)
     with torch.no_grad():
         found = search(task, *first_cells(fixed, pieces, call.batch_shape, call.batch, rule, plan))
-    made = _make_plan(call, rule, pieces, found)
+    made = make_plan(found, pieces, call.batch_shape, rule)
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status.any())
-    value = _oriented_value(found, fixed, failed)
+    value, primal = _oriented_value(found, fixed, failed), None
+    outcome = Differentiated(value)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
-        replayed = gradient.apply(integrand, made, limits, treatment, chunk)
-        _refuse_disagreement(replayed, value, found.error)
-        value = replayed
+        primal = Primal(integrand, made, limits, value, treatment, parameters, budget, chunk, call.given, call.sources)
+        outcome = gradient.apply(primal)
+        _refuse_disagreement(outcome.value, value, found.error)
+        value = outcome.value
     shape = call.batch_shape
     return Result(
         value.reshape(shape + tuple(value.shape[1:])),
@@ -197,6 +206,8 @@ def _integrate(
         nfev.reshape(shape),
         made,
         offending_point(integrand, made, fixed, status) if failed else "",
+        outcome.derivative,
+        None if in_transform() else primal,
     )
 
 
@@ -227,15 +238,6 @@ def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
     if max_nfev < least:
         raise ValueError(f"max_nfev={max_nfev} is less than the first round of {rule.name} needs: {least} nodes")
     return max_nfev
-
-
-def _make_plan(call: Call, rule: Rule, pieces: Pieces, found: Found) -> Plan:
-    tensors = rule.tensors(torch.float64, found.row.device)
-    return Plan(
-        rule.name, call.batch_shape, pieces.count, pieces.infinite,
-        export(found.row), export(found.start), export(found.stop), export(largest(found.cell_error)),
-        export(tensors.nodes), export(tensors.weights),
-    )  # fmt: skip
 
 
 def _wants_gradient(probe: Tensor, limits: Limits) -> bool:
