@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quadgrad.errors import IntegrandError, IntegrationError, IntegrationWarning, SeveredGradientWarning
 from quadgrad.gradient import GradientMode, Resolve, Reuse
+from quadgrad.gradient.estimate import gradient_error
 from quadgrad.integrand import element
 from quadgrad.plan import Plan
 from quadgrad.result import Result
@@ -23,6 +24,7 @@ __all__ = [
     "SeveredGradientWarning",
     "Status",
     "element",
+    "gradient_error",
     "quad",
     "replay",
 ]

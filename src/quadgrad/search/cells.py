@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "locate", "refine"]
+__all__ = ["Cells", "bisect", "locate", "refine"]
 
 
 @dataclass(frozen=True)
