@@ -132,13 +132,13 @@ def differentiate(
         arguments=tuple(arguments),
         vectorized=True,
         event=(count * sum(variables.sizes),),
-        output_dtype=sums.toas_reals() if sums.is_complex else sums,
+        output_dtype=sums.to_real() if sums.is_complex else sums,
     )
 
 
 def as_reals(y: Tensor, lead: int) -> Tensor:
     """Return complex numbers as pairs, and everything after the leading dimensions as one."""
-    y = torch.view_asas_reals(y) if y.is_complex() else y
+    y = torch.view_as_real(y) if y.is_complex() else y
     return y.reshape(*y.shape[:lead], -1)
 
 
