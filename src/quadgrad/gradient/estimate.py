@@ -96,7 +96,8 @@ def gradient_error(
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.integrand.event or ())
     plan = result.plan if result.derivative is None else result.derivative.plan
-    errors = _Estimate(primal, plan, weight).of(tensors)
+    with torch.autocast(value.device.type, enabled=False):
+        errors = _Estimate(primal, plan, weight).of(tensors)
     return errors[0] if isinstance(wrt, Tensor) else errors
 
 

@@ -28,6 +28,7 @@ from quadgrad.search.record import make_plan
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.tolerance import epsilon, make_tolerance
+from quadgrad.verbs.autocast import without_autocast
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.report import offending_point, report, warn_if_severed
 
@@ -122,7 +123,11 @@ def quad(
     Notes
     -----
     Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints;
-    Python numbers do not take part, and where there is no tensor torch's default dtype is taken.
+    Python numbers do not take part, and where there is no tensor torch's default dtype is taken. Under
+    ``torch.autocast`` only f is.
+
+    In a function that ``torch.compile`` compiles, the call is a graph break and runs as it is; with
+    ``fullgraph=True`` use :func:`quadgrad.replay`.
 
     Cells are bisected where the error sits until the summed error meets the tolerance (de Doncker's
     and Piessens' QAG strategy, for all integrals at once). The error of a cell comes from null rules
@@ -141,10 +146,16 @@ def quad(
     >>> torch.allclose(a.grad, -(torch.pi / a**3).sqrt() / 4)
     True
     """
+    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
+        call_eagerly: Callable[..., Result] = torch.compiler.disable(quad)
+        return call_eagerly(
+            f, a, b, args, points=points, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient,
+            params=params, plan=plan, limits=limits, vectorized=vectorized, chunk=chunk, on_failure=on_failure,
+        )  # fmt: skip
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
-    with open_record() as inner:
-        call = prepare(f, a, b, args, points, vectorized)
+    with open_record() as inner, without_autocast() as restore:
+        call = prepare(restore(f), a, b, args, points, vectorized)
         declared = declare(params)
         result = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, declared, plan, limits, chunk)
     report(result, inner, outer, on_failure)
