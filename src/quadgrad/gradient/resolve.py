@@ -31,8 +31,14 @@ __all__ = ["Resolve"]
 ROUNDS = 4
 """Searches of the derivative at most: the size that its tolerance is relative to is known only afterwards."""
 
-REACH = 5.0
-"""No error is asked for below this many times what rounding leaves, as for the value (50 eps of abs(f))."""
+ZERO = 5.0
+"""A derivative below this many floors (50 eps times the integral of its modulus) is zero to rounding, as a value is."""
+
+NOISE = 20.0
+"""No error is searched below this many times the rounding of f and x: null rules take that for roughness.
+
+20,000 peaks took 4300 nodes each with 5, and 840 with 20, at the same true errors.
+"""
 
 
 @dataclass(frozen=True)
@@ -132,19 +138,18 @@ class _Search:
         task = self._task(self.integrand)
         measured = measure(task, plan, self.groups)
         for _ in range(ROUNDS):
-            asked, allowed = self._allowed(measured)
-            late = largest((measured.error / allowed).amax(1)) > 1.0
-            if not bool(late.any()):
+            asked, noise = self._asked(measured)
+            late = largest((measured.error / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
+            if not bool((late & (status == 0)).any()):
                 break
-            scaled = self._task(_scaled(self.integrand, 1.0 / allowed, self.groups))
+            scale = (1.0 / torch.maximum(0.5 * asked, noise)).masked_fill(~late[:, None], 0.0)
+            scaled = self._task(_scaled(self.integrand, scale, self.groups))
             cells = first_cells(self.limits, task.pieces, plan.batch_shape, plan.batch, task.rule, plan)
             found = search(replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps)), *cells)
             plan = make_plan(found, task.pieces, plan.batch_shape, task.rule)
-            nfev, status = nfev + export(found.nfev), export(found.status)
+            nfev, status = nfev + export(found.nfev), torch.maximum(status, export(found.status))
             measured = measure(task, plan, self.groups)
-            if bool((status[late] > 0).all()):
-                break
-        asked, _ = self._allowed(measured)
+        asked, _ = self._asked(measured)
         met = largest((measured.error / asked).amax(1)) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         error = measured.error[:, : len(names)]
@@ -167,20 +172,19 @@ class _Search:
             primal.plan.batch,
         )  # fmt: skip
 
-    def _allowed(self, measured: Measured) -> tuple[Tensor, Tensor]:
-        """Return the error asked for, and the one to search for, of each integral and group.
+    def _asked(self, measured: Measured) -> tuple[Tensor, Tensor]:
+        """Return for each integral and group the error asked for, and that below which rounding hides it.
 
-        The second is not below what rounding leaves, which else would keep the search from what can be improved.
+        No error is searched below the second: cells that cannot be improved would keep the search busy.
         """
         size = torch.stack([measured.value.index_select(1, g).abs().amax(1) for g in self.groups], dim=1)
         asked = (self.tolerance.rtol * size).clamp_min(max(self.tolerance.atol, torch.finfo(size.dtype).tiny))
-        zero = REACH * measured.floor
+        zero = ZERO * measured.floor
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         idle = torch.zeros_like(asked, dtype=torch.bool)
         idle[:, : len(self.variables.names)] = self.singular[:, None]
         idle[:, len(self.variables.names) :] = ~self.moving[:, None]
-        asked = asked.masked_fill(idle, torch.inf)
-        return asked, torch.maximum(asked, REACH * measured.noise)
+        return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
 
 
 def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
