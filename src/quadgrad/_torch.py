@@ -15,7 +15,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
-__all__ = ["carries_derivative", "forward_mode_open", "in_transform", "register_pytree", "tangent_of"]
+__all__ = ["carries_derivative", "forward_mode_open", "in_transform", "leaves_behind", "register_pytree", "tangent_of"]
 
 
 def carries_derivative(tensor: Tensor) -> bool:
@@ -43,6 +43,24 @@ def in_transform() -> bool:
 def forward_mode_open() -> bool:
     """Whether a forward-mode level is open, so that tangents may flow even where gradients are off."""
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def leaves_behind(tensor: Tensor) -> list[Tensor]:
+    """Return the leaves of a tensor's autograd graph, the tensor itself if it is one."""
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # the node that accumulates into a leaf
+            found.append(node.variable)
+        waiting.extend(before for before, _ in node.next_functions)
+    return found
 
 
 def register_pytree(

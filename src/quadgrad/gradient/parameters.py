@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from quadgrad._torch import carries_derivative
+from quadgrad._torch import carries_derivative, leaves_behind
 from quadgrad.errors import IntegrandError
 from quadgrad.integrand import Integrand
 
@@ -118,7 +118,7 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
         return
     names = dict(_captured(integrand.function))
     known = {id(tensor): name for name, tensor in zip(declared.names, declared.tensors, strict=True)}
-    lost = [t for t in _leaves(y) if id(t) not in known]
+    lost = [t for t in leaves_behind(y) if id(t) not in known]
     if not lost:
         lost = [t for t, _ in names.values() if id(t) not in known and carries_derivative(t)]
     if lost:
@@ -131,22 +131,6 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
         f"the integrand depends on {text}, which is neither in args nor in params: the derivative with respect to "
         "it would not be resolved. Pass it in args if it has one value for each integral, else name it in params="
     )
-
-
-def _leaves(y: Tensor) -> list[Tensor]:
-    """Return the tensors at the ends of y's autograd graph."""
-    found: list[Tensor] = []
-    seen: set[Any] = set()
-    waiting: list[Any] = [y.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting.extend(before for before, _ in node.next_functions)
-    return found
 
 
 def _captured(f: Any, depth: int = 4) -> Iterator[tuple[int, tuple[Tensor, str]]]:

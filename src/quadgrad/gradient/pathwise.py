@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from quadgrad._torch import forward_mode_open, tangent_of
+from quadgrad._torch import forward_mode_open, in_transform, leaves_behind, tangent_of
 from quadgrad.errors import IntegrationWarning
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.integrand import Integrand
@@ -74,9 +74,12 @@ def _trusted(
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
         value, null, noise = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
-        slopes = [
-            _slope(part, mark if source is None else source, index, plan.batch_shape) for part in (value, null)
-        ]
+        if mark.requires_grad and not (in_transform() or forward_mode_open()):
+            slopes = _slopes_behind((value * mask, null * mask), mark.expand(plan.batch))
+        else:
+            slopes = [
+                _slope(part, mark if source is None else source, index, plan.batch_shape) for part in (value, null)
+            ]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope = (slope.detach().abs() for slope in slopes if slope is not None)
@@ -117,6 +120,32 @@ def _sums(
         total((sums[1] + sums[2]) * near, owner, batch),
         total(noise, owner, batch).detach(),
     )
+
+
+def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:
+    """Return the derivative of integrals by their own marks, with everything else that moves with the mark.
+
+    What moves with it is what was computed from the same leaves. With J the derivative of the marks by the leaves
+    and g that of a value's sum, J g is returned, divided by the square of J's row sums: for marks that are
+    (views of) a leaf that is the leaf's gradient.
+    """
+    leaves = leaves_behind(mark)
+    seed = torch.zeros_like(mark, requires_grad=True)
+    back = torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True)
+    reached = [(leaf, b) for leaf, b in zip(leaves, back, strict=True) if b is not None]
+
+    def forward(directions: list[Tensor]) -> Tensor:
+        total = sum(((b * d).sum() for (_, b), d in zip(reached, directions, strict=True)), torch.zeros(()))
+        return torch.autograd.grad(total, seed, retain_graph=True)[0]
+
+    rows = forward([torch.ones_like(leaf) for leaf, _ in reached])
+    rows = torch.where(rows == 0.0, 1.0, rows)
+    slopes: list[Tensor | None] = []
+    for value in values:
+        found = torch.autograd.grad(value.sum(), [leaf for leaf, _ in reached], retain_graph=True, allow_unused=True)
+        known = [torch.zeros_like(leaf) if g is None else g for (leaf, _), g in zip(reached, found, strict=True)]
+        slopes.append(forward(known) / rows**2)
+    return slopes
 
 
 def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:

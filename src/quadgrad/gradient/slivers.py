@@ -119,9 +119,9 @@ def reading_errors(
     with torch.no_grad():
         for (index, term), (_, other) in zip(near, far, strict=True):
             places = torch.stack([t.start.detach().expand(batch) for t in (term, other)])
-            y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).flatten(2).unbind(0)
+            y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(2, batch, -1)
             rounding = (_ROUNDING * torch.finfo(limits.a.dtype).eps) * y.abs()
-            error = ((y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
+            error = (2.0 * (y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
             found[index] = found[index] + error.masked_fill(term.endless, torch.inf)
     return found
 
