@@ -116,7 +116,6 @@ def differentiate(
     still = tuple(
         replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in integrand.arguments
     )
-    core = replace(integrand, arguments=still)
     count = output_count(integrand)
     arguments = list(still)
     if cotangent is not None:
@@ -124,7 +123,7 @@ def differentiate(
         flat = as_reals(cotangent.detach(), 1)
         arguments.append(Argument(flat, shared=False, element_ndim=1))
     nodewise = bool(variables.parameters.tensors) or in_transform()
-    function = partial(_nodewise if nodewise else _elementwise, core, variables, declared, cotangent is not None)
+    function = partial(_nodewise if nodewise else _elementwise, integrand, variables, declared, cotangent is not None)
     sums = integrand.sum_dtype if integrand.output_dtype is None else integrand.output_dtype
     return replace(
         integrand,
