@@ -47,7 +47,9 @@ def weights(integral: str) -> Tensor:
     return t64([1.0, -2.0]) if integral == "vector" else t64(1.0)
 
 
-def integrate(integral: str, mode: qg.GradientMode, a: Tensor, b: Tensor, s: Tensor, p: Tensor, q: Tensor) -> Tensor:
+def integrate(
+    integral: str, mode: qg.GradientMode, a: Tensor, b: Tensor, s: Tensor, p: Tensor, q: Tensor
+) -> Tensor:
     """Return the integrals as real numbers."""
     weight = weights(integral)
 
@@ -98,7 +100,9 @@ def lanes_of(theta: Tensor) -> Tensor:
 
 
 CHECKS: dict[str, Callable[[Function, Function, Tensor], bool]] = {
-    "gradcheck": lambda ours, _, theta: gradcheck(ours, (leaf(theta),), atol=1e-7, rtol=1e-6, check_batched_grad=True),
+    "gradcheck": lambda ours, _, theta: gradcheck(
+        ours, (leaf(theta),), atol=1e-7, rtol=1e-6, check_batched_grad=True
+    ),
     "gradgradcheck": lambda ours, _, theta: gradgradcheck(ours, (leaf(theta),), atol=1e-6, rtol=1e-5),
     "forward AD": lambda ours, exact, theta: agree(by_dual_numbers(ours, theta), by_dual_numbers(exact, theta)),
     "vmap of grad": lambda ours, exact, theta: agree(

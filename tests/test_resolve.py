@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
-from derivatives import ROWS, Row
+from benchmarks.derivatives import ROWS, Row
 from helpers import PeakMemory, Recorder, leaf, relative_error, t64
 
 LOOSE = 1e-4
@@ -121,7 +121,9 @@ def test_chunks_change_nothing_and_bound_every_call(chunk: int) -> None:
 
 def test_function_of_one_number() -> None:
     p = leaf(1e-4)
-    result = qg.quad(lambda x, p: (x**2 + p**2) ** 0.5, 0.0, 1.0, (p,), rtol=LOOSE, gradient=TIGHT, vectorized=False)
+    result = qg.quad(
+        lambda x, p: (x**2 + p**2) ** 0.5, 0.0, 1.0, (p,), rtol=LOOSE, gradient=TIGHT, vectorized=False
+    )
     assert relative_error(torch.autograd.grad(result.value, p)[0], slope(t64(1e-4))) <= 1e-9
 
 
@@ -188,7 +190,12 @@ def test_thirty_thousand_parameters_in_bounded_memory() -> None:
     assert count >= 30_000
     with PeakMemory() as memory:
         result = qg.quad(
-            lambda x: net(x[..., None])[..., 0], t64(0.0), 1.0, rtol=LOOSE, gradient=qg.Resolve(rtol=1e-6), params=net
+            lambda x: net(x[..., None])[..., 0],
+            t64(0.0),
+            1.0,
+            rtol=LOOSE,
+            gradient=qg.Resolve(rtol=1e-6),
+            params=net,
         )
     assert bool(result.derivative.converged)
     # One cell's derivatives take 21 * 8 * count bytes; a few such arrays are alive at a time.
@@ -210,7 +217,9 @@ def test_tensors_by_name(way: str) -> None:
     params = {"tensor": p, "sequence": [p], "mapping": {"p": p}}[way]
     result = qg.quad(lambda x: hypotenuse(x, p), t64(0.0), 1.0, rtol=LOOSE, gradient=TIGHT, params=params)
     assert relative_error(torch.autograd.grad(result.value, p)[0], slope(t64(1e-4))) <= 1e-9
-    assert result.derivative.names == ({"tensor": "params", "sequence": "params[0]", "mapping": "params['p']"}[way],)
+    assert result.derivative.names == (
+        {"tensor": "params", "sequence": "params[0]", "mapping": "params['p']"}[way],
+    )
 
 
 def test_undeclared_tensors_are_named_never_skipped() -> None:

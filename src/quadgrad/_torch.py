@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
-__all__ = ["carries_derivative", "forward_mode_open", "in_transform", "leaves_behind", "register_pytree", "tangent_of"]
+__all__ = [
+    "carries_derivative",
+    "forward_mode_open",
+    "in_transform",
+    "leaves_behind",
+    "register_pytree",
+    "tangent_of",
+]
 
 
 def carries_derivative(tensor: Tensor) -> bool:

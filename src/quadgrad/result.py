@@ -112,7 +112,8 @@ def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
-    return Result(value, error, status, nfev, *context, *derivative)
+    plan, detail = context
+    return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
 
 
 def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
@@ -120,7 +121,8 @@ def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
 
 
 def _unflatten_derivative(leaves: Any, context: tuple[Any, ...]) -> Derivative:
-    return Derivative(context[0], *leaves, context[1])
+    (names, plan), (error, status, nfev) = context, leaves
+    return Derivative(names, error, status, nfev, plan)
 
 
 # As a leaf the plan would grow a lane dimension under vmap; it rides in the context.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from quadgrad._torch import carries_derivative, in_transform
-from quadgrad.gradient.parameters import Parameters, is_differentiable, substitute
+from quadgrad.gradient.parameters import Parameters, Substitution, is_differentiable
 from quadgrad.integrand import Argument, Integrand
 from quadgrad.maps import Frame, frame
 from quadgrad.plan import Plan
@@ -26,7 +26,18 @@ from quadgrad.search.cells import bisect
 from quadgrad.search.estimate import PLACE, apply_rule, scale_estimates
 from quadgrad.search.task import Task, noise
 
-__all__ = ["Measured", "Sample", "Variables", "as_reals", "differentiate", "make_variables", "measure", "measure_samples", "output_count", "variables_of"]
+__all__ = [
+    "Measured",
+    "Sample",
+    "Variables",
+    "as_reals",
+    "differentiate",
+    "make_variables",
+    "measure",
+    "measure_samples",
+    "output_count",
+    "variables_of",
+]
 
 
 STEEP = 0.5
@@ -123,7 +134,9 @@ def differentiate(
         flat = as_reals(cotangent.detach(), 1)
         arguments.append(Argument(flat, shared=False, element_ndim=1))
     nodewise = bool(variables.parameters.tensors) or in_transform()
-    function = partial(_nodewise if nodewise else _elementwise, integrand, variables, declared, cotangent is not None)
+    function = partial(
+        _nodewise if nodewise else _elementwise, integrand, variables, declared, cotangent is not None
+    )
     sums = integrand.sum_dtype if integrand.output_dtype is None else integrand.output_dtype
     return replace(
         integrand,
@@ -153,7 +166,7 @@ def _elementwise(
             leaves.append(args[i].detach().expand(shape).clone().requires_grad_())
             args[i] = leaves[-1]
         still = tuple(tensor.detach() for tensor in declared.tensors)
-        with substitute(declared.tensors, still):
+        with Substitution(declared.tensors, still):
             y = as_reals(core.evaluate(x, args), 2)
         outputs = [(y * given[-1]).sum()] if weighted else list(y.flatten(0, 1).sum(0))
         rows = [_gradient(output, leaves) for output in outputs]
@@ -163,7 +176,9 @@ def _elementwise(
 def _gradient(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     if not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    found = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
+    found = cast(
+        "tuple[Tensor | None, ...]", torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
+    )
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
@@ -184,11 +199,11 @@ def _nodewise(
             for place, leaf in zip(variables.arguments, leaves, strict=False):
                 full[place] = leaf
             own = leaves[len(variables.arguments) :]
-            with substitute(declared.tensors, rest), substitute(variables.parameters.tensors, own):
+            with Substitution(declared.tensors, rest), Substitution(variables.parameters.tensors, own):
                 y = as_reals(core.evaluate(x.reshape(1, 1), full), 2).reshape(-1)
             return y if weight is None else (y * weight).sum(0, keepdim=True)
 
-        y, pull = torch.func.vjp(outputs, *(args[i] for i in variables.arguments), *inner)
+        y, pull, *_ = torch.func.vjp(outputs, *(args[i] for i in variables.arguments), *inner)
         rows = [pull(one) for one in torch.eye(y.shape[0], dtype=y.dtype, device=y.device)]
         return torch.cat([as_reals(part, 0) for row in rows for part in row])
 
@@ -267,7 +282,8 @@ def measure_samples(
     for first in range(0, len(plan), step):
         part = slice(first, min(len(plan), first + step))
         y, slope = _columns(*sample(part))
-        columns = Frame(*(t[part].repeat_interleave(width) for t in (layout.left, layout.scale, layout.reach)))
+        left, scale, reach = (t[part].repeat_interleave(width) for t in (layout.left, layout.scale, layout.reach))
+        columns = Frame(left, scale, reach)
         eps = noise(task)
         value, error, size, variation, _ = apply_rule(rule, y, slope, gap, eps)
         rounding = torch.minimum(variation * columns.reach * place, size * columns.scale).nan_to_num(0.0, 0.0, 0.0)
@@ -297,8 +313,8 @@ def _halved(plan: Plan) -> Plan:
 
 
 def _compare_halves(
-    rule: RuleTensors, gap: int, value: Tensor, smooth: Tensor, layout: Frame, sample: Sample, part: slice, width: int,
-    eps: float,
+    rule: RuleTensors, gap: int, value: Tensor, smooth: Tensor, layout: Frame, sample: Sample, part: slice,
+    width: int, eps: float,
 ) -> Tensor:  # fmt: skip
     """Return the error of cells by comparison with their halves, shape ``(n * columns,)``.
 
@@ -309,10 +325,10 @@ def _compare_halves(
     y, slope = _columns(*sample(both))
     scale = layout.scale[both].repeat_interleave(width)
     half, error, size, _, _ = apply_rule(rule, y, slope, gap, eps)
-    pairs = (t.unflatten(0, (-1, 2, width)) for t in (half * scale, error * scale, _falls_off(rule, y, slope, size, eps)))
-    halves, errors, smooth_halves = pairs
+    steep = _falls_off(rule, y, slope, size, eps)
+    halves, errors, steep = (t.unflatten(0, (-1, 2, width)) for t in (half * scale, error * scale, steep))
     difference = CAUTION * (value - halves.sum(1).flatten()).abs()
-    smooth = smooth | smooth_halves.all(1).flatten()
+    smooth = smooth | steep.all(1).flatten()
     return (difference + errors.sum(1).flatten().masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from quadgrad.gradient.derivative import (
     measure_samples,
 )
 from quadgrad.gradient.mode import Primal
-from quadgrad.gradient.parameters import Parameters, substitute
+from quadgrad.gradient.parameters import Parameters, Substitution
 from quadgrad.gradient.slivers import interior, reading_errors
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
@@ -85,7 +85,7 @@ def gradient_error(
     primal = result.primal
     if not isinstance(primal, Primal) or in_transform():
         raise ValueError(
-            "gradient_error needs a result with a gradient that was computed outside of torch.func transforms: make "
+            "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
         )
     tensors = (wrt,) if isinstance(wrt, Tensor) else tuple(wrt)
@@ -138,7 +138,7 @@ class _Estimate:
         x = interior(self.primal.limits.detach(), self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
-            with torch.enable_grad(), substitute(replaced, tuple(t.detach() for t in replaced)):
+            with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):
                 y = core.probe(x)[1]
             reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
             masks.append([g is not None for g in reached])
@@ -182,7 +182,7 @@ class _Estimate:
             found[i] = found[i] + _modulus(error.sum(0), tensors[i]).reshape(tensors[i].shape)
 
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
-        """Return the error through everything but the ends of the interval, from one backward pass for each node."""
+        """Return the error through everything but the ends of the interval: one backward pass for each node."""
         primal, plan = self.primal, _part(self.plan, elements)
         pieces, moving = primal.limits.detach().pieces(), self._moving().pieces()
         width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
@@ -281,9 +281,10 @@ def _rows(outputs: Tensor, tensor: Tensor) -> Tensor:
     if not outputs.requires_grad:
         return zeros
     one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
-    (rows,) = torch.autograd.grad(
+    (found,) = torch.autograd.grad(
         outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
+    rows = cast("Tensor | None", found)
     return zeros if rows is None else rows.detach()
 
 

@@ -59,7 +59,7 @@ class Primal:
 
 @dataclass(frozen=True)
 class Differentiated:
-    """The integrals, shape ``(batch, *event)``, as a differentiable tensor, and what a mode says of the derivative."""
+    """The integrals, ``(batch, *event)``, as a differentiable tensor, and what a mode says of the derivative."""
 
     value: Tensor
     derivative: Derivative | None = None

@@ -21,7 +21,7 @@ from quadgrad._torch import carries_derivative, leaves_behind
 from quadgrad.errors import IntegrandError
 from quadgrad.integrand import Integrand
 
-__all__ = ["Parameters", "declare", "refuse_undeclared", "substitute"]
+__all__ = ["Parameters", "declare", "refuse_undeclared", "Substitution"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,12 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         for i, each in enumerate(value):
             yield from _named(each, f"{name}[{i}]")
     else:
-        raise TypeError(f"{name} is {type(value).__name__}: params takes tensors and modules, or a sequence of them")
+        raise TypeError(
+            f"{name} is {type(value).__name__}: params takes tensors and modules, or a sequence of them"
+        )
 
 
-class substitute(TorchFunctionMode):  # noqa: N801 - used like a function
+class Substitution(TorchFunctionMode):
     """Inside, every torch function that is given one of ``old`` computes with the one of ``new`` in its place.
 
     Unlike ``torch.func.functional_call`` it reaches closed-over tensors too, not only those of a module.
@@ -112,7 +114,7 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
         replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in integrand.arguments
     )
     still = tuple(tensor.detach() for tensor in declared.tensors)
-    with torch.enable_grad(), substitute(declared.tensors, still):
+    with torch.enable_grad(), Substitution(declared.tensors, still):
         _, y = replace(integrand, arguments=plain).probe(x)
     if not carries_derivative(y):
         return
@@ -123,7 +125,8 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
         lost = [t for t, _ in names.values() if id(t) not in known and carries_derivative(t)]
     if lost:
         text = ", ".join(
-            f"a tensor of shape {tuple(t.shape)}" + (f" ({names[id(t)][1]})" if id(t) in names else "") for t in lost
+            f"a tensor of shape {tuple(t.shape)}" + (f" ({names[id(t)][1]})" if id(t) in names else "")
+            for t in lost
         )
     else:
         text = "a tensor computed outside f from a declared one (compute it inside f, or declare it instead)"

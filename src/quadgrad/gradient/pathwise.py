@@ -27,6 +27,8 @@ from quadgrad.rules import get_rule
 
 __all__ = ["choose_treatment"]
 
+_Grads = tuple[Tensor | None, ...]
+
 AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
 
@@ -131,19 +133,20 @@ def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | No
     """
     leaves = leaves_behind(mark)
     seed = torch.zeros_like(mark, requires_grad=True)
-    back = torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True)
+    back = cast("_Grads", torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True))
     reached = [(leaf, b) for leaf, b in zip(leaves, back, strict=True) if b is not None]
+    moving = [leaf for leaf, _ in reached]
 
     def forward(directions: list[Tensor]) -> Tensor:
         total = sum(((b * d).sum() for (_, b), d in zip(reached, directions, strict=True)), torch.zeros(()))
         return torch.autograd.grad(total, seed, retain_graph=True)[0]
 
-    rows = forward([torch.ones_like(leaf) for leaf, _ in reached])
+    rows = forward([torch.ones_like(leaf) for leaf in moving])
     rows = torch.where(rows == 0.0, 1.0, rows)
     slopes: list[Tensor | None] = []
     for value in values:
-        found = torch.autograd.grad(value.sum(), [leaf for leaf, _ in reached], retain_graph=True, allow_unused=True)
-        known = [torch.zeros_like(leaf) if g is None else g for (leaf, _), g in zip(reached, found, strict=True)]
+        found = cast("_Grads", torch.autograd.grad(value.sum(), moving, retain_graph=True, allow_unused=True))
+        known = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(moving, found, strict=True)]
         slopes.append(forward(known) / rows**2)
     return slopes
 

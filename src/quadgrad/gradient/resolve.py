@@ -32,7 +32,7 @@ ROUNDS = 4
 """Searches of the derivative at most: the size that its tolerance is relative to is known only afterwards."""
 
 ZERO = 5.0
-"""A derivative below this many floors (50 eps times the integral of its modulus) is zero to rounding, as a value is."""
+"""A derivative below this many floors (50 eps times the integral of its modulus) is zero to rounding."""
 
 NOISE = 20.0
 """No error is searched below this many times the rounding of f and x: null rules take that for roughness.
@@ -157,10 +157,9 @@ class _Search:
         return self._outcome(error, export(status), nfev, plan)
 
     def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: Plan) -> Derivative:
-        shape = plan.batch_shape
-        return Derivative(
-            self.variables.names, error.reshape(*shape, error.shape[1]), status.reshape(shape), nfev.reshape(shape), plan
-        )
+        shape, names = plan.batch_shape, self.variables.names
+        error = error.reshape((*shape, len(names)))
+        return Derivative(names, error, status.reshape(shape), nfev.reshape(shape), plan)
 
     def _task(self, integrand: Integrand) -> Task:
         """Return the search for an integrand over the call's limits."""
@@ -168,8 +167,8 @@ class _Search:
         block = max(1, (primal.chunk or BLOCK) // max(1, (integrand.event or (1,))[0]))
         tile = max(1, primal.plan.batch) if primal.chunk is None else primal.chunk
         return Task(
-            integrand, self.limits.pieces(), get_rule(primal.plan.rule), self.tolerance, primal.max_nfev, block, tile,
-            primal.plan.batch,
+            integrand, self.limits.pieces(), get_rule(primal.plan.rule), self.tolerance, primal.max_nfev, block,
+            tile, primal.plan.batch,
         )  # fmt: skip
 
     def _asked(self, measured: Measured) -> tuple[Tensor, Tensor]:
@@ -205,7 +204,8 @@ def _with_value(derivative: Integrand, integrand: Integrand) -> Integrand:
     count = len(integrand.arguments)
 
     def function(x: Tensor, *given: Any) -> Tensor:
-        return torch.cat((derivative.function(x, *given), as_reals(integrand.evaluate(x, list(given[:count])), 2)), 2)
+        y = as_reals(integrand.evaluate(x, list(given[:count])), 2)
+        return torch.cat((derivative.function(x, *given), y), dim=2)
 
     (width,) = derivative.event or (0,)
     return replace(derivative, function=function, event=(width + output_count(integrand),))

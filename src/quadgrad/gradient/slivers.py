@@ -56,7 +56,9 @@ class _Sliver:
 
 def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor, usable: Tensor) -> _Sliver:
     steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-    return _Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless, usable)
+    return _Sliver(
+        start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless, usable
+    )
 
 
 def carries_gradient(mark: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -147,7 +147,7 @@ def quad(
     True
     """
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly: Callable[..., Result] = torch.compiler.disable(quad)
+        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(quad))
         return call_eagerly(
             f, a, b, args, points=points, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient,
             params=params, plan=plan, limits=limits, vectorized=vectorized, chunk=chunk, on_failure=on_failure,
@@ -205,7 +205,9 @@ def _integrate(
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
-        primal = Primal(integrand, made, limits, value, treatment, parameters, budget, chunk, call.given, call.sources)
+        primal = Primal(
+            integrand, made, limits, value, treatment, parameters, budget, chunk, call.given, call.sources
+        )
         outcome = gradient.apply(primal)
         _refuse_disagreement(outcome.value, value, found.error)
         value = outcome.value

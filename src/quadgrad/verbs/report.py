@@ -34,7 +34,8 @@ def report(
     if outer is None and not inner.failures and calm:
         return
     sentences = [_count("integrals", result.status, result.message)]
-    sentences += [] if derivative is None else [_count("derivatives", derivative.status, describe(derivative.status))]
+    if derivative is not None:
+        sentences.append(_count("derivatives", derivative.status, describe(derivative.status)))
     sentences = [sentence for sentence in sentences if sentence]
     if outer is not None:
         failures = dict(inner.failures)

@@ -78,6 +78,16 @@ def bessel_j_by_order(order: float, z: float) -> Callable[[], Any]:
     return lambda: mp.diff(area, mp.mpf(order))
 
 
+def softplus(x: Any, p: Any, m: Any) -> Any:
+    """Return a ramp from p on, rounded off over 1e-4, without overflow."""
+    return 1e-4 * m.log1p(m.exp(-abs(x - p) / 1e-4)) + (abs(x - p) + x - p) / 2
+
+
+def softplus_by_place(p: float) -> Callable[[], Any]:
+    place, width = mp.mpf(p), mp.mpf(1e-4)
+    return lambda: width * (mp.log1p(mp.exp(-place / width)) - mp.log1p(mp.exp((1 - place) / width)))
+
+
 def airy_on_a_ray(x: Any, z: Any, m: Any) -> Any:
     """Ai's integral along the ray of angle pi/6, on which it decays like exp(-x^3 / 3): the real part."""
     cosine, sine = 3**0.5 / 2, 0.5
@@ -103,7 +113,8 @@ ROWS = (
         lorentzian_by_width(0.0, 1.0, 0.3, 1e-1), hard=False, smooth=True),
     Row("peak of width 1e-4 by its width", lambda x, e, m: 1 / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, 1e-4,
         lorentzian_by_width(0.0, 1.0, 0.3, 1e-4), hard=False, smooth=True),
-    Row("Beta function B(a, 3) at a = 1", lambda x, a, m: x ** (a - 1) * (1 - x) ** 2, 0.0, 1.0, 1.0, beta_by_first(1, 3)),
+    Row("Beta function B(a, 3) at a = 1", lambda x, a, m: x ** (a - 1) * (1 - x) ** 2, 0.0, 1.0, 1.0,
+        beta_by_first(1, 3)),
     Row("Beta function B(a, 2.5) at a = 0.2", lambda x, a, m: x ** (a - 1) * (1 - x) ** 1.5, 0.0, 1.0, 0.2,
         beta_by_first(0.2, 2.5), hard=False),
     Row("exp(-2 x) / x^s by s at s = 0", lambda x, s, m: m.exp(-2 * x) * x**-s, 0.0, inf, 0.0,
@@ -123,18 +134,19 @@ ROWS = (
     Row("elliptic integral E near m = 1", lambda x, k, m: m.sqrt(1 - k * m.cos(x) ** 2), 0.0, float(mp.pi / 2),
         1 - 1e-8, lambda: (mp.ellipe(mp.mpf(1 - 1e-8)) - mp.ellipk(mp.mpf(1 - 1e-8))) / (2 * mp.mpf(1 - 1e-8))),
     Row("kink abs(x - p)", lambda x, p, m: abs(x - p), 0.0, 1.0, 0.3, lambda: 2 * mp.mpf(0.3) - 1),
-    Row("softplus, a step 1e-4 wide", lambda x, p, m: 1e-4 * (m.log1p(m.exp(-abs(x - p) / 1e-4)) + (abs(x - p) + x - p) / 2e-4), 0.0, 1.0, 0.7,
-        lambda: -mp.mpf(1e-4) * (mp.log1p(mp.exp((1 - mp.mpf(0.7)) / mp.mpf(1e-4))) - mp.log1p(mp.exp(-mp.mpf(0.7) / mp.mpf(1e-4))))),
-    Row("Bessel function K by its order", lambda x, v, m: m.exp(-1.5 * (1 + x)) * (x * (x + 2)) ** (v - 0.5), 0.0, inf,
-        0.5, bessel_k_by_order(0.5, 1.5)),
-    Row("Bessel function J by its order", lambda x, v, m: m.cos(3.0 * (1 - x)) * (x * (2 - x)) ** (v - 0.5), 0.0, 1.0,
-        0.5, bessel_j_by_order(0.5, 3.0)),
-    Row("Bessel function J0 by its argument", lambda x, z, m: m.cos(z * m.sin(x)) / torch.pi, 0.0, float(mp.pi), 2.5,
-        lambda: -mp.besselj(1, mp.mpf(2.5)), hard=False, smooth=True),
-    Row("Airy function, Laplace integral", airy_laplace, 0.0, inf, 1e-4, lambda: mp.airyai(mp.mpf(1e-4), derivative=1)),
+    Row("softplus, a step 1e-4 wide", softplus, 0.0, 1.0, 0.7, softplus_by_place(0.7)),
+    Row("Bessel function K by its order", lambda x, v, m: m.exp(-1.5 * (1 + x)) * (x * (x + 2)) ** (v - 0.5),
+        0.0, inf, 0.5, bessel_k_by_order(0.5, 1.5)),
+    Row("Bessel function J by its order", lambda x, v, m: m.cos(3.0 * (1 - x)) * (x * (2 - x)) ** (v - 0.5),
+        0.0, 1.0, 0.5, bessel_j_by_order(0.5, 3.0)),
+    Row("Bessel function J0 by its argument", lambda x, z, m: m.cos(z * m.sin(x)) / torch.pi,
+        0.0, float(mp.pi), 2.5, lambda: -mp.besselj(1, mp.mpf(2.5)), hard=False, smooth=True),
+    Row("Airy function, Laplace integral", airy_laplace, 0.0, inf, 1e-4,
+        lambda: mp.airyai(mp.mpf(1e-4), derivative=1)),
     Row("Airy function on a ray", airy_on_a_ray, 0.0, inf, 1.0, lambda: mp.airyai(1, derivative=1), hard=False),
     Row("Gaussian by its rate", lambda x, p, m: m.exp(-p * x**2), 0.0, 2.0, 1.5,
-        lambda: mp.diff(lambda p: mp.sqrt(mp.pi / p) / 2 * mp.erf(2 * mp.sqrt(p)), mp.mpf(1.5)), hard=False, smooth=True),
+        lambda: mp.diff(lambda p: mp.sqrt(mp.pi / p) / 2 * mp.erf(2 * mp.sqrt(p)), mp.mpf(1.5)),
+        hard=False, smooth=True),
     Row("damped wave by its frequency", lambda x, k, m: m.exp(-x) * m.cos(k * x), 0.0, inf, 5.0,
         lambda: mp.diff(lambda k: 1 / (1 + k**2), mp.mpf(5)), hard=False),
 )  # fmt: skip
