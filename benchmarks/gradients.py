@@ -19,7 +19,7 @@ from benchmarks.timing import interleave
 __all__ = ["measure"]
 
 LOOSE, TIGHT = 1e-4, 1e-9
-SAMPLE = 1_000
+SAMPLE = 500
 CELLS = 100
 """quadax's largest number of cells for one integral: with its 50 the narrowest peaks do not converge."""
 

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import in_transform
-from quadgrad.gradient.derivative import (
-    Sample,
-    as_reals,
-    differentiate,
-    make_variables,
-    measure,
-    measure_samples,
-)
+from quadgrad.gradient.derivative import as_reals, differentiate, make_variables
+from quadgrad.gradient.measure import Sample, measure, measure_samples
 from quadgrad.gradient.mode import Primal
 from quadgrad.gradient.parameters import Parameters, Substitution
 from quadgrad.gradient.slivers import interior, reading_errors
@@ -29,7 +23,7 @@ from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import get_rule
 from quadgrad.search.task import Task
-from quadgrad.tolerance import Tolerance, epsilon
+from quadgrad.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
 
@@ -241,11 +235,19 @@ class _Estimate:
     def _task(self, integrand: Integrand, cells: int | None = None) -> Task:
         """Return what the measurement of an integrand needs to know."""
         primal = self.primal
-        eps = epsilon(primal.integrand.call_dtype, primal.integrand.output_dtype or primal.integrand.call_dtype)
         rule, pieces = get_rule(self.plan.rule), primal.limits.detach().pieces()
         block = max(1, (primal.chunk or BLOCK) // max(1, (integrand.event or (1,))[0]))
         block = block if cells is None else min(block, cells * rule.nodes.size)
-        return Task(integrand, pieces, rule, Tolerance(eps, 0.0, eps), 0, block, self.plan.batch, self.plan.batch)
+        return Task(
+            integrand,
+            pieces,
+            rule,
+            Tolerance(primal.eps, 0.0, primal.eps),
+            0,
+            block,
+            self.plan.batch,
+            self.plan.batch,
+        )
 
 
 def _part(plan: Plan, elements: Tensor) -> Plan:

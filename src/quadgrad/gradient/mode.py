@@ -35,6 +35,8 @@ class Primal:
         How each limit and breakpoint is differentiated; None if all boundaries move alone.
     parameters : Parameters
         Tensors that f closes over, as the caller declared them.
+    eps : float
+        Relative noise of one value of f: the coarsest of the dtypes on its way.
     max_nfev : int
         Most nodes to spend on one integral.
     chunk : int or None
@@ -51,6 +53,7 @@ class Primal:
     value: Tensor
     treatment: Treatment | None
     parameters: Parameters
+    eps: float
     max_nfev: int
     chunk: int | None
     given: tuple[Tensor | None, ...]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad.gradient.derivative import Measured, as_reals, differentiate, measure, output_count, variables_of
+from quadgrad.gradient.derivative import as_reals, differentiate, output_count, variables_of
+from quadgrad.gradient.measure import Measured, measure
 from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
 from quadgrad.gradient.parameters import refuse_undeclared
 from quadgrad.gradient.reuse import replay_with_limits
@@ -24,7 +25,7 @@ from quadgrad.search.record import make_plan
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Task
 from quadgrad.status import Status
-from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
+from quadgrad.tolerance import Tolerance, make_tolerance
 
 __all__ = ["Resolve"]
 
@@ -115,8 +116,7 @@ class _Search:
     def __init__(self, mode: Resolve, primal: Primal) -> None:
         integrand, self.limits = primal.integrand, primal.limits.detach()
         self.primal, self.variables = primal, variables_of(integrand, primal.parameters)
-        eps = epsilon(integrand.call_dtype, integrand.output_dtype or integrand.call_dtype)
-        self.tolerance = make_tolerance(mode.rtol, mode.atol, eps)
+        self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.eps)
         self.moving, self.singular = _followed(primal)
         count = output_count(integrand)
         self.groups = self.variables.groups(count)

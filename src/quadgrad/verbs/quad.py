@@ -206,8 +206,9 @@ def _integrate(
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
         primal = Primal(
-            integrand, made, limits, value, treatment, parameters, budget, chunk, call.given, call.sources
-        )
+            integrand, made, limits, value, treatment, parameters, tolerance.eps, budget, chunk, call.given,
+            call.sources,
+        )  # fmt: skip
         outcome = gradient.apply(primal)
         _refuse_disagreement(outcome.value, value, found.error)
         value = outcome.value
