@@ -203,6 +203,16 @@ def test_thirty_thousand_parameters_in_bounded_memory() -> None:
     assert result.derivative.plan.owner.numel() < 100
 
 
+def test_a_derivative_that_is_nothing_but_rounding_is_zero() -> None:
+    # The direction of a vector does not depend on its length.
+    w = leaf([1.7])
+    f = lambda x: torch.exp(-x) * (w * 0.3 / torch.linalg.vector_norm(w * 0.3))[0]
+    result = qg.quad(f, t64(0.0), 1.0, gradient=TIGHT, params=w)
+    assert float(torch.autograd.grad(result.value, w)[0].abs()) <= 1e-15
+    assert bool(result.derivative.converged)
+    assert int(result.derivative.nfev) <= 210
+
+
 def test_frozen_parameters_are_left_out() -> None:
     net = network(4)
     net[0].weight.requires_grad_(False)

@@ -21,6 +21,7 @@ from quadgrad.replay import BLOCK
 from quadgrad.result import Derivative
 from quadgrad.rules import get_rule
 from quadgrad.search.adaptive import search
+from quadgrad.search.estimate import FLOOR, largest_component
 from quadgrad.search.record import make_plan
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Task
@@ -125,7 +126,7 @@ class _Search:
         if bool(somewhere(self.moving).any()):
             self.groups.append(torch.arange(self.width, self.width + count))
             derivative = _with_value(derivative, integrand)
-        self.integrand = derivative
+        self.integrand, self.rounding = derivative, self._rounding()
         self.groups = [columns.to(self.moving.device) for columns in self.groups]
 
     def run(self) -> Derivative:
@@ -156,6 +157,27 @@ class _Search:
         error = error.masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, export(status), nfev, plan)
 
+    def _rounding(self) -> Tensor:
+        """Return the rounding of a derivative that should be zero: that of the value over the variable's size.
+
+        Where f does not depend on a variable, its derivative may be nothing but rounding, which has no other size.
+        """
+        primal, batch = self.primal, self.primal.plan.batch
+        size = largest_component(primal.value.detach().abs())
+        columns = [self._size(primal.integrand.arguments[i]) for i in self.variables.arguments]
+        columns += [t.detach().abs().amax().expand(batch) for t in self.variables.parameters.tensors]
+        columns = [torch.where(column > 0.0, size / column, 0.0) for column in columns]
+        columns += [torch.zeros_like(size)] * (len(self.groups) - len(columns))
+        if not columns:
+            return size.new_zeros((batch, 0))
+        return (FLOOR * primal.eps * torch.stack(columns, dim=1)).nan_to_num(0.0, 0.0)
+
+    def _size(self, argument: Argument) -> Tensor:
+        """Return the largest modulus of each integral's argument, shape ``(batch,)``."""
+        value = argument.value.detach().abs()
+        value = value.reshape(1 if argument.shared else value.shape[0], -1)
+        return (value.amax(1) if value.shape[1] else value.new_zeros(value.shape[0])).expand(self.primal.plan.batch)
+
     def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: Plan) -> Derivative:
         shape, names = plan.batch_shape, self.variables.names
         error = error.reshape((*shape, len(names)))
@@ -178,7 +200,7 @@ class _Search:
         """
         size = torch.stack([measured.value.index_select(1, g).abs().amax(1) for g in self.groups], dim=1)
         asked = (self.tolerance.rtol * size).clamp_min(max(self.tolerance.atol, torch.finfo(size.dtype).tiny))
-        zero = ZERO * measured.floor
+        zero = ZERO * torch.maximum(measured.floor, self.rounding)
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         idle = torch.zeros_like(asked, dtype=torch.bool)
         idle[:, : len(self.variables.names)] = self.singular[:, None]
