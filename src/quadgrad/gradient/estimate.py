@@ -36,9 +36,10 @@ def gradient_error(
 ) -> Tensor | tuple[Tensor, ...]:
     """Estimate the absolute error of ``torch.autograd.grad(result.value, wrt, grad_outputs)``.
 
-    The derivative of the integrand is evaluated once more on the plan's nodes, at the price of about one backward
-    pass, and the null rules that estimate the value's error estimate its. Limits and breakpoints are read from f
-    beside them; their error is that of the reading.
+    The derivative of the integrand is evaluated on the plan's nodes, and the null rules that estimate the value's
+    error estimate its. Because they exaggerate where the integrand is smooth, each cell is also compared with its
+    halves: in all, f is called and differentiated at three times the plan's nodes. Limits and breakpoints are read
+    from f beside them; their error is that of the reading.
 
     Errors add: those of integrals that share a tensor, and those of several ways in which one enters.
 
@@ -48,7 +49,8 @@ def gradient_error(
         Of :func:`quadgrad.quad` with a gradient, outside of ``torch.func`` transforms.
     wrt : Tensor or sequence of Tensor
         Arguments, limits, breakpoints, tensors that f closes over, or what they were computed from.
-        An argument itself costs least.
+        An argument itself costs least; what arguments were computed from needs their graph, so call this first or
+        keep the graph (``retain_graph=True``) in the backward pass.
     grad_outputs : Tensor, shape ``batch + event``, optional
         Weights of the values, as for ``torch.autograd.grad``; ones unless given.
 
