@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import distances, families, memory, peaks, peers, single, table
+from benchmarks import distances, families, gradients, memory, peaks, peers, single, table
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "table": table.measure,
     "families": families.measure,
     "peers": peers.measure,
+    "gradients": gradients.measure,
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from quadgrad.errors import IntegrandError, IntegrationError, IntegrationWarning, SeveredGradientWarning
-from quadgrad.gradient import GradientMode, Reuse
+from quadgrad.gradient import GradientMode, Resolve, Reuse
+from quadgrad.gradient.estimate import gradient_error
 from quadgrad.integrand import element
 from quadgrad.plan import Plan
 from quadgrad.result import Result
@@ -17,11 +18,13 @@ __all__ = [
     "IntegrationError",
     "IntegrationWarning",
     "Plan",
+    "Resolve",
     "Result",
     "Reuse",
     "SeveredGradientWarning",
     "Status",
     "element",
+    "gradient_error",
     "quad",
     "replay",
 ]

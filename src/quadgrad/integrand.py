@@ -151,7 +151,11 @@ class Integrand:
         """Return f at x of shape ``(m, n)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
             return x.new_zeros((*x.shape, *self.event), dtype=self.output_dtype)
-        return self._widen(self._call(x, [a.at(owner) for a in self.arguments]))
+        return self.evaluate(x, [a.at(owner) for a in self.arguments])
+
+    def evaluate(self, x: Tensor, args: list[Any]) -> Tensor:
+        """Return f at x of shape ``(m, n)`` with other arguments than its own, broadcastable against x."""
+        return self._widen(self._call(x, args))
 
     def _widen(self, y: Tensor) -> Tensor:
         """Return the values in the dtype of the sums."""

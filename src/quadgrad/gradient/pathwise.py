@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from quadgrad._torch import forward_mode_open, tangent_of
+from quadgrad._torch import forward_mode_open, in_transform, leaves_behind, tangent_of
 from quadgrad.errors import IntegrationWarning
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.integrand import Integrand
@@ -29,6 +29,8 @@ __all__ = ["choose_treatment"]
 
 DECAY = 0.999
 """Largest ratio of neighbouring terms of a series towards an end that is taken for decay."""
+
+_Grads = tuple[Tensor | None, ...]
 
 AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
@@ -76,11 +78,15 @@ def _trusted(
     marks = list(fixed.marks)
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
-        value, null, noise, before, last = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
-        slopes = [
-            _slope(part, mark if source is None else source, index, plan.batch_shape)
-            for part in (value, null, before, last)
-        ]
+        parts = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        value, null, noise, before, last = parts
+        judged = (value, null, before, last)
+        if mark.requires_grad and not (in_transform() or forward_mode_open()):
+            slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
+        else:
+            slopes = [
+                _slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged
+            ]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
@@ -133,6 +139,33 @@ def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here:
         parts = torch.stack((value, nulls, noise.detach(), before, last)) * layout.scale
         sums = sums + torch.stack([total(part, owner, plan.batch) for part in parts])
     return sums.unbind(0)
+
+
+def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:
+    """Return the derivative of integrals by their own marks, with everything else that moves with the mark.
+
+    What moves with it is what was computed from the same leaves. With J the derivative of the marks by the leaves
+    and g that of a value's sum, J g is returned, divided by the square of J's row sums: for marks that are
+    (views of) a leaf that is the leaf's gradient.
+    """
+    leaves = leaves_behind(mark)
+    seed = torch.zeros_like(mark, requires_grad=True)
+    back = cast("_Grads", torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True))
+    reached = [(leaf, b) for leaf, b in zip(leaves, back, strict=True) if b is not None]
+    moving = [leaf for leaf, _ in reached]
+
+    def forward(directions: list[Tensor]) -> Tensor:
+        total = sum(((b * d).sum() for (_, b), d in zip(reached, directions, strict=True)), torch.zeros(()))
+        return torch.autograd.grad(total, seed, retain_graph=True)[0]
+
+    rows = forward([torch.ones_like(leaf) for leaf in moving])
+    rows = torch.where(rows == 0.0, 1.0, rows)
+    slopes: list[Tensor | None] = []
+    for value in values:
+        found = cast("_Grads", torch.autograd.grad(value.sum(), moving, retain_graph=True, allow_unused=True))
+        known = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(moving, found, strict=True)]
+        slopes.append(forward(known) / rows**2)
+    return slopes
 
 
 def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad.gradient.mode import GradientMode
+from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
 from quadgrad.gradient.slivers import Treatment, carries_gradient, sliver_sum
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
@@ -49,8 +49,7 @@ class Reuse(GradientMode):
     tensor(-0.2500, dtype=torch.float64)
     """
 
-    def apply(
-        self, integrand: Integrand, plan: Plan, limits: Limits, treatment: Treatment | None, chunk: int | None
-    ) -> Tensor:
-        """Return the integrals, shape ``(batch, *event)``; see :class:`GradientMode`."""
-        return replay_with_limits(integrand, plan, limits, treatment, chunk)
+    def apply(self, primal: Primal) -> Differentiated:
+        """Return the replayed integrals; see :class:`GradientMode`."""
+        parts = (primal.integrand, primal.plan, primal.limits, primal.treatment, primal.chunk)
+        return Differentiated(replay_with_limits(*parts))

@@ -14,6 +14,7 @@ __all__ = [
     "LINEAR",
     "Cells",
     "Counts",
+    "bisect",
     "count_children",
     "is_faint",
     "locate",

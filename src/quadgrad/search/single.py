@@ -174,7 +174,7 @@ def _look_between(task: Task, finer: list[_Cell]) -> None:
         left.at_stop = right.at_start = between
 
 
-def _place(task: Task, cells: list[_Cell], tau: Array) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+def _place(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
     """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
     pieces = task.pieces
     real, device = pieces.lower.dtype, pieces.lower.device

@@ -27,6 +27,7 @@ class Call:
     limits: Limits
     batch_shape: tuple[int, ...]
     sources: tuple[Tensor | None, ...]
+    given: tuple[Tensor | None, ...]
 
     @property
     def batch(self) -> int:
@@ -61,7 +62,9 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
         a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
     )
     limits = Limits(flat[0], flat[1], marks, not finite, ordered)
-    return Call(integrand, limits, batch_shape, tuple(sources))
+    originals = (v.tensor if isinstance(v, Element) else v for v in given)
+    passed = tuple(v if isinstance(v, Tensor) else None for v in originals)
+    return Call(integrand, limits, tuple(batch_shape), tuple(sources), passed)
 
 
 def prepare_replay(

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from quadgrad._torch import forward_mode_open, in_transform
 from quadgrad.errors import IntegrandError
-from quadgrad.gradient import GradientMode, Reuse
+from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse
+from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
 from quadgrad.integrand import Integrand
-from quadgrad.lanes import export, largest, somewhere
+from quadgrad.lanes import export, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import InnerRecord, current_record
-from quadgrad.plan import Ends, Plan
+from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
-from quadgrad.search.cells import GEOMETRIC, LINEAR
 from quadgrad.search.estimate import largest_component
+from quadgrad.search.record import make_plan
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.search.tiles import search_tiles
 from quadgrad.tolerance import epsilon, make_tolerance
+from quadgrad.verbs.autocast import without_autocast
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.report import offending_point, report, warn_if_severed
 
@@ -49,6 +51,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
+    params: Any = None,
     plan: Plan | None = None,
     limits: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
@@ -80,7 +83,9 @@ def quad(
     max_nfev : int, optional
         Most nodes to spend on one integral, 50,000 unless given.
     gradient : GradientMode
-        How the value is differentiated, see :class:`quadgrad.Reuse`.
+        How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
+    params : Tensor, torch.nn.Module, or a sequence or mapping of them, optional
+        The tensors that f closes over, for gradient modes that differentiate f itself.
     plan : Plan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed.
     limits : {"auto", "boundary", "pathwise"}
@@ -120,7 +125,11 @@ def quad(
     Notes
     -----
     Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints;
-    Python numbers do not take part, and where there is no tensor torch's default dtype is taken.
+    Python numbers do not take part, and where there is no tensor torch's default dtype is taken. Under
+    ``torch.autocast`` only f is.
+
+    In a function that ``torch.compile`` compiles, the call is a graph break and runs as it is; with
+    ``fullgraph=True`` use :func:`quadgrad.replay`.
 
     Cells are bisected where the error sits until the summed error meets the tolerance (de Doncker's
     and Piessens' QAG strategy, for all integrals at once). The error of a cell comes from null rules
@@ -139,12 +148,21 @@ def quad(
     >>> torch.allclose(a.grad, -(torch.pi / a**3).sqrt() / 4)
     True
     """
+    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
+        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(quad))
+        return call_eagerly(
+            f, a, b, args, points=points, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient,
+            params=params, plan=plan, limits=limits, vectorized=vectorized, chunk=chunk, on_failure=on_failure,
+        )  # fmt: skip
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
-    with InnerRecord() as inner:
-        call = prepare(f, a, b, args, points, vectorized)
-        result, failed = _integrate(call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limits, chunk)
-    if failed or inner.failures or outer is not None:
+    with InnerRecord() as inner, without_autocast() as restore:
+        call = prepare(restore(f), a, b, args, points, vectorized)
+        declared = declare(params)
+        result, failed = _integrate(
+            call, get_rule(rule), (rtol, atol), max_nfev, gradient, declared, plan, limits, chunk
+        )
+    if failed or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return result
 
@@ -168,6 +186,7 @@ def _integrate(
     tolerances: tuple[float | None, float],
     max_nfev: int | None,
     gradient: GradientMode,
+    parameters: Parameters,
     plan: Plan | None,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk: int | None,
@@ -189,16 +208,21 @@ def _integrate(
             found = search_tiles(task, call.batch_shape, plan)
         else:
             found = search(task, first_cells(pieces, call.batch_shape, call.batch, rule, plan))
-    made = _make_plan(call, rule, pieces, found)
+    made = make_plan(found, pieces, call.batch_shape, rule)
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status if call.batch == 1 else status.any())
-    value = _oriented_value(found, fixed, failed)
+    value, primal = _oriented_value(found, fixed, failed), None
+    outcome = Differentiated(value)
     if _wants_gradient(probe, limits):
         _refuse_noise(integrand, made, fixed)
         treatment = choose_treatment(integrand, made, limits, call.sources, limits_mode)
-        replayed = gradient.apply(integrand, made, limits, treatment, chunk)
-        _refuse_disagreement(replayed, value, found.error)
-        value = replayed
+        primal = Primal(
+            integrand, made, limits, value, treatment, parameters, tolerance.eps, budget, chunk, call.given,
+            call.sources,
+        )  # fmt: skip
+        outcome = gradient.apply(primal)
+        _refuse_disagreement(outcome.value, value, found.error)
+        value = outcome.value
     shape = call.batch_shape
     result = Result(
         value.reshape(shape + tuple(value.shape[1:])),
@@ -207,6 +231,8 @@ def _integrate(
         nfev.reshape(shape),
         made,
         offending_point(integrand, made, fixed, status) if failed else "",
+        outcome.derivative,
+        None if in_transform() else primal,
     )
     return result, failed
 
@@ -240,21 +266,6 @@ def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
     if max_nfev < least:
         raise ValueError(f"max_nfev={max_nfev} is less than the first round of {rule.name} needs: {least} nodes")
     return max_nfev
-
-
-def _make_plan(call: Call, rule: Rule, pieces: Pieces, found: Found) -> Plan:
-    tensors = rule.tensors(torch.float64, found.row.device)
-    kind = None if found.kind is None else export(found.kind)
-    ends = None
-    if kind is not None and bool((kind != LINEAR).any()):
-        cell = (kind != LINEAR).nonzero().squeeze(1)
-        others = (kind == LINEAR).nonzero().squeeze(1)
-        ends = Ends(cell, others, kind[cell] - (GEOMETRIC + 1), export(tensors.shares))
-    return Plan(
-        rule.name, call.batch_shape, pieces.count, pieces.infinite,
-        export(found.row), export(found.start), export(found.stop), export(largest(found.cell_error)),
-        export(tensors.nodes), export(tensors.weights), ends,
-    )  # fmt: skip
 
 
 def _wants_gradient(probe: Tensor, limits: Limits) -> bool:
