@@ -16,14 +16,19 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Two stamps, so that someone who only wants to see the demo does not wait for the developers' tools.
+# Stamps, so that someone who only wants to see the demo does not wait for the developers' tools, nor a developer
+# for the peers of the benchmarks.
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[cli,plots]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(INSTALL) -e '.[cli,plots,bench,dev]'
+	$(INSTALL) -e '.[cli,plots,dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.user
+	$(INSTALL) -e '.[cli,plots,bench]'
 	@touch $@
 
 demo: $(VENV)/.user  ## fit models to real data: values, errors, gradients and a picture
@@ -33,7 +38,7 @@ demo: $(VENV)/.user  ## fit models to real data: values, errors, gradients and a
 test: $(VENV)/.dev  ## run the tests and the examples in docstrings (WORKERS=0: in one process)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
-bench: $(VENV)/.dev  ## time quadgrad beside its peers
+bench: $(VENV)/.bench  ## time quadgrad beside its peers
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: lint-style lint-format lint-types lint-layers  ## check style, format, types and layers (make -k lint: all, even if one fails)

@@ -10,16 +10,20 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import distances, memory, peaks, single, training
+from benchmarks import distances, families, gradients, memory, peaks, peers, single, table, training
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 
-BENCHMARKS: dict[str, Callable[[float], Findings]] = {
+BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "peaks": peaks.measure,
     "distances": distances.measure,
     "single": single.measure,
     "memory": memory.measure,
     "training": training.measure,
+    "table": table.measure,
+    "families": families.measure,
+    "peers": peers.measure,
+    "gradients": gradients.measure,
 }
 
 
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the full batch sizes, for a quick look (default 1)"
     )
+    parser.add_argument("--seed", type=int, help="of the random families, to see a run again (default: a new one)")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -46,7 +51,8 @@ def main() -> None:
     show_setting(console)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            findings = BENCHMARKS[name](options.scale)
+            seeded = {"seed": options.seed} if name == "families" else {}
+            findings = BENCHMARKS[name](options.scale, **seeded)
         show_findings(findings, console)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.timing import Seconds
 
-__all__ = ["Figure", "Findings", "Measured", "Sheet", "Target", "compare", "show_seconds"]
+__all__ = ["Figure", "Findings", "Measured", "Sheet", "Target", "compare", "show_seconds", "show_time"]
 
 
 @dataclass(frozen=True)

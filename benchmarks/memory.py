@@ -35,10 +35,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 @dataclass(frozen=True)
 class Case:
-    """How many integrals, and nodes evaluated at a time (0: no ``chunk``)."""
+    """How many integrals, nodes evaluated at a time (0: no ``chunk``), and whether a gradient is taken."""
 
     batch: int
     chunk: int
+    gradient: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ def make_network() -> nn.Sequential:
     return network
 
 
-def integrate(network: nn.Module, upper: Tensor, chunk: int) -> tuple[qg.Result, list[Tensor]]:
-    """Integrate the network from 0 to each upper limit, and differentiate the sum."""
+def integrate(network: nn.Module, upper: Tensor, case: Case) -> tuple[qg.Result, list[Tensor]]:
+    """Integrate the network from 0 to each upper limit, and differentiate the sum if asked for."""
     f = lambda x: network(x.unsqueeze(-1)).squeeze(-1)
-    result = qg.quad(f, 0.0, upper, chunk=chunk or None)
+    with torch.set_grad_enabled(case.gradient):
+        result = qg.quad(f, 0.0, upper, chunk=case.chunk or None)
+    if not case.gradient:
+        return result, []
     return result, list(torch.autograd.grad(result.value.sum(), list(network.parameters())))
 
 
@@ -83,16 +87,16 @@ def run(case: Case) -> Outcome:
     """Measure one case; the process must be fresh."""
     network = make_network()
     upper = 0.1 + torch.rand(case.batch, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
-    integrate(network, upper[:64], case.chunk)  # what torch sets up once is not counted
+    integrate(network, upper[:64], case)  # what torch sets up once is not counted
     before = current_memory()
-    result, gradient = integrate(network, upper, case.chunk)
+    result, gradient = integrate(network, upper, case)
     peak = peak_memory() - before
     plan = (getattr(result.plan, field.name) for field in fields(result.plan))
     kept = size_of((result.value, result.error, result.status, result.nfev)) + size_of(
         t for t in plan if isinstance(t, Tensor)
     )
-    flat = torch.cat([g.flatten() for g in gradient])
-    return Outcome(peak, kept, int(result.nfev.sum()), flat.tolist())
+    flat = [entry for g in gradient for entry in g.flatten().tolist()]
+    return Outcome(peak, kept, int(result.nfev.sum()), flat)
 
 
 def size_of(tensors: Iterable[Tensor]) -> float:
@@ -142,6 +146,7 @@ def measure(scale: float = 1.0) -> Findings:
     cases = [Case(batch, chunk) for batch in (large // 2, large) for chunk in (0, CHUNK)]
     outcomes = [run_fresh(case) for case in cases]
     small_free, small_chunked, free, chunked = outcomes
+    small_value, value = (run_fresh(Case(batch, CHUNK, gradient=False)) for batch in (large // 2, large))
     kept = chunked.kept - small_chunked.kept
     rows = [
         (
@@ -164,6 +169,11 @@ def measure(scale: float = 1.0) -> Findings:
         [
             Figure("peak without chunk over peak with", free.peak / chunked.peak),
             Figure("growth over result and plan, no chunk", (free.peak - small_free.peak) / kept),
+            Figure(
+                "growth over result and plan, chunk, value alone",
+                (value.peak - small_value.peak) / kept,
+                target=Target(1.1),
+            ),
             Figure(
                 "growth over result and plan, chunk",
                 (chunked.peak - small_chunked.peak) / kept,

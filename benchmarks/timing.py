@@ -37,11 +37,16 @@ class Seconds:
         return Seconds(tuple(factor * run for run in self.runs))
 
 
-def interleave(tasks: Mapping[str, Task], repeats: int, warm_up: int = 1) -> dict[str, Seconds]:
-    """Run all tasks ``warm_up`` times untimed and ``repeats`` times timed, taking turns."""
+def interleave(tasks: Mapping[str, Task], repeats: int, warm_up: int = 1, pause: float = 0.0) -> dict[str, Seconds]:
+    """Run all tasks ``warm_up`` times untimed and ``repeats`` times timed, taking turns.
+
+    ``pause`` seconds before each: a library's threads spin for a while after its work is done, and would slow
+    what comes next if that is another library's.
+    """
     runs: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(warm_up + repeats):
         for name, task in tasks.items():
+            time.sleep(pause)
             start = time.perf_counter()
             own = task()
             whole = time.perf_counter() - start

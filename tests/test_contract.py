@@ -406,6 +406,28 @@ def peak_memory(rule: str, chunk: int | None) -> int:
     return memory.peak
 
 
+def memory_and_result(batch: int, gradient: bool) -> tuple[int, int]:
+    """Return the peak, and the bytes of result, plan and input."""
+    upper = torch.linspace(0.1, 2.0, batch, dtype=torch.float64)
+    p = t64(1.3).requires_grad_(gradient)
+    with PeakMemory() as memory:
+        result = qg.quad(decay, 0.0, upper, (p,), chunk=420)
+        if gradient:
+            result.value.sum().backward()
+    plan = result.plan
+    kept = (
+        upper, result.value, result.error, result.status, result.nfev,
+        plan.row, plan.start, plan.stop, plan.error,
+    )  # fmt: skip
+    return memory.peak, sum(t.numel() * t.element_size() for t in kept)
+
+
+@pytest.mark.parametrize(("gradient", "bound"), ((False, 1.02), (True, 1.4)))
+def test_memory_with_chunks_grows_with_the_result_only(gradient: bool, bound: float) -> None:
+    (low, small), (high, large) = memory_and_result(2_000, gradient), memory_and_result(8_000, gradient)
+    assert high - low <= bound * (large - small)
+
+
 def test_memory_with_chunks_does_not_grow_with_the_nodes() -> None:
     # Sixty-one nodes need what fifteen do, because only outputs and plan stay.
     one_array_of_the_extra_nodes = (61 - 15) * 2000 * 8

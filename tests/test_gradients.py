@@ -299,20 +299,34 @@ def test_grad_of_other_leaves_is_untouched_by_a_call() -> None:
     assert float(p.grad) == 7.0
 
 
-@pytest.mark.parametrize("power", (0.3, 0.5, 0.55))
-def test_singularity_that_moves_with_the_limit_is_followed(power: float) -> None:
-    a = leaf(0.0)
-    qg.quad(lambda x, a: (x - a) ** -power, a, 1.0, (a,)).value.backward()
-    assert relative_error(a.grad, -1.0) <= 1e-3
-
-
-@pytest.mark.parametrize("power", (0.6, 0.7))
-def test_singularity_too_strong_to_be_followed_is_given_up_with_a_warning(power: float) -> None:
-    a = leaf(0.0)
-    with pytest.warns(qg.IntegrationWarning, match="too strong to be followed"):
-        value = qg.quad(lambda x, a: (x - a) ** -power, a, 1.0, (a,)).value
+@pytest.mark.parametrize("at", (0.0, 0.3))
+@pytest.mark.parametrize("power", (0.3, 0.5, 0.6, 0.8, 0.9, 0.99))
+def test_singularity_that_moves_with_the_limit_is_followed(power: float, at: float) -> None:
+    a, p = leaf(at), leaf(power)
+    value = qg.quad(lambda x, a, p: (x - a) ** -p, a, 1.0, (a, p)).value
+    length = t64(1.0 - at)
     value.backward()
-    assert not torch.isfinite(a.grad)
+    assert relative_error(value, length ** (1.0 - power) / (1.0 - power)) <= 1e-11
+    assert relative_error(a.grad, -(length**-power)) <= 1e-8
+    assert relative_error(p.grad, value.detach() * (1.0 / (1.0 - power) - length.log())) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("f", "closed_form"),
+    [
+        (lambda x, s: x**-s, lambda s: 1 / (1 - s)),
+        (lambda x, s: (1 - x) ** -s, lambda s: 1 / (1 - s)),
+        (lambda x, s: x**-s * torch.log(x), lambda s: -((1 - s) ** -2)),
+    ],
+    ids=["x^-s", "(1-x)^-s", "x^-s log(x)"],
+)
+@pytest.mark.parametrize("power", (0.3, 0.5, 0.9, 0.99))
+def test_first_and_second_derivative_with_respect_to_the_strength_of_a_singular_end(f, closed_form, power) -> None:
+    s, t = leaf(power), leaf(power)
+    value, exact = qg.quad(f, 0.0, 1.0, (s,), rtol=1e-6).value, closed_form(t)
+    for _ in range(3):
+        assert relative_error(value, exact) <= 1e-8
+        (value,), (exact,) = (torch.autograd.grad(y, x, create_graph=True) for y, x in ((value, s), (exact, t)))
 
 
 def test_infinite_derivative_in_forward_mode() -> None:

@@ -1,5 +1,5 @@
 """What went wrong in other integrators, one test a row of the project's list of pitfalls (rows 1-7, 10-16,
-20-23 and 26: those of one-dimensional integration and its gradients)."""  # fmt: skip
+20-23, 25 and 26: those of one-dimensional integration and its gradients)."""  # fmt: skip
 
 from __future__ import annotations
 
@@ -240,3 +240,17 @@ def test_row_26_rules_are_computed_in_double_precision(rule: str) -> None:
     for power in (0, 1, 2, 7, 14):
         value = qg.quad(lambda x, k=power: x**k, t64(0.0), t64(1.0), rule=rule, rtol=1e-13).value
         assert abs(float(value) - 1 / (power + 1)) <= 1e-15
+
+
+@pytest.mark.parametrize("mode", (qg.Reuse(), qg.Resolve(rtol=1e-5)), ids=("Reuse", "Resolve"))
+def test_row_25_a_moving_singularity_is_right_where_marked_and_never_trusted_where_not(
+    mode: qg.GradientMode,
+) -> None:
+    p, exact = leaf(0.3), 1.3**-0.5 - 0.7**-0.5
+    f = lambda x, p: (x - p).abs() ** -0.5
+    marked = qg.quad(f, -1.0, 1.0, (p,), points=p, rtol=1e-6, gradient=mode)
+    assert relative_error(torch.autograd.grad(marked.value, p)[0], exact) <= 1e-6
+    bare = qg.quad(f, -1.0, 1.0, (p,), rtol=1e-6, gradient=mode, on_failure="ignore")
+    (wrong,) = torch.autograd.grad(bare.value, p)
+    assert abs(float(wrong) - exact) <= float(qg.gradient_error(bare, p))
+    assert bare.derivative is None or not bool(bare.derivative.converged)

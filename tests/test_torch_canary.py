@@ -22,9 +22,11 @@ from torch.utils import _pytree
 import quadgrad as qg
 from helpers import leaf, t64
 from quadgrad._torch import (
+    carries_derivative,
     forward_mode_open,
     in_differentiation,
     in_transform,
+    leaves_behind,
     register_pytree,
     tangent_of,
 )
@@ -60,6 +62,39 @@ TRANSFORMS = {
     "vmap without grad mode": lambda f: torch.no_grad()(vmap(f))(X[:, None]),
 }
 transforms = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+# ---------------------------------------------------------------------- whether derivatives flow to a tensor
+
+DIFFERENTIATING = {name: t for name, t in TRANSFORMS.items() if name not in ("vmap", "vmap without grad mode")}
+
+
+@pytest.mark.parametrize("transform", DIFFERENTIATING.values(), ids=DIFFERENTIATING)
+def test_a_differentiated_tensor_is_told_at_every_level(transform: Callable[[Function], object]) -> None:
+    assert all(seen_inside(transform, carries_derivative))
+    assert all(seen_inside(transform, lambda x: carries_derivative(2 * x)))
+    assert not any(seen_inside(transform, lambda x: carries_derivative(x.detach())))
+    assert not any(seen_inside(transform, lambda x: carries_derivative(2 * torch.ones(3).expand(2, 3))))
+
+
+def test_a_tensor_that_is_only_vectorised_carries_none() -> None:
+    assert not any(seen_inside(TRANSFORMS["vmap"], carries_derivative))
+    assert all(seen_inside(lambda f: vmap(f)(leaf(X)[:, None]), carries_derivative))
+
+
+def test_outside_of_transforms_gradient_and_tangent_tell() -> None:
+    assert carries_derivative(leaf(X))
+    assert not carries_derivative(X)
+    with torch.no_grad(), forward_ad.dual_level():
+        assert carries_derivative(forward_ad.make_dual(X, X))
+        assert not carries_derivative(X)
+
+
+def test_the_leaves_of_a_graph_are_found() -> None:
+    p, q = leaf(1.0), leaf([2.0, 3.0])
+    assert {id(t) for t in leaves_behind((p * q[0] + p).exp())} == {id(p), id(q)}
+    assert leaves_behind(p) == [p]
+    assert leaves_behind(X) == []
 
 
 # ------------------------------------------------------------------------------- whether a transform is open

@@ -9,7 +9,8 @@ from quadgrad.errors import (
     SeveredGradientWarning,
     UnmarkedJumpWarning,
 )
-from quadgrad.gradient import GradientMode, Reuse
+from quadgrad.gradient import GradientMode, Resolve, Reuse
+from quadgrad.gradient.estimate import gradient_error
 from quadgrad.integrand import element
 from quadgrad.plan import Plan
 from quadgrad.result import Result
@@ -25,12 +26,14 @@ __all__ = [
     "IntegrationWarning",
     "KeptPlan",
     "Plan",
+    "Resolve",
     "Result",
     "Reuse",
     "SeveredGradientWarning",
     "Status",
     "UnmarkedJumpWarning",
     "element",
+    "gradient_error",
     "quad",
     "replay",
 ]

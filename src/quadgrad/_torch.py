@@ -8,13 +8,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
-__all__ = ["forward_mode_open", "in_differentiation", "in_transform", "register_pytree", "tangent_of"]
+__all__ = [
+    "carries_derivative",
+    "forward_mode_open",
+    "in_differentiation",
+    "in_transform",
+    "leaves_behind",
+    "register_pytree",
+    "tangent_of",
+]
+
+
+def carries_derivative(tensor: Tensor) -> bool:
+    """Whether derivatives flow to this tensor: backward or forward, at any level of nested transforms."""
+    if tensor.requires_grad:
+        return True
+    inside = in_transform()
+    interpreter = retrieve_current_functorch_interpreter() if inside else None
+    vectorised = interpreter is not None and interpreter.key() == _functorch.TransformType.Vmap
+    if forward_mode_open() and not vectorised and tangent_of(tensor) is not None:  # vmap cannot unpack
+        return True
+    if interpreter is None:
+        return False
+    if _functorch.is_functorch_wrapped_tensor(tensor) and _functorch.maybe_get_level(tensor) == interpreter.level():
+        tensor = _functorch.get_unwrapped(tensor)
+    with interpreter.lower():
+        return carries_derivative(tensor)
 
 
 def in_transform() -> bool:
@@ -33,9 +58,27 @@ def forward_mode_open() -> bool:
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
+def leaves_behind(tensor: Tensor) -> list[Tensor]:
+    """Return the leaves of a tensor's autograd graph, the tensor itself if it is one."""
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # the node that accumulates into a leaf
+            found.append(node.variable)
+        waiting.extend(before for before, _ in node.next_functions)
+    return found
+
+
 def register_pytree(
     cls: type,
-    flatten: Callable[[Any], tuple[list[torch.Tensor], Any]],
+    flatten: Callable[[Any], tuple[list[Any], Any]],
     unflatten: Callable[[Any, Any], Any],
 ) -> None:
     """Make torch's transforms accept and return instances of ``cls``."""

@@ -58,7 +58,7 @@ def element(t: Tensor, ndim: int) -> Element:
     return Element(t, ndim)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Argument:
     """One of ``args``, flattened over the batch: a number, or ``(batch or 1, *element)``."""
 
@@ -76,6 +76,8 @@ class Argument:
         """Return the argument of the first integral with ``rank`` leading dimensions of size 1."""
         if not isinstance(self.value, Tensor):
             return self.value
+        if self.value.ndim == 0 == rank:
+            return self.value
         core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
         if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
             return self.value.new_ones((1,) * rank + core) + 0.0 * self.value.sum()  # and whether it has a gradient
@@ -83,7 +85,7 @@ class Argument:
         return one.reshape((1,) * rank + core)
 
 
-def make_argument(given: Any, batch_shape: torch.Size) -> Argument:
+def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     """Broadcast an argument over the batch and flatten it."""
     if isinstance(given, Element):
         tensor, ndim = given.tensor, given.ndim
@@ -91,15 +93,17 @@ def make_argument(given: Any, batch_shape: torch.Size) -> Argument:
         tensor, ndim = given, 0
     else:
         return Argument(given, shared=True)
+    if tensor.ndim == 0:
+        return Argument(tensor, shared=True)
     split = tensor.ndim - ndim
     lead, core = tensor.shape[:split], tensor.shape[split:]
     if all(size == 1 for size in lead):
         return Argument(tensor.reshape((1, *core) if core else ()), shared=True, element_ndim=ndim)
-    tensor = tensor.expand(batch_shape + core).reshape((-1, *core))
+    tensor = tensor.expand((*batch_shape, *core)).reshape((-1, *core))
     return Argument(tensor, shared=False, element_ndim=ndim)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Integrand:
     """The user's function with its arguments.
 
@@ -140,21 +144,31 @@ class Integrand:
     def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
         """Call f at one node of the first integral; return the integrand knowing its output, and the output."""
         shape = (1,) * (self.rank + 1)
-        y = self._call(x.reshape(shape), [a.first(self.rank) for a in self.arguments])
-        return replace(self, event=tuple(y.shape[len(shape) :]), output_dtype=self._widen(y).dtype), y
+        y = self._call(x if x.shape == shape else x.reshape(shape), [a.first(self.rank) for a in self.arguments])
+        event, dtype = tuple(y.shape[len(shape) :]), self._widen(y).dtype
+        return Integrand(
+            self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized,
+            event, dtype, self.name,
+        ), y  # fmt: skip
 
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
             return x.new_zeros((*x.shape, *self.event), dtype=self.output_dtype)
-        return self._widen(self._call(x, [a.at(owner) for a in self.arguments]))
+        return self.evaluate(x, [a.at(owner) for a in self.arguments])
+
+    def evaluate(self, x: Tensor, args: list[Any]) -> Tensor:
+        """Return f at x of shape ``(m, n)`` with other arguments than its own, broadcastable against x."""
+        return self._widen(self._call(x, args))
 
     def _widen(self, y: Tensor) -> Tensor:
         """Return the values in the dtype of the sums."""
-        return y if y.is_complex() else y.to(torch.promote_types(self.sum_dtype, y.dtype))
+        if y.dtype == self.sum_dtype or y.is_complex():
+            return y
+        return y.to(torch.promote_types(self.sum_dtype, y.dtype))
 
     def _call(self, x: Tensor, args: list[Any]) -> Tensor:
-        x, event = x.to(self.call_dtype), self.event
+        x, event = x if x.dtype == self.call_dtype else x.to(self.call_dtype), self.event
         try:
             if self.vectorized:
                 y = self.function(x, *args)
@@ -170,8 +184,7 @@ class Integrand:
                 "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
                 "quadgrad.bridge.wrap"
             )
-        expected = tuple(x.shape) + (tuple(y.shape[x.ndim :]) if event is None else event)
-        if tuple(y.shape) != expected:
+        if y.shape != x.shape + (y.shape[x.ndim :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
         return y
 

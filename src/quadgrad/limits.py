@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,19 +14,21 @@ from quadgrad.maps import Pieces
 __all__ = ["Limits", "stack_points"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Limits:
     """Where each integral begins and ends, and where its integrand is known to be rough.
 
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
-    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is. ``blur``
-    ``(batch, k)`` is how far each breakpoint may be from the place it stands for.
+    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
+    ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
+    from the place it stands for.
     """
 
     a: Tensor
     b: Tensor
     points: Tensor | None
     infinite: bool
+    ordered: bool = False
     blur: Tensor | None = None
 
     @property
@@ -37,16 +39,19 @@ class Limits:
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""
         points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
-        return replace(self, a=marks[0], b=marks[1], points=points)
+        return Limits(marks[0], marks[1], points, self.infinite, self.ordered, self.blur)
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""
-        return self.with_marks(tuple(mark.detach() for mark in self.marks))
+        points = None if self.points is None else self.points.detach()
+        return Limits(self.a.detach(), self.b.detach(), points, self.infinite, self.ordered, self.blur)
 
-    @property
-    def orientation(self) -> Tensor:
-        """Return -1 where the limits are reversed, else 1."""
-        return 1.0 - 2.0 * (self.b < self.a).to(self.a.dtype)
+    def orient(self, value: Tensor) -> Tensor:
+        """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
+        if self.ordered:
+            return value
+        swapped = (self.b < self.a).reshape(-1, *(1,) * (value.ndim - 1))
+        return torch.where(swapped, -value, value)
 
     def edges(self) -> Tensor:
         """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.
@@ -63,6 +68,8 @@ class Limits:
 
     def pieces(self) -> Pieces:
         """Return the stretches between neighbouring limits and breakpoints."""
+        if self.points is None and self.ordered:
+            return Pieces(self.a, self.b, 1, self.infinite)
         if self.points is None:
             return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
         edges = self.edges()

@@ -17,15 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Frame", "Pieces", "frame"]
+__all__ = ["DEPTH", "EndFrame", "Frame", "Pieces", "end_frame", "frame"]
+
+DEPTH = 12
+"""Octaves that the nodes of a cell at an end span, see :func:`end_frame`."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
-    ``lower`` and ``upper`` have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    them; ``infinite`` tells whether any is infinite.
+    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
+    it; ``infinite`` tells whether any is infinite.
     """
 
     lower: Tensor
@@ -52,7 +55,7 @@ def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
     return ends[row] if isinstance(row, slice) else ends.index_select(0, row)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """Where ``n`` cells lie: what is needed to place nodes on any stretch of them.
 
@@ -73,23 +76,65 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class _Infinite:
+    """Which of ``n`` cells lie on infinite pieces, and of which kind."""
+
+    no_lower: Tensor
+    no_upper: Tensor
+
+    def place(
+        self, fraction: Tensor, from_lower: Tensor, left: Tensor, x: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Return x and dx/dfraction: on bounded pieces the given ``x``, and 1."""
+        no_lower, no_upper = self.no_lower[part], self.no_upper[part]
+        bounded = ~(no_lower | no_upper)
+        # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
+        p = torch.where(from_lower, fraction, 1.0 + fraction).masked_fill(bounded, 0.5)
+        q = torch.where(from_lower, 1.0 - fraction, -fraction).masked_fill(bounded, 0.5)
+        up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
+        x = torch.where(bounded, x, left + up * (p / q) - down * (q / p))
+        return x, torch.where(bounded, 1.0, up / q**2 + down / p**2)
+
+
+@dataclass(frozen=True)
 class _Tail:
     """Cells of which some lie on infinite pieces (there ``scale`` is the width as a fraction)."""
 
     start: Tensor
-    no_lower: Tensor
-    no_upper: Tensor
+    infinite: _Infinite
 
     def nodes(self, left: Tensor, scale: Tensor, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        start, no_lower, no_upper = self.start[part], self.no_lower[part], self.no_upper[part]
-        bounded = ~(no_lower | no_upper)
+        start = self.start[part]
         fraction = torch.addcmul(start, tau[:, None], scale)
-        # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
-        p = torch.where(start < 0, 1.0 + fraction, fraction).masked_fill(bounded, 0.5)
-        q = torch.where(start < 0, -fraction, 1.0 - fraction).masked_fill(bounded, 0.5)
-        up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
-        x = torch.where(bounded, torch.addcmul(left, tau[:, None], scale), left + up * (p / q) - down * (q / p))
-        return x, torch.where(bounded, 1.0, up / q**2 + down / p**2)
+        x = torch.addcmul(left, tau[:, None], scale)
+        return self.infinite.place(fraction, start >= 0, left, x, part)
+
+
+@dataclass(frozen=True)
+class EndFrame:
+    """Where ``n`` cells lie whose nodes close in on an end of their piece: the fraction is ``outer exp(rate tau)``.
+
+    ``left`` is the end, or what an infinite piece is measured from; ``scale``, ``-rate`` times the piece's ``span``,
+    multiplies a cell's weighted sum; ``reach`` is the end's distance from 0. All have shape ``(n,)``.
+    """
+
+    left: Tensor
+    scale: Tensor
+    reach: Tensor
+    outer: Tensor
+    rate: Tensor
+    span: Tensor
+    infinite: _Infinite | None
+
+    def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return abscissae ``(m, n)`` at the rule's nodes ``tau``, and what f has to be multiplied by."""
+        left, outer = self.left[part], self.outer[part]
+        fraction = outer * torch.exp(tau[:, None] * self.rate[part])
+        x = torch.addcmul(left, self.span[part], fraction)
+        if self.infinite is None:
+            return x, fraction.abs()
+        x, slope = self.infinite.place(fraction, outer > 0, left, x, part)
+        return x, slope * fraction.abs()
 
 
 def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> Frame:
@@ -101,14 +146,40 @@ def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> F
         left = torch.addcmul(torch.where(start < 0, upper, lower), span, start)
         scale = span * width
         return Frame(left, scale, left.detach().abs())
-    no_lower, no_upper = lower.isinf(), upper.isinf()
-    bounded = ~(no_lower | no_upper)
-    # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
-    low, high = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
-    span = (high - low).masked_fill(~bounded, 1.0)
+    low, high, span, infinite = _bounds(lower, upper, start.shape)
+    bounded = ~(infinite.no_lower | infinite.no_upper)
     inner = torch.addcmul(torch.where(start < 0, high, low), span, start)
-    left = torch.where(bounded, inner, low + high)
     scale = span * width
     reach = torch.where(bounded, inner.abs(), scale).detach()
-    shape = start.shape
-    return Frame(left, scale, reach, _Tail(start, no_lower.expand(shape), no_upper.expand(shape)))
+    return Frame(torch.where(bounded, inner, low + high), scale, reach, _Tail(start, infinite))
+
+
+def end_frame(pieces: Pieces, row: Tensor, start: Tensor, stop: Tensor) -> EndFrame:
+    """Lay out cells whose nodes are spread evenly over the logarithm of the distance from an end of their piece.
+
+    The end is the one from which ``start`` and ``stop`` are measured, and the nodes run towards it. A cell
+    that touches it gets nodes on the outer :data:`DEPTH` octaves only.
+    """
+    lower, upper = pieces.ends(row)
+    from_lower = start >= 0
+    outer, inner = torch.where(from_lower, stop, start), torch.where(from_lower, start, stop)
+    rate = torch.log(torch.where(inner == 0, 2.0**-DEPTH, inner / outer))
+    if not pieces.infinite:
+        end, span = torch.where(from_lower, lower, upper), (upper - lower).expand(rate.shape)
+        return EndFrame(end, -rate * span, end.detach().abs(), outer, rate, span, None)
+    low, high, span, infinite = _bounds(lower, upper, start.shape)
+    end = torch.where(from_lower, low, high)
+    left = torch.where(infinite.no_lower | infinite.no_upper, low + high, end)
+    # Towards infinity x is as precise as the fraction.
+    far = torch.where(from_lower, infinite.no_lower, infinite.no_upper)
+    reach = end.detach().abs().masked_fill(far, 0.0)
+    return EndFrame(left, -rate * span, reach, outer, rate, span, infinite)
+
+
+def _bounds(lower: Tensor, upper: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, _Infinite]:
+    """Return both ends, 0 where infinite, the span, 1 where infinite, and which are, the latter two of ``shape``."""
+    no_lower, no_upper = lower.isinf(), upper.isinf()
+    # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
+    low, high = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
+    span = (high - low).masked_fill(no_lower | no_upper, 1.0)
+    return low, high, span.expand(shape), _Infinite(no_lower.expand(shape), no_upper.expand(shape))

@@ -6,12 +6,10 @@ instead of warning by itself.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
-__all__ = ["InnerRecord", "current_record", "open_record"]
+__all__ = ["InnerRecord", "current_record"]
 
 
 @dataclass
@@ -21,6 +19,17 @@ class InnerRecord:
     noise: float = 0.0
     failures: dict[str, int] = field(default_factory=dict[str, int])
     jump: str = ""
+    _token: Token[InnerRecord | None] | None = None
+
+    def __enter__(self) -> InnerRecord:
+        """Collect the reports of inner integrals from here on."""
+        self._token = _record.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave it to the surrounding integral again."""
+        if self._token is not None:
+            _record.reset(self._token)
 
     def note(self, noise: float, failures: dict[str, int]) -> None:
         """Enter what an inner call reports."""
@@ -35,14 +44,3 @@ _record: ContextVar[InnerRecord | None] = ContextVar("quadgrad_inner_record", de
 def current_record() -> InnerRecord | None:
     """Return the record of the surrounding integral, if there is one."""
     return _record.get()
-
-
-@contextmanager
-def open_record() -> Generator[InnerRecord]:
-    """Collect the reports of inner integrals."""
-    record = InnerRecord()
-    token = _record.set(record)
-    try:
-        yield record
-    finally:
-        _record.reset(token)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quadgrad._torch import forward_mode_open, in_transform
+from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.integrand import Integrand
-from quadgrad.maps import Frame, Pieces, frame
-from quadgrad.plan import Plan
+from quadgrad.maps import EndFrame, Frame, Pieces, end_frame, frame
+from quadgrad.plan import Ends, Plan
 from quadgrad.reduce import total
 from quadgrad.search.recheck import Watch
 
@@ -38,43 +42,136 @@ def replay_plan(
     watch : Watch, optional
         Is shown the values, to tell the error of the cells.
     """
-    dtype = pieces.lower.dtype
-    layout = frame(pieces, plan.row, plan.start.to(dtype), plan.stop.to(dtype))
-    tau, weight, owner = plan.tau.to(dtype), plan.weight.to(dtype), plan.owner
     size = max(1, block // plan.tau.shape[0])
-    thrifty = thrifty and torch.is_grad_enabled() and not (in_transform() or forward_mode_open())
+    if not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+        return _replay(integrand, plan, pieces, size, watch)
     parts: list[Tensor] = []
-    for first in range(0, max(1, len(plan)), size):
-        part = slice(first, min(len(plan), first + size))
-        if thrifty:
-            sums, *estimates = checkpoint(
-                _cell_sums, integrand, layout, tau, weight, owner, part, watch,
-                use_reentrant=False, preserve_rng_state=False,
-            )  # fmt: skip
+    for cells, low, high in _cut(plan, size):
+        part = (integrand, plan, pieces, size, watch, cells, low, high)
+        if cells.stop - cells.start <= size:
+            parts.append(checkpoint(_replay_part, *part, use_reentrant=False, preserve_rng_state=False))
         else:
-            sums, *estimates = _cell_sums(integrand, layout, tau, weight, owner, part, watch)
-        parts.append(sums)
-        if watch is not None:
-            watch.parts.append(tuple(estimates))
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return total(values, owner, plan.batch)
+            parts.append(_replay_part(*part, thrifty=True))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _cut(plan: Plan, size: int) -> Iterator[tuple[slice, int, int]]:
+    """Cut a plan between integrals into parts of at most ``size`` cells; one integral alone may have more."""
+    low = first = 0
+    while low < plan.batch:
+        high, last = plan.batch, len(plan)
+        if last - first > size:
+            high = max(low + 1, int(plan.row[first + size]) // plan.pieces)
+            last = int(torch.searchsorted(plan.row, high * plan.pieces))
+        yield slice(first, last), low, high
+        low, first = high, last
+
+
+def _replay_part(
+    integrand: Integrand,
+    plan: Plan,
+    pieces: Pieces,
+    size: int,
+    watch: Watch | None,
+    cells: slice,
+    low: int,
+    high: int,
+    thrifty: bool = False,
+) -> Tensor:
+    """Return the sums of the integrals from ``low`` to before ``high``, which have these cells."""
+    part = plan.part(cells, low, high)
+    return _replay(integrand.part(low, high), part, pieces.part(low, high), size, watch, cells.start, thrifty)
+
+
+def _replay(
+    integrand: Integrand,
+    plan: Plan,
+    pieces: Pieces,
+    size: int,
+    watch: Watch | None,
+    first: int = 0,
+    thrifty: bool = False,
+) -> Tensor:
+    """Return the sums over a plan that begins with the cell ``first`` of the one that is watched."""
+    dtype = pieces.lower.dtype
+    owner, start, stop = plan.owner, plan.start.to(dtype), plan.stop.to(dtype)
+    given = (integrand, plan.tau.to(dtype), plan.weight.to(dtype))
+    index = torch.arange(first, first + len(plan), device=owner.device) if watch is not None else owner
+    ends = plan.ends
+    if ends is None:
+        layout = frame(pieces, plan.row, start, stop)
+        values = _in_blocks(len(plan), size, thrifty, _cell_sums, *given, layout, owner, watch, index)
+        return total(values, owner, plan.batch)
+    row, linear, close = plan.row, ends.others, ends.cell
+    layout = frame(pieces, row[linear], start[linear], stop[linear])
+    end = end_frame(pieces, row[close], start[close], stop[close])
+    values = _in_blocks(
+        linear.shape[0], size, thrifty, _cell_sums, *given, layout, owner[linear], watch, index[linear]
+    )  # fmt: skip
+    beyond = _in_blocks(
+        close.shape[0], size, thrifty, _end_sums, *given, end, owner[close], watch, index[close], ends
+    )  # fmt: skip
+    return total(torch.cat((values, beyond)), torch.cat((owner[linear], owner[close])), plan.batch)
+
+
+def _in_blocks(count: int, size: int, thrifty: bool, sums: Callable[..., Tensor], *given: Any) -> Tensor:
+    """Return ``sums(*given, part)`` for all cells, ``size`` of them at a time."""
+    parts: list[Tensor] = []
+    for first in range(0, max(1, count), size):
+        part = slice(first, min(count, first + size))
+        if thrifty:
+            parts.append(checkpoint(sums, *given, part, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(sums(*given, part))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cell_sums(
     integrand: Integrand,
-    layout: Frame,
     tau: Tensor,
     weight: Tensor,
+    layout: Frame,
     owner: Tensor,
-    part: slice,
     watch: Watch | None,
-) -> tuple[Tensor, ...]:
-    """Return the integral over each cell of ``part``, shape ``(n, *event)``, and what ``watch`` makes of it."""
+    index: Tensor,
+    part: slice,
+) -> Tensor:
+    """Return the integral over each cell of ``part``, shape ``(n, *event)``; show the values to ``watch``."""
     x, slope = layout.nodes(tau, part)
     y = integrand(x, owner[part])
     event = y.shape[2:]
-    estimates = () if watch is None else watch.estimate(y, slope)
+    if watch is not None:
+        watch.see(index[part], y, slope)
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * len(event))
     sums = (weight.to(y.dtype) @ y.flatten(1)).reshape(y.shape[1:])
-    return sums * layout.scale[part].reshape(y.shape[1:2] + (1,) * len(event)), *estimates
+    return sums * layout.scale[part].reshape(y.shape[1:2] + (1,) * len(event))
+
+
+def _end_sums(
+    integrand: Integrand,
+    tau: Tensor,
+    weight: Tensor,
+    layout: EndFrame,
+    owner: Tensor,
+    watch: Watch | None,
+    index: Tensor,
+    ends: Ends,
+    part: slice,
+) -> Tensor:
+    """Return the integral over each cell of ``part`` that closes in on an end, shape ``(n, *event)``."""
+    x, slope = layout.nodes(tau, part)
+    y = integrand(x, owner[part])
+    if watch is not None:
+        watch.see_ends(index[part], y)
+    tail = (1,) * (y.ndim - 2)
+    y = y * (slope * layout.scale[part]).reshape(slope.shape + tail)
+    event, flat = y.shape[1:], y.flatten(1)
+    value = (weight.to(y.dtype) @ flat).reshape(event)
+    terms = (ends.shares.to(y.dtype) @ flat).reshape(ends.shares.shape[0], *event).unbind(0)
+    for column in range(1, COLUMNS):
+        chosen = (ends.column[part] == column).reshape(-1, *tail)
+        # A harmless series where another column is taken keeps what it cannot sum out of the gradient.
+        series = tuple(torch.where(chosen, term, 0.5**k) for k, term in enumerate(terms))
+        value = torch.where(chosen, extrapolate(series, column)[column][-1], value)
+    return value

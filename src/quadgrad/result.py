@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,38 @@ from quadgrad._torch import register_pytree
 from quadgrad.plan import Plan
 from quadgrad.status import Status
 
-__all__ = ["Result", "describe"]
+__all__ = ["Derivative", "Result", "describe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Derivative:
+    """How far to trust the derivative that :class:`quadgrad.Resolve` searched.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What was differentiated: ``"args[0]"``, ``"params.0.weight"`` ...
+    error : Tensor, shape ``batch + (len(names),)``
+        Estimated absolute error of each integral's derivative with respect to each of them (the largest over
+        its entries and over the event).
+    status : Tensor of int64, shape ``batch``
+        A :class:`Status` for each integral.
+    nfev : Tensor of int64, shape ``batch``
+        Nodes at which the derivative was computed.
+    plan : Plan
+        The cells on which the value is differentiated.
+    """
+
+    names: tuple[str, ...]
+    error: Tensor
+    status: Tensor
+    nfev: Tensor
+    plan: Plan
+
+    @property
+    def converged(self) -> Tensor:
+        """Where the derivative's error meets its tolerance: bool, shape ``batch``."""
+        return self.status == int(Status.CONVERGED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +64,10 @@ class Result:
         The cells that were used.
     detail : str
         More on a failure, for :attr:`message`.
+    derivative : Derivative or None
+        Of a gradient mode that searches the derivative too.
+    primal : object
+        The call itself, for :func:`quadgrad.gradient_error`; None of results that left a transform.
     """
 
     value: Tensor
@@ -41,6 +76,8 @@ class Result:
     nfev: Tensor
     plan: Plan
     detail: str = ""
+    derivative: Derivative | None = None
+    primal: Any = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.value
@@ -67,14 +104,27 @@ def describe(status: Tensor) -> str:
     return " ".join(f"{numbers.count(s)} of {len(numbers)}: {s.message}" for s in Status if numbers.count(s) > 0)
 
 
-def _flatten(result: Result) -> tuple[list[Tensor], tuple[Plan, str]]:
-    return [result.value, result.error, result.status, result.nfev], (result.plan, result.detail)
+def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
+    leaves = [result.value, result.error, result.status, result.nfev]
+    # None would be a leaf, which transforms refuse to hand out.
+    return leaves + ([result.derivative] if result.derivative else []), (result.plan, result.detail)
 
 
-def _unflatten(leaves: Any, context: tuple[Plan, str]) -> Result:
-    value, error, status, nfev = leaves
-    return Result(value, error, status, nfev, *context)
+def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
+    value, error, status, nfev, *derivative = leaves
+    plan, detail = context
+    return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
+
+
+def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
+    return [found.error, found.status, found.nfev], (found.names, found.plan)
+
+
+def _unflatten_derivative(leaves: Any, context: tuple[Any, ...]) -> Derivative:
+    (names, plan), (error, status, nfev) = context, leaves
+    return Derivative(names, error, status, nfev, plan)
 
 
 # As a leaf the plan would grow a lane dimension under vmap; it rides in the context.
 register_pytree(Result, _flatten, _unflatten)
+register_pytree(Derivative, _flatten_derivative, _unflatten_derivative)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+@cache
 def epsilon(*dtypes: torch.dtype) -> float:
     """Return the spacing at 1 of the coarsest of the floating dtypes (integers and booleans are exact)."""
     return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex)

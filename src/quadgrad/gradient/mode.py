@@ -3,36 +3,74 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from quadgrad.gradient.parameters import Parameters
 from quadgrad.gradient.slivers import Treatment
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
+from quadgrad.result import Derivative
 
-__all__ = ["GradientMode"]
+__all__ = ["Differentiated", "GradientMode", "Primal"]
+
+
+@dataclass(frozen=True)
+class Primal:
+    """A call after its search: all that a gradient mode may need.
+
+    Attributes
+    ----------
+    integrand : Integrand
+        The user's function with its arguments, which may require grad.
+    plan : Plan
+        What search found.
+    limits : Limits
+        May require grad.
+    value : Tensor, shape ``(batch, *event)``
+        What search found, with the sign of the limits' order, without gradient.
+    treatment : Treatment, optional
+        How each limit and breakpoint is differentiated; None if all boundaries move alone.
+    parameters : Parameters
+        Tensors that f closes over, as the caller declared them.
+    eps : float
+        Relative noise of one value of f: the coarsest of the dtypes on its way.
+    max_nfev : int
+        Most nodes to spend on one integral.
+    chunk : int or None
+        Nodes to hold at a time; None leaves it to the mode.
+    given : tuple of Tensor or None
+        The caller's own tensors behind ``integrand.arguments``.
+    sources : tuple of Tensor or None
+        The caller's own tensors behind ``limits.marks``; breakpoints share one, and stand along its last dimension.
+    """
+
+    integrand: Integrand
+    plan: Plan
+    limits: Limits
+    value: Tensor
+    treatment: Treatment | None
+    parameters: Parameters
+    eps: float
+    max_nfev: int
+    chunk: int | None
+    given: tuple[Tensor | None, ...]
+    sources: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """The integrals, ``(batch, *event)``, as a differentiable tensor, and what a mode says of the derivative."""
+
+    value: Tensor
+    derivative: Derivative | None = None
 
 
 class GradientMode(ABC):
     """How the value becomes differentiable; pass an instance as ``gradient=`` to :func:`quadgrad.quad`."""
 
     @abstractmethod
-    def apply(
-        self, integrand: Integrand, plan: Plan, limits: Limits, treatment: Treatment | None, chunk: int | None
-    ) -> Tensor:
-        """Return the integrals, shape ``(batch, *event)``, as a differentiable tensor.
-
-        Parameters
-        ----------
-        integrand : Integrand
-            The user's function with its arguments, which may require grad.
-        plan : Plan
-            What search found.
-        limits : Limits
-            May require grad.
-        treatment : Treatment, optional
-            How each limit and breakpoint is differentiated; None if all boundaries move alone.
-        chunk : int or None
-            Nodes to hold at a time; None leaves it to the mode.
-        """
+    def apply(self, primal: Primal) -> Differentiated:
+        """Return the integrals of a searched call as a differentiable tensor."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad.gradient.mode import GradientMode
-from quadgrad.gradient.slivers import Treatment, sliver_sum
+from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
+from quadgrad.gradient.slivers import Treatment, carries_gradient, sliver_sum
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
@@ -32,8 +32,10 @@ def replay_with_limits(
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
     total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, chunk is not None, watch)
-    sign = fixed.orientation.expand(plan.batch).reshape(plan.batch, *(1,) * (total.ndim - 1))
-    return total * sign + sliver_sum(integrand, limits, plan.batch, treatment)
+    value = fixed.orient(total)
+    if any(carries_gradient(mark) for mark in limits.marks):
+        value = value + sliver_sum(integrand, limits, plan.batch, treatment)
+    return value
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Reuse(GradientMode):
     tensor(-0.2500, dtype=torch.float64)
     """
 
-    def apply(
-        self, integrand: Integrand, plan: Plan, limits: Limits, treatment: Treatment | None, chunk: int | None
-    ) -> Tensor:
-        """Return the integrals, shape ``(batch, *event)``; see :class:`GradientMode`."""
-        return replay_with_limits(integrand, plan, limits, treatment, chunk)
+    def apply(self, primal: Primal) -> Differentiated:
+        """Return the replayed integrals; see :class:`GradientMode`."""
+        parts = (primal.integrand, primal.plan, primal.limits, primal.treatment, primal.chunk)
+        return Differentiated(replay_with_limits(*parts))

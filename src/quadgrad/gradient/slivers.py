@@ -20,9 +20,18 @@ from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.maps import frame
 
-__all__ = ["Treatment", "carries_gradient", "interior", "reading_distance", "singular_marks", "sliver_sum"]
+__all__ = [
+    "Treatment",
+    "carries_gradient",
+    "interior",
+    "reading_distance",
+    "reading_errors",
+    "singular_marks",
+    "sliver_sum",
+]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
+_ROUNDING = 10.0
 _NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
 
 
@@ -42,18 +51,22 @@ class Treatment:
 class _Sliver:
     """A stretch of zero width: f is averaged over ``start + move * [0, 1]`` and multiplied by ``width``.
 
-    Where ``endless``, only the width is differentiated: f's own derivative may be infinite there too.
+    Where ``endless``, only the width is differentiated: f's own derivative may be infinite there too. Where not
+    ``usable`` the mark has no derivative here, and start is some harmless place.
     """
 
     start: Tensor
     move: Tensor
     width: Tensor
     endless: Tensor
+    usable: Tensor
 
 
-def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor) -> _Sliver:
+def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor, usable: Tensor) -> _Sliver:
     steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-    return _Sliver(start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless)
+    return _Sliver(
+        start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless, usable
+    )
 
 
 def carries_gradient(mark: Tensor) -> bool:
@@ -85,23 +98,10 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
 
 def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
-    fixed = limits.detach()
-    inner = interior(fixed, batch)
-    none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
-    treatment = treatment or Treatment(none, none)
-    terms: list[_Sliver] = []
-    ends = ((limits.a, fixed.a, fixed.b, -1.0), (limits.b, fixed.b, fixed.a, 1.0))
-    for (mark, here, other, sign), pathwise, endless in zip(
-        ends, treatment.pathwise, treatment.endless, strict=False
-    ):
-        if carries_gradient(mark):
-            usable = here.isfinite() & ~pathwise
-            move = torch.where(usable, mark - here, 0.0)
-            start = torch.where(usable, torch.nextafter(here, other), inner)
-            terms.append(_sliver(start, move, sign, endless))
-    terms += _breakpoint_terms(limits, fixed, inner, treatment)
+    terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
         return 0.0
+    inner = limits.a.detach()
     tau = torch.tensor(_NODES, dtype=inner.dtype, device=inner.device)[:, None]
     weight = torch.tensor(_WEIGHTS, dtype=inner.dtype, device=inner.device)
     x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
@@ -116,13 +116,53 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
     return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
 
 
-def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: Treatment) -> list[_Sliver]:
-    """Return the slivers on both sides of each breakpoint.
+def reading_errors(
+    integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None, weight: Tensor
+) -> list[Tensor]:
+    """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
+
+    f is read beside the mark, not at it: read once more at twice the distance, it tells what that costs. ``weight``
+    ``(batch, *event)`` multiplies the derivative. Where the derivative is infinite the error is, too.
+    """
+    found = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
+    near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
+    with torch.no_grad():
+        for (index, term), (_, other) in zip(near, far, strict=True):
+            places = torch.stack([t.start.detach().expand(batch) for t in (term, other)])
+            y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(2, batch, -1)
+            rounding = (_ROUNDING * torch.finfo(limits.a.dtype).eps) * y.abs()
+            error = (2.0 * (y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
+            found[index] = found[index] + error.masked_fill(term.endless, torch.inf)
+    return found
+
+
+def _terms(limits: Limits, batch: int, treatment: Treatment | None, reach: int) -> list[tuple[int, _Sliver]]:
+    """Return the slivers at all marks that carry a gradient, with the marks' places."""
+    fixed = limits.detach()
+    inner = interior(fixed, batch)
+    none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
+    treatment = treatment or Treatment(none, none)
+    terms: list[tuple[int, _Sliver]] = []
+    for i, (other, sign) in enumerate(((fixed.b, -1.0), (fixed.a, 1.0))):
+        mark, here, endless = limits.marks[i], fixed.marks[i], treatment.endless[i]
+        if carries_gradient(mark):
+            usable = here.isfinite() & ~treatment.pathwise[i]
+            move = torch.where(usable, mark - here, 0.0)
+            for _ in range(reach):
+                here = torch.nextafter(here, other)
+            terms.append((i, _sliver(torch.where(usable, here, inner), move, sign, endless, usable)))
+    return terms + _breakpoint_terms(limits, fixed, inner, treatment, reach)
+
+
+def _breakpoint_terms(
+    limits: Limits, fixed: Limits, inner: Tensor, treatment: Treatment, reach: int
+) -> list[tuple[int, _Sliver]]:
+    """Return the slivers on both sides of each breakpoint, and the breakpoint's place among the marks.
 
     They are read at a small distance from it: at a computed root, and even one rounding unit beside
     it, the side is often the wrong one.
     """
-    terms: list[_Sliver] = []
+    terms: list[tuple[int, _Sliver]] = []
     marks = limits.marks[2:]
     if not any(carries_gradient(mark) for mark in marks):
         return terms
@@ -133,11 +173,11 @@ def _breakpoint_terms(limits: Limits, fixed: Limits, inner: Tensor, treatment: T
         for earlier in seen[:i]:
             repeated = repeated | (earlier == here)
         usable = (here > lower) & (here < upper) & ~repeated & ~treatment.pathwise[i + 2]
-        away = reading_distance(fixed, i)
+        away = reach * reading_distance(fixed, i)
         move = torch.where(usable, mark - here, 0.0)
-        sign, endless = fixed.orientation, treatment.endless[i + 2]
-        terms.append(_sliver(torch.where(usable, here - away, inner), move, sign, endless))
-        terms.append(_sliver(torch.where(usable, here + away, inner), move, -sign, endless))
+        sign, endless = fixed.orient(torch.ones_like(fixed.a)), treatment.endless[i + 2]
+        for start, side in ((here - away, sign), (here + away, -sign)):
+            terms.append((i + 2, _sliver(torch.where(usable, start, inner), move, side, endless, usable)))
     return terms
 
 
@@ -156,7 +196,8 @@ def reading_distance(fixed: Limits, index: int) -> Tensor:
 def interior(fixed: Limits, batch: int) -> Tensor:
     """Return a harmless point of each integral, shape ``(batch,)``."""
     pieces = fixed.pieces()
-    row = torch.arange(pieces.lower.shape[0] // pieces.count, device=fixed.a.device) * pieces.count
+    rows = max(pieces.lower.shape[0], pieces.upper.shape[0])
+    row = torch.arange(0, rows, pieces.count, device=fixed.a.device)
     zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
     x, _ = frame(pieces, row, zero, zero + 1.0).nodes(zero.new_tensor([0.4375]), slice(None))
     return x[0].expand(batch)

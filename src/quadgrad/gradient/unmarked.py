@@ -18,7 +18,7 @@ from quadgrad.gradient.slivers import reading_distance
 from quadgrad.integrand import Argument, Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
-from quadgrad.maps import frame
+from quadgrad.maps import Pieces, end_frame, frame
 from quadgrad.plan import Plan
 from quadgrad.search.estimate import largest_component
 
@@ -150,6 +150,9 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, b
         dtype
     )
     x, slope = layout.nodes(tau, slice(None))
+    finest = torch.ones_like(layout.scale)
+    if plan.ends is not None:
+        x, slope, finest = _towards_ends(plan, pieces, x, slope, finest)
     # f is never called at a limit, nor beyond a breakpoint.
     lower, upper = pieces.ends(plan.row)
     x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
@@ -159,10 +162,30 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, b
     least = least[owner] * ((stop - start) / layout.scale)
     error = plan.error.to(dtype) / layout.scale
     share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
-    suspect = torch.stack((rise[0], error, rise[2])) > torch.maximum(share * rise[1], least)
+    suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], least)
     part, cell = somewhere(suspect).nonzero().unbind(1)
     least = least[cell] if slope is None else least[cell] / slope[part, cell]
     return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], least)
+
+
+def _towards_ends(
+    plan: Plan, pieces: Pieces, x: Tensor, slope: Tensor | None, finest: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Put the outermost nodes, and dx/dfraction there, where they are on cells that close in on an end.
+
+    Towards the end nodes stand closer together, by as much as ``finest``, and a jump's error is that much smaller.
+    """
+    assert plan.ends is not None
+    cell, dtype = plan.ends.cell, x.dtype
+    layout = end_frame(pieces, *plan.end_cells(dtype))
+    places, slopes = layout.nodes(plan.tau[[0, -1]].to(dtype), slice(None))
+    places, order = places.sort(dim=0)
+    x = torch.cat((x[:1], x[1:3].index_copy(1, cell, places), x[3:]))
+    if slope is not None:
+        fraction = layout.outer * torch.exp(plan.tau[[0, -1]].to(dtype)[:, None] * layout.rate)
+        slopes = (slopes / fraction.abs()).gather(0, order)
+        slope = torch.cat((slope[:1], slope[1:3].index_copy(1, cell, slopes), slope[3:]))
+    return x, slope, finest.index_copy(0, cell, torch.exp(layout.rate))
 
 
 def _largest_rise(y: Tensor) -> Tensor:

@@ -19,18 +19,24 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 NULL_PAIRS = 5
 """Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
 
+FUNCTIONALS = 7 + 2 * NULL_PAIRS
+"""What search asks of a cell: the integral, the null rules, then two numbers each for halves, slopes and edges."""
+
+SHARES = 6
+"""Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
+
 
 @dataclass(frozen=True)
 class RuleTensors:
-    """The rule on a device, in the dtype of the sums: nodes ``(m,)``, functionals ``(5 + 2 * NULL_PAIRS, m)``."""
+    """The rule on a device, in the dtype of the sums.
+
+    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``.
+    """
 
     nodes: torch.Tensor
+    weights: torch.Tensor
     functionals: torch.Tensor
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """The rule's weights, ``(m,)``."""
-        return self.functionals[0]
+    shares: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +97,28 @@ class Rule:
         left = np.concatenate([null, np.zeros(self.nodes.size - count)])
         return np.stack([left, left[::-1]])
 
+    @cached_property
+    def edges(self) -> Array:
+        """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
+        m = self.nodes.size
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        return np.linalg.solve(vandermonde.T, np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1).T).T
+
+    @cached_property
+    def functionals(self) -> Array:
+        """Everything search asks of a cell, ``(FUNCTIONALS, m)``: weights, nulls, halves, slopes, edges."""
+        return np.vstack([self.weights, self.nulls, self.halves, self.slopes, self.edges])
+
+    @cached_property
+    def shares(self) -> Array:
+        """The integrals of the interpolating polynomial over the equal parts of the unit interval, ``(SHARES, m)``."""
+        m = self.nodes.size
+        gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
+        places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
+        moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        return np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
@@ -109,12 +137,8 @@ class Rule:
         found = self._cache.get(key)
         if found is not None:
             return found
-        made = RuleTensors(
-            torch.as_tensor(self.nodes, dtype=dtype, device=device),
-            torch.as_tensor(
-                np.vstack([self.weights, self.nulls, self.halves, self.slopes]), dtype=dtype, device=device
-            ),
-        )
+        columns = (self.nodes, self.weights, self.functionals, self.shares)
+        made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made

@@ -15,18 +15,35 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from quadgrad._torch import in_transform
 from quadgrad.lanes import largest, somewhere
-from quadgrad.maps import frame
+from quadgrad.maps import Frame, frame
 from quadgrad.reduce import total
-from quadgrad.search.cells import Cells, locate, refine
-from quadgrad.search.estimate import apply_rule, largest_component, scale_estimates
+from quadgrad.search.cells import (
+    BESIDE,
+    CLOSER,
+    KEEP,
+    LEFT,
+    LINEAR,
+    RIGHT,
+    TURN,
+    Cells,
+    Counts,
+    count_children,
+    is_faint,
+    locate,
+    plan_moves,
+    refine,
+    to_scan,
+)
+from quadgrad.search.ends import evaluate_ends
+from quadgrad.search.estimate import PLACE, apply_rule, at_nodes, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
+from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["allowed_error", "search"]
+__all__ = ["allowed_error", "linear_cells", "node_blur", "search"]
 
 RUN, WAIT = -1, -2
 
@@ -55,14 +72,12 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``split`` marks the cells to bisect, ``left`` and ``right`` those whose half is bisected at once, too;
-    ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what
-    will have been spent, ``bad`` the rounds with values that are not finite.
+    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the number
+    of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad`` the
+    rounds with values that are not finite.
     """
 
-    split: Tensor
-    left: Tensor
-    right: Tensor
+    move: Tensor
     wanted: Tensor
     code: Tensor
     nfev: Tensor
@@ -110,37 +125,47 @@ class Ledger:
 
     def close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
-        row, start, stop, error = (
+        row, start, stop, error, kind = (
             torch.cat([getattr(cells, name) for cells in self.settled])
-            for name in ("row", "start", "stop", "error")
+            for name in ("row", "start", "stop", "error", "kind")
         )
         if len(self.settled) > 1:
             row, order = row.sort(stable=True)
             kept = row.shape[0] - self.withdrawn
             row, order = row[:kept], order[:kept]
-            start, stop, error = (t.index_select(0, order) for t in (start, stop, error))
-        return Found(row, start, stop, error, self.value, self.error, self.floor, self.status, self.nfev)
+            start, stop, error, kind = (t.index_select(0, order) for t in (start, stop, error, kind))
+        return Found(row, start, stop, error, kind, self.value, self.error, self.floor, self.status, self.nfev)
 
 
-def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
-    """Search from the given cells, sorted by row; integrals without a cell are zero and converged."""
-    if suits_single(task) and not in_transform():
-        return search_single(task, row, start, stop)
-    if task.batch > task.tile:
-        return Found.join(_search_tiles(task, row, start, stop))
-    n, device = task.batch, row.device
+def search(task: Task, first: First) -> Found:
+    """Search from the given cells; integrals without a cell are zero and converged."""
+    if suits_single(task):
+        return search_single(task, first)
+    n, row, device = task.batch, first.row, first.row.device
     who = torch.arange(n, device=device)
     # One cell each. A passed plan may have as many cells as there are integrals, and yet not one for each.
-    whole = task.pieces.count == 1 and row.shape[0] == n and bool((row == who).all())
-    cells = _evaluate(task, row, start, stop, whole)
+    whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None and bool((row == who).all())
+    if first.kind is None:
+        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole)
+    else:
+        order = first.kind.sort(stable=True).indices
+        rows, start, stop = (t.index_select(0, order) for t in (row, first.start, first.stop))
+        unknown = torch.full(
+            (2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device
+        )
+        cells, known = _evaluate_all(task, rows, start, stop, unknown, Counts(0, 0, 0, 0))
+        cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
     nfev = count * task.rule.nodes.size
+    if first.kind is not None:
+        nfev = nfev + BESIDE * total((first.kind != LINEAR).to(nfev.dtype), owner, n)
     running = _begin(who, count, nfev, cells)
     sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / allowed_error(task.tolerance, cells.value, cells.floor)) <= 1.0
+        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -148,94 +173,146 @@ def search(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
         if n_easy:
             ledger.settled.append(cells.take(locate(easy, n_easy)))
             hard = locate(~easy, n - n_easy)
-            running, cells = running.take(hard), cells.take(hard)
+            running, cells, known = running.take(hard), cells.take(hard), known.index_select(1, hard)
             owner = torch.arange(n - n_easy, device=device)
     reopened = False
-    while _refine(task, ledger, running, cells, owner, reopened):
+    while _refine(task, ledger, running, cells, known, owner, reopened):
         who, owner, cells = ledger.withdraw()
+        known = torch.full_like(cells.error, torch.nan).expand(3, -1)
         count = total(torch.ones_like(owner), owner, len(who))
         running = _begin(who, count, ledger.nfev.index_select(0, who), cells)
         reopened = True
     return ledger.close()
 
 
-def _search_tiles(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> list[Found]:
-    """Search a tile of integrals after another, which bounds the working memory."""
-    firsts = range(0, task.batch, task.tile)
-    edges = torch.tensor([first * task.pieces.count for first in firsts], device=row.device)
-    cuts = [*torch.searchsorted(row, edges).tolist(), row.shape[0]]
-    found: list[Found] = []
-    for i, first in enumerate(firsts):
-        part, shift = slice(cuts[i], cuts[i + 1]), first * task.pieces.count
-        tile = search(
-            task.part(first, min(task.batch, first + task.tile)), row[part] - shift, start[part], stop[part]
-        )
-        found.append(replace(tile, row=tile.row + shift))
-    return found
-
-
-def _refine(task: Task, ledger: Ledger, running: Running, cells: Cells, owner: Tensor, reopened: bool) -> bool:
+def _refine(
+    task: Task, ledger: Ledger, running: Running, cells: Cells, known: Tensor, owner: Tensor, reopened: bool
+) -> bool:
     """Bisect until no integral runs any more; return whether some wait to be reopened."""
     waiting = False
     while True:
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
-        split, stays = verdict.split, verdict.code == RUN
-        n_split, n_new, n_run, n_wait, n_over = torch.stack(
-            [t.sum() for t in (split, verdict.wanted, stays, verdict.code == WAIT, verdict.code == Status.MAX_NFEV)]
-        ).tolist()
+        move, stays = verdict.move, verdict.code == RUN
+        n_over, n_wait, n_run, counts = _count(verdict.code, move)
         waiting |= n_wait > 0
         if n_over:
-            split = split & stays.index_select(0, owner)
-            n_split, n_new = int(split.sum()), int(verdict.wanted.masked_fill(~stays, 0).sum())
-        n_gone = len(running) - n_run
+            move = move * stays.index_select(0, owner)
+            *_, counts = _count(verdict.code, move)
+        n_gone, n_split = len(running) - n_run, counts.halved + counts.turned + counts.closer
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
         if n_split == 0:
             ledger.settled.append(cells)
             return waiting
+        split = move > KEEP
         leaf, parent = locate(~split, len(cells) - n_split), locate(split, n_split)
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        chosen = (cells.start, cells.stop, verdict.left, verdict.right)
-        origin, start, stop = refine(*(t.index_select(0, parent) for t in chosen), n_new)
+        start, stop, move = (t.index_select(0, parent) for t in (cells.start, cells.stop, move))
+        origin, start, stop, known = refine(start, stop, known.index_select(1, parent), move, counts)
         parent = parent.index_select(0, origin)
         owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        cells = _evaluate(task, row, start, stop)
+        cells, known = _evaluate_all(task, row, start, stop, known, counts)
         reopened = False
+
+
+def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
+    """Count the integrals over budget, waiting and running, and the cells by their moves; the host waits only here."""
+    ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
+    moves = (move > KEEP, (move == LEFT) | (move == RIGHT), move == TURN, move == CLOSER)
+    n_over, n_wait, n_run, split, again, turned, closer = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    return n_over, n_wait, n_run, Counts(split - turned - closer, again, turned, closer)
+
+
+def _evaluate_all(
+    task: Task, row: Tensor, start: Tensor, stop: Tensor, known: Tensor, counts: Counts
+) -> tuple[Cells, Tensor]:
+    """Apply the rule to new cells, linear ones first; see :func:`_evaluate`."""
+    linear = known.shape[1]
+    if linear == row.shape[0]:
+        return _evaluate(task, row, start, stop, known, counts.again)
+    ends = evaluate_ends(task, row[linear:], start[linear:], stop[linear:])
+    unknown = torch.full_like(ends.error, torch.nan).expand(3, -1)
+    if linear == 0:
+        return ends, unknown
+    cells, known = _evaluate(task, row[:linear], start[:linear], stop[:linear], known, counts.again)
+    return Cells.join([cells, ends]), torch.cat((known, unknown), dim=1)
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:
     return row if task.pieces.count == 1 else row // task.pieces.count
 
 
-def _evaluate(task: Task, row: Tensor, start: Tensor, stop: Tensor, whole: bool = False) -> Cells:
-    """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral."""
+def _evaluate(
+    task: Task,
+    row: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    known: Tensor | None = None,
+    n_again: int = 0,
+    whole: bool = False,
+) -> tuple[Cells, Tensor]:
+    """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral.
+
+    ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between the last ``n_again`` pairs,
+    where it is asked for here; returned with the cells is what is known at starts, stops and middles.
+    """
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
     layout = frame(task.pieces, slice(None) if whole else row, start.to(real), stop.to(real))
     owner = _owner(task, row)
     n = row.shape[0]
+    known = layout.scale.new_full((2, n), torch.nan) if known is None else known
+    known = _between(task, layout, owner, known, n_again) if n_again else known
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
-    eps = task.tolerance.eps
+    eps, blur = task.tolerance.eps, node_blur(layout)
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
         x, slope = layout.nodes(rule.nodes, part)
         y = task.integrand(x, part if whole else owner[part]).detach()
         eps = noise(task)
-        parts.append(apply_rule(rule, y, slope, gap, eps))
-    value, error, size, variation, lean = parts[0]
-    if len(parts) > 1:
-        value, error, size, variation, lean = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part], known[:, part]))
+    columns = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return linear_cells(task, row, start, stop, columns, layout, eps), torch.cat((known, columns[5][None]))
+
+
+def node_blur(layout: Frame) -> Tensor:
+    """Return how far rounding moves a node, as a part of its cell, shape ``(n,)``."""
+    eps = torch.finfo(layout.scale.dtype).eps
+    return (layout.reach / layout.scale).mul_(PLACE * eps).clamp_max_(1.0)
+
+
+def linear_cells(
+    task: Task, row: Tensor, start: Tensor, stop: Tensor, columns: tuple[Tensor, ...], layout: Frame, eps: float
+) -> Cells:
+    """Return cells with evenly spread nodes from what :func:`quadgrad.search.estimate.apply_rule` returns."""
+    value, error, size, variation, lean, _ = columns
+    info = torch.finfo(layout.scale.dtype)
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
-    info = torch.finfo(real)
+    floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
-    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean)
+    kind = torch.full_like(row, LINEAR, dtype=torch.int8)
+    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
+
+
+def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
+    """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
+    first = known.shape[1] - 2 * n_again
+    right = slice(first + 1, None, 2)
+    x, slope = layout.nodes(known.new_zeros(1), right)
+    y = task.integrand(x, owner[right]).detach()
+    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
+    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
+    between = at_nodes(columns.flatten(), columns.shape)
+    starts, stops = known[0, first::2], known[1, right]
+    pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
+    return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -269,16 +346,18 @@ def _judge(
     limit = tolerance * ((1.0 if reopened else SHARE) / running.count)
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
-    split = excess & cells.refinable
-    left, right = split & somewhere(cells.lean < 0.0), split & somewhere(cells.lean > 0.0)
-    wanted = total(2 * split.to(torch.int64) + left + right, owner, n)
-    nfev = running.nfev + task.rule.nodes.size * wanted
+    faint = done & somewhere(is_faint(value, error))
+    split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
+    move = plan_moves(cells, split)
+    wanted, beside = (total(number, owner, n) for number in count_children(move))
+    done = done & (wanted == 0)
+    nfev = running.nfev + task.rule.nodes.size * wanted + beside
     over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
     code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
-    return Verdict(split, left, right, wanted, code, nfev, bad)
+    return Verdict(move, wanted, code, nfev, bad)
 
 
 def _stuck(task: Task, value: Tensor, error: Tensor) -> Tensor:

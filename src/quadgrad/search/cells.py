@@ -7,7 +7,46 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "bisect", "locate", "refine"]
+from quadgrad.lanes import somewhere
+
+__all__ = [
+    "GEOMETRIC",
+    "LINEAR",
+    "Cells",
+    "Counts",
+    "bisect",
+    "count_children",
+    "is_faint",
+    "locate",
+    "plan_moves",
+    "refine",
+    "to_scan",
+]
+
+LINEAR, GEOMETRIC = 0, 1
+"""Kinds of cells: the nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
+
+Kinds beyond: the same where the cell touches the end; the integral is extrapolated to it in column ``kind - 2``.
+"""
+
+FAINT = 0.1
+"""An integral, or a cell, is faint if its error is more than this part of its value."""
+
+SCANNED = 2.0**-7
+"""Faint cells are halved to this part of their piece before a faint integral is believed."""
+
+KEEP, HALVE, LEFT, RIGHT, TURN, CLOSER = range(6)
+"""How to refine a cell: not at all; halve it; halve its left or right half, too; give it logarithmic nodes, being
+at an end; part one that has them."""
+
+STEP = 2.0**-6
+"""The part of a cell at an end that is left to the extrapolation when the cell is refined."""
+
+BESIDE = 2
+"""Calls of f for a cell with logarithmic nodes, beside those at the nodes."""
+
+NARROW = 2.0**-4
+"""Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +56,9 @@ class Cells:
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it.
     ``value`` ``(n, *event)``, ``error`` and ``floor`` (the part of the error that rounding explains)
     may carry hidden lanes; ``refinable`` tells where bisection can still help, ``lean`` which half is to
-    blame for the error: -1 the left, 1 the right, 0 both.
+    blame for the error: -1 the left, 1 the right, 0 both, -2 and 2 if it still will be after one bisection (for
+    logarithmic nodes at an end: 1 where they do not help).
+    ``kind`` is :data:`LINEAR`, :data:`GEOMETRIC` or beyond.
     """
 
     row: Tensor
@@ -28,6 +69,7 @@ class Cells:
     floor: Tensor
     refinable: Tensor
     lean: Tensor
+    kind: Tensor
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -42,6 +84,16 @@ class Cells:
         if len(parts) == 1:
             return parts[0]
         return Cells(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Cells)))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many cells are halved, with a half halved again, given logarithmic nodes, and parted with those."""
+
+    halved: int
+    again: int
+    turned: int
+    closer: int
 
 
 def locate(mask: Tensor, count: int) -> Tensor:
@@ -64,19 +116,95 @@ def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def refine(start: Tensor, stop: Tensor, left: Tensor, right: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve cells, and where told their left or right half once more; ``count`` children in all.
+def plan_moves(cells: Cells, split: Tensor) -> Tensor:
+    """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8 of shape ``(n,)``."""
+    leftward, rightward = somewhere(cells.lean < 0.0), somewhere(cells.lean > 0.0)
+    left, right = somewhere(cells.lean == -2.0), somewhere(cells.lean == 2.0)
+    at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
+    width = cells.stop - cells.start
+    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (width <= NARROW))
+    move = HALVE + left.to(torch.int8) * (LEFT - HALVE) + right.to(torch.int8) * (RIGHT - HALVE)
+    move = move.masked_fill(towards & (width <= 0.5), TURN)
+    # Where logarithmic nodes are of no help, the cell at the end gets linear ones again.
+    closer = torch.where((cells.kind > GEOMETRIC) & rightward, HALVE, CLOSER).to(torch.int8)
+    return torch.where(cells.kind == LINEAR, move, closer) * split
 
-    Returns the parent of each child and its start and stop. The children of the halves come last.
+
+def is_faint(value: Tensor, error: Tensor) -> Tensor:
+    """Tell, for each hidden lane, whose value may be anything for what was seen."""
+    if value.numel() == 0:  # an event without components has nothing to be seen
+        return torch.zeros_like(error, dtype=torch.bool)
+    size = value.abs().flatten(1).sum(1) if value.ndim > 1 else value.abs()
+    return error >= FAINT * size
+
+
+def to_scan(cells: Cells) -> Tensor:
+    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes."""
+    empty = cells.floor == 0.0
+    unseen = somewhere(is_faint(cells.value, cells.error) & (empty | (cells.error > cells.floor)))
+    at_end = (cells.start == 0.0) | (cells.stop == 0.0)
+    wide = ((cells.kind == LINEAR) & at_end) | (cells.stop - cells.start > SCANNED)
+    return unseen & (cells.refinable | somewhere(empty)) & wide
+
+
+def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many children each cell gets, and at how many places beside their nodes f is called, int64."""
+    split, turned = (move > KEEP).to(torch.int64), (move == TURN).to(torch.int64)
+    again, closer = ((move == LEFT) | (move == RIGHT)).to(torch.int64), (move == CLOSER).to(torch.int64)
+    return 2 * split + again - turned, again + BESIDE * (2 * closer + turned)
+
+
+def refine(
+    start: Tensor, stop: Tensor, known: Tensor, move: Tensor, counts: Counts
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
+
+    The halves of halves come after the other halves. ``known`` ``(3, n)`` is the integrand at the cells' starts,
+    stops and middles; last is returned what is known of it at starts and stops of the linear children, NaN elsewhere.
     """
-    parent = torch.arange(start.shape[0], device=start.device).repeat_interleave(2)
+    everyone = torch.arange(start.shape[0], device=start.device)
+    if not counts.turned + counts.closer:
+        return _halve(everyone, start, stop, known, move, counts.again)
+    halved, turned, closer = (
+        locate(mask, count)
+        for mask, count in (
+            ((move > KEEP) & (move < TURN), counts.halved),
+            (move == TURN, counts.turned),
+            (move == CLOSER, counts.closer),
+        )
+    )
+    linear = _halve(halved, start[halved], stop[halved], known[:, halved], move[halved], counts.again)
+    ends = [
+        linear[:3],
+        (turned, start[turned], stop[turned]),
+        (closer.repeat_interleave(2), *_close_in(start[closer], stop[closer])),
+    ]
+    parent, start, stop = (torch.cat(column) for column in zip(*ends, strict=True))
+    return parent, start, stop, linear[3]
+
+
+def _halve(
+    parent: Tensor, start: Tensor, stop: Tensor, known: Tensor, move: Tensor, n_again: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Halve cells, and where told their left or right half once more; the halves of halves come last."""
+    parent = parent.repeat_interleave(2)
     start, stop = bisect(start, stop)
-    n_again = count - start.shape[0]
+    at_start, at_stop, at_middle = known
+    known = torch.stack((torch.stack((at_start, at_middle), 1), torch.stack((at_middle, at_stop), 1))).flatten(1)
     if n_again == 0:
-        return parent, start, stop
-    again = torch.stack((left, right), dim=1).flatten()
+        return parent, start, stop, known
+    again = torch.stack((move == LEFT, move == RIGHT), dim=1).flatten()
     once, twice = locate(~again, start.shape[0] - n_again), locate(again, n_again)
     finer = (parent.index_select(0, twice).repeat_interleave(2), *bisect(start[twice], stop[twice]))
     whole = (t.index_select(0, once) for t in (parent, start, stop))
     parent, start, stop = (torch.cat(pair) for pair in zip(whole, finer, strict=True))
-    return parent, start, stop
+    (at_start, at_stop), nowhere = known.index_select(1, twice), torch.full_like(known[0, :n_again], torch.nan)
+    inner = torch.stack((torch.stack((at_start, nowhere), 1), torch.stack((nowhere, at_stop), 1))).flatten(1)
+    return parent, start, stop, torch.cat((known.index_select(1, once), inner), dim=1)
+
+
+def _close_in(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+    """Part cells with logarithmic nodes at the logarithm's middle, those at an end close to it."""
+    mean = (start.abs().sqrt() * stop.abs().sqrt()).copysign(stop + start)
+    middle = torch.where(start == 0.0, stop * STEP, torch.where(stop == 0.0, start * STEP, mean))
+    return torch.stack((start, middle), dim=1).flatten(), torch.stack((middle, stop), dim=1).flatten()

@@ -16,7 +16,7 @@ from torch import Tensor
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import largest, somewhere
 from quadgrad.limits import Limits
-from quadgrad.maps import Pieces, frame
+from quadgrad.maps import frame
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 from quadgrad.search.zeros import Bracket, Dip, find_zeros, follow_dips
@@ -89,8 +89,10 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     stop = torch.cat((ends[1:], -ends.flip(0)[1:]))
     n = start.shape[0]
     tau = (torch.arange(_NODES, dtype=torch.float64, device=row.device) + 0.5) / _NODES
-    cells = (row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0]))
-    found = _scan(g, pieces, cells, tau, batch, block, across=True)
+    row, start, stop = row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0])
+    dtype = pieces.lower.dtype
+    x, _ = frame(pieces, row, start.to(dtype), stop.to(dtype)).nodes(tau.to(dtype), slice(None))
+    found = _scan(g, x, row // pieces.count, row // pieces.count, batch, block)
     near, edge = _nearest_edge(found, limits)
     return replace(found, place=torch.where(near, edge, found.place))
 
@@ -98,8 +100,8 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
 def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
     """Scan the nodes of a plan for zeros that are not breakpoints of it."""
     order = plan.order
-    cells = (plan.row[order], plan.start[order], plan.stop[order])
-    found = _scan(g, limits.pieces(), cells, plan.tau, plan.batch, block, across=False)
+    x = plan.place(limits.pieces())[0][:, order].sort(dim=0).values  # nodes that close in on an end may descend
+    found = _scan(g, x, plan.owner[order], plan.row[order], plan.batch, block)
     if found.place.shape[1] == 0:
         return found
     # Rounding may move a change of sign across the breakpoint that was made of it.
@@ -116,21 +118,11 @@ def _nearest_edge(zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor]:
     return distance.gather(2, nearest[:, :, None]).squeeze(2) <= noise, edges.gather(1, nearest)
 
 
-def _scan(
-    g: Integrand,
-    pieces: Pieces,
-    cells: tuple[Tensor, Tensor, Tensor],
-    tau: Tensor,
-    batch: int,
-    block: int,
-    across: bool,
-) -> Zeros:
-    """Find zeros on cells that stand in ascending order; ``across``: also between two pieces."""
-    row = cells[0]
-    owner = row // pieces.count
-    x, y = _sample(g, pieces, cells, tau, block)
-    column = (owner if across else row).repeat_interleave(tau.shape[0])
-    owners = owner.repeat_interleave(tau.shape[0])
+def _scan(g: Integrand, x: Tensor, owner: Tensor, stretch: Tensor, batch: int, block: int) -> Zeros:
+    """Find zeros between nodes ``(m, n)`` that ascend in each cell, and from cell to cell of one ``stretch``."""
+    m = x.shape[0]
+    y = _sample(g, x, owner, block)
+    x, owners, column = x.T.reshape(-1), owner.repeat_interleave(m), stretch.repeat_interleave(m)
     together = (column[1:] == column[:-1])[:, None]
     brackets, at, component = _brackets(x, y, together)
     crossing = [(brackets, owners[at], component)]
@@ -145,24 +137,16 @@ def _scan(
     return _collect(g, crossing, touching, batch, block)
 
 
-def _sample(
-    g: Integrand, pieces: Pieces, cells: tuple[Tensor, Tensor, Tensor], tau: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
-    """Return all nodes in ascending order ``(n,)`` and the functions' values there ``(n, components)``."""
-    row, start, stop = cells
-    dtype = pieces.lower.dtype
-    layout = frame(pieces, row, start.to(dtype), stop.to(dtype))
-    owner, tau = row // pieces.count, tau.to(dtype)
-    step, n = max(1, block // tau.shape[0]), row.shape[0]
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    for first in range(0, max(1, n), step):
-        part = slice(first, min(n, first + step))
-        x, _ = layout.nodes(tau, part)
-        y = g(x, owner[part]).detach()
-        xs.append(x.T.reshape(-1))
-        ys.append(y.reshape(*x.shape, math.prod(y.shape[2:])).transpose(0, 1).flatten(0, 1))
-    return torch.cat(xs), torch.cat(ys)
+def _sample(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
+    """Return the functions' values at nodes ``(m, n)``, cell by cell: ``(m n, components)``."""
+    step = max(1, block // x.shape[0])
+    parts: list[Tensor] = []
+    for first in range(0, max(1, x.shape[1]), step):
+        part = slice(first, first + step)
+        y = g(x[:, part], owner[part]).detach()
+        y = y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
+        parts.append(y.transpose(0, 1).flatten(0, 1))
+    return torch.cat(parts)
 
 
 def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:

@@ -13,14 +13,29 @@ from torch import Tensor
 
 from quadgrad.maps import Frame
 from quadgrad.rules import RuleTensors
-from quadgrad.rules.rule import NULL_PAIRS
+from quadgrad.rules.rule import FUNCTIONALS, NULL_PAIRS
 
-__all__ = ["FLOOR", "apply_rule", "largest_component", "scale_estimates"]
+__all__ = [
+    "EDGES",
+    "FLOOR",
+    "NULLS",
+    "SLOPES",
+    "apply_rule",
+    "at_nodes",
+    "largest_component",
+    "null_rule_error",
+    "scale_estimates",
+]
+
+NULLS = slice(1, 1 + 2 * NULL_PAIRS)
+SLOPES = slice(FUNCTIONALS - 6, FUNCTIONALS - 2)
+EDGES = slice(FUNCTIONALS - 2, FUNCTIONALS)
+"""Rows of the rule's functionals; halves and slopes are taken together."""
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
 
-PLACE = 0.5
+PLACE = 0.3
 """What rounding of x adds to the error: this many eps times x times f's variation on the cell."""
 
 SAFETY = 10.0
@@ -35,8 +50,8 @@ ROUGHER = 1e3
 
 
 def apply_rule(
-    rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rule: RuleTensors, y: Tensor, slope: Tensor | None, order_gap: int, eps: float, blur: Tensor, known: Tensor
+) -> tuple[Tensor, ...]:
     """Integrate over each cell, as if it had unit width.
 
     Parameters
@@ -50,6 +65,11 @@ def apply_rule(
         :attr:`quadgrad.rules.Rule.order_gap`.
     eps : float
         Relative noise of one value of f.
+    blur : Tensor, shape (n,)
+        How far rounding moves a node, as a part of the cell: what it does to f is not taken for roughness.
+
+    known : Tensor, shape (2, n)
+        The integrand at the cell's ends, see :func:`at_nodes`; NaN where it is not known.
 
     Returns
     -------
@@ -57,8 +77,10 @@ def apply_rule(
     error, size, variation : Tensor, shape (n,)
         Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
-        -1 or 1 where the left or right half alone is to blame for the error, and will be after one bisection,
-        else 0.
+        -1 or 1 where the left or right half alone is to blame for the error, -2 or 2 where it still will be
+        after one bisection, else 0.
+    middle : Tensor, shape (n,)
+        The integrand at the cell's middle, see :func:`at_nodes`.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
@@ -68,15 +90,36 @@ def apply_rule(
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
     size = functionals[0] @ flat.abs()
-    error, decay = _null_rule_error(sums[1:-4], size, order_gap, eps)
-    left, right, slope_1, slope_2 = (largest_component(t.reshape(tail)) for t in sums[-4:].abs_())
+    left, right, slope_1, slope_2 = sums[SLOPES].abs_()
+    variation = slope_1 + slope_2
+    blur = (blur / (2.0 * eps)).reshape(-1, *(1,) * (len(tail) - 1)).expand(tail).flatten()
+    unseen = torch.addcmul(size, variation, blur)
+    error, decay = null_rule_error(sums[NULLS], unseen, order_gap, eps)
+    left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    return value, largest_component(error), largest_component(size), slope_1 + slope_2, lean
+    error = largest_component(error) + _hidden(rule, sums[EDGES], known, tail)
+    middle = at_nodes(flat[flat.shape[0] // 2], tail)
+    return value, error, largest_component(size), variation, lean, middle
+
+
+def at_nodes(values: Tensor, tail: torch.Size) -> Tensor:
+    """Return one number for the integrand at a node of each cell, shape ``(n,)``: the sum of its components."""
+    return values if len(tail) == 1 else values.reshape(tail).flatten(1).sum(1)
+
+
+def _hidden(rule: RuleTensors, edges: Tensor, known: Tensor, tail: torch.Size) -> Tensor:
+    """Return the error of what lies between a cell's ends and its outermost nodes, where the rule sees nothing.
+
+    Were the integrand smooth there, its interpolating polynomial would meet its known value at the end. If a jump
+    or a kink is between the two, they differ by at least as much as it matters.
+    """
+    gaps = (torch.stack([at_nodes(edge, tail) for edge in edges]) - known).abs().nan_to_num(0.0)
+    return gaps.sum(0) * rule.nodes[0]
 
 
 def scale_estimates(
@@ -106,13 +149,12 @@ def largest_component(size: Tensor) -> Tensor:
 
 
 def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
-    """Return -1 or 1 where the left or right half alone keeps the coefficients from decaying, else 0."""
-    unresolved = decay >= UNRESOLVED
-    to_right, to_left = unresolved & (right > ROUGHER * left), unresolved & (left > ROUGHER * right)
-    return to_right.to(decay.dtype) - to_left.to(decay.dtype)
+    """Tell which half is the rougher one, and whether it will be after one bisection, see :func:`apply_rule`."""
+    side = (right > ROUGHER * left).to(decay.dtype) - (left > ROUGHER * right).to(decay.dtype)
+    return side * (1.0 + (decay >= UNRESOLVED).to(decay.dtype))
 
 
-def _null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
+def null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return the error on the unit interval, and the decay, from the null rules, which it overwrites.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.

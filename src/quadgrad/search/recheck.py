@@ -1,7 +1,7 @@
 """The check of a kept plan by the values that its replay computes: one pass gives value, gradient and error.
 
-Replay hands each block of values to :class:`Watch`, which keeps a few numbers a cell; :func:`recheck` sums them up
-and says whether every integral may stop. Otherwise search goes on from the plan's cells.
+Replay shows each block of values to :class:`Watch`, which keeps what search would have found on the cells;
+:func:`recheck` sums it up and says whether every integral may stop. Otherwise search goes on from the plan's cells.
 """
 
 from __future__ import annotations
@@ -11,76 +11,122 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quadgrad.lanes import largest
-from quadgrad.maps import frame
+from quadgrad.lanes import largest, somewhere
+from quadgrad.maps import end_frame, frame
 from quadgrad.reduce import total
-from quadgrad.search.adaptive import allowed_error
-from quadgrad.search.cells import bisect
-from quadgrad.search.estimate import apply_rule, scale_estimates
+from quadgrad.search.adaptive import allowed_error, linear_cells, node_blur
+from quadgrad.search.cells import BESIDE, LINEAR, Cells, bisect, is_faint, to_scan
+from quadgrad.search.ends import end_cells
+from quadgrad.search.estimate import apply_rule
+from quadgrad.search.start import First
 from quadgrad.search.task import SHARE, Found, Task, noise
 from quadgrad.status import Status
 
 __all__ = ["Watch", "combine", "recheck", "too_coarse"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Watch:
-    """What replay reports: estimates for unit width, see :func:`quadgrad.search.estimate.apply_rule`."""
+    """Sees the values of a replay of the cells ``first``, until it is closed: a backward pass may repeat them."""
 
     task: Task
-    parts: list[tuple[Tensor, ...]] = field(default_factory=list[tuple[Tensor, ...]])
+    first: First
+    closed: bool = False
+    parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
 
-    def estimate(self, y: Tensor, slope: Tensor | None) -> tuple[Tensor, ...]:
-        """Return value, error, size and variation of a block of cells from the values at their nodes."""
-        rule = self.task.rule.tensors(self.task.pieces.lower.dtype, y.device)
+    def see(self, index: Tensor, y: Tensor, slope: Tensor | None) -> None:
+        """Look at the values at the nodes of the cells at ``index``, which have linear nodes."""
+        if self.closed:
+            return
+        task, y, slope = self.task, y.detach(), None if slope is None else slope.detach()
         with torch.no_grad():
-            slope = None if slope is None else slope.detach()
-            return apply_rule(rule, y.detach(), slope, self.task.rule.order_gap, noise(self.task))[:4]
+            row, start, stop, real = self._cells(index)
+            layout = frame(task.pieces, row, start.to(real), stop.to(real))
+            rule, eps = task.rule.tensors(real, row.device), noise(task)
+            unknown = layout.scale.new_full((2, row.shape[0]), torch.nan)
+            columns = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), unknown)
+            self.parts.append((index, linear_cells(task, row, start, stop, columns, layout, eps)))
+
+    def see_ends(self, index: Tensor, y: Tensor) -> None:
+        """Look at the values on cells that close in on an end, calling f where their nodes begin and end, too."""
+        if self.closed:
+            return
+        task, kind = self.task, self.first.kind
+        assert kind is not None
+        with torch.no_grad():
+            row, start, stop, real = self._cells(index)
+            layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+            nodes = task.rule.tensors(real, row.device).nodes
+            x, slope = layout.nodes(torch.cat((nodes.new_zeros(1), nodes, nodes.new_ones(1))), slice(None))
+            outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
+            y = torch.cat((outer, y.detach(), inner))
+            cells = end_cells(task, row, start, stop, y, slope, layout, slice(None), kind[index])
+            self.parts.append((index, cells))
+
+    def _cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
+        first = self.first
+        return first.row[index], first.start[index], first.stop[index], self.task.pieces.lower.dtype
+
+    def close(self) -> Cells:
+        """Return all cells in the order of ``first``."""
+        self.closed = True
+        index, cells = torch.cat([index for index, _ in self.parts]), Cells.join([cells for _, cells in self.parts])
+        return cells.take(index.argsort())
 
 
-def recheck(watch: Watch, row: Tensor, start: Tensor, stop: Tensor) -> tuple[Found, Tensor]:
+def recheck(watch: Watch) -> tuple[Found, Tensor]:
     """Judge the cells that were replayed; return what was found, and which integrals are done, ``(batch,)``."""
-    task = watch.task
-    dtype = task.pieces.lower.dtype
-    layout = frame(task.pieces, row, start.to(dtype), stop.to(dtype))
-    value, error, size, variation = (torch.cat(column) for column in zip(*watch.parts, strict=True))
-    value, error, floor, _ = scale_estimates(value, error, size, variation, layout, noise(task))
-    owner = row // task.pieces.count
-    sums = [total(t, owner, task.batch) for t in (value, error, floor)]
-    allowed = allowed_error(task.tolerance, sums[0], sums[2])
-    met = largest(sums[1] / allowed) <= 1.0
-    # As in search: where rounding alone exceeds the tolerance, near it is near enough.
-    done = largest(sums[1] / torch.maximum(allowed, 2.0 * sums[2])) <= 1.0
+    task, cells = watch.task, watch.close()
+    owner, n = cells.row // task.pieces.count, task.batch
+    value, error, floor = (total(t, owner, n) for t in (cells.value, cells.error, cells.floor))
+    allowed = allowed_error(task.tolerance, value, floor)
+    met = largest(error / allowed) <= 1.0
+    # As in search: where rounding alone exceeds the tolerance, near it is near enough; what is faint is scanned.
+    done = largest(error / torch.maximum(allowed, 2.0 * floor)) <= 1.0
+    unseen = total(to_scan(cells).to(torch.int64), owner, n) > 0
+    done = done & ~(unseen & somewhere(is_faint(value, error)))
     status = torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF))
-    nfev = total(torch.ones_like(owner), owner, task.batch) * task.rule.nodes.size
-    return Found(row, start, stop, largest(error), sums[0], sums[1], sums[2], status, nfev), done
+    nodes = task.rule.nodes.size + BESIDE * (cells.kind != LINEAR).to(torch.int64)
+    kind = None if watch.first.kind is None else cells.kind
+    found = Found(
+        cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, floor, status,
+        total(nodes, owner, n),
+    )  # fmt: skip
+    return found, done
 
 
-def too_coarse(found: Found, task: Task, again: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cells of the integrals ``again``, halved where search would halve them, sorted by row."""
+def too_coarse(found: Found, task: Task, again: Tensor) -> First:
+    """Return the cells of the integrals ``again``, linear ones halved where their errors are too large."""
     owner = found.row // task.pieces.count
     mine = again[owner].nonzero().squeeze(1)
-    row, start, stop, owner = (t[mine] for t in (found.row, found.start, found.stop, owner))
+    row, start, stop, owner, kind = (t[mine] for t in (found.row, found.start, found.stop, owner, _kinds(found)))
     allowed = largest(allowed_error(task.tolerance, found.value, found.floor))
     count = total(torch.ones_like(owner), owner, task.batch).clamp_min(1)
-    split = found.cell_error[mine] > SHARE * (allowed / count)[owner]
+    split = (found.cell_error[mine] > SHARE * (allowed / count)[owner]) & (kind == LINEAR)
     halves = bisect(start[split], stop[split])
     row = torch.cat((row[~split], row[split].repeat_interleave(2)))
     row, order = row.sort(stable=True)
     start, stop = (torch.cat((t[~split], h))[order] for t, h in zip((start, stop), halves, strict=True))
-    return row, start, stop
+    kind = torch.cat((kind[~split], kind[split].repeat_interleave(2)))[order]
+    return First(row, start, stop, None if found.kind is None else kind)
 
 
 def combine(first: Found, second: Found, again: Tensor, pieces: int) -> Found:
     """Return ``second`` for the integrals ``again``, ``first`` for the others."""
     stays = ~again[first.row // pieces]
     row, order = torch.cat((first.row[stays], second.row)).sort(stable=True)
-    ends = ((first.start, second.start), (first.stop, second.stop), (first.cell_error, second.cell_error))
-    start, stop, cell_error = (torch.cat((old[stays], new))[order] for old, new in ends)
+    columns = (
+        (first.start, second.start), (first.stop, second.stop), (first.cell_error, largest(second.cell_error)),
+        (_kinds(first), _kinds(second)),
+    )  # fmt: skip
+    start, stop, cell_error, kind = (torch.cat((old[stays], new))[order] for old, new in columns)
     tail = (1,) * (first.value.ndim - 1)
     value = torch.where(again.reshape(-1, *tail), second.value, first.value)
     totals = ((first.error, second.error), (first.floor, second.floor), (first.status, second.status))
     error, floor, status = (torch.where(again, new, old) for old, new in totals)
-    return Found(
-        row, start, stop, cell_error, value, error, floor, status, first.nfev + torch.where(again, second.nfev, 0)
-    )
+    nfev = first.nfev + torch.where(again, second.nfev, 0)
+    return Found(row, start, stop, cell_error, kind, value, error, floor, status, nfev)
+
+
+def _kinds(found: Found) -> Tensor:
+    return torch.full_like(found.row, LINEAR, dtype=torch.int8) if found.kind is None else found.kind

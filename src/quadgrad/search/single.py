@@ -8,13 +8,19 @@ the rule. The two searches make the same plan, which the tests check.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.estimate import FLOOR, PLACE, ROUGHER, SAFETY, SLOW, UNRESOLVED
+from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
+from quadgrad.search.ends import evaluate_ends
+from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
+from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 
@@ -23,30 +29,42 @@ __all__ = ["search_single", "suits_single"]
 
 @dataclass(slots=True)
 class _Cell:
-    """One cell: its piece, its ends as fractions of it, and what the rule found on it."""
+    """One cell: its piece, its ends as fractions of it, what the rule found on it, and f where it is known."""
 
     row: int
     start: float
     stop: float
+    kind: int = LINEAR
     value: float = 0.0
     error: float = 0.0
     floor: float = 0.0
     refinable: bool = False
     lean: float = 0.0
+    at_start: float = math.nan
+    at_stop: float = math.nan
+    at_middle: float = math.nan
 
 
 def suits_single(task: Task) -> bool:
-    """Whether the task is one integral of a real scalar integrand."""
+    """Whether the task is one integral of a real scalar integrand, outside transforms."""
     dtype = task.integrand.output_dtype
-    return task.batch == 1 and task.integrand.event == () and dtype is not None and not dtype.is_complex
+    alone = task.batch == 1 and task.integrand.event == () and not in_transform()
+    return alone and dtype is not None and not dtype.is_complex
 
 
-def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found:
-    """Search from the given cells of one integral, as :func:`quadgrad.search.adaptive.search` does."""
-    fresh = [_Cell(*ends) for ends in zip(row.tolist(), start.tolist(), stop.tolist(), strict=True)]
+def search_single(task: Task, first: First | None = None) -> Found:
+    """Search one integral as :func:`quadgrad.search.adaptive.search` does, by default from its whole pieces."""
+    if first is None:
+        edges = zip(task.pieces.lower.tolist(), task.pieces.upper.tolist(), strict=True)
+        fresh = [_Cell(row, 0.0, 1.0) for row, (lower, upper) in enumerate(edges) if upper > lower]
+    else:
+        kinds = [LINEAR] * first.row.shape[0] if first.kind is None else first.kind.tolist()
+        columns = (first.row.tolist(), first.start.tolist(), first.stop.tolist(), kinds)
+        fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
-    nfev, bad, reopened = nodes * len(fresh), 0, False
+    nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
+    bad, reopened = 0, False
     _measure(task, fresh)
     while True:
         cells = settled + fresh
@@ -54,12 +72,13 @@ def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        if error <= target or bad > PATIENCE:
+        scan = [c for c in fresh if _to_scan(c)] if error <= target and error >= FAINT * abs(value) else []
+        if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
             break
         limit = target * (1.0 if reopened else SHARE) / max(1, len(fresh))
-        split = [c for c in fresh if c.error > limit and c.refinable]
+        split = scan or [c for c in fresh if c.error > limit and c.refinable]
         if not split and not reopened:
             settled, fresh, reopened, bad = [], sorted(cells, key=lambda c: c.row), True, 0
             continue
@@ -67,54 +86,114 @@ def search_single(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Found
             large = task.tolerance.eps**0.5 * abs(value)
             status = Status.DIVERGENT if error > large else Status.ROUNDOFF
             break
-        parts = _refine(split)
-        if nfev + nodes * len(parts) > task.max_nfev:
+        parts, finer = _refine(split)
+        cost = nodes * len(parts) + len(finer) // 2 + BESIDE * sum(c.kind != LINEAR for c in parts)
+        if nfev + cost > task.max_nfev:
             status = Status.MAX_NFEV
             break
-        nfev += nodes * len(parts)
-        settled += [c for c in fresh if not (c.error > limit and c.refinable)]
+        nfev += cost
+        if finer:
+            _look_between(task, finer)
+        chosen = {id(c) for c in split}
+        settled += [c for c in fresh if id(c) not in chosen]
         fresh = parts
         reopened = False
         _measure(task, fresh)
-    return _found(task, cells, (value, error, floor), status, nfev)
+    return _found(task, cells, [value, error, floor], status, nfev)
 
 
 def _measure(task: Task, cells: list[_Cell]) -> None:
+    """Apply the rule to cells and enter what it finds."""
+    ends = [cell for cell in cells if cell.kind != LINEAR]
+    if ends:
+        cells = [cell for cell in cells if cell.kind == LINEAR]
+        _measure_ends(task, ends)
+    if cells:
+        _measure_linear(task, cells)
+
+
+def _measure_ends(task: Task, cells: list[_Cell]) -> None:
+    """Apply the rule to cells with logarithmic nodes; rare enough for tensors."""
+    device = task.pieces.lower.device
+    row = torch.tensor([c.row for c in cells], device=device)
+    ends = torch.tensor([[c.start for c in cells], [c.stop for c in cells]], dtype=torch.float64, device=device)
+    found = evaluate_ends(task, row, ends[0], ends[1])
+    columns = (found.value, found.error, found.floor, found.refinable, found.lean, found.kind)
+    for cell, entries in zip(cells, zip(*(t.tolist() for t in columns), strict=True), strict=True):
+        cell.value, cell.error, cell.floor, cell.refinable, cell.lean, cell.kind = entries
+
+
+def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
-    pieces = task.pieces
-    real, device = pieces.lower.dtype, pieces.lower.device
-    rule = task.rule.tensors(real, device)
+    real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
-    first_owner = slice(0, 1)
     info = torch.finfo(real)
-    finest, narrowest = 4.0 * info.eps / float(task.rule.nodes[0]), info.tiny**0.5
+    outermost = float(task.rule.nodes[0])
+    finest, narrowest = 4.0 * info.eps / outermost, info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
-        ends = torch.tensor([[c.start for c in part], [c.stop for c in part]], dtype=real, device=device)
-        row = torch.tensor([c.row for c in part], device=device) if pieces.count > 1 else first_owner
-        layout = frame(pieces, row, ends[0], ends[1])
-        x, slope = layout.nodes(rule.nodes, slice(None))
-        y = task.integrand(x, first_owner)
-        if slope is not None:
-            y = y * slope
-        functionals = rule.functionals.to(y.dtype)
-        sums, sizes = functionals @ y, functionals[0] @ y.abs()
-        found = torch.cat((sums, sizes[None], layout.scale[None], layout.reach[None])).T.tolist()
+        found = _apply_rule(task, part)
         eps = noise(task)
-        for cell, (value, *rest, size, scale, reach) in zip(part, found, strict=True):
-            nulls, (left, right, slope_1, slope_2) = rest[:-4], rest[-4:]
+        for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
+            value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
             cell.floor = FLOOR * eps * scale * size
-            place = PLACE * info.eps * reach * (abs(slope_1) + abs(slope_2))
-            rounding = cell.floor + min(place, scale * size)
-            error, decay = _null_rule_error(nulls, size, task.rule.order_gap, eps)
+            variation = abs(slope_1) + abs(slope_2)
+            rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
+            blur = min(PLACE * info.eps * reach / max(scale, info.tiny), 1.0)
+            error, decay = _null_rule_error(
+                sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
+            )
+            gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
             cell.error = max(scale * error, rounding)
-            if decay >= UNRESOLVED:
-                cell.lean = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
+            side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
+            cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
             cell.value = scale * value
             if not (math.isfinite(cell.error) and math.isfinite(value)):
                 cell.value, cell.error, cell.floor, rounding = 0.0, math.inf, 0.0, 0.0
             wide = scale > finest * reach and cell.stop - cell.start > narrowest
             cell.refinable = wide and cell.error > rounding
+
+
+def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float, float]]:
+    """Return of each cell all functionals of f, the integral of abs(f), the scale, the reach, f at the middle."""
+    x, slope, scale, reach = _place(task, cells, task.rule.nodes)
+    y = task.integrand(x, slice(0, 1))
+    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    with np.errstate(all="ignore"):  # f need not be finite
+        sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
+    return zip(sums.T.tolist(), sizes.tolist(), scale, reach, y[len(y) // 2].tolist(), strict=True)
+
+
+def _look_between(task: Task, finer: list[_Cell]) -> None:
+    """Call f between pairs of neighbouring cells, where it is not known."""
+    x, slope, *_ = _place(task, finer[1::2], np.zeros(1))
+    y = task.integrand(x, slice(0, 1))
+    y = (y if slope is None else y * slope).detach()
+    for left, right, between in zip(finer[::2], finer[1::2], y[0].tolist(), strict=True):
+        left.at_stop = right.at_start = between
+
+
+def _place(
+    task: Task, cells: list[_Cell], tau: np.ndarray
+) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+    """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
+    pieces = task.pieces
+    real, device = pieces.lower.dtype, pieces.lower.device
+    if pieces.infinite:
+        start, stop = torch.tensor([[c.start for c in cells], [c.stop for c in cells]], dtype=real, device=device)
+        layout = frame(pieces, torch.tensor([c.row for c in cells], device=device), start, stop)
+        x, slope = layout.nodes(torch.as_tensor(tau, dtype=real, device=device), slice(None))
+        return x, slope, layout.scale.tolist(), layout.reach.tolist()
+    lower, upper = pieces.lower.tolist(), pieces.upper.tolist()
+    left: list[float] = []
+    scale: list[float] = []
+    for cell in cells:
+        low, high = lower[cell.row], upper[cell.row]
+        left.append((high if cell.start < 0.0 else low) + (high - low) * cell.start)
+        scale.append((high - low) * (cell.stop - cell.start))
+    x = torch.from_numpy(np.multiply.outer(tau, scale) + left)
+    return x.to(device, real), None, scale, [abs(place) for place in left]
 
 
 def _null_rule_error(nulls: list[float], size: float, order_gap: int, eps: float) -> tuple[float, float]:
@@ -134,32 +213,80 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
     return allowed
 
 
-def _refine(cells: list[_Cell]) -> list[_Cell]:
-    """Halve cells, and at once the half that is to blame for the error; the quarters come last."""
+def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
+    """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order; the halves of halves again."""
+    halved = [c for c in cells if not (_turns(c) or _closes_in(c))]
     halves = [
-        (half, cell.lean == side) for cell in cells for half, side in zip(_bisect(cell), (-1.0, 1.0), strict=True)
+        (half, cell.kind == LINEAR and cell.lean == side)
+        for cell in halved
+        for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
     ]
     finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
-    return [half for half, blamed in halves if not blamed] + finer
+    turned = [_Cell(c.row, c.start, c.stop, GEOMETRIC) for c in cells if _turns(c)]
+    closer = [part for c in cells if _closes_in(c) for part in _close_in(c)]
+    return [half for half, blamed in halves if not blamed] + finer + turned + closer, finer
+
+
+def _turns(cell: _Cell) -> bool:
+    """Whether a cell, to be refined, gets logarithmic nodes."""
+    at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
+    towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
+    return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+
+
+def _to_scan(cell: _Cell) -> bool:
+    at_end = cell.start == 0.0 or cell.stop == 0.0
+    unseen = cell.error >= FAINT * abs(cell.value) and (
+        (cell.refinable and cell.error > cell.floor) or cell.floor == 0.0
+    )
+    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
+
+
+def _closes_in(cell: _Cell) -> bool:
+    """Whether a cell, to be refined, has logarithmic nodes and its parts get them, too."""
+    return cell.kind == GEOMETRIC or (cell.kind > GEOMETRIC and cell.lean <= 0.0)
+
+
+def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:
+    if cell.start == 0.0 or cell.stop == 0.0:
+        middle = (cell.start + cell.stop) * STEP
+    else:
+        middle = math.copysign(math.sqrt(abs(cell.start)) * math.sqrt(abs(cell.stop)), cell.start + cell.stop)
+    return _Cell(cell.row, cell.start, middle, GEOMETRIC), _Cell(cell.row, middle, cell.stop, GEOMETRIC)
 
 
 def _bisect(cell: _Cell) -> tuple[_Cell, _Cell]:
     middle = 0.5 * (cell.start + cell.stop)
     turn = 1.0 if middle >= 0.5 else 0.0
-    return _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
-
-
-def _found(task: Task, cells: list[_Cell], sums: tuple[float, float, float], status: Status, nfev: int) -> Found:
-    """Return what was found as tensors, the cells sorted by row."""
-    cells = sorted(cells, key=lambda c: c.row)
-    device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
-    columns = [[c.start for c in cells], [c.stop for c in cells], [c.error for c in cells]]
-    start, stop, error = torch.tensor(columns, dtype=torch.float64, device=device).unbind(0)
-    row, (code, spent) = (
-        torch.tensor(n, dtype=torch.int64, device=device) for n in ([c.row for c in cells], [[int(status)], [nfev]])
+    left, right = _Cell(cell.row, cell.start, middle), _Cell(cell.row, middle - turn, cell.stop - turn)
+    left.at_start, left.at_stop, right.at_start, right.at_stop = (
+        cell.at_start,
+        cell.at_middle,
+        cell.at_middle,
+        cell.at_stop,
     )
-    value, total_error, floor = torch.tensor([[s] for s in sums], dtype=torch.float64, device=device).unbind(0)
+    return left, right
+
+
+def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nfev: int) -> Found:
+    """Return what was found as tensors, the cells sorted by row."""
+    cells = sorted(cells, key=lambda c: c.row) if len(cells) > 1 else cells
+    device, dtype = task.pieces.lower.device, task.pieces.lower.dtype
+
+    kinds = [c.kind for c in cells]
+
+    def column(numbers: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.array(numbers)).to(device, dtype)
+
     return Found(
-        row, start, stop, error.to(dtype), value.to(task.integrand.output_dtype), total_error.to(dtype),
-        floor.to(dtype), code, spent,
-    )  # fmt: skip
+        column([c.row for c in cells], torch.int64),
+        column([c.start for c in cells], torch.float64),
+        column([c.stop for c in cells], torch.float64),
+        column([c.error for c in cells], dtype),
+        column(kinds, torch.int8) if any(kinds) else None,
+        column(sums[:1], task.integrand.output_dtype or dtype),
+        column(sums[1:2], dtype),
+        column(sums[2:], dtype),
+        column([int(status)], torch.int64),
+        column([nfev], torch.int64),
+    )

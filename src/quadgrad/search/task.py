@@ -23,7 +23,7 @@ PATIENCE = 6
 """Rounds of bisection after which values that are still not finite count as a region, not as points."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Task:
     """All that stays the same during one search.
 
@@ -45,14 +45,18 @@ class Task:
         return replace(self, pieces=pieces, integrand=integrand, batch=last - first)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Found:
-    """What search hands over: the cells sorted by row, and each integral's totals and end."""
+    """What search hands over: the cells sorted by row, and each integral's totals and end.
+
+    ``kind`` is None where all cells have linear nodes; ``floor`` is the part of the error that rounding explains.
+    """
 
     row: Tensor
     start: Tensor
     stop: Tensor
     cell_error: Tensor
+    kind: Tensor | None
     value: Tensor
     error: Tensor
     floor: Tensor

@@ -19,7 +19,7 @@ from quadgrad.tolerance import accumulation_dtype, working_dtype
 __all__ = ["Call", "prepare", "prepare_replay"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One call of a verb, checked and flattened over the batch."""
 
@@ -27,6 +27,7 @@ class Call:
     limits: Limits
     batch_shape: tuple[int, ...]
     sources: tuple[Tensor | None, ...]
+    given: tuple[Tensor | None, ...]
 
     @property
     def batch(self) -> int:
@@ -39,23 +40,31 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
     given = args if isinstance(args, tuple | list) else (args,)
-    given = tuple(torch.as_tensor(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in given)
+    given = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given)
     a, b = _limit("a", a), _limit("b", b)
-    call_dtype = _dtype(a, b, points, given)
+    tensors = _tensors(a, b, given)
+    call_dtype = _dtype(tensors, points)
     sum_dtype = accumulation_dtype(call_dtype)
     points = None if points is None else stack_points(points)
-    tensors = [v.tensor if isinstance(v, Element) else v for v in (a, b, *given, points) if _has_tensor(v)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    batch_shape = _batch_shape(a, b, points, given)
-    finite = _check_limits(a, b, points)
+    first = next(iter(tensors.values()), points)
+    first = first.tensor if isinstance(first, Element) else first
+    device = torch.device("cpu") if first is None else first.device
+    batch_shape = _batch_shape(tensors, points)
+    finite = _check_limits(a, b)
     share = points is None
     flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
-    arguments = tuple(make_argument(v, torch.Size(batch_shape)) for v in given)
+    arguments = tuple(make_argument(v, batch_shape) for v in given)
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    return Call(integrand, Limits(flat[0], flat[1], marks, not finite), tuple(batch_shape), tuple(sources))
+    ordered = (
+        a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
+    )
+    limits = Limits(flat[0], flat[1], marks, not finite, ordered)
+    originals = (v.tensor if isinstance(v, Element) else v for v in given)
+    passed = tuple(v if isinstance(v, Tensor) else None for v in originals)
+    return Call(integrand, limits, tuple(batch_shape), tuple(sources), passed)
 
 
 def prepare_replay(
@@ -64,7 +73,7 @@ def prepare_replay(
     """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
     given = args if isinstance(args, tuple | list) else (args,)
     a, b = _limit("a", a), _limit("b", b)
-    call_dtype = _dtype(a, b, points, given)
+    call_dtype = _dtype(_tensors(a, b, given), points)
     points = None if points is None else stack_points(points)
     sum_dtype = accumulation_dtype(call_dtype)
     if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
@@ -73,13 +82,14 @@ def prepare_replay(
         share = points is None
         ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device, share) for end in (a, b)]
         marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
-        arguments = tuple(make_argument(v, torch.Size(plan.batch_shape)) for v in given)
+        arguments = tuple(make_argument(v, plan.batch_shape) for v in given)
     except RuntimeError as error:
         raise ValueError(
             f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}"
         ) from None
     integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
-    return integrand, Limits(ends[0], ends[1], marks, plan.infinite)
+    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
+    return integrand, Limits(ends[0], ends[1], marks, plan.infinite, ordered)
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -90,8 +100,10 @@ def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.d
     return points.expand(*batch_shape, count).reshape(-1, count)
 
 
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor | Element)
+def _tensors(a: Any, b: Any, args: Sequence[Any]) -> dict[str, Tensor | Element]:
+    """Return what the caller passed as a tensor, by the name it was passed as."""
+    named = (("a", a), ("b", b), *((f"args[{i}]", v) for i, v in enumerate(args)))
+    return {name: value for name, value in named if isinstance(value, (Tensor, Element))}
 
 
 def _limit(name: str, value: Any) -> Any:
@@ -113,19 +125,19 @@ def _limit(name: str, value: Any) -> Any:
     return value
 
 
-def _dtype(*values: Any) -> torch.dtype:
-    """Return the working dtype of everything the caller passed as a tensor or array."""
-    flat = [one for v in values for one in (v if isinstance(v, list | tuple) else (v,))]
-    return working_dtype([v.tensor if isinstance(v, Element) else v for v in flat if _has_tensor(v)])
+def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
+    """Return the working dtype of everything the caller passed as a tensor."""
+    each = [v.tensor if isinstance(v, Element) else v for v in tensors.values()]
+    if points is not None:
+        each += [p for p in (points if isinstance(points, list | tuple) else (points,)) if isinstance(p, Tensor)]
+    return working_dtype(each)
 
 
-def _batch_shape(a: Any, b: Any, points: Tensor | None, args: Sequence[Any]) -> tuple[int, ...]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in (("a", a), ("b", b), *((f"args[{i}]", v) for i, v in enumerate(args))):
-        if isinstance(value, Element):
-            shapes[name] = tuple(value.tensor.shape[: value.tensor.ndim - value.ndim])
-        elif isinstance(value, Tensor):
-            shapes[name] = tuple(value.shape)
+def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
+    shapes = {
+        name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
+        for name, v in tensors.items()
+    }
     if points is not None:
         shapes["points"] = tuple(points.shape[:-1])
     different = {shape for shape in shapes.values() if shape}
@@ -142,7 +154,7 @@ def _batch_shape(a: Any, b: Any, points: Tensor | None, args: Sequence[Any]) -> 
         ) from None
 
 
-def _check_limits(a: Any, b: Any, points: Tensor | None) -> bool:
+def _check_limits(a: Any, b: Any) -> bool:
     """Refuse NaN limits; return whether all limits are finite."""
     finite = True
     for name, end in (("a", a), ("b", b)):
@@ -163,7 +175,9 @@ def _flatten(
     end: Any, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
 ) -> Tensor:
     """Return a limit with one entry for each integral, or, if it may be shared and is, a single one."""
-    end = torch.full((), end, dtype=dtype, device=device) if isinstance(end, float) else end.to(dtype)
+    if isinstance(end, float):
+        return torch.full((1 if share else math.prod(batch_shape),), end, dtype=dtype, device=device)
+    end = end.to(dtype)
     if share and end.numel() == 1:
         return end.reshape(1)
     return end.expand(batch_shape).reshape(-1)

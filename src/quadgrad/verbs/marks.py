@@ -117,7 +117,7 @@ def _mark(call: Call, limits: Limits, place: Tensor) -> tuple[Limits, Tensor | N
     given = place.new_zeros((batch, 0)) if limits.points is None else limits.points.expand(batch, -1)
     source = torch.cat((place, given), dim=1).reshape(*call.batch_shape, k)
     a, b = limits.a.expand(batch), limits.b.expand(batch)
-    return Limits(a, b, source.reshape(batch, k), limits.infinite), source
+    return Limits(a, b, source.reshape(batch, k), limits.infinite, limits.ordered), source
 
 
 def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:

@@ -21,7 +21,7 @@ from quadgrad.limits import Limits
 from quadgrad.maps import frame
 from quadgrad.nesting import InnerRecord
 from quadgrad.plan import Plan
-from quadgrad.result import Result
+from quadgrad.result import Result, describe
 from quadgrad.status import Status
 
 __all__ = ["offending_point", "report", "severed_arguments", "warn_if_severed"]
@@ -35,28 +35,37 @@ def report(
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     _report_jump(inner, outer)
-    if outer is None and not inner.failures and not bool(result.status.any()):
+    derivative = result.derivative
+    calm = not bool(result.status.any()) and (derivative is None or not bool(derivative.status.any()))
+    if outer is None and not inner.failures and calm:
         return
-    failed = int((result.status != int(Status.CONVERGED)).sum())
+    sentences = [_count("integrals", result.status, result.message)]
+    if derivative is not None:
+        sentences.append(_count("derivatives", derivative.status, describe(derivative.status)))
+    sentences = [sentence for sentence in sentences if sentence]
     if outer is not None:
         failures = dict(inner.failures)
+        failed = int((result.status != int(Status.CONVERGED)).sum())
         if failed:
             failures[result.message] = failures.get(result.message, 0) + failed
         outer.note(_relative_error(result), failures)
     if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
         return
-    if not failed and not inner.failures:
+    sentences += [
+        f"{count} integrals inside the integrand did not converge. {sentence}"
+        for sentence, count in inner.failures.items()
+    ]
+    if not sentences:
         return
-    text = " ".join(
-        ([f"{failed} of {result.status.numel()} integrals did not converge. {result.message}"] if failed else [])
-        + [
-            f"{count} integrals inside the integrand did not converge. {sentence}"
-            for sentence, count in inner.failures.items()
-        ]
-    )
     if on_failure == "raise":
-        raise IntegrationError(text)
-    warnings.warn(text, IntegrationWarning, stacklevel=3)
+        raise IntegrationError(" ".join(sentences))
+    warnings.warn(" ".join(sentences), IntegrationWarning, stacklevel=3)
+
+
+def _count(what: str, status: Tensor, message: str) -> str:
+    """Say how many did not converge, or nothing."""
+    failed = int((status != int(Status.CONVERGED)).sum())
+    return f"{failed} of {status.numel()} {what} did not converge. {message}" if failed else ""
 
 
 def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
@@ -116,5 +125,5 @@ def warn_if_severed(lost: list[str]) -> None:
             "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
             "detached",
             SeveredGradientWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

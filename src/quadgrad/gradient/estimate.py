@@ -1,0 +1,302 @@
+"""How far to trust a gradient: the rule's own error estimate, applied to the derivative integrand on the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from quadgrad._torch import in_transform
+from quadgrad.gradient.derivative import as_reals, differentiate, make_variables
+from quadgrad.gradient.measure import Sample, measure, measure_samples
+from quadgrad.gradient.mode import Primal
+from quadgrad.gradient.parameters import Parameters, Substitution
+from quadgrad.gradient.slivers import interior, reading_errors
+from quadgrad.integrand import Integrand
+from quadgrad.limits import Limits
+from quadgrad.maps import Frame, frame
+from quadgrad.plan import Plan
+from quadgrad.replay import BLOCK
+from quadgrad.result import Result
+from quadgrad.rules import get_rule
+from quadgrad.search.task import Task
+from quadgrad.tolerance import Tolerance
+
+__all__ = ["gradient_error"]
+
+ROWS = 512
+"""Rows of a Jacobian computed at a time."""
+
+
+def gradient_error(
+    result: Result, wrt: Tensor | Sequence[Tensor], grad_outputs: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """Estimate the absolute error of ``torch.autograd.grad(result.value, wrt, grad_outputs)``.
+
+    The derivative of the integrand is evaluated on the plan's nodes, and the null rules that estimate the value's
+    error estimate its. Because they exaggerate where the integrand is smooth, each cell is also compared with its
+    halves: in all, f is called and differentiated at three times the plan's nodes. Limits and breakpoints are read
+    from f beside them; their error is that of the reading.
+
+    Errors add: those of integrals that share a tensor, and those of several ways in which one enters.
+
+    Parameters
+    ----------
+    result : Result
+        Of :func:`quadgrad.quad` with a gradient, outside of ``torch.func`` transforms.
+    wrt : Tensor or sequence of Tensor
+        Arguments, limits, breakpoints, tensors that f closes over, or what they were computed from.
+        An argument itself costs least; what arguments were computed from needs their graph, so call this first or
+        keep the graph (``retain_graph=True``) in the backward pass.
+    grad_outputs : Tensor, shape ``batch + event``, optional
+        Weights of the values, as for ``torch.autograd.grad``; ones unless given.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor
+        For each of ``wrt`` the estimated error of each entry of its gradient, real and in its shape. It is infinite
+        where the derivative is, or where it could not be told.
+
+    Raises
+    ------
+    ValueError
+        If the result carries no gradient, comes from a transform, or a tensor in ``wrt`` requires no grad.
+
+    Examples
+    --------
+    The derivative of a value that met a loose tolerance, and how wrong it is:
+
+    >>> import torch, quadgrad as qg
+    >>> p = torch.tensor(1e-4, dtype=torch.float64, requires_grad=True)
+    >>> result = qg.quad(lambda x, p: torch.sqrt(x**2 + p**2), 0.0, 1.0, (p,), rtol=1e-4)
+    >>> (gradient,) = torch.autograd.grad(result.value, p)
+    >>> true = abs(gradient - p * torch.asinh(1 / p)).detach()
+    >>> error = qg.gradient_error(result, p)
+    >>> bool(true > 1e-4), bool(true <= error)
+    (True, True)
+    """
+    primal = result.primal
+    if not isinstance(primal, Primal) or in_transform():
+        raise ValueError(
+            "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
+            "one of the inputs require grad and call quad there"
+        )
+    tensors = (wrt,) if isinstance(wrt, Tensor) else tuple(wrt)
+    for i, tensor in enumerate(tensors):
+        if not tensor.requires_grad:
+            raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
+    value = result.value.detach()
+    weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
+    weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.integrand.event or ())
+    plan = result.plan if result.derivative is None else result.derivative.plan
+    with torch.autocast(value.device.type, enabled=False):
+        errors = _Estimate(primal, plan, weight).of(tensors)
+    return errors[0] if isinstance(wrt, Tensor) else errors
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Everything that enters the estimates of one result."""
+
+    primal: Primal
+    plan: Plan
+    weight: Tensor
+
+    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the error for each tensor."""
+        found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+        if len(self.plan):
+            closed, computed = self._closed_over(tensors)
+            follows = self._following()
+            plain = [i for i in range(len(tensors)) if not computed[i]]
+            direct = [found[i] for i in plain]
+            self._add_direct(tuple(tensors[i] for i in plain), [closed[i] for i in plain], ~follows, direct)
+            for i, error in zip(plain, direct, strict=True):
+                found[i] = error
+            for i, tensor in enumerate(tensors):
+                along = torch.ones_like(follows) if computed[i] else follows
+                if bool(along.any()):
+                    found[i] = found[i] + self._along_graph(tensor, along)
+        for error, source in self._readings():
+            self._propagate(error, source, tensors, found)
+        return tuple(found)
+
+    def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
+        """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
+        still = tuple(
+            replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a
+            for a in self.primal.integrand.arguments
+        )
+        core = replace(self.primal.integrand, arguments=still)
+        x = interior(self.primal.limits.detach(), self.plan.batch)[:1]
+        masks: list[list[bool]] = []
+        for replaced in ((), tensors):
+            with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):
+                y = core.probe(x)[1]
+            reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
+            masks.append([g is not None for g in reached])
+        return masks[0], masks[1]
+
+    def _following(self) -> Tensor:
+        """Tell which integrals' nodes follow a limit or breakpoint, shape ``(batch,)``."""
+        follows = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
+        if self.primal.treatment is not None:
+            for mark, pathwise in zip(self.primal.limits.marks, self.primal.treatment.pathwise, strict=True):
+                follows = follows | pathwise if mark.requires_grad else follows
+        return follows
+
+    def _add_direct(
+        self, tensors: tuple[Tensor, ...], closed: list[bool], elements: Tensor, found: list[Tensor]
+    ) -> None:
+        """Add what comes through the arguments, and from tensors that f itself closes over."""
+        primal = self.primal
+        plan = _part(self.plan, elements)
+        arguments = tuple(
+            i
+            for i, given in enumerate(primal.given)
+            if given is not None and given.requires_grad and any(_depends(given, t) for t in tensors)
+        )
+        own = [i for i in range(len(tensors)) if closed[i]]
+        parameters = Parameters(tuple(f"wrt[{i}]" for i in own), tuple(tensors[i] for i in own))
+        variables = make_variables(primal.integrand, arguments, parameters)
+        if not len(plan) or not variables.sizes:
+            return
+        integrand = differentiate(primal.integrand, variables, parameters, self.weight)
+        measured = measure(self._task(integrand), plan, sharp=True)
+        shape = self.plan.batch_shape
+        errors = [measured.error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
+        for place, i in enumerate(arguments):
+            given, argument = primal.given[i], primal.integrand.arguments[i]
+            assert given is not None
+            core = argument.value.shape[argument.value.ndim - argument.element_ndim :]
+            error = _modulus(errors[place], given).reshape((*shape, *core))
+            self._propagate(error.sum_to_size(given.shape), given, tensors, found)
+        for error, i in zip(errors[len(arguments) :], own, strict=True):
+            found[i] = found[i] + _modulus(error.sum(0), tensors[i]).reshape(tensors[i].shape)
+
+    def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
+        """Return the error through everything but the ends of the interval: one backward pass for each node."""
+        primal, plan = self.primal, _part(self.plan, elements)
+        pieces, moving = primal.limits.detach().pieces(), self._moving().pieces()
+        width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
+        task = self._task(replace(primal.integrand, event=(width,)), cells=max(1, ROWS // plan.tau.shape[0]))
+        real, weight = pieces.lower.dtype, as_reals(self.weight, 1)
+
+        def sampler(plan: Plan) -> tuple[Frame, Sample]:
+            ends = (plan.row, plan.start.to(real), plan.stop.to(real))
+            still, path, owner = frame(pieces, *ends), frame(moving, *ends), plan.owner
+
+            def sample(part: slice) -> tuple[Tensor, None]:
+                with torch.enable_grad():
+                    x, slope = path.nodes(plan.tau.to(real), part)
+                    y = (as_reals(primal.integrand(x, owner[part]), 2) * weight[owner[part]]).sum(2)
+                    y = y * (path.scale[part] / still.scale[part])
+                    rows = _rows((y if slope is None else y * slope).flatten(), tensor)
+                return as_reals(rows, 1).reshape(*x.shape, width), None
+
+            return still, sample
+
+        error = measure_samples(task, plan, sampler, sharp=True).error.sum(0)
+        return _modulus(error, tensor).reshape(tensor.shape)
+
+    def _moving(self) -> Limits:
+        """Return the limits, with gradient only where nodes follow them."""
+        limits, treatment = self.primal.limits, self.primal.treatment
+        fixed = limits.detach()
+        if treatment is None:
+            return fixed
+        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
+        return limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
+
+    def _readings(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
+        primal, shape = self.primal, self.plan.batch_shape
+        errors = reading_errors(primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
+        found: list[tuple[Tensor, Tensor]] = []
+        for error, source in zip(errors[:2], primal.sources[:2], strict=True):
+            if source is not None and source.requires_grad:
+                found.append((error.reshape(shape).sum_to_size(source.shape), source))
+        points = primal.sources[2] if len(primal.sources) > 2 else None
+        if points is not None and points.requires_grad:
+            error = torch.stack(errors[2:], dim=-1).reshape((*shape, -1))
+            found.append((error.sum_to_size(points.shape), points))
+        return found
+
+    def _propagate(self, error: Tensor, source: Tensor, tensors: tuple[Tensor, ...], found: list[Tensor]) -> None:
+        """Add the error of a gradient with respect to ``source`` to those of what it was computed from."""
+        for i, tensor in enumerate(tensors):
+            if source is tensor:
+                found[i] = found[i] + error
+            elif _depends(source, tensor):
+                spread = (error.unsqueeze(-1).expand(*error.shape, 2) if source.is_complex() else error).flatten()
+                found[i] = found[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
+
+    def _task(self, integrand: Integrand, cells: int | None = None) -> Task:
+        """Return what the measurement of an integrand needs to know."""
+        primal = self.primal
+        rule, pieces = get_rule(self.plan.rule), primal.limits.detach().pieces()
+        block = max(1, (primal.chunk or BLOCK) // max(1, (integrand.event or (1,))[0]))
+        block = block if cells is None else min(block, cells * rule.nodes.size)
+        return Task(
+            integrand,
+            pieces,
+            rule,
+            Tolerance(primal.eps, 0.0, primal.eps),
+            0,
+            block,
+            self.plan.batch,
+            self.plan.batch,
+        )
+
+
+def _part(plan: Plan, elements: Tensor) -> Plan:
+    """Return the cells of some integrals."""
+    if bool(elements.all()):
+        return plan
+    chosen = elements.index_select(0, plan.owner)
+    names = ("row", "start", "stop", "error")
+    return replace(plan, **{name: getattr(plan, name)[chosen] for name in names})
+
+
+def _real(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+def _modulus(error: Tensor, like: Tensor) -> Tensor:
+    """Join the errors of real and imaginary parts, which alternate along the last dimension."""
+    return torch.linalg.vector_norm(error.unflatten(-1, (-1, 2)), dim=-1) if like.is_complex() else error
+
+
+def _gradients(output: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return torch.autograd.grad(output, tensors, retain_graph=True, allow_unused=True)
+
+
+def _depends(source: Tensor, tensor: Tensor) -> bool:
+    """Whether ``tensor`` is, or is behind, ``source``."""
+    return source is tensor or _gradients(as_reals(source, 0).sum(), (tensor,))[0] is not None
+
+
+def _rows(outputs: Tensor, tensor: Tensor) -> Tensor:
+    """Return the Jacobian, shape ``(outputs, *tensor.shape)``."""
+    zeros = tensor.new_zeros((outputs.shape[0], *tensor.shape))
+    if not outputs.requires_grad:
+        return zeros
+    one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
+    (found,) = torch.autograd.grad(
+        outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    rows = cast("Tensor | None", found)
+    return zeros if rows is None else rows.detach()
+
+
+def _weighted_rows(outputs: Tensor, tensor: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of the Jacobian's absolute rows times ``weights``, some rows at a time."""
+    total = torch.zeros(tensor.shape, dtype=_real(tensor), device=tensor.device)
+    for first in range(0, outputs.shape[0], ROWS):
+        part = slice(first, first + ROWS)
+        size = _rows(outputs[part], tensor).abs()
+        total = total + torch.where(size > 0, size * weights[part].reshape(-1, *(1,) * tensor.ndim), 0.0).sum(0)
+    return total

@@ -1,0 +1,178 @@
+"""Cells that close in on an end of their piece, where the integrand may be singular.
+
+Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
+exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
+outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that the
+epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad.extrapolation import COLUMNS, extrapolate
+from quadgrad.lanes import largest, somewhere
+from quadgrad.maps import EndFrame, end_frame
+from quadgrad.rules import RuleTensors
+from quadgrad.rules.rule import SHARES
+from quadgrad.search.cells import GEOMETRIC, STEP, Cells
+from quadgrad.search.estimate import (
+    EDGES,
+    FLOOR,
+    NULLS,
+    PLACE,
+    SAFETY,
+    UNRESOLVED,
+    largest_component,
+    null_rule_error,
+)
+from quadgrad.search.task import Task, noise
+
+__all__ = ["evaluate_ends"]
+
+CLOSE = 0.1
+"""A lower column is taken when its error is below this part of the relative tolerance."""
+
+NEAREST = 2.0**-480
+"""No node is closer to an end than this part of its piece: squares would underflow."""
+
+SHORTEST = 2.0**-20
+"""Cells with logarithmic nodes are not refined when the logarithms of their ends are closer."""
+
+
+def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells:
+    """Apply the rule to cells with nodes spread over the logarithm of the distance from an end.
+
+    f is called at :data:`quadgrad.search.cells.BESIDE` places more for each cell: where its nodes begin and end.
+    """
+    real = task.pieces.lower.dtype
+    rule = task.rule.tensors(real, row.device)
+    layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+    owner = row if task.pieces.count == 1 else row // task.pieces.count
+    step = max(1, task.block // task.rule.nodes.size)
+    with_edges = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
+    parts: list[Cells] = []
+    for first in range(0, row.shape[0], step):
+        part = slice(first, min(row.shape[0], first + step))
+        x, slope = layout.nodes(with_edges, part)
+        y = task.integrand(x, owner[part]).detach()
+        parts.append(end_cells(task, row, start, stop, y, slope, layout, part))
+    return Cells.join(parts)
+
+
+def end_cells(
+    task: Task, row: Tensor, start: Tensor, stop: Tensor, y: Tensor, slope: Tensor, layout: EndFrame, part: slice,
+    kind: Tensor | None = None,
+) -> Cells:  # fmt: skip
+    """Return the cells of ``part`` from f ``(m + 2, n, *event)``: where nodes begin, at them, where they end.
+
+    What is extrapolated is taken from the column that fits best, or from that which the given ``kind`` names.
+    """
+    rule = task.rule.tensors(layout.reach.dtype, row.device)
+    row, start, stop = row[part], start[part], stop[part]
+    held = None if kind is None else kind[part].to(torch.int64) - (GEOMETRIC + 1)
+    touches = (start == 0) | (stop == 0)
+    tail = (1,) * (y.ndim - 2)
+    eps, scale = noise(task), layout.scale[part]
+    weighted = y * (slope * scale).reshape(slope.shape + tail)
+    outer, flat, inner = weighted[0].flatten(), weighted[1:-1].flatten(1), weighted[-1].flatten()
+    y = y[1:-1]
+    functionals = rule.functionals.to(flat.dtype)
+    size = rule.weights @ flat.abs()
+    blur = _blur(task, rule, y, layout, part)
+    nulls = functionals[NULLS] @ flat
+    if nulls.is_complex():
+        nulls = nulls.abs()
+    # Decay is looked for above the rounding of x, too, which is larger here than that of f.
+    unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
+    event = y.shape[1:]
+    # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
+    at_outer, at_inner = functionals[EDGES] @ flat
+    hidden = rule.nodes[0] * (
+        (at_outer - outer).abs().reshape(event)
+        + torch.where(touches.reshape(-1, *tail), 0.0, (at_inner - inner).abs().reshape(event))
+    )
+    unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
+    value = (functionals[0] @ flat).reshape(event)
+    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
+    beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol, held)
+    open_end = touches.reshape(-1, *tail)
+    value = torch.where(open_end, beyond, value)
+    doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
+    size = torch.maximum(size, largest_component(value.abs()))
+    floor = FLOOR * eps * size
+    blur = torch.minimum(gain * blur, size)
+    rounding = floor + blur
+    curable = doubt + gain * unseen + largest_component(hidden)
+    error = torch.maximum(curable + blur, rounding).nan_to_num(torch.inf, posinf=torch.inf)
+    lost = error.isinf()
+    value = value.masked_fill(lost.reshape(-1, *tail), 0.0)
+    floor = floor.masked_fill(lost, 0.0)
+    # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
+    worth = (curable > rounding) & (torch.where(touches, blur / STEP, 0.0) < 0.5 * error)
+    refinable = somewhere((lost | worth) & _wide(layout, touches, part))
+    rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
+    kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
+    return Cells(row, start, stop, value, error, floor, refinable, rough, kind)
+
+
+def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
+    """Return what rounding of x adds to the error: near a singularity f changes as much as the distance does."""
+    eps = torch.finfo(layout.reach.dtype).eps
+    blur = (PLACE * eps) * layout.reach[part] * -layout.rate[part]
+    return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
+
+
+def _to_the_end(
+    terms: tuple[Tensor, ...], rtol: float, held: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
+
+    The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
+    Where a column is ``held``, that one is.
+    """
+    table = extrapolate(terms, COLUMNS)
+    limits = [column[-1] for column in table]
+    doubts = [_doubt(table[k], table[k + 1]) for k in range(COLUMNS)]
+    last, before = terms[-1].abs(), terms[-2].abs()
+    ratio = largest_component(
+        torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0))
+    )
+    diverges = somewhere(ratio >= 1.0)
+    gain = (1.0 - ratio).clamp_min(1e-8) ** -2
+    total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
+    value, doubt = limits[0], doubts[0]
+    column = torch.zeros(doubt.shape, dtype=torch.int64, device=doubt.device)
+    for k in range(1, COLUMNS):
+        if held is None:
+            good = largest(doubt - CLOSE * rtol * largest_component(value.abs())) <= 0.0
+            better = somewhere(doubts[k] < doubt) & ~(good | diverges)
+        else:
+            better = held == k
+        tail = (1,) * (value.ndim - 1)
+        value = torch.where(better.reshape(-1, *tail), limits[k], value)
+        doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
+    return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
+
+
+def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+    """Return the error of a column's last entry: how far the entries around it in the table are apart.
+
+    Two of them may agree by accident, hence three differences.
+    """
+    steps = (
+        (higher[-1] - column[-1], higher[-1] - higher[-2])
+        if len(higher) > 1
+        else (higher[-1] - column[-1], column[-1] - column[-2], (column[-2] - column[-3]) / SAFETY)
+    )
+    return SAFETY * largest_component(torch.stack([step.abs() for step in steps]).sum(0))
+
+
+def _wide(layout: EndFrame, touches: Tensor, part: slice) -> Tensor:
+    """Tell where there is room for finer cells."""
+    rate, outer = layout.rate[part], layout.outer[part]
+    nearest = (outer * torch.exp(rate)).abs() * torch.where(touches, STEP, 1.0)
+    info = torch.finfo(outer.dtype)
+    told_apart = nearest * layout.span[part] > 4.0 * info.eps * layout.reach[part]
+    return told_apart & (nearest > max(NEAREST, info.tiny**0.5)) & (-rate > SHORTEST)
