@@ -9,7 +9,7 @@ Kinks, peaks and singularities fail one of the two.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from quadgrad.gradient.slivers import reading_distance
 from quadgrad.integrand import Argument, Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
-from quadgrad.maps import Pieces, end_frame, frame
+from quadgrad.maps import EndFrame, end_frame, frame
 from quadgrad.plan import Plan
 from quadgrad.search.estimate import largest_component
 
@@ -137,30 +137,41 @@ def _flat(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> _Suspects:
-    """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at.
+    """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
+    step = max(1, block // 4)
+    cells = (slice(first, first + step) for first in range(0, len(plan), step))
+    found = [_suspects_among(integrand, plan, part, limits, least) for part in cells]
+    if len(found) == 1:
+        return found[0]
+    return _Suspects(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(_Suspects)))
 
-    The right end is passed by a little, so that a jump right between two cells lies in the left one's last stretch.
+
+def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limits, least: Tensor) -> _Suspects:
+    """Return the suspects of some cells.
+
+    A cell's right end is passed by a little, so that a jump right between two lies in the left one's last stretch.
     """
-    dtype, owner = limits.a.dtype, plan.owner
-    start, stop = plan.start.to(dtype), plan.stop.to(dtype)
+    dtype, owner, row = limits.a.dtype, plan.owner[cells], plan.row[cells]
+    start, stop = plan.start[cells].to(dtype), plan.stop[cells].to(dtype)
     pieces = limits.pieces()
-    layout = frame(pieces, plan.row, start, stop)
+    layout = frame(pieces, row, start, stop)
     margin = max(2.0**-30, 4.0 * torch.finfo(dtype).eps)
-    tau = torch.cat((plan.tau.new_tensor([margin]), plan.tau[[0, -1]], plan.tau.new_tensor([1.0 + margin]))).to(
-        dtype
-    )
+    outermost = plan.tau[[0, -1]].to(dtype)
+    tau = torch.cat((outermost.new_tensor([margin]), outermost, outermost.new_tensor([1.0 + margin])))
     x, slope = layout.nodes(tau, slice(None))
     finest = torch.ones_like(layout.scale)
-    if plan.ends is not None:
-        x, slope, finest = _towards_ends(plan, pieces, x, slope, finest)
+    ends = None if plan.ends is None else plan.ends.part(cells.start, cells.start + row.shape[0])
+    if ends is not None:
+        close = end_frame(pieces, row[ends.cell], start[ends.cell], stop[ends.cell])
+        x, slope, finest = _towards_ends(close, ends.cell, outermost, x, slope, finest)
     # f is never called at a limit, nor beyond a breakpoint.
-    lower, upper = pieces.ends(plan.row)
+    lower, upper = pieces.ends(row)
     x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
     x = torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -torch.inf)))
-    y = _evaluate(integrand, x, owner, block)
+    y = _flat(integrand(x, owner).detach(), x)
     rise = _largest_rise(y if slope is None else y * slope[:, :, None])
     least = least[owner] * ((stop - start) / layout.scale)
-    error = plan.error.to(dtype) / layout.scale
+    error = plan.error[cells].to(dtype) / layout.scale
     share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
     suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], least)
     part, cell = somewhere(suspect).nonzero().unbind(1)
@@ -169,20 +180,17 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, b
 
 
 def _towards_ends(
-    plan: Plan, pieces: Pieces, x: Tensor, slope: Tensor | None, finest: Tensor
+    layout: EndFrame, cell: Tensor, tau: Tensor, x: Tensor, slope: Tensor | None, finest: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Put the outermost nodes, and dx/dfraction there, where they are on cells that close in on an end.
 
     Towards the end nodes stand closer together, by as much as ``finest``, and a jump's error is that much smaller.
     """
-    assert plan.ends is not None
-    cell, dtype = plan.ends.cell, x.dtype
-    layout = end_frame(pieces, *plan.end_cells(dtype))
-    places, slopes = layout.nodes(plan.tau[[0, -1]].to(dtype), slice(None))
+    places, slopes = layout.nodes(tau, slice(None))
     places, order = places.sort(dim=0)
     x = torch.cat((x[:1], x[1:3].index_copy(1, cell, places), x[3:]))
     if slope is not None:
-        fraction = layout.outer * torch.exp(plan.tau[[0, -1]].to(dtype)[:, None] * layout.rate)
+        fraction = layout.outer * torch.exp(tau[:, None] * layout.rate)
         slopes = (slopes / fraction.abs()).gather(0, order)
         slope = torch.cat((slope[:1], slope[1:3].index_copy(1, cell, slopes), slope[3:]))
     return x, slope, finest.index_copy(0, cell, torch.exp(layout.rate))
@@ -224,7 +232,8 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
     jump = largest_component((high - low).abs())
     rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
-    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > suspects.least)
+    noise = torch.finfo(integrand.call_dtype).eps ** 0.5 * largest_component(torch.maximum(low.abs(), high.abs()))
+    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
     reference = jump if reference is None else reference
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
 

@@ -134,7 +134,7 @@ class Ledger:
             kept = row.shape[0] - self.withdrawn
             row, order = row[:kept], order[:kept]
             start, stop, error, kind = (t.index_select(0, order) for t in (start, stop, error, kind))
-        return Found(row, start, stop, error, kind, self.value, self.error, self.floor, self.status, self.nfev)
+        return Found(row, start, stop, error, kind, self.value, self.error, self.status, self.nfev)
 
 
 def search(task: Task, first: First) -> Found:

@@ -22,7 +22,7 @@ from quadgrad.search.start import First
 from quadgrad.search.task import SHARE, Found, Task, noise
 from quadgrad.status import Status
 
-__all__ = ["Watch", "combine", "recheck", "too_coarse"]
+__all__ = ["Recheck", "Watch", "recheck"]
 
 
 @dataclass
@@ -74,14 +74,61 @@ class Watch:
         return cells.take(index.argsort())
 
 
-def recheck(watch: Watch) -> tuple[Found, Tensor]:
-    """Judge the cells that were replayed; return what was found, and which integrals are done, ``(batch,)``."""
+@dataclass(frozen=True)
+class Recheck:
+    """What the cells that were replayed are worth.
+
+    ``done`` ``(batch,)`` tells which integrals may stop, ``coarse`` which cells have too large an error; each
+    integral has so many ``pieces``.
+    """
+
+    found: Found
+    done: Tensor
+    coarse: Tensor
+    pieces: int
+
+    def unfinished(self) -> First:
+        """Return the cells of the integrals that may not stop; linear ones that are too coarse are halved."""
+        found, kind = self.found, _kinds(self.found)
+        mine = ~self.done[found.row // self.pieces]
+        split = mine & self.coarse & (kind == LINEAR)
+        whole = mine & ~split
+        halves = bisect(found.start[split], found.stop[split])
+        row, order = torch.cat((found.row[whole], found.row[split].repeat_interleave(2))).sort(stable=True)
+        start, stop = (
+            torch.cat((t[whole], half))[order] for t, half in zip((found.start, found.stop), halves, strict=True)
+        )
+        kind = torch.cat((kind[whole], kind[split].repeat_interleave(2)))[order]
+        return First(row, start, stop, None if found.kind is None else kind)
+
+    def join(self, mended: Found) -> Found:
+        """Return what was found here of the integrals that are done, and what search has found of the others."""
+        first, again = self.found, ~self.done
+        stays = self.done[first.row // self.pieces]
+        row, order = torch.cat((first.row[stays], mended.row)).sort(stable=True)
+        columns = (
+            (first.start, mended.start), (first.stop, mended.stop),
+            (first.cell_error, largest(mended.cell_error)), (_kinds(first), _kinds(mended)),
+        )  # fmt: skip
+        start, stop, cell_error, kind = (torch.cat((old[stays], new))[order] for old, new in columns)
+        tail = (1,) * (first.value.ndim - 1)
+        value = torch.where(again.reshape(-1, *tail), mended.value, first.value)
+        error, status = (
+            torch.where(again, new, old)
+            for old, new in ((first.error, mended.error), (first.status, mended.status))
+        )
+        nfev = first.nfev + torch.where(again, mended.nfev, 0)
+        return Found(row, start, stop, cell_error, kind, value, error, status, nfev)
+
+
+def recheck(watch: Watch) -> Recheck:
+    """Judge the cells that were replayed, as search does."""
     task, cells = watch.task, watch.close()
     owner, n = cells.row // task.pieces.count, task.batch
     value, error, floor = (total(t, owner, n) for t in (cells.value, cells.error, cells.floor))
     allowed = allowed_error(task.tolerance, value, floor)
     met = largest(error / allowed) <= 1.0
-    # As in search: where rounding alone exceeds the tolerance, near it is near enough; what is faint is scanned.
+    # Where rounding alone exceeds the tolerance, near it is near enough; what is faint is to be scanned.
     done = largest(error / torch.maximum(allowed, 2.0 * floor)) <= 1.0
     unseen = total(to_scan(cells).to(torch.int64), owner, n) > 0
     done = done & ~(unseen & somewhere(is_faint(value, error)))
@@ -89,43 +136,12 @@ def recheck(watch: Watch) -> tuple[Found, Tensor]:
     nodes = task.rule.nodes.size + BESIDE * (cells.kind != LINEAR).to(torch.int64)
     kind = None if watch.first.kind is None else cells.kind
     found = Found(
-        cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, floor, status,
+        cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, status,
         total(nodes, owner, n),
     )  # fmt: skip
-    return found, done
-
-
-def too_coarse(found: Found, task: Task, again: Tensor) -> First:
-    """Return the cells of the integrals ``again``, linear ones halved where their errors are too large."""
-    owner = found.row // task.pieces.count
-    mine = again[owner].nonzero().squeeze(1)
-    row, start, stop, owner, kind = (t[mine] for t in (found.row, found.start, found.stop, owner, _kinds(found)))
-    allowed = largest(allowed_error(task.tolerance, found.value, found.floor))
-    count = total(torch.ones_like(owner), owner, task.batch).clamp_min(1)
-    split = (found.cell_error[mine] > SHARE * (allowed / count)[owner]) & (kind == LINEAR)
-    halves = bisect(start[split], stop[split])
-    row = torch.cat((row[~split], row[split].repeat_interleave(2)))
-    row, order = row.sort(stable=True)
-    start, stop = (torch.cat((t[~split], h))[order] for t, h in zip((start, stop), halves, strict=True))
-    kind = torch.cat((kind[~split], kind[split].repeat_interleave(2)))[order]
-    return First(row, start, stop, None if found.kind is None else kind)
-
-
-def combine(first: Found, second: Found, again: Tensor, pieces: int) -> Found:
-    """Return ``second`` for the integrals ``again``, ``first`` for the others."""
-    stays = ~again[first.row // pieces]
-    row, order = torch.cat((first.row[stays], second.row)).sort(stable=True)
-    columns = (
-        (first.start, second.start), (first.stop, second.stop), (first.cell_error, largest(second.cell_error)),
-        (_kinds(first), _kinds(second)),
-    )  # fmt: skip
-    start, stop, cell_error, kind = (torch.cat((old[stays], new))[order] for old, new in columns)
-    tail = (1,) * (first.value.ndim - 1)
-    value = torch.where(again.reshape(-1, *tail), second.value, first.value)
-    totals = ((first.error, second.error), (first.floor, second.floor), (first.status, second.status))
-    error, floor, status = (torch.where(again, new, old) for old, new in totals)
-    nfev = first.nfev + torch.where(again, second.nfev, 0)
-    return Found(row, start, stop, cell_error, kind, value, error, floor, status, nfev)
+    count = total(torch.ones_like(owner), owner, n).clamp_min(1)
+    coarse = found.cell_error > SHARE * (largest(allowed) / count)[owner]
+    return Recheck(found, done, coarse, task.pieces.count)
 
 
 def _kinds(found: Found) -> Tensor:

@@ -99,7 +99,7 @@ def search_single(task: Task, first: First | None = None) -> Found:
         fresh = parts
         reopened = False
         _measure(task, fresh)
-    return _found(task, cells, [value, error, floor], status, nfev)
+    return _found(task, cells, [value, error], status, nfev)
 
 
 def _measure(task: Task, cells: list[_Cell]) -> None:
@@ -285,8 +285,7 @@ def _found(task: Task, cells: list[_Cell], sums: list[float], status: Status, nf
         column([c.error for c in cells], dtype),
         column(kinds, torch.int8) if any(kinds) else None,
         column(sums[:1], task.integrand.output_dtype or dtype),
-        column(sums[1:2], dtype),
-        column(sums[2:], dtype),
+        column(sums[1:], dtype),
         column([int(status)], torch.int64),
         column([nfev], torch.int64),
     )

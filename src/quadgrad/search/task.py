@@ -49,7 +49,7 @@ class Task:
 class Found:
     """What search hands over: the cells sorted by row, and each integral's totals and end.
 
-    ``kind`` is None where all cells have linear nodes; ``floor`` is the part of the error that rounding explains.
+    ``kind`` is None where all cells have linear nodes.
     """
 
     row: Tensor
@@ -59,7 +59,6 @@ class Found:
     kind: Tensor | None
     value: Tensor
     error: Tensor
-    floor: Tensor
     status: Tensor
     nfev: Tensor
 

@@ -21,7 +21,7 @@ from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
-from quadgrad.search.estimate import FLOOR
+from quadgrad.search.estimate import largest_component
 from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.autocast import without_autocast
@@ -281,9 +281,8 @@ def _warn_of_lost_gradients(setting: Setting, outcome: Outcome, probe: Tensor) -
 def _least_jump(found: Found, tolerance: Tolerance) -> Tensor:
     """Return the smallest jump that counts, times the interval's width: above noise and the integral's error."""
     record = current_record()
-    inner = record.noise if record else 0.0
-    size = found.floor / (FLOOR * max(tolerance.eps, inner / FLOOR))  # the integral of abs(f)
-    return torch.maximum(size * max(tolerance.eps**0.5, 10.0 * inner), found.error)
+    noise = max(tolerance.eps**0.5, 10.0 * record.noise if record else 0.0)
+    return torch.maximum(noise * largest_component(found.value.abs()), found.error)
 
 
 def _inner_point(limits: Limits) -> Tensor:

@@ -18,7 +18,7 @@ from quadgrad.maps import Pieces
 from quadgrad.plan import Plan
 from quadgrad.rules import Rule
 from quadgrad.search.adaptive import search
-from quadgrad.search.recheck import Watch, combine, recheck, too_coarse
+from quadgrad.search.recheck import Watch, recheck
 from quadgrad.search.record import make_ends, make_plan
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First, first_cells
@@ -137,7 +137,8 @@ def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: L
     used = _with_cells(plan, watch.first, setting)
     treatment = choose_treatment(integrand, used, limits, sources, mode)
     value = replay_with_limits(integrand, used, limits, treatment, chunk, watch)
-    found, done = recheck(watch)
+    checked = recheck(watch)
+    found, done = checked.found, checked.done
     if bool(done.all()):
         made = replace(setting.record(found, task.pieces), inspected=plan.inspected)
         return Outcome(limits, sources, found, made, None if plan.inspected else made, treatment, value)
@@ -145,14 +146,14 @@ def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: L
     easy = switches is None and treatment is None and bool(done.any())
     if not easy or bool(found.cell_error.isinf().any()):
         return None
-    mended = setting.run(task, too_coarse(found, task, ~done))
+    mended = setting.run(task, checked.unfinished())
     refined = setting.record(mended, task.pieces)
     known = oriented_value(mended, limits.detach(), bool(export(mended.status).any()))
     refuse_noise(integrand, refined, limits.detach())
     again = replay_with_limits(integrand, refined, limits, None, chunk)
     refuse_disagreement(again, known, mended.error)
     value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
-    found = combine(found, mended, ~done, task.pieces.count)
+    found = checked.join(mended)
     made = setting.record(found, task.pieces)
     return Outcome(limits, sources, found, made, refined if plan.inspected else made, None, value)
 
