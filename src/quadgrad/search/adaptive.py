@@ -19,7 +19,6 @@ from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import Frame, frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import (
-    BESIDE,
     CLOSER,
     KEEP,
     LEFT,
@@ -28,7 +27,9 @@ from quadgrad.search.cells import (
     TURN,
     Cells,
     Counts,
+    count_beside,
     count_children,
+    edges_inside,
     is_faint,
     locate,
     plan_moves,
@@ -43,7 +44,7 @@ from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["allowed_error", "linear_cells", "node_blur", "search"]
+__all__ = ["allowed_error", "linear_cells", "look_at_edges", "node_blur", "search"]
 
 RUN, WAIT = -1, -2
 
@@ -146,20 +147,20 @@ def search(task: Task, first: First) -> Found:
     # One cell each. A passed plan may have as many cells as there are integrals, and yet not one for each.
     whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None and bool((row == who).all())
     if first.kind is None:
-        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole)
+        known = look_at_edges(task, row, first.start, first.stop) if first.divided else None
+        cells, known = _evaluate(task, row, first.start, first.stop, known, whole=whole)
     else:
         order = first.kind.sort(stable=True).indices
         rows, start, stop = (t.index_select(0, order) for t in (row, first.start, first.stop))
-        unknown = torch.full(
-            (2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device
-        )
-        cells, known = _evaluate_all(task, rows, start, stop, unknown, Counts(0, 0, 0, 0))
+        linear = int((first.kind == LINEAR).sum())
+        known = look_at_edges(task, rows[:linear], start[:linear], stop[:linear])
+        cells, known = _evaluate_all(task, rows, start, stop, known, Counts(0, 0, 0, 0))
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
     nfev = count * task.rule.nodes.size
-    if first.kind is not None:
-        nfev = nfev + BESIDE * total((first.kind != LINEAR).to(nfev.dtype), owner, n)
+    if first.divided:
+        nfev = nfev + total(count_beside(first.start, first.stop, first.kind), owner, n)
     running = _begin(who, count, nfev, cells)
     sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
     ledger = Ledger(task.pieces.count, nfev, sums)
@@ -301,15 +302,36 @@ def linear_cells(
     return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
 
 
+def look_at_edges(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """Call f at starts and stops of cells that were not made by bisection here, except at limits, ``(2, n)``."""
+    real = task.pieces.lower.dtype
+    sides: list[Tensor] = []
+    for tau, inside in zip((0.0, 1.0), edges_inside(start, stop), strict=True):
+        index = inside.nonzero().squeeze(1)
+        layout = frame(task.pieces, row[index], start[index].to(real), stop[index].to(real))
+        owner, at = _owner(task, row[index]), layout.scale.new_tensor([tau])
+        known = layout.scale.new_full(row.shape, torch.nan)
+        for first in range(0, index.shape[0], task.block):
+            part = slice(first, first + task.block)
+            known = known.index_copy(0, index[part], _value_at(task, layout, owner, at, part))
+        sides.append(known)
+    return torch.stack(torch.broadcast_tensors(*sides))
+
+
+def _value_at(task: Task, layout: Frame, owner: Tensor, tau: Tensor, part: slice) -> Tensor:
+    """Return the integrand at one place of each cell, see :func:`quadgrad.search.estimate.at_nodes`."""
+    x, slope = layout.nodes(tau, part)
+    y = task.integrand(x, owner[part]).detach()
+    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
+    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
+    return at_nodes(columns.flatten(), columns.shape)
+
+
 def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
     """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
     first = known.shape[1] - 2 * n_again
     right = slice(first + 1, None, 2)
-    x, slope = layout.nodes(known.new_zeros(1), right)
-    y = task.integrand(x, owner[right]).detach()
-    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
-    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
-    between = at_nodes(columns.flatten(), columns.shape)
+    between = _value_at(task, layout, owner, known.new_zeros(1), right)
     starts, stops = known[0, first::2], known[1, right]
     pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
     return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)

@@ -15,7 +15,9 @@ __all__ = [
     "Cells",
     "Counts",
     "bisect",
+    "count_beside",
     "count_children",
+    "edges_inside",
     "is_faint",
     "locate",
     "plan_moves",
@@ -94,6 +96,17 @@ class Counts:
     again: int
     turned: int
     closer: int
+
+
+def edges_inside(start: Tensor, stop: Tensor) -> Tensor:
+    """Tell of cells' starts and stops which are no ends of their pieces, bool of shape ``(2, n)``."""
+    return torch.stack((start != 0.0, (stop != 0.0) & (stop != 1.0)))
+
+
+def count_beside(start: Tensor, stop: Tensor, kind: Tensor | None) -> Tensor:
+    """Count the places beside their nodes at which f is called on cells of a passed plan, int64 of shape ``(n,)``."""
+    count = edges_inside(start, stop).sum(0)
+    return count if kind is None else torch.where(kind == LINEAR, count, BESIDE)
 
 
 def locate(mask: Tensor, count: int) -> Tensor:

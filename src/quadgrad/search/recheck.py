@@ -14,8 +14,8 @@ from torch import Tensor
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import end_frame, frame
 from quadgrad.reduce import total
-from quadgrad.search.adaptive import allowed_error, linear_cells, node_blur
-from quadgrad.search.cells import BESIDE, LINEAR, Cells, bisect, is_faint, to_scan
+from quadgrad.search.adaptive import allowed_error, linear_cells, look_at_edges, node_blur
+from quadgrad.search.cells import LINEAR, Cells, bisect, count_beside, is_faint, to_scan
 from quadgrad.search.ends import end_cells
 from quadgrad.search.estimate import apply_rule
 from quadgrad.search.start import First
@@ -35,7 +35,7 @@ class Watch:
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
 
     def see(self, index: Tensor, y: Tensor, slope: Tensor | None) -> None:
-        """Look at the values at the nodes of the cells at ``index``, which have linear nodes."""
+        """Look at the values on cells with linear nodes, calling f at their edges, too."""
         if self.closed:
             return
         task, y, slope = self.task, y.detach(), None if slope is None else slope.detach()
@@ -43,8 +43,8 @@ class Watch:
             row, start, stop, real = self._cells(index)
             layout = frame(task.pieces, row, start.to(real), stop.to(real))
             rule, eps = task.rule.tensors(real, row.device), noise(task)
-            unknown = layout.scale.new_full((2, row.shape[0]), torch.nan)
-            columns = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), unknown)
+            known = look_at_edges(task, row, start, stop)
+            columns = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
             self.parts.append((index, linear_cells(task, row, start, stop, columns, layout, eps)))
 
     def see_ends(self, index: Tensor, y: Tensor) -> None:
@@ -99,7 +99,7 @@ class Recheck:
             torch.cat((t[whole], half))[order] for t, half in zip((found.start, found.stop), halves, strict=True)
         )
         kind = torch.cat((kind[whole], kind[split].repeat_interleave(2)))[order]
-        return First(row, start, stop, None if found.kind is None else kind)
+        return First(row, start, stop, None if found.kind is None else kind, divided=True)
 
     def join(self, mended: Found) -> Found:
         """Return what was found here of the integrals that are done, and what search has found of the others."""
@@ -133,7 +133,7 @@ def recheck(watch: Watch) -> Recheck:
     unseen = total(to_scan(cells).to(torch.int64), owner, n) > 0
     done = done & ~(unseen & somewhere(is_faint(value, error)))
     status = torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF))
-    nodes = task.rule.nodes.size + BESIDE * (cells.kind != LINEAR).to(torch.int64)
+    nodes = task.rule.nodes.size + count_beside(cells.start, cells.stop, cells.kind)
     kind = None if watch.first.kind is None else cells.kind
     found = Found(
         cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, status,

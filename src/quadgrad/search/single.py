@@ -64,6 +64,8 @@ def search_single(task: Task, first: First | None = None) -> Found:
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
     nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
+    if first is not None and first.divided:
+        nfev += _look_at_edges(task, [c for c in fresh if c.kind == LINEAR])
     bad, reopened = 0, False
     _measure(task, fresh)
     while True:
@@ -167,11 +169,28 @@ def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], f
 
 def _look_between(task: Task, finer: list[_Cell]) -> None:
     """Call f between pairs of neighbouring cells, where it is not known."""
-    x, slope, *_ = _place(task, finer[1::2], np.zeros(1))
-    y = task.integrand(x, slice(0, 1))
-    y = (y if slope is None else y * slope).detach()
-    for left, right, between in zip(finer[::2], finer[1::2], y[0].tolist(), strict=True):
+    for left, right, between in zip(finer[::2], finer[1::2], _values_at(task, finer[1::2], 0.0), strict=True):
         left.at_stop = right.at_start = between
+
+
+def _look_at_edges(task: Task, cells: list[_Cell]) -> int:
+    """Call f at starts and stops of cells, except at limits; return at how many."""
+    starts, stops = [c for c in cells if c.start != 0.0], [c for c in cells if c.stop not in (0.0, 1.0)]
+    for cell, value in zip(starts, _values_at(task, starts, 0.0), strict=True):
+        cell.at_start = value
+    for cell, value in zip(stops, _values_at(task, stops, 1.0), strict=True):
+        cell.at_stop = value
+    return len(starts) + len(stops)
+
+
+def _values_at(task: Task, cells: list[_Cell], tau: float) -> list[float]:
+    """Return f at one place of each cell."""
+    values: list[float] = []
+    for first in range(0, len(cells), task.block):
+        x, slope, *_ = _place(task, cells[first : first + task.block], np.array([tau]))
+        y = task.integrand(x, slice(0, 1))
+        values += (y if slope is None else y * slope).detach()[0].tolist()
+    return values
 
 
 def _place(

@@ -14,7 +14,6 @@ from quadgrad.lanes import export, largest
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 from quadgrad.result import Result
-from quadgrad.search.cells import BESIDE
 from quadgrad.search.task import SHARE
 from quadgrad.tolerance import epsilon
 from quadgrad.verbs.inputs import Call, prepare
@@ -113,11 +112,10 @@ class KeptPlan:
         return result
 
     def _enter(self, result: Result) -> bool:
-        """Keep the result's plan; return whether search has bisected cells for it."""
-        spent = int(result.nfev.sum())
-        self.plan, self.nfev = result.plan, self.nfev + spent
-        ends = 0 if result.plan.ends is None else result.plan.ends.cell.shape[0]
-        return spent > len(result.plan) * result.plan.tau.shape[0] + BESIDE * ends
+        """Keep the result's plan; return whether its cells are others than before."""
+        before, self.plan = self.plan, result.plan
+        self.nfev += int(result.nfev.sum())
+        return before is None or not torch.equal(before.start, result.plan.start)
 
     def _coarsen(self, look: Callable[[Plan], Result]) -> None:
         """Merge siblings with small errors, and search from there: what was too coarse is bisected again."""
