@@ -79,7 +79,7 @@ def end_cells(
     outer, flat, inner = weighted[0].flatten(), weighted[1:-1].flatten(1), weighted[-1].flatten()
     y = y[1:-1]
     functionals = rule.functionals.to(flat.dtype)
-    size = rule.weights @ flat.abs()
+    size = _mean(rule, flat.abs())
     blur = _blur(task, rule, y, layout, part)
     nulls = functionals[NULLS] @ flat
     if nulls.is_complex():
@@ -121,7 +121,11 @@ def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slic
     """Return what rounding of x adds to the error: near a singularity f changes as much as the distance does."""
     eps = torch.finfo(layout.reach.dtype).eps
     blur = (PLACE * eps) * layout.reach[part] * -layout.rate[part]
-    return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
+    return _mean(rule, (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1))
+
+
+def _mean(rule: RuleTensors, y: Tensor) -> Tensor:
+    return rule.weights.to(y.dtype) @ y  # f may return another dtype than that of x
 
 
 def _to_the_end(
