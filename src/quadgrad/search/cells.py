@@ -43,7 +43,14 @@ STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
 BESIDE = 2
-"""Calls of f for a cell with logarithmic nodes, beside those at the nodes."""
+"""Calls of f for a first cell, and for one with logarithmic nodes, beside those at the nodes: near its two edges."""
+
+LIMIT = 2.0**-40
+"""How close to a limit f is called for the first cell, as a part of its piece: a thin layer there must not hide.
+
+At least :data:`ULPS` eps, and not at all where rounding would move it onto the limit."""
+
+ULPS = 16.0
 
 NARROW = 2.0**-4
 """Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""

@@ -21,7 +21,7 @@ __all__ = [
     "NULLS",
     "SLOPES",
     "apply_rule",
-    "at_nodes",
+    "one_number",
     "largest_component",
     "null_rule_error",
     "scale_estimates",
@@ -69,7 +69,7 @@ def apply_rule(
         How far rounding moves a node, as a part of the cell: what it does to f is not taken for roughness.
 
     known : Tensor, shape (2, n)
-        The integrand at the cell's ends, see :func:`at_nodes`; NaN where it is not known.
+        The integrand at the cell's edges, see :func:`one_number`; NaN where it is not known.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def apply_rule(
         -1 or 1 where the left or right half alone is to blame for the error, -2 or 2 where it still will be
         after one bisection, else 0.
     middle : Tensor, shape (n,)
-        The integrand at the cell's middle, see :func:`at_nodes`.
+        The integrand at the cell's middle, see :func:`one_number`.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
@@ -103,12 +103,12 @@ def apply_rule(
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
     error = largest_component(error) + _hidden(rule, sums[EDGES], known, tail)
-    middle = at_nodes(flat[flat.shape[0] // 2], tail)
+    middle = one_number(flat[flat.shape[0] // 2], tail)
     return value, error, largest_component(size), variation, lean, middle
 
 
-def at_nodes(values: Tensor, tail: torch.Size) -> Tensor:
-    """Return one number for the integrand at a node of each cell, shape ``(n,)``: the sum of its components."""
+def one_number(values: Tensor, tail: torch.Size) -> Tensor:
+    """Return one real number for the integrand at one place of each cell, shape ``(n,)``: the sum of its components."""
     return values if len(tail) == 1 else values.reshape(tail).flatten(1).sum(1)
 
 
@@ -118,7 +118,7 @@ def _hidden(rule: RuleTensors, edges: Tensor, known: Tensor, tail: torch.Size) -
     Were the integrand smooth there, its interpolating polynomial would meet its known value at the end. If a jump
     or a kink is between the two, they differ by at least as much as it matters.
     """
-    gaps = (torch.stack([at_nodes(edge, tail) for edge in edges]) - known).abs().nan_to_num(0.0)
+    gaps = (torch.stack([one_number(edge, tail) for edge in edges]) - known).abs().nan_to_num(0.0, 0.0, 0.0)
     return gaps.sum(0) * rule.nodes[0]
 
 

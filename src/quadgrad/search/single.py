@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
+from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LIMIT, LINEAR, NARROW, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -63,9 +63,10 @@ def search_single(task: Task, first: First | None = None) -> Found:
         fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
-    nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
+    edges = first is None or first.kind is None
+    nfev = nodes * len(fresh) + BESIDE * sum(edges or c.kind != LINEAR for c in fresh)
     bad, reopened = 0, False
-    _measure(task, fresh)
+    _measure(task, fresh, edges)
     while True:
         cells = settled + fresh
         value, error, floor = sum(c.value for c in cells), sum(c.error for c in cells), sum(c.floor for c in cells)
@@ -102,14 +103,14 @@ def search_single(task: Task, first: First | None = None) -> Found:
     return _found(task, cells, [value, error], status, nfev)
 
 
-def _measure(task: Task, cells: list[_Cell]) -> None:
-    """Apply the rule to cells and enter what it finds."""
+def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
+    """Apply the rule to cells and enter what it finds; with ``edges``, call f near the edges of linear ones, too."""
     ends = [cell for cell in cells if cell.kind != LINEAR]
     if ends:
         cells = [cell for cell in cells if cell.kind == LINEAR]
         _measure_ends(task, ends)
     if cells:
-        _measure_linear(task, cells)
+        _measure_linear(task, cells, edges)
 
 
 def _measure_ends(task: Task, cells: list[_Cell]) -> None:
@@ -123,7 +124,7 @@ def _measure_ends(task: Task, cells: list[_Cell]) -> None:
         cell.value, cell.error, cell.floor, cell.refinable, cell.lean, cell.kind = entries
 
 
-def _measure_linear(task: Task, cells: list[_Cell]) -> None:
+def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
     real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
@@ -132,7 +133,7 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     finest, narrowest = 4.0 * info.eps / outermost, info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
-        found = _apply_rule(task, part)
+        found = _apply_rule(task, part, edges)
         eps = noise(task)
         for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
             value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
@@ -155,14 +156,36 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             cell.refinable = wide and cell.error > rounding
 
 
-def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float, float]]:
+def _apply_rule(
+    task: Task, cells: list[_Cell], edges: bool
+) -> Iterable[tuple[list[float], float, float, float, float]]:
     """Return of each cell all functionals of f, the integral of abs(f), the scale, the reach, f at the middle."""
-    x, slope, scale, reach = _place(task, cells, task.rule.nodes)
-    y = task.integrand(x, slice(0, 1))
-    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    y, scale, reach = _call_with_edges(task, cells) if edges else _call(task, cells, task.rule.nodes)
     with np.errstate(all="ignore"):  # f need not be finite
         sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
     return zip(sums.T.tolist(), sizes.tolist(), scale, reach, y[len(y) // 2].tolist(), strict=True)
+
+
+def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
+    """Return f times the slope at the places ``tau`` of each cell, the scale and the reach."""
+    x, slope, scale, reach = _place(task, cells, tau)
+    y = task.integrand(x, slice(0, 1))
+    return (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy(), scale, reach
+
+
+def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
+    """Call f right beside the limits, too, unless rounding would move those places onto the limits, and enter it."""
+    eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
+    near = max(LIMIT, ULPS * eps)
+    ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
+    spans = [(abs(low), 1.0 if math.isinf(high - low) else high - low) for low, high in ends]
+    apart = all(near * span > 4.0 * eps * ((0.0 if math.isinf(low) else low) + span) for low, span in spans)
+    edge = near if apart else 0.5
+    y, scale, reach = _call(task, cells, np.concatenate(([edge], task.rule.nodes, [1.0 - edge])))
+    if apart:
+        for cell, at_start, at_stop in zip(cells, y[0].tolist(), y[-1].tolist(), strict=True):
+            cell.at_start, cell.at_stop = at_start, at_stop
+    return y[1:-1], scale, reach
 
 
 def _look_between(task: Task, finer: list[_Cell]) -> None:
@@ -174,7 +197,9 @@ def _look_between(task: Task, finer: list[_Cell]) -> None:
         left.at_stop = right.at_start = between
 
 
-def _place(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+def _place(
+    task: Task, cells: list[_Cell], tau: np.ndarray
+) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
     """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
     pieces = task.pieces
     real, device = pieces.lower.dtype, pieces.lower.device
