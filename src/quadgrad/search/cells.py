@@ -45,7 +45,7 @@ STEP = 2.0**-6
 BESIDE = 2
 """Calls of f for a first cell, and for one with logarithmic nodes, beside those at the nodes: near its two edges."""
 
-LIMIT = 2.0**-40
+LIMIT = 2.0**-44
 """How close to a limit f is called for the first cell, as a part of its piece: a thin layer there must not hide.
 
 At least :data:`ULPS` eps, and not at all where rounding would move it onto the limit."""

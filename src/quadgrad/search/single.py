@@ -19,7 +19,7 @@ from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LIMIT, LINEAR, NARROW, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
+from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -144,8 +144,9 @@ def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
             error, decay = _null_rule_error(
                 sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
             )
-            gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
-            error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
+            seen = BEYOND * (abs(sums[1]) + abs(sums[2]))
+            gaps = (abs(edge - f) - seen for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            error += sum(gap for gap in gaps if 0.0 < gap < math.inf) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
