@@ -108,7 +108,7 @@ def apply_rule(
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
     error = largest_component(error) + _hidden(rule, sums, known, tail)
-    middle = one_number(flat[flat.shape[0] // 2], tail)
+    middle = one_number(flat[flat.shape[0] // 2], tail).clone()  # a view would keep all values alive
     return value, error, largest_component(size), variation, lean, middle
 
 
