@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
-__all__ = ["forward_mode_open", "in_transform", "register_pytree", "tangent_of"]
+__all__ = ["dispatch_mode_open", "forward_mode_open", "in_transform", "register_pytree", "tangent_of"]
 
 
 def in_transform() -> bool:
@@ -25,6 +25,11 @@ def in_transform() -> bool:
 def forward_mode_open() -> bool:
     """Whether a forward-mode level is open, so that tangents may flow even where gradients are off."""
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def dispatch_mode_open() -> bool:
+    """Whether operators are being recorded or replaced: a tracer, fake tensors, a ``TorchDispatchMode``."""
+    return _python_dispatch._get_current_dispatch_mode() is not None
 
 
 def register_pytree(
