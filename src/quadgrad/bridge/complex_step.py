@@ -29,7 +29,18 @@ _FUNCTIONS = frozenset(
     "allclose angle argmax argmin argsort array_equal clip histogram imag interp isclose max median min norm "
     "partition percentile ptp quantile real real_if_close round searchsorted sort vdot".split()
 )
-_METHODS = ("argmax", "argmin", "argpartition", "argsort", "clip", "conj", "conjugate", "partition", "round", "sort")
+_METHODS = (
+    "argmax",
+    "argmin",
+    "argpartition",
+    "argsort",
+    "clip",
+    "conj",
+    "conjugate",
+    "partition",
+    "round",
+    "sort",
+)
 
 
 def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -53,9 +64,7 @@ def complex_direction(problem: Problem, evaluate: Callable[[Array], Array], dire
     return np.imag(evaluate(problem.x[None] + 1j * STEP * direction))[0] / STEP
 
 
-def refusal(
-    problem: Problem, evaluate: Callable[[Array], Array], traced: Callable[[list[str]], Any]
-) -> str | None:
+def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callable[[list[str]], Any]) -> str | None:
     """Return why the complex step is wrong for a function, or None.
 
     Parameters

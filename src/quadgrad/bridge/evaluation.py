@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadgrad.bridge.contract import Array, Arrays, Spec, add_input_note, output_arrays, refuse_other_specs, specs_of
+from quadgrad.bridge.contract import (
+    Array,
+    Arrays,
+    Spec,
+    add_input_note,
+    output_arrays,
+    refuse_other_specs,
+    specs_of,
+)
 from quadgrad.errors import BridgeError
 
 __all__ = ["Callee", "INPUT", "aligned"]
@@ -153,9 +161,7 @@ class Callee:
             )
         else:
             sent = _Sendable(fn)
-            futures = [
-                self.executor.submit(sent, *_filled(slots, row, self.tensors), **keywords) for row in rows
-            ]
+            futures = [self.executor.submit(sent, *_filled(slots, row, self.tensors), **keywords) for row in rows]
             results = (future.result for future in futures)
         found: list[Any] = []
         for row, result in zip(rows, results, strict=True):

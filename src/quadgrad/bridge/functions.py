@@ -62,10 +62,30 @@ class _Product(torch.autograd.Function):
 
     @classmethod
     def _vmap(cls, info: Any, in_dims: Sequence[int | None], place: Place, *tensors: Tensor) -> Any:
-        moved, lane, at = operators.into_lanes(tensors, in_dims[1:], info.batch_size, place.count, place.lanes)
+        moved, lane, at = _into_lanes(tensors, in_dims[1:], info.batch_size, place.count, place.lanes)
         place = replace(place, lanes=place.lanes + lane, extra=place.extra + (not lane))
         outputs = cls.apply(place, *moved)
         return outputs, (at,) * len(outputs)
+
+
+def _into_lanes(
+    tensors: Sequence[Tensor], dims: Sequence[int | None], size: int, count: int, lanes: int
+) -> tuple[list[Tensor], bool, int]:
+    """Arrange tensors for one more batch dimension, of which ``dims`` says where it is.
+
+    If one of the first ``count``, the inputs, has it, it becomes the first of the lanes; otherwise the first of
+    the extra dimensions of the vectors. Returns the tensors, whether it became a lane, and where it is now.
+    """
+    lane = any(dim is not None for dim in dims[:count])
+    at, first = (0, 0) if lane else (lanes, count)
+    moved = [_moved(t, dim, size, at) for t, dim in zip(tensors[first:], dims[first:], strict=True)]
+    return [*tensors[:first], *moved], lane, at
+
+
+def _moved(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
+    if dim is not None:
+        return tensor.movedim(dim, at)
+    return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
 
 
 def _widened(tensors: Sequence[Tensor], place: Place, like: Sequence[Tensor]) -> list[Tensor]:
@@ -131,7 +151,7 @@ class _Vjp(_Product):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, cotangents = tensors[: place.count], tensors[place.count :]
-        return tuple(operators.vjp(place.handle, place.lanes, place.extra, list(inputs), list(cotangents)))
+        return operators.vjp(place.handle, place.lanes, place.extra, inputs, cotangents)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -165,7 +185,7 @@ class _Jvp(_Product):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, tangents = tensors[: place.count], tensors[place.count :]
-        return tuple(operators.jvp(place.handle, place.lanes, place.extra, list(inputs), list(tangents)))
+        return operators.jvp(place.handle, place.lanes, place.extra, inputs, tangents)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -212,8 +232,7 @@ _THIRD = (
 class _SecondVjp(_Second):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs, first, second = _groups(place, tensors)
-        return tuple(operators.second_vjp(place.handle, place.lanes, place.extra, inputs, first, second))
+        return operators.second_vjp(place.handle, place.lanes, place.extra, *_groups(place, tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -223,17 +242,16 @@ class _SecondVjp(_Second):
 class _SecondJvp(_Second):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs, first, second = _groups(place, tensors)
-        return tuple(operators.second_jvp(place.handle, place.lanes, place.extra, inputs, first, second))
+        return operators.second_jvp(place.handle, place.lanes, place.extra, *_groups(place, tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _SecondJvp._vmap(info, in_dims, *args)
 
 
-def _groups(place: Place, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _groups(place: Place, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
     n, k = place.count, place.count + place.split
-    return list(tensors[:n]), list(tensors[n:k]), list(tensors[k:])
+    return tensors[:n], tensors[n:k], tensors[k:]
 
 
 # ------------------------------------------------------------------------------------------ under a compiler
@@ -245,8 +263,8 @@ def _remember(ctx: Any, inputs: tuple[str, int, Sequence[Tensor]], output: Any) 
 
 
 def _pull_back(ctx: Any, gradients: Sequence[Tensor]) -> Any:
-    inputs = list(ctx.saved_tensors)
-    found = operators.vjp(ctx.handle, ctx.lanes, 0, inputs, list(gradients))
+    inputs = ctx.saved_tensors
+    found = operators.vjp(ctx.handle, ctx.lanes, 0, inputs, gradients)
     return None, None, _entered(found, inputs)
 
 

@@ -125,7 +125,9 @@ def given_product(
         raise
     parts = result if isinstance(result, tuple) else (result,)
     if len(parts) != len(shapes):
-        raise BridgeError(f"{callee.name} returned {len(parts)} arrays; expected {len(shapes)}, one for each {what}")
+        raise BridgeError(
+            f"{callee.name} returned {len(parts)} arrays; expected {len(shapes)}, one for each {what}"
+        )
     arrays: list[Array] = []
     for place, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
         if which is not None and place not in which:

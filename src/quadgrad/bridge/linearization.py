@@ -253,11 +253,17 @@ class Linearization:
             callee = self._about("jvp", options.jvp)
             shapes = [y.shape for y in self.outputs]
             rows = [
-                self._joined(given_product(callee, self.inputs, [p[0] for p in self.split(row[None])], shapes, "output"))
+                self._joined(
+                    given_product(callee, self.inputs, [p[0] for p in self.split(row[None])], shapes, "output")
+                )
                 for row in tangents
             ]
             return np.stack(rows) if rows else np.zeros((0, self.value.size))
-        if options.derivative is not None or options.jacobian is not None or self._jacobian_is_cheaper(len(tangents)):
+        if (
+            options.derivative is not None
+            or options.jacobian is not None
+            or self._jacobian_is_cheaper(len(tangents))
+        ):
             return self.jacobian.push(tangents)
         rows = [self._direction(row, fixed=False) for row in tangents]
         return np.stack(rows) if rows else np.zeros((0, self.value.size))
@@ -273,7 +279,9 @@ class Linearization:
             return complex_direction(self.quiet_problem, self.evaluate, tangent)
         if fixed:
             return directional(self.quiet_problem, "central", tangent, power=0.25)
-        return directional(self.problem, self.method if self.method in ("forward", "richardson") else "central", tangent)
+        return directional(
+            self.problem, self.method if self.method in ("forward", "richardson") else "central", tangent
+        )
 
     # ---------------------------------------------------------------------------------------- second order
 

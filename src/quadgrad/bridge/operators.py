@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from quadgrad.bridge.contract import Array, Arrays, Spec, array_of, tensor_of
 from quadgrad.bridge.task import Task
 from quadgrad.errors import BridgeError
 
-__all__ = ["call", "into_lanes", "jvp", "register", "second_jvp", "second_vjp", "vjp"]
+__all__ = ["call", "jvp", "register", "second_jvp", "second_vjp", "vjp"]
 
 _tasks: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -64,15 +65,6 @@ def _floating(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t for t in tensors if t.is_floating_point()]
 
 
-def _like_inputs(found: Sequence[Array], inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor_of(a, t.device).to(t.dtype) for a, t in zip(found, _floating(inputs), strict=True)]
-
-
-def _like_outputs(found: Sequence[Array], task: Task, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
-    specs = task.specs(_signature(lanes, inputs))
-    return [tensor_of(a.astype(s.dtype), inputs[0].device) for a, s in zip(found, specs, strict=True)]
-
-
 def _signature(lanes: int, inputs: Sequence[Tensor]) -> tuple[Spec, ...]:
     return tuple(Spec(tuple(int(s) for s in t.shape[lanes:]), _numpy_dtype(t.dtype)) for t in inputs)
 
@@ -82,18 +74,9 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[np.generic]:
     return np.dtype(str(dtype).removeprefix("torch."))
 
 
-def _fake_inputs(lanes: int, extra: int, inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-    extras = tuple(vectors[0].shape[lanes : lanes + extra]) if vectors else ()
-    return [t.new_empty((*t.shape[:lanes], *extras, *t.shape[lanes:])) for t in _floating(inputs)]
-
-
-def _fake_outputs(
-    handle: str, lanes: int, extra: int, inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> list[Tensor]:
-    extras = tuple(vectors[0].shape[lanes : lanes + extra]) if vectors else ()
-    lead = (*inputs[0].shape[:lanes], *extras)
-    specs = _task(handle).specs(_signature(lanes, inputs))
-    return [inputs[0].new_empty((*lead, *s.shape), dtype=getattr(torch, s.dtype.name)) for s in specs]
+def _lead(lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[int, ...]:
+    """Return the shape of lanes and extra dimensions."""
+    return tuple(groups[1][0].shape[: lanes + extra])
 
 
 @torch.library.custom_op("quadgrad_bridge::call", mutates_args=())
@@ -106,119 +89,84 @@ def call(handle: str, lanes: int, inputs: list[Tensor]) -> list[Tensor]:
 
 @call.register_fake
 def _(handle: str, lanes: int, inputs: list[Tensor]) -> list[Tensor]:
-    return _fake_outputs(handle, lanes, 0, inputs, [])
+    specs = _task(handle).specs(_signature(lanes, inputs))
+    return _empty_outputs(specs, inputs[0], tuple(inputs[0].shape[:lanes]))
 
 
-@torch.library.custom_op("quadgrad_bridge::vjp", mutates_args=())
-def vjp(handle: str, lanes: int, extra: int, inputs: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
-    """Return the vector-Jacobian products."""
-    return _like_inputs(_task(handle).vjp(lanes, extra, _arrays(inputs), _vectors(cotangents)), inputs)
+def _empty_outputs(specs: Sequence[Spec], like: Tensor, lead: tuple[int, ...]) -> list[Tensor]:
+    return [like.new_empty((*lead, *s.shape), dtype=getattr(torch, s.dtype.name)) for s in specs]
 
 
-@vjp.register_fake
-def _(handle: str, lanes: int, extra: int, inputs: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
-    return _fake_inputs(lanes, extra, inputs, cotangents)
+# ------------------------------------------------------------------------------------------------ products
 
 
-@torch.library.custom_op("quadgrad_bridge::jvp", mutates_args=())
-def jvp(handle: str, lanes: int, extra: int, inputs: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
-    """Return the Jacobian-vector products."""
-    task = _task(handle)
-    found = task.jvp(lanes, extra, _arrays(inputs), _vectors(tangents))
-    return _like_outputs(found, task, lanes, inputs)
+def vjp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return vector-Jacobian products for ``groups`` inputs, cotangents."""
+    return _apply("vjp", handle, lanes, extra, groups)
 
 
-@jvp.register_fake
-def _(handle: str, lanes: int, extra: int, inputs: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
-    return _fake_outputs(handle, lanes, extra, inputs, tangents)
+def jvp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return Jacobian-vector products for ``groups`` inputs, tangents."""
+    return _apply("jvp", handle, lanes, extra, groups)
 
 
-@torch.library.custom_op("quadgrad_bridge::second_vjp", mutates_args=())
-def second_vjp(
-    handle: str, lanes: int, extra: int, inputs: list[Tensor], cotangents: list[Tensor], tangents: list[Tensor]
-) -> list[Tensor]:
-    """Return the derivatives of the vector-Jacobian products along tangents."""
-    found = _task(handle).second_vjp(lanes, extra, _arrays(inputs), _vectors(cotangents), _vectors(tangents))
-    return _like_inputs(found, inputs)
+def second_vjp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return derivatives of vector-Jacobian products for ``groups`` inputs, cotangents, tangents."""
+    return _apply("second_vjp", handle, lanes, extra, groups)
 
 
-@second_vjp.register_fake
-def _(
-    handle: str, lanes: int, extra: int, inputs: list[Tensor], cotangents: list[Tensor], tangents: list[Tensor]
-) -> list[Tensor]:
-    return _fake_inputs(lanes, extra, inputs, cotangents)
+def second_jvp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return second derivatives along pairs of directions, for ``groups`` inputs, tangents, tangents."""
+    return _apply("second_jvp", handle, lanes, extra, groups)
 
 
-@torch.library.custom_op("quadgrad_bridge::second_jvp", mutates_args=())
-def second_jvp(
-    handle: str, lanes: int, extra: int, inputs: list[Tensor], first: list[Tensor], second: list[Tensor]
-) -> list[Tensor]:
-    """Return the second derivatives along pairs of tangents."""
-    task = _task(handle)
-    found = task.second_jvp(lanes, extra, _arrays(inputs), _vectors(first), _vectors(second))
-    return _like_outputs(found, task, lanes, inputs)
+def _apply(kind: str, handle: str, lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    if not groups[1]:
+        return ()
+    like_inputs = kind.endswith("vjp")
+    results = len(_floating(groups[0])) if like_inputs else len(_task(handle).specs(_signature(lanes, groups[0])))
+    operator = _operator(kind, tuple(map(len, groups)), results)
+    found = operator(handle, lanes, extra, *(t for group in groups for t in group))
+    return (found,) if results == 1 else tuple(found)
 
 
-@second_jvp.register_fake
-def _(
-    handle: str, lanes: int, extra: int, inputs: list[Tensor], first: list[Tensor], second: list[Tensor]
-) -> list[Tensor]:
-    return _fake_outputs(handle, lanes, extra, inputs, first)
+@cache
+def _operator(kind: str, sizes: tuple[int, ...], results: int) -> Any:
+    """Return the operator for groups of these sizes, made when first needed.
 
-
-# ------------------------------------------------------------------------------------------------- vmap
-
-
-def into_lanes(
-    tensors: Sequence[Tensor], dims: Sequence[int | None], size: int, count: int, lanes: int
-) -> tuple[list[Tensor], bool, int]:
-    """Arrange tensors for one more batch dimension, of which ``dims`` says where it is.
-
-    If one of the first ``count``, the inputs, has it, it becomes the first of the lanes; otherwise the first of
-    the extra dimensions of the vectors.
-
-    Returns
-    -------
-    tensors : list of Tensor
-    lane : bool
-        Whether it became a lane.
-    at : int
-        Where it is now, and will be in the outputs.
+    Each number of tensors has one of its own: batched gradients (``is_grads_batched``, and with them ``gradcheck``)
+    loop over what they do not know, but not over lists of tensors.
     """
-    lane = any(dim is not None for dim in dims[:count])
-    at = 0 if lane else lanes
-    first = 0 if lane else count
-    moved = [_moved(t, dim, size, at) for t, dim in zip(tensors[first:], dims[first:], strict=True)]
-    return [*tensors[:first], *moved], lane, at
+    ends = list(itertools.accumulate(sizes))
 
+    def grouped(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        return [tensors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-def _moved(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
-    if dim is not None:
-        return tensor.movedim(dim, at)
-    return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
+    def compute(handle: str, lanes: int, extra: int, *tensors: Tensor) -> Any:
+        inputs, *vectors = grouped(tensors)
+        task = _task(handle)
+        found = getattr(task, kind)(lanes, extra, _arrays(inputs), *map(_vectors, vectors))
+        if kind.endswith("vjp"):
+            made = [tensor_of(a, t.device).to(t.dtype) for a, t in zip(found, _floating(inputs), strict=True)]
+        else:
+            specs = task.specs(_signature(lanes, inputs))
+            made = [tensor_of(a.astype(s.dtype), inputs[0].device) for a, s in zip(found, specs, strict=True)]
+        return made[0] if results == 1 else tuple(made)
 
+    def pretend(handle: str, lanes: int, extra: int, *tensors: Tensor) -> Any:
+        groups = grouped(tensors)
+        inputs, lead = groups[0], _lead(lanes, extra, groups)
+        if kind.endswith("vjp"):
+            made = [t.new_empty((*lead, *t.shape[lanes:])) for t in _floating(inputs)]
+        else:
+            made = _empty_outputs(_task(handle).specs(_signature(lanes, inputs)), inputs[0], lead)
+        return made[0] if results == 1 else tuple(made)
 
-def _batched_call(info: Any, in_dims: Any, handle: str, lanes: int, inputs: list[Tensor]) -> Any:
-    moved, _, at = into_lanes(inputs, in_dims[2], info.batch_size, len(inputs), lanes)
-    found = call(handle, lanes + 1, moved)
-    return found, [at] * len(found)
-
-
-def _batched(operator: Any) -> Any:
-    """Return the rule of an operator of inputs and vectors."""
-
-    def rule(info: Any, in_dims: Any, handle: str, lanes: int, extra: int, *groups: list[Tensor]) -> Any:
-        tensors, dims = [t for g in groups for t in g], [d for g in in_dims[3:] for d in g]
-        moved, lane, at = into_lanes(tensors, dims, info.batch_size, len(groups[0]), lanes)
-        parts = iter(moved)
-        again = [[next(parts) for _ in group] for group in groups]
-        found = operator(handle, lanes + lane, extra + (not lane), *again)
-        return found, [at] * len(found)
-
-    return rule
-
-
-# Functions have rules of their own. These are for what reaches an operator directly: forward mode inside vmap.
-torch.library.register_vmap(call, _batched_call)
-for _operator in (vjp, jvp, second_vjp, second_jvp):
-    torch.library.register_vmap(_operator, _batched(_operator))
+    tensors = ", ".join(f"Tensor t{i}" for i in range(ends[-1]))
+    returned = ", ".join(["Tensor"] * results)
+    operator = torch.library.custom_op(
+        f"quadgrad_bridge::{kind}_{'_'.join(map(str, sizes))}_to_{results}", compute, mutates_args=(),
+        schema=f"(str handle, int lanes, int extra, {tensors}) -> ({returned})",
+    )  # fmt: skip
+    operator.register_fake(pretend)
+    return operator

@@ -52,7 +52,9 @@ class SampledJacobian:
         terms = (cotangents @ np.conj(self.slopes).T).real
         mean = self.pull(cotangents)
         variance = np.maximum((terms**2) @ (self.directions**2) / count - mean**2, 0.0) / max(1, count - 1)
-        return SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.sizes)[:, None] * self.rounding
+        return (
+            SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.sizes)[:, None] * self.rounding
+        )
 
     def push(self, tangents: Array) -> Array:
         """Return Jacobian-vector products ``(e, m)``."""

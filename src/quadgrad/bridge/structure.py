@@ -59,7 +59,8 @@ class Structure:
         for start, size, shape in zip(first, sizes, shapes, strict=True):
             index = np.broadcast_to(start + np.arange(size).reshape(shape), whole)
             parts = [
-                np.broadcast_to(index.reshape(whole + (1,) * (len(s) - len(whole))), s).ravel() for s in output_shapes
+                np.broadcast_to(index.reshape(whole + (1,) * (len(s) - len(whole))), s).ravel()
+                for s in output_shapes
             ]
             rows.append(np.concatenate(parts))
         outputs = sum(int(np.prod(s)) for s in output_shapes)

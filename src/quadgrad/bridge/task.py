@@ -79,7 +79,9 @@ class Task:
         """Return checked outputs as the caller gets them."""
         if self.callee.scalars:  # numbers have no dtype of their own: theirs is that of the inputs
             real = np.result_type(*(inputs[i] for i in floating(inputs))) if floating(inputs) else np.float64
-            outputs = tuple(y.astype(np.result_type(real, np.complex64) if np.iscomplexobj(y) else real) for y in outputs)
+            outputs = tuple(
+                y.astype(np.result_type(real, np.complex64) if np.iscomplexobj(y) else real) for y in outputs
+            )
         signature = _signature(inputs, lanes)
         found = tuple(Spec(y.shape[lanes:], y.dtype) for y in outputs)
         if self._specs.get(signature) != found:
@@ -118,7 +120,9 @@ class Task:
 
     def _stand_in(self, position: int, spec: Spec) -> Array:
         lower, upper = self.options.limits(position, self.names[position], spec.shape)
-        inside = np.where(np.isfinite(lower) & np.isfinite(upper), 0.5 * (lower + upper), np.clip(1.0, lower, upper))
+        inside = np.where(
+            np.isfinite(lower) & np.isfinite(upper), 0.5 * (lower + upper), np.clip(1.0, lower, upper)
+        )
         return inside.reshape(spec.shape).astype(spec.dtype)
 
     # ------------------------------------------------------------------------------------------ points
@@ -176,7 +180,12 @@ class Task:
         return self._over_lanes(lanes, extra, inputs, [tangents], Linearization.push, "outputs")
 
     def second_vjp(
-        self, lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array], tangents: Sequence[Array]
+        self,
+        lanes: int,
+        extra: int,
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        tangents: Sequence[Array],
     ) -> Arrays:
         """Return derivatives of vector-Jacobian products along tangents, one for each floating input."""
         return self._over_lanes(lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs")
@@ -203,9 +212,7 @@ class Task:
         rows: list[list[Array]] = []
         for index in np.ndindex(*lane_shape):
             point = self.linearize(tuple(x[index] for x in inputs))
-            flat = [
-                np.concatenate([np.reshape(v[index], (count, -1)) for v in group], axis=1) for group in vectors
-            ]
+            flat = [np.concatenate([np.reshape(v[index], (count, -1)) for v in group], axis=1) for group in vectors]
             arrays = [point.inputs[i] for i in point.which] if like == "inputs" else list(point.outputs)
             found = product(point, *flat)
             ends = np.cumsum([a.size for a in arrays])[:-1]

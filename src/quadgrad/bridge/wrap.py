@@ -211,7 +211,9 @@ class Wrapped:
             raise TypeError(f"{_name(self.fn)} has no signature that Python knows: pass its arguments by position")
         bound = self._signature.bind(*args, **kwargs)
         if bound.kwargs:
-            raise TypeError(f"{_name(self.fn)}: bind keyword-only arguments {list(bound.kwargs)} with functools.partial")
+            raise TypeError(
+                f"{_name(self.fn)}: bind keyword-only arguments {list(bound.kwargs)} with functools.partial"
+            )
         bound.apply_defaults()
         return bound.args
 
@@ -237,7 +239,9 @@ class Wrapped:
             slots = tuple(next(values) if i in self._static else INPUT for i in range(count))
             names = [self._parameters[i] if i < len(self._parameters) else str(i) for i in range(count)]
             inputs = [name for name, slot in zip(names, slots, strict=True) if slot is INPUT]
-            task = Task(Callee(self.fn, _name(self.fn), slots, **self._calling), self.options, inputs, self._remember)
+            task = Task(
+                Callee(self.fn, _name(self.fn), slots, **self._calling), self.options, inputs, self._remember
+            )
             found = self._tasks[count, statics] = (task, operators.register(task))
         return found
 
