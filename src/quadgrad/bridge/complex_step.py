@@ -189,7 +189,7 @@ def tracer(inputs: Sequence[Array], seen: list[str]) -> list[Array]:
     traced: list[Array] = []
     for x in inputs:
         if np.issubdtype(x.dtype, np.floating):
-            x = (x + 1j * STEP).view(_Traced)
+            x = np.asarray(x + 1j * STEP).view(_Traced)
             x.seen = seen
         traced.append(x)
     return traced

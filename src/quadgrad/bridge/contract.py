@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ _ALLOWED = frozenset(np.dtype(name) for name in ("float32", "float64", "complex6
 _SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """Shape and dtype of one array."""
 
     shape: tuple[int, ...]
@@ -75,6 +73,8 @@ def output_arrays(result: Any, name: str, *, integers: bool = False) -> Arrays:
     integers : bool
         Whether Python integers may stand for floats, as they do in functions of numbers.
     """
+    if type(result) is np.ndarray and result.dtype in _ALLOWED:  # nearly always
+        return (result,)
     parts = result if isinstance(result, tuple) else (result,)
     if not parts:
         raise BridgeError(f"{name} returned an empty tuple: return an array, or a tuple of arrays")

@@ -73,7 +73,12 @@ class Callee:
         """Call fn at one point."""
         if self.scalars:
             return tuple(y[0] for y in self.many([x[None] for x in inputs], expected))
-        return self._checked(self._submit_or_call([inputs], parallel=False)[0], inputs, expected, "")
+        try:
+            result = self.fn(*_filled(self.slots, inputs, self.tensors), **self.keywords)
+        except Exception as error:
+            add_input_note(error, inputs, self.name)
+            raise
+        return self._checked(result, inputs, expected, "")
 
     def raw(self, inputs: Sequence[Any]) -> Any:
         """Call fn with inputs as they are; return what it returns."""
@@ -88,7 +93,7 @@ class Callee:
         if self.vectorized and count > 1:
             return self._stacked(stacks, expected)
         rows = [[s[i] for s in stacks] for i in range(count)]
-        results = self._submit_or_call(rows, parallel=True)
+        results = self._call_all(rows)
         outputs = [self._checked(results[0], rows[0], expected, "")]
         why = "as for the first of the points around it"
         first = specs_of(outputs[0])
@@ -105,7 +110,7 @@ class Callee:
             stacks = aligned(stacks, 1)
         parts = [[s[i : i + step] for s in stacks] for i in range(0, count, step)]
         found: list[Arrays] = []
-        for part, result in zip(parts, self._submit_or_call(parts, parallel=True), strict=True):
+        for part, result in zip(parts, self._call_all(parts), strict=True):
             outputs = output_arrays(result, self.name)
             if any(y.shape[:1] != (len(part[0]),) for y in outputs):
                 raise BridgeError(
@@ -128,7 +133,7 @@ class Callee:
         if not rows:
             specs = expected or (Spec((), np.dtype(np.float64)),)
             return tuple(np.zeros(shape, spec.dtype) for spec in specs)
-        results = self._submit_or_call(rows, parallel=True)
+        results = self._call_all(rows)
         columns = [output_arrays(y, self.name, integers=True) for y in results]
         first = tuple(Spec((), np.dtype(np.float64)) for _ in columns[0])
         for column, row in zip(columns, rows, strict=True):
@@ -144,7 +149,7 @@ class Callee:
         if expected is not None:
             refuse_other_specs(specs_of(outputs), expected, self.name, why or "as at the point itself")
         if self.elementwise:
-            shape = np.broadcast_shapes(*(x.shape for x in inputs))
+            shape = inputs[0].shape if len(inputs) == 1 else np.broadcast_shapes(*(x.shape for x in inputs))
             if any(y.shape[: len(shape)] != shape for y in outputs):
                 raise BridgeError(
                     f"{self.name}, declared elementwise, returned shape {' and '.join(str(y.shape) for y in outputs)} "
@@ -152,10 +157,10 @@ class Callee:
                 )
         return outputs
 
-    def _submit_or_call(self, rows: Sequence[Sequence[Any]], *, parallel: bool) -> list[Any]:
+    def _call_all(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """Call fn with each row of inputs, in this order, and say for which input it raised."""
         fn, slots, keywords = self.fn, self.slots, self.keywords
-        if self.executor is None or not parallel or len(rows) == 1:
+        if self.executor is None or len(rows) == 1:
             results: Iterator[Callable[[], Any]] = (
                 _Now(fn, _filled(slots, row, self.tensors), keywords) for row in rows
             )

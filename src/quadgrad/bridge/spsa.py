@@ -18,6 +18,8 @@ from quadgrad.bridge.structure import Jacobian
 __all__ = ["SAMPLES", "SampledJacobian", "sample_jacobian"]
 
 SAMPLES = 16
+CHECKED = 4
+"""Directions in which a second, double step tells the truncation error."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,17 @@ class SampledJacobian:
     slopes : array, shape (k, m)
     scatter : float
         1 if samples are few, 0 if there are as many as inputs.
-    rounding : array, shape (n,)
-        What noise and truncation add to the error of each input's derivatives, relative to the output's size.
-    sizes : array, shape (m,)
+    size : array, shape (m,)
+        Truncation and noise of the slopes.
+    reach : array, shape (n,)
+        By what they are divided in derivatives: 1 over the steps.
     """
 
     directions: Array
     slopes: Array
     scatter: float
-    rounding: Array
-    sizes: Array
+    size: Array
+    reach: Array
 
     def pull(self, cotangents: Array) -> Array:
         """Return vector-Jacobian products ``(e, n)``."""
@@ -53,7 +56,7 @@ class SampledJacobian:
         mean = self.pull(cotangents)
         variance = np.maximum((terms**2) @ (self.directions**2) / count - mean**2, 0.0) / max(1, count - 1)
         return (
-            SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.sizes)[:, None] * self.rounding
+            SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.size)[:, None] * self.reach
         )
 
     def push(self, tangents: Array) -> Array:
@@ -64,33 +67,40 @@ class SampledJacobian:
         """Return for each output the largest error of its derivatives."""
         count, longest = len(self.slopes), np.abs(self.directions).max(initial=0.0)
         spread = np.sqrt(np.mean(np.abs(self.slopes) ** 2, axis=0) / max(1, count - 1))
-        return SAFETY * self.scatter * longest * spread + self.sizes * self.rounding.max(initial=0.0)
+        return SAFETY * self.scatter * longest * spread + self.size * self.reach.max(initial=0.0)
 
 
 def sample_jacobian(problem: Problem, samples: int, seed: int) -> Jacobian | SampledJacobian:
-    """Estimate the Jacobian from ``2 * samples`` evaluations, or fewer where there are fewer groups of inputs."""
+    """Estimate the Jacobian from ``2 * samples`` evaluations and a few more, or fewer where there are few inputs."""
     structure = problem.structure
     signs, scatter = _signs(samples, structure.groups, seed)
     relative = problem.roughness ** (1.0 / 3.0)
-    step = np.minimum(problem.scale * relative, 0.25 * (problem.upper - problem.lower))
+    step = np.minimum(problem.scale * relative, 0.2 * (problem.upper - problem.lower))
     step = 2.0 ** np.floor(np.log2(np.maximum(step, TINY)))
-    # At a bound the points lie around one that is a step inside.
-    centre = np.clip(problem.x, problem.lower + step, problem.upper - step)
+    # At a bound the points lie around one that is two steps inside.
+    centre = np.clip(problem.x, problem.lower + 2.0 * step, problem.upper - 2.0 * step)
     moves = np.where(structure.colour >= 0, signs[:, structure.colour], 0.0) * step
+    checked = moves[:CHECKED]
+    points = [centre + moves, centre - moves, centre + 2.0 * checked, centre - 2.0 * checked, centre[None]]
+    shifted = bool(np.any(centre != problem.x))
     with np.errstate(all="ignore"):
-        outputs = problem.evaluate(problem.representable(np.concatenate((centre + moves, centre - moves))))
-    halves = 0.5 * (outputs[: len(signs)] - outputs[len(signs) :])
-    # Two points of one distance cannot tell their truncation: it is taken as for a function that is well scaled.
-    curvature = np.where(centre == problem.x, 10.0 * relative**2, 10.0 * relative)
-    share = (SAFETY * problem.roughness / relative + curvature) / problem.scale
+        outputs = problem.evaluate(problem.representable(np.concatenate(points[: 5 if shifted else 4])))
+    count = len(signs)
+    above, below, far_above, far_below = np.split(outputs, np.cumsum([count, count, len(checked)]))[:4]
+    far_below = far_below[: len(checked)]
+    halves = 0.5 * (above - below)
+    # What twice the step says of truncation; at a bound also how the slope changes from the centre to x.
+    size = np.abs(0.25 * (far_above - far_below) - halves[: len(checked)]).max(axis=0)
+    if shifted:
+        size = size + 4.0 * np.abs(0.5 * (above + below) - outputs[-1]).max(axis=0)
+    size = size + SAFETY * problem.noise
     if structure.is_dense:
-        return SampledJacobian(signs / step, halves, scatter, share, np.abs(problem.value))
+        return SampledJacobian(signs / step, halves, scatter, size, 1.0 / step)
     groups = np.arange(structure.groups)
     width = structure.spread(step, groups)
     terms = signs[:, :, None] * halves[:, None, :] / width
     value = terms.mean(axis=0)
-    spread = scatter * terms.std(axis=0) / np.sqrt(max(1, len(signs) - 1))
-    error = SAFETY * spread + np.abs(problem.value) * structure.spread(share, groups)
+    error = SAFETY * scatter * terms.std(axis=0) / np.sqrt(max(1, count - 1)) + size / width
     known = structure.known(groups)
     return Jacobian(structure, np.where(known, value, 0.0), np.where(known, error, 0.0))
 

@@ -47,6 +47,7 @@ class Task:
         self._report = report
         self._known: OrderedDict[Any, Linearization] = OrderedDict()
         self._specs: dict[Any, tuple[Spec, ...]] = {}
+        self._latest: tuple[list[Any], list[Any], int] | None = None
         self._refusals: dict[object, str | None] = {}
 
     # ------------------------------------------------------------------------------------------ values
@@ -78,15 +79,15 @@ class Task:
     def _given_back(self, inputs: Sequence[Array], outputs: Arrays, lanes: int, stacklevel: int) -> Arrays:
         """Return checked outputs as the caller gets them."""
         if self.callee.scalars:  # numbers have no dtype of their own: theirs is that of the inputs
-            real = np.result_type(*(inputs[i] for i in floating(inputs))) if floating(inputs) else np.float64
+            which = floating(inputs)
+            real = np.result_type(*(inputs[i] for i in which)) if which else np.dtype(np.float64)
             outputs = tuple(
-                y.astype(np.result_type(real, np.complex64) if np.iscomplexobj(y) else real) for y in outputs
+                y.astype(real if y.dtype.kind == "f" else np.result_type(real, np.complex64)) for y in outputs
             )
-        signature = _signature(inputs, lanes)
-        found = tuple(Spec(y.shape[lanes:], y.dtype) for y in outputs)
-        if self._specs.get(signature) != found:
-            self._refuse_other_shapes(signature, found)
-            self._specs[signature] = found
+        if self.options.out_shape is not None:
+            self._refuse_other_shapes(_signature(inputs, lanes), _signature(outputs, lanes))
+        # Not entered into the table of specs yet, which takes longer: few will ask.
+        self._latest = [(x.shape, x.dtype) for x in inputs], [(y.shape, y.dtype) for y in outputs], lanes
         warn_not_finite(outputs, inputs, self.callee.name, stacklevel + 1)
         return outputs
 
@@ -109,20 +110,25 @@ class Task:
 
         They are known from an earlier call, from ``out_shape``, or found by calling the function with ones.
         """
+        if self._latest is not None:
+            inputs, outputs, lanes = self._latest
+            self._specs[_specs(inputs, lanes)] = _specs(outputs, lanes)
+            self._latest = None
         if signature not in self._specs:
             declared = self.options.output_shapes([spec.shape for spec in signature])
             if declared is not None:
                 kinds = [spec.dtype for spec in signature if np.issubdtype(spec.dtype, np.floating)]
                 dtype = np.result_type(*kinds) if kinds else np.dtype(np.float64)
                 return tuple(Spec(shape, dtype) for shape in declared)
-            self.value([self._stand_in(i, spec) for i, spec in enumerate(signature)], remember=False, stacklevel=2)
+            inputs = [self._stand_in(i, spec) for i, spec in enumerate(signature)]
+            self._specs[signature] = _signature(self.value(inputs, remember=False, stacklevel=2), 0)
         return self._specs[signature]
 
     def _stand_in(self, position: int, spec: Spec) -> Array:
         lower, upper = self.options.limits(position, self.names[position], spec.shape)
-        inside = np.where(
-            np.isfinite(lower) & np.isfinite(upper), 0.5 * (lower + upper), np.clip(1.0, lower, upper)
-        )
+        with np.errstate(invalid="ignore"):
+            middle = 0.5 * (lower + upper)
+        inside = np.where(np.isfinite(middle), middle, np.clip(1.0, lower, upper))
         return inside.reshape(spec.shape).astype(spec.dtype)
 
     # ------------------------------------------------------------------------------------------ points
@@ -226,7 +232,11 @@ def _key(inputs: Sequence[Array]) -> Any:
 
 
 def _signature(inputs: Sequence[Array], lanes: int) -> tuple[Spec, ...]:
-    return tuple(Spec(x.shape[lanes:], x.dtype) for x in inputs)
+    return _specs([(x.shape, x.dtype) for x in inputs], lanes)
+
+
+def _specs(given: Sequence[tuple[tuple[int, ...], Any]], lanes: int) -> tuple[Spec, ...]:
+    return tuple(Spec(shape[lanes:], dtype) for shape, dtype in given)
 
 
 def _info(seen: Sequence[tuple[Linearization, Array]], lane_shape: tuple[int, ...], nfev: int) -> Info:

@@ -22,6 +22,7 @@ from quadgrad._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, tensor_of
 from quadgrad.bridge.evaluation import INPUT, Callee
+from quadgrad.bridge.linearization import Linearization
 from quadgrad.bridge.options import Info, Options, make_options
 from quadgrad.bridge.task import Task
 
@@ -70,7 +71,7 @@ def wrap(
         * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says it is
           not;
         * ``"auto"``: the complex step if the probe allows it, else central;
-        * ``"spsa"``: 32 evaluations, however many inputs there are; noisy when there are more than 16.
+        * ``"spsa"``: 40 evaluations, however many inputs there are; noisy when there are more than 16.
 
         Or the derivative itself, for a function that works elementwise: it takes what fn takes and returns the
         derivatives in the output's shape, as a tuple of these for several inputs.
@@ -187,7 +188,7 @@ class Wrapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with tensors (or numbers, or arrays); return a tensor or a tuple of tensors."""
         args = self._positional(args, kwargs) if kwargs else args
-        inputs, statics = self._sorted(args)
+        inputs, statics = self.sorted_arguments(args)
         if torch.compiler.is_compiling():
             found = operators.call(_constant_handle(self._name_for_compilers, len(args), statics), 0, inputs)
         elif _needs_derivative(inputs):
@@ -205,6 +206,11 @@ class Wrapped:
         for task, _ in self._tasks.values():
             task.forget()
 
+    def linearization(self, inputs: Sequence[Tensor], statics: tuple[Any, ...] = ()) -> Linearization:
+        """Return what is known about the function at an input: its Jacobian, its noise."""
+        task, _ = self._task(len(inputs) + len(statics), statics)
+        return task.linearize(tuple(array_of(t) for t in inputs))
+
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments in order; keyword-only ones have no place and must be bound by functools.partial."""
         if self._signature is None:
@@ -217,14 +223,16 @@ class Wrapped:
         bound.apply_defaults()
         return bound.args
 
-    def _sorted(self, args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    def sorted_arguments(self, args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
         """Return the inputs as tensors, and the static arguments."""
-        dynamic = [a for i, a in enumerate(args) if i not in self._static]
-        if all(isinstance(a, Tensor) for a in dynamic) and dynamic:
-            inputs = dynamic
-        else:
-            inputs = _as_tensors(dynamic, _name(self.fn))
-        return inputs, tuple(a for i, a in enumerate(args) if i in self._static)
+        statics: tuple[Any, ...] = ()
+        if self._static:
+            statics = tuple(a for i, a in enumerate(args) if i in self._static)
+            args = tuple(a for i, a in enumerate(args) if i not in self._static)
+        for a in args:
+            if not isinstance(a, Tensor):
+                return _as_tensors(args, _name(self.fn)), statics
+        return list(args) or _as_tensors(args, _name(self.fn)), statics
 
     def _task(self, count: int, statics: tuple[Any, ...]) -> tuple[Task, str]:
         """Return the function with these static arguments, registered."""
@@ -252,6 +260,11 @@ class Wrapped:
 @torch.compiler.assume_constant_result
 def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
     """Return the handle of a wrapped function, which a compiler recognises by its name: it guards strings."""
+    if in_transform() or forward_mode_open():  # operators have no forward mode: torch would take their tangents for 0
+        raise NotImplementedError(
+            "torch.compile of a torch.func transform over a function wrapped with quadgrad.bridge is not supported: "
+            "apply the transform outside torch.compile, or leave that part uncompiled"
+        )
     return _wrapped[name]._task(count, statics)[1]  # pyright: ignore[reportPrivateUsage]
 
 
@@ -259,9 +272,11 @@ def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
     """Whether somebody may ask for a derivative, or record what happens."""
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return True
-    if any(type(t) not in _PLAIN for t in inputs):
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    wanted = torch.is_grad_enabled()
+    for t in inputs:
+        if type(t) not in _PLAIN or (wanted and t.requires_grad):
+            return True
+    return False
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
