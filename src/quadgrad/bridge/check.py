@@ -151,9 +151,8 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
     expected = jacobian.pull(vectors) if pulled else jacobian.push(vectors)
     error = jacobian.pull_error(vectors) if pulled else np.abs(vectors) @ _dense_error(reference)
     assert error is not None
-    # Even an exact derivative is rounded, and so are the products with it.
-    size = np.abs(vectors) @ np.ones(vectors.shape[1])
-    error = error + 1e3 * reference.problem.precision * (np.abs(expected) + size[:, None] * np.finfo(np.float64).eps)
+    # Even an exact derivative is rounded.
+    error = error + 1e3 * reference.problem.precision * np.abs(expected).max(axis=1, keepdims=True)
     given: Array | None = None
     if point.options.given is not None:
         given = point.pull(vectors) if pulled else point.push(vectors)
