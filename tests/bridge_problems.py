@@ -38,6 +38,14 @@ def exact_logistic(growth: Tensor) -> Tensor:
     return growth[1] / (1 + (growth[1] / START - 1) * torch.exp(-growth[0] * t))
 
 
+def white(x: np.ndarray) -> np.ndarray:
+    """Return numbers in [-1, 1] that look random but are the same for the same x (Stafford's mixing of its bits)."""
+    bits = np.ascontiguousarray(x).view(np.uint64)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (bits ^ (bits >> np.uint64(31))).astype(np.float64) / 2.0**63 - 1.0
+
+
 def bounded(x: np.ndarray) -> np.ndarray:
     if np.any(x < 0):
         raise ValueError("outside the domain")
@@ -125,7 +133,7 @@ CASES = [
     ),
     Case(
         "noisy",
-        lambda x: np.exp(-x) * (2 + np.sin(3 * x)) * (1 + 1e-6 * np.sin(1e10 * x)),
+        lambda x: np.exp(-x) * (2 + np.sin(3 * x)) * (1 + 1e-6 * white(x)),
         lambda x: torch.exp(-x) * (2 + torch.sin(3 * x)),
         (torch.linspace(0.2, 2.0, 9, dtype=torch.float64),),
         ELEMENTWISE,

@@ -18,7 +18,8 @@ from quadgrad.bridge.differences import Problem, along, differentiate
 __all__ = ["complex_direction", "complex_jacobian", "refusal", "tracer"]
 
 STEP = 1e-20
-AGREEMENT = 5.0
+AGREEMENT, ROUNDING = 5.0, 1e-6
+"""How far the two may be apart: in errors of the differences, and relatively."""
 
 _UFUNCS = frozenset(
     "absolute arctan2 ceil conjugate copysign equal fabs floor floor_divide fmax fmin fmod frexp greater "
@@ -90,14 +91,15 @@ def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callab
         return seen[0]
     if not np.iscomplexobj(output):
         return "it drops the imaginary part: its output is real for a complex input"
-    value, error = differentiate(along(problem, direction), "central")
+    central = differentiate(along(problem, direction), "central")
     with np.errstate(all="ignore"):
-        gap = np.abs(output.imag / STEP - value[0]) > AGREEMENT * error[0]
-        moved = np.abs(output.real - problem.value) > 1e3 * np.maximum(problem.noise, np.finfo(np.float64).tiny)
+        allowed = AGREEMENT * central.error[0] + ROUNDING * np.abs(central.value[0])
+        gap = np.abs(output.imag / STEP - central.value[0]) > allowed
+        moved = np.abs(output.real - problem.value) > 1e3 * problem.noise + ROUNDING * np.abs(problem.value).max()
     if gap.any():
         i = int(np.argmax(gap))
         return (
-            f"it differs from central differences: {output.imag[i] / STEP:.6g}, not {value[0, i]:.6g}, along one "
+            f"it differs from central differences: {output.imag[i] / STEP:.6g}, not {central.value[0, i]:.6g}, along one "
             "direction (a modulus, a conjugate or a part taken inside?)"
         )
     return "its real part changes with an imaginary step" if moved.any() else None

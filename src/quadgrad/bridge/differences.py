@@ -16,7 +16,7 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["Problem", "along", "differentiate", "directional", "fixed_steps", "slope_along"]
+__all__ = ["Found", "Problem", "along", "differentiate", "directional", "fixed_steps", "slope_along"]
 
 SAFETY = 3.0
 """Reported over estimated error, for truncation and for noise."""
@@ -26,6 +26,8 @@ GROWTH = 32.0
 """By how much a step grows, or shrinks where points lie outside the domain, from pass to pass."""
 POOR = 100.0
 """Steps are chosen anew where the error is this many times what a well-scaled function gives."""
+ROUGH = 30.0
+"""Where truncation is estimated at less than this many times the noise, the estimate is noise itself."""
 LEVELS, COARSEST = 8, 0.125
 """Richardson extrapolation: how many steps, each half of the one before, and the first, relative to the scale."""
 BLOCK = 2**22
@@ -41,8 +43,9 @@ class Problem:
     ----------
     evaluate : callable
         From points ``(k, n)`` to outputs ``(k, m)``.
-    x, scale, lower, upper : array, shape (n,)
-        The point; over which distance the function is expected to change; bounds between which it may be called.
+    x, scale, resolution, lower, upper : array, shape (n,)
+        The point; over which distance the function is expected to change; the spacing of numbers at x; bounds between
+        which the function may be called.
     value, noise : array, shape (m,)
         The outputs at x, and how uncertain each is, absolutely (a standard deviation).
     precision : float
@@ -56,6 +59,7 @@ class Problem:
     evaluate: Callable[[Array], Array]
     x: Array
     scale: Array
+    resolution: Array
     lower: Array
     upper: Array
     value: Array
@@ -87,28 +91,46 @@ class Estimate:
         return np.where(np.isfinite(total) & np.isfinite(self.value), total, np.inf)
 
 
-def differentiate(problem: Problem, method: str) -> tuple[Array, Array]:
-    """Return the compressed Jacobian by ``"central"``, ``"forward"`` or ``"richardson"``, and its error."""
-    order = 1 if method == "forward" else 2
+@dataclass(frozen=True)
+class Found:
+    """Derivatives in compressed form with their errors, and the scales of the inputs that the steps turned out."""
+
+    value: Array
+    error: Array
+    scale: Array
+
+
+def differentiate(problem: Problem, method: str) -> Found:
+    """Return the compressed Jacobian by ``"central"``, ``"forward"`` or ``"richardson"`` differences."""
     groups = np.arange(problem.structure.groups)
     value = np.full((groups.size, problem.value.size), np.nan, problem.value.dtype)
     error = np.full(value.shape, np.inf)
-    step = problem.scale * (COARSEST if method == "richardson" else _balanced(problem, order))
+    relative = COARSEST if method == "richardson" else _balanced(problem, _order(method))
+    step, chosen = problem.scale * relative, problem.scale * relative
     with np.errstate(all="ignore"):
         for _ in range(PASSES):
-            found = _extrapolated(problem, groups, step) if method == "richardson" else _two_steps(
-                problem, groups, step, order
-            )  # fmt: skip
+            found = _pass(problem, groups, step, method)
             better = found.error < error[groups]
             value[groups] = np.where(better, found.value, value[groups])
             error[groups] = np.where(better, found.error, error[groups])
+            chosen = np.where(problem.structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
             poor = _poor(problem, groups, value[groups], error[groups], method)
             if not poor.any():
                 break
             step = _next_steps(problem, groups, step, found, poor, method)
             groups = groups[poor.any(axis=1)]
     known = problem.structure.known(np.arange(value.shape[0]))
-    return np.where(known, value, 0.0), np.where(known, error, 0.0)
+    return Found(np.where(known, value, 0.0), np.where(known, error, 0.0), chosen / relative)
+
+
+def _order(method: str) -> int:
+    return 1 if method == "forward" else 2
+
+
+def _pass(problem: Problem, groups: Array, step: Array, method: str) -> Estimate:
+    if method == "richardson":
+        return _extrapolated(problem, groups, step)
+    return _two_steps(problem, groups, step, _order(method))
 
 
 def directional(problem: Problem, method: str, direction: Array, power: float | None = None) -> Array:
@@ -120,8 +142,8 @@ def directional(problem: Problem, method: str, direction: Array, power: float | 
         return np.zeros_like(problem.value)
     line = along(problem, direction)
     if method == "richardson":
-        return differentiate(line, method)[0][0]
-    return _once(line, 1 if method == "forward" else 2, power)[0]
+        return differentiate(line, method).value[0]
+    return _once(line, _order(method), power)[0]
 
 
 def fixed_steps(problem: Problem, power: float) -> Array:
@@ -159,6 +181,7 @@ def along(problem: Problem, direction: Array) -> Problem:
         evaluate=lambda t: problem.evaluate(problem.representable(problem.x + t * direction)),
         x=np.zeros(1),
         scale=1.0 / np.max(np.abs(speed) / problem.scale[moving], keepdims=True),
+        resolution=np.max(problem.resolution[moving] / np.abs(speed), keepdims=True),
         lower=room.min(axis=0).max(keepdims=True),
         upper=room.max(axis=0).min(keepdims=True),
         representable=lambda t: t,
@@ -260,13 +283,13 @@ def _fit(problem: Problem, step: Array, reach: float) -> tuple[Array, Array]:
     side = np.where(np.minimum(above, below) >= reach * step, 0.0, np.where(above >= below, 1.0, -1.0))
     step = np.where(side == 0.0, step, np.minimum(step, np.maximum(above, below) / (2.0 * reach)))
     # Powers of two: added to x they round little. Below a few spacings of x there is no step at all.
-    finest = np.minimum(8.0 * problem.precision * np.abs(problem.x), step)
+    finest = np.minimum(8.0 * problem.resolution, np.maximum(above, below) / (2.0 * reach))
     return 2.0 ** np.floor(np.log2(np.maximum(np.maximum(step, finest), TINY))), side
 
 
 def _poor(problem: Problem, groups: Array, value: Array, error: Array, method: str) -> Array:
     """Return where the error is far above what differences of a well-scaled function have."""
-    size = np.abs(problem.value) / problem.structure.spread(problem.scale, groups)
+    size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.abs(value), size)
     power = {"forward": 1 / 2, "central": 2 / 3, "richardson": 5 / 6}[method]
     poor = error > POOR * problem.roughness**power * size
@@ -275,7 +298,7 @@ def _poor(problem: Problem, groups: Array, value: Array, error: Array, method: s
 
 def _next_steps(problem: Problem, groups: Array, step: Array, found: Estimate, poor: Array, method: str) -> Array:
     """Return steps that balance what was found; much smaller ones where a point lay outside the domain."""
-    structure, order = problem.structure, 1 if method == "forward" else 2
+    structure, order = problem.structure, _order(method)
     lost = poor & ~np.isfinite(found.error)
     usable = poor & ~lost
     ratio = np.where(usable, found.truncation / np.maximum(found.rounding, TINY), 0.0)
@@ -285,9 +308,11 @@ def _next_steps(problem: Problem, groups: Array, step: Array, found: Estimate, p
         shrunk = np.full_like(mean, 0.5 ** (LEVELS - 1))
     else:
         shrunk = np.maximum(mean, 1.0) ** (-1.0 / (order + 1))
-    moved = step * np.where(count == 0.0, 1.0, np.where(mean > 1.0, shrunk, GROWTH))
+    relative = COARSEST if method == "richardson" else _balanced(problem, order)
+    # Where noise rules, as it does next to 0 for a function that does not care how small x is: from x's scale to 1.
+    grown = np.maximum(GROWTH * step, relative)
+    moved = np.where(count == 0.0, step, np.where(mean > ROUGH, step * shrunk, grown))
     # The distance to 0 is the best guess of how far a domain reaches.
-    near = np.where(problem.x != 0.0, np.abs(problem.x), np.inf)
-    near = near * (COARSEST if method == "richardson" else _balanced(problem, order))
+    near = np.where(problem.x != 0.0, np.abs(problem.x), np.inf) * relative
     outside = structure.collect(lost.astype(np.float64), groups) > 0.0
     return np.where(outside, np.minimum(step / GROWTH, near), moved)

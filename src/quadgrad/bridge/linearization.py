@@ -14,7 +14,7 @@ import numpy as np
 
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
 from quadgrad.bridge.contract import Array, Arrays, specs_of
-from quadgrad.bridge.differences import Problem, along, differentiate, directional, fixed_steps, slope_along
+from quadgrad.bridge.differences import Found, Problem, along, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
 from quadgrad.bridge.noise import estimate_noise
@@ -22,6 +22,9 @@ from quadgrad.bridge.options import Options
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
 from quadgrad.errors import BridgeError
+
+SMALL = 1e-3
+"""Where all of an input is below, its scale is taken from its size at first."""
 
 __all__ = ["Counter", "Linearization", "floating"]
 
@@ -135,9 +138,7 @@ class Linearization:
     def quiet_problem(self) -> Problem:
         """The function for difference methods, as noisy as its dtype (or the user) says."""
         limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.which]
-        lower, upper = (np.concatenate(ends) if ends else np.zeros(0) for ends in zip(*limits, strict=True)) if (
-            limits
-        ) else (np.zeros(0), np.zeros(0))  # fmt: skip
+        lower, upper = np.hstack(limits) if limits else np.zeros((2, 0))
         outside = np.flatnonzero((self.x < lower) | (self.x > upper))
         if outside.size:
             j = int(outside[0])
@@ -148,9 +149,23 @@ class Linearization:
         precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
         noise = np.abs(self.value) * max(0.5 * precision, self.options.noise or 0.0)
         return Problem(
-            self.evaluate, self.x, np.maximum(np.abs(self.x), 1.0), lower, upper, self.value, noise, precision,
-            self._representable, self.structure,
+            self.evaluate, self.x, *self._scales(), lower, upper, self.value, noise, precision, self._representable,
+            self.structure,
         )  # fmt: skip
+
+    def _scales(self) -> tuple[Array, Array]:
+        """Return the scales of the inputs, and how finely numbers are spaced there.
+
+        The scale is 1 or the input's size, whichever is larger; but an array of very small numbers is probably one
+        in units in which everything is small.
+        """
+        sizes: list[Array] = []
+        for i in self.which:
+            size = np.abs(self.inputs[i]).astype(np.float64).ravel()
+            largest = size.max(initial=0.0)
+            sizes.append(np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0))
+        spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.which]
+        return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
 
     def _representable(self, points: Array) -> Array:
         """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
@@ -205,10 +220,21 @@ class Linearization:
         elif self.method == "spsa":
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:
-            value, error = differentiate(self.problem, self.method)
+            value, error = self._found.value, self._found.error
         if not np.isfinite(value).all() and np.isfinite(self.value).all():
             raise self._no_derivative(value)
         return Jacobian(self.structure, value, error)
+
+    @cached_property
+    def _found(self) -> Found:
+        """What differences found, the steps among it."""
+        return differentiate(self.problem, self.method)
+
+    @cached_property
+    def _steered(self) -> Problem:
+        """The function for steps that are fixed: at the scales that differences found."""
+        by_differences = self.options.given is None and self.method in ("central", "forward", "richardson")
+        return replace(self.quiet_problem, scale=self._found.scale) if by_differences else self.quiet_problem
 
     def _no_derivative(self, value: Array) -> BridgeError:
         error = BridgeError(
@@ -278,10 +304,12 @@ class Linearization:
         if self.method == "complex":
             return complex_direction(self.quiet_problem, self.evaluate, tangent)
         if fixed:
-            return directional(self.quiet_problem, "central", tangent, power=0.25)
-        return directional(
-            self.problem, self.method if self.method in ("forward", "richardson") else "central", tangent
-        )
+            return directional(self._steered, "central", tangent, power=0.25)
+        method = self.method if self.method in ("forward", "richardson") else "central"
+        problem = self._steered if "_found" in self.__dict__ else self.problem
+        if np.any((problem.scale < SMALL) & (tangent != 0.0)):  # which scale is right has to be found out
+            return differentiate(along(problem, tangent), method).value[0]
+        return directional(replace(problem, noise=self.problem.noise), method, tangent)
 
     # ---------------------------------------------------------------------------------------- second order
 
@@ -290,7 +318,7 @@ class Linearization:
         """A Jacobian whose error changes smoothly with x, so that it can be differentiated by differences."""
         if self.options.given or self.method in ("complex", "spsa"):
             return self.jacobian
-        return Jacobian(self.structure, fixed_steps(self.quiet_problem, power=0.25), None)
+        return Jacobian(self.structure, fixed_steps(self._steered, power=0.25), None)
 
     def second_pull(self, cotangents: Array, tangents: Array) -> Array:
         """Return the derivatives of ``pull(cotangent)`` along tangents, ``(e, n)``: Hessian-vector products."""
@@ -300,7 +328,7 @@ class Linearization:
             pull = lambda near, chosen=chosen: (
                 near.pull(chosen) if self.options.vjp is not None else near.smooth_jacobian.pull(chosen)
             )
-            result[rows] = self._slope(pull, tangent)
+            result[rows] = self._slope(pull, tangent, exact=self._exact)
         return result
 
     def second_push(self, first: Array, second: Array) -> Array:
@@ -308,21 +336,30 @@ class Linearization:
         result = np.zeros((len(first), self.value.size), self.value.dtype)
         for rows, tangent in _distinct(first):
             chosen = second[rows]
-            result[rows] = self._slope(lambda near, chosen=chosen: near.smooth_push(chosen), tangent)
+            push = lambda near, chosen=chosen: near.smooth_push(chosen)
+            result[rows] = self._slope(push, tangent, exact=self._exact and self._pushes_exactly)
         return result
 
     def smooth_push(self, tangents: Array) -> Array:
         """Return :meth:`push` with an error that changes smoothly with x."""
-        if self.options.given and self.options.given != "vjp" or self.options.jvp is not None:
+        if self.options.given is not None and self._pushes_exactly:
             return self.push(tangents)
         return np.stack([self._direction(row, fixed=True) for row in tangents])
 
-    def _slope(self, function: Callable[[Linearization], Array], tangent: Array) -> Array:
+    @property
+    def _exact(self) -> bool:
+        """Whether first derivatives are exact to rounding."""
+        return self.options.given is not None or self.method == "complex"
+
+    @property
+    def _pushes_exactly(self) -> bool:
+        """Whether they are in forward mode too: a vjp alone cannot be pushed."""
+        return self.options.vjp is None or self.options.jvp is not None
+
+    def _slope(self, function: Callable[[Linearization], Array], tangent: Array, *, exact: bool) -> Array:
         """Differentiate a function of the linearization along a direction."""
-        exact = self.options.given is not None or self.method == "complex"
-        power = 1 / 3 if exact else 1 / 4
-        line = along(self.quiet_problem, tangent)
-        return slope_along(line, lambda t: function(self.at(self.x + t * tangent)), power)
+        line = along(self._steered, tangent)
+        return slope_along(line, lambda t: function(self.at(self.x + t * tangent)), 1 / 3 if exact else 1 / 4)
 
 
 def _with_precision(dtype: np.dtype[np.generic], values: Array) -> np.dtype[np.generic]:

@@ -11,7 +11,7 @@ from math import comb
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.differences import Problem
+from quadgrad.bridge.differences import TINY, Problem
 
 __all__ = ["estimate_noise"]
 
@@ -19,7 +19,10 @@ POINTS = 6
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
-"""Distances, relative to the scale, tried until outputs differ: a function that rounds its inputs is flat."""
+"""Distances, relative to the scale, tried until outputs differ: over the first a function that rounds its inputs is flat."""
+SHORTER = (2.0**-36, 2.0**-46)
+"""Distances tried where what looked like noise is ``SUSPECT`` of the output: it may be an oscillation."""
+SUSPECT = 1e-3
 
 
 def estimate_noise(problem: Problem) -> Array:
@@ -39,10 +42,15 @@ def estimate_noise(problem: Problem) -> Array:
             flat &= np.mean(np.diff(values, axis=0) == 0.0, axis=0) > 0.5
             if not flat[size > 0.0].any():
                 break
+        for spacing in SHORTER:
+            if not np.any(level > SUSPECT * size):
+                break
+            values = np.concatenate((problem.value[None], problem.evaluate(_points(problem, spacing))))
+            level = np.fmin(level, _level(values))
     level = np.where(np.isfinite(level), level, 0.0)
     relative = level[size > 0.0] / size[size > 0.0]
     # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
-    common = float(np.median(relative)) if relative.size else 0.0
+    common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
     return np.maximum(np.maximum(level, common * size), floor)
 
 
@@ -52,7 +60,9 @@ def _points(problem: Problem, spacing: float) -> Array:
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
     length = problem.scale * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
     sign = np.where(above >= below, 1.0, -1.0)
-    length = np.minimum(length, np.maximum(above, below) / POINTS)
+    length = np.minimum(np.maximum(length, 2.0 * problem.resolution), np.maximum(above, below) / POINTS)
+    if spacing in SHORTER:  # powers of two, so that x + length is not rounded; otherwise no two lengths alike
+        length = 2.0 ** np.floor(np.log2(np.maximum(length, TINY)))
     return problem.representable(problem.x + np.arange(1, POINTS + 1)[:, None] * (sign * length))
 
 
