@@ -292,7 +292,8 @@ def _poor(problem: Problem, groups: Array, value: Array, error: Array, method: s
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.abs(value), size)
     power = {"forward": 1 / 2, "central": 2 / 3, "richardson": 5 / 6}[method]
-    poor = error > POOR * problem.roughness**power * size
+    rough = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
+    poor = error > POOR * np.clip(rough, problem.precision, 0.1) ** power * size
     return poor & problem.structure.known(groups) & np.isfinite(problem.value)
 
 
