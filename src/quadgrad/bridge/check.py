@@ -156,7 +156,7 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
     given: Array | None = None
     if point.options.given is not None:
         given = point.pull(vectors) if pulled else point.push(vectors)
-    arrays = [point.inputs[i] for i in point.which] if pulled else list(point.outputs)
+    arrays = [point.inputs[i] for i in point.wanted] if pulled else list(point.outputs)
     labels = _labels("input" if pulled else "output", arrays)
     apart = np.zeros(error.shape) if given is None else np.abs(given - expected) / error
     rows = np.argmax(apart, axis=0)

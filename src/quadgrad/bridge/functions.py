@@ -28,9 +28,11 @@ class Place:
     ----------
     task : Task
         Kept here too, so that it lives as long as a graph that needs it.
-    handle : int
+    handle : str
     count : int
         How many of the tensors are inputs; vectors follow.
+    wanted : tuple of int
+        With respect to which inputs: tangents and gradients are those of these.
     split : int
         How many of the vectors belong to the first of two groups.
     lanes, extra : int
@@ -39,6 +41,7 @@ class Place:
     task: Task
     handle: str
     count: int
+    wanted: tuple[int, ...] = ()
     split: int = 0
     lanes: int = 0
     extra: int = 0
@@ -59,6 +62,8 @@ class _Product(torch.autograd.Function):
         ctx.place, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)  # so that inputs without a tangent can be told from others
+        ctx.outputs = [(y.shape, y.dtype) for y in output]
 
     @classmethod
     def _vmap(cls, info: Any, in_dims: Sequence[int | None], place: Place, *tensors: Tensor) -> Any:
@@ -88,18 +93,56 @@ def _moved(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
     return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
 
 
-def _widened(tensors: Sequence[Tensor], place: Place, like: Sequence[Tensor]) -> list[Tensor]:
-    """Give vectors without ``extra`` dimensions those of the vectors that have them."""
-    lanes, extra = place.lanes, place.extra
-    if not extra:
-        return list(tensors)
-    sizes = like[0].shape[lanes : lanes + extra]
+def _needed(ctx: Any, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which inputs a gradient is asked for."""
+    needs = ctx.needs_input_grad[1 : 1 + len(inputs)]
+    return tuple(i for i, (x, need) in enumerate(zip(inputs, needs, strict=True)) if need and x.is_floating_point())
+
+
+def _moving(tangents: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which inputs have a tangent."""
+    given = enumerate(zip(inputs, tangents, strict=True))
+    return tuple(i for i, (x, t) in given if t is not None and x.is_floating_point())
+
+
+def _entered(found: Sequence[Tensor], wanted: Sequence[int], count: int) -> list[Tensor | None]:
+    """Return gradients of the wanted inputs at their places among all."""
+    places = dict(zip(wanted, found, strict=True))
+    return [places.get(i) for i in range(count)]
+
+
+def _filled(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return gradients of a function's outputs, zeros for those that have none."""
+    like = ctx.saved_tensors[0]
     return [
-        t.reshape(*t.shape[:lanes], *(1,) * extra, *t.shape[lanes:]).expand(
-            *t.shape[:lanes], *sizes, *t.shape[lanes:]
-        )
-        for t in tensors
+        like.new_zeros(shape, dtype=dtype) if g is None else g
+        for g, (shape, dtype) in zip(gradients, ctx.outputs, strict=True)
     ]
+
+
+def _united(place: Place, others: Sequence[int]) -> Place:
+    """Return the place with more inputs wanted."""
+    return replace(place, wanted=tuple(sorted({*place.wanted, *others})))
+
+
+def _spread(vectors: Sequence[Tensor], own: Sequence[int], place: Place, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tangents of the inputs ``own`` as tangents of all that are wanted, with ``extra`` dimensions."""
+    given = dict(zip(own, vectors, strict=True))
+    lanes, extra = place.lanes, place.extra
+    sizes = tensors[place.count].shape[lanes : lanes + extra]
+    found: list[Tensor] = []
+    for i in place.wanted:
+        vector = given.get(i, torch.zeros_like(tensors[i]))
+        if vector.ndim == tensors[i].ndim and extra:
+            lead, core = vector.shape[:lanes], vector.shape[lanes:]
+            vector = vector.reshape(*lead, *(1,) * extra, *core).expand(*lead, *sizes, *core)
+        found.append(vector)
+    return found
+
+
+def _picked(found: Sequence[Tensor], place: Place, wanted: Sequence[int]) -> list[Tensor]:
+    """Return of gradients of all wanted inputs those of some."""
+    return [g for g, i in zip(found, place.wanted, strict=True) if i in wanted]
 
 
 def _summed(gradients: Sequence[Tensor], place: Place) -> list[Tensor]:
@@ -108,21 +151,13 @@ def _summed(gradients: Sequence[Tensor], place: Place) -> list[Tensor]:
     return [g.sum(dims) if dims else g for g in gradients]
 
 
-def _differentiable(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t for t in tensors if t.is_floating_point()]
-
-
-def _entered(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return gradients of the floating inputs at their places."""
-    found = iter(gradients)
-    return [next(found) if t.is_floating_point() else None for t in inputs]
-
-
-def _tangents(given: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tangents of the floating inputs, zeros where there is none."""
-    return [
-        torch.zeros_like(x) if t is None else t for t, x in zip(given, inputs, strict=True) if x.is_floating_point()
-    ]
+def _curvature(
+    place: Place, tensors: Sequence[Tensor], cotangents: Sequence[Tensor], tangents: Sequence[Tensor], own: Sequence[int]
+) -> tuple[Place, tuple[Tensor, ...]]:
+    """Return second-order products for all inputs that ``place`` wants; the tangents are those of ``own``."""
+    place = replace(place, split=len(cotangents))
+    spread = _spread(tangents, own, place, tensors)
+    return place, _SecondVjp.apply(place, *tensors[: place.count], *cotangents, *spread)
 
 
 class _Call(_Product):
@@ -132,13 +167,16 @@ class _Call(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        inputs = ctx.saved_tensors
-        return None, *_entered(_Vjp.apply(ctx.place, *inputs, *gradients), inputs)
+        place, inputs = ctx.place, ctx.saved_tensors
+        place = replace(place, wanted=_needed(ctx, inputs))
+        found = _Vjp.apply(place, *inputs, *_filled(ctx, gradients))
+        return None, *_entered(found, place.wanted, place.count)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        inputs = ctx.saved_tensors
-        return _Jvp.apply(ctx.place, *inputs, *_tangents(tangents[1:], inputs))
+        place, inputs = ctx.place, ctx.saved_tensors
+        wanted = _moving(tangents[1:], inputs)
+        return _Jvp.apply(replace(place, wanted=wanted), *inputs, *(tangents[1 + i] for i in wanted))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -146,33 +184,37 @@ class _Call(_Product):
 
 
 class _Vjp(_Product):
-    """Cotangents pulled back: ``J^T g``. Its derivatives are ``J^T dg`` and the Hessian of ``<g, f>`` times ``dx``."""
+    """Cotangents pulled back: J^T g. Its derivatives are J^T dg and the Hessian of <g, f> times dx."""
 
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs, cotangents = tensors[: place.count], tensors[place.count :]
-        return operators.vjp(place.handle, place.lanes, place.extra, inputs, cotangents)
+        return operators.vjp(*_arguments(place), tensors[: place.count], tensors[place.count :])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors = ctx.place, ctx.saved_tensors
+        place, tensors, gradients = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
         inputs, cotangents = tensors[: place.count], tensors[place.count :]
-        second = replace(place, split=len(cotangents))
-        by_input = _summed(_SecondVjp.apply(second, *inputs, *cotangents, *gradients), place)
-        return None, *_entered(by_input, inputs), *_Jvp.apply(place, *inputs, *gradients)
+        needed = _needed(ctx, inputs)
+        by_input: list[Tensor] = []
+        if needed:
+            union, found = _curvature(_united(place, needed), tensors, cotangents, gradients, place.wanted)
+            by_input = _summed(_picked(found, union, needed), place)
+        return None, *_entered(by_input, needed, place.count), *_Jvp.apply(place, *inputs, *gradients)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         place, tensors = ctx.place, ctx.saved_tensors
         inputs, cotangents = tensors[: place.count], tensors[place.count :]
-        by_input = _widened(_tangents(tangents[1 : 1 + place.count], inputs), place, cotangents)
-        by_cotangent = [
-            torch.zeros_like(g) if t is None else t
-            for t, g in zip(tangents[1 + place.count :], cotangents, strict=True)
-        ]
-        second = replace(place, split=len(cotangents))
-        curved = _SecondVjp.apply(second, *inputs, *cotangents, *by_input)
-        return tuple(a + b for a, b in zip(curved, _Vjp.apply(place, *inputs, *by_cotangent), strict=True))
+        of_inputs, of_cotangents = tangents[1 : 1 + place.count], tangents[1 + place.count :]
+        moving = _moving(of_inputs, inputs)
+        parts: list[Sequence[Tensor]] = []
+        if moving:
+            given = [of_inputs[i] for i in moving]
+            union, found = _curvature(_united(place, moving), tensors, cotangents, given, moving)
+            parts.append(_picked(found, union, place.wanted))
+        if any(t is not None for t in of_cotangents):
+            parts.append(_Vjp.apply(place, *inputs, *_zeros_for_none(of_cotangents, cotangents)))
+        return _added(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -180,35 +222,54 @@ class _Vjp(_Product):
 
 
 class _Jvp(_Product):
-    """Tangents pushed forward: ``J v``. Its derivatives are ``J dv`` and second derivatives along ``dx`` and ``v``."""
+    """Tangents pushed forward: J v. Its derivatives are J dv and second derivatives along dx and v."""
 
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs, tangents = tensors[: place.count], tensors[place.count :]
-        return operators.jvp(place.handle, place.lanes, place.extra, inputs, tangents)
+        return operators.jvp(*_arguments(place), tensors[: place.count], tensors[place.count :])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors = ctx.place, ctx.saved_tensors
+        place, tensors, gradients = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
         inputs, tangents = tensors[: place.count], tensors[place.count :]
-        second = replace(place, split=len(gradients))
-        by_input = _summed(_SecondVjp.apply(second, *inputs, *gradients, *tangents), place)
-        return None, *_entered(by_input, inputs), *_Vjp.apply(place, *inputs, *gradients)
+        needed = _needed(ctx, inputs)
+        by_input: list[Tensor] = []
+        if needed:
+            union, found = _curvature(_united(place, needed), tensors, gradients, tangents, place.wanted)
+            by_input = _summed(_picked(found, union, needed), place)
+        return None, *_entered(by_input, needed, place.count), *_Vjp.apply(place, *inputs, *gradients)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         place, tensors = ctx.place, ctx.saved_tensors
         inputs, own = tensors[: place.count], tensors[place.count :]
-        by_input = _widened(_tangents(tangents[1 : 1 + place.count], inputs), place, own)
-        by_tangent = [
-            torch.zeros_like(v) if t is None else t for t, v in zip(tangents[1 + place.count :], own, strict=True)
-        ]
-        curved = _SecondJvp.apply(replace(place, split=len(own)), *inputs, *by_input, *own)
-        return tuple(a + b for a, b in zip(curved, _Jvp.apply(place, *inputs, *by_tangent), strict=True))
+        of_inputs, of_own = tangents[1 : 1 + place.count], tangents[1 + place.count :]
+        moving = _moving(of_inputs, inputs)
+        parts: list[Sequence[Tensor]] = []
+        if moving:
+            union = _united(place, moving)
+            union = replace(union, split=len(union.wanted))
+            first = _spread([of_inputs[i] for i in moving], moving, union, tensors)
+            parts.append(_SecondJvp.apply(union, *inputs, *first, *_spread(own, place.wanted, union, tensors)))
+        if any(t is not None for t in of_own):
+            parts.append(_Jvp.apply(place, *inputs, *_zeros_for_none(of_own, own)))
+        return _added(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _Jvp._vmap(info, in_dims, *args)
+
+
+def _arguments(place: Place) -> tuple[str, list[int], int, int]:
+    return place.handle, list(place.wanted), place.lanes, place.extra
+
+
+def _zeros_for_none(given: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(v) if t is None else t for t, v in zip(given, like, strict=True)]
+
+
+def _added(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
 
 
 class _Second(_Product):
@@ -232,7 +293,7 @@ _THIRD = (
 class _SecondVjp(_Second):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return operators.second_vjp(place.handle, place.lanes, place.extra, *_groups(place, tensors))
+        return operators.second_vjp(*_arguments(place), *_groups(place, tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -242,7 +303,7 @@ class _SecondVjp(_Second):
 class _SecondJvp(_Second):
     @staticmethod
     def forward(place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return operators.second_jvp(place.handle, place.lanes, place.extra, *_groups(place, tensors))
+        return operators.second_jvp(*_arguments(place), *_groups(place, tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -264,8 +325,10 @@ def _remember(ctx: Any, inputs: tuple[str, int, Sequence[Tensor]], output: Any) 
 
 def _pull_back(ctx: Any, gradients: Sequence[Tensor]) -> Any:
     inputs = ctx.saved_tensors
-    found = operators.vjp(ctx.handle, ctx.lanes, 0, inputs, gradients)
-    return None, None, _entered(found, inputs)
+    needs = ctx.needs_input_grad[2]
+    wanted = [i for i, (x, need) in enumerate(zip(inputs, needs, strict=True)) if need and x.is_floating_point()]
+    found = operators.vjp(ctx.handle, wanted, ctx.lanes, 0, inputs, gradients)
+    return None, None, _entered(found, wanted, len(inputs))
 
 
 operators.call.register_autograd(_pull_back, setup_context=_remember)

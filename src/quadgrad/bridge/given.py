@@ -24,16 +24,17 @@ def elementwise_jacobian(
 ) -> Jacobian:
     """Return the Jacobian from derivatives with the shape of the outputs.
 
-    ``callee.fn`` is the derivative; it returns one for each input (``which`` names them), for several outputs a
-    tuple of these.
+    ``callee.fn`` is the derivative; it returns one for each floating input, for several outputs a tuple of these.
+    ``which`` says which inputs are wanted.
     """
     flat = replace(callee, fn=_Flat(callee.fn), executor=None, elementwise=False, vectorized=False)
-    found, count = flat.one(inputs), len(which)
+    floats = [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
+    found, count = flat.one(inputs), len(floats)
     if len(found) != count * len(outputs):
         raise BridgeError(_wrong_number(callee.name, len(found), len(outputs), count))
     rows: list[Array] = []
-    for k in range(count):
-        parts = found[k::count]
+    for i in which:
+        parts = found[floats.index(i) :: count]
         for part, y in zip(parts, outputs, strict=True):
             if np.broadcast_shapes(part.shape, y.shape) != y.shape:
                 raise BridgeError(
@@ -56,15 +57,16 @@ def full_jacobian(
     with none the array has those of the output followed by those of the input.
     """
     found = replace(callee, fn=_Flat(callee.fn), executor=None, elementwise=False, vectorized=False).one(inputs)
-    count = len(which)
+    floats = [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
+    count = len(floats)
     if len(found) != count * len(outputs):
         raise BridgeError(_wrong_number(callee.name, len(found), len(outputs), count))
     rows: list[Array] = []
     values: list[Array] = []
     colour: list[Array] = []
     offset = groups = 0
-    for k, i in enumerate(which):
-        shape = inputs[i].shape
+    for i in which:
+        shape, k = inputs[i].shape, floats.index(i)
         parts = [
             _grouped(part, y.shape, shape, callee.name) for part, y in zip(found[k::count], outputs, strict=True)
         ]

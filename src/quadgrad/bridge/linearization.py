@@ -1,6 +1,6 @@
 """A wrapped function at one input: its Jacobian, products with it, and second-order products.
 
-Vectors are flat here: tangents ``(e, n)`` over all differentiable inputs, cotangents ``(e, m)`` over all outputs. It knows
+Vectors are flat here: tangents ``(e, n)`` over all wanted inputs, cotangents ``(e, m)`` over all outputs. It knows
 nothing of tensors and lanes; :mod:`quadgrad.bridge.task` keeps linearizations and hands them out.
 """
 
@@ -53,6 +53,8 @@ class Linearization:
         The inputs' names, by which bounds are found.
     inputs, outputs : tuple of array
         The point.
+    wanted : tuple of int
+        With respect to which inputs; the others are constants.
     counter : Counter
     refusals : dict
         Why the complex step is wrong, by dtypes and shapes of inputs: shared by all points of a function.
@@ -65,6 +67,7 @@ class Linearization:
     names: Sequence[str]
     inputs: Arrays
     outputs: Arrays
+    wanted: tuple[int, ...]
     counter: Counter
     refusals: dict[object, str | None]
     neighbour: Callable[[Arrays], Linearization] = field(repr=False)
@@ -72,14 +75,9 @@ class Linearization:
     # ---------------------------------------------------------------------------------------- the point
 
     @cached_property
-    def which(self) -> list[int]:
-        """The differentiable inputs."""
-        return floating(self.inputs)
-
-    @cached_property
     def x(self) -> Array:
-        """The differentiable inputs, flat."""
-        return self._joined([self.inputs[i] for i in self.which])
+        """The wanted inputs, flat."""
+        return self._joined([self.inputs[i] for i in self.wanted])
 
     @cached_property
     def value(self) -> Array:
@@ -93,18 +91,18 @@ class Linearization:
         return joined.astype(np.result_type(joined, np.float64))
 
     def split(self, flat: Array) -> list[Array]:
-        """Return ``(k, n)`` as one array for each differentiable input, ``(k, *shape)`` in its dtype."""
-        sizes = [self.inputs[i].size for i in self.which]
+        """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
+        sizes = [self.inputs[i].size for i in self.wanted]
         parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
         return [
             part.reshape(-1, *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
-            for i, part in zip(self.which, parts, strict=True)
+            for i, part in zip(self.wanted, parts, strict=True)
         ]
 
     def _placed(self, moved: Sequence[Array], count: int) -> list[Array]:
-        """Return stacks of all inputs: the differentiable ones moved, the others repeated."""
+        """Return stacks of all inputs: the wanted ones moved, the others repeated."""
         stacks = [np.broadcast_to(x, (count, *x.shape)) for x in self.inputs]
-        for i, stack in zip(self.which, moved, strict=True):
+        for i, stack in zip(self.wanted, moved, strict=True):
             stacks[i] = stack
         return stacks
 
@@ -116,7 +114,7 @@ class Linearization:
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
 
     def at(self, point: Array) -> Linearization:
-        """Return the linearization at other differentiable inputs ``(n,)``."""
+        """Return the linearization at other wanted inputs ``(n,)``."""
         return self.neighbour(tuple(s[0] for s in self._placed(self.split(point[None]), 1)))
 
     @cached_property
@@ -124,7 +122,7 @@ class Linearization:
         """Which output depends on which input."""
         sparsity = self.options.sparsity
         if self.callee.elementwise:
-            shapes = [self.inputs[i].shape for i in self.which]
+            shapes = [self.inputs[i].shape for i in self.wanted]
             return Structure.elementwise(shapes, [y.shape for y in self.outputs], self._broadcast_shape)
         if sparsity is not None:
             return Structure.declared(sparsity, self.x.size, self.value.size)
@@ -137,7 +135,7 @@ class Linearization:
     @cached_property
     def quiet_problem(self) -> Problem:
         """The function for difference methods, as noisy as its dtype (or the user) says."""
-        limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.which]
+        limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.wanted]
         lower, upper = np.hstack(limits) if limits else np.zeros((2, 0))
         outside = np.flatnonzero((self.x < lower) | (self.x > upper))
         if outside.size:
@@ -160,11 +158,11 @@ class Linearization:
         in units in which everything is small.
         """
         sizes: list[Array] = []
-        for i in self.which:
+        for i in self.wanted:
             size = np.abs(self.inputs[i]).astype(np.float64).ravel()
             largest = size.max(initial=0.0)
             sizes.append(np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0))
-        spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.which]
+        spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.wanted]
         return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
 
     def _representable(self, points: Array) -> Array:
@@ -196,7 +194,7 @@ class Linearization:
     @property
     def complex_refusal(self) -> str | None:
         """Why the complex step is wrong."""
-        key = specs_of(self.inputs)
+        key = specs_of(self.inputs), self.wanted
         if key not in self.refusals:
             single = replace(self.callee, executor=None)
 
@@ -247,9 +245,9 @@ class Linearization:
         options = self.options
         if options.derivative is not None:
             callee = self._about("derivative", options.derivative)
-            return elementwise_jacobian(callee, self.inputs, self.outputs, self.which)
+            return elementwise_jacobian(callee, self.inputs, self.outputs, self.wanted)
         if options.jacobian is not None:
-            return full_jacobian(self._about("jacobian", options.jacobian), self.inputs, self.outputs, self.which)
+            return full_jacobian(self._about("jacobian", options.jacobian), self.inputs, self.outputs, self.wanted)
         if options.jvp is not None and options.vjp is None:
             rows = self.push(np.eye(self.x.size))
             return Jacobian(Structure.dense(self.x.size, self.value.size), rows, None)
@@ -268,7 +266,7 @@ class Linearization:
         shapes = [x.shape for x in self.inputs]
         rows: list[Array] = []
         for row in cotangents:
-            found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.which)
+            found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.wanted)
             rows.append(np.concatenate([np.real(a).ravel() for a in found]))
         return np.stack(rows) if rows else np.zeros((0, self.x.size))
 

@@ -61,10 +61,6 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
 
 
-def _floating(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t for t in tensors if t.is_floating_point()]
-
-
 def _signature(lanes: int, inputs: Sequence[Tensor]) -> tuple[Spec, ...]:
     return tuple(Spec(tuple(int(s) for s in t.shape[lanes:]), _numpy_dtype(t.dtype)) for t in inputs)
 
@@ -100,33 +96,43 @@ def _empty_outputs(specs: Sequence[Spec], like: Tensor, lead: tuple[int, ...]) -
 # ------------------------------------------------------------------------------------------------ products
 
 
-def vjp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def vjp(
+    handle: str, wanted: Sequence[int], lanes: int, extra: int, *groups: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return vector-Jacobian products for ``groups`` inputs, cotangents."""
-    return _apply("vjp", handle, lanes, extra, groups)
+    return _apply("vjp", handle, wanted, lanes, extra, groups)
 
 
-def jvp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def jvp(
+    handle: str, wanted: Sequence[int], lanes: int, extra: int, *groups: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return Jacobian-vector products for ``groups`` inputs, tangents."""
-    return _apply("jvp", handle, lanes, extra, groups)
+    return _apply("jvp", handle, wanted, lanes, extra, groups)
 
 
-def second_vjp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def second_vjp(
+    handle: str, wanted: Sequence[int], lanes: int, extra: int, *groups: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return derivatives of vector-Jacobian products for ``groups`` inputs, cotangents, tangents."""
-    return _apply("second_vjp", handle, lanes, extra, groups)
+    return _apply("second_vjp", handle, wanted, lanes, extra, groups)
 
 
-def second_jvp(handle: str, lanes: int, extra: int, *groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def second_jvp(
+    handle: str, wanted: Sequence[int], lanes: int, extra: int, *groups: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return second derivatives along pairs of directions, for ``groups`` inputs, tangents, tangents."""
-    return _apply("second_jvp", handle, lanes, extra, groups)
+    return _apply("second_jvp", handle, wanted, lanes, extra, groups)
 
 
-def _apply(kind: str, handle: str, lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    if not groups[1]:
-        return ()
+def _apply(
+    kind: str, handle: str, wanted: Sequence[int], lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
     like_inputs = kind.endswith("vjp")
-    results = len(_floating(groups[0])) if like_inputs else len(_task(handle).specs(_signature(lanes, groups[0])))
+    results = len(wanted) if like_inputs else len(_task(handle).specs(_signature(lanes, groups[0])))
+    if not wanted:
+        return ()
     operator = _operator(kind, tuple(map(len, groups)), results)
-    found = operator(handle, lanes, extra, *(t for group in groups for t in group))
+    found = operator(handle, list(wanted), lanes, extra, *(t for group in groups for t in group))
     return (found,) if results == 1 else tuple(found)
 
 
@@ -142,22 +148,22 @@ def _operator(kind: str, sizes: tuple[int, ...], results: int) -> Any:
     def grouped(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         return [tensors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-    def compute(handle: str, lanes: int, extra: int, *tensors: Tensor) -> Any:
+    def compute(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:
         inputs, *vectors = grouped(tensors)
         task = _task(handle)
-        found = getattr(task, kind)(lanes, extra, _arrays(inputs), *map(_vectors, vectors))
+        found = getattr(task, kind)(wanted, lanes, extra, _arrays(inputs), *map(_vectors, vectors))
         if kind.endswith("vjp"):
-            made = [tensor_of(a, t.device).to(t.dtype) for a, t in zip(found, _floating(inputs), strict=True)]
+            made = [tensor_of(a, inputs[i].device).to(inputs[i].dtype) for a, i in zip(found, wanted, strict=True)]
         else:
             specs = task.specs(_signature(lanes, inputs))
             made = [tensor_of(a.astype(s.dtype), inputs[0].device) for a, s in zip(found, specs, strict=True)]
         return made[0] if results == 1 else tuple(made)
 
-    def pretend(handle: str, lanes: int, extra: int, *tensors: Tensor) -> Any:
+    def pretend(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:
         groups = grouped(tensors)
         inputs, lead = groups[0], _lead(lanes, extra, groups)
         if kind.endswith("vjp"):
-            made = [t.new_empty((*lead, *t.shape[lanes:])) for t in _floating(inputs)]
+            made = [inputs[i].new_empty((*lead, *inputs[i].shape[lanes:])) for i in wanted]
         else:
             made = _empty_outputs(_task(handle).specs(_signature(lanes, inputs)), inputs[0], lead)
         return made[0] if results == 1 else tuple(made)
@@ -166,7 +172,7 @@ def _operator(kind: str, sizes: tuple[int, ...], results: int) -> Any:
     returned = ", ".join(["Tensor"] * results)
     operator = torch.library.custom_op(
         f"quadgrad_bridge::{kind}_{'_'.join(map(str, sizes))}_to_{results}", compute, mutates_args=(),
-        schema=f"(str handle, int lanes, int extra, {tensors}) -> ({returned})",
+        schema=f"(str handle, int[] wanted, int lanes, int extra, {tensors}) -> ({returned})",
     )  # fmt: skip
     operator.register_fake(pretend)
     return operator

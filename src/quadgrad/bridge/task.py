@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,17 @@ __all__ = ["Task"]
 
 REMEMBERED = 16
 """At how many inputs values and Jacobians are kept."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A value of the function, and its linearizations with respect to some of the inputs."""
+
+    inputs: Arrays
+    outputs: Arrays
+    linearizations: dict[tuple[int, ...], Linearization] = field(
+        default_factory=dict[tuple[int, ...], Linearization]
+    )
 
 
 class Task:
@@ -45,7 +58,7 @@ class Task:
         self.names = names
         self.counter = Counter()
         self._report = report
-        self._known: OrderedDict[Any, Linearization] = OrderedDict()
+        self._known: OrderedDict[Any, _Point] = OrderedDict()
         self._specs: dict[Any, tuple[Spec, ...]] = {}
         self._latest: tuple[list[Any], list[Any], int] | None = None
         self._refusals: dict[object, str | None] = {}
@@ -140,28 +153,30 @@ class Task:
         if old is not None and all(a.tobytes() == b.tobytes() for a, b in zip(old.outputs, outputs, strict=False)):
             return
         if old is not None or remember:
-            self._keep(key, inputs, outputs)
+            self._keep(key, _Point(tuple(map(np.array, inputs)), tuple(map(np.array, outputs))))
 
-    def _keep(self, key: Any, inputs: Arrays, outputs: Arrays) -> Linearization:
-        point = Linearization(
-            self.callee, self.options, self.names, tuple(map(np.array, inputs)), tuple(map(np.array, outputs)),
-            self.counter, self._refusals, self.linearize,
-        )  # fmt: skip
+    def _keep(self, key: Any, point: _Point) -> _Point:
         self._known[key] = point
         self._known.move_to_end(key)
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return point
 
-    def linearize(self, inputs: Arrays) -> Linearization:
+    def linearize(self, inputs: Arrays, wanted: Sequence[int]) -> Linearization:
         """Return what is known at an input, evaluating the function there if nothing is."""
-        inputs = self._widened(inputs)
+        inputs, chosen = self._widened(inputs), tuple(wanted)
         key = _key(inputs)
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        self.counter.nfev += 1
-        return self._keep(key, inputs, self.callee.one(inputs))
+        point = self._known.get(key)
+        if point is None:
+            self.counter.nfev += 1
+            point = _Point(tuple(map(np.array, inputs)), self.callee.one(inputs))
+        self._keep(key, point)
+        if chosen not in point.linearizations:
+            point.linearizations[chosen] = Linearization(
+                self.callee, self.options, self.names, point.inputs, point.outputs, chosen, self.counter,
+                self._refusals, partial(self.linearize, wanted=chosen),
+            )  # fmt: skip
+        return point.linearizations[chosen]
 
     def forget(self) -> None:
         """Forget all values and Jacobians."""
@@ -169,41 +184,49 @@ class Task:
 
     # ------------------------------------------------------------------------------------------ products
 
-    def vjp(self, lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array]) -> Arrays:
-        """Return vector-Jacobian products, one for each floating input."""
+    def vjp(self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array]) -> Arrays:
+        """Return vector-Jacobian products, one for each wanted input."""
         before, seen = self.counter.nfev, list[tuple[Linearization, Array]]()
 
         def pull(point: Linearization, rows: Array) -> Array:
             seen.append((point, rows))
             return point.pull(rows)
 
-        found = self._over_lanes(lanes, extra, inputs, [cotangents], pull, "inputs")
+        found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, "inputs")
         self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before))
         return found
 
-    def jvp(self, lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]) -> Arrays:
+    def jvp(self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]) -> Arrays:
         """Return Jacobian-vector products, one for each output."""
-        return self._over_lanes(lanes, extra, inputs, [tangents], Linearization.push, "outputs")
+        return self._over_lanes(wanted, lanes, extra, inputs, [tangents], Linearization.push, "outputs")
 
     def second_vjp(
         self,
+        wanted: Sequence[int],
         lanes: int,
         extra: int,
         inputs: Sequence[Array],
         cotangents: Sequence[Array],
         tangents: Sequence[Array],
     ) -> Arrays:
-        """Return derivatives of vector-Jacobian products along tangents, one for each floating input."""
-        return self._over_lanes(lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs")
+        """Return derivatives of vector-Jacobian products along tangents, one for each wanted input."""
+        return self._over_lanes(wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs")
 
     def second_jvp(
-        self, lanes: int, extra: int, inputs: Sequence[Array], first: Sequence[Array], second: Sequence[Array]
+        self,
+        wanted: Sequence[int],
+        lanes: int,
+        extra: int,
+        inputs: Sequence[Array],
+        first: Sequence[Array],
+        second: Sequence[Array],
     ) -> Arrays:
         """Return second derivatives along pairs of directions, one for each output."""
-        return self._over_lanes(lanes, extra, inputs, [first, second], Linearization.second_push, "outputs")
+        return self._over_lanes(wanted, lanes, extra, inputs, [first, second], Linearization.second_push, "outputs")
 
     def _over_lanes(
         self,
+        wanted: Sequence[int],
         lanes: int,
         extra: int,
         inputs: Sequence[Array],
@@ -217,9 +240,9 @@ class Task:
         count = int(np.prod(extra_shape))
         rows: list[list[Array]] = []
         for index in np.ndindex(*lane_shape):
-            point = self.linearize(tuple(x[index] for x in inputs))
+            point = self.linearize(tuple(x[index] for x in inputs), wanted)
             flat = [np.concatenate([np.reshape(v[index], (count, -1)) for v in group], axis=1) for group in vectors]
-            arrays = [point.inputs[i] for i in point.which] if like == "inputs" else list(point.outputs)
+            arrays = [point.inputs[i] for i in point.wanted] if like == "inputs" else list(point.outputs)
             found = product(point, *flat)
             ends = np.cumsum([a.size for a in arrays])[:-1]
             parts = np.split(found, ends, axis=1)
@@ -247,7 +270,7 @@ def _info(seen: Sequence[tuple[Linearization, Array]], lane_shape: tuple[int, ..
     if first.options.given is not None:
         return Info("given", nfev, None, None, None)
     by_output = [_cut(point.jacobian.output_error(), point.outputs) for point, _ in seen]
-    by_input = [_cut(_worst(point, rows), [point.inputs[i] for i in point.which]) for point, rows in seen]
+    by_input = [_cut(_worst(point, rows), [point.inputs[i] for i in point.wanted]) for point, rows in seen]
     stack = lambda columns: tuple(
         np.stack(column).reshape(lane_shape + column[0].shape) for column in zip(*columns, strict=True)
     )

@@ -22,7 +22,7 @@ from quadgrad._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, tensor_of
 from quadgrad.bridge.evaluation import INPUT, Callee
-from quadgrad.bridge.linearization import Linearization
+from quadgrad.bridge.linearization import Linearization, floating
 from quadgrad.bridge.options import Info, Options, make_options
 from quadgrad.bridge.task import Task
 
@@ -209,7 +209,8 @@ class Wrapped:
     def linearization(self, inputs: Sequence[Tensor], statics: tuple[Any, ...] = ()) -> Linearization:
         """Return what is known about the function at an input: its Jacobian, its noise."""
         task, _ = self._task(len(inputs) + len(statics), statics)
-        return task.linearize(tuple(array_of(t) for t in inputs))
+        arrays = tuple(array_of(t) for t in inputs)
+        return task.linearize(arrays, floating(arrays))
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments in order; keyword-only ones have no place and must be bound by functools.partial."""
