@@ -114,8 +114,16 @@ class Linearization:
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
 
     def at(self, point: Array) -> Linearization:
-        """Return the linearization at other wanted inputs ``(n,)``."""
-        return self.neighbour(tuple(s[0] for s in self._placed(self.split(point[None]), 1)))
+        """Return the linearization at other wanted inputs ``(n,)``, with the scales of this one.
+
+        Steps that changed from point to point would add to a difference of derivatives what they change in truncation.
+        """
+        near = self.neighbour(tuple(s[0] for s in self._placed(self.split(point[None]), 1)))
+        scale = self.steered.scale
+        if "steered" not in near.__dict__ or not np.array_equal(near.steered.scale, scale):
+            near.__dict__["steered"] = replace(near.quiet_problem, scale=scale)
+            near.__dict__.pop("smooth_jacobian", None)
+        return near
 
     @cached_property
     def structure(self) -> Structure:
@@ -229,7 +237,7 @@ class Linearization:
         return differentiate(self.problem, self.method)
 
     @cached_property
-    def _steered(self) -> Problem:
+    def steered(self) -> Problem:
         """The function for steps that are fixed: at the scales that differences found."""
         by_differences = self.options.given is None and self.method in ("central", "forward", "richardson")
         return replace(self.quiet_problem, scale=self._found.scale) if by_differences else self.quiet_problem
@@ -302,9 +310,9 @@ class Linearization:
         if self.method == "complex":
             return complex_direction(self.quiet_problem, self.evaluate, tangent)
         if fixed:
-            return directional(self._steered, "central", tangent, power=0.25)
+            return directional(self.steered, "central", tangent, power=0.25)
         method = self.method if self.method in ("forward", "richardson") else "central"
-        problem = self._steered if "_found" in self.__dict__ else self.problem
+        problem = self.steered if "_found" in self.__dict__ else self.problem
         if np.any((problem.scale < SMALL) & (tangent != 0.0)):  # which scale is right has to be found out
             return differentiate(along(problem, tangent), method).value[0]
         return directional(replace(problem, noise=self.problem.noise), method, tangent)
@@ -316,7 +324,7 @@ class Linearization:
         """A Jacobian whose error changes smoothly with x, so that it can be differentiated by differences."""
         if self.options.given or self.method in ("complex", "spsa"):
             return self.jacobian
-        return Jacobian(self.structure, fixed_steps(self._steered, power=0.25), None)
+        return Jacobian(self.structure, fixed_steps(self.steered, power=0.25), None)
 
     def second_pull(self, cotangents: Array, tangents: Array) -> Array:
         """Return the derivatives of ``pull(cotangent)`` along tangents, ``(e, n)``: Hessian-vector products."""
@@ -356,7 +364,7 @@ class Linearization:
 
     def _slope(self, function: Callable[[Linearization], Array], tangent: Array, *, exact: bool) -> Array:
         """Differentiate a function of the linearization along a direction."""
-        line = along(self._steered, tangent)
+        line = along(self.steered, tangent)
         return slope_along(line, lambda t: function(self.at(self.x + t * tangent)), 1 / 3 if exact else 1 / 4)
 
 
