@@ -39,7 +39,7 @@ def exact_logistic(growth: Tensor) -> Tensor:
 
 
 def white(x: np.ndarray) -> np.ndarray:
-    """Return numbers in [-1, 1] that look random but are the same for the same x (Stafford's mixing of its bits)."""
+    """Return numbers in [-1, 1] that look random but are the same for the same x (its bits, mixed)."""
     bits = np.ascontiguousarray(x).view(np.uint64)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -56,8 +56,8 @@ def bounded(x: np.ndarray) -> np.ndarray:
 class Case:
     """A function, its double in torch, and an input.
 
-    ``smooth`` says whether extrapolation and the complex step can reach full precision, ``analytic`` whether the complex
-    step applies.
+    ``smooth`` says whether extrapolation and the complex step can reach full precision, ``analytic`` whether the
+    complex step applies.
     """
 
     name: str

@@ -59,12 +59,7 @@ def jacobian_entries(case: Case, method: str) -> Entries:
 
 def pairs() -> list[tuple[Case, str]]:
     methods = {"central", "forward", "richardson", "complex", "spsa"}
-    return [
-        (case, method)
-        for case in CASES
-        for method in sorted(methods)
-        if case.analytic or method != "complex"
-    ]
+    return [(case, method) for case in CASES for method in sorted(methods) if case.analytic or method != "complex"]
 
 
 @pytest.mark.parametrize(("case", "method"), pairs(), ids=lambda v: v if isinstance(v, str) else v.name)

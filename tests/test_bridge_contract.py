@@ -76,7 +76,9 @@ def test_a_function_of_numbers_that_returns_an_array() -> None:
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_not_a_number_is_reported_with_its_input(with_gradient: bool) -> None:
     f = bridge.wrap(lambda x: np.where(x > 1.5, np.nan, x))
-    with pytest.warns(BridgeWarning, match=re.escape("returned nan in 1 of 3 entries for the input [0.5, 1. , 2. ]")):
+    with pytest.warns(
+        BridgeWarning, match=re.escape("returned nan in 1 of 3 entries for the input [0.5, 1. , 2. ]")
+    ):
         y = f(X.clone().requires_grad_(with_gradient))
     assert y.isnan().tolist() == [False, False, True]
 
@@ -327,9 +329,7 @@ def test_a_jacobian_with_a_batch_dimension() -> None:
     f = bridge.wrap(
         lambda x: np.stack([np.sin(x), np.cos(x)], -1), jacobian=lambda x: np.stack([np.cos(x), -np.sin(x)], -1)
     )
-    g = bridge.wrap(
-        lambda x: (np.sin(x), np.cos(x)), jacobian=lambda x: (np.cos(x), -np.sin(x))
-    )
+    g = bridge.wrap(lambda x: (np.sin(x), np.cos(x)), jacobian=lambda x: (np.cos(x), -np.sin(x)))
     for length in (0, 1, 2, 3, 5):
         x = torch.linspace(0.3, 2.0, length, dtype=torch.float64, requires_grad=True)
         weights = torch.arange(1.0, 2 * length + 1, dtype=torch.float64).reshape(length, 2)
@@ -363,7 +363,10 @@ def test_full_jacobians_of_matrices_and_of_several_inputs_and_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jacobian": lambda x: np.ones((2, 3))}, "returned shape (2, 3); for an output of shape (3,) and an input"),
+        (
+            {"jacobian": lambda x: np.ones((2, 3))},
+            "returned shape (2, 3); for an output of shape (3,) and an input",
+        ),
         ({"jacobian": lambda x: (np.eye(3), np.eye(3))}, "returned 2 arrays; expected 1"),
         ({"derivative": lambda x: np.ones((3, 3))}, "an elementwise derivative has the output's shape, (3,)"),
         ({"vjp": lambda x, g: np.ones(2)}, "returned shape (2,) for input 0; expected (3,)"),

@@ -1,4 +1,4 @@
-"""Rows 42 to 49 of what went wrong elsewhere when functions were bridged: each a test. And the helpers around wrap."""
+"""What went wrong elsewhere when functions were bridged, each a test (42 to 49); and the helpers around wrap."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_45_a_step_that_knows_of_a_float32_box() -> None:
     assert np.median(np.abs(naive / np.cos(x.detach().numpy()) - 1)) > 5e-3
 
 
-@pytest.mark.parametrize("fn", [np.abs, np.linalg.norm, lambda x: x.real, lambda x: x * np.conj(x), np.hypot(1, 1).__class__])
+@pytest.mark.parametrize(
+    "fn", [np.abs, np.linalg.norm, lambda x: x.real, lambda x: x * np.conj(x), np.hypot(1, 1).__class__]
+)
 def test_46_the_complex_step_is_not_taken_where_it_is_wrong(fn: Any) -> None:
     if isinstance(fn, type):
         fn = lambda x: np.hypot(x, 1.0)
@@ -80,7 +82,11 @@ def test_47_a_number_taken_out_of_an_array_keeps_its_gradient_under_the_compiler
 
     f = bridge.wrap(fn)
     exact = grad(lambda a: (a[0] * a).sum())(X)
-    for call in (f, torch.compile(f, backend="aot_eager"), torch.compile(lambda a: f(a), fullgraph=True, backend="aot_eager")):
+    for call in (
+        f,
+        torch.compile(f, backend="aot_eager"),
+        torch.compile(lambda a: f(a), fullgraph=True, backend="aot_eager"),
+    ):
         torch.compiler.reset()
         x = leaf(X)
         call(x).sum().backward()
@@ -184,7 +190,9 @@ def test_check_looks_at_complex_outputs_and_given_jvps() -> None:
 
 
 def test_a_numpy_layer_is_a_module() -> None:
-    layer = bridge.numpy_layer(lambda x, w, b: x @ w + b, {"w": np.eye(2), "b": torch.zeros(2)}, derivative="complex")
+    layer = bridge.numpy_layer(
+        lambda x, w, b: x @ w + b, {"w": np.eye(2), "b": torch.zeros(2)}, derivative="complex"
+    )
     assert [name for name, _ in layer.named_parameters()] == ["w", "b"]
     assert "complex" in repr(layer)
     state = layer.state_dict()
@@ -205,11 +213,11 @@ ONE_ARGUMENT = [
     name for name, same in table().items()
     if name.split(".")[-1] in {
         "abs", "absolute", "arccos", "arcsin", "arctan", "ceil", "cos", "cosh", "deg2rad", "exp", "exp2", "expm1",
-        "floor", "isfinite", "isnan", "log", "log10", "log1p", "log2", "negative", "reciprocal", "round", "sign", "sin",
-        "sinh", "sqrt", "square", "tan", "tanh", "trunc", "sum", "mean", "prod", "tril", "triu", "digamma", "psi",
-        "erf", "erfc", "erfcx", "erfinv", "expit", "gammaln", "i0", "i0e", "i1", "i1e", "log_ndtr", "logit", "ndtr",
-        "ndtri", "pinv", "svdvals", "fft", "rfft", "max", "amax", "min", "amin", "ravel", "isinf", "arctanh", "arcsinh",
-        "zeros_like", "ones_like", "nansum", "fliplr", "flipud", "rot90",
+        "floor", "isfinite", "isnan", "log", "log10", "log1p", "log2", "negative", "reciprocal", "round", "sign",
+        "sin", "sinh", "sqrt", "square", "tan", "tanh", "trunc", "sum", "mean", "prod", "tril", "triu", "digamma",
+        "psi", "erf", "erfc", "erfcx", "erfinv", "expit", "gammaln", "i0", "i0e", "i1", "i1e", "log_ndtr", "logit",
+        "ndtr", "ndtri", "pinv", "svdvals", "fft", "rfft", "max", "amax", "min", "amin", "ravel", "isinf",
+        "arctanh", "arcsinh", "zeros_like", "ones_like", "nansum", "fliplr", "flipud", "rot90",
     }
 ]  # fmt: skip
 

@@ -210,7 +210,10 @@ def test_compilers(grid: Grid, method: str) -> None:
 
 def test_compiled_code_tells_two_wrapped_functions_apart() -> None:
     torch.compiler.reset()
-    results = [torch.compile(Doubled(bridge.wrap(fn)), fullgraph=True, backend="aot_eager")(t64([1.0])) for fn in (np.sin, np.cos)]
+    results = [
+        torch.compile(Doubled(bridge.wrap(fn)), fullgraph=True, backend="aot_eager")(t64([1.0]))
+        for fn in (np.sin, np.cos)
+    ]
     assert results[0] == torch.sin(t64(2.0)) + 1
     assert results[1] == torch.cos(t64(2.0)) + 1
 

@@ -29,7 +29,8 @@ def forward_mode_open() -> bool:
 
 def dispatch_mode_open() -> bool:
     """Whether operators are being recorded or replaced: a tracer, fake tensors, a ``TorchDispatchMode``."""
-    return _python_dispatch._get_current_dispatch_mode() is not None
+    mode = _python_dispatch._get_current_dispatch_mode()  # pyright: ignore[reportPrivateUsage]
+    return mode is not None
 
 
 def register_pytree(

@@ -78,13 +78,19 @@ class CheckReport:
 
     def __str__(self) -> str:
         compared = any(entry.given is not None for entry in self.entries)
-        verdict = ("the derivative is right" if self.passed else "the derivative is WRONG") if compared else "no derivative given"
+        verdict = (
+            ("the derivative is right" if self.passed else "the derivative is WRONG")
+            if compared
+            else "no derivative given"
+        )
         lines = [f"{self.name}: {verdict} ({self.nfev} evaluations, relative noise {self.noise:.1e})"]
         lines.append(f"{'':4} {'of':24} {'given':>24} {'differences':>24} {'error':>9} {'apart':>9}")
         for e in self.entries[:SHOWN]:
             given = "" if e.given is None else f"{e.given:.10g}"
             apart = "" if e.given is None else f"{abs(e.given - e.differences):.1e}"
-            lines.append(f"{e.product:4} {e.place:24} {given:>24} {e.differences:>24.10g} {e.error:9.1e} {apart:>9}")
+            lines.append(
+                f"{e.product:4} {e.place:24} {given:>24} {e.differences:>24.10g} {e.error:9.1e} {apart:>9}"
+            )
         if len(self.entries) > SHOWN:
             lines.append(f"... and {len(self.entries) - SHOWN} more")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -110,8 +116,8 @@ def check(fn: Callable[..., Any], *inputs: Any, vectors: int = 4, seed: int = 0,
     Returns
     -------
     CheckReport
-        ``print`` it: products with the given derivative beside those from Richardson differences with their errors, worst
-        first; ``.passed`` says whether all agree.
+        ``print`` it: products with the given derivative beside those from Richardson differences with their
+        errors, worst first; ``.passed`` says whether all agree.
 
     Examples
     --------
@@ -174,7 +180,9 @@ def _dense_error(reference: Linearization) -> Array:
 
 
 def _labels(what: str, arrays: Sequence[Array]) -> list[str]:
-    return [f"{what} {i}{list(map(int, index)) or ''}" for i, a in enumerate(arrays) for index in np.ndindex(a.shape)]
+    return [
+        f"{what} {i}{list(map(int, index)) or ''}" for i, a in enumerate(arrays) for index in np.ndindex(a.shape)
+    ]
 
 
 def _notes(point: Linearization) -> tuple[str, ...]:

@@ -21,15 +21,17 @@ STEP = 1e-20
 AGREEMENT, ROUNDING = 5.0, 1e-6
 """How far the two may be apart: in errors of the differences, and relatively."""
 
-_UFUNCS = frozenset(
-    "absolute arctan2 ceil conjugate copysign equal fabs floor floor_divide fmax fmin fmod frexp greater "
-    "greater_equal heaviside hypot less less_equal logaddexp maximum minimum modf nextafter not_equal remainder rint "
-    "sign signbit spacing trunc vecdot".split()
-)
-_FUNCTIONS = frozenset(
-    "allclose angle argmax argmin argsort array_equal clip histogram imag interp isclose max median min norm "
-    "partition percentile ptp quantile real real_if_close round searchsorted sort vdot".split()
-)
+_UFUNCS = frozenset((
+    "absolute", "arctan2", "ceil", "conjugate", "copysign", "equal", "fabs", "floor", "floor_divide", "fmax",
+    "fmin", "fmod", "frexp", "greater", "greater_equal", "heaviside", "hypot", "less", "less_equal",
+    "logaddexp", "maximum", "minimum", "modf", "nextafter", "not_equal", "remainder", "rint", "sign",
+    "signbit", "spacing", "trunc", "vecdot",
+))  # fmt: skip
+_FUNCTIONS = frozenset((
+    "allclose", "angle", "argmax", "argmin", "argsort", "array_equal", "clip", "histogram", "imag", "interp",
+    "isclose", "max", "median", "min", "norm", "partition", "percentile", "ptp", "quantile", "real",
+    "real_if_close", "round", "searchsorted", "sort", "vdot",
+))  # fmt: skip
 _METHODS = (
     "argmax",
     "argmin",
@@ -99,7 +101,8 @@ def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callab
     if gap.any():
         i = int(np.argmax(gap))
         return (
-            f"it differs from central differences: {output.imag[i] / STEP:.6g}, not {central.value[0, i]:.6g}, along one "
+            f"it differs from central differences: {output.imag[i] / STEP:.6g}, not {central.value[0, i]:.6g}, "
+            f"along one "
             "direction (a modulus, a conjugate or a part taken inside?)"
         )
     return "its real part changes with an imaginary step" if moved.any() else None
@@ -155,12 +158,12 @@ class _Traced(np.ndarray[Any, Any]):
         return np.absolute(self)
 
     @property
-    def real(self) -> Any:
+    def real(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._note(".real")
         return np.real(_plain(self))
 
     @property
-    def imag(self) -> Any:
+    def imag(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._note(".imag")
         return np.imag(_plain(self))
 

@@ -1,8 +1,8 @@
 """Derivatives from differences, in NumPy alone: stencils, a step for each element, error bars.
 
 A :class:`Problem` is a function of a flat vector, evaluated at many points in one call. Inputs that no output
-shares are moved together (:mod:`quadgrad.bridge.structure`). Each derivative is computed with two steps or more: how
-they differ tells the truncation error, the noise level tells the rest, and where the two are far out of balance
+shares are moved together (:mod:`quadgrad.bridge.structure`). Each derivative is computed with two steps or more:
+how they differ tells the truncation error, the noise level tells the rest, and where the two are far out of balance
 the step is chosen anew. It knows nothing of tensors, nor of how the function is called.
 """
 
@@ -44,8 +44,8 @@ class Problem:
     evaluate : callable
         From points ``(k, n)`` to outputs ``(k, m)``.
     x, scale, resolution, lower, upper : array, shape (n,)
-        The point; over which distance the function is expected to change; the spacing of numbers at x; bounds between
-        which the function may be called.
+        The point; over which distance the function is expected to change; the spacing of numbers at x; bounds
+        between which the function may be called.
     value, noise : array, shape (m,)
         The outputs at x, and how uncertain each is, absolutely (a standard deviation).
     precision : float
@@ -134,9 +134,10 @@ def _pass(problem: Problem, groups: Array, step: Array, method: str) -> Estimate
 
 
 def directional(problem: Problem, method: str, direction: Array, power: float | None = None) -> Array:
-    """Return the derivatives along a direction, ``(m,)``: two evaluations, ``"forward"`` one, ``"richardson"`` more.
+    """Return the derivatives along a direction, ``(m,)``, from two evaluations.
 
-    ``power`` fixes the relative step at that power of the precision, whatever the noise is.
+    (``"forward"`` takes one, ``"richardson"`` more.) ``power`` fixes the relative step at that power of the
+    precision, whatever the noise is.
     """
     if not direction.any():
         return np.zeros_like(problem.value)
@@ -198,7 +199,8 @@ def _stencil(
     """Return slopes for steps ``multiples * step``, how they amplify noise, and a measure of their truncation.
 
     Two-sided stencils use x - h and x + h; one-sided ones, also of second order, x + h and x + 2 h; stencils of
-    first order x + h. All come from the parabola (line) through these points and x, with h as it was after rounding.
+    first order x + h. All come from the parabola (line) through these points and x, with h as it was after
+    rounding.
     """
     t = multiples[:, None] * step
     nodes = np.stack((np.where(side == 0.0, t, side * t), np.where(side == 0.0, -t, 2.0 * side * t)))[:order]
@@ -254,10 +256,11 @@ def _extrapolated(problem: Problem, groups: Array, step: Array) -> Estimate:
             truncation = np.maximum(np.abs(value - fine), np.abs(value - coarse))
             found = Estimate(value, truncation, _rounding(problem, value, gain))
             better = found.error < best.error
-            best = Estimate(*(
-                np.where(better, new, old)
-                for new, old in ((value, best.value), (truncation, best.truncation), (found.rounding, best.rounding))
-            ))  # fmt: skip
+            best = Estimate(
+                np.where(better, value, best.value),
+                np.where(better, truncation, best.truncation),
+                np.where(better, found.rounding, best.rounding),
+            )
         above = row
     return best
 

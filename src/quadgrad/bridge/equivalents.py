@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -37,14 +38,23 @@ class Equivalent:
         return f"{self.name} ({self.note})" if self.note else self.name
 
 
-_SAME = """abs absolute add any all arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort ceil
-    clip column_stack copysign cos cosh cross cumprod cumsum deg2rad diag diff divide dot dstack einsum exp exp2 expm1 eye
-    flip fliplr flipud floor fmax fmin full gradient hstack hypot imag inner isfinite isnan isinf kron linspace log
-    log10 log1p log2 logaddexp matmul maximum mean meshgrid minimum moveaxis multiply negative nansum ones outer pow
-    prod ravel real reciprocal roll rot90 round sign sin sinh sqrt square stack subtract sum tan tanh tensordot tile
-    trapezoid tril triu true_divide trunc vander vdot vstack where zeros zeros_like ones_like""".split()
-_LINALG = """cholesky cond cross det eig eigh eigvals eigvalsh inv lstsq matrix_norm matrix_power matrix_rank norm
-    pinv qr slogdet solve svd svdvals tensorinv tensorsolve vector_norm""".split()
+_SAME = (
+    "abs", "absolute", "add", "any", "all", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2",
+    "arctanh", "argmax", "argmin", "argsort", "ceil", "clip", "column_stack", "copysign", "cos", "cosh",
+    "cross", "cumprod", "cumsum", "deg2rad", "diag", "diff", "divide", "dot", "dstack", "einsum", "exp",
+    "exp2", "expm1", "eye", "flip", "fliplr", "flipud", "floor", "fmax", "fmin", "full", "gradient", "hstack",
+    "hypot", "imag", "inner", "isfinite", "isnan", "isinf", "kron", "linspace", "log", "log10", "log1p",
+    "log2", "logaddexp", "matmul", "maximum", "mean", "meshgrid", "minimum", "moveaxis", "multiply",
+    "negative", "nansum", "ones", "outer", "pow", "prod", "ravel", "real", "reciprocal", "roll", "rot90",
+    "round", "sign", "sin", "sinh", "sqrt", "square", "stack", "subtract", "sum", "tan", "tanh", "tensordot",
+    "tile", "trapezoid", "tril", "triu", "true_divide", "trunc", "vander", "vdot", "vstack", "where", "zeros",
+    "zeros_like", "ones_like",
+)  # fmt: skip
+_LINALG = (
+    "cholesky", "cond", "cross", "det", "eig", "eigh", "eigvals", "eigvalsh", "inv", "lstsq", "matrix_norm",
+    "matrix_power", "matrix_rank", "norm", "pinv", "qr", "slogdet", "solve", "svd", "svdvals", "tensorinv",
+    "tensorsolve", "vector_norm",
+)  # fmt: skip
 
 _AXIS = "axis is dim"
 _NOTES = {
@@ -68,7 +78,8 @@ _OTHERS = {
     "numpy.amin": Equivalent("torch.amin", _AXIS),
     "numpy.median": Equivalent("torch.quantile", "q=0.5; torch.median takes the lower of two middle values"),
     "numpy.pad": Equivalent(
-        "torch.nn.functional.pad", "a flat list of widths, the last dimension first; modes reflect, replicate, circular"
+        "torch.nn.functional.pad",
+        "a flat list of widths, the last dimension first; modes reflect, replicate, circular",
     ),
     "numpy.repeat": Equivalent("torch.repeat_interleave", _AXIS),
     "numpy.reshape": Equivalent("torch.reshape"),
@@ -127,14 +138,11 @@ def table() -> dict[str, Equivalent]:
 @cache
 def _by_identity() -> dict[int, tuple[Any, str]]:
     """Return the names by the functions themselves: some have two names, and their modules lie."""
-    import scipy.linalg
-    import scipy.special
-
-    roots = {"numpy": np, "scipy": scipy}
     found: dict[int, tuple[Any, str]] = {}
     for name in table():
         root, *path = name.split(".")
-        function = reduce(lambda holder, part: getattr(holder, part, None), path, roots[root])
+        holder = np if root == "numpy" else importlib.import_module(f"scipy.{path.pop(0)}")
+        function = reduce(lambda holder, part: getattr(holder, part, None), path, holder)
         if function is not None:
             found[id(function)] = (function, name)
     return found

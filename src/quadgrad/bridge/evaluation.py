@@ -139,7 +139,8 @@ class Callee:
         for column, row in zip(columns, rows, strict=True):
             if len(column) != len(first) or any(y.shape != () for y in column):
                 raise BridgeError(
-                    f"{self.name}, wrapped with scalars=True, returned {' and '.join(map(str, specs_of(column)))} for "
+                    f"{self.name}, wrapped with scalars=True, returned "
+                    f"{' and '.join(map(str, specs_of(column)))} for "
                     f"the numbers {row}; expected {len(first)} number{'s' if len(first) > 1 else ''}"
                 )
         return tuple(np.array(values).reshape(shape) for values in zip(*columns, strict=True))
@@ -152,7 +153,8 @@ class Callee:
             shape = inputs[0].shape if len(inputs) == 1 else np.broadcast_shapes(*(x.shape for x in inputs))
             if any(y.shape[: len(shape)] != shape for y in outputs):
                 raise BridgeError(
-                    f"{self.name}, declared elementwise, returned shape {' and '.join(str(y.shape) for y in outputs)} "
+                    f"{self.name}, declared elementwise, returned shape "
+                    f"{' and '.join(str(y.shape) for y in outputs)} "
                     f"for inputs that broadcast to {shape}; the output's shape must begin with that one"
                 )
         return outputs

@@ -1,7 +1,9 @@
 """Derivatives of the operators: thin functions that every eager transform understands, and the compiler's rule.
 
-Each function calls its operator forward and the next function backward: value, products with the Jacobian, second-order
-products. The third order raises. Under ``vmap`` inputs get one more of ``lanes``, their leading dimensions; vectors alone
+Each function calls its operator forward and the next function backward: value, products with the Jacobian,
+second-order
+products. The third order raises. Under ``vmap`` inputs get one more of ``lanes``, their leading dimensions;
+vectors alone
 get one more of ``extra``, the dimensions after these, so that a batch of cotangents shares one Jacobian.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -152,7 +155,11 @@ def _summed(gradients: Sequence[Tensor], place: Place) -> list[Tensor]:
 
 
 def _curvature(
-    place: Place, tensors: Sequence[Tensor], cotangents: Sequence[Tensor], tangents: Sequence[Tensor], own: Sequence[int]
+    place: Place,
+    tensors: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    own: Sequence[int],
 ) -> tuple[Place, tuple[Tensor, ...]]:
     """Return second-order products for all inputs that ``place`` wants; the tangents are those of ``own``."""
     place = replace(place, split=len(cotangents))
@@ -192,14 +199,14 @@ class _Vjp(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors, gradients = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
+        place, tensors, incoming = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
         inputs, cotangents = tensors[: place.count], tensors[place.count :]
         needed = _needed(ctx, inputs)
         by_input: list[Tensor] = []
         if needed:
-            union, found = _curvature(_united(place, needed), tensors, cotangents, gradients, place.wanted)
+            union, found = _curvature(_united(place, needed), tensors, cotangents, incoming, place.wanted)
             by_input = _summed(_picked(found, union, needed), place)
-        return None, *_entered(by_input, needed, place.count), *_Jvp.apply(place, *inputs, *gradients)
+        return None, *_entered(by_input, needed, place.count), *_Jvp.apply(place, *inputs, *incoming)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -230,14 +237,14 @@ class _Jvp(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors, gradients = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
+        place, tensors, incoming = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
         inputs, tangents = tensors[: place.count], tensors[place.count :]
         needed = _needed(ctx, inputs)
         by_input: list[Tensor] = []
         if needed:
-            union, found = _curvature(_united(place, needed), tensors, gradients, tangents, place.wanted)
+            union, found = _curvature(_united(place, needed), tensors, incoming, tangents, place.wanted)
             by_input = _summed(_picked(found, union, needed), place)
-        return None, *_entered(by_input, needed, place.count), *_Vjp.apply(place, *inputs, *gradients)
+        return None, *_entered(by_input, needed, place.count), *_Vjp.apply(place, *inputs, *incoming)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -269,7 +276,7 @@ def _zeros_for_none(given: Sequence[Tensor | None], like: Sequence[Tensor]) -> l
 
 
 def _added(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    return tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
+    return tuple(reduce(torch.add, terms) for terms in zip(*parts, strict=True))
 
 
 class _Second(_Product):

@@ -137,7 +137,8 @@ def given_product(
         array = np.zeros(shape) if part is None else np.asarray(part)
         if array.shape != shape:
             raise BridgeError(
-                f"{callee.name} returned shape {array.shape} for {what} {place}; expected {shape}, that of the {what}"
+                f"{callee.name} returned shape {array.shape} for {what} {place}; expected {shape}, that of the "
+                f"{what}"
             )
         arrays.append(array.astype(np.result_type(array, np.float64)))
     return arrays
@@ -162,6 +163,7 @@ def _leaves(result: Any) -> Arrays:
 
 def _wrong_number(name: str, found: int, outputs: int, inputs: int) -> str:
     return (
-        f"{name} returned {found} arrays; expected {outputs * inputs}: for each of {outputs} outputs one for each of "
+        f"{name} returned {found} arrays; expected {outputs * inputs}: for each of {outputs} outputs one for "
+        f"each of "
         f"{inputs} inputs"
     )

@@ -13,9 +13,7 @@ from quadgrad.bridge.wrap import Wrapped, wrap
 __all__ = ["NumpyLayer", "numpy_layer"]
 
 
-def numpy_layer(
-    fn: Callable[..., Any], parameters: Mapping[str, Any] | None = None, **options: Any
-) -> NumpyLayer:
+def numpy_layer(fn: Callable[..., Any], parameters: Mapping[str, Any] | None = None, **options: Any) -> NumpyLayer:
     """Make a NumPy function a module.
 
     Parameters

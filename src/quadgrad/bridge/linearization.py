@@ -116,7 +116,8 @@ class Linearization:
     def at(self, point: Array) -> Linearization:
         """Return the linearization at other wanted inputs ``(n,)``, with the scales of this one.
 
-        Steps that changed from point to point would add to a difference of derivatives what they change in truncation.
+        Steps that changed from point to point would add to a difference of derivatives what they change in
+        truncation.
         """
         near = self.neighbour(tuple(s[0] for s in self._placed(self.split(point[None]), 1)))
         scale = self.steered.scale
@@ -244,7 +245,8 @@ class Linearization:
 
     def _no_derivative(self, value: Array) -> BridgeError:
         error = BridgeError(
-            f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(~np.isfinite(value))} of "
+            f"{self.callee.name} is finite at the point itself, but not around it: "
+            f"{np.sum(~np.isfinite(value))} of "
             f"{value.size} derivatives could not be computed. Name the domain with bounds=(lower, upper)"
         )
         return error
@@ -377,7 +379,7 @@ def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
     """Cut a flat cotangent into one for each output, in its dtype."""
     ends = np.cumsum([a.size for a in arrays])[:-1]
     return [
-        (part if np.iscomplexobj(a) else part.real).reshape(a.shape).astype(a.dtype)
+        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype)
         for part, a in zip(np.split(row, ends), arrays, strict=True)
     ]
 

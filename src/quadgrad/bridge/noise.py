@@ -19,8 +19,8 @@ POINTS = 6
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
-"""Distances tried until outputs differ: over the first ones a function that rounds its inputs is flat. They are relative
-to x, and where that is 0, and in the end for all, to the scale."""
+"""Distances tried until outputs differ: over the first ones a function that rounds its inputs is flat. They are
+relative to x, and where that is 0, and in the end for all, to the scale."""
 SHORTER = (2.0**-36, 2.0**-46)
 """Distances tried where what looked like noise is ``SUSPECT`` of the output: it may be an oscillation."""
 SUSPECT = 1e-3
@@ -46,7 +46,9 @@ def estimate_noise(problem: Problem) -> Array:
         for spacing in SHORTER:
             if not np.any(level > SUSPECT * size):
                 break
-            values = np.concatenate((problem.value[None], problem.evaluate(_points(problem, spacing, problem.scale))))
+            values = np.concatenate(
+                (problem.value[None], problem.evaluate(_points(problem, spacing, problem.scale)))
+            )
             level = np.fmin(level, _level(values))
     level = np.where(np.isfinite(level), level, 0.0)
     relative = level[size > 0.0] / size[size > 0.0]

@@ -43,7 +43,8 @@ def _task(handle: str) -> Task:
         return _tasks[handle]
     except KeyError:
         raise BridgeError(
-            "the wrapped function behind this graph is gone: keep what bridge.wrap returned for as long as compiled or "
+            "the wrapped function behind this graph is gone: keep what bridge.wrap returned for as long as "
+            "compiled or "
             "exported code uses it, and export anew in a new process"
         ) from None
 

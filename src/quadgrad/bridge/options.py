@@ -88,7 +88,7 @@ class Options:
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...] | None:
         """Return the declared shapes of the outputs for inputs of these shapes."""
-        declared = self.out_shape(*shapes) if callable(self.out_shape) else self.out_shape
+        declared: Any = self.out_shape(*shapes) if callable(self.out_shape) else self.out_shape
         if declared is None:
             return None
         several = any(isinstance(part, tuple | list) for part in declared)
@@ -132,7 +132,7 @@ def make_options(
 def _checked_bounds(bounds: Any) -> dict[int | str | None, tuple[Any, Any]]:
     if bounds is None:
         return {}
-    table = dict(bounds) if isinstance(bounds, Mapping) else {None: bounds}
+    table: dict[int | str | None, Any] = {**bounds} if isinstance(bounds, Mapping) else {None: bounds}
     for key, pair in table.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Simultaneous perturbation: all inputs move at once, by random signs; the cost does not grow with their number.
 
-(Spall, *IEEE Trans. Automatic Control* 37, 1992.) The signs are rows of a Hadamard matrix, drawn without replacement,
+(Spall, *IEEE Trans. Automatic Control* 37, 1992.) The signs are rows of a Hadamard matrix, drawn without
+replacement,
 with random signs for its columns: unbiased like independent signs, but with less scatter, and without any once
 there are as many samples as inputs (Bhatnagar et al., *ACM TOMACS* 13, 2003). Pure NumPy.
 """
@@ -47,17 +48,15 @@ class SampledJacobian:
 
     def pull(self, cotangents: Array) -> Array:
         """Return vector-Jacobian products ``(e, n)``."""
-        return (cotangents @ np.conj(self.slopes).T).real @ self.directions / len(self.slopes)
+        return np.real(cotangents @ np.conj(self.slopes).T) @ self.directions / len(self.slopes)
 
     def pull_error(self, cotangents: Array) -> Array:
         """Return by how much each of :meth:`pull` may be wrong: three standard errors of the mean, and rounding."""
         count = len(self.slopes)
-        terms = (cotangents @ np.conj(self.slopes).T).real
+        terms = np.real(cotangents @ np.conj(self.slopes).T)
         mean = self.pull(cotangents)
         variance = np.maximum((terms**2) @ (self.directions**2) / count - mean**2, 0.0) / max(1, count - 1)
-        return (
-            SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.size)[:, None] * self.reach
-        )
+        return SAFETY * self.scatter * np.sqrt(variance) + (np.abs(cotangents) @ self.size)[:, None] * self.reach
 
     def push(self, tangents: Array) -> Array:
         """Return Jacobian-vector products ``(e, m)``."""
@@ -71,7 +70,7 @@ class SampledJacobian:
 
 
 def sample_jacobian(problem: Problem, samples: int, seed: int) -> Jacobian | SampledJacobian:
-    """Estimate the Jacobian from ``2 * samples`` evaluations and a few more, or fewer where there are few inputs."""
+    """Estimate the Jacobian from ``2 * samples`` evaluations and a few more; fewer where there are few inputs."""
     structure = problem.structure
     signs, scatter = _signs(samples, structure.groups, seed)
     relative = problem.roughness ** (1.0 / 3.0)

@@ -1,8 +1,8 @@
 """Which output depends on which input, and hence which inputs a stencil may move together.
 
 Inputs and outputs are flat vectors here. Inputs of one *group* are moved together, because no output depends on
-two of them; a Jacobian is then known from one column for each group (Curtis, Powell and Reid, *IMA J. Appl. Math.* 13,
-1974). It knows nothing of how derivatives are computed.
+two of them; a Jacobian is then known from one column for each group (Curtis, Powell and Reid, *IMA J. Appl. Math.*
+13, 1974). It knows nothing of how derivatives are computed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Structure:
         output_shapes: Sequence[tuple[int, ...]],
         whole: tuple[int, ...],
     ) -> Structure:
-        """Inputs broadcast to ``whole``; outputs begin with that shape and depend on the matching elements."""
+        """Broadcast inputs to ``whole``: outputs begin with that shape and depend on the matching elements."""
         sizes = [int(np.prod(shape)) for shape in shapes]
         first = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.intp)
         rows: list[Array] = []
@@ -70,7 +70,8 @@ class Structure:
     @classmethod
     def declared(cls, sparsity: Any, inputs: int, outputs: int) -> Structure:
         """Colour the columns of a matrix ``(outputs, inputs)`` whose nonzero entries may be nonzero derivatives."""
-        matrix = sparse.csc_array(sparsity) if sparse.issparse(sparsity) else sparse.csc_array(np.asarray(sparsity))
+        given: Any = sparsity if sparse.issparse(sparsity) else np.asarray(sparsity)
+        matrix: Any = sparse.csc_array(given)
         if matrix.shape != (outputs, inputs):
             raise BridgeError(
                 f"sparsity has shape {matrix.shape}; expected (outputs, inputs) = {(outputs, inputs)}, all outputs "
@@ -144,7 +145,7 @@ class Jacobian:
 
     def pull(self, cotangents: Array) -> Array:
         """Return the vector-Jacobian products ``(e, n)`` of cotangents ``(e, m)``, real."""
-        return self._contract(np.conj(self.value), cotangents).real
+        return np.real(self._contract(np.conj(self.value), cotangents))
 
     def pull_error(self, cotangents: Array) -> Array | None:
         """Return by how much each of :meth:`pull` may be wrong."""
@@ -174,5 +175,5 @@ class Jacobian:
 
 
 def _sums(index: Array, values: Array, size: int) -> Array:
-    real = np.bincount(index, values.real, minlength=size)
-    return real + 1j * np.bincount(index, values.imag, minlength=size) if np.iscomplexobj(values) else real
+    real = np.bincount(index, np.real(values), minlength=size)
+    return real + 1j * np.bincount(index, np.imag(values), minlength=size) if np.iscomplexobj(values) else real

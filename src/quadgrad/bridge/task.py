@@ -1,7 +1,7 @@
 """A wrapped function as operators see it: many values at once, and products with many vectors.
 
-Arrays carry ``lanes`` leading dimensions that all inputs and outputs share, one function value for each; vectors may carry
-``extra`` dimensions after these, several vectors for one function value. Everything here is NumPy.
+Arrays carry ``lanes`` leading dimensions that all inputs and outputs share, one function value for each; vectors
+may carry ``extra`` dimensions after these, several vectors for one function value. Everything here is NumPy.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ class Task:
 
     # ------------------------------------------------------------------------------------------ products
 
-    def vjp(self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array]) -> Arrays:
+    def vjp(
+        self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array]
+    ) -> Arrays:
         """Return vector-Jacobian products, one for each wanted input."""
         before, seen = self.counter.nfev, list[tuple[Linearization, Array]]()
 
@@ -196,7 +198,9 @@ class Task:
         self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before))
         return found
 
-    def jvp(self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]) -> Arrays:
+    def jvp(
+        self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]
+    ) -> Arrays:
         """Return Jacobian-vector products, one for each output."""
         return self._over_lanes(wanted, lanes, extra, inputs, [tangents], Linearization.push, "outputs")
 
@@ -210,7 +214,9 @@ class Task:
         tangents: Sequence[Array],
     ) -> Arrays:
         """Return derivatives of vector-Jacobian products along tangents, one for each wanted input."""
-        return self._over_lanes(wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs")
+        return self._over_lanes(
+            wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs"
+        )
 
     def second_jvp(
         self,

@@ -68,7 +68,8 @@ def wrap(
         * ``"central"``: differences with an error bar, 4 evaluations for each input element;
         * ``"forward"``: half the evaluations, half the digits;
         * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
-        * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says it is
+        * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
+        it is
           not;
         * ``"auto"``: the complex step if the probe allows it, else central;
         * ``"spsa"``: 40 evaluations, however many inputs there are; noisy when there are more than 16.
@@ -77,25 +78,28 @@ def wrap(
         derivatives in the output's shape, as a tuple of these for several inputs.
     jacobian : callable, optional
         Takes what fn takes; returns derivatives of shape ``output.shape + input.shape``, or
-        ``batch + output_core + input_core`` where output and input begin with the same batch dimensions. For several
-        outputs a tuple with one entry for each, for several inputs each entry a tuple.
+        ``batch + output_core + input_core`` where output and input begin with the same batch dimensions. For
+        several outputs a tuple with one entry for each, for several inputs each entry a tuple.
     vjp, jvp : callable, optional
         ``vjp(*inputs, g)`` returns the gradient with respect to each input for the output's cotangent g,
         ``jvp(*inputs, v)`` the output's derivative along v; g and v are tuples for several outputs and inputs.
     vectorized : bool
-        fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one call.
+        fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one
+        call.
     scalars : bool
         fn takes and returns Python numbers; it is called for each element of its broadcast inputs.
     tensors : bool
         fn takes torch tensors (without gradient) instead of arrays.
     sparsity : ``"elementwise"`` or matrix ``(outputs, inputs)``, dense or from scipy.sparse
-        Which outputs depend on which inputs, all elements counted in order. Inputs that share no output are moved together.
+        Which outputs depend on which inputs, all elements counted in order. Inputs that share no output are moved
+        together.
         ``"elementwise"``: inputs broadcast, and an output depends on the matching elements only; NumPy's ufuncs and
         functions of ``scalars`` are known to be so.
     out_shape : tuple, sequence of tuples, or callable from input shapes to these, optional
         Checked at every call. A compiler needs it, or an earlier call with the same shapes.
     static : sequence of int or str
-        Positions or names of arguments that are handed to fn as they are and not differentiated. They must be hashable.
+        Positions or names of arguments that are handed to fn as they are and not differentiated. They must be
+        hashable.
     bounds : pair or dict, optional
         ``(lower, upper)`` between which fn may be called, for all inputs; or a dict from names or positions.
     executor : concurrent.futures.Executor, optional
@@ -119,8 +123,8 @@ def wrap(
 
     Notes
     -----
-    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by two steps, and of noise. Second
-    derivatives of functions differentiated by differences are good to about 1e-8, relatively.
+    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by two steps, and of
+    noise. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
 
     Examples
     --------
@@ -172,7 +176,7 @@ class Wrapped:
         self._parameters = tuple(self._signature.parameters) if self._signature else ()
         self._static = _static(static, self._parameters, fn)
         ufunc = isinstance(fn, np.ufunc) and fn.signature is None
-        self._calling = calling | {
+        self._calling: dict[str, Any] = calling | {
             "elementwise": options.sparsity == "elementwise"
             if isinstance(options.sparsity, str)
             else options.sparsity is None and (ufunc or calling["scalars"] or options.derivative is not None),
@@ -241,7 +245,8 @@ class Wrapped:
             found = self._tasks.get((count, statics))
         except TypeError:
             raise TypeError(
-                f"{_name(self.fn)}: static arguments must be hashable; bind others with functools.partial or a lambda"
+                f"{_name(self.fn)}: static arguments must be hashable; bind others with functools.partial or a "
+                f"lambda"
             ) from None
         if found is None:
             values = iter(statics)
@@ -261,9 +266,12 @@ class Wrapped:
 @torch.compiler.assume_constant_result
 def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
     """Return the handle of a wrapped function, which a compiler recognises by its name: it guards strings."""
-    if in_transform() or forward_mode_open():  # operators have no forward mode: torch would take their tangents for 0
+    if (
+        in_transform() or forward_mode_open()
+    ):  # operators have no forward mode: torch would take their tangents for 0
         raise NotImplementedError(
-            "torch.compile of a torch.func transform over a function wrapped with quadgrad.bridge is not supported: "
+            "torch.compile of a torch.func transform over a function wrapped with quadgrad.bridge is not "
+            "supported: "
             "apply the transform outside torch.compile, or leave that part uncompiled"
         )
     return _wrapped[name]._task(count, statics)[1]  # pyright: ignore[reportPrivateUsage]
@@ -274,10 +282,7 @@ def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return True
     wanted = torch.is_grad_enabled()
-    for t in inputs:
-        if type(t) not in _PLAIN or (wanted and t.requires_grad):
-            return True
-    return False
+    return any(type(t) not in _PLAIN or (wanted and t.requires_grad) for t in inputs)
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
@@ -299,7 +304,8 @@ def _as_tensor(value: Any, position: int, name: str, dtype: torch.dtype, device:
     if isinstance(value, bool | int | float):
         return torch.tensor(value, dtype=dtype if isinstance(value, float) else None, device=device)
     raise TypeError(
-        f"{name}: input {position} is {type(value).__name__}, not a tensor, array or number; name arguments that are "
+        f"{name}: input {position} is {type(value).__name__}, not a tensor, array or number; name arguments "
+        f"that are "
         "handed on as they are in static=(...)"
     )
 
