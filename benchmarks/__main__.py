@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import distances, memory, peaks, single
+from benchmarks import bridge, distances, memory, peaks, single
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[float], Findings]] = {
     "distances": distances.measure,
     "single": single.measure,
     "memory": memory.measure,
+    "bridge": bridge.measure,
 }
 
 
