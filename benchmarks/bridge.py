@@ -111,9 +111,9 @@ def measure(scale: float = 1.0) -> Findings:
     pools, pooled = measure_pool(repeats)
     return Findings(
         "Wrapped NumPy functions",
-        "Central differences, float64. The Jacobian with 1,000 inputs is that of a simulator with one input for each "
-        "of 1,000 time steps, 4,000 evaluations; that of the slow function, 50 ms a call, has 5 inputs and 20 "
-        "evaluations.",
+        "Central differences, float64. The Jacobian with 1,000 inputs is that of a simulator with one input for "
+        "each of 1,000 time steps, 4,000 evaluations; that of the slow function, 50 ms a call, has 5 inputs and "
+        "20 evaluations.",
         [
             Sheet(
                 ("", "best", "median"),

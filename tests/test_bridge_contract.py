@@ -76,10 +76,10 @@ def test_a_function_of_numbers_that_returns_an_array() -> None:
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_not_a_number_is_reported_with_its_input(with_gradient: bool) -> None:
     f = bridge.wrap(lambda x: np.where(x > 1.5, np.nan, x))
-    with pytest.warns(
-        BridgeWarning, match=re.escape("returned nan in 1 of 3 entries for the input [0.5, 1. , 2. ]")
-    ):
+    message = re.escape("returned nan in 1 of 3 entries for the input [0.5, 1. , 2. ]")
+    with pytest.warns(BridgeWarning, match=message) as caught:
         y = f(X.clone().requires_grad_(with_gradient))
+    assert caught[0].filename == __file__, "the warning points at the line that called"
     assert y.isnan().tolist() == [False, False, True]
 
 

@@ -18,6 +18,8 @@ from quadgrad.bridge.differences import Problem, along, differentiate
 __all__ = ["complex_direction", "complex_jacobian", "refusal", "tracer"]
 
 STEP = 1e-20
+MARGIN = 8.0
+"""Reported error over the noise of the output."""
 AGREEMENT, ROUNDING = 5.0, 1e-6
 """How far the two may be apart: in errors of the differences, and relatively."""
 
@@ -56,9 +58,12 @@ def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tu
     points = problem.x + 1j * STEP * structure.members(groups)
     value = np.imag(evaluate(points)) / STEP if groups.size else np.zeros((0, problem.value.size))
     known = structure.known(groups)
-    # An output's relative noise is that of its derivative too.
-    size = np.fmax(np.abs(value), np.abs(problem.value) / structure.spread(problem.scale, groups))
-    error = 8.0 * problem.roughness * size
+    # No difference is taken, but what f loses in cancellation its derivative loses too, and 1 / x more.
+    near = np.where(problem.x != 0.0, np.abs(problem.x), problem.scale)
+    with np.errstate(all="ignore"):
+        relative = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
+    relative = np.maximum(relative, problem.precision)
+    error = MARGIN * (relative * np.abs(value) + problem.noise / structure.spread(near, groups))
     return np.where(known, value, 0.0), np.where(known, error, 0.0)
 
 

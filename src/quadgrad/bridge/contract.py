@@ -5,6 +5,7 @@ It turns tensors into arrays and back, and says what is wrong with an output. It
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ def _list(specs: Sequence[Spec]) -> str:
     return " and ".join(map(str, specs))
 
 
-def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str, stacklevel: int) -> None:
+def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str) -> None:
     """Warn, with the input, where an output is NaN or infinite."""
     for array in outputs:
         if not np.isfinite(array).all():
@@ -123,9 +124,17 @@ def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str
                 f"{name} returned {bad[0]} in {bad.size} of {array.size} entries for the input {describe(inputs)}; "
                 "its derivative there is NaN too",
                 BridgeWarning,
-                stacklevel=stacklevel,
+                stacklevel=_outside(),
             )
             return
+
+
+def _outside() -> int:
+    """Return how far up the stack the line is that called the wrapped function, past our own and torch's."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("quadgrad.bridge", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def describe(inputs: Sequence[Any]) -> str:

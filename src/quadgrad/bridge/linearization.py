@@ -223,7 +223,7 @@ class Linearization:
         if given is not None:
             return given
         if self.method == "complex":
-            value, error = complex_jacobian(self.quiet_problem, self.evaluate)
+            value, error = complex_jacobian(self.problem, self.evaluate)
         elif self.method == "spsa":
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:

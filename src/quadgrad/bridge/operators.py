@@ -24,8 +24,6 @@ __all__ = ["call", "jvp", "register", "second_jvp", "second_vjp", "vjp"]
 
 _tasks: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-_STACK = 8
-"""Frames between a warning and the line that called the wrapped function, roughly: torch has a few of its own."""
 
 
 def register(task: Task) -> str:
@@ -80,7 +78,7 @@ def _lead(lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[i
 def call(handle: str, lanes: int, inputs: list[Tensor]) -> list[Tensor]:
     """Return the outputs."""
     task, arrays = _task(handle), _arrays(inputs)
-    found = task.values(lanes, arrays, _STACK) if lanes else task.value(arrays, remember=True, stacklevel=_STACK)
+    found = task.values(lanes, arrays) if lanes else task.value(arrays, remember=True)
     return [tensor_of(y, inputs[0].device) for y in found]
 
 

@@ -91,7 +91,7 @@ def sample_jacobian(problem: Problem, samples: int, seed: int) -> Jacobian | Sam
     # What twice the step says of truncation; at a bound also how the slope changes from the centre to x.
     size = np.abs(0.25 * (far_above - far_below) - halves[: len(checked)]).max(axis=0)
     if shifted:
-        size = size + 4.0 * np.abs(0.5 * (above + below) - outputs[-1]).max(axis=0)
+        size = size + 2.0 * SAFETY * np.abs(0.5 * (above + below) - outputs[-1]).max(axis=0)
     size = size + SAFETY * problem.noise
     if structure.is_dense:
         return SampledJacobian(signs / step, halves, scatter, size, 1.0 / step)

@@ -65,16 +65,16 @@ class Task:
 
     # ------------------------------------------------------------------------------------------ values
 
-    def value(self, inputs: Sequence[Array], *, remember: bool, stacklevel: int) -> Arrays:
+    def value(self, inputs: Sequence[Array], *, remember: bool) -> Arrays:
         """Return the outputs at one point."""
         computed = self._widened(inputs)
         outputs = self.callee.one(computed)
         self.counter.nfev += 1
         if remember or self._known:
             self._notice(computed, outputs, remember)
-        return self._given_back(inputs, outputs, 0, stacklevel)
+        return self._given_back(inputs, outputs, 0)
 
-    def values(self, lanes: int, inputs: Sequence[Array], stacklevel: int) -> Arrays:
+    def values(self, lanes: int, inputs: Sequence[Array]) -> Arrays:
         """Return the outputs at many points."""
         shape = inputs[0].shape[:lanes]
         if 0 in shape:
@@ -87,9 +87,9 @@ class Task:
             for i in range(count):
                 self._notice(tuple(s[i] for s in stacks), tuple(y[i] for y in found), True)
         outputs = tuple(y.reshape(shape + y.shape[1:]) for y in found)
-        return self._given_back(inputs, outputs, lanes, stacklevel)
+        return self._given_back(inputs, outputs, lanes)
 
-    def _given_back(self, inputs: Sequence[Array], outputs: Arrays, lanes: int, stacklevel: int) -> Arrays:
+    def _given_back(self, inputs: Sequence[Array], outputs: Arrays, lanes: int) -> Arrays:
         """Return checked outputs as the caller gets them."""
         if self.callee.scalars:  # numbers have no dtype of their own: theirs is that of the inputs
             which = floating(inputs)
@@ -101,7 +101,7 @@ class Task:
             self._refuse_other_shapes(_signature(inputs, lanes), _signature(outputs, lanes))
         # Not entered into the table of specs yet, which takes longer: few will ask.
         self._latest = [(x.shape, x.dtype) for x in inputs], [(y.shape, y.dtype) for y in outputs], lanes
-        warn_not_finite(outputs, inputs, self.callee.name, stacklevel + 1)
+        warn_not_finite(outputs, inputs, self.callee.name)
         return outputs
 
     def _widened(self, inputs: Sequence[Array]) -> Arrays:
@@ -134,7 +134,7 @@ class Task:
                 dtype = np.result_type(*kinds) if kinds else np.dtype(np.float64)
                 return tuple(Spec(shape, dtype) for shape in declared)
             inputs = [self._stand_in(i, spec) for i, spec in enumerate(signature)]
-            self._specs[signature] = _signature(self.value(inputs, remember=False, stacklevel=2), 0)
+            self._specs[signature] = _signature(self.value(inputs, remember=False), 0)
         return self._specs[signature]
 
     def _stand_in(self, position: int, spec: Spec) -> Array:
@@ -280,9 +280,8 @@ def _info(seen: Sequence[tuple[Linearization, Array]], lane_shape: tuple[int, ..
     stack = lambda columns: tuple(
         np.stack(column).reshape(lane_shape + column[0].shape) for column in zip(*columns, strict=True)
     )
-    problem = first.quiet_problem if first.method == "complex" else first.problem
     note = first.complex_refusal or "" if first.options.method == "auto" else ""
-    return Info(first.method, nfev, problem.roughness, stack(by_output), stack(by_input), note)
+    return Info(first.method, nfev, first.problem.roughness, stack(by_output), stack(by_input), note)
 
 
 def _worst(point: Linearization, rows: Array) -> Array | None:

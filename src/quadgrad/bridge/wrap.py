@@ -202,7 +202,7 @@ class Wrapped:
             task, _ = self._task(len(args), statics)
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
-            found = [tensor_of(y, device) for y in task.value(arrays, remember=False, stacklevel=2)]
+            found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
         return found[0] if len(found) == 1 else tuple(found)
 
     def forget(self) -> None:
