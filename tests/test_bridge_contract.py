@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import re
 import weakref
 from functools import partial
@@ -443,3 +445,22 @@ def test_global_state_is_untouched() -> None:
     bridge.wrap(np.sin, "spsa")(leaf(X)).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
     assert np.geterr() == errors
+
+
+@bridge.wrap(derivative="complex")
+def cubed(x: np.ndarray) -> np.ndarray:
+    return x**3
+
+
+def test_copies_and_pickles() -> None:
+    layer = bridge.numpy_layer(lambda x, w: x @ w, {"w": np.eye(3)})
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.w.mul_(2.0)
+    assert torch.equal(twin(X), 2 * layer(X))
+    assert twin.function is layer.function
+    assert pickle.loads(pickle.dumps(cubed)) is cubed
+    again = pickle.loads(pickle.dumps(bridge.wrap(fn, bounds=(0.0, 5.0))))
+    x = leaf(X)
+    again(x).sum().backward()
+    assert torch.equal(x.grad.round(decimals=6), torch.ones(3, dtype=torch.float64))

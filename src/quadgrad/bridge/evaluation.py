@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -26,7 +27,7 @@ from quadgrad.bridge.contract import (
 )
 from quadgrad.errors import BridgeError
 
-__all__ = ["Callee", "INPUT", "aligned"]
+__all__ = ["INPUT", "Callee", "aligned", "look_up"]
 
 INPUT = object()
 """Stands in :attr:`Callee.slots` where a differentiable input goes."""
@@ -46,8 +47,6 @@ class Callee:
         For messages.
     slots : tuple
         The positional arguments, with :data:`INPUT` where inputs go; the others are static.
-    keywords : dict
-        Static keyword arguments.
     vectorized : bool
         Whether inputs may have further leading dimensions, which outputs then have too.
     scalars : bool
@@ -62,7 +61,6 @@ class Callee:
     fn: Callable[..., Any]
     name: str
     slots: tuple[Any, ...]
-    keywords: dict[str, Any] = field(default_factory=dict[str, Any])
     vectorized: bool = False
     scalars: bool = False
     tensors: bool = False
@@ -74,7 +72,7 @@ class Callee:
         if self.scalars:
             return tuple(y[0] for y in self.many([x[None] for x in inputs], expected))
         try:
-            result = self.fn(*_filled(self.slots, inputs, self.tensors), **self.keywords)
+            result = self.fn(*_filled(self.slots, inputs, self.tensors))
         except Exception as error:
             add_input_note(error, inputs, self.name)
             raise
@@ -83,7 +81,7 @@ class Callee:
     def raw(self, inputs: Sequence[Any]) -> Any:
         """Call fn with inputs as they are; return what it returns."""
         values = iter(inputs)
-        return self.fn(*(next(values) if slot is INPUT else slot for slot in self.slots), **self.keywords)
+        return self.fn(*(next(values) if slot is INPUT else slot for slot in self.slots))
 
     def many(self, stacks: Sequence[Array], expected: Sequence[Spec] | None = None) -> Arrays:
         """Call fn at k points: inputs ``(k, *shape)``, outputs ``(k, *output_shape)``."""
@@ -161,14 +159,13 @@ class Callee:
 
     def _call_all(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """Call fn with each row of inputs, in this order, and say for which input it raised."""
-        fn, slots, keywords = self.fn, self.slots, self.keywords
         if self.executor is None or len(rows) == 1:
             results: Iterator[Callable[[], Any]] = (
-                _Now(fn, _filled(slots, row, self.tensors), keywords) for row in rows
+                partial(self.fn, *_filled(self.slots, row, self.tensors)) for row in rows
             )
         else:
-            sent = _Sendable(fn)
-            futures = [self.executor.submit(sent, *_filled(slots, row, self.tensors), **keywords) for row in rows]
+            sent = _Sendable(self.fn)
+            futures = [self.executor.submit(sent, *_filled(self.slots, row, self.tensors)) for row in rows]
             results = (future.result for future in futures)
         found: list[Any] = []
         for row, result in zip(rows, results, strict=True):
@@ -178,18 +175,6 @@ class Callee:
                 add_input_note(error, row, self.name)
                 raise
         return found
-
-
-@dataclass(frozen=True)
-class _Now:
-    """A call that is made when asked for."""
-
-    fn: Callable[..., Any]
-    arguments: list[Any]
-    keywords: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return self.fn(*self.arguments, **self.keywords)
 
 
 def _filled(slots: Sequence[Any], row: Sequence[Any], tensors: bool) -> list[Any]:
@@ -220,22 +205,21 @@ class _Sendable:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.fn(*arguments, **keywords)
+    def __call__(self, *arguments: Any) -> Any:
+        return self.fn(*arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        module, name = getattr(self.fn, "__module__", None), getattr(self.fn, "__qualname__", "<")
-        if module in sys.modules and "<" not in name:
-            holder = _look_up(module, name)
-            if holder is not self.fn and getattr(holder, "fn", None) is self.fn:
-                return _unwrapped, (module, name)
+        module, name = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if getattr(look_up(module, name), "fn", None) is self.fn:
+            return _unwrapped, (module, name)
         return _Sendable, (self.fn,)
 
 
-def _look_up(module: str, name: str) -> Any:
+def look_up(module: str, name: str) -> Any:
+    """Return what stands under a qualified name in a module that is loaded, or None."""
     try:
         return attrgetter(name)(sys.modules[module])
-    except AttributeError:
+    except (AttributeError, KeyError):
         return None
 
 

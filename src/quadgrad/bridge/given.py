@@ -121,7 +121,7 @@ def given_product(
     values = iter(inputs)
     filled = [np.array(next(values)) if slot is INPUT else slot for slot in callee.slots]
     try:
-        result = callee.fn(*filled, last, **callee.keywords)
+        result = callee.fn(*filled, last)
     except Exception as error:
         add_input_note(error, [*inputs, *vectors], callee.name)
         raise

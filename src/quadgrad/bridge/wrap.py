@@ -21,7 +21,7 @@ from torch import Tensor
 from quadgrad._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, tensor_of
-from quadgrad.bridge.evaluation import INPUT, Callee
+from quadgrad.bridge.evaluation import INPUT, Callee, look_up
 from quadgrad.bridge.linearization import Linearization, floating
 from quadgrad.bridge.options import Info, Options, make_options
 from quadgrad.bridge.task import Task
@@ -188,6 +188,17 @@ class Wrapped:
 
     def __repr__(self) -> str:
         return f"<bridge.wrap of {_name(self.fn)}, derivative {self.options.given or self.options.method!r}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wrapped:
+        """Return the same object, as for every function."""
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle a decorated function by its name, others by what they wrap."""
+        module, name = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if look_up(module, name) is self:
+            return name
+        return Wrapped, (self.fn, self.options, tuple(self._static), self._calling)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with tensors (or numbers, or arrays); return a tensor or a tuple of tensors."""
