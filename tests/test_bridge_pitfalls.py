@@ -145,18 +145,41 @@ def test_only_inputs_that_need_a_gradient_are_moved() -> None:
     assert f.info.nfev <= 4 * 3 + 24
 
 
-def test_mixed_derivatives_of_inputs_asked_for_one_after_the_other() -> None:
-    f = bridge.wrap(lambda x, p: np.sum(np.exp(p * x)))
+GROWTH = {
+    "vjp": lambda x, p, g: (g * p * np.exp(p * x), g * np.sum(x * np.exp(p * x))),
+    "jvp": lambda x, p, v: np.sum(np.exp(p * x) * (p * v[0] + x * v[1])),
+    "jacobian": lambda x, p: (p * np.exp(p * x), np.sum(x * np.exp(p * x))),
+}
+WAYS = [*({"derivative": m} for m in ("central", "forward", "richardson", "complex", "spsa")),
+        *({name: fn} for name, fn in GROWTH.items()), {n: GROWTH[n] for n in ("vjp", "jvp")}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WAYS, ids=lambda o: o.get("derivative", " and ".join(o)))
+def test_mixed_derivatives_of_inputs_asked_for_one_after_the_other(options: dict[str, Any]) -> None:
+    f = bridge.wrap(lambda x, p: np.sum(np.exp(p * x)), **options)
     twin = lambda x, p: torch.exp(p * x).sum()
+    tolerance = {"rtol": 1e-6, "atol": 2e-7}
     x, p = leaf(X), leaf(0.3)
     (by_x,) = torch.autograd.grad(f(x, p), x, create_graph=True)
     found = torch.autograd.grad(by_x.sum(), (x, p))
     (by_x,) = torch.autograd.grad(twin(x, p), x, create_graph=True)
-    torch.testing.assert_close(found, torch.autograd.grad(by_x.sum(), (x, p)), rtol=1e-6, atol=1e-7)
-    mixed = jacfwd(jacrev(lambda x, p: f(x, p), 0), 1)(X, t64(0.3))
-    torch.testing.assert_close(mixed, jacfwd(jacrev(twin, 0), 1)(X, t64(0.3)), rtol=1e-6, atol=1e-7)
-    other = jacfwd(jacfwd(lambda x, p: f(x, p), 0), 1)(X, t64(0.3))
-    torch.testing.assert_close(other, mixed, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found, torch.autograd.grad(by_x.sum(), (x, p)), **tolerance)
+    exact = jacfwd(jacrev(twin, 0), 1)(X, t64(0.3))
+    for mixed in (
+        jacfwd(jacrev(f, 0), 1),
+        jacfwd(jacfwd(f, 0), 1),
+        jacrev(jacfwd(f, 0), 1),
+        jacrev(jacrev(f, 0), 1),
+    ):
+        torch.testing.assert_close(mixed(X, t64(0.3)), exact, **tolerance)
+
+
+def test_complex_outputs_in_gradcheck() -> None:
+    f = bridge.wrap(lambda k: np.exp(1j * k * np.arange(3)) / (1 + k**2))
+    k = leaf(0.9)
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(f, (k,), check_forward_ad=True, **batched)
+    assert torch.autograd.gradgradcheck(f, (k,), eps=1e-4, atol=1e-5)
 
 
 def test_check_prints_a_table_worst_first() -> None:

@@ -287,9 +287,7 @@ class Linearization:
             callee = self._about("jvp", options.jvp)
             shapes = [y.shape for y in self.outputs]
             rows = [
-                self._joined(
-                    given_product(callee, self.inputs, [p[0] for p in self.split(row[None])], shapes, "output")
-                )
+                self._joined(given_product(callee, self.inputs, self._tangents(row), shapes, "output"))
                 for row in tangents
             ]
             return np.stack(rows) if rows else np.zeros((0, self.value.size))
@@ -301,6 +299,13 @@ class Linearization:
             return self.jacobian.push(tangents)
         rows = [self._direction(row, fixed=False) for row in tangents]
         return np.stack(rows) if rows else np.zeros((0, self.value.size))
+
+    def _tangents(self, row: Array) -> list[Array]:
+        """Return a flat tangent as one for each input, zeros for those that are constants."""
+        tangents = [np.zeros_like(x) for x in self.inputs]
+        for i, part in zip(self.wanted, self.split(row[None]), strict=True):
+            tangents[i] = part[0]
+        return tangents
 
     def _jacobian_is_cheaper(self, directions: int) -> bool:
         if self.options.vjp is not None or self.method == "spsa":
