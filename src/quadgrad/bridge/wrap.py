@@ -82,7 +82,8 @@ def wrap(
         several outputs a tuple with one entry for each, for several inputs each entry a tuple.
     vjp, jvp : callable, optional
         ``vjp(*inputs, g)`` returns the gradient with respect to each input for the output's cotangent g,
-        ``jvp(*inputs, v)`` the output's derivative along v; g and v are tuples for several outputs and inputs.
+        ``jvp(*inputs, v)`` the output's derivative along v; g and v are tuples for several outputs and inputs,
+        with zeros for inputs that stay as they are.
     vectorized : bool
         fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one
         call.
