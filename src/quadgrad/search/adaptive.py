@@ -166,7 +166,7 @@ def search(task: Task, first: First) -> Found:
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
-        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
+        easy = easy & ~(to_scan(cells, cells.error) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -370,7 +370,7 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     faint = done & somewhere(is_faint(value, error))
-    split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
+    split = (excess & cells.refinable) | (to_scan(cells, 0.5 * error.index_select(0, owner)) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
     wanted, beside = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)

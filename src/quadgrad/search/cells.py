@@ -145,13 +145,17 @@ def is_faint(value: Tensor, error: Tensor) -> Tensor:
     return error >= FAINT * size
 
 
-def to_scan(cells: Cells) -> Tensor:
-    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes."""
+def to_scan(cells: Cells, most: Tensor) -> Tensor:
+    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes.
+
+    These are wide ones, those at an end, and the one that has more than ``most`` of the integral's error.
+    """
     empty = cells.floor == 0.0
-    unseen = somewhere(is_faint(cells.value, cells.error) & (empty | (cells.error > cells.floor)))
+    unseen = is_faint(cells.value, cells.error)
+    rough = somewhere(unseen & (cells.error > cells.floor)) & cells.refinable
     at_end = (cells.start == 0.0) | (cells.stop == 0.0)
     wide = ((cells.kind == LINEAR) & at_end) | (cells.stop - cells.start > SCANNED)
-    return unseen & (cells.refinable | somewhere(empty)) & wide
+    return ((rough | somewhere(unseen & empty)) & wide) | (rough & somewhere(cells.error > most))
 
 
 def count_children(move: Tensor) -> tuple[Tensor, Tensor]:

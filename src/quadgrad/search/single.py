@@ -73,7 +73,7 @@ def search_single(task: Task, first: First | None = None) -> Found:
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        scan = [c for c in fresh if _to_scan(c)] if error <= target and error >= FAINT * abs(value) else []
+        scan = [c for c in fresh if _to_scan(c, 0.5 * error)] if error <= target and error >= FAINT * abs(value) else []
         if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
@@ -258,12 +258,14 @@ def _turns(cell: _Cell) -> bool:
     return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
 
 
-def _to_scan(cell: _Cell) -> bool:
+def _to_scan(cell: _Cell, most: float) -> bool:
+    """Whether a cell has to be refined before a faint integral is believed."""
+    if cell.error < FAINT * abs(cell.value):
+        return False
     at_end = cell.start == 0.0 or cell.stop == 0.0
-    unseen = cell.error >= FAINT * abs(cell.value) and (
-        (cell.refinable and cell.error > cell.floor) or cell.floor == 0.0
-    )
-    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
+    wide = (cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED
+    rough = cell.refinable and cell.error > cell.floor
+    return ((rough or cell.floor == 0.0) and wide) or (rough and cell.error > most)
 
 
 def _closes_in(cell: _Cell) -> bool:
