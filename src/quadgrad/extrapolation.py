@@ -1,8 +1,8 @@
 """Wynn's epsilon algorithm: the limit of a sequence of sums from its last few terms.
 
 Column k is exact where the terms are a sum of k geometric sequences, also with a power of the index as a factor
-(P. Wynn, *Mathematical Tables and Other Aids to Computation* 10, 1956). Of a function's integrals over equal steps of the
-logarithm of the distance from a point this covers algebraic and logarithmic singularities there.
+(P. Wynn, *Mathematical Tables and Other Aids to Computation* 10, 1956). Of a function's integrals over equal steps
+of the logarithm of the distance from a point this covers algebraic and logarithmic singularities there.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
 exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
-outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that the
-epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
+outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that
+the epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _estimate(
     # Decay is looked for above the rounding of x, too, which is larger here than that of f.
     unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
     event = y.shape[1:]
-    # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
+    # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
     at_outer, at_inner = functionals[EDGES] @ flat
     gaps = [((at - f).abs() - BEYOND * nulls[0]).clamp_min(0.0) for at, f in ((at_outer, outer), (at_inner, inner))]
     gap_outer, gap_inner = (gap.reshape(event) for gap in gaps)

@@ -73,7 +73,8 @@ def search_single(task: Task, first: First | None = None) -> Found:
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        scan = [c for c in fresh if _to_scan(c, 0.5 * error)] if error <= target and error >= FAINT * abs(value) else []
+        faint = FAINT * abs(value) <= error <= target
+        scan = [c for c in fresh if faint and _to_scan(c, 0.5 * error)]
         if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
@@ -104,7 +105,7 @@ def search_single(task: Task, first: First | None = None) -> Found:
 
 
 def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
-    """Apply the rule to cells and enter what it finds; with ``edges``, call f near the edges of linear ones, too."""
+    """Apply the rule to cells and enter what it finds; ``edges``: call f near the edges of linear ones, too."""
     ends = [cell for cell in cells if cell.kind != LINEAR]
     if ends:
         cells = [cell for cell in cells if cell.kind == LINEAR]
@@ -136,7 +137,7 @@ def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
         found = _apply_rule(task, part, edges)
         eps = noise(task)
         for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
-            value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
+            value, (left, right, slope_1, slope_2) = sums[0], sums[SLOPES]
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
             rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
@@ -145,7 +146,9 @@ def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
                 sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
             )
             seen = BEYOND * (abs(sums[1]) + abs(sums[2]))
-            gaps = (abs(edge - f) - seen for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            gaps = (
+                abs(edge - f) - seen for edge, f in zip(sums[EDGES], (cell.at_start, cell.at_stop), strict=True)
+            )
             error += sum(gap for gap in gaps if 0.0 < gap < math.inf) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
@@ -175,7 +178,7 @@ def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
-    """Call f right beside the limits, too, unless rounding would move those places onto the limits, and enter it."""
+    """Call f right beside the limits, too, and enter it, unless rounding would move those places onto them."""
     eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
     near = max(LIMIT, ULPS * eps)
     ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
