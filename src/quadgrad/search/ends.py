@@ -89,7 +89,7 @@ def _estimate(
     hidden = rule.nodes[0] * (gap_outer + torch.where(touches.reshape(-1, *tail), 0.0, gap_inner))
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
-    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
+    terms = (rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event)
     beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
@@ -118,7 +118,7 @@ def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slic
     return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
 
 
-def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _to_the_end(terms: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
@@ -132,7 +132,7 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
     )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
-    total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
+    total = SAFETY * largest_component(terms.abs().sum(0))
     value, doubt = limits[0], doubts[0]
     column = torch.zeros(doubt.shape, dtype=torch.int64, device=doubt.device)
     for k in range(1, COLUMNS):
@@ -144,7 +144,7 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
     return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
 
 
-def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+def _doubt(column: Tensor, higher: Tensor) -> Tensor:
     """Return the error of a column's last entry: how far the entries around it in the table are apart.
 
     Two of them may agree by accident, hence three differences.
