@@ -52,8 +52,11 @@ At least :data:`ULPS` eps, and not at all where rounding would move it onto the 
 
 ULPS = 16.0
 
-NARROW = 2.0**-4
-"""Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""
+DEEP = 4.0
+"""Cells at an end, halved as often as this, get logarithmic nodes when they are refined, be they rough there or not."""
+
+EVERY = 4.0
+"""Where logarithmic nodes did not help they are tried again after that many halvings."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,13 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     leftward, rightward = somewhere(cells.lean < 0.0), somewhere(cells.lean > 0.0)
     left, right = somewhere(cells.lean == -2.0), somewhere(cells.lean == 2.0)
     at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
-    width = cells.stop - cells.start
-    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (width <= NARROW))
+    level = -torch.log2(cells.stop - cells.start)
+    tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
+    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
     move = HALVE + left.to(torch.int8) * (LEFT - HALVE) + right.to(torch.int8) * (RIGHT - HALVE)
-    move = move.masked_fill(towards & (width <= 0.5), TURN)
-    # Where logarithmic nodes are of no help, the cell at the end gets linear ones again.
-    closer = torch.where((cells.kind > GEOMETRIC) & rightward, HALVE, CLOSER).to(torch.int8)
+    move = move.masked_fill(towards & ~tried, TURN)
+    # Where logarithmic nodes are of no help, the cell gets linear ones again.
+    closer = torch.where(rightward, HALVE, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
 
 

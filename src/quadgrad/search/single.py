@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LIMIT, LINEAR, NARROW, SCANNED, STEP, ULPS
+from quadgrad.search.cells import BESIDE, DEEP, EVERY, FAINT, GEOMETRIC, LIMIT, LINEAR, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -256,9 +256,12 @@ def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
 
 def _turns(cell: _Cell) -> bool:
     """Whether a cell, to be refined, gets logarithmic nodes."""
-    at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
-    towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
-    return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+    at_lower, at_upper = cell.start == 0.0, cell.stop == 0.0
+    if cell.kind != LINEAR or not (at_lower or at_upper):
+        return False
+    level = -math.log2(cell.stop - cell.start)
+    tried = level % EVERY >= 2.0 if level > 2.0 else level < 1.0
+    return not tried and ((at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or level >= DEEP)
 
 
 def _to_scan(cell: _Cell, most: float) -> bool:
@@ -273,7 +276,7 @@ def _to_scan(cell: _Cell, most: float) -> bool:
 
 def _closes_in(cell: _Cell) -> bool:
     """Whether a cell, to be refined, has logarithmic nodes and its parts get them, too."""
-    return cell.kind == GEOMETRIC or (cell.kind > GEOMETRIC and cell.lean <= 0.0)
+    return cell.kind != LINEAR and cell.lean <= 0.0
 
 
 def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:
