@@ -35,8 +35,8 @@ CAUTION = 3.0
 class Measured:
     """Integrals on a plan, shape ``(batch, columns)``, and their errors, one for each column or group of columns.
 
-    ``floor`` is the part of the error that rounding of f explains, ``noise`` that of f and x together. What replay
-    adds to the error depends on ``tails`` and the plan's columns, see :meth:`error_on`.
+    ``floor`` is the part of the error that rounding of f explains, ``noise`` that of f and x together. ``error`` is
+    without the cells that close in on an end (``tails``): there it depends on the plan's columns.
     """
 
     value: Tensor
@@ -46,10 +46,10 @@ class Measured:
     tails: Tails | None = None
 
     def error_on(self, plan: Plan) -> Tensor:
-        """Return the error of the replayed plan's derivative."""
+        """Return the error of the replayed plan's derivative, that of all cells."""
         if self.tails is None or plan.ends is None:
             return self.error
-        return self.error + self.tails.error(plan.ends, plan.batch)
+        return self.error + self.tails.error_on(plan)
 
 
 Sample = Callable[[slice], tuple[Tensor, Tensor | None]]
@@ -129,9 +129,10 @@ def measure_samples(
     value, errors = _measure_linear(task, _linear_cells(plan), sampler, groups, sharp)
     tails = None
     if plan.ends is not None:
-        end_value, end_errors, tails = measure_ends(task, plan, *sampler.ends(plan), weight, groups)
+        end_value, rounding, tails = measure_ends(task, plan, *sampler.ends(plan), weight, groups)
         value = value + total(end_value, tails.owner, task.batch)
-        errors = errors + torch.stack([total(error, tails.owner, task.batch) for error in end_errors])
+        sums = [total(t, tails.owner, task.batch) for t in rounding]
+        errors = errors + torch.stack((torch.zeros_like(sums[0]), *sums))
     return Measured(value, *errors.unbind(0), tails)
 
 

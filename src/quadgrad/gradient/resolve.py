@@ -137,12 +137,14 @@ class _Search:
         task = self._task(self.integrand)
         replayed = Replayed(self.primal.integrand, self.integrand)
         measured = measure(task, plan, replayed, self.groups)
+        before: tuple[Plan, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.tails, asked)
             late = largest((measured.error_on(plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
+            before = before or (plan, measured.error_on(plan))
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
             plan = draw_closer(plan, measured.tails, asked)
             cells, again = cells_of(plan), late[plan.owner]
@@ -155,6 +157,8 @@ class _Search:
         asked, _ = self._asked(measured)
         plan = choose_columns(plan, measured.tails, asked)
         error = measured.error_on(plan)
+        if before is not None:
+            plan, error = _better(before, (plan, error), asked)
         met = largest((error / asked).amax(1)) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
@@ -209,6 +213,20 @@ class _Search:
         idle[:, : len(self.variables.names)] = self.singular[:, None]
         idle[:, len(self.variables.names) :] = ~self.moving[:, None]
         return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
+
+
+def _better(before: tuple[Plan, Tensor], now: tuple[Plan, Tensor], asked: Tensor) -> tuple[Plan, Tensor]:
+    """Return for each integral the plan with the smaller error, as a part of what is asked, and that error.
+
+    Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.
+    """
+    (old, first), (plan, error) = before, now
+    was_better = largest((first / asked).amax(1)) < largest((error / asked).amax(1))
+    if not bool(was_better.any()):
+        return now
+    kept, cells = cells_of(old), cells_of(plan)
+    cells = kept.take(was_better[old.owner]).join(cells.take(~was_better[plan.owner]))
+    return with_cells(plan, cells), torch.where(was_better[:, None], first, error)
 
 
 def _followed(primal: Primal) -> tuple[Tensor, Tensor]:

@@ -17,15 +17,17 @@ from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.gradient.plans import cells_of, with_cells
 from quadgrad.lanes import largest
 from quadgrad.maps import DEPTH, EndFrame
-from quadgrad.plan import Ends, Plan
+from quadgrad.plan import Plan
 from quadgrad.reduce import total
-from quadgrad.search.ends import NEAREST, _blur, _estimate
+from quadgrad.rules import RuleTensors
+from quadgrad.search.ends import NEAREST, _blur, _estimate, _to_the_end
+from quadgrad.search.estimate import SAFETY
 from quadgrad.search.task import Task, noise
 
 __all__ = ["EndSample", "Tails", "choose_columns", "draw_closer", "measure_ends", "split_outputs"]
 
 CLOSE = 0.01
-"""A gap below this part of the tolerance is good enough: higher columns are not looked at."""
+"""An error below this part of the tolerance is good enough: higher columns are not looked at."""
 
 AIM = 0.1
 """Cells are drawn closer to their end until the gap is this part of the tolerance."""
@@ -42,19 +44,22 @@ EndSample = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 class Tails:
     """What is known of the cells that close in on an end, ``k`` of them, of columns or groups of columns.
 
-    ``value`` ``(k, columns)`` is the largest modulus of the derivative, ``gap`` ``(COLUMNS, k, columns)`` is how far
-    replay is off in each column of the epsilon table; ``room`` ``(k,)`` the octaves left before nodes coincide.
+    ``value`` ``(k, columns)`` is the largest modulus of the derivative; ``error`` and ``gap``
+    ``(COLUMNS, k, columns)`` are replay's error and how far it is from the derivative's own limit, in each column of
+    the epsilon table; ``room`` ``(k,)`` the octaves left before nodes coincide.
     """
 
     owner: Tensor
     value: Tensor
+    error: Tensor
     gap: Tensor
     room: Tensor
 
-    def error(self, ends: Ends, batch: int) -> Tensor:
-        """Return what the gaps in a plan's columns add to the error of each integral."""
-        chosen = ends.column.clamp_min(0).to(torch.int64)[None, :, None].expand(1, *self.gap.shape[1:])
-        return total(self.gap.gather(0, chosen)[0], self.owner, batch)
+    def error_on(self, plan: Plan) -> Tensor:
+        """Return the error of these cells, summed for each integral, in the plan's columns."""
+        assert plan.ends is not None
+        chosen = plan.ends.column.clamp_min(0).to(torch.int64)[None, :, None].expand(1, *self.error.shape[1:])
+        return total(self.error.gather(0, chosen)[0], self.owner, plan.batch)
 
 
 def split_outputs(y: Tensor, outputs: int, is_complex: bool) -> Tensor:
@@ -80,7 +85,7 @@ def measure_ends(
     weight: Tensor | None,
     groups: Sequence[Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tails]:
-    """Return the value ``(k, columns)``, error, floor and noise ``(3, k, groups)``, and what is known beside.
+    """Return the value ``(k, columns)``, floor and noise ``(2, k, groups)``, and what is known beside.
 
     With ``weight`` ``(batch, outputs)`` each column is the weighted sum over the outputs of f.
     """
@@ -89,34 +94,55 @@ def measure_ends(
     owner, touches = plan.owner[plan.ends.cell], plan.ends.column >= 0
     places = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     step = max(1, task.block // places.shape[0])
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for first in range(0, owner.shape[0], step):
         part = slice(first, min(owner.shape[0], first + step))
         f, y, slope = sample(places, part)
         weights = None if weight is None else weight[owner[part]]
-        own = _join_outputs(y, weights)
-        width = own.shape[2]
-        own, slopes = own.flatten(1), slope.repeat_interleave(width, 1)
-        columns, reaches = _spread(layout, part, width), touches[part].repeat_interleave(width)
-        value, error, floor, *_ = _estimate(task, rule, own, slopes, columns, reaches, slice(None))
-        blur = _blur(task, rule, own[1:-1] * (slopes * columns.scale)[1:-1], columns, slice(None))
-        errors = torch.stack((error, floor, floor + blur.nan_to_num(0.0, 0.0))).unflatten(1, (-1, width))
-        value = value.unflatten(0, (-1, width))
+        own = _own_series(task, rule, _join_outputs(y, weights), slope, layout, touches, part)
         factor = (slope * layout.scale[part])[1:-1, :, None]
         terms, changes = (_shares(rule.shares, t) for t in (f[1:-1] * factor, y[1:-1] * factor[..., None]))
-        limits, doubts = (_join_outputs(t, weights) for t in _replay(terms, changes, noise(task)))
-        gap = ((limits - value).abs() + doubts.abs()).nan_to_num(torch.inf, torch.inf)
-        parts.append((value, errors, torch.where(touches[part, None], gap, 0.0)))
-    values, errors, gaps = (
-        torch.cat(column, dim) for column, dim in zip(zip(*parts, strict=True), (0, 1, 1), strict=True)
+        error, gap = _replayed(terms, changes, weights, own, noise(task))
+        open_end = touches[part, None]
+        error, gap = torch.where(open_end, error, own.error), torch.where(open_end, gap, 0.0)
+        parts.append((own.value, error, gap, own.floor, own.floor + own.blur))
+    dims = (0, 1, 1, 0, 0)
+    value, error, gap, floor, rounding = (
+        torch.cat(column, dim) for column, dim in zip(zip(*parts, strict=True), dims, strict=True)
     )
-    sizes = values.abs()
+    size = value.abs()
     if groups is not None:
-        sizes, errors, gaps = (
+        size, error, gap, floor, rounding = (
             torch.stack([t.index_select(-1, group).amax(-1) for group in groups], dim=-1)
-            for t in (sizes, errors, gaps)
+            for t in (size, error, gap, floor, rounding)
         )
-    return values, errors, Tails(owner, sizes, gaps, _room(layout, touches))
+    return value, torch.stack((floor, rounding)), Tails(owner, size, error, gap, _room(layout, touches))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What each column's own series gives, shape ``(n, columns)``; ``rest`` is the error but for the limit's."""
+
+    value: Tensor
+    error: Tensor
+    rest: Tensor
+    floor: Tensor
+    blur: Tensor
+
+
+def _own_series(
+    task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice
+) -> _Own:
+    """Estimate the columns ``y`` ``(m, n, columns)`` as search would, each by itself."""
+    width = y.shape[2]
+    y, slope = y.flatten(1), slope.repeat_interleave(width, 1)
+    columns, touches = _spread(layout, part, width), touches[part].repeat_interleave(width)
+    value, error, floor, *_ = _estimate(task, rule, y, slope, columns, touches, slice(None))
+    weighted = (y * slope * columns.scale)[1:-1]
+    blur = _blur(task, rule, weighted / columns.scale, columns, slice(None)).nan_to_num(0.0, 0.0)
+    _, doubt, *_ = _to_the_end(_shares(rule.shares, weighted).unbind(0), task.tolerance.rtol)
+    rest = torch.maximum(error - doubt, floor + blur).nan_to_num(torch.inf)
+    return _Own(*(t.unflatten(0, (-1, width)) for t in (value, error, rest, floor, blur)))
 
 
 def _spread(layout: EndFrame, part: slice, width: int) -> EndFrame:
@@ -129,23 +155,44 @@ def _shares(shares: Tensor, y: Tensor) -> Tensor:
     return (shares.to(y.dtype) @ y.flatten(1)).unflatten(1, y.shape[1:])
 
 
-def _replay(terms: Tensor, changes: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return what the limit in each column changes by, and what rounding of f does to that.
+def _replayed(
+    terms: Tensor, changes: Tensor, weights: Tensor | None, own: _Own, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return replay's error and gap in each column of the epsilon table, shape ``(COLUMNS, n, columns)``.
 
-    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives.
+    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives. The error
+    follows from the gap, or from how far replay's last entries in that column are apart, whichever is smaller.
     """
     signs = torch.tensor([1.0 if k % 4 in (0, 3) else -1.0 for k in range(terms.shape[0])], device=terms.device)
     off = terms * (1.0 + WOBBLE * eps * signs.to(terms.dtype)).reshape(-1, 1, 1)
-    weights = torch.stack([_weights(terms, column) for column in range(COLUMNS)])
-    moved = torch.stack([_weights(off, column) for column in range(COLUMNS)]) - weights
-    limit, doubt = ((w[..., None] * changes).sum(1) for w in (weights, moved))
-    return limit, doubt
+    last, before = terms[-1].abs(), terms[-2].abs()
+    ratio = torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0)).amax(-1)
+    rest = own.rest / (1.0 - ratio.clamp(0.0, 0.999)[:, None]) ** 2
+    errors: list[Tensor] = []
+    gaps: list[Tensor] = []
+    for column in range(COLUMNS):
+        entries = [_weights(terms, column, back) for back in (1, 2, 3)]
+        entries.append(_weights(off, column, 1))
+        limit, once, twice, other = (_join_outputs((w[..., None] * changes).sum(0), weights) for w in entries)
+        doubt = (other - limit).abs()
+        gap = ((limit - own.value).abs() + doubt).nan_to_num(torch.inf, torch.inf)
+        step, earlier = (limit - once).abs(), (once - twice).abs()
+        decay = (step / earlier.clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(0.99)
+        drift = SAFETY * step * (decay / (1.0 - decay)).clamp_min(1.0) + earlier
+        apart = drift.masked_fill((step >= earlier) & (step > rest), torch.inf) + doubt + rest
+        errors.append(torch.minimum(own.error + gap, apart.nan_to_num(torch.inf, torch.inf)))
+        gaps.append(gap)
+    return torch.stack(errors), torch.stack(gaps)
 
 
-def _weights(terms: Tensor, column: int) -> Tensor:
-    """Return the derivative of the limit by each term."""
-    limit, pull = torch.func.vjp(lambda *terms: extrapolate(terms, column)[column][-1], *terms.unbind(0))
-    return torch.stack(pull(torch.ones_like(limit))).conj()
+def _weights(terms: Tensor, column: int, back: int) -> Tensor:
+    """Return the derivative of a column's last entry, or one further ``back``, by each term."""
+
+    def limit(*terms: Tensor) -> Tensor:
+        return extrapolate(terms, column)[column][-back]
+
+    value, pull, *_ = torch.func.vjp(limit, *terms.unbind(0))
+    return torch.stack(pull(torch.ones_like(value))).conj()
 
 
 def _room(layout: EndFrame, touches: Tensor) -> Tensor:
@@ -163,7 +210,7 @@ def choose_columns(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
     """
     if plan.ends is None or tails is None:
         return plan
-    excess = _excess(tails, asked)
+    excess = _excess(tails, tails.error, asked)
     best, column = excess[0], torch.zeros_like(plan.ends.column)
     for k in range(1, COLUMNS):
         better = (excess[k] < best) & (best > CLOSE)
@@ -171,10 +218,10 @@ def choose_columns(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
     return replace(plan, ends=replace(plan.ends, column=torch.where(plan.ends.column < 0, -1, column)))
 
 
-def _excess(tails: Tails, asked: Tensor) -> Tensor:
-    """Return the largest gap of each cell in each column, as a part of what is asked, shape ``(COLUMNS, k)``."""
+def _excess(tails: Tails, error: Tensor, asked: Tensor) -> Tensor:
+    """Return the largest error of each cell in each column, as a part of what is asked, shape ``(COLUMNS, k)``."""
     asked = asked[tails.owner]
-    return largest(torch.where(asked.isinf(), 0.0, tails.gap / asked).amax(2))
+    return largest(torch.where(asked.isinf(), 0.0, error / asked).amax(2))
 
 
 def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
@@ -184,13 +231,13 @@ def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
     """
     if plan.ends is None or tails is None:
         return plan
-    excess = _excess(tails, asked)
     aim, missed = AIM * asked[tails.owner], tails.gap[0]
     tiny = torch.finfo(missed.dtype).tiny
     decay = torch.log2(tails.value.clamp_min(tiny) / missed.clamp_min(tiny)).clamp_min(1e-2) / DEPTH
     octaves = largest((torch.log2((missed / aim).clamp_min(1.0)) / decay).amax(1)).nan_to_num(0.0).ceil()
     octaves = torch.minimum(octaves, tails.room)
-    parted = (excess.amin(0) > AIM) & (octaves > 0.0)
+    excess = torch.stack([_excess(tails, error, asked) for error in (tails.gap, tails.error)])
+    parted = (excess.amin((0, 1)) > AIM) & (octaves > 0.0)
     if not bool(parted.any()):
         return plan
     cells, chosen = cells_of(plan), plan.ends.cell[parted]
