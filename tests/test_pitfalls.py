@@ -65,10 +65,10 @@ def test_row_04_no_backward_inside_the_integrator(chunk: int | None) -> None:
 def test_row_05_backward_keeps_the_options_and_reaches_closures_with_float_limits() -> None:
     w = leaf([1.0, 2.0])
     f = Recorder(lambda x: torch.exp(-w[0] * x.double()) * w[1])
-    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk=15).value
+    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk=17).value
     before = f.calls
     value.backward()
-    assert f.largest_call <= 15
+    assert f.largest_call <= 17
     assert f.calls > before  # the chunks are evaluated again, not kept
     exact = torch.autograd.functional.jacobian(lambda w: w[1] * (1 - torch.exp(-2 * w[0])) / w[0], w.detach())
     assert relative_error(w.grad, exact) <= 1e-6

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["IntegrandError", "IntegrationError", "IntegrationWarning", "SeveredGradientWarning"]
+__all__ = [
+    "BridgeError",
+    "BridgeWarning",
+    "IntegrandError",
+    "IntegrationError",
+    "IntegrationWarning",
+    "SeveredGradientWarning",
+]
 
 
 class IntegrandError(ValueError):
@@ -19,3 +26,11 @@ class IntegrationWarning(UserWarning):
 
 class SeveredGradientWarning(UserWarning):
     """An input requires grad, but the integrand's output does not depend on it through torch."""
+
+
+class BridgeError(ValueError):
+    """A wrapped function broke its contract: a wrong type, shape or dtype, or a derivative that does not fit."""
+
+
+class BridgeWarning(UserWarning):
+    """A wrapped function returned NaN or infinity."""

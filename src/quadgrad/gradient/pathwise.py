@@ -84,9 +84,7 @@ def _trusted(
         if mark.requires_grad and not (in_transform() or forward_mode_open()):
             slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
         else:
-            slopes = [
-                _slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged
-            ]
+            slopes = [_slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)

@@ -23,9 +23,11 @@ from quadgrad.search.cells import (
     CLOSER,
     KEEP,
     LEFT,
+    LIMIT,
     LINEAR,
     RIGHT,
     TURN,
+    ULPS,
     Cells,
     Counts,
     count_children,
@@ -36,7 +38,7 @@ from quadgrad.search.cells import (
     to_scan,
 )
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import PLACE, apply_rule, at_nodes, largest_component, scale_estimates
+from quadgrad.search.estimate import PLACE, apply_rule, largest_component, one_number, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
@@ -145,7 +147,7 @@ def search(task: Task, first: First) -> Found:
     who = torch.arange(n, device=device)
     whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None
     if first.kind is None:
-        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole)
+        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole, edges=True)
     else:
         order = first.kind.sort(stable=True).indices
         sorted_ = (t.index_select(0, order) for t in (row, first.start, first.stop))
@@ -156,7 +158,7 @@ def search(task: Task, first: First) -> Found:
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
-    nfev = count * task.rule.nodes.size
+    nfev = count * (task.rule.nodes.size + (BESIDE if first.kind is None else 0))
     if first.kind is not None:
         nfev = nfev + BESIDE * total((first.kind != LINEAR).to(nfev.dtype), owner, n)
     running = _begin(who, count, nfev, cells)
@@ -164,7 +166,7 @@ def search(task: Task, first: First) -> Found:
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / _tolerance(task.tolerance, cells.value, cells.floor)) <= 1.0
-        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
+        easy = easy & ~(to_scan(cells, cells.error) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -255,11 +257,13 @@ def _evaluate(
     known: Tensor | None = None,
     n_again: int = 0,
     whole: bool = False,
+    edges: bool = False,
 ) -> tuple[Cells, Tensor]:
     """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral.
 
     ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between the last ``n_again`` pairs,
-    where it is asked for here; returned with the cells is what is known at starts, stops and middles.
+    and with ``edges`` everywhere, where it is asked for here; returned with the cells is what is known at starts,
+    stops and middles.
     """
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
@@ -268,20 +272,26 @@ def _evaluate(
     n = row.shape[0]
     known = layout.scale.new_full((2, n), torch.nan) if known is None else known
     known = _between(task, layout, owner, known, n_again) if n_again else known
-    step = max(1, task.block // task.rule.nodes.size)
+    step = max(1, task.block // (task.rule.nodes.size + BESIDE * edges))
     parts: list[tuple[Tensor, ...]] = []
     eps = task.tolerance.eps
     info = torch.finfo(real)
     blur = (layout.reach / layout.scale).mul_(PLACE * info.eps).clamp_max_(1.0)
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
-        x, slope = layout.nodes(rule.nodes, part)
-        y = task.integrand(x, part if whole else owner[part]).detach()
+        at_edges = known[:, part]
+        if edges:
+            y, slope, at_edges = _call_with_edges(task, layout, part, part if whole else owner[part])
+        else:
+            x, slope = layout.nodes(rule.nodes, part)
+            y = task.integrand(x, owner[part]).detach()
         eps = noise(task)
-        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part], known[:, part]))
-    value, error, size, variation, lean, middle = parts[0]
+        parts.append((*apply_rule(rule, y, slope, gap, eps, blur[part], at_edges), at_edges))
+    value, error, size, variation, lean, middle, known = parts[0]
     if len(parts) > 1:
-        value, error, size, variation, lean, middle = (torch.cat(column) for column in zip(*parts, strict=True))
+        *columns, knowns = zip(*parts, strict=True)
+        value, error, size, variation, lean, middle = (torch.cat(column) for column in columns)
+        known = torch.cat(knowns, dim=1)
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
@@ -290,18 +300,42 @@ def _evaluate(
     return cells, torch.cat((known, middle[None]))
 
 
+def _call_with_edges(
+    task: Task, layout: Frame, part: slice, owner: Tensor | slice
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return f at a first cell's nodes, what to multiply it by, and what f is right beside the limits, ``(2, n)``.
+
+    Where rounding would move the places beside the limits onto them, f is called in the middle, which tells nothing.
+    """
+    nodes = task.rule.tensors(layout.scale.dtype, layout.scale.device).nodes
+    eps = torch.finfo(nodes.dtype).eps
+    near = max(LIMIT, ULPS * eps)
+    tau = torch.cat((nodes.new_tensor([near]), nodes, nodes.new_tensor([1.0 - near])))
+    x, slope = layout.nodes(tau, part)
+    left, scale = layout.left[part], layout.scale[part]
+    apart = near * scale > 4.0 * eps * (left.abs() + scale)
+    first, last = (torch.where(apart, edge, x[nodes.shape[0] // 2 + 1]) for edge in (x[0], x[-1]))
+    y = task.integrand(torch.cat((first[None], x[1:-1], last[None])), owner).detach()
+    known = torch.stack([_seen(y[i], None if slope is None else slope[i]) for i in (0, -1)])
+    return y[1:-1], None if slope is None else slope[1:-1], torch.where(apart, known, torch.nan)
+
+
 def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
     """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
     first = known.shape[1] - 2 * n_again
     right = slice(first + 1, None, 2)
     x, slope = layout.nodes(known.new_zeros(1), right)
-    y = task.integrand(x, owner[right]).detach()
-    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
-    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
-    between = at_nodes(columns.flatten(), columns.shape)
+    between = _seen(task.integrand(x, owner[right]).detach()[0], None if slope is None else slope[0])
     starts, stops = known[0, first::2], known[1, right]
     pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
     return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
+
+
+def _seen(y: Tensor, slope: Tensor | None) -> Tensor:
+    """Return one number for f at one place of each cell, times the slope there."""
+    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 1))
+    columns = torch.view_as_real(y) if y.is_complex() else y
+    return one_number(columns.flatten(), columns.shape)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -336,7 +370,7 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     faint = done & somewhere(is_faint(value, error))
-    split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
+    split = (excess & cells.refinable) | (to_scan(cells, 0.5 * error.index_select(0, owner)) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
     wanted, beside = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)

@@ -43,7 +43,14 @@ STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
 BESIDE = 2
-"""Calls of f for a cell with logarithmic nodes, beside those at the nodes."""
+"""Calls of f for a first cell, and for one with logarithmic nodes, beside those at the nodes: near its two edges."""
+
+LIMIT = 2.0**-44
+"""How close to a limit f is called for the first cell, as a part of its piece: a thin layer there must not hide.
+
+At least :data:`ULPS` eps, and not at all where rounding would move it onto the limit."""
+
+ULPS = 16.0
 
 NARROW = 2.0**-4
 """Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""
@@ -138,13 +145,17 @@ def is_faint(value: Tensor, error: Tensor) -> Tensor:
     return error >= FAINT * size
 
 
-def to_scan(cells: Cells) -> Tensor:
-    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes."""
+def to_scan(cells: Cells, most: Tensor) -> Tensor:
+    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes.
+
+    These are wide ones, those at an end, and the one that has more than ``most`` of the integral's error.
+    """
     empty = cells.floor == 0.0
-    unseen = somewhere(is_faint(cells.value, cells.error) & (empty | (cells.error > cells.floor)))
+    unseen = is_faint(cells.value, cells.error)
+    rough = somewhere(unseen & (cells.error > cells.floor)) & cells.refinable
     at_end = (cells.start == 0.0) | (cells.stop == 0.0)
     wide = ((cells.kind == LINEAR) & at_end) | (cells.stop - cells.start > SCANNED)
-    return unseen & (cells.refinable | somewhere(empty)) & wide
+    return ((rough | somewhere(unseen & empty)) & wide) | (rough & somewhere(cells.error > most))
 
 
 def count_children(move: Tensor) -> tuple[Tensor, Tensor]:

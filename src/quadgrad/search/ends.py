@@ -18,6 +18,7 @@ from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
 from quadgrad.search.estimate import (
+    BEYOND,
     EDGES,
     FLOOR,
     NULLS,
@@ -83,10 +84,9 @@ def _estimate(
     event = y.shape[1:]
     # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
     at_outer, at_inner = functionals[EDGES] @ flat
-    hidden = rule.nodes[0] * (
-        (at_outer - outer).abs().reshape(event)
-        + torch.where(touches.reshape(-1, *tail), 0.0, (at_inner - inner).abs().reshape(event))
-    )
+    gaps = [((at - f).abs() - BEYOND * nulls[0]).clamp_min(0.0) for at, f in ((at_outer, outer), (at_inner, inner))]
+    gap_outer, gap_inner = (gap.reshape(event) for gap in gaps)
+    hidden = rule.nodes[0] * (gap_outer + torch.where(touches.reshape(-1, *tail), 0.0, gap_inner))
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
     terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))

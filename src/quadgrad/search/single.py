@@ -17,9 +17,9 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
+from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LIMIT, LINEAR, NARROW, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
+from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -63,16 +63,17 @@ def search_single(task: Task, first: First | None = None) -> Found:
         fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
-    nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
+    edges = first is None or first.kind is None
+    nfev = nodes * len(fresh) + BESIDE * sum(edges or c.kind != LINEAR for c in fresh)
     bad, reopened = 0, False
-    _measure(task, fresh)
+    _measure(task, fresh, edges)
     while True:
         cells = settled + fresh
         value, error, floor = sum(c.value for c in cells), sum(c.error for c in cells), sum(c.floor for c in cells)
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        scan = [c for c in fresh if _to_scan(c)] if error <= target and error >= FAINT * abs(value) else []
+        scan = [c for c in fresh if _to_scan(c, 0.5 * error)] if error <= target and error >= FAINT * abs(value) else []
         if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
@@ -102,14 +103,14 @@ def search_single(task: Task, first: First | None = None) -> Found:
     return _found(task, cells, [value, error], status, nfev)
 
 
-def _measure(task: Task, cells: list[_Cell]) -> None:
-    """Apply the rule to cells and enter what it finds."""
+def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
+    """Apply the rule to cells and enter what it finds; with ``edges``, call f near the edges of linear ones, too."""
     ends = [cell for cell in cells if cell.kind != LINEAR]
     if ends:
         cells = [cell for cell in cells if cell.kind == LINEAR]
         _measure_ends(task, ends)
     if cells:
-        _measure_linear(task, cells)
+        _measure_linear(task, cells, edges)
 
 
 def _measure_ends(task: Task, cells: list[_Cell]) -> None:
@@ -123,7 +124,7 @@ def _measure_ends(task: Task, cells: list[_Cell]) -> None:
         cell.value, cell.error, cell.floor, cell.refinable, cell.lean, cell.kind = entries
 
 
-def _measure_linear(task: Task, cells: list[_Cell]) -> None:
+def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
     real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
@@ -132,7 +133,7 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     finest, narrowest = 4.0 * info.eps / outermost, info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
-        found = _apply_rule(task, part)
+        found = _apply_rule(task, part, edges)
         eps = noise(task)
         for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
             value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
@@ -143,8 +144,9 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             error, decay = _null_rule_error(
                 sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
             )
-            gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
-            error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
+            seen = BEYOND * (abs(sums[1]) + abs(sums[2]))
+            gaps = (abs(edge - f) - seen for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            error += sum(gap for gap in gaps if 0.0 < gap < math.inf) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
@@ -155,14 +157,36 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             cell.refinable = wide and cell.error > rounding
 
 
-def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float, float]]:
+def _apply_rule(
+    task: Task, cells: list[_Cell], edges: bool
+) -> Iterable[tuple[list[float], float, float, float, float]]:
     """Return of each cell all functionals of f, the integral of abs(f), the scale, the reach, f at the middle."""
-    x, slope, scale, reach = _place(task, cells, task.rule.nodes)
-    y = task.integrand(x, slice(0, 1))
-    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    y, scale, reach = _call_with_edges(task, cells) if edges else _call(task, cells, task.rule.nodes)
     with np.errstate(all="ignore"):  # f need not be finite
         sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
     return zip(sums.T.tolist(), sizes.tolist(), scale, reach, y[len(y) // 2].tolist(), strict=True)
+
+
+def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
+    """Return f times the slope at the places ``tau`` of each cell, the scale and the reach."""
+    x, slope, scale, reach = _place(task, cells, tau)
+    y = task.integrand(x, slice(0, 1))
+    return (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy(), scale, reach
+
+
+def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
+    """Call f right beside the limits, too, unless rounding would move those places onto the limits, and enter it."""
+    eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
+    near = max(LIMIT, ULPS * eps)
+    ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
+    spans = [(abs(low), 1.0 if math.isinf(high - low) else high - low) for low, high in ends]
+    apart = all(near * span > 4.0 * eps * ((0.0 if math.isinf(low) else low) + span) for low, span in spans)
+    edge = near if apart else 0.5
+    y, scale, reach = _call(task, cells, np.concatenate(([edge], task.rule.nodes, [1.0 - edge])))
+    if apart:
+        for cell, at_start, at_stop in zip(cells, y[0].tolist(), y[-1].tolist(), strict=True):
+            cell.at_start, cell.at_stop = at_start, at_stop
+    return y[1:-1], scale, reach
 
 
 def _look_between(task: Task, finer: list[_Cell]) -> None:
@@ -174,7 +198,9 @@ def _look_between(task: Task, finer: list[_Cell]) -> None:
         left.at_stop = right.at_start = between
 
 
-def _place(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+def _place(
+    task: Task, cells: list[_Cell], tau: np.ndarray
+) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
     """Return nodes and slopes as tensors, scale and reach of each cell: see :class:`quadgrad.maps.Frame`."""
     pieces = task.pieces
     real, device = pieces.lower.dtype, pieces.lower.device
@@ -232,12 +258,14 @@ def _turns(cell: _Cell) -> bool:
     return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
 
 
-def _to_scan(cell: _Cell) -> bool:
+def _to_scan(cell: _Cell, most: float) -> bool:
+    """Whether a cell has to be refined before a faint integral is believed."""
+    if cell.error < FAINT * abs(cell.value):
+        return False
     at_end = cell.start == 0.0 or cell.stop == 0.0
-    unseen = cell.error >= FAINT * abs(cell.value) and (
-        (cell.refinable and cell.error > cell.floor) or cell.floor == 0.0
-    )
-    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
+    wide = (cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED
+    rough = cell.refinable and cell.error > cell.floor
+    return ((rough or cell.floor == 0.0) and wide) or (rough and cell.error > most)
 
 
 def _closes_in(cell: _Cell) -> bool:

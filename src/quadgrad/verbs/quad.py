@@ -23,6 +23,7 @@ from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.adaptive import search
+from quadgrad.search.cells import BESIDE
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.record import make_plan
 from quadgrad.search.single import search_single, suits_single
@@ -36,7 +37,7 @@ from quadgrad.verbs.report import offending_point, report, warn_if_severed
 
 __all__ = ["quad"]
 
-MAX_NFEV = 50_000
+MAX_NFEV = 30_000
 
 
 def quad(
@@ -81,7 +82,7 @@ def quad(
     rule : str
         ``"gk15"`` to ``"gk61"`` (Gauss-Kronrod) or ``"cc<n>"`` (open Clenshaw-Curtis).
     max_nfev : int, optional
-        Most nodes to spend on one integral, 50,000 unless given.
+        Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
     params : Tensor, torch.nn.Module, or a sequence or mapping of them, optional
@@ -260,7 +261,7 @@ def _inner_point(limits: Limits) -> Tensor:
 
 
 def _budget(max_nfev: int | None, rule: Rule, pieces: Pieces) -> int:
-    least = rule.nodes.size * pieces.count
+    least = (rule.nodes.size + BESIDE) * pieces.count
     if max_nfev is None:
         return max(MAX_NFEV, 4 * least)
     if max_nfev < least:
