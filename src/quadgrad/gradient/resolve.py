@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._torch import carries_derivative
 from quadgrad.gradient.derivative import as_reals, differentiate, output_count, variables_of
 from quadgrad.gradient.measure import Measured, Replayed, measure
 from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
 from quadgrad.gradient.parameters import refuse_undeclared
 from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.plans import cells_of, with_cells
-from quadgrad.gradient.slivers import carries_gradient, interior, singular_marks
+from quadgrad.gradient.slivers import interior, singular_marks
 from quadgrad.gradient.tails import choose_columns, draw_closer
 from quadgrad.integrand import Argument, Integrand
 from quadgrad.lanes import export, largest, somewhere
@@ -137,14 +138,14 @@ class _Search:
         task = self._task(self.integrand)
         replayed = Replayed(self.primal.integrand, self.integrand)
         measured = measure(task, plan, replayed, self.groups)
-        before: tuple[Plan, Tensor] | None = None
+        before: tuple[Plan, Tensor, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.tails, asked)
             late = largest((measured.error_on(plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
-            before = before or (plan, measured.error_on(plan))
+            before = before or (plan, measured.error_on(plan), asked)
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
             plan = draw_closer(plan, measured.tails, asked)
             cells, again = cells_of(plan), late[plan.owner]
@@ -156,9 +157,8 @@ class _Search:
             measured = measure(task, plan, replayed, self.groups)
         asked, _ = self._asked(measured)
         plan = choose_columns(plan, measured.tails, asked)
-        error = measured.error_on(plan)
-        if before is not None:
-            plan, error = _better(before, (plan, error), asked)
+        now = (plan, measured.error_on(plan), asked)
+        plan, error, asked = now if before is None else _better(before, now)
         met = largest((error / asked).amax(1)) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
@@ -209,24 +209,26 @@ class _Search:
         asked = (self.tolerance.rtol * size).clamp_min(max(self.tolerance.atol, torch.finfo(size.dtype).tiny))
         zero = ZERO * torch.maximum(measured.floor, self.rounding)
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
-        idle = torch.zeros_like(asked, dtype=torch.bool)
-        idle[:, : len(self.variables.names)] = self.singular[:, None]
-        idle[:, len(self.variables.names) :] = ~self.moving[:, None]
+        variables = len(self.variables.names)
+        idle = torch.stack([self.singular] * variables + [~self.moving] * (len(self.groups) - variables), dim=1)
         return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
 
 
-def _better(before: tuple[Plan, Tensor], now: tuple[Plan, Tensor], asked: Tensor) -> tuple[Plan, Tensor]:
-    """Return for each integral the plan with the smaller error, as a part of what is asked, and that error.
+def _better(
+    before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]
+) -> tuple[Plan, Tensor, Tensor]:
+    """Return for each integral the plan with the smaller error, as a part of what is asked, with both of these.
 
     Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.
     """
-    (old, first), (plan, error) = before, now
-    was_better = largest((first / asked).amax(1)) < largest((error / asked).amax(1))
+    (old, first, wanted), (plan, error, asked) = before, now
+    wanted = torch.minimum(wanted, asked)
+    was_better = largest((first / wanted).amax(1)) < largest((error / asked).amax(1))
     if not bool(was_better.any()):
         return now
-    kept, cells = cells_of(old), cells_of(plan)
-    cells = kept.take(was_better[old.owner]).join(cells.take(~was_better[plan.owner]))
-    return with_cells(plan, cells), torch.where(was_better[:, None], first, error)
+    cells = cells_of(old).take(was_better[old.owner]).join(cells_of(plan).take(~was_better[plan.owner]))
+    chosen = was_better[:, None]
+    return with_cells(plan, cells), torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
 
 
 def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
@@ -237,7 +239,7 @@ def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
     moving, follows = no, no
     singular = singular_marks(primal.integrand, primal.limits, primal.plan.batch)
     for mark, pathwise, bad in zip(primal.limits.marks, primal.treatment.pathwise, singular, strict=True):
-        if carries_gradient(mark):
+        if carries_derivative(mark):
             moving, follows = moving | pathwise, follows | (pathwise & bad)
     return moving, follows
 
