@@ -212,7 +212,7 @@ def box(draw: Draw, narrowest: float) -> Sample:
 
 
 def gaussians(draw: Draw) -> Sample:
-    """Three Gaussians on a half line in either direction, no narrower than a tenth of their distance from its end."""
+    """Three Gaussians on a half line in either direction, no narrower than a tenth of their distance."""
     return bells_from(draw, -1.0)
 
 
@@ -419,8 +419,8 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
         f"{len(FAMILIES)} families of {count:,} random integrals, seed {seed}",
         "atol 0, rtol at the head of the column, float64, intervals of length 1e-3 to 1e3, up to five lengths "
         "off 0. False: reported as converged although the error is larger than reported; missed: and larger than "
-        "the tolerance, which is false success. Nodes: the mean of an integral. The last row counts apart: bells down to "
-        "a thousandth of their distance, most of which no node sees. "
+        "the tolerance, which is false success. Nodes: the mean of an integral. The last row counts apart: bells "
+        "down to a thousandth of their distance, most of which no node sees. "
         f"The same again: --seed {seed}. Cases: at most {SHOWN} of a family.",
         [
             Sheet(("", *tolerances), rows),
@@ -430,7 +430,9 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
         [
             Figure(f"rate of false success, {missed} of {total:,}", missed / total, target=Target(RATE), unit=""),
             Figure(f"error too small, {false} of {total:,}", false / total, unit=""),
-            Figure(f"SciPy's false success, {scipy_missed} of {scipy_total:,}", scipy_missed / scipy_total, unit=""),
+            Figure(
+                f"SciPy's false success, {scipy_missed} of {scipy_total:,}", scipy_missed / scipy_total, unit=""
+            ),
         ],
     )
 

@@ -1,7 +1,7 @@
 """The whole table of problems at three tolerances and in float32: what is solved, what not, and that nothing lies.
 
-Two lists are edited by hand, and both are strict: `NOT_CONVERGED` (no defect, but a reason is given) and `DISHONEST`
-(defects; it should be empty).
+Two lists are edited by hand, and both are strict: `NOT_CONVERGED` (no defect, but a reason is given) and
+`DISHONEST` (defects; it should be empty).
 """
 
 from __future__ import annotations

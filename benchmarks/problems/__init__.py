@@ -1,7 +1,7 @@
 """One table of test integrals with exact values, for the tests and for the page ``table``.
 
-`everyday` holds those that every rule solves; the others are harder, and grouped by what is hard about them. `HIDDEN`
-stands apart: no node sees what matters there. Tags
+`everyday` holds those that every rule solves; the others are harder, and grouped by what is hard about them.
+`HIDDEN` stands apart: no node sees what matters there. Tags
 (an integral may have several):
 
 * smooth: analytic in the interval and at its ends

@@ -74,9 +74,9 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the number
-    of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad`` the
-    rounds with values that are not finite.
+    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the
+    number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad``
+    the rounds with values that are not finite.
     """
 
     move: Tensor
@@ -150,11 +150,12 @@ def search(task: Task, first: First) -> Found:
         cells, known = _evaluate(task, row, first.start, first.stop, whole=whole, edges=True)
     else:
         order = first.kind.sort(stable=True).indices
-        sorted_ = (t.index_select(0, order) for t in (row, first.start, first.stop))
+        by_kind = First(*(t.index_select(0, order) for t in (row, first.start, first.stop)))
         unknown = torch.full(
             (2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device
         )
-        cells, known = _evaluate_all(task, *sorted_, unknown, Counts(0, 0, 0, 0))
+        none = Counts(0, 0, 0, 0)
+        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, none)
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
@@ -223,7 +224,7 @@ def _refine(
 
 
 def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
-    """Count the integrals over budget, waiting and running, and the cells by their moves; the host waits only here."""
+    """Count integrals over budget, waiting and running, and the cells by their moves; only here the host waits."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
     moves = (move > KEEP, (move == LEFT) | (move == RIGHT), move == TURN, move == CLOSER)
     n_over, n_wait, n_run, split, again, turned, closer = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
@@ -305,7 +306,7 @@ def _call_with_edges(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return f at a first cell's nodes, what to multiply it by, and what f is right beside the limits, ``(2, n)``.
 
-    Where rounding would move the places beside the limits onto them, f is called in the middle, which tells nothing.
+    Where rounding would move the places beside the limits onto them, f is called in the middle instead.
     """
     nodes = task.rule.tensors(layout.scale.dtype, layout.scale.device).nodes
     eps = torch.finfo(nodes.dtype).eps
@@ -370,7 +371,8 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     faint = done & somewhere(is_faint(value, error))
-    split = (excess & cells.refinable) | (to_scan(cells, 0.5 * error.index_select(0, owner)) & faint.index_select(0, owner))
+    most = 0.5 * error.index_select(0, owner)
+    split = (excess & cells.refinable) | (to_scan(cells, most) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
     wanted, beside = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)

@@ -43,7 +43,7 @@ STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
 BESIDE = 2
-"""Calls of f for a first cell, and for one with logarithmic nodes, beside those at the nodes: near its two edges."""
+"""Calls of f for a first cell, and for one with logarithmic nodes, beside those at its nodes: at its edges."""
 
 LIMIT = 2.0**-44
 """How close to a limit f is called for the first cell, as a part of its piece: a thin layer there must not hide.
@@ -52,8 +52,11 @@ At least :data:`ULPS` eps, and not at all where rounding would move it onto the 
 
 ULPS = 16.0
 
-NARROW = 2.0**-4
-"""Cells at an end that are no wider, as a part of their piece, get logarithmic nodes when they are refined."""
+DEEP = 4.0
+"""Cells at an end, halved as often as this, get logarithmic nodes when they are refined, be they rough there or not."""
+
+EVERY = 4.0
+"""Where logarithmic nodes did not help they are tried again after that many halvings."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +127,17 @@ def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plan_moves(cells: Cells, split: Tensor) -> Tensor:
-    """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8 of shape ``(n,)``."""
+    """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8, ``(n,)``."""
     leftward, rightward = somewhere(cells.lean < 0.0), somewhere(cells.lean > 0.0)
     left, right = somewhere(cells.lean == -2.0), somewhere(cells.lean == 2.0)
     at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
-    width = cells.stop - cells.start
-    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (width <= NARROW))
+    level = -torch.log2(cells.stop - cells.start)
+    tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
+    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
     move = HALVE + left.to(torch.int8) * (LEFT - HALVE) + right.to(torch.int8) * (RIGHT - HALVE)
-    move = move.masked_fill(towards & (width <= 0.5), TURN)
-    # Where logarithmic nodes are of no help, the cell at the end gets linear ones again.
-    closer = torch.where((cells.kind > GEOMETRIC) & rightward, HALVE, CLOSER).to(torch.int8)
+    move = move.masked_fill(towards & ~tried, TURN)
+    # Where logarithmic nodes are of no help, the cell gets linear ones again.
+    closer = torch.where(rightward, HALVE, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
 
 
@@ -146,7 +150,7 @@ def is_faint(value: Tensor, error: Tensor) -> Tensor:
 
 
 def to_scan(cells: Cells, most: Tensor) -> Tensor:
-    """Tell which cells have to be refined before a faint integral is believed: there might be more between the nodes.
+    """Tell which cells have to be refined before a faint integral is believed: more might be between the nodes.
 
     These are wide ones, those at an end, and the one that has more than ``most`` of the integral's error.
     """
@@ -171,7 +175,7 @@ def refine(
     """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
 
     The halves of halves come after the other halves. ``known`` ``(3, n)`` is the integrand at the cells' starts,
-    stops and middles; last is returned what is known of it at starts and stops of the linear children, NaN elsewhere.
+    stops and middles; last is returned what is known of it at the linear children's starts and stops, else NaN.
     """
     everyone = torch.arange(start.shape[0], device=start.device)
     if not counts.turned + counts.closer:

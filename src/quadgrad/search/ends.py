@@ -2,8 +2,8 @@
 
 Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
 exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
-outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that the
-epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
+outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that
+the epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def _estimate(
     # Decay is looked for above the rounding of x, too, which is larger here than that of f.
     unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
     event = y.shape[1:]
-    # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
+    # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
     at_outer, at_inner = functionals[EDGES] @ flat
     gaps = [((at - f).abs() - BEYOND * nulls[0]).clamp_min(0.0) for at, f in ((at_outer, outer), (at_inner, inner))]
     gap_outer, gap_inner = (gap.reshape(event) for gap in gaps)
     hidden = rule.nodes[0] * (gap_outer + torch.where(touches.reshape(-1, *tail), 0.0, gap_inner))
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
-    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
+    terms = (rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event)
     beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
@@ -118,7 +118,7 @@ def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slic
     return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
 
 
-def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _to_the_end(terms: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
@@ -132,7 +132,7 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
     )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
-    total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
+    total = SAFETY * largest_component(terms.abs().sum(0))
     value, doubt = limits[0], doubts[0]
     column = torch.zeros(doubt.shape, dtype=torch.int64, device=doubt.device)
     for k in range(1, COLUMNS):
@@ -144,7 +144,7 @@ def _to_the_end(terms: tuple[Tensor, ...], rtol: float) -> tuple[Tensor, Tensor,
     return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
 
 
-def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+def _doubt(column: Tensor, higher: Tensor) -> Tensor:
     """Return the error of a column's last entry: how far the entries around it in the table are apart.
 
     Two of them may agree by accident, hence three differences.

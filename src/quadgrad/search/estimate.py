@@ -113,7 +113,7 @@ def apply_rule(
 
 
 def one_number(values: Tensor, tail: torch.Size) -> Tensor:
-    """Return one real number for the integrand at one place of each cell, shape ``(n,)``: the sum of its components."""
+    """Return one real number for f at one place of each cell, shape ``(n,)``: the sum of its components."""
     return values if len(tail) == 1 else values.reshape(tail).flatten(1).sum(1)
 
 
@@ -121,8 +121,8 @@ def _hidden(rule: RuleTensors, sums: Tensor, known: Tensor, tail: torch.Size) ->
     """Return the error of what lies between a cell's ends and its outermost nodes, where the rule sees nothing.
 
     Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
-    :data:`BEYOND` times its highest coefficients, which the null rules have left in ``sums``. If a jump or a kink is
-    between the two, they differ by at least as much as it matters.
+    :data:`BEYOND` times its highest coefficients, which the null rules have left in ``sums``. If a jump or a kink
+    is between the two, they differ by at least as much as it matters.
     """
     edges = torch.stack([one_number(edge, tail) for edge in sums[EDGES]])
     gaps = ((edges - known).abs() - BEYOND * one_number(sums[NULLS][0], tail)).clamp_min_(0.0)

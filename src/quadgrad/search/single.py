@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LIMIT, LINEAR, NARROW, SCANNED, STEP, ULPS
+from quadgrad.search.cells import BESIDE, DEEP, EVERY, FAINT, GEOMETRIC, LIMIT, LINEAR, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -73,7 +73,8 @@ def search_single(task: Task, first: First | None = None) -> Found:
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        scan = [c for c in fresh if _to_scan(c, 0.5 * error)] if error <= target and error >= FAINT * abs(value) else []
+        faint = FAINT * abs(value) <= error <= target
+        scan = [c for c in fresh if faint and _to_scan(c, 0.5 * error)]
         if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
@@ -104,7 +105,7 @@ def search_single(task: Task, first: First | None = None) -> Found:
 
 
 def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
-    """Apply the rule to cells and enter what it finds; with ``edges``, call f near the edges of linear ones, too."""
+    """Apply the rule to cells and enter what it finds; ``edges``: call f near the edges of linear ones, too."""
     ends = [cell for cell in cells if cell.kind != LINEAR]
     if ends:
         cells = [cell for cell in cells if cell.kind == LINEAR]
@@ -136,7 +137,7 @@ def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
         found = _apply_rule(task, part, edges)
         eps = noise(task)
         for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
-            value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
+            value, (left, right, slope_1, slope_2) = sums[0], sums[SLOPES]
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
             rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
@@ -145,7 +146,9 @@ def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
                 sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
             )
             seen = BEYOND * (abs(sums[1]) + abs(sums[2]))
-            gaps = (abs(edge - f) - seen for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
+            gaps = (
+                abs(edge - f) - seen for edge, f in zip(sums[EDGES], (cell.at_start, cell.at_stop), strict=True)
+            )
             error += sum(gap for gap in gaps if 0.0 < gap < math.inf) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
@@ -175,7 +178,7 @@ def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
-    """Call f right beside the limits, too, unless rounding would move those places onto the limits, and enter it."""
+    """Call f right beside the limits, too, and enter it, unless rounding would move those places onto them."""
     eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
     near = max(LIMIT, ULPS * eps)
     ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
@@ -253,9 +256,12 @@ def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
 
 def _turns(cell: _Cell) -> bool:
     """Whether a cell, to be refined, gets logarithmic nodes."""
-    at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
-    towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
-    return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+    at_lower, at_upper = cell.start == 0.0, cell.stop == 0.0
+    if cell.kind != LINEAR or not (at_lower or at_upper):
+        return False
+    level = -math.log2(cell.stop - cell.start)
+    tried = level % EVERY >= 2.0 if level > 2.0 else level < 1.0
+    return not tried and ((at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or level >= DEEP)
 
 
 def _to_scan(cell: _Cell, most: float) -> bool:
@@ -270,7 +276,7 @@ def _to_scan(cell: _Cell, most: float) -> bool:
 
 def _closes_in(cell: _Cell) -> bool:
     """Whether a cell, to be refined, has logarithmic nodes and its parts get them, too."""
-    return cell.kind == GEOMETRIC or (cell.kind > GEOMETRIC and cell.lean <= 0.0)
+    return cell.kind != LINEAR and cell.lean <= 0.0
 
 
 def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:
