@@ -78,6 +78,10 @@ def bessel_j_by_order(order: float, z: float) -> Callable[[], Any]:
     return lambda: mp.diff(area, mp.mpf(order))
 
 
+def elliptic_e_by_parameter(m: float) -> Callable[[], Any]:
+    return lambda: (mp.ellipe(mp.mpf(m)) - mp.ellipk(mp.mpf(m))) / (2 * mp.mpf(m))
+
+
 def softplus(x: Any, p: Any, m: Any) -> Any:
     """Return a ramp from p on, rounded off over 1e-4, without overflow."""
     return 1e-4 * m.log1p(m.exp(-abs(x - p) / 1e-4)) + (abs(x - p) + x - p) / 2
@@ -132,7 +136,7 @@ ROWS = (
     Row("hypotenuse of x and 1e-4", lambda x, p, m: m.sqrt(x**2 + p**2), 0.0, 1.0, 1e-4,
         lambda: mp.mpf(1e-4) * mp.asinh(1 / mp.mpf(1e-4))),
     Row("elliptic integral E near m = 1", lambda x, k, m: m.sqrt((1 - k) + k * m.sin(x) ** 2), 0.0,
-        float(mp.pi / 2), 1 - 1e-8, lambda: (mp.ellipe(mp.mpf(1 - 1e-8)) - mp.ellipk(mp.mpf(1 - 1e-8))) / (2 * mp.mpf(1 - 1e-8))),
+        float(mp.pi / 2), 1 - 1e-8, elliptic_e_by_parameter(1 - 1e-8)),
     Row("kink abs(x - p)", lambda x, p, m: abs(x - p), 0.0, 1.0, 0.3, lambda: 2 * mp.mpf(0.3) - 1),
     Row("softplus, a step 1e-4 wide", softplus, 0.0, 1.0, 0.7, softplus_by_place(0.7)),
     Row("Bessel function K by its order", lambda x, v, m: m.exp(-1.5 * (1 + x)) * (x * (x + 2)) ** (v - 0.5),

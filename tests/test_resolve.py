@@ -7,6 +7,7 @@ from math import inf
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
@@ -287,11 +288,22 @@ def test_params_of_another_kind_are_refused() -> None:
 
 # -- transforms --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("way", ("vmap of grad", "grad of vmap", "jacrev", "jacfwd"))
 def test_power_of_a_singularity_inside_transforms(way: str) -> None:
     f = lambda s: qg.quad(lambda x, s: x ** (s - 0.3) * (1 + x), 0.0, 1.0, (s,), rtol=LOOSE, gradient=TIGHT).value
     exact = -1 / (0.7 + SMALL) ** 2 - 1 / (1.7 + SMALL) ** 2
     assert relative_error(WAYS[way](f), exact) <= 1e-9
+
+
+def test_power_of_a_singularity_by_dual_numbers_and_twice() -> None:
+    f = lambda s: qg.quad(lambda x, s: x**-s * (1 + x), 0.0, 1.0, (s,), rtol=LOOSE, gradient=TIGHT).value
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(t64(0.3), t64(1.0)))).tangent
+    assert relative_error(tangent, 1 / 0.7**2 + 1 / 1.7**2) <= 1e-9
+    s = leaf(0.3)
+    (first,) = torch.autograd.grad(f(s), s, create_graph=True)
+    assert relative_error(torch.autograd.grad(first, s)[0], 2 / 0.7**3 + 2 / 1.7**3) <= 1e-8
 
 
 WAYS = {

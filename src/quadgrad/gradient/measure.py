@@ -133,7 +133,8 @@ def measure_samples(
         value = value + total(end_value, tails.owner, task.batch)
         sums = [total(t, tails.owner, task.batch) for t in rounding]
         errors = errors + torch.stack((torch.zeros_like(sums[0]), *sums))
-    return Measured(value, *errors.unbind(0), tails)
+    error, floor, rounding = errors.unbind(0)
+    return Measured(value, error, floor, rounding, tails)
 
 
 def _linear_cells(plan: Plan) -> Plan:
@@ -176,7 +177,8 @@ def _measure_linear(
 
 def _spread(layout: Frame, part: slice, width: int) -> Frame:
     """Treat each column as a cell of its own."""
-    return Frame(*(t[part].repeat_interleave(width) for t in (layout.left, layout.scale, layout.reach)))
+    left, scale, reach = (t[part].repeat_interleave(width) for t in (layout.left, layout.scale, layout.reach))
+    return Frame(left, scale, reach)
 
 
 def _apply(
@@ -215,7 +217,9 @@ def _compare_halves(
     columns = _spread(layout, both, width)
     half, error, size, _ = _apply(rule, y, slope, gap, eps, columns)
     steep = _falls_off(rule, y, slope, size, eps)
-    halves, errors, steep = (t.unflatten(0, (-1, 2, width)) for t in (half * columns.scale, error * columns.scale, steep))
+    halves, errors, steep = (
+        t.unflatten(0, (-1, 2, width)) for t in (half * columns.scale, error * columns.scale, steep)
+    )
     difference = CAUTION * (value - halves.sum(1).flatten()).abs()
     smooth = smooth | steep.all(1).flatten()
     return (difference + errors.sum(1).flatten().masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)

@@ -58,6 +58,6 @@ def with_cells(plan: Plan, cells: CellList) -> Plan:
     ends = None
     if bool(close.any()):
         shares = export(get_rule(plan.rule).tensors(torch.float64, plan.row.device).shares)
-        places = (mask.nonzero().squeeze(1) for mask in (close, ~close))
-        ends = Ends(*places, cells.column[close], shares)
+        cell, others = (mask.nonzero().squeeze(1) for mask in (close, ~close))
+        ends = Ends(cell, others, cells.column[close], shares)
     return replace(plan, row=cells.row, start=cells.start, stop=cells.stop, error=cells.error, ends=ends)

@@ -13,8 +13,8 @@ from quadgrad.gradient.derivative import as_reals, differentiate, output_count, 
 from quadgrad.gradient.measure import Measured, Replayed, measure
 from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
 from quadgrad.gradient.parameters import refuse_undeclared
-from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.plans import cells_of, with_cells
+from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.slivers import interior, singular_marks
 from quadgrad.gradient.tails import choose_columns, draw_closer
 from quadgrad.integrand import Argument, Integrand
@@ -147,7 +147,7 @@ class _Search:
                 break
             before = before or (plan, measured.error_on(plan), asked)
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
-            plan = draw_closer(plan, measured.tails, asked)
+            plan = draw_closer(plan, measured.tails, asked, late)
             cells, again = cells_of(plan), late[plan.owner]
             scaled = replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps))
             found = search(scaled, cells.take(again).first())
@@ -214,9 +214,7 @@ class _Search:
         return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
 
 
-def _better(
-    before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]
-) -> tuple[Plan, Tensor, Tensor]:
+def _better(before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]) -> tuple[Plan, Tensor, Tensor]:
     """Return for each integral the plan with the smaller error, as a part of what is asked, with both of these.
 
     Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.

@@ -1,8 +1,8 @@
 """Cells that close in on an end of their piece: derivatives there, and how far replay's are from them.
 
 Each derivative's terms are a series of their own, which is extrapolated to the end as search would. Replay instead
-extrapolates the terms of f; its derivative is the sum of the derivative's terms times the weights that f's terms have
-in the limit. Where the two differ the *gap* is part of the error. It depends on the column of the epsilon table.
+extrapolates the terms of f; its derivative is the sum of the derivative's terms times the weights that f's terms
+have in the limit. How far the two are apart, the *gap*, depends on the column of the epsilon table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quadgrad.maps import DEPTH, EndFrame
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 from quadgrad.rules import RuleTensors
-from quadgrad.search.ends import NEAREST, _blur, _estimate, _to_the_end
+from quadgrad.search.ends import NEAREST, blur_of_ends, estimate_ends, to_the_end
 from quadgrad.search.estimate import SAFETY
 from quadgrad.search.task import Task, noise
 
@@ -44,9 +44,9 @@ EndSample = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 class Tails:
     """What is known of the cells that close in on an end, ``k`` of them, of columns or groups of columns.
 
-    ``value`` ``(k, columns)`` is the largest modulus of the derivative; ``error`` and ``gap``
-    ``(COLUMNS, k, columns)`` are replay's error and how far it is from the derivative's own limit, in each column of
-    the epsilon table; ``room`` ``(k,)`` the octaves left before nodes coincide.
+    ``value`` ``(k, columns)`` is the largest modulus of the derivative. Of shape ``(COLUMNS, k, columns)``, ``error``
+    is replay's and ``gap`` how far it is from the derivative's own limit, in each column of the epsilon table.
+    ``room`` ``(k,)`` are the octaves left before nodes coincide.
     """
 
     owner: Tensor
@@ -70,7 +70,7 @@ def split_outputs(y: Tensor, outputs: int, is_complex: bool) -> Tensor:
 
 
 def _join_outputs(y: Tensor, weight: Tensor | None) -> Tensor:
-    """Undo :func:`split_outputs`, or sum the outputs ``(..., n, outputs, columns)`` with weights ``(n, outputs)``."""
+    """Undo :func:`split_outputs`, or sum the outputs ``(..., n, outputs, columns)``, weighted ``(n, outputs)``."""
     if weight is not None:
         y = (y * weight.conj()[..., None]).sum(-2)
         return y.real if y.is_complex() else y
@@ -137,10 +137,10 @@ def _own_series(
     width = y.shape[2]
     y, slope = y.flatten(1), slope.repeat_interleave(width, 1)
     columns, touches = _spread(layout, part, width), touches[part].repeat_interleave(width)
-    value, error, floor, *_ = _estimate(task, rule, y, slope, columns, touches, slice(None))
+    value, error, floor, *_ = estimate_ends(task, rule, y, slope, columns, touches, slice(None))
     weighted = (y * slope * columns.scale)[1:-1]
-    blur = _blur(task, rule, weighted / columns.scale, columns, slice(None)).nan_to_num(0.0, 0.0)
-    _, doubt, *_ = _to_the_end(_shares(rule.shares, weighted).unbind(0), task.tolerance.rtol)
+    blur = blur_of_ends(task, rule, weighted / columns.scale, columns, slice(None)).nan_to_num(0.0, 0.0)
+    _, doubt, *_ = to_the_end(_shares(rule.shares, weighted), task.tolerance.rtol)
     rest = torch.maximum(error - doubt, floor + blur).nan_to_num(torch.inf)
     return _Own(*(t.unflatten(0, (-1, width)) for t in (value, error, rest, floor, blur)))
 
@@ -148,7 +148,8 @@ def _own_series(
 def _spread(layout: EndFrame, part: slice, width: int) -> EndFrame:
     """Treat each column as a cell of its own."""
     columns = (layout.left, layout.scale, layout.reach, layout.outer, layout.rate, layout.span)
-    return EndFrame(*(t[part].repeat_interleave(width) for t in columns), None)
+    left, scale, reach, outer, rate, span = (t[part].repeat_interleave(width) for t in columns)
+    return EndFrame(left, scale, reach, outer, rate, span, None)
 
 
 def _shares(shares: Tensor, y: Tensor) -> Tensor:
@@ -160,8 +161,8 @@ def _replayed(
 ) -> tuple[Tensor, Tensor]:
     """Return replay's error and gap in each column of the epsilon table, shape ``(COLUMNS, n, columns)``.
 
-    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives. The error
-    follows from the gap, or from how far replay's last entries in that column are apart, whichever is smaller.
+    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives. The
+    error follows from the gap, or from how far replay's last entries in that column are apart: the smaller counts.
     """
     signs = torch.tensor([1.0 if k % 4 in (0, 3) else -1.0 for k in range(terms.shape[0])], device=terms.device)
     off = terms * (1.0 + WOBBLE * eps * signs.to(terms.dtype)).reshape(-1, 1, 1)
@@ -188,11 +189,11 @@ def _replayed(
 def _weights(terms: Tensor, column: int, back: int) -> Tensor:
     """Return the derivative of a column's last entry, or one further ``back``, by each term."""
 
-    def limit(*terms: Tensor) -> Tensor:
+    def limit(terms: Tensor) -> Tensor:
         return extrapolate(terms, column)[column][-back]
 
-    value, pull, *_ = torch.func.vjp(limit, *terms.unbind(0))
-    return torch.stack(pull(torch.ones_like(value))).conj()
+    value, pull, *_ = torch.func.vjp(limit, terms)
+    return pull(torch.ones_like(value))[0].conj()
 
 
 def _room(layout: EndFrame, touches: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ def _room(layout: EndFrame, touches: Tensor) -> Tensor:
 
 
 def choose_columns(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
-    """Let replay extrapolate in the lowest column whose gap is small for all groups, or smallest.
+    """Let replay extrapolate in the lowest column whose error is small for all groups, or else the smallest.
 
     ``asked`` ``(batch, groups)`` is the error that each derivative may have.
     """
@@ -224,8 +225,8 @@ def _excess(tails: Tails, error: Tensor, asked: Tensor) -> Tensor:
     return largest(torch.where(asked.isinf(), 0.0, error / asked).amax(2))
 
 
-def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
-    """Part the cells where no column is good, so close to the end that the plain sum is.
+def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor, late: Tensor) -> Plan:
+    """Part the cells of ``late`` integrals where no column is good, so close to the end that the plain sum is.
 
     How close follows from what the plain sum misses now: over DEPTH octaves it has come down from the whole value.
     """
@@ -237,7 +238,7 @@ def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
     octaves = largest((torch.log2((missed / aim).clamp_min(1.0)) / decay).amax(1)).nan_to_num(0.0).ceil()
     octaves = torch.minimum(octaves, tails.room)
     excess = torch.stack([_excess(tails, error, asked) for error in (tails.gap, tails.error)])
-    parted = (excess.amin((0, 1)) > AIM) & (octaves > 0.0)
+    parted = (excess.amin((0, 1)) > AIM) & (octaves > 0.0) & late[tails.owner]
     if not bool(parted.any()):
         return plan
     cells, chosen = cells_of(plan), plan.ends.cell[parted]
