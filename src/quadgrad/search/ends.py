@@ -30,7 +30,7 @@ from quadgrad.search.estimate import (
 )
 from quadgrad.search.task import Task, noise
 
-__all__ = ["evaluate_ends"]
+__all__ = ["NEAREST", "blur_of_ends", "estimate_ends", "evaluate_ends", "to_the_end"]
 
 CLOSE = 0.1
 """A lower column is taken when its error is below this part of the relative tolerance."""
@@ -59,12 +59,12 @@ def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells
         part = slice(first, min(row.shape[0], first + step))
         x, slope = layout.nodes(with_edges, part)
         y = task.integrand(x, owner[part]).detach()
-        found = _estimate(task, rule, y, slope, layout, touches[part], part)
+        found = estimate_ends(task, rule, y, slope, layout, touches[part], part)
         parts.append(Cells(row[part], start[part], stop[part], *found))
     return Cells.join(parts)
 
 
-def _estimate(
+def estimate_ends(
     task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice
 ) -> tuple[Tensor, ...]:
     """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`."""
@@ -75,7 +75,7 @@ def _estimate(
     y = y[1:-1]
     functionals = rule.functionals.to(flat.dtype)
     size = rule.weights @ flat.abs()
-    blur = _blur(task, rule, y, layout, part)
+    blur = blur_of_ends(task, rule, y, layout, part)
     nulls = functionals[NULLS] @ flat
     if nulls.is_complex():
         nulls = nulls.abs()
@@ -90,7 +90,7 @@ def _estimate(
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
     terms = (rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event)
-    beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol)
+    beyond, doubt, gain, column = to_the_end(terms, task.tolerance.rtol)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
     doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
@@ -111,14 +111,14 @@ def _estimate(
     return value, error, floor, refinable, rough, kind
 
 
-def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
+def blur_of_ends(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
     """Return what rounding of x adds to the error: near a singularity f changes as much as the distance does."""
     eps = torch.finfo(layout.reach.dtype).eps
     blur = (PLACE * eps) * layout.reach[part] * -layout.rate[part]
     return rule.weights @ (y.abs() * blur.reshape(-1, *(1,) * (y.ndim - 2))).flatten(1)
 
 
-def _to_the_end(terms: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def to_the_end(terms: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
