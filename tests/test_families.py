@@ -1,4 +1,4 @@
-"""The random families of the benchmarks, small and with a fixed seed: no success is false.
+"""The random families of the benchmarks, small and with a fixed seed: errors are not larger than reported.
 
 `python -m benchmarks families` draws a thousand of each afresh.
 """
@@ -17,19 +17,10 @@ COUNT = 100
 SEED = 7  # one with which each family that is not always right is wrong
 
 # Families that quad lies about, with the reason; strict: whoever mends one has to strike it out.
-EDGE = "a kink or step between a cell's end and its outermost node is seen by no node"
-POWER = "next to a singular end a cell's error is estimated up to 1.7 times too low"
-UNSEEN = "no node of the first cells sees it, and the search does not look again"
+SMALL = "a kink too small for the null rules beside a steep smooth part is continued as smooth"
+UNSEEN = "a narrow bell beside wide ones falls between the nodes"
 WAVE = "the rounding of the phase weighs more than the error's part for rounding"
-DISHONEST: dict[str, str] = {
-    "kinks": EDGE,
-    "unmarked steps": EDGE,
-    "logarithmic ends": POWER,
-    "oscillations": WAVE,
-    "unmarked narrow boxes": UNSEEN,
-    "Gaussians on a half line": UNSEEN,
-    "mixtures": EDGE,
-}
+DISHONEST: dict[str, str] = {"kinks": SMALL, "oscillations": WAVE, "Gaussians on a half line": UNSEEN}
 
 
 def draw(name: str, count: int = COUNT) -> Sample:
@@ -44,12 +35,17 @@ def marked(name: str):
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in FAMILIES])
-def test_no_success_is_false(name: str) -> None:
+def test_no_error_is_larger_than_reported(name: str) -> None:
     sample = draw(name)
     false = [
         (rtol, place) for rtol in TOLERANCES for place in judge(sample, rtol).false.nonzero().flatten().tolist()
     ]
     assert false == []
+
+
+def test_success_is_false_at_most_once_in_a_thousand_integrals() -> None:
+    missed = sum(int(judge(draw(name), rtol).missed.sum()) for name in FAMILIES for rtol in TOLERANCES)
+    assert missed <= 1e-3 * COUNT * len(FAMILIES) * len(TOLERANCES)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -49,3 +49,16 @@ def test_limits_on_the_device_are_differentiated(b: float) -> None:
     a = t64(0.5).cuda().requires_grad_()
     qg.quad(lambda x: torch.exp(-x), a, torch.tensor(b, dtype=torch.float64, device="cuda")).value.backward()
     torch.testing.assert_close(a.grad, -torch.exp(-a.detach()), rtol=1e-12, atol=0.0)
+
+
+def test_wrapped_functions_hand_their_results_back_to_the_device() -> None:
+    import numpy as np
+
+    x = torch.linspace(0.1, 1.0, 5, dtype=torch.float64, device="cuda", requires_grad=True)
+    y = qg.bridge.wrap(np.sin)(x)
+    y.sum().backward()
+    assert y.is_cuda
+    assert x.grad.is_cuda
+    torch.testing.assert_close(x.grad, torch.cos(x.detach()))
+    second = torch.func.hessian(lambda x: qg.bridge.wrap(np.sin)(x).sum())(x.detach())
+    torch.testing.assert_close(second.diag(), -y.detach(), rtol=1e-6, atol=1e-7)

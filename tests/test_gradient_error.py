@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+
+import mpmath as mp
 import pytest
 import torch
 from torch import Tensor
@@ -119,6 +122,89 @@ def test_limits_that_a_singularity_follows_and_one_that_it_does_not() -> None:
     with pytest.warns(qg.IntegrationWarning, match="infinite"):
         result = qg.quad(lambda x: x**-0.5, a, 1.0)
     assert float(qg.gradient_error(result, a)) == torch.inf
+
+
+# -- singular ends: the cell at the end is extrapolated --------------------------------------------------
+
+LOGS = lambda s, k: (-1) ** k * mp.factorial(k) / (1 - s) ** (k + 1)
+SINGULAR = {
+    "x^-s": (lambda x, s: x**-s, 0.0, 1.0, lambda s: LOGS(s, 0)),
+    "(1-x)^-s": (lambda x, s: (1 - x) ** -s, 0.0, 1.0, lambda s: LOGS(s, 0)),
+    "x^-s log x": (lambda x, s: x**-s * torch.log(x), 0.0, 1.0, lambda s: LOGS(s, 1)),
+    "x^-s log(x)^2": (lambda x, s: x**-s * torch.log(x) ** 2, 0.0, 1.0, lambda s: LOGS(s, 2)),
+    "x^-s (1-x)^-s": (lambda x, s: x**-s * (1 - x) ** -s, 0.0, 1.0, lambda s: mp.beta(1 - s, 1 - s)),
+    "x^-s + x^(-s/2)": (lambda x, s: x**-s + x ** (-s / 2), 0.0, 1.0, lambda s: LOGS(s, 0) + LOGS(s / 2, 0)),
+    "x^-s (1+x)": (lambda x, s: x**-s * (1 + x), 0.0, 1.0, lambda s: LOGS(s, 0) + 1 / (2 - s)),
+    "(1-x)^-s x": (lambda x, s: (1 - x) ** -s * x, 0.0, 1.0, lambda s: LOGS(s, 0) - 1 / (2 - s)),
+    "half-line x^-(1+s)": (lambda x, s: x ** -(1 + s), 1.0, inf, lambda s: 1 / s),
+    "half-line 1/(x^s (1+x))": (
+        lambda x, s: x**-s / (1 + x), 1.0, inf, lambda s: (mp.digamma((s + 1) / 2) - mp.digamma(s / 2)) / 2,
+    ),
+}  # fmt: skip
+MODES = {"Reuse": lambda rtol: qg.Reuse(), "Resolve": lambda rtol: qg.Resolve(rtol=rtol)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rtol", RTOLS)
+@pytest.mark.parametrize("power", (0.3, 0.5, 0.9))
+@pytest.mark.parametrize("name", SINGULAR)
+def test_by_the_power_of_a_singularity(name: str, power: float, rtol: float, mode: str) -> None:
+    f, a, b, area = SINGULAR[name]
+    with mp.workdps(30):
+        exact = float(mp.diff(area, mp.mpf(power)))
+    s = leaf(power)
+    searched = rtol if mode == "Reuse" else 1e-4
+    result = qg.quad(f, a, b, (s,), rtol=searched, gradient=MODES[mode](rtol), on_failure="ignore")
+    true = abs(float(torch.autograd.grad(result.value, s)[0]) - exact)
+    estimated = float(qg.gradient_error(result, s))
+    assert true <= estimated < inf
+    if result.derivative is not None:
+        assert estimated <= 2e-2 * abs(exact)
+        assert true <= float(result.derivative.error)
+        # Beside 1 numbers are eps apart: what is closer to the end than that cannot be seen.
+        if "1-x" not in name:
+            assert bool(result.derivative.converged)
+            assert true <= rtol * abs(exact)
+
+
+def test_by_a_shift_that_changes_the_power_of_a_singularity() -> None:
+    # The series of f says nothing of that of the derivative: the cell has to come close to the end.
+    for power in (0.3, 0.7):
+        p = leaf(0.0)
+        f = lambda x, p, power=power: (x + p) ** power
+        for mode in (qg.Reuse(), qg.Resolve(rtol=1e-9)):
+            result = qg.quad(f, 0.0, 1.0, (p,), rtol=1e-4, gradient=mode)
+            true = abs(float(torch.autograd.grad(result.value, p)[0]) - 1)
+            assert true <= float(qg.gradient_error(result, p))
+        assert true <= float(result.derivative.error) <= 1e-9
+
+
+@pytest.mark.parametrize("way", ("batch", "closed over", "computed", "vector", "complex", "element"))
+def test_at_singular_ends_in_every_way(way: str) -> None:
+    s = leaf([0.3, 0.6])
+    area = 1 / (1 - s) + 1 / (2 - s)
+    f = lambda x, s: x**-s * (1 + x)
+    if way == "batch":
+        check(qg.quad(f, 0.0, 1.0, (s,), rtol=1e-6), area, s)
+    elif way == "closed over":
+        check(qg.quad(lambda x: f(x, s[0]) + f(x, s[1]), t64(0.0), 1.0, rtol=1e-6), area.sum(), s)
+    elif way == "computed":
+        check(qg.quad(f, 0.0, 1.0, (s**2,), rtol=1e-6), 1 / (1 - s**2) + 1 / (2 - s**2), s)
+    elif way == "vector":
+        g = lambda x, s: torch.stack((f(x, s), torch.exp(-s * x)), dim=-1)
+        check(qg.quad(g, 0.0, 1.0, (s,), rtol=1e-6), torch.stack((area, (1 - torch.exp(-s)) / s), dim=-1), s)
+    elif way == "element":
+        g = lambda x, s: f(x, s[..., 0]) + f(x, s[..., 1])
+        check(qg.quad(g, 0.0, 1.0, (qg.element(s, 1),), rtol=1e-6), area.sum(), s)
+    else:
+        z = torch.complex(s.detach(), t64([0.5, 0.2])).requires_grad_()
+        for mode in (qg.Reuse(), qg.Resolve(rtol=1e-9)):
+            result = qg.quad(f, 0.0, 1.0, (z,), rtol=1e-6, gradient=mode)
+            error, weight = qg.gradient_error(result, z), t64([1.0, 1.0])
+            (ours,) = torch.autograd.grad(result.value.real, z, weight)
+            (exact,) = torch.autograd.grad((1 / (1 - z) + 1 / (2 - z)).real, z, weight)
+            assert ((ours - exact).abs() <= error).all()
+        assert (error <= 1e-8 * exact.abs()).all()
 
 
 def test_peaks_of_all_widths_are_never_underestimated() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import re
-from math import inf
+from math import inf, pi
 from pathlib import Path
 
 import pytest
@@ -50,33 +50,31 @@ def test_statuses_are_quoted_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("f", "a", "b", "status", "digits"),
+    ("f", "a", "b", "rtol", "status", "digits"),
     [
-        (lambda x: (1 - x) ** -0.5, 0.0, 1.0, Status.DIVERGENT, 6),
-        (lambda x: x**-0.9, 0.0, 1.0, Status.CONVERGED, 8),
-        (lambda x: x**-0.95, 0.0, 1.0, Status.DIVERGENT, 7),
-        (lambda x: torch.sin(x) / x, 0.0, inf, Status.MAX_NFEV, None),
-        (lambda x: ((x > 0) & (x < 1)).to(x.dtype), -1.0, 1e4, Status.CONVERGED, None),
+        (lambda x: (x - 1 / 3).abs() ** -0.5, 0.0, 1.0, 1e-8, Status.DIVERGENT, 7),
+        (lambda x: (1 - x) ** -0.9, 0.0, 1.0, 1e-12, Status.ROUNDOFF, 11),
+        (lambda x: torch.sin(x) / x, 0.0, inf, 1e-8, Status.MAX_NFEV, None),
     ],
-    ids=["inverse root at 1", "x^-0.9", "x^-0.95", "oscillating tail", "box"],
+    ids=["unmarked inside", "rounding", "oscillating tail"],
 )
-def test_what_it_says_this_version_does_not_do(f, a: float, b: float, status: Status, digits: int | None) -> None:
+def test_what_it_says_this_version_does_not_do(
+    f, a: float, b: float, rtol: float, status: Status, digits: int | None
+) -> None:
     """When one of these starts to work, the README has to change."""
-    result = qg.quad(f, t64(a), b, on_failure="ignore")
+    result = qg.quad(f, t64(a), b, rtol=rtol, on_failure="ignore")
     assert int(result.status) == status
     if digits is not None:
-        assert result.error < 2 * 10.0**-digits * result.value
+        assert 10.0**-digits < 10 * result.error / result.value < 100 * 10.0**-digits
 
 
-def test_the_number_of_evaluations_it_quotes() -> None:
-    spent = int(qg.quad(lambda x: x**-0.9, t64(0.0), 1.0).nfev)
-    assert f"takes {round(spent, -3):,} evaluations" in README
-
-
-def test_the_unmarked_box_is_missed_and_the_marked_one_is_not() -> None:
+def test_the_box_in_a_long_interval_is_seen_and_the_narrow_bell_is_not() -> None:
     box = lambda x: ((x > 0) & (x < 1)).to(x.dtype)
-    assert qg.quad(box, t64(-1.0), 1e4).value == 0
-    torch.testing.assert_close(qg.quad(box, t64(-1.0), 1e4, points=[0.0, 1.0]).value, t64(1.0))
+    torch.testing.assert_close(qg.quad(box, t64(-1.0), 1e4).value, t64(1.0))
+    bells = lambda x: torch.exp(-(x**2)) + torch.exp(-(((x - 3.3) / 1e-3) ** 2))
+    missed = qg.quad(bells, t64(0.0), 10.0)
+    assert missed.converged
+    assert abs(missed.value - pi**0.5 / 2) < 1e-7
 
 
 def test_links_and_make_targets_exist() -> None:

@@ -7,11 +7,12 @@ from math import inf
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
 from benchmarks.derivatives import ROWS, Row
-from helpers import PeakMemory, Recorder, leaf, relative_error, t64
+from helpers import PeakMemory, Recorder, cells_of, leaf, relative_error, t64
 
 LOOSE = 1e-4
 TIGHT = qg.Resolve(rtol=1e-9)
@@ -65,6 +66,18 @@ def test_each_integral_of_a_batch_by_its_own_norm() -> None:
     assert result.derivative.error.shape == (3, 1)
     assert (result.derivative.error[:, 0] <= 1e-9 * scale * slope(SMALL)).all()
     assert result.derivative.nfev[0] > result.derivative.nfev[1] > result.derivative.nfev[2]
+
+
+def test_integrals_that_are_resolved_already_keep_their_cells_and_cost_nothing() -> None:
+    # With 0.01 and 0.5 swapped, the cells to be searched are as many as the integrals.
+    for widths in (SMALL, SMALL[[0, 2, 1]]):
+        result = qg.quad(hypotenuse, 0.0, 1.0, (leaf(widths),), rtol=LOOSE, gradient=TIGHT)
+        resolved = int((widths == 0.5).nonzero())
+        assert ((result.derivative.nfev == 0) == (widths == 0.5)).all()
+        assert torch.equal(cells_of(result.plan, resolved), cells_of(result.derivative.plan, resolved))
+        for element, width in enumerate(widths):
+            alone = qg.quad(hypotenuse, 0.0, 1.0, (leaf(width),), rtol=LOOSE, gradient=TIGHT)
+            assert int(result.derivative.nfev[element]) == int(alone.derivative.nfev)
 
 
 def test_each_variable_by_its_own_norm() -> None:
@@ -274,6 +287,24 @@ def test_params_of_another_kind_are_refused() -> None:
 
 
 # -- transforms --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ("vmap of grad", "grad of vmap", "jacrev", "jacfwd"))
+def test_power_of_a_singularity_inside_transforms(way: str) -> None:
+    f = lambda s: qg.quad(lambda x, s: x ** (s - 0.3) * (1 + x), 0.0, 1.0, (s,), rtol=LOOSE, gradient=TIGHT).value
+    exact = -1 / (0.7 + SMALL) ** 2 - 1 / (1.7 + SMALL) ** 2
+    assert relative_error(WAYS[way](f), exact) <= 1e-9
+
+
+def test_power_of_a_singularity_by_dual_numbers_and_twice() -> None:
+    f = lambda s: qg.quad(lambda x, s: x**-s * (1 + x), 0.0, 1.0, (s,), rtol=LOOSE, gradient=TIGHT).value
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(t64(0.3), t64(1.0)))).tangent
+    assert relative_error(tangent, 1 / 0.7**2 + 1 / 1.7**2) <= 1e-9
+    s = leaf(0.3)
+    (first,) = torch.autograd.grad(f(s), s, create_graph=True)
+    assert relative_error(torch.autograd.grad(first, s)[0], 2 / 0.7**3 + 2 / 1.7**3) <= 1e-8
+
 
 WAYS = {
     "vmap of grad": lambda f: vmap(grad(f))(SMALL),

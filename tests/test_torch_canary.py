@@ -23,6 +23,7 @@ import quadgrad as qg
 from helpers import leaf, t64
 from quadgrad._torch import (
     carries_derivative,
+    dispatch_mode_open,
     forward_mode_open,
     in_differentiation,
     in_transform,
@@ -337,3 +338,49 @@ def test_transforms_still_refuse_the_hooks_that_checkpointing_needs() -> None:
 
     with pytest.raises(RuntimeError, match="saved tensor hooks"):
         grad(lambda x: checkpoint(lambda x: (x**2).sum(), x, use_reentrant=False))(X)
+
+
+# --------------------------------------------------------------------------------- operators of wrapped functions
+
+
+def test_a_dispatch_mode_is_seen_while_it_is_open() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[bool] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    assert not dispatch_mode_open()
+    with Mode():
+        seen.append(dispatch_mode_open())
+    make_fx(lambda x: (seen.append(dispatch_mode_open()), 2 * x)[1])(X)
+    assert seen == [True, True]
+    assert not dispatch_mode_open()
+
+
+def test_batched_gradients_still_cannot_loop_over_lists_of_tensors() -> None:
+    """If this stops raising, the bridge needs only one operator for any number of tensors."""
+
+    @torch.library.custom_op("quadgrad_canary::double", mutates_args=())
+    def double(tensors: list[Tensor]) -> list[Tensor]:
+        return [2 * t for t in tensors]
+
+    x = leaf([1.0, 2.0])
+    y = x * 1.0
+    y.register_hook(lambda g: double([g])[0])
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.autograd.grad(y, x, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+
+
+def test_operators_still_have_no_forward_mode_of_their_own() -> None:
+    """Their tangents are lost without a word: the reason why eager calls go through functions."""
+
+    @torch.library.custom_op("quadgrad_canary::triple", mutates_args=())
+    def triple(x: Tensor) -> Tensor:
+        return 3 * x
+
+    triple.register_autograd(lambda ctx, g: 3 * g)
+    assert jvp(triple, (X,), (X,))[1].abs().max() == 0.0

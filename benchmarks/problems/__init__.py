@@ -1,6 +1,7 @@
 """One table of test integrals with exact values, for the tests and for the page ``table``.
 
-`everyday` holds those that every rule solves; the others are harder, and grouped by what is hard about them. Tags
+`everyday` holds those that every rule solves; the others are harder, and grouped by what is hard about them.
+`HIDDEN` stands apart: no node sees what matters there. Tags
 (an integral may have several):
 
 * smooth: analytic in the interval and at its ends
@@ -18,13 +19,13 @@ from __future__ import annotations
 from benchmarks.problems.ends import ENDS
 from benchmarks.problems.everyday import EVERYDAY
 from benchmarks.problems.inside import INSIDE
-from benchmarks.problems.localized import LOCALIZED
+from benchmarks.problems.localized import HIDDEN, LOCALIZED
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.several import SEVERAL
 from benchmarks.problems.smooth import SMOOTH
 from benchmarks.problems.tails import TAILS
 
-__all__ = ["EVERYDAY", "PROBLEMS", "TAGS", "Problem"]
+__all__ = ["EVERYDAY", "HIDDEN", "PROBLEMS", "TAGS", "Problem"]
 
 PROBLEMS: tuple[Problem, ...] = (*EVERYDAY, *SMOOTH, *LOCALIZED, *ENDS, *INSIDE, *TAILS, *SEVERAL)
 TAGS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from quadgrad.errors import (
     IntegrandError,
     IntegrationError,
@@ -38,3 +40,15 @@ __all__ = [
     "replay",
 ]
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from quadgrad import bridge as bridge
+
+
+def __getattr__(name: str) -> Any:
+    """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
+    if name == "bridge":
+        import importlib
+
+        return importlib.import_module(f"quadgrad.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
 __all__ = [
     "carries_derivative",
+    "dispatch_mode_open",
     "forward_mode_open",
     "in_differentiation",
     "in_transform",
@@ -56,6 +57,12 @@ def in_differentiation() -> bool:
 def forward_mode_open() -> bool:
     """Whether a forward-mode level is open, so that tangents may flow even where gradients are off."""
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def dispatch_mode_open() -> bool:
+    """Whether operators are being recorded or replaced: a tracer, fake tensors, a ``TorchDispatchMode``."""
+    mode = _python_dispatch._get_current_dispatch_mode()  # pyright: ignore[reportPrivateUsage]
+    return mode is not None
 
 
 def leaves_behind(tensor: Tensor) -> list[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
+    "BridgeError",
+    "BridgeWarning",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
@@ -29,3 +31,11 @@ class SeveredGradientWarning(UserWarning):
 
 class UnmarkedJumpWarning(SeveredGradientWarning):
     """The integrand jumps at a place whose movement with a parameter is not in the gradient."""
+
+
+class BridgeError(ValueError):
+    """A wrapped function broke its contract: a wrong type, shape or dtype, or a derivative that does not fit."""
+
+
+class BridgeWarning(UserWarning):
+    """A wrapped function returned NaN or infinity."""

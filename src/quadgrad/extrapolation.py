@@ -1,8 +1,8 @@
 """Wynn's epsilon algorithm: the limit of a sequence of sums from its last few terms.
 
 Column k is exact where the terms are a sum of k geometric sequences, also with a power of the index as a factor
-(P. Wynn, *Mathematical Tables and Other Aids to Computation* 10, 1956). Of a function's integrals over equal steps of the
-logarithm of the distance from a point this covers algebraic and logarithmic singularities there.
+(P. Wynn, *Mathematical Tables and Other Aids to Computation* 10, 1956). Of a function's integrals over equal steps
+of the logarithm of the distance from a point this covers algebraic and logarithmic singularities there.
 """
 
 from __future__ import annotations
@@ -16,27 +16,24 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: tuple[Tensor, ...], columns: int) -> list[list[Tensor]]:
+def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
-    Column 0 are the sums of the first 0, 1, ... terms; each entry of column k uses 2 k terms, the last entry the
-    last ones.
+    The terms, and the entries of a column, stand along the first dimension. Column 0 are the sums of the first 0,
+    1, ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
     """
-    size = torch.stack([term.detach().abs() for term in terms]).amax(0)
+    size = terms.detach().abs().amax(0)
     size = torch.where(size > 0, size, 1.0)
-    sums = [torch.zeros_like(terms[0])]
-    for term in terms:
-        sums.append(sums[-1] + term / size)
-    before, now = [torch.zeros_like(terms[0])] * (len(sums) + 1), sums
-    table = [[entry * size for entry in now]]
+    now = torch.cat((torch.zeros_like(terms[:1]), (terms / size).cumsum(0)))
+    before = torch.zeros_like(torch.cat((now, now[:1])))
+    table = [now * size]
     for _ in range(columns):
         for rest in (
             torch.inf,
             0.0,
         ):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
-            steps = zip(before[1:-1], now[:-1], now[1:], strict=True)
-            before, now = now, [past + _reciprocal(right - left, rest) for past, left, right in steps]
-        table.append([entry * size for entry in now])
+            before, now = now, before[1:-1] + _reciprocal(now[1:] - now[:-1], rest)
+        table.append(now * size)
     return table
 
 

@@ -114,8 +114,8 @@ class _Tail:
 class EndFrame:
     """Where ``n`` cells lie whose nodes close in on an end of their piece: the fraction is ``outer exp(rate tau)``.
 
-    ``left`` is the end, or what an infinite piece is measured from; ``scale``, ``-rate`` times the piece's ``span``,
-    multiplies a cell's weighted sum; ``reach`` is the end's distance from 0. All have shape ``(n,)``.
+    ``left`` is the end, or what an infinite piece is measured from; ``scale``, ``-rate`` times the piece's
+    ``span``, multiplies a cell's weighted sum; ``reach`` is the end's distance from 0. All have shape ``(n,)``.
     """
 
     left: Tensor
@@ -177,7 +177,7 @@ def end_frame(pieces: Pieces, row: Tensor, start: Tensor, stop: Tensor) -> EndFr
 
 
 def _bounds(lower: Tensor, upper: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, _Infinite]:
-    """Return both ends, 0 where infinite, the span, 1 where infinite, and which are, the latter two of ``shape``."""
+    """Return both ends, 0 where infinite, the span, 1 where infinite, and which are; the last two of ``shape``."""
     no_lower, no_upper = lower.isinf(), upper.isinf()
     # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
     low, high = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)

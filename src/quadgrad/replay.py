@@ -168,10 +168,11 @@ def _end_sums(
     y = y * (slope * layout.scale[part]).reshape(slope.shape + tail)
     event, flat = y.shape[1:], y.flatten(1)
     value = (weight.to(y.dtype) @ flat).reshape(event)
-    terms = (ends.shares.to(y.dtype) @ flat).reshape(ends.shares.shape[0], *event).unbind(0)
+    terms = (ends.shares.to(y.dtype) @ flat).reshape(ends.shares.shape[0], *event)
+    harmless = 0.5 ** torch.arange(terms.shape[0], dtype=tau.dtype, device=tau.device).reshape(-1, 1, *tail)
     for column in range(1, COLUMNS):
         chosen = (ends.column[part] == column).reshape(-1, *tail)
-        # A harmless series where another column is taken keeps what it cannot sum out of the gradient.
-        series = tuple(torch.where(chosen, term, 0.5**k) for k, term in enumerate(terms))
-        value = torch.where(chosen, extrapolate(series, column)[column][-1], value)
+        # Where another column is taken, what this one cannot sum must not reach the gradient.
+        limit = extrapolate(torch.where(chosen, terms, harmless), column)[column][-1]
+        value = torch.where(chosen, limit, value)
     return value

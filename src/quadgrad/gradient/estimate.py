@@ -11,13 +11,15 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.gradient.derivative import as_reals, differentiate, make_variables
-from quadgrad.gradient.measure import Sample, measure, measure_samples
+from quadgrad.gradient.measure import Replayed, Sample, Sampler, measure, measure_samples
 from quadgrad.gradient.mode import Primal
 from quadgrad.gradient.parameters import Parameters, Substitution
+from quadgrad.gradient.plans import cells_of, with_cells
 from quadgrad.gradient.slivers import interior, reading_errors
+from quadgrad.gradient.tails import EndSample, split_outputs
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
-from quadgrad.maps import Frame, frame
+from quadgrad.maps import EndFrame, Frame, end_frame, frame
 from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK
 from quadgrad.result import Result
@@ -165,9 +167,11 @@ class _Estimate:
         if not len(plan) or not variables.sizes:
             return
         integrand = differentiate(primal.integrand, variables, parameters, self.weight)
-        measured = measure(self._task(integrand), plan, sharp=True)
+        weight = self.weight.reshape(self.weight.shape[0], -1)
+        replayed = Replayed(primal.integrand, differentiate(primal.integrand, variables, parameters), weight)
+        error = measure(self._task(integrand), plan, replayed, sharp=True).error_on(plan)
         shape = self.plan.batch_shape
-        errors = [measured.error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
+        errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for place, i in enumerate(arguments):
             given, argument = primal.given[i], primal.integrand.arguments[i]
             assert given is not None
@@ -183,23 +187,43 @@ class _Estimate:
         pieces, moving = primal.limits.detach().pieces(), self._moving().pieces()
         width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
         task = self._task(replace(primal.integrand, event=(width,)), cells=max(1, ROWS // plan.tau.shape[0]))
-        real, weight = pieces.lower.dtype, as_reals(self.weight, 1)
+        real, weight = pieces.lower.dtype, self.weight.reshape(plan.batch, -1)
+        reals = as_reals(weight, 1)
 
-        def sampler(plan: Plan) -> tuple[Frame, Sample]:
+        def linear(plan: Plan) -> tuple[Frame, Sample]:
             ends = (plan.row, plan.start.to(real), plan.stop.to(real))
             still, path, owner = frame(pieces, *ends), frame(moving, *ends), plan.owner
 
             def sample(part: slice) -> tuple[Tensor, None]:
                 with torch.enable_grad():
                     x, slope = path.nodes(plan.tau.to(real), part)
-                    y = (as_reals(primal.integrand(x, owner[part]), 2) * weight[owner[part]]).sum(2)
+                    y = (as_reals(primal.integrand(x, owner[part]), 2) * reals[owner[part]]).sum(2)
                     y = y * (path.scale[part] / still.scale[part])
                     rows = _rows((y if slope is None else y * slope).flatten(), tensor)
                 return as_reals(rows, 1).reshape(*x.shape, width), None
 
             return still, sample
 
-        error = measure_samples(task, plan, sampler, sharp=True).error.sum(0)
+        def ends(plan: Plan) -> tuple[EndFrame, EndSample]:
+            assert plan.ends is not None
+            still, path = (end_frame(place, *plan.end_cells(real)) for place in (pieces, moving))
+            owner = plan.owner[plan.ends.cell]
+
+            def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+                slope = still.nodes(places, part)[1]
+                with torch.enable_grad():
+                    x, stretch = path.nodes(places, part)
+                    stretch = stretch * path.scale[part] / (slope * still.scale[part])
+                    y = primal.integrand(x, owner[part])
+                    y = y.reshape(*x.shape, -1) * stretch[..., None]
+                    rows = _rows(as_reals(y, 0).flatten(), tensor)
+                rows = as_reals(rows, 1).reshape(*x.shape, -1)
+                return y.detach(), split_outputs(rows, y.shape[2], y.is_complex()), slope
+
+            return still, sample
+
+        measured = measure_samples(task, plan, Sampler(linear, ends), weight, sharp=True)
+        error = measured.error_on(plan).sum(0)
         return _modulus(error, tensor).reshape(tensor.shape)
 
     def _moving(self) -> Limits:
@@ -256,9 +280,7 @@ def _part(plan: Plan, elements: Tensor) -> Plan:
     """Return the cells of some integrals."""
     if bool(elements.all()):
         return plan
-    chosen = elements.index_select(0, plan.owner)
-    names = ("row", "start", "stop", "error")
-    return replace(plan, **{name: getattr(plan, name)[chosen] for name in names})
+    return with_cells(plan, cells_of(plan).take(elements[plan.owner]))
 
 
 def _real(tensor: Tensor) -> torch.dtype:

@@ -21,7 +21,7 @@ from quadgrad._torch import carries_derivative, leaves_behind
 from quadgrad.errors import IntegrandError
 from quadgrad.integrand import Integrand
 
-__all__ = ["Parameters", "declare", "refuse_undeclared", "Substitution"]
+__all__ = ["Parameters", "Substitution", "declare", "refuse_undeclared"]
 
 
 @dataclass(frozen=True)

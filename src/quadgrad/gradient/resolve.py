@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._torch import carries_derivative
 from quadgrad.gradient.derivative import as_reals, differentiate, output_count, variables_of
-from quadgrad.gradient.measure import Measured, measure
+from quadgrad.gradient.measure import Measured, Replayed, measure
 from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
 from quadgrad.gradient.parameters import refuse_undeclared
+from quadgrad.gradient.plans import cells_of, with_cells
 from quadgrad.gradient.reuse import replay_with_limits
-from quadgrad.gradient.slivers import carries_gradient, interior, singular_marks
+from quadgrad.gradient.slivers import interior, singular_marks
+from quadgrad.gradient.tails import choose_columns, draw_closer
 from quadgrad.integrand import Argument, Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.plan import Plan
@@ -23,7 +26,6 @@ from quadgrad.rules import get_rule
 from quadgrad.search.adaptive import search
 from quadgrad.search.estimate import FLOOR, largest_component
 from quadgrad.search.record import make_plan
-from quadgrad.search.start import first_cells
 from quadgrad.search.task import Task
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance, make_tolerance
@@ -119,13 +121,10 @@ class _Search:
         self.primal, self.variables = primal, variables_of(integrand, primal.parameters)
         self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.eps)
         self.moving, self.singular = _followed(primal)
-        count = output_count(integrand)
-        self.groups = self.variables.groups(count)
-        self.width = count * sum(self.variables.sizes)
-        derivative = differentiate(integrand, self.variables, primal.parameters)
+        derivative, sizes = differentiate(integrand, self.variables, primal.parameters), self.variables.sizes
         if bool(somewhere(self.moving).any()):
-            self.groups.append(torch.arange(self.width, self.width + count))
-            derivative = _with_value(derivative, integrand)
+            derivative, sizes = _with_value(derivative, integrand), (*sizes, 1)
+        self.groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
         self.integrand, self.rounding = derivative, self._rounding()
         self.groups = [columns.to(self.moving.device) for columns in self.groups]
 
@@ -137,24 +136,32 @@ class _Search:
         if plan.batch == 0 or not self.integrand.event or not self.integrand.event[0]:
             return self._outcome(self.limits.a.new_zeros((plan.batch, len(names))), status, nfev, plan)
         task = self._task(self.integrand)
-        measured = measure(task, plan, self.groups)
+        replayed = Replayed(self.primal.integrand, self.integrand)
+        measured = measure(task, plan, replayed, self.groups)
+        before: tuple[Plan, Tensor, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
-            late = largest((measured.error / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
+            plan = choose_columns(plan, measured.tails, asked)
+            late = largest((measured.error_on(plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
-            scale = (1.0 / torch.maximum(0.5 * asked, noise)).masked_fill(~late[:, None], 0.0)
-            scaled = self._task(_scaled(self.integrand, scale, self.groups))
-            cells = first_cells(task.pieces, plan.batch_shape, plan.batch, task.rule, plan)
-            found = search(replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps)), cells)
-            plan = make_plan(found, task.pieces, plan.batch_shape, task.rule)
+            before = before or (plan, measured.error_on(plan), asked)
+            scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
+            plan = draw_closer(plan, measured.tails, asked, late)
+            cells, again = cells_of(plan), late[plan.owner]
+            scaled = replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps))
+            found = search(scaled, cells.take(again).first())
+            made = make_plan(found, task.pieces, plan.batch_shape, task.rule)
+            plan = with_cells(plan, cells.take(~again).join(cells_of(made)))
             nfev, status = nfev + export(found.nfev), torch.maximum(status, export(found.status))
-            measured = measure(task, plan, self.groups)
+            measured = measure(task, plan, replayed, self.groups)
         asked, _ = self._asked(measured)
-        met = largest((measured.error / asked).amax(1)) <= 1.0
+        plan = choose_columns(plan, measured.tails, asked)
+        now = (plan, measured.error_on(plan), asked)
+        plan, error, asked = now if before is None else _better(before, now)
+        met = largest((error / asked).amax(1)) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
-        error = measured.error[:, : len(names)]
-        error = error.masked_fill(self.singular[:, None], torch.inf)
+        error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, export(status), nfev, plan)
 
     def _rounding(self) -> Tensor:
@@ -202,10 +209,24 @@ class _Search:
         asked = (self.tolerance.rtol * size).clamp_min(max(self.tolerance.atol, torch.finfo(size.dtype).tiny))
         zero = ZERO * torch.maximum(measured.floor, self.rounding)
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
-        idle = torch.zeros_like(asked, dtype=torch.bool)
-        idle[:, : len(self.variables.names)] = self.singular[:, None]
-        idle[:, len(self.variables.names) :] = ~self.moving[:, None]
+        variables = len(self.variables.names)
+        idle = torch.stack([self.singular] * variables + [~self.moving] * (len(self.groups) - variables), dim=1)
         return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
+
+
+def _better(before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]) -> tuple[Plan, Tensor, Tensor]:
+    """Return for each integral the plan with the smaller error, as a part of what is asked, with both of these.
+
+    Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.
+    """
+    (old, first, wanted), (plan, error, asked) = before, now
+    wanted = torch.minimum(wanted, asked)
+    was_better = largest((first / wanted).amax(1)) < largest((error / asked).amax(1))
+    if not bool(was_better.any()):
+        return now
+    cells = cells_of(old).take(was_better[old.owner]).join(cells_of(plan).take(~was_better[plan.owner]))
+    chosen = was_better[:, None]
+    return with_cells(plan, cells), torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
 
 
 def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
@@ -216,21 +237,22 @@ def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
     moving, follows = no, no
     singular = singular_marks(primal.integrand, primal.limits, primal.plan.batch)
     for mark, pathwise, bad in zip(primal.limits.marks, primal.treatment.pathwise, singular, strict=True):
-        if carries_gradient(mark):
+        if carries_derivative(mark):
             moving, follows = moving | pathwise, follows | (pathwise & bad)
     return moving, follows
 
 
 def _with_value(derivative: Integrand, integrand: Integrand) -> Integrand:
-    """Append f's own outputs to the columns."""
-    count = len(integrand.arguments)
+    """Append to the columns of each output of f the output itself."""
+    given_count, count = len(integrand.arguments), output_count(integrand)
 
     def function(x: Tensor, *given: Any) -> Tensor:
-        y = as_reals(integrand.evaluate(x, list(given[:count])), 2)
-        return torch.cat((derivative.function(x, *given), y), dim=2)
+        y = as_reals(integrand.evaluate(x, list(given[:given_count])), 2)
+        columns = derivative.function(x, *given).unflatten(2, (count, -1))
+        return torch.cat((columns, y[..., None]), dim=3).flatten(2)
 
     (width,) = derivative.event or (0,)
-    return replace(derivative, function=function, event=(width + output_count(integrand),))
+    return replace(derivative, function=function, event=(width + count,))
 
 
 def _scaled(integrand: Integrand, scale: Tensor, groups: list[Tensor]) -> Integrand:

@@ -102,7 +102,8 @@ class Rule:
         """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
         m = self.nodes.size
         vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
-        return np.linalg.solve(vandermonde.T, np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1).T).T
+        ends = np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1)
+        return np.asarray(np.linalg.solve(vandermonde.T, ends.T).T, dtype=np.float64)
 
     @cached_property
     def functionals(self) -> Array:
@@ -111,13 +112,14 @@ class Rule:
 
     @cached_property
     def shares(self) -> Array:
-        """The integrals of the interpolating polynomial over the equal parts of the unit interval, ``(SHARES, m)``."""
+        """The interpolating polynomial's integrals over equal parts of the unit interval, ``(SHARES, m)``."""
         m = self.nodes.size
         gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
         places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
         moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
         vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
-        return np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+        shares = np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+        return np.asarray(shares, dtype=np.float64)
 
     @property
     def order_gap(self) -> int:

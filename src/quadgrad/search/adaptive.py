@@ -19,17 +19,19 @@ from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import Frame, frame
 from quadgrad.reduce import total
 from quadgrad.search.cells import (
+    BESIDE,
     CLOSER,
     KEEP,
     LEFT,
+    LIMIT,
     LINEAR,
+    REVERT,
     RIGHT,
     TURN,
+    ULPS,
     Cells,
     Counts,
-    count_beside,
     count_children,
-    edges_inside,
     is_faint,
     locate,
     plan_moves,
@@ -37,14 +39,14 @@ from quadgrad.search.cells import (
     to_scan,
 )
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import PLACE, apply_rule, at_nodes, largest_component, scale_estimates
+from quadgrad.search.estimate import PLACE, apply_rule, largest_component, one_number, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["allowed_error", "linear_cells", "look_at_edges", "node_blur", "search"]
+__all__ = ["allowed_error", "known_at_edges", "linear_cells", "node_blur", "place_with_edges", "search"]
 
 RUN, WAIT = -1, -2
 
@@ -73,9 +75,9 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the number
-    of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad`` the
-    rounds with values that are not finite.
+    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the
+    number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent,
+    ``bad`` the rounds with values that are not finite.
     """
 
     move: Tensor
@@ -147,26 +149,23 @@ def search(task: Task, first: First) -> Found:
     # One cell each. A passed plan may have as many cells as there are integrals, and yet not one for each.
     whole = task.pieces.count == 1 and row.shape[0] == n and first.kind is None and bool((row == who).all())
     if first.kind is None:
-        known = look_at_edges(task, row, first.start, first.stop) if first.divided else None
-        cells, known = _evaluate(task, row, first.start, first.stop, known, whole=whole)
+        cells, known = _evaluate(task, row, first.start, first.stop, whole=whole, edges=True)
     else:
         order = first.kind.sort(stable=True).indices
-        rows, start, stop = (t.index_select(0, order) for t in (row, first.start, first.stop))
+        by_kind = First(*(t.index_select(0, order) for t in (row, first.start, first.stop)))
+        unknown = torch.full((2, len(row)), torch.nan, dtype=task.pieces.lower.dtype, device=device)
         linear = int((first.kind == LINEAR).sum())
-        known = look_at_edges(task, rows[:linear], start[:linear], stop[:linear])
-        cells, known = _evaluate_all(task, rows, start, stop, known, Counts(0, 0, 0, 0))
+        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, 0, edges=True)
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
-    nfev = count * task.rule.nodes.size
-    if first.divided:
-        nfev = nfev + total(count_beside(first.start, first.stop, first.kind), owner, n)
+    nfev = count * (task.rule.nodes.size + BESIDE)
     running = _begin(who, count, nfev, cells)
     sums = (cells.value, cells.error, cells.floor) if whole else (running.value, running.error, running.floor)
     ledger = Ledger(task.pieces.count, nfev, sums)
     if whole:  # one cell each: those that have converged leave at once
         easy = largest(cells.error / allowed_error(task.tolerance, cells.value, cells.floor)) <= 1.0
-        easy = easy & ~(to_scan(cells) & somewhere(is_faint(cells.value, cells.error)))
+        easy = easy & ~(to_scan(cells, cells.error) & somewhere(is_faint(cells.value, cells.error)))
         n_easy = int(easy.sum())
         if n_easy == n:
             ledger.settled.append(cells)
@@ -200,7 +199,7 @@ def _refine(
         if n_over:
             move = move * stays.index_select(0, owner)
             *_, counts = _count(verdict.code, move)
-        n_gone, n_split = len(running) - n_run, counts.halved + counts.turned + counts.closer
+        n_gone, n_split = len(running) - n_run, counts.cells
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
         if n_split == 0:
@@ -218,31 +217,40 @@ def _refine(
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        cells, known = _evaluate_all(task, row, start, stop, known, counts)
+        pairs = counts.again + counts.reverted
+        cells, known = _evaluate_all(task, row, start, stop, known, counts.linear, pairs)
         reopened = False
 
 
 def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
-    """Count the integrals over budget, waiting and running, and the cells by their moves; the host waits only here."""
+    """Count integrals over budget, waiting and running, and the cells by their moves; only here the host waits."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
-    moves = (move > KEEP, (move == LEFT) | (move == RIGHT), move == TURN, move == CLOSER)
-    n_over, n_wait, n_run, split, again, turned, closer = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
-    return n_over, n_wait, n_run, Counts(split - turned - closer, again, turned, closer)
+    halved = (move > KEEP) & (move < REVERT)
+    moves = (halved, (move == LEFT) | (move == RIGHT), move == REVERT, move == TURN, move == CLOSER)
+    n_over, n_wait, n_run, *counts = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    return n_over, n_wait, n_run, Counts(*counts)
 
 
 def _evaluate_all(
-    task: Task, row: Tensor, start: Tensor, stop: Tensor, known: Tensor, counts: Counts
+    task: Task,
+    row: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    known: Tensor,
+    linear: int,
+    pairs: int,
+    edges: bool = False,
 ) -> tuple[Cells, Tensor]:
-    """Apply the rule to new cells, linear ones first; see :func:`_evaluate`."""
-    linear = known.shape[1]
+    """Apply the rule to new cells, the first ``linear`` with evenly spread nodes; see :func:`_evaluate`."""
     if linear == row.shape[0]:
-        return _evaluate(task, row, start, stop, known, counts.again)
+        return _evaluate(task, row, start, stop, known, pairs, edges=edges)
     ends = evaluate_ends(task, row[linear:], start[linear:], stop[linear:])
-    unknown = torch.full_like(ends.error, torch.nan).expand(3, -1)
+    beside = torch.cat((known[:, linear:], torch.full_like(known[:1, linear:], torch.nan)))
     if linear == 0:
-        return ends, unknown
-    cells, known = _evaluate(task, row[:linear], start[:linear], stop[:linear], known, counts.again)
-    return Cells.join([cells, ends]), torch.cat((known, unknown), dim=1)
+        return ends, beside
+    evenly = (row[:linear], start[:linear], stop[:linear], known[:, :linear])
+    cells, known = _evaluate(task, *evenly, pairs, edges=edges)
+    return Cells.join([cells, ends]), torch.cat((known, beside), dim=1)
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:
@@ -257,11 +265,13 @@ def _evaluate(
     known: Tensor | None = None,
     n_again: int = 0,
     whole: bool = False,
+    edges: bool = False,
 ) -> tuple[Cells, Tensor]:
     """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral.
 
     ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between the last ``n_again`` pairs,
-    where it is asked for here; returned with the cells is what is known at starts, stops and middles.
+    and with ``edges`` everywhere, where it is asked for here; returned with the cells is what is known at starts,
+    stops and middles.
     """
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
@@ -270,17 +280,24 @@ def _evaluate(
     n = row.shape[0]
     known = layout.scale.new_full((2, n), torch.nan) if known is None else known
     known = _between(task, layout, owner, known, n_again) if n_again else known
-    step = max(1, task.block // task.rule.nodes.size)
+    step = max(1, task.block // (task.rule.nodes.size + BESIDE * edges))
     parts: list[tuple[Tensor, ...]] = []
     eps, blur = task.tolerance.eps, node_blur(layout)
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
-        x, slope = layout.nodes(rule.nodes, part)
-        y = task.integrand(x, part if whole else owner[part]).detach()
+        at_edges = known[:, part]
+        if edges:
+            y, slope, at_edges = _call_with_edges(task, layout, part, part if whole else owner[part])
+        else:
+            x, slope = layout.nodes(rule.nodes, part)
+            y = task.integrand(x, owner[part]).detach()
         eps = noise(task)
-        parts.append(apply_rule(rule, y, slope, gap, eps, blur[part], known[:, part]))
-    columns = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return linear_cells(task, row, start, stop, columns, layout, eps), torch.cat((known, columns[5][None]))
+        parts.append((*apply_rule(rule, y, slope, gap, eps, blur[part], at_edges), at_edges))
+    *columns, middle, known = parts[0]
+    if len(parts) > 1:
+        *columns, middle, known = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
+    cells = linear_cells(task, row, start, stop, tuple(columns), layout, eps)
+    return cells, torch.cat((known, middle[None]))
 
 
 def node_blur(layout: Frame) -> Tensor:
@@ -292,8 +309,11 @@ def node_blur(layout: Frame) -> Tensor:
 def linear_cells(
     task: Task, row: Tensor, start: Tensor, stop: Tensor, columns: tuple[Tensor, ...], layout: Frame, eps: float
 ) -> Cells:
-    """Return cells with evenly spread nodes from what :func:`quadgrad.search.estimate.apply_rule` returns."""
-    value, error, size, variation, lean, _ = columns
+    """Return cells with evenly spread nodes from value, error, size, variation and lean.
+
+    See :func:`quadgrad.search.estimate.apply_rule`.
+    """
+    value, error, size, variation, lean = columns
     info = torch.finfo(layout.scale.dtype)
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
@@ -302,39 +322,54 @@ def linear_cells(
     return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
 
 
-def look_at_edges(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """Call f at starts and stops of cells that were not made by bisection here, except at limits, ``(2, n)``."""
-    real = task.pieces.lower.dtype
-    sides: list[Tensor] = []
-    for tau, inside in zip((0.0, 1.0), edges_inside(start, stop), strict=True):
-        index = inside.nonzero().squeeze(1)
-        layout = frame(task.pieces, row[index], start[index].to(real), stop[index].to(real))
-        owner, at = _owner(task, row[index]), layout.scale.new_tensor([tau])
-        known = layout.scale.new_full(row.shape, torch.nan)
-        for first in range(0, index.shape[0], task.block):
-            part = slice(first, first + task.block)
-            known = known.index_copy(0, index[part], _value_at(task, layout, owner, at, part))
-        sides.append(known)
-    return torch.stack(torch.broadcast_tensors(*sides))
+def _call_with_edges(
+    task: Task, layout: Frame, part: slice, owner: Tensor | slice
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return f at a first cell's nodes, what to multiply it by, and what f is right beside the edges, ``(2, n)``."""
+    x, slope, apart = place_with_edges(task, layout, part)
+    y = task.integrand(x, owner).detach()
+    known = known_at_edges(y, slope, apart)
+    return y[1:-1], None if slope is None else slope[1:-1], known
 
 
-def _value_at(task: Task, layout: Frame, owner: Tensor, tau: Tensor, part: slice) -> Tensor:
-    """Return the integrand at one place of each cell, see :func:`quadgrad.search.estimate.at_nodes`."""
+def place_with_edges(task: Task, layout: Frame, part: slice) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the nodes between places right beside the cells' edges ``(m + 2, n)``, slopes, and where that is so.
+
+    Where rounding would move these places onto the edges they are in the middle instead.
+    """
+    nodes = task.rule.tensors(layout.scale.dtype, layout.scale.device).nodes
+    eps = torch.finfo(nodes.dtype).eps
+    near = max(LIMIT, ULPS * eps)
+    tau = torch.cat((nodes.new_tensor([near]), nodes, nodes.new_tensor([1.0 - near])))
     x, slope = layout.nodes(tau, part)
-    y = task.integrand(x, owner[part]).detach()
-    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
-    columns = torch.view_as_real(y[0]) if y.is_complex() else y[0]
-    return at_nodes(columns.flatten(), columns.shape)
+    left, scale = layout.left[part], layout.scale[part]
+    apart = near * scale > 4.0 * eps * (left.abs() + scale)
+    first, last = (torch.where(apart, edge, x[nodes.shape[0] // 2 + 1]) for edge in (x[0], x[-1]))
+    return torch.cat((first[None], x[1:-1], last[None])), slope, apart
+
+
+def known_at_edges(y: Tensor, slope: Tensor | None, apart: Tensor) -> Tensor:
+    """Return what f is beside the cells' edges, ``(2, n)``, from values of which they are the first and the last."""
+    known = torch.stack([_seen(y[i], None if slope is None else slope[i]) for i in (0, -1)])
+    return torch.where(apart, known, torch.nan)
 
 
 def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
     """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
     first = known.shape[1] - 2 * n_again
     right = slice(first + 1, None, 2)
-    between = _value_at(task, layout, owner, known.new_zeros(1), right)
+    x, slope = layout.nodes(known.new_zeros(1), right)
+    between = _seen(task.integrand(x, owner[right]).detach()[0], None if slope is None else slope[0])
     starts, stops = known[0, first::2], known[1, right]
     pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
     return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
+
+
+def _seen(y: Tensor, slope: Tensor | None) -> Tensor:
+    """Return one number for f at one place of each cell, times the slope there."""
+    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 1))
+    columns = torch.view_as_real(y) if y.is_complex() else y
+    return one_number(columns.flatten(), columns.shape)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:
@@ -369,7 +404,8 @@ def _judge(
     limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
     excess = somewhere(cells.error > limit.index_select(0, owner))
     faint = done & somewhere(is_faint(value, error))
-    split = (excess & cells.refinable) | (to_scan(cells) & faint.index_select(0, owner))
+    most = 0.5 * error.index_select(0, owner)
+    split = (excess & cells.refinable) | (to_scan(cells, most) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
     wanted, beside = (total(number, owner, n) for number in count_children(move))
     done = done & (wanted == 0)

@@ -2,8 +2,8 @@
 
 Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
 exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
-outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that the
-epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
+outer :data:`quadgrad.maps.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that
+the epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import SHARES
 from quadgrad.search.cells import GEOMETRIC, STEP, Cells
 from quadgrad.search.estimate import (
+    BEYOND,
     EDGES,
     FLOOR,
     NULLS,
@@ -29,7 +30,7 @@ from quadgrad.search.estimate import (
 )
 from quadgrad.search.task import Task, noise
 
-__all__ = ["evaluate_ends"]
+__all__ = ["NEAREST", "blur_of_ends", "estimate_ends", "evaluate_ends", "to_the_end"]
 
 CLOSE = 0.1
 """A lower column is taken when its error is below this part of the relative tolerance."""
@@ -50,6 +51,7 @@ def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells
     rule = task.rule.tensors(real, row.device)
     layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
     owner = row if task.pieces.count == 1 else row // task.pieces.count
+    touches = (start == 0) | (stop == 0)
     step = max(1, task.block // task.rule.nodes.size)
     with_edges = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     parts: list[Cells] = []
@@ -57,22 +59,19 @@ def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells
         part = slice(first, min(row.shape[0], first + step))
         x, slope = layout.nodes(with_edges, part)
         y = task.integrand(x, owner[part]).detach()
-        parts.append(end_cells(task, row, start, stop, y, slope, layout, part))
+        found = estimate_ends(task, rule, y, slope, layout, touches[part], part)
+        parts.append(Cells(row[part], start[part], stop[part], *found))
     return Cells.join(parts)
 
 
-def end_cells(
-    task: Task, row: Tensor, start: Tensor, stop: Tensor, y: Tensor, slope: Tensor, layout: EndFrame, part: slice,
-    kind: Tensor | None = None,
-) -> Cells:  # fmt: skip
-    """Return the cells of ``part`` from f ``(m + 2, n, *event)``: where nodes begin, at them, where they end.
+def estimate_ends(
+    task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice,
+    held: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`.
 
-    What is extrapolated is taken from the column that fits best, or from that which the given ``kind`` names.
+    The column that extrapolates is chosen here, or ``held`` ``(n,)``.
     """
-    rule = task.rule.tensors(layout.reach.dtype, row.device)
-    row, start, stop = row[part], start[part], stop[part]
-    held = None if kind is None else kind[part].to(torch.int64) - (GEOMETRIC + 1)
-    touches = (start == 0) | (stop == 0)
     tail = (1,) * (y.ndim - 2)
     eps, scale = noise(task), layout.scale[part]
     weighted = y * (slope * scale).reshape(slope.shape + tail)
@@ -80,23 +79,22 @@ def end_cells(
     y = y[1:-1]
     functionals = rule.functionals.to(flat.dtype)
     size = _mean(rule, flat.abs())
-    blur = _blur(task, rule, y, layout, part)
+    blur = blur_of_ends(task, rule, y, layout, part)
     nulls = functionals[NULLS] @ flat
     if nulls.is_complex():
         nulls = nulls.abs()
     # Decay is looked for above the rounding of x, too, which is larger here than that of f.
     unseen, decay = null_rule_error(nulls, size + blur / (2.0 * eps), task.rule.order_gap, eps)
     event = y.shape[1:]
-    # As in evenly spread cells, the interpolating polynomial must meet f at the edges, but not where it is singular.
+    # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
     at_outer, at_inner = functionals[EDGES] @ flat
-    hidden = rule.nodes[0] * (
-        (at_outer - outer).abs().reshape(event)
-        + torch.where(touches.reshape(-1, *tail), 0.0, (at_inner - inner).abs().reshape(event))
-    )
+    gaps = [((at - f).abs() - BEYOND * nulls[0]).clamp_min(0.0) for at, f in ((at_outer, outer), (at_inner, inner))]
+    gap_outer, gap_inner = (gap.reshape(event) for gap in gaps)
+    hidden = rule.nodes[0] * (gap_outer + torch.where(touches.reshape(-1, *tail), 0.0, gap_inner))
     unseen, decay, size, blur = (largest_component(t.reshape(event)) for t in (unseen, decay, size, blur))
     value = (functionals[0] @ flat).reshape(event)
-    terms = tuple((rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event).unbind(0))
-    beyond, doubt, gain, column = _to_the_end(terms, task.tolerance.rtol, held)
+    terms = (rule.shares.to(flat.dtype) @ flat).reshape(SHARES, *event)
+    beyond, doubt, gain, column = to_the_end(terms, task.tolerance.rtol, held)
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
     doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
@@ -114,10 +112,10 @@ def end_cells(
     refinable = somewhere((lost | worth) & _wide(layout, touches, part))
     rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
     kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
-    return Cells(row, start, stop, value, error, floor, refinable, rough, kind)
+    return value, error, floor, refinable, rough, kind
 
 
-def _blur(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
+def blur_of_ends(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
     """Return what rounding of x adds to the error: near a singularity f changes as much as the distance does."""
     eps = torch.finfo(layout.reach.dtype).eps
     blur = (PLACE * eps) * layout.reach[part] * -layout.rate[part]
@@ -128,9 +126,7 @@ def _mean(rule: RuleTensors, y: Tensor) -> Tensor:
     return rule.weights.to(y.dtype) @ y  # f may return another dtype than that of x
 
 
-def _to_the_end(
-    terms: tuple[Tensor, ...], rtol: float, held: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
@@ -145,7 +141,7 @@ def _to_the_end(
     )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
-    total = SAFETY * largest_component(torch.stack(terms).abs().sum(0))
+    total = SAFETY * largest_component(terms.abs().sum(0))
     value, doubt = limits[0], doubts[0]
     column = torch.zeros(doubt.shape, dtype=torch.int64, device=doubt.device)
     for k in range(1, COLUMNS):
@@ -160,7 +156,7 @@ def _to_the_end(
     return value, torch.where(diverges, total, doubt), torch.where(diverges | (column == 0), 1.0, gain), column
 
 
-def _doubt(column: list[Tensor], higher: list[Tensor]) -> Tensor:
+def _doubt(column: Tensor, higher: Tensor) -> Tensor:
     """Return the error of a column's last entry: how far the entries around it in the table are apart.
 
     Two of them may agree by accident, hence three differences.

@@ -16,14 +16,15 @@ from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import FUNCTIONALS, NULL_PAIRS
 
 __all__ = [
+    "BEYOND",
     "EDGES",
     "FLOOR",
     "NULLS",
     "SLOPES",
     "apply_rule",
-    "at_nodes",
     "largest_component",
     "null_rule_error",
+    "one_number",
     "scale_estimates",
 ]
 
@@ -37,6 +38,10 @@ FLOOR = 10.0
 
 PLACE = 0.3
 """What rounding of x adds to the error: this many eps times x times f's variation on the cell."""
+
+BEYOND = 6.0
+"""An interpolating polynomial misses a smooth integrand at the ends by at most this many times its highest pair of
+coefficients: the ratio is below it for 99 % of waves, peaks, exponentials and Gaussians with gk15 and gk21."""
 
 SAFETY = 10.0
 SLOW = 0.9
@@ -69,7 +74,7 @@ def apply_rule(
         How far rounding moves a node, as a part of the cell: what it does to f is not taken for roughness.
 
     known : Tensor, shape (2, n)
-        The integrand at the cell's ends, see :func:`at_nodes`; NaN where it is not known.
+        The integrand at the cell's edges, see :func:`one_number`; NaN where it is not known.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def apply_rule(
         -1 or 1 where the left or right half alone is to blame for the error, -2 or 2 where it still will be
         after one bisection, else 0.
     middle : Tensor, shape (n,)
-        The integrand at the cell's middle, see :func:`at_nodes`.
+        The integrand at the cell's middle, see :func:`one_number`.
     """
     if slope is not None:
         y = y * slope.reshape(slope.shape + (1,) * (y.ndim - 2))
@@ -102,24 +107,26 @@ def apply_rule(
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
-    error = largest_component(error) + _hidden(rule, sums[EDGES], known, tail)
-    middle = at_nodes(flat[flat.shape[0] // 2], tail)
+    error = largest_component(error) + _hidden(rule, sums, known, tail)
+    middle = one_number(flat[flat.shape[0] // 2], tail).clone()  # a view would keep all values alive
     return value, error, largest_component(size), variation, lean, middle
 
 
-def at_nodes(values: Tensor, tail: torch.Size) -> Tensor:
-    """Return one number for the integrand at a node of each cell, shape ``(n,)``: the sum of its components."""
+def one_number(values: Tensor, tail: torch.Size) -> Tensor:
+    """Return one real number for f at one place of each cell, shape ``(n,)``: the sum of its components."""
     return values if len(tail) == 1 else values.reshape(tail).flatten(1).sum(1)
 
 
-def _hidden(rule: RuleTensors, edges: Tensor, known: Tensor, tail: torch.Size) -> Tensor:
+def _hidden(rule: RuleTensors, sums: Tensor, known: Tensor, tail: torch.Size) -> Tensor:
     """Return the error of what lies between a cell's ends and its outermost nodes, where the rule sees nothing.
 
-    Were the integrand smooth there, its interpolating polynomial would meet its known value at the end. If a jump
-    or a kink is between the two, they differ by at least as much as it matters.
+    Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
+    :data:`BEYOND` times its highest coefficients, which the null rules have left in ``sums``. If a jump or a kink
+    is between the two, they differ by at least as much as it matters.
     """
-    gaps = (torch.stack([at_nodes(edge, tail) for edge in edges]) - known).abs().nan_to_num(0.0)
-    return gaps.sum(0) * rule.nodes[0]
+    edges = torch.stack([one_number(edge, tail) for edge in sums[EDGES]])
+    gaps = ((edges - known).abs() - BEYOND * one_number(sums[NULLS][0], tail)).clamp_min_(0.0)
+    return gaps.nan_to_num(0.0, 0.0, 0.0).sum(0) * rule.nodes[0]
 
 
 def scale_estimates(
@@ -156,6 +163,8 @@ def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
 
 def null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return the error on the unit interval, and the decay, from the null rules, which it overwrites.
+
+    The first row is left with the sizes of the highest pair of coefficients.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.
     """

@@ -14,9 +14,9 @@ from torch import Tensor
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import end_frame, frame
 from quadgrad.reduce import total
-from quadgrad.search.adaptive import allowed_error, linear_cells, look_at_edges, node_blur
-from quadgrad.search.cells import LINEAR, Cells, bisect, count_beside, is_faint, to_scan
-from quadgrad.search.ends import end_cells
+from quadgrad.search.adaptive import allowed_error, known_at_edges, linear_cells, node_blur, place_with_edges
+from quadgrad.search.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
+from quadgrad.search.ends import estimate_ends
 from quadgrad.search.estimate import apply_rule
 from quadgrad.search.start import First
 from quadgrad.search.task import SHARE, Found, Task, noise
@@ -43,9 +43,11 @@ class Watch:
             row, start, stop, real = self._cells(index)
             layout = frame(task.pieces, row, start.to(real), stop.to(real))
             rule, eps = task.rule.tensors(real, row.device), noise(task)
-            known = look_at_edges(task, row, start, stop)
-            columns = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
-            self.parts.append((index, linear_cells(task, row, start, stop, columns, layout, eps)))
+            x, slopes, apart = place_with_edges(task, layout, slice(None))
+            beside = task.integrand(x[[0, -1]], row // task.pieces.count).detach()
+            known = known_at_edges(beside, slopes, apart)
+            *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
+            self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
 
     def see_ends(self, index: Tensor, y: Tensor) -> None:
         """Look at the values on cells that close in on an end, calling f where their nodes begin and end, too."""
@@ -56,12 +58,14 @@ class Watch:
         with torch.no_grad():
             row, start, stop, real = self._cells(index)
             layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
-            nodes = task.rule.tensors(real, row.device).nodes
-            x, slope = layout.nodes(torch.cat((nodes.new_zeros(1), nodes, nodes.new_ones(1))), slice(None))
+            rule, touches = task.rule.tensors(real, row.device), (start == 0) | (stop == 0)
+            edge = rule.nodes.new_ones(1)
+            x, slope = layout.nodes(torch.cat((0.0 * edge, rule.nodes, edge)), slice(None))
             outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
             y = torch.cat((outer, y.detach(), inner))
-            cells = end_cells(task, row, start, stop, y, slope, layout, slice(None), kind[index])
-            self.parts.append((index, cells))
+            held = kind[index].to(torch.int64) - (GEOMETRIC + 1)
+            found = estimate_ends(task, rule, y, slope, layout, touches, slice(None), held)
+            self.parts.append((index, Cells(row, start, stop, *found)))
 
     def _cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
         first = self.first
@@ -99,7 +103,7 @@ class Recheck:
             torch.cat((t[whole], half))[order] for t, half in zip((found.start, found.stop), halves, strict=True)
         )
         kind = torch.cat((kind[whole], kind[split].repeat_interleave(2)))[order]
-        return First(row, start, stop, None if found.kind is None else kind, divided=True)
+        return First(row, start, stop, None if found.kind is None else kind)
 
     def join(self, mended: Found) -> Found:
         """Return what was found here of the integrals that are done, and what search has found of the others."""
@@ -130,17 +134,15 @@ def recheck(watch: Watch) -> Recheck:
     met = largest(error / allowed) <= 1.0
     # Where rounding alone exceeds the tolerance, near it is near enough; what is faint is to be scanned.
     done = largest(error / torch.maximum(allowed, 2.0 * floor)) <= 1.0
-    unseen = total(to_scan(cells).to(torch.int64), owner, n) > 0
+    unseen = total(to_scan(cells, 0.5 * error[owner]).to(torch.int64), owner, n) > 0
     done = done & ~(unseen & somewhere(is_faint(value, error)))
     status = torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF))
-    nodes = task.rule.nodes.size + count_beside(cells.start, cells.stop, cells.kind)
-    kind = None if watch.first.kind is None else cells.kind
+    kind, count = None if watch.first.kind is None else cells.kind, total(torch.ones_like(owner), owner, n)
     found = Found(
         cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, status,
-        total(nodes, owner, n),
+        count * (task.rule.nodes.size + BESIDE),
     )  # fmt: skip
-    count = total(torch.ones_like(owner), owner, n).clamp_min(1)
-    coarse = found.cell_error > SHARE * (largest(allowed) / count)[owner]
+    coarse = found.cell_error > SHARE * (largest(allowed) / count.clamp_min(1))[owner]
     return Recheck(found, done, coarse, task.pieces.count)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
-from quadgrad.search.cells import BESIDE, FAINT, GEOMETRIC, LINEAR, NARROW, SCANNED, STEP
+from quadgrad.search.cells import BESIDE, DEEP, EVERY, FAINT, GEOMETRIC, LIMIT, LINEAR, SCANNED, STEP, ULPS
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
+from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -63,18 +63,17 @@ def search_single(task: Task, first: First | None = None) -> Found:
         fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
-    nfev = nodes * len(fresh) + BESIDE * sum(c.kind != LINEAR for c in fresh)
-    if first is not None and first.divided:
-        nfev += _look_at_edges(task, [c for c in fresh if c.kind == LINEAR])
+    nfev = (nodes + BESIDE) * len(fresh)
     bad, reopened = 0, False
-    _measure(task, fresh)
+    _measure(task, fresh, edges=True)
     while True:
         cells = settled + fresh
         value, error, floor = sum(c.value for c in cells), sum(c.error for c in cells), sum(c.floor for c in cells)
         tolerance = _tolerance(task, value, floor)
         target = max(tolerance, 2.0 * floor)
         bad = bad + 1 if math.isinf(error) else 0
-        scan = [c for c in fresh if _to_scan(c)] if error <= target and error >= FAINT * abs(value) else []
+        faint = FAINT * abs(value) <= error <= target
+        scan = [c for c in fresh if faint and _to_scan(c, 0.5 * error)]
         if (error <= target and not scan) or bad > PATIENCE:
             status = Status.CONVERGED if error <= tolerance else Status.ROUNDOFF
             status = Status.NONFINITE if bad > PATIENCE else status
@@ -104,14 +103,14 @@ def search_single(task: Task, first: First | None = None) -> Found:
     return _found(task, cells, [value, error], status, nfev)
 
 
-def _measure(task: Task, cells: list[_Cell]) -> None:
-    """Apply the rule to cells and enter what it finds."""
+def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
+    """Apply the rule to cells and enter what it finds; ``edges``: call f near the edges of linear ones, too."""
     ends = [cell for cell in cells if cell.kind != LINEAR]
     if ends:
         cells = [cell for cell in cells if cell.kind == LINEAR]
         _measure_ends(task, ends)
     if cells:
-        _measure_linear(task, cells)
+        _measure_linear(task, cells, edges)
 
 
 def _measure_ends(task: Task, cells: list[_Cell]) -> None:
@@ -125,7 +124,7 @@ def _measure_ends(task: Task, cells: list[_Cell]) -> None:
         cell.value, cell.error, cell.floor, cell.refinable, cell.lean, cell.kind = entries
 
 
-def _measure_linear(task: Task, cells: list[_Cell]) -> None:
+def _measure_linear(task: Task, cells: list[_Cell], edges: bool) -> None:
     """Apply the rule to cells, a block of nodes at a time, and enter what it finds."""
     real = task.pieces.lower.dtype
     step = max(1, task.block // task.rule.nodes.size)
@@ -134,10 +133,10 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
     finest, narrowest = 4.0 * info.eps / outermost, info.tiny**0.5
     for first in range(0, len(cells), step):
         part = cells[first : first + step]
-        found = _apply_rule(task, part)
+        found = _apply_rule(task, part, edges)
         eps = noise(task)
         for cell, (sums, size, scale, reach, cell.at_middle) in zip(part, found, strict=True):
-            value, (left, right, slope_1, slope_2), edges = sums[0], sums[SLOPES], sums[EDGES]
+            value, (left, right, slope_1, slope_2) = sums[0], sums[SLOPES]
             cell.floor = FLOOR * eps * scale * size
             variation = abs(slope_1) + abs(slope_2)
             rounding = cell.floor + min(PLACE * info.eps * reach * variation, scale * size)
@@ -145,8 +144,11 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             error, decay = _null_rule_error(
                 sums[NULLS], size + variation * (blur / (2.0 * eps)), task.rule.order_gap, eps
             )
-            gaps = (abs(edge - f) for edge, f in zip(edges, (cell.at_start, cell.at_stop), strict=True))
-            error += sum(gap for gap in gaps if math.isfinite(gap)) * outermost
+            seen = BEYOND * (abs(sums[1]) + abs(sums[2]))
+            gaps = (
+                abs(edge - f) - seen for edge, f in zip(sums[EDGES], (cell.at_start, cell.at_stop), strict=True)
+            )
+            error += sum(gap for gap in gaps if 0.0 < gap < math.inf) * outermost
             cell.error = max(scale * error, rounding)
             side = float(abs(right) > ROUGHER * abs(left)) - float(abs(left) > ROUGHER * abs(right))
             cell.lean = side * (2.0 if decay >= UNRESOLVED else 1.0)
@@ -157,40 +159,45 @@ def _measure_linear(task: Task, cells: list[_Cell]) -> None:
             cell.refinable = wide and cell.error > rounding
 
 
-def _apply_rule(task: Task, cells: list[_Cell]) -> Iterable[tuple[list[float], float, float, float, float]]:
+def _apply_rule(
+    task: Task, cells: list[_Cell], edges: bool
+) -> Iterable[tuple[list[float], float, float, float, float]]:
     """Return of each cell all functionals of f, the integral of abs(f), the scale, the reach, f at the middle."""
-    x, slope, scale, reach = _place(task, cells, task.rule.nodes)
-    y = task.integrand(x, slice(0, 1))
-    y = (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy()
+    y, scale, reach = _call_with_edges(task, cells) if edges else _call(task, cells, task.rule.nodes)
     with np.errstate(all="ignore"):  # f need not be finite
         sums, sizes = task.rule.functionals @ y, task.rule.weights @ abs(y)
     return zip(sums.T.tolist(), sizes.tolist(), scale, reach, y[len(y) // 2].tolist(), strict=True)
 
 
+def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
+    """Return f times the slope at the places ``tau`` of each cell, the scale and the reach."""
+    x, slope, scale, reach = _place(task, cells, tau)
+    y = task.integrand(x, slice(0, 1))
+    return (y if slope is None else y * slope).detach().resolve_neg().cpu().numpy(), scale, reach
+
+
+def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
+    """Call f right beside the limits, too, and enter it, unless rounding would move those places onto them."""
+    eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
+    near = max(LIMIT, ULPS * eps)
+    ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
+    spans = [(abs(low), 1.0 if math.isinf(high - low) else high - low) for low, high in ends]
+    apart = all(near * span > 4.0 * eps * ((0.0 if math.isinf(low) else low) + span) for low, span in spans)
+    edge = near if apart else 0.5
+    y, scale, reach = _call(task, cells, np.concatenate(([edge], task.rule.nodes, [1.0 - edge])))
+    if apart:
+        for cell, at_start, at_stop in zip(cells, y[0].tolist(), y[-1].tolist(), strict=True):
+            cell.at_start, cell.at_stop = at_start, at_stop
+    return y[1:-1], scale, reach
+
+
 def _look_between(task: Task, finer: list[_Cell]) -> None:
     """Call f between pairs of neighbouring cells, where it is not known."""
-    for left, right, between in zip(finer[::2], finer[1::2], _values_at(task, finer[1::2], 0.0), strict=True):
+    x, slope, *_ = _place(task, finer[1::2], np.zeros(1))
+    y = task.integrand(x, slice(0, 1))
+    y = (y if slope is None else y * slope).detach()
+    for left, right, between in zip(finer[::2], finer[1::2], y[0].tolist(), strict=True):
         left.at_stop = right.at_start = between
-
-
-def _look_at_edges(task: Task, cells: list[_Cell]) -> int:
-    """Call f at starts and stops of cells, except at limits; return at how many."""
-    starts, stops = [c for c in cells if c.start != 0.0], [c for c in cells if c.stop not in (0.0, 1.0)]
-    for cell, value in zip(starts, _values_at(task, starts, 0.0), strict=True):
-        cell.at_start = value
-    for cell, value in zip(stops, _values_at(task, stops, 1.0), strict=True):
-        cell.at_stop = value
-    return len(starts) + len(stops)
-
-
-def _values_at(task: Task, cells: list[_Cell], tau: float) -> list[float]:
-    """Return f at one place of each cell."""
-    values: list[float] = []
-    for first in range(0, len(cells), task.block):
-        x, slope, *_ = _place(task, cells[first : first + task.block], np.array([tau]))
-        y = task.integrand(x, slice(0, 1))
-        values += (y if slope is None else y * slope).detach()[0].tolist()
-    return values
 
 
 def _place(
@@ -234,36 +241,40 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
 
 def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
     """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order; the halves of halves again."""
-    halved = [c for c in cells if not (_turns(c) or _closes_in(c))]
+    halved = [c for c in cells if c.kind == LINEAR and not _turns(c)]
     halves = [
-        (half, cell.kind == LINEAR and cell.lean == side)
-        for cell in halved
-        for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
+        (half, cell.lean == side) for cell in halved for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
     ]
     finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
-    turned = [_Cell(c.row, c.start, c.stop, GEOMETRIC) for c in cells if _turns(c)]
+    finer += [half for c in cells if c.kind != LINEAR and not _closes_in(c) for half in _bisect(c)]
+    turned = [replace(c, kind=GEOMETRIC) for c in cells if _turns(c)]
     closer = [part for c in cells if _closes_in(c) for part in _close_in(c)]
     return [half for half, blamed in halves if not blamed] + finer + turned + closer, finer
 
 
 def _turns(cell: _Cell) -> bool:
     """Whether a cell, to be refined, gets logarithmic nodes."""
-    at_lower, at_upper, width = cell.start == 0.0, cell.stop == 0.0, cell.stop - cell.start
-    towards = (at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or width <= NARROW
-    return cell.kind == LINEAR and (at_lower or at_upper) and width <= 0.5 and towards
+    at_lower, at_upper = cell.start == 0.0, cell.stop == 0.0
+    if cell.kind != LINEAR or not (at_lower or at_upper):
+        return False
+    level = -math.log2(cell.stop - cell.start)
+    tried = level % EVERY >= 2.0 if level > 2.0 else level < 1.0
+    return not tried and ((at_lower and cell.lean < 0.0) or (at_upper and cell.lean > 0.0) or level >= DEEP)
 
 
-def _to_scan(cell: _Cell) -> bool:
+def _to_scan(cell: _Cell, most: float) -> bool:
+    """Whether a cell has to be refined before a faint integral is believed."""
+    if cell.error < FAINT * abs(cell.value):
+        return False
     at_end = cell.start == 0.0 or cell.stop == 0.0
-    unseen = cell.error >= FAINT * abs(cell.value) and (
-        (cell.refinable and cell.error > cell.floor) or cell.floor == 0.0
-    )
-    return unseen and ((cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED)
+    wide = (cell.kind == LINEAR and at_end) or cell.stop - cell.start > SCANNED
+    rough = cell.refinable and cell.error > cell.floor
+    return ((rough or cell.floor == 0.0) and wide) or (rough and cell.error > most)
 
 
 def _closes_in(cell: _Cell) -> bool:
     """Whether a cell, to be refined, has logarithmic nodes and its parts get them, too."""
-    return cell.kind == GEOMETRIC or (cell.kind > GEOMETRIC and cell.lean <= 0.0)
+    return cell.kind != LINEAR and cell.lean <= 0.0
 
 
 def _close_in(cell: _Cell) -> tuple[_Cell, _Cell]:

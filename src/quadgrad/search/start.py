@@ -18,21 +18,17 @@ __all__ = ["First", "first_cells"]
 
 @dataclass(frozen=True)
 class First:
-    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes.
-
-    ``divided`` tells whether any cell may be less than its piece.
-    """
+    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
 
     row: Tensor
     start: Tensor
     stop: Tensor
     kind: Tensor | None = None
-    divided: bool = False
 
     def part(self, cells: slice, shift: int) -> First:
         """Return some of the cells, their rows counted from ``shift``."""
         kind = None if self.kind is None else self.kind[cells]
-        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind, self.divided)
+        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
 def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: Plan | None) -> First:
@@ -64,7 +60,7 @@ def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: 
     start, stop, kind = (
         torch.cat(pair)[order] for pair in ((start, whole), (stop, whole + 1.0), (kind, whole.to(torch.int8)))
     )
-    return First(row, start, stop, None if plan.ends is None else kind, divided=True)
+    return First(row, start, stop, None if plan.ends is None else kind)
 
 
 def _kinds(plan: Plan) -> Tensor:

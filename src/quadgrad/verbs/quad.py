@@ -82,7 +82,7 @@ def quad(
     rule : str
         ``"gk15"`` to ``"gk61"`` (Gauss-Kronrod) or ``"cc<n>"`` (open Clenshaw-Curtis).
     max_nfev : int, optional
-        Most nodes to spend on one integral, 50,000 unless given.
+        Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
     params : Tensor, torch.nn.Module, or a sequence or mapping of them, optional

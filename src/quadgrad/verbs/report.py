@@ -18,7 +18,7 @@ from quadgrad.errors import (
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest
 from quadgrad.limits import Limits
-from quadgrad.maps import frame
+from quadgrad.maps import end_frame, frame
 from quadgrad.nesting import InnerRecord
 from quadgrad.plan import Plan
 from quadgrad.result import Result, describe
@@ -92,8 +92,9 @@ def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Te
     index = int(owners[0])
     column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
     dtype = limits.a.dtype
-    layout = frame(limits.pieces(), plan.row[column], plan.start[column].to(dtype), plan.stop[column].to(dtype))
-    x, _ = layout.nodes(plan.tau.to(dtype), slice(None))
+    cell = (limits.pieces(), plan.row[column], plan.start[column].to(dtype), plan.stop[column].to(dtype))
+    at_end = plan.ends is not None and bool(torch.isin(column, plan.ends.cell).any())
+    x, _ = (end_frame(*cell) if at_end else frame(*cell)).nodes(plan.tau.to(dtype), slice(None))
     y = integrand(x, plan.owner[column])
     bad = ~y.isfinite()
     bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad

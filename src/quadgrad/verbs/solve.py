@@ -18,6 +18,7 @@ from quadgrad.maps import Pieces
 from quadgrad.plan import Plan
 from quadgrad.rules import Rule
 from quadgrad.search.adaptive import search
+from quadgrad.search.cells import BESIDE
 from quadgrad.search.recheck import Watch, recheck
 from quadgrad.search.record import make_ends, make_plan
 from quadgrad.search.single import search_single, suits_single
@@ -31,7 +32,7 @@ from quadgrad.verbs.noise import refuse_disagreement, refuse_noise
 
 __all__ = ["Outcome", "Setting", "oriented_value", "replay_kept", "search_all"]
 
-MAX_NFEV = 50_000
+MAX_NFEV = 30_000
 
 LimitsMode = Literal["auto", "boundary", "pathwise"]
 
@@ -57,7 +58,7 @@ class Setting:
 
     def budget(self, pieces: int) -> int:
         """Return the most nodes to spend on one integral of so many pieces."""
-        least = self.rule.nodes.size * pieces
+        least = (self.rule.nodes.size + BESIDE) * pieces
         if self.max_nfev is None:
             return max(MAX_NFEV, 4 * least)
         if self.max_nfev < least:

@@ -1,0 +1,24 @@
+"""Functions that autograd cannot see get gradients you can trust."""
+
+from __future__ import annotations
+
+from quadgrad.bridge.check import CheckReport, check
+from quadgrad.bridge.equivalents import Equivalent, equivalent
+from quadgrad.bridge.layer import NumpyLayer, numpy_layer
+from quadgrad.bridge.options import Info
+from quadgrad.bridge.wrap import Wrapped, wrap
+from quadgrad.errors import BridgeError, BridgeWarning
+
+__all__ = [
+    "BridgeError",
+    "BridgeWarning",
+    "CheckReport",
+    "Equivalent",
+    "Info",
+    "NumpyLayer",
+    "Wrapped",
+    "check",
+    "equivalent",
+    "numpy_layer",
+    "wrap",
+]

@@ -1,0 +1,205 @@
+"""Compare a derivative that was given with differences, and say what else is odd about a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from quadgrad.bridge.contract import Array
+from quadgrad.bridge.linearization import Counter, Linearization
+from quadgrad.bridge.wrap import Wrapped, wrap
+
+__all__ = ["CheckReport", "Entry", "check"]
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One product of the derivative with a random vector, both ways.
+
+    Attributes
+    ----------
+    product : str
+        ``"vjp"`` or ``"jvp"``.
+    place : str
+        Which input (vjp) or output (jvp), and which element of it.
+    given : complex, float or None
+        From the derivative that was given; None if none was.
+    differences : complex or float
+    error : float
+        How wrong the differences may be.
+    """
+
+    product: str
+    place: str
+    given: complex | float | None
+    differences: complex | float
+    error: float
+
+    @property
+    def gap(self) -> float:
+        """How far the two are apart, in units of the error; 0 if there is nothing to compare."""
+        if self.given is None:
+            return 0.0
+        return float(abs(self.given - self.differences) / max(self.error, float(np.finfo(np.float64).tiny)))
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check` found; prints as a table, worst entry first.
+
+    Attributes
+    ----------
+    name : str
+    entries : tuple of Entry
+        Sorted, worst first.
+    noise : float
+        The relative noise level of the function.
+    nfev : int
+    notes : tuple of str
+        What is odd about the function, though harmless.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    noise: float
+    nfev: int
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every entry of the given derivative agrees with differences within their error."""
+        return all(entry.gap <= 1.0 for entry in self.entries)
+
+    def __str__(self) -> str:
+        compared = any(entry.given is not None for entry in self.entries)
+        verdict = (
+            ("the derivative is right" if self.passed else "the derivative is WRONG")
+            if compared
+            else "no derivative given"
+        )
+        lines = [f"{self.name}: {verdict} ({self.nfev} evaluations, relative noise {self.noise:.1e})"]
+        lines.append(f"{'':4} {'of':24} {'given':>24} {'differences':>24} {'error':>9} {'apart':>9}")
+        for e in self.entries[:SHOWN]:
+            given = "" if e.given is None else f"{e.given:.10g}"
+            apart = "" if e.given is None else f"{abs(e.given - e.differences):.1e}"
+            lines.append(
+                f"{e.product:4} {e.place:24} {given:>24} {e.differences:>24.10g} {e.error:9.1e} {apart:>9}"
+            )
+        if len(self.entries) > SHOWN:
+            lines.append(f"... and {len(self.entries) - SHOWN} more")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def check(fn: Callable[..., Any], *inputs: Any, vectors: int = 4, seed: int = 0, **options: Any) -> CheckReport:
+    """Check a function and the derivative given for it against differences.
+
+    Products with random cotangents (and tangents) are compared, never with ones: a vjp that ignores what comes in
+    passes a check made with ones.
+
+    Parameters
+    ----------
+    fn : Wrapped or callable
+        A wrapped function, or a plain one with ``**options`` of :func:`quadgrad.bridge.wrap`.
+    *inputs : tensor, array or number
+        Where to check.
+    vectors : int
+        How many random vectors.
+    seed : int
+        For these.
+
+    Returns
+    -------
+    CheckReport
+        ``print`` it: products with the given derivative beside those from Richardson differences with their
+        errors, worst first; ``.passed`` says whether all agree.
+
+    Examples
+    --------
+    >>> import numpy as np, quadgrad as qg
+    >>> report = qg.bridge.check(np.sin, np.array([0.5, 1.0]), derivative=np.sin)
+    >>> report.passed
+    False
+    >>> print(report)  # doctest: +ELLIPSIS
+    sin: the derivative is WRONG (...)
+    ...
+    """
+    wrapped: Wrapped = fn if isinstance(fn, Wrapped) else wrap(fn, **options)
+    tensors, statics = wrapped.sorted_arguments(inputs)
+    point = wrapped.linearization(tensors, statics)
+    plain = replace(point.options, derivative=None, jacobian=None, vjp=None, jvp=None, method="richardson")
+    reference = replace(point, options=plain, counter=Counter())
+    generator = np.random.default_rng(seed)
+    cotangents = _random(generator, vectors, point.value)
+    tangents = _random(generator, vectors, point.x)
+    entries = _entries(point, reference, cotangents, "vjp")
+    if point.options.given not in (None, "vjp") or point.options.jvp is not None:
+        entries += _entries(point, reference, tangents, "jvp")
+    entries.sort(key=lambda entry: (-entry.gap, -entry.error))
+    noise, nfev = reference.problem.roughness, reference.counter.nfev
+    return CheckReport(point.callee.name, tuple(entries), noise, nfev, _notes(point))
+
+
+def _random(generator: np.random.Generator, count: int, like: Array) -> Array:
+    found = generator.normal(size=(count, like.size))
+    return found + 1j * generator.normal(size=found.shape) if np.iscomplexobj(like) else found
+
+
+def _entries(point: Linearization, reference: Linearization, vectors: Array, product: str) -> list[Entry]:
+    """Compare products; for each element keep the worst of all vectors."""
+    jacobian = reference.jacobian
+    pulled = product == "vjp"
+    expected = jacobian.pull(vectors) if pulled else jacobian.push(vectors)
+    error = jacobian.pull_error(vectors) if pulled else np.abs(vectors) @ _dense_error(reference)
+    assert error is not None
+    # Even an exact derivative is rounded.
+    error = error + 1e3 * reference.problem.precision * np.abs(expected).max(axis=1, keepdims=True)
+    given: Array | None = None
+    if point.options.given is not None:
+        given = point.pull(vectors) if pulled else point.push(vectors)
+    arrays = [point.inputs[i] for i in point.wanted] if pulled else list(point.outputs)
+    labels = _labels("input" if pulled else "output", arrays)
+    apart = np.zeros(error.shape) if given is None else np.abs(given - expected) / error
+    rows = np.argmax(apart, axis=0)
+    return [
+        Entry(product, label, None if given is None else given[r, j], expected[r, j], float(error[r, j]))
+        for j, (label, r) in enumerate(zip(labels, rows, strict=True))
+    ]
+
+
+def _dense_error(reference: Linearization) -> Array:
+    """Return the error of each entry, ``(n, m)``."""
+    structure, error = reference.structure, reference.jacobian.output_error()
+    assert error is not None
+    return np.broadcast_to(error, (structure.colour.size, error.size))
+
+
+def _labels(what: str, arrays: Sequence[Array]) -> list[str]:
+    return [
+        f"{what} {i}{list(map(int, index)) or ''}" for i, a in enumerate(arrays) for index in np.ndindex(a.shape)
+    ]
+
+
+def _notes(point: Linearization) -> tuple[str, ...]:
+    """Look for habits of a function that its caller might not know of."""
+    notes: list[str] = []
+    if point.callee.scalars:
+        return ()
+    handed = [np.array(x) for x in point.inputs]
+    first = point.callee.raw(handed if not point.callee.tensors else [torch.from_numpy(x) for x in handed])
+    for i, (now, before) in enumerate(zip(handed, point.inputs, strict=True)):
+        if not np.array_equal(now, before, equal_nan=True):
+            notes.append(f"the function changes its input {i} in place: harmless here, it gets a copy")
+    parts = [p for p in (first if isinstance(first, tuple) else (first,)) if isinstance(p, np.ndarray)]
+    for i, x in enumerate(handed):
+        if any(np.may_share_memory(p, x) for p in parts):
+            notes.append(f"the function returns a view of its input {i}: harmless here, the output is copied")
+    again = point.callee.one(point.inputs)
+    if any(a.tobytes() != b.tobytes() for a, b in zip(again, point.outputs, strict=True)):
+        notes.append("the function is not deterministic: called twice it gave two results")
+    return tuple(notes)

@@ -1,0 +1,157 @@
+"""What goes into a wrapped function and what may come out: copy in, check out.
+
+It turns tensors into arrays and back, and says what is wrong with an output. It knows nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quadgrad.errors import BridgeError, BridgeWarning
+
+__all__ = [
+    "Array", "Arrays", "Spec", "add_input_note", "array_of", "describe", "output_arrays", "refuse_other_specs",
+    "specs_of", "tensor_of", "warn_not_finite",
+]  # fmt: skip
+
+Array = NDArray[Any]
+Arrays = tuple[Array, ...]
+
+_ALLOWED = frozenset(np.dtype(name) for name in ("float32", "float64", "complex64", "complex128"))
+_SHOWN = 6
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of one array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape}"
+
+
+def specs_of(arrays: Sequence[Array]) -> tuple[Spec, ...]:
+    """Return the spec of each array."""
+    return tuple(Spec(a.shape, a.dtype) for a in arrays)
+
+
+def array_of(tensor: Tensor) -> Array:
+    """Return a tensor as an array to read from; half precision, in which NumPy can hardly compute, as float32."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        raise TypeError(
+            "bridge.wrap differentiates with respect to real inputs, and an input is "
+            f"{str(tensor.dtype).removeprefix('torch.')}: pass its real and imaginary parts as two inputs"
+        )
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.to(torch.float32)
+    return tensor.cpu().resolve_neg().numpy()
+
+
+def tensor_of(array: Array, device: torch.device) -> Tensor:
+    """Return an array as a tensor with memory of its own."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor if device.type == "cpu" else tensor.to(device)
+
+
+def output_arrays(result: Any, name: str, *, integers: bool = False) -> Arrays:
+    """Return what a function returned as arrays, or say what is wrong with it.
+
+    Parameters
+    ----------
+    result : array, number, tensor, or a tuple of them
+    name : str
+        The function, for messages.
+    integers : bool
+        Whether Python integers may stand for floats, as they do in functions of numbers.
+    """
+    if type(result) is np.ndarray and result.dtype in _ALLOWED:  # nearly always
+        return (result,)
+    parts = result if isinstance(result, tuple) else (result,)
+    if not parts:
+        raise BridgeError(f"{name} returned an empty tuple: return an array, or a tuple of arrays")
+    return tuple(_output_array(part, name, integers) for part in parts)
+
+
+def _output_array(part: Any, name: str, integers: bool) -> Array:
+    if integers and isinstance(part, int):
+        part = float(part)
+    if isinstance(part, Tensor):
+        part = part.detach().cpu().numpy()
+    if not isinstance(part, np.ndarray | np.generic | float | complex | int):
+        hint = "; did it forget to return?" if part is None else "; np.asarray(...) makes an array of it"
+        raise BridgeError(
+            f"{name} returned {type(part).__name__}; expected a NumPy array, or a tuple of arrays for several "
+            f"outputs{hint}"
+        )
+    array = np.asarray(part)
+    if array.dtype not in _ALLOWED:
+        raise BridgeError(
+            f"{name} returned {array.dtype}; derivatives need float32, float64, complex64 or complex128: "
+            "convert the output with .astype(...) where that is what you mean"
+        )
+    return array
+
+
+def refuse_other_specs(found: Sequence[Spec], expected: Sequence[Spec], name: str, why: str) -> None:
+    """Raise where outputs differ from what they should be."""
+    if tuple(found) != tuple(expected):
+        raise BridgeError(
+            f"{name} returned {_list(found)}; expected {_list(expected)}, {why}. The shape and dtype of an output "
+            "may depend on the shapes of the inputs, not on their values"
+        )
+
+
+def _list(specs: Sequence[Spec]) -> str:
+    return " and ".join(map(str, specs))
+
+
+def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str) -> None:
+    """Warn, with the input, where an output is NaN or infinite."""
+    for array in outputs:
+        if not np.isfinite(array).all():
+            bad = array[~np.isfinite(array)]
+            warnings.warn(
+                f"{name} returned {bad[0]} in {bad.size} of {array.size} entries for the input {describe(inputs)}; "
+                "its derivative there is NaN too",
+                BridgeWarning,
+                stacklevel=_outside(),
+            )
+            return
+
+
+def _outside() -> int:
+    """Return how far up the stack the line is that called the wrapped function, past our own and torch's."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("quadgrad.bridge", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def describe(inputs: Sequence[Any]) -> str:
+    """Return inputs as one short line."""
+    return ", ".join(_describe_one(value) for value in inputs)
+
+
+def _describe_one(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return repr(value)
+    text = np.array2string(value, threshold=_SHOWN, edgeitems=2, precision=17, separator=", ")
+    text = " ".join(text.split())
+    return text if value.size <= _SHOWN else f"{text} (shape {value.shape})"
+
+
+def add_input_note(error: BaseException, inputs: Sequence[Any], name: str) -> None:
+    """Add to an exception the input for which the wrapped function raised it, once."""
+    note = f"quadgrad.bridge: raised by {name} for the input {describe(inputs)}"
+    if not any(old.startswith("quadgrad.bridge: raised by") for old in getattr(error, "__notes__", [])):
+        error.add_note(note)

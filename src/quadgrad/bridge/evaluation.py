@@ -1,0 +1,229 @@
+"""Call the user's function: at one point, or at many in one call, one after the other, or through an executor.
+
+Every call gets fresh copies, and what it returns is checked. It knows nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from quadgrad.bridge.contract import (
+    Array,
+    Arrays,
+    Spec,
+    add_input_note,
+    output_arrays,
+    refuse_other_specs,
+    specs_of,
+)
+from quadgrad.errors import BridgeError
+
+__all__ = ["INPUT", "Callee", "aligned", "look_up"]
+
+INPUT = object()
+"""Stands in :attr:`Callee.slots` where a differentiable input goes."""
+
+_STACK = 2**22
+_PIECES = 8
+
+
+@dataclass(frozen=True)
+class Callee:
+    """The user's function and how it wants to be called.
+
+    Attributes
+    ----------
+    fn : callable
+    name : str
+        For messages.
+    slots : tuple
+        The positional arguments, with :data:`INPUT` where inputs go; the others are static.
+    vectorized : bool
+        Whether inputs may have further leading dimensions, which outputs then have too.
+    scalars : bool
+        Whether fn takes and returns numbers; it is called for each element of the broadcast inputs.
+    tensors : bool
+        Whether fn takes torch tensors.
+    elementwise : bool
+        Whether inputs broadcast, and each output depends on the inputs' matching elements only.
+    executor : Executor or None
+    """
+
+    fn: Callable[..., Any]
+    name: str
+    slots: tuple[Any, ...]
+    vectorized: bool = False
+    scalars: bool = False
+    tensors: bool = False
+    elementwise: bool = False
+    executor: Executor | None = None
+
+    def one(self, inputs: Sequence[Array], expected: Sequence[Spec] | None = None) -> Arrays:
+        """Call fn at one point."""
+        if self.scalars:
+            return tuple(y[0] for y in self.many([x[None] for x in inputs], expected))
+        try:
+            result = self.fn(*_filled(self.slots, inputs, self.tensors))
+        except Exception as error:
+            add_input_note(error, inputs, self.name)
+            raise
+        return self._checked(result, inputs, expected, "")
+
+    def raw(self, inputs: Sequence[Any]) -> Any:
+        """Call fn with inputs as they are; return what it returns."""
+        values = iter(inputs)
+        return self.fn(*(next(values) if slot is INPUT else slot for slot in self.slots))
+
+    def many(self, stacks: Sequence[Array], expected: Sequence[Spec] | None = None) -> Arrays:
+        """Call fn at k points: inputs ``(k, *shape)``, outputs ``(k, *output_shape)``."""
+        count = stacks[0].shape[0]
+        if self.scalars:
+            return self._numbers(stacks, expected)
+        if self.vectorized and count > 1:
+            return self._stacked(stacks, expected)
+        rows = [[s[i] for s in stacks] for i in range(count)]
+        results = self._call_all(rows)
+        outputs = [self._checked(results[0], rows[0], expected, "")]
+        why = "as for the first of the points around it"
+        first = specs_of(outputs[0])
+        outputs += [self._checked(y, x, first, why) for x, y in zip(rows[1:], results[1:], strict=True)]
+        return tuple(np.stack(parts) for parts in zip(*outputs, strict=True))
+
+    def _stacked(self, stacks: Sequence[Array], expected: Sequence[Spec] | None) -> Arrays:
+        """Send whole stacks, in as few calls as memory and the executor suggest."""
+        count = stacks[0].shape[0]
+        step = max(1, _STACK // max(1, sum(s[0].size for s in stacks)))
+        if self.executor is not None:
+            step = max(1, min(step, -(-count // _PIECES)))
+        if self.elementwise:
+            stacks = aligned(stacks, 1)
+        parts = [[s[i : i + step] for s in stacks] for i in range(0, count, step)]
+        found: list[Arrays] = []
+        for part, result in zip(parts, self._call_all(parts), strict=True):
+            outputs = output_arrays(result, self.name)
+            if any(y.shape[:1] != (len(part[0]),) for y in outputs):
+                raise BridgeError(
+                    f"{self.name}, wrapped with vectorized=True, returned shape "
+                    f"{' and '.join(str(y.shape) for y in outputs)} for inputs of shape "
+                    f"{' and '.join(str(x.shape) for x in part)}: the leading dimension, {len(part[0])} points in "
+                    "one call, must come back first; without vectorized=True it is called point by point"
+                )
+            single = tuple(Spec(y.shape[1:], y.dtype) for y in outputs)
+            if expected is not None:
+                refuse_other_specs(single, expected, self.name, "for each of the points in one call")
+            found.append(outputs)
+        return tuple(np.concatenate(pieces) for pieces in zip(*found, strict=True))
+
+    def _numbers(self, stacks: Sequence[Array], expected: Sequence[Spec] | None) -> Arrays:
+        """Call a function of numbers for each element."""
+        spread = np.broadcast_arrays(*aligned(stacks, 1))
+        shape = spread[0].shape
+        rows = list(zip(*(s.ravel().tolist() for s in spread), strict=True))
+        if not rows:
+            specs = expected or (Spec((), np.dtype(np.float64)),)
+            return tuple(np.zeros(shape, spec.dtype) for spec in specs)
+        results = self._call_all(rows)
+        columns = [output_arrays(y, self.name, integers=True) for y in results]
+        first = tuple(Spec((), np.dtype(np.float64)) for _ in columns[0])
+        for column, row in zip(columns, rows, strict=True):
+            if len(column) != len(first) or any(y.shape != () for y in column):
+                raise BridgeError(
+                    f"{self.name}, wrapped with scalars=True, returned "
+                    f"{' and '.join(map(str, specs_of(column)))} for "
+                    f"the numbers {row}; expected {len(first)} number{'s' if len(first) > 1 else ''}"
+                )
+        return tuple(np.array(values).reshape(shape) for values in zip(*columns, strict=True))
+
+    def _checked(self, result: Any, inputs: Sequence[Array], expected: Sequence[Spec] | None, why: str) -> Arrays:
+        outputs = output_arrays(result, self.name)
+        if expected is not None:
+            refuse_other_specs(specs_of(outputs), expected, self.name, why or "as at the point itself")
+        if self.elementwise:
+            shape = inputs[0].shape if len(inputs) == 1 else np.broadcast_shapes(*(x.shape for x in inputs))
+            if any(y.shape[: len(shape)] != shape for y in outputs):
+                raise BridgeError(
+                    f"{self.name}, declared elementwise, returned shape "
+                    f"{' and '.join(str(y.shape) for y in outputs)} "
+                    f"for inputs that broadcast to {shape}; the output's shape must begin with that one"
+                )
+        return outputs
+
+    def _call_all(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call fn with each row of inputs, in this order, and say for which input it raised."""
+        if self.executor is None or len(rows) == 1:
+            results: Iterator[Callable[[], Any]] = (
+                partial(self.fn, *_filled(self.slots, row, self.tensors)) for row in rows
+            )
+        else:
+            sent = _Sendable(self.fn)
+            futures = [self.executor.submit(sent, *_filled(self.slots, row, self.tensors)) for row in rows]
+            results = (future.result for future in futures)
+        found: list[Any] = []
+        for row, result in zip(rows, results, strict=True):
+            try:
+                found.append(result())
+            except Exception as error:
+                add_input_note(error, row, self.name)
+                raise
+        return found
+
+
+def _filled(slots: Sequence[Any], row: Sequence[Any], tensors: bool) -> list[Any]:
+    """Return the arguments of one call, arrays copied."""
+    values = iter(row)
+    arguments: list[Any] = []
+    for slot in slots:
+        value = next(values) if slot is INPUT else slot
+        if slot is INPUT and isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value)) if tensors else np.array(value)
+        arguments.append(value)
+    return arguments
+
+
+def aligned(stacks: Sequence[Array], lead: int) -> list[Array]:
+    """Give stacks the same number of dimensions, with ones after the ``lead`` first, so that they broadcast."""
+    rank = max(s.ndim for s in stacks)
+    return [s.reshape(s.shape[:lead] + (1,) * (rank - s.ndim) + s.shape[lead:]) for s in stacks]
+
+
+class _Sendable:
+    """A function on its way to another process.
+
+    A decorated function cannot be pickled by its name, because under this name there is the wrapper now;
+    it travels as "what the wrapper of this name wraps".
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.fn(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module, name = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if getattr(look_up(module, name), "fn", None) is self.fn:
+            return _unwrapped, (module, name)
+        return _Sendable, (self.fn,)
+
+
+def look_up(module: str, name: str) -> Any:
+    """Return what stands under a qualified name in a module that is loaded, or None."""
+    try:
+        return attrgetter(name)(sys.modules[module])
+    except (AttributeError, KeyError):
+        return None
+
+
+def _unwrapped(module: str, name: str) -> _Sendable:
+    """Find a decorated function again, in another process."""
+    __import__(module)
+    return _Sendable(attrgetter(name)(sys.modules[module]).fn)

@@ -1,0 +1,396 @@
+"""A wrapped function at one input: its Jacobian, products with it, and second-order products.
+
+Vectors are flat here: tangents ``(e, n)`` over all wanted inputs, cotangents ``(e, m)`` over all outputs. It knows
+nothing of tensors and lanes; :mod:`quadgrad.bridge.task` keeps linearizations and hands them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
+from quadgrad.bridge.contract import Array, Arrays, specs_of
+from quadgrad.bridge.differences import Found, Problem, along, differentiate, directional, fixed_steps, slope_along
+from quadgrad.bridge.evaluation import Callee
+from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
+from quadgrad.bridge.noise import estimate_noise
+from quadgrad.bridge.options import Options
+from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
+from quadgrad.bridge.structure import Jacobian, Structure
+from quadgrad.errors import BridgeError
+
+SMALL = 1e-3
+"""Where all of an input is below, its scale is taken from its size at first."""
+
+__all__ = ["Counter", "Linearization", "floating"]
+
+
+def floating(inputs: Sequence[Array]) -> list[int]:
+    """Return which inputs can be differentiated."""
+    return [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
+
+
+@dataclass
+class Counter:
+    """Counts evaluations."""
+
+    nfev: int = 0
+
+
+@dataclass
+class Linearization:
+    """The function around one input.
+
+    Attributes
+    ----------
+    callee, options
+        What is called, and how it is differentiated.
+    names : sequence of str
+        The inputs' names, by which bounds are found.
+    inputs, outputs : tuple of array
+        The point.
+    wanted : tuple of int
+        With respect to which inputs; the others are constants.
+    counter : Counter
+    refusals : dict
+        Why the complex step is wrong, by dtypes and shapes of inputs: shared by all points of a function.
+    neighbour : callable
+        Returns the linearization at other inputs.
+    """
+
+    callee: Callee
+    options: Options
+    names: Sequence[str]
+    inputs: Arrays
+    outputs: Arrays
+    wanted: tuple[int, ...]
+    counter: Counter
+    refusals: dict[object, str | None]
+    neighbour: Callable[[Arrays], Linearization] = field(repr=False)
+
+    # ---------------------------------------------------------------------------------------- the point
+
+    @cached_property
+    def x(self) -> Array:
+        """The wanted inputs, flat."""
+        return self._joined([self.inputs[i] for i in self.wanted])
+
+    @cached_property
+    def value(self) -> Array:
+        """The outputs, flat."""
+        return self._joined(self.outputs)
+
+    def _joined(self, arrays: Sequence[Array]) -> Array:
+        """Return arrays as one flat float64 or complex128 array."""
+        parts = [a.ravel() for a in arrays]
+        joined = np.concatenate(parts) if parts else np.zeros(0)
+        return joined.astype(np.result_type(joined, np.float64))
+
+    def split(self, flat: Array) -> list[Array]:
+        """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
+        sizes = [self.inputs[i].size for i in self.wanted]
+        parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
+        return [
+            part.reshape(-1, *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
+            for i, part in zip(self.wanted, parts, strict=True)
+        ]
+
+    def _placed(self, moved: Sequence[Array], count: int) -> list[Array]:
+        """Return stacks of all inputs: the wanted ones moved, the others repeated."""
+        stacks = [np.broadcast_to(x, (count, *x.shape)) for x in self.inputs]
+        for i, stack in zip(self.wanted, moved, strict=True):
+            stacks[i] = stack
+        return stacks
+
+    def evaluate(self, points: Array) -> Array:
+        """Return outputs ``(k, m)`` at points ``(k, n)``, real or complex."""
+        self.counter.nfev += len(points)
+        expected = None if np.iscomplexobj(points) else specs_of(self.outputs)
+        found = self.callee.many(self._placed(self.split(points), len(points)), expected)
+        return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
+
+    def at(self, point: Array) -> Linearization:
+        """Return the linearization at other wanted inputs ``(n,)``, with the scales of this one.
+
+        Steps that changed from point to point would add to a difference of derivatives what they change in
+        truncation.
+        """
+        near = self.neighbour(tuple(s[0] for s in self._placed(self.split(point[None]), 1)))
+        scale = self.steered.scale
+        if "steered" not in near.__dict__ or not np.array_equal(near.steered.scale, scale):
+            near.__dict__["steered"] = replace(near.quiet_problem, scale=scale)
+            near.__dict__.pop("smooth_jacobian", None)
+        return near
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Which output depends on which input."""
+        sparsity = self.options.sparsity
+        if self.callee.elementwise:
+            shapes = [self.inputs[i].shape for i in self.wanted]
+            return Structure.elementwise(shapes, [y.shape for y in self.outputs], self._broadcast_shape)
+        if sparsity is not None:
+            return Structure.declared(sparsity, self.x.size, self.value.size)
+        return Structure.dense(self.x.size, self.value.size)
+
+    @property
+    def _broadcast_shape(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(*(x.shape for x in self.inputs))
+
+    @cached_property
+    def quiet_problem(self) -> Problem:
+        """The function for difference methods, as noisy as its dtype (or the user) says."""
+        limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.wanted]
+        lower, upper = np.hstack(limits) if limits else np.zeros((2, 0))
+        outside = np.flatnonzero((self.x < lower) | (self.x > upper))
+        if outside.size:
+            j = int(outside[0])
+            raise ValueError(
+                f"{self.callee.name}: differentiated at {self.x[j]:.17g} (element {j} of its inputs), outside the "
+                f"bounds [{lower[j]:.6g}, {upper[j]:.6g}]"
+            )
+        precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
+        noise = np.abs(self.value) * max(0.5 * precision, self.options.noise or 0.0)
+        return Problem(
+            self.evaluate, self.x, *self._scales(), lower, upper, self.value, noise, precision, self._representable,
+            self.structure,
+        )  # fmt: skip
+
+    def _scales(self) -> tuple[Array, Array]:
+        """Return the scales of the inputs, and how finely numbers are spaced there.
+
+        The scale is 1 or the input's size, whichever is larger; but an array of very small numbers is probably one
+        in units in which everything is small.
+        """
+        sizes: list[Array] = []
+        for i in self.wanted:
+            size = np.abs(self.inputs[i]).astype(np.float64).ravel()
+            largest = size.max(initial=0.0)
+            sizes.append(np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0))
+        spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.wanted]
+        return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
+
+    def _representable(self, points: Array) -> Array:
+        """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
+        rows = [stack.reshape(len(stack), -1) for stack in self.split(points.reshape(-1, self.x.size))]
+        return np.concatenate(rows, axis=1).astype(np.float64).reshape(points.shape)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The function for difference methods, its noise estimated if it was not declared."""
+        quiet = self.quiet_problem
+        return quiet if self.options.noise is not None else replace(quiet, noise=estimate_noise(quiet))
+
+    # ---------------------------------------------------------------------------------------- the method
+
+    @cached_property
+    def method(self) -> str:
+        """How derivatives are computed; ``"complex"`` and ``"auto"`` probe once for each kind of input."""
+        if self.options.given or self.options.method not in ("complex", "auto"):
+            return "given" if self.options.given else self.options.method
+        reason = self.complex_refusal
+        if reason is not None and self.options.method == "complex":
+            raise BridgeError(
+                f"the complex step is wrong for {self.callee.name}: {reason}. Use derivative='central', "
+                "'richardson' or 'auto', or give the derivative"
+            )
+        return "complex" if reason is None else "central"
+
+    @property
+    def complex_refusal(self) -> str | None:
+        """Why the complex step is wrong."""
+        key = specs_of(self.inputs), self.wanted
+        if key not in self.refusals:
+            single = replace(self.callee, executor=None)
+
+            def traced(seen: list[str]) -> None:
+                if not single.scalars:
+                    single.raw(tracer(self.inputs, seen))
+
+            self.refusals[key] = refusal(self.problem, self.evaluate, traced)
+        return self.refusals[key]
+
+    # ---------------------------------------------------------------------------------------- first order
+
+    @cached_property
+    def jacobian(self) -> Jacobian | SampledJacobian:
+        """The Jacobian, as accurate as the method makes it."""
+        given = self._given_jacobian()
+        if given is not None:
+            return given
+        if self.method == "complex":
+            value, error = complex_jacobian(self.problem, self.evaluate)
+        elif self.method == "spsa":
+            return sample_jacobian(self.problem, SAMPLES, self.options.seed)
+        else:
+            value, error = self._found.value, self._found.error
+        if not np.isfinite(value).all() and np.isfinite(self.value).all():
+            raise self._no_derivative(value)
+        return Jacobian(self.structure, value, error)
+
+    @cached_property
+    def _found(self) -> Found:
+        """What differences found, the steps among it."""
+        return differentiate(self.problem, self.method)
+
+    @cached_property
+    def steered(self) -> Problem:
+        """The function for steps that are fixed: at the scales that differences found."""
+        by_differences = self.options.given is None and self.method in ("central", "forward", "richardson")
+        return replace(self.quiet_problem, scale=self._found.scale) if by_differences else self.quiet_problem
+
+    def _no_derivative(self, value: Array) -> BridgeError:
+        error = BridgeError(
+            f"{self.callee.name} is finite at the point itself, but not around it: "
+            f"{np.sum(~np.isfinite(value))} of "
+            f"{value.size} derivatives could not be computed. Name the domain with bounds=(lower, upper)"
+        )
+        return error
+
+    def _given_jacobian(self) -> Jacobian | None:
+        options = self.options
+        if options.derivative is not None:
+            callee = self._about("derivative", options.derivative)
+            return elementwise_jacobian(callee, self.inputs, self.outputs, self.wanted)
+        if options.jacobian is not None:
+            return full_jacobian(self._about("jacobian", options.jacobian), self.inputs, self.outputs, self.wanted)
+        if options.jvp is not None and options.vjp is None:
+            rows = self.push(np.eye(self.x.size))
+            return Jacobian(Structure.dense(self.x.size, self.value.size), rows, None)
+        return None
+
+    def _about(self, what: str, fn: Callable[..., object]) -> Callee:
+        return replace(self.callee, fn=fn, name=f"{what}= of {self.callee.name}")
+
+    def pull(self, cotangents: Array) -> Array:
+        """Return vector-Jacobian products ``(e, n)``."""
+        return self._pull_given(cotangents) if self.options.vjp is not None else self.jacobian.pull(cotangents)
+
+    def _pull_given(self, cotangents: Array) -> Array:
+        assert self.options.vjp is not None
+        callee = self._about("vjp", self.options.vjp)
+        shapes = [x.shape for x in self.inputs]
+        rows: list[Array] = []
+        for row in cotangents:
+            found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.wanted)
+            rows.append(np.concatenate([np.real(a).ravel() for a in found]))
+        return np.stack(rows) if rows else np.zeros((0, self.x.size))
+
+    def push(self, tangents: Array) -> Array:
+        """Return Jacobian-vector products ``(e, m)``; one direction takes two evaluations."""
+        options = self.options
+        if options.jvp is not None:
+            callee = self._about("jvp", options.jvp)
+            shapes = [y.shape for y in self.outputs]
+            rows = [
+                self._joined(given_product(callee, self.inputs, self._tangents(row), shapes, "output"))
+                for row in tangents
+            ]
+            return np.stack(rows) if rows else np.zeros((0, self.value.size))
+        if (
+            options.derivative is not None
+            or options.jacobian is not None
+            or self._jacobian_is_cheaper(len(tangents))
+        ):
+            return self.jacobian.push(tangents)
+        rows = [self._direction(row, fixed=False) for row in tangents]
+        return np.stack(rows) if rows else np.zeros((0, self.value.size))
+
+    def _tangents(self, row: Array) -> list[Array]:
+        """Return a flat tangent as one for each input, zeros for those that are constants."""
+        tangents = [np.zeros_like(x) for x in self.inputs]
+        for i, part in zip(self.wanted, self.split(row[None]), strict=True):
+            tangents[i] = part[0]
+        return tangents
+
+    def _jacobian_is_cheaper(self, directions: int) -> bool:
+        if self.options.vjp is not None or self.method == "spsa":
+            return False
+        return "jacobian" in self.__dict__ or (directions > 1 and directions >= self.structure.groups)
+
+    def _direction(self, tangent: Array, *, fixed: bool) -> Array:
+        """Return the derivative along one direction; with ``fixed`` steps it is smooth in x."""
+        if self.method == "complex":
+            return complex_direction(self.quiet_problem, self.evaluate, tangent)
+        if fixed:
+            return directional(self.steered, "central", tangent, power=0.25)
+        method = self.method if self.method in ("forward", "richardson") else "central"
+        problem = self.steered if "_found" in self.__dict__ else self.problem
+        if np.any((problem.scale < SMALL) & (tangent != 0.0)):  # which scale is right has to be found out
+            return differentiate(along(problem, tangent), method).value[0]
+        return directional(replace(problem, noise=self.problem.noise), method, tangent)
+
+    # ---------------------------------------------------------------------------------------- second order
+
+    @cached_property
+    def smooth_jacobian(self) -> Jacobian | SampledJacobian:
+        """A Jacobian whose error changes smoothly with x, so that it can be differentiated by differences."""
+        if self.options.given or self.method in ("complex", "spsa"):
+            return self.jacobian
+        return Jacobian(self.structure, fixed_steps(self.steered, power=0.25), None)
+
+    def second_pull(self, cotangents: Array, tangents: Array) -> Array:
+        """Return the derivatives of ``pull(cotangent)`` along tangents, ``(e, n)``: Hessian-vector products."""
+        result = np.zeros((len(tangents), self.x.size))
+        for rows, tangent in _distinct(tangents):
+            chosen = cotangents[rows]
+            pull = lambda near, chosen=chosen: (
+                near.pull(chosen) if self.options.vjp is not None else near.smooth_jacobian.pull(chosen)
+            )
+            result[rows] = self._slope(pull, tangent, exact=self._exact)
+        return result
+
+    def second_push(self, first: Array, second: Array) -> Array:
+        """Return the second derivatives along pairs of directions, ``(e, m)``."""
+        result = np.zeros((len(first), self.value.size), self.value.dtype)
+        for rows, tangent in _distinct(first):
+            chosen = second[rows]
+            push = lambda near, chosen=chosen: near.smooth_push(chosen)
+            result[rows] = self._slope(push, tangent, exact=self._exact and self._pushes_exactly)
+        return result
+
+    def smooth_push(self, tangents: Array) -> Array:
+        """Return :meth:`push` with an error that changes smoothly with x."""
+        if self.options.given is not None and self._pushes_exactly:
+            return self.push(tangents)
+        return np.stack([self._direction(row, fixed=True) for row in tangents])
+
+    @property
+    def _exact(self) -> bool:
+        """Whether first derivatives are exact to rounding."""
+        return self.options.given is not None or self.method == "complex"
+
+    @property
+    def _pushes_exactly(self) -> bool:
+        """Whether they are in forward mode too: a vjp alone cannot be pushed."""
+        return self.options.vjp is None or self.options.jvp is not None
+
+    def _slope(self, function: Callable[[Linearization], Array], tangent: Array, *, exact: bool) -> Array:
+        """Differentiate a function of the linearization along a direction."""
+        line = along(self.steered, tangent)
+        return slope_along(line, lambda t: function(self.at(self.x + t * tangent)), 1 / 3 if exact else 1 / 4)
+
+
+def _with_precision(dtype: np.dtype[np.generic], values: Array) -> np.dtype[np.generic]:
+    """Return the dtype, or its complex partner where the values are complex."""
+    return np.result_type(dtype, np.complex64) if np.iscomplexobj(values) else dtype
+
+
+def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
+    """Cut a flat cotangent into one for each output, in its dtype."""
+    ends = np.cumsum([a.size for a in arrays])[:-1]
+    return [
+        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype)
+        for part, a in zip(np.split(row, ends), arrays, strict=True)
+    ]
+
+
+def _distinct(rows: Array) -> list[tuple[Array, Array]]:
+    """Return each distinct nonzero row with the places where it stands."""
+    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    return [(np.flatnonzero(inverse == i), row) for i, row in enumerate(unique) if row.any()]

@@ -1,0 +1,345 @@
+"""The public wrapper: from a function that autograd cannot see to one with derivatives.
+
+It sorts the arguments and takes one of three routes: straight to the function where no derivative can be asked
+for, through :mod:`quadgrad.bridge.functions` in eager mode, and to the operator under a compiler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import update_wrapper
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._torch import dispatch_mode_open, forward_mode_open, in_transform
+from quadgrad.bridge import functions, operators
+from quadgrad.bridge.contract import array_of, tensor_of
+from quadgrad.bridge.evaluation import INPUT, Callee, look_up
+from quadgrad.bridge.linearization import Linearization, floating
+from quadgrad.bridge.options import Info, Options, make_options
+from quadgrad.bridge.task import Task
+
+__all__ = ["Wrapped", "wrap"]
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_wrapped: weakref.WeakValueDictionary[str, Wrapped] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def wrap(
+    fn: Callable[..., Any] | None = None,
+    derivative: str | Callable[..., Any] = "central",
+    *,
+    jacobian: Callable[..., Any] | None = None,
+    vjp: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    vectorized: bool = False,
+    scalars: bool = False,
+    tensors: bool = False,
+    sparsity: Any = None,
+    out_shape: Any = None,
+    static: Sequence[int | str] = (),
+    bounds: Any = None,
+    executor: Executor | None = None,
+    noise: float | None = None,
+    seed: int | None = None,
+) -> Any:
+    """Make a function that autograd cannot see differentiable.
+
+    NumPy and SciPy code, compiled functions and simulators become functions of torch tensors, with derivatives in
+    every transform: backward, double backward, forward mode, ``torch.func`` and ``vmap``; under ``torch.compile``
+    and ``torch.export`` backward works, ``torch.func`` transforms do not.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(*inputs)`` takes NumPy arrays and returns an array or a tuple of arrays (float32, float64, complex64 or
+        complex128). It gets copies, so it may do with them what it likes. Left out, ``wrap`` is a decorator.
+    derivative : str or callable, optional
+        How derivatives are computed, one of
+
+        * ``"central"``: differences with an error bar, 4 evaluations for each input element;
+        * ``"forward"``: half the evaluations, half the digits;
+        * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
+        * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
+        it is
+          not;
+        * ``"auto"``: the complex step if the probe allows it, else central;
+        * ``"spsa"``: 40 evaluations, however many inputs there are; noisy when there are more than 16.
+
+        Or the derivative itself, for a function that works elementwise: it takes what fn takes and returns the
+        derivatives in the output's shape, as a tuple of these for several inputs.
+    jacobian : callable, optional
+        Takes what fn takes; returns derivatives of shape ``output.shape + input.shape``, or
+        ``batch + output_core + input_core`` where output and input begin with the same batch dimensions. For
+        several outputs a tuple with one entry for each, for several inputs each entry a tuple.
+    vjp, jvp : callable, optional
+        ``vjp(*inputs, g)`` returns the gradient with respect to each input for the output's cotangent g,
+        ``jvp(*inputs, v)`` the output's derivative along v; g and v are tuples for several outputs and inputs,
+        with zeros for inputs that stay as they are.
+    vectorized : bool
+        fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one
+        call.
+    scalars : bool
+        fn takes and returns Python numbers; it is called for each element of its broadcast inputs.
+    tensors : bool
+        fn takes torch tensors (without gradient) instead of arrays.
+    sparsity : ``"elementwise"`` or matrix ``(outputs, inputs)``, dense or from scipy.sparse
+        Which outputs depend on which inputs, all elements counted in order. Inputs that share no output are moved
+        together.
+        ``"elementwise"``: inputs broadcast, and an output depends on the matching elements only; NumPy's ufuncs and
+        functions of ``scalars`` are known to be so.
+    out_shape : tuple, sequence of tuples, or callable from input shapes to these, optional
+        Checked at every call. A compiler needs it, or an earlier call with the same shapes.
+    static : sequence of int or str
+        Positions or names of arguments that are handed to fn as they are and not differentiated. They must be
+        hashable.
+    bounds : pair or dict, optional
+        ``(lower, upper)`` between which fn may be called, for all inputs; or a dict from names or positions.
+    executor : concurrent.futures.Executor, optional
+        Runs the evaluations. Results do not depend on it.
+    noise : float, optional
+        The relative noise level of fn's outputs. Estimated (6 evaluations for each new input) if not given.
+    seed : int, optional
+        For ``"spsa"``.
+
+    Returns
+    -------
+    Wrapped
+        Or, without fn, a decorator.
+
+    Raises
+    ------
+    BridgeError
+        When called: if fn returns something else than it should, each time with what and why.
+    NotImplementedError
+        If a third derivative is asked for.
+
+    Notes
+    -----
+    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by two steps, and of
+    noise. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> import quadgrad as qg
+    >>> @qg.bridge.wrap
+    ... def energy(x):
+    ...     return np.sum(x**4) / 4
+    >>> x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    >>> energy(x).backward()
+    >>> x.grad
+    tensor([ 1.0000,  8.0000, 27.0000], dtype=torch.float64)
+    >>> bool(abs(x.grad - x**3).max() < energy.info.gradient_error[0].max())
+    True
+    """
+    if isinstance(fn, str):
+        raise TypeError(f"wrap: the first argument is the function; write derivative={fn!r}")
+    options = make_options(
+        derivative, {"jacobian": jacobian, "vjp": vjp, "jvp": jvp}, out_shape=out_shape, bounds=bounds, noise=noise,
+        seed=seed, sparsity=sparsity,
+    )  # fmt: skip
+    calling = {"vectorized": vectorized, "scalars": scalars, "tensors": tensors, "executor": executor}
+    if fn is None:
+        return lambda function: Wrapped(function, options, static, calling)
+    return Wrapped(fn, options, static, calling)
+
+
+class Wrapped:
+    """A function with derivatives; made by :func:`wrap`.
+
+    Attributes
+    ----------
+    fn : callable
+        The function itself.
+    info : Info or None
+        Error estimates, evaluations and noise level of the last backward pass.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], options: Options, static: Sequence[int | str], calling: dict[str, Any]
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"wrap: {fn!r} is not callable")
+        update_wrapper(self, fn, updated=())
+        self.fn = fn
+        self.options = options
+        self.info: Info | None = None
+        self._signature = _signature(fn)
+        self._parameters = tuple(self._signature.parameters) if self._signature else ()
+        self._static = _static(static, self._parameters, fn)
+        ufunc = isinstance(fn, np.ufunc) and fn.signature is None
+        self._calling: dict[str, Any] = calling | {
+            "elementwise": options.sparsity == "elementwise"
+            if isinstance(options.sparsity, str)
+            else options.sparsity is None and (ufunc or calling["scalars"] or options.derivative is not None),
+            "vectorized": ufunc or calling["vectorized"],
+        }
+        self._tasks: dict[Any, tuple[Task, str]] = {}
+        self._name_for_compilers = f"wrapped {next(_numbers)}"
+        _wrapped[self._name_for_compilers] = self
+
+    def __repr__(self) -> str:
+        return f"<bridge.wrap of {_name(self.fn)}, derivative {self.options.given or self.options.method!r}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wrapped:
+        """Return the same object, as for every function."""
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle a decorated function by its name, others by what they wrap."""
+        module, name = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if look_up(module, name) is self:
+            return name
+        return Wrapped, (self.fn, self.options, tuple(self._static), self._calling)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with tensors (or numbers, or arrays); return a tensor or a tuple of tensors."""
+        args = self._positional(args, kwargs) if kwargs else args
+        inputs, statics = self.sorted_arguments(args)
+        if torch.compiler.is_compiling():
+            found = operators.call(_constant_handle(self._name_for_compilers, len(args), statics), 0, inputs)
+        elif _needs_derivative(inputs):
+            task, handle = self._task(len(args), statics)
+            found = functions.call(task, handle, inputs)
+        else:
+            task, _ = self._task(len(args), statics)
+            arrays = [array_of(t) for t in inputs]
+            device = inputs[0].device
+            found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def forget(self) -> None:
+        """Forget remembered values and Jacobians: after a change that the function's outputs do not show."""
+        for task, _ in self._tasks.values():
+            task.forget()
+
+    def linearization(self, inputs: Sequence[Tensor], statics: tuple[Any, ...] = ()) -> Linearization:
+        """Return what is known about the function at an input: its Jacobian, its noise."""
+        task, _ = self._task(len(inputs) + len(statics), statics)
+        arrays = tuple(array_of(t) for t in inputs)
+        return task.linearize(arrays, floating(arrays))
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return all arguments in order; keyword-only ones have no place and must be bound by functools.partial."""
+        if self._signature is None:
+            raise TypeError(f"{_name(self.fn)} has no signature that Python knows: pass its arguments by position")
+        bound = self._signature.bind(*args, **kwargs)
+        if bound.kwargs:
+            raise TypeError(
+                f"{_name(self.fn)}: bind keyword-only arguments {list(bound.kwargs)} with functools.partial"
+            )
+        bound.apply_defaults()
+        return bound.args
+
+    def sorted_arguments(self, args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
+        """Return the inputs as tensors, and the static arguments."""
+        statics: tuple[Any, ...] = ()
+        if self._static:
+            statics = tuple(a for i, a in enumerate(args) if i in self._static)
+            args = tuple(a for i, a in enumerate(args) if i not in self._static)
+        for a in args:
+            if not isinstance(a, Tensor):
+                return _as_tensors(args, _name(self.fn)), statics
+        return list(args) or _as_tensors(args, _name(self.fn)), statics
+
+    def _task(self, count: int, statics: tuple[Any, ...]) -> tuple[Task, str]:
+        """Return the function with these static arguments, registered."""
+        try:
+            found = self._tasks.get((count, statics))
+        except TypeError:
+            raise TypeError(
+                f"{_name(self.fn)}: static arguments must be hashable; bind others with functools.partial or a "
+                f"lambda"
+            ) from None
+        if found is None:
+            values = iter(statics)
+            slots = tuple(next(values) if i in self._static else INPUT for i in range(count))
+            names = [self._parameters[i] if i < len(self._parameters) else str(i) for i in range(count)]
+            inputs = [name for name, slot in zip(names, slots, strict=True) if slot is INPUT]
+            task = Task(
+                Callee(self.fn, _name(self.fn), slots, **self._calling), self.options, inputs, self._remember
+            )
+            found = self._tasks[count, statics] = (task, operators.register(task))
+        return found
+
+    def _remember(self, info: Info) -> None:
+        self.info = info
+
+
+@torch.compiler.assume_constant_result
+def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
+    """Return the handle of a wrapped function, which a compiler recognises by its name: it guards strings."""
+    if (
+        in_transform() or forward_mode_open()
+    ):  # operators have no forward mode: torch would take their tangents for 0
+        raise NotImplementedError(
+            "torch.compile of a torch.func transform over a function wrapped with quadgrad.bridge is not "
+            "supported: "
+            "apply the transform outside torch.compile, or leave that part uncompiled"
+        )
+    return _wrapped[name]._task(count, statics)[1]  # pyright: ignore[reportPrivateUsage]
+
+
+def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
+    """Whether somebody may ask for a derivative, or record what happens."""
+    if in_transform() or forward_mode_open() or dispatch_mode_open():
+        return True
+    wanted = torch.is_grad_enabled()
+    return any(type(t) not in _PLAIN or (wanted and t.requires_grad) for t in inputs)
+
+
+def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
+    """Turn arrays and numbers into tensors; Python floats take the dtype of the others."""
+    if not values:
+        raise TypeError(f"{name}: called without any input")
+    tensors = [torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray | np.generic) else v for v in values]
+    real = [t.dtype for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+    dtype = real[0] if real else torch.float64
+    for other in real[1:]:
+        dtype = torch.promote_types(dtype, other)
+    device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
+    return [_as_tensor(v, i, name, dtype, device) for i, v in enumerate(tensors)]
+
+
+def _as_tensor(value: Any, position: int, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, bool | int | float):
+        return torch.tensor(value, dtype=dtype if isinstance(value, float) else None, device=device)
+    raise TypeError(
+        f"{name}: input {position} is {type(value).__name__}, not a tensor, array or number; name arguments "
+        f"that are "
+        "handed on as they are in static=(...)"
+    )
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError):  # ufuncs and compiled functions may have none
+        return None
+
+
+def _static(static: Sequence[int | str], parameters: Sequence[str], fn: Callable[..., Any]) -> frozenset[int]:
+    """Return the positions of static arguments."""
+    if isinstance(static, int | str):
+        static = (static,)
+    positions: set[int] = set()
+    for key in static:
+        if isinstance(key, str) and key not in parameters:
+            raise ValueError(f"static={key!r} is no parameter of {_name(fn)}; it has {', '.join(parameters)}")
+        positions.add(parameters.index(key) if isinstance(key, str) else key)
+    return frozenset(positions)
