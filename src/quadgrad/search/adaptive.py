@@ -23,12 +23,10 @@ from quadgrad.search.cells import (
     CLOSER,
     KEEP,
     LEFT,
-    LIMIT,
     LINEAR,
     REVERT,
     RIGHT,
     TURN,
-    ULPS,
     Cells,
     Counts,
     count_children,
@@ -38,15 +36,16 @@ from quadgrad.search.cells import (
     refine,
     to_scan,
 )
+from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import evaluate_ends
-from quadgrad.search.estimate import PLACE, apply_rule, largest_component, one_number, scale_estimates
+from quadgrad.search.estimate import PLACE, apply_rule, largest_component, scale_estimates
 from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["allowed_error", "known_at_edges", "linear_cells", "node_blur", "place_with_edges", "search"]
+__all__ = ["allowed_error", "linear_cells", "node_blur", "search"]
 
 RUN, WAIT = -1, -2
 
@@ -282,12 +281,12 @@ def _evaluate(
     known = _between(task, layout, owner, known, n_again) if n_again else known
     step = max(1, task.block // (task.rule.nodes.size + BESIDE * edges))
     parts: list[tuple[Tensor, ...]] = []
-    eps, blur = task.tolerance.eps, node_blur(layout)
+    eps, blur, inside = task.tolerance.eps, node_blur(layout), edges_inside(start, stop)
     for first in range(0, max(1, n), step):
         part = slice(first, min(n, first + step))
         at_edges = known[:, part]
         if edges:
-            y, slope, at_edges = _call_with_edges(task, layout, part, part if whole else owner[part])
+            y, slope, at_edges = call_with_edges(task, layout, inside, part, part if whole else owner[part])
         else:
             x, slope = layout.nodes(rule.nodes, part)
             y = task.integrand(x, owner[part]).detach()
@@ -322,54 +321,15 @@ def linear_cells(
     return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
 
 
-def _call_with_edges(
-    task: Task, layout: Frame, part: slice, owner: Tensor | slice
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return f at a first cell's nodes, what to multiply it by, and what f is right beside the edges, ``(2, n)``."""
-    x, slope, apart = place_with_edges(task, layout, part)
-    y = task.integrand(x, owner).detach()
-    known = known_at_edges(y, slope, apart)
-    return y[1:-1], None if slope is None else slope[1:-1], known
-
-
-def place_with_edges(task: Task, layout: Frame, part: slice) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return the nodes between places right beside the cells' edges ``(m + 2, n)``, slopes, and where that is so.
-
-    Where rounding would move these places onto the edges they are in the middle instead.
-    """
-    nodes = task.rule.tensors(layout.scale.dtype, layout.scale.device).nodes
-    eps = torch.finfo(nodes.dtype).eps
-    near = max(LIMIT, ULPS * eps)
-    tau = torch.cat((nodes.new_tensor([near]), nodes, nodes.new_tensor([1.0 - near])))
-    x, slope = layout.nodes(tau, part)
-    left, scale = layout.left[part], layout.scale[part]
-    apart = near * scale > 4.0 * eps * (left.abs() + scale)
-    first, last = (torch.where(apart, edge, x[nodes.shape[0] // 2 + 1]) for edge in (x[0], x[-1]))
-    return torch.cat((first[None], x[1:-1], last[None])), slope, apart
-
-
-def known_at_edges(y: Tensor, slope: Tensor | None, apart: Tensor) -> Tensor:
-    """Return what f is beside the cells' edges, ``(2, n)``, from values of which they are the first and the last."""
-    known = torch.stack([_seen(y[i], None if slope is None else slope[i]) for i in (0, -1)])
-    return torch.where(apart, known, torch.nan)
-
-
 def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
     """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
     first = known.shape[1] - 2 * n_again
     right = slice(first + 1, None, 2)
     x, slope = layout.nodes(known.new_zeros(1), right)
-    between = _seen(task.integrand(x, owner[right]).detach()[0], None if slope is None else slope[0])
+    between = seen(task.integrand(x, owner[right]).detach()[0], None if slope is None else slope[0])
     starts, stops = known[0, first::2], known[1, right]
     pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
     return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
-
-
-def _seen(y: Tensor, slope: Tensor | None) -> Tensor:
-    """Return one number for f at one place of each cell, times the slope there."""
-    y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 1))
-    columns = torch.view_as_real(y) if y.is_complex() else y
-    return one_number(columns.flatten(), columns.shape)
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:

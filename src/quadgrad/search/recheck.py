@@ -14,8 +14,9 @@ from torch import Tensor
 from quadgrad.lanes import largest, somewhere
 from quadgrad.maps import end_frame, frame
 from quadgrad.reduce import total
-from quadgrad.search.adaptive import allowed_error, known_at_edges, linear_cells, node_blur, place_with_edges
+from quadgrad.search.adaptive import allowed_error, linear_cells, node_blur
 from quadgrad.search.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
+from quadgrad.search.edges import look_at_edges
 from quadgrad.search.ends import estimate_ends
 from quadgrad.search.estimate import apply_rule
 from quadgrad.search.start import First
@@ -43,9 +44,7 @@ class Watch:
             row, start, stop, real = self._cells(index)
             layout = frame(task.pieces, row, start.to(real), stop.to(real))
             rule, eps = task.rule.tensors(real, row.device), noise(task)
-            x, slopes, apart = place_with_edges(task, layout, slice(None))
-            beside = task.integrand(x[[0, -1]], row // task.pieces.count).detach()
-            known = known_at_edges(beside, slopes, apart)
+            known = look_at_edges(task, row, start, stop)
             *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
             self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.cells import BESIDE, DEEP, EVERY, FAINT, GEOMETRIC, LIMIT, LINEAR, SCANNED, STEP, ULPS
+from quadgrad.search.edges import look_at_edges
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -61,11 +62,12 @@ def search_single(task: Task, first: First | None = None) -> Found:
         kinds = [LINEAR] * first.row.shape[0] if first.kind is None else first.kind.tolist()
         columns = (first.row.tolist(), first.start.tolist(), first.stop.tolist(), kinds)
         fresh = [_Cell(*cell) for cell in zip(*columns, strict=True)]
+        _enter_edges(task, first, fresh)
     settled: list[_Cell] = []
     nodes = task.rule.nodes.size
     nfev = (nodes + BESIDE) * len(fresh)
     bad, reopened = 0, False
-    _measure(task, fresh, edges=True)
+    _measure(task, fresh, edges=first is None)
     while True:
         cells = settled + fresh
         value, error, floor = sum(c.value for c in cells), sum(c.error for c in cells), sum(c.floor for c in cells)
@@ -101,6 +103,14 @@ def search_single(task: Task, first: First | None = None) -> Found:
         reopened = False
         _measure(task, fresh)
     return _found(task, cells, [value, error], status, nfev)
+
+
+def _enter_edges(task: Task, first: First, cells: list[_Cell]) -> None:
+    """Call f at the edges of the cells of a plan that have linear nodes; rare enough for tensors."""
+    linear = torch.tensor([i for i, cell in enumerate(cells) if cell.kind == LINEAR], dtype=torch.int64)
+    chosen = (t[linear.to(t.device)] for t in (first.row, first.start, first.stop))
+    for i, at_start, at_stop in zip(linear.tolist(), *look_at_edges(task, *chosen).tolist(), strict=True):
+        cells[i].at_start, cells[i].at_stop = at_start, at_stop
 
 
 def _measure(task: Task, cells: list[_Cell], edges: bool = False) -> None:
