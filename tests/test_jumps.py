@@ -452,3 +452,10 @@ def test_integral_inside_an_integral_is_warned_about_once() -> None:
     inside = lambda x: qg.quad(lambda y, x: s * step(y, s * x), 0.0, 1.0, (x,)).value
     said = told(lambda: qg.quad(inside, t64(0.1), 1.0, rtol=1e-3))
     assert len(said) == 1 and "where nothing is marked" in said[0]
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, inf), (-inf, 0.0), (2.0, inf), (-inf, inf), (0.0, 1.0)])
+def test_looking_for_jumps_stays_inside_the_interval(a: float, b: float) -> None:
+    p, f = leaf(2.0), Recorder(lambda x, p: torch.exp(-p * x.abs()) * torch.cos(x))
+    qg.quad(f, a, b, (p,))
+    assert a < f.nodes.min() and f.nodes.max() < b

@@ -168,6 +168,8 @@ def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limi
     lower, upper = pieces.ends(row)
     x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
     x = torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -torch.inf)))
+    # What passes an infinite end comes back from the other side.
+    x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
     y = _flat(integrand(x, owner).detach(), x)
     rise = _largest_rise(y if slope is None else y * slope[:, :, None])
     least = least[owner] * ((stop - start) / layout.scale)

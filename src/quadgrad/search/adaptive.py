@@ -294,7 +294,9 @@ def _evaluate(
         parts.append((*apply_rule(rule, y, slope, gap, eps, blur[part], at_edges), at_edges))
     *columns, middle, known = parts[0]
     if len(parts) > 1:
-        *columns, middle, known = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
+        *others, knowns = zip(*parts, strict=True)
+        *columns, middle = (torch.cat(column) for column in others)
+        known = torch.cat(knowns, dim=1)
     cells = linear_cells(task, row, start, stop, tuple(columns), layout, eps)
     return cells, torch.cat((known, middle[None]))
 
