@@ -44,9 +44,9 @@ EndSample = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 class Tails:
     """What is known of the cells that close in on an end, ``k`` of them, of columns or groups of columns.
 
-    ``value`` ``(k, columns)`` is the largest modulus of the derivative. Of shape ``(COLUMNS, k, columns)``, ``error``
-    is replay's and ``gap`` how far it is from the derivative's own limit, in each column of the epsilon table.
-    ``room`` ``(k,)`` are the octaves left before nodes coincide.
+    ``value`` ``(k, columns)`` is the largest modulus of the derivative. ``error`` and ``gap``, of shape
+    ``(COLUMNS, k, columns)``, are replay's error and how far it is from the derivative's own limit, in each column of
+    the epsilon table. ``room`` ``(k,)`` are the octaves left before nodes coincide.
     """
 
     owner: Tensor
