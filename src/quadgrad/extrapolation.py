@@ -19,8 +19,8 @@ COLUMNS = 3
 def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
-    The terms, and the entries of a column, stand along the first dimension. Column 0 are the sums of the first 0, 1,
-    ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
+    The terms, and the entries of a column, stand along the first dimension. Column 0 are the sums of the first 0,
+    1, ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
     """
     size = terms.detach().abs().amax(0)
     size = torch.where(size > 0, size, 1.0)
@@ -28,7 +28,10 @@ def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     before = torch.zeros_like(torch.cat((now, now[:1])))
     table = [now * size]
     for _ in range(columns):
-        for rest in (torch.inf, 0.0):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
+        for rest in (
+            torch.inf,
+            0.0,
+        ):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
             before, now = now, before[1:-1] + _reciprocal(now[1:] - now[:-1], rest)
         table.append(now * size)
     return table

@@ -25,6 +25,7 @@ from quadgrad.search.cells import (
     LEFT,
     LIMIT,
     LINEAR,
+    REVERT,
     RIGHT,
     TURN,
     ULPS,
@@ -75,8 +76,8 @@ class Verdict:
     """One round's decisions.
 
     ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the
-    number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent, ``bad``
-    the rounds with values that are not finite.
+    number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent,
+    ``bad`` the rounds with values that are not finite.
     """
 
     move: Tensor
@@ -151,11 +152,9 @@ def search(task: Task, first: First) -> Found:
     else:
         order = first.kind.sort(stable=True).indices
         by_kind = First(*(t.index_select(0, order) for t in (row, first.start, first.stop)))
-        unknown = torch.full(
-            (2, int((first.kind == LINEAR).sum())), torch.nan, dtype=task.pieces.lower.dtype, device=device
-        )
-        none = Counts(0, 0, 0, 0)
-        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, none)
+        unknown = torch.full((2, len(row)), torch.nan, dtype=task.pieces.lower.dtype, device=device)
+        linear = int((first.kind == LINEAR).sum())
+        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, 0)
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
@@ -201,7 +200,7 @@ def _refine(
         if n_over:
             move = move * stays.index_select(0, owner)
             *_, counts = _count(verdict.code, move)
-        n_gone, n_split = len(running) - n_run, counts.halved + counts.turned + counts.closer
+        n_gone, n_split = len(running) - n_run, counts.cells
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
         if n_split == 0:
@@ -219,31 +218,32 @@ def _refine(
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        cells, known = _evaluate_all(task, row, start, stop, known, counts)
+        pairs = counts.again + counts.reverted
+        cells, known = _evaluate_all(task, row, start, stop, known, counts.linear, pairs)
         reopened = False
 
 
 def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
     """Count integrals over budget, waiting and running, and the cells by their moves; only here the host waits."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
-    moves = (move > KEEP, (move == LEFT) | (move == RIGHT), move == TURN, move == CLOSER)
-    n_over, n_wait, n_run, split, again, turned, closer = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
-    return n_over, n_wait, n_run, Counts(split - turned - closer, again, turned, closer)
+    halved = (move > KEEP) & (move < REVERT)
+    moves = (halved, (move == LEFT) | (move == RIGHT), move == REVERT, move == TURN, move == CLOSER)
+    n_over, n_wait, n_run, *counts = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    return n_over, n_wait, n_run, Counts(*counts)
 
 
 def _evaluate_all(
-    task: Task, row: Tensor, start: Tensor, stop: Tensor, known: Tensor, counts: Counts
+    task: Task, row: Tensor, start: Tensor, stop: Tensor, known: Tensor, linear: int, pairs: int
 ) -> tuple[Cells, Tensor]:
-    """Apply the rule to new cells, linear ones first; see :func:`_evaluate`."""
-    linear = known.shape[1]
+    """Apply the rule to new cells, the first ``linear`` with evenly spread nodes; see :func:`_evaluate`."""
     if linear == row.shape[0]:
-        return _evaluate(task, row, start, stop, known, counts.again)
+        return _evaluate(task, row, start, stop, known, pairs)
     ends = evaluate_ends(task, row[linear:], start[linear:], stop[linear:])
-    unknown = torch.full_like(ends.error, torch.nan).expand(3, -1)
+    beside = torch.cat((known[:, linear:], torch.full_like(known[:1, linear:], torch.nan)))
     if linear == 0:
-        return ends, unknown
-    cells, known = _evaluate(task, row[:linear], start[:linear], stop[:linear], known, counts.again)
-    return Cells.join([cells, ends]), torch.cat((known, unknown), dim=1)
+        return ends, beside
+    cells, known = _evaluate(task, row[:linear], start[:linear], stop[:linear], known[:, :linear], pairs)
+    return Cells.join([cells, ends]), torch.cat((known, beside), dim=1)
 
 
 def _owner(task: Task, row: Tensor) -> Tensor:

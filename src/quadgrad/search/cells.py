@@ -35,9 +35,9 @@ FAINT = 0.1
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
-KEEP, HALVE, LEFT, RIGHT, TURN, CLOSER = range(6)
-"""How to refine a cell: not at all; halve it; halve its left or right half, too; give it logarithmic nodes, being
-at an end; part one that has them."""
+KEEP, HALVE, LEFT, RIGHT, REVERT, TURN, CLOSER = range(7)
+"""How to refine a cell: not at all; halve it; halve its left or right half, too; halve one whose logarithmic nodes
+did not help; give it logarithmic nodes, being at an end; part one that has them."""
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
@@ -53,7 +53,7 @@ At least :data:`ULPS` eps, and not at all where rounding would move it onto the 
 ULPS = 16.0
 
 DEEP = 4.0
-"""Cells at an end, halved as often as this, get logarithmic nodes when they are refined, be they rough there or not."""
+"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
 
 EVERY = 4.0
 """Where logarithmic nodes did not help they are tried again after that many halvings."""
@@ -98,12 +98,23 @@ class Cells:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cells are halved, with a half halved again, given logarithmic nodes, and parted with those."""
+    """How many cells are halved, have a half halved again, are reverted, turned, and parted closer to the end."""
 
     halved: int
     again: int
+    reverted: int
     turned: int
     closer: int
+
+    @property
+    def cells(self) -> int:
+        """The number of cells that are refined."""
+        return self.halved + self.reverted + self.turned + self.closer
+
+    @property
+    def linear(self) -> int:
+        """The number of children with evenly spread nodes."""
+        return 2 * self.halved + self.again + 2 * self.reverted
 
 
 def locate(mask: Tensor, count: int) -> Tensor:
@@ -137,7 +148,7 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     move = HALVE + left.to(torch.int8) * (LEFT - HALVE) + right.to(torch.int8) * (RIGHT - HALVE)
     move = move.masked_fill(towards & ~tried, TURN)
     # Where logarithmic nodes are of no help, the cell gets linear ones again.
-    closer = torch.where(rightward, HALVE, CLOSER).to(torch.int8)
+    closer = torch.where(rightward, REVERT, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
 
 
@@ -166,7 +177,7 @@ def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many children each cell gets, and at how many places beside their nodes f is called, int64."""
     split, turned = (move > KEEP).to(torch.int64), (move == TURN).to(torch.int64)
     again, closer = ((move == LEFT) | (move == RIGHT)).to(torch.int64), (move == CLOSER).to(torch.int64)
-    return 2 * split + again - turned, again + BESIDE * (2 * closer + turned)
+    return 2 * split + again - turned, again + (move == REVERT) + BESIDE * (2 * closer + turned)
 
 
 def refine(
@@ -174,28 +185,40 @@ def refine(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
 
-    The halves of halves come after the other halves. ``known`` ``(3, n)`` is the integrand at the cells' starts,
-    stops and middles; last is returned what is known of it at the linear children's starts and stops, else NaN.
+    The halves of halves come after the other halves, then the reverted ones. ``known`` ``(3, n)`` is the integrand
+    at the cells' starts, stops and middles; last is returned what is known at the children's starts and stops.
     """
     everyone = torch.arange(start.shape[0], device=start.device)
-    if not counts.turned + counts.closer:
+    if counts.cells == counts.halved:
         return _halve(everyone, start, stop, known, move, counts.again)
-    halved, turned, closer = (
+    halved, reverted, turned, closer = (
         locate(mask, count)
         for mask, count in (
-            ((move > KEEP) & (move < TURN), counts.halved),
+            ((move > KEEP) & (move < REVERT), counts.halved),
+            (move == REVERT, counts.reverted),
             (move == TURN, counts.turned),
             (move == CLOSER, counts.closer),
         )
     )
-    linear = _halve(halved, start[halved], stop[halved], known[:, halved], move[halved], counts.again)
-    ends = [
-        linear[:3],
-        (turned, start[turned], stop[turned]),
-        (closer.repeat_interleave(2), *_close_in(start[closer], stop[closer])),
-    ]
-    parent, start, stop = (torch.cat(column) for column in zip(*ends, strict=True))
-    return parent, start, stop, linear[3]
+    groups = (
+        _halve(halved, start[halved], stop[halved], known[:, halved], move[halved], counts.again),
+        (reverted.repeat_interleave(2), *bisect(start[reverted], stop[reverted]), _apart(known[:2, reverted])),
+        (turned, start[turned], stop[turned], known[:2, turned]),
+        (
+            closer.repeat_interleave(2),
+            *_close_in(start[closer], stop[closer]),
+            known[:2, closer.repeat_interleave(2)] * torch.nan,
+        ),
+    )
+    parent, start, stop, known = (torch.cat(column, dim=-1) for column in zip(*groups, strict=True))
+    return parent, start, stop, known
+
+
+def _apart(known: Tensor) -> Tensor:
+    """Return what is known of pairs of neighbours that share the cells' starts and stops: nothing between them."""
+    at_start, at_stop = known
+    nowhere = torch.full_like(at_start, torch.nan)
+    return torch.stack((torch.stack((at_start, nowhere), 1), torch.stack((nowhere, at_stop), 1))).flatten(1)
 
 
 def _halve(
@@ -213,8 +236,7 @@ def _halve(
     finer = (parent.index_select(0, twice).repeat_interleave(2), *bisect(start[twice], stop[twice]))
     whole = (t.index_select(0, once) for t in (parent, start, stop))
     parent, start, stop = (torch.cat(pair) for pair in zip(whole, finer, strict=True))
-    (at_start, at_stop), nowhere = known.index_select(1, twice), torch.full_like(known[0, :n_again], torch.nan)
-    inner = torch.stack((torch.stack((at_start, nowhere), 1), torch.stack((nowhere, at_stop), 1))).flatten(1)
+    inner = _apart(known.index_select(1, twice))
     return parent, start, stop, torch.cat((known.index_select(1, once), inner), dim=1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -242,14 +242,13 @@ def _tolerance(task: Task, value: float, floor: float) -> float:
 
 def _refine(cells: list[_Cell]) -> tuple[list[_Cell], list[_Cell]]:
     """Refine cells, as :func:`quadgrad.search.cells.refine` does, in the same order; the halves of halves again."""
-    halved = [c for c in cells if not (_turns(c) or _closes_in(c))]
+    halved = [c for c in cells if c.kind == LINEAR and not _turns(c)]
     halves = [
-        (half, cell.kind == LINEAR and cell.lean == side)
-        for cell in halved
-        for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
+        (half, cell.lean == side) for cell in halved for half, side in zip(_bisect(cell), (-2.0, 2.0), strict=True)
     ]
     finer = [quarter for half, blamed in halves if blamed for quarter in _bisect(half)]
-    turned = [_Cell(c.row, c.start, c.stop, GEOMETRIC) for c in cells if _turns(c)]
+    finer += [half for c in cells if c.kind != LINEAR and not _closes_in(c) for half in _bisect(c)]
+    turned = [replace(c, kind=GEOMETRIC) for c in cells if _turns(c)]
     closer = [part for c in cells if _closes_in(c) for part in _close_in(c)]
     return [half for half, blamed in halves if not blamed] + finer + turned + closer, finer
 
