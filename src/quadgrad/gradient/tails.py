@@ -44,9 +44,9 @@ EndSample = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 class Tails:
     """What is known of the cells that close in on an end, ``k`` of them, of columns or groups of columns.
 
-    ``value`` ``(k, columns)`` is the largest modulus of the derivative. Of shape ``(COLUMNS, k, columns)``, ``error``
-    is replay's and ``gap`` how far it is from the derivative's own limit, in each column of the epsilon table.
-    ``room`` ``(k,)`` are the octaves left before nodes coincide.
+    ``value`` ``(k, columns)`` is the largest modulus of the derivative. ``error`` and ``gap``, of shape
+    ``(COLUMNS, k, columns)``, are replay's error and how far it is from the derivative's own limit, in each column
+    of the epsilon table. ``room`` ``(k,)`` are the octaves left before nodes coincide.
     """
 
     owner: Tensor
@@ -171,6 +171,7 @@ def _replayed(
     rest = own.rest / (1.0 - ratio.clamp(0.0, 0.999)[:, None]) ** 2
     errors: list[Tensor] = []
     gaps: list[Tensor] = []
+    grows = torch.zeros_like(rest, dtype=torch.bool)
     for column in range(COLUMNS):
         entries = [_weights(terms, column, back) for back in (1, 2, 3)]
         entries.append(_weights(off, column, 1))
@@ -180,7 +181,10 @@ def _replayed(
         step, earlier = (limit - once).abs(), (once - twice).abs()
         decay = (step / earlier.clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(0.99)
         drift = SAFETY * step * (decay / (1.0 - decay)).clamp_min(1.0) + earlier
-        apart = drift.masked_fill((step >= earlier) & (step > rest), torch.inf) + doubt + rest
+        # Column 2 may sum even what grows towards the end, but to a number that is no integral.
+        grown = (step >= earlier) & (step > rest)
+        grows = grows | (grown & (column > 0))
+        apart = drift.masked_fill(grown | grows, torch.inf) + doubt + rest
         errors.append(torch.minimum(own.error + gap, apart.nan_to_num(torch.inf, torch.inf)))
         gaps.append(gap)
     return torch.stack(errors), torch.stack(gaps)
