@@ -121,3 +121,14 @@ SINGULAR = "the error at an unmarked interior singularity is up to 2.6 times the
 def test_broken_integrands_with_the_place_hidden(name: str) -> None:
     # QUADPACK (scipy.integrate.quad at 1e-8) understates the error of 20 % of such steps.
     assert sum((liars(BROKEN[name], rule, rtol) for rule in RULES for rtol in TOLERANCES), []) == []
+
+
+@pytest.mark.parametrize("rtol", (1e-3, 1e-6, 1e-9))
+@pytest.mark.parametrize("power", (0.3, 0.5, 0.8))
+def test_a_second_scale_closer_to_the_end_than_any_node(power: float, rtol: float) -> None:
+    # x^-s for x much larger than d, and constant closer to 0: what is extrapolated from afar would be wrong.
+    d = 10.0 ** torch.linspace(-12, -2, 200, dtype=torch.float64)
+    result = qg.quad(lambda x, d: (x + d) ** -power, t64(0.0), 1.0, (d,), rtol=rtol)
+    exact = ((1 + d) ** (1 - power) - d ** (1 - power)) / (1 - power)
+    assert result.converged.all()
+    assert ((result.value - exact).abs() <= result.error + ROUNDING * exact).all()

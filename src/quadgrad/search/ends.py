@@ -8,15 +8,18 @@ the epsilon algorithm sums to the end (:mod:`quadgrad.extrapolation`).
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.lanes import largest, somewhere
-from quadgrad.maps import EndFrame, end_frame
+from quadgrad.maps import DEPTH, EndFrame, end_frame
 from quadgrad.rules import RuleTensors
 from quadgrad.rules.rule import SHARES
-from quadgrad.search.cells import GEOMETRIC, STEP, Cells
+from quadgrad.search.cells import GEOMETRIC, STEP, ULPS, Cells
 from quadgrad.search.estimate import (
     BEYOND,
     EDGES,
@@ -38,6 +41,12 @@ CLOSE = 0.1
 NEAREST = 2.0**-480
 """No node is closer to an end than this part of its piece: squares would underflow."""
 
+DEEPEST = 2.0**-400
+"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
+
+LAWLESS = math.log(1e6)
+"""How far f may be there from what the series makes of it, as a logarithm: powers of logarithms are less far."""
+
 SHORTEST = 2.0**-20
 """Cells with logarithmic nodes are not refined when the logarithms of their ends are closer."""
 
@@ -45,7 +54,8 @@ SHORTEST = 2.0**-20
 def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells:
     """Apply the rule to cells with nodes spread over the logarithm of the distance from an end.
 
-    f is called at :data:`quadgrad.search.cells.BESIDE` places more for each cell: where its nodes begin and end.
+    f is called at :data:`quadgrad.search.cells.BESIDE` places more for each cell: where its nodes begin and end,
+    or, where it touches the end, as close to it as numbers allow.
     """
     real = task.pieces.lower.dtype
     rule = task.rule.tensors(real, row.device)
@@ -53,24 +63,30 @@ def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells
     owner = row if task.pieces.count == 1 else row // task.pieces.count
     touches = (start == 0) | (stop == 0)
     step = max(1, task.block // task.rule.nodes.size)
+    deeper = _look_deeper(task, row, layout)
     with_edges = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     parts: list[Cells] = []
     for first in range(0, row.shape[0], step):
         part = slice(first, min(row.shape[0], first + step))
         x, slope = layout.nodes(with_edges, part)
+        deep = touches[part] & deeper.usable[part]
+        x = torch.cat((x[:-1], torch.where(deep, deeper.x[part], x[-1])[None]))
+        slope = torch.cat((slope[:-1], torch.where(deep, deeper.slope[part], slope[-1])[None]))
         y = task.integrand(x, owner[part]).detach()
-        found = estimate_ends(task, rule, y, slope, layout, touches[part], part)
+        steps = torch.where(deep, deeper.steps[part], 0.0)
+        found = estimate_ends(task, rule, y, slope, layout, touches[part], part, steps=steps)
         parts.append(Cells(row[part], start[part], stop[part], *found))
     return Cells.join(parts)
 
 
 def estimate_ends(
     task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice,
-    held: Tensor | None = None,
+    held: Tensor | None = None, steps: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return value, error, floor, refinable, lean and kind; see :class:`quadgrad.search.cells.Cells`.
 
-    The column that extrapolates is chosen here, or ``held`` ``(n,)``.
+    The column that extrapolates is chosen here, or ``held`` ``(n,)``. With ``steps`` ``(n,)`` the last row of ``y``
+    is that many terms of the series beyond the nodes, unless that is 0.
     """
     tail = (1,) * (y.ndim - 2)
     eps, scale = noise(task), layout.scale[part]
@@ -98,6 +114,11 @@ def estimate_ends(
     open_end = touches.reshape(-1, *tail)
     value = torch.where(open_end, beyond, value)
     doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
+    if steps is not None:
+        lawless = _breaks_the_law(terms, inner.reshape(event), steps) & touches
+        doubt = torch.where(
+            lawless, torch.maximum(doubt, SAFETY * largest_component((beyond - terms.sum(0)).abs())), doubt
+        )
     size = torch.maximum(size, largest_component(value.abs()))
     floor = FLOOR * eps * size
     blur = torch.minimum(gain * blur, size)
@@ -113,6 +134,47 @@ def estimate_ends(
     rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
     kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
     return value, error, floor, refinable, rough, kind
+
+
+@dataclass(frozen=True)
+class _Deeper:
+    """One place for each cell, much closer to the end than its nodes, and what f has to be multiplied by there.
+
+    ``steps`` is how many terms of the series it is beyond the nodes; ``usable`` tells where there is such a place.
+    """
+
+    x: Tensor
+    slope: Tensor
+    steps: Tensor
+    usable: Tensor
+
+
+def _look_deeper(task: Task, row: Tensor, layout: EndFrame) -> _Deeper:
+    info = torch.finfo(layout.reach.dtype)
+    depth = torch.maximum(
+        ULPS * info.eps * layout.reach / layout.span, layout.reach.new_tensor(max(DEEPEST, info.tiny**0.5))
+    )
+    depth = torch.where(layout.span > 0, depth, 1.0).to(layout.outer.dtype)
+    from_lower = layout.outer > 0
+    place = end_frame(task.pieces, row, torch.where(from_lower, 0.0, -depth), torch.where(from_lower, depth, 0.0))
+    x, slope = place.nodes(layout.reach.new_zeros(1), slice(None))
+    octaves = torch.log2(layout.outer.abs() / depth) - DEPTH
+    return _Deeper(x[0], slope[0], octaves * (SHARES / DEPTH), octaves > DEPTH)
+
+
+def _breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
+    """Tell where f far closer to the end is not at all what the series' last terms make of it, shape ``(n,)``.
+
+    A second scale hides there: the series decays as it should only down to some distance from the end.
+    """
+    earlier, before, last = terms[-3:].abs().log()
+    steps = steps.reshape(-1, *(1,) * (last.ndim - 1))
+    rate, drift = last - before, (last - 2.0 * before + earlier).abs()
+    expected = last + math.log(SHARES) + steps * rate
+    # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
+    off = (deep.abs().log() - expected).abs() > LAWLESS + 2.0 * SHARES * steps * drift
+    off = off & (steps > 0) & expected.isfinite()
+    return somewhere(off.flatten(1).any(1) if off.ndim > 1 else off)
 
 
 def blur_of_ends(task: Task, rule: RuleTensors, y: Tensor, layout: EndFrame, part: slice) -> Tensor:
