@@ -329,6 +329,15 @@ def test_first_and_second_derivative_with_respect_to_the_strength_of_a_singular_
         (value,), (exact,) = (torch.autograd.grad(y, x, create_graph=True) for y, x in ((value, s), (exact, t)))
 
 
+def test_a_singular_limit_that_is_not_differentiated_does_not_matter_in_nested_transforms() -> None:
+    s = t64([0.3, 0.5, 0.9])
+    area = lambda s: qg.quad(lambda x, s: x**-s, 0.0, 1.0, (s,)).value
+    _, together = torch.func.jvp(torch.func.vmap(area), (s,), (torch.ones_like(s),))
+    each = torch.func.vmap(torch.func.jacfwd(area))(s)
+    for slope in (together, each):
+        assert relative_error(slope, (1 - s) ** -2) <= 1e-11
+
+
 def test_infinite_derivative_in_forward_mode() -> None:
     area = lambda a: qg.quad(lambda x: x**-0.5, a, 1.0).value
     with pytest.warns(qg.IntegrationWarning, match="infinite"):

@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from quadgrad._torch import forward_mode_open, in_transform, leaves_behind, tangent_of
+from quadgrad._torch import carries_derivative, forward_mode_open, in_transform, leaves_behind, tangent_of
 from quadgrad.errors import IntegrationWarning
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.integrand import Integrand
@@ -54,7 +54,7 @@ def choose_treatment(
         return None
     pathwise, endless = list(singular), [no] * len(singular)
     for i, mask in enumerate(singular):
-        if carries_gradient(limits.marks[i]) and bool(somewhere(mask).any()):
+        if carries_derivative(limits.marks[i]) and bool(somewhere(mask).any()):
             trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
             pathwise[i], endless[i] = mask & trusted, mask & ~trusted
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
