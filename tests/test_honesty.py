@@ -7,8 +7,9 @@ of the difficulty drawn at random.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import pi
+from math import inf, pi
 
 import pytest
 import torch
@@ -132,3 +133,13 @@ def test_a_second_scale_closer_to_the_end_than_any_node(power: float, rtol: floa
     exact = ((1 + d) ** (1 - power) - d ** (1 - power)) / (1 - power)
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error + ROUNDING * exact).all()
+
+
+def test_nothing_is_asked_of_f_so_far_out_that_it_overflows() -> None:
+    # math.exp raises beyond 710: beside its nodes f is called near finite ends only.
+    f = lambda x: 1.0 / (1.0 + math.exp(x / 1e4))
+    one = qg.quad(f, t64(0.0), inf, vectorized=False, rtol=1e-4)
+    both = qg.quad(f, t64([0.0, 0.5]), inf, vectorized=False, rtol=1e-4)
+    exact = 1e4 * torch.log1p(torch.exp(-t64([0.0, 0.5]) / 1e4))
+    assert abs(one.value - exact[0]) <= one.error
+    assert ((both.value - exact).abs() <= both.error).all()

@@ -54,13 +54,17 @@ def _place(layout: Frame, inside: Tensor, tau: Tensor, part: slice) -> tuple[Ten
     """Return the places ``tau`` between two at the edges ``(m + 2, n)``, the slopes, and where these two are so.
 
     At the end of a piece it is one right beside it, because f must not be called there. Where rounding would move
-    it onto the end it is in the middle instead.
+    it onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
     """
     eps = torch.finfo(tau.dtype).eps
     near = max(LIMIT, ULPS * eps)
     x, slope = layout.nodes(torch.cat((tau.new_tensor([0.0, near]), tau, tau.new_tensor([1.0 - near, 1.0]))), part)
     left, scale, inside = layout.left[part], layout.scale[part], inside[:, part]
-    known = inside | (near * scale > 4.0 * eps * (left.abs() + scale))
+    beside_limit = near * scale > 4.0 * eps * (left.abs() + scale)
+    if layout.tail is not None:
+        infinite = layout.tail.infinite
+        beside_limit = beside_limit & ~torch.stack((infinite.no_lower[part], infinite.no_upper[part]))
+    known = inside | beside_limit
 
     def choose(t: Tensor) -> Tensor:
         edges, beside, middle = t[[0, -1]], t[[1, -2]], t[t.shape[0] // 2]

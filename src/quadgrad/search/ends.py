@@ -159,7 +159,10 @@ def _look_deeper(task: Task, row: Tensor, layout: EndFrame) -> _Deeper:
     place = end_frame(task.pieces, row, torch.where(from_lower, 0.0, -depth), torch.where(from_lower, depth, 0.0))
     x, slope = place.nodes(layout.reach.new_zeros(1), slice(None))
     octaves = torch.log2(layout.outer.abs() / depth) - DEPTH
-    return _Deeper(x[0], slope[0], octaves * (SHARES / DEPTH), octaves > DEPTH)
+    usable = octaves > DEPTH
+    if layout.infinite is not None:  # that far out exp(x) overflows
+        usable = usable & ~torch.where(from_lower, layout.infinite.no_lower, layout.infinite.no_upper)
+    return _Deeper(x[0], slope[0], octaves * (SHARES / DEPTH), usable)
 
 
 def _breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:

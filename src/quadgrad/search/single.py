@@ -18,7 +18,7 @@ from torch import Tensor
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.cells import BESIDE, DEEP, EVERY, FAINT, GEOMETRIC, LIMIT, LINEAR, SCANNED, STEP, ULPS
-from quadgrad.search.edges import look_at_edges
+from quadgrad.search.edges import call_with_edges, look_at_edges
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import BEYOND, EDGES, FLOOR, NULLS, PLACE, ROUGHER, SAFETY, SLOPES, SLOW, UNRESOLVED
 from quadgrad.search.start import First
@@ -187,18 +187,24 @@ def _call(task: Task, cells: list[_Cell], tau: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[float], list[float]]:
-    """Call f right beside the limits, too, and enter it, unless rounding would move those places onto them."""
-    eps, pieces = torch.finfo(task.pieces.lower.dtype).eps, task.pieces
+    """Call f right beside the limits, too, and enter it; where that cannot be, see :mod:`quadgrad.search.edges`."""
+    real, pieces = task.pieces.lower.dtype, task.pieces
+    eps = torch.finfo(real).eps
     near = max(LIMIT, ULPS * eps)
     ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
-    spans = [(abs(low), 1.0 if math.isinf(high - low) else high - low) for low, high in ends]
-    apart = all(near * span > 4.0 * eps * ((0.0 if math.isinf(low) else low) + span) for low, span in spans)
-    edge = near if apart else 0.5
-    y, scale, reach = _call(task, cells, np.concatenate(([edge], task.rule.nodes, [1.0 - edge])))
-    if apart:
-        for cell, at_start, at_stop in zip(cells, y[0].tolist(), y[-1].tolist(), strict=True):
-            cell.at_start, cell.at_stop = at_start, at_stop
-    return y[1:-1], scale, reach
+    if not pieces.infinite and all(near * (b - a) > 4.0 * eps * (abs(a) + b - a) for a, b in ends):
+        y, scale, reach = _call(task, cells, np.concatenate(([near], task.rule.nodes, [1.0 - near])))
+        beside, y = y[[0, -1]], y[1:-1]
+    else:
+        row = torch.tensor([c.row for c in cells], device=pieces.lower.device)
+        zero = torch.zeros(len(cells), dtype=real, device=row.device)
+        layout, inside = frame(pieces, row, zero, zero + 1.0), torch.zeros((2, len(cells)), dtype=torch.bool)
+        values, slope, known = call_with_edges(task, layout, inside.to(row.device), slice(None), slice(0, 1))
+        y = (values if slope is None else values * slope).resolve_neg().cpu().numpy()
+        beside, scale, reach = known.cpu().numpy(), layout.scale.tolist(), layout.reach.tolist()
+    for cell, at_start, at_stop in zip(cells, *beside.tolist(), strict=True):
+        cell.at_start, cell.at_stop = at_start, at_stop
+    return y, scale, reach
 
 
 def _look_between(task: Task, finer: list[_Cell]) -> None:
