@@ -191,7 +191,8 @@ def _call_with_edges(task: Task, cells: list[_Cell]) -> tuple[np.ndarray, list[f
     real, pieces = task.pieces.lower.dtype, task.pieces
     eps = torch.finfo(real).eps
     near = max(LIMIT, ULPS * eps)
-    ends = zip(pieces.lower.tolist(), pieces.upper.tolist(), strict=True)
+    lower, upper = pieces.lower.tolist(), pieces.upper.tolist()
+    ends = [(lower[c.row], upper[c.row]) for c in cells]
     if not pieces.infinite and all(near * (b - a) > 4.0 * eps * (abs(a) + b - a) for a, b in ends):
         y, scale, reach = _call(task, cells, np.concatenate(([near], task.rule.nodes, [1.0 - near])))
         beside, y = y[[0, -1]], y[1:-1]
