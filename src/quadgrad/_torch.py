@@ -16,6 +16,7 @@ from torch.utils import _python_dispatch, _pytree
 
 __all__ = [
     "carries_derivative",
+    "derivatives_open",
     "dispatch_mode_open",
     "forward_mode_open",
     "in_differentiation",
@@ -57,6 +58,11 @@ def in_differentiation() -> bool:
 def forward_mode_open() -> bool:
     """Whether a forward-mode level is open, so that tangents may flow even where gradients are off."""
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def derivatives_open() -> bool:
+    """Whether derivatives may flow to a tensor that does not require grad: in a transform, or forward mode."""
+    return in_transform() or forward_mode_open()
 
 
 def dispatch_mode_open() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._torch import derivatives_open
 from quadgrad.maps import Pieces
 
 __all__ = ["Limits", "stack_points"]
@@ -34,7 +35,7 @@ class Limits:
     @property
     def marks(self) -> tuple[Tensor, ...]:
         """All places that can carry a gradient: a, b, then the breakpoints one by one."""
-        return (self.a, self.b, *(self.points.unbind(1) if self.points is not None else ()))
+        return (self.a, self.b) if self.points is None else (self.a, self.b, *self.points.unbind(1))
 
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""
@@ -43,6 +44,8 @@ class Limits:
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""
+        if not (self.a.requires_grad or self.b.requires_grad or self.points is not None or derivatives_open()):
+            return self
         points = None if self.points is None else self.points.detach()
         return Limits(self.a.detach(), self.b.detach(), points, self.infinite, self.ordered, self.blur)
 

@@ -41,6 +41,9 @@ class Parameters:
         return Parameters(tuple(name for name, _ in chosen), tuple(tensor for _, tensor in chosen))
 
 
+NONE = Parameters()
+
+
 def is_differentiable(value: Any) -> bool:
     """Whether the value is a tensor of real or complex numbers."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
@@ -54,6 +57,8 @@ def declare(params: Any) -> Parameters:
     TypeError
         If it holds anything else.
     """
+    if params is None:
+        return NONE
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _named(params, "params"):
         found.setdefault(id(tensor), (name, tensor))

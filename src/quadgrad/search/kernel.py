@@ -66,7 +66,10 @@ class PieceEnds(Structure):
     def of(cls, pieces: Pieces) -> PieceEnds:
         """Return the ends of the given pieces."""
         info = torch.finfo(pieces.lower.dtype)
-        lower, upper = pieces.lower.to(torch.float64).contiguous(), pieces.upper.to(torch.float64).contiguous()
+        lower, upper = pieces.lower, pieces.upper
+        if lower.dtype != torch.float64:
+            lower, upper = lower.double(), upper.double()
+        lower, upper = lower.contiguous(), upper.contiguous()
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
             torch.get_num_threads(), info.eps, info.tiny,

@@ -78,10 +78,10 @@ class _Search:
         self.ends, self.rule = PieceEnds.of(task.pieces), byref(rule_numbers(task.rule))
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
         self.value, self.error = _numbers(batch), _numbers(batch)
-        self.status, self.nfev = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
+        self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
         self.settled: list[Tensor] = []
-        self.counts = torch.zeros(batch * count, dtype=torch.int64)
-        self.rooms = [_numbers(0, CELL), _numbers(0, CELL)]
+        self.counts = _INTEGER.new_zeros(batch * count)
+        self.rooms: list[Tensor | None] = [None, None]
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -100,7 +100,8 @@ class _Search:
                 tally.running, tally.waiting, asked.reopened = integrals.shape[0], 0, 1
                 continue
             asked.reopened = 0
-            self._ask_between(linear, pairs)
+            if pairs is not None:
+                self._ask_between(linear, pairs)
             self._measure(linear)
             self._measure_ends(ends)
 
@@ -133,7 +134,7 @@ class _Search:
 
     def _judge(
         self, asked: Asked, tally: Tally, integrals: Tensor, linear: _Cells, ends: _Cells
-    ) -> tuple[_Cells, _Cells, Tensor]:
+    ) -> tuple[_Cells, _Cells, Tensor | None]:
         """Decide on all cells; return the new ones and the places of those before which f is to be asked for."""
         old = linear.n + ends.n
         finer, closer = 3 * linear.n + 2 * ends.n, linear.n + 2 * ends.n
@@ -145,16 +146,19 @@ class _Search:
             self.error.data_ptr(), self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
         )  # fmt: skip
         if tally.settled:
-            self.settled.append(settled[: tally.settled])
-        pairs = room[finer + closer :].view(torch.int64).flatten()[: tally.pairs]
+            self.settled.append(settled if tally.settled == old else settled[: tally.settled])
+        pairs = None
+        if tally.pairs:
+            pairs = room[finer + closer :].view(torch.int64).flatten()[: tally.pairs]
         return _Cells(room, tally.linear), _Cells(room, tally.ends, finer), pairs
 
     def _room(self, rows: int) -> Tensor:
         """Return memory other than that of the last call; what was there before last is overwritten."""
-        self.rooms.reverse()
-        if self.rooms[0].shape[0] < rows:
-            self.rooms[0] = _numbers(rows, CELL)
-        return self.rooms[0]
+        last, room = self.rooms
+        if room is None or room.shape[0] < rows:
+            room = _numbers(rows, CELL)
+        self.rooms = [room, last]
+        return room
 
     def _measure(self, cells: _Cells, edges: bool = False, whole: bool = False) -> None:
         """Apply the rule to cells with evenly spread nodes, a block of nodes at a time.
@@ -208,7 +212,7 @@ class _Search:
                 ends = EndNumbers.of(_plain(torch.stack(columns)))
             else:
                 x, slope = _numbers(self.m + 2, n), _numbers(self.m + 2, n)
-                owner, ends = torch.empty(n, dtype=torch.int64), EndNumbers.of(_numbers(5, n))
+                owner, ends = _INTEGER.new_empty(n), EndNumbers.of(_numbers(5, n))
                 self.kernel.place_ends(
                     self.pieces, self.rule, part.pointer, n, x.data_ptr(), slope.data_ptr(), byref(ends),
                     owner.data_ptr(),
@@ -222,8 +226,6 @@ class _Search:
     def _ask_between(self, cells: _Cells, pairs: Tensor) -> None:
         """Call f between the cells at ``pairs`` and the ones before them."""
         n, task = pairs.shape[0], self.task
-        if n == 0:
-            return
         if task.pieces.infinite:
             row, start, stop = _Cells(cells.numbers()[pairs], n).place(self.real)
             mapped = frame(task.pieces, row, start, stop)
@@ -231,7 +233,7 @@ class _Search:
             y = task.integrand(x, row // self.count).detach()[0]
             y = _plain(seen(y, None if slope is None else slope[0]))
         else:
-            x, owner = _numbers(1, n), torch.empty(n, dtype=torch.int64)
+            x, owner = _numbers(1, n), _INTEGER.new_empty(n)
             self.kernel.place_starts(
                 self.pieces, cells.pointer, pairs.data_ptr(), n, x.data_ptr(), owner.data_ptr()
             )
@@ -239,7 +241,7 @@ class _Search:
         self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr())
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
-        return _plain(self.task.integrand(x if self.real == torch.float64 else x.to(self.real), owner).detach())
+        return _plain(self.task.integrand(_as(x, self.real), owner).detach())
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:
         """Take back the integrals that wait, with all their cells."""
@@ -263,16 +265,16 @@ class _Search:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
         sizes = [part.shape[0] for part in self.settled]
         n, parts = sum(sizes), len(sizes)
-        row, kind = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.int8)
+        row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n)
         start, stop, error = _numbers(n), _numbers(n), _numbers(n)
         ends = self.kernel.collect(
             (c_void_p * parts)(*(part.data_ptr() for part in self.settled)), (c_int64 * parts)(*sizes), parts,
             self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(), start.data_ptr(), stop.data_ptr(),
             error.data_ptr(), kind.data_ptr(),
         )  # fmt: skip
-        value = self.value.to(self.task.integrand.output_dtype or self.real)
+        value = _as(self.value, self.task.integrand.output_dtype or self.real)
         return Found(
-            row, start, stop, error.to(self.real), kind if ends else None, value, self.error.to(self.real),
+            row, start, stop, _as(error, self.real), kind if ends else None, value, _as(self.error, self.real),
             self.status, self.nfev,
         )  # fmt: skip
 
@@ -284,10 +286,18 @@ def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
     return slice(low, low + n) if whole else None
 
 
+_REAL, _INTEGER, _BYTE = (torch.empty(0, dtype=dtype) for dtype in (torch.float64, torch.int64, torch.int8))
+
+
 def _numbers(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float64)
+    """Return memory; asking a tensor for more like it is quicker than naming dtype and device."""
+    return _REAL.new_empty(*shape)
 
 
 def _plain(y: Tensor) -> Tensor:
     """Return numbers as the kernel reads them."""
-    return y.resolve_neg().to(torch.float64).contiguous()
+    return _as(y.resolve_neg(), torch.float64).contiguous()
+
+
+def _as(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == dtype else t.to(dtype)

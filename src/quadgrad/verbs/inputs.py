@@ -134,6 +134,8 @@ def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
 
 
 def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
+    if not tensors and points is None:
+        return ()
     shapes = {
         name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
         for name, v in tensors.items()

@@ -24,7 +24,7 @@ from quadgrad.rules import Rule, get_rule
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
-from quadgrad.verbs.autocast import without_autocast
+from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.marks import Switches, note_unmarked_jumps
 from quadgrad.verbs.noise import refuse_disagreement, refuse_noise
@@ -160,7 +160,7 @@ def quad(
     >>> value, error = qg.quad(above, 0.0, 1.0, args=(level,), jumps=lambda x, t: torch.sin(10 * x) - t)
     >>> value.backward()
     >>> value, level.grad
-    (tensor(0.5064, dtype=torch.float64, grad_fn=<ViewBackward0>), tensor(-0.4193, dtype=torch.float64))
+    (tensor(0.5064, dtype=torch.float64, grad_fn=<SqueezeBackward1>), tensor(-0.4193, dtype=torch.float64))
     """
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(quad))
@@ -171,12 +171,12 @@ def quad(
         )  # fmt: skip
     _check_options(limits, on_failure, chunk, gradient)
     outer = current_record()
-    with InnerRecord() as inner, without_autocast() as restore:
-        call = prepare(restore(f), a, b, args, points, vectorized)
+    with InnerRecord() as inner, WithoutAutocast() as unaided:
+        call = prepare(unaided.restore(f), a, b, args, points, vectorized)
         declared = declare(params)
         result, failed = _integrate(
             call, get_rule(rule), (rtol, atol), max_nfev, gradient, declared, plan, limits, chunk,
-            None if jumps is None else restore(jumps),
+            None if jumps is None else unaided.restore(jumps),
         )  # fmt: skip
     if failed or inner.failures or inner.jump or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
@@ -229,16 +229,23 @@ def _integrate(
         primal, derived = _differentiate(setting, outcome, value, gradient, parameters, limits_mode)
     shape, value = call.batch_shape, derived.value
     result = Result(
-        value.reshape(shape + tuple(value.shape[1:])),
-        found.error.reshape(shape),
-        status.reshape(shape),
-        nfev.reshape(shape),
-        replace(outcome.plan, inspected=outcome.plan.inspected or asked),
+        _unflatten(value, shape),
+        _unflatten(found.error, shape),
+        _unflatten(status, shape),
+        _unflatten(nfev, shape),
+        replace(outcome.plan, inspected=True) if asked and not outcome.plan.inspected else outcome.plan,
         offending_point(integrand, outcome.plan, limits.detach(), status) if failed else "",
         derived.derivative,
         None if in_transform() else primal,
     )
     return result, failed
+
+
+def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return what has one entry for each integral in the shape of the batch."""
+    if not shape:
+        return values.squeeze(0)
+    return values if len(shape) == 1 else values.reshape(shape + tuple(values.shape[1:]))
 
 
 def _differentiate(

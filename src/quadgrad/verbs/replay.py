@@ -10,7 +10,7 @@ from torch import Tensor
 from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.plan import Plan
-from quadgrad.verbs.autocast import without_autocast
+from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import prepare_replay
 
 __all__ = ["replay"]
@@ -47,8 +47,8 @@ def replay(f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *,
     >>> qg.replay(torch.sin, plan, 0.0, torch.tensor(2.0))
     tensor(1.4161)
     """
-    with without_autocast() as restore:
-        integrand, limits = prepare_replay(restore(f), plan, a, b, args, points)
+    with WithoutAutocast() as unaided:
+        integrand, limits = prepare_replay(unaided.restore(f), plan, a, b, args, points)
         treatment = None
         if any(carries_gradient(mark) for mark in limits.marks):
             singular = singular_marks(integrand, limits, plan.batch)

@@ -35,7 +35,7 @@ MAX_NFEV = 30_000
 LimitsMode = Literal["auto", "boundary", "pathwise"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Setting:
     """What stays the same however often a call searches; ``block`` is the number of nodes evaluated at a time."""
 
@@ -85,7 +85,7 @@ class Setting:
         return make_plan(found, pieces, self.call.batch_shape, self.rule)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What a call has found: with which limits, whose sources are the caller's tensors, and on which plan.
 
