@@ -157,10 +157,10 @@ class LogSearch:
         shift, nfev, self.seen = _usable(summit.size), summit.nfev, summit.size > -torch.inf
         everyone = torch.ones_like(nfev, dtype=torch.bool)
         found = self._in_levels(task, summit.first, shift, everyone, fresh and summit.first is first)
-        found, shift = _normalize(found, shift, count)
+        size, (found, shift) = summit.size, _normalize(found, shift, count)
         for _ in range(AGAIN):
             missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
-            lost = somewhere(missed | found.error.isinf())
+            lost = somewhere(missed | found.error.isinf() | _is_beyond(shift, size))
             uneven = somewhere(found.error > self.allowed) & (found.status == int(Status.CONVERGED)) & ~lost
             if not bool((lost | uneven).any()):
                 break
@@ -168,9 +168,10 @@ class LogSearch:
             cells = _take(known, uneven, count)
             if bool(lost.any()):
                 summit = climb(task, _take(known, lost, count))
-                better = _usable(summit.size)
+                better, size = _usable(summit.size), torch.where(_beside(lost, size), summit.size, size)
                 nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
-                lost = lost & somewhere(missed | (largest_component((better - shift).abs()) > WRONG))
+                off = largest_component((better - shift).abs()) > WRONG
+                lost = lost & somewhere(missed | (found.error.isinf() & off))
                 shift = torch.where(_beside(lost, shift), better, shift)
                 cells = _join(cells, _take(summit.first, lost, count))
             ask = lost | uneven
@@ -178,8 +179,10 @@ class LogSearch:
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift, count)
             found, shift = _replace(found, again, ask, count), torch.where(_beside(ask, shift), other, shift)
-        self.shift = shift
-        return replace(found, nfev=found.nfev + nfev)
+        self.shift, beyond = shift, _is_beyond(shift, size)
+        status = found.status.masked_fill(somewhere(beyond), int(Status.DIVERGENT))
+        error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
+        return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
     def _in_levels(self, task: Task, first: First, shift: Tensor, who: Tensor, whole: bool) -> Found:
         """Search integrals, which have these cells, together with those that are as noisy."""
@@ -203,6 +206,11 @@ class LogSearch:
     def _rounding(self, shift: Tensor) -> Tensor:
         """Return the relative error of exp(log f) that comes from the rounding of log f, shape ``(batch,)``."""
         return (ROUNDING * self.plain.tolerance.eps) * largest_component(shift.abs())
+
+
+def _is_beyond(shift: Tensor, size: Tensor) -> Tensor:
+    """Tell which integrals are far more than the sum over the nodes: extrapolated from what rounding has left."""
+    return largest_component((shift - size).nan_to_num(0.0, 0.0, 0.0)) > WRONG
 
 
 def _usable(size: Tensor) -> Tensor:

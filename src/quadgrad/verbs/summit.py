@@ -18,7 +18,7 @@ from quadgrad.maps import Frame, end_frame, frame
 from quadgrad.plan import Plan
 from quadgrad.reduce import total
 from quadgrad.rules import RuleTensors
-from quadgrad.search.cells import LINEAR, bisect
+from quadgrad.search.cells import LIMIT, LINEAR, ULPS, bisect
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import First
 from quadgrad.search.task import Task
@@ -61,7 +61,7 @@ class _Slopes:
     """Cells ``(n,)`` with what log f is on them, shape ``(n, *event)``: the log of its integral, its largest value.
 
     ``promise`` is what it may be between nodes where that is much more, or is at a single one, -inf if nowhere;
-    ``wide`` tells where the nodes of halves would still be apart.
+    ``wide`` tells where the nodes of halves would still be apart, ``calls`` how often f was called.
     """
 
     row: Tensor
@@ -72,6 +72,7 @@ class _Slopes:
     top: Tensor
     promise: Tensor
     wide: Tensor
+    calls: Tensor
 
     def take(self, mask: Tensor) -> _Slopes:
         """Return the cells where ``mask``."""
@@ -92,20 +93,21 @@ def climb(task: Task, first: First) -> Summit:
     parts = [First(*(t[mask] for t in (first.row, first.start, first.stop, kind))) for mask in (linear, ~linear)]
     parts = [part for part in parts if part.row.shape[0]] or parts[:1]
     cells = _Slopes.join([_survey(task, part) for part in parts])
-    nodes, budget = task.rule.nodes.size, BUDGET * task.max_nfev
-    spent = nodes * total(torch.ones_like(cells.row), cells.row // task.pieces.count, task.batch)
+    cost, budget = 2 * task.rule.nodes.size, BUDGET * task.max_nfev
+    spent = total(cells.calls, cells.row // task.pieces.count, task.batch)
     while True:
         owner = cells.row // task.pieces.count
         peak = _largest(cells.top, owner, task.batch)
         rises = (cells.promise > peak[owner] - REACH).to(torch.int8)
-        fits = spent + 2 * nodes <= budget
+        fits = spent + cost <= budget
         hot = somewhere(largest_component(rises) > 0) & (cells.kind == LINEAR) & cells.wide & fits[owner]
         if not bool(hot.any()):
             break
         start, stop = bisect(cells.start[hot], cells.stop[hot])
         row, kind = (t[hot].repeat_interleave(2) for t in (cells.row, cells.kind))
-        spent = spent + nodes * total(torch.ones_like(row), row // task.pieces.count, task.batch)
-        cells = _Slopes.join([cells.take(~hot), _survey(task, First(row, start, stop, kind))])
+        halves = _survey(task, First(row, start, stop, kind))
+        spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
+        cells = _Slopes.join([cells.take(~hot), halves])
     size = log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
         return Summit(first, size, spent)
@@ -148,29 +150,57 @@ def _survey(task: Task, first: First) -> _Slopes:
     layout = frame(task.pieces, *ends) if linear else end_frame(task.pieces, *ends)
     rule, owner = task.rule.tensors(real, row.device), row // task.pieces.count
     step = max(1, task.block // task.rule.nodes.size)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for begin in range(0, max(1, row.shape[0]), step):
         part = slice(begin, min(row.shape[0], begin + step))
         x, slope = layout.nodes(rule.nodes, part)
         y = _finite(task.integrand(x, owner[part]).detach())
         parts.append(_describe(rule, y, slope, layout.scale[part].abs()))
-    size, top, promise = (torch.cat(column) for column in zip(*parts, strict=True))
+    size, top, promise, *outermost = (torch.cat(column) for column in zip(*parts, strict=True))
+    calls = torch.full_like(row, task.rule.nodes.size)
     wide = (first.stop - first.start) > FINEST
     if isinstance(layout, Frame):
         finest = 4.0 * torch.finfo(real).eps / float(task.rule.nodes[0])
         wide = wide & somewhere(layout.scale > layout.reach * finest)
-    return _Slopes(row, first.start, first.stop, first.kind, size, top, promise, wide)
+        calls = calls + (first.start == 0.0) + (first.stop == 0.0) + (first.stop == 1.0)
+        middle = layout.nodes(rule.nodes.new_tensor([0.5]), slice(None))[0][0]
+        for lower, inner in zip((True, False), outermost, strict=True):
+            cell = (
+                ((first.start == 0.0) if lower else (first.stop == 0.0) | (first.stop == 1.0)).nonzero().squeeze(1)
+            )
+            y = _beside_limit(task, row[cell], middle[cell], lower)
+            rises = torch.where(y - inner[cell] > STEEP, y, -torch.inf)
+            top = top.index_copy(0, cell, torch.maximum(top[cell], y))
+            promise = promise.index_copy(0, cell, torch.maximum(promise[cell], rises))
+    return _Slopes(row, first.start, first.stop, first.kind, size, top, promise, wide, calls)
 
 
-def _describe(rule: RuleTensors, y: Tensor, slope: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log of the sum, the largest value and the promise of each cell from log f ``(m, n, *event)``."""
+def _beside_limit(task: Task, row: Tensor, middle: Tensor, lower: bool) -> Tensor:
+    """Return log f right beside one end of pieces, as close as search looks at it; -inf where it must not be called."""
+    real = task.pieces.lower.dtype
+    eps = torch.finfo(real).eps
+    near = torch.full_like(middle, max(LIMIT, ULPS * eps))
+    ends = (near * 0.0, near) if lower else (-near, near * 0.0)
+    layout = frame(task.pieces, row, *ends)
+    x, slope = layout.nodes(near.new_tensor([1.0 if lower else 0.0]), slice(None))
+    end, other = task.pieces.ends(row)[:: 1 if lower else -1]
+    usable = end.isfinite() & (layout.scale > 4.0 * eps * (end.abs() + layout.scale / near)) & (end != other)
+    x, owner = torch.where(usable, x, middle), row // task.pieces.count
+    blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
+    y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
+    y = y if slope is None else y + _beside(slope.log(), y)
+    return torch.where(_beside(usable, y[0]), y[0], -torch.inf)
+
+
+def _describe(rule: RuleTensors, y: Tensor, slope: Tensor | None, scale: Tensor) -> tuple[Tensor, ...]:
+    """Return the log of the sum, the largest value and the promise of cells, and log f at their outermost nodes."""
     y = y if slope is None else y + _beside(slope.log(), y)
     width = rule.weights[:, None] * scale
     size = torch.logsumexp(y + _beside(width.log(), y), 0)
     peak, gain = _between(y, rule.nodes)
     promise = torch.where(gain > STEEP, peak, -torch.inf).amax(0)
     alone = torch.where(_fall(y) > ALONE, y, -torch.inf).amax(0)
-    return size, y.amax(0), torch.maximum(promise, alone)
+    return size, y.amax(0), torch.maximum(promise, alone), y[0], y[-1]
 
 
 def _fall(y: Tensor) -> Tensor:
