@@ -28,6 +28,9 @@ __all__ = ["Summit", "climb", "log_of_sum", "log_total"]
 STEEP = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
 
+GENTLE = 0.25
+"""Values that differ by at most this part of it from node to node hide no such peak: spacings differ by less than 4."""
+
 ALONE = 40.0
 """How far log f may fall from one node to both its neighbours; the cell's halves might see nothing of it."""
 
@@ -176,7 +179,7 @@ def _survey(task: Task, first: First) -> _Slopes:
 
 
 def _beside_limit(task: Task, row: Tensor, middle: Tensor, lower: bool) -> Tensor:
-    """Return log f right beside one end of pieces, as close as search looks at it; -inf where it must not be called."""
+    """Return log f right beside one end of pieces, as close as search calls f; -inf where that cannot be."""
     real = task.pieces.lower.dtype
     eps = torch.finfo(real).eps
     near = torch.full_like(middle, max(LIMIT, ULPS * eps))
@@ -197,10 +200,19 @@ def _describe(rule: RuleTensors, y: Tensor, slope: Tensor | None, scale: Tensor)
     y = y if slope is None else y + _beside(slope.log(), y)
     width = rule.weights[:, None] * scale
     size = torch.logsumexp(y + _beside(width.log(), y), 0)
-    peak, gain = _between(y, rule.nodes)
-    promise = torch.where(gain > STEEP, peak, -torch.inf).amax(0)
+    promise = torch.full_like(size, -torch.inf)
+    rise = (y[1:] - y[:-1]).abs().amax(0)
+    rough = somewhere(largest_component((~(rise <= STEEP * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
+    if rough.shape[0] > 0:
+        promise = promise.index_copy(0, rough, _promise(y.index_select(1, rough), rule.nodes))
+    return size, y.amax(0), promise, y[0], y[-1]
+
+
+def _promise(y: Tensor, tau: Tensor) -> Tensor:
+    """Return how large log f may be where that is much more than at the nodes, or is at one node only."""
+    peak, gain = _between(y, tau)
     alone = torch.where(_fall(y) > ALONE, y, -torch.inf).amax(0)
-    return size, y.amax(0), torch.maximum(promise, alone), y[0], y[-1]
+    return torch.maximum(torch.where(gain > STEEP, peak, -torch.inf).amax(0), alone)
 
 
 def _fall(y: Tensor) -> Tensor:
