@@ -29,7 +29,7 @@ STEEP = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
 
 GENTLE = 0.25
-"""Values that differ by at most this part of it from node to node hide no such peak: spacings differ by less than 4."""
+"""Differences from node to node of at most this part of that hide no such peak: spacings differ by less than 4."""
 
 ALONE = 40.0
 """How far log f may fall from one node to both its neighbours; the cell's halves might see nothing of it."""
