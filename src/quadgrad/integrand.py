@@ -49,8 +49,8 @@ def element(t: Tensor, ndim: int) -> Element:
     >>> import torch, quadgrad as qg
     >>> c = torch.tensor([[1.0, 0.0, 3.0], [0.0, 2.0, 0.0]])
     >>> f = lambda x, c: (c * x[..., None] ** torch.arange(3)).sum(-1)
-    >>> qg.quad(f, 0.0, 1.0, args=(qg.element(c, ndim=1),)).value
-    tensor([2.0000, 1.0000])
+    >>> qg.quad(f, 0.0, 1.0, args=(qg.element(c, ndim=1),)).value.round(decimals=4)
+    tensor([2., 1.])
     """
     t = torch.as_tensor(t)
     if not 0 <= ndim <= t.ndim:

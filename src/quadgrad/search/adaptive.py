@@ -39,7 +39,6 @@ from quadgrad.search.cells import (
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import PLACE, apply_rule, largest_component, scale_estimates
-from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -141,8 +140,6 @@ class Ledger:
 
 def search(task: Task, first: First) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
-    if suits_single(task):
-        return search_single(task, first)
     n, row, device = task.batch, first.row, first.row.device
     who = torch.arange(n, device=device)
     # One cell each. A passed plan may have as many cells as there are integrals, and yet not one for each.

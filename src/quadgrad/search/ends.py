@@ -33,7 +33,7 @@ from quadgrad.search.estimate import (
 )
 from quadgrad.search.task import Task, noise
 
-__all__ = ["NEAREST", "blur_of_ends", "estimate_ends", "evaluate_ends", "to_the_end"]
+__all__ = ["NEAREST", "blur_of_ends", "estimate_ends", "evaluate_ends", "place_ends", "to_the_end"]
 
 CLOSE = 0.1
 """A lower column is taken when its error is below this part of the relative tolerance."""
@@ -57,26 +57,34 @@ def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells
     f is called at :data:`quadgrad.search.cells.BESIDE` places more for each cell: where its nodes begin and end,
     or, where it touches the end, as close to it as numbers allow.
     """
-    real = task.pieces.lower.dtype
-    rule = task.rule.tensors(real, row.device)
-    layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
-    owner = row if task.pieces.count == 1 else row // task.pieces.count
+    rule = task.rule.tensors(task.pieces.lower.dtype, row.device)
     touches = (start == 0) | (stop == 0)
     step = max(1, task.block // task.rule.nodes.size)
-    deeper = _look_deeper(task, row, layout)
-    with_edges = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     parts: list[Cells] = []
     for first in range(0, row.shape[0], step):
         part = slice(first, min(row.shape[0], first + step))
-        x, slope = layout.nodes(with_edges, part)
-        deep = touches[part] & deeper.usable[part]
-        x = torch.cat((x[:-1], torch.where(deep, deeper.x[part], x[-1])[None]))
-        slope = torch.cat((slope[:-1], torch.where(deep, deeper.slope[part], slope[-1])[None]))
-        y = task.integrand(x, owner[part]).detach()
-        steps = torch.where(deep, deeper.steps[part], 0.0)
-        found = estimate_ends(task, rule, y, slope, layout, touches[part], part, steps=steps)
+        x, slope, layout, steps = place_ends(task, row[part], start[part], stop[part])
+        y = task.integrand(x, row[part] // task.pieces.count).detach()
+        found = estimate_ends(task, rule, y, slope, layout, touches[part], slice(None), steps=steps)
         parts.append(Cells(row[part], start[part], stop[part], *found))
     return Cells.join(parts)
+
+
+def place_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor, EndFrame, Tensor]:
+    """Return the places ``(m + 2, n)`` where f is called, what to multiply it by there, the layout, and the steps.
+
+    The first place is where the nodes begin, the last where they end or, where steps is not 0, that many terms of
+    the series beyond.
+    """
+    real = task.pieces.lower.dtype
+    nodes = task.rule.tensors(real, row.device).nodes
+    layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+    deeper = _look_deeper(task, row, layout)
+    deep = ((start == 0) | (stop == 0)) & deeper.usable
+    x, slope = layout.nodes(torch.cat((nodes.new_zeros(1), nodes, nodes.new_ones(1))), slice(None))
+    x = torch.cat((x[:-1], torch.where(deep, deeper.x, x[-1])[None]))
+    slope = torch.cat((slope[:-1], torch.where(deep, deeper.slope, slope[-1])[None]))
+    return x, slope, layout, torch.where(deep, deeper.steps, 0.0)
 
 
 def estimate_ends(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.search.adaptive import search
+from quadgrad.search.native import search_native, suits_native
 from quadgrad.search.start import First, first_cells
 from quadgrad.search.task import Found, Task
 
@@ -26,6 +27,8 @@ SPARE = 1.5
 
 def search_tiles(task: Task, whole: First | None) -> Found:
     """Search ``task.tile`` integrals at a time, from the cells given for all of them or else from whole pieces."""
+    if task.batch <= task.tile:
+        return _search(task, whole)
     tiles = _tiles(task, whole)
     if in_transform():  # what carries hidden lanes cannot be written into what does not
         return Found.join(list(tiles))
@@ -46,13 +49,16 @@ def _tiles(task: Task, whole: First | None) -> Iterator[Found]:
         cuts = [*torch.searchsorted(whole.row, edges).tolist(), whole.row.shape[0]]
     for i, low in enumerate(lows):
         part = task.part(low, min(task.batch, low + task.tile))
-        if whole is None:
-            first = first_cells(part.pieces, (part.batch,), part.batch, task.rule, None)
-        else:
-            first = whole.part(slice(cuts[i], cuts[i + 1]), low * count)
-        found = search(part, first)
+        first = None if whole is None else whole.part(slice(cuts[i], cuts[i + 1]), low * count)
+        found = _search(part, first)
         kind = torch.zeros_like(found.row, dtype=torch.int8) if found.kind is None else found.kind
         yield replace(found, row=found.row + low * count, kind=kind)
+
+
+def _search(task: Task, first: First | None) -> Found:
+    if suits_native(task):
+        return search_native(task, first)
+    return search(task, first or first_cells(task.pieces, (task.batch,), task.batch, task.rule, None))
 
 
 class _Column:

@@ -17,11 +17,9 @@ from quadgrad.limits import Limits
 from quadgrad.maps import Pieces
 from quadgrad.plan import Plan
 from quadgrad.rules import Rule
-from quadgrad.search.adaptive import search
 from quadgrad.search.cells import BESIDE
 from quadgrad.search.recheck import Watch, recheck
 from quadgrad.search.record import make_ends, make_plan
-from quadgrad.search.single import search_single, suits_single
 from quadgrad.search.start import First, first_cells
 from quadgrad.search.task import Found, Task
 from quadgrad.search.tiles import search_tiles
@@ -80,11 +78,7 @@ class Setting:
     def run(self, task: Task, first: First | None) -> Found:
         """Search from the given cells, or from whole pieces."""
         with torch.no_grad():
-            if first is None and suits_single(task):
-                return search_single(task)
-            if task.batch > task.tile:
-                return search_tiles(task, first)
-            return search(task, first or self.start(task.pieces, None))
+            return search_tiles(task, first)
 
     def record(self, found: Found, pieces: Pieces) -> Plan:
         """Return the plan of what was found."""

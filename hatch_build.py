@@ -1,0 +1,50 @@
+"""Builds the search's compiled kernel while the package is installed, if there is a C compiler.
+
+Plain C that Python loads by name: no header of Python or torch is needed, and one build serves every version.
+What a processor can do is only known where it runs, so there is a build for each that makes a difference.
+Without a compiler, or where it fails, the package is installed without the kernel and is slower.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SEARCH = Path("src", "quadgrad", "search")
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+
+
+class Kernel(BuildHookInterface[Any]):
+    """Compiles the kernel into the wheel; a source distribution carries the source alone."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile before hatchling collects the files."""
+        if self.target_name != "wheel":
+            return
+        builds = {"_kernel.so": []}
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            builds["_kernel_avx2.so"] = ["-mavx2", "-mfma"]
+        if all([self._compile(name, flags) for name, flags in builds.items()]):
+            build_data["pure_python"] = False
+            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{tag}"
+
+    def _compile(self, name: str, flags: list[str]) -> bool:
+        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+        target = Path(self.root, SEARCH, name)
+        target.unlink(missing_ok=True)
+        command = [*compiler, *FLAGS, *flags, str(Path(self.root, SEARCH, "kernel.c")), "-o", str(target), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", "") or str(error)
+            self.app.display_warning(f"quadgrad is installed without its compiled kernel: {why}")
+            return False
+        return True

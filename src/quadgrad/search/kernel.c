@@ -1,0 +1,665 @@
+/* The rounds of quadgrad's search for real scalar integrands in double precision.
+ *
+ * The same decisions as in adaptive.py, cells.py and estimate.py, which explain them and which the tests hold this
+ * file to. There each decision is one pass over all cells, here all decisions on a cell are one pass. Neither f nor
+ * Python is called from here, and no memory is kept but the constants.
+ *
+ * Cells of one integral stand next to each other, integrals in ascending order. Cells with logarithmic nodes
+ * ("ends") have an array of their own, because their nodes are placed and weighed elsewhere (ends.py).
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LINEAR = 0, GEOMETRIC = 1 };
+enum { KEEP, HALVE, LEFT, RIGHT, REVERT, TURN, CLOSER };
+enum { RUN = -1, WAIT = -2 };
+enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3 };
+
+/* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
+ * start, the stop and the middle is times the slope, and NaN where it is not known. */
+typedef struct {
+    double start, stop, value, error, floor, at_start, at_stop, at_middle;
+    int64_t row;
+    int8_t kind, lean, refinable, spare[5];
+} Cell;
+
+/* A settled cell; `tag` is its row, times 256, and what `pack` makes of its other integers. */
+typedef struct {
+    double start, stop, value, error, floor;
+    int64_t tag;
+} Leaf;
+
+/* An integral that is still running, with the sums over its settled cells; see Running in adaptive.py. */
+typedef struct {
+    double value, error, floor;
+    int64_t who, count, nfev, bad;
+} Integral;
+
+/* The constants of the Python modules, under their names there. */
+typedef struct {
+    double floor, place, beyond, safety, slow, unresolved, rougher;
+    double faint, scanned, step, deep, every, limit, ulps, share;
+    double close, nearest, deepest, lawless, shortest, depth;
+    int64_t beside, patience, functionals, shares;
+    int64_t converged, max_nfev, roundoff, nonfinite, divergent;
+} Constants;
+
+/* A rule with m nodes, which are symmetric. `all` has rows of m numbers: the weights, 2 NULL_PAIRS nulls, 2 halves,
+ * 2 slopes, 2 edges, and the shares. Those before the shares stand also in `even` and `odd`, see `fold`. */
+typedef struct {
+    const double *nodes, *all, *even, *odd;
+    int64_t m, order_gap;
+} Rule;
+
+/* Ends of the pieces, count for each integral; a step of 0 where all share one. eps and tiny: the dtype's of x. */
+typedef struct {
+    const double *lower, *upper;
+    int64_t lower_step, upper_step, count;
+    double eps, tiny;
+} Pieces;
+
+typedef struct {
+    double rtol, atol, eps, tiny;
+    int64_t max_nfev, reopened;
+} Asked;
+
+/* How many integrals run on and wait, how many cells are new, and how many pairs of these have f unknown between
+ * them. */
+typedef struct {
+    int64_t running, waiting, linear, ends, pairs, settled;
+} Tally;
+
+static Constants C;
+/* Return whether the caller's functionals are those compiled in. */
+int64_t configure(const Constants *constants) {
+    C = *constants;
+    return C.functionals == FUNCTIONALS && C.shares == SHARES;
+}
+
+INLINE Leaf pack(const Cell *cell) {
+    int64_t tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
+    return (Leaf){cell->start, cell->stop, cell->value, cell->error, cell->floor, tag};
+}
+
+INLINE Cell unpack(const Leaf *leaf) {
+    int64_t tag = leaf->tag;
+    return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
+                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), {0}};
+}
+
+/* ------------------------------------------------------------------------------------------ first cells, nodes */
+
+/* Not fmax and fmin, which look out for NaN: that stays where it comes first and is ignored where second. */
+INLINE double larger(double a, double b) { return b > a ? b : a; }
+INLINE double smaller(double a, double b) { return b < a ? b : a; }
+
+/* One cell for each piece that is not empty. */
+int64_t begin(const Pieces *pieces, int64_t batch, Cell *cells) {
+    int64_t n = 0;
+    for (int64_t row = 0; row < batch * pieces->count; row++)
+        if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
+            cells[n++] = (Cell){.stop = 1.0, .row = row};
+    return n;
+}
+
+/* The integrals of cells that were not yet searched. */
+void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count, int64_t batch,
+                int64_t nodes, Integral *integrals) {
+    memset(integrals, 0, batch * sizeof *integrals);
+    for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
+    for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
+    for (int64_t i = 0; i < batch; i++) {
+        integrals[i].who = i;
+        integrals[i].nfev = integrals[i].count * (nodes + C.beside);
+    }
+}
+
+/* Where cells on finite pieces lie: left end, width, distance from 0, integral. */
+INLINE void lay_out(const Pieces *p, const Cell *cell, double *left, double *scale, int64_t *owner) {
+    double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
+    *left = (cell->start < 0.0 ? upper : lower) + (upper - lower) * cell->start;
+    *scale = (upper - lower) * (cell->stop - cell->start);
+    *owner = p->count == 1 ? cell->row : cell->row / p->count;
+}
+
+/* Nodes x (m, n) of cells on finite pieces. With edges x is (m + 2, n): first and last are the cell's own edges, or
+ * right beside a limit, or, where that cannot be told from the limit, the middle; f there is then not known. */
+void place(const Pieces *p, Cell *cells, int64_t n, const double *tau, int64_t m, int64_t edges, double *x,
+                  double *left, double *scale, double *reach, int64_t *owner) {
+    for (int64_t c = 0; c < n; c++) {
+        lay_out(p, &cells[c], &left[c], &scale[c], &owner[c]);
+        reach[c] = fabs(left[c]);
+    }
+    if (edges) {
+        double near = larger(C.limit, C.ulps * p->eps);
+        double *last = x + (m + 1) * n;
+        for (int64_t c = 0; c < n; c++) {
+            Cell *cell = &cells[c];
+            int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
+            int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
+            x[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : tau[m / 2]);
+            last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : tau[m / 2]);
+            cell->at_start = inner_start || beside ? 0.0 : NAN;
+            cell->at_stop = inner_stop || beside ? 0.0 : NAN;
+        }
+        x += n;
+    }
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + tau[i] * scale[c];
+}
+
+/* The starts of the cells at the given indices. */
+void place_starts(const Pieces *p, const Cell *cells, const int64_t *index, int64_t n, double *x, int64_t *owner) {
+    double scale;
+    for (int64_t i = 0; i < n; i++) lay_out(p, &cells[index[i]], &x[i], &scale, &owner[i]);
+}
+
+/* Enter f between the cells at the given indices and the ones before them. */
+void enter_starts(Cell *cells, const int64_t *index, int64_t n, const double *y) {
+    for (int64_t i = 0; i < n; i++) cells[index[i]].at_start = cells[index[i] - 1].at_stop = y[i];
+}
+
+/* ------------------------------------------------------------------------------------------ estimates */
+
+#ifdef __AVX2__
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef double Lanes __attribute__((vector_size(BYTES), aligned(8), may_alias));
+typedef int64_t Bits __attribute__((vector_size(BYTES), aligned(8), may_alias));
+enum { LANES = BYTES / 8, WIDE = 2 * LANES, MOST_NODES = 256 };
+
+/* Numbers of as many cells as are worked on at a time; loops over them are left to the compiler to vectorise. */
+typedef double Tile[WIDE];
+
+/* Weighted sums of m values on a tile: `rows` rows of m weights. Four at a time stay in registers. */
+INLINE void weigh(const double *weights, int64_t rows, int64_t m, const Tile *y, Tile *sums) {
+    const Lanes *values = (const Lanes *)y;
+    Lanes *out = (Lanes *)sums;
+    for (; rows >= 4; rows -= 4, weights += 4 * m, out += 8) {
+        Lanes a0 = {0}, a1 = {0}, b0 = {0}, b1 = {0}, c0 = {0}, c1 = {0}, d0 = {0}, d1 = {0};
+        const double *a = weights, *b = a + m, *c = b + m, *d = c + m;
+        for (int64_t i = 0; i < m; i++) {
+            Lanes t0 = values[2 * i], t1 = values[2 * i + 1];
+            a0 += a[i] * t0, a1 += a[i] * t1, b0 += b[i] * t0, b1 += b[i] * t1;
+            c0 += c[i] * t0, c1 += c[i] * t1, d0 += d[i] * t0, d1 += d[i] * t1;
+        }
+        out[0] = a0, out[1] = a1, out[2] = b0, out[3] = b1, out[4] = c0, out[5] = c1, out[6] = d0, out[7] = d1;
+    }
+    for (; rows > 0; rows--, weights += m, out += 2) {
+        Lanes a0 = {0}, a1 = {0};
+        for (int64_t i = 0; i < m; i++) a0 += weights[i] * values[2 * i], a1 += weights[i] * values[2 * i + 1];
+        out[0] = a0, out[1] = a1;
+    }
+}
+
+/* The rule's functionals, but for the shares, of values y on a tile, and the integral of their size. All but four are
+ * even or odd about the middle node, and these four are two that mirror two: half the products suffice for sums and
+ * differences of values at mirrored nodes. */
+INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size) {
+    enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
+    int64_t half = rule->m / 2;
+    Tile plus[MOST_NODES / 2 + 1], minus[MOST_NODES / 2], even[EVEN], odd[ODD];
+    Lanes s0 = {0}, s1 = {0};
+    for (int64_t i = 0; i <= half; i++) {
+        const double *front = y + i * stride, *back = y + (rule->m - 1 - i) * stride;
+        for (int k = 0; k < 2; k++) {
+            Lanes a = *(const Lanes *)(front + k * LANES), b = *(const Lanes *)(back + k * LANES), zero = {0};
+            Lanes sizes = (Lanes)((Bits)a & INT64_MAX) + (Lanes)((Bits)b & INT64_MAX);
+            if (i == half) b = zero, sizes *= 0.5;
+            ((Lanes *)plus)[2 * i + k] = a + b;
+            if (i < half) ((Lanes *)minus)[2 * i + k] = a - b;
+            if (k) s1 += rule->all[i] * sizes; else s0 += rule->all[i] * sizes;
+        }
+    }
+    *(Lanes *)size = s0, *(Lanes *)(size + LANES) = s1;
+    weigh(rule->even, EVEN, half + 1, plus, even);
+    weigh(rule->odd, ODD, half, minus, odd);
+    /* even: weights, nulls, slope, sums of halves and edges; odd: nulls, slope, their differences. */
+    Tile *halves = sums + 1 + 2 * NULL_PAIRS;
+    for (int c = 0; c < WIDE; c++) {
+        sums[0][c] = even[0][c];
+        for (int j = 0; j < NULL_PAIRS; j++)
+            sums[1 + 2 * j][c] = even[1 + j][c], sums[2 + 2 * j][c] = odd[j][c];
+        halves[2][c] = odd[NULL_PAIRS][c], halves[3][c] = even[NULL_PAIRS + 1][c];
+        for (int pair = 0; pair < 2; pair++) {
+            double total = even[NULL_PAIRS + 2 + pair][c], apart = odd[NULL_PAIRS + 1 + pair][c];
+            halves[4 * pair][c] = 0.5 * (total + apart), halves[4 * pair + 1][c] = 0.5 * (total - apart);
+        }
+    }
+}
+
+/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. */
+INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double tiny,
+                            double *error, double *decay, double *highest) {
+    Tile lowest, largest, base, power;
+    for (int c = 0; c < WIDE; c++) {
+        double quiet = 2.0 * eps * size[c] + tiny, slowest = 0.0;
+        double before = larger(fabs(nulls[0][c]) + fabs(nulls[1][c]), tiny), most = before;
+        highest[c] = before;
+        for (int j = 1; j < NULL_PAIRS; j++) {
+            double pair = larger(fabs(nulls[2 * j][c]) + fabs(nulls[2 * j + 1][c]), tiny);
+            slowest = larger(slowest, (before - quiet) / pair);
+            most = larger(most, pair);
+            before = pair;
+        }
+        decay[c] = slowest, largest[c] = most, lowest[c] = before;
+        base[c] = slowest / C.slow, power[c] = 1.0;
+    }
+    for (int64_t exponent = order_gap + NULL_PAIRS - 1; exponent; exponent >>= 1)
+        for (int c = 0; c < WIDE; c++) {
+            power[c] = exponent & 1 ? power[c] * base[c] : power[c];
+            base[c] *= base[c];
+        }
+    for (int c = 0; c < WIDE; c++)
+        error[c] = C.safety * (decay[c] < C.slow ? lowest[c] * power[c] : largest[c]);
+}
+
+/* By how much f differs at an edge from what the cell's polynomial makes of it; 0 where it is not known. */
+INLINE double gap(double polynomial, double known, double allowed) {
+    double found = fabs(polynomial - known) - allowed;
+    return found > 0.0 && found < INFINITY ? found : 0.0;
+}
+
+/* What a tile of a larger array has, 0 beyond its end. */
+INLINE void load_tile(const double *from, int64_t here, double *tile) {
+    memset(tile, 0, sizeof(Tile));
+    memcpy(tile, from, here * sizeof(double));
+}
+
+/* What the rule's sums say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
+INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *sums, const double *size,
+                     const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
+    const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
+    Tile at_start = {0}, at_stop = {0}, unseen, error, decay, highest, noise, floor, side;
+    double finest = 4.0 * p->eps / rule->nodes[0], narrowest = sqrt(p->tiny), rounding = C.place * p->eps;
+    for (int c = 0; c < here; c++) at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
+    for (int c = 0; c < WIDE; c++) {
+        double variation = fabs(slopes[0][c]) + fabs(slopes[1][c]), whole = size[c] * scale[c];
+        double blur = smaller(rounding * reach[c] / larger(p->tiny, scale[c]), 1.0);
+        unseen[c] = size[c] + variation * (blur / (2.0 * eps));
+        floor[c] = C.floor * eps * whole;
+        noise[c] = smaller(rounding * reach[c] * variation, whole) + floor[c];
+        double left = fabs(halves[0][c]), right = fabs(halves[1][c]);
+        side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
+    }
+    null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+    for (int c = 0; c < WIDE; c++) {
+        double allowed = C.beyond * highest[c];
+        double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
+        error[c] = larger(noise[c], (error[c] + hidden * rule->nodes[0]) * scale[c]);
+    }
+    for (int c = 0; c < here; c++) {
+        Cell *cell = &cells[c];
+        int lost = !(size[c] * scale[c] < INFINITY) || !(error[c] < INFINITY);
+        int resolvable = scale[c] > reach[c] * finest && cell->stop - cell->start > narrowest;
+        cell->at_middle = middle[c];
+        cell->value = lost ? 0.0 : sums[0][c] * scale[c];
+        cell->error = lost ? INFINITY : error[c];
+        cell->floor = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
+        cell->lean = lost ? 0 : (int)side[c] * (1 + (decay[c] >= C.unresolved));
+        cell->refinable = resolvable && (lost || error[c] > noise[c]);
+    }
+}
+
+/* Apply the rule to f's values y (m, n) on n cells, times the slope. f at the edges of first cells is entered, too. */
+void measure(const Rule *rule, const Pieces *p, double eps, Cell *cells, int64_t n, const double *y,
+             const double *first, const double *last, const double *scale, const double *reach) {
+    const double *middle = y + rule->m / 2 * n;
+    for (int64_t c = 0; first && c < n; c++) {
+        cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
+        cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
+    }
+    for (int64_t low = 0; low < n; low += WIDE) {
+        int64_t here = n - low < WIDE ? n - low : WIDE;
+        Tile sums[FUNCTIONALS], size;
+        if (here == WIDE) {
+            fold(rule, y + low, n, sums, size);
+            estimate(rule, p, eps, sums, size, middle + low, scale + low, reach + low, WIDE, cells + low);
+        } else {
+            Tile few[MOST_NODES], scales, reaches;
+            for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
+            load_tile(scale + low, here, scales), load_tile(reach + low, here, reaches);
+            fold(rule, few[0], WIDE, sums, size);
+            estimate(rule, p, eps, sums, size, middle + low, scales, reaches, here, cells + low);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ ends */
+
+/* Where the nodes of cells with logarithmic nodes are: EndFrame in maps.py; steps as in ends.py. */
+typedef struct {
+    double *scale, *reach, *rate, *span, *steps;
+} EndFrame;
+
+/* Places (m + 2, n) on finite pieces and what f has to be multiplied by there: a cell's outer edge, the nodes, and the
+ * inner edge or, where that is an end, a place as close to it as numbers allow. See evaluate_ends in ends.py. */
+void place_ends(const Pieces *p, const Cell *cells, int64_t n, const double *tau, int64_t m, double *x,
+                double *slope, const EndFrame *layout, int64_t *owner) {
+    for (int64_t c = 0; c < n; c++) {
+        const Cell *cell = &cells[c];
+        double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
+        int from_lower = cell->start >= 0.0;
+        double outer = from_lower ? cell->stop : cell->start, inner = from_lower ? cell->start : cell->stop;
+        double end = from_lower ? lower : upper, span = upper - lower, reach = fabs(end);
+        double rate = log(inner == 0.0 ? exp2(-C.depth) : inner / outer);
+        owner[c] = cell->row / p->count;
+        layout->scale[c] = -rate * span, layout->reach[c] = reach, layout->rate[c] = rate;
+        layout->span[c] = span, layout->steps[c] = 0.0;
+        for (int64_t i = 0; i < m + 2; i++) {
+            double fraction = outer * exp(rate * (i == 0 ? 0.0 : i > m ? 1.0 : tau[i - 1]));
+            x[i * n + c] = end + span * fraction, slope[i * n + c] = fabs(fraction);
+        }
+        if (inner != 0.0) continue;
+        double depth = larger(C.ulps * p->eps * reach / span, larger(C.deepest, sqrt(p->tiny)));
+        double octaves = log2(fabs(outer) / depth) - C.depth;
+        if (!(octaves > C.depth)) continue;
+        x[(m + 1) * n + c] = end + span * (from_lower ? depth : -depth), slope[(m + 1) * n + c] = depth;
+        layout->steps[c] = octaves * (SHARES / C.depth);
+    }
+}
+
+/* extrapolate in extrapolation.py: the last entries of the columns, and by how much the entries around are apart. */
+static void extrapolate(const double *terms, double *limits, double *doubts) {
+    double table[2][SHARES + 2] = {{0}}, columns[COLUMNS + 1][3], size = 0.0;
+    for (int i = 0; i < SHARES; i++) size = larger(size, fabs(terms[i]));
+    if (!(size > 0.0)) size = 1.0;
+    double *before = table[0], *now = table[1];
+    for (int i = 0; i < SHARES; i++) now[i + 1] = now[i] + terms[i] / size;
+    now[0] = 0.0;
+    for (int k = 0, length = SHARES + 1; k <= COLUMNS; k++) {
+        for (int i = 0; i < 3; i++) columns[k][i] = (length > i ? now[length - 1 - i] : NAN) * size;
+        for (int half = 0; half < 2 && k < COLUMNS; half++, length--) {
+            for (int i = 0; i < length - 1; i++) {
+                double step = now[i + 1] - now[i];
+                int usable = fabs(step) > 0x1p-511 && fabs(step) < INFINITY;
+                before[i] = before[i + 1] + (usable ? 1.0 / step : half ? 0.0 : INFINITY);
+            }
+            double *swap = before;
+            before = now, now = swap;
+        }
+    }
+    for (int k = 0; k < COLUMNS; k++) {
+        const double *column = columns[k], *higher = columns[k + 1];
+        double apart = fabs(higher[0] - column[0]);
+        if (k + 1 < COLUMNS)
+            apart += fabs(higher[0] - higher[1]);
+        else
+            apart += fabs(column[0] - column[1]) + fabs(column[1] - column[2]) / C.safety;
+        limits[k] = column[0], doubts[k] = C.safety * apart;
+    }
+}
+
+/* to_the_end in ends.py */
+static double to_the_end(const double *terms, double rtol, double *doubt, double *gain, int *column) {
+    double limits[COLUMNS], doubts[COLUMNS], total = 0.0;
+    extrapolate(terms, limits, doubts);
+    double last = fabs(terms[SHARES - 1]), before = fabs(terms[SHARES - 2]);
+    double ratio = before > 0.0 ? last / before : last > 0.0 ? 2.0 : 0.0;
+    int best = 0, diverges = ratio >= 1.0;
+    for (int k = 1; k < COLUMNS && !diverges; k++)
+        if (doubts[k] < doubts[best] && !(doubts[best] <= C.close * rtol * fabs(limits[best]))) best = k;
+    for (int i = 0; i < SHARES; i++) total += fabs(terms[i]);
+    double room = larger(1.0 - ratio, 1e-8);
+    *doubt = diverges ? C.safety * total : doubts[best];
+    *gain = best == 0 ? 1.0 : 1.0 / (room * room);
+    *column = best;
+    return limits[best];
+}
+
+/* _breaks_the_law in ends.py */
+static int breaks_the_law(const double *terms, double deep, double steps) {
+    if (!(steps > 0.0)) return 0;
+    double earlier = log(fabs(terms[SHARES - 3])), before = log(fabs(terms[SHARES - 2]));
+    double last = log(fabs(terms[SHARES - 1])), rate = last - before, drift = fabs(last - 2.0 * before + earlier);
+    double expected = last + log(SHARES) + steps * rate;
+    double off = fabs(log(fabs(deep)) - expected);
+    return fabs(expected) < INFINITY && off > C.lawless + 2.0 * SHARES * steps * drift;
+}
+
+/* Apply the rule to cells with logarithmic nodes: estimate_ends in ends.py. */
+void measure_ends(const Rule *rule, const Pieces *p, double eps, double rtol, Cell *cells, int64_t n, const double *y,
+                  const double *slope, const EndFrame *layout) {
+    int64_t m = rule->m;
+    double info_eps = p->eps, nearest = larger(C.nearest, sqrt(p->tiny));
+    for (int64_t low = 0; low < n; low += WIDE) {
+        int64_t here = n - low < WIDE ? n - low : WIDE;
+        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES], size = {0}, blur = {0}, error, decay, highest, unseen;
+        const Tile *nulls = sums + 1, *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t c = 0; c < WIDE; c++) {
+                int64_t at = (i + 1) * n + low + (c < here ? c : 0);
+                flat[i][c] = y[at] * (slope[at] * layout->scale[low + (c < here ? c : 0)]);
+                size[c] += rule->all[i] * fabs(flat[i][c]), blur[c] += rule->all[i] * fabs(y[at]);
+            }
+        weigh(rule->all, FUNCTIONALS + SHARES, m, flat, sums);
+        for (int64_t c = 0; c < WIDE; c++) {
+            blur[c] *= c < here ? C.place * info_eps * layout->reach[low + c] * -layout->rate[low + c] : 0.0;
+            unseen[c] = size[c] + blur[c] / (2.0 * eps);
+        }
+        null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+        for (int64_t c = 0; c < here; c++) {
+            int64_t at = low + c, inmost = (m + 1) * n + at;
+            Cell *cell = &cells[at];
+            int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
+            double outer = y[at] * (slope[at] * layout->scale[at]);
+            double inner = y[inmost] * (slope[inmost] * layout->scale[at]);
+            double hidden = fabs(edges[0][c] - outer) - C.beyond * highest[c];
+            hidden = larger(hidden, 0.0);
+            double value = sums[0][c], doubt = 0.0, gain = 1.0, whole = size[c];
+            if (touches) {
+                double terms[SHARES], sum = 0.0;
+                for (int i = 0; i < SHARES; i++) terms[i] = shares[i][c], sum += terms[i];
+                value = to_the_end(terms, rtol, &doubt, &gain, &column);
+                if (breaks_the_law(terms, inner, layout->steps[at]))
+                    doubt = larger(doubt, C.safety * fabs(value - sum));
+            } else {
+                hidden += larger(fabs(edges[1][c] - inner) - C.beyond * highest[c], 0.0);
+            }
+            whole = larger(whole, fabs(value));
+            double floor = C.floor * eps * whole, place = smaller(gain * blur[c], whole), rounding = floor + place;
+            double curable = doubt + gain * error[c] + rule->nodes[0] * hidden;
+            double all = larger(curable + place, rounding);
+            int lost = !(all < INFINITY) || !(rounding < INFINITY);
+            if (lost) all = INFINITY;
+            int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
+            double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
+            if (touches) edge *= C.step;
+            int wide = edge * layout->span[at] > 4.0 * info_eps * layout->reach[at] && edge > nearest &&
+                       -layout->rate[at] > C.shortest;
+            cell->value = lost ? 0.0 : value, cell->error = all, cell->floor = lost ? 0.0 : floor;
+            cell->refinable = wide && (lost || worth);
+            cell->lean = decay[c] >= C.unresolved;
+            cell->kind = (int8_t)(GEOMETRIC + 1 + column);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ decisions */
+
+/* allowed_error in adaptive.py */
+INLINE double allowed_error(const Asked *asked, double value, double floor) {
+    double size = fabs(value), allowed = larger(asked->rtol * size, asked->atol);
+    if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
+    return larger(allowed, asked->tiny);
+}
+
+/* to_scan in cells.py */
+INLINE int to_scan(const Cell *cell, double most) {
+    if (!(cell->error >= C.faint * fabs(cell->value))) return 0;
+    int rough = cell->error > cell->floor && cell->refinable;
+    int at_end = cell->start == 0.0 || cell->stop == 0.0;
+    int wide = (cell->kind == LINEAR && at_end) || cell->stop - cell->start > C.scanned;
+    return ((rough || cell->floor == 0.0) && wide) || (rough && cell->error > most);
+}
+
+/* plan_moves in cells.py, for one that is refined */
+INLINE int plan_move(const Cell *cell) {
+    int lean = cell->lean;
+    if (cell->kind != LINEAR) return lean > 0 ? REVERT : CLOSER;
+    int at_lower = cell->start == 0.0, at_upper = cell->stop == 0.0;
+    if (at_lower || at_upper) {
+        double level = -log2(cell->stop - cell->start);
+        int tried = level > 2.0 ? fmod(level, C.every) >= 2.0 : level < 1.0;
+        int towards = (at_lower && lean < 0) || (at_upper && lean > 0) || level >= C.deep;
+        if (towards && !tried) return TURN;
+    }
+    return lean == -2 ? LEFT : lean == 2 ? RIGHT : HALVE;
+}
+
+/* By move: how many children there are, how many of them have logarithmic nodes, between how many f is called. */
+static const int8_t children[] = {0, 2, 3, 3, 2, 1, 2}, ends_of[] = {0, 0, 0, 0, 0, 1, 2},
+                    pairs_of[] = {0, 0, 1, 1, 1, 0, 0};
+
+typedef struct {
+    Cell *linear, *ends;
+    int64_t *pairs, n_linear, n_ends, n_pairs;
+} Children;
+
+static void bisect(const Cell *cell, double at_middle, Cell *left, Cell *right) {
+    double middle = 0.5 * (cell->start + cell->stop), turn = middle >= 0.5 ? 1.0 : 0.0;
+    double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
+    int64_t row = cell->row;
+    *left = (Cell){.start = start, .stop = middle, .at_start = at_start, .at_stop = at_middle, .row = row};
+    *right = (Cell){.start = middle - turn, .stop = stop - turn, .at_start = at_middle, .at_stop = at_stop, .row = row};
+}
+
+static void emit_pair(Children *out, const Cell *cell) {
+    Cell *pair = out->linear + out->n_linear;
+    bisect(cell, NAN, pair, pair + 1);
+    out->pairs[out->n_pairs++] = out->n_linear + 1;
+    out->n_linear += 2;
+}
+
+/* refine in cells.py, for one cell */
+static void refine(const Cell *cell, int move, Children *out) {
+    if (move == REVERT) {
+        emit_pair(out, cell);
+    } else if (move == TURN) {
+        out->ends[out->n_ends++] = (Cell){.start = cell->start, .stop = cell->stop, .row = cell->row,
+                                          .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN, .at_middle = NAN};
+    } else if (move == CLOSER) {
+        double start = cell->start, stop = cell->stop, sum = start + stop;
+        int touches = start == 0.0 || stop == 0.0;
+        double middle = touches ? sum * C.step : copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
+        for (int k = 0; k < 2; k++)
+            out->ends[out->n_ends++] = (Cell){.start = k ? middle : start, .stop = k ? stop : middle,
+                                              .row = cell->row, .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN,
+                                              .at_middle = NAN};
+    } else {
+        Cell halves[2];
+        bisect(cell, cell->at_middle, &halves[0], &halves[1]);
+        for (int k = 0; k < 2; k++)
+            if (move == (k ? RIGHT : LEFT))
+                emit_pair(out, &halves[k]);
+            else
+                out->linear[out->n_linear++] = halves[k];
+    }
+}
+
+/* One round: what _judge and _refine in adaptive.py do. Integrals that run on are left in `integrals`; the cells of
+ * the others, and those not refined, are added to `settled`; totals are entered for the others. */
+void judge(const Asked *asked, int64_t nodes, int64_t count, Integral *integrals, const Cell *linear,
+           int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *new_linear, Cell *new_ends, int64_t *pairs,
+           int8_t *moves, Leaf *settled, int64_t *counts, double *values, double *errors, int64_t *status, int64_t *nfev,
+           Tally *tally) {
+    Children out = {new_linear, new_ends, pairs, 0, 0, 0};
+    int64_t i = 0, j = 0, running = 0, n_settled = 0;
+    for (int64_t k = 0; k < tally->running; k++) {
+        Integral one = integrals[k];
+        int64_t first[2] = {i, j}, stop[2];
+        int64_t beyond = (one.who + 1) * count;
+        double value = one.value, error = one.error, floor = one.floor;
+        for (; i < n_linear && linear[i].row < beyond; i++)
+            value += linear[i].value, error += linear[i].error, floor += linear[i].floor;
+        for (; j < n_ends && ends[j].row < beyond; j++)
+            value += ends[j].value, error += ends[j].error, floor += ends[j].floor;
+        stop[0] = i, stop[1] = j;
+        double tolerance = allowed_error(asked, value, floor), target = larger(tolerance, 2.0 * floor);
+        int met = error / tolerance <= 1.0, done = error / target <= 1.0;
+        int64_t bad = isinf(error) ? one.bad + 1 : 0;
+        int idle = done || bad > C.patience;
+        int scan = done && error >= C.faint * fabs(value);
+        double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one.count);
+        int64_t wanted = 0, beside = 0;
+        for (int kind = 0, at = 0; kind < 2 && (!idle || scan); kind++)
+            for (int64_t c = first[kind]; c < stop[kind]; c++) {
+                const Cell *cell = kind ? &ends[c] : &linear[c];
+                int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
+                int move = moves[at++] = split ? plan_move(cell) : KEEP;
+                wanted += children[move];
+                beside += pairs_of[move] + C.beside * ends_of[move];
+            }
+        done = done && wanted == 0;
+        int64_t cost = one.nfev + nodes * wanted + beside;
+        int64_t code = wanted > 0 ? RUN : WAIT;
+        if (code == WAIT && asked->reopened)
+            code = error > sqrt(asked->eps) * fabs(value) ? C.divergent : C.roundoff;
+        if (cost > asked->max_nfev) code = C.max_nfev;
+        if (bad > C.patience) code = C.nonfinite;
+        if (done) code = met ? C.converged : C.roundoff;
+        for (int kind = 0, at = 0; kind < 2; kind++)
+            for (int64_t c = first[kind]; c < stop[kind]; c++) {
+                const Cell *cell = kind ? &ends[c] : &linear[c];
+                int move = code == RUN ? moves[at++] : KEEP;
+                if (move != KEEP) {
+                    refine(cell, move, &out);
+                    continue;
+                }
+                settled[n_settled++] = pack(cell);
+                counts[cell->row]++;
+                one.value += cell->value, one.error += cell->error, one.floor += cell->floor;
+            }
+        if (code == RUN) {
+            one.count = wanted, one.nfev = cost, one.bad = bad;
+            integrals[running++] = one;
+        } else {
+            values[one.who] = value, errors[one.who] = error, status[one.who] = code, nfev[one.who] = one.nfev;
+            tally->waiting += code == WAIT;
+        }
+    }
+    tally->running = running, tally->settled = n_settled;
+    tally->linear = out.n_linear, tally->ends = out.n_ends, tally->pairs = out.n_pairs;
+}
+
+/* ------------------------------------------------------------------------------------------ results */
+
+/* Take the cells of integrals that wait out of n settled ones, into `taken`; return how many they are. */
+int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts, Cell *taken) {
+    int64_t kept = 0, out = 0;
+    for (int64_t c = 0; c < n; c++)
+        if (status[settled[c].tag / 256 / count] == WAIT) {
+            taken[out] = unpack(&settled[c]);
+            counts[taken[out++].row]--;
+        } else {
+            settled[kept++] = settled[c];
+        }
+    return out;
+}
+
+/* The settled cells of several parts sorted by row, those of one row as they settled, of which there are `counts` in
+ * each row. Return how many have logarithmic nodes. */
+int64_t collect(Leaf *const *parts, const int64_t *sizes, int64_t n_parts, int64_t rows, int64_t *counts,
+                int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
+    int64_t n_ends = 0, place = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t count = counts[r];
+        counts[r] = place;
+        place += count;
+    }
+    for (int64_t p = 0; p < n_parts; p++)
+        for (int64_t c = 0; c < sizes[p]; c++) {
+            const Leaf *leaf = &parts[p][c];
+            int64_t to = counts[leaf->tag / 256]++;
+            row[to] = leaf->tag / 256, kind[to] = (int8_t)(leaf->tag % 256 / 16);
+            start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
+            n_ends += kind[to] != LINEAR;
+        }
+    return n_ends;
+}

@@ -1,0 +1,159 @@
+"""The compiled kernel of the search (``kernel.c``): its functions, and the structures they work on.
+
+It is built when the package is installed (``hatch_build.py``). Without a C compiler there is none, and every search
+goes through tensor operations: the same plans, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad import maps
+from quadgrad.maps import Pieces
+from quadgrad.rules import Rule
+from quadgrad.rules import rule as rules
+from quadgrad.search import cells, ends, estimate, task
+from quadgrad.status import Status
+
+__all__ = ["CELL", "INTEGRAL", "LEAF", "Asked", "EndNumbers", "PieceEnds", "Tally", "load", "rule_numbers"]
+
+_BUILDS = {"AVX2": "_kernel_avx2.so", "AVX512": "_kernel_avx2.so"}
+"""By what torch says the processor can do; elsewhere the one that runs everywhere."""
+
+CELL, LEAF, INTEGRAL = 10, 6, 7
+"""How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
+
+_REALS = (
+    "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "faint", "scanned", "step", "deep",
+    "every", "limit", "ulps", "share", "close", "nearest", "deepest", "lawless", "shortest", "depth",
+)  # fmt: skip
+_INTEGERS = (
+    "beside", "patience", "functionals", "shares",
+    "converged", "max_nfev", "roundoff", "nonfinite", "divergent",
+)  # fmt: skip
+
+
+class _Constants(Structure):
+    _fields_ = [*((name, c_double) for name in _REALS), *((name, c_int64) for name in _INTEGERS)]
+
+
+class RuleNumbers(Structure):
+    """A rule in double precision."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd")),
+        *((name, c_int64) for name in ("m", "order_gap")),
+    ]
+
+
+class PieceEnds(Structure):
+    """The ends of all pieces, and the smallest numbers of their dtype; keeps the tensors it points to."""
+
+    _fields_ = [
+        ("lower", c_void_p), ("upper", c_void_p), ("lower_step", c_int64), ("upper_step", c_int64),
+        ("count", c_int64), ("eps", c_double), ("tiny", c_double),
+    ]  # fmt: skip
+
+    @classmethod
+    def of(cls, pieces: Pieces) -> PieceEnds:
+        """Return the ends of the given pieces."""
+        info = torch.finfo(pieces.lower.dtype)
+        lower, upper = (end.to(torch.float64).contiguous() for end in (pieces.lower, pieces.upper))
+        steps = (int(end.shape[0] > 1) for end in (lower, upper))
+        made = cls(lower.data_ptr(), upper.data_ptr(), *steps, pieces.count, info.eps, info.tiny)
+        made.kept = (lower, upper)
+        return made
+
+
+class EndNumbers(Structure):
+    """Where cells with logarithmic nodes are, see :class:`quadgrad.maps.EndFrame`; keeps what it points to."""
+
+    _fields_ = [(name, c_void_p) for name in ("scale", "reach", "rate", "span", "steps")]
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> EndNumbers:
+        """Return what stands in the rows of a tensor."""
+        made = cls(*(row.data_ptr() for row in numbers))
+        made.kept = numbers
+        return made
+
+
+class Asked(Structure):
+    """Tolerance and budget; ``reopened`` in a round on settled cells."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny")),
+        *((name, c_int64) for name in ("max_nfev", "reopened")),
+    ]
+    reopened: int
+
+
+class Tally(Structure):
+    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled."""
+
+    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
+    running: int
+    waiting: int
+    linear: int
+    ends: int
+    pairs: int
+    settled: int
+
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    # A structure, or a pointer ("p"), a count ("n") or a number ("x").
+    "configure": (_Constants,),
+    "begin": (PieceEnds, *"np"),
+    "open_books": tuple("pnpnnnnp"),
+    "place": (PieceEnds, *"pnpnnppppp"),
+    "place_starts": (PieceEnds, *"ppnpp"),
+    "enter_starts": tuple("ppnp"),
+    "measure": (RuleNumbers, PieceEnds, *"xpnppppp"),
+    "place_ends": (PieceEnds, *"pnpnpp", EndNumbers, "p"),
+    "measure_ends": (RuleNumbers, PieceEnds, *"xxpnpp", EndNumbers),
+    "judge": (Asked, *"nnppnpnpppppppppp", Tally),
+    "withdraw": tuple("pnnppp"),
+    "collect": tuple("ppnnpppppp"),
+}
+_RETURNING = ("configure", "begin", "withdraw", "collect")
+
+
+@cache
+def load() -> Any:
+    """Return the library, or None where it was not built."""
+    name = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_kernel.so")
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name(name)))
+    except OSError:
+        return None
+    kinds = {"p": c_void_p, "n": c_int64, "x": c_double}
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
+        function.restype = c_int64 if name in _RETURNING else None
+    known = {name: value for module in (maps, rules, task, cells, estimate, ends) for name, value in vars(module).items()}
+    known |= {status.name: int(status) for status in Status}
+    constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
+    return library if library.configure(byref(constants)) else None
+
+
+@cache
+def rule_numbers(rule: Rule) -> RuleNumbers:
+    """Return a rule for the kernel."""
+    half = rule.nodes.size // 2
+    nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges
+    even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
+    odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
+    tables = (rule.nodes, np.vstack([rule.functionals, rule.shares]), even[:, : half + 1], odd[:, :half])
+    kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
+    made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
+    made.kept = kept
+    return made
