@@ -177,6 +177,21 @@ def test_narrow_posteriors_are_found_where_the_plain_integral_sees_nothing() -> 
     assert result.converged
 
 
+@pytest.mark.xfail(reason="where the wide peak's flank is higher at all nodes, log f does not show the narrow one")
+def test_needle_in_the_flank_of_a_wide_peak() -> None:
+    s, height = t64(1e-6), t64(30.0)
+    result = log_quad(lambda x: torch.logaddexp(-(x**2), gauss(x, 0.3, s, height)), -10.0, 10.0)
+    narrow = height + torch.log(s * math.sqrt(2 * pi))
+    assert_honest(result, torch.logaddexp(t64(0.5 * math.log(pi)), narrow))
+
+
+@pytest.mark.xfail(reason="on infinite intervals the rounding of x, here 4e-11 of the width, is not in the error")
+def test_rounding_of_x_on_the_whole_line() -> None:
+    n = 300
+    c, s = draw(n, 2.0, 5.0, 14), t64(1e-5)
+    assert_honest(log_quad(gauss, -inf, inf, (c, s)), torch.log(s * math.sqrt(2 * pi)))
+
+
 def test_far_out_on_infinite_intervals() -> None:
     c, s = t64([1e3, -1e5, 3e6]), t64([1.0, 30.0, 1e3])
     assert_honest(log_quad(gauss, -inf, inf, (c, s)), torch.log(s * math.sqrt(2 * pi)))
@@ -403,14 +418,23 @@ def test_error_of_gradients_of_components() -> None:
 # ----------------------------------------------------------------------------------------- plans, batches, chunks
 
 
-def test_batch_element_equals_single_call() -> None:
-    c, s, height = t64([0.2, 0.5, 0.8, 0.31]), t64([1e-1, 1e-3, 1e-6, 1.0]), t64([0.0, -1e5, 1e4, -1e9])
+@pytest.mark.parametrize(
+    ("dtype", "widths", "heights"),
+    [
+        (torch.float64, [1e-1, 1e-3, 1e-6, 1.0], [0.0, -1e5, 1e4, -1e9]),
+        (torch.float32, [1e-1, 1e-2, 1e-3, 1.0], [0.0, -2e2, 7e2, -1e4]),
+    ],
+)
+def test_batch_element_equals_single_call(dtype: torch.dtype, widths: list[float], heights: list[float]) -> None:
+    """Where log f is rounded differently, too, so that they are searched with other notions of noise."""
+    c, s, height = (torch.tensor(v, dtype=dtype) for v in ([0.2, 0.5, 0.8, 0.31], widths, heights))
     together = log_quad(gauss, -9.0, 9.0, (c, s, height), on_failure="ignore")
     for i in range(4):
         alone = log_quad(gauss, -9.0, 9.0, (c[i], s[i], height[i]), on_failure="ignore")
         assert torch.equal(cells_of(together.plan, i), cells_of(alone.plan, 0))
         assert int(together.nfev[i]) == int(alone.nfev)
-        assert relative_error(together.value[i], alone.value) <= 1e-15
+        assert relative_error(together.value[i], alone.value) <= 4 * torch.finfo(dtype).eps
+        assert int(together.status[i]) == int(alone.status)
 
 
 def test_nfev_counts_every_call() -> None:

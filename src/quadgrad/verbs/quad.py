@@ -102,7 +102,8 @@ def quad(
         wanted: likelihoods of -1e5, and needles among them, neither underflow nor get lost. ``value`` is the
         logarithm, ``error`` its absolute error, and converged means ``error <= max(atol, rtol)``: the relative
         tolerance of an integral is the absolute one of its logarithm. Each event component has its own scale. Of
-        a zero integral it is -inf, with zero derivatives.
+        a zero integral it is -inf, with zero derivatives. An integral that is searched again, because its scale
+        was wrong, may spend ``max_nfev`` anew.
     chunk : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
     on_failure : {"warn", "raise", "ignore"}

@@ -23,7 +23,7 @@ from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import First
 from quadgrad.search.task import Task
 
-__all__ = ["Summit", "climb", "log_of_sum", "log_total"]
+__all__ = ["Summit", "climb", "log_of_sum"]
 
 STEEP = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
@@ -111,7 +111,7 @@ def climb(task: Task, first: First) -> Summit:
         halves = _survey(task, First(row, start, stop, kind))
         spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
         cells = _Slopes.join([cells.take(~hot), halves])
-    size = log_total(cells.size, cells.row // task.pieces.count, task.batch)
+    size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
         return Summit(first, size, spent)
     order = cells.row.sort(stable=True).indices
@@ -127,10 +127,10 @@ def log_of_sum(integrand: Integrand, plan: Plan, x: Tensor, weights: Tensor, blo
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
         parts.append(torch.logsumexp(y + _beside(weights[:, part].log(), y), 0))
-    return log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
+    return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
-def log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
+def _log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
     """Sum over the cells of each owner what is given by its logarithm, ``(n, *event)`` to ``(count, *event)``."""
     peak = _largest(logs, owner, count)
     peak = peak.masked_fill(peak == -torch.inf, 0.0)
@@ -165,12 +165,11 @@ def _survey(task: Task, first: First) -> _Slopes:
     if isinstance(layout, Frame):
         finest = 4.0 * torch.finfo(real).eps / float(task.rule.nodes[0])
         wide = wide & somewhere(layout.scale > layout.reach * finest)
-        calls = calls + (first.start == 0.0) + (first.stop == 0.0) + (first.stop == 1.0)
         middle = layout.nodes(rule.nodes.new_tensor([0.5]), slice(None))[0][0]
-        for lower, inner in zip((True, False), outermost, strict=True):
-            cell = (
-                ((first.start == 0.0) if lower else (first.stop == 0.0) | (first.stop == 1.0)).nonzero().squeeze(1)
-            )
+        at_limits = (first.start == 0.0, (first.stop == 0.0) | (first.stop == 1.0))
+        calls = calls + at_limits[0] + at_limits[1]
+        for lower, touches, inner in zip((True, False), at_limits, outermost, strict=True):
+            cell = touches.nonzero().squeeze(1)
             y = _beside_limit(task, row[cell], middle[cell], lower)
             rises = torch.where(y - inner[cell] > STEEP, y, -torch.inf)
             top = top.index_copy(0, cell, torch.maximum(top[cell], y))
