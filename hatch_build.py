@@ -28,23 +28,27 @@ class Kernel(BuildHookInterface[Any]):
         """Compile before hatchling collects the files."""
         if self.target_name != "wheel":
             return
-        builds = {"_kernel.so": []}
+        builds: dict[str, list[str]] = {"_kernel.so": []}
         if platform.machine().lower() in ("x86_64", "amd64"):
             builds["_kernel_avx2.so"] = ["-mavx2", "-mfma"]
-        if all([self._compile(name, flags) for name, flags in builds.items()]):
-            build_data["pure_python"] = False
-            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{tag}"
+        for name, flags in builds.items():
+            # Threads where the compiler knows OpenMP; not every one does.
+            why = self._compile(name, [*flags, "-fopenmp"]) and self._compile(name, flags)
+            if why:
+                self.app.display_warning(f"quadgrad is installed without its compiled kernel: {why}")
+                return
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
-    def _compile(self, name: str, flags: list[str]) -> bool:
+    def _compile(self, name: str, flags: list[str]) -> str:
+        """Compile the kernel; return what went wrong, if anything did."""
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-        target = Path(self.root, SEARCH, name)
+        target, source = Path(self.root, SEARCH, name), Path(self.root, SEARCH, "kernel.c")
         target.unlink(missing_ok=True)
-        command = [*compiler, *FLAGS, *flags, str(Path(self.root, SEARCH, "kernel.c")), "-o", str(target), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            why = getattr(error, "stderr", "") or str(error)
-            self.app.display_warning(f"quadgrad is installed without its compiled kernel: {why}")
-            return False
-        return True
+            done = subprocess.run(
+                [*compiler, *FLAGS, *flags, str(source), "-o", str(target), "-lm"], capture_output=True, text=True
+            )
+        except OSError as error:
+            return str(error)
+        return done.stderr or f"{compiler[0]} failed" if done.returncode else ""

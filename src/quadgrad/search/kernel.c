@@ -14,9 +14,16 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#ifdef _OPENMP
+#define STRING(text) #text
+#define PARALLEL(threads) _Pragma(STRING(omp parallel for schedule(static) num_threads(threads) if (threads > 1)))
+#else
+#define PARALLEL(threads)
+#endif
 enum { LINEAR = 0, GEOMETRIC = 1 };
 enum { KEEP, HALVE, LEFT, RIGHT, REVERT, TURN, CLOSER };
 enum { RUN = -1, WAIT = -2 };
+enum { MOST_THREADS = 64 };
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3 };
 
 /* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
@@ -36,7 +43,7 @@ typedef struct {
 /* An integral that is still running, with the sums over its settled cells; see Running in adaptive.py. */
 typedef struct {
     double value, error, floor;
-    int64_t who, count, nfev, bad;
+    int64_t who, count, nfev, bad, code;
 } Integral;
 
 /* The constants of the Python modules, under their names there. */
@@ -55,16 +62,17 @@ typedef struct {
     int64_t m, order_gap;
 } Rule;
 
-/* Ends of the pieces, count for each integral; a step of 0 where all share one. eps and tiny: the dtype's of x. */
+/* Ends of the pieces, count for each integral; a step of 0 where all share one. eps and tiny: the dtype's of x;
+ * threads: how many there may be. */
 typedef struct {
     const double *lower, *upper;
-    int64_t lower_step, upper_step, count;
+    int64_t lower_step, upper_step, count, threads;
     double eps, tiny;
 } Pieces;
 
 typedef struct {
     double rtol, atol, eps, tiny;
-    int64_t max_nfev, reopened;
+    int64_t max_nfev, reopened, threads;
 } Asked;
 
 /* How many integrals run on and wait, how many cells are new, and how many pairs of these have f unknown between
@@ -93,29 +101,32 @@ INLINE Cell unpack(const Leaf *leaf) {
 
 /* ------------------------------------------------------------------------------------------ first cells, nodes */
 
+/* How many threads share the work on n cells; on few cells one is quicker alone. */
+INLINE int sharing(int64_t n, int64_t threads) {
+    return n < 1024 ? 1 : threads < MOST_THREADS ? (int)threads : MOST_THREADS;
+}
+
 /* Not fmax and fmin, which look out for NaN: that stays where it comes first and is ignored where second. */
 INLINE double larger(double a, double b) { return b > a ? b : a; }
 INLINE double smaller(double a, double b) { return b < a ? b : a; }
 
-/* One cell for each piece that is not empty. */
-int64_t begin(const Pieces *pieces, int64_t batch, Cell *cells) {
+/* The integrals of cells that were not yet searched. */
+void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count, int64_t batch,
+                int64_t m, Integral *integrals) {
+    memset(integrals, 0, batch * sizeof *integrals);
+    for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
+    for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
+    for (int64_t i = 0; i < batch; i++) integrals[i].who = i, integrals[i].nfev = integrals[i].count * (m + C.beside);
+}
+
+/* One cell for each piece that is not empty; return how many they are. */
+int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells, Integral *integrals) {
     int64_t n = 0;
     for (int64_t row = 0; row < batch * pieces->count; row++)
         if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
             cells[n++] = (Cell){.stop = 1.0, .row = row};
+    open_books(cells, n, NULL, 0, pieces->count, batch, m, integrals);
     return n;
-}
-
-/* The integrals of cells that were not yet searched. */
-void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count, int64_t batch,
-                int64_t nodes, Integral *integrals) {
-    memset(integrals, 0, batch * sizeof *integrals);
-    for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
-    for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
-    for (int64_t i = 0; i < batch; i++) {
-        integrals[i].who = i;
-        integrals[i].nfev = integrals[i].count * (nodes + C.beside);
-    }
 }
 
 /* Where cells on finite pieces lie: left end, width, distance from 0, integral. */
@@ -126,10 +137,13 @@ INLINE void lay_out(const Pieces *p, const Cell *cell, double *left, double *sca
     *owner = p->count == 1 ? cell->row : cell->row / p->count;
 }
 
-/* Nodes x (m, n) of cells on finite pieces. With edges x is (m + 2, n): first and last are the cell's own edges, or
- * right beside a limit, or, where that cannot be told from the limit, the middle; f there is then not known. */
-void place(const Pieces *p, Cell *cells, int64_t n, const double *tau, int64_t m, int64_t edges, double *x,
-                  double *left, double *scale, double *reach, int64_t *owner) {
+/* Nodes x (m, n) of cells on finite pieces, and where these lie: n left ends, widths, distances from 0, integrals.
+ * With edges x is (m + 2, n): first and last are the cell's own edges, or right beside a limit, or, where that cannot be
+ * told from the limit, the middle; f there is then not known. */
+void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells, int64_t n, double *x, double *layout) {
+    double *left = layout, *scale = left + n, *reach = scale + n;
+    const double *tau = rule->nodes, middle = tau[rule->m / 2];
+    int64_t *owner = (int64_t *)(reach + n), m = rule->m;
     for (int64_t c = 0; c < n; c++) {
         lay_out(p, &cells[c], &left[c], &scale[c], &owner[c]);
         reach[c] = fabs(left[c]);
@@ -141,13 +155,14 @@ void place(const Pieces *p, Cell *cells, int64_t n, const double *tau, int64_t m
             Cell *cell = &cells[c];
             int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
             int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
-            x[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : tau[m / 2]);
-            last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : tau[m / 2]);
+            x[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
+            last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : middle);
             cell->at_start = inner_start || beside ? 0.0 : NAN;
             cell->at_stop = inner_stop || beside ? 0.0 : NAN;
         }
         x += n;
     }
+    PARALLEL(sharing(n, p->threads))
     for (int64_t i = 0; i < m; i++)
         for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + tau[i] * scale[c];
 }
@@ -307,14 +322,21 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
     }
 }
 
-/* Apply the rule to f's values y (m, n) on n cells, times the slope. f at the edges of first cells is entered, too. */
-void measure(const Rule *rule, const Pieces *p, double eps, Cell *cells, int64_t n, const double *y,
-             const double *first, const double *last, const double *scale, const double *reach) {
-    const double *middle = y + rule->m / 2 * n;
-    for (int64_t c = 0; first && c < n; c++) {
-        cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
-        cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
+/* Apply the rule to f's values y (m, n) on n cells, times the slope. With edges y is (m + 2, n): f at the edges of first
+ * cells is entered, too, where it is not NaN. `layout` as in `place`. */
+void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n, const double *y,
+             const double *layout) {
+    const double *scale = layout + n, *reach = scale + n;
+    if (edges) {
+        const double *first = y, *last = y + (rule->m + 1) * n;
+        for (int64_t c = 0; c < n; c++) {
+            cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
+            cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
+        }
+        y += n;
     }
+    const double *middle = y + rule->m / 2 * n;
+    PARALLEL(sharing(n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
         int64_t here = n - low < WIDE ? n - low : WIDE;
         Tile sums[FUNCTIONALS], size;
@@ -340,8 +362,10 @@ typedef struct {
 
 /* Places (m + 2, n) on finite pieces and what f has to be multiplied by there: a cell's outer edge, the nodes, and the
  * inner edge or, where that is an end, a place as close to it as numbers allow. See evaluate_ends in ends.py. */
-void place_ends(const Pieces *p, const Cell *cells, int64_t n, const double *tau, int64_t m, double *x,
-                double *slope, const EndFrame *layout, int64_t *owner) {
+void place_ends(const Pieces *p, const Rule *rule, const Cell *cells, int64_t n, double *x, double *slope,
+                const EndFrame *layout, int64_t *owner) {
+    const double *tau = rule->nodes;
+    int64_t m = rule->m;
     for (int64_t c = 0; c < n; c++) {
         const Cell *cell = &cells[c];
         double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
@@ -424,7 +448,7 @@ static int breaks_the_law(const double *terms, double deep, double steps) {
 }
 
 /* Apply the rule to cells with logarithmic nodes: estimate_ends in ends.py. */
-void measure_ends(const Rule *rule, const Pieces *p, double eps, double rtol, Cell *cells, int64_t n, const double *y,
+void measure_ends(const Pieces *p, const Rule *rule, double eps, double rtol, Cell *cells, int64_t n, const double *y,
                   const double *slope, const EndFrame *layout) {
     int64_t m = rule->m;
     double info_eps = p->eps, nearest = larger(C.nearest, sqrt(p->tiny));
@@ -513,10 +537,7 @@ INLINE int plan_move(const Cell *cell) {
     return lean == -2 ? LEFT : lean == 2 ? RIGHT : HALVE;
 }
 
-/* By move: how many children there are, how many of them have logarithmic nodes, between how many f is called. */
-static const int8_t children[] = {0, 2, 3, 3, 2, 1, 2}, ends_of[] = {0, 0, 0, 0, 0, 1, 2},
-                    pairs_of[] = {0, 0, 1, 1, 1, 0, 0};
-
+/* The new cells, and how many there are of each kind. */
 typedef struct {
     Cell *linear, *ends;
     int64_t *pairs, n_linear, n_ends, n_pairs;
@@ -563,69 +584,144 @@ static void refine(const Cell *cell, int move, Children *out) {
     }
 }
 
-/* One round: what _judge and _refine in adaptive.py do. Integrals that run on are left in `integrals`; the cells of
- * the others, and those not refined, are added to `settled`; totals are entered for the others. */
-void judge(const Asked *asked, int64_t nodes, int64_t count, Integral *integrals, const Cell *linear,
-           int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *new_linear, Cell *new_ends, int64_t *pairs,
-           int8_t *moves, Leaf *settled, int64_t *counts, double *values, double *errors, int64_t *status, int64_t *nfev,
-           Tally *tally) {
-    Children out = {new_linear, new_ends, pairs, 0, 0, 0};
-    int64_t i = 0, j = 0, running = 0, n_settled = 0;
-    for (int64_t k = 0; k < tally->running; k++) {
-        Integral one = integrals[k];
-        int64_t first[2] = {i, j}, stop[2];
-        int64_t beyond = (one.who + 1) * count;
-        double value = one.value, error = one.error, floor = one.floor;
-        for (; i < n_linear && linear[i].row < beyond; i++)
-            value += linear[i].value, error += linear[i].error, floor += linear[i].floor;
-        for (; j < n_ends && ends[j].row < beyond; j++)
-            value += ends[j].value, error += ends[j].error, floor += ends[j].floor;
-        stop[0] = i, stop[1] = j;
+/* One round: its cells, `nodes` for each new one, `count` pieces for each integral, a move for each cell. */
+typedef struct {
+    const Asked *asked;
+    int64_t nodes, count, n_linear, n_ends;
+    Integral *integrals;
+    const Cell *linear, *ends;
+    int8_t *moves;
+} Round;
+
+/* A thread's part of it: integrals from `low` to before `high`, and how much they make of their cells. */
+typedef struct {
+    int64_t low, high;
+    Tally made;
+} Share;
+
+/* The first of n cells in a row that is not before the given one. */
+static int64_t find(const Cell *cells, int64_t n, int64_t row) {
+    int64_t low = 0;
+    while (low < n) {
+        int64_t middle = (low + n) / 2;
+        if (cells[middle].row < row) low = middle + 1;
+        else n = middle;
+    }
+    return low;
+}
+
+/* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. */
+static void decide(const Round *round, Share *share, double *values, double *errors, int64_t *status, int64_t *nfev) {
+    const Asked *asked = round->asked;
+    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
+    int64_t i = find(round->linear, round->n_linear, start), j = find(round->ends, round->n_ends, start);
+    Tally made = {0};
+    for (int64_t k = share->low; k < share->high; k++) {
+        Integral *one = &round->integrals[k];
+        int64_t first[2] = {i, j}, beyond = (one->who + 1) * round->count;
+        double value = one->value, error = one->error, floor = one->floor;
+        for (const Cell *cell = round->linear + i; i < round->n_linear && cell->row < beyond; i++, cell++)
+            value += cell->value, error += cell->error, floor += cell->floor;
+        for (const Cell *cell = round->ends + j; j < round->n_ends && cell->row < beyond; j++, cell++)
+            value += cell->value, error += cell->error, floor += cell->floor;
+        int64_t stop[2] = {i, j};
         double tolerance = allowed_error(asked, value, floor), target = larger(tolerance, 2.0 * floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
-        int64_t bad = isinf(error) ? one.bad + 1 : 0;
+        int64_t bad = isinf(error) ? one->bad + 1 : 0;
         int idle = done || bad > C.patience;
         int scan = done && error >= C.faint * fabs(value);
-        double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one.count);
-        int64_t wanted = 0, beside = 0;
-        for (int kind = 0, at = 0; kind < 2 && (!idle || scan); kind++)
+        double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one->count);
+        int64_t number[CLOSER + 1] = {0};
+        for (int kind = 0; kind < 2; kind++) {
+            const Cell *cells = kind ? round->ends : round->linear;
+            int8_t *moves = round->moves + (kind ? round->n_linear : 0);
             for (int64_t c = first[kind]; c < stop[kind]; c++) {
-                const Cell *cell = kind ? &ends[c] : &linear[c];
+                const Cell *cell = &cells[c];
                 int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
-                int move = moves[at++] = split ? plan_move(cell) : KEEP;
-                wanted += children[move];
-                beside += pairs_of[move] + C.beside * ends_of[move];
+                number[moves[c] = split ? plan_move(cell) : KEEP]++;
             }
+        }
+        int64_t pairs = number[LEFT] + number[RIGHT] + number[REVERT], ends = number[TURN] + 2 * number[CLOSER];
+        int64_t linear = 2 * (number[HALVE] + number[REVERT]) + 3 * (number[LEFT] + number[RIGHT]);
+        int64_t wanted = linear + ends, cost = one->nfev + round->nodes * wanted + pairs + C.beside * ends;
         done = done && wanted == 0;
-        int64_t cost = one.nfev + nodes * wanted + beside;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && asked->reopened)
             code = error > sqrt(asked->eps) * fabs(value) ? C.divergent : C.roundoff;
         if (cost > asked->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
-        for (int kind = 0, at = 0; kind < 2; kind++)
-            for (int64_t c = first[kind]; c < stop[kind]; c++) {
-                const Cell *cell = kind ? &ends[c] : &linear[c];
-                int move = code == RUN ? moves[at++] : KEEP;
-                if (move != KEEP) {
-                    refine(cell, move, &out);
-                    continue;
-                }
-                settled[n_settled++] = pack(cell);
-                counts[cell->row]++;
-                one.value += cell->value, one.error += cell->error, one.floor += cell->floor;
-            }
+        one->code = code;
         if (code == RUN) {
-            one.count = wanted, one.nfev = cost, one.bad = bad;
-            integrals[running++] = one;
+            one->count = wanted, one->nfev = cost, one->bad = bad;
+            made.running++, made.linear += linear, made.ends += ends, made.pairs += pairs;
+            made.settled += number[KEEP];
         } else {
-            values[one.who] = value, errors[one.who] = error, status[one.who] = code, nfev[one.who] = one.nfev;
-            tally->waiting += code == WAIT;
+            values[one->who] = value, errors[one->who] = error, status[one->who] = code, nfev[one->who] = one->nfev;
+            made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
         }
     }
-    tally->running = running, tally->settled = n_settled;
-    tally->linear = out.n_linear, tally->ends = out.n_ends, tally->pairs = out.n_pairs;
+    share->made = made;
+}
+
+/* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
+static void carry_out(const Round *round, const Share *share, Children out, Leaf *settled, int64_t *counts) {
+    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
+    int64_t next[2] = {find(round->linear, round->n_linear, start), find(round->ends, round->n_ends, start)};
+    for (int64_t k = share->low; k < share->high; k++) {
+        Integral *one = &round->integrals[k];
+        int64_t beyond = (one->who + 1) * round->count;
+        for (int kind = 0; kind < 2; kind++) {
+            const Cell *cells = kind ? round->ends : round->linear;
+            const int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+            int64_t c = next[kind], n = kind ? round->n_ends : round->n_linear;
+            for (; c < n && cells[c].row < beyond; c++) {
+                if (one->code == RUN && moves[c] != KEEP) {
+                    refine(&cells[c], moves[c], &out);
+                } else {
+                    *settled++ = pack(&cells[c]);
+                    counts[cells[c].row]++;
+                    one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
+                }
+            }
+            next[kind] = c;
+        }
+    }
+}
+
+/* One round. Integrals that run on are left in `integrals`; the cells of the others, and those not refined, are written
+ * to `settled`, and counted by row; totals are entered for the others. `room` is for the new cells: 3 n_linear +
+ * 2 n_ends ones, n_linear + 2 n_ends with logarithmic nodes; then one number for each old cell, the new cells before
+ * which f is to be asked for; then a byte for each. */
+void judge(const Asked *asked, int64_t nodes, int64_t count, Integral *integrals, const Cell *linear,
+           int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *room, Leaf *settled, int64_t *counts,
+           double *values, double *errors, int64_t *status, int64_t *nfev, Tally *tally) {
+    Cell *new_ends = room + 3 * n_linear + 2 * n_ends;
+    int64_t *pairs = (int64_t *)(new_ends + n_linear + 2 * n_ends), n = tally->running;
+    Round round = {asked, nodes, count, n_linear, n_ends, integrals, linear, ends,
+                   (int8_t *)(pairs + n_linear + n_ends)};
+    int threads = sharing(n_linear + n_ends, asked->threads);
+    Share shares[MOST_THREADS];
+    Children out[MOST_THREADS];
+    Leaf *leaves[MOST_THREADS];
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++) {
+        shares[t].low = n * t / threads, shares[t].high = n * (t + 1) / threads;
+        decide(&round, &shares[t], values, errors, status, nfev);
+    }
+    int64_t waiting = tally->waiting;
+    *tally = (Tally){0, waiting, 0, 0, 0, 0};
+    for (int t = 0; t < threads; t++) {
+        const Tally *made = &shares[t].made;
+        out[t] = (Children){room, new_ends, pairs, tally->linear, tally->ends, tally->pairs};
+        leaves[t] = settled + tally->settled;
+        tally->running += made->running, tally->waiting += made->waiting, tally->settled += made->settled;
+        tally->linear += made->linear, tally->ends += made->ends, tally->pairs += made->pairs;
+    }
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++) carry_out(&round, &shares[t], out[t], leaves[t], counts);
+    for (int64_t k = 0, kept = 0; k < n; k++)
+        if (integrals[k].code == RUN) integrals[kept++] = integrals[k];
 }
 
 /* ------------------------------------------------------------------------------------------ results */

@@ -28,7 +28,7 @@ __all__ = ["CELL", "INTEGRAL", "LEAF", "Asked", "EndNumbers", "PieceEnds", "Tall
 _BUILDS = {"AVX2": "_kernel_avx2.so", "AVX512": "_kernel_avx2.so"}
 """By what torch says the processor can do; elsewhere the one that runs everywhere."""
 
-CELL, LEAF, INTEGRAL = 10, 6, 7
+CELL, LEAF, INTEGRAL = 10, 6, 8
 """How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
 
 _REALS = (
@@ -59,16 +59,18 @@ class PieceEnds(Structure):
 
     _fields_ = [
         ("lower", c_void_p), ("upper", c_void_p), ("lower_step", c_int64), ("upper_step", c_int64),
-        ("count", c_int64), ("eps", c_double), ("tiny", c_double),
+        ("count", c_int64), ("threads", c_int64), ("eps", c_double), ("tiny", c_double),
     ]  # fmt: skip
 
     @classmethod
     def of(cls, pieces: Pieces) -> PieceEnds:
         """Return the ends of the given pieces."""
         info = torch.finfo(pieces.lower.dtype)
-        lower, upper = (end.to(torch.float64).contiguous() for end in (pieces.lower, pieces.upper))
-        steps = (int(end.shape[0] > 1) for end in (lower, upper))
-        made = cls(lower.data_ptr(), upper.data_ptr(), *steps, pieces.count, info.eps, info.tiny)
+        lower, upper = pieces.lower.to(torch.float64).contiguous(), pieces.upper.to(torch.float64).contiguous()
+        made = cls(
+            lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
+            torch.get_num_threads(), info.eps, info.tiny,
+        )  # fmt: skip
         made.kept = (lower, upper)
         return made
 
@@ -91,7 +93,7 @@ class Asked(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny")),
-        *((name, c_int64) for name in ("max_nfev", "reopened")),
+        *((name, c_int64) for name in ("max_nfev", "reopened", "threads")),
     ]
     reopened: int
 
@@ -111,15 +113,15 @@ class Tally(Structure):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
-    "begin": (PieceEnds, *"np"),
+    "begin": (PieceEnds, *"nnpp"),
     "open_books": tuple("pnpnnnnp"),
-    "place": (PieceEnds, *"pnpnnppppp"),
+    "place": (PieceEnds, RuleNumbers, *"npnpp"),
     "place_starts": (PieceEnds, *"ppnpp"),
     "enter_starts": tuple("ppnp"),
-    "measure": (RuleNumbers, PieceEnds, *"xpnppppp"),
-    "place_ends": (PieceEnds, *"pnpnpp", EndNumbers, "p"),
-    "measure_ends": (RuleNumbers, PieceEnds, *"xxpnpp", EndNumbers),
-    "judge": (Asked, *"nnppnpnpppppppppp", Tally),
+    "measure": (PieceEnds, RuleNumbers, *"nxpnpp"),
+    "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
+    "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
+    "judge": (Asked, *"nnppnpnppppppp", Tally),
     "withdraw": tuple("pnnppp"),
     "collect": tuple("ppnnpppppp"),
 }
@@ -139,8 +141,9 @@ def load() -> Any:
         function = getattr(library, name)
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
-    known = {name: value for module in (maps, rules, task, cells, estimate, ends) for name, value in vars(module).items()}
-    known |= {status.name: int(status) for status in Status}
+    known: dict[str, Any] = {status.name: int(status) for status in Status}
+    for module in (maps, rules, task, cells, estimate, ends):
+        known |= vars(module)
     constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None
 

@@ -316,7 +316,7 @@ def _least_jump(found: Found, tolerance: Tolerance) -> Tensor:
 def _inner_point(limits: Limits) -> Tensor:
     """Return an interior point of the first integral, away from the middle, where singularities like to be."""
     a, b = (end if end.shape == (1,) else end[:1] for end in (limits.a, limits.b))
-    if a.numel() == 0:
+    if 0 in (a.numel(), b.numel()):
         return a.new_full((1,), 0.4375)
     if not limits.infinite:
         return torch.lerp(a, b, 0.4375)

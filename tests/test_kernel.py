@@ -1,0 +1,170 @@
+"""The compiled kernel makes the decisions that the tensor operations make: the same plans, counts and statuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import quadgrad as qg
+from benchmarks.problems import PROBLEMS, Problem
+from helpers import t64
+from quadgrad.search import native
+from quadgrad.search.kernel import load
+
+REAL = [problem for problem in PROBLEMS if not {"complex", "vector"} & set(problem.tags)]
+INF = float("inf")
+
+ROUNDED = {("x^-0.9 log(1/x)", 1e-12), ("x^-1.01 from 1", 1e-12), ("sin(x)/x", 1e-12)}
+"""Where two orders of summation decide differently: the columns are equal to rounding, or nothing converges."""
+
+
+def in_order(plan: qg.Plan) -> tuple[Tensor, ...]:
+    """Return the cells in ascending order: row, start, stop, and the column of those that close in on an end."""
+    column = torch.full_like(plan.row, -2)
+    if plan.ends is not None:
+        column[plan.ends.cell] = plan.ends.column.to(column.dtype)
+    return tuple(t[plan.order] for t in (plan.row, plan.start, plan.stop, column))
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[qg.Result, qg.Result]]:
+    """Return what calls quad with the kernel, then without it."""
+    if load() is None:
+        pytest.skip("the package was installed without its compiled kernel")
+
+    def call(*args: object, **options: object) -> tuple[qg.Result, qg.Result]:
+        run = partial(qg.quad, *args, on_failure="ignore", **options)
+        compiled = run()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda: None)
+            return compiled, run()
+
+    return call
+
+
+def assert_same(compiled: qg.Result, plain: qg.Result) -> None:
+    """Values and geometric means to what rounding allows, everything else exactly."""
+    for one, other in zip(in_order(compiled.plan), in_order(plain.plan), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-15, atol=0.0)
+    assert torch.equal(compiled.status, plain.status)
+    assert torch.equal(compiled.nfev, plain.nfev)
+    known = plain.error.isfinite()
+    assert torch.equal(known, compiled.error.isfinite())
+    apart = (compiled.value - plain.value)[known].abs()
+    eps = torch.finfo(plain.value.dtype).eps
+    assert (apart <= 0.5 * plain.error[known] + 4 * eps * plain.value[known].abs()).all()
+
+
+def test_it_is_there_where_there_is_a_compiler() -> None:
+    # An installation without one is allowed, but not one that silently failed to build.
+    assert load() is not None or not any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+@pytest.mark.parametrize("rtol", (1e-4, 1e-8, 1e-12))
+@pytest.mark.parametrize("problem", REAL, ids=lambda p: p.name)
+def test_problems_of_the_table(problem: Problem, rtol: float, both) -> None:
+    points = t64(list(problem.points)) if problem.points else None
+    compiled, plain = both(problem.f, t64(problem.a), t64(problem.b), points=points, rtol=rtol, atol=rtol)
+    if (problem.name, rtol) in ROUNDED:
+        assert compiled.converged == plain.converged
+    else:
+        assert_same(compiled, plain)
+
+
+def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    return e / ((x - c) ** 2 + e**2)
+
+
+def random_peaks(n: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    c, decades = torch.rand((2, n), generator=generator, dtype=torch.float64)
+    return c, 10 ** (4 * decades - 5)
+
+
+def test_a_batch_that_threads_share(both) -> None:
+    # Among so many some are reopened after all their cells had settled.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert_same(*both(peak, 0.0, 1.0, random_peaks(5_000), rtol=1e-8))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("chunk", (1, 7, 1_000))
+def test_chunks(chunk: int, both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, chunk=chunk))
+
+
+@pytest.mark.parametrize("rule", ("gk15", "gk61", "cc11", "cc255"))
+def test_rules(rule: str, both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, rule=rule))
+
+
+@pytest.mark.parametrize("max_nfev", (23, 100, 1_000))
+def test_budgets(max_nfev: int, both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, max_nfev=max_nfev))
+
+
+def test_kinds_of_limits_in_one_batch(both) -> None:
+    lower, upper = t64([0.0, -INF, -INF, 0.0, 2.0, 1.0]), t64([INF, 0.0, INF, 3.0, -1.0, 1.0])
+    f = lambda x, s: torch.exp(-((x - s) ** 2)) / (1.0 + x * x)
+    assert_same(*both(f, lower, upper, (t64([0.3, -2.0, 1e-3, 1.0, 0.0, 0.0]),), rtol=1e-10))
+
+
+def test_singular_ends_and_ragged_breakpoints(both) -> None:
+    points = t64([[0.25, 0.75], [0.5, float("nan")], [2.0, 0.5]])
+    f = lambda x, p: (x - p).abs() ** -0.4 + x.log() + (1.0 - x) ** -0.3
+    assert_same(*both(f, 0.0, 1.0, (t64([0.25, 0.5, 0.5]),), points=points, rtol=1e-9))
+
+
+def test_singular_ends_at_infinity(both) -> None:
+    f = lambda x, p: x**-p
+    assert_same(*both(f, 1.0, INF, (t64([1.1, 1.5, 2.0, 1.05]),), rtol=1e-9))
+
+
+def test_not_finite_on_a_region(both) -> None:
+    f = lambda x, p: torch.where(x > p, torch.nan, x)
+    compiled, plain = both(f, 0.0, 1.0, (t64([0.5, 2.0]),))
+    assert_same(compiled, plain)
+    assert compiled.status.tolist() == [qg.Status.NONFINITE, qg.Status.CONVERGED]
+
+
+def test_a_warm_start(both) -> None:
+    c, e = random_peaks(40)
+    plan = qg.quad(peak, 0.0, 1.0, (c, e), rtol=1e-4).plan
+    assert_same(*both(peak, 0.0, 1.0, (c + 1e-3, e), rtol=1e-9, plan=plan))
+    f = lambda x, p: x**-p
+    plan = qg.quad(f, 0.0, 1.0, (t64([0.5, 0.9]),), rtol=1e-4).plan
+    assert_same(*both(f, 0.0, 1.0, (t64([0.6, 0.8]),), rtol=1e-9, plan=plan))
+
+
+def test_single_precision_is_summed_in_double(both) -> None:
+    c, e = (t.to(torch.float32) for t in random_peaks(200))
+    compiled, plain = both(peak, 0.0, 1.0, (c, e), rtol=1e-3)
+    assert compiled.value.dtype == compiled.error.dtype == torch.float32
+    assert compiled.converged.sum() >= plain.converged.sum()
+    agree = (compiled.value - plain.value).abs() <= plain.error + compiled.error
+    assert (agree | ~(compiled.converged & plain.converged)).all()
+
+
+def test_a_function_of_one_number(both) -> None:
+    f = lambda x, a: 0.0 if x < a else 1.0 / (1.0 + x)
+    assert_same(*both(f, 0.0, 4.0, (t64([0.5, 1.0]),), points=t64([[0.5], [1.0]]), vectorized=False))
+
+
+def test_what_f_returns_need_not_be_contiguous(both) -> None:
+    f = lambda x, c: torch.ones_like(c).expand(x.shape)
+    assert_same(*both(f, 0.0, t64([1.0, 2.0, 3.0]), (t64([1.0, 1.0, 1.0]),)))
+    conjugate = lambda x: torch.view_as_complex(torch.stack((x, x), -1)).conj().imag
+    assert_same(*both(conjugate, 0.0, t64(1.0)))
+
+
+def test_an_empty_batch(both) -> None:
+    compiled, plain = both(torch.exp, 0.0, torch.zeros(0, dtype=torch.float64))
+    assert compiled.value.shape == plain.value.shape == (0,)
