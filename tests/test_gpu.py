@@ -38,6 +38,20 @@ def test_value_and_gradient_agree_with_the_cpu() -> None:
         torch.testing.assert_close(one.cpu(), other, rtol=1e-6, atol=1e-8)
 
 
+def test_logarithms_agree_with_the_cpu() -> None:
+    def needle(x: torch.Tensor, c: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return -1e4 - ((x - c) / e) ** 2
+
+    there, here = (peaks(device) for device in ("cuda", "cpu"))
+    ours, reference = (qg.quad(needle, -1.0, 2.0, args, log=True).value for args in (there, here))
+    assert ours.is_cuda
+    torch.testing.assert_close(ours.cpu(), reference, rtol=0.0, atol=3e-8)
+    for one, other in zip(
+        torch.autograd.grad(ours.sum(), there), torch.autograd.grad(reference.sum(), here), strict=True
+    ):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-6, atol=1e-6)
+
+
 def test_two_calls_are_bitwise_equal() -> None:
     once, again = (qg.quad(lorentzian, 0.0, 1.0, peaks("cuda")) for _ in range(2))
     assert torch.equal(once.value, again.value)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quadgrad._torch import in_transform
 from quadgrad.gradient.derivative import as_reals, differentiate, make_variables
-from quadgrad.gradient.measure import Replayed, Sample, Sampler, measure, measure_samples
-from quadgrad.gradient.mode import Primal
+from quadgrad.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
+from quadgrad.gradient.mode import Primal, Scaled
 from quadgrad.gradient.parameters import Parameters, Substitution
 from quadgrad.gradient.plans import cells_of, with_cells
 from quadgrad.gradient.slivers import interior, reading_errors
@@ -95,17 +95,44 @@ def gradient_error(
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.integrand.event or ())
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
-        errors = _Estimate(primal, plan, weight).of(tensors)
+        if primal.scaled is None:
+            errors = _Estimate(primal, plan, weight).of(tensors)
+        else:
+            errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
     return errors[0] if isinstance(wrt, Tensor) else errors
+
+
+def _of_logarithms(
+    primal: Primal, scaled: Scaled, plan: Plan, weight: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the errors of the gradients of logarithms: the derivative of each integral is divided by the integral.
+
+    Component by component, because what the integral's own error does to the derivative may not cancel in a sum.
+    """
+    zero = primal.value == 0.0
+    weight = torch.where(zero, 0.0, weight / primal.value.masked_fill(zero, 1.0))
+    columns = weight.reshape(weight.shape[0], -1)
+    found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+    for i in range(columns.shape[1]):
+        one = torch.zeros_like(columns)
+        one[:, i] = columns[:, i]
+        errors = _Estimate(primal, plan, one.reshape(weight.shape), scaled.error).of(tensors)
+        found = [total + error for total, error in zip(found, errors, strict=True)]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """Everything that enters the estimates of one result."""
+    """Everything that enters the estimates of one result.
+
+    ``relative`` ``(batch,)`` is the relative error of what the derivatives of the integrals are divided by, if they
+    are.
+    """
 
     primal: Primal
     plan: Plan
     weight: Tensor
+    relative: Tensor | None = None
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
@@ -169,7 +196,7 @@ class _Estimate:
         integrand = differentiate(primal.integrand, variables, parameters, self.weight)
         weight = self.weight.reshape(self.weight.shape[0], -1)
         replayed = Replayed(primal.integrand, differentiate(primal.integrand, variables, parameters), weight)
-        error = measure(self._task(integrand), plan, replayed, sharp=True).error_on(plan)
+        error = self._with_divisor(measure(self._task(integrand), plan, replayed, sharp=True), plan)
         shape = self.plan.batch_shape
         errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for place, i in enumerate(arguments):
@@ -223,8 +250,13 @@ class _Estimate:
             return still, sample
 
         measured = measure_samples(task, plan, Sampler(linear, ends), weight, sharp=True)
-        error = measured.error_on(plan).sum(0)
+        error = self._with_divisor(measured, plan).sum(0)
         return _modulus(error, tensor).reshape(tensor.shape)
+
+    def _with_divisor(self, measured: Measured, plan: Plan) -> Tensor:
+        """Return the errors of the columns that were measured, and that of what they are divided by."""
+        error = measured.error_on(plan)
+        return error if self.relative is None else error + self.relative[:, None] * measured.value.abs()
 
     def _moving(self) -> Limits:
         """Return the limits, with gradient only where nodes follow them."""
@@ -238,7 +270,8 @@ class _Estimate:
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
         primal, shape = self.primal, self.plan.batch_shape
-        errors = reading_errors(primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
+        given = (primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
+        errors = reading_errors(*given, self.relative)
         found: list[tuple[Tensor, Tensor]] = []
         for error, source in zip(errors[:2], primal.sources[:2], strict=True):
             if source is not None and source.requires_grad:

@@ -14,7 +14,18 @@ from quadgrad.limits import Limits
 from quadgrad.plan import Plan
 from quadgrad.result import Derivative
 
-__all__ = ["Differentiated", "GradientMode", "Primal"]
+__all__ = ["Differentiated", "GradientMode", "Primal", "Scaled"]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """How wrong integrals are that are scaled to 1 (or are 0), before their logarithms are taken; ``(batch,)``.
+
+    ``error`` is the error of each, ``rounding`` the part of it that is the relative noise of one value of f.
+    """
+
+    error: Tensor
+    rounding: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Primal:
         The caller's own tensors behind ``integrand.arguments``.
     sources : tuple of Tensor or None
         The caller's own tensors behind ``limits.marks``; breakpoints share one, and stand along its last dimension.
+    scaled : Scaled, optional
+        Given where the logarithms of the integrals will be taken, which are scaled to 1.
     """
 
     integrand: Integrand
@@ -58,6 +71,7 @@ class Primal:
     chunk: int | None
     given: tuple[Tensor | None, ...]
     sources: tuple[Tensor | None, ...]
+    scaled: Scaled | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from quadgrad._torch import carries_derivative
 from quadgrad.gradient.derivative import as_reals, differentiate, output_count, variables_of
 from quadgrad.gradient.measure import Measured, Replayed, measure
-from quadgrad.gradient.mode import Differentiated, GradientMode, Primal
+from quadgrad.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad.gradient.parameters import refuse_undeclared
 from quadgrad.gradient.plans import cells_of, with_cells
 from quadgrad.gradient.reuse import replay_with_limits
@@ -106,7 +106,13 @@ class Resolve(GradientMode):
         with torch.no_grad():
             found = _Search(self, primal).run()
         replayed = replay_with_limits(integrand, found.plan, limits, primal.treatment, primal.chunk)
-        return Differentiated(primal.value + (replayed - replayed.detach()), found)
+        still = replayed.detach()
+        if primal.scaled is None:
+            return Differentiated(primal.value + (replayed - still), found)
+        # A logarithm's derivative is that of the integral over the integral, both from the second plan.
+        zero = still == 0.0
+        value = torch.where(zero, primal.value, primal.value * (replayed / still.masked_fill(zero, 1.0)))
+        return Differentiated(value, found)
 
 
 class _Search:
@@ -121,8 +127,9 @@ class _Search:
         self.primal, self.variables = primal, variables_of(integrand, primal.parameters)
         self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.eps)
         self.moving, self.singular = _followed(primal)
+        self.with_value = self.moving if primal.scaled is None else torch.ones_like(self.moving)
         derivative, sizes = differentiate(integrand, self.variables, primal.parameters), self.variables.sizes
-        if bool(somewhere(self.moving).any()):
+        if bool(somewhere(self.with_value).any()):
             derivative, sizes = _with_value(derivative, integrand), (*sizes, 1)
         self.groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
         self.integrand, self.rounding = derivative, self._rounding()
@@ -142,10 +149,10 @@ class _Search:
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.tails, asked)
-            late = largest((measured.error_on(plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
+            late = largest((self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
-            before = before or (plan, measured.error_on(plan), asked)
+            before = before or (plan, self._error(measured, plan), asked)
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
             plan = draw_closer(plan, measured.tails, asked, late)
             cells, again = cells_of(plan), late[plan.owner]
@@ -157,7 +164,7 @@ class _Search:
             measured = measure(task, plan, replayed, self.groups)
         asked, _ = self._asked(measured)
         plan = choose_columns(plan, measured.tails, asked)
-        now = (plan, measured.error_on(plan), asked)
+        now = (plan, self._error(measured, plan), asked)
         plan, error, asked = now if before is None else _better(before, now)
         met = largest((error / asked).amax(1)) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
@@ -200,18 +207,38 @@ class _Search:
             tile, primal.plan.batch,
         )  # fmt: skip
 
+    def _error(self, measured: Measured, plan: Plan) -> Tensor:
+        """Return the error of each integral and group; of a logarithm's derivatives with that of the integral."""
+        error = measured.error_on(plan)
+        if self.primal.scaled is None:
+            return error
+        size = self._sizes(measured)
+        relative = error[:, -1:] / size[:, -1:].clamp_min(torch.finfo(size.dtype).tiny)
+        with_divisor = torch.cat((error[:, :-1] + size[:, :-1] * relative, error[:, -1:]), dim=1)
+        return with_divisor + self._rounded_logarithm(self.primal.scaled, measured)
+
+    def _rounded_logarithm(self, scaled: Scaled, measured: Measured) -> Tensor:
+        """Return what the rounding of log f does to the integral of each group."""
+        return scaled.rounding[:, None] * (measured.floor / (FLOOR * self.primal.eps))
+
+    def _sizes(self, measured: Measured) -> Tensor:
+        """Return how large the integral of each group is, the largest of its columns."""
+        return torch.stack([measured.value.index_select(1, g).abs().amax(1) for g in self.groups], dim=1)
+
     def _asked(self, measured: Measured) -> tuple[Tensor, Tensor]:
         """Return for each integral and group the error asked for, and that below which rounding hides it.
 
         No error is searched below the second: cells that cannot be improved would keep the search busy.
         """
-        size = torch.stack([measured.value.index_select(1, g).abs().amax(1) for g in self.groups], dim=1)
+        size = self._sizes(measured)
         asked = (self.tolerance.rtol * size).clamp_min(max(self.tolerance.atol, torch.finfo(size.dtype).tiny))
+        scaled, noise = self.primal.scaled, measured.noise
+        noise = noise if scaled is None else noise + self._rounded_logarithm(scaled, measured)
         zero = ZERO * torch.maximum(measured.floor, self.rounding)
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         variables = len(self.variables.names)
-        idle = torch.stack([self.singular] * variables + [~self.moving] * (len(self.groups) - variables), dim=1)
-        return asked.masked_fill(idle, torch.inf), NOISE * measured.noise
+        idle = torch.stack([self.singular] * variables + [~self.with_value] * (len(self.groups) - variables), dim=1)
+        return asked.masked_fill(idle, torch.inf), NOISE * noise
 
 
 def _better(before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]) -> tuple[Plan, Tensor, Tensor]:

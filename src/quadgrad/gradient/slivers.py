@@ -117,12 +117,18 @@ def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Trea
 
 
 def reading_errors(
-    integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None, weight: Tensor
+    integrand: Integrand,
+    limits: Limits,
+    batch: int,
+    treatment: Treatment | None,
+    weight: Tensor,
+    relative: Tensor | None = None,
 ) -> list[Tensor]:
     """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
 
     f is read beside the mark, not at it: read once more at twice the distance, it tells what that costs. ``weight``
-    ``(batch, *event)`` multiplies the derivative. Where the derivative is infinite the error is, too.
+    ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
+    derivative is infinite the error is, too.
     """
     found = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
     near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
@@ -131,6 +137,7 @@ def reading_errors(
             places = torch.stack([t.start.detach().expand(batch) for t in (term, other)])
             y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(2, batch, -1)
             rounding = (_ROUNDING * torch.finfo(limits.a.dtype).eps) * y.abs()
+            rounding = rounding if relative is None else rounding + relative[:, None] * y.abs()
             error = (2.0 * (y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
             found[index] = found[index] + error.masked_fill(term.endless, torch.inf)
     return found

@@ -107,7 +107,10 @@ class KeptPlan:
             self.refined += int(self._enter(result))
         rtol, atol = self.options.get("rtol"), self.options.get("atol", 0.0)
         rtol = epsilon(call.integrand.call_dtype) ** 0.5 if rtol is None else rtol
-        size = export(largest(result.value.detach().abs())).reshape(call.batch, -1)
+        value = result.value.detach()
+        # Plans of logarithms are those of integrals scaled to 1.
+        value = torch.ones_like(value) if self.options.get("log") else value
+        size = export(largest(value.abs())).reshape(call.batch, -1)
         self._allowed = (rtol * size.amax(1)).clamp_min(atol) if size.numel() else size.new_zeros(call.batch)
         return result
 

@@ -24,7 +24,7 @@ from quadgrad.search.crossings import Zeros, scan_pieces, scan_plan
 from quadgrad.search.task import Found
 from quadgrad.verbs.inputs import Call
 
-__all__ = ["Switches", "note_unmarked_jumps"]
+__all__ = ["Search", "Switches", "note_unmarked_jumps"]
 
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""

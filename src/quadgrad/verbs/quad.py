@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import forward_mode_open, in_differentiation, in_transform
-from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse
+from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
 from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
 from quadgrad.lanes import export
@@ -26,6 +26,7 @@ from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import Call, prepare
+from quadgrad.verbs.logarithm import LogSearch, take_logarithm
 from quadgrad.verbs.marks import Switches, note_unmarked_jumps
 from quadgrad.verbs.noise import refuse_disagreement, refuse_noise
 from quadgrad.verbs.report import offending_point, report, severed_arguments, warn_if_severed
@@ -51,6 +52,7 @@ def quad(
     plan: Plan | None = None,
     limits: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
+    log: bool = False,
     chunk: int | None = None,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
@@ -95,6 +97,13 @@ def quad(
         moving with it. ``"auto"`` takes the boundary, except where f is not finite there.
     vectorized : bool
         False if f accepts one Python float at a time.
+    log : bool
+        Whether f returns the logarithm of the integrand, -inf where that is 0, and the logarithm of the integral is
+        wanted: likelihoods of -1e5, and needles among them, neither underflow nor get lost. ``value`` is the
+        logarithm, ``error`` its absolute error, and converged means ``error <= max(atol, rtol)``: the relative
+        tolerance of an integral is the absolute one of its logarithm. Each event component has its own scale. Of
+        a zero integral it is -inf, with zero derivatives. An integral that is searched again, because its scale
+        was wrong, may spend ``max_nfev`` anew.
     chunk : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
     on_failure : {"warn", "raise", "ignore"}
@@ -109,7 +118,8 @@ def quad(
     Raises
     ------
     ValueError
-        Limits that are NaN, shapes that do not broadcast, unusable tolerances or options.
+        Limits that are NaN, shapes that do not broadcast, unusable tolerances or options; with ``log``, descending
+        limits: such an integral is negative.
     TypeError
         Complex limits.
     IntegrandError
@@ -161,12 +171,21 @@ def quad(
     >>> value.backward()
     >>> value, level.grad
     (tensor(0.5064, dtype=torch.float64, grad_fn=<SqueezeBackward1>), tensor(-0.4193, dtype=torch.float64))
+
+    How likely two Poisson counts are, their rates being exponentially distributed. The second one is 1e-903, which
+    no float can hold:
+
+    >>> count = torch.tensor([400.0, 3000.0], dtype=torch.float64)
+    >>> log_f = lambda rate, n: n * torch.log(rate) - 2 * rate - torch.lgamma(n + 1)
+    >>> value, error = qg.quad(log_f, 0.0, float("inf"), (count,), log=True)
+    >>> torch.allclose(value, -(count + 1) * torch.tensor(2.0, dtype=torch.float64).log())
+    True
     """
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(quad))
         return call_eagerly(
             f, a, b, args, points=points, jumps=jumps, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            gradient=gradient, params=params, plan=plan, limits=limits, vectorized=vectorized, chunk=chunk,
+            gradient=gradient, params=params, plan=plan, limits=limits, vectorized=vectorized, log=log, chunk=chunk,
             on_failure=on_failure,
         )  # fmt: skip
     _check_options(limits, on_failure, chunk, gradient)
@@ -176,10 +195,10 @@ def quad(
         declared = declare(params)
         result, failed = _integrate(
             call, get_rule(rule), (rtol, atol), max_nfev, gradient, declared, plan, limits, chunk,
-            None if jumps is None else unaided.restore(jumps),
+            None if jumps is None else unaided.restore(jumps), log,
         )  # fmt: skip
     if failed or inner.failures or inner.jump or outer is not None or result.derivative is not None:
-        report(result, inner, outer, on_failure)
+        report(result, inner, outer, on_failure, log)
     return result
 
 
@@ -207,6 +226,7 @@ def _integrate(
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk: int | None,
     jumps: Callable[..., Any] | None,
+    log: bool,
 ) -> tuple[Result, bool]:
     """Return the integrals, and whether any failed."""
     inner = _inner_point(call.limits.detach())
@@ -216,21 +236,28 @@ def _integrate(
     setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk)
     switches = None if jumps is None else Switches.open(call, jumps, inner, block)
     wanted, outcome = _wants_gradient(probe, call.limits) or (switches is not None and switches.moves), None
-    if plan is not None and wanted and isinstance(gradient, Reuse):
+    logs = LogSearch(setting, probe) if log else None
+    if plan is not None and wanted and isinstance(gradient, Reuse) and logs is None:
         outcome = replay_kept(setting, switches, plan, limits_mode)
-    outcome = outcome or search_all(setting, switches, plan)
-    limits, found = outcome.limits, outcome.found
+    outcome = outcome or search_all(call, (logs or setting).search, switches, plan)
+    setting = logs.setting if logs else setting
+    integrand, limits, found = setting.integrand, outcome.limits, outcome.found
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status if call.batch == 1 else status.any())
     asked = _warn_of_lost_gradients(setting, outcome, probe)
     value, primal = oriented_value(found, limits.detach(), failed), None
     derived = Differentiated(value)
     if wanted:
-        primal, derived = _differentiate(setting, outcome, value, gradient, parameters, limits_mode)
-    shape, value = call.batch_shape, derived.value
+        scaled = Scaled(found.error, logs.noise) if logs else None
+        primal, derived = _differentiate(setting, outcome, value, gradient, parameters, limits_mode, scaled)
+    shape, value, error = call.batch_shape, derived.value, found.error
+    if logs:
+        value = take_logarithm(value, logs.shift)
+        error, status = logs.finish(found)
+        failed = bool(status.any())
     result = Result(
         _unflatten(value, shape),
-        _unflatten(found.error, shape),
+        _unflatten(error, shape),
         _unflatten(status, shape),
         _unflatten(nfev, shape),
         replace(outcome.plan, inspected=True) if asked and not outcome.plan.inspected else outcome.plan,
@@ -255,6 +282,7 @@ def _differentiate(
     gradient: GradientMode,
     parameters: Parameters,
     mode: Literal["auto", "boundary", "pathwise"],
+    scaled: Scaled | None,
 ) -> tuple[Primal, Differentiated]:
     """Return the value as a differentiable tensor, and what it was made from."""
     integrand, limits, plan, sources = setting.integrand, outcome.limits, outcome.plan, outcome.sources
@@ -264,7 +292,7 @@ def _differentiate(
         treatment = choose_treatment(integrand, plan, limits, sources, mode)
     primal = Primal(
         integrand, plan, limits, value, treatment, parameters, setting.tolerance.eps, setting.budget(plan.pieces),
-        setting.chunk, setting.call.given, sources,
+        setting.chunk, setting.call.given, sources, scaled,
     )  # fmt: skip
     if outcome.replayed is not None:
         return primal, Differentiated(outcome.replayed)

@@ -10,13 +10,17 @@ from torch import Tensor
 from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.plan import Plan
+from quadgrad.replay import BLOCK
 from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import prepare_replay
+from quadgrad.verbs.logarithm import attach_shift, shift_on_plan, take_logarithm
 
 __all__ = ["replay"]
 
 
-def replay(f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *, points: Any = None) -> Tensor:
+def replay(
+    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *, points: Any = None, log: bool = False
+) -> Tensor:
     """Integrate f on the cells of a plan: no search, no error estimate, no waiting for the device.
 
     Compiles with ``torch.compile(fullgraph=True)``. The plan is trusted; to have it checked, pass it to
@@ -34,6 +38,9 @@ def replay(f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *,
         Further arguments of f.
     points : Tensor, optional
         As many breakpoints as the plan was made with.
+    log : bool
+        Whether f returns a logarithm, as for :func:`quadgrad.quad`: then that of the sum is returned, NaN where
+        ``a > b``. f is called once more, for the scale of the sum.
 
     Returns
     -------
@@ -49,9 +56,13 @@ def replay(f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *,
     """
     with WithoutAutocast() as unaided:
         integrand, limits = prepare_replay(unaided.restore(f), plan, a, b, args, points)
-        treatment = None
+        treatment, shift = None, None
+        if log:
+            shift = shift_on_plan(integrand, plan, limits.detach().pieces(), BLOCK)
+            integrand = attach_shift(integrand, shift)
         if any(carries_gradient(mark) for mark in limits.marks):
             singular = singular_marks(integrand, limits, plan.batch)
             treatment = Treatment(singular, tuple(mask & False for mask in singular))
         value = replay_with_limits(integrand, plan, limits, treatment, chunk=None)
+        value = value if shift is None else take_logarithm(value, shift)
         return value.reshape(plan.batch_shape + tuple(value.shape[1:]))

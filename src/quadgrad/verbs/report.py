@@ -32,6 +32,7 @@ def report(
     inner: InnerRecord,
     outer: InnerRecord | None,
     on_failure: Literal["warn", "raise", "ignore"],
+    log: bool = False,
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     _report_jump(inner, outer)
@@ -48,7 +49,7 @@ def report(
         failed = int((result.status != int(Status.CONVERGED)).sum())
         if failed:
             failures[result.message] = failures.get(result.message, 0) + failed
-        outer.note(_relative_error(result), failures)
+        outer.note(_noise(result, log), failures)
     if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
         return
     sentences += [
@@ -75,9 +76,11 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
         warnings.warn(inner.jump, UnmarkedJumpWarning, stacklevel=4)
 
 
-def _relative_error(result: Result) -> float:
-    """Return the largest error over the largest value: how noisy a surrounding integrand is."""
+def _noise(result: Result, log: bool) -> float:
+    """Return how noisy a surrounding integrand is: the largest error over the largest value."""
     error = export(largest(result.error.detach().amax()))
+    if log:  # that of what it is the logarithm of
+        return float(error)
     size = export(largest(result.value.detach().abs().amax()))
     return float(error / size) if float(size) > 0.0 else 0.0
 

@@ -25,7 +25,7 @@ from quadgrad.search.task import Found, Task
 from quadgrad.search.tiles import search_tiles
 from quadgrad.tolerance import Tolerance
 from quadgrad.verbs.inputs import Call
-from quadgrad.verbs.marks import Switches
+from quadgrad.verbs.marks import Search, Switches
 from quadgrad.verbs.noise import refuse_disagreement, refuse_noise
 
 __all__ = ["Outcome", "Setting", "oriented_value", "replay_kept", "search_all"]
@@ -102,13 +102,13 @@ class Outcome:
     replayed: Tensor | None = None
 
 
-def search_all(setting: Setting, switches: Switches | None, plan: Plan | None) -> Outcome:
+def search_all(call: Call, search: Search, switches: Switches | None, plan: Plan | None) -> Outcome:
     """Search every integral, from the cells of a plan if one was passed."""
-    limits, sources = setting.call.limits, setting.call.sources
+    limits, sources = call.limits, call.sources
     if switches is None:
-        found, made = setting.search(limits.detach(), plan)
+        found, made = search(limits.detach(), plan)
     else:
-        switches, found, made = switches.search(setting.search, plan)
+        switches, found, made = switches.search(search, plan)
         limits, sources = switches.limits()
     return Outcome(limits, sources, found, made, made)
 
