@@ -60,7 +60,7 @@ class Frame:
     """Where ``n`` cells lie: what is needed to place nodes on any stretch of them.
 
     ``scale`` ``(n,)`` multiplies a cell's weighted sum; ``reach`` ``(n,)`` is the distance of one of its
-    ends from 0: rounding moves a node by up to eps times that.
+    ends from 0, in the unit of ``scale``: rounding moves a node by up to eps times that.
     """
 
     left: Tensor
@@ -94,6 +94,13 @@ class _Infinite:
         up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
         x = torch.where(bounded, x, left + up * (p / q) - down * (q / p))
         return x, torch.where(bounded, 1.0, up / q**2 + down / p**2)
+
+    def reach(self, fraction: Tensor, left: Tensor) -> Tensor:
+        """Return the fraction's distance from its end, and that of x from 0, over dx/dfraction."""
+        p = torch.where(fraction >= 0, fraction, 1.0 + fraction)
+        q = torch.where(fraction >= 0, 1.0 - fraction, -fraction)
+        up, down = self.no_upper.to(p.dtype), self.no_lower.to(p.dtype)
+        return fraction.abs() + p * q + left.abs() * (up * q**2 + down * p**2)
 
 
 @dataclass(frozen=True)
@@ -149,9 +156,8 @@ def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> F
     low, high, span, infinite = _bounds(lower, upper, start.shape)
     bounded = ~(infinite.no_lower | infinite.no_upper)
     inner = torch.addcmul(torch.where(start < 0, high, low), span, start)
-    scale = span * width
-    reach = torch.where(bounded, inner.abs(), scale).detach()
-    return Frame(torch.where(bounded, inner, low + high), scale, reach, _Tail(start, infinite))
+    reach = torch.where(bounded, inner, infinite.reach(start, low + high)).detach().abs()
+    return Frame(torch.where(bounded, inner, low + high), span * width, reach, _Tail(start, infinite))
 
 
 def end_frame(pieces: Pieces, row: Tensor, start: Tensor, stop: Tensor) -> EndFrame:
