@@ -19,7 +19,7 @@ from quadgrad.integrand import Argument, Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import EndFrame, end_frame, frame
-from quadgrad.plan import Plan
+from quadgrad.plan import Ends, Plan
 from quadgrad.search.estimate import largest_component
 
 __all__ = ["find_stale_breakpoint", "find_unmarked_jump"]
@@ -32,6 +32,9 @@ UNRESOLVED = 0.02
 
 STEEP = 0.05
 """Difference between a cell's end and its outermost node that is suspect, relative to that across the cell."""
+
+WITNESSED = 0.1
+"""Error of a cell with a jump next to its end, relative to that stretch's width times the jump: 0.5 and more."""
 
 FLAT = 0.25
 """Largest difference beside a jump, relative to the jump."""
@@ -69,6 +72,9 @@ def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: 
     if len(plan) == 0:
         return ""
     with torch.no_grad():
+        plan = _worth_a_look(plan, limits, least)
+        if len(plan) == 0:
+            return ""
         suspects = _suspects(integrand, plan, limits, least, block)
         if suspects.owner.shape[0] == 0:
             return ""
@@ -134,6 +140,30 @@ def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Ten
 
 def _flat(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape, math.prod(y.shape[2:]))
+
+
+def _worth_a_look(plan: Plan, limits: Limits, least: Tensor) -> Plan:
+    """Return the cells of those integrals in which a jump that counts can be, by their cells' errors.
+
+    Search has compared f at a cell's ends with what its nodes make of it, so that even a jump between an end and
+    the outermost node shows, times the width of that stretch; but at singular and infinite ends it has not.
+    """
+    if limits.infinite:
+        return plan
+    owner = plan.owner
+    shown = WITNESSED * plan.tau[0] * least[owner] * (plan.stop - plan.start)
+    suspect = somewhere(plan.error > shown)
+    close, column = torch.zeros_like(suspect), torch.zeros(suspect.shape, dtype=torch.int8, device=suspect.device)
+    if plan.ends is not None:
+        close[plan.ends.cell], column[plan.ends.cell] = True, plan.ends.column
+    integrals = torch.zeros(plan.batch, dtype=torch.bool, device=suspect.device)
+    integrals[owner[suspect | close]] = True
+    cells = integrals[owner].nonzero().squeeze(1)
+    if cells.shape[0] == len(plan):
+        return plan
+    columns = {name: getattr(plan, name)[cells] for name in ("row", "start", "stop", "error")}
+    ends = None if plan.ends is None else Ends.at(close[cells], column[cells], plan.ends.shares)
+    return replace(plan, ends=ends, **columns)
 
 
 def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> _Suspects:

@@ -121,11 +121,14 @@ void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t 
 
 /* One cell for each piece that is not empty; return how many they are. */
 int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells, Integral *integrals) {
-    int64_t n = 0;
-    for (int64_t row = 0; row < batch * pieces->count; row++)
-        if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
-            cells[n++] = (Cell){.stop = 1.0, .row = row};
-    open_books(cells, n, NULL, 0, pieces->count, batch, m, integrals);
+    int64_t n = 0, row = 0;
+    for (int64_t who = 0; who < batch; who++) {
+        int64_t before = n;
+        for (int64_t piece = 0; piece < pieces->count; piece++, row++)
+            if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
+                cells[n++] = (Cell){.stop = 1.0, .row = row};
+        integrals[who] = (Integral){.who = who, .count = n - before, .nfev = (n - before) * (m + C.beside)};
+    }
     return n;
 }
 
@@ -144,25 +147,23 @@ void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells, int64_
     double *left = layout, *scale = left + n, *reach = scale + n;
     const double *tau = rule->nodes, middle = tau[rule->m / 2];
     int64_t *owner = (int64_t *)(reach + n), m = rule->m;
+    double near = larger(C.limit, C.ulps * p->eps), *first = x, *last = x + (m + 1) * n;
+    int threads = sharing(n, p->threads);
+    PARALLEL(threads)
     for (int64_t c = 0; c < n; c++) {
-        lay_out(p, &cells[c], &left[c], &scale[c], &owner[c]);
+        Cell *cell = &cells[c];
+        lay_out(p, cell, &left[c], &scale[c], &owner[c]);
         reach[c] = fabs(left[c]);
+        if (!edges) continue;
+        int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
+        int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
+        first[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
+        last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : middle);
+        cell->at_start = inner_start || beside ? 0.0 : NAN;
+        cell->at_stop = inner_stop || beside ? 0.0 : NAN;
     }
-    if (edges) {
-        double near = larger(C.limit, C.ulps * p->eps);
-        double *last = x + (m + 1) * n;
-        for (int64_t c = 0; c < n; c++) {
-            Cell *cell = &cells[c];
-            int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
-            int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
-            x[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
-            last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : middle);
-            cell->at_start = inner_start || beside ? 0.0 : NAN;
-            cell->at_stop = inner_stop || beside ? 0.0 : NAN;
-        }
-        x += n;
-    }
-    PARALLEL(sharing(n, p->threads))
+    x += edges ? n : 0;
+    PARALLEL(threads)
     for (int64_t i = 0; i < m; i++)
         for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + tau[i] * scale[c];
 }
@@ -327,19 +328,17 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
 void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n, const double *y,
              const double *layout) {
     const double *scale = layout + n, *reach = scale + n;
-    if (edges) {
-        const double *first = y, *last = y + (rule->m + 1) * n;
-        for (int64_t c = 0; c < n; c++) {
-            cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
-            cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
-        }
-        y += n;
-    }
+    const double *first = y, *last = y + (rule->m + 1) * n;
+    y += edges ? n : 0;
     const double *middle = y + rule->m / 2 * n;
     PARALLEL(sharing(n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
         int64_t here = n - low < WIDE ? n - low : WIDE;
         Tile sums[FUNCTIONALS], size;
+        for (int64_t c = low; edges && c < low + here; c++) {
+            cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
+            cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
+        }
         if (here == WIDE) {
             fold(rule, y + low, n, sums, size);
             estimate(rule, p, eps, sums, size, middle + low, scale + low, reach + low, WIDE, cells + low);
