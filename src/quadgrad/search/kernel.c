@@ -88,9 +88,10 @@ int64_t configure(const Constants *constants) {
     return C.functionals == FUNCTIONALS && C.shares == SHARES;
 }
 
-INLINE Leaf pack(const Cell *cell) {
-    int64_t tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
-    return (Leaf){cell->start, cell->stop, cell->value, cell->error, cell->floor, tag};
+INLINE void pack(const Cell *cell, Leaf *leaf) {
+    leaf->start = cell->start, leaf->stop = cell->stop;
+    leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
+    leaf->tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
 }
 
 INLINE Cell unpack(const Leaf *leaf) {
@@ -542,44 +543,59 @@ typedef struct {
     int64_t *pairs, n_linear, n_ends, n_pairs;
 } Children;
 
-static void bisect(const Cell *cell, double at_middle, Cell *left, Cell *right) {
-    double middle = 0.5 * (cell->start + cell->stop), turn = middle >= 0.5 ? 1.0 : 0.0;
-    double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
-    int64_t row = cell->row;
-    *left = (Cell){.start = start, .stop = middle, .at_start = at_start, .at_stop = at_middle, .row = row};
-    *right = (Cell){.start = middle - turn, .stop = stop - turn, .at_start = at_middle, .at_stop = at_stop, .row = row};
+/* A new cell; what `measure` writes is left as it is. Field by field: copies of structs wait for each other. */
+INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_start, double at_stop) {
+    cell->start = start, cell->stop = stop, cell->at_start = at_start, cell->at_stop = at_stop, cell->row = row;
+    cell->kind = LINEAR;
 }
 
-static void emit_pair(Children *out, const Cell *cell) {
-    Cell *pair = out->linear + out->n_linear;
-    bisect(cell, NAN, pair, pair + 1);
-    out->pairs[out->n_pairs++] = out->n_linear + 1;
-    out->n_linear += 2;
+/* Both halves of a piece's stretch. Those of a whole piece are measured from different ends. With `deeper`, KEEP,
+ * LEFT or RIGHT, one of them is halved once more; f is not known between its halves. */
+INLINE void put_halves(Children *out, int64_t row, double start, double stop, double at_start, double at_middle,
+                       double at_stop, int deeper) {
+    double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
+    Cell *cell = out->linear + out->n_linear;
+    if (deeper == LEFT) {
+        double quarter = 0.5 * (start + middle);
+        put(cell++, row, start, quarter, at_start, NAN);
+        put(cell++, row, quarter, middle, NAN, at_middle);
+        out->pairs[out->n_pairs++] = out->n_linear + 1;
+    } else {
+        put(cell++, row, start, middle, at_start, at_middle);
+    }
+    start = middle - turn, stop -= turn;
+    if (deeper == RIGHT) {
+        double quarter = 0.5 * (start + stop);
+        put(cell++, row, start, quarter, at_middle, NAN);
+        put(cell++, row, quarter, stop, NAN, at_stop);
+        out->pairs[out->n_pairs++] = out->n_linear + 2;
+    } else {
+        put(cell++, row, start, stop, at_middle, at_stop);
+    }
+    out->n_linear = cell - out->linear;
+}
+
+INLINE void put_end(Children *out, int64_t row, double start, double stop) {
+    Cell *cell = out->ends + out->n_ends++;
+    put(cell, row, start, stop, NAN, NAN);
+    cell->at_middle = NAN, cell->kind = GEOMETRIC;
 }
 
 /* refine in cells.py, for one cell */
-static void refine(const Cell *cell, int move, Children *out) {
-    if (move == REVERT) {
-        emit_pair(out, cell);
+INLINE void refine(const Cell *cell, int move, Children *out) {
+    int64_t row = cell->row;
+    double start = cell->start, stop = cell->stop;
+    if (move == HALVE || move == LEFT || move == RIGHT) {
+        put_halves(out, row, start, stop, cell->at_start, cell->at_middle, cell->at_stop, move);
+    } else if (move == REVERT) {
+        put_halves(out, row, start, stop, cell->at_start, NAN, cell->at_stop, KEEP);
+        out->pairs[out->n_pairs++] = out->n_linear - 1;
     } else if (move == TURN) {
-        out->ends[out->n_ends++] = (Cell){.start = cell->start, .stop = cell->stop, .row = cell->row,
-                                          .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN, .at_middle = NAN};
-    } else if (move == CLOSER) {
-        double start = cell->start, stop = cell->stop, sum = start + stop;
-        int touches = start == 0.0 || stop == 0.0;
-        double middle = touches ? sum * C.step : copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
-        for (int k = 0; k < 2; k++)
-            out->ends[out->n_ends++] = (Cell){.start = k ? middle : start, .stop = k ? stop : middle,
-                                              .row = cell->row, .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN,
-                                              .at_middle = NAN};
+        put_end(out, row, start, stop);
     } else {
-        Cell halves[2];
-        bisect(cell, cell->at_middle, &halves[0], &halves[1]);
-        for (int k = 0; k < 2; k++)
-            if (move == (k ? RIGHT : LEFT))
-                emit_pair(out, &halves[k]);
-            else
-                out->linear[out->n_linear++] = halves[k];
+        double sum = start + stop, mean = copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
+        double middle = start == 0.0 || stop == 0.0 ? sum * C.step : mean;
+        put_end(out, row, start, middle), put_end(out, row, middle, stop);
     }
 }
 
@@ -678,7 +694,7 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
                 if (one->code == RUN && moves[c] != KEEP) {
                     refine(&cells[c], moves[c], &out);
                 } else {
-                    *settled++ = pack(&cells[c]);
+                    pack(&cells[c], settled++);
                     counts[cells[c].row]++;
                     one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
                 }
