@@ -18,6 +18,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SEARCH = Path("src", "quadgrad", "search")
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
+WIDER = {"_kernel_avx2.so": AVX2, "_kernel_avx512.so": AVX512}
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -28,20 +31,21 @@ class Kernel(BuildHookInterface[Any]):
         """Compile before hatchling collects the files."""
         if self.target_name != "wheel":
             return
-        builds: dict[str, list[str]] = {"_kernel.so": []}
+        why = self._compile("_kernel.so", [])
+        if why:
+            self.app.display_warning(f"quadgrad is installed without its compiled kernel: {why}")
+            return
         if platform.machine().lower() in ("x86_64", "amd64"):
-            builds["_kernel_avx2.so"] = ["-mavx2", "-mfma"]
-        for name, flags in builds.items():
-            # Threads where the compiler knows OpenMP; not every one does.
-            why = self._compile(name, [*flags, "-fopenmp"]) and self._compile(name, flags)
-            if why:
-                self.app.display_warning(f"quadgrad is installed without its compiled kernel: {why}")
-                return
+            for name, flags in WIDER.items():
+                self._compile(name, flags)
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
     def _compile(self, name: str, flags: list[str]) -> str:
-        """Compile the kernel; return what went wrong, if anything did."""
+        """Compile the kernel, with threads where the compiler knows OpenMP; return what went wrong, if anything."""
+        return self._run(name, [*flags, "-fopenmp"]) and self._run(name, flags)
+
+    def _run(self, name: str, flags: list[str]) -> str:
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
         target, source = Path(self.root, SEARCH, name), Path(self.root, SEARCH, "kernel.c")
         target.unlink(missing_ok=True)

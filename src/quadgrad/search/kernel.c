@@ -182,7 +182,9 @@ void enter_starts(Cell *cells, const int64_t *index, int64_t n, const double *y)
 
 /* ------------------------------------------------------------------------------------------ estimates */
 
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX2__)
 #define BYTES 32
 #else
 #define BYTES 16

@@ -25,8 +25,8 @@ from quadgrad.status import Status
 
 __all__ = ["CELL", "INTEGRAL", "LEAF", "Asked", "EndNumbers", "PieceEnds", "Tally", "load", "rule_numbers"]
 
-_BUILDS = {"AVX2": "_kernel_avx2.so", "AVX512": "_kernel_avx2.so"}
-"""By what torch says the processor can do; elsewhere the one that runs everywhere."""
+_BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
+"""Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
 CELL, LEAF, INTEGRAL = 10, 6, 8
 """How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
@@ -131,13 +131,19 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 _RETURNING = ("configure", "begin", "withdraw", "collect")
 
 
+def _open(name: str) -> Any:
+    try:
+        return ctypes.CDLL(str(Path(__file__).with_name(name)))
+    except OSError:
+        return None
+
+
 @cache
 def load() -> Any:
     """Return the library, or None where it was not built."""
-    name = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_kernel.so")
-    try:
-        library = ctypes.CDLL(str(Path(__file__).with_name(name)))
-    except OSError:
+    builds = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
+    library = next(filter(None, map(_open, (*(f"_kernel_{build}.so" for build in builds), "_kernel.so"))), None)
+    if library is None:
         return None
     kinds = {"p": c_void_p, "n": c_int64, "x": c_double}
     for name, arguments in _SIGNATURES.items():
