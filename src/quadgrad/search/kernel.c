@@ -171,8 +171,11 @@ void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells, int64_
 
 /* The starts of the cells at the given indices. */
 void place_starts(const Pieces *p, const Cell *cells, const int64_t *index, int64_t n, double *x, int64_t *owner) {
-    double scale;
-    for (int64_t i = 0; i < n; i++) lay_out(p, &cells[index[i]], &x[i], &scale, &owner[i]);
+    PARALLEL(sharing(n, p->threads))
+    for (int64_t i = 0; i < n; i++) {
+        double scale;
+        lay_out(p, &cells[index[i]], &x[i], &scale, &owner[i]);
+    }
 }
 
 /* Enter f between the cells at the given indices and the ones before them. */
@@ -357,6 +360,8 @@ void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell 
 
 /* ------------------------------------------------------------------------------------------ ends */
 
+enum { COSTLY = 8 }; /* How much more work such a cell is. */
+
 /* Where the nodes of cells with logarithmic nodes are: EndFrame in maps.py; steps as in ends.py. */
 typedef struct {
     double *scale, *reach, *rate, *span, *steps;
@@ -368,6 +373,7 @@ void place_ends(const Pieces *p, const Rule *rule, const Cell *cells, int64_t n,
                 const EndFrame *layout, int64_t *owner) {
     const double *tau = rule->nodes;
     int64_t m = rule->m;
+    PARALLEL(sharing(COSTLY * n, p->threads))
     for (int64_t c = 0; c < n; c++) {
         const Cell *cell = &cells[c];
         double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
@@ -454,6 +460,7 @@ void measure_ends(const Pieces *p, const Rule *rule, double eps, double rtol, Ce
                   const double *slope, const EndFrame *layout) {
     int64_t m = rule->m;
     double info_eps = p->eps, nearest = larger(C.nearest, sqrt(p->tiny));
+    PARALLEL(sharing(COSTLY * n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
         int64_t here = n - low < WIDE ? n - low : WIDE;
         Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES], size = {0}, blur = {0}, error, decay, highest, unseen;
