@@ -121,6 +121,11 @@ class Rule:
         shares = np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
         return np.asarray(shares, dtype=np.float64)
 
+    @cached_property
+    def mirrored(self) -> bool:
+        """Whether the nodes are symmetric about one in the middle."""
+        return self.nodes.size % 2 == 1 and bool(np.abs(self.nodes + self.nodes[::-1] - 1.0).max() < 1e-14)
+
     @property
     def order_gap(self) -> int:
         """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.

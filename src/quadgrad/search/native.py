@@ -34,7 +34,7 @@ NFEV = 5
 def suits_native(task: Task) -> bool:
     """Whether the kernel can search this."""
     dtype = task.integrand.output_dtype
-    real = dtype is not None and not dtype.is_complex and task.integrand.event == ()
+    real = dtype is not None and not dtype.is_complex and task.integrand.event == () and task.rule.mirrored
     return real and task.pieces.lower.device.type == "cpu" and not in_transform() and load() is not None
 
 
