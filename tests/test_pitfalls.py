@@ -163,6 +163,23 @@ def test_row_14_integer_limits_and_the_default_dtype(default: torch.dtype) -> No
         assert torch.get_default_dtype() is default
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("default", (torch.float32, torch.float64))
+@pytest.mark.parametrize("given", (torch.float32, torch.float64))
+def test_the_default_dtype_does_not_enter_at_singular_ends(default: torch.dtype, given: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        p = torch.tensor([0.25, 0.45], dtype=given)
+        pair = lambda x, p: torch.stack((x**-p, x**-p * torch.exp(-x)), dim=-1)
+        for upper in (1.0, torch.inf):
+            f = pair if upper == 1.0 else lambda x, p: pair(x, p) * torch.exp(-x)[..., None]
+            result = qg.quad(f, 0.0, upper, (p,), rtol=1e-3)
+            assert result.converged.all()
+            assert result.value.dtype is result.error.dtype is given
+    finally:
+        torch.set_default_dtype(before)
     assert result.value.dtype is default
     assert relative_error(result.value, 9.0) <= 1e-6
 

@@ -210,7 +210,7 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
     doubts = [_doubt(table[k], table[k + 1]) for k in range(COLUMNS)]
     last, before = terms[-1].abs(), terms[-2].abs()
     ratio = largest_component(
-        torch.where(before > 0, last / torch.where(before > 0, before, 1.0), 2.0 * (last > 0))
+        torch.where(before > 0, last / torch.where(before > 0, before, 1.0), (last > 0).to(last.dtype) * 2.0)
     )
     diverges = somewhere(ratio >= 1.0)
     gain = (1.0 - ratio).clamp_min(1e-8) ** -2
