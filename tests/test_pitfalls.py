@@ -163,6 +163,8 @@ def test_row_14_integer_limits_and_the_default_dtype(default: torch.dtype) -> No
         assert torch.get_default_dtype() is default
     finally:
         torch.set_default_dtype(before)
+    assert result.value.dtype is default
+    assert relative_error(result.value, 9.0) <= 1e-6
 
 
 @pytest.mark.parametrize("default", (torch.float32, torch.float64))
@@ -180,8 +182,6 @@ def test_the_default_dtype_does_not_enter_at_singular_ends(default: torch.dtype,
             assert result.value.dtype is result.error.dtype is given
     finally:
         torch.set_default_dtype(before)
-    assert result.value.dtype is default
-    assert relative_error(result.value, 9.0) <= 1e-6
 
 
 def test_row_15_totals_are_summed_anew() -> None:
