@@ -168,3 +168,8 @@ def test_what_f_returns_need_not_be_contiguous(both) -> None:
 def test_an_empty_batch(both) -> None:
     compiled, plain = both(torch.exp, 0.0, torch.zeros(0, dtype=torch.float64))
     assert compiled.value.shape == plain.value.shape == (0,)
+
+
+def test_logarithmic_nodes_that_are_given_up_again(both) -> None:
+    # What was known at the cell's edges still tells of a step between an edge and the outermost node.
+    assert_same(*both(lambda x: (4.0 * x).to(torch.int64), 0.0, t64([1.0, 2.0])))

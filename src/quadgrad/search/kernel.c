@@ -566,6 +566,7 @@ static void refine(const Cell *cell, int move, Children *out) {
         out->ends[out->n_ends++] = (Cell){.start = cell->start, .stop = cell->stop, .row = cell->row,
                                           .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN, .at_middle = NAN};
     } else if (move == CLOSER) {
+        /* What is known at its edges serves again should it be reverted. */
         double start = cell->start, stop = cell->stop, sum = start + stop;
         int touches = start == 0.0 || stop == 0.0;
         double middle = touches ? sum * C.step : copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
