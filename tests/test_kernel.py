@@ -173,3 +173,11 @@ def test_an_empty_batch(both) -> None:
 def test_logarithmic_nodes_that_are_given_up_again(both) -> None:
     # What was known at the cell's edges still tells of a step between an edge and the outermost node.
     assert_same(*both(lambda x: (4.0 * x).to(torch.int64), 0.0, t64([1.0, 2.0])))
+
+
+def test_a_limit_that_is_lazily_negated(both) -> None:
+    limit = torch.complex(t64([2.0]), t64([-3.0])).conj().imag
+    assert limit.is_neg()
+    compiled, plain = both(lambda x: x**2, 0.0, limit)
+    assert_same(compiled, plain)
+    assert compiled.value.allclose(t64([9.0]))
