@@ -181,3 +181,15 @@ def test_a_limit_that_is_lazily_negated(both) -> None:
     compiled, plain = both(lambda x: x**2, 0.0, limit)
     assert_same(compiled, plain)
     assert compiled.value.allclose(t64([9.0]))
+
+
+def test_complex_values_where_the_first_was_real(both) -> None:
+    power = lambda x: (x - 0.3) ** 0.5  # of Python's numbers: complex below 0.3
+    compiled, plain = both(power, 0.0, t64(1.0), vectorized=False)
+    assert_same(compiled, plain)
+    assert compiled.value.imag > 0.1
+
+
+def test_values_that_are_not_in_memory(both) -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        both(lambda x: torch.empty_like(x, device="meta"), 0.0, t64(1.0))

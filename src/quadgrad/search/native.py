@@ -35,12 +35,23 @@ def suits_native(task: Task) -> bool:
     """Whether the kernel can search this."""
     dtype = task.integrand.output_dtype
     real = dtype is not None and not dtype.is_complex and task.integrand.event == ()
-    return real and task.pieces.lower.device.type == "cpu" and not in_transform() and load() is not None
+    within = not in_transform() and _in_memory(task.pieces.lower) and _in_memory(task.pieces.upper)
+    return real and within and load() is not None
 
 
-def search_native(task: Task, first: First | None) -> Found:
-    """Search from the given cells, by default from whole pieces."""
-    return _Search(task).run(first)
+def search_native(task: Task, first: First | None) -> Found | None:
+    """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
+
+    That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
+    """
+    try:
+        return _Search(task).run(first)
+    except _UnreadableError:
+        return None
+
+
+class _UnreadableError(Exception):
+    """What f returns are no real numbers in memory."""
 
 
 @dataclass(slots=True)
@@ -296,7 +307,17 @@ def _numbers(*shape: int) -> Tensor:
 
 def _plain(y: Tensor) -> Tensor:
     """Return numbers as the kernel reads them."""
-    return _as(y.resolve_neg(), torch.float64).contiguous()
+    if y.is_complex():
+        raise _UnreadableError
+    y = _as(y.resolve_neg(), torch.float64).contiguous()
+    if not _in_memory(y):
+        raise _UnreadableError
+    return y
+
+
+def _in_memory(t: Tensor) -> bool:
+    """Whether there is memory behind a tensor to read from: subclasses, too, may have none."""
+    return t.is_cpu and (t.data_ptr() != 0 or t.numel() == 0)
 
 
 def _as(t: Tensor, dtype: torch.dtype) -> Tensor:
