@@ -193,3 +193,10 @@ def test_complex_values_where_the_first_was_real(both) -> None:
 def test_values_that_are_not_in_memory(both) -> None:
     with pytest.raises(RuntimeError, match="meta"):
         both(lambda x: torch.empty_like(x, device="meta"), 0.0, t64(1.0))
+
+
+def test_a_warm_start_where_new_tensors_are_elsewhere(both) -> None:
+    limit = t64(1.0)
+    plan = qg.quad(lambda x: x**-0.5, 0.0, limit).plan
+    with torch.device("meta"):
+        assert_same(*both(lambda x: x**-0.5, 0.0, limit, plan=plan))

@@ -123,7 +123,7 @@ class _Search:
         return integrals, _Cells(room, n), _Cells(room, 0)
 
     def _given(self, first: First) -> tuple[Tensor, _Cells, _Cells]:
-        cells = torch.zeros((first.row.shape[0], CELL), dtype=torch.float64)
+        cells = _numbers(first.row.shape[0], CELL).zero_()
         cells[:, START], cells[:, STOP] = first.start, first.stop
         cells.view(torch.int64)[:, ROW] = first.row
         if first.kind is not None:
@@ -297,7 +297,9 @@ def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
     return slice(low, low + n) if whole else None
 
 
-_REAL, _INTEGER, _BYTE = (torch.empty(0, dtype=dtype) for dtype in (torch.float64, torch.int64, torch.int8))
+_REAL, _INTEGER, _BYTE = (
+    torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64, torch.int8)
+)
 
 
 def _numbers(*shape: int) -> Tensor:
