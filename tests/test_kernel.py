@@ -200,3 +200,17 @@ def test_a_warm_start_where_new_tensors_are_elsewhere(both) -> None:
     plan = qg.quad(lambda x: x**-0.5, 0.0, limit).plan
     with torch.device("meta"):
         assert_same(*both(lambda x: x**-0.5, 0.0, limit, plan=plan))
+
+
+@pytest.mark.parametrize("size", (1e-60, 1e60))
+def test_values_of_a_wider_dtype_than_the_nodes(size: float, both) -> None:
+    f = lambda x: size * (x.double() - 0.3).abs().sqrt()
+    compiled, plain = both(f, 0.0, torch.tensor([1.0, 2.0]))
+    assert compiled.error.dtype == compiled.plan.error.dtype == plain.error.dtype == torch.float64
+    exact = size / 1.5 * (0.3**1.5 + (t64([1.0, 2.0]) - 0.3) ** 1.5)
+    assert compiled.converged.all()
+    assert ((compiled.value - exact).abs() <= compiled.error).all()
+
+
+def test_a_budget_without_bounds(both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(5), max_nfev=float("inf")))

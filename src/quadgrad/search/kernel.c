@@ -8,6 +8,7 @@
  * ("ends") have an array of their own, because their nodes are placed and weighed elsewhere (ends.py).
  */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -249,9 +250,11 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
     }
 }
 
-/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. */
-INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double tiny,
-                            double *error, double *decay, double *highest) {
+/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. Sums are
+ * double, and so is the smallest one, whatever x is. */
+INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double *error,
+                            double *decay, double *highest) {
+    const double tiny = DBL_MIN;
     Tile lowest, largest, base, power;
     for (int c = 0; c < WIDE; c++) {
         double quiet = 2.0 * eps * size[c] + tiny, slowest = 0.0;
@@ -303,7 +306,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         double left = fabs(halves[0][c]), right = fabs(halves[1][c]);
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
     }
-    null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+    null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
     for (int c = 0; c < WIDE; c++) {
         double allowed = C.beyond * highest[c];
         double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
@@ -467,7 +470,7 @@ void measure_ends(const Pieces *p, const Rule *rule, double eps, double rtol, Ce
             blur[c] *= c < here ? C.place * info_eps * layout->reach[low + c] * -layout->rate[low + c] : 0.0;
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
-        null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+        null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
         for (int64_t c = 0; c < here; c++) {
             int64_t at = low + c, inmost = (m + 1) * n + at;
             Cell *cell = &cells[at];
@@ -563,10 +566,11 @@ static void refine(const Cell *cell, int move, Children *out) {
     if (move == REVERT) {
         emit_pair(out, cell);
     } else if (move == TURN) {
-        out->ends[out->n_ends++] = (Cell){.start = cell->start, .stop = cell->stop, .row = cell->row,
-                                          .kind = GEOMETRIC, .at_start = NAN, .at_stop = NAN, .at_middle = NAN};
-    } else if (move == CLOSER) {
         /* What is known at its edges serves again should it be reverted. */
+        out->ends[out->n_ends++] = (Cell){.start = cell->start, .stop = cell->stop, .row = cell->row,
+                                          .kind = GEOMETRIC, .at_start = cell->at_start, .at_stop = cell->at_stop,
+                                          .at_middle = NAN};
+    } else if (move == CLOSER) {
         double start = cell->start, stop = cell->stop, sum = start + stop;
         int touches = start == 0.0 || stop == 0.0;
         double middle = touches ? sum * C.step : copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);

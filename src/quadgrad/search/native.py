@@ -6,6 +6,7 @@ nodes are placed on infinite pieces, and memory is set aside.
 
 from __future__ import annotations
 
+import sys
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ class _Search:
     def __init__(self, task: Task) -> None:
         batch, count = task.batch, task.pieces.count
         self.task, self.kernel, self.real = task, load(), task.pieces.lower.dtype
+        self.dtype = task.integrand.output_dtype or self.real
         self.ends, self.rule = PieceEnds.of(task.pieces), byref(rule_numbers(task.rule))
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
         self.value, self.error = _numbers(batch), _numbers(batch)
@@ -100,7 +102,8 @@ class _Search:
         integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
         self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
         self._measure_ends(ends)
-        asked = Asked(asked.rtol, asked.atol, asked.eps, self.ends.tiny, task.max_nfev, 0, self.ends.threads)
+        tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
+        asked = Asked(asked.rtol, asked.atol, asked.eps, tiny, budget, 0, self.ends.threads)
         tally = Tally(running=task.batch)
         while True:
             linear, ends, pairs = self._judge(asked, tally, integrals, linear, ends)
@@ -283,11 +286,8 @@ class _Search:
             self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(), start.data_ptr(), stop.data_ptr(),
             error.data_ptr(), kind.data_ptr(),
         )  # fmt: skip
-        value = _as(self.value, self.task.integrand.output_dtype or self.real)
-        return Found(
-            row, start, stop, _as(error, self.real), kind if ends else None, value, _as(self.error, self.real),
-            self.status, self.nfev,
-        )  # fmt: skip
+        value, total, error = (_as(t, self.dtype) for t in (self.value, self.error, error))
+        return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
 
 
 def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
