@@ -114,10 +114,10 @@ INLINE double smaller(double a, double b) { return b < a ? b : a; }
 /* The integrals of cells that were not yet searched. */
 void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count, int64_t batch,
                 int64_t m, Integral *integrals) {
-    memset(integrals, 0, batch * sizeof *integrals);
+    for (int64_t i = 0; i < batch; i++) integrals[i] = (Integral){.who = i};
     for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
     for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
-    for (int64_t i = 0; i < batch; i++) integrals[i].who = i, integrals[i].nfev = integrals[i].count * (m + C.beside);
+    for (int64_t i = 0; i < batch; i++) integrals[i].nfev = integrals[i].count * (m + C.beside);
 }
 
 /* One cell for each piece that is not empty; return how many they are. */
