@@ -168,3 +168,49 @@ def test_what_f_returns_need_not_be_contiguous(both) -> None:
 def test_an_empty_batch(both) -> None:
     compiled, plain = both(torch.exp, 0.0, torch.zeros(0, dtype=torch.float64))
     assert compiled.value.shape == plain.value.shape == (0,)
+
+
+def test_logarithmic_nodes_that_are_given_up_again(both) -> None:
+    # What was known at the cell's edges still tells of a step between an edge and the outermost node.
+    assert_same(*both(lambda x: (4.0 * x).to(torch.int64), 0.0, t64([1.0, 2.0])))
+
+
+def test_a_limit_that_is_lazily_negated(both) -> None:
+    limit = torch.complex(t64([2.0]), t64([-3.0])).conj().imag
+    assert limit.is_neg()
+    compiled, plain = both(lambda x: x**2, 0.0, limit)
+    assert_same(compiled, plain)
+    assert compiled.value.allclose(t64([9.0]))
+
+
+def test_complex_values_where_the_first_was_real(both) -> None:
+    power = lambda x: (x - 0.3) ** 0.5  # of Python's numbers: complex below 0.3
+    compiled, plain = both(power, 0.0, t64(1.0), vectorized=False)
+    assert_same(compiled, plain)
+    assert compiled.value.imag > 0.1
+
+
+def test_values_that_are_not_in_memory(both) -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        both(lambda x: torch.empty_like(x, device="meta"), 0.0, t64(1.0))
+
+
+def test_a_warm_start_where_new_tensors_are_elsewhere(both) -> None:
+    limit = t64(1.0)
+    plan = qg.quad(lambda x: x**-0.5, 0.0, limit).plan
+    with torch.device("meta"):
+        assert_same(*both(lambda x: x**-0.5, 0.0, limit, plan=plan))
+
+
+@pytest.mark.parametrize("size", (1e-60, 1e60))
+def test_values_of_a_wider_dtype_than_the_nodes(size: float, both) -> None:
+    f = lambda x: size * (x.double() - 0.3).abs().sqrt()
+    compiled, plain = both(f, 0.0, torch.tensor([1.0, 2.0]))
+    assert compiled.error.dtype == compiled.plan.error.dtype == plain.error.dtype == torch.float64
+    exact = size / 1.5 * (0.3**1.5 + (t64([1.0, 2.0]) - 0.3) ** 1.5)
+    assert compiled.converged.all()
+    assert ((compiled.value - exact).abs() <= compiled.error).all()
+
+
+def test_a_budget_without_bounds(both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(5), max_nfev=float("inf")))

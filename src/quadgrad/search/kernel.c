@@ -8,6 +8,7 @@
  * ("ends") have an array of their own, because their nodes are placed and weighed elsewhere (ends.py).
  */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -114,10 +115,10 @@ INLINE double smaller(double a, double b) { return b < a ? b : a; }
 /* The integrals of cells that were not yet searched. */
 void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count, int64_t batch,
                 int64_t m, Integral *integrals) {
-    memset(integrals, 0, batch * sizeof *integrals);
+    for (int64_t i = 0; i < batch; i++) integrals[i] = (Integral){.who = i};
     for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
     for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
-    for (int64_t i = 0; i < batch; i++) integrals[i].who = i, integrals[i].nfev = integrals[i].count * (m + C.beside);
+    for (int64_t i = 0; i < batch; i++) integrals[i].nfev = integrals[i].count * (m + C.beside);
 }
 
 /* One cell for each piece that is not empty; return how many they are. */
@@ -256,9 +257,11 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
     }
 }
 
-/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. */
-INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double tiny,
-                            double *error, double *decay, double *highest) {
+/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. Sums are
+ * double, and so is the smallest one, whatever x is. */
+INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double *error,
+                            double *decay, double *highest) {
+    const double tiny = DBL_MIN;
     Tile lowest, largest, base, power;
     for (int c = 0; c < WIDE; c++) {
         double quiet = 2.0 * eps * size[c] + tiny, slowest = 0.0;
@@ -310,7 +313,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         double left = fabs(halves[0][c]), right = fabs(halves[1][c]);
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
     }
-    null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+    null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
     for (int c = 0; c < WIDE; c++) {
         double allowed = C.beyond * highest[c];
         double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
@@ -476,7 +479,7 @@ void measure_ends(const Pieces *p, const Rule *rule, double eps, double rtol, Ce
             blur[c] *= c < here ? C.place * info_eps * layout->reach[low + c] * -layout->rate[low + c] : 0.0;
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
-        null_rule_error(nulls, unseen, rule->order_gap, eps, p->tiny, error, decay, highest);
+        null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
         for (int64_t c = 0; c < here; c++) {
             int64_t at = low + c, inmost = (m + 1) * n + at;
             Cell *cell = &cells[at];
@@ -584,9 +587,9 @@ INLINE void put_halves(Children *out, int64_t row, double start, double stop, do
     out->n_linear = cell - out->linear;
 }
 
-INLINE void put_end(Children *out, int64_t row, double start, double stop) {
+INLINE void put_end(Children *out, int64_t row, double start, double stop, double at_start, double at_stop) {
     Cell *cell = out->ends + out->n_ends++;
-    put(cell, row, start, stop, NAN, NAN);
+    put(cell, row, start, stop, at_start, at_stop);
     cell->at_middle = NAN, cell->kind = GEOMETRIC;
 }
 
@@ -600,11 +603,11 @@ INLINE void refine(const Cell *cell, int move, Children *out) {
         put_halves(out, row, start, stop, cell->at_start, NAN, cell->at_stop, KEEP);
         out->pairs[out->n_pairs++] = out->n_linear - 1;
     } else if (move == TURN) {
-        put_end(out, row, start, stop);
+        put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
     } else {
         double sum = start + stop, mean = copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
         double middle = start == 0.0 || stop == 0.0 ? sum * C.step : mean;
-        put_end(out, row, start, middle), put_end(out, row, middle, stop);
+        put_end(out, row, start, middle, NAN, NAN), put_end(out, row, middle, stop, NAN, NAN);
     }
 }
 

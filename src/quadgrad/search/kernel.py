@@ -66,7 +66,7 @@ class PieceEnds(Structure):
     def of(cls, pieces: Pieces) -> PieceEnds:
         """Return the ends of the given pieces."""
         info = torch.finfo(pieces.lower.dtype)
-        lower, upper = pieces.lower, pieces.upper
+        lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
         if lower.dtype != torch.float64:
             lower, upper = lower.double(), upper.double()
         lower, upper = lower.contiguous(), upper.contiguous()

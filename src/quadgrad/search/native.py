@@ -6,6 +6,7 @@ nodes are placed on infinite pieces, and memory is set aside.
 
 from __future__ import annotations
 
+import sys
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -35,12 +36,23 @@ def suits_native(task: Task) -> bool:
     """Whether the kernel can search this."""
     dtype = task.integrand.output_dtype
     real = dtype is not None and not dtype.is_complex and task.integrand.event == () and task.rule.mirrored
-    return real and task.pieces.lower.device.type == "cpu" and not in_transform() and load() is not None
+    within = not in_transform() and _in_memory(task.pieces.lower) and _in_memory(task.pieces.upper)
+    return real and within and load() is not None
 
 
-def search_native(task: Task, first: First | None) -> Found:
-    """Search from the given cells, by default from whole pieces."""
-    return _Search(task).run(first)
+def search_native(task: Task, first: First | None) -> Found | None:
+    """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
+
+    That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
+    """
+    try:
+        return _Search(task).run(first)
+    except _UnreadableError:
+        return None
+
+
+class _UnreadableError(Exception):
+    """What f returns are no real numbers in memory."""
 
 
 @dataclass(slots=True)
@@ -75,6 +87,7 @@ class _Search:
     def __init__(self, task: Task) -> None:
         batch, count = task.batch, task.pieces.count
         self.task, self.kernel, self.real = task, load(), task.pieces.lower.dtype
+        self.dtype = task.integrand.output_dtype or self.real
         self.ends, self.rule = PieceEnds.of(task.pieces), byref(rule_numbers(task.rule))
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
         self.value, self.error = _numbers(batch), _numbers(batch)
@@ -89,7 +102,8 @@ class _Search:
         integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
         self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
         self._measure_ends(ends)
-        asked = Asked(asked.rtol, asked.atol, asked.eps, self.ends.tiny, task.max_nfev, 0, self.ends.threads)
+        tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
+        asked = Asked(asked.rtol, asked.atol, asked.eps, tiny, budget, 0, self.ends.threads)
         tally = Tally(running=task.batch)
         while True:
             linear, ends, pairs = self._judge(asked, tally, integrals, linear, ends)
@@ -112,7 +126,7 @@ class _Search:
         return integrals, _Cells(room, n), _Cells(room, 0)
 
     def _given(self, first: First) -> tuple[Tensor, _Cells, _Cells]:
-        cells = torch.zeros((first.row.shape[0], CELL), dtype=torch.float64)
+        cells = _numbers(first.row.shape[0], CELL).zero_()
         cells[:, START], cells[:, STOP] = first.start, first.stop
         cells.view(torch.int64)[:, ROW] = first.row
         if first.kind is not None:
@@ -272,11 +286,8 @@ class _Search:
             self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(), start.data_ptr(), stop.data_ptr(),
             error.data_ptr(), kind.data_ptr(),
         )  # fmt: skip
-        value = _as(self.value, self.task.integrand.output_dtype or self.real)
-        return Found(
-            row, start, stop, _as(error, self.real), kind if ends else None, value, _as(self.error, self.real),
-            self.status, self.nfev,
-        )  # fmt: skip
+        value, total, error = (_as(t, self.dtype) for t in (self.value, self.error, error))
+        return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
 
 
 def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
@@ -286,7 +297,9 @@ def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
     return slice(low, low + n) if whole else None
 
 
-_REAL, _INTEGER, _BYTE = (torch.empty(0, dtype=dtype) for dtype in (torch.float64, torch.int64, torch.int8))
+_REAL, _INTEGER, _BYTE = (
+    torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64, torch.int8)
+)
 
 
 def _numbers(*shape: int) -> Tensor:
@@ -296,7 +309,17 @@ def _numbers(*shape: int) -> Tensor:
 
 def _plain(y: Tensor) -> Tensor:
     """Return numbers as the kernel reads them."""
-    return _as(y.resolve_neg(), torch.float64).contiguous()
+    if y.is_complex():
+        raise _UnreadableError
+    y = _as(y.resolve_neg(), torch.float64).contiguous()
+    if not _in_memory(y):
+        raise _UnreadableError
+    return y
+
+
+def _in_memory(t: Tensor) -> bool:
+    """Whether there is memory behind a tensor to read from: subclasses, too, may have none."""
+    return t.is_cpu and (t.data_ptr() != 0 or t.numel() == 0)
 
 
 def _as(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,9 +56,8 @@ def _tiles(task: Task, whole: First | None) -> Iterator[Found]:
 
 
 def _search(task: Task, first: First | None) -> Found:
-    if suits_native(task):
-        return search_native(task, first)
-    return search(task, first or first_cells(task.pieces, (task.batch,), task.batch, task.rule, None))
+    found = search_native(task, first) if suits_native(task) else None
+    return found or search(task, first or first_cells(task.pieces, (task.batch,), task.batch, task.rule, None))
 
 
 class _Column:
