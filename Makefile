@@ -18,7 +18,7 @@ help:  ## list the targets
 
 # Stamps, so that someone who only wants to see the demo does not wait for the developers' tools, nor a developer
 # for the peers of the benchmarks.
-$(VENV)/.user: pyproject.toml constraints.txt hatch_build.py src/quadgrad/search/kernel.c
+$(VENV)/.user: pyproject.toml constraints.txt hatch_build.py $(wildcard src/quadgrad/search/kernel*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[cli,plots]'
 	@touch $@

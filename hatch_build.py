@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import sysconfig
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SEARCH = Path("src", "quadgrad", "search")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
 WIDER = {"_kernel_avx2.so": AVX2, "_kernel_avx512.so": AVX512}
-FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 
 
 class Kernel(BuildHookInterface[Any]):
@@ -47,11 +48,16 @@ class Kernel(BuildHookInterface[Any]):
 
     def _run(self, name: str, flags: list[str]) -> str:
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-        target, source = Path(self.root, SEARCH, name), Path(self.root, SEARCH, "kernel.c")
+        folder = Path(self.root, SEARCH)
+        target, sources = folder / name, sorted(folder.glob("kernel*.[ch]"))
         target.unlink(missing_ok=True)
+        source = zlib.crc32(b"".join(path.read_bytes() for path in sources))  # kernel.py loads no other
+        code = [str(path) for path in sources if path.suffix == ".c"]
         try:
             done = subprocess.run(
-                [*compiler, *FLAGS, *flags, str(source), "-o", str(target), "-lm"], capture_output=True, text=True
+                [*compiler, *FLAGS, *flags, f"-DSOURCE={source}", *code, "-o", str(target), "-lm"],
+                capture_output=True,
+                text=True,
             )
         except OSError as error:
             return str(error)

@@ -1,4 +1,4 @@
-"""The compiled kernel of the search (``kernel.c``): its functions, and the structures they work on.
+"""The compiled kernel of the search (``kernel*.c``): its functions, and the structures they work on.
 
 It is built when the package is installed (``hatch_build.py``). Without a C compiler there is none, and every search
 goes through tensor operations: the same plans, more slowly.
@@ -7,6 +7,7 @@ goes through tensor operations: the same plans, more slowly.
 from __future__ import annotations
 
 import ctypes
+import zlib
 from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from quadgrad.status import Status
 
 __all__ = ["CELL", "INTEGRAL", "LEAF", "Asked", "EndNumbers", "PieceEnds", "Tally", "load", "rule_numbers"]
 
+_HERE = Path(__file__).parent
 _BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
@@ -133,7 +135,7 @@ _RETURNING = ("configure", "begin", "withdraw", "collect")
 
 def _open(name: str) -> Any:
     try:
-        return ctypes.CDLL(str(Path(__file__).with_name(name)))
+        return ctypes.CDLL(str(_HERE / name))
     except OSError:
         return None
 
@@ -154,7 +156,8 @@ def load() -> Any:
     for module in (maps, rules, task, cells, estimate, ends):
         known |= vars(module)
     constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
-    return library if library.configure(byref(constants)) else None
+    source = zlib.crc32(b"".join(path.read_bytes() for path in sorted(_HERE.glob("kernel*.[ch]"))))
+    return library if library.configure(byref(constants)) == source else None
 
 
 @cache

@@ -1,0 +1,282 @@
+/* What becomes of cells and integrals in a round, and what is handed over. */
+
+#include "kernel.h"
+
+INLINE void pack(const Cell *cell, Leaf *leaf) {
+    leaf->start = cell->start, leaf->stop = cell->stop;
+    leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
+    leaf->tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
+}
+
+INLINE Cell unpack(const Leaf *leaf) {
+    int64_t tag = leaf->tag;
+    return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
+                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), {0}};
+}
+
+/* allowed_error in adaptive.py */
+INLINE double allowed_error(const Asked *asked, double value, double floor) {
+    double size = fabs(value), allowed = larger(asked->rtol * size, asked->atol);
+    if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
+    return larger(allowed, asked->tiny);
+}
+
+/* to_scan in cells.py */
+INLINE int to_scan(const Cell *cell, double most) {
+    if (!(cell->error >= C.faint * fabs(cell->value))) return 0;
+    int rough = cell->error > cell->floor && cell->refinable;
+    int at_end = cell->start == 0.0 || cell->stop == 0.0;
+    int wide = (cell->kind == LINEAR && at_end) || cell->stop - cell->start > C.scanned;
+    return ((rough || cell->floor == 0.0) && wide) || (rough && cell->error > most);
+}
+
+/* plan_moves in cells.py, for one that is refined */
+INLINE int plan_move(const Cell *cell) {
+    int lean = cell->lean;
+    if (cell->kind != LINEAR) return lean > 0 ? REVERT : CLOSER;
+    int at_lower = cell->start == 0.0, at_upper = cell->stop == 0.0;
+    if (at_lower || at_upper) {
+        double level = -log2(cell->stop - cell->start);
+        int tried = level > 2.0 ? fmod(level, C.every) >= 2.0 : level < 1.0;
+        int towards = (at_lower && lean < 0) || (at_upper && lean > 0) || level >= C.deep;
+        if (towards && !tried) return TURN;
+    }
+    return lean == -2 ? LEFT : lean == 2 ? RIGHT : HALVE;
+}
+
+/* The new cells, and how many there are of each kind. */
+typedef struct {
+    Cell *linear, *ends;
+    int64_t *pairs, n_linear, n_ends, n_pairs;
+} Children;
+
+/* A new cell; what `measure` writes is left as it is. Field by field: copies of structs wait for each other. */
+INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_start, double at_stop) {
+    cell->start = start, cell->stop = stop, cell->at_start = at_start, cell->at_stop = at_stop, cell->row = row;
+    cell->kind = LINEAR;
+}
+
+/* Both halves of a piece's stretch. Those of a whole piece are measured from different ends. With `deeper`, KEEP,
+ * LEFT or RIGHT, one of them is halved once more; f is not known between its halves. */
+INLINE void put_halves(Children *out, int64_t row, double start, double stop, double at_start, double at_middle,
+                       double at_stop, int deeper) {
+    double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
+    Cell *cell = out->linear + out->n_linear;
+    if (deeper == LEFT) {
+        double quarter = 0.5 * (start + middle);
+        put(cell++, row, start, quarter, at_start, NAN);
+        put(cell++, row, quarter, middle, NAN, at_middle);
+        out->pairs[out->n_pairs++] = out->n_linear + 1;
+    } else {
+        put(cell++, row, start, middle, at_start, at_middle);
+    }
+    start = middle - turn, stop -= turn;
+    if (deeper == RIGHT) {
+        double quarter = 0.5 * (start + stop);
+        put(cell++, row, start, quarter, at_middle, NAN);
+        put(cell++, row, quarter, stop, NAN, at_stop);
+        out->pairs[out->n_pairs++] = out->n_linear + 2;
+    } else {
+        put(cell++, row, start, stop, at_middle, at_stop);
+    }
+    out->n_linear = cell - out->linear;
+}
+
+INLINE void put_end(Children *out, int64_t row, double start, double stop, double at_start, double at_stop) {
+    Cell *cell = out->ends + out->n_ends++;
+    put(cell, row, start, stop, at_start, at_stop);
+    cell->at_middle = NAN, cell->kind = GEOMETRIC;
+}
+
+/* refine in cells.py, for one cell */
+INLINE void refine(const Cell *cell, int move, Children *out) {
+    int64_t row = cell->row;
+    double start = cell->start, stop = cell->stop;
+    if (move == HALVE || move == LEFT || move == RIGHT) {
+        put_halves(out, row, start, stop, cell->at_start, cell->at_middle, cell->at_stop, move);
+    } else if (move == REVERT) {
+        put_halves(out, row, start, stop, cell->at_start, NAN, cell->at_stop, KEEP);
+        out->pairs[out->n_pairs++] = out->n_linear - 1;
+    } else if (move == TURN) {
+        put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
+    } else {
+        double sum = start + stop, mean = copysign(sqrt(fabs(start)) * sqrt(fabs(stop)), sum);
+        double middle = start == 0.0 || stop == 0.0 ? sum * C.step : mean;
+        put_end(out, row, start, middle, NAN, NAN), put_end(out, row, middle, stop, NAN, NAN);
+    }
+}
+
+/* One round: its cells, `nodes` for each new one, `count` pieces for each integral, a move for each cell. */
+typedef struct {
+    const Asked *asked;
+    int64_t nodes, count, n_linear, n_ends;
+    Integral *integrals;
+    const Cell *linear, *ends;
+    int8_t *moves;
+} Round;
+
+/* A thread's part of it: integrals from `low` to before `high`, and how much they make of their cells. */
+typedef struct {
+    int64_t low, high;
+    Tally made;
+} Share;
+
+/* The first of n cells in a row that is not before the given one. */
+static int64_t find(const Cell *cells, int64_t n, int64_t row) {
+    int64_t low = 0;
+    while (low < n) {
+        int64_t middle = (low + n) / 2;
+        if (cells[middle].row < row) low = middle + 1;
+        else n = middle;
+    }
+    return low;
+}
+
+/* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. */
+static void decide(const Round *round, Share *share, double *values, double *errors, int64_t *status, int64_t *nfev) {
+    const Asked *asked = round->asked;
+    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
+    int64_t i = find(round->linear, round->n_linear, start), j = find(round->ends, round->n_ends, start);
+    Tally made = {0};
+    for (int64_t k = share->low; k < share->high; k++) {
+        Integral *one = &round->integrals[k];
+        int64_t first[2] = {i, j}, beyond = (one->who + 1) * round->count;
+        double value = one->value, error = one->error, floor = one->floor;
+        for (const Cell *cell = round->linear + i; i < round->n_linear && cell->row < beyond; i++, cell++)
+            value += cell->value, error += cell->error, floor += cell->floor;
+        for (const Cell *cell = round->ends + j; j < round->n_ends && cell->row < beyond; j++, cell++)
+            value += cell->value, error += cell->error, floor += cell->floor;
+        int64_t stop[2] = {i, j};
+        double tolerance = allowed_error(asked, value, floor), target = larger(tolerance, 2.0 * floor);
+        int met = error / tolerance <= 1.0, done = error / target <= 1.0;
+        int64_t bad = isinf(error) ? one->bad + 1 : 0;
+        int idle = done || bad > C.patience;
+        int scan = done && error >= C.faint * fabs(value);
+        double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one->count);
+        int64_t number[CLOSER + 1] = {0};
+        for (int kind = 0; kind < 2; kind++) {
+            const Cell *cells = kind ? round->ends : round->linear;
+            int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+            for (int64_t c = first[kind]; c < stop[kind]; c++) {
+                const Cell *cell = &cells[c];
+                int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
+                number[moves[c] = split ? plan_move(cell) : KEEP]++;
+            }
+        }
+        int64_t pairs = number[LEFT] + number[RIGHT] + number[REVERT], ends = number[TURN] + 2 * number[CLOSER];
+        int64_t linear = 2 * (number[HALVE] + number[REVERT]) + 3 * (number[LEFT] + number[RIGHT]);
+        int64_t wanted = linear + ends, cost = one->nfev + round->nodes * wanted + pairs + C.beside * ends;
+        done = done && wanted == 0;
+        int64_t code = wanted > 0 ? RUN : WAIT;
+        if (code == WAIT && asked->reopened)
+            code = error > sqrt(asked->eps) * fabs(value) ? C.divergent : C.roundoff;
+        if (cost > asked->max_nfev) code = C.max_nfev;
+        if (bad > C.patience) code = C.nonfinite;
+        if (done) code = met ? C.converged : C.roundoff;
+        one->code = code;
+        if (code == RUN) {
+            one->count = wanted, one->nfev = cost, one->bad = bad;
+            made.running++, made.linear += linear, made.ends += ends, made.pairs += pairs;
+            made.settled += number[KEEP];
+        } else {
+            values[one->who] = value, errors[one->who] = error, status[one->who] = code, nfev[one->who] = one->nfev;
+            made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
+        }
+    }
+    share->made = made;
+}
+
+/* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
+static void carry_out(const Round *round, const Share *share, Children out, Leaf *settled, int64_t *counts) {
+    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
+    int64_t next[2] = {find(round->linear, round->n_linear, start), find(round->ends, round->n_ends, start)};
+    for (int64_t k = share->low; k < share->high; k++) {
+        Integral *one = &round->integrals[k];
+        int64_t beyond = (one->who + 1) * round->count;
+        for (int kind = 0; kind < 2; kind++) {
+            const Cell *cells = kind ? round->ends : round->linear;
+            const int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+            int64_t c = next[kind], n = kind ? round->n_ends : round->n_linear;
+            for (; c < n && cells[c].row < beyond; c++) {
+                if (one->code == RUN && moves[c] != KEEP) {
+                    refine(&cells[c], moves[c], &out);
+                } else {
+                    pack(&cells[c], settled++);
+                    counts[cells[c].row]++;
+                    one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
+                }
+            }
+            next[kind] = c;
+        }
+    }
+}
+
+/* One round. Integrals that run on are left in `integrals`; the cells of the others, and those not refined, are written
+ * to `settled`, and counted by row; totals are entered for the others. `room` is for the new cells: 3 n_linear +
+ * 2 n_ends ones, n_linear + 2 n_ends with logarithmic nodes; then one number for each old cell, the new cells before
+ * which f is to be asked for; then a byte for each. */
+EXPORT void judge(const Asked *asked, int64_t nodes, int64_t count, Integral *integrals, const Cell *linear,
+                  int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *room, Leaf *settled, int64_t *counts,
+                  double *values, double *errors, int64_t *status, int64_t *nfev, Tally *tally) {
+    Cell *new_ends = room + 3 * n_linear + 2 * n_ends;
+    int64_t *pairs = (int64_t *)(new_ends + n_linear + 2 * n_ends), n = tally->running;
+    Round round = {asked, nodes, count, n_linear, n_ends, integrals, linear, ends,
+                   (int8_t *)(pairs + n_linear + n_ends)};
+    int threads = sharing(n_linear + n_ends, asked->threads);
+    Share shares[MOST_THREADS];
+    Children out[MOST_THREADS];
+    Leaf *leaves[MOST_THREADS];
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++) {
+        shares[t].low = n * t / threads, shares[t].high = n * (t + 1) / threads;
+        decide(&round, &shares[t], values, errors, status, nfev);
+    }
+    int64_t waiting = tally->waiting;
+    *tally = (Tally){0, waiting, 0, 0, 0, 0};
+    for (int t = 0; t < threads; t++) {
+        const Tally *made = &shares[t].made;
+        out[t] = (Children){room, new_ends, pairs, tally->linear, tally->ends, tally->pairs};
+        leaves[t] = settled + tally->settled;
+        tally->running += made->running, tally->waiting += made->waiting, tally->settled += made->settled;
+        tally->linear += made->linear, tally->ends += made->ends, tally->pairs += made->pairs;
+    }
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++) carry_out(&round, &shares[t], out[t], leaves[t], counts);
+    for (int64_t k = 0, kept = 0; k < n; k++)
+        if (integrals[k].code == RUN) integrals[kept++] = integrals[k];
+}
+
+/* Take the cells of integrals that wait out of n settled ones, into `taken`; return how many they are. */
+EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts,
+                        Cell *taken) {
+    int64_t kept = 0, out = 0;
+    for (int64_t c = 0; c < n; c++)
+        if (status[settled[c].tag / 256 / count] == WAIT) {
+            taken[out] = unpack(&settled[c]);
+            counts[taken[out++].row]--;
+        } else {
+            settled[kept++] = settled[c];
+        }
+    return out;
+}
+
+/* The settled cells of several parts sorted by row, those of one row as they settled, of which there are `counts` in
+ * each row. Return how many have logarithmic nodes. */
+EXPORT int64_t collect(Leaf *const *parts, const int64_t *sizes, int64_t n_parts, int64_t rows, int64_t *counts,
+                       int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
+    int64_t n_ends = 0, place = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t count = counts[r];
+        counts[r] = place;
+        place += count;
+    }
+    for (int64_t p = 0; p < n_parts; p++)
+        for (int64_t c = 0; c < sizes[p]; c++) {
+            const Leaf *leaf = &parts[p][c];
+            int64_t to = counts[leaf->tag / 256]++;
+            row[to] = leaf->tag / 256, kind[to] = (int8_t)(leaf->tag % 256 / 16);
+            start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
+            n_ends += kind[to] != LINEAR;
+        }
+    return n_ends;
+}

@@ -1,0 +1,114 @@
+/* Where f is called: first cells, nodes of either kind, places between cells. */
+
+#include "kernel.h"
+
+Constants C;
+
+/* Return which source this was built from, or -1 if the caller's rules are not those it was made for. */
+EXPORT int64_t configure(const Constants *constants) {
+    C = *constants;
+    return C.functionals == FUNCTIONALS && C.shares == SHARES ? SOURCE : -1;
+}
+
+/* The integrals of cells that were not yet searched. */
+EXPORT void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends, int64_t count,
+                       int64_t batch, int64_t m, Integral *integrals) {
+    for (int64_t i = 0; i < batch; i++) integrals[i] = (Integral){.who = i};
+    for (int64_t i = 0; i < n_linear; i++) integrals[linear[i].row / count].count++;
+    for (int64_t i = 0; i < n_ends; i++) integrals[ends[i].row / count].count++;
+    for (int64_t i = 0; i < batch; i++) integrals[i].nfev = integrals[i].count * (m + C.beside);
+}
+
+/* One cell for each piece that is not empty; return how many they are. */
+EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells, Integral *integrals) {
+    int64_t n = 0, row = 0;
+    for (int64_t who = 0; who < batch; who++) {
+        int64_t before = n;
+        for (int64_t piece = 0; piece < pieces->count; piece++, row++)
+            if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
+                cells[n++] = (Cell){.stop = 1.0, .row = row};
+        integrals[who] = (Integral){.who = who, .count = n - before, .nfev = (n - before) * (m + C.beside)};
+    }
+    return n;
+}
+
+/* Where cells on finite pieces lie: left end, width, distance from 0, integral. */
+INLINE void lay_out(const Pieces *p, const Cell *cell, double *left, double *scale, int64_t *owner) {
+    double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
+    *left = (cell->start < 0.0 ? upper : lower) + (upper - lower) * cell->start;
+    *scale = (upper - lower) * (cell->stop - cell->start);
+    *owner = p->count == 1 ? cell->row : cell->row / p->count;
+}
+
+/* Nodes x (m, n) of cells on finite pieces, and where these lie: n left ends, widths, distances from 0, integrals.
+ * With edges x is (m + 2, n): first and last are the cell's own edges, or right beside a limit, or, where that cannot
+ * be told from the limit, the middle; f there is then not known. */
+EXPORT void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells, int64_t n, double *x, double *layout) {
+    double *left = layout, *scale = left + n, *reach = scale + n;
+    const double *tau = rule->nodes, middle = tau[rule->m / 2];
+    int64_t *owner = (int64_t *)(reach + n), m = rule->m;
+    double near = larger(C.limit, C.ulps * p->eps), *first = x, *last = x + (m + 1) * n;
+    int threads = sharing(n, p->threads);
+    PARALLEL(threads)
+    for (int64_t c = 0; c < n; c++) {
+        Cell *cell = &cells[c];
+        lay_out(p, cell, &left[c], &scale[c], &owner[c]);
+        reach[c] = fabs(left[c]);
+        if (!edges) continue;
+        int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
+        int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
+        first[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
+        last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : middle);
+        cell->at_start = inner_start || beside ? 0.0 : NAN;
+        cell->at_stop = inner_stop || beside ? 0.0 : NAN;
+    }
+    x += edges ? n : 0;
+    PARALLEL(threads)
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + tau[i] * scale[c];
+}
+
+/* The starts of the cells at the given indices. */
+EXPORT void place_starts(const Pieces *p, const Cell *cells, const int64_t *index, int64_t n, double *x,
+                         int64_t *owner) {
+    PARALLEL(sharing(n, p->threads))
+    for (int64_t i = 0; i < n; i++) {
+        double scale;
+        lay_out(p, &cells[index[i]], &x[i], &scale, &owner[i]);
+    }
+}
+
+/* Enter f between the cells at the given indices and the ones before them. */
+EXPORT void enter_starts(Cell *cells, const int64_t *index, int64_t n, const double *y) {
+    for (int64_t i = 0; i < n; i++) cells[index[i]].at_start = cells[index[i] - 1].at_stop = y[i];
+}
+
+/* Places (m + 2, n) on finite pieces and what f has to be multiplied by there: a cell's outer edge, the nodes, and the
+ * inner edge or, where that is an end, a place as close to it as numbers allow. See evaluate_ends in ends.py. */
+EXPORT void place_ends(const Pieces *p, const Rule *rule, const Cell *cells, int64_t n, double *x, double *slope,
+                       const EndFrame *layout, int64_t *owner) {
+    const double *tau = rule->nodes;
+    int64_t m = rule->m;
+    PARALLEL(sharing(COSTLY * n, p->threads))
+    for (int64_t c = 0; c < n; c++) {
+        const Cell *cell = &cells[c];
+        double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
+        int from_lower = cell->start >= 0.0;
+        double outer = from_lower ? cell->stop : cell->start, inner = from_lower ? cell->start : cell->stop;
+        double end = from_lower ? lower : upper, span = upper - lower, reach = fabs(end);
+        double rate = log(inner == 0.0 ? exp2(-C.depth) : inner / outer);
+        owner[c] = cell->row / p->count;
+        layout->scale[c] = -rate * span, layout->reach[c] = reach, layout->rate[c] = rate;
+        layout->span[c] = span, layout->steps[c] = 0.0;
+        for (int64_t i = 0; i < m + 2; i++) {
+            double fraction = outer * exp(rate * (i == 0 ? 0.0 : i > m ? 1.0 : tau[i - 1]));
+            x[i * n + c] = end + span * fraction, slope[i * n + c] = fabs(fraction);
+        }
+        if (inner != 0.0) continue;
+        double depth = larger(C.ulps * p->eps * reach / span, larger(C.deepest, sqrt(p->tiny)));
+        double octaves = log2(fabs(outer) / depth) - C.depth;
+        if (!(octaves > C.depth)) continue;
+        x[(m + 1) * n + c] = end + span * (from_lower ? depth : -depth), slope[(m + 1) * n + c] = depth;
+        layout->steps[c] = octaves * (SHARES / C.depth);
+    }
+}
