@@ -19,6 +19,8 @@ __all__ = ["measure"]
 
 RTOL = 1e-8
 SCIPY_LIMIT = 200
+CALLS = 20
+"""Calls that are timed together: one is short beside what the other integrator leaves in the caches."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,20 @@ def peaked_problem(label: str, e: float, c: float = 0.3) -> Problem:
     return Problem(label, peak, args, 1.0, math.atan((1 - c) / e) + math.atan(c / e))
 
 
-def compare_single(problem: Problem, repeats: int) -> tuple[list[Measured], Figure]:
-    """Time quad and SciPy on one integral."""
-    seconds = interleave({"ours": problem.integrate, "scipy": problem.integrate_scipy}, repeats, warm_up=5)
+def in_a_row(call: Callable[[], object]) -> Callable[[], None]:
+    """Return a task of several calls."""
+
+    def task() -> None:
+        for _ in range(CALLS):
+            call()
+
+    return task
+
+
+def compare_single(problem: Problem, runs: int) -> tuple[list[Measured], Figure]:
+    """Time quad and SciPy on one integral, each in runs of several calls."""
+    tasks = {"ours": in_a_row(problem.integrate), "scipy": in_a_row(problem.integrate_scipy)}
+    seconds = {name: each.scaled(1 / CALLS) for name, each in interleave(tasks, runs, warm_up=2).items()}
     result = problem.integrate()
     value, error, nodes = problem.integrate_scipy()
     ours = problem.judge(result.value.item(), result.error.item())
@@ -128,17 +141,17 @@ def cost_of_rounds(problem: Problem, easy: Problem, repeats: int) -> tuple[list[
 
 def measure(scale: float = 1.0) -> Findings:
     """Time one smooth and one peaked integral, and what a round of refinement costs."""
-    repeats = max(5, round(100 * scale))
+    repeats, runs = max(5, round(100 * scale)), max(3, round(15 * scale))
     smooth, peaked, hard = smooth_problem(), peaked_problem("peaked", 1e-3), peaked_problem("needle", 1e-7)
     with torch.no_grad():
-        first, faster_smooth = compare_single(smooth, repeats)
-        second, faster_peaked = compare_single(peaked, repeats)
+        first, faster_smooth = compare_single(smooth, runs)
+        second, faster_peaked = compare_single(peaked, runs)
         third, overheads = cost_of_rounds(hard, smooth, repeats)
     return Findings(
         "One single integral",
         f"Float limits, rtol {RTOL:g}, atol 0, float64. Smooth: exp(-x) cos(3 x) + 1 / (1 + x^2) over [0, 2]; "
         "peaked: e / ((x - 0.3)^2 + e^2) over [0, 1] with e = 1e-3; needle: the same with e = 1e-7. SciPy calls "
-        "the same torch integrand, a number at a time with .item(). A round is one call of the integrand after the "
+        f"the same torch integrand, a number at a time with .item(); both in runs of {CALLS} calls. A round is one call of the integrand after the "
         "probe; its overhead is what quad takes longer than the integrand alone. Errors are relative.",
         [show_seconds(first + second + third, ("true\nerror", "reported\nerror"))],
         [faster_smooth, faster_peaked, *overheads],

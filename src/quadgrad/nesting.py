@@ -17,7 +17,7 @@ class InnerRecord:
     """The worst relative error of inner integrals, what those that failed had to say, the first jump not marked."""
 
     noise: float = 0.0
-    failures: dict[str, int] = field(default_factory=dict[str, int])
+    failures: dict[str, int] = field(default_factory=lambda: {})
     jump: str = ""
     _token: Token[InnerRecord | None] | None = None
 

@@ -106,18 +106,19 @@ class _Search:
         asked = Asked(asked.rtol, asked.atol, asked.eps, tiny, budget, 0, self.ends.threads)
         tally = Tally(running=task.batch)
         while True:
-            linear, ends, pairs = self._judge(asked, tally, integrals, linear, ends)
-            if tally.running == 0:
-                if tally.waiting == 0:
-                    return self._close()
+            finer = self._judge(asked, tally, integrals, linear, ends)
+            if finer is not None:
+                linear, ends, pairs = finer
+                asked.reopened = 0
+                if pairs is not None:
+                    self._ask_between(linear, pairs)
+                self._measure(linear)
+                self._measure_ends(ends)
+            elif tally.waiting:
                 integrals, linear, ends = self._withdraw()
                 tally.running, tally.waiting, asked.reopened = integrals.shape[0], 0, 1
-                continue
-            asked.reopened = 0
-            if pairs is not None:
-                self._ask_between(linear, pairs)
-            self._measure(linear)
-            self._measure_ends(ends)
+            else:
+                return self._close()
 
     def _whole_pieces(self) -> tuple[Tensor, _Cells, _Cells]:
         batch = self.task.batch
@@ -148,8 +149,8 @@ class _Search:
 
     def _judge(
         self, asked: Asked, tally: Tally, integrals: Tensor, linear: _Cells, ends: _Cells
-    ) -> tuple[_Cells, _Cells, Tensor | None]:
-        """Decide on all cells; return the new ones and the places of those before which f is to be asked for."""
+    ) -> tuple[_Cells, _Cells, Tensor | None] | None:
+        """Decide on all cells; return the new ones, if any, and the places of those before which to ask for f."""
         old = linear.n + ends.n
         finer, closer = 3 * linear.n + 2 * ends.n, linear.n + 2 * ends.n
         room = self._room(finer + closer + old // 8 + 1)
@@ -161,6 +162,8 @@ class _Search:
         )  # fmt: skip
         if tally.settled:
             self.settled.append(settled if tally.settled == old else settled[: tally.settled])
+        if tally.running == 0:
+            return None
         pairs = None
         if tally.pairs:
             pairs = room[finer + closer :].view(torch.int64).flatten()[: tally.pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quadgrad._torch import in_transform
 from quadgrad.lanes import export, largest
 from quadgrad.maps import Pieces
 from quadgrad.plan import Ends, Plan
@@ -18,11 +19,14 @@ __all__ = ["make_ends", "make_plan"]
 def make_plan(found: Found, pieces: Pieces, batch_shape: tuple[int, ...], rule: Rule) -> Plan:
     """Return the cells as plain tensors that may outlive a transform."""
     tensors = rule.tensors(torch.float64, found.row.device)
+    row, start, stop, error = found.row, found.start, found.stop, largest(found.cell_error)
+    nodes, weights = tensors.nodes, tensors.weights
+    if in_transform() or torch.is_inference_mode_enabled():
+        row, start, stop, error, nodes, weights = map(export, (row, start, stop, error, nodes, weights))
+    ends = make_ends(found.kind, tensors.shares)
     return Plan(
-        rule.name, batch_shape, pieces.count, pieces.infinite,
-        export(found.row), export(found.start), export(found.stop), export(largest(found.cell_error)),
-        export(tensors.nodes), export(tensors.weights), make_ends(found.kind, tensors.shares),
-    )  # fmt: skip
+        rule.name, batch_shape, pieces.count, pieces.infinite, row, start, stop, error, nodes, weights, ends
+    )
 
 
 def make_ends(kind: Tensor | None, shares: Tensor) -> Ends | None:

@@ -40,7 +40,7 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
     given = args if isinstance(args, tuple | list) else (args,)
-    given = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given)
+    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
     a, b = _limit("a", a), _limit("b", b)
     tensors = _tensors(a, b, given)
     call_dtype = _dtype(tensors, points)
@@ -54,7 +54,7 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     share = points is None
     flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
-    arguments = tuple(make_argument(v, batch_shape) for v in given)
+    arguments = tuple([make_argument(v, batch_shape) for v in given])
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
@@ -62,8 +62,8 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
         a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
     )
     limits = Limits(flat[0], flat[1], marks, not finite, ordered)
-    originals = (v.tensor if isinstance(v, Element) else v for v in given)
-    passed = tuple(v if isinstance(v, Tensor) else None for v in originals)
+    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     return Call(integrand, limits, tuple(batch_shape), tuple(sources), passed)
 
 
@@ -102,8 +102,14 @@ def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.d
 
 def _tensors(a: Any, b: Any, args: Sequence[Any]) -> dict[str, Tensor | Element]:
     """Return what the caller passed as a tensor, by the name it was passed as."""
-    named = (("a", a), ("b", b), *((f"args[{i}]", v) for i, v in enumerate(args)))
-    return {name: value for name, value in named if isinstance(value, (Tensor, Element))}
+    found: dict[str, Tensor | Element] = {}
+    for name, end in (("a", a), ("b", b)):
+        if isinstance(end, Tensor):
+            found[name] = end
+    for i, value in enumerate(args):
+        if isinstance(value, (Tensor, Element)):
+            found[f"args[{i}]"] = value
+    return found
 
 
 def _limit(name: str, value: Any) -> Any:
@@ -134,8 +140,6 @@ def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
 
 
 def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
-    if not tensors and points is None:
-        return ()
     shapes = {
         name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
         for name, v in tensors.items()
@@ -144,7 +148,7 @@ def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) ->
         shapes["points"] = tuple(points.shape[:-1])
     different = {shape for shape in shapes.values() if shape}
     if len(different) <= 1:
-        return next(iter(different), ())
+        return different.pop() if different else ()
     try:
         return tuple(torch.broadcast_shapes(*different))
     except RuntimeError:

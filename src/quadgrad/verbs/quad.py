@@ -233,9 +233,10 @@ def _integrate(
     integrand, probe = call.integrand.probe(inner)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
     block = chunk or max(1, BLOCK // max(1, probe.numel()))
-    setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk)
+    flowing = _wants_gradient(probe, call.limits)
+    setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk, flowing)
     switches = None if jumps is None else Switches.open(call, jumps, inner, block)
-    wanted, outcome = _wants_gradient(probe, call.limits) or (switches is not None and switches.moves), None
+    wanted, outcome = flowing or (switches is not None and switches.moves), None
     logs = LogSearch(setting, probe) if log else None
     if plan is not None and wanted and isinstance(gradient, Reuse) and logs is None:
         outcome = replay_kept(setting, switches, plan, limits_mode)
@@ -244,7 +245,7 @@ def _integrate(
     integrand, limits, found = setting.integrand, outcome.limits, outcome.found
     status, nfev = export(found.status), export(found.nfev)
     failed = bool(status if call.batch == 1 else status.any())
-    asked = _warn_of_lost_gradients(setting, outcome, probe)
+    asked = _warn_of_lost_gradients(setting, outcome, probe, wanted)
     value, primal = oriented_value(found, limits.detach(), failed), None
     derived = Differentiated(value)
     if wanted:
@@ -301,10 +302,12 @@ def _differentiate(
     return primal, derived
 
 
-def _warn_of_lost_gradients(setting: Setting, outcome: Outcome, probe: Tensor) -> bool:
+def _warn_of_lost_gradients(setting: Setting, outcome: Outcome, probe: Tensor, wanted: bool) -> bool:
     """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
     limits = outcome.limits
     lost = severed_arguments(setting.integrand, limits, probe) if setting.call.batch else []
+    if not (wanted or lost):
+        return False
     asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
     if asked:
         least = _least_jump(outcome.found, setting.tolerance)

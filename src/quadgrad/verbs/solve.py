@@ -37,7 +37,11 @@ LimitsMode = Literal["auto", "boundary", "pathwise"]
 
 @dataclass(slots=True)
 class Setting:
-    """What stays the same however often a call searches; ``block`` is the number of nodes evaluated at a time."""
+    """What stays the same however often a call searches.
+
+    ``block`` is the number of nodes evaluated at a time; ``flowing`` tells whether derivatives flow to f's values,
+    which search has to keep out.
+    """
 
     call: Call
     integrand: Integrand
@@ -46,6 +50,7 @@ class Setting:
     max_nfev: int | None
     block: int
     chunk: int | None
+    flowing: bool = True
 
     def task(self, pieces: Pieces) -> Task:
         """Return the task of searching the given pieces."""
@@ -77,6 +82,8 @@ class Setting:
 
     def run(self, task: Task, first: First | None) -> Found:
         """Search from the given cells, or from whole pieces."""
+        if not self.flowing:
+            return search_tiles(task, first)
         with torch.no_grad():
             return search_tiles(task, first)
 
