@@ -151,7 +151,8 @@ def measure(scale: float = 1.0) -> Findings:
         "One single integral",
         f"Float limits, rtol {RTOL:g}, atol 0, float64. Smooth: exp(-x) cos(3 x) + 1 / (1 + x^2) over [0, 2]; "
         "peaked: e / ((x - 0.3)^2 + e^2) over [0, 1] with e = 1e-3; needle: the same with e = 1e-7. SciPy calls "
-        f"the same torch integrand, a number at a time with .item(); both in runs of {CALLS} calls. A round is one call of the integrand after the "
+        f"the same torch integrand, a number at a time with .item(); both in runs of {CALLS} calls. "
+        "A round is one call of the integrand after the "
         "probe; its overhead is what quad takes longer than the integrand alone. Errors are relative.",
         [show_seconds(first + second + third, ("true\nerror", "reported\nerror"))],
         [faster_smooth, faster_peaked, *overheads],
