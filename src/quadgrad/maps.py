@@ -147,17 +147,27 @@ class EndFrame:
 def frame(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor) -> Frame:
     """Lay out cells given by their piece and their two fractions of it, each of shape ``(n,)``."""
     lower, upper = pieces.ends(row)
-    width = stop - start
     if not pieces.infinite:
-        span = upper - lower
-        left = torch.addcmul(torch.where(start < 0, upper, lower), span, start)
-        scale = span * width
+        left, scale = _stretch(lower, upper, upper - lower, start, stop)
         return Frame(left, scale, left.detach().abs())
     low, high, span, infinite = _bounds(lower, upper, start.shape)
     bounded = ~(infinite.no_lower | infinite.no_upper)
-    inner = torch.addcmul(torch.where(start < 0, high, low), span, start)
+    inner, scale = _stretch(low, high, span, start, stop)
     reach = torch.where(bounded, inner, infinite.reach(start, low + high)).detach().abs()
-    return Frame(torch.where(bounded, inner, low + high), span * width, reach, _Tail(start, infinite))
+    left, scale = torch.where(bounded, inner, low + high), torch.where(bounded, scale, stop - start)
+    return Frame(left, scale, reach, _Tail(start, infinite))
+
+
+def _stretch(lower: Tensor, upper: Tensor, span: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+    """Return left end and width of cells: from one rounded end to the other, so that neighbours leave no gap.
+
+    Far from 0 rounding moves an end, and all nodes with it, by as much as it moves a node.
+    """
+    end = torch.where(start < 0, upper, lower)
+    right = torch.where(stop == 1.0, upper, torch.addcmul(end, span, stop))
+    middle = start == -0.5  # of the piece, which the cell before has from the lower end
+    left = torch.addcmul(torch.where(middle, lower, end), span, start.masked_fill(middle, 0.5))
+    return left, right - left
 
 
 def end_frame(pieces: Pieces, row: Tensor, start: Tensor, stop: Tensor) -> EndFrame:

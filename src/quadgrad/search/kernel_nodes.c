@@ -35,8 +35,9 @@ EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells
 /* Where cells on finite pieces lie: left end, width, distance from 0, integral. */
 INLINE void lay_out(const Pieces *p, const Cell *cell, double *left, double *scale, int64_t *owner) {
     double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
-    *left = (cell->start < 0.0 ? upper : lower) + (upper - lower) * cell->start;
-    *scale = (upper - lower) * (cell->stop - cell->start);
+    double end = cell->start < 0.0 ? upper : lower, span = upper - lower;
+    *left = cell->start == -0.5 ? lower + span * 0.5 : end + span * cell->start;
+    *scale = (cell->stop == 1.0 ? upper : end + span * cell->stop) - *left;
     *owner = p->count == 1 ? cell->row : cell->row / p->count;
 }
 
