@@ -26,6 +26,10 @@ from quadgrad.status import Status
 __all__ = ["Recheck", "Watch", "recheck"]
 
 
+FEW = 6
+"""Cells of a piece that is searched anew, not from them, when its error is too large."""
+
+
 @dataclass
 class Watch:
     """Sees the values of a replay of the cells ``first``, until it is closed: a backward pass may repeat them."""
@@ -91,18 +95,25 @@ class Recheck:
     pieces: int
 
     def unfinished(self) -> First:
-        """Return the cells of the integrals that may not stop; linear ones that are too coarse are halved."""
+        """Return the cells of the integrals that may not stop; linear ones that are too coarse are halved.
+
+        Pieces of few cells start anew: that costs little more, and does not keep cells that are needed no longer.
+        """
         found, kind = self.found, _kinds(self.found)
         mine = ~self.done[found.row // self.pieces]
-        split = mine & self.coarse & (kind == LINEAR)
-        whole = mine & ~split
+        few = torch.bincount(found.row)[found.row] <= FEW
+        anew = found.row[mine & few].unique()
+        split = mine & self.coarse & (kind == LINEAR) & ~few
+        stays = mine & ~split & ~few
+        zero = torch.zeros(anew.shape, dtype=found.start.dtype, device=anew.device)
         halves = bisect(found.start[split], found.stop[split])
-        row, order = torch.cat((found.row[whole], found.row[split].repeat_interleave(2))).sort(stable=True)
+        row, order = torch.cat((anew, found.row[stays], found.row[split].repeat_interleave(2))).sort(stable=True)
         start, stop = (
-            torch.cat((t[whole], half))[order] for t, half in zip((found.start, found.stop), halves, strict=True)
+            torch.cat((whole, t[stays], half))[order]
+            for whole, t, half in zip((zero, zero + 1.0), (found.start, found.stop), halves, strict=True)
         )
-        kind = torch.cat((kind[whole], kind[split].repeat_interleave(2)))[order]
-        return First(row, start, stop, None if found.kind is None else kind)
+        kinds = (torch.full_like(anew, LINEAR, dtype=torch.int8), kind[stays], kind[split].repeat_interleave(2))
+        return First(row, start, stop, None if found.kind is None else torch.cat(kinds)[order])
 
     def join(self, mended: Found) -> Found:
         """Return what was found here of the integrals that are done, and what search has found of the others."""

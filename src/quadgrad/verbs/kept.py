@@ -28,7 +28,7 @@ WORTH = 0.1
 """Merging is tried if it may save this share of the cells, and kept up if it does."""
 
 PAUSE = 10
-"""Calls from one trial to the next; twice as many each time a trial is not worth it."""
+"""Calls from one trial to the next; three times as many each time a trial is not worth it."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class KeptPlan:
     Call it as you call :func:`quadgrad.quad`. The plan of the call before is replayed; the values at its nodes give
     integral, gradient and error in one pass. Where an error exceeds its tolerance, search refines the plan; from
     time to time halves of a cell whose errors are far below what they may be are tried as one. So each result is
-    checked as that of a fresh call is, at about a third of the evaluations. A plan that does not fit (another
+    checked as that of a fresh call is, at less than half the evaluations. A plan that does not fit (another
     batch shape, other kinds of limits) is given up for a fresh one.
 
     Parameters
@@ -133,7 +133,7 @@ class KeptPlan:
         self._enter(look(merged))
         worth = len(self.plan or ()) <= (1.0 - WORTH) * len(plan)
         self.coarsened += int(worth)
-        self._pause = PAUSE if worth else 2 * self._pause
+        self._pause = PAUSE if worth else 3 * self._pause
         self._due = self.calls + self._pause
 
 
