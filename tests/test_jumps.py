@@ -19,6 +19,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, t64
 from problems import PROBLEMS, Problem
+from quadgrad.gradient import unmarked
 from test_honesty import BROKEN, SMOOTH
 
 # A jump is read 2^-40 = 9e-13 of a piece away from its place: that times the derivatives of f beside it is left.
@@ -459,3 +460,28 @@ def test_looking_for_jumps_stays_inside_the_interval(a: float, b: float) -> None
     p, f = leaf(2.0), Recorder(lambda x, p: torch.exp(-p * x.abs()) * torch.cos(x))
     qg.quad(f, a, b, (p,))
     assert a < f.nodes.min() and f.nodes.max() < b
+
+
+SMOOTH_SIDES = (
+    lambda x, p: torch.exp(0.3 * p * x),
+    lambda x, p: torch.cos(p * x),
+    lambda x, p: 1 / (1 + p * x * x),
+)
+
+
+def told_of_random_jump(seed: int) -> bool:
+    """Integrate a smooth function with a jump at a random place; return whether a warning came."""
+    draw = torch.Generator().manual_seed(seed)
+    u = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
+    height, near = 10 ** (10 * u[0] - 9), 10 ** (7 * u[2] - 9)
+    place = (near, 1 - near, 0.5 + near, 0.5 - near, u[3])[seed % 5]
+    smooth, p = SMOOTH_SIDES[seed % 3], leaf(0.1 + 30 * u[3])
+    f = lambda x: smooth(x, p) + height * (x > place)
+    return bool(told(lambda: qg.quad(f, t64(0.0), 1.0, rtol=10 ** (8 * u[1] - 10), on_failure="ignore")))
+
+
+def test_no_jump_is_lost_among_the_cells_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [told_of_random_jump(seed) for seed in range(150)]
+    monkeypatch.setattr(unmarked, "_worth_a_look", lambda plan, limits, least: plan)
+    assert chosen == [told_of_random_jump(seed) for seed in range(150)]
+    assert 30 < sum(chosen) < 150

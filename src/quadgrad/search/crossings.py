@@ -7,7 +7,7 @@ which are narrow where the integrand jumps. A zero the first scan has missed is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -139,14 +139,16 @@ def _scan(g: Integrand, x: Tensor, owner: Tensor, stretch: Tensor, batch: int, b
 
 def _sample(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
     """Return the functions' values at nodes ``(m, n)``, cell by cell: ``(m n, components)``."""
+    return torch.cat([y.transpose(0, 1).flatten(0, 1) for _, y in _in_blocks(g, x, owner, block)])
+
+
+def _in_blocks(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some columns of x ``(m, n)`` at a time and the values there, ``(m, columns, components)``."""
     step = max(1, block // x.shape[0])
-    parts: list[Tensor] = []
     for first in range(0, max(1, x.shape[1]), step):
         part = slice(first, first + step)
         y = g(x[:, part], owner[part]).detach()
-        y = y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
-        parts.append(y.transpose(0, 1).flatten(0, 1))
-    return torch.cat(parts)
+        yield part, y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
 
 
 def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:
@@ -176,12 +178,8 @@ def _columns(g: Integrand, owner: Tensor, component: Tensor, block: int) -> Call
     """Return the components of g for one column each, without gradient, evaluated a block at a time."""
 
     def function(x: Tensor) -> Tensor:
-        step = max(1, block // x.shape[0])
         parts: list[Tensor] = []
-        for first in range(0, max(1, x.shape[1]), step):
-            part = slice(first, first + step)
-            y = g(x[:, part], owner[part]).detach()
-            y = y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
+        for part, y in _in_blocks(g, x, owner, block):
             which = component[part].expand(x.shape[0], -1)[:, :, None]
             parts.append(y.gather(2, which).squeeze(2))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -62,22 +62,18 @@ INLINE void put_halves(Children *out, int64_t row, double start, double stop, do
                        double at_stop, int deeper) {
     double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
     Cell *cell = out->linear + out->n_linear;
-    if (deeper == LEFT) {
-        double quarter = 0.5 * (start + middle);
-        put(cell++, row, start, quarter, at_start, NAN);
-        put(cell++, row, quarter, middle, NAN, at_middle);
-        out->pairs[out->n_pairs++] = out->n_linear + 1;
-    } else {
-        put(cell++, row, start, middle, at_start, at_middle);
-    }
-    start = middle - turn, stop -= turn;
-    if (deeper == RIGHT) {
-        double quarter = 0.5 * (start + stop);
-        put(cell++, row, start, quarter, at_middle, NAN);
-        put(cell++, row, quarter, stop, NAN, at_stop);
-        out->pairs[out->n_pairs++] = out->n_linear + 2;
-    } else {
-        put(cell++, row, start, stop, at_middle, at_stop);
+    for (int half = LEFT; half <= RIGHT; half++) {
+        int left = half == LEFT;
+        double from = left ? start : middle - turn, to = left ? middle : stop - turn;
+        double at_from = left ? at_start : at_middle, at_to = left ? at_middle : at_stop;
+        if (deeper == half) {
+            double quarter = 0.5 * (from + to);
+            put(cell++, row, from, quarter, at_from, NAN);
+            out->pairs[out->n_pairs++] = cell - out->linear;
+            put(cell++, row, quarter, to, NAN, at_to);
+        } else {
+            put(cell++, row, from, to, at_from, at_to);
+        }
     }
     out->n_linear = cell - out->linear;
 }

@@ -98,12 +98,12 @@ class _Search:
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
-        task, asked = self.task, self.task.tolerance
+        task, tolerance = self.task, self.task.tolerance
         integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
         self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
         self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
-        asked = Asked(asked.rtol, asked.atol, asked.eps, tiny, budget, 0, self.ends.threads)
+        asked = Asked(tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads)
         tally = Tally(running=task.batch)
         while True:
             finer = self._judge(asked, tally, integrals, linear, ends)

@@ -30,7 +30,7 @@ from quadgrad.status import Status
 from quadgrad.tolerance import Tolerance
 from quadgrad.verbs.inputs import Call
 from quadgrad.verbs.solve import Setting
-from quadgrad.verbs.summit import climb, log_of_sum
+from quadgrad.verbs.summit import beside, climb, log_of_sum
 
 __all__ = ["LogSearch", "attach_shift", "shift_on_plan", "take_logarithm"]
 
@@ -168,17 +168,17 @@ class LogSearch:
             cells = _take(known, uneven, count)
             if bool(lost.any()):
                 summit = climb(task, _take(known, lost, count))
-                better, size = _usable(summit.size), torch.where(_beside(lost, size), summit.size, size)
+                better, size = _usable(summit.size), torch.where(beside(lost, size), summit.size, size)
                 nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
                 lost = lost & somewhere(missed | (found.error.isinf() & off))
-                shift = torch.where(_beside(lost, shift), better, shift)
+                shift = torch.where(beside(lost, shift), better, shift)
                 cells = _join(cells, _take(summit.first, lost, count))
             ask = lost | uneven
             if not bool(ask.any()):
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift, count)
-            found, shift = _replace(found, again, ask, count), torch.where(_beside(ask, shift), other, shift)
+            found, shift = _replace(found, again, ask, count), torch.where(beside(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
         status = found.status.masked_fill(somewhere(beyond), int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
@@ -250,8 +250,3 @@ def _replace(found: Found, again: Found, who: Tensor, pieces: int) -> Found:
     """Return what was found, and of some integrals what was found when they were searched again."""
     plain = replace(found, cell_error=largest(found.cell_error), status=export(found.status))
     return Recheck(plain, ~who, who, pieces).join(again)
-
-
-def _beside(t: Tensor, y: Tensor) -> Tensor:
-    """Give a tensor dimensions of size 1 for the event of ``y``."""
-    return t.reshape(t.shape + (1,) * (y.ndim - t.ndim))

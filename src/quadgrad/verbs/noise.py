@@ -15,9 +15,6 @@ from quadgrad.search.estimate import largest_component
 
 __all__ = ["refuse_disagreement", "refuse_noise"]
 
-SLACK = 4.0
-"""By how many times the reported error replay and search may differ."""
-
 _NOISY = (
     "the integrand is not deterministic: called again at the same nodes it gave other values than before. Switch "
     "dropout off (module.eval()), draw random numbers before the call and pass them in args"
@@ -39,11 +36,8 @@ def refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
 
 
 def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor) -> None:
-    """Compare what replay and search have found, given the error of the latter.
-
-    Their nodes may differ by the rounding of x, whose part in the error is what it typically does, not the most.
-    """
+    """Compare what replay and search have found, given the error of the latter."""
     gap = largest_component((replayed.detach() - searched).abs())
-    agrees = (gap <= SLACK * error) | error.isinf()  # a NaN agrees with nothing
+    agrees = (gap <= error) | error.isinf()  # a NaN agrees with nothing
     if bool(somewhere(~agrees).any()):
         raise IntegrandError(_NOISY)

@@ -23,7 +23,7 @@ from quadgrad.search.estimate import largest_component
 from quadgrad.search.start import First
 from quadgrad.search.task import Task
 
-__all__ = ["Summit", "climb", "log_of_sum"]
+__all__ = ["Summit", "beside", "climb", "log_of_sum"]
 
 STEEP = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
@@ -126,7 +126,7 @@ def log_of_sum(integrand: Integrand, plan: Plan, x: Tensor, weights: Tensor, blo
     for first in range(0, max(1, len(plan)), step):
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
-        parts.append(torch.logsumexp(y + _beside(weights[:, part].log(), y), 0))
+        parts.append(torch.logsumexp(y + beside(weights[:, part].log(), y), 0))
     return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
@@ -140,7 +140,7 @@ def _log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
 def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     """Return the largest value of each owner, -inf where there is none."""
     lowest = values.new_full((count, *values.shape[1:]), -torch.inf)
-    index = _beside(owner, values).expand(values.shape)
+    index = beside(owner, values).expand(values.shape)
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
@@ -190,15 +190,15 @@ def _beside_limit(task: Task, row: Tensor, middle: Tensor, lower: bool) -> Tenso
     x, owner = torch.where(usable, x, middle), row // task.pieces.count
     blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
     y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
-    y = y if slope is None else y + _beside(slope.log(), y)
-    return torch.where(_beside(usable, y[0]), y[0], -torch.inf)
+    y = y if slope is None else y + beside(slope.log(), y)
+    return torch.where(beside(usable, y[0]), y[0], -torch.inf)
 
 
 def _describe(rule: RuleTensors, y: Tensor, slope: Tensor | None, scale: Tensor) -> tuple[Tensor, ...]:
     """Return the log of the sum, the largest value and the promise of cells, and log f at their outermost nodes."""
-    y = y if slope is None else y + _beside(slope.log(), y)
+    y = y if slope is None else y + beside(slope.log(), y)
     width = rule.weights[:, None] * scale
-    size = torch.logsumexp(y + _beside(width.log(), y), 0)
+    size = torch.logsumexp(y + beside(width.log(), y), 0)
     promise = torch.full_like(size, -torch.inf)
     rise = (y[1:] - y[:-1]).abs().amax(0)
     rough = somewhere(largest_component((~(rise <= STEEP * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
@@ -229,7 +229,7 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     peaks and far from them, nothing is expected. Beside zeros of f there may be no line at all, and no bound.
     """
     outside = torch.full_like(y[:1], torch.nan)
-    width = _beside(tau.diff()[:, None], y)
+    width = beside(tau.diff()[:, None], y)
     slope = (y[1:] - y[:-1]) / width
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     before, behind = torch.cat((outside, slope[:-1])), torch.cat((-slope[1:], outside))
@@ -262,6 +262,6 @@ def _finite(y: Tensor) -> Tensor:
     return torch.where(y < torch.inf, y, -torch.inf)
 
 
-def _beside(t: Tensor, y: Tensor) -> Tensor:
+def beside(t: Tensor, y: Tensor) -> Tensor:
     """Give a tensor dimensions of size 1 for the event of ``y``."""
     return t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
