@@ -128,7 +128,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
     "judge": (Asked, *"nnppnpnppppppp", Tally),
     "withdraw": tuple("pnnppp"),
-    "collect": tuple("ppnnpppppp"),
+    "collect": tuple("pnnpppppp"),
 }
 _RETURNING = ("configure", "begin", "withdraw", "collect")
 

@@ -256,23 +256,21 @@ EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *
     return out;
 }
 
-/* The settled cells of several parts sorted by row, those of one row as they settled, of which there are `counts` in
- * each row. Return how many have logarithmic nodes. */
-EXPORT int64_t collect(Leaf *const *parts, const int64_t *sizes, int64_t n_parts, int64_t rows, int64_t *counts,
-                       int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
+/* The n settled cells sorted by row, those of one row as they settled, of which there are `counts` in each row. Return
+ * how many have logarithmic nodes. */
+EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *counts, int64_t *row, double *start,
+                       double *stop, double *error, int8_t *kind) {
     int64_t n_ends = 0, place = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = counts[r];
         counts[r] = place;
         place += count;
     }
-    for (int64_t p = 0; p < n_parts; p++)
-        for (int64_t c = 0; c < sizes[p]; c++) {
-            const Leaf *leaf = &parts[p][c];
-            int64_t to = counts[leaf->tag / 256]++;
-            row[to] = leaf->tag / 256, kind[to] = (int8_t)(leaf->tag % 256 / 16);
-            start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-            n_ends += kind[to] != LINEAR;
-        }
+    for (const Leaf *leaf = settled; leaf < settled + n; leaf++) {
+        int64_t to = counts[leaf->tag / 256]++;
+        row[to] = leaf->tag / 256, kind[to] = (int8_t)(leaf->tag % 256 / 16);
+        start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
+        n_ends += kind[to] != LINEAR;
+    }
     return n_ends;
 }

@@ -7,7 +7,7 @@ nodes are placed on infinite pieces, and memory is set aside.
 from __future__ import annotations
 
 import sys
-from ctypes import byref, c_int64, c_void_p
+from ctypes import byref
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,9 @@ START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
 
+SPARE, SEARCHES = 2**23, 2
+"""How many numbers' memory is kept from one search for the next at most, and of how many searches."""
+
 
 def suits_native(task: Task) -> bool:
     """Whether the kernel can search this."""
@@ -53,6 +56,46 @@ def search_native(task: Task, first: First | None) -> Found | None:
 
 class _UnreadableError(Exception):
     """What f returns are no real numbers in memory."""
+
+
+class _Memory:
+    """What a search works in: two rooms for cells, used in turn, and one for all that settle.
+
+    To touch new memory is slow, so the next search takes it over.
+    """
+
+    __slots__ = ("leaves", "rooms", "settled")
+
+    def __init__(self) -> None:
+        self.rooms, self.leaves, self.settled = [_numbers(0, CELL), _numbers(0, CELL)], _numbers(0, LEAF), 0
+
+    def room(self, rows: int) -> Tensor:
+        """Return room for cells; what was there before last is overwritten."""
+        last, room = self.rooms
+        self.rooms = [room if room.shape[0] >= rows else _numbers(rows, CELL), last]
+        return self.rooms[0]
+
+    def beyond(self, rows: int) -> int:
+        """Return where more settled cells may be put."""
+        if self.settled + rows > self.leaves.shape[0]:
+            grown = _numbers(2 * (self.settled + rows), LEAF)
+            grown[: self.settled] = self.leaves[: self.settled]
+            self.leaves = grown
+        return self.leaves.data_ptr() + 8 * LEAF * self.settled
+
+    @staticmethod
+    def take() -> _Memory:
+        """Return what an earlier search has left, if no other thread, nor a search around this one, has it."""
+        try:
+            return _spare.pop()
+        except IndexError:
+            return _Memory()
+
+    def leave(self) -> None:
+        """Leave it to the next search, unless that would be much to hold on to."""
+        self.settled = 0
+        if len(_spare) < SEARCHES and sum(room.numel() for room in (*self.rooms, self.leaves)) <= SPARE:
+            _spare.append(self)
 
 
 @dataclass(slots=True)
@@ -92,9 +135,8 @@ class _Search:
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
         self.value, self.error = _numbers(batch), _numbers(batch)
         self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
-        self.settled: list[Tensor] = []
         self.counts = _INTEGER.new_zeros(batch * count)
-        self.rooms: list[Tensor | None] = [None, None]
+        self.memory = _Memory.take()
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -153,29 +195,19 @@ class _Search:
         """Decide on all cells; return the new ones, if any, and the places of those before which to ask for f."""
         old = linear.n + ends.n
         finer, closer = 3 * linear.n + 2 * ends.n, linear.n + 2 * ends.n
-        room = self._room(finer + closer + old // 8 + 1)
-        settled = _numbers(old, LEAF)
+        room, settled = self.memory.room(finer + closer + old // 8 + 1), self.memory.beyond(old)
         self.kernel.judge(
             byref(asked), self.m, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer, ends.n,
-            room.data_ptr(), settled.data_ptr(), self.counts.data_ptr(), self.value.data_ptr(),
+            room.data_ptr(), settled, self.counts.data_ptr(), self.value.data_ptr(),
             self.error.data_ptr(), self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
         )  # fmt: skip
-        if tally.settled:
-            self.settled.append(settled if tally.settled == old else settled[: tally.settled])
+        self.memory.settled += tally.settled
         if tally.running == 0:
             return None
         pairs = None
         if tally.pairs:
             pairs = room[finer + closer :].view(torch.int64).flatten()[: tally.pairs]
         return _Cells(room, tally.linear), _Cells(room, tally.ends, finer), pairs
-
-    def _room(self, rows: int) -> Tensor:
-        """Return memory other than that of the last call; what was there before last is overwritten."""
-        last, room = self.rooms
-        if room is None or room.shape[0] < rows:
-            room = _numbers(rows, CELL)
-        self.rooms = [room, last]
-        return room
 
     def _measure(self, cells: _Cells, edges: bool = False, whole: bool = False) -> None:
         """Apply the rule to cells with evenly spread nodes, a block of nodes at a time.
@@ -262,15 +294,13 @@ class _Search:
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:
         """Take back the integrals that wait, with all their cells."""
-        parts: list[Tensor] = []
-        for i, settled in enumerate(self.settled):
-            n, room = settled.shape[0], _numbers(settled.shape[0], CELL)
-            taken = self.kernel.withdraw(
-                settled.data_ptr(), n, self.count, self.status.data_ptr(), self.counts.data_ptr(), room.data_ptr()
-            )
-            self.settled[i] = settled[: n - taken]
-            parts.append(room[:taken])
-        cells = torch.cat(parts)
+        memory, most = self.memory, self.memory.settled
+        room = memory.room(most)
+        n = self.kernel.withdraw(
+            memory.leaves.data_ptr(), most, self.count, self.status.data_ptr(), self.counts.data_ptr(),
+            room.data_ptr(),
+        )  # fmt: skip
+        memory.settled, cells = most - n, room[:n]
         owner = cells.view(torch.int64)[:, ROW] // self.count
         integrals, linear, ends = self._open(cells[owner.argsort(stable=True)])
         waits = self.status == WAIT
@@ -280,15 +310,14 @@ class _Search:
 
     def _close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
-        sizes = [part.shape[0] for part in self.settled]
-        n, parts = sum(sizes), len(sizes)
+        memory, n = self.memory, self.memory.settled
         row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n)
         start, stop, error = _numbers(n), _numbers(n), _numbers(n)
         ends = self.kernel.collect(
-            (c_void_p * parts)(*(part.data_ptr() for part in self.settled)), (c_int64 * parts)(*sizes), parts,
-            self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(), start.data_ptr(), stop.data_ptr(),
-            error.data_ptr(), kind.data_ptr(),
+            memory.leaves.data_ptr(), n, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
+            start.data_ptr(), stop.data_ptr(), error.data_ptr(), kind.data_ptr(),
         )  # fmt: skip
+        memory.leave()
         value, total, error = (_as(t, self.dtype) for t in (self.value, self.error, error))
         return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
 
@@ -299,6 +328,8 @@ def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
         return slice(0, 1)
     return slice(low, low + n) if whole else None
 
+
+_spare: list[_Memory] = []  # no search works in them
 
 _REAL, _INTEGER, _BYTE = (
     torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64, torch.int8)
