@@ -110,7 +110,7 @@ ROWS = (
     Row("peak of width 1e-2 by its centre", lambda x, c, m: 1 / ((x - c) ** 2 + 1e-4), 0.0, 1.0, 0.5144,
         lorentzian_by_centre(0.0, 1.0, 0.5144, 1e-2)),
     Row("peak of width 1e-3 by its centre", lambda x, c, m: 1 / ((x - c) ** 2 + 1e-6), 0.0, 1.0, 0.33,
-        lorentzian_by_centre(0.0, 1.0, 0.33, 1e-3)),
+        lorentzian_by_centre(0.0, 1.0, 0.33, 1e-3), hard=False),
     Row("peak of width 1e-4 by its centre", lambda x, c, m: 1 / ((x - c) ** 2 + 1e-8), -0.5, 1.0, 0.0,
         lorentzian_by_centre(-0.5, 1.0, 0.0, 1e-4)),
     Row("peak of width 1e-1 by its width", lambda x, e, m: 1 / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, 1e-1,

@@ -184,6 +184,34 @@ def test_what_f_returns_need_not_be_contiguous(both) -> None:
     assert_same(*both(conjugate, 0.0, t64(1.0)))
 
 
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_peaks_that_are_closed_in_on(both, dtype: torch.dtype) -> None:
+    """Beside the end of the piece, at it, at a middle, two of one height: wherever the spot is looked for."""
+    centre = torch.tensor([0.0, 1e-3, 0.02, 0.25, 0.5, 0.61, 0.97, 1.0], dtype=dtype)
+    two = lambda x, c: 1.0 / ((x - c) ** 2 + 1e-5) + 1.0 / ((x - 1.0 + c) ** 2 + 1e-5)
+    for f in (two, lambda x, c: torch.exp(-1e5 * (x - c) ** 2) + 1.0, lambda x, c: torch.exp(-1e3 * (x - c).abs())):
+        compiled, plain = both(f, 0.0, 1.0, (centre,), rtol=1e-9 if dtype == torch.float64 else 1e-3)
+        if dtype == torch.float64:
+            assert_same(compiled, plain)
+        assert (compiled.value - plain.value).abs().le(compiled.error + plain.error).all()
+
+
+def test_memory_is_taken_over_from_search_to_search(both) -> None:
+    def again(x: Tensor, c: Tensor, e: Tensor) -> Tensor:  # a search inside, of another size
+        inner = qg.quad(peak, 0.0, 1.0, random_peaks(3), rtol=1e-3, on_failure="ignore").value
+        return peak(x, c, e) * (inner / inner)[0]
+
+    c, e = random_peaks(50)
+    with torch.inference_mode():
+        qg.quad(peak, 0.0, 1.0, (c, e))
+    assert_same(*both(peak, 0.0, 1.0, (c[:20], e[:20])))
+    compiled, plain = both(again, 0.0, 1.0, (c, e), rtol=1e-4)
+    assert_same(compiled, plain)
+    with pytest.raises(ZeroDivisionError):
+        qg.quad(lambda x: 1 / 0, 0.0, 1.0)
+    assert_same(*both(peak, 0.0, 1.0, (c, e)))
+
+
 def test_an_empty_batch(both) -> None:
     compiled, plain = both(torch.exp, 0.0, torch.zeros(0, dtype=torch.float64))
     assert compiled.value.shape == plain.value.shape == (0,)

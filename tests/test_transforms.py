@@ -196,6 +196,19 @@ def test_nested_vmap() -> None:
     assert relative_error(value, (1 - torch.exp(-p * b[:, None])) / p) <= TIGHT
 
 
+def test_vmap_over_peaks_at_different_places() -> None:
+    """Lanes that blame different halves, or look for the peak at different spots of one half, share a plan."""
+    integrate = lambda c: integral(lambda x, c: 1e-3 / ((x - c) ** 2 + 1e-6), 0.0, 1.0, c)
+    exact = lambda c: torch.atan((1 - c) / 1e-3) + torch.atan(c / 1e-3)
+    for centres in (t64([0.2, 0.8]), t64([0.3, 0.45]), t64([0.31, 0.3101]), t64([[0.2, 0.4], [0.1, 0.7]])):
+        assert relative_error(vmap(integrate)(centres), exact(centres)) <= TIGHT
+        assert relative_error(vmap(grad(lambda c: integrate(c).sum()))(centres), exact_slope(centres)) <= 1e-6
+
+
+def exact_slope(c: Tensor) -> Tensor:
+    return 1e-3 / (c**2 + 1e-6) - 1e-3 / ((1 - c) ** 2 + 1e-6)
+
+
 def test_vmap_of_captured_tensors() -> None:
     # The lane is hidden in the closure: f's x never has it, its output does.
     p = t64([0.5, 1.0, 30.0])

@@ -21,11 +21,10 @@ from quadgrad.reduce import total
 from quadgrad.search.cells import (
     BESIDE,
     CLOSER,
+    HALVE,
     KEEP,
-    LEFT,
     LINEAR,
     REVERT,
-    RIGHT,
     TURN,
     Cells,
     Counts,
@@ -120,6 +119,7 @@ class Ledger:
             taken.append(cells.take(locate(again, int(again.sum()))))
             self.settled[i] = replace(cells, row=cells.row.masked_fill(again, nowhere))
         cells = Cells.join(taken)
+        cells = replace(cells, lean=cells.lean.clamp(-2.0, 2.0))  # their spots are not in the kernel's books
         self.withdrawn += len(cells)
         local = (waits.cumsum(0) - 1).index_select(0, cells.row // self.pieces_each)
         return locate(waits, int(waits.sum())), local, cells
@@ -151,7 +151,7 @@ def search(task: Task, first: First) -> Found:
         by_kind = First(*(t.index_select(0, order) for t in (row, first.start, first.stop)))
         unknown = torch.full((2, len(row)), torch.nan, dtype=task.pieces.lower.dtype, device=device)
         linear = int((first.kind == LINEAR).sum())
-        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, 0, edges=True)
+        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, None, edges=True)
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)
@@ -206,24 +206,25 @@ def _refine(
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        start, stop, move = (t.index_select(0, parent) for t in (cells.start, cells.stop, move))
-        origin, start, stop, known = refine(start, stop, known.index_select(1, parent), move, counts)
+        parents, move = cells.take(parent), move.index_select(0, parent)
+        origin, start, stop, known, asked = refine(parents, known.index_select(1, parent), move, counts)
         parent = parent.index_select(0, origin)
         owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
             owner = (stays.cumsum(0) - 1).index_select(0, owner)
-        pairs = counts.again + counts.reverted
-        cells, known = _evaluate_all(task, row, start, stop, known, counts.linear, pairs)
+        cells, known = _evaluate_all(task, row, start, stop, known, counts.linear, asked)
         reopened = False
 
 
 def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
     """Count integrals over budget, waiting and running, and the cells by their moves; only here the host waits."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
-    halved = (move > KEEP) & (move < REVERT)
-    moves = (halved, (move == LEFT) | (move == RIGHT), move == REVERT, move == TURN, move == CLOSER)
-    n_over, n_wait, n_run, *counts = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    again = (move - HALVE).clamp_min(0)
+    moves = (move >= HALVE, again, move == REVERT, move == TURN, move == CLOSER)
+    sums = [t.sum() for t in (*ends, *moves)]
+    deepest = again.amax() if len(again) else sums[0] * 0
+    n_over, n_wait, n_run, *counts = torch.stack([*sums, deepest]).tolist()
     return n_over, n_wait, n_run, Counts(*counts)
 
 
@@ -234,18 +235,18 @@ def _evaluate_all(
     stop: Tensor,
     known: Tensor,
     linear: int,
-    pairs: int,
+    asked: Tensor | None,
     edges: bool = False,
 ) -> tuple[Cells, Tensor]:
     """Apply the rule to new cells, the first ``linear`` with evenly spread nodes; see :func:`_evaluate`."""
     if linear == row.shape[0]:
-        return _evaluate(task, row, start, stop, known, pairs, edges=edges)
+        return _evaluate(task, row, start, stop, known, asked, edges=edges)
     ends = evaluate_ends(task, row[linear:], start[linear:], stop[linear:])
     beside = torch.cat((known[:, linear:], torch.full_like(known[:1, linear:], torch.nan)))
     if linear == 0:
         return ends, beside
     evenly = (row[:linear], start[:linear], stop[:linear], known[:, :linear])
-    cells, known = _evaluate(task, *evenly, pairs, edges=edges)
+    cells, known = _evaluate(task, *evenly, asked, edges=edges)
     return Cells.join([cells, ends]), torch.cat((known, beside), dim=1)
 
 
@@ -259,15 +260,15 @@ def _evaluate(
     start: Tensor,
     stop: Tensor,
     known: Tensor | None = None,
-    n_again: int = 0,
+    asked: Tensor | None = None,
     whole: bool = False,
     edges: bool = False,
 ) -> tuple[Cells, Tensor]:
     """Apply the rule to new cells, a block of nodes at a time; ``whole``: one cell for each integral.
 
-    ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between the last ``n_again`` pairs,
-    and with ``edges`` everywhere, where it is asked for here; returned with the cells is what is known at starts,
-    stops and middles.
+    ``known`` ``(2, n)`` is the integrand at the cells' starts and stops, except between those ``asked`` for and the
+    ones before, and with ``edges`` everywhere, where it is asked for here; returned with the cells is what is known
+    at starts, stops and middles.
     """
     real = task.pieces.lower.dtype
     rule, gap = task.rule.tensors(real, row.device), task.rule.order_gap
@@ -275,7 +276,7 @@ def _evaluate(
     owner = _owner(task, row)
     n = row.shape[0]
     known = layout.scale.new_full((2, n), torch.nan) if known is None else known
-    known = _between(task, layout, owner, known, n_again) if n_again else known
+    known = known if asked is None or len(asked) == 0 else _between(task, layout, owner, known, asked)
     step = max(1, task.block // (task.rule.nodes.size + BESIDE * edges))
     parts: list[tuple[Tensor, ...]] = []
     eps, blur, inside = task.tolerance.eps, node_blur(layout), edges_inside(start, stop)
@@ -307,28 +308,25 @@ def node_blur(layout: Frame) -> Tensor:
 def linear_cells(
     task: Task, row: Tensor, start: Tensor, stop: Tensor, columns: tuple[Tensor, ...], layout: Frame, eps: float
 ) -> Cells:
-    """Return cells with evenly spread nodes from value, error, size, variation and lean.
+    """Return cells with evenly spread nodes from value, error, size, variation, lean and spot.
 
     See :func:`quadgrad.search.estimate.apply_rule`.
     """
-    value, error, size, variation, lean = columns
+    value, error, size, variation, lean, spot = columns
     info = torch.finfo(layout.scale.dtype)
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     kind = torch.full_like(row, LINEAR, dtype=torch.int8)
-    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, kind)
+    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, spot, kind)
 
 
-def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, n_again: int) -> Tensor:
-    """Call f between the last ``n_again`` pairs of neighbouring cells, and enter it into what is known."""
-    first = known.shape[1] - 2 * n_again
-    right = slice(first + 1, None, 2)
-    x, slope = layout.nodes(known.new_zeros(1), right)
-    between = seen(task.integrand(x, owner[right]).detach()[0], None if slope is None else slope[0])
-    starts, stops = known[0, first::2], known[1, right]
-    pairs = (torch.stack(torch.broadcast_tensors(*pair), dim=1) for pair in ((starts, between), (between, stops)))
-    return torch.cat((known[:, :first], torch.stack([pair.flatten() for pair in pairs])), dim=1)
+def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, asked: Tensor) -> Tensor:
+    """Call f between the cells ``asked`` for and the ones before them, and enter it into what is known."""
+    x, slope = layout.nodes(layout.scale.new_zeros(1), asked)
+    between = seen(task.integrand(x, owner[asked]).detach()[0], None if slope is None else slope[0])
+    at_start, at_stop = known
+    return torch.stack((at_start.index_copy(0, asked, between), at_stop.index_copy(0, asked - 1, between)))
 
 
 def _begin(who: Tensor, count: Tensor, nfev: Tensor, cells: Cells) -> Running:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from quadgrad.lanes import somewhere
+from quadgrad.lanes import largest, somewhere
 
 __all__ = [
     "GEOMETRIC",
@@ -35,9 +35,12 @@ FAINT = 0.1
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
-KEEP, HALVE, LEFT, RIGHT, REVERT, TURN, CLOSER = range(7)
-"""How to refine a cell: not at all; halve it; halve its left or right half, too; halve one whose logarithmic nodes
-did not help; give it logarithmic nodes, being at an end; part one that has them."""
+KEEP, REVERT, TURN, CLOSER, HALVE = range(5)
+"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it logarithmic nodes, being
+at an end; part one that has them; halve it. Beyond: halve it, and as many times more the half that is to blame."""
+
+LEVELS = 5
+"""How many times a cell is bisected at once, at most."""
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
@@ -66,8 +69,9 @@ class Cells:
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it.
     ``value`` ``(n, *event)``, ``error`` and ``floor`` (the part of the error that rounding explains)
     may carry hidden lanes; ``refinable`` tells where bisection can still help, ``lean`` which half is to
-    blame for the error: -1 the left, 1 the right, 0 both, -2 and 2 if it still will be after one bisection (for
-    logarithmic nodes at an end: 1 where they do not help).
+    blame for the error, the left one if negative, the right one if positive, and by how many bisections that will
+    take (for logarithmic nodes at an end: 1 where they do not help); ``spot`` where on the cell f is largest,
+    from 0 to 1.
     ``kind`` is :data:`LINEAR`, :data:`GEOMETRIC` or beyond.
     """
 
@@ -79,6 +83,7 @@ class Cells:
     floor: Tensor
     refinable: Tensor
     lean: Tensor
+    spot: Tensor
     kind: Tensor
 
     def __len__(self) -> int:
@@ -98,13 +103,15 @@ class Cells:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cells are halved, have a half halved again, are reverted, turned, and parted closer to the end."""
+    """How many cells are halved, how many halves again (and how often at most), how many cells are
+    reverted, turned, and parted closer to the end."""
 
     halved: int
     again: int
     reverted: int
     turned: int
     closer: int
+    deepest: int
 
     @property
     def cells(self) -> int:
@@ -139,16 +146,19 @@ def bisect(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
 
 def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8, ``(n,)``."""
-    leftward, rightward = somewhere(cells.lean < 0.0), somewhere(cells.lean > 0.0)
-    left, right = somewhere(cells.lean == -2.0), somewhere(cells.lean == 2.0)
+    leftward, rightward = -largest(-cells.lean), largest(cells.lean)
     at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
+    low, high = -largest(-cells.spot), largest(cells.spot)
     level = -torch.log2(cells.stop - cells.start)
     tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
-    towards = (at_lower & leftward) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
-    move = HALVE + left.to(torch.int8) * (LEFT - HALVE) + right.to(torch.int8) * (RIGHT - HALVE)
-    move = move.masked_fill(towards & ~tried, TURN)
+    towards = (at_lower & (leftward < 0.0)) | (at_upper & (rightward > 0.0)) | ((at_lower | at_upper) & (level >= DEEP))
+    levels = torch.where(leftward < 0.0, torch.where(rightward > 0.0, 1.0, -leftward), rightward).clamp_min(1.0)
+    # A cell with the peak at an end of the piece might have to get logarithmic nodes in between.
+    vague = (low < high) | (at_lower & (low == 0.0)) | (at_upper & (high == 1.0))
+    levels = torch.where(vague, levels.clamp_max(2.0), levels)
+    move = (levels + (HALVE - 1.0)).to(torch.int8).masked_fill(towards & ~tried, TURN)
     # Where logarithmic nodes are of no help, the cell gets linear ones again.
-    closer = torch.where(rightward, REVERT, CLOSER).to(torch.int8)
+    closer = torch.where(rightward > 0.0, REVERT, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
 
 
@@ -176,32 +186,35 @@ def to_scan(cells: Cells, most: Tensor) -> Tensor:
 def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many children each cell gets, and at how many places beside their nodes f is called, int64."""
     split, turned = (move > KEEP).to(torch.int64), (move == TURN).to(torch.int64)
-    again, closer = ((move == LEFT) | (move == RIGHT)).to(torch.int64), (move == CLOSER).to(torch.int64)
+    again, closer = (move - HALVE).clamp_min(0).to(torch.int64), (move == CLOSER).to(torch.int64)
     return 2 * split + again - turned, again + (move == REVERT) + BESIDE * (2 * closer + turned)
 
 
 def refine(
-    start: Tensor, stop: Tensor, known: Tensor, move: Tensor, counts: Counts
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cells: Cells, known: Tensor, move: Tensor, counts: Counts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
 
-    The halves of halves come after the other halves, then the reverted ones. ``known`` ``(3, n)`` is the integrand
-    at the cells' starts, stops and middles; last is returned what is known at the children's starts and stops.
+    Children of one parent stand next to each other, in order. ``known`` ``(3, n)`` is the integrand at the cells'
+    starts, stops and middles; last are returned what is known at the children's starts and stops, and the children
+    between which and the ones before it is not.
     """
-    everyone = torch.arange(start.shape[0], device=start.device)
+    everyone = torch.arange(len(cells), device=move.device)
     if counts.cells == counts.halved:
-        return _halve(everyone, start, stop, known, move, counts.again)
+        return _halve(everyone, cells, known, move, counts)
     halved, reverted, turned, closer = (
         locate(mask, count)
         for mask, count in (
-            ((move > KEEP) & (move < REVERT), counts.halved),
+            (move >= HALVE, counts.halved),
             (move == REVERT, counts.reverted),
             (move == TURN, counts.turned),
             (move == CLOSER, counts.closer),
         )
     )
+    start, stop = cells.start, cells.stop
+    *children, asked = _halve(halved, cells.take(halved), known[:, halved], move[halved], counts)
     groups = (
-        _halve(halved, start[halved], stop[halved], known[:, halved], move[halved], counts.again),
+        children,
         (reverted.repeat_interleave(2), *bisect(start[reverted], stop[reverted]), _apart(known[:2, reverted])),
         (turned, start[turned], stop[turned], known[:2, turned]),
         (
@@ -211,7 +224,8 @@ def refine(
         ),
     )
     parent, start, stop, known = (torch.cat(column, dim=-1) for column in zip(*groups, strict=True))
-    return parent, start, stop, known
+    apart = torch.arange(counts.reverted, device=move.device) * 2 + (counts.linear - 2 * counts.reverted + 1)
+    return parent, start, stop, known, torch.cat((asked, apart))
 
 
 def _apart(known: Tensor) -> Tensor:
@@ -222,22 +236,38 @@ def _apart(known: Tensor) -> Tensor:
 
 
 def _halve(
-    parent: Tensor, start: Tensor, stop: Tensor, known: Tensor, move: Tensor, n_again: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Halve cells, and where told their left or right half once more; the halves of halves come last."""
-    parent = parent.repeat_interleave(2)
-    start, stop = bisect(start, stop)
-    at_start, at_stop, at_middle = known
-    known = torch.stack((torch.stack((at_start, at_middle), 1), torch.stack((at_middle, at_stop), 1))).flatten(1)
-    if n_again == 0:
-        return parent, start, stop, known
-    again = torch.stack((move == LEFT, move == RIGHT), dim=1).flatten()
-    once, twice = locate(~again, start.shape[0] - n_again), locate(again, n_again)
-    finer = (parent.index_select(0, twice).repeat_interleave(2), *bisect(start[twice], stop[twice]))
-    whole = (t.index_select(0, once) for t in (parent, start, stop))
-    parent, start, stop = (torch.cat(pair) for pair in zip(whole, finer, strict=True))
-    inner = _apart(known.index_select(1, twice))
-    return parent, start, stop, torch.cat((known.index_select(1, once), inner), dim=1)
+    parent: Tensor, cells: Cells, known: Tensor, move: Tensor, counts: Counts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Halve cells, and where told the half that is to blame again, towards the spot; see :func:`refine`."""
+    start, stop, (at_start, at_stop, between) = cells.start, cells.stop, known
+    if counts.again == 0:
+        known = torch.stack((torch.stack((at_start, between), 1), torch.stack((between, at_stop), 1))).flatten(1)
+        return parent.repeat_interleave(2), *bisect(start, stop), known, parent[:0]
+    n, again = 2 * counts.halved + counts.again, (move - HALVE).to(torch.int64)
+    last = (again + 2).cumsum(0) - 1
+    first = last - again - 1
+    right, spot, low = largest(cells.lean) > 0.0, largest(cells.spot), torch.zeros_like(start)
+    asked = torch.ones(n, dtype=torch.bool, device=move.device)
+    asked[first] = asked[torch.where(right, first + 1, last)] = False
+    parent = parent.repeat_interleave(again + 2, output_size=n)
+    place, known = start.new_empty((2, n + 1)), known.new_full((2, n + 1), torch.nan)
+    # What is beside the half to blame gets the first or the last place that is left; then the same with that half.
+    for step in range(counts.deepest + 1):
+        active = again >= step
+        at = torch.stack(torch.broadcast_tensors(at_start, between, at_stop))
+        halves = torch.stack(bisect(start, stop)).unflatten(1, (-1, 2)).unbind(2)
+        where = torch.where(right, first, last).masked_fill(~active, n)
+        place[:, where] = torch.where(right, *halves)
+        known = known.index_copy(1, where, torch.where(right, at[:2], at[1:]))
+        first, last = first + (active & right), last - (active & ~right).long()
+        start, stop = torch.where(active, torch.where(right, *halves[::-1]), torch.stack((start, stop)))
+        at_start, at_stop = torch.where(active, torch.where(right, at[1:], at[:2]), at[::2])
+        width, between = 0.5 ** (step + 1), torch.full_like(between, torch.nan)
+        low = low + width * right
+        right = spot >= low + 0.5 * width
+    place[:, first] = torch.stack((start, stop))
+    known = known.index_copy(1, first, torch.stack((at_start, at_stop)))
+    return parent, place[0, :n], place[1, :n], known[:, :n], locate(asked, counts.again)
 
 
 def _close_in(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,15 @@ SLOW = 0.9
 UNRESOLVED = 0.86
 """Decay per pair of degrees from which on one bisection will not be enough."""
 
+PERSISTENT, STUBBORN, HOPELESS = 1.3, 1.7, 2.0
+"""Decay from which on two, three, or four will not be enough for a peak."""
+
+PEAKED = 6.0
+"""A cell has a peak if its largest abs(f) is more than this many times the mean."""
+
+NEAR = 0.99
+"""The peak is at the first node where abs(f) is this part of its largest: rounding must not choose among equals."""
+
 ROUGHER = 1e3
 """Ratio of the halves' null rules from which on the rougher half alone is to blame for the error."""
 
@@ -82,8 +91,10 @@ def apply_rule(
     error, size, variation : Tensor, shape (n,)
         Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
-        -1 or 1 where the left or right half alone is to blame for the error, -2 or 2 where it still will be
-        after one bisection, else 0.
+        Below or above 0 where the left or right half alone is to blame for the error: by how many bisections that
+        will take at least, 2 or, on a peak, up to 5.
+    spot : Tensor, shape (n,)
+        Where on the cell abs(f) is largest: 0 or 1 if that is the first or the last node.
     middle : Tensor, shape (n,)
         The integrand at the cell's middle, see :func:`one_number`.
     """
@@ -94,7 +105,8 @@ def apply_rule(
     flat = columns.flatten(1)
     functionals = rule.functionals.to(flat.dtype)
     sums = functionals @ flat
-    size = functionals[0] @ flat.abs()
+    magnitude = flat.abs()
+    size = functionals[0] @ magnitude
     left, right, slope_1, slope_2 = sums[SLOPES].abs_()
     variation = slope_1 + slope_2
     blur = (blur / (2.0 * eps)).reshape(-1, *(1,) * (len(tail) - 1)).expand(tail).flatten()
@@ -102,14 +114,15 @@ def apply_rule(
     error, decay = null_rule_error(sums[NULLS], unseen, order_gap, eps)
     left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
-    lean = _lean(left, right, decay)
+    spot, peaked = _peak(rule, magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2))
+    lean = _lean(left, right, decay, peaked)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
     error = largest_component(error) + _hidden(rule, sums, known, tail)
     middle = one_number(flat[flat.shape[0] // 2], tail).clone()  # a view would keep all values alive
-    return value, error, largest_component(size), variation, lean, middle
+    return value, error, largest_component(size), variation, lean, spot, middle
 
 
 def one_number(values: Tensor, tail: torch.Size) -> Tensor:
@@ -155,10 +168,19 @@ def largest_component(size: Tensor) -> Tensor:
     return size.flatten(1).amax(1) if size.numel() else size.new_zeros(size.shape[:1])
 
 
-def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
-    """Tell which half is the rougher one, and whether it will be after one bisection, see :func:`apply_rule`."""
+def _lean(left: Tensor, right: Tensor, decay: Tensor, peaked: Tensor) -> Tensor:
+    """Tell which half is the rougher one, and how often it will have to be bisected, see :func:`apply_rule`."""
     side = (right > ROUGHER * left).to(decay.dtype) - (left > ROUGHER * right).to(decay.dtype)
-    return side * (1.0 + (decay >= UNRESOLVED).to(decay.dtype))
+    unresolved, *more = ((decay >= least).to(decay.dtype) for least in (UNRESOLVED, PERSISTENT, STUBBORN, HOPELESS))
+    return side * (1.0 + unresolved + peaked.to(decay.dtype) * sum(more))
+
+
+def _peak(rule: RuleTensors, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the size of f at the nodes, ``(m, n)``, is largest, and whether that is a peak."""
+    largest = size.amax(0)
+    spot = (size >= NEAR * largest).to(torch.int8).argmax(0)
+    places = torch.cat((rule.nodes.new_zeros(1), rule.nodes[1:-1], rule.nodes.new_ones(1)))
+    return places.index_select(0, spot), largest > PEAKED * (rule.functionals[0].to(size.dtype) @ size)
 
 
 def null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:

@@ -28,17 +28,18 @@
 #endif
 
 enum { LINEAR = 0, GEOMETRIC = 1 };
-enum { KEEP, HALVE, LEFT, RIGHT, REVERT, TURN, CLOSER };
+enum { KEEP, REVERT, TURN, CLOSER, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64 };
-enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3 };
+enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 5 };
 
 /* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
  * start, the stop and the middle is times the slope, and NaN where it is not known. */
 typedef struct {
     double start, stop, value, error, floor, at_start, at_stop, at_middle;
     int64_t row;
-    int8_t kind, lean, refinable, spare[5];
+    int8_t kind, lean, refinable;
+    uint8_t spot, spare[4]; /* the spot is that of the node */
 } Cell;
 
 /* A settled cell; `tag` is its row, times 256, and what `pack` makes of its other integers. */
@@ -55,10 +56,10 @@ typedef struct {
 
 /* The constants of the Python modules, under their names there. */
 typedef struct {
-    double floor, place, beyond, safety, slow, unresolved, rougher;
+    double floor, place, beyond, safety, slow, unresolved, persistent, stubborn, hopeless, rougher, peaked, near;
     double faint, scanned, step, deep, every, limit, ulps, share;
     double close, nearest, deepest, lawless, shortest, depth;
-    int64_t beside, patience, functionals, shares;
+    int64_t beside, patience, functionals, shares, levels;
     int64_t converged, max_nfev, roundoff, nonfinite, divergent;
 } Constants;
 

@@ -34,11 +34,11 @@ CELL, LEAF, INTEGRAL = 10, 6, 8
 """How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
 
 _REALS = (
-    "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "faint", "scanned", "step", "deep",
-    "every", "limit", "ulps", "share", "close", "nearest", "deepest", "lawless", "shortest", "depth",
+    "floor", "place", "beyond", "safety", "slow", "unresolved", "persistent", "stubborn", "hopeless", "rougher", "peaked", "near",
+    "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest", "deepest", "lawless", "shortest", "depth",
 )  # fmt: skip
 _INTEGERS = (
-    "beside", "patience", "functionals", "shares",
+    "beside", "patience", "functionals", "shares", "levels",
     "converged", "max_nfev", "roundoff", "nonfinite", "divergent",
 )  # fmt: skip
 
@@ -126,7 +126,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure": (PieceEnds, RuleNumbers, *"nxpnpp"),
     "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
-    "judge": (Asked, *"nnppnpnppppppp", Tally),
+    "judge": (Asked, RuleNumbers, *"nppnpnppppppp", Tally),
     "withdraw": tuple("pnnppp"),
     "collect": tuple("pnnpppppp"),
 }

@@ -5,13 +5,14 @@
 INLINE void pack(const Cell *cell, Leaf *leaf) {
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
-    leaf->tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
+    int lean = cell->lean > 2 ? 2 : cell->lean < -2 ? -2 : cell->lean; /* to go further takes the spot, too */
+    leaf->tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + lean + 2;
 }
 
 INLINE Cell unpack(const Leaf *leaf) {
     int64_t tag = leaf->tag;
     return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
-                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), {0}};
+                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, {0}};
 }
 
 /* allowed_error in adaptive.py */
@@ -31,8 +32,8 @@ INLINE int to_scan(const Cell *cell, double most) {
 }
 
 /* plan_moves in cells.py, for one that is refined */
-INLINE int plan_move(const Cell *cell) {
-    int lean = cell->lean;
+INLINE int plan_move(const Cell *cell, int64_t last) {
+    int lean = cell->lean, levels = lean < 0 ? -lean : lean > 0 ? lean : 1;
     if (cell->kind != LINEAR) return lean > 0 ? REVERT : CLOSER;
     int at_lower = cell->start == 0.0, at_upper = cell->stop == 0.0;
     if (at_lower || at_upper) {
@@ -40,8 +41,10 @@ INLINE int plan_move(const Cell *cell) {
         int tried = level > 2.0 ? fmod(level, C.every) >= 2.0 : level < 1.0;
         int towards = (at_lower && lean < 0) || (at_upper && lean > 0) || level >= C.deep;
         if (towards && !tried) return TURN;
+        int there = (at_lower && cell->spot == 0) || (at_upper && cell->spot == last);
+        if (there && levels > 2) levels = 2;
     }
-    return lean == -2 ? LEFT : lean == 2 ? RIGHT : HALVE;
+    return HALVE - 1 + levels;
 }
 
 /* The new cells, and how many there are of each kind. */
@@ -56,26 +59,29 @@ INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_st
     cell->kind = LINEAR;
 }
 
-/* Both halves of a piece's stretch. Those of a whole piece are measured from different ends. With `deeper`, KEEP,
- * LEFT or RIGHT, one of them is halved once more; f is not known between its halves. */
-INLINE void put_halves(Children *out, int64_t row, double start, double stop, double at_start, double at_middle,
-                       double at_stop, int deeper) {
-    double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
-    Cell *cell = out->linear + out->n_linear;
-    for (int half = LEFT; half <= RIGHT; half++) {
-        int left = half == LEFT;
-        double from = left ? start : middle - turn, to = left ? middle : stop - turn;
-        double at_from = left ? at_start : at_middle, at_to = left ? at_middle : at_stop;
-        if (deeper == half) {
-            double quarter = 0.5 * (from + to);
-            put(cell++, row, from, quarter, at_from, NAN);
-            out->pairs[out->n_pairs++] = cell - out->linear;
-            put(cell++, row, quarter, to, NAN, at_to);
+/* Both halves of a cell, and of the half that is to blame, and so on, as many times as there are `levels`, towards the
+ * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. f is known at the middle alone. */
+INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, double at_middle) {
+    double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
+    double low = 0.0, width = 1.0;
+    Cell *begin = out->linear + out->n_linear, *first = begin, *last_child = begin + levels, *last = last_child, *known = NULL;
+    for (int right = cell->lean > 0; levels > 0; levels--) {
+        double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
+        if (!known) known = right ? first + 1 : last;
+        if (right) {
+            put(first++, cell->row, start, middle, at_start, at_middle);
+            start = middle - turn, stop -= turn, at_start = at_middle;
         } else {
-            put(cell++, row, from, to, at_from, at_to);
+            put(last--, cell->row, middle - turn, stop - turn, at_middle, at_stop);
+            stop = middle, at_stop = at_middle;
         }
+        width *= 0.5, low += width * right, at_middle = NAN;
+        right = spot >= low + 0.5 * width;
     }
-    out->n_linear = cell - out->linear;
+    put(first, cell->row, start, stop, at_start, at_stop);
+    out->n_linear += last_child - begin + 1;
+    for (Cell *child = begin + 1; child <= last_child; child++)
+        if (child != known) out->pairs[out->n_pairs++] = child - out->linear;
 }
 
 INLINE void put_end(Children *out, int64_t row, double start, double stop, double at_start, double at_stop) {
@@ -85,13 +91,13 @@ INLINE void put_end(Children *out, int64_t row, double start, double stop, doubl
 }
 
 /* refine in cells.py, for one cell */
-INLINE void refine(const Cell *cell, int move, Children *out) {
+INLINE void refine(const Cell *cell, int move, const double *nodes, Children *out) {
     int64_t row = cell->row;
     double start = cell->start, stop = cell->stop;
-    if (move == HALVE || move == LEFT || move == RIGHT) {
-        put_halves(out, row, start, stop, cell->at_start, cell->at_middle, cell->at_stop, move);
+    if (move >= HALVE) {
+        put_halves(out, cell, move - HALVE + 1, nodes[cell->spot], cell->at_middle);
     } else if (move == REVERT) {
-        put_halves(out, row, start, stop, cell->at_start, NAN, cell->at_stop, KEEP);
+        put_halves(out, cell, 1, 0.0, NAN);
         out->pairs[out->n_pairs++] = out->n_linear - 1;
     } else if (move == TURN) {
         put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
@@ -102,10 +108,11 @@ INLINE void refine(const Cell *cell, int move, Children *out) {
     }
 }
 
-/* One round: its cells, `nodes` for each new one, `count` pieces for each integral, a move for each cell. */
+/* One round: its cells, the rule, `count` pieces for each integral, a move for each cell. */
 typedef struct {
     const Asked *asked;
-    int64_t nodes, count, n_linear, n_ends;
+    const Rule *rule;
+    int64_t count, n_linear, n_ends;
     Integral *integrals;
     const Cell *linear, *ends;
     int8_t *moves;
@@ -149,19 +156,20 @@ static void decide(const Round *round, Share *share, double *values, double *err
         int idle = done || bad > C.patience;
         int scan = done && error >= C.faint * fabs(value);
         double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one->count);
-        int64_t number[CLOSER + 1] = {0};
+        int64_t number[HALVE + LEVELS] = {0};
         for (int kind = 0; kind < 2; kind++) {
             const Cell *cells = kind ? round->ends : round->linear;
             int8_t *moves = round->moves + (kind ? round->n_linear : 0);
             for (int64_t c = first[kind]; c < stop[kind]; c++) {
                 const Cell *cell = &cells[c];
                 int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
-                number[moves[c] = split ? plan_move(cell) : KEEP]++;
+                number[moves[c] = split ? plan_move(cell, round->rule->m - 1) : KEEP]++;
             }
         }
-        int64_t pairs = number[LEFT] + number[RIGHT] + number[REVERT], ends = number[TURN] + 2 * number[CLOSER];
-        int64_t linear = 2 * (number[HALVE] + number[REVERT]) + 3 * (number[LEFT] + number[RIGHT]);
-        int64_t wanted = linear + ends, cost = one->nfev + round->nodes * wanted + pairs + C.beside * ends;
+        int64_t pairs = number[REVERT], linear = 2 * number[REVERT], ends = number[TURN] + 2 * number[CLOSER];
+        for (int extra = 0; extra < LEVELS; extra++)
+            pairs += extra * number[HALVE + extra], linear += (extra + 2) * number[HALVE + extra];
+        int64_t wanted = linear + ends, cost = one->nfev + round->rule->m * wanted + pairs + C.beside * ends;
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && asked->reopened)
@@ -195,7 +203,7 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
             int64_t c = next[kind], n = kind ? round->n_ends : round->n_linear;
             for (; c < n && cells[c].row < beyond; c++) {
                 if (one->code == RUN && moves[c] != KEEP) {
-                    refine(&cells[c], moves[c], &out);
+                    refine(&cells[c], moves[c], round->rule->nodes, &out);
                 } else {
                     pack(&cells[c], settled++);
                     counts[cells[c].row]++;
@@ -208,16 +216,16 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
 }
 
 /* One round. Integrals that run on are left in `integrals`; the cells of the others, and those not refined, are written
- * to `settled`, and counted by row; totals are entered for the others. `room` is for the new cells: 3 n_linear +
- * 2 n_ends ones, n_linear + 2 n_ends with logarithmic nodes; then one number for each old cell, the new cells before
- * which f is to be asked for; then a byte for each. */
-EXPORT void judge(const Asked *asked, int64_t nodes, int64_t count, Integral *integrals, const Cell *linear,
+ * to `settled`, and counted by row; totals are entered for the others. `room` is for the new cells:
+ * (LEVELS + 1) n_linear + 2 n_ends ones, n_linear + 2 n_ends with logarithmic nodes; then LEVELS numbers for each old
+ * cell: the new cells before which f is to be asked for, and a byte for each old one. */
+EXPORT void judge(const Asked *asked, const Rule *rule, int64_t count, Integral *integrals, const Cell *linear,
                   int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *room, Leaf *settled, int64_t *counts,
                   double *values, double *errors, int64_t *status, int64_t *nfev, Tally *tally) {
-    Cell *new_ends = room + 3 * n_linear + 2 * n_ends;
+    Cell *new_ends = room + (LEVELS + 1) * n_linear + 2 * n_ends;
     int64_t *pairs = (int64_t *)(new_ends + n_linear + 2 * n_ends), n = tally->running;
-    Round round = {asked, nodes, count, n_linear, n_ends, integrals, linear, ends,
-                   (int8_t *)(pairs + n_linear + n_ends)};
+    Round round = {asked, rule, count, n_linear, n_ends, integrals, linear, ends,
+                   (int8_t *)(pairs + (LEVELS - 1) * (n_linear + n_ends))};
     int threads = sharing(n_linear + n_ends, asked->threads);
     Share shares[MOST_THREADS];
     Children out[MOST_THREADS];

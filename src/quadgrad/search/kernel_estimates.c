@@ -113,11 +113,20 @@ INLINE void load_tile(const double *from, int64_t here, double *tile) {
     memcpy(tile, from, here * sizeof(double));
 }
 
-/* What the rule's sums say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
+/* Where y is largest on the cells of a tile, and how large it is there: _peak in estimate.py. */
+INLINE void find_spots(int64_t m, const double *y, int64_t stride, Tile largest, Tile spot) {
+    for (int c = 0; c < WIDE; c++) largest[c] = 0.0, spot[c] = 0.0;
+    for (int64_t i = 0; i < m; i++)
+        for (int c = 0; c < WIDE; c++) largest[c] = larger(largest[c], fabs(y[i * stride + c]));
+    for (int64_t i = m - 1; i >= 0; i--)
+        for (int c = 0; c < WIDE; c++) spot[c] = fabs(y[i * stride + c]) >= C.near * largest[c] ? (double)i : spot[c];
+}
+
+/* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
 INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *sums, const double *size,
-                     const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
+                     const double *y, int64_t stride, const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
-    Tile at_start = {0}, at_stop = {0}, unseen, error, decay, highest, noise, floor, side;
+    Tile at_start = {0}, at_stop = {0}, spot, largest, unseen, error, decay, highest, noise, floor, side;
     double finest = 4.0 * p->eps / rule->nodes[0], narrowest = sqrt(p->tiny), rounding = C.place * p->eps;
     for (int c = 0; c < here; c++) at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
     for (int c = 0; c < WIDE; c++) {
@@ -130,6 +139,11 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
     }
     null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
+    find_spots(rule->m, y, stride, largest, spot);
+    for (int c = 0; c < WIDE; c++) {
+        double more = (decay[c] >= C.persistent) + (double)(decay[c] >= C.stubborn) + (decay[c] >= C.hopeless);
+        side[c] *= 1.0 + (decay[c] >= C.unresolved) + (largest[c] > C.peaked * size[c] ? more : 0.0);
+    }
     for (int c = 0; c < WIDE; c++) {
         double allowed = C.beyond * highest[c];
         double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
@@ -143,7 +157,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         cell->value = lost ? 0.0 : sums[0][c] * scale[c];
         cell->error = lost ? INFINITY : error[c];
         cell->floor = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
-        cell->lean = lost ? 0 : (int)side[c] * (1 + (decay[c] >= C.unresolved));
+        cell->lean = lost ? 0 : (int8_t)side[c], cell->spot = (uint8_t)spot[c];
         cell->refinable = resolvable && (lost || error[c] > noise[c]);
     }
 }
@@ -166,13 +180,13 @@ EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps
         }
         if (here == WIDE) {
             fold(rule, y + low, n, sums, size);
-            estimate(rule, p, eps, sums, size, middle + low, scale + low, reach + low, WIDE, cells + low);
+            estimate(rule, p, eps, sums, size, y + low, n, middle + low, scale + low, reach + low, WIDE, cells + low);
         } else {
             Tile few[MOST_NODES], scales, reaches;
             for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
             load_tile(scale + low, here, scales), load_tile(reach + low, here, reaches);
             fold(rule, few[0], WIDE, sums, size);
-            estimate(rule, p, eps, sums, size, middle + low, scales, reaches, here, cells + low);
+            estimate(rule, p, eps, sums, size, few[0], WIDE, middle + low, scales, reaches, here, cells + low);
         }
     }
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.adaptive import WAIT
-from quadgrad.search.cells import BESIDE, LINEAR
+from quadgrad.search.cells import BESIDE, LEVELS, LINEAR
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import place_ends
 from quadgrad.search.kernel import CELL, INTEGRAL, LEAF, Asked, EndNumbers, PieceEnds, Tally, load, rule_numbers
@@ -194,10 +194,10 @@ class _Search:
     ) -> tuple[_Cells, _Cells, Tensor | None] | None:
         """Decide on all cells; return the new ones, if any, and the places of those before which to ask for f."""
         old = linear.n + ends.n
-        finer, closer = 3 * linear.n + 2 * ends.n, linear.n + 2 * ends.n
-        room, settled = self.memory.room(finer + closer + old // 8 + 1), self.memory.beyond(old)
+        finer, closer = (LEVELS + 1) * linear.n + 2 * ends.n, linear.n + 2 * ends.n
+        room, settled = self.memory.room(finer + closer + LEVELS * old // CELL + 1), self.memory.beyond(old)
         self.kernel.judge(
-            byref(asked), self.m, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer, ends.n,
+            byref(asked), self.rule, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer, ends.n,
             room.data_ptr(), settled, self.counts.data_ptr(), self.value.data_ptr(),
             self.error.data_ptr(), self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
         )  # fmt: skip
