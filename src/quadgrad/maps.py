@@ -68,7 +68,7 @@ class Frame:
     reach: Tensor
     tail: _Tail | None = None
 
-    def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
+    def nodes(self, tau: Tensor, part: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         """Return abscissae ``(m, n)`` at the rule's nodes ``tau`` and, on infinite pieces, dx/dfraction."""
         if self.tail is None:
             return torch.addcmul(self.left[part], tau[:, None], self.scale[part]), None
@@ -83,7 +83,7 @@ class _Infinite:
     no_upper: Tensor
 
     def place(
-        self, fraction: Tensor, from_lower: Tensor, left: Tensor, x: Tensor, part: slice
+        self, fraction: Tensor, from_lower: Tensor, left: Tensor, x: Tensor, part: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return x and dx/dfraction: on bounded pieces the given ``x``, and 1."""
         no_lower, no_upper = self.no_lower[part], self.no_upper[part]
@@ -110,7 +110,7 @@ class _Tail:
     start: Tensor
     infinite: _Infinite
 
-    def nodes(self, left: Tensor, scale: Tensor, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    def nodes(self, left: Tensor, scale: Tensor, tau: Tensor, part: slice | Tensor) -> tuple[Tensor, Tensor]:
         start = self.start[part]
         fraction = torch.addcmul(start, tau[:, None], scale)
         x = torch.addcmul(left, tau[:, None], scale)

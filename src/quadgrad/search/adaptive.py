@@ -151,7 +151,9 @@ def search(task: Task, first: First) -> Found:
         by_kind = First(*(t.index_select(0, order) for t in (row, first.start, first.stop)))
         unknown = torch.full((2, len(row)), torch.nan, dtype=task.pieces.lower.dtype, device=device)
         linear = int((first.kind == LINEAR).sum())
-        cells, known = _evaluate_all(task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, None, edges=True)
+        cells, known = _evaluate_all(
+            task, by_kind.row, by_kind.start, by_kind.stop, unknown, linear, None, edges=True
+        )
         cells, known = cells.take(order.argsort()), known.index_select(1, order.argsort())
     owner = _owner(task, row)
     count = torch.ones_like(who) if whole else total(torch.ones_like(owner), owner, n)

@@ -36,8 +36,8 @@ SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 KEEP, REVERT, TURN, CLOSER, HALVE = range(5)
-"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it logarithmic nodes, being
-at an end; part one that has them; halve it. Beyond: halve it, and as many times more the half that is to blame."""
+"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
+end; part one that has them; halve it. Beyond: halve it, and as many times more the half that is to blame."""
 
 LEVELS = 5
 """How many times a cell is bisected at once, at most."""
@@ -103,8 +103,10 @@ class Cells:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cells are halved, how many halves again (and how often at most), how many cells are
-    reverted, turned, and parted closer to the end."""
+    """How many cells are halved, how many halves again, how many cells reverted, turned, and parted at the end.
+
+    ``deepest``: how many times more than once a cell is halved, at most.
+    """
 
     halved: int
     again: int
@@ -151,7 +153,9 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     low, high = -largest(-cells.spot), largest(cells.spot)
     level = -torch.log2(cells.stop - cells.start)
     tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
-    towards = (at_lower & (leftward < 0.0)) | (at_upper & (rightward > 0.0)) | ((at_lower | at_upper) & (level >= DEEP))
+    towards = (
+        (at_lower & (leftward < 0.0)) | (at_upper & (rightward > 0.0)) | ((at_lower | at_upper) & (level >= DEEP))
+    )
     levels = torch.where(leftward < 0.0, torch.where(rightward > 0.0, 1.0, -leftward), rightward).clamp_min(1.0)
     # A cell with the peak at an end of the piece might have to get logarithmic nodes in between.
     vague = (low < high) | (at_lower & (low == 0.0)) | (at_upper & (high == 1.0))

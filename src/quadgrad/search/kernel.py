@@ -34,8 +34,9 @@ CELL, LEAF, INTEGRAL = 10, 6, 8
 """How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
 
 _REALS = (
-    "floor", "place", "beyond", "safety", "slow", "unresolved", "persistent", "stubborn", "hopeless", "rougher", "peaked", "near",
-    "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest", "deepest", "lawless", "shortest", "depth",
+    "floor", "place", "beyond", "safety", "slow", "unresolved", "persistent", "stubborn", "hopeless", "rougher",
+    "peaked", "near", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
+    "deepest", "lawless", "shortest", "depth",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "patience", "functionals", "shares", "levels",

@@ -197,9 +197,9 @@ class _Search:
         finer, closer = (LEVELS + 1) * linear.n + 2 * ends.n, linear.n + 2 * ends.n
         room, settled = self.memory.room(finer + closer + LEVELS * old // CELL + 1), self.memory.beyond(old)
         self.kernel.judge(
-            byref(asked), self.rule, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer, ends.n,
-            room.data_ptr(), settled, self.counts.data_ptr(), self.value.data_ptr(),
-            self.error.data_ptr(), self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
+            byref(asked), self.rule, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer,
+            ends.n, room.data_ptr(), settled, self.counts.data_ptr(), self.value.data_ptr(), self.error.data_ptr(),
+            self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
         )  # fmt: skip
         self.memory.settled += tally.settled
         if tally.running == 0:
