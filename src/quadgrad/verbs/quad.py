@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import forward_mode_open, in_differentiation, in_transform
+from quadgrad.autocast import WithoutAutocast
 from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
 from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
@@ -24,7 +25,6 @@ from quadgrad.rules import Rule, get_rule
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
-from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.logarithm import LogSearch, take_logarithm
 from quadgrad.verbs.marks import Switches, note_unmarked_jumps
