@@ -1,13 +1,15 @@
 """What a function closes over: tensors that it was not given, replaced wherever torch meets them.
 
-A torch function shows all its tensors to a ``TorchFunctionMode``; what requires grad and was there before the call is
-closed over. What goes by unseen (a tensor handed right to an ``autograd.Function``, or to compiled code) is noticed
-afterwards: the graph then ends in a leaf that nobody knows.
+A torch function shows all its tensors to a ``TorchFunctionMode``; what requires grad and was there before the call
+is closed over. What goes by unseen (a tensor handed right to an ``autograd.Function``) is noticed afterwards: the
+graph then ends in a leaf that nobody knows.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 
 from quadgrad._torch import belongs_to_transform, leaves_before, made_since, nodes_made, outside_transforms
 
-__all__ = ["Closure", "stand_in"]
+__all__ = ["Closure", "stand_in", "uncompiled"]
 
 _ATTRIBUTES = get_default_nowrap_functions()
 """What reads a tensor's own gradient or base."""
@@ -32,6 +34,32 @@ def stand_in(tensor: Tensor, connected: bool) -> Tensor:
     """
     source = tensor if connected else tensor.detach().requires_grad_()
     return source.view_as(source)
+
+
+class _Uncompiled:
+    """While it is open, in any thread, functions that were compiled run as they are written.
+
+    Compiled code shows a closure nothing; the compiler would trace the closure's own code, again and again.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._open = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._open += 1
+            if self._open == 1:
+                # Where the compiler was never loaded, which takes a second, nothing is compiled.
+                self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if self._open == 0 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+
+
+uncompiled = _Uncompiled()
 
 
 class Closure(TorchFunctionMode):

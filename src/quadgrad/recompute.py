@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.autocast import WithoutAutocast
-from quadgrad.closure import Closure, stand_in
+from quadgrad.closure import Closure, stand_in, uncompiled
 from quadgrad.errors import IntegrandError
 from quadgrad.integrand import Integrand
 from quadgrad.maps import Pieces
@@ -113,7 +113,7 @@ class Work:
         function = closure.around(self.integrand.function)
         return Work(replace(self.integrand, function=function), self.plan, self.pieces)
 
-    def cuts(self, size: int) -> Iterator[tuple[slice, int, int]]:
+    def cuts(self, size: int) -> Iterator[_Cut]:
         """Cut into parts of at most ``size`` cells: of several whole integrals, or of one alone."""
         plan = self.plan
         low = first = 0
@@ -126,6 +126,9 @@ class Work:
                 yield slice(start, min(last, start + size)), low, high
             low, first = high, last
 
+
+_Cut = tuple[slice, int, int]
+"""Which cells a part has, and from which integral to before which."""
 
 Sums = Callable[[Work, int], Tensor]
 """The sums over a part, ``(batch, *event)``, which begins with the given cell of the whole plan."""
@@ -142,24 +145,32 @@ def recompute(work: Work, size: int, sums: Sums, again: Sums) -> Tensor | None:
     closure, value, depends = Closure(), Rows(work.plan.batch), False
     try:
         for cut in still.cuts(size):
-            part = still.part(*cut)
-            tensors = part.tensors()
-            given = [stand_in(tensors[i], connected=False) for i in places]
-            found = sums(part.with_tensors(places, given).seen_by(closure), cut[0].start)
-            if not closure.explains(found, given):
+            part, given = _evaluate(still, cut, places, closure, sums, connected=False)
+            if not closure.explains(part, given):
                 return None
-            depends = depends or found.requires_grad
+            depends = depends or part.requires_grad
             with torch.no_grad():
-                value.add(cut[1], found)
+                value.add(cut[1], part)
+            del part, given  # before the next one is evaluated
     except RuntimeError:  # f may not bear the stand-ins
         return None
     whole = value.join()
     if whole is None or not depends:
         return whole
-    closed = closure.tensors
-    # Views, which a closure around this sees, unlike what a Function is given.
-    views = [t.view_as(t) for t in (*inputs, *closed)]
-    return _Recomputed.apply(_Recipe(still, size, again, places, closed), [whole], *views)
+    # Views, which a closure around this one sees, unlike what a Function is given.
+    views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
+    return _Recomputed.apply(_Recipe(still, size, again, places, closure.tensors), [whole], *views)
+
+
+def _evaluate(
+    work: Work, cut: _Cut, places: Sequence[int], closure: Closure, sums: Sums, connected: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the sums over one part, and the stand-ins for the tensors at these places that they are made of."""
+    part = work.part(*cut)
+    tensors = part.tensors()
+    with torch.enable_grad(), uncompiled:
+        given = [stand_in(tensors[place], connected) for place in places]
+        return sums(part.with_tensors(places, given).seen_by(closure), cut[0].start), given
 
 
 class _Recomputed(torch.autograd.Function):
@@ -194,27 +205,21 @@ class _Recipe:
         with torch.enable_grad():
             closed = [stand_in(t, connected) for t in saved[count:]]
         for cut in work.cuts(self.size):
-            with torch.enable_grad():
-                part, tensors = self._part(work, cut, closed, connected)
-            if not part.requires_grad:
-                continue
-            products = torch.autograd.grad(
-                part, tensors, gradient[cut[1] : cut[2]], create_graph=connected, allow_unused=True
-            )
-            for sums, r, product in zip(found, rows, products, strict=True):
+            products = self._products(work, cut, closed, gradient[cut[1] : cut[2]], connected)
+            for sums, r, product in zip(found, rows, products, strict=False):
                 if product is not None:
                     sums.add(r * cut[1], product)
         return [sums.join() for sums in found]
 
-    def _part(
-        self, work: Work, cut: tuple[slice, int, int], closed: list[Tensor], connected: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the sums over one part, and what they are differentiated with respect to."""
-        part = work.part(*cut)
-        tensors = part.tensors()
-        given = [stand_in(tensors[i], connected) for i in self.places]
+    def _products(
+        self, work: Work, cut: _Cut, closed: list[Tensor], gradient: Tensor, connected: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Return the same of one part; nothing if it depends on nothing."""
         closure = Closure(zip(self.closed, closed, strict=True))
-        sums = self.sums(part.with_tensors(self.places, given).seen_by(closure), cut[0].start)
-        if not closure.explains(sums, given):
+        part, given = _evaluate(work, cut, self.places, closure, self.sums, connected)
+        if not closure.explains(part, given):
             raise IntegrandError(_CHANGED)
-        return sums, [*given, *closed]
+        if not part.requires_grad:
+            return ()
+        tensors = (*given, *closed)
+        return torch.autograd.grad(part, tensors, gradient, create_graph=connected, allow_unused=True)
