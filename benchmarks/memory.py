@@ -185,7 +185,7 @@ def measure(scale: float = 1.0) -> Findings:
 
 
 def growth(batch: int, gradient: bool) -> float:
-    """Return how much the peak grows with ``chunk`` when the batch doubles, divided by growth of result and plan."""
+    """Return how much the peak grows with ``chunk`` when the batch doubles, by that of result and plan."""
     small, large = (run_fresh(Case(size, CHUNK, gradient)) for size in (batch, 2 * batch))
     return (large.peak - small.peak) / (large.kept - small.kept)
 

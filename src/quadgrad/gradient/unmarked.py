@@ -26,7 +26,7 @@ from quadgrad.search.estimate import largest_component
 __all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
 
 Least = Callable[[Tensor], Tensor]
-"""The smallest jump that counts in each of the integrals with these indices ``(n,)``, times the width of a piece."""
+"""The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
 
 PARTS = 16
 """Parts into which a suspect is divided at a time."""
