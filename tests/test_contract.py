@@ -422,10 +422,10 @@ def memory_and_result(batch: int, gradient: bool) -> tuple[int, int]:
     return memory.peak, sum(t.numel() * t.element_size() for t in kept)
 
 
-@pytest.mark.parametrize(("gradient", "bound"), ((False, 1.02), (True, 1.4)))
-def test_memory_with_chunks_grows_with_the_result_only(gradient: bool, bound: float) -> None:
+@pytest.mark.parametrize("gradient", (False, True))
+def test_memory_with_chunks_grows_with_the_result_only(gradient: bool) -> None:
     (low, small), (high, large) = memory_and_result(2_000, gradient), memory_and_result(8_000, gradient)
-    assert high - low <= bound * (large - small)
+    assert high - low <= 1.02 * (large - small)
 
 
 def test_memory_with_chunks_does_not_grow_with_the_nodes() -> None:

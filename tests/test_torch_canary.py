@@ -17,17 +17,23 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 import quadgrad as qg
 from helpers import leaf, t64
 from quadgrad._torch import (
+    belongs_to_transform,
     carries_derivative,
     dispatch_mode_open,
     forward_mode_open,
     in_differentiation,
     in_transform,
+    leaves_before,
     leaves_behind,
+    made_since,
+    nodes_made,
+    outside_transforms,
     register_pytree,
     tangent_of,
 )
@@ -338,6 +344,70 @@ def test_transforms_still_refuse_the_hooks_that_checkpointing_needs() -> None:
 
     with pytest.raises(RuntimeError, match="saved tensor hooks"):
         grad(lambda x: checkpoint(lambda x: (x**2).sum(), x, use_reentrant=False))(X)
+
+
+# -------------------------------------------------------------------------------------- what a function closes over
+
+
+def test_nodes_are_numbered_in_the_order_in_which_a_thread_makes_them() -> None:
+    p = leaf(X)
+    before = 2 * p
+    count = nodes_made()
+    assert nodes_made() == count  # asking makes none
+    after = 3 * before
+    assert (made_since(p, count), made_since(before, count), made_since(after, count)) == (False, False, True)
+
+
+def test_a_walk_through_a_graph_ends_at_known_tensors() -> None:
+    p, q = leaf(X), leaf(X)
+    known = p.view_as(p)
+    result = (known * 2 + q).sum()
+    assert [t is q for t in leaves_before(result, [known])] == [True]
+    assert {id(t) for t in leaves_behind(result)} == {id(p), id(q)}
+
+
+def test_transforms_can_be_left_for_a_moment() -> None:
+    p, seen = leaf(X), []
+
+    def f(x: Tensor) -> Tensor:
+        with outside_transforms():
+            made = p.detach().requires_grad_().view_as(p)
+            assert not in_transform()
+        seen.append((belongs_to_transform(x), belongs_to_transform(made), in_transform()))
+        return (made * x).sum()
+
+    vmap(grad(f))(torch.stack((X, X)))
+    assert seen == [(True, False, True)]
+
+
+class Names(TorchFunctionMode):
+    """Notes the names of the functions it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_function_mode_sees_what_a_closure_needs() -> None:
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+    p = leaf(X)
+    with Names() as mode:
+        torch.sin(p)
+        Tensor.requires_grad_(X.clone())
+        torch.autograd.grad((p * 2).sum(), p)
+    for name in ("sin", "requires_grad_", "grad"):
+        assert name in mode.seen
+    with Names() as mode:
+        Identity.apply(p)
+    assert mode.seen == ["clone"]  # if it sees `apply`, tensors handed to a Function can be replaced too
 
 
 # --------------------------------------------------------------------------------- operators of wrapped functions

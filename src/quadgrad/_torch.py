@@ -5,23 +5,30 @@ Each name has a canary in ``tests/test_torch_canary.py`` that fails when torch c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch, _pytree
 
 __all__ = [
+    "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
     "dispatch_mode_open",
     "forward_mode_open",
     "in_differentiation",
     "in_transform",
+    "leaves_before",
     "leaves_behind",
+    "made_since",
+    "nodes_made",
+    "outside_transforms",
     "register_pytree",
     "tangent_of",
 ]
@@ -73,10 +80,15 @@ def dispatch_mode_open() -> bool:
 
 def leaves_behind(tensor: Tensor) -> list[Tensor]:
     """Return the leaves of a tensor's autograd graph, the tensor itself if it is one."""
+    return leaves_before(tensor, ())
+
+
+def leaves_before(tensor: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
+    """Return the same, going no further where the graph reaches one of the known tensors, which are no leaves."""
     if tensor.grad_fn is None:
         return [tensor] if tensor.requires_grad else []
     found: list[Tensor] = []
-    seen: set[Any] = set()
+    seen: set[Any] = {t.grad_fn for t in known}
     waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -87,6 +99,27 @@ def leaves_behind(tensor: Tensor) -> list[Tensor]:
             found.append(node.variable)
         waiting.extend(before for before, _ in node.next_functions)
     return found
+
+
+def nodes_made() -> int:
+    """Return how many nodes of autograd's graph this thread has made so far."""
+    return torch.autograd._get_sequence_nr()  # pyright: ignore
+
+
+def made_since(tensor: Tensor, count: int) -> bool:
+    """Whether an operation made this tensor after this thread had made so many nodes; False for a leaf."""
+    node = tensor.grad_fn
+    return node is not None and node._sequence_nr() >= count  # pyright: ignore
+
+
+def belongs_to_transform(tensor: Tensor) -> bool:
+    """Whether the tensor is one that a ``torch.func`` transform has wrapped."""
+    return _functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def outside_transforms() -> AbstractContextManager[object]:
+    """Return a context in which no ``torch.func`` transform surrounds what is done."""
+    return temporarily_clear_interpreter_stack()
 
 
 def register_pytree(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from quadgrad.extrapolation import COLUMNS, extrapolate
 from quadgrad.integrand import Integrand
 from quadgrad.maps import EndFrame, Frame, Pieces, end_frame, frame
 from quadgrad.plan import Ends, Plan
+from quadgrad.recompute import Rows, Work, recompute
 from quadgrad.reduce import total
 from quadgrad.search.recheck import Watch
 
@@ -43,54 +44,30 @@ def replay_plan(
         Is shown the values, to tell the error of the cells.
     """
     size = max(1, block // plan.tau.shape[0])
-    if not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+    kept = not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open()
+    if kept or plan.batch == 0:
         return _replay(integrand, plan, pieces, size, watch)
-    parts: list[Tensor] = []
-    for cells, low, high in _cut(plan, size):
-        part = (integrand, plan, pieces, size, watch, cells, low, high)
-        if cells.stop - cells.start <= size:
-            parts.append(checkpoint(_replay_part, *part, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(_replay_part(*part, thrifty=True))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def sums(work: Work, first: int, watch: Watch | None = watch) -> Tensor:
+        return _replay(work.integrand, work.plan, work.pieces, size, watch, first)
 
-def _cut(plan: Plan, size: int) -> Iterator[tuple[slice, int, int]]:
-    """Cut a plan between integrals into parts of at most ``size`` cells; one integral alone may have more."""
-    low = first = 0
-    while low < plan.batch:
-        high, last = plan.batch, len(plan)
-        if last - first > size:
-            high = max(low + 1, int(plan.row[first + size]) // plan.pieces)
-            last = int(torch.searchsorted(plan.row, high * plan.pieces))
-        yield slice(first, last), low, high
-        low, first = high, last
-
-
-def _replay_part(
-    integrand: Integrand,
-    plan: Plan,
-    pieces: Pieces,
-    size: int,
-    watch: Watch | None,
-    cells: slice,
-    low: int,
-    high: int,
-    thrifty: bool = False,
-) -> Tensor:
-    """Return the sums of the integrals from ``low`` to before ``high``, which have these cells."""
-    part = plan.part(cells, low, high)
-    return _replay(integrand.part(low, high), part, pieces.part(low, high), size, watch, cells.start, thrifty)
+    work = Work(integrand, plan, pieces)
+    value = recompute(work, size, sums, lambda work, first: sums(work, first, None))
+    if value is not None:
+        return value
+    if watch is not None:
+        watch.restart()
+    rows = Rows(plan.batch)
+    for cells, low, high in work.cuts(size):
+        part = work.part(cells, low, high)
+        rows.add(low, checkpoint(sums, part, cells.start, use_reentrant=False, preserve_rng_state=False))
+    value = rows.join()
+    assert value is not None
+    return value
 
 
 def _replay(
-    integrand: Integrand,
-    plan: Plan,
-    pieces: Pieces,
-    size: int,
-    watch: Watch | None,
-    first: int = 0,
-    thrifty: bool = False,
+    integrand: Integrand, plan: Plan, pieces: Pieces, size: int, watch: Watch | None, first: int = 0
 ) -> Tensor:
     """Return the sums over a plan that begins with the cell ``first`` of the one that is watched."""
     dtype = pieces.lower.dtype
@@ -100,29 +77,24 @@ def _replay(
     ends = plan.ends
     if ends is None:
         layout = frame(pieces, plan.row, start, stop)
-        values = _in_blocks(len(plan), size, thrifty, _cell_sums, *given, layout, owner, watch, index)
+        values = _in_blocks(len(plan), size, _cell_sums, *given, layout, owner, watch, index)
         return total(values, owner, plan.batch)
     row, linear, close = plan.row, ends.others, ends.cell
     layout = frame(pieces, row[linear], start[linear], stop[linear])
     end = end_frame(pieces, row[close], start[close], stop[close])
     values = _in_blocks(
-        linear.shape[0], size, thrifty, _cell_sums, *given, layout, owner[linear], watch, index[linear]
+        linear.shape[0], size, _cell_sums, *given, layout, owner[linear], watch, index[linear]
     )  # fmt: skip
     beyond = _in_blocks(
-        close.shape[0], size, thrifty, _end_sums, *given, end, owner[close], watch, index[close], ends
+        close.shape[0], size, _end_sums, *given, end, owner[close], watch, index[close], ends
     )  # fmt: skip
     return total(torch.cat((values, beyond)), torch.cat((owner[linear], owner[close])), plan.batch)
 
 
-def _in_blocks(count: int, size: int, thrifty: bool, sums: Callable[..., Tensor], *given: Any) -> Tensor:
+def _in_blocks(count: int, size: int, sums: Callable[..., Tensor], *given: Any) -> Tensor:
     """Return ``sums(*given, part)`` for all cells, ``size`` of them at a time."""
-    parts: list[Tensor] = []
-    for first in range(0, max(1, count), size):
-        part = slice(first, min(count, first + size))
-        if thrifty:
-            parts.append(checkpoint(sums, *given, part, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(sums(*given, part))
+    blocks = (slice(first, min(count, first + size)) for first in range(0, max(1, count), size))
+    parts = [sums(*given, part) for part in blocks]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -9,6 +9,7 @@ Kinks, peaks and singularities fail one of the two.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,7 +23,10 @@ from quadgrad.maps import EndFrame, end_frame, frame
 from quadgrad.plan import Ends, Plan
 from quadgrad.search.estimate import largest_component
 
-__all__ = ["find_stale_breakpoint", "find_unmarked_jump"]
+__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
+
+Least = Callable[[Tensor], Tensor]
+"""The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
 
 PARTS = 16
 """Parts into which a suspect is divided at a time."""
@@ -56,7 +60,7 @@ class _Suspects:
     least: Tensor
 
 
-def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> str:
+def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> str:
     """Return where f jumps away from limits and breakpoints, as a phrase; empty where it does not.
 
     Parameters
@@ -65,15 +69,15 @@ def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: 
     plan : Plan
     limits : Limits
         Without gradient.
-    least : Tensor, shape (batch,)
-        The smallest jump that counts, times the width of the piece it is on (of its image, if that is infinite).
+    least : Least
+        Of an infinite piece the width is that of its image.
     block : int
         Nodes evaluated at a time.
     """
     if len(plan) == 0:
         return ""
     with torch.no_grad():
-        plan = _worth_a_look(plan, limits, least)
+        plan = _worth_a_look(plan, limits, least, block)
         if len(plan) == 0:
             return ""
         suspects = _suspects(integrand, plan, limits, least, block)
@@ -143,7 +147,7 @@ def _flat(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape, math.prod(y.shape[2:]))
 
 
-def _worth_a_look(plan: Plan, limits: Limits, least: Tensor) -> Plan:
+def _worth_a_look(plan: Plan, limits: Limits, least: Least, block: int) -> Plan:
     """Return the cells of those integrals in which a jump that counts can be, by their cells' errors.
 
     Search has compared f at a cell's ends with what its nodes make of it, so that even a jump between an end and
@@ -151,23 +155,26 @@ def _worth_a_look(plan: Plan, limits: Limits, least: Tensor) -> Plan:
     """
     if limits.infinite:
         return plan
-    owner = plan.owner
-    shown = WITNESSED * plan.tau[0] * least[owner] * (plan.stop - plan.start)
-    suspect = somewhere(plan.error > shown)
-    close, column = torch.zeros_like(suspect), torch.zeros(suspect.shape, dtype=torch.int8, device=suspect.device)
-    if plan.ends is not None:
-        close[plan.ends.cell], column[plan.ends.cell] = True, plan.ends.column
-    integrals = torch.zeros(plan.batch, dtype=torch.bool, device=suspect.device)
-    integrals[owner[suspect | close]] = True
+    owner, ends = plan.owner, plan.ends
+    integrals = torch.zeros(plan.batch, dtype=torch.bool, device=owner.device)
+    for first in range(0, len(plan), block):  # what is worked with does not grow with the batch
+        part = slice(first, first + block)
+        shown = WITNESSED * plan.tau[0] * least(owner[part]) * (plan.stop[part] - plan.start[part])
+        integrals[owner[part][somewhere(plan.error[part] > shown)]] = True
+    if ends is not None:
+        integrals[owner[ends.cell]] = True
     cells = integrals[owner].nonzero().squeeze(1)
     if cells.shape[0] == len(plan):
         return plan
     columns = {name: getattr(plan, name)[cells] for name in ("row", "start", "stop", "error")}
-    ends = None if plan.ends is None else Ends.at(close[cells], column[cells], plan.ends.shares)
+    if ends is not None:
+        close, column = torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(owner, dtype=torch.int8)
+        close[ends.cell], column[ends.cell] = True, ends.column
+        ends = Ends.at(close[cells], column[cells], ends.shares)
     return replace(plan, ends=ends, **columns)
 
 
-def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, block: int) -> _Suspects:
+def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> _Suspects:
     """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
     step = max(1, block // 4)
     cells = (slice(first, first + step) for first in range(0, len(plan), step))
@@ -177,7 +184,7 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Tensor, b
     return _Suspects(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(_Suspects)))
 
 
-def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limits, least: Tensor) -> _Suspects:
+def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limits, least: Least) -> _Suspects:
     """Return the suspects of some cells.
 
     A cell's right end is passed by a little, so that a jump right between two lies in the left one's last stretch.
@@ -203,13 +210,13 @@ def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limi
     x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
     y = _flat(integrand(x, owner).detach(), x)
     rise = _largest_rise(y if slope is None else y * slope[:, :, None])
-    least = least[owner] * ((stop - start) / layout.scale)
+    smallest = least(owner) * ((stop - start) / layout.scale)
     error = plan.error[cells].to(dtype) / layout.scale
     share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
-    suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], least)
+    suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], smallest)
     part, cell = somewhere(suspect).nonzero().unbind(1)
-    least = least[cell] if slope is None else least[cell] / slope[part, cell]
-    return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], least)
+    smallest = smallest[cell] if slope is None else smallest[cell] / slope[part, cell]
+    return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], smallest)
 
 
 def _towards_ends(

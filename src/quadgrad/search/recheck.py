@@ -74,6 +74,10 @@ class Watch:
         first = self.first
         return first.row[index], first.start[index], first.stop[index], self.task.pieces.lower.dtype
 
+    def restart(self) -> None:
+        """Forget what was seen: all of it comes again."""
+        self.parts.clear()
+
     def close(self) -> Cells:
         """Return all cells in the order of ``first``."""
         self.closed = True

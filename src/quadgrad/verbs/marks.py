@@ -14,7 +14,7 @@ from quadgrad._torch import forward_mode_open, in_transform
 from quadgrad.errors import IntegrandError
 from quadgrad.gradient.jumps import attach_derivatives
 from quadgrad.gradient.slivers import carries_gradient
-from quadgrad.gradient.unmarked import find_stale_breakpoint, find_unmarked_jump
+from quadgrad.gradient.unmarked import Least, find_stale_breakpoint, find_unmarked_jump
 from quadgrad.integrand import Integrand
 from quadgrad.lanes import export, largest, somewhere
 from quadgrad.limits import Limits
@@ -135,7 +135,7 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, least: Tensor, block: int) -> bool:
+def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, least: Least, block: int) -> bool:
     """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
     if plan is None:
         return False

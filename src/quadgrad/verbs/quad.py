@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import forward_mode_open, in_differentiation, in_transform
+from quadgrad.autocast import WithoutAutocast
 from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
 from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
+from quadgrad.gradient.unmarked import Least
 from quadgrad.lanes import export
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
@@ -24,7 +26,6 @@ from quadgrad.rules import Rule, get_rule
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
-from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.logarithm import LogSearch, take_logarithm
 from quadgrad.verbs.marks import Switches, note_unmarked_jumps
@@ -299,6 +300,8 @@ def _differentiate(
         return primal, Differentiated(outcome.replayed)
     derived = gradient.apply(primal)
     refuse_disagreement(derived.value, value, outcome.found.error)
+    if scaled is None and not in_transform():
+        primal = replace(primal, value=derived.value.detach())  # search's value is held no longer
     return primal, derived
 
 
@@ -316,11 +319,11 @@ def _warn_of_lost_gradients(setting: Setting, outcome: Outcome, probe: Tensor, w
     return asked
 
 
-def _least_jump(found: Found, tolerance: Tolerance) -> Tensor:
-    """Return the smallest jump that counts, times the interval's width: above noise and the integral's error."""
+def _least_jump(found: Found, tolerance: Tolerance) -> Least:
+    """Return the smallest jump that counts: above noise and the integral's error."""
     record = current_record()
     noise = max(tolerance.eps**0.5, 10.0 * record.noise if record else 0.0)
-    return torch.maximum(noise * largest_component(found.value.abs()), found.error)
+    return lambda owner: torch.maximum(noise * largest_component(found.value[owner].abs()), found.error[owner])
 
 
 def _inner_point(limits: Limits) -> Tensor:

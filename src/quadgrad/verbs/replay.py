@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from quadgrad.autocast import WithoutAutocast
 from quadgrad.gradient.reuse import replay_with_limits
 from quadgrad.gradient.slivers import Treatment, carries_gradient, singular_marks
 from quadgrad.plan import Plan
 from quadgrad.replay import BLOCK
-from quadgrad.verbs.autocast import WithoutAutocast
 from quadgrad.verbs.inputs import prepare_replay
 from quadgrad.verbs.logarithm import attach_shift, shift_on_plan, take_logarithm
 
