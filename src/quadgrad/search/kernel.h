@@ -78,16 +78,31 @@ typedef struct {
     double eps, tiny;
 } Pieces;
 
-typedef struct {
-    double rtol, atol, eps, tiny;
-    int64_t max_nfev, reopened, threads;
-} Asked;
-
-/* How many integrals run on and wait, how many cells are new, and how many pairs of these have f unknown between
- * them. */
+/* How many integrals run on and wait; how many cells are new, of how many pairs of these f is not known between them,
+ * and how many have settled. */
 typedef struct {
     int64_t running, waiting, linear, ends, pairs, settled;
 } Tally;
+
+/* A thread's part of a round: integrals from `low` to before `high`, and what they make of their cells. */
+typedef struct {
+    int64_t low, high;
+    Tally made;
+} Share;
+
+/* What is asked, and one round: the `running` integrals and their cells, `count` pieces for each integral; a move for
+ * each cell; and, for all integrals, the totals of those that stopped and how many cells have settled by row. */
+typedef struct {
+    double rtol, atol, eps, tiny;
+    int64_t max_nfev, reopened, threads, count, running, n_linear, n_ends;
+    const Rule *rule;
+    Integral *integrals;
+    const Cell *linear, *ends;
+    Share *shares;
+    int8_t *moves;
+    double *values, *errors;
+    int64_t *status, *nfev, *settled;
+} Round;
 
 extern Constants C;
 

@@ -24,14 +24,14 @@ from quadgrad.rules import rule as rules
 from quadgrad.search import cells, ends, estimate, task
 from quadgrad.status import Status
 
-__all__ = ["CELL", "INTEGRAL", "LEAF", "Asked", "EndNumbers", "PieceEnds", "Tally", "load", "rule_numbers"]
+__all__ = ["CELL", "INTEGRAL", "LEAF", "EndNumbers", "SHARE", "PieceEnds", "Round", "Tally", "load", "rule_numbers"]
 
 _HERE = Path(__file__).parent
 _BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
-CELL, LEAF, INTEGRAL = 10, 6, 8
-"""How many numbers of eight bytes a cell, a settled one, and a running integral consist of."""
+CELL, LEAF, INTEGRAL, SHARE = 10, 6, 8, 8
+"""How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of."""
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "persistent", "stubborn", "hopeless", "rougher",
@@ -94,14 +94,27 @@ class EndNumbers(Structure):
         return made
 
 
-class Asked(Structure):
-    """Tolerance and budget; ``reopened`` in a round on settled cells."""
+class Round(Structure):
+    """What is asked, a round's integrals and cells, and where the totals go."""
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny")),
-        *((name, c_int64) for name in ("max_nfev", "reopened", "threads")),
-    ]
+        *((name, c_int64) for name in (
+            "max_nfev", "reopened", "threads", "count", "running", "n_linear", "n_ends",
+        )),
+        *((name, c_void_p) for name in (
+            "rule", "integrals", "linear", "ends", "shares", "moves", "values", "errors", "status", "nfev", "settled",
+        )),
+    ]  # fmt: skip
     reopened: int
+    running: int
+    n_linear: int
+    n_ends: int
+    integrals: int
+    linear: int
+    ends: int
+    shares: int
+    moves: int
 
 
 class Tally(Structure):
@@ -127,7 +140,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure": (PieceEnds, RuleNumbers, *"nxpnpp"),
     "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
-    "judge": (Asked, RuleNumbers, *"nppnpnppppppp", Tally),
+    "judge": (Round, Tally),
+    "carry_on": (Round, *"pppp"),
     "withdraw": tuple("pnnppp"),
     "collect": tuple("pnnpppppp"),
 }
@@ -135,10 +149,15 @@ _RETURNING = ("configure", "begin", "withdraw", "collect")
 
 
 def _open(name: str) -> Any:
+    """Return a build of the sources that are here, or None."""
     try:
-        return ctypes.CDLL(str(_HERE / name))
-    except OSError:
+        library = ctypes.CDLL(str(_HERE / name))
+        built_from = library.source
+    except (OSError, AttributeError):
         return None
+    built_from.restype = c_int64
+    here = zlib.crc32(b"".join(path.read_bytes() for path in sorted(_HERE.glob("kernel*.[ch]"))))
+    return library if built_from() == here else None
 
 
 @cache
@@ -157,8 +176,7 @@ def load() -> Any:
     for module in (maps, rules, task, cells, estimate, ends):
         known |= vars(module)
     constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
-    source = zlib.crc32(b"".join(path.read_bytes() for path in sorted(_HERE.glob("kernel*.[ch]"))))
-    return library if library.configure(byref(constants)) == source else None
+    return library if library.configure(byref(constants)) else None
 
 
 @cache

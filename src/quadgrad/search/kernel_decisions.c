@@ -16,10 +16,10 @@ INLINE Cell unpack(const Leaf *leaf) {
 }
 
 /* allowed_error in adaptive.py */
-INLINE double allowed_error(const Asked *asked, double value, double floor) {
-    double size = fabs(value), allowed = larger(asked->rtol * size, asked->atol);
+INLINE double allowed_error(const Round *round, double value, double floor) {
+    double size = fabs(value), allowed = larger(round->rtol * size, round->atol);
     if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
-    return larger(allowed, asked->tiny);
+    return larger(allowed, round->tiny);
 }
 
 /* to_scan in cells.py */
@@ -108,22 +108,6 @@ INLINE void refine(const Cell *cell, int move, const double *nodes, Children *ou
     }
 }
 
-/* One round: its cells, the rule, `count` pieces for each integral, a move for each cell. */
-typedef struct {
-    const Asked *asked;
-    const Rule *rule;
-    int64_t count, n_linear, n_ends;
-    Integral *integrals;
-    const Cell *linear, *ends;
-    int8_t *moves;
-} Round;
-
-/* A thread's part of it: integrals from `low` to before `high`, and how much they make of their cells. */
-typedef struct {
-    int64_t low, high;
-    Tally made;
-} Share;
-
 /* The first of n cells in a row that is not before the given one. */
 static int64_t find(const Cell *cells, int64_t n, int64_t row) {
     int64_t low = 0;
@@ -136,8 +120,7 @@ static int64_t find(const Cell *cells, int64_t n, int64_t row) {
 }
 
 /* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. */
-static void decide(const Round *round, Share *share, double *values, double *errors, int64_t *status, int64_t *nfev) {
-    const Asked *asked = round->asked;
+static void decide(const Round *round, Share *share) {
     int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
     int64_t i = find(round->linear, round->n_linear, start), j = find(round->ends, round->n_ends, start);
     Tally made = {0};
@@ -150,12 +133,12 @@ static void decide(const Round *round, Share *share, double *values, double *err
         for (const Cell *cell = round->ends + j; j < round->n_ends && cell->row < beyond; j++, cell++)
             value += cell->value, error += cell->error, floor += cell->floor;
         int64_t stop[2] = {i, j};
-        double tolerance = allowed_error(asked, value, floor), target = larger(tolerance, 2.0 * floor);
+        double tolerance = allowed_error(round, value, floor), target = larger(tolerance, 2.0 * floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
         int64_t bad = isinf(error) ? one->bad + 1 : 0;
         int idle = done || bad > C.patience;
         int scan = done && error >= C.faint * fabs(value);
-        double limit = idle ? INFINITY : target * ((asked->reopened ? 1.0 : C.share) / (double)one->count);
+        double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one->count);
         int64_t number[HALVE + LEVELS] = {0};
         for (int kind = 0; kind < 2; kind++) {
             const Cell *cells = kind ? round->ends : round->linear;
@@ -172,9 +155,9 @@ static void decide(const Round *round, Share *share, double *values, double *err
         int64_t wanted = linear + ends, cost = one->nfev + round->rule->m * wanted + pairs + C.beside * ends;
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
-        if (code == WAIT && asked->reopened)
-            code = error > sqrt(asked->eps) * fabs(value) ? C.divergent : C.roundoff;
-        if (cost > asked->max_nfev) code = C.max_nfev;
+        if (code == WAIT && round->reopened)
+            code = error > sqrt(round->eps) * fabs(value) ? C.divergent : C.roundoff;
+        if (cost > round->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
         one->code = code;
@@ -183,7 +166,8 @@ static void decide(const Round *round, Share *share, double *values, double *err
             made.running++, made.linear += linear, made.ends += ends, made.pairs += pairs;
             made.settled += number[KEEP];
         } else {
-            values[one->who] = value, errors[one->who] = error, status[one->who] = code, nfev[one->who] = one->nfev;
+            round->values[one->who] = value, round->errors[one->who] = error;
+            round->status[one->who] = code, round->nfev[one->who] = one->nfev;
             made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
         }
     }
@@ -191,7 +175,7 @@ static void decide(const Round *round, Share *share, double *values, double *err
 }
 
 /* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
-static void carry_out(const Round *round, const Share *share, Children out, Leaf *settled, int64_t *counts) {
+static void carry_out(const Round *round, const Share *share, Children out, Leaf *settled) {
     int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
     int64_t next[2] = {find(round->linear, round->n_linear, start), find(round->ends, round->n_ends, start)};
     for (int64_t k = share->low; k < share->high; k++) {
@@ -206,7 +190,7 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
                     refine(&cells[c], moves[c], round->rule->nodes, &out);
                 } else {
                     pack(&cells[c], settled++);
-                    counts[cells[c].row]++;
+                    round->settled[cells[c].row]++;
                     one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
                 }
             }
@@ -215,39 +199,40 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
     }
 }
 
-/* One round. Integrals that run on are left in `integrals`; the cells of the others, and those not refined, are written
- * to `settled`, and counted by row; totals are entered for the others. `room` is for the new cells:
- * (LEVELS + 1) n_linear + 2 n_ends ones, n_linear + 2 n_ends with logarithmic nodes; then LEVELS numbers for each old
- * cell: the new cells before which f is to be asked for, and a byte for each old one. */
-EXPORT void judge(const Asked *asked, const Rule *rule, int64_t count, Integral *integrals, const Cell *linear,
-                  int64_t n_linear, const Cell *ends, int64_t n_ends, Cell *room, Leaf *settled, int64_t *counts,
-                  double *values, double *errors, int64_t *status, int64_t *nfev, Tally *tally) {
-    Cell *new_ends = room + (LEVELS + 1) * n_linear + 2 * n_ends;
-    int64_t *pairs = (int64_t *)(new_ends + n_linear + 2 * n_ends), n = tally->running;
-    Round round = {asked, rule, count, n_linear, n_ends, integrals, linear, ends,
-                   (int8_t *)(pairs + (LEVELS - 1) * (n_linear + n_ends))};
-    int threads = sharing(n_linear + n_ends, asked->threads);
-    Share shares[MOST_THREADS];
-    Children out[MOST_THREADS];
-    Leaf *leaves[MOST_THREADS];
+/* Decide on all cells, and enter the totals of the integrals that stop. */
+EXPORT void judge(const Round *round, Tally *tally) {
+    int64_t n = round->running, waiting = tally->waiting;
+    int threads = sharing(round->n_linear + round->n_ends, round->threads);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
-        shares[t].low = n * t / threads, shares[t].high = n * (t + 1) / threads;
-        decide(&round, &shares[t], values, errors, status, nfev);
+        round->shares[t].low = n * t / threads, round->shares[t].high = n * (t + 1) / threads;
+        decide(round, &round->shares[t]);
     }
-    int64_t waiting = tally->waiting;
-    *tally = (Tally){0, waiting, 0, 0, 0, 0};
+    *tally = (Tally){.waiting = waiting};
     for (int t = 0; t < threads; t++) {
-        const Tally *made = &shares[t].made;
-        out[t] = (Children){room, new_ends, pairs, tally->linear, tally->ends, tally->pairs};
-        leaves[t] = settled + tally->settled;
+        const Tally *made = &round->shares[t].made;
         tally->running += made->running, tally->waiting += made->waiting, tally->settled += made->settled;
         tally->linear += made->linear, tally->ends += made->ends, tally->pairs += made->pairs;
     }
+}
+
+/* Carry it out: write the new cells of either kind, those before which f is to be asked for, and the settled ones.
+ * Integrals that run on are left in `integrals`. */
+EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, Leaf *settled) {
+    int threads = sharing(round->n_linear + round->n_ends, round->threads);
+    Children out[MOST_THREADS];
+    Leaf *leaves[MOST_THREADS];
+    Children next = {linear, ends, pairs, 0, 0, 0};
+    for (int t = 0; t < threads; t++) {
+        const Tally *made = &round->shares[t].made;
+        out[t] = next, leaves[t] = settled;
+        next.n_linear += made->linear, next.n_ends += made->ends, next.n_pairs += made->pairs;
+        settled += made->settled;
+    }
     PARALLEL(threads)
-    for (int t = 0; t < threads; t++) carry_out(&round, &shares[t], out[t], leaves[t], counts);
-    for (int64_t k = 0, kept = 0; k < n; k++)
-        if (integrals[k].code == RUN) integrals[kept++] = integrals[k];
+    for (int t = 0; t < threads; t++) carry_out(round, &round->shares[t], out[t], leaves[t]);
+    for (int64_t k = 0, kept = 0; k < round->running; k++)
+        if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
 }
 
 /* Take the cells of integrals that wait out of n settled ones, into `taken`; return how many they are. */

@@ -4,10 +4,13 @@
 
 Constants C;
 
-/* Return which source this was built from, or -1 if the caller's rules are not those it was made for. */
+/* Return which source this was built from. */
+EXPORT int64_t source(void) { return SOURCE; }
+
+/* Return whether the caller's rules are those it was made for. */
 EXPORT int64_t configure(const Constants *constants) {
     C = *constants;
-    return C.functionals == FUNCTIONALS && C.shares == SHARES && C.levels == LEVELS ? SOURCE : -1;
+    return C.functionals == FUNCTIONALS && C.shares == SHARES && C.levels == LEVELS;
 }
 
 /* The integrals of cells that were not yet searched. */

@@ -7,7 +7,7 @@ nodes are placed on infinite pieces, and memory is set aside.
 from __future__ import annotations
 
 import sys
-from ctypes import byref
+from ctypes import addressof, byref
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,21 @@ from torch import Tensor
 from quadgrad._torch import in_transform
 from quadgrad.maps import frame
 from quadgrad.search.adaptive import WAIT
-from quadgrad.search.cells import BESIDE, LEVELS, LINEAR
+from quadgrad.search.cells import BESIDE, LINEAR
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import place_ends
-from quadgrad.search.kernel import CELL, INTEGRAL, LEAF, Asked, EndNumbers, PieceEnds, Tally, load, rule_numbers
+from quadgrad.search.kernel import (
+    CELL,
+    INTEGRAL,
+    LEAF,
+    SHARE,
+    EndNumbers,
+    PieceEnds,
+    Round,
+    Tally,
+    load,
+    rule_numbers,
+)
 from quadgrad.search.start import First
 from quadgrad.search.task import Found, Task, noise
 
@@ -145,20 +156,24 @@ class _Search:
         self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
         self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
-        asked = Asked(tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads)
-        tally = Tally(running=task.batch)
+        totals = (self.value, self.error, self.status, self.nfev, self.counts)
+        round = Round(
+            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads, self.count, task.batch,
+            0, 0, addressof(rule_numbers(task.rule)), integrals.data_ptr(), 0, 0, 0, 0, *[t.data_ptr() for t in totals],
+        )  # fmt: skip
+        tally = Tally()
         while True:
-            finer = self._judge(asked, tally, integrals, linear, ends)
-            if finer is not None:
-                linear, ends, pairs = finer
-                asked.reopened = 0
-                if pairs is not None:
+            linear, ends, pairs = self._judge(round, tally, linear, ends)
+            round.reopened, round.running = 0, tally.running
+            if tally.running:
+                if len(pairs):
                     self._ask_between(linear, pairs)
                 self._measure(linear)
                 self._measure_ends(ends)
             elif tally.waiting:
                 integrals, linear, ends = self._withdraw()
-                tally.running, tally.waiting, asked.reopened = integrals.shape[0], 0, 1
+                round.integrals, round.running, round.reopened = integrals.data_ptr(), integrals.shape[0], 1
+                tally.waiting = 0
             else:
                 return self._close()
 
@@ -189,25 +204,21 @@ class _Search:
         )  # fmt: skip
         return integrals, _Cells(evenly, len(evenly)), _Cells(ends, len(ends))
 
-    def _judge(
-        self, asked: Asked, tally: Tally, integrals: Tensor, linear: _Cells, ends: _Cells
-    ) -> tuple[_Cells, _Cells, Tensor | None] | None:
-        """Decide on all cells; return the new ones, if any, and the places of those before which to ask for f."""
-        old = linear.n + ends.n
-        finer, closer = (LEVELS + 1) * linear.n + 2 * ends.n, linear.n + 2 * ends.n
-        room, settled = self.memory.room(finer + closer + LEVELS * old // CELL + 1), self.memory.beyond(old)
-        self.kernel.judge(
-            byref(asked), self.rule, self.count, integrals.data_ptr(), linear.pointer, linear.n, ends.pointer,
-            ends.n, room.data_ptr(), settled, self.counts.data_ptr(), self.value.data_ptr(), self.error.data_ptr(),
-            self.status.data_ptr(), self.nfev.data_ptr(), byref(tally),
-        )  # fmt: skip
-        self.memory.settled += tally.settled
-        if tally.running == 0:
-            return None
-        pairs = None
-        if tally.pairs:
-            pairs = room[finer + closer :].view(torch.int64).flatten()[: tally.pairs]
-        return _Cells(room, tally.linear), _Cells(room, tally.ends, finer), pairs
+    def _judge(self, round: Round, tally: Tally, linear: _Cells, ends: _Cells) -> tuple[_Cells, _Cells, Tensor]:
+        """Decide on all cells; return the new ones, and the places of those before which to ask for f."""
+        old, shares, memory = linear.n + ends.n, SHARE * self.ends.threads, self.memory
+        scratch = _numbers(shares + old // 8 + 1)
+        round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
+        round.shares = scratch.data_ptr()
+        round.moves = round.shares + 8 * shares
+        self.kernel.judge(byref(round), byref(tally))
+        room, pairs = memory.room(tally.linear + tally.ends), _INTEGER.new_empty(tally.pairs)
+        linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
+        self.kernel.carry_on(
+            byref(round), linear.pointer, ends.pointer, pairs.data_ptr(), memory.beyond(tally.settled)
+        )
+        memory.settled += tally.settled
+        return linear, ends, pairs
 
     def _measure(self, cells: _Cells, edges: bool = False, whole: bool = False) -> None:
         """Apply the rule to cells with evenly spread nodes, a block of nodes at a time.
