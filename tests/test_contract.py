@@ -69,7 +69,7 @@ def test_complex_integrand_has_a_real_error_of_the_modulus() -> None:
     assert abs(complex(result.value) - 2j) <= float(result.error)
 
 
-@pytest.mark.parametrize("rank", (0, 1, 2))
+@pytest.mark.parametrize("rank", (1, 2))
 def test_probe_is_one_interior_node_of_one_element(rank: int) -> None:
     f = Recorder(decay)
     b = t64(3.0).expand((2,) * rank)
@@ -77,6 +77,19 @@ def test_probe_is_one_interior_node_of_one_element(rank: int) -> None:
     assert f.seen[0].shape == (1,) * (rank + 1)
     assert 2.0 < float(f.seen[0]) < 3.0
     assert f.nodes.numel() == int(result.nfev.sum()) + 1
+
+
+def test_a_single_integral_is_probed_on_its_first_cell() -> None:
+    f = Recorder(decay)
+    result = qg.quad(f, t64(2.0), t64(3.0), (t64(1.0),))
+    assert f.seen[0].shape == (23, 1)
+    assert ((f.seen[0] > 2.0) & (f.seen[0] < 3.0)).all()
+    assert f.nodes.numel() == int(result.nfev)
+    for other in (lambda x, p: torch.exp(-1j * p * x), lambda x, p: torch.stack((x, p * x), -1), lambda x, p: x.half()):
+        together = qg.quad(other, t64([2.0]), t64([3.0]), (t64(1.0),), rtol=0.1)
+        alone = qg.quad(other, t64(2.0), t64(3.0), (t64(1.0),), rtol=0.1)
+        assert torch.equal(alone.value, together.value[0]) and alone.nfev == together.nfev[0]
+        assert alone.value.dtype == together.value.dtype
 
 
 def test_x_in_search_has_a_row_for_each_node_and_a_column_for_each_cell() -> None:
@@ -350,7 +363,7 @@ def test_replay_that_disagrees_with_search_is_refused() -> None:
     # The same at every call without gradient, so that only the replayed value shows it.
     f = lambda x, p: p * torch.exp(x) * (1.0 + 0.1 * torch.is_grad_enabled())
     with pytest.raises(qg.IntegrandError, match="deterministic"):
-        qg.quad(f, t64(0.0), t64(1.0), (leaf(1.0),))
+        qg.quad(f, t64(0.0), t64([1.0, 2.0]), (leaf(1.0),))
 
 
 # -- what a call leaves alone ------------------------------------------------------------------------

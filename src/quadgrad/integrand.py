@@ -142,10 +142,14 @@ class Integrand:
         return replace(self, arguments=tuple(parts))
 
     def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
-        """Call f at one node of the first integral; return the integrand knowing its output, and the output."""
-        shape = (1,) * (self.rank + 1)
-        y = self._call(x if x.shape == shape else x.reshape(shape), [a.first(self.rank) for a in self.arguments])
-        event, dtype = tuple(y.shape[len(shape) :]), self._widen(y).dtype
+        """Call f at nodes of the first integral; return the integrand knowing its output, and the output.
+
+        ``x`` is one node of shape ``(1,)``, or, of a single integral, nodes of shape ``(m, 1)``.
+        """
+        if self.rank and x.ndim == 1:
+            x = x.reshape((1,) * (self.rank + 1))
+        y = self._call(x, [a.first(self.rank) for a in self.arguments])
+        event, dtype = tuple(y.shape[x.ndim :]), self._widen(y).dtype
         return Integrand(
             self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized,
             event, dtype, self.name,

@@ -99,13 +99,13 @@ class Round(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny")),
-        *((name, c_int64) for name in (
-            "max_nfev", "reopened", "threads", "count", "running", "n_linear", "n_ends",
-        )),
-        *((name, c_void_p) for name in (
-            "rule", "integrals", "linear", "ends", "shares", "moves", "values", "errors", "status", "nfev", "settled",
-        )),
-    ]  # fmt: skip
+        *(
+            (name, c_int64)
+            for name in ("max_nfev", "reopened", "threads", "count", "running", "n_linear", "n_ends")
+        ),
+        *((name, c_void_p) for name in ("rule", "integrals", "linear", "ends", "shares", "moves")),
+        *((name, c_void_p) for name in ("values", "errors", "status", "nfev", "settled")),
+    ]
     reopened: int
     running: int
     n_linear: int

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from quadgrad._torch import in_transform
-from quadgrad.maps import frame
+from quadgrad.integrand import Integrand
+from quadgrad.maps import Pieces, frame
+from quadgrad.rules import Rule
 from quadgrad.search.adaptive import WAIT
 from quadgrad.search.cells import BESIDE, LINEAR
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
@@ -34,7 +36,7 @@ from quadgrad.search.kernel import (
 from quadgrad.search.start import First
 from quadgrad.search.task import Found, Task, noise
 
-__all__ = ["search_native", "suits_native"]
+__all__ = ["Opening", "open_native", "search_native", "suits_native"]
 
 START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
 """Columns of a cell: its place, f where it is known (three), the row as an integer, bytes (first the kind)."""
@@ -52,6 +54,38 @@ def suits_native(task: Task) -> bool:
     real = dtype is not None and not dtype.is_complex and task.integrand.event == () and task.rule.mirrored
     within = not in_transform() and _in_memory(task.pieces.lower) and _in_memory(task.pieces.upper)
     return real and within and load() is not None
+
+
+@dataclass(slots=True)
+class Opening:
+    """A single integral's first cell, where it is, and f there as f returned it, which may carry a gradient."""
+
+    ends: PieceEnds
+    integrals: Tensor
+    cells: _Cells
+    layout: Tensor
+    y: Tensor
+
+
+def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integrand, Opening] | None:
+    """Call f on the first cell of a single integral, not knowing yet what it returns; None where that is no cell.
+
+    Returned with it is the integrand that knows its output.
+    """
+    if in_transform() or not (_in_memory(pieces.lower) and _in_memory(pieces.upper)):
+        return None
+    if pieces.count > 1 or pieces.infinite or not rule.mirrored or not load():
+        return None
+    kernel, ends, rows = load(), PieceEnds.of(pieces), rule.nodes.size + BESIDE
+    integrals, cells = _numbers(1, INTEGRAL), _Cells(_numbers(1, CELL), 1)
+    if kernel.begin(byref(ends), 1, rule.nodes.size, cells.pointer, integrals.data_ptr()) == 0:
+        return None
+    x, layout = _numbers(rows, 1), _numbers(4, 1)
+    kernel.place(
+        byref(ends), byref(rule_numbers(rule)), 1, cells.pointer, 1, x.data_ptr(), layout.data_ptr()
+    )  # fmt: skip
+    integrand, y = integrand.probe(_as(x, pieces.lower.dtype))
+    return integrand, Opening(ends, integrals, cells, layout, y)
 
 
 def search_native(task: Task, first: First | None) -> Found | None:
@@ -142,7 +176,8 @@ class _Search:
         batch, count = task.batch, task.pieces.count
         self.task, self.kernel, self.real = task, load(), task.pieces.lower.dtype
         self.dtype = task.integrand.output_dtype or self.real
-        self.ends, self.rule = PieceEnds.of(task.pieces), byref(rule_numbers(task.rule))
+        self.ends = PieceEnds.of(task.pieces) if task.opening is None else task.opening.ends
+        self.rule = byref(rule_numbers(task.rule))
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
         self.value, self.error = _numbers(batch), _numbers(batch)
         self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
@@ -152,14 +187,18 @@ class _Search:
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
         task, tolerance = self.task, self.task.tolerance
-        integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
-        self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
-        self._measure_ends(ends)
+        if task.opening is not None:
+            integrals, linear, ends = self._opened(task.opening)
+        else:
+            integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
+            self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
+            self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
         round = Round(
-            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads, self.count, task.batch,
-            0, 0, addressof(rule_numbers(task.rule)), integrals.data_ptr(), 0, 0, 0, 0, *[t.data_ptr() for t in totals],
+            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads, self.count,
+            task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals.data_ptr(), 0, 0, 0, 0,
+            *[t.data_ptr() for t in totals],
         )  # fmt: skip
         tally = Tally()
         while True:
@@ -182,6 +221,13 @@ class _Search:
         integrals, room = _numbers(batch, INTEGRAL), _numbers(batch * self.count, CELL)
         n = self.kernel.begin(self.pieces, batch, self.m, room.data_ptr(), integrals.data_ptr())
         return integrals, _Cells(room, n), _Cells(room, 0)
+
+    def _opened(self, opening: Opening) -> tuple[Tensor, _Cells, _Cells]:
+        cells, y = opening.cells, _plain(opening.y.detach())
+        self.kernel.measure(
+            self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout.data_ptr()
+        )  # fmt: skip
+        return opening.integrals, cells, _Cells(cells.room, 0)
 
     def _given(self, first: First) -> tuple[Tensor, _Cells, _Cells]:
         cells = _numbers(first.row.shape[0], CELL).zero_()

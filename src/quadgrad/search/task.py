@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ PATIENCE = 6
 class Task:
     """All that stays the same during one search.
 
-    ``block`` is the number of nodes evaluated at a time, ``tile`` that of integrals searched together.
+    ``block`` is the number of nodes evaluated at a time, ``tile`` that of integrals searched together, ``opening``
+    what is known of the first cell already, see :mod:`quadgrad.search.native`.
     """
 
     integrand: Integrand
@@ -38,6 +40,7 @@ class Task:
     block: int
     tile: int
     batch: int
+    opening: Any = None
 
     def part(self, first: int, last: int) -> Task:
         """Return the task of the integrals from ``first`` to before ``last``."""

@@ -11,7 +11,6 @@ from quadgrad.lanes import somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import frame
 from quadgrad.plan import Plan
-from quadgrad.replay import BLOCK
 from quadgrad.search.estimate import largest_component
 
 __all__ = ["refuse_disagreement", "refuse_noise"]
@@ -36,11 +35,10 @@ def refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
         raise IntegrandError(_NOISY)
 
 
-def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor) -> None:
-    """Compare what replay and search have found, given the error of the latter."""
+def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block: int) -> None:
+    """Compare what replay and search have found, given the error of the latter, ``block`` integrals at a time."""
     found = replayed.detach()
-    # Part by part: what is worked with does not grow with the batch.
-    parts = (slice(first, first + BLOCK) for first in range(0, error.shape[0], BLOCK))
+    parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
     if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
         raise IntegrandError(_NOISY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -15,6 +16,7 @@ from quadgrad.gradient import Differentiated, GradientMode, Primal, Reuse, Scale
 from quadgrad.gradient.parameters import Parameters, declare
 from quadgrad.gradient.pathwise import choose_treatment
 from quadgrad.gradient.unmarked import Least
+from quadgrad.integrand import Integrand
 from quadgrad.lanes import export
 from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
@@ -24,6 +26,7 @@ from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.estimate import largest_component
+from quadgrad.search.native import Opening, open_native
 from quadgrad.search.task import Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
@@ -230,13 +233,13 @@ def _integrate(
     log: bool,
 ) -> tuple[Result, bool]:
     """Return the integrals, and whether any failed."""
-    inner = _inner_point(call.limits.detach())
-    integrand, probe = call.integrand.probe(inner)
+    alone = call.batch_shape == () and plan is None and jumps is None and not log
+    integrand, probe, opening = _first_look(call, rule if alone else None)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
-    block = chunk or max(1, BLOCK // max(1, probe.numel()))
+    block = chunk or max(1, BLOCK // max(1, math.prod(integrand.event or ())))
     flowing = _wants_gradient(probe, call.limits)
-    setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk, flowing)
-    switches = None if jumps is None else Switches.open(call, jumps, inner, block)
+    setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk, flowing, opening)
+    switches = None if jumps is None else Switches.open(call, jumps, _inner_point(call.limits.detach()), block)
     wanted, outcome = flowing or (switches is not None and switches.moves), None
     logs = LogSearch(setting, probe) if log else None
     if plan is not None and wanted and isinstance(gradient, Reuse) and logs is None:
@@ -270,6 +273,19 @@ def _integrate(
     return result, failed
 
 
+def _first_look(call: Call, rule: Rule | None) -> tuple[Integrand, Tensor, Opening | None]:
+    """Return the integrand knowing its output, what it returned, and the first cell of the search if that was it.
+
+    A single integral to be searched once has no need of another call of f.
+    """
+    if rule is not None and not call.limits.infinite and call.limits.points is None:
+        opened = open_native(call.integrand, call.limits.detach().pieces(), rule)
+        if opened is not None:
+            integrand, opening = opened
+            return integrand, opening.y, opening
+    return *call.integrand.probe(_inner_point(call.limits.detach())), None
+
+
 def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return what has one entry for each integral in the shape of the batch."""
     if not shape:
@@ -299,7 +315,7 @@ def _differentiate(
     if outcome.replayed is not None:
         return primal, Differentiated(outcome.replayed)
     derived = gradient.apply(primal)
-    refuse_disagreement(derived.value, value, outcome.found.error)
+    refuse_disagreement(derived.value, value, outcome.found.error, setting.block)
     if scaled is None and not in_transform():
         primal = replace(primal, value=derived.value.detach())  # search's value is held no longer
     return primal, derived

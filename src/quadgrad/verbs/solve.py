@@ -18,6 +18,7 @@ from quadgrad.maps import Pieces
 from quadgrad.plan import Plan
 from quadgrad.rules import Rule
 from quadgrad.search.cells import BESIDE
+from quadgrad.search.native import Opening
 from quadgrad.search.recheck import Watch, recheck
 from quadgrad.search.record import make_ends, make_plan
 from quadgrad.search.start import First, first_cells
@@ -40,7 +41,7 @@ class Setting:
     """What stays the same however often a call searches.
 
     ``block`` is the number of nodes evaluated at a time; ``flowing`` tells whether derivatives flow to f's values,
-    which search has to keep out.
+    which search has to keep out; ``opening`` what is known already where there is but one search.
     """
 
     call: Call
@@ -51,13 +52,16 @@ class Setting:
     block: int
     chunk: int | None
     flowing: bool = True
+    opening: Opening | None = None
 
     def task(self, pieces: Pieces) -> Task:
         """Return the task of searching the given pieces."""
         batch = self.call.batch
         tile = max(1, batch) if self.chunk is None else self.chunk
         budget = self.budget(pieces.count)
-        return Task(self.integrand, pieces, self.rule, self.tolerance, budget, self.block, tile, batch)
+        return Task(
+            self.integrand, pieces, self.rule, self.tolerance, budget, self.block, tile, batch, self.opening
+        )  # fmt: skip
 
     def budget(self, pieces: int) -> int:
         """Return the most nodes to spend on one integral of so many pieces."""
@@ -153,7 +157,7 @@ def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: L
     known = oriented_value(mended, limits.detach(), bool(export(mended.status).any()))
     refuse_noise(integrand, refined, limits.detach())
     again = replay_with_limits(integrand, refined, limits, None, chunk)
-    refuse_disagreement(again, known, mended.error)
+    refuse_disagreement(again, known, mended.error, setting.block)
     value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
     found = checked.join(mended)
     made = setting.record(found, task.pieces)
