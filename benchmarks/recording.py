@@ -31,7 +31,7 @@ class Recorder:
         return self.f(*block)
 
     def drop_probe(self) -> None:
-        """Forget the first call if it was the probe, one node that belongs to no round; a single integral has none."""
+        """Forget the first call if it was the probe: one node, which belongs to no round."""
         if self.blocks[0][0].numel() == 1:
             self.blocks.pop(0)
 

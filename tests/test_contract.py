@@ -85,7 +85,11 @@ def test_a_single_integral_is_probed_on_its_first_cell() -> None:
     assert f.seen[0].shape == (23, 1)
     assert ((f.seen[0] > 2.0) & (f.seen[0] < 3.0)).all()
     assert f.nodes.numel() == int(result.nfev)
-    for other in (lambda x, p: torch.exp(-1j * p * x), lambda x, p: torch.stack((x, p * x), -1), lambda x, p: x.half()):
+    for other in (
+        lambda x, p: torch.exp(-1j * p * x),
+        lambda x, p: torch.stack((x, p * x), -1),
+        lambda x, p: x.half(),
+    ):
         together = qg.quad(other, t64([2.0]), t64([3.0]), (t64(1.0),), rtol=0.1)
         alone = qg.quad(other, t64(2.0), t64(3.0), (t64(1.0),), rtol=0.1)
         assert torch.equal(alone.value, together.value[0]) and alone.nfev == together.nfev[0]
