@@ -250,7 +250,7 @@ EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *
 }
 
 /* The n settled cells sorted by row, those of one row as they settled, of which there are `counts` in each row. Return
- * how many have logarithmic nodes. */
+ * how many have logarithmic nodes; 0 if their kinds are not asked for. */
 EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *counts, int64_t *row, double *start,
                        double *stop, double *error, int8_t *kind) {
     int64_t n_ends = 0, place = 0;
@@ -261,9 +261,8 @@ EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *co
     }
     for (const Leaf *leaf = settled; leaf < settled + n; leaf++) {
         int64_t to = counts[leaf->tag / 256]++;
-        row[to] = leaf->tag / 256, kind[to] = (int8_t)(leaf->tag % 256 / 16);
-        start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-        n_ends += kind[to] != LINEAR;
+        row[to] = leaf->tag / 256, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
+        if (kind) n_ends += (kind[to] = (int8_t)(leaf->tag % 256 / 16)) != LINEAR;
     }
     return n_ends;
 }

@@ -61,9 +61,9 @@ class Opening:
     """A single integral's first cell, where it is, and f there as f returned it, which may carry a gradient."""
 
     ends: PieceEnds
-    integrals: Tensor
-    cells: _Cells
-    layout: Tensor
+    room: Tensor
+    integral: int
+    layout: int
     y: Tensor
 
 
@@ -76,16 +76,15 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
         return None
     if pieces.count > 1 or pieces.infinite or not rule.mirrored or not load():
         return None
-    kernel, ends, rows = load(), PieceEnds.of(pieces), rule.nodes.size + BESIDE
-    integrals, cells = _numbers(1, INTEGRAL), _Cells(_numbers(1, CELL), 1)
-    if kernel.begin(byref(ends), 1, rule.nodes.size, cells.pointer, integrals.data_ptr()) == 0:
+    kernel, m, ends, room = load(), rule.nodes.size, PieceEnds.of(pieces), _numbers(3, CELL)
+    cell = room.data_ptr()
+    integral, layout = cell + 8 * CELL, cell + 16 * CELL
+    if kernel.begin(byref(ends), 1, m, cell, integral) == 0:
         return None
-    x, layout = _numbers(rows, 1), _numbers(4, 1)
-    kernel.place(
-        byref(ends), byref(rule_numbers(rule)), 1, cells.pointer, 1, x.data_ptr(), layout.data_ptr()
-    )  # fmt: skip
+    x = _numbers(m + BESIDE, 1)
+    kernel.place(byref(ends), byref(rule_numbers(rule)), 1, cell, 1, x.data_ptr(), layout)
     integrand, y = integrand.probe(_as(x, pieces.lower.dtype))
-    return integrand, Opening(ends, integrals, cells, layout, y)
+    return integrand, Opening(ends, room, integral, layout, y)
 
 
 def search_native(task: Task, first: First | None) -> Found | None:
@@ -104,29 +103,42 @@ class _UnreadableError(Exception):
 
 
 class _Memory:
-    """What a search works in: two rooms for cells, used in turn, and one for all that settle.
+    """What a search works in: two rooms for cells, used in turn, one for all that settle, one for decisions.
 
-    To touch new memory is slow, so the next search takes it over.
+    To touch new memory is slow, so the next search takes it over. ``size`` is how many numbers it holds.
     """
 
-    __slots__ = ("leaves", "rooms", "settled")
+    __slots__ = ("decisions", "leaves", "rooms", "settled", "size")
 
     def __init__(self) -> None:
-        self.rooms, self.leaves, self.settled = [_numbers(0, CELL), _numbers(0, CELL)], _numbers(0, LEAF), 0
+        self.rooms, self.leaves, self.decisions = [_numbers(0, CELL)] * 2, _numbers(0, LEAF), _numbers(0, 1)
+        self.settled = self.size = 0
 
     def room(self, rows: int) -> Tensor:
         """Return room for cells; what was there before last is overwritten."""
         last, room = self.rooms
-        self.rooms = [room if room.shape[0] >= rows else _numbers(rows, CELL), last]
+        self.rooms = [self._at_least(room, rows, CELL), last]
         return self.rooms[0]
 
     def beyond(self, rows: int) -> int:
         """Return where more settled cells may be put."""
-        if self.settled + rows > self.leaves.shape[0]:
-            grown = _numbers(2 * (self.settled + rows), LEAF)
+        rows += self.settled
+        if rows > self.leaves.shape[0]:
+            grown = self._at_least(self.leaves, 2 * rows, LEAF)
             grown[: self.settled] = self.leaves[: self.settled]
             self.leaves = grown
         return self.leaves.data_ptr() + 8 * LEAF * self.settled
+
+    def scratch(self, rows: int) -> int:
+        """Return where decisions may be put."""
+        self.decisions = self._at_least(self.decisions, rows, 1)
+        return self.decisions.data_ptr()
+
+    def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
+        if room.shape[0] >= rows:
+            return room
+        self.size += (rows - room.shape[0]) * columns
+        return _numbers(rows, columns)
 
     @staticmethod
     def take() -> _Memory:
@@ -139,7 +151,7 @@ class _Memory:
     def leave(self) -> None:
         """Leave it to the next search, unless that would be much to hold on to."""
         self.settled = 0
-        if len(_spare) < SEARCHES and sum(room.numel() for room in (*self.rooms, self.leaves)) <= SPARE:
+        if len(_spare) < SEARCHES and self.size <= SPARE:
             _spare.append(self)
 
 
@@ -182,7 +194,7 @@ class _Search:
         self.value, self.error = _numbers(batch), _numbers(batch)
         self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
         self.counts = _INTEGER.new_zeros(batch * count)
-        self.memory = _Memory.take()
+        self.memory, self.mixed = _Memory.take(), False
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -190,14 +202,15 @@ class _Search:
         if task.opening is not None:
             integrals, linear, ends = self._opened(task.opening)
         else:
-            integrals, linear, ends = self._whole_pieces() if first is None else self._given(first)
+            books, linear, ends = self._whole_pieces() if first is None else self._given(first)
+            integrals = books.data_ptr()
             self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
             self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
         round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads, self.count,
-            task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals.data_ptr(), 0, 0, 0, 0,
+            task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals, 0, 0, 0, 0,
             *[t.data_ptr() for t in totals],
         )  # fmt: skip
         tally = Tally()
@@ -210,8 +223,8 @@ class _Search:
                 self._measure(linear)
                 self._measure_ends(ends)
             elif tally.waiting:
-                integrals, linear, ends = self._withdraw()
-                round.integrals, round.running, round.reopened = integrals.data_ptr(), integrals.shape[0], 1
+                books, linear, ends = self._withdraw()
+                round.integrals, round.running, round.reopened = books.data_ptr(), books.shape[0], 1
                 tally.waiting = 0
             else:
                 return self._close()
@@ -222,12 +235,12 @@ class _Search:
         n = self.kernel.begin(self.pieces, batch, self.m, room.data_ptr(), integrals.data_ptr())
         return integrals, _Cells(room, n), _Cells(room, 0)
 
-    def _opened(self, opening: Opening) -> tuple[Tensor, _Cells, _Cells]:
-        cells, y = opening.cells, _plain(opening.y.detach())
+    def _opened(self, opening: Opening) -> tuple[int, _Cells, _Cells]:
+        cells, y = _Cells(opening.room, 1), _plain(opening.y.detach())
         self.kernel.measure(
-            self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout.data_ptr()
+            self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout
         )  # fmt: skip
-        return opening.integrals, cells, _Cells(cells.room, 0)
+        return opening.integral, cells, _Cells(opening.room, 0)
 
     def _given(self, first: First) -> tuple[Tensor, _Cells, _Cells]:
         cells = _numbers(first.row.shape[0], CELL).zero_()
@@ -248,22 +261,24 @@ class _Search:
             evenly.data_ptr(), len(evenly), ends.data_ptr(), len(ends), self.count, batch, self.m,
             integrals.data_ptr(),
         )  # fmt: skip
+        self.mixed = self.mixed or len(ends) > 0
         return integrals, _Cells(evenly, len(evenly)), _Cells(ends, len(ends))
 
     def _judge(self, round: Round, tally: Tally, linear: _Cells, ends: _Cells) -> tuple[_Cells, _Cells, Tensor]:
         """Decide on all cells; return the new ones, and the places of those before which to ask for f."""
         old, shares, memory = linear.n + ends.n, SHARE * self.ends.threads, self.memory
-        scratch = _numbers(shares + old // 8 + 1)
         round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
-        round.shares = scratch.data_ptr()
+        round.shares = memory.scratch(shares + old // 8 + 1)
         round.moves = round.shares + 8 * shares
         self.kernel.judge(byref(round), byref(tally))
-        room, pairs = memory.room(tally.linear + tally.ends), _INTEGER.new_empty(tally.pairs)
+        room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
+        pairs = _INTEGER.new_empty(tally.pairs) if tally.pairs else _INTEGER
         self.kernel.carry_on(
             byref(round), linear.pointer, ends.pointer, pairs.data_ptr(), memory.beyond(tally.settled)
         )
         memory.settled += tally.settled
+        self.mixed = self.mixed or ends.n > 0
         return linear, ends, pairs
 
     def _measure(self, cells: _Cells, edges: bool = False, whole: bool = False) -> None:
@@ -368,14 +383,14 @@ class _Search:
     def _close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
         memory, n = self.memory, self.memory.settled
-        row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n)
+        row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n) if self.mixed else None
         start, stop, error = _numbers(n), _numbers(n), _numbers(n)
         ends = self.kernel.collect(
             memory.leaves.data_ptr(), n, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
-            start.data_ptr(), stop.data_ptr(), error.data_ptr(), kind.data_ptr(),
+            start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
         )  # fmt: skip
         memory.leave()
-        value, total, error = (_as(t, self.dtype) for t in (self.value, self.error, error))
+        value, total, error = _as(self.value, self.dtype), _as(self.error, self.dtype), _as(error, self.dtype)
         return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
 
 

@@ -174,7 +174,7 @@ def quad(
     >>> value, error = qg.quad(above, 0.0, 1.0, args=(level,), jumps=lambda x, t: torch.sin(10 * x) - t)
     >>> value.backward()
     >>> value, level.grad
-    (tensor(0.5064, dtype=torch.float64, grad_fn=<SqueezeBackward1>), tensor(-0.4193, dtype=torch.float64))
+    (tensor(0.5064, dtype=torch.float64, grad_fn=<SelectBackward0>), tensor(-0.4193, dtype=torch.float64))
 
     How likely two Poisson counts are, their rates being exponentially distributed. The second one is 1e-903, which
     no float can hold:
@@ -289,7 +289,7 @@ def _first_look(call: Call, rule: Rule | None) -> tuple[Integrand, Tensor, Openi
 def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return what has one entry for each integral in the shape of the batch."""
     if not shape:
-        return values.squeeze(0)
+        return values[0]
     return values if len(shape) == 1 else values.reshape(shape + tuple(values.shape[1:]))
 
 
