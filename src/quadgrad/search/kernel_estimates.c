@@ -37,19 +37,25 @@ INLINE void weigh(const double *weights, int64_t rows, int64_t m, const Tile *y,
     }
 }
 
-/* The rule's functionals, but for the shares, of values y on a tile, and the integral of their size. All but four are
+INLINE Lanes largest_of(Lanes a, Lanes b) {
+    Bits is_b = b > a;
+    return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
+}
+
+/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size and the largest. All but four are
  * even or odd about the middle node, and these four are two that mirror two: half the products suffice for sums and
  * differences of values at mirrored nodes. */
-INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size) {
+INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
     int64_t half = rule->m / 2;
     Tile plus[MOST_NODES / 2 + 1], minus[MOST_NODES / 2], even[EVEN], odd[ODD];
-    Lanes s0 = {0}, s1 = {0};
+    Lanes s0 = {0}, s1 = {0}, most[2] = {{0}, {0}};
     for (int64_t i = 0; i <= half; i++) {
         const double *front = y + i * stride, *back = y + (rule->m - 1 - i) * stride;
         for (int k = 0; k < 2; k++) {
             Lanes a = *(const Lanes *)(front + k * LANES), b = *(const Lanes *)(back + k * LANES), zero = {0};
-            Lanes sizes = (Lanes)((Bits)a & INT64_MAX) + (Lanes)((Bits)b & INT64_MAX);
+            Lanes size_a = (Lanes)((Bits)a & INT64_MAX), size_b = (Lanes)((Bits)b & INT64_MAX), sizes = size_a + size_b;
+            most[k] = largest_of(most[k], largest_of(size_a, size_b));
             if (i == half) b = zero, sizes *= 0.5;
             ((Lanes *)plus)[2 * i + k] = a + b;
             if (i < half) ((Lanes *)minus)[2 * i + k] = a - b;
@@ -57,6 +63,7 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
         }
     }
     *(Lanes *)size = s0, *(Lanes *)(size + LANES) = s1;
+    *(Lanes *)largest = most[0], *(Lanes *)(largest + LANES) = most[1];
     weigh(rule->even, EVEN, half + 1, plus, even);
     weigh(rule->odd, ODD, half, minus, odd);
     /* even: weights, nulls, slope, sums of halves and edges; odd: nulls, slope, their differences. */
@@ -113,20 +120,18 @@ INLINE void load_tile(const double *from, int64_t here, double *tile) {
     memcpy(tile, from, here * sizeof(double));
 }
 
-/* Where y is largest on the cells of a tile, and how large it is there: _peak in estimate.py. */
-INLINE void find_spots(int64_t m, const double *y, int64_t stride, Tile largest, Tile spot) {
-    for (int c = 0; c < WIDE; c++) largest[c] = 0.0, spot[c] = 0.0;
-    for (int64_t i = 0; i < m; i++)
-        for (int c = 0; c < WIDE; c++) largest[c] = larger(largest[c], fabs(y[i * stride + c]));
-    for (int64_t i = m - 1; i >= 0; i--)
-        for (int c = 0; c < WIDE; c++) spot[c] = fabs(y[i * stride + c]) >= C.near * largest[c] ? (double)i : spot[c];
+/* At which of m nodes y is largest: _peak in estimate.py. */
+INLINE uint8_t find_spot(int64_t m, const double *y, int64_t stride, double largest) {
+    int64_t i = 0;
+    while (i < m - 1 && !(fabs(y[i * stride]) >= C.near * largest)) i++;
+    return (uint8_t)i;
 }
 
 /* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
 INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *sums, const double *size,
-                     const double *y, int64_t stride, const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
+                     const double *largest, const double *y, int64_t stride, const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
-    Tile at_start = {0}, at_stop = {0}, spot, largest, unseen, error, decay, highest, noise, floor, side;
+    Tile at_start = {0}, at_stop = {0}, unseen, error, decay, highest, noise, floor, side;
     double finest = 4.0 * p->eps / rule->nodes[0], narrowest = sqrt(p->tiny), rounding = C.place * p->eps;
     for (int c = 0; c < here; c++) at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
     for (int c = 0; c < WIDE; c++) {
@@ -139,7 +144,6 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
     }
     null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
-    find_spots(rule->m, y, stride, largest, spot);
     for (int c = 0; c < WIDE; c++) {
         double more = (decay[c] >= C.persistent) + (double)(decay[c] >= C.stubborn) + (decay[c] >= C.hopeless);
         side[c] *= 1.0 + (decay[c] >= C.unresolved) + (largest[c] > C.peaked * size[c] ? more : 0.0);
@@ -157,7 +161,8 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         cell->value = lost ? 0.0 : sums[0][c] * scale[c];
         cell->error = lost ? INFINITY : error[c];
         cell->floor = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
-        cell->lean = lost ? 0 : (int8_t)side[c], cell->spot = (uint8_t)spot[c];
+        cell->lean = lost ? 0 : (int8_t)side[c];
+        if (fabs(side[c]) > 2.0) cell->spot = find_spot(rule->m, y + c, stride, largest[c]);
         cell->refinable = resolvable && (lost || error[c] > noise[c]);
     }
 }
@@ -173,20 +178,20 @@ EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps
     PARALLEL(sharing(n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
         int64_t here = n - low < WIDE ? n - low : WIDE;
-        Tile sums[FUNCTIONALS], size;
+        Tile sums[FUNCTIONALS], size, largest;
         for (int64_t c = low; edges && c < low + here; c++) {
             cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
             cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
         }
         if (here == WIDE) {
-            fold(rule, y + low, n, sums, size);
-            estimate(rule, p, eps, sums, size, y + low, n, middle + low, scale + low, reach + low, WIDE, cells + low);
+            fold(rule, y + low, n, sums, size, largest);
+            estimate(rule, p, eps, sums, size, largest, y + low, n, middle + low, scale + low, reach + low, WIDE, cells + low);
         } else {
             Tile few[MOST_NODES], scales, reaches;
             for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
             load_tile(scale + low, here, scales), load_tile(reach + low, here, reaches);
-            fold(rule, few[0], WIDE, sums, size);
-            estimate(rule, p, eps, sums, size, few[0], WIDE, middle + low, scales, reaches, here, cells + low);
+            fold(rule, few[0], WIDE, sums, size, largest);
+            estimate(rule, p, eps, sums, size, largest, few[0], WIDE, middle + low, scales, reaches, here, cells + low);
         }
     }
 }
