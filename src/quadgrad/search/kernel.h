@@ -30,7 +30,7 @@
 enum { LINEAR = 0, GEOMETRIC = 1 };
 enum { KEEP, REVERT, TURN, CLOSER, HALVE };
 enum { RUN = -1, WAIT = -2 };
-enum { MOST_THREADS = 64 };
+enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 5 };
 
 /* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
@@ -42,7 +42,9 @@ typedef struct {
     uint8_t spot, spare[4]; /* the spot is that of the node */
 } Cell;
 
-/* A settled cell; `tag` is its row, times 256, and what `pack` makes of its other integers. */
+enum { GONE = -1 };
+
+/* A settled cell; `tag` is its row, times 256, and what `pack` makes of its other integers; or GONE. */
 typedef struct {
     double start, stop, value, error, floor;
     int64_t tag;

@@ -136,14 +136,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "open_books": tuple("pnpnnnnp"),
     "place": (PieceEnds, RuleNumbers, *"npnpp"),
     "place_starts": (PieceEnds, *"ppnpp"),
-    "enter_starts": tuple("ppnp"),
+    "enter_starts": tuple("ppnpn"),
     "measure": (PieceEnds, RuleNumbers, *"nxpnpp"),
     "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
     "judge": (Round, Tally),
     "carry_on": (Round, *"pppp"),
-    "withdraw": tuple("pnnppp"),
-    "collect": tuple("pnnpppppp"),
+    "withdraw": tuple("pnnpppn"),
+    "collect": tuple("pnnppppppn"),
 }
 _RETURNING = ("configure", "begin", "withdraw", "collect")
 

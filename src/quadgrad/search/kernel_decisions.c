@@ -235,34 +235,50 @@ EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pair
         if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
 }
 
-/* Take the cells of integrals that wait out of n settled ones, into `taken`; return how many they are. */
-EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts,
-                        Cell *taken) {
-    int64_t kept = 0, out = 0;
-    for (int64_t c = 0; c < n; c++)
-        if (status[settled[c].tag / 256 / count] == WAIT) {
-            taken[out] = unpack(&settled[c]);
-            counts[taken[out++].row]--;
-        } else {
-            settled[kept++] = settled[c];
+/* Take the cells of integrals that wait out of n settled ones, into `taken`, which has room for n; return how many they
+ * are. In their place stays GONE. */
+EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts, Cell *taken,
+                        int64_t threads) {
+    int64_t found[MOST_THREADS], out = 0;
+    threads = sharing(n, threads);
+    PARALLEL(threads)
+    for (int64_t t = 0; t < threads; t++) {
+        int64_t low = n * t / threads, high = n * (t + 1) / threads, next = low;
+        for (Leaf *leaf = settled + low; leaf < settled + high; leaf++) {
+            int64_t row = leaf->tag / 256;
+            if (leaf->tag == GONE || status[row / count] != WAIT) continue;
+            taken[next++] = unpack(leaf), leaf->tag = GONE;
         }
+        found[t] = next - low;
+    }
+    for (int64_t t = 0; t < threads; out += found[t++])
+        memmove(taken + out, taken + n * t / threads, found[t] * sizeof(Cell));
+    for (int64_t c = 0; c < out; c++) counts[taken[c].row]--;
     return out;
 }
 
-/* The n settled cells sorted by row, those of one row as they settled, of which there are `counts` in each row. Return
- * how many have logarithmic nodes; 0 if their kinds are not asked for. */
+/* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
+ * `counts` in each row. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
 EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *counts, int64_t *row, double *start,
-                       double *stop, double *error, int8_t *kind) {
-    int64_t n_ends = 0, place = 0;
+                       double *stop, double *error, int8_t *kind, int64_t threads) {
+    int64_t n_ends[READERS] = {0}, place = 0, all = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = counts[r];
         counts[r] = place;
         place += count;
     }
-    for (const Leaf *leaf = settled; leaf < settled + n; leaf++) {
-        int64_t to = counts[leaf->tag / 256]++;
-        row[to] = leaf->tag / 256, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-        if (kind) n_ends += (kind[to] = (int8_t)(leaf->tag % 256 / 16)) != LINEAR;
+    threads = sharing(n, threads < READERS ? threads : READERS);
+    PARALLEL(threads)
+    for (int64_t t = 0; t < threads; t++) {
+        int64_t low = rows * t / threads, high = rows * (t + 1) / threads;
+        for (const Leaf *leaf = settled; leaf < settled + n; leaf++) {
+            int64_t here = leaf->tag / 256;
+            if (here < low || here >= high || leaf->tag == GONE) continue;
+            int64_t to = counts[here]++;
+            row[to] = here, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
+            if (kind) n_ends[t] += (kind[to] = (int8_t)(leaf->tag % 256 / 16)) != LINEAR;
+        }
     }
-    return n_ends;
+    for (int64_t t = 0; t < threads; t++) all += n_ends[t];
+    return all;
 }

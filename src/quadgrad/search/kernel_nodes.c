@@ -83,7 +83,8 @@ EXPORT void place_starts(const Pieces *p, const Cell *cells, const int64_t *inde
 }
 
 /* Enter f between the cells at the given indices and the ones before them. */
-EXPORT void enter_starts(Cell *cells, const int64_t *index, int64_t n, const double *y) {
+EXPORT void enter_starts(Cell *cells, const int64_t *index, int64_t n, const double *y, int64_t threads) {
+    PARALLEL(sharing(n, threads))
     for (int64_t i = 0; i < n; i++) cells[index[i]].at_start = cells[index[i] - 1].at_stop = y[i];
 }
 

@@ -194,7 +194,7 @@ class _Search:
         self.value, self.error = _numbers(batch), _numbers(batch)
         self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
         self.counts = _INTEGER.new_zeros(batch * count)
-        self.memory, self.mixed = _Memory.take(), False
+        self.memory, self.mixed, self.withdrawn = _Memory.take(), False, 0
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -359,7 +359,7 @@ class _Search:
                 self.pieces, cells.pointer, pairs.data_ptr(), n, x.data_ptr(), owner.data_ptr()
             )
             y = self._call(x, owner)
-        self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr())
+        self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr(), self.ends.threads)
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         return _plain(self.task.integrand(_as(x, self.real), owner).detach())
@@ -370,9 +370,9 @@ class _Search:
         room = memory.room(most)
         n = self.kernel.withdraw(
             memory.leaves.data_ptr(), most, self.count, self.status.data_ptr(), self.counts.data_ptr(),
-            room.data_ptr(),
+            room.data_ptr(), self.ends.threads,
         )  # fmt: skip
-        memory.settled, cells = most - n, room[:n]
+        self.withdrawn, cells = self.withdrawn + n, room[:n]
         owner = cells.view(torch.int64)[:, ROW] // self.count
         integrals, linear, ends = self._open(cells[owner.argsort(stable=True)])
         waits = self.status == WAIT
@@ -382,12 +382,13 @@ class _Search:
 
     def _close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
-        memory, n = self.memory, self.memory.settled
+        memory, n = self.memory, self.memory.settled - self.withdrawn
         row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n) if self.mixed else None
         start, stop, error = _numbers(n), _numbers(n), _numbers(n)
         ends = self.kernel.collect(
-            memory.leaves.data_ptr(), n, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
+            memory.leaves.data_ptr(), memory.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
+            self.ends.threads,
         )  # fmt: skip
         memory.leave()
         value, total, error = _as(self.value, self.dtype), _as(self.error, self.dtype), _as(error, self.dtype)
