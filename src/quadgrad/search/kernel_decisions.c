@@ -64,7 +64,7 @@ INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_st
 INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, double at_middle) {
     double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
     double low = 0.0, width = 1.0;
-    Cell *begin = out->linear + out->n_linear, *first = begin, *last_child = begin + levels, *last = last_child, *known = NULL;
+    Cell *begin = out->linear + out->n_linear, *end = begin + levels, *first = begin, *last = end, *known = NULL;
     for (int right = cell->lean > 0; levels > 0; levels--) {
         double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
         if (!known) known = right ? first + 1 : last;
@@ -79,8 +79,8 @@ INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot,
         right = spot >= low + 0.5 * width;
     }
     put(first, cell->row, start, stop, at_start, at_stop);
-    out->n_linear += last_child - begin + 1;
-    for (Cell *child = begin + 1; child <= last_child; child++)
+    out->n_linear += end - begin + 1;
+    for (Cell *child = begin + 1; child <= end; child++)
         if (child != known) out->pairs[out->n_pairs++] = child - out->linear;
 }
 

@@ -42,9 +42,9 @@ INLINE Lanes largest_of(Lanes a, Lanes b) {
     return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
 }
 
-/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size and the largest. All but four are
- * even or odd about the middle node, and these four are two that mirror two: half the products suffice for sums and
- * differences of values at mirrored nodes. */
+/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest size.
+ * All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
+ * for sums and differences of values at mirrored nodes. */
 INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
     int64_t half = rule->m / 2;
@@ -54,7 +54,8 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
         const double *front = y + i * stride, *back = y + (rule->m - 1 - i) * stride;
         for (int k = 0; k < 2; k++) {
             Lanes a = *(const Lanes *)(front + k * LANES), b = *(const Lanes *)(back + k * LANES), zero = {0};
-            Lanes size_a = (Lanes)((Bits)a & INT64_MAX), size_b = (Lanes)((Bits)b & INT64_MAX), sizes = size_a + size_b;
+            Lanes size_a = (Lanes)((Bits)a & INT64_MAX), size_b = (Lanes)((Bits)b & INT64_MAX);
+            Lanes sizes = size_a + size_b;
             most[k] = largest_of(most[k], largest_of(size_a, size_b));
             if (i == half) b = zero, sizes *= 0.5;
             ((Lanes *)plus)[2 * i + k] = a + b;
