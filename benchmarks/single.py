@@ -20,7 +20,7 @@ __all__ = ["measure"]
 RTOL = 1e-8
 SCIPY_LIMIT = 200
 CALLS = 200
-"""Calls that are timed together, as in a program that integrates in a loop. After a pause of some milliseconds, such as
+"""Calls that are timed together, as in a program that integrates in a loop. After milliseconds of other work, such as
 the other integrator's turn, the first ones find the caches cold."""
 
 PAUSE = 0.01
