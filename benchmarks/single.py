@@ -20,8 +20,7 @@ __all__ = ["measure"]
 RTOL = 1e-8
 SCIPY_LIMIT = 200
 CALLS = 200
-"""Calls that are timed together, as in a program that integrates in a loop. After milliseconds of other work, such as
-the other integrator's turn, the first ones find the caches cold."""
+"""Calls timed together, as in a program that integrates in a loop: after a pause the first find the caches cold."""
 
 PAUSE = 0.01
 """Seconds before each of the single calls that are timed cold."""

@@ -123,3 +123,22 @@ enum { COSTLY = 8 }; /* How much more work such a cell is. */
 typedef struct {
     double *scale, *reach, *rate, *span, *steps;
 } EndFrame;
+
+/* Where cells on finite pieces lie: left ends, widths, distances from 0, integrals. */
+typedef struct {
+    double *left, *scale, *reach;
+    int64_t *owner;
+} Layout;
+
+INLINE Layout rows_of(double *layout, int64_t n) {
+    return (Layout){layout, layout + n, layout + 2 * n, (int64_t *)(layout + 3 * n)};
+}
+
+INLINE void lay_out(const Pieces *p, const Cell *cell, const Layout *to, int64_t place) {
+    double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
+    double end = cell->start < 0.0 ? upper : lower, span = upper - lower;
+    double left = cell->start == -0.5 ? lower + span * 0.5 : end + span * cell->start;
+    to->left[place] = left, to->reach[place] = fabs(left);
+    to->scale[place] = (cell->stop == 1.0 ? upper : end + span * cell->stop) - left;
+    to->owner[place] = p->count == 1 ? cell->row : cell->row / p->count;
+}

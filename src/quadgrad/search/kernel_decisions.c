@@ -47,10 +47,15 @@ INLINE int plan_move(const Cell *cell, int64_t last) {
     return HALVE - 1 + levels;
 }
 
-/* The new cells, and how many there are of each kind. */
+/* The new cells, how many there are of each kind, and where they lie unless there are no `pieces`; those before which
+ * to ask for f, where that is, and for which integrals. */
 typedef struct {
     Cell *linear, *ends;
     int64_t *pairs, n_linear, n_ends, n_pairs;
+    const Pieces *pieces;
+    Layout layout;
+    double *between;
+    int64_t *whose;
 } Children;
 
 /* A new cell; what `measure` writes is left as it is. Field by field: copies of structs wait for each other. */
@@ -59,11 +64,19 @@ INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_st
     cell->kind = LINEAR;
 }
 
+/* Have f asked for before a new cell. */
+INLINE void ask(Children *out, int64_t place) {
+    int64_t pair = out->n_pairs++;
+    out->pairs[pair] = place;
+    if (out->pieces) out->between[pair] = out->layout.left[place], out->whose[pair] = out->layout.owner[place];
+}
+
 /* Both halves of a cell, and of the half that is to blame, and so on, as many times as there are `levels`, towards the
- * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. f is known at the middle alone. */
-INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, double at_middle) {
+ * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. Between them
+ * f is known at the cell's middle alone, and there if it was `seen`. */
+INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, int seen) {
     double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
-    double low = 0.0, width = 1.0;
+    double low = 0.0, width = 1.0, at_middle = seen ? cell->at_middle : NAN;
     Cell *begin = out->linear + out->n_linear, *end = begin + levels, *first = begin, *last = end, *known = NULL;
     for (int right = cell->lean > 0; levels > 0; levels--) {
         double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
@@ -79,9 +92,11 @@ INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot,
         right = spot >= low + 0.5 * width;
     }
     put(first, cell->row, start, stop, at_start, at_stop);
-    out->n_linear += end - begin + 1;
-    for (Cell *child = begin + 1; child <= end; child++)
-        if (child != known) out->pairs[out->n_pairs++] = child - out->linear;
+    for (Cell *child = begin; child <= end; child++) {
+        int64_t place = out->n_linear++;
+        if (out->pieces) lay_out(out->pieces, child, &out->layout, place);
+        if (child != begin && !(child == known && seen)) ask(out, place);
+    }
 }
 
 INLINE void put_end(Children *out, int64_t row, double start, double stop, double at_start, double at_stop) {
@@ -95,10 +110,9 @@ INLINE void refine(const Cell *cell, int move, const double *nodes, Children *ou
     int64_t row = cell->row;
     double start = cell->start, stop = cell->stop;
     if (move >= HALVE) {
-        put_halves(out, cell, move - HALVE + 1, nodes[cell->spot], cell->at_middle);
+        put_halves(out, cell, move - HALVE + 1, nodes[cell->spot], 1);
     } else if (move == REVERT) {
-        put_halves(out, cell, 1, 0.0, NAN);
-        out->pairs[out->n_pairs++] = out->n_linear - 1;
+        put_halves(out, cell, 1, 0.0, 0);
     } else if (move == TURN) {
         put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
     } else {
@@ -216,13 +230,14 @@ EXPORT void judge(const Round *round, Tally *tally) {
     }
 }
 
-/* Carry it out: write the new cells of either kind, those before which f is to be asked for, and the settled ones.
- * Integrals that run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, Leaf *settled) {
+/* Carry it out: write the new cells of either kind and the settled ones; on finite pieces, which are given, also where
+ * the linear ones lie (4, n), and the places (2, n) between them, and integrals, for which to ask for f. Integrals that
+ * run on are left in `integrals`. */
+EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout, int64_t *pairs,
+                     double *between, Leaf *settled) {
     int threads = sharing(round->n_linear + round->n_ends, round->threads);
-    Children out[MOST_THREADS];
+    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .pieces = pieces};
     Leaf *leaves[MOST_THREADS];
-    Children next = {linear, ends, pairs, 0, 0, 0};
     for (int t = 0; t < threads; t++) {
         const Tally *made = &round->shares[t].made;
         out[t] = next, leaves[t] = settled;
@@ -230,7 +245,11 @@ EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pair
         settled += made->settled;
     }
     PARALLEL(threads)
-    for (int t = 0; t < threads; t++) carry_out(round, &round->shares[t], out[t], leaves[t]);
+    for (int t = 0; t < threads; t++) {
+        out[t].layout = rows_of(layout, next.n_linear);
+        out[t].between = between, out[t].whose = (int64_t *)(between + next.n_pairs);
+        carry_out(round, &round->shares[t], out[t], leaves[t]);
+    }
     for (int64_t k = 0, kept = 0; k < round->running; k++)
         if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
 }

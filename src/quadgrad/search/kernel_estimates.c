@@ -146,8 +146,10 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
     }
     null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
     for (int c = 0; c < WIDE; c++) {
-        double more = (decay[c] >= C.persistent) + (double)(decay[c] >= C.stubborn) + (decay[c] >= C.hopeless);
-        side[c] *= 1.0 + (decay[c] >= C.unresolved) + (largest[c] > C.peaked * size[c] ? more : 0.0);
+        double more = decay[c] >= C.persistent ? 1.0 : 0.0, peaked = largest[c] > C.peaked * size[c] ? 1.0 : 0.0;
+        more += decay[c] >= C.stubborn ? 1.0 : 0.0;
+        more += decay[c] >= C.hopeless ? 1.0 : 0.0;
+        side[c] *= (decay[c] >= C.unresolved ? 2.0 : 1.0) + peaked * more;
     }
     for (int c = 0; c < WIDE; c++) {
         double allowed = C.beyond * highest[c];
@@ -169,10 +171,9 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
 }
 
 /* Apply the rule to f's values y (m, n) on n cells, times the slope. With edges y is (m + 2, n): f at the edges of
- * first cells is entered, too, where it is not NaN. `layout` as in `place`. */
+ * first cells is entered, too, where it is not NaN. Scale and reach as in Layout. */
 EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n,
-                    const double *y, const double *layout) {
-    const double *scale = layout + n, *reach = scale + n;
+                    const double *y, const double *scale, const double *reach) {
     const double *first = y, *last = y + (rule->m + 1) * n;
     y += edges ? n : 0;
     const double *middle = y + rule->m / 2 * n;

@@ -35,30 +35,24 @@ EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells
     return n;
 }
 
-/* Where cells on finite pieces lie: left end, width, distance from 0, integral. */
-INLINE void lay_out(const Pieces *p, const Cell *cell, double *left, double *scale, int64_t *owner) {
-    double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
-    double end = cell->start < 0.0 ? upper : lower, span = upper - lower;
-    *left = cell->start == -0.5 ? lower + span * 0.5 : end + span * cell->start;
-    *scale = (cell->stop == 1.0 ? upper : end + span * cell->stop) - *left;
-    *owner = p->count == 1 ? cell->row : cell->row / p->count;
+/* Nodes x (m, n) of cells that lie at n left ends and have n widths. */
+EXPORT void place(const Rule *rule, const double *left, const double *scale, int64_t n, double *x, int64_t threads) {
+    PARALLEL(sharing(n, threads))
+    for (int64_t i = 0; i < rule->m; i++)
+        for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + rule->nodes[i] * scale[c];
 }
 
-/* Nodes x (m, n) of cells on finite pieces, and where these lie: n left ends, widths, distances from 0, integrals.
- * With edges x is (m + 2, n): first and last are the cell's own edges, or right beside a limit, or, where that cannot
- * be told from the limit, the middle; f there is then not known. */
-EXPORT void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells, int64_t n, double *x, double *layout) {
-    double *left = layout, *scale = left + n, *reach = scale + n;
+/* Nodes x (m + 2, n) of first cells on finite pieces, and where these lie, see Layout. First and last are the cell's own
+ * edges, or right beside a limit, or, where that cannot be told from the limit, the middle; f there is then not known. */
+EXPORT void place_first(const Pieces *p, const Rule *rule, Cell *cells, int64_t n, double *x, double *layout) {
+    Layout to = rows_of(layout, n);
+    double *left = to.left, *scale = to.scale, *reach = to.reach;
     const double *tau = rule->nodes, middle = tau[rule->m / 2];
-    int64_t *owner = (int64_t *)(reach + n), m = rule->m;
-    double near = larger(C.limit, C.ulps * p->eps), *first = x, *last = x + (m + 1) * n;
-    int threads = sharing(n, p->threads);
-    PARALLEL(threads)
+    double near = larger(C.limit, C.ulps * p->eps), *first = x, *last = x + (rule->m + 1) * n;
+    PARALLEL(sharing(n, p->threads))
     for (int64_t c = 0; c < n; c++) {
         Cell *cell = &cells[c];
-        lay_out(p, cell, &left[c], &scale[c], &owner[c]);
-        reach[c] = fabs(left[c]);
-        if (!edges) continue;
+        lay_out(p, cell, &to, c);
         int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
         int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
         first[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
@@ -66,20 +60,7 @@ EXPORT void place(const Pieces *p, const Rule *rule, int64_t edges, Cell *cells,
         cell->at_start = inner_start || beside ? 0.0 : NAN;
         cell->at_stop = inner_stop || beside ? 0.0 : NAN;
     }
-    x += edges ? n : 0;
-    PARALLEL(threads)
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + tau[i] * scale[c];
-}
-
-/* The starts of the cells at the given indices. */
-EXPORT void place_starts(const Pieces *p, const Cell *cells, const int64_t *index, int64_t n, double *x,
-                         int64_t *owner) {
-    PARALLEL(sharing(n, p->threads))
-    for (int64_t i = 0; i < n; i++) {
-        double scale;
-        lay_out(p, &cells[index[i]], &x[i], &scale, &owner[i]);
-    }
+    place(rule, left, scale, n, x + n, p->threads);
 }
 
 /* Enter f between the cells at the given indices and the ones before them. */

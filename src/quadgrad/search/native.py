@@ -7,6 +7,7 @@ nodes are placed on infinite pieces, and memory is set aside.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from ctypes import addressof, byref
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     if kernel.begin(byref(ends), 1, m, cell, integral) == 0:
         return None
     x = _numbers(m + BESIDE, 1)
-    kernel.place(byref(ends), byref(rule_numbers(rule)), 1, cell, 1, x.data_ptr(), layout)
+    kernel.place_first(byref(ends), byref(rule_numbers(rule)), cell, 1, x.data_ptr(), layout)
     integrand, y = integrand.probe(_as(x, pieces.lower.dtype))
     return integrand, Opening(ends, room, integral, layout, y)
 
@@ -103,16 +104,16 @@ class _UnreadableError(Exception):
 
 
 class _Memory:
-    """What a search works in: two rooms for cells, used in turn, one for all that settle, one for decisions.
+    """What a search works in: two rooms for cells in turn, one for all that settle, more for decisions and places.
 
     To touch new memory is slow, so the next search takes it over. ``size`` is how many numbers it holds.
     """
 
-    __slots__ = ("decisions", "leaves", "rooms", "settled", "size")
+    __slots__ = ("decisions", "leaves", "places", "rooms", "settled", "size")
 
     def __init__(self) -> None:
         self.rooms, self.leaves, self.decisions = [_numbers(0, CELL)] * 2, _numbers(0, LEAF), _numbers(0, 1)
-        self.settled = self.size = 0
+        self.places, self.settled, self.size = _numbers(0, 1), 0, 0
 
     def room(self, rows: int) -> Tensor:
         """Return room for cells; what was there before last is overwritten."""
@@ -133,6 +134,11 @@ class _Memory:
         """Return where decisions may be put."""
         self.decisions = self._at_least(self.decisions, rows, 1)
         return self.decisions.data_ptr()
+
+    def lines(self, rows: int, columns: int) -> Tensor:
+        """Return room for where cells lie, ``(rows, columns)``; what was there before is overwritten."""
+        self.places = self._at_least(self.places, rows * columns, 1)
+        return self.places[: rows * columns].view(rows, columns)
 
     def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
         if room.shape[0] >= rows:
@@ -204,7 +210,7 @@ class _Search:
         else:
             books, linear, ends = self._whole_pieces() if first is None else self._given(first)
             integrals = books.data_ptr()
-            self._measure(linear, edges=True, whole=first is None and self.count == 1 and linear.n == task.batch)
+            self._measure_first(linear, whole=first is None and self.count == 1 and linear.n == task.batch)
             self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
@@ -238,7 +244,8 @@ class _Search:
     def _opened(self, opening: Opening) -> tuple[int, _Cells, _Cells]:
         cells, y = _Cells(opening.room, 1), _plain(opening.y.detach())
         self.kernel.measure(
-            self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout
+            self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout + 8,
+            opening.layout + 16,
         )  # fmt: skip
         return opening.integral, cells, _Cells(opening.room, 0)
 
@@ -274,34 +281,61 @@ class _Search:
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
         pairs = _INTEGER.new_empty(tally.pairs) if tally.pairs else _INTEGER
-        self.kernel.carry_on(
-            byref(round), linear.pointer, ends.pointer, pairs.data_ptr(), memory.beyond(tally.settled)
+        self.layout, self.between = (
+            memory.lines(4, tally.linear),
+            _numbers(2, tally.pairs) if tally.pairs else _REAL,
         )
+        self.kernel.carry_on(
+            byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
+            self.layout.data_ptr(), pairs.data_ptr(), self.between.data_ptr(), memory.beyond(tally.settled),
+        )  # fmt: skip
         memory.settled += tally.settled
         self.mixed = self.mixed or ends.n > 0
         return linear, ends, pairs
 
-    def _measure(self, cells: _Cells, edges: bool = False, whole: bool = False) -> None:
-        """Apply the rule to cells with evenly spread nodes, a block of nodes at a time.
+    def _measure_first(self, cells: _Cells, whole: bool) -> None:
+        """Apply the rule to first cells, a block of nodes at a time, and call f at their edges, too.
 
-        With ``edges`` f is called at the cells' edges, too; ``whole``: one cell for each integral.
+        ``whole``: one cell for each integral.
         """
-        task, rows = self.task, self.m + BESIDE * edges
-        step = max(1, task.block // rows)
-        for low in range(0, cells.n, step):
-            part = cells if cells.n <= step else cells.part(low, low + step)
+        task, rows = self.task, self.m + BESIDE
+        for low, part in self._blocks(cells, rows):
             layout = _numbers(4, part.n)
             if task.pieces.infinite:
-                y = self._call_mapped(part, edges, layout)
+                y = self._call_mapped(part, True, layout)
             else:
                 x = _numbers(rows, part.n)
-                self.kernel.place(
-                    self.pieces, self.rule, edges, part.pointer, part.n, x.data_ptr(), layout.data_ptr()
+                self.kernel.place_first(
+                    self.pieces, self.rule, part.pointer, part.n, x.data_ptr(), layout.data_ptr()
                 )
                 y = self._call(x, _shared(task, whole, low, part.n) or layout[3].view(torch.int64))
-            self.kernel.measure(
-                self.pieces, self.rule, edges, noise(task), part.pointer, part.n, y.data_ptr(), layout.data_ptr()
-            )
+            self._weigh(part, y, layout, 0, True)
+
+    def _measure(self, cells: _Cells) -> None:
+        """Apply the rule to new cells with evenly spread nodes, a block of nodes at a time."""
+        layout = self.layout
+        for low, part in self._blocks(cells, self.m):
+            if self.task.pieces.infinite:
+                layout = _numbers(4, part.n)
+                self._weigh(part, self._call_mapped(part, False, layout), layout, 0, False)
+                continue
+            x, left = _numbers(self.m, part.n), layout.data_ptr() + 8 * low
+            self.kernel.place(self.rule, left, left + 8 * cells.n, part.n, x.data_ptr(), self.ends.threads)
+            owner = layout[3, low : low + part.n].view(torch.int64)
+            self._weigh(part, self._call(x, _shared(self.task, False, 0, 0) or owner), layout, low, False)
+
+    def _blocks(self, cells: _Cells, rows: int) -> Iterator[tuple[int, _Cells]]:
+        step = max(1, self.task.block // rows)
+        for low in range(0, cells.n, step):
+            yield low, cells.part(low, low + step)
+
+    def _weigh(self, cells: _Cells, y: Tensor, layout: Tensor, low: int, first: bool) -> None:
+        """Apply the rule to f's values on cells that lie where ``layout`` says from column ``low`` on."""
+        scale = layout.data_ptr() + 8 * (layout.shape[1] + low)
+        self.kernel.measure(
+            self.pieces, self.rule, first, noise(self.task), cells.pointer, cells.n, y.data_ptr(), scale,
+            scale + 8 * layout.shape[1],
+        )  # fmt: skip
 
     def _call_mapped(self, cells: _Cells, edges: bool, layout: Tensor) -> Tensor:
         """Return f times the slope where some pieces are infinite, and lay the cells out."""
@@ -354,10 +388,7 @@ class _Search:
             y = task.integrand(x, row // self.count).detach()[0]
             y = _plain(seen(y, None if slope is None else slope[0]))
         else:
-            x, owner = _numbers(1, n), _INTEGER.new_empty(n)
-            self.kernel.place_starts(
-                self.pieces, cells.pointer, pairs.data_ptr(), n, x.data_ptr(), owner.data_ptr()
-            )
+            x, owner = self.between[:1], self.between[1].view(torch.int64)
             y = self._call(x, owner)
         self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr(), self.ends.threads)
 
