@@ -137,7 +137,8 @@ Sums = Callable[[Work, int], Tensor]
 def recompute(work: Work, size: int, sums: Sums, again: Sums, rows: Rows | None = None) -> Tensor | None:
     """Return the sums over all cells, ``size`` of them at a time; None if not all can be seen that they depend on.
 
-    ``sums`` is called once for each part, ``again`` for each in every backward pass; ``rows`` collect what it returns.
+    ``sums`` is called once for each part, ``again`` for each in every backward pass. What ``sums`` returns is
+    collected in ``rows``, if given.
     """
     places = [i for i, t in enumerate(work.tensors()) if isinstance(t, Tensor) and t.requires_grad]
     inputs: list[Tensor] = [work.tensors()[i] for i in places]

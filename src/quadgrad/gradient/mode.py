@@ -60,8 +60,8 @@ class Primal:
     scaled : Scaled, optional
         Given where the logarithms of the integrals will be taken, which are scaled to 1.
     rows : Rows, optional
-        For the sums of a replay on this plan: they replace ``value`` in place, part by part, which saves the memory for
-        another one. A mode that needs ``value`` afterwards leaves them alone.
+        For the sums of a replay on this plan: they replace ``value`` in place, part by part, which saves the
+        memory for another one. A mode that needs ``value`` afterwards leaves them alone.
     """
 
     integrand: Integrand
