@@ -423,10 +423,10 @@ def peak_memory(rule: str, chunk: int | None) -> int:
     return memory.peak
 
 
-def memory_and_result(batch: int, gradient: bool) -> tuple[int, int]:
-    """Return the peak, and the bytes of result, plan and input."""
+def memory_and_result(batch: int, gradient: bool, shape: tuple[int, ...] = ()) -> tuple[int, int]:
+    """Return the peak, and the bytes of result, plan, input and gradient."""
     upper = torch.linspace(0.1, 2.0, batch, dtype=torch.float64)
-    p = t64(1.3).requires_grad_(gradient)
+    p = torch.full(shape, 1.3, dtype=torch.float64).requires_grad_(gradient)
     with PeakMemory() as memory:
         result = qg.quad(decay, 0.0, upper, (p,), chunk=420)
         if gradient:
@@ -434,15 +434,20 @@ def memory_and_result(batch: int, gradient: bool) -> tuple[int, int]:
     plan = result.plan
     kept = (
         upper, result.value, result.error, result.status, result.nfev,
-        plan.row, plan.start, plan.stop, plan.error,
+        plan.row, plan.start, plan.stop, plan.error, p, *([p.grad] if gradient else []),
     )  # fmt: skip
     return memory.peak, sum(t.numel() * t.element_size() for t in kept)
 
 
 @pytest.mark.parametrize("gradient", (False, True))
 def test_memory_with_chunks_grows_with_the_result_only(gradient: bool) -> None:
-    (low, small), (high, large) = memory_and_result(2_000, gradient), memory_and_result(8_000, gradient)
+    (low, small), (high, large) = memory_and_result(8_000, gradient), memory_and_result(32_000, gradient)
     assert high - low <= 1.02 * (large - small)
+
+
+def test_memory_with_chunks_grows_with_a_gradient_for_each_integral_as_with_a_result() -> None:
+    (low, small), (high, large) = (memory_and_result(batch, True, (batch,)) for batch in (24_000, 36_000))
+    assert high - low <= 1.005 * (large - small)
 
 
 def test_memory_with_chunks_does_not_grow_with_the_nodes() -> None:

@@ -219,6 +219,11 @@ def more_cells_than_the_chunk(t: dict[str, Tensor], chunk: int | None) -> Tensor
 
 
 @case
+def descending_limits(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 1.1, t["b"], t["p"], chunk=chunk)
+
+
+@case
 def elements(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rows = t["p"][:, None] * t["v"]
     f = lambda x, row: torch.sin(row * x[..., None]).sum(-1) * t["w"]
@@ -519,6 +524,86 @@ def test_values_shown_twice_count_once() -> None:
     assert torch.equal(again.plan.row, first.plan.row)
     gap = [(torch.autograd.grad(r.value.sum(), (w, p))) for r in (first, again)]
     assert all(torch.equal(a, b) for a, b in zip(*gap, strict=True))
+
+
+# --------------------------------------------------------------------------------- noise, told part by part
+
+
+def noisy(where: Callable[[Tensor, Tensor], Tensor], size: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a peak at 0.3 whose values are other ones in some places where they are differentiated."""
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        change = size * where(x, w) if torch.is_grad_enabled() else 0.0
+        return w / ((x - 0.3) ** 2 + w**2) * (1.0 + change)
+
+    return f
+
+
+NOISES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[float]]] = {
+    "in the first part": (lambda x, w: (w > 0.8) & (x > 0.1), [0.9] + [0.5] * 20),
+    "in a middle part": (lambda x, w: w == 0.7, [0.5] * 10 + [0.7] + [0.5] * 10),
+    "in the last part": (lambda x, w: w > 0.8, [0.5] * 20 + [0.9]),
+    "in one of the parts of an integral": (lambda x, w: (w < 0.1) & (x > 0.9), [0.5, 1e-3, 0.5]),
+    "in one of the parts of the last integral": (lambda x, w: (w < 0.1) & (x > 0.9), [0.5, 1e-3]),
+    "in one of the parts of the only integral": (lambda x, w: (x > 0.2) & (x < 0.25), [1e-3]),
+}
+
+
+@pytest.mark.parametrize("chunk", (21, SMALL, 10**6))
+@pytest.mark.parametrize(("where", "rates"), NOISES.values(), ids=NOISES)
+def test_a_noisy_integrand_is_refused_with_chunk_too(
+    where: Callable[[Tensor, Tensor], Tensor], rates: list[float], chunk: int
+) -> None:
+    w = leaf(rates)
+    for size in (1e-3, -1e-3, float("nan")):
+        with pytest.raises(qg.IntegrandError, match="not deterministic"):
+            integral(noisy(where, size), t64(0.0), 1.0, w, chunk=chunk, rtol=1e-9)
+    assert integral(noisy(where, 1e-14), t64(0.0), 1.0, w, chunk=chunk, rtol=1e-9).requires_grad
+
+
+def test_values_of_which_some_have_been_replaced_are_compared_too() -> None:
+    """Where f does not bear the stand-ins in a late part, all parts are evaluated again, with checkpoints."""
+    hidden, p, shift = leaf(0.7), leaf(P["p"]), [0.0, 0.0]
+
+    def f(x: Tensor, p: Tensor) -> Tensor:
+        y = torch.exp(-p * x) * (1.0 + shift[0])
+        if torch.is_grad_enabled() and bool((p == P["p"][-1]).any()):
+            shift[0] = shift[1]
+            return y + Twice.apply(x, hidden)
+        return y + x * hidden**2
+
+    value = integral(f, 0.0, 1.0, p, chunk=21)
+    assert "Recomputed" not in type(value.grad_fn).__name__
+    shift[:] = [0.0, 1e-6]
+    with pytest.raises(qg.IntegrandError, match="not deterministic"):
+        integral(f, 0.0, 1.0, p, chunk=21)
+
+
+def test_values_are_those_of_the_replay() -> None:
+    """Not those of the search, of which they take the memory."""
+    w, options = leaf([1e-3, 2e-3, 3e-3, 4e-3]), {"chunk": 21, "rtol": 1e-4}
+    slightly = noisy(lambda x, w: torch.ones_like(w), 1e-11)
+    with torch.no_grad():
+        searched = integral(slightly, t64(0.0), 1.0, w, **options)
+    replayed = integral(slightly, t64(0.0), 1.0, w, **options)
+    assert relative_error(replayed / searched, t64([1.0 + 1e-11] * 4)) <= 1e-14
+
+
+def test_a_gradient_mode_may_replay_more_than_once() -> None:
+    class Both(qg.GradientMode):
+        def apply(self, primal: Any) -> Any:
+            once, again = (qg.Reuse().apply(primal).value for _ in range(2))
+            return type(qg.Reuse().apply(primal))(0.25 * once + 0.75 * again)
+
+    def value(mode: qg.GradientMode, rates: list[float]) -> list[Tensor]:
+        w = leaf(rates)
+        f = noisy(lambda x, w: torch.zeros_like(w), 0.0)
+        value = integral(f, t64(0.0), 1.0, w, chunk=21, rtol=1e-9, gradient=mode)
+        return [value.detach(), *torch.autograd.grad(value.sum(), w)]
+
+    for rates in ([1e-3], [0.5, 1e-3, 0.7]):
+        for both, one in zip(value(Both(), rates), value(qg.Reuse(), rates), strict=True):
+            assert relative_error(both, one) <= 1e-12
 
 
 # ------------------------------------------------------------------------------------------------- what it holds

@@ -134,15 +134,16 @@ Sums = Callable[[Work, int], Tensor]
 """The sums over a part, ``(batch, *event)``, which begins with the given cell of the whole plan."""
 
 
-def recompute(work: Work, size: int, sums: Sums, again: Sums) -> Tensor | None:
+def recompute(work: Work, size: int, sums: Sums, again: Sums, rows: Rows | None = None) -> Tensor | None:
     """Return the sums over all cells, ``size`` of them at a time; None if not all can be seen that they depend on.
 
-    ``sums`` is called once for each part, ``again`` for each in every backward pass.
+    ``sums`` is called once for each part, ``again`` for each in every backward pass. What ``sums`` returns is
+    collected in ``rows``, if given.
     """
     places = [i for i, t in enumerate(work.tensors()) if isinstance(t, Tensor) and t.requires_grad]
     inputs: list[Tensor] = [work.tensors()[i] for i in places]
     still = work.with_tensors(places, [t.detach() for t in inputs])
-    closure, value, depends = Closure(), Rows(work.plan.batch), False
+    closure, value, depends = Closure(), rows or Rows(work.plan.batch), False
     try:
         for cut in still.cuts(size):
             part, given = _evaluate(still, cut, places, closure, sums, connected=False)

@@ -25,7 +25,13 @@ BLOCK = 2**17
 
 
 def replay_plan(
-    integrand: Integrand, plan: Plan, pieces: Pieces, block: int, thrifty: bool, watch: Watch | None = None
+    integrand: Integrand,
+    plan: Plan,
+    pieces: Pieces,
+    block: int,
+    thrifty: bool,
+    watch: Watch | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Return the weighted sum over the plan's cells, shape ``(batch, *event)``.
 
@@ -42,6 +48,8 @@ def replay_plan(
         inside transforms and forward mode, where torch refuses the hooks this needs.
     watch : Watch, optional
         Is shown the values, to tell the error of the cells.
+    rows : Rows, optional
+        Collect the sums of a thrifty replay, where it can be one function: part by part, in ascending order.
     """
     size = max(1, block // plan.tau.shape[0])
     kept = not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open()
@@ -52,7 +60,7 @@ def replay_plan(
         return _replay(work.integrand, work.plan, work.pieces, size, watch, first)
 
     work = Work(integrand, plan, pieces)
-    value = recompute(work, size, sums, lambda work, first: sums(work, first, None))
+    value = recompute(work, size, sums, lambda work, first: sums(work, first, None), rows)
     if value is not None:
         return value
     if watch is not None:

@@ -12,6 +12,7 @@ from quadgrad.gradient.slivers import Treatment
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
+from quadgrad.recompute import Rows
 from quadgrad.result import Derivative
 
 __all__ = ["Differentiated", "GradientMode", "Primal", "Scaled"]
@@ -58,6 +59,9 @@ class Primal:
         The caller's own tensors behind ``limits.marks``; breakpoints share one, and stand along its last dimension.
     scaled : Scaled, optional
         Given where the logarithms of the integrals will be taken, which are scaled to 1.
+    rows : Rows, optional
+        For the sums of a replay on this plan: they replace ``value`` in place, part by part, which saves the
+        memory for another one. A mode that needs ``value`` afterwards leaves them alone.
     """
 
     integrand: Integrand
@@ -72,6 +76,7 @@ class Primal:
     given: tuple[Tensor | None, ...]
     sources: tuple[Tensor | None, ...]
     scaled: Scaled | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)

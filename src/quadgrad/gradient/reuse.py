@@ -12,6 +12,7 @@ from quadgrad.gradient.slivers import Treatment, carries_gradient, sliver_sum
 from quadgrad.integrand import Integrand
 from quadgrad.limits import Limits
 from quadgrad.plan import Plan
+from quadgrad.recompute import Rows
 from quadgrad.replay import BLOCK, replay_plan
 from quadgrad.search.recheck import Watch
 
@@ -25,13 +26,17 @@ def replay_with_limits(
     treatment: Treatment | None,
     chunk: int | None,
     watch: Watch | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
-    """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone."""
+    """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone.
+
+    ``watch`` and ``rows`` are those of :func:`quadgrad.replay.replay_plan`.
+    """
     moving = fixed = limits.detach()
     if treatment is not None:
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
-    total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, chunk is not None, watch)
+    total = replay_plan(integrand, plan, moving.pieces(), chunk or BLOCK, chunk is not None, watch, rows)
     value = fixed.orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
         value = value + sliver_sum(integrand, limits, plan.batch, treatment)
@@ -58,4 +63,4 @@ class Reuse(GradientMode):
     def apply(self, primal: Primal) -> Differentiated:
         """Return the replayed integrals; see :class:`GradientMode`."""
         parts = (primal.integrand, primal.plan, primal.limits, primal.treatment, primal.chunk)
-        return Differentiated(replay_with_limits(*parts))
+        return Differentiated(replay_with_limits(*parts, rows=primal.rows))

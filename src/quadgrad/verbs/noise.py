@@ -11,9 +11,10 @@ from quadgrad.lanes import somewhere
 from quadgrad.limits import Limits
 from quadgrad.maps import frame
 from quadgrad.plan import Plan
+from quadgrad.recompute import Rows
 from quadgrad.search.estimate import largest_component
 
-__all__ = ["refuse_disagreement", "refuse_noise"]
+__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise"]
 
 _NOISY = (
     "the integrand is not deterministic: called again at the same nodes it gave other values than before. Switch "
@@ -41,6 +42,43 @@ def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block
     parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
     if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
         raise IntegrandError(_NOISY)
+
+
+class ReplacedRows(Rows):
+    """What search has found, replaced in place by what replay finds, which is compared with it first.
+
+    Parts come in ascending order; several that begin with the same row add to that one alone.
+    """
+
+    def __init__(self, searched: Tensor, error: Tensor) -> None:
+        super().__init__(searched.shape[0])
+        self._searched, self._error = searched, error
+        self._low = 0
+        self._sums: Tensor | None = None
+
+    def add(self, low: int, part: Tensor) -> None:
+        """Add to the rows from ``low`` on; those before are complete."""
+        part = part.detach()
+        if self._sums is not None and low == self._low:
+            self._sums = self._sums + part
+            return
+        self._replace()
+        self._low, self._sums = low, part
+
+    def join(self) -> Tensor:
+        """Return all rows."""
+        self._replace()
+        self._sums = None
+        return self._searched.detach()
+
+    def _replace(self) -> None:
+        """Put the sums that are complete in place of what search has found."""
+        if self._sums is None:
+            return
+        rows = slice(self._low, self._low + self._sums.shape[0])
+        if _disagrees(self._sums, self._searched[rows], self._error[rows]):
+            raise IntegrandError(_NOISY)
+        self._searched[rows].zero_().add_(self._sums)
 
 
 def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:

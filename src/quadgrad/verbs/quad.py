@@ -32,7 +32,7 @@ from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.logarithm import LogSearch, take_logarithm
 from quadgrad.verbs.marks import Switches, note_unmarked_jumps
-from quadgrad.verbs.noise import refuse_disagreement, refuse_noise
+from quadgrad.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
 from quadgrad.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 from quadgrad.verbs.solve import Outcome, Setting, oriented_value, replay_kept, search_all
 
@@ -314,7 +314,10 @@ def _differentiate(
     )  # fmt: skip
     if outcome.replayed is not None:
         return primal, Differentiated(outcome.replayed)
-    derived = gradient.apply(primal)
+    # What was turned around or put on another scale is not what a replay sums up.
+    in_place = scaled is None and value is outcome.found.value and setting.chunk is not None
+    rows = ReplacedRows(value, outcome.found.error) if in_place else None
+    derived = gradient.apply(replace(primal, rows=rows))
     refuse_disagreement(derived.value, value, outcome.found.error, setting.block)
     if scaled is None and not in_transform():
         primal = replace(primal, value=derived.value.detach())  # search's value is held no longer

@@ -121,6 +121,7 @@ def search_all(call: Call, search: Search, switches: Switches | None, plan: Plan
     else:
         switches, found, made = switches.search(search, plan)
         limits, sources = switches.limits()
+    found.kind = None  # the plan has it
     return Outcome(limits, sources, found, made, made)
 
 
