@@ -78,7 +78,7 @@ class ReplacedRows(Rows):
         rows = slice(self._low, self._low + self._sums.shape[0])
         if _disagrees(self._sums, self._searched[rows], self._error[rows]):
             raise IntegrandError(_NOISY)
-        self._searched[rows].zero_().add_(self._sums)
+        self._searched[rows].copy_(self._sums)
 
 
 def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:
