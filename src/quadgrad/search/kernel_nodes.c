@@ -22,15 +22,32 @@ EXPORT void open_books(const Cell *linear, int64_t n_linear, const Cell *ends, i
     for (int64_t i = 0; i < batch; i++) integrals[i].nfev = integrals[i].count * (m + C.beside);
 }
 
+INLINE int is_empty(const Pieces *p, int64_t row) {
+    return !(p->upper[row * p->upper_step] > p->lower[row * p->lower_step]);
+}
+
 /* One cell for each piece that is not empty; return how many they are. */
 EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells, Integral *integrals) {
-    int64_t n = 0, row = 0;
-    for (int64_t who = 0; who < batch; who++) {
-        int64_t before = n;
-        for (int64_t piece = 0; piece < pieces->count; piece++, row++)
-            if (pieces->upper[row * pieces->upper_step] > pieces->lower[row * pieces->lower_step])
-                cells[n++] = (Cell){.stop = 1.0, .row = row};
-        integrals[who] = (Integral){.who = who, .count = n - before, .nfev = (n - before) * (m + C.beside)};
+    int64_t found[MOST_THREADS] = {0}, n = 0, count = pieces->count;
+    int threads = sharing(batch, pieces->threads);
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++)
+        for (int64_t row = batch * t / threads * count; row < batch * (t + 1) / threads * count; row++)
+            found[t] += !is_empty(pieces, row);
+    for (int t = 0; t < threads; t++) {
+        int64_t here = found[t];
+        found[t] = n, n += here;
+    }
+    PARALLEL(threads)
+    for (int t = 0; t < threads; t++) {
+        int64_t next = found[t];
+        for (int64_t who = batch * t / threads; who < batch * (t + 1) / threads; who++) {
+            int64_t before = next;
+            for (int64_t row = who * count; row < (who + 1) * count; row++)
+                if (!is_empty(pieces, row)) cells[next++] = (Cell){.stop = 1.0, .row = row};
+            integrals[who] =
+                (Integral){.who = who, .count = next - before, .nfev = (next - before) * (m + C.beside)};
+        }
     }
     return n;
 }

@@ -104,16 +104,16 @@ class _UnreadableError(Exception):
 
 
 class _Memory:
-    """What a search works in: two rooms for cells in turn, one for all that settle, more for decisions and places.
+    """What a search works in: two rooms for cells in turn, one for all that settle, and those for other things.
 
     To touch new memory is slow, so the next search takes it over. ``size`` is how many numbers it holds.
     """
 
-    __slots__ = ("decisions", "leaves", "places", "rooms", "settled", "size")
+    __slots__ = ("decisions", "integrals", "leaves", "places", "rooms", "settled", "size")
 
     def __init__(self) -> None:
         self.rooms, self.leaves, self.decisions = [_numbers(0, CELL)] * 2, _numbers(0, LEAF), _numbers(0, 1)
-        self.places, self.settled, self.size = _numbers(0, 1), 0, 0
+        self.places, self.integrals, self.settled, self.size = _numbers(0, 1), _numbers(0, INTEGRAL), 0, 0
 
     def room(self, rows: int) -> Tensor:
         """Return room for cells; what was there before last is overwritten."""
@@ -134,6 +134,11 @@ class _Memory:
         """Return where decisions may be put."""
         self.decisions = self._at_least(self.decisions, rows, 1)
         return self.decisions.data_ptr()
+
+    def books(self, rows: int) -> Tensor:
+        """Return room for integrals."""
+        self.integrals = self._at_least(self.integrals, rows, INTEGRAL)
+        return self.integrals
 
     def lines(self, rows: int, columns: int) -> Tensor:
         """Return room for where cells lie, ``(rows, columns)``; what was there before is overwritten."""
@@ -237,7 +242,7 @@ class _Search:
 
     def _whole_pieces(self) -> tuple[Tensor, _Cells, _Cells]:
         batch = self.task.batch
-        integrals, room = _numbers(batch, INTEGRAL), _numbers(batch * self.count, CELL)
+        integrals, room = self.memory.books(batch), self.memory.room(batch * self.count)
         n = self.kernel.begin(self.pieces, batch, self.m, room.data_ptr(), integrals.data_ptr())
         return integrals, _Cells(room, n), _Cells(room, 0)
 
