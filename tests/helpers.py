@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import quadgrad as qg
-from quadgrad.search.native import _spare
+from quadgrad.search.memory import spare
 
 t64 = partial(torch.tensor, dtype=torch.float64)
 Function = Callable[..., Any]
@@ -80,7 +80,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        _spare.clear()  # what an earlier search has left was made before
+        spare.clear()  # what an earlier search has left was made before
         self.peak = 0
         self._alive: dict[int, int] = {}
 

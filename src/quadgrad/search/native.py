@@ -22,18 +22,8 @@ from quadgrad.search.adaptive import WAIT
 from quadgrad.search.cells import BESIDE, LINEAR
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import place_ends
-from quadgrad.search.kernel import (
-    CELL,
-    INTEGRAL,
-    LEAF,
-    SHARE,
-    EndNumbers,
-    PieceEnds,
-    Round,
-    Tally,
-    load,
-    rule_numbers,
-)
+from quadgrad.search.kernel import CELL, INTEGRAL, SHARE, EndNumbers, PieceEnds, Round, Tally, load, rule_numbers
+from quadgrad.search.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad.search.start import First
 from quadgrad.search.task import Found, Task, noise
 
@@ -44,9 +34,6 @@ START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
 
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
-
-SPARE, SEARCHES = 2**23, 2
-"""How many numbers' memory is kept from one search for the next at most, and of how many searches."""
 
 
 def suits_native(task: Task) -> bool:
@@ -77,12 +64,12 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
         return None
     if pieces.count > 1 or pieces.infinite or not rule.mirrored or not load():
         return None
-    kernel, m, ends, room = load(), rule.nodes.size, PieceEnds.of(pieces), _numbers(3, CELL)
+    kernel, m, ends, room = load(), rule.nodes.size, PieceEnds.of(pieces), numbers(3, CELL)
     cell = room.data_ptr()
     integral, layout = cell + 8 * CELL, cell + 16 * CELL
     if kernel.begin(byref(ends), 1, m, cell, integral) == 0:
         return None
-    x = _numbers(m + BESIDE, 1)
+    x = numbers(m + BESIDE, 1)
     kernel.place_first(byref(ends), byref(rule_numbers(rule)), cell, 1, x.data_ptr(), layout)
     integrand, y = integrand.probe(_as(x, pieces.lower.dtype))
     return integrand, Opening(ends, room, integral, layout, y)
@@ -101,69 +88,6 @@ def search_native(task: Task, first: First | None) -> Found | None:
 
 class _UnreadableError(Exception):
     """What f returns are no real numbers in memory."""
-
-
-class _Memory:
-    """What a search works in: two rooms for cells in turn, one for all that settle, and those for other things.
-
-    To touch new memory is slow, so the next search takes it over. ``size`` is how many numbers it holds.
-    """
-
-    __slots__ = ("decisions", "integrals", "leaves", "places", "rooms", "settled", "size")
-
-    def __init__(self) -> None:
-        self.rooms, self.leaves, self.decisions = [_numbers(0, CELL)] * 2, _numbers(0, LEAF), _numbers(0, 1)
-        self.places, self.integrals, self.settled, self.size = _numbers(0, 1), _numbers(0, INTEGRAL), 0, 0
-
-    def room(self, rows: int) -> Tensor:
-        """Return room for cells; what was there before last is overwritten."""
-        last, room = self.rooms
-        self.rooms = [self._at_least(room, rows, CELL), last]
-        return self.rooms[0]
-
-    def beyond(self, rows: int) -> int:
-        """Return where more settled cells may be put."""
-        rows += self.settled
-        if rows > self.leaves.shape[0]:
-            grown = self._at_least(self.leaves, 2 * rows, LEAF)
-            grown[: self.settled] = self.leaves[: self.settled]
-            self.leaves = grown
-        return self.leaves.data_ptr() + 8 * LEAF * self.settled
-
-    def scratch(self, rows: int) -> int:
-        """Return where decisions may be put."""
-        self.decisions = self._at_least(self.decisions, rows, 1)
-        return self.decisions.data_ptr()
-
-    def books(self, rows: int) -> Tensor:
-        """Return room for integrals."""
-        self.integrals = self._at_least(self.integrals, rows, INTEGRAL)
-        return self.integrals
-
-    def lines(self, rows: int, columns: int) -> Tensor:
-        """Return room for where cells lie, ``(rows, columns)``; what was there before is overwritten."""
-        self.places = self._at_least(self.places, rows * columns, 1)
-        return self.places[: rows * columns].view(rows, columns)
-
-    def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
-        if room.shape[0] >= rows:
-            return room
-        self.size += (rows - room.shape[0]) * columns
-        return _numbers(rows, columns)
-
-    @staticmethod
-    def take() -> _Memory:
-        """Return what an earlier search has left, if no other thread, nor a search around this one, has it."""
-        try:
-            return _spare.pop()
-        except IndexError:
-            return _Memory()
-
-    def leave(self) -> None:
-        """Leave it to the next search, unless that would be much to hold on to."""
-        self.settled = 0
-        if len(_spare) < SEARCHES and self.size <= SPARE:
-            _spare.append(self)
 
 
 @dataclass(slots=True)
@@ -202,10 +126,10 @@ class _Search:
         self.ends = PieceEnds.of(task.pieces) if task.opening is None else task.opening.ends
         self.rule = byref(rule_numbers(task.rule))
         self.pieces, self.m, self.count = byref(self.ends), task.rule.nodes.size, count
-        self.value, self.error = _numbers(batch), _numbers(batch)
-        self.status, self.nfev = _INTEGER.new_empty(batch), _INTEGER.new_empty(batch)
-        self.counts = _INTEGER.new_zeros(batch * count)
-        self.memory, self.mixed, self.withdrawn = _Memory.take(), False, 0
+        self.value, self.error = numbers(batch), numbers(batch)
+        self.status, self.nfev = INTEGERS.new_empty(batch), INTEGERS.new_empty(batch)
+        self.counts = INTEGERS.new_zeros(batch * count)
+        self.memory, self.mixed, self.withdrawn = Memory.take(), False, 0
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -255,7 +179,7 @@ class _Search:
         return opening.integral, cells, _Cells(opening.room, 0)
 
     def _given(self, first: First) -> tuple[Tensor, _Cells, _Cells]:
-        cells = _numbers(first.row.shape[0], CELL).zero_()
+        cells = numbers(first.row.shape[0], CELL).zero_()
         cells[:, START], cells[:, STOP] = first.start, first.stop
         cells.view(torch.int64)[:, ROW] = first.row
         if first.kind is not None:
@@ -268,7 +192,7 @@ class _Search:
         linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
         evenly, ends = cells[linear], cells[~linear]
         batch = self.task.batch
-        integrals = _numbers(batch, INTEGRAL)
+        integrals = numbers(batch, INTEGRAL)
         self.kernel.open_books(
             evenly.data_ptr(), len(evenly), ends.data_ptr(), len(ends), self.count, batch, self.m,
             integrals.data_ptr(),
@@ -285,10 +209,10 @@ class _Search:
         self.kernel.judge(byref(round), byref(tally))
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
-        pairs = _INTEGER.new_empty(tally.pairs) if tally.pairs else _INTEGER
+        pairs = INTEGERS.new_empty(tally.pairs) if tally.pairs else INTEGERS
         self.layout, self.between = (
             memory.lines(4, tally.linear),
-            _numbers(2, tally.pairs) if tally.pairs else _REAL,
+            numbers(2, tally.pairs) if tally.pairs else REALS,
         )
         self.kernel.carry_on(
             byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
@@ -305,11 +229,11 @@ class _Search:
         """
         task, rows = self.task, self.m + BESIDE
         for low, part in self._blocks(cells, rows):
-            layout = _numbers(4, part.n)
+            layout = numbers(4, part.n)
             if task.pieces.infinite:
                 y = self._call_mapped(part, True, layout)
             else:
-                x = _numbers(rows, part.n)
+                x = numbers(rows, part.n)
                 self.kernel.place_first(
                     self.pieces, self.rule, part.pointer, part.n, x.data_ptr(), layout.data_ptr()
                 )
@@ -321,10 +245,10 @@ class _Search:
         layout = self.layout
         for low, part in self._blocks(cells, self.m):
             if self.task.pieces.infinite:
-                layout = _numbers(4, part.n)
+                layout = numbers(4, part.n)
                 self._weigh(part, self._call_mapped(part, False, layout), layout, 0, False)
                 continue
-            x, left = _numbers(self.m, part.n), layout.data_ptr() + 8 * low
+            x, left = numbers(self.m, part.n), layout.data_ptr() + 8 * low
             self.kernel.place(self.rule, left, left + 8 * cells.n, part.n, x.data_ptr(), self.ends.threads)
             owner = layout[3, low : low + part.n].view(torch.int64)
             self._weigh(part, self._call(x, _shared(self.task, False, 0, 0) or owner), layout, low, False)
@@ -371,8 +295,8 @@ class _Search:
                 columns = torch.broadcast_tensors(layout.scale, layout.reach, layout.rate, layout.span, steps)
                 ends = EndNumbers.of(_plain(torch.stack(columns)))
             else:
-                x, slope = _numbers(self.m + 2, n), _numbers(self.m + 2, n)
-                owner, ends = _INTEGER.new_empty(n), EndNumbers.of(_numbers(5, n))
+                x, slope = numbers(self.m + 2, n), numbers(self.m + 2, n)
+                owner, ends = INTEGERS.new_empty(n), EndNumbers.of(numbers(5, n))
                 self.kernel.place_ends(
                     self.pieces, self.rule, part.pointer, n, x.data_ptr(), slope.data_ptr(), byref(ends),
                     owner.data_ptr(),
@@ -419,8 +343,8 @@ class _Search:
     def _close(self) -> Found:
         """Return the totals with the plan's cells, sorted by row; those of one row as they settled."""
         memory, n = self.memory, self.memory.settled - self.withdrawn
-        row, kind = _INTEGER.new_empty(n), _BYTE.new_empty(n) if self.mixed else None
-        start, stop, error = _numbers(n), _numbers(n), _numbers(n)
+        row, kind = INTEGERS.new_empty(n), BYTES.new_empty(n) if self.mixed else None
+        start, stop, error = numbers(n), numbers(n), numbers(n)
         ends = self.kernel.collect(
             memory.leaves.data_ptr(), memory.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
@@ -436,18 +360,6 @@ def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
     if task.batch == 1:
         return slice(0, 1)
     return slice(low, low + n) if whole else None
-
-
-_spare: list[_Memory] = []  # no search works in them
-
-_REAL, _INTEGER, _BYTE = (
-    torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64, torch.int8)
-)
-
-
-def _numbers(*shape: int) -> Tensor:
-    """Return memory; asking a tensor for more like it is quicker than naming dtype and device."""
-    return _REAL.new_empty(*shape)
 
 
 def _plain(y: Tensor) -> Tensor:

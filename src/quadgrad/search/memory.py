@@ -1,0 +1,93 @@
+"""The memory that searches in the compiled kernel work in, handed from one to the next.
+
+To touch new memory, page by page, takes a tenth of a search for cheap integrands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad.search.kernel import CELL, INTEGRAL, LEAF
+
+__all__ = ["BYTES", "INTEGERS", "REALS", "Memory", "numbers", "spare"]
+
+SPARE, SEARCHES = 2**23, 2
+"""How many numbers' memory is kept from one search for the next at most, and of how many searches."""
+
+REALS, INTEGERS, BYTES = (
+    torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64, torch.int8)
+)
+"""Asking a tensor for more like it is quicker than naming dtype and device."""
+
+
+def numbers(*shape: int) -> Tensor:
+    """Return new memory."""
+    return REALS.new_empty(*shape)
+
+
+class Memory:
+    """What a search works in: two rooms for cells in turn, one for all that settle, and those for other things.
+
+    ``size`` is how many numbers it holds.
+    """
+
+    __slots__ = ("decisions", "integrals", "leaves", "places", "rooms", "settled", "size")
+
+    def __init__(self) -> None:
+        self.rooms, self.leaves, self.decisions = [numbers(0, CELL)] * 2, numbers(0, LEAF), numbers(0, 1)
+        self.places, self.integrals, self.settled, self.size = numbers(0, 1), numbers(0, INTEGRAL), 0, 0
+
+    def room(self, rows: int) -> Tensor:
+        """Return room for cells; what was there before last is overwritten."""
+        last, room = self.rooms
+        self.rooms = [self._at_least(room, rows, CELL), last]
+        return self.rooms[0]
+
+    def beyond(self, rows: int) -> int:
+        """Return where more settled cells may be put."""
+        rows += self.settled
+        if rows > self.leaves.shape[0]:
+            grown = self._at_least(self.leaves, 2 * rows, LEAF)
+            grown[: self.settled] = self.leaves[: self.settled]
+            self.leaves = grown
+        return self.leaves.data_ptr() + 8 * LEAF * self.settled
+
+    def scratch(self, rows: int) -> int:
+        """Return where decisions may be put."""
+        self.decisions = self._at_least(self.decisions, rows, 1)
+        return self.decisions.data_ptr()
+
+    def books(self, rows: int) -> Tensor:
+        """Return room for integrals."""
+        self.integrals = self._at_least(self.integrals, rows, INTEGRAL)
+        return self.integrals
+
+    def lines(self, rows: int, columns: int) -> Tensor:
+        """Return room for where cells lie, ``(rows, columns)``; what was there before is overwritten."""
+        self.places = self._at_least(self.places, rows * columns, 1)
+        return self.places[: rows * columns].view(rows, columns)
+
+    def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
+        if room.shape[0] >= rows:
+            return room
+        self.size += (rows - room.shape[0]) * columns
+        return numbers(rows, columns)
+
+    @staticmethod
+    def take() -> Memory:
+        """Return what an earlier search has left, if no other thread, nor a search around this one, has it."""
+        try:
+            return spare.pop()
+        except IndexError:
+            return Memory()
+
+    def leave(self) -> None:
+        """Leave it to the next search, unless that would be much to hold on to."""
+        self.settled = 0
+        if len(spare) < SEARCHES and self.size <= SPARE:
+            spare.append(self)
+
+
+spare: list[Memory] = []
+"""What no search works in."""
