@@ -1,4 +1,4 @@
-"""With ``chunk`` values are replaced, and evaluated again, part by part: noise is told, no more than a part is held."""
+"""With ``chunk`` values are replaced, and evaluated again, part by part: noise is told, one part alone is held."""
 
 from __future__ import annotations
 
