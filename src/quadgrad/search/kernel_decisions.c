@@ -254,26 +254,32 @@ EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cel
         if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
 }
 
-/* Take the cells of integrals that wait out of n settled ones, into `taken`, which has room for n; return how many they
- * are. In their place stays GONE. */
+INLINE int waits(const Leaf *leaf, int64_t count, const int64_t *status) {
+    return leaf->tag != GONE && status[leaf->tag / 256 / count] == WAIT;
+}
+
+/* How many of n settled cells are those of integrals that wait; with `taken` they are taken out, into it. In their
+ * place stays GONE. */
 EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts, Cell *taken,
                         int64_t threads) {
-    int64_t found[MOST_THREADS], out = 0;
+    int64_t found[MOST_THREADS] = {0}, all = 0;
     threads = sharing(n, threads);
     PARALLEL(threads)
+    for (int64_t t = 0; t < threads; t++)
+        for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++) found[t] += waits(&settled[c], count, status);
     for (int64_t t = 0; t < threads; t++) {
-        int64_t low = n * t / threads, high = n * (t + 1) / threads, next = low;
-        for (Leaf *leaf = settled + low; leaf < settled + high; leaf++) {
-            int64_t row = leaf->tag / 256;
-            if (leaf->tag == GONE || status[row / count] != WAIT) continue;
-            taken[next++] = unpack(leaf), leaf->tag = GONE;
-        }
-        found[t] = next - low;
+        int64_t here = found[t];
+        found[t] = all, all += here;
     }
-    for (int64_t t = 0; t < threads; out += found[t++])
-        memmove(taken + out, taken + n * t / threads, found[t] * sizeof(Cell));
-    for (int64_t c = 0; c < out; c++) counts[taken[c].row]--;
-    return out;
+    if (!taken) return all;
+    PARALLEL(threads)
+    for (int64_t t = 0; t < threads; t++) {
+        Cell *next = taken + found[t];
+        for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++)
+            if (waits(&settled[c], count, status)) *next++ = unpack(&settled[c]), settled[c].tag = GONE;
+    }
+    for (int64_t c = 0; c < all; c++) counts[taken[c].row]--;
+    return all;
 }
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are

@@ -326,13 +326,11 @@ class _Search:
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:
         """Take back the integrals that wait, with all their cells."""
-        memory, most = self.memory, self.memory.settled
-        room = memory.room(most)
-        n = self.kernel.withdraw(
-            memory.leaves.data_ptr(), most, self.count, self.status.data_ptr(), self.counts.data_ptr(),
-            room.data_ptr(), self.ends.threads,
-        )  # fmt: skip
-        self.withdrawn, cells = self.withdrawn + n, room[:n]
+        settled = (self.memory.leaves.data_ptr(), self.memory.settled, self.count, self.status.data_ptr())
+        n = self.kernel.withdraw(*settled, self.counts.data_ptr(), None, self.ends.threads)
+        cells = numbers(n, CELL)
+        self.kernel.withdraw(*settled, self.counts.data_ptr(), cells.data_ptr(), self.ends.threads)
+        self.withdrawn += n
         owner = cells.view(torch.int64)[:, ROW] // self.count
         integrals, linear, ends = self._open(cells[owner.argsort(stable=True)])
         waits = self.status == WAIT
