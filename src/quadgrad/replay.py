@@ -20,7 +20,7 @@ from quadgrad.search.recheck import Watch
 
 __all__ = ["BLOCK", "replay_plan"]
 
-BLOCK = 2**17
+BLOCK = 2**16
 """Nodes evaluated at a time where the caller sets no ``chunk``: the arrays stay in the processor's cache."""
 
 

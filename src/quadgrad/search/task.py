@@ -15,10 +15,13 @@ from quadgrad.rules import Rule
 from quadgrad.search.estimate import FLOOR
 from quadgrad.tolerance import Tolerance
 
-__all__ = ["PATIENCE", "SHARE", "Found", "Task", "noise"]
+__all__ = ["BLOCK", "PATIENCE", "SHARE", "Found", "Task", "noise"]
 
 SHARE = 0.5
 """A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
+
+BLOCK = 2**17
+"""Nodes evaluated at a time where the caller sets no ``chunk``; more than in a replay, which keeps what f makes."""
 
 PATIENCE = 6
 """Rounds of bisection after which values that are still not finite count as a region, not as points."""

@@ -22,12 +22,11 @@ from quadgrad.limits import Limits
 from quadgrad.maps import Pieces, frame
 from quadgrad.nesting import InnerRecord, current_record
 from quadgrad.plan import Plan
-from quadgrad.replay import BLOCK
 from quadgrad.result import Result
 from quadgrad.rules import Rule, get_rule
 from quadgrad.search.estimate import largest_component
 from quadgrad.search.native import Opening, open_native
-from quadgrad.search.task import Found
+from quadgrad.search.task import BLOCK, Found
 from quadgrad.tolerance import Tolerance, epsilon, make_tolerance
 from quadgrad.verbs.inputs import Call, prepare
 from quadgrad.verbs.logarithm import LogSearch, take_logarithm
