@@ -91,8 +91,8 @@ def apply_rule(
     error, size, variation : Tensor, shape (n,)
         Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
-        Below or above 0 where the left or right half alone is to blame for the error: by how many bisections that
-        will take at least, 2 or, on a peak, up to 5.
+        Below or above 0 where the left or right half alone is to blame for the error, by how many bisections that
+        will take at least: 1, 2, or, on a peak, up to 5.
     spot : Tensor, shape (n,)
         Where on the cell abs(f) is largest: 0 or 1 if that is the first or the last node.
     middle : Tensor, shape (n,)

@@ -72,8 +72,8 @@ INLINE void ask(Children *out, int64_t place) {
 }
 
 /* Both halves of a cell, and of the half that is to blame, and so on, as many times as there are `levels`, towards the
- * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. Between them
- * f is known at the cell's middle alone, and there if it was `seen`. */
+ * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. Between them f is known at the
+ * cell's middle alone, and there if it was `seen`. */
 INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, int seen) {
     double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
     double low = 0.0, width = 1.0, at_middle = seen ? cell->at_middle : NAN;

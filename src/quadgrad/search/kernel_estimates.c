@@ -165,7 +165,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         cell->error = lost ? INFINITY : error[c];
         cell->floor = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
         cell->lean = lost ? 0 : (int8_t)side[c];
-        if (fabs(side[c]) > 2.0) cell->spot = find_spot(rule->m, y + c, stride, largest[c]);
+        cell->spot = fabs(side[c]) > 2.0 ? find_spot(rule->m, y + c, stride, largest[c]) : 0; /* else of no use */
         cell->refinable = resolvable && (lost || error[c] > noise[c]);
     }
 }

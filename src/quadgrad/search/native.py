@@ -130,6 +130,7 @@ class _Search:
         self.status, self.nfev = INTEGERS.new_empty(batch), INTEGERS.new_empty(batch)
         self.counts = INTEGERS.new_zeros(batch * count)
         self.memory, self.mixed, self.withdrawn = Memory.take(), False, 0
+        self.layout = self.between = REALS
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -210,10 +211,8 @@ class _Search:
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
         pairs = INTEGERS.new_empty(tally.pairs) if tally.pairs else INTEGERS
-        self.layout, self.between = (
-            memory.lines(4, tally.linear),
-            numbers(2, tally.pairs) if tally.pairs else REALS,
-        )
+        self.layout = memory.lines(4, tally.linear)
+        self.between = numbers(2, tally.pairs) if tally.pairs else REALS
         self.kernel.carry_on(
             byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
             self.layout.data_ptr(), pairs.data_ptr(), self.between.data_ptr(), memory.beyond(tally.settled),
@@ -237,7 +236,7 @@ class _Search:
                 self.kernel.place_first(
                     self.pieces, self.rule, part.pointer, part.n, x.data_ptr(), layout.data_ptr()
                 )
-                y = self._call(x, _shared(task, whole, low, part.n) or layout[3].view(torch.int64))
+                y = self._call(x, _shared(task, low, part.n if whole else 0) or layout[3].view(torch.int64))
             self._weigh(part, y, layout, 0, True)
 
     def _measure(self, cells: _Cells) -> None:
@@ -250,8 +249,8 @@ class _Search:
                 continue
             x, left = numbers(self.m, part.n), layout.data_ptr() + 8 * low
             self.kernel.place(self.rule, left, left + 8 * cells.n, part.n, x.data_ptr(), self.ends.threads)
-            owner = layout[3, low : low + part.n].view(torch.int64)
-            self._weigh(part, self._call(x, _shared(self.task, False, 0, 0) or owner), layout, low, False)
+            owner = _shared(self.task) or layout[3, low : low + part.n].view(torch.int64)
+            self._weigh(part, self._call(x, owner), layout, low, False)
 
     def _blocks(self, cells: _Cells, rows: int) -> Iterator[tuple[int, _Cells]]:
         step = max(1, self.task.block // rows)
@@ -284,9 +283,7 @@ class _Search:
     def _measure_ends(self, cells: _Cells) -> None:
         """Apply the rule to cells with logarithmic nodes, a block of nodes at a time."""
         task = self.task
-        step = max(1, task.block // (self.m + BESIDE))
-        for low in range(0, cells.n, step):
-            part = cells.part(low, low + step)
+        for _, part in self._blocks(cells, self.m + BESIDE):
             n = part.n
             if task.pieces.infinite:
                 row, start, stop = part.place(self.real)
@@ -353,11 +350,11 @@ class _Search:
         return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
 
 
-def _shared(task: Task, whole: bool, low: int, n: int) -> slice | None:
-    """Return the integrals of ``n`` cells from ``low`` on where that is simple."""
+def _shared(task: Task, low: int = 0, n: int = 0) -> slice | None:
+    """Return the integrals of cells where that is simple: there is but one, or ``n`` cells have one each."""
     if task.batch == 1:
         return slice(0, 1)
-    return slice(low, low + n) if whole else None
+    return slice(low, low + n) if n else None
 
 
 def _plain(y: Tensor) -> Tensor:
