@@ -44,11 +44,19 @@ typedef struct {
 
 enum { GONE = -1 };
 
-/* A settled cell; `tag` is its row, times 256, and what `pack` makes of its other integers; or GONE. */
 typedef struct {
     double start, stop, value, error, floor;
-    int64_t tag;
 } Leaf;
+
+/* Settled cells; `tag` is the row, times 256, and what `pack` makes of a cell's other integers; or GONE. */
+typedef struct {
+    Leaf *leaf;
+    int64_t *tag;
+} Leaves;
+
+INLINE Leaves leaves_of(double *room, int64_t capacity) {
+    return (Leaves){(Leaf *)room, (int64_t *)(room + sizeof(Leaf) / sizeof(double) * capacity)};
+}
 
 /* An integral that is still running, with the sums over its settled cells; see Running in adaptive.py. */
 typedef struct {
@@ -124,21 +132,21 @@ typedef struct {
     double *scale, *reach, *rate, *span, *steps;
 } EndFrame;
 
-/* Where cells on finite pieces lie: left ends, widths, distances from 0, integrals. */
+/* Where cells on finite pieces lie: left ends, widths, integrals. */
 typedef struct {
-    double *left, *scale, *reach;
+    double *left, *scale;
     int64_t *owner;
 } Layout;
 
 INLINE Layout rows_of(double *layout, int64_t n) {
-    return (Layout){layout, layout + n, layout + 2 * n, (int64_t *)(layout + 3 * n)};
+    return (Layout){layout, layout + n, (int64_t *)(layout + 2 * n)};
 }
 
 INLINE void lay_out(const Pieces *p, const Cell *cell, const Layout *to, int64_t place) {
     double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
     double end = cell->start < 0.0 ? upper : lower, span = upper - lower;
     double left = cell->start == -0.5 ? lower + span * 0.5 : end + span * cell->start;
-    to->left[place] = left, to->reach[place] = fabs(left);
+    to->left[place] = left;
     to->scale[place] = (cell->stop == 1.0 ? upper : end + span * cell->stop) - left;
     to->owner[place] = p->count == 1 ? cell->row : cell->row / p->count;
 }

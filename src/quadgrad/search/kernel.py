@@ -135,17 +135,18 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin": (PieceEnds, *"nnpp"),
     "open_books": tuple("pnpnnnnp"),
     "place": (RuleNumbers, *"ppnpn"),
+    "spread": tuple("pnpnpn"),
     "place_first": (PieceEnds, RuleNumbers, *"pnpp"),
     "enter_starts": tuple("ppnpn"),
     "measure": (PieceEnds, RuleNumbers, *"nxpnppp"),
     "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
     "judge": (Round, Tally),
-    "carry_on": (Round, PieceEnds, *"pppppp"),
-    "withdraw": tuple("pnnpppn"),
-    "collect": tuple("pnnppppppn"),
+    "carry_on": (Round, PieceEnds, *"ppppppnn"),
+    "withdraw": tuple("pnnnpppn"),
+    "collect": tuple("pnnnppppppn"),
 }
-_RETURNING = ("configure", "begin", "withdraw", "collect")
+_RETURNING = ("configure", "begin", "collect")
 
 
 def _open(name: str) -> Any:

@@ -2,15 +2,15 @@
 
 #include "kernel.h"
 
-INLINE void pack(const Cell *cell, Leaf *leaf) {
+INLINE void pack(const Cell *cell, const Leaves *leaves, int64_t place) {
+    Leaf *leaf = &leaves->leaf[place];
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
     int lean = cell->lean > 2 ? 2 : cell->lean < -2 ? -2 : cell->lean; /* to go further takes the spot, too */
-    leaf->tag = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + lean + 2;
+    leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + lean + 2;
 }
 
-INLINE Cell unpack(const Leaf *leaf) {
-    int64_t tag = leaf->tag;
+INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
     return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
                   (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, {0}};
 }
@@ -189,7 +189,7 @@ static void decide(const Round *round, Share *share) {
 }
 
 /* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
-static void carry_out(const Round *round, const Share *share, Children out, Leaf *settled) {
+static void carry_out(const Round *round, const Share *share, Children out, const Leaves *leaves, int64_t settled) {
     int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
     int64_t next[2] = {find(round->linear, round->n_linear, start), find(round->ends, round->n_ends, start)};
     for (int64_t k = share->low; k < share->high; k++) {
@@ -203,7 +203,7 @@ static void carry_out(const Round *round, const Share *share, Children out, Leaf
                 if (one->code == RUN && moves[c] != KEEP) {
                     refine(&cells[c], moves[c], round->rule->nodes, &out);
                 } else {
-                    pack(&cells[c], settled++);
+                    pack(&cells[c], leaves, settled++);
                     round->settled[cells[c].row]++;
                     one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
                 }
@@ -231,61 +231,47 @@ EXPORT void judge(const Round *round, Tally *tally) {
 }
 
 /* Carry it out: write the new cells of either kind and the settled ones; on finite pieces, which are given, also where
- * the linear ones lie (4, n), and the places (2, n) between them, and integrals, for which to ask for f. Integrals that
+ * the linear ones lie (3, n), and the places (2, n) between them, and integrals, for which to ask for f. Integrals that
  * run on are left in `integrals`. */
 EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout, int64_t *pairs,
-                     double *between, Leaf *settled) {
+                     double *between, double *settled, int64_t capacity, int64_t n_settled) {
     int threads = sharing(round->n_linear + round->n_ends, round->threads);
     Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .pieces = pieces};
-    Leaf *leaves[MOST_THREADS];
+    Leaves leaves = leaves_of(settled, capacity);
+    int64_t first_leaf[MOST_THREADS];
     for (int t = 0; t < threads; t++) {
         const Tally *made = &round->shares[t].made;
-        out[t] = next, leaves[t] = settled;
+        out[t] = next, first_leaf[t] = n_settled;
         next.n_linear += made->linear, next.n_ends += made->ends, next.n_pairs += made->pairs;
-        settled += made->settled;
+        n_settled += made->settled;
     }
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
         out[t].layout = rows_of(layout, next.n_linear);
         out[t].between = between, out[t].whose = (int64_t *)(between + next.n_pairs);
-        carry_out(round, &round->shares[t], out[t], leaves[t]);
+        carry_out(round, &round->shares[t], out[t], &leaves, first_leaf[t]);
     }
     for (int64_t k = 0, kept = 0; k < round->running; k++)
         if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
 }
 
-INLINE int waits(const Leaf *leaf, int64_t count, const int64_t *status) {
-    return leaf->tag != GONE && status[leaf->tag / 256 / count] == WAIT;
-}
-
-/* How many of n settled cells are those of integrals that wait; with `taken` they are taken out, into it. In their
- * place stays GONE. */
-EXPORT int64_t withdraw(Leaf *settled, int64_t n, int64_t count, const int64_t *status, int64_t *counts, Cell *taken,
-                        int64_t threads) {
-    int64_t found[MOST_THREADS] = {0}, all = 0;
-    threads = sharing(n, threads);
-    PARALLEL(threads)
-    for (int64_t t = 0; t < threads; t++)
-        for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++) found[t] += waits(&settled[c], count, status);
-    for (int64_t t = 0; t < threads; t++) {
-        int64_t here = found[t];
-        found[t] = all, all += here;
+/* Take the n settled cells of integrals that wait out of all; in their place stays GONE. */
+EXPORT void withdraw(double *settled, int64_t capacity, int64_t all, int64_t count, const int64_t *status,
+                     int64_t *counts, Cell *taken, int64_t n) {
+    Leaves leaves = leaves_of(settled, capacity);
+    for (int64_t place = 0; n > 0 && place < all; place++) {
+        int64_t tag = leaves.tag[place], row = tag >> 8;
+        if (tag == GONE || status[count == 1 ? row : row / count] != WAIT) continue;
+        *taken++ = unpack(&leaves.leaf[place], tag);
+        leaves.tag[place] = GONE, counts[row]--, n--;
     }
-    if (!taken) return all;
-    PARALLEL(threads)
-    for (int64_t t = 0; t < threads; t++) {
-        Cell *next = taken + found[t];
-        for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++)
-            if (waits(&settled[c], count, status)) *next++ = unpack(&settled[c]), settled[c].tag = GONE;
-    }
-    for (int64_t c = 0; c < all; c++) counts[taken[c].row]--;
-    return all;
 }
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
  * `counts` in each row. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
-EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *counts, int64_t *row, double *start,
-                       double *stop, double *error, int8_t *kind, int64_t threads) {
+EXPORT int64_t collect(double *settled, int64_t capacity, int64_t n, int64_t rows, int64_t *counts, int64_t *row,
+                       double *start, double *stop, double *error, int8_t *kind, int64_t threads) {
+    Leaves leaves = leaves_of(settled, capacity);
     int64_t n_ends[READERS] = {0}, place = 0, all = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = counts[r];
@@ -296,12 +282,13 @@ EXPORT int64_t collect(const Leaf *settled, int64_t n, int64_t rows, int64_t *co
     PARALLEL(threads)
     for (int64_t t = 0; t < threads; t++) {
         int64_t low = rows * t / threads, high = rows * (t + 1) / threads;
-        for (const Leaf *leaf = settled; leaf < settled + n; leaf++) {
-            int64_t here = leaf->tag / 256;
-            if (here < low || here >= high || leaf->tag == GONE) continue;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t tag = leaves.tag[i], here = tag >> 8;
+            if (here < low || here >= high || tag == GONE) continue;
+            const Leaf *leaf = &leaves.leaf[i];
             int64_t to = counts[here]++;
             row[to] = here, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-            if (kind) n_ends[t] += (kind[to] = (int8_t)(leaf->tag % 256 / 16)) != LINEAR;
+            if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 16)) != LINEAR;
         }
     }
     for (int64_t t = 0; t < threads; t++) all += n_ends[t];

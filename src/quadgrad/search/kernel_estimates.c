@@ -130,12 +130,19 @@ INLINE uint8_t find_spot(int64_t m, const double *y, int64_t stride, double larg
 
 /* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
 INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *sums, const double *size,
-                     const double *largest, const double *y, int64_t stride, const double *middle, const double *scale, const double *reach, int64_t here, Cell *cells) {
+                     const double *largest, const double *y, int64_t stride, const double *scale, const double *left,
+                     int64_t here, Cell *cells) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
-    Tile at_start = {0}, at_stop = {0}, unseen, error, decay, highest, noise, floor, side;
+    Tile at_start = {0}, at_stop = {0}, width = {0}, unseen, error, decay, highest, noise, floor, side, reach, value;
+    int64_t refinable[WIDE];
+    const double *middle = y + rule->m / 2 * stride;
     double finest = 4.0 * p->eps / rule->nodes[0], narrowest = sqrt(p->tiny), rounding = C.place * p->eps;
-    for (int c = 0; c < here; c++) at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
+    for (int c = 0; c < here; c++) {
+        at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
+        width[c] = cells[c].stop - cells[c].start;
+    }
     for (int c = 0; c < WIDE; c++) {
+        reach[c] = fabs(left[c]);
         double variation = fabs(slopes[0][c]) + fabs(slopes[1][c]), whole = size[c] * scale[c];
         double blur = smaller(rounding * reach[c] / larger(p->tiny, scale[c]), 1.0);
         unseen[c] = size[c] + variation * (blur / (2.0 * eps));
@@ -156,27 +163,29 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
         error[c] = larger(noise[c], (error[c] + hidden * rule->nodes[0]) * scale[c]);
     }
+    for (int c = 0; c < WIDE; c++) {
+        int lost = !(size[c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
+        int resolvable = (scale[c] > reach[c] * finest) & (width[c] > narrowest);
+        refinable[c] = resolvable & (lost | (error[c] > noise[c]));
+        value[c] = lost ? 0.0 : sums[0][c] * scale[c];
+        error[c] = lost ? INFINITY : error[c];
+        floor[c] = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
+        side[c] = lost ? 0.0 : side[c];
+    }
     for (int c = 0; c < here; c++) {
         Cell *cell = &cells[c];
-        int lost = !(size[c] * scale[c] < INFINITY) || !(error[c] < INFINITY);
-        int resolvable = scale[c] > reach[c] * finest && cell->stop - cell->start > narrowest;
-        cell->at_middle = middle[c];
-        cell->value = lost ? 0.0 : sums[0][c] * scale[c];
-        cell->error = lost ? INFINITY : error[c];
-        cell->floor = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
-        cell->lean = lost ? 0 : (int8_t)side[c];
+        cell->value = value[c], cell->error = error[c], cell->floor = floor[c], cell->at_middle = middle[c];
+        cell->lean = (int8_t)side[c], cell->refinable = (int8_t)refinable[c];
         cell->spot = fabs(side[c]) > 2.0 ? find_spot(rule->m, y + c, stride, largest[c]) : 0; /* else of no use */
-        cell->refinable = resolvable && (lost || error[c] > noise[c]);
     }
 }
 
 /* Apply the rule to f's values y (m, n) on n cells, times the slope. With edges y is (m + 2, n): f at the edges of
- * first cells is entered, too, where it is not NaN. Scale and reach as in Layout. */
+ * first cells is entered, too, where it is not NaN. Scale and left as in Layout. */
 EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n,
-                    const double *y, const double *scale, const double *reach) {
+                    const double *y, const double *scale, const double *left) {
     const double *first = y, *last = y + (rule->m + 1) * n;
     y += edges ? n : 0;
-    const double *middle = y + rule->m / 2 * n;
     PARALLEL(sharing(n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
         int64_t here = n - low < WIDE ? n - low : WIDE;
@@ -187,13 +196,13 @@ EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps
         }
         if (here == WIDE) {
             fold(rule, y + low, n, sums, size, largest);
-            estimate(rule, p, eps, sums, size, largest, y + low, n, middle + low, scale + low, reach + low, WIDE, cells + low);
+            estimate(rule, p, eps, sums, size, largest, y + low, n, scale + low, left + low, WIDE, cells + low);
         } else {
-            Tile few[MOST_NODES], scales, reaches;
+            Tile few[MOST_NODES], scales, lefts;
             for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
-            load_tile(scale + low, here, scales), load_tile(reach + low, here, reaches);
+            load_tile(scale + low, here, scales), load_tile(left + low, here, lefts);
             fold(rule, few[0], WIDE, sums, size, largest);
-            estimate(rule, p, eps, sums, size, largest, few[0], WIDE, middle + low, scales, reaches, here, cells + low);
+            estimate(rule, p, eps, sums, size, largest, few[0], WIDE, scales, lefts, here, cells + low);
         }
     }
 }

@@ -59,18 +59,29 @@ EXPORT void place(const Rule *rule, const double *left, const double *scale, int
         for (int64_t c = 0; c < n; c++) x[i * n + c] = left[c] + rule->nodes[i] * scale[c];
 }
 
+/* Columns (k, n) of k arguments of f, numbers of eight bytes whatever they mean, that each integral has its own of. */
+EXPORT void spread(const int64_t *const *arguments, int64_t k, const int64_t *owner, int64_t n, int64_t *columns,
+                   int64_t threads) {
+    threads = sharing(n, threads);
+    PARALLEL(threads)
+    for (int64_t t = 0; t < threads; t++)
+        for (int64_t j = 0; j < k; j++)
+            for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++)
+                columns[j * n + c] = arguments[j][owner[c]];
+}
+
 /* Nodes x (m + 2, n) of first cells on finite pieces, and where these lie, see Layout. First and last are the cell's own
  * edges, or right beside a limit, or, where that cannot be told from the limit, the middle; f there is then not known. */
 EXPORT void place_first(const Pieces *p, const Rule *rule, Cell *cells, int64_t n, double *x, double *layout) {
     Layout to = rows_of(layout, n);
-    double *left = to.left, *scale = to.scale, *reach = to.reach;
+    double *left = to.left, *scale = to.scale;
     const double *tau = rule->nodes, middle = tau[rule->m / 2];
     double near = larger(C.limit, C.ulps * p->eps), *first = x, *last = x + (rule->m + 1) * n;
     PARALLEL(sharing(n, p->threads))
     for (int64_t c = 0; c < n; c++) {
         Cell *cell = &cells[c];
         lay_out(p, cell, &to, c);
-        int beside = near * scale[c] > 4.0 * p->eps * (reach[c] + scale[c]);
+        int beside = near * scale[c] > 4.0 * p->eps * (fabs(left[c]) + scale[c]);
         int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
         first[c] = left[c] + scale[c] * (inner_start ? 0.0 : beside ? near : middle);
         last[c] = left[c] + scale[c] * (inner_stop ? 1.0 : beside ? 1.0 - near : middle);

@@ -44,14 +44,14 @@ class Memory:
         self.rooms = [self._at_least(room, rows, CELL), last]
         return self.rooms[0]
 
-    def beyond(self, rows: int) -> int:
-        """Return where more settled cells may be put."""
-        rows += self.settled
-        if rows > self.leaves.shape[0]:
-            grown = self._at_least(self.leaves, 2 * rows, LEAF)
-            grown[: self.settled] = self.leaves[: self.settled]
-            self.leaves = grown
-        return self.leaves.data_ptr() + 8 * LEAF * self.settled
+    def leaves_for(self, rows: int) -> tuple[int, int]:
+        """Return where the settled cells are, and how many have room there: that many more at least."""
+        old, rows = self.leaves, rows + self.settled
+        if rows > old.shape[0]:
+            self.leaves = self._at_least(old, 2 * rows, LEAF)
+            for was, now in zip(_leaves_and_tags(old), _leaves_and_tags(self.leaves), strict=True):
+                now[: self.settled] = was[: self.settled]
+        return self.leaves.data_ptr(), self.leaves.shape[0]
 
     def scratch(self, rows: int) -> int:
         """Return where decisions may be put."""
@@ -87,6 +87,13 @@ class Memory:
         self.settled = 0
         if len(spare) < SEARCHES and self.size <= SPARE:
             spare.append(self)
+
+
+def _leaves_and_tags(room: Tensor) -> tuple[Tensor, Tensor]:
+    """Return settled cells, a row for each, and their tags."""
+    whole = room.view(-1)
+    split = whole.shape[0] // LEAF * (LEAF - 1)
+    return whole[:split].view(-1, LEAF - 1), whole[split:]
 
 
 spare: list[Memory] = []

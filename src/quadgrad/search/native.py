@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from ctypes import addressof, byref
+from ctypes import addressof, byref, c_void_p
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from quadgrad._torch import in_transform
-from quadgrad.integrand import Integrand
+from quadgrad.integrand import Argument, Integrand
 from quadgrad.maps import Pieces, frame
 from quadgrad.rules import Rule
 from quadgrad.search.adaptive import WAIT
@@ -131,6 +132,10 @@ class _Search:
         self.counts = INTEGERS.new_zeros(batch * count)
         self.memory, self.mixed, self.withdrawn = Memory.take(), False, 0
         self.layout = self.between = REALS
+        self.own = [not task.pieces.infinite and _spreads(a) for a in task.integrand.arguments]
+        spread = [a.value.data_ptr() for a, own in zip(task.integrand.arguments, self.own, strict=True) if own]
+        self.spread = (c_void_p * len(spread))(*spread)
+        self.owned = not all(own or a.shared for a, own in zip(task.integrand.arguments, self.own, strict=True))
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -175,7 +180,7 @@ class _Search:
         cells, y = _Cells(opening.room, 1), _plain(opening.y.detach())
         self.kernel.measure(
             self.pieces, self.rule, 1, noise(self.task), cells.pointer, 1, y.data_ptr(), opening.layout + 8,
-            opening.layout + 16,
+            opening.layout,
         )  # fmt: skip
         return opening.integral, cells, _Cells(opening.room, 0)
 
@@ -211,11 +216,12 @@ class _Search:
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
         pairs = INTEGERS.new_empty(tally.pairs) if tally.pairs else INTEGERS
-        self.layout = memory.lines(4, tally.linear)
+        self.layout = memory.lines(3, tally.linear)
         self.between = numbers(2, tally.pairs) if tally.pairs else REALS
         self.kernel.carry_on(
             byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
-            self.layout.data_ptr(), pairs.data_ptr(), self.between.data_ptr(), memory.beyond(tally.settled),
+            self.layout.data_ptr(), pairs.data_ptr(), self.between.data_ptr(), *memory.leaves_for(tally.settled),
+            memory.settled,
         )  # fmt: skip
         memory.settled += tally.settled
         self.mixed = self.mixed or ends.n > 0
@@ -228,7 +234,7 @@ class _Search:
         """
         task, rows = self.task, self.m + BESIDE
         for low, part in self._blocks(cells, rows):
-            layout = numbers(4, part.n)
+            layout = numbers(3, part.n)
             if task.pieces.infinite:
                 y = self._call_mapped(part, True, layout)
             else:
@@ -236,7 +242,7 @@ class _Search:
                 self.kernel.place_first(
                     self.pieces, self.rule, part.pointer, part.n, x.data_ptr(), layout.data_ptr()
                 )
-                y = self._call(x, _shared(task, low, part.n if whole else 0) or layout[3].view(torch.int64))
+                y = self._call(x, _shared(task, low, part.n if whole else 0) or layout[2].view(torch.int64))
             self._weigh(part, y, layout, 0, True)
 
     def _measure(self, cells: _Cells) -> None:
@@ -244,13 +250,12 @@ class _Search:
         layout = self.layout
         for low, part in self._blocks(cells, self.m):
             if self.task.pieces.infinite:
-                layout = numbers(4, part.n)
+                layout = numbers(3, part.n)
                 self._weigh(part, self._call_mapped(part, False, layout), layout, 0, False)
                 continue
             x, left = numbers(self.m, part.n), layout.data_ptr() + 8 * low
             self.kernel.place(self.rule, left, left + 8 * cells.n, part.n, x.data_ptr(), self.ends.threads)
-            owner = _shared(self.task) or layout[3, low : low + part.n].view(torch.int64)
-            self._weigh(part, self._call(x, owner), layout, low, False)
+            self._weigh(part, self._call(x, layout[2, low : low + part.n]), layout, low, False)
 
     def _blocks(self, cells: _Cells, rows: int) -> Iterator[tuple[int, _Cells]]:
         step = max(1, self.task.block // rows)
@@ -259,17 +264,17 @@ class _Search:
 
     def _weigh(self, cells: _Cells, y: Tensor, layout: Tensor, low: int, first: bool) -> None:
         """Apply the rule to f's values on cells that lie where ``layout`` says from column ``low`` on."""
-        scale = layout.data_ptr() + 8 * (layout.shape[1] + low)
+        left = layout.data_ptr() + 8 * low
         self.kernel.measure(
-            self.pieces, self.rule, first, noise(self.task), cells.pointer, cells.n, y.data_ptr(), scale,
-            scale + 8 * layout.shape[1],
+            self.pieces, self.rule, first, noise(self.task), cells.pointer, cells.n, y.data_ptr(),
+            left + 8 * layout.shape[1], left,
         )  # fmt: skip
 
     def _call_mapped(self, cells: _Cells, edges: bool, layout: Tensor) -> Tensor:
         """Return f times the slope where some pieces are infinite, and lay the cells out."""
         task, (row, start, stop) = self.task, cells.place(self.real)
         mapped, owner = frame(task.pieces, row, start, stop), row // self.count
-        layout[1], layout[2] = mapped.scale, mapped.reach
+        layout[0], layout[1] = mapped.reach, mapped.scale  # as far from 0 as left ends are
         known: tuple[Tensor, ...] = ()
         if edges:
             y, slope, beside = call_with_edges(task, mapped, edges_inside(start, stop), slice(None), owner)
@@ -288,12 +293,12 @@ class _Search:
             if task.pieces.infinite:
                 row, start, stop = part.place(self.real)
                 x, slope, layout, steps = place_ends(task, row, start, stop)
-                owner, slope = row // self.count, _plain(slope)
+                owner, slope = (row // self.count).view(torch.float64), _plain(slope)
                 columns = torch.broadcast_tensors(layout.scale, layout.reach, layout.rate, layout.span, steps)
                 ends = EndNumbers.of(_plain(torch.stack(columns)))
             else:
                 x, slope = numbers(self.m + 2, n), numbers(self.m + 2, n)
-                owner, ends = INTEGERS.new_empty(n), EndNumbers.of(numbers(5, n))
+                owner, ends = numbers(n), EndNumbers.of(numbers(5, n))
                 self.kernel.place_ends(
                     self.pieces, self.rule, part.pointer, n, x.data_ptr(), slope.data_ptr(), byref(ends),
                     owner.data_ptr(),
@@ -314,23 +319,37 @@ class _Search:
             y = task.integrand(x, row // self.count).detach()[0]
             y = _plain(seen(y, None if slope is None else slope[0]))
         else:
-            x, owner = self.between[:1], self.between[1].view(torch.int64)
-            y = self._call(x, owner)
+            y = self._call(self.between[:1], self.between[1])
         self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr(), self.ends.threads)
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
-        return _plain(self.task.integrand(_as(x, self.real), owner).detach())
+        """Return f at x; whose columns they are is a slice, or numbers that are to be read as integers."""
+        integrand, x = self.task.integrand, _as(x, self.real)
+        if isinstance(owner, slice) or not self.spread:
+            whose = owner if isinstance(owner, slice) else owner.view(torch.int64)
+            return _plain(integrand(x, whose).detach())
+        n, k = x.shape[1], len(self.spread)
+        columns, whose = numbers(k, n), owner.view(torch.int64) if self.owned else slice(None)
+        self.kernel.spread(self.spread, k, owner.data_ptr(), n, columns.data_ptr(), self.ends.threads)
+        column = iter(columns.unbind())
+        args = [
+            next(column).view(a.value.dtype) if own else a.at(whose)
+            for a, own in zip(integrand.arguments, self.own, strict=True)
+        ]
+        return _plain(integrand.evaluate(x, args).detach())
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:
         """Take back the integrals that wait, with all their cells."""
-        settled = (self.memory.leaves.data_ptr(), self.memory.settled, self.count, self.status.data_ptr())
-        n = self.kernel.withdraw(*settled, self.counts.data_ptr(), None, self.ends.threads)
+        memory, waits = self.memory, self.status == WAIT
+        n = int(self.counts.view(-1, self.count)[waits].sum())
         cells = numbers(n, CELL)
-        self.kernel.withdraw(*settled, self.counts.data_ptr(), cells.data_ptr(), self.ends.threads)
+        self.kernel.withdraw(
+            *memory.leaves_for(0), memory.settled, self.count, self.status.data_ptr(), self.counts.data_ptr(),
+            cells.data_ptr(), n,
+        )  # fmt: skip
         self.withdrawn += n
         owner = cells.view(torch.int64)[:, ROW] // self.count
         integrals, linear, ends = self._open(cells[owner.argsort(stable=True)])
-        waits = self.status == WAIT
         integrals = integrals[waits]
         integrals.view(torch.int64)[:, NFEV] = self.nfev[waits]
         return integrals, linear, ends
@@ -341,13 +360,22 @@ class _Search:
         row, kind = INTEGERS.new_empty(n), BYTES.new_empty(n) if self.mixed else None
         start, stop, error = numbers(n), numbers(n), numbers(n)
         ends = self.kernel.collect(
-            memory.leaves.data_ptr(), memory.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
+            *memory.leaves_for(0), memory.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
             self.ends.threads,
         )  # fmt: skip
         memory.leave()
         value, total, error = _as(self.value, self.dtype), _as(self.error, self.dtype), _as(error, self.dtype)
         return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
+
+
+def _spreads(argument: Argument) -> bool:
+    """Whether the kernel can spread an argument over cells: plain numbers of eight bytes, one for each integral."""
+    value = argument.value
+    if argument.shared or type(value) not in (Tensor, Parameter):
+        return False
+    plain = value.ndim == 1 and value.element_size() == 8 and value.is_contiguous() and not value.is_neg()
+    return plain and not value.is_conj() and _in_memory(value)
 
 
 def _shared(task: Task, low: int = 0, n: int = 0) -> slice | None:
