@@ -21,9 +21,9 @@ from quadgrad.reduce import total
 from quadgrad.search.cells import (
     BESIDE,
     CLOSER,
-    HALVE,
     KEEP,
     LINEAR,
+    PART,
     REVERT,
     TURN,
     Cells,
@@ -32,12 +32,14 @@ from quadgrad.search.cells import (
     is_faint,
     locate,
     plan_moves,
+    plan_parts,
     refine,
     to_scan,
 )
 from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import evaluate_ends
 from quadgrad.search.estimate import PLACE, apply_rule, largest_component, scale_estimates
+from quadgrad.search.parts import Parts, ellipse
 from quadgrad.search.start import First
 from quadgrad.search.task import PATIENCE, SHARE, Found, Task, noise
 from quadgrad.status import Status
@@ -72,12 +74,13 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following); ``wanted`` is the
-    number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent,
+    ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following), ``parts`` into what
+    those are parted that are bisected; ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent,
     ``bad`` the rounds with values that are not finite.
     """
 
     move: Tensor
+    parts: Parts
     wanted: Tensor
     code: Tensor
     nfev: Tensor
@@ -119,7 +122,8 @@ class Ledger:
             taken.append(cells.take(locate(again, int(again.sum()))))
             self.settled[i] = replace(cells, row=cells.row.masked_fill(again, nowhere))
         cells = Cells.join(taken)
-        cells = replace(cells, lean=cells.lean.clamp(-2.0, 2.0))  # their spots are not in the kernel's books
+        unseen = torch.full_like(cells.height, torch.inf)
+        cells = replace(cells, height=unseen)  # poles are not in the kernel's books
         self.withdrawn += len(cells)
         local = (waits.cumsum(0) - 1).index_select(0, cells.row // self.pieces_each)
         return locate(waits, int(waits.sum())), local, cells
@@ -191,12 +195,13 @@ def _refine(
     while True:
         sums = _sums(running, cells, owner)
         verdict = _judge(task, running, cells, owner, sums, reopened)
-        move, stays = verdict.move, verdict.code == RUN
-        n_over, n_wait, n_run, counts = _count(verdict.code, move)
+        move, parts, stays = verdict.move, verdict.parts, verdict.code == RUN
+        n_over, n_wait, n_run, counts = _count(verdict.code, move, parts)
         waiting |= n_wait > 0
         if n_over:
-            move = move * stays.index_select(0, owner)
-            *_, counts = _count(verdict.code, move)
+            goes_on = stays.index_select(0, owner)
+            move, parts = move * goes_on, parts.take(goes_on.index_select(0, parts.origin))
+            *_, counts = _count(verdict.code, move, parts)
         n_gone, n_split = len(running) - n_run, counts.cells
         if n_gone:
             ledger.enter(running, verdict.code, locate(~stays, n_gone), sums)
@@ -204,13 +209,11 @@ def _refine(
             ledger.settled.append(cells)
             return waiting
         split = move > KEEP
-        leaf, parent = locate(~split, len(cells) - n_split), locate(split, n_split)
+        leaf = locate(~split, len(cells) - n_split)
         settled = cells.take(leaf)
         ledger.settled.append(settled)
         running = _settle(running, settled, owner.index_select(0, leaf), verdict)
-        parents, move = cells.take(parent), move.index_select(0, parent)
-        origin, start, stop, known, asked = refine(parents, known.index_select(1, parent), move, counts)
-        parent = parent.index_select(0, origin)
+        parent, start, stop, known, asked = refine(cells, known, move, parts, counts)
         owner, row = owner.index_select(0, parent), cells.row.index_select(0, parent)
         if n_gone:
             running = running.take(locate(stays, n_run))
@@ -219,15 +222,12 @@ def _refine(
         reopened = False
 
 
-def _count(code: Tensor, move: Tensor) -> tuple[int, int, int, Counts]:
-    """Count integrals over budget, waiting and running, and the cells by their moves; only here the host waits."""
+def _count(code: Tensor, move: Tensor, parts: Parts) -> tuple[int, int, int, Counts]:
+    """Count integrals over budget, waiting and running, and the cells by their moves."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
-    again = (move - HALVE).clamp_min(0)
-    moves = (move >= HALVE, again, move == REVERT, move == TURN, move == CLOSER)
-    sums = [t.sum() for t in (*ends, *moves)]
-    deepest = again.amax() if len(again) else sums[0] * 0
-    n_over, n_wait, n_run, *counts = torch.stack([*sums, deepest]).tolist()
-    return n_over, n_wait, n_run, Counts(*counts)
+    moves = [move == kind for kind in (PART, REVERT, TURN, CLOSER)]
+    n_over, n_wait, n_run, parted, *others = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
+    return n_over, n_wait, n_run, Counts(parted, len(parts.origin), *others)
 
 
 def _evaluate_all(
@@ -310,17 +310,17 @@ def node_blur(layout: Frame) -> Tensor:
 def linear_cells(
     task: Task, row: Tensor, start: Tensor, stop: Tensor, columns: tuple[Tensor, ...], layout: Frame, eps: float
 ) -> Cells:
-    """Return cells with evenly spread nodes from value, error, size, variation, lean and spot.
+    """Return cells with evenly spread nodes from value, error, size, variation, lean, pole and height.
 
     See :func:`quadgrad.search.estimate.apply_rule`.
     """
-    value, error, size, variation, lean, spot = columns
+    value, error, size, variation, lean, pole, height = columns
     info = torch.finfo(layout.scale.dtype)
     value, error, floor, improvable = scale_estimates(value, error, size, variation, layout, eps)
     floor = torch.where(layout.scale > 0, floor, info.tiny)  # an empty interval is no integrand without a value
     wide = (layout.scale > layout.reach * (4.0 * info.eps / task.rule.nodes[0])) & ((stop - start) > info.tiny**0.5)
     kind = torch.full_like(row, LINEAR, dtype=torch.int8)
-    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, spot, kind)
+    return Cells(row, start, stop, value, error, floor, somewhere(improvable & wide), lean, pole, height, kind)
 
 
 def _between(task: Task, layout: Frame, owner: Tensor, known: Tensor, asked: Tensor) -> Tensor:
@@ -366,7 +366,8 @@ def _judge(
     most = 0.5 * error.index_select(0, owner)
     split = (excess & cells.refinable) | (to_scan(cells, most) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
-    wanted, beside = (total(number, owner, n) for number in count_children(move))
+    parts = plan_parts(cells, move, ellipse(task.tolerance.rtol, task.rule.nodes.size))
+    wanted, beside = (total(number, owner, n) for number in count_children(move, parts))
     done = done & (wanted == 0)
     nfev = running.nfev + task.rule.nodes.size * wanted + beside
     over = nfev > task.max_nfev
@@ -374,7 +375,7 @@ def _judge(
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))
     code = torch.where(done, torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF)), code)
-    return Verdict(move, wanted, code, nfev, bad)
+    return Verdict(move, parts, wanted, code, nfev, bad)
 
 
 def _stuck(task: Task, value: Tensor, error: Tensor) -> Tensor:

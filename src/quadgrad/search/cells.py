@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.lanes import largest, somewhere
+from quadgrad.search.parts import Ellipse, Parts, find_parts, is_near, one_pole
 
 __all__ = [
     "GEOMETRIC",
@@ -19,6 +20,7 @@ __all__ = [
     "is_faint",
     "locate",
     "plan_moves",
+    "plan_parts",
     "refine",
     "to_scan",
 ]
@@ -35,12 +37,12 @@ FAINT = 0.1
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
-KEEP, REVERT, TURN, CLOSER, HALVE = range(5)
+KEEP, REVERT, TURN, CLOSER, PART = range(5)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
-end; part one that has them; halve it. Beyond: halve it, and as many times more the half that is to blame."""
+end; part one that has them; bisect it as often as its pole asks for, see :mod:`quadgrad.search.parts`."""
 
-LEVELS = 5
-"""How many times a cell is bisected at once, at most."""
+AT_END = 2.0**-6
+"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
@@ -70,8 +72,8 @@ class Cells:
     ``value`` ``(n, *event)``, ``error`` and ``floor`` (the part of the error that rounding explains)
     may carry hidden lanes; ``refinable`` tells where bisection can still help, ``lean`` which half is to
     blame for the error, the left one if negative, the right one if positive, and by how many bisections that will
-    take (for logarithmic nodes at an end: 1 where they do not help); ``spot`` where on the cell f is largest,
-    from 0 to 1.
+    take (for logarithmic nodes at an end: 1 where they do not help); ``pole`` and ``height`` where f seems to have a
+    pole, in parts of the cell.
     ``kind`` is :data:`LINEAR`, :data:`GEOMETRIC` or beyond.
     """
 
@@ -83,7 +85,8 @@ class Cells:
     floor: Tensor
     refinable: Tensor
     lean: Tensor
-    spot: Tensor
+    pole: Tensor
+    height: Tensor
     kind: Tensor
 
     def __len__(self) -> int:
@@ -103,27 +106,23 @@ class Cells:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cells are halved, how many halves again, how many cells reverted, turned, and parted at the end.
+    """How many cells are parted, into how many parts, and how many are reverted, turned, and parted at the end."""
 
-    ``deepest``: how many times more than once a cell is halved, at most.
-    """
-
-    halved: int
-    again: int
+    parted: int
+    parts: int
     reverted: int
     turned: int
     closer: int
-    deepest: int
 
     @property
     def cells(self) -> int:
         """The number of cells that are refined."""
-        return self.halved + self.reverted + self.turned + self.closer
+        return self.parted + self.reverted + self.turned + self.closer
 
     @property
     def linear(self) -> int:
         """The number of children with evenly spread nodes."""
-        return 2 * self.halved + self.again + 2 * self.reverted
+        return self.parts + 2 * self.reverted
 
 
 def locate(mask: Tensor, count: int) -> Tensor:
@@ -150,17 +149,12 @@ def plan_moves(cells: Cells, split: Tensor) -> Tensor:
     """Say how each cell marked in ``split`` is to be refined (:data:`KEEP` and following), int8, ``(n,)``."""
     leftward, rightward = -largest(-cells.lean), largest(cells.lean)
     at_lower, at_upper = cells.start == 0.0, cells.stop == 0.0
-    low, high = -largest(-cells.spot), largest(cells.spot)
     level = -torch.log2(cells.stop - cells.start)
     tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
     towards = (
         (at_lower & (leftward < 0.0)) | (at_upper & (rightward > 0.0)) | ((at_lower | at_upper) & (level >= DEEP))
     )
-    levels = torch.where(leftward < 0.0, torch.where(rightward > 0.0, 1.0, -leftward), rightward).clamp_min(1.0)
-    # A cell with the peak at an end of the piece might have to get logarithmic nodes in between.
-    vague = (low < high) | (at_lower & (low == 0.0)) | (at_upper & (high == 1.0))
-    levels = torch.where(vague, levels.clamp_max(2.0), levels)
-    move = (levels + (HALVE - 1.0)).to(torch.int8).masked_fill(towards & ~tried, TURN)
+    move = torch.where(towards & ~tried, TURN, PART).to(torch.int8)
     # Where logarithmic nodes are of no help, the cell gets linear ones again.
     closer = torch.where(rightward > 0.0, REVERT, CLOSER).to(torch.int8)
     return torch.where(cells.kind == LINEAR, move, closer) * split
@@ -187,15 +181,33 @@ def to_scan(cells: Cells, most: Tensor) -> Tensor:
     return ((rough | somewhere(unseen & empty)) & wide) | (rough & somewhere(cells.error > most))
 
 
-def count_children(move: Tensor) -> tuple[Tensor, Tensor]:
+def plan_parts(cells: Cells, move: Tensor, ellipse: Ellipse) -> Parts:
+    """Return the parts of all cells that are bisected.
+
+    Where no pole asks for more, the half that is to blame is bisected, too, if bisecting once is not enough.
+    """
+    at_lower, at_upper = cells.start == 0.0, (cells.stop == 0.0) | (cells.stop == 1.0)
+    at_end = (at_lower & (cells.pole < AT_END)) | (at_upper & (cells.pole > 1.0 - AT_END))
+    seen = (cells.height < torch.inf) & ~at_end
+    high = torch.where(seen, cells.height, torch.inf) ** 2 * ellipse.across
+    near = [is_near(cells.pole, high, ellipse.along, middle, 0.5) for middle in (0.25, 0.75)]
+    seen = near[0] | near[1]
+    pole = torch.where(seen, cells.pole, 0.5 + 0.125 * cells.lean)
+    high = torch.where(seen, high, torch.where(cells.lean.abs() > 1.0, 2.0**-5, torch.inf))
+    index = (move == PART).nonzero().squeeze(1)
+    return find_parts(index, *(t.index_select(0, index) for t in one_pole(pole, high, ellipse)), ellipse.along)
+
+
+def count_children(move: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
     """Return how many children each cell gets, and at how many places beside their nodes f is called, int64."""
-    split, turned = (move > KEEP).to(torch.int64), (move == TURN).to(torch.int64)
-    again, closer = (move - HALVE).clamp_min(0).to(torch.int64), (move == CLOSER).to(torch.int64)
-    return 2 * split + again - turned, again + (move == REVERT) + BESIDE * (2 * closer + turned)
+    own = torch.zeros_like(move, dtype=torch.int64).index_add(0, parts.origin, torch.ones_like(parts.origin))
+    reverted, turned, closer = ((move == kind).to(torch.int64) for kind in (REVERT, TURN, CLOSER))
+    between = (own - 2).clamp_min(0) + reverted
+    return own + 2 * reverted + turned + 2 * closer, between + BESIDE * (2 * closer + turned)
 
 
 def refine(
-    cells: Cells, known: Tensor, move: Tensor, counts: Counts
+    cells: Cells, known: Tensor, move: Tensor, parts: Parts, counts: Counts
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Refine cells: the parent of each child, its start and stop; those with logarithmic nodes come last.
 
@@ -203,20 +215,14 @@ def refine(
     starts, stops and middles; last are returned what is known at the children's starts and stops, and the children
     between which and the ones before it is not.
     """
-    everyone = torch.arange(len(cells), device=move.device)
-    if counts.cells == counts.halved:
-        return _halve(everyone, cells, known, move, counts)
-    halved, reverted, turned, closer = (
-        locate(mask, count)
-        for mask, count in (
-            (move >= HALVE, counts.halved),
-            (move == REVERT, counts.reverted),
-            (move == TURN, counts.turned),
-            (move == CLOSER, counts.closer),
-        )
+    *children, asked = _put_parts(cells, known, parts, counts)
+    if counts.cells == counts.parted:
+        return *children, asked
+    reverted, turned, closer = (
+        locate(move == kind, count)
+        for kind, count in ((REVERT, counts.reverted), (TURN, counts.turned), (CLOSER, counts.closer))
     )
     start, stop = cells.start, cells.stop
-    *children, asked = _halve(halved, cells.take(halved), known[:, halved], move[halved], counts)
     groups = (
         children,
         (reverted.repeat_interleave(2), *bisect(start[reverted], stop[reverted]), _apart(known[:2, reverted])),
@@ -228,7 +234,7 @@ def refine(
         ),
     )
     parent, start, stop, known = (torch.cat(column, dim=-1) for column in zip(*groups, strict=True))
-    apart = torch.arange(counts.reverted, device=move.device) * 2 + (counts.linear - 2 * counts.reverted + 1)
+    apart = torch.arange(counts.reverted, device=move.device) * 2 + (counts.parts + 1)
     return parent, start, stop, known, torch.cat((asked, apart))
 
 
@@ -239,39 +245,20 @@ def _apart(known: Tensor) -> Tensor:
     return torch.stack((torch.stack((at_start, nowhere), 1), torch.stack((nowhere, at_stop), 1))).flatten(1)
 
 
-def _halve(
-    parent: Tensor, cells: Cells, known: Tensor, move: Tensor, counts: Counts
+def _put_parts(
+    cells: Cells, known: Tensor, parts: Parts, counts: Counts
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Halve cells, and where told the half that is to blame again, towards the spot; see :func:`refine`."""
-    start, stop, (at_start, at_stop, between) = cells.start, cells.stop, known
-    if counts.again == 0:
-        known = torch.stack((torch.stack((at_start, between), 1), torch.stack((between, at_stop), 1))).flatten(1)
-        return parent.repeat_interleave(2), *bisect(start, stop), known, parent[:0]
-    n, again = 2 * counts.halved + counts.again, (move - HALVE).to(torch.int64)
-    last = (again + 2).cumsum(0) - 1
-    first = last - again - 1
-    right, spot, low = largest(cells.lean) > 0.0, largest(cells.spot), torch.zeros_like(start)
-    asked = torch.ones(n, dtype=torch.bool, device=move.device)
-    asked[first] = asked[torch.where(right, first + 1, last)] = False
-    parent = parent.repeat_interleave(again + 2, output_size=n)
-    place, known = start.new_empty((2, n + 1)), known.new_full((2, n + 1), torch.nan)
-    # What is beside the half to blame gets the first or the last place that is left; then the same with that half.
-    for step in range(counts.deepest + 1):
-        active = again >= step
-        at = torch.stack(torch.broadcast_tensors(at_start, between, at_stop))
-        halves = torch.stack(bisect(start, stop)).unflatten(1, (-1, 2)).unbind(2)
-        where = torch.where(right, first, last).masked_fill(~active, n)
-        place[:, where] = torch.where(right, *halves)
-        known = known.index_copy(1, where, torch.where(right, at[:2], at[1:]))
-        first, last = first + (active & right), last - (active & ~right).long()
-        start, stop = torch.where(active, torch.where(right, *halves[::-1]), torch.stack((start, stop)))
-        at_start, at_stop = torch.where(active, torch.where(right, at[1:], at[:2]), at[::2])
-        width, between = 0.5 ** (step + 1), torch.full_like(between, torch.nan)
-        low = low + width * right
-        right = spot >= low + 0.5 * width
-    place[:, first] = torch.stack((start, stop))
-    known = known.index_copy(1, first, torch.stack((at_start, at_stop)))
-    return parent, place[0, :n], place[1, :n], known[:, :n], locate(asked, counts.again)
+    """Put the parts of cells in their places; see :func:`refine`."""
+    parent, low, high = parts.origin, parts.low, parts.low + parts.width
+    (start, stop), (at_start, at_stop, middle) = (t[:, parent] for t in (torch.stack((cells.start, cells.stop)), known))
+    first, last, span = low == 0.0, high == 1.0, stop - start
+    low_end = torch.where(first, start, start + span * low.to(start.dtype))
+    high_end = torch.where(last, stop, start + span * high.to(start.dtype))
+    turn = (~first & (low_end >= 0.5)).to(start.dtype)  # beyond the middle of a whole piece: see bisect
+    at_start = torch.where(first, at_start, torch.where(low == 0.5, middle, torch.nan))
+    at_stop = torch.where(last, at_stop, torch.where(high == 0.5, middle, torch.nan))
+    asked = locate(~first & (low != 0.5), counts.parts - 2 * counts.parted)
+    return parent, low_end - turn, high_end - turn, torch.stack((at_start, at_stop)), asked
 
 
 def _close_in(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ def estimate_ends(
     task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice,
     held: Tensor | None = None, steps: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return value, error, floor, refinable, lean, spot and kind; see :class:`quadgrad.search.cells.Cells`.
+    """Return value, error, floor, refinable, lean, pole, height and kind; see :class:`quadgrad.search.cells.Cells`.
 
     The column that extrapolates is chosen here, or ``held`` ``(n,)``. With ``steps`` ``(n,)`` the last row of ``y``
     is that many terms of the series beyond the nodes, unless that is 0.
@@ -141,7 +141,8 @@ def estimate_ends(
     refinable = somewhere((lost | worth) & _wide(layout, touches, part))
     rough = (largest(decay) >= UNRESOLVED).to(error.dtype)
     kind = torch.where(touches, column + (GEOMETRIC + 1), GEOMETRIC).to(torch.int8)
-    return value, error, floor, refinable, rough, torch.zeros_like(rough), kind
+    unseen = torch.zeros_like(rough), torch.full_like(rough, torch.inf)
+    return value, error, floor, refinable, rough, *unseen, kind
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,14 @@ SLOW = 0.9
 UNRESOLVED = 0.86
 """Decay per pair of degrees from which on one bisection will not be enough."""
 
-PERSISTENT, STUBBORN, HOPELESS = 1.3, 1.7, 2.0
-"""Decay from which on two, three, or four will not be enough for a peak."""
-
-PEAKED = 6.0
-"""A cell has a peak if its largest abs(f) is more than this many times the mean."""
-
 NEAR = 0.99
-"""The peak is at the first node where abs(f) is this part of its largest: rounding must not choose among equals."""
+"""A pole is looked for at the first node where abs(f) is this part of its largest: rounding must not choose."""
+
+UNSURE = 0.3
+"""A pole is at least so many distances between nodes high as 1/abs(f) is off beside it, times this."""
+
+STEPS = 8.0
+"""Heights of poles are powers of 2 with exponents in these steps: rounding must not change what they lead to."""
 
 ROUGHER = 1e3
 """Ratio of the halves' null rules from which on the rougher half alone is to blame for the error."""
@@ -92,9 +92,10 @@ def apply_rule(
         Estimated error, the integral of abs(f) and how much f varies, each the largest over the event.
     lean : Tensor, shape (n,)
         Below or above 0 where the left or right half alone is to blame for the error, by how many bisections that
-        will take at least: 1, 2, or, on a peak, up to 5.
-    spot : Tensor, shape (n,)
-        Where on the cell abs(f) is largest: 0 or 1 if that is the first or the last node.
+        will take at least: 1 or 2.
+    pole, height : Tensor, shape (n,)
+        Where f seems to have a pole, if bisecting once will not be enough: along the cell, from 0 to 1 or beside it,
+        and across; the height is infinite where there is none.
     middle : Tensor, shape (n,)
         The integrand at the cell's middle, see :func:`one_number`.
     """
@@ -114,15 +115,16 @@ def apply_rule(
     error, decay = null_rule_error(sums[NULLS], unseen, order_gap, eps)
     left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
-    spot, peaked = _peak(rule, magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2))
-    lean = _lean(left, right, decay, peaked)
+    lean = _lean(left, right, decay)
+    pole, height = _see_pole(rule, magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2), eps)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
     error = largest_component(error) + _hidden(rule, sums, known, tail)
     middle = one_number(flat[flat.shape[0] // 2], tail).clone()  # a view would keep all values alive
-    return value, error, largest_component(size), variation, lean, spot, middle
+    looks = (decay >= UNRESOLVED) & (error < torch.inf)
+    return value, error, largest_component(size), variation, lean, pole, torch.where(looks, height, torch.inf), middle
 
 
 def one_number(values: Tensor, tail: torch.Size) -> Tensor:
@@ -168,19 +170,42 @@ def largest_component(size: Tensor) -> Tensor:
     return size.flatten(1).amax(1) if size.numel() else size.new_zeros(size.shape[:1])
 
 
-def _lean(left: Tensor, right: Tensor, decay: Tensor, peaked: Tensor) -> Tensor:
+def _lean(left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
     """Tell which half is the rougher one, and how often it will have to be bisected, see :func:`apply_rule`."""
     side = (right > ROUGHER * left).to(decay.dtype) - (left > ROUGHER * right).to(decay.dtype)
-    unresolved, *more = ((decay >= least).to(decay.dtype) for least in (UNRESOLVED, PERSISTENT, STUBBORN, HOPELESS))
-    return side * (1.0 + unresolved + peaked.to(decay.dtype) * sum(more))
+    return side * (1.0 + (decay >= UNRESOLVED).to(decay.dtype))
 
 
-def _peak(rule: RuleTensors, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the size of f at the nodes, ``(m, n)``, is largest, and whether that is a peak."""
-    largest = size.amax(0)
-    spot = (size >= NEAR * largest).to(torch.int8).argmax(0)
-    places = torch.cat((rule.nodes.new_zeros(1), rule.nodes[1:-1], rule.nodes.new_ones(1)))
-    return places.index_select(0, spot), largest > PEAKED * (rule.functionals[0].to(size.dtype) @ size)
+def _see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return where f has a pole, judged by its size at the nodes, ``(m, n)``, and how high; infinite if nowhere.
+
+    Beside a pole that is nearer than all others 1/abs(f) is a parabola with its least value below the pole. It is
+    drawn through the node where abs(f) is largest and its neighbours. By how much it is off at the next two nodes
+    tells how far the place can be trusted; a function that falls from the cell's edge is trusted less, since it may
+    fall like an exponential.
+    """
+    m, nodes = size.shape[0], rule.nodes.to(size.dtype)
+    at = (size >= NEAR * size.amax(0)).to(torch.int8).argmax(0)
+    at_edge = (at == 0) | (at == m - 1)
+    at = at.clamp(1, m - 2)
+    beside = (torch.where(at > 1, at - 2, at + 3), torch.where(at < m - 2, at + 2, at - 3))
+    index = torch.stack((at - 1, at, at + 1, *beside))
+    tau = nodes.index_select(0, index.flatten()).unflatten(0, index.shape)
+    size = size.gather(0, index)
+    before, here, after = size[:3].reciprocal()
+    span, step = tau[2] - tau[0], tau[1] - tau[0]
+    rise = (here - before) / step
+    bend = ((after - here) / (tau[2] - tau[1]) - rise) / span
+    rise = rise + bend * step
+    away = tau[3:] - tau[1]
+    ratio = (here + away * (rise + bend * away)) * size[3:]
+    off = ((ratio - 1.0).abs() / torch.where(at_edge, ratio.clamp(0.0, 1.0), 1.0)).amax(0)
+    unsure = UNSURE * off * span
+    least = (here - rise * rise / (4.0 * bend)) / bend
+    square = torch.maximum(torch.maximum(least, unsure * unsure), eps ** (2.0 / 3.0) * span * span)
+    place = (tau[1] - rise / (2.0 * bend)).float().to(size.dtype)
+    sees = (bend > 0.0) & (bend < torch.inf) & (off < torch.inf) & (square < 1.0)
+    return place, torch.where(sees, torch.exp2((-0.5 * STEPS * square.log2()).floor() / -STEPS), torch.inf)
 
 
 def null_rule_error(nulls: Tensor, size: Tensor, order_gap: int, eps: float) -> tuple[Tensor, Tensor]:

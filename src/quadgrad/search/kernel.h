@@ -28,18 +28,20 @@
 #endif
 
 enum { LINEAR = 0, GEOMETRIC = 1 };
-enum { KEEP, REVERT, TURN, CLOSER, HALVE };
+enum { KEEP, REVERT, TURN, CLOSER, PART };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
-enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 5 };
+enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
 
 /* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
- * start, the stop and the middle is times the slope, and NaN where it is not known. */
+ * start, the stop and the middle is times the slope, and NaN where it is not known. The height is by how many steps
+ * it is below 1, or 0 where no pole is seen. */
 typedef struct {
     double start, stop, value, error, floor, at_start, at_stop, at_middle;
     int64_t row;
     int8_t kind, lean, refinable;
-    uint8_t spot, spare[4]; /* the spot is that of the node */
+    uint8_t height;
+    float pole;
 } Cell;
 
 enum { GONE = -1 };
@@ -66,7 +68,7 @@ typedef struct {
 
 /* The constants of the Python modules, under their names there. */
 typedef struct {
-    double floor, place, beyond, safety, slow, unresolved, persistent, stubborn, hopeless, rougher, peaked, near;
+    double floor, place, beyond, safety, slow, unresolved, rougher, near, unsure, at_end, steps;
     double faint, scanned, step, deep, every, limit, ulps, share;
     double close, nearest, deepest, lawless, shortest, depth;
     int64_t beside, patience, functionals, shares, levels;
@@ -100,10 +102,10 @@ typedef struct {
     Tally made;
 } Share;
 
-/* What is asked, and one round: the `running` integrals and their cells, `count` pieces for each integral; a move for
+/* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces for each integral; a move for
  * each cell; and, for all integrals, the totals of those that stopped and how many cells have settled by row. */
 typedef struct {
-    double rtol, atol, eps, tiny;
+    double rtol, atol, eps, tiny, along, across;
     int64_t max_nfev, reopened, threads, count, running, n_linear, n_ends;
     const Rule *rule;
     Integral *integrals;

@@ -21,7 +21,7 @@ from quadgrad import maps
 from quadgrad.maps import Pieces
 from quadgrad.rules import Rule
 from quadgrad.rules import rule as rules
-from quadgrad.search import cells, ends, estimate, task
+from quadgrad.search import cells, ends, estimate, parts, task
 from quadgrad.status import Status
 
 __all__ = ["CELL", "INTEGRAL", "LEAF", "EndNumbers", "SHARE", "PieceEnds", "Round", "Tally", "load", "rule_numbers"]
@@ -34,8 +34,8 @@ CELL, LEAF, INTEGRAL, SHARE = 10, 6, 8, 8
 """How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of."""
 
 _REALS = (
-    "floor", "place", "beyond", "safety", "slow", "unresolved", "persistent", "stubborn", "hopeless", "rougher",
-    "peaked", "near", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
+    "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
+    "at_end", "steps", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
     "deepest", "lawless", "shortest", "depth",
 )  # fmt: skip
 _INTEGERS = (
@@ -98,7 +98,7 @@ class Round(Structure):
     """What is asked, a round's integrals and cells, and where the totals go."""
 
     _fields_ = [
-        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny")),
+        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
         *(
             (name, c_int64)
             for name in ("max_nfev", "reopened", "threads", "count", "running", "n_linear", "n_ends")
@@ -142,7 +142,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
     "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
     "judge": (Round, Tally),
-    "carry_on": (Round, PieceEnds, *"ppppppnn"),
+    "carry_on": (Round, PieceEnds, *"pppppnn"),
     "withdraw": tuple("pnnnpppn"),
     "collect": tuple("pnnnppppppn"),
 }
@@ -174,7 +174,7 @@ def load() -> Any:
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
     known: dict[str, Any] = {status.name: int(status) for status in Status}
-    for module in (maps, rules, task, cells, estimate, ends):
+    for module in (maps, rules, task, cells, parts, estimate, ends):
         known |= vars(module)
     constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None

@@ -6,13 +6,12 @@ INLINE void pack(const Cell *cell, const Leaves *leaves, int64_t place) {
     Leaf *leaf = &leaves->leaf[place];
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
-    int lean = cell->lean > 2 ? 2 : cell->lean < -2 ? -2 : cell->lean; /* to go further takes the spot, too */
-    leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + lean + 2;
+    leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
 }
 
 INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
     return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
-                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, {0}};
+                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, 0.0f};
 }
 
 /* allowed_error in adaptive.py */
@@ -32,8 +31,8 @@ INLINE int to_scan(const Cell *cell, double most) {
 }
 
 /* plan_moves in cells.py, for one that is refined */
-INLINE int plan_move(const Cell *cell, int64_t last) {
-    int lean = cell->lean, levels = lean < 0 ? -lean : lean > 0 ? lean : 1;
+INLINE int plan_move(const Cell *cell) {
+    int lean = cell->lean;
     if (cell->kind != LINEAR) return lean > 0 ? REVERT : CLOSER;
     int at_lower = cell->start == 0.0, at_upper = cell->stop == 0.0;
     if (at_lower || at_upper) {
@@ -41,10 +40,48 @@ INLINE int plan_move(const Cell *cell, int64_t last) {
         int tried = level > 2.0 ? fmod(level, C.every) >= 2.0 : level < 1.0;
         int towards = (at_lower && lean < 0) || (at_upper && lean > 0) || level >= C.deep;
         if (towards && !tried) return TURN;
-        int there = (at_lower && cell->spot == 0) || (at_upper && cell->spot == last);
-        if (there && levels > 2) levels = 2;
     }
-    return HALVE - 1 + levels;
+    return PART;
+}
+
+/* Where a cell's pole is, and its squared height, by the measures of the ellipse. */
+typedef struct {
+    double place, along, high;
+} Pole;
+
+/* Whether the pole is in the ellipse around a part. */
+INLINE int is_near(Pole pole, double middle, double width) {
+    double apart = pole.place - middle;
+    return apart * apart * pole.along + pole.high < 0.25 * width * width;
+}
+
+INLINE Pole pole_of(const Cell *cell, const Round *round) {
+    Pole half = {0.5 + 0.125 * cell->lean, round->along, cell->lean * cell->lean == 4 ? 0x1p-5 : INFINITY};
+    if (!cell->height) return half;
+    int at_lower = cell->start == 0.0, at_upper = cell->stop == 0.0 || cell->stop == 1.0;
+    if ((at_lower && cell->pole < C.at_end) || (at_upper && cell->pole > 1.0 - C.at_end)) return half;
+    double height = exp2(-cell->height / C.steps);
+    Pole seen = {cell->pole, round->along, height * height * round->across};
+    return is_near(seen, 0.25, 0.5) || is_near(seen, 0.75, 0.5) ? seen : half;
+}
+
+enum { WHOLE = 1 << LEVELS };
+
+/* The length of the part that begins at the given place, in parts of which a cell has WHOLE: the longest that bisection
+ * allows there, and no longer than the pole allows, see parts.py. */
+INLINE int64_t part_at(int64_t at, Pole pole) {
+    int64_t length = at ? at & -at : WHOLE / 2;
+    for (; length > 1; length /= 2) {
+        double width = (double)length / WHOLE;
+        if (!is_near(pole, (double)at / WHOLE + 0.5 * width, width)) break;
+    }
+    return length;
+}
+
+INLINE int64_t count_parts(Pole pole) {
+    int64_t n = 0;
+    for (int64_t at = 0; at < WHOLE; at += part_at(at, pole)) n++;
+    return n;
 }
 
 /* The new cells, how many there are of each kind, and where they lie unless there are no `pieces`; those before which
@@ -71,31 +108,19 @@ INLINE void ask(Children *out, int64_t place) {
     if (out->pieces) out->between[pair] = out->layout.left[place], out->whose[pair] = out->layout.owner[place];
 }
 
-/* Both halves of a cell, and of the half that is to blame, and so on, as many times as there are `levels`, towards the
- * spot: _halve in cells.py. Halves of a whole piece are measured from different ends. Between them f is known at the
- * cell's middle alone, and there if it was `seen`. */
-INLINE void put_halves(Children *out, const Cell *cell, int levels, double spot, int seen) {
-    double start = cell->start, stop = cell->stop, at_start = cell->at_start, at_stop = cell->at_stop;
-    double low = 0.0, width = 1.0, at_middle = seen ? cell->at_middle : NAN;
-    Cell *begin = out->linear + out->n_linear, *end = begin + levels, *first = begin, *last = end, *known = NULL;
-    for (int right = cell->lean > 0; levels > 0; levels--) {
-        double middle = 0.5 * (start + stop), turn = middle >= 0.5 ? 1.0 : 0.0;
-        if (!known) known = right ? first + 1 : last;
-        if (right) {
-            put(first++, cell->row, start, middle, at_start, at_middle);
-            start = middle - turn, stop -= turn, at_start = at_middle;
-        } else {
-            put(last--, cell->row, middle - turn, stop - turn, at_middle, at_stop);
-            stop = middle, at_stop = at_middle;
-        }
-        width *= 0.5, low += width * right, at_middle = NAN;
-        right = spot >= low + 0.5 * width;
-    }
-    put(first, cell->row, start, stop, at_start, at_stop);
-    for (Cell *child = begin; child <= end; child++) {
+/* The parts of a cell. Between them f is known at the cell's middle alone, and there if it was `seen`. */
+INLINE void put_parts(Children *out, const Cell *cell, Pole pole, int seen) {
+    double before = cell->start, span = cell->stop - cell->start, at_before = cell->at_start;
+    for (int64_t at = 0, next; at < WHOLE; at = next) {
+        next = at + part_at(at, pole);
+        double after = next == WHOLE ? cell->stop : cell->start + span * ((double)next / WHOLE);
+        double at_after = next == WHOLE ? cell->at_stop : next == WHOLE / 2 && seen ? cell->at_middle : NAN;
+        double turn = at > 0 && before >= 0.5 ? 1.0 : 0.0;
         int64_t place = out->n_linear++;
-        if (out->pieces) lay_out(out->pieces, child, &out->layout, place);
-        if (child != begin && !(child == known && seen)) ask(out, place);
+        put(&out->linear[place], cell->row, before - turn, after - turn, at_before, at_after);
+        if (out->pieces) lay_out(out->pieces, &out->linear[place], &out->layout, place);
+        if (at > 0 && !(at == WHOLE / 2 && seen)) ask(out, place);
+        before = after, at_before = at_after;
     }
 }
 
@@ -106,13 +131,13 @@ INLINE void put_end(Children *out, int64_t row, double start, double stop, doubl
 }
 
 /* refine in cells.py, for one cell */
-INLINE void refine(const Cell *cell, int move, const double *nodes, Children *out) {
+INLINE void refine(const Round *round, const Cell *cell, int move, Children *out) {
     int64_t row = cell->row;
     double start = cell->start, stop = cell->stop;
-    if (move >= HALVE) {
-        put_halves(out, cell, move - HALVE + 1, nodes[cell->spot], 1);
+    if (move == PART) {
+        put_parts(out, cell, pole_of(cell, round), 1);
     } else if (move == REVERT) {
-        put_halves(out, cell, 1, 0.0, 0);
+        put_parts(out, cell, (Pole){.high = INFINITY}, 0);
     } else if (move == TURN) {
         put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
     } else {
@@ -153,19 +178,21 @@ static void decide(const Round *round, Share *share) {
         int idle = done || bad > C.patience;
         int scan = done && error >= C.faint * fabs(value);
         double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one->count);
-        int64_t number[HALVE + LEVELS] = {0};
+        int64_t number[PART] = {0}, parts = 0, parted = 0;
         for (int kind = 0; kind < 2; kind++) {
             const Cell *cells = kind ? round->ends : round->linear;
             int8_t *moves = round->moves + (kind ? round->n_linear : 0);
             for (int64_t c = first[kind]; c < stop[kind]; c++) {
                 const Cell *cell = &cells[c];
                 int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
-                number[moves[c] = split ? plan_move(cell, round->rule->m - 1) : KEEP]++;
+                int move = split ? plan_move(cell) : KEEP;
+                moves[c] = (int8_t)move;
+                if (move == PART) parts += count_parts(pole_of(cell, round)), parted++;
+                else number[move]++;
             }
         }
-        int64_t pairs = number[REVERT], linear = 2 * number[REVERT], ends = number[TURN] + 2 * number[CLOSER];
-        for (int extra = 0; extra < LEVELS; extra++)
-            pairs += extra * number[HALVE + extra], linear += (extra + 2) * number[HALVE + extra];
+        int64_t pairs = number[REVERT] + parts - 2 * parted, linear = 2 * number[REVERT] + parts;
+        int64_t ends = number[TURN] + 2 * number[CLOSER];
         int64_t wanted = linear + ends, cost = one->nfev + round->rule->m * wanted + pairs + C.beside * ends;
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
@@ -201,7 +228,7 @@ static void carry_out(const Round *round, const Share *share, Children out, cons
             int64_t c = next[kind], n = kind ? round->n_ends : round->n_linear;
             for (; c < n && cells[c].row < beyond; c++) {
                 if (one->code == RUN && moves[c] != KEEP) {
-                    refine(&cells[c], moves[c], round->rule->nodes, &out);
+                    refine(round, &cells[c], moves[c], &out);
                 } else {
                     pack(&cells[c], leaves, settled++);
                     round->settled[cells[c].row]++;
@@ -231,12 +258,12 @@ EXPORT void judge(const Round *round, Tally *tally) {
 }
 
 /* Carry it out: write the new cells of either kind and the settled ones; on finite pieces, which are given, also where
- * the linear ones lie (3, n), and the places (2, n) between them, and integrals, for which to ask for f. Integrals that
- * run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout, int64_t *pairs,
-                     double *between, double *settled, int64_t capacity, int64_t n_settled) {
+ * the linear ones lie (3, n); and before which of them to ask for f, where that is, and for which integrals (3, n).
+ * Integrals that run on are left in `integrals`. */
+EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout, double *between,
+                     double *settled, int64_t capacity, int64_t n_settled) {
     int threads = sharing(round->n_linear + round->n_ends, round->threads);
-    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .pieces = pieces};
+    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pieces = pieces};
     Leaves leaves = leaves_of(settled, capacity);
     int64_t first_leaf[MOST_THREADS];
     for (int t = 0; t < threads; t++) {
@@ -248,7 +275,8 @@ EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cel
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
         out[t].layout = rows_of(layout, next.n_linear);
-        out[t].between = between, out[t].whose = (int64_t *)(between + next.n_pairs);
+        out[t].pairs = (int64_t *)between, out[t].between = between + next.n_pairs;
+        out[t].whose = (int64_t *)(between + 2 * next.n_pairs);
         carry_out(round, &round->shares[t], out[t], &leaves, first_leaf[t]);
     }
     for (int64_t k = 0, kept = 0; k < round->running; k++)

@@ -121,11 +121,35 @@ INLINE void load_tile(const double *from, int64_t here, double *tile) {
     memcpy(tile, from, here * sizeof(double));
 }
 
-/* At which of m nodes y is largest: _peak in estimate.py. */
+/* At which of m nodes y is largest. */
 INLINE uint8_t find_spot(int64_t m, const double *y, int64_t stride, double largest) {
     int64_t i = 0;
     while (i < m - 1 && !(fabs(y[i * stride]) >= C.near * largest)) i++;
     return (uint8_t)i;
+}
+
+/* see_pole in estimate.py: the steps by which its height is below 1, 0 if none is seen, and where it is. */
+INLINE uint8_t see_pole(const Rule *rule, double eps, const double *y, int64_t stride, double largest, float *place) {
+    const double *tau = rule->nodes;
+    int64_t m = rule->m, i = find_spot(m, y, stride, largest), at_edge = i == 0 || i == m - 1;
+    i = i < 1 ? 1 : i > m - 2 ? m - 2 : i;
+    double before = 1.0 / fabs(y[(i - 1) * stride]), here = 1.0 / fabs(y[i * stride]);
+    double after = 1.0 / fabs(y[(i + 1) * stride]), span = tau[i + 1] - tau[i - 1], off = 0.0;
+    double rise = (here - before) / (tau[i] - tau[i - 1]);
+    double bend = ((after - here) / (tau[i + 1] - tau[i]) - rise) / span;
+    rise += bend * (tau[i] - tau[i - 1]);
+    int64_t beside[2] = {i > 1 ? i - 2 : i + 3, i < m - 2 ? i + 2 : i - 3};
+    for (int k = 0; k < 2; k++) {
+        double away = tau[beside[k]] - tau[i], seen = fabs(y[beside[k] * stride]);
+        double ratio = (here + away * (rise + bend * away)) * seen;
+        double found = fabs(ratio - 1.0) / (at_edge ? larger(smaller(ratio, 1.0), 0.0) : 1.0);
+        off = found <= off ? off : found; /* NaN stays */
+    }
+    double least = (here - rise * rise / (4.0 * bend)) / bend, unsure = C.unsure * off * span;
+    double square = larger(larger(least, unsure * unsure), cbrt(eps * eps) * span * span);
+    *place = (float)(tau[i] - rise / (2.0 * bend));
+    int sees = bend > 0.0 && bend < INFINITY && off < INFINITY && square < 1.0;
+    return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
 /* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
@@ -152,12 +176,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
     }
     null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
-    for (int c = 0; c < WIDE; c++) {
-        double more = decay[c] >= C.persistent ? 1.0 : 0.0, peaked = largest[c] > C.peaked * size[c] ? 1.0 : 0.0;
-        more += decay[c] >= C.stubborn ? 1.0 : 0.0;
-        more += decay[c] >= C.hopeless ? 1.0 : 0.0;
-        side[c] *= (decay[c] >= C.unresolved ? 2.0 : 1.0) + peaked * more;
-    }
+    for (int c = 0; c < WIDE; c++) side[c] *= decay[c] >= C.unresolved ? 2.0 : 1.0;
     for (int c = 0; c < WIDE; c++) {
         double allowed = C.beyond * highest[c];
         double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
@@ -176,7 +195,8 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         Cell *cell = &cells[c];
         cell->value = value[c], cell->error = error[c], cell->floor = floor[c], cell->at_middle = middle[c];
         cell->lean = (int8_t)side[c], cell->refinable = (int8_t)refinable[c];
-        cell->spot = fabs(side[c]) > 2.0 ? find_spot(rule->m, y + c, stride, largest[c]) : 0; /* else of no use */
+        int looks = decay[c] >= C.unresolved && error[c] < INFINITY;
+        cell->height = looks ? see_pole(rule, eps, y + c, stride, largest[c], &cell->pole) : 0;
     }
 }
 

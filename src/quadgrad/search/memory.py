@@ -32,11 +32,12 @@ class Memory:
     ``size`` is how many numbers it holds.
     """
 
-    __slots__ = ("decisions", "integrals", "leaves", "places", "rooms", "settled", "size")
+    __slots__ = ("decisions", "integrals", "leaves", "places", "questions", "rooms", "settled", "size")
 
     def __init__(self) -> None:
         self.rooms, self.leaves, self.decisions = [numbers(0, CELL)] * 2, numbers(0, LEAF), numbers(0, 1)
-        self.places, self.integrals, self.settled, self.size = numbers(0, 1), numbers(0, INTEGRAL), 0, 0
+        self.places, self.questions, self.integrals = numbers(0, 1), numbers(0, 1), numbers(0, INTEGRAL)
+        self.settled = self.size = 0
 
     def room(self, rows: int) -> Tensor:
         """Return room for cells; what was there before last is overwritten."""
@@ -48,7 +49,7 @@ class Memory:
         """Return where the settled cells are, and how many have room there: that many more at least."""
         old, rows = self.leaves, rows + self.settled
         if rows > old.shape[0]:
-            self.leaves = self._at_least(old, 2 * rows, LEAF)
+            self.leaves = self._at_least(old, rows + rows // 4, LEAF)
             for was, now in zip(_leaves_and_tags(old), _leaves_and_tags(self.leaves), strict=True):
                 now[: self.settled] = was[: self.settled]
         return self.leaves.data_ptr(), self.leaves.shape[0]
@@ -63,10 +64,15 @@ class Memory:
         self.integrals = self._at_least(self.integrals, rows, INTEGRAL)
         return self.integrals
 
-    def lines(self, rows: int, columns: int) -> Tensor:
-        """Return room for where cells lie, ``(rows, columns)``; what was there before is overwritten."""
-        self.places = self._at_least(self.places, rows * columns, 1)
-        return self.places[: rows * columns].view(rows, columns)
+    def layout(self, n: int) -> Tensor:
+        """Return room for where cells lie, ``(3, n)``; what was there before is overwritten."""
+        self.places = self._at_least(self.places, 3 * n, 1)
+        return self.places[: 3 * n].view(3, n)
+
+    def between(self, n: int) -> Tensor:
+        """Return room for where to ask for f between cells, ``(3, n)``; what was there before is overwritten."""
+        self.questions = self._at_least(self.questions, 3 * n, 1)
+        return self.questions[: 3 * n].view(3, n)
 
     def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
         if room.shape[0] >= rows:
@@ -85,6 +91,7 @@ class Memory:
     def leave(self) -> None:
         """Leave it to the next search, unless that would be much to hold on to."""
         self.settled = 0
+        self.rooms.sort(key=len, reverse=True)  # the first cells of a search are few: they get the smaller room
         if len(spare) < SEARCHES and self.size <= SPARE:
             spare.append(self)
 
@@ -95,6 +102,10 @@ def _leaves_and_tags(room: Tensor) -> tuple[Tensor, Tensor]:
     split = whole.shape[0] // LEAF * (LEAF - 1)
     return whole[:split].view(-1, LEAF - 1), whole[split:]
 
+
+# A C library like glibc hands memory that is free back, and takes it again page by page, until a large block (for glibc
+# of 32 MiB at most) has come and gone: then it expects more of them. Else what f makes is new memory in every search.
+numbers(31 * 2**17)
 
 spare: list[Memory] = []
 """What no search works in."""

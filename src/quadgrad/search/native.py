@@ -25,6 +25,7 @@ from quadgrad.search.edges import call_with_edges, edges_inside, seen
 from quadgrad.search.ends import place_ends
 from quadgrad.search.kernel import CELL, INTEGRAL, SHARE, EndNumbers, PieceEnds, Round, Tally, load, rule_numbers
 from quadgrad.search.memory import BYTES, INTEGERS, REALS, Memory, numbers
+from quadgrad.search.parts import ellipse
 from quadgrad.search.start import First
 from quadgrad.search.task import Found, Task, noise
 
@@ -150,17 +151,16 @@ class _Search:
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
         round = Round(
-            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, budget, 0, self.ends.threads, self.count,
+            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, *ellipse(tolerance.rtol, self.m), budget, 0, self.ends.threads, self.count,
             task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals, 0, 0, 0, 0,
             *[t.data_ptr() for t in totals],
         )  # fmt: skip
         tally = Tally()
         while True:
-            linear, ends, pairs = self._judge(round, tally, linear, ends)
+            linear, ends = self._judge(round, tally, linear, ends)
             round.reopened, round.running = 0, tally.running
             if tally.running:
-                if len(pairs):
-                    self._ask_between(linear, pairs)
+                self._ask_between(linear)
                 self._measure(linear)
                 self._measure_ends(ends)
             elif tally.waiting:
@@ -206,8 +206,8 @@ class _Search:
         self.mixed = self.mixed or len(ends) > 0
         return integrals, _Cells(evenly, len(evenly)), _Cells(ends, len(ends))
 
-    def _judge(self, round: Round, tally: Tally, linear: _Cells, ends: _Cells) -> tuple[_Cells, _Cells, Tensor]:
-        """Decide on all cells; return the new ones, and the places of those before which to ask for f."""
+    def _judge(self, round: Round, tally: Tally, linear: _Cells, ends: _Cells) -> tuple[_Cells, _Cells]:
+        """Decide on all cells; return the new ones."""
         old, shares, memory = linear.n + ends.n, SHARE * self.ends.threads, self.memory
         round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
         round.shares = memory.scratch(shares + old // 8 + 1)
@@ -215,17 +215,14 @@ class _Search:
         self.kernel.judge(byref(round), byref(tally))
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
-        pairs = INTEGERS.new_empty(tally.pairs) if tally.pairs else INTEGERS
-        self.layout = memory.lines(3, tally.linear)
-        self.between = numbers(2, tally.pairs) if tally.pairs else REALS
+        self.layout, self.between = memory.layout(tally.linear), memory.between(tally.pairs)
         self.kernel.carry_on(
             byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
-            self.layout.data_ptr(), pairs.data_ptr(), self.between.data_ptr(), *memory.leaves_for(tally.settled),
-            memory.settled,
+            self.layout.data_ptr(), self.between.data_ptr(), *memory.leaves_for(tally.settled), memory.settled,
         )  # fmt: skip
         memory.settled += tally.settled
         self.mixed = self.mixed or ends.n > 0
-        return linear, ends, pairs
+        return linear, ends
 
     def _measure_first(self, cells: _Cells, whole: bool) -> None:
         """Apply the rule to first cells, a block of nodes at a time, and call f at their edges, too.
@@ -309,18 +306,22 @@ class _Search:
                 slope.data_ptr(), byref(ends),
             )  # fmt: skip
 
-    def _ask_between(self, cells: _Cells, pairs: Tensor) -> None:
-        """Call f between the cells at ``pairs`` and the ones before them."""
-        n, task = pairs.shape[0], self.task
-        if task.pieces.infinite:
-            row, start, stop = _Cells(cells.numbers()[pairs], n).place(self.real)
-            mapped = frame(task.pieces, row, start, stop)
-            x, slope = mapped.nodes(mapped.scale.new_zeros(1), slice(None))
-            y = task.integrand(x, row // self.count).detach()[0]
-            y = _plain(seen(y, None if slope is None else slope[0]))
-        else:
-            y = self._call(self.between[:1], self.between[1])
-        self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), n, y.data_ptr(), self.ends.threads)
+    def _ask_between(self, cells: _Cells) -> None:
+        """Call f between some cells and the ones before them, a block of nodes at a time."""
+        task = self.task
+        for between in self.between.split(task.block, dim=1) if self.between.numel() else ():
+            pairs, x, whose = between
+            if task.pieces.infinite:
+                row, start, stop = _Cells(cells.numbers()[pairs.view(torch.int64)], len(pairs)).place(self.real)
+                mapped = frame(task.pieces, row, start, stop)
+                x, slope = mapped.nodes(mapped.scale.new_zeros(1), slice(None))
+                y = task.integrand(x, row // self.count).detach()[0]
+                y = _plain(seen(y, None if slope is None else slope[0]))
+            else:
+                y = self._call(x.clone()[None], whose)  # f may keep what it is given
+            self.kernel.enter_starts(
+                cells.pointer, pairs.data_ptr(), len(pairs), y.data_ptr(), self.ends.threads
+            )
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x; whose columns they are is a slice, or numbers that are to be read as integers."""
