@@ -261,3 +261,42 @@ def test_values_of_a_wider_dtype_than_the_nodes(size: float, both) -> None:
 
 def test_a_budget_without_bounds(both) -> None:
     assert_same(*both(peak, 0.0, 1.0, random_peaks(5), max_nfev=float("inf")))
+
+
+@pytest.mark.parametrize("budget", (100, 250, 400))
+def test_budgets_that_are_too_small_for_what_a_pole_asks_for(budget: int, both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(200), max_nfev=budget))
+
+
+def test_arguments_that_the_kernel_spreads_and_others(both) -> None:
+    """Plain numbers of eight bytes are spread over cells by the kernel, everything else by torch."""
+    c, e = random_peaks(40)
+    strided = c[:, None].expand(40, 2)[:, 0]
+    kinds = (
+        (100 * c).round().long(),
+        e,
+        e.float(),
+        torch.complex(c, e),
+        qg.element(torch.stack((c, e), -1), ndim=1),
+    )
+
+    def f(x: Tensor, whole: Tensor, e: Tensor, *others: Tensor) -> Tensor:
+        single, complex_, pair, strided = others
+        assert whole.dtype == torch.int64 and single.dtype == torch.float32
+        assert torch.equal(pair[..., 1].expand_as(x), e.expand_as(x)) and torch.equal(complex_.real, strided)
+        return peak(x, whole / 100, e) + 0.0 * single
+
+    assert_same(*both(f, 0.0, 1.0, (*kinds, strided)))
+
+
+def test_what_f_is_given_is_its_own(both) -> None:
+    """Neither the nodes nor the arguments of one call are overwritten by the next."""
+    c, e = random_peaks(300)
+    kept: list[tuple[Tensor, ...]] = []
+
+    def f(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+        kept.append((x, c, e, *(t.clone() for t in (x, c, e))))
+        return peak(x, c, e)
+
+    assert_same(*both(f, 0.0, 1.0, (c, e)))
+    assert all(torch.equal(now, then) for call in kept for now, then in zip(call[:3], call[3:], strict=True))

@@ -21,6 +21,7 @@ from quadgrad.reduce import total
 from quadgrad.search.cells import (
     BESIDE,
     CLOSER,
+    HALVE,
     KEEP,
     LINEAR,
     PART,
@@ -75,8 +76,8 @@ class Verdict:
     """One round's decisions.
 
     ``move`` says how each cell is refined (:data:`quadgrad.search.cells.KEEP` and following), ``parts`` into what
-    those are parted that are bisected; ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT or a status, ``nfev`` what will have been spent,
-    ``bad`` the rounds with values that are not finite.
+    those are parted that are bisected; ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT
+    or a status, ``nfev`` what will have been spent, ``bad`` the rounds with values that are not finite.
     """
 
     move: Tensor
@@ -225,7 +226,7 @@ def _refine(
 def _count(code: Tensor, move: Tensor, parts: Parts) -> tuple[int, int, int, Counts]:
     """Count integrals over budget, waiting and running, and the cells by their moves."""
     ends = (code == Status.MAX_NFEV, code == WAIT, code == RUN)
-    moves = [move == kind for kind in (PART, REVERT, TURN, CLOSER)]
+    moves = [move >= PART, *(move == kind for kind in (REVERT, TURN, CLOSER))]
     n_over, n_wait, n_run, parted, *others = torch.stack([t.sum() for t in (*ends, *moves)]).tolist()
     return n_over, n_wait, n_run, Counts(parted, len(parts.origin), *others)
 
@@ -366,11 +367,16 @@ def _judge(
     most = 0.5 * error.index_select(0, owner)
     split = (excess & cells.refinable) | (to_scan(cells, most) & faint.index_select(0, owner))
     move = plan_moves(cells, split)
-    parts = plan_parts(cells, move, ellipse(task.tolerance.rtol, task.rule.nodes.size))
-    wanted, beside = (total(number, owner, n) for number in count_children(move, parts))
+    shape = ellipse(task.tolerance.rtol, task.rule.nodes.size)
+    for costly in (True, False):
+        parts = plan_parts(cells, move, shape)
+        wanted, beside = (total(number, owner, n) for number in count_children(move, parts))
+        nfev = running.nfev + task.rule.nodes.size * wanted + beside
+        over = nfev > task.max_nfev
+        if not (costly and bool(over.any())):
+            break
+        move = torch.where((move == PART) & over.index_select(0, owner), HALVE, move)  # halves cost less
     done = done & (wanted == 0)
-    nfev = running.nfev + task.rule.nodes.size * wanted + beside
-    over = nfev > task.max_nfev
     code = torch.where(wanted > 0, RUN, _stuck(task, value, error) if reopened else WAIT)
     code = code.masked_fill(over, int(Status.MAX_NFEV))
     code = code.masked_fill(bad > PATIENCE, int(Status.NONFINITE))

@@ -37,9 +37,9 @@ FAINT = 0.1
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
-KEEP, REVERT, TURN, CLOSER, PART = range(5)
+KEEP, REVERT, TURN, CLOSER, PART, HALVE = range(6)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
-end; part one that has them; bisect it as often as its pole asks for, see :mod:`quadgrad.search.parts`."""
+end; part one that has them; bisect it as often as its pole asks for, see :mod:`quadgrad.search.parts`; or once."""
 
 AT_END = 2.0**-6
 """A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
@@ -72,8 +72,8 @@ class Cells:
     ``value`` ``(n, *event)``, ``error`` and ``floor`` (the part of the error that rounding explains)
     may carry hidden lanes; ``refinable`` tells where bisection can still help, ``lean`` which half is to
     blame for the error, the left one if negative, the right one if positive, and by how many bisections that will
-    take (for logarithmic nodes at an end: 1 where they do not help); ``pole`` and ``height`` where f seems to have a
-    pole, in parts of the cell.
+    take (for logarithmic nodes at an end: 1 where they do not help); ``pole`` and ``height`` where f seems to have
+    a pole, in parts of the cell.
     ``kind`` is :data:`LINEAR`, :data:`GEOMETRIC` or beyond.
     """
 
@@ -194,8 +194,10 @@ def plan_parts(cells: Cells, move: Tensor, ellipse: Ellipse) -> Parts:
     seen = near[0] | near[1]
     pole = torch.where(seen, cells.pole, 0.5 + 0.125 * cells.lean)
     high = torch.where(seen, high, torch.where(cells.lean.abs() > 1.0, 2.0**-5, torch.inf))
-    index = (move == PART).nonzero().squeeze(1)
-    return find_parts(index, *(t.index_select(0, index) for t in one_pole(pole, high, ellipse)), ellipse.along)
+    high = torch.where(move == HALVE, torch.inf, high)
+    index = (move >= PART).nonzero().squeeze(1)
+    pole, high = one_pole(pole, high, ellipse)
+    return find_parts(index, pole[index], high[index], ellipse.along)
 
 
 def count_children(move: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
@@ -215,9 +217,9 @@ def refine(
     starts, stops and middles; last are returned what is known at the children's starts and stops, and the children
     between which and the ones before it is not.
     """
-    *children, asked = _put_parts(cells, known, parts, counts)
+    *children, asked = bisected = _put_parts(cells, known, parts, counts)
     if counts.cells == counts.parted:
-        return *children, asked
+        return bisected
     reverted, turned, closer = (
         locate(move == kind, count)
         for kind, count in ((REVERT, counts.reverted), (TURN, counts.turned), (CLOSER, counts.closer))
@@ -250,7 +252,7 @@ def _put_parts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Put the parts of cells in their places; see :func:`refine`."""
     parent, low, high = parts.origin, parts.low, parts.low + parts.width
-    (start, stop), (at_start, at_stop, middle) = (t[:, parent] for t in (torch.stack((cells.start, cells.stop)), known))
+    start, stop, (at_start, at_stop, middle) = cells.start[parent], cells.stop[parent], known[:, parent]
     first, last, span = low == 0.0, high == 1.0, stop - start
     low_end = torch.where(first, start, start + span * low.to(start.dtype))
     high_end = torch.where(last, stop, start + span * high.to(start.dtype))

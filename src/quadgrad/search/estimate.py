@@ -94,8 +94,8 @@ def apply_rule(
         Below or above 0 where the left or right half alone is to blame for the error, by how many bisections that
         will take at least: 1 or 2.
     pole, height : Tensor, shape (n,)
-        Where f seems to have a pole, if bisecting once will not be enough: along the cell, from 0 to 1 or beside it,
-        and across; the height is infinite where there is none.
+        Where f seems to have a pole, if bisecting once will not be enough: along the cell, from 0 to 1 or beside
+        it, and across; the height is infinite where there is none.
     middle : Tensor, shape (n,)
         The integrand at the cell's middle, see :func:`one_number`.
     """
@@ -116,15 +116,16 @@ def apply_rule(
     left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
-    pole, height = _see_pole(rule, magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2), eps)
+    whole = magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2)
+    pole, height = _see_pole(rule, whole, eps)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
         error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
     error = largest_component(error) + _hidden(rule, sums, known, tail)
     middle = one_number(flat[flat.shape[0] // 2], tail).clone()  # a view would keep all values alive
-    looks = (decay >= UNRESOLVED) & (error < torch.inf)
-    return value, error, largest_component(size), variation, lean, pole, torch.where(looks, height, torch.inf), middle
+    height = torch.where((decay >= UNRESOLVED) & (error < torch.inf), height, torch.inf)
+    return value, error, largest_component(size), variation, lean, pole, height, middle
 
 
 def one_number(values: Tensor, tail: torch.Size) -> Tensor:

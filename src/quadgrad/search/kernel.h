@@ -28,7 +28,7 @@
 #endif
 
 enum { LINEAR = 0, GEOMETRIC = 1 };
-enum { KEEP, REVERT, TURN, CLOSER, PART };
+enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
@@ -102,8 +102,9 @@ typedef struct {
     Tally made;
 } Share;
 
-/* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces for each integral; a move for
- * each cell; and, for all integrals, the totals of those that stopped and how many cells have settled by row. */
+/* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces
+ * for each integral; a move for each cell; and, for all integrals, the totals of those that stopped and how many cells
+ * have settled by row. */
 typedef struct {
     double rtol, atol, eps, tiny, along, across;
     int64_t max_nfev, reopened, threads, count, running, n_linear, n_ends;

@@ -49,6 +49,8 @@ typedef struct {
     double place, along, high;
 } Pole;
 
+static const Pole NOWHERE = {.high = INFINITY};
+
 /* Whether the pole is in the ellipse around a part. */
 INLINE int is_near(Pole pole, double middle, double width) {
     double apart = pole.place - middle;
@@ -134,10 +136,10 @@ INLINE void put_end(Children *out, int64_t row, double start, double stop, doubl
 INLINE void refine(const Round *round, const Cell *cell, int move, Children *out) {
     int64_t row = cell->row;
     double start = cell->start, stop = cell->stop;
-    if (move == PART) {
-        put_parts(out, cell, pole_of(cell, round), 1);
+    if (move >= PART) {
+        put_parts(out, cell, move == PART ? pole_of(cell, round) : NOWHERE, 1);
     } else if (move == REVERT) {
-        put_parts(out, cell, (Pole){.high = INFINITY}, 0);
+        put_parts(out, cell, NOWHERE, 0);
     } else if (move == TURN) {
         put_end(out, row, start, stop, cell->at_start, cell->at_stop); /* for a cell that is reverted */
     } else {
@@ -193,7 +195,17 @@ static void decide(const Round *round, Share *share) {
         }
         int64_t pairs = number[REVERT] + parts - 2 * parted, linear = 2 * number[REVERT] + parts;
         int64_t ends = number[TURN] + 2 * number[CLOSER];
-        int64_t wanted = linear + ends, cost = one->nfev + round->rule->m * wanted + pairs + C.beside * ends;
+        int64_t cost = one->nfev + round->rule->m * (linear + ends) + pairs + C.beside * ends;
+        int64_t more = parts - 2 * parted; /* than halves */
+        if (cost > round->max_nfev && more > 0) {
+            linear -= more, pairs -= more, cost -= more * (round->rule->m + 1);
+            for (int kind = 0; kind < 2; kind++) {
+                int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+                for (int64_t c = first[kind]; c < stop[kind]; c++)
+                    if (moves[c] == PART) moves[c] = HALVE;
+            }
+        }
+        int64_t wanted = linear + ends;
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && round->reopened)

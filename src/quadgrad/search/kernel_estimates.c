@@ -129,7 +129,7 @@ INLINE uint8_t find_spot(int64_t m, const double *y, int64_t stride, double larg
 }
 
 /* see_pole in estimate.py: the steps by which its height is below 1, 0 if none is seen, and where it is. */
-INLINE uint8_t see_pole(const Rule *rule, double eps, const double *y, int64_t stride, double largest, float *place) {
+INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t stride, double largest, float *place) {
     const double *tau = rule->nodes;
     int64_t m = rule->m, i = find_spot(m, y, stride, largest), at_edge = i == 0 || i == m - 1;
     i = i < 1 ? 1 : i > m - 2 ? m - 2 : i;
@@ -146,14 +146,14 @@ INLINE uint8_t see_pole(const Rule *rule, double eps, const double *y, int64_t s
         off = found <= off ? off : found; /* NaN stays */
     }
     double least = (here - rise * rise / (4.0 * bend)) / bend, unsure = C.unsure * off * span;
-    double square = larger(larger(least, unsure * unsure), cbrt(eps * eps) * span * span);
+    double square = larger(larger(least, unsure * unsure), blind * span * span);
     *place = (float)(tau[i] - rise / (2.0 * bend));
     int sees = bend > 0.0 && bend < INFINITY && off < INFINITY && square < 1.0;
     return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
 /* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
-INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *sums, const double *size,
+INLINE void estimate(const Rule *rule, const Pieces *p, double eps, double blind, const Tile *sums, const double *size,
                      const double *largest, const double *y, int64_t stride, const double *scale, const double *left,
                      int64_t here, Cell *cells) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
@@ -196,7 +196,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
         cell->value = value[c], cell->error = error[c], cell->floor = floor[c], cell->at_middle = middle[c];
         cell->lean = (int8_t)side[c], cell->refinable = (int8_t)refinable[c];
         int looks = decay[c] >= C.unresolved && error[c] < INFINITY;
-        cell->height = looks ? see_pole(rule, eps, y + c, stride, largest[c], &cell->pole) : 0;
+        cell->height = looks ? see_pole(rule, blind, y + c, stride, largest[c], &cell->pole) : 0;
     }
 }
 
@@ -205,6 +205,7 @@ INLINE void estimate(const Rule *rule, const Pieces *p, double eps, const Tile *
 EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n,
                     const double *y, const double *scale, const double *left) {
     const double *first = y, *last = y + (rule->m + 1) * n;
+    double blind = cbrt(eps * eps); /* rounding hides how high a pole is below its root, in distances between nodes */
     y += edges ? n : 0;
     PARALLEL(sharing(n, p->threads))
     for (int64_t low = 0; low < n; low += WIDE) {
@@ -216,13 +217,13 @@ EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps
         }
         if (here == WIDE) {
             fold(rule, y + low, n, sums, size, largest);
-            estimate(rule, p, eps, sums, size, largest, y + low, n, scale + low, left + low, WIDE, cells + low);
+            estimate(rule, p, eps, blind, sums, size, largest, y + low, n, scale + low, left + low, WIDE, cells + low);
         } else {
             Tile few[MOST_NODES], scales, lefts;
             for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
             load_tile(scale + low, here, scales), load_tile(left + low, here, lefts);
             fold(rule, few[0], WIDE, sums, size, largest);
-            estimate(rule, p, eps, sums, size, largest, few[0], WIDE, scales, lefts, here, cells + low);
+            estimate(rule, p, eps, blind, sums, size, largest, few[0], WIDE, scales, lefts, here, cells + low);
         }
     }
 }

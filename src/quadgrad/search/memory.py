@@ -103,8 +103,9 @@ def _leaves_and_tags(room: Tensor) -> tuple[Tensor, Tensor]:
     return whole[:split].view(-1, LEAF - 1), whole[split:]
 
 
-# A C library like glibc hands memory that is free back, and takes it again page by page, until a large block (for glibc
-# of 32 MiB at most) has come and gone: then it expects more of them. Else what f makes is new memory in every search.
+# A C library like glibc hands memory that is free back, and takes it again page by page, until a large block (for
+# glibc of 32 MiB at most) has come and gone: then it expects more of them. Else what f makes is new memory in every
+# search.
 numbers(31 * 2**17)
 
 spare: list[Memory] = []

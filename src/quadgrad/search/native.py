@@ -151,9 +151,9 @@ class _Search:
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
         round = Round(
-            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, *ellipse(tolerance.rtol, self.m), budget, 0, self.ends.threads, self.count,
-            task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals, 0, 0, 0, 0,
-            *[t.data_ptr() for t in totals],
+            tolerance.rtol, tolerance.atol, tolerance.eps, tiny, *ellipse(tolerance.rtol, self.m), budget, 0,
+            self.ends.threads, self.count, task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals, 0, 0, 0,
+            0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
         tally = Tally()
         while True:
@@ -319,9 +319,7 @@ class _Search:
                 y = _plain(seen(y, None if slope is None else slope[0]))
             else:
                 y = self._call(x.clone()[None], whose)  # f may keep what it is given
-            self.kernel.enter_starts(
-                cells.pointer, pairs.data_ptr(), len(pairs), y.data_ptr(), self.ends.threads
-            )
+            self.kernel.enter_starts(cells.pointer, pairs.data_ptr(), len(pairs), y.data_ptr(), self.ends.threads)
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x; whose columns they are is a slice, or numbers that are to be read as integers."""

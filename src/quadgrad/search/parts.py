@@ -1,8 +1,8 @@
 """Into which parts a cell is bisected, given where its integrand seems to have a pole.
 
-A polynomial rule converges on a cell as fast as the nearest pole of the integrand in the complex plane is far, in
-terms of the ellipses whose foci are the cell's ends. So the bisections that a pole beside the cell will force can all
-be made at once: halves are halved again as long as the pole lies in such an ellipse around them.
+A polynomial rule converges on a cell the faster, the farther the integrand's nearest pole in the complex plane is,
+as measured by Bernstein's ellipses, whose foci are the cell's ends. So the bisections that a pole beside the cell
+will force can all be made at once: halves are halved again as long as the pole lies in such an ellipse around them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def one_pole(pole: Tensor, high: Tensor, ellipse: Ellipse) -> tuple[Tensor, Tens
 
 
 def find_parts(index: Tensor, pole: Tensor, high: Tensor, along: float) -> Parts:
-    """Return the parts of the cells at ``index``: each is halved, and halved on where the pole ``(n,)`` is too near.
+    """Return the parts of the cells at ``index``: halves, and halves of those as long as the pole ``(n,)`` is near.
 
     A pole is at its place along the cell, from 0 to 1 or beside it; see :func:`is_near`.
     """
