@@ -55,9 +55,9 @@ EVERYDAY: tuple[Problem, ...] = (
         1,
         lambda: mp.mpf(2) / 5 * mp.atan(5),
         "smooth peak",
-        193,
+        233,
     ),
-    problem("fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 653),
+    problem("fast cosine", lambda x, m: m.cos(200 * x), 0, 1, lambda: mp.sin(200) / 200, "smooth oscillating", 597),
     problem("complex phase", lambda x, m: m.exp(3j * x), 0, 2, lambda: (mp.expj(6) - 1) / 3j, "smooth complex", 23),
     problem(
         "bump",
@@ -172,7 +172,7 @@ EVERYDAY: tuple[Problem, ...] = (
     problem("growth", lambda x, m: m.exp(x), -inf, 0.5, lambda: mp.exp(0.5), "half-line", 149),
     problem("inverse square", lambda x, m: 1 / x**2, 2, inf, lambda: mp.mpf(1) / 2, "half-line algebraic", 23),
     problem("reversed half-line", lambda x, m: m.exp(-x), inf, 0, lambda: -mp.mpf(1), "half-line", 149),
-    problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 233),
+    problem("gaussian", lambda x, m: m.exp(-(x**2)), -inf, inf, lambda: mp.sqrt(mp.pi), "whole-line", 193),
     problem("cauchy", lambda x, m: 1 / (1 + x**2), -inf, inf, lambda: +mp.pi, "whole-line algebraic", 149),
     problem(
         "moment",
