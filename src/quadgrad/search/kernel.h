@@ -63,7 +63,7 @@ INLINE Leaves leaves_of(double *room, int64_t capacity) {
 /* An integral that is still running, with the sums over its settled cells; see Running in adaptive.py. */
 typedef struct {
     double value, error, floor;
-    int64_t who, count, nfev, bad, code;
+    int64_t who, count, nfev, bad;
 } Integral;
 
 /* The constants of the Python modules, under their names there. */
@@ -96,18 +96,20 @@ typedef struct {
     int64_t running, waiting, linear, ends, pairs, settled;
 } Tally;
 
-/* A thread's part of a round: integrals from `low` to before `high`, and what they make of their cells. */
+/* A thread's part of a round: integrals from `low` to before `high`, their cells of both kinds, and what they make of
+ * them. */
 typedef struct {
-    int64_t low, high;
+    int64_t low, high, first[2], stop[2];
     Tally made;
 } Share;
 
 /* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces
- * for each integral; a move for each cell; and, for all integrals, the totals of those that stopped and how many cells
+ * for each integral; if they are `fresh`, one cell each and not in the books yet, that is what each has cost; a move
+ * for each cell; and, for all integrals, the totals of those that stopped and how many cells
  * have settled by row. */
 typedef struct {
     double rtol, atol, eps, tiny, along, across;
-    int64_t max_nfev, reopened, threads, count, running, n_linear, n_ends;
+    int64_t max_nfev, reopened, fresh, threads, count, running, n_linear, n_ends;
     const Rule *rule;
     Integral *integrals;
     const Cell *linear, *ends;

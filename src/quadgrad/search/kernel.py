@@ -30,7 +30,7 @@ _HERE = Path(__file__).parent
 _BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
-CELL, LEAF, INTEGRAL, SHARE = 10, 6, 8, 8
+CELL, LEAF, INTEGRAL, SHARE = 10, 6, 7, 12
 """How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of."""
 
 _REALS = (
@@ -101,12 +101,13 @@ class Round(Structure):
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
         *(
             (name, c_int64)
-            for name in ("max_nfev", "reopened", "threads", "count", "running", "n_linear", "n_ends")
+            for name in ("max_nfev", "reopened", "fresh", "threads", "count", "running", "n_linear", "n_ends")
         ),
         *((name, c_void_p) for name in ("rule", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("values", "errors", "status", "nfev", "settled")),
     ]
     reopened: int
+    fresh: int
     running: int
     n_linear: int
     n_ends: int

@@ -160,15 +160,27 @@ static int64_t find(const Cell *cells, int64_t n, int64_t row) {
     return low;
 }
 
-/* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. */
+/* Change one move of some cells of either kind into another. */
+static void change_moves(const Round *round, const int64_t *first, const int64_t *stop, int from, int to) {
+    for (int kind = 0; kind < 2; kind++) {
+        int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+        for (int64_t c = first[kind]; c < stop[kind]; c++)
+            if (moves[c] == from) moves[c] = (int8_t)to;
+    }
+}
+
+/* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. Those that run on are
+ * left where the share begins. */
 static void decide(const Round *round, Share *share) {
-    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
-    int64_t i = find(round->linear, round->n_linear, start), j = find(round->ends, round->n_ends, start);
+    int64_t fresh = round->fresh, who = fresh || share->low == share->high ? share->low : round->integrals[share->low].who;
+    int64_t i = find(round->linear, round->n_linear, who * round->count);
+    int64_t j = find(round->ends, round->n_ends, who * round->count);
     Tally made = {0};
+    share->first[0] = i, share->first[1] = j;
     for (int64_t k = share->low; k < share->high; k++) {
-        Integral *one = &round->integrals[k];
-        int64_t first[2] = {i, j}, beyond = (one->who + 1) * round->count;
-        double value = one->value, error = one->error, floor = one->floor;
+        Integral one = fresh ? (Integral){.who = k, .count = 1, .nfev = fresh} : round->integrals[k];
+        int64_t first[2] = {i, j}, beyond = (one.who + 1) * round->count;
+        double value = one.value, error = one.error, floor = one.floor;
         for (const Cell *cell = round->linear + i; i < round->n_linear && cell->row < beyond; i++, cell++)
             value += cell->value, error += cell->error, floor += cell->floor;
         for (const Cell *cell = round->ends + j; j < round->n_ends && cell->row < beyond; j++, cell++)
@@ -176,10 +188,10 @@ static void decide(const Round *round, Share *share) {
         int64_t stop[2] = {i, j};
         double tolerance = allowed_error(round, value, floor), target = larger(tolerance, 2.0 * floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
-        int64_t bad = isinf(error) ? one->bad + 1 : 0;
+        int64_t bad = isinf(error) ? one.bad + 1 : 0;
         int idle = done || bad > C.patience;
         int scan = done && error >= C.faint * fabs(value);
-        double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one->count);
+        double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one.count);
         int64_t number[PART] = {0}, parts = 0, parted = 0;
         for (int kind = 0; kind < 2; kind++) {
             const Cell *cells = kind ? round->ends : round->linear;
@@ -195,15 +207,11 @@ static void decide(const Round *round, Share *share) {
         }
         int64_t pairs = number[REVERT] + parts - 2 * parted, linear = 2 * number[REVERT] + parts;
         int64_t ends = number[TURN] + 2 * number[CLOSER];
-        int64_t cost = one->nfev + round->rule->m * (linear + ends) + pairs + C.beside * ends;
+        int64_t cost = one.nfev + round->rule->m * (linear + ends) + pairs + C.beside * ends;
         int64_t more = parts - 2 * parted; /* than halves */
         if (cost > round->max_nfev && more > 0) {
             linear -= more, pairs -= more, cost -= more * (round->rule->m + 1);
-            for (int kind = 0; kind < 2; kind++) {
-                int8_t *moves = round->moves + (kind ? round->n_linear : 0);
-                for (int64_t c = first[kind]; c < stop[kind]; c++)
-                    if (moves[c] == PART) moves[c] = HALVE;
-            }
+            change_moves(round, first, stop, PART, HALVE);
         }
         int64_t wanted = linear + ends;
         done = done && wanted == 0;
@@ -213,33 +221,37 @@ static void decide(const Round *round, Share *share) {
         if (cost > round->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
-        one->code = code;
         if (code == RUN) {
-            one->count = wanted, one->nfev = cost, one->bad = bad;
-            made.running++, made.linear += linear, made.ends += ends, made.pairs += pairs;
-            made.settled += number[KEEP];
+            one.count = wanted, one.nfev = cost, one.bad = bad;
+            round->integrals[share->low + made.running++] = one;
+            made.linear += linear, made.ends += ends, made.pairs += pairs, made.settled += number[KEEP];
         } else {
-            round->values[one->who] = value, round->errors[one->who] = error;
-            round->status[one->who] = code, round->nfev[one->who] = one->nfev;
+            if (wanted > 0)
+                for (int move = REVERT; move <= HALVE; move++) change_moves(round, first, stop, move, KEEP);
+            round->values[one.who] = value, round->errors[one.who] = error;
+            round->status[one.who] = code, round->nfev[one.who] = one.nfev;
             made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
         }
     }
-    share->made = made;
+    share->stop[0] = i, share->stop[1] = j, share->made = made;
 }
 
 /* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
 static void carry_out(const Round *round, const Share *share, Children out, const Leaves *leaves, int64_t settled) {
-    int64_t start = share->low < share->high ? round->integrals[share->low].who * round->count : 0;
-    int64_t next[2] = {find(round->linear, round->n_linear, start), find(round->ends, round->n_ends, start)};
-    for (int64_t k = share->low; k < share->high; k++) {
-        Integral *one = &round->integrals[k];
-        int64_t beyond = (one->who + 1) * round->count;
+    int64_t next[2] = {share->first[0], share->first[1]}, count = round->count;
+    for (int64_t k = 0; k <= share->made.running; k++) {
+        Integral idle = {.who = INT64_MAX / count}, *one = round->integrals + share->low + k;
+        if (k == share->made.running) one = &idle;
         for (int kind = 0; kind < 2; kind++) {
             const Cell *cells = kind ? round->ends : round->linear;
             const int8_t *moves = round->moves + (kind ? round->n_linear : 0);
-            int64_t c = next[kind], n = kind ? round->n_ends : round->n_linear;
-            for (; c < n && cells[c].row < beyond; c++) {
-                if (one->code == RUN && moves[c] != KEEP) {
+            int64_t c = next[kind], stop = share->stop[kind];
+            for (; c < stop && cells[c].row < one->who * count; c++) { /* of integrals that have stopped */
+                pack(&cells[c], leaves, settled++);
+                round->settled[cells[c].row]++;
+            }
+            for (; c < stop && cells[c].row < (one->who + 1) * count; c++) {
+                if (moves[c] != KEEP) {
                     refine(round, &cells[c], moves[c], &out);
                 } else {
                     pack(&cells[c], leaves, settled++);
@@ -291,8 +303,9 @@ EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cel
         out[t].whose = (int64_t *)(between + 2 * next.n_pairs);
         carry_out(round, &round->shares[t], out[t], &leaves, first_leaf[t]);
     }
-    for (int64_t k = 0, kept = 0; k < round->running; k++)
-        if (round->integrals[k].code == RUN) round->integrals[kept++] = round->integrals[k];
+    for (int64_t t = 0, kept = 0; t < threads; kept += round->shares[t++].made.running)
+        memmove(round->integrals + kept, round->integrals + round->shares[t].low,
+                (size_t)round->shares[t].made.running * sizeof(Integral));
 }
 
 /* Take the n settled cells of integrals that wait out of all; in their place stays GONE. */

@@ -26,7 +26,8 @@ INLINE int is_empty(const Pieces *p, int64_t row) {
     return !(p->upper[row * p->upper_step] > p->lower[row * p->lower_step]);
 }
 
-/* One cell for each piece that is not empty; return how many they are. */
+/* One cell for each piece that is not empty; return how many they are. Integrals that are fresh, see Round, are not
+ * written. */
 EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells, Integral *integrals) {
     int64_t found[MOST_THREADS] = {0}, n = 0, count = pieces->count;
     int threads = sharing(batch, pieces->threads);
@@ -45,6 +46,7 @@ EXPORT int64_t begin(const Pieces *pieces, int64_t batch, int64_t m, Cell *cells
             int64_t before = next;
             for (int64_t row = who * count; row < (who + 1) * count; row++)
                 if (!is_empty(pieces, row)) cells[next++] = (Cell){.stop = 1.0, .row = row};
+            if (n == batch && count == 1) continue;
             integrals[who] =
                 (Integral){.who = who, .count = next - before, .nfev = (next - before) * (m + C.beside)};
         }

@@ -140,25 +140,25 @@ class _Search:
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
-        task, tolerance = self.task, self.task.tolerance
+        task, tolerance, whole = self.task, self.task.tolerance, True
         if task.opening is not None:
             integrals, linear, ends = self._opened(task.opening)
         else:
             books, linear, ends = self._whole_pieces() if first is None else self._given(first)
-            integrals = books.data_ptr()
-            self._measure_first(linear, whole=first is None and self.count == 1 and linear.n == task.batch)
+            integrals, whole = books.data_ptr(), first is None and self.count == 1 and linear.n == task.batch
+            self._measure_first(linear, whole)
             self._measure_ends(ends)
         tiny, budget = torch.finfo(self.dtype).tiny, int(min(task.max_nfev, sys.maxsize))
         totals = (self.value, self.error, self.status, self.nfev, self.counts)
         round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tiny, *ellipse(tolerance.rtol, self.m), budget, 0,
-            self.ends.threads, self.count, task.batch, 0, 0, addressof(rule_numbers(task.rule)), integrals, 0, 0, 0,
-            0, *[t.data_ptr() for t in totals],
+            (self.m + BESIDE) * whole, self.ends.threads, self.count, task.batch, 0, 0,
+            addressof(rule_numbers(task.rule)), integrals, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
         tally = Tally()
         while True:
             linear, ends = self._judge(round, tally, linear, ends)
-            round.reopened, round.running = 0, tally.running
+            round.reopened, round.fresh, round.running = 0, 0, tally.running
             if tally.running:
                 self._ask_between(linear)
                 self._measure(linear)
