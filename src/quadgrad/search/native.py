@@ -133,10 +133,8 @@ class _Search:
         self.counts = INTEGERS.new_zeros(batch * count)
         self.memory, self.mixed, self.withdrawn = Memory.take(), False, 0
         self.layout = self.between = REALS
-        self.own = [not task.pieces.infinite and _spreads(a) for a in task.integrand.arguments]
-        spread = [a.value.data_ptr() for a, own in zip(task.integrand.arguments, self.own, strict=True) if own]
-        self.spread = (c_void_p * len(spread))(*spread)
-        self.owned = not all(own or a.shared for a, own in zip(task.integrand.arguments, self.own, strict=True))
+        arguments = () if batch == 1 or task.pieces.infinite else task.integrand.arguments
+        self.spread = [a.value for a in arguments if _spreads(a)]
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -160,7 +158,8 @@ class _Search:
             linear, ends = self._judge(round, tally, linear, ends)
             round.reopened, round.fresh, round.running = 0, 0, tally.running
             if tally.running:
-                self._ask_between(linear)
+                if tally.pairs:
+                    self._ask_between(linear)
                 self._measure(linear)
                 self._measure_ends(ends)
             elif tally.waiting:
@@ -215,7 +214,8 @@ class _Search:
         self.kernel.judge(byref(round), byref(tally))
         room = memory.room(tally.linear + tally.ends)
         linear, ends = _Cells(room, tally.linear), _Cells(room, tally.ends, tally.linear)
-        self.layout, self.between = memory.layout(tally.linear), memory.between(tally.pairs)
+        self.layout = memory.layout(tally.linear) if tally.linear else REALS
+        self.between = memory.between(tally.pairs) if tally.pairs else REALS
         self.kernel.carry_on(
             byref(round), None if self.task.pieces.infinite else self.pieces, linear.pointer, ends.pointer,
             self.layout.data_ptr(), self.between.data_ptr(), *memory.leaves_for(tally.settled), memory.settled,
@@ -309,7 +309,7 @@ class _Search:
     def _ask_between(self, cells: _Cells) -> None:
         """Call f between some cells and the ones before them, a block of nodes at a time."""
         task = self.task
-        for between in self.between.split(task.block, dim=1) if self.between.numel() else ():
+        for between in self.between.split(task.block, dim=1):
             pairs, x, whose = between
             if task.pieces.infinite:
                 row, start, stop = _Cells(cells.numbers()[pairs.view(torch.int64)], len(pairs)).place(self.real)
@@ -324,17 +324,14 @@ class _Search:
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x; whose columns they are is a slice, or numbers that are to be read as integers."""
         integrand, x = self.task.integrand, _as(x, self.real)
+        whose = owner if isinstance(owner, slice) else owner.view(torch.int64)
         if isinstance(owner, slice) or not self.spread:
-            whose = owner if isinstance(owner, slice) else owner.view(torch.int64)
             return _plain(integrand(x, whose).detach())
         n, k = x.shape[1], len(self.spread)
-        columns, whose = numbers(k, n), owner.view(torch.int64) if self.owned else slice(None)
-        self.kernel.spread(self.spread, k, owner.data_ptr(), n, columns.data_ptr(), self.ends.threads)
+        columns, given = numbers(k, n), (c_void_p * k)(*[t.data_ptr() for t in self.spread])
+        self.kernel.spread(given, k, owner.data_ptr(), n, columns.data_ptr(), self.ends.threads)
         column = iter(columns.unbind())
-        args = [
-            next(column).view(a.value.dtype) if own else a.at(whose)
-            for a, own in zip(integrand.arguments, self.own, strict=True)
-        ]
+        args = [next(column).view(a.value.dtype) if _spreads(a) else a.at(whose) for a in integrand.arguments]
         return _plain(integrand.evaluate(x, args).detach())
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:

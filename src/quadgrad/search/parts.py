@@ -7,6 +7,7 @@ will force can all be made at once: halves are halved again as long as the pole 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
         return Parts(*(column[mask] for column in self))
 
 
+@cache
 def ellipse(rtol: float, m: int) -> Ellipse:
     """Return the ellipse outside which poles are harmless for a rule with m nodes.
 
