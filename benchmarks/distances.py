@@ -114,7 +114,7 @@ def measure(scale: float = 1.0) -> Findings:
             "blocks": bare_blocks(x, universe, BLOCK // NODES),
             "gradient": gradient,
         },
-        repeats=9,
+        repeats=21,
     )
     quicker = min(("array", "blocks"), key=lambda name: seconds[name].median)
     bare = seconds[quicker]

@@ -14,7 +14,7 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.findings import Figure, Findings, Measured, Target, compare, show_seconds
 from benchmarks.recording import Recorder
-from benchmarks.timing import Seconds, interleave
+from benchmarks.timing import Seconds, interleave, several
 
 __all__ = ["measure"]
 
@@ -24,6 +24,9 @@ RTOL = 1e-8
 SCIPY_LIMIT = 200
 SEED = 20_000
 ACCURACY = ("worst true\nerror", "not\nconverged", "converged,\ntrue error >\nreported")
+IN_A_ROW = 6
+"""Calls of quad at a time: about as long as SciPy's loop over the sample."""
+
 COSTLY = 50e-9
 """What the costly integrand should cost, in seconds a node."""
 
@@ -136,13 +139,14 @@ def measure(scale: float = 1.0) -> Findings:
         blocks, result = record(peaks, peak)
         cheap = interleave(
             {
-                "quad": lambda: integrate(peaks, peak),
-                "bare": blocks.evaluate,
+                "after a pause": lambda: integrate(peaks, peak),
+                "quad": several(lambda: integrate(peaks, peak), IN_A_ROW),
+                "bare": several(blocks.evaluate, IN_A_ROW),
                 "cached": blocks.evaluate_cached,
                 "scipy": loop,
                 "products": products,
             },
-            repeats=7,
+            repeats=11,
         )
         costly_peak = calibrate(blocks)
         costly_blocks = Recorder(costly_peak, blocks.blocks)
@@ -160,7 +164,8 @@ def measure(scale: float = 1.0) -> Findings:
         f"rtol {RTOL:g}, atol 0, float64. "
         f"SciPy: a loop with limit={SCIPY_LIMIT} and the same expression of Python floats over a random sample "
         f"of {len(chosen):,}, its times multiplied by {n / len(chosen):g}; products: with (x - c) * (x - c) and "
-        "e * e, quicker for floats and the same for tensors. "
+        f"e * e, quicker for floats and the same for tensors. quad, and bare: {IN_A_ROW} calls in a row; after a "
+        "pause: one call after SciPy's loops. "
         f"Bare: the integrand alone on the {len(blocks.blocks)} blocks of nodes that quad asked for; in cache: "
         "each block read a moment before. Costly: "
         f"{costly_peak.passes} sines more at each node. Errors are relative.",
@@ -168,6 +173,7 @@ def measure(scale: float = 1.0) -> Findings:
             show_seconds(
                 [
                     Measured("quad", cheap["quad"], n, blocks.nodes, ours),
+                    Measured("quad, after a pause", cheap["after a pause"], n, blocks.nodes),
                     Measured("SciPy loop", cheap["scipy"], n, scipy_nodes * n // len(chosen), scipy_accuracy),
                     Measured("the same, products", cheap["products"], n, scipy_nodes * n // len(chosen)),
                     Measured("bare", cheap["bare"], n, blocks.nodes),
@@ -186,6 +192,7 @@ def figures(cheap: dict[str, Seconds], costly: dict[str, Seconds], cost: float) 
     """Return the ratios that the targets are about."""
     return [
         compare("faster than SciPy's loop", cheap["scipy"], cheap["quad"], Target(50, at_least=True)),
+        compare("the same, one call after a pause", cheap["scipy"], cheap["after a pause"]),
         compare("the same, written with products", cheap["products"], cheap["quad"]),
         compare("quad over bare blocks", cheap["quad"], cheap["bare"], Target(5)),
         compare("quad over bare blocks in cache", cheap["quad"], cheap["cached"]),

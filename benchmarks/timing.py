@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Seconds", "Task", "interleave"]
+__all__ = ["Seconds", "Task", "interleave", "several"]
 
 Task = Callable[[], object]
 """What is timed. A task that returns a float has timed the part of it that matters itself, in seconds."""
@@ -35,6 +35,18 @@ class Seconds:
     def scaled(self, factor: float) -> Seconds:
         """Return the times multiplied: those of a sample, scaled to the whole."""
         return Seconds(tuple(factor * run for run in self.runs))
+
+
+def several(task: Task, times: int) -> Task:
+    """Return a task that runs ``times`` times in a row, timed as the mean: what is short beside what takes long."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            task()
+        return (time.perf_counter() - start) / times
+
+    return run
 
 
 def interleave(tasks: Mapping[str, Task], repeats: int, warm_up: int = 1, pause: float = 0.0) -> dict[str, Seconds]:
