@@ -81,6 +81,16 @@ def test_the_pole_of_a_peak_is_seen_where_it_is(place: float, height: float) -> 
     assert height <= float(seen) * (1 + 1e-6) and float(seen) <= height * 2 ** (1 / STEPS) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("size", (1e-290, 1e-200, 1e200, 1e290))
+def test_how_large_f_is_does_not_matter(size: float) -> None:
+    f = lambda x: 1e-4 / ((x - 0.3) ** 2 + 1e-8)
+    (pole, height), (same, also) = look(f), look(lambda x: size * f(x))
+    assert torch.equal(pole, same) and torch.equal(height, also)
+    c = t64([0.3, 0.61])
+    counts = [qg.quad(lambda x, c, s=s: s / ((x - c) ** 2 + 1e-8), 0.0, 1.0, (c,)).nfev for s in (1.0, size)]
+    assert torch.equal(*counts)
+
+
 def test_a_pole_beside_the_cell_is_seen_from_it() -> None:
     pole, height = look(lambda x: 1.0 / ((x + 0.002) ** 2 + 0.001**2))
     assert float(pole) == pytest.approx(-0.002, abs=1e-7) and float(height) < 0.0011

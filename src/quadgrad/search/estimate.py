@@ -202,7 +202,7 @@ def _see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tens
     ratio = (here + away * (rise + bend * away)) * size[3:]
     off = ((ratio - 1.0).abs() / torch.where(at_edge, ratio.clamp(0.0, 1.0), 1.0)).amax(0)
     unsure = UNSURE * off * span
-    least = (here - rise * rise / (4.0 * bend)) / bend
+    least = (here - rise * (rise / (4.0 * bend))) / bend
     square = torch.maximum(torch.maximum(least, unsure * unsure), eps ** (2.0 / 3.0) * span * span)
     place = (tau[1] - rise / (2.0 * bend)).float().to(size.dtype)
     sees = (bend > 0.0) & (bend < torch.inf) & (off < torch.inf) & (square < 1.0)

@@ -145,7 +145,7 @@ INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t
         double found = fabs(ratio - 1.0) / (at_edge ? larger(smaller(ratio, 1.0), 0.0) : 1.0);
         off = found <= off ? off : found; /* NaN stays */
     }
-    double least = (here - rise * rise / (4.0 * bend)) / bend, unsure = C.unsure * off * span;
+    double least = (here - rise * (rise / (4.0 * bend))) / bend, unsure = C.unsure * off * span;
     double square = larger(larger(least, unsure * unsure), blind * span * span);
     *place = (float)(tau[i] - rise / (2.0 * bend));
     int sees = bend > 0.0 && bend < INFINITY && off < INFINITY && square < 1.0;
