@@ -186,18 +186,18 @@ def plan_parts(cells: Cells, move: Tensor, ellipse: Ellipse) -> Parts:
 
     Where no pole asks for more, the half that is to blame is bisected, too, if bisecting once is not enough.
     """
-    at_lower, at_upper = cells.start == 0.0, (cells.stop == 0.0) | (cells.stop == 1.0)
-    at_end = (at_lower & (cells.pole < AT_END)) | (at_upper & (cells.pole > 1.0 - AT_END))
-    seen = (cells.height < torch.inf) & ~at_end
-    high = torch.where(seen, cells.height, torch.inf) ** 2 * ellipse.across
-    near = [is_near(cells.pole, high, ellipse.along, middle, 0.5) for middle in (0.25, 0.75)]
-    seen = near[0] | near[1]
-    pole = torch.where(seen, cells.pole, 0.5 + 0.125 * cells.lean)
-    high = torch.where(seen, high, torch.where(cells.lean.abs() > 1.0, 2.0**-5, torch.inf))
-    high = torch.where(move == HALVE, torch.inf, high)
     index = (move >= PART).nonzero().squeeze(1)
-    pole, high = one_pole(pole, high, ellipse)
-    return find_parts(index, pole[index], high[index], ellipse.along)
+    start, stop, pole, height, lean, move = (
+        t.index_select(0, index) for t in (cells.start, cells.stop, cells.pole, cells.height, cells.lean, move)
+    )
+    at_lower, at_upper = start == 0.0, (stop == 0.0) | (stop == 1.0)
+    at_end = (at_lower & (pole < AT_END)) | (at_upper & (pole > 1.0 - AT_END))
+    high = height.masked_fill(at_end, torch.inf) ** 2 * ellipse.across
+    asks = is_near(pole, high, ellipse.along, 0.25, 0.5) | is_near(pole, high, ellipse.along, 0.75, 0.5)
+    pole = torch.where(asks, pole, 0.5 + 0.125 * lean)
+    high = torch.where(asks, high, torch.where(lean.abs() > 1.0, 2.0**-5, torch.inf))
+    pole, high = one_pole(pole, torch.where(move == HALVE, torch.inf, high), ellipse)
+    return find_parts(index, pole, high, ellipse.along)
 
 
 def count_children(move: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:

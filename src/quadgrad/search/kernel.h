@@ -105,8 +105,7 @@ typedef struct {
 
 /* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces
  * for each integral; if they are `fresh`, one cell each and not in the books yet, that is what each has cost; a move
- * for each cell; and, for all integrals, the totals of those that stopped and how many cells
- * have settled by row. */
+ * for each cell; and, for all integrals, the totals of those that stopped and how many cells have settled by row. */
 typedef struct {
     double rtol, atol, eps, tiny, along, across;
     int64_t max_nfev, reopened, fresh, threads, count, running, n_linear, n_ends;

@@ -160,19 +160,20 @@ static int64_t find(const Cell *cells, int64_t n, int64_t row) {
     return low;
 }
 
-/* Change one move of some cells of either kind into another. */
-static void change_moves(const Round *round, const int64_t *first, const int64_t *stop, int from, int to) {
+/* Have cells of either kind kept, all of them, or halved, those that were to be parted. */
+static void replace_moves(const Round *round, const int64_t *first, const int64_t *stop, int move) {
     for (int kind = 0; kind < 2; kind++) {
         int8_t *moves = round->moves + (kind ? round->n_linear : 0);
         for (int64_t c = first[kind]; c < stop[kind]; c++)
-            if (moves[c] == from) moves[c] = (int8_t)to;
+            if (move == KEEP || moves[c] == PART) moves[c] = (int8_t)move;
     }
 }
 
 /* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. Those that run on are
  * left where the share begins. */
 static void decide(const Round *round, Share *share) {
-    int64_t fresh = round->fresh, who = fresh || share->low == share->high ? share->low : round->integrals[share->low].who;
+    int64_t fresh = round->fresh, who = share->low;
+    if (!fresh && share->low < share->high) who = round->integrals[share->low].who;
     int64_t i = find(round->linear, round->n_linear, who * round->count);
     int64_t j = find(round->ends, round->n_ends, who * round->count);
     Tally made = {0};
@@ -211,7 +212,7 @@ static void decide(const Round *round, Share *share) {
         int64_t more = parts - 2 * parted; /* than halves */
         if (cost > round->max_nfev && more > 0) {
             linear -= more, pairs -= more, cost -= more * (round->rule->m + 1);
-            change_moves(round, first, stop, PART, HALVE);
+            replace_moves(round, first, stop, HALVE);
         }
         int64_t wanted = linear + ends;
         done = done && wanted == 0;
@@ -226,8 +227,7 @@ static void decide(const Round *round, Share *share) {
             round->integrals[share->low + made.running++] = one;
             made.linear += linear, made.ends += ends, made.pairs += pairs, made.settled += number[KEEP];
         } else {
-            if (wanted > 0)
-                for (int move = REVERT; move <= HALVE; move++) change_moves(round, first, stop, move, KEEP);
+            if (wanted > 0) replace_moves(round, first, stop, KEEP);
             round->values[one.who] = value, round->errors[one.who] = error;
             round->status[one.who] = code, round->nfev[one.who] = one.nfev;
             made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
@@ -284,8 +284,8 @@ EXPORT void judge(const Round *round, Tally *tally) {
 /* Carry it out: write the new cells of either kind and the settled ones; on finite pieces, which are given, also where
  * the linear ones lie (3, n); and before which of them to ask for f, where that is, and for which integrals (3, n).
  * Integrals that run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout, double *between,
-                     double *settled, int64_t capacity, int64_t n_settled) {
+EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout,
+                     double *between, double *settled, int64_t capacity, int64_t n_settled) {
     int threads = sharing(round->n_linear + round->n_ends, round->threads);
     Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pieces = pieces};
     Leaves leaves = leaves_of(settled, capacity);

@@ -134,7 +134,9 @@ class _Search:
         self.memory, self.mixed, self.withdrawn = Memory.take(), False, 0
         self.layout = self.between = REALS
         arguments = () if batch == 1 or task.pieces.infinite else task.integrand.arguments
-        self.spread = [a.value for a in arguments if _spreads(a)]
+        self.own = [_spreads(a) for a in arguments]
+        spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
+        self.spread = (c_void_p * len(spread))(*spread) if spread else ()
 
     def run(self, first: First | None) -> Found:
         """Search from the given cells, or whole pieces."""
@@ -328,10 +330,13 @@ class _Search:
         if isinstance(owner, slice) or not self.spread:
             return _plain(integrand(x, whose).detach())
         n, k = x.shape[1], len(self.spread)
-        columns, given = numbers(k, n), (c_void_p * k)(*[t.data_ptr() for t in self.spread])
-        self.kernel.spread(given, k, owner.data_ptr(), n, columns.data_ptr(), self.ends.threads)
+        columns = numbers(k, n)
+        self.kernel.spread(self.spread, k, owner.data_ptr(), n, columns.data_ptr(), self.ends.threads)
         column = iter(columns.unbind())
-        args = [next(column).view(a.value.dtype) if _spreads(a) else a.at(whose) for a in integrand.arguments]
+        args = [
+            next(column).view(a.value.dtype) if own else a.at(whose)
+            for a, own in zip(integrand.arguments, self.own, strict=True)
+        ]
         return _plain(integrand.evaluate(x, args).detach())
 
     def _withdraw(self) -> tuple[Tensor, _Cells, _Cells]:
