@@ -27,8 +27,8 @@ def look(f, rule: str = "gk21", eps: float = 2.0**-52) -> tuple[Tensor, Tensor]:
     """Return place and height of the pole that is seen in f on [0, 1]."""
     tensors = get_rule(rule).tensors(torch.float64, torch.device("cpu"))
     y = f(tensors.nodes[:, None])
-    unknown = y.new_full((2, 1), math.nan)
-    *_, pole, height, _ = apply_rule(tensors, y, None, get_rule(rule).order_gap, eps, y.new_zeros(1), unknown)
+    blur, unknown = torch.zeros(1, dtype=torch.float64), torch.full((2, 1), math.nan, dtype=torch.float64)
+    *_, pole, height, _ = apply_rule(tensors, y, None, get_rule(rule).order_gap, eps, blur, unknown)
     return pole, height
 
 
@@ -89,6 +89,12 @@ def test_how_large_f_is_does_not_matter(size: float) -> None:
     c = t64([0.3, 0.61])
     counts = [qg.quad(lambda x, c, s=s: s / ((x - c) ** 2 + 1e-8), 0.0, 1.0, (c,)).nfev for s in (1.0, size)]
     assert torch.equal(*counts)
+
+
+def test_the_pole_of_a_complex_function_is_that_of_its_modulus() -> None:
+    f = lambda x: 1e-4 / ((x - 0.3) ** 2 + 1e-8)
+    (pole, height), (same, also) = look(f), look(lambda x: f(x) * torch.exp(40j * x))
+    assert torch.allclose(pole, same, atol=1e-6) and float(also) == pytest.approx(float(height), rel=0.1)
 
 
 def test_a_pole_beside_the_cell_is_seen_from_it() -> None:

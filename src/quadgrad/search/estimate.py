@@ -116,8 +116,9 @@ def apply_rule(
     left, right, variation = (largest_component(t.reshape(tail)) for t in (left, right, variation))
     decay = largest_component(decay.reshape(tail))
     lean = _lean(left, right, decay)
-    whole = magnitude if len(tail) == 1 else magnitude.unflatten(1, tail).flatten(2).sum(2)
-    pole, height = _see_pole(rule, whole, eps)
+    # Of complex values the modulus: it is smooth. Of several components the sum.
+    sizes = magnitude if len(tail) == 1 else y.abs()[..., None].flatten(2).sum(2)
+    pole, height = _see_pole(rule, sizes, eps)
     value, error, size = sums[0].reshape(tail), error.reshape(tail), size.reshape(tail)
     if y.is_complex():
         value = torch.view_as_complex(value.contiguous())
