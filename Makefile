@@ -18,7 +18,7 @@ help:  ## list the targets
 
 # Stamps, so that someone who only wants to see the demo does not wait for the developers' tools, nor a developer
 # for the peers of the benchmarks.
-$(VENV)/.user: pyproject.toml constraints.txt hatch_build.py $(wildcard src/quadgrad/search/kernel*.[ch])
+$(VENV)/.user: pyproject.toml constraints.txt hatch_build.py $(wildcard src/quadgrad/_core/search/kernel/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[cli,plots]'
 	@touch $@
@@ -60,5 +60,5 @@ format: $(VENV)/.dev  ## rewrite the files in the project's style
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environment and everything that was generated
-	rm -rf $(VENV) build dist src/quadgrad/search/_kernel*.so .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist src/quadgrad/_core/search/kernel/_kernel*.so .hypothesis .import_linter_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

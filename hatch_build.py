@@ -18,7 +18,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SEARCH = Path("src", "quadgrad", "search")
+SEARCH = Path("src", "quadgrad", "_core", "search", "kernel")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
 WIDER = {"_kernel_avx2.so": AVX2, "_kernel_avx512.so": AVX512}
@@ -49,7 +49,7 @@ class Kernel(BuildHookInterface[Any]):
     def _run(self, name: str, flags: list[str]) -> str:
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
         folder = Path(self.root, SEARCH)
-        target, sources = folder / name, sorted(folder.glob("kernel*.[ch]"))
+        target, sources = folder / name, sorted(folder.glob("*.[ch]"))
         target.unlink(missing_ok=True)
         source = zlib.crc32(b"".join(path.read_bytes() for path in sources))  # kernel.py loads no other
         code = [str(path) for path in sources if path.suffix == ".c"]

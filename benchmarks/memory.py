@@ -1,4 +1,4 @@
-"""Peak memory of a backward pass through a network in the integrand, with and without ``chunk``.
+"""Peak memory of a backward pass through a network in the integrand, with and without ``chunk_size``.
 
 A process's high-water mark never falls, so each case runs in a fresh one: ``python -m benchmarks.memory``
 is that process, reads its case from the command line and prints what it found as JSON. There freed memory goes
@@ -35,10 +35,10 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 @dataclass(frozen=True)
 class Case:
-    """How many integrals, nodes evaluated at a time (0: no ``chunk``), and whether a gradient is taken."""
+    """How many integrals, nodes evaluated at a time (0: no ``chunk_size``), and whether a gradient is taken."""
 
     batch: int
-    chunk: int
+    chunk_size: int
     gradient: bool = True
 
 
@@ -77,7 +77,7 @@ def integrate(network: nn.Module, upper: Tensor, case: Case) -> tuple[qg.Result,
     """Integrate the network from 0 to each upper limit, and differentiate the sum if asked for."""
     f = lambda x: network(x.unsqueeze(-1)).squeeze(-1)
     with torch.set_grad_enabled(case.gradient):
-        result = qg.quad(f, 0.0, upper, chunk=case.chunk or None)
+        result = qg.quad(f, 0.0, upper, chunk_size=case.chunk_size or None)
     if not case.gradient:
         return result, []
     return result, list(torch.autograd.grad(result.value.sum(), list(network.parameters())))
@@ -141,20 +141,20 @@ def run_fresh(case: Case) -> Outcome:
 
 
 def measure(scale: float = 1.0) -> Findings:
-    """Measure two batch sizes, with and without ``chunk``."""
+    """Measure two batch sizes, with and without ``chunk_size``."""
     large = max(4000, round(BATCH * scale))
-    cases = [Case(batch, chunk) for batch in (large // 2, large) for chunk in (0, CHUNK)]
+    cases = [Case(batch, chunk_size) for batch in (large // 2, large) for chunk_size in (0, CHUNK)]
     outcomes = [run_fresh(case) for case in cases]
     small_free, small_chunked, free, chunked = outcomes
     kept = chunked.kept - small_chunked.kept
     grown = {gradient: growth(2 * large, gradient) for gradient in (False, True)}
     rows = [
         (
-            f"{case.batch:,} integrals, {'chunk=' + str(case.chunk) if case.chunk else 'no chunk'}",
+            f"{case.batch:,} integrals, {'chunk_size=' + str(case.chunk_size) if case.chunk_size else 'no chunk_size'}",
             f"{outcome.peak / MEBIBYTE:.1f} MiB",
             f"{outcome.kept / MEBIBYTE:.1f} MiB",
             f"{outcome.nodes / case.batch:.0f}",
-            f"{gradient_gap(outcome, reference):.0e}" if case.chunk else "",
+            f"{gradient_gap(outcome, reference):.0e}" if case.chunk_size else "",
         )
         for case, outcome, reference in zip(cases, outcomes, [small_free] * 2 + [free] * 2, strict=True)
     ]
@@ -163,29 +163,29 @@ def measure(scale: float = 1.0) -> Findings:
         "Memory",
         f"A network with two layers of {WIDTH} inside the integrand, float64, value and gradient with respect to "
         "its parameters. Peak: by how much the process grew over what it held before, a fresh process for each "
-        "line. Gradient: relative difference from the one without chunk. Growth: that of the peak between the two "
-        "batches, with chunk between those two and four times as large, divided by that of result and plan.",
+        "line. Gradient: relative difference from the one without chunk_size. Growth: that of the peak between the two "
+        "batches, with chunk_size between those two and four times as large, divided by that of result and plan.",
         [Sheet(headings, rows)],
         [
-            Figure("peak without chunk over peak with", free.peak / chunked.peak),
-            Figure("growth over result and plan, no chunk", (free.peak - small_free.peak) / kept),
+            Figure("peak without chunk_size over peak with", free.peak / chunked.peak),
+            Figure("growth over result and plan, no chunk_size", (free.peak - small_free.peak) / kept),
             Figure(
-                "growth over result and plan, chunk, value alone",
+                "growth over result and plan, chunk_size, value alone",
                 grown[False],
                 target=Target(1.1),
             ),
             Figure(
-                "growth over result and plan, chunk",
+                "growth over result and plan, chunk_size",
                 grown[True],
                 target=Target(1.1),
             ),
-            Figure("gradient with chunk off by", gradient_gap(chunked, free), target=Target(1e-12), unit=""),
+            Figure("gradient with chunk_size off by", gradient_gap(chunked, free), target=Target(1e-12), unit=""),
         ],
     )
 
 
 def growth(batch: int, gradient: bool) -> float:
-    """Return how much the peak grows with ``chunk`` when the batch doubles, by that of result and plan."""
+    """Return how much the peak grows with ``chunk_size`` when the batch doubles, by that of result and plan."""
     small, large = (run_fresh(Case(size, CHUNK, gradient)) for size in (batch, 2 * batch))
     return (large.peak - small.peak) / (large.kept - small.kept)
 

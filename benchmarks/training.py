@@ -99,7 +99,7 @@ def run_backward(nodes: int) -> Backward:
     upper = 0.1 + 0.4 * torch.rand(-(-nodes // 21), generator=draw, dtype=torch.float64)
 
     def differentiate(upper: Tensor) -> qg.Result:
-        result = qg.quad(f, 0.0, upper, rtol=1e-4, chunk=CHUNK)
+        result = qg.quad(f, 0.0, upper, rtol=1e-4, chunk_size=CHUNK)
         result.value.sum().backward()
         return result
 
@@ -152,7 +152,7 @@ def measure(scale: float = 1.0) -> Findings:
         "Training",
         f"Fits of an intensity, the exponential of a 2 x 32 network, by Adam at rtol {RTOL:g}: all calls of the "
         f"integrand are counted, the probes and the gradient's included. Then value and gradient through a 3 x "
-        f"{WIDTH} network in float64 with chunk={CHUNK}: by how much a fresh process grew.",
+        f"{WIDTH} network in float64 with chunk_size={CHUNK}: by how much a fresh process grew.",
         [
             Sheet(("", "nodes", "time", "from\nscratch", "refined", "coarsened"), rows),
             Sheet(("", "nodes replayed", "peak", "time"), [(f"3 x {WIDTH} network", *memory)]),

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import quadgrad as qg
-from quadgrad.search.memory import spare
+from quadgrad._core.search.kernel.memory import spare
 
 t64 = partial(torch.tensor, dtype=torch.float64)
 Function = Callable[..., Any]

@@ -301,7 +301,7 @@ def test_senseless_tolerances_are_refused(name: str, value: float) -> None:
         ({"on_failure": "explode"}, "explode.*warn"),
         ({"max_nfev": 20}, "max_nfev.*20"),
         ({"limits": "sometimes"}, "limits.*sometimes"),
-        ({"chunk": 0}, "chunk.*0"),
+        ({"chunk_size": 0}, "chunk_size.*0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from quadgrad import cli
-from quadgrad.demo import network, run, survival
+from quadgrad._demo import network, run, survival
 
 runner = CliRunner()
 

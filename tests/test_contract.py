@@ -415,11 +415,11 @@ def test_inputs_are_not_modified() -> None:
 # -- memory ------------------------------------------------------------------------------------------
 
 
-def peak_memory(rule: str, chunk: int | None) -> int:
+def peak_memory(rule: str, chunk_size: int | None) -> int:
     """Return the bytes that value and gradient of 2,000 integrals of one cell each need at most."""
     p = torch.linspace(0.5, 1.0, 2000, dtype=torch.float64).requires_grad_()
     with PeakMemory() as memory:
-        qg.quad(decay, t64(0.0), t64(1.0), (p,), rule=rule, chunk=chunk).value.sum().backward()
+        qg.quad(decay, t64(0.0), t64(1.0), (p,), rule=rule, chunk_size=chunk_size).value.sum().backward()
     return memory.peak
 
 
@@ -428,7 +428,7 @@ def memory_and_result(batch: int, gradient: bool, shape: tuple[int, ...] = ()) -
     upper = torch.linspace(0.1, 2.0, batch, dtype=torch.float64)
     p = torch.full(shape, 1.3, dtype=torch.float64).requires_grad_(gradient)
     with PeakMemory() as memory:
-        result = qg.quad(decay, 0.0, upper, (p,), chunk=420)
+        result = qg.quad(decay, 0.0, upper, (p,), chunk_size=420)
         if gradient:
             result.value.sum().backward()
     plan = result.plan
@@ -453,7 +453,7 @@ def test_memory_with_chunks_grows_with_a_gradient_for_each_integral_as_with_a_re
 def test_memory_with_chunks_does_not_grow_with_the_nodes() -> None:
     # Sixty-one nodes need what fifteen do, because only outputs and plan stay.
     one_array_of_the_extra_nodes = (61 - 15) * 2000 * 8
-    grown = peak_memory("gk61", chunk=610) - peak_memory("gk15", chunk=610)
-    whole = peak_memory("gk61", chunk=None) - peak_memory("gk15", chunk=None)
+    grown = peak_memory("gk61", chunk_size=610) - peak_memory("gk15", chunk_size=610)
+    whole = peak_memory("gk61", chunk_size=None) - peak_memory("gk15", chunk_size=None)
     assert grown <= one_array_of_the_extra_nodes / 10
     assert whole >= one_array_of_the_extra_nodes

@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 import quadgrad as qg
-from quadgrad.demo import cells, distances, network, outcome, survival
-from quadgrad.demo.data import load_distances, load_lifetimes
-from quadgrad.demo.report import Report
+from quadgrad._demo import cells, distances, network, outcome, survival
+from quadgrad._demo.data import load_distances, load_lifetimes
+from quadgrad._demo.report import Report
 
 
 def ignore(evaluations: int, value: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import leaf, t64
-from quadgrad.expression import CONSTANTS, FUNCTIONS, MAX_DEPTH, Expression, ExpressionError, check_name
+from quadgrad._cli.expression import CONSTANTS, FUNCTIONS, MAX_DEPTH, Expression, ExpressionError, check_name
 
 X = t64([-1.7, -0.4, 0.3, 2.6])
 

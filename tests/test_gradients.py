@@ -137,13 +137,13 @@ def small_network() -> torch.nn.Module:
     return network
 
 
-@pytest.mark.parametrize("chunk", (None, 50))
+@pytest.mark.parametrize("chunk_size", (None, 50))
 @pytest.mark.parametrize("upper", (1.0, inf))
-def test_network_against_the_naive_unrolled_sum(upper: float, chunk: int | None) -> None:
+def test_network_against_the_naive_unrolled_sum(upper: float, chunk_size: int | None) -> None:
     network, scale = small_network(), t64([0.5, 1.0, 4.0], requires_grad=True)
     f = lambda x, c: network(x[..., None])[..., 0] * torch.exp(-c * x**2)
     a, b = t64(-0.3), t64(upper)
-    result = qg.quad(f, a, b, (scale,), rtol=1e-10, chunk=chunk)
+    result = qg.quad(f, a, b, (scale,), rtol=1e-10, chunk_size=chunk_size)
     naive = naive_sum(f, result.plan, a, b, (scale,))
     inputs = (*network.parameters(), scale)
     weight = t64([1.0, -2.0, 0.5])
@@ -231,7 +231,7 @@ def test_infinite_limits_have_no_gradient() -> None:
 CHUNKS = (1, 21, 50, 420, 10**9)
 
 
-def gradients_with_chunk(chunk: int | None) -> tuple[Tensor, ...]:
+def gradients_with_chunk(chunk_size: int | None) -> tuple[Tensor, ...]:
     """Return the value and all kinds of first derivatives of one batch, some elements harder than others."""
     a, b, c, e, s = (
         leaf(0.1),
@@ -241,27 +241,27 @@ def gradients_with_chunk(chunk: int | None) -> tuple[Tensor, ...]:
         leaf(0.5),
     )
     f = lambda x, c, e, s: e / ((x - c) ** 2 + e**2) + (x > s)
-    value = qg.quad(f, a, b, (c, e, s), points=s, rtol=1e-9, chunk=chunk).value
+    value = qg.quad(f, a, b, (c, e, s), points=s, rtol=1e-9, chunk_size=chunk_size).value
     return value.detach(), *torch.autograd.grad(value @ t64([1.0, -0.3, 2.0]), (a, b, c, e, s))
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_gradients_do_not_depend_on_the_chunk(chunk: int) -> None:
-    for chunked, whole in zip(gradients_with_chunk(chunk), gradients_with_chunk(None), strict=True):
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_gradients_do_not_depend_on_the_chunk(chunk_size: int) -> None:
+    for chunked, whole in zip(gradients_with_chunk(chunk_size), gradients_with_chunk(None), strict=True):
         assert (chunked - whole).abs().max() <= 1e-12 * whole.abs().max()
 
 
 def test_second_derivatives_do_not_depend_on_the_chunk() -> None:
     p = t64([0.5, 1.3])
-    total = lambda chunk: lambda p: integral(damped, 0.0, p[1], p[0], chunk=chunk)
+    total = lambda chunk_size: lambda p: integral(damped, 0.0, p[1], p[0], chunk_size=chunk_size)
     reference = torch.autograd.functional.hessian(total(None), p)
-    for chunk in CHUNKS:
-        assert relative_error(torch.autograd.functional.hessian(total(chunk), p), reference) <= 1e-12
+    for chunk_size in CHUNKS:
+        assert relative_error(torch.autograd.functional.hessian(total(chunk_size), p), reference) <= 1e-12
 
 
 def test_chunks_bound_every_call_backward_included() -> None:
     f, p = Recorder(damped), leaf(torch.linspace(0.5, 40.0, 50))
-    value = qg.quad(f, t64(0.0), t64(1.0), (p,), chunk=105).value
+    value = qg.quad(f, t64(0.0), t64(1.0), (p,), chunk_size=105).value
     value.sum().backward()
     assert f.largest_call <= 105
 
@@ -295,7 +295,7 @@ def test_error_status_and_count_are_detached() -> None:
 def test_grad_of_other_leaves_is_untouched_by_a_call() -> None:
     p = leaf(1.0)
     p.grad = t64(7.0)
-    qg.quad(damped, t64(0.0), t64(1.0), (p,), chunk=21)
+    qg.quad(damped, t64(0.0), t64(1.0), (p,), chunk_size=21)
     assert float(p.grad) == 7.0
 
 

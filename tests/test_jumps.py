@@ -19,7 +19,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, t64
 from problems import PROBLEMS, Problem
-from quadgrad.gradient import unmarked
+from quadgrad._core.gradient import unmarked
 from test_honesty import BROKEN, SMOOTH
 
 # A jump is read 2^-40 = 9e-13 of a piece away from its place: that times the derivatives of f beside it is left.
@@ -268,7 +268,7 @@ def test_without_gradient_zeros_are_plain_breakpoints() -> None:
 
 def test_zeros_cost_f_nothing_and_chunk_bounds_calls() -> None:
     f, g, s = Recorder(step), Recorder(distance), leaf(torch.linspace(0.1, 0.9, 500))
-    result = qg.quad(f, 0.0, 1.0, (s,), jumps=g, chunk=105)
+    result = qg.quad(f, 0.0, 1.0, (s,), jumps=g, chunk_size=105)
     result.value.sum().backward()
     assert relative_error(s.grad, -torch.ones(500)) <= 1e-12
     assert (result.nfev == 46).all()
@@ -279,7 +279,7 @@ def test_zeros_cost_f_nothing_and_chunk_bounds_calls() -> None:
 def test_singularity_that_moves_with_a_zero() -> None:
     c = leaf([[0.1, 0.2], [0.3, 0.4]])
     f = lambda x, c: (x - c).abs() ** -0.25
-    value = qg.quad(f, 0.0, 1.0, (c,), jumps=distance, rtol=1e-6, limits="pathwise").value
+    value = qg.quad(f, 0.0, 1.0, (c,), jumps=distance, rtol=1e-6, limit_gradient="pathwise").value
     value.sum().backward()
     exact = c.detach() ** -0.25 - (1 - c.detach()) ** -0.25
     assert relative_error(c.grad, exact) <= 1e-5

@@ -13,7 +13,7 @@ from torch.func import grad, hessian, vmap
 
 import quadgrad as qg
 from helpers import Recorder, leaf, relative_error, same_plan, t64
-from quadgrad.reduce import total
+from quadgrad._core.reduce import total
 
 
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def test_limits_zeros_and_breakpoints_may_move() -> None:
 
 
 def test_chunks_and_nothing_to_differentiate() -> None:
-    kept, f = qg.KeptPlan({"chunk": 42}), Recorder(peak)
+    kept, f = qg.KeptPlan({"chunk_size": 42}), Recorder(peak)
     for e in (0.1, 0.01, 0.012):
         result = kept(f, t64(0.0), 1.0, (t64([0.3, 0.6]), leaf(e)))
         result.value.sum().backward()
@@ -170,12 +170,12 @@ def test_unmarked_jump_is_warned_about_once() -> None:
 # -- quad(plan=...) in one pass ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", (None, 63))
-def test_kept_cells_are_evaluated_once(chunk: int | None) -> None:
+@pytest.mark.parametrize("chunk_size", (None, 63))
+def test_kept_cells_are_evaluated_once(chunk_size: int | None) -> None:
     c, e = leaf([0.3, 0.6]), leaf([1e-2, 1e-1])
-    first = qg.quad(peak, t64(0.0), 1.0, (c, e), chunk=chunk)
+    first = qg.quad(peak, t64(0.0), 1.0, (c, e), chunk_size=chunk_size)
     f = Recorder(peak)
-    again = qg.quad(f, t64(0.0), 1.0, (c, e), plan=first.plan, chunk=chunk)
+    again = qg.quad(f, t64(0.0), 1.0, (c, e), plan=first.plan, chunk_size=chunk_size)
     cells = torch.bincount(first.plan.owner)
     assert f.nodes.numel() == 23 * len(first.plan) + 1  # with their edges; and the probe
     assert same_plan(first.plan, again.plan) and again.plan.inspected
@@ -305,12 +305,12 @@ def power_integral(s: Tensor) -> Tensor:
     return torch.stack(series).sum(0) + area(t64(0.4), t64(1e-2))
 
 
-@pytest.mark.parametrize("chunk", (None, 63))
+@pytest.mark.parametrize("chunk_size", (None, 63))
 @pytest.mark.parametrize("mirrored", (False, True))
-def test_cells_that_close_in_on_an_end_are_kept(chunk: int | None, mirrored: bool) -> None:
+def test_cells_that_close_in_on_an_end_are_kept(chunk_size: int | None, mirrored: bool) -> None:
     s = leaf([0.3, 0.5, 0.8])
     place = (lambda x, s: power(1 - x, s)) if mirrored else power
-    options = {"rtol": 1e-9, "chunk": chunk}
+    options = {"rtol": 1e-9, "chunk_size": chunk_size}
     if mirrored:  # x is rounded where f is singular
         options["rtol"] = 1e-4
     first = qg.quad(place, t64(0.0), 1.0, (s,), **options)
@@ -322,7 +322,7 @@ def test_cells_that_close_in_on_an_end_are_kept(chunk: int | None, mirrored: boo
         assert result.converged.all() and same_plan(first.plan, result.plan)
         assert torch.equal(result.plan.ends.column, first.plan.ends.column)
         assert f.nodes.numel() == int(result.nfev.sum()) + 1  # one pass, and the probe
-        assert chunk is None or f.largest_call <= chunk
+        assert chunk_size is None or f.largest_call <= chunk_size
         exact = power_integral(moved)
         assert ((result.value - exact).abs() <= result.error).all()
         ours, theirs = (torch.autograd.grad(v.sum(), moved)[0] for v in (result.value, exact))

@@ -13,8 +13,8 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.problems import PROBLEMS, Problem
 from helpers import t64
-from quadgrad.search import native
-from quadgrad.search.kernel import load
+from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel.library import load
 
 REAL = [problem for problem in PROBLEMS if not {"complex", "vector"} & set(problem.tags)]
 INF = float("inf")
@@ -115,9 +115,9 @@ def test_a_batch_that_threads_share(both) -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("chunk", (1, 7, 1_000))
-def test_chunks(chunk: int, both) -> None:
-    assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, chunk=chunk))
+@pytest.mark.parametrize("chunk_size", (1, 7, 1_000))
+def test_chunks(chunk_size: int, both) -> None:
+    assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, chunk_size=chunk_size))
 
 
 @pytest.mark.parametrize("rule", ("gk15", "gk61", "cc11", "cc255"))

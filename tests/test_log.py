@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
 from helpers import Recorder, cells_of, leaf, relative_error, same_plan, t64
-from quadgrad.verbs import summit
+from quadgrad._core.verbs import summit
 
 log_quad = partial(qg.quad, log=True)
 
@@ -448,15 +448,15 @@ def test_nfev_counts_every_call() -> None:
     assert int(result.nfev) <= 1000
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 10_000])
-def test_chunks(chunk: int) -> None:
+@pytest.mark.parametrize("chunk_size", [1, 100, 10_000])
+def test_chunks(chunk_size: int) -> None:
     p, z = leaf([3.0, 40.0, 900.0]), t64([1.0, 2.0, 3.0])
 
     def values(**options: Any) -> tuple[Tensor, Tensor]:
         result = log_quad(lambda x, p, z: gauss(x, z, p * 1e-6), -10.0, 10.0, (p, z), **options)
         return result.value.detach(), torch.autograd.grad(result.value.sum(), p)[0]
 
-    for found, right in zip(values(chunk=chunk), values(), strict=True):
+    for found, right in zip(values(chunk_size=chunk_size), values(), strict=True):
         assert relative_error(found, right) <= 1e-12
 
 

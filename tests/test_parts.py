@@ -10,9 +10,9 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import t64
-from quadgrad.rules import get_rule
-from quadgrad.search.estimate import STEPS, apply_rule
-from quadgrad.search.parts import LEVELS, ellipse, find_parts, is_near, one_pole
+from quadgrad._core.estimates.null_rules import STEPS, apply_rule
+from quadgrad._core.mesh.poles import LEVELS, ellipse, find_parts, is_near, one_pole
+from quadgrad._core.rules import get_rule
 
 SHAPE = ellipse(1e-8, 21)
 

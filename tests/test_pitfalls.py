@@ -14,7 +14,7 @@ from torch import Tensor
 import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, same_plan, t64
 from problems import PROBLEMS
-from quadgrad.rules import get_rule
+from quadgrad._core.rules import get_rule
 
 TABLE = {p.name: p for p in PROBLEMS}
 
@@ -53,11 +53,11 @@ def test_row_03_a_stored_output_of_f_stays_as_it_was() -> None:
     assert all(torch.equal(y, copy) for y, copy in zip(stored, copies, strict=True))
 
 
-@pytest.mark.parametrize("chunk", (None, 21, 100))
-def test_row_04_no_backward_inside_the_integrator(chunk: int | None) -> None:
+@pytest.mark.parametrize("chunk_size", (None, 21, 100))
+def test_row_04_no_backward_inside_the_integrator(chunk_size: int | None) -> None:
     p, q = leaf(1.3), leaf(0.4)
     p.grad = t64(5.0)
-    value = qg.quad(lambda x, p: torch.exp(-p * x) * q, t64(0.0), t64(1.0), (p,), chunk=chunk).value
+    value = qg.quad(lambda x, p: torch.exp(-p * x) * q, t64(0.0), t64(1.0), (p,), chunk_size=chunk_size).value
     assert float(p.grad) == 5.0 and q.grad is None
     value.backward()
     assert relative_error(q.grad, (1 - torch.exp(t64(-1.3))) / 1.3) <= 1e-12
@@ -66,7 +66,7 @@ def test_row_04_no_backward_inside_the_integrator(chunk: int | None) -> None:
 def test_row_05_backward_keeps_the_options_and_reaches_closures_with_float_limits() -> None:
     w = leaf([1.0, 2.0])
     f = Recorder(lambda x: torch.exp(-w[0] * x.double()) * w[1])
-    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk=17).value
+    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk_size=17).value
     before = f.calls
     value.backward()
     assert f.largest_call <= 17

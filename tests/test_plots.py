@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import quadgrad as qg
 from helpers import t64
-from quadgrad.plots import plot_plan
+from quadgrad._plots import plot_plan
 
 INF = float("inf")
 

@@ -1,4 +1,4 @@
-"""With ``chunk`` the backward pass evaluates the integrand again: everything must be as without, but for memory."""
+"""With ``chunk_size`` the backward pass evaluates the integrand again: everything must be as without, but for memory."""
 
 from __future__ import annotations
 
@@ -52,91 +52,93 @@ class Twice(torch.autograd.Function):
 
 
 @case
-def a_leaf(t: dict[str, Tensor], chunk: int | None) -> Tensor:
-    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 0.0, t["b"], t["p"], chunk=chunk)
+def a_leaf(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_computed_tensor(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_computed_tensor(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     rate = t["w"].exp()
-    return integral(lambda x, p: torch.exp(-p * rate * x), 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(lambda x, p: torch.exp(-p * rate * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def tensors_that_depend_on_each_other(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def tensors_that_depend_on_each_other(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     rate = t["w"].exp()
     sum_of_rates = rate + t["p"].sum() * t["w"]
     f = lambda x, p: torch.cos(sum_of_rates * x + rate * p) * t["w"] + t["v"][1] * x
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def several_outputs_of_one_operation(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def several_outputs_of_one_operation(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     first, second, third = t["v"].exp().unbind()
-    return integral(lambda x, p: first * torch.sin(second * p * x) + third, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(
+        lambda x, p: first * torch.sin(second * p * x) + third, 0.0, t["b"], t["p"], chunk_size=chunk_size
+    )
 
 
 @case
-def an_argument_and_a_limit(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def an_argument_and_a_limit(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     upper = t["b"][0]
-    return integral(lambda x, p: upper * torch.sin(p * t["p"][0] * x), 0.0, upper, t["p"], chunk=chunk)
+    return integral(lambda x, p: upper * torch.sin(p * t["p"][0] * x), 0.0, upper, t["p"], chunk_size=chunk_size)
 
 
 @case
-def tensors_in_a_list(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def tensors_in_a_list(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.stack([t["w"].expand(x.shape), p * x, x]).sum(0) + torch.cat([t["v"], t["v"]]).sum()
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def only_a_closure(t: dict[str, Tensor], chunk: int | None) -> Tensor:
-    return integral(lambda x: torch.exp(-t["w"] * x), 0.0, t["b"].detach(), chunk=chunk)
+def only_a_closure(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+    return integral(lambda x: torch.exp(-t["w"] * x), 0.0, t["b"].detach(), chunk_size=chunk_size)
 
 
 @case
-def another_tensor_in_some_blocks(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def another_tensor_in_some_blocks(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     def f(x: Tensor, p: Tensor) -> Tensor:
         high, low = lambda: torch.sin(t["v"][2] * x * p), lambda: torch.cos(t["w"] * x * p)
-        if chunk == 1 and p.unique().numel() == 1:
+        if chunk_size == 1 and p.unique().numel() == 1:
             return high() if bool((p > 1.0).all()) else low()
         return torch.where(p > 1.0, high(), low())
 
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_conversion_that_returns_its_argument(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_conversion_that_returns_its_argument(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: t["w"].to(x.dtype).contiguous() * torch.exp(-p * x)
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 # ------------------------------------------------------------------------------------------- what f may consist of
 
 
 @case
-def a_custom_function_of_what_is_given(t: dict[str, Tensor], chunk: int | None) -> Tensor:
-    return integral(lambda x, p: torch.sin(Twice.apply(x, p)), 0.0, t["b"], t["p"], chunk=chunk)
+def a_custom_function_of_what_is_given(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+    return integral(lambda x, p: torch.sin(Twice.apply(x, p)), 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_custom_function_of_a_closure(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_custom_function_of_a_closure(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.sin(Twice.apply(x, t["w"]) + p)
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_derivative_of_its_own(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_derivative_of_its_own(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     def f(x: Tensor, p: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = torch.sin(t["w"] * p * x) * x
             return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
 
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     rate = t["w"].exp()
 
     def f(x: Tensor, p: Tensor) -> Tensor:
@@ -144,128 +146,134 @@ def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk: int | None)
             slope = torch.autograd.grad(rate * t["w"], t["w"], create_graph=True)[0]
         return torch.sin(p * x * slope)
 
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_transform(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_transform(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     one = lambda x: torch.sin(t["w"] * x) * x
     f = lambda x, p: p * torch.func.vmap(torch.func.grad(one))(x.flatten()).reshape(x.shape)
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def a_nested_integral(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_nested_integral(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     inner = lambda x, p: (
-        qg.quad(lambda y, x, p: torch.exp(-t["w"] * x * y * p), 0.0, x, (x, p), rtol=1e-12, chunk=chunk).value
+        qg.quad(
+            lambda y, x, p: torch.exp(-t["w"] * x * y * p), 0.0, x, (x, p), rtol=1e-12, chunk_size=chunk_size
+        ).value
     )
-    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk=chunk)
+    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk_size)
 
 
 @case
-def a_nested_integral_without_chunk(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_nested_integral_without_chunk(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     rate = t["w"].exp()
     inner = lambda x, p: qg.quad(lambda y, x: torch.exp(-rate * x * y), 0.0, x * p, (x,), rtol=1e-12).value
-    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk=chunk)
+    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk_size)
 
 
 @case
-def a_wrapped_function(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_wrapped_function(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     cube = qg.bridge.wrap(lambda x, w: w * x**3, derivative=lambda x, w: (3 * w * x**2, x**3))
     f = lambda x, p: p * cube(x, t["w"].expand(x.shape))
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
 
 
 # ---------------------------------------------------------------------------------------------- kinds of integrals
 
 
 @case
-def events(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def events(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-(p * x)[..., None] * t["v"]) * t["w"]
-    return integral(f, 0.0, t["b"], t["p"], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def complex_values(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def complex_values(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     wave = torch.complex(t["w"], t["v"][0])
-    return torch.view_as_real(integral(lambda x, p: torch.exp(wave * p * x), 0.0, t["b"], t["p"], chunk=chunk))
+    return torch.view_as_real(
+        integral(lambda x, p: torch.exp(wave * p * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    )
 
 
 @case
-def singular_ends(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def singular_ends(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: x ** (-0.3 * t["w"]) * torch.exp(-p * x)
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, chunk_size=chunk_size)
 
 
 @case
-def breakpoints(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def breakpoints(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     points = 0.4 * t["b"][:, None] * t64([1.0, 0.5])
     f = lambda x, p, s: torch.where(x > s, torch.sin(t["w"] * x), torch.cos(p * x))
-    return integral(f, 0.0, t["b"], t["p"], points[:, 0], points=points, chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], points[:, 0], points=points, chunk_size=chunk_size)
 
 
 @case
-def infinite_limits(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def infinite_limits(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * x**2 - t["w"] * x)
-    return integral(f, t["b"], inf, t["p"], rtol=1e-9, chunk=chunk)
+    return integral(f, t["b"], inf, t["p"], rtol=1e-9, chunk_size=chunk_size)
 
 
 @case
-def more_cells_than_the_chunk(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def more_cells_than_the_chunk(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: 0.01 * t["w"] / ((x - 0.2 * p) ** 2 + 1e-4 * t["w"] ** 2)
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-8, chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-8, chunk_size=chunk_size)
 
 
 @case
-def descending_limits(t: dict[str, Tensor], chunk: int | None) -> Tensor:
-    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 1.1, t["b"], t["p"], chunk=chunk)
+def descending_limits(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 1.1, t["b"], t["p"], chunk_size=chunk_size)
 
 
 @case
-def elements(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def elements(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     rows = t["p"][:, None] * t["v"]
     f = lambda x, row: torch.sin(row * x[..., None]).sum(-1) * t["w"]
-    return qg.quad(f, 0.0, t["b"], (qg.element(rows, ndim=1),), rtol=1e-11, chunk=chunk).value
+    return qg.quad(f, 0.0, t["b"], (qg.element(rows, ndim=1),), rtol=1e-11, chunk_size=chunk_size).value
 
 
 @case
-def logarithms(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def logarithms(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: 50.0 * torch.sin(p * x) - t["w"] * x**2
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, log=True, chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, log=True, chunk_size=chunk_size)
 
 
 @case
-def one_number_at_a_time(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def one_number_at_a_time(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: p * x * t["w"] ** 2
-    return qg.quad(f, 0.0, t["b"].detach(), (t["p"],), vectorized=False, rule="gk15", chunk=chunk).value
+    return qg.quad(f, 0.0, t["b"].detach(), (t["p"],), vectorized=False, rule="gk15", chunk_size=chunk_size).value
 
 
 @case
-def a_limit_that_nodes_follow(t: dict[str, Tensor], chunk: int | None) -> Tensor:
-    return integral(lambda x, p, b: (b - x) ** -0.4 * t["w"] * p, 0.0, t["b"], t["p"], t["b"], chunk=chunk)
+def a_limit_that_nodes_follow(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+    return integral(
+        lambda x, p, b: (b - x) ** -0.4 * t["w"] * p, 0.0, t["b"], t["p"], t["b"], chunk_size=chunk_size
+    )
 
 
 @case
-def a_searched_gradient(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_searched_gradient(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * t["w"] * x)
     mode = qg.Resolve(rtol=1e-10)
-    return integral(f, 0.0, t["b"], t["p"], gradient=mode, params=[t["w"]], chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], gradient=mode, params=[t["w"]], chunk_size=chunk_size)
 
 
 @case
-def a_kept_plan(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+def a_kept_plan(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * t["w"] * x)
     with torch.no_grad():
         plan = qg.quad(f, t64(0.0), t["b"], (t["p"],), rtol=1e-9).plan
-    return integral(f, 0.0, t["b"], t["p"], plan=plan, rtol=1e-9, chunk=chunk)
+    return integral(f, 0.0, t["b"], t["p"], plan=plan, rtol=1e-9, chunk_size=chunk_size)
 
 
-def derivatives(one: Case, chunk: int | None) -> list[Tensor]:
+def derivatives(one: Case, chunk_size: int | None) -> list[Tensor]:
     """Return value and first and second derivatives, mixed ones too, with respect to everything."""
     t = {name: leaf(value) for name, value in P.items()}
     t = {name: value.clone() for name, value in t.items()}
     leaves = list(t.values())
-    value = one(t, chunk)
+    value = one(t, chunk_size)
     weights = torch.linspace(-1.0, 2.0, value.numel(), dtype=torch.float64).reshape(value.shape)
     options = {"allow_unused": True, "retain_graph": True}
     first = torch.autograd.grad((value * weights).sum(), leaves, create_graph=True, **options)
@@ -283,9 +291,9 @@ def derivatives(one: Case, chunk: int | None) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("one", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("chunk", (1, SMALL, 10**6))
-def test_value_and_derivatives_do_not_depend_on_the_chunk(one: Case, chunk: int) -> None:
-    for chunked, whole in zip(derivatives(one, chunk), derivatives(one, None), strict=True):
+@pytest.mark.parametrize("chunk_size", (1, SMALL, 10**6))
+def test_value_and_derivatives_do_not_depend_on_the_chunk(one: Case, chunk_size: int) -> None:
+    for chunked, whole in zip(derivatives(one, chunk_size), derivatives(one, None), strict=True):
         assert (chunked - whole).abs().max() <= 1e-12 * (1.0 + whole.abs().max())
 
 
@@ -312,11 +320,11 @@ def of(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def gradients(
-    chunk: int | None, upper: Tensor, around: Callable[[Callable[[], Any]], Any] = lambda f: f()
+    chunk_size: int | None, upper: Tensor, around: Callable[[Callable[[], Any]], Any] = lambda f: f()
 ) -> Tensor:
     """Return the gradient of a network's integrals with respect to its parameters."""
     net = network()
-    value = qg.quad(of(net), 0.0, upper, rtol=1e-9, chunk=chunk).value
+    value = qg.quad(of(net), 0.0, upper, rtol=1e-9, chunk_size=chunk_size).value
     around(lambda: value.sum().backward())
     return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
 
@@ -326,7 +334,7 @@ UPPER = torch.linspace(0.2, 3.0, 9, dtype=torch.float64)
 
 def test_backward_adds_to_the_gradients_of_a_module_and_may_be_repeated() -> None:
     net = network()
-    value = qg.quad(of(net), 0.0, UPPER, rtol=1e-9, chunk=SMALL).value.sum()
+    value = qg.quad(of(net), 0.0, UPPER, rtol=1e-9, chunk_size=SMALL).value.sum()
     value.backward(retain_graph=True)
     once = [parameter.grad.clone() for parameter in net.parameters()]
     value.backward()
@@ -343,7 +351,7 @@ def test_hooks_see_the_full_gradient_once() -> None:
     w.register_hook(lambda g: seen["w"].append(g.clone()))
     rate.register_hook(lambda g: seen["rate"].append(g.clone()))
     f = lambda x: torch.exp(-rate * x) * w
-    (integral(f, 0.0, UPPER, chunk=SMALL).sum() + rate * w).backward()
+    (integral(f, 0.0, UPPER, chunk_size=SMALL).sum() + rate * w).backward()
     value = lambda w, rate: integral(lambda x: torch.exp(-rate * x) * w, 0.0, UPPER).sum() + rate * w
     by_w, by_rate = torch.autograd.functional.jacobian(value, (w.detach(), rate.detach()))
     assert [len(found) for found in seen.values()] == [1, 1]
@@ -358,7 +366,10 @@ def test_batched_gradients() -> None:
     one = CASES["tensors_that_depend_on_each_other"]
     options = {"is_grads_batched": True, "allow_unused": True}
     for chunked, whole in zip(
-        *(torch.autograd.grad(one(t, chunk), list(t.values()), rows, **options) for chunk in (SMALL, None)),
+        *(
+            torch.autograd.grad(one(t, chunk_size), list(t.values()), rows, **options)
+            for chunk_size in (SMALL, None)
+        ),
         strict=True,
     ):
         assert (chunked - whole).abs().max() <= 1e-12
@@ -366,9 +377,9 @@ def test_batched_gradients() -> None:
 
 @pytest.mark.parametrize("vectorize", (False, True))
 def test_jacobians_and_hessians(vectorize: bool) -> None:
-    def value(chunk: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def value(chunk_size: int | None) -> Callable[[Tensor, Tensor], Tensor]:
         f = lambda w: lambda x, p: torch.exp(-p * x * w[0]) * w[1]
-        return lambda w, p: integral(f(w.exp()), 0.0, p, p, chunk=chunk)
+        return lambda w, p: integral(f(w.exp()), 0.0, p, p, chunk_size=chunk_size)
 
     given = t64([0.3, 0.4]), P["p"]
     for chunked, whole in zip(
@@ -376,7 +387,7 @@ def test_jacobians_and_hessians(vectorize: bool) -> None:
         strict=True,
     ):
         assert (chunked - whole).abs().max() <= 1e-12
-    summed = lambda chunk: lambda *given: value(chunk)(*given).sum()
+    summed = lambda chunk_size: lambda *given: value(chunk_size)(*given).sum()
     for chunked, whole in zip(
         *(torch.autograd.functional.hessian(summed(c), given, vectorize=vectorize) for c in (SMALL, None)),
         strict=True,
@@ -387,7 +398,7 @@ def test_jacobians_and_hessians(vectorize: bool) -> None:
 @pytest.mark.parametrize("forward", (False, True))
 @pytest.mark.parametrize("backward", (False, True))
 def test_autocast_is_that_of_the_call(forward: bool, backward: bool) -> None:
-    def one(chunk: int | None, seen: list[torch.dtype], backward: bool) -> Tensor:
+    def one(chunk_size: int | None, seen: list[torch.dtype], backward: bool) -> Tensor:
         w = torch.linspace(-1.0, 1.0, 16).reshape(4, 4).requires_grad_()
 
         def f(x: Tensor) -> Tensor:
@@ -396,7 +407,9 @@ def test_autocast_is_that_of_the_call(forward: bool, backward: bool) -> None:
             return torch.sin(x) * y.float()
 
         with torch.autocast("cpu", enabled=forward):
-            value = qg.quad(f, 0.0, torch.linspace(0.5, 2.0, 5), rule="gk15", rtol=1e-3, chunk=chunk).value
+            value = qg.quad(
+                f, 0.0, torch.linspace(0.5, 2.0, 5), rule="gk15", rtol=1e-3, chunk_size=chunk_size
+            ).value
         with torch.autocast("cpu", enabled=backward):
             value.sum().backward()
         return w.grad
@@ -411,7 +424,7 @@ def test_autocast_is_that_of_the_call(forward: bool, backward: bool) -> None:
 def test_a_tensor_changed_in_place_before_the_backward_pass_is_refused() -> None:
     w = leaf(0.7)
     rate = w.exp()
-    value = integral(lambda x: torch.exp(-rate * x), 0.0, UPPER, chunk=SMALL).sum()
+    value = integral(lambda x: torch.exp(-rate * x), 0.0, UPPER, chunk_size=SMALL).sum()
     with torch.no_grad():
         rate.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -421,7 +434,7 @@ def test_a_tensor_changed_in_place_before_the_backward_pass_is_refused() -> None
 def test_a_dependence_that_appears_in_the_backward_pass_is_refused() -> None:
     w, v = leaf(0.7), leaf(0.7)
     current = [w]
-    value = integral(lambda x: torch.exp(-current[0] * x), 0.0, UPPER, chunk=SMALL).sum()
+    value = integral(lambda x: torch.exp(-current[0] * x), 0.0, UPPER, chunk_size=SMALL).sum()
     current[0] = v
     with pytest.raises(qg.IntegrandError, match="not depended before"):
         value.backward()
@@ -429,7 +442,7 @@ def test_a_dependence_that_appears_in_the_backward_pass_is_refused() -> None:
 
 def test_what_f_uses_without_gradient_gets_none() -> None:
     w, p = leaf(0.7), leaf(P["p"])
-    value = integral(lambda x, p: torch.exp(-p * w.detach() * x), 0.0, 1.0, p, chunk=SMALL)
+    value = integral(lambda x, p: torch.exp(-p * w.detach() * x), 0.0, 1.0, p, chunk_size=SMALL)
     assert torch.autograd.grad(value.sum(), w, allow_unused=True) == (None,)
 
 
@@ -441,7 +454,7 @@ def test_an_error_of_f_is_its_own() -> None:
 
     w = leaf(0.7)
     with pytest.raises(RuntimeError, match="no such table") as caught:
-        qg.quad(f, 0.0, UPPER, rtol=1e-9, chunk=SMALL)
+        qg.quad(f, 0.0, UPPER, rtol=1e-9, chunk_size=SMALL)
     assert any("quadgrad" in note for note in caught.value.__notes__)
 
 
@@ -466,7 +479,7 @@ def test_backward_under_checkpoint_and_saved_tensor_hooks() -> None:
         assert relative_error(gradients(SMALL, UPPER), whole) <= 1e-11
     net = network()
     value = torch.utils.checkpoint.checkpoint(
-        lambda u: qg.quad(of(net), 0.0, u, rtol=1e-9, chunk=SMALL).value, UPPER, use_reentrant=False
+        lambda u: qg.quad(of(net), 0.0, u, rtol=1e-9, chunk_size=SMALL).value, UPPER, use_reentrant=False
     )
     value.sum().backward()
     found = torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
@@ -485,7 +498,7 @@ def test_a_compiled_integrand_is_left_to_run_as_written() -> None:
     torch.compiler.reset()
     net = network()
     f = torch.compile(of(net), backend="eager", fullgraph=True)
-    value = qg.quad(f, 0.0, UPPER, rtol=1e-9, chunk=SMALL).value
+    value = qg.quad(f, 0.0, UPPER, rtol=1e-9, chunk_size=SMALL).value
     found = torch.autograd.grad(value.sum(), list(net.parameters()))
     compiled: list[Any] = []
     torch.compile(lambda x: x + 1, backend=lambda graph, _: compiled.append(graph) or graph.forward)(UPPER)
@@ -498,7 +511,7 @@ def test_half_precision_is_added_up_in_single_precision() -> None:
     w = torch.tensor(0.7, dtype=torch.bfloat16, requires_grad=True)
     upper = torch.linspace(0.5, 1.5, 400)
     f = lambda x: torch.exp(-w.float() * x)
-    qg.quad(f, 0.0, upper, rule="gk15", chunk=15).value.sum().backward()
+    qg.quad(f, 0.0, upper, rule="gk15", chunk_size=15).value.sum().backward()
     reference = w.detach().float().requires_grad_()
     qg.quad(lambda x: torch.exp(-reference * x), 0.0, upper).value.sum().backward()
     assert w.grad.dtype == torch.bfloat16
@@ -507,7 +520,7 @@ def test_half_precision_is_added_up_in_single_precision() -> None:
 
 def test_an_empty_batch() -> None:
     w = leaf(0.7)
-    value = qg.quad(lambda x: torch.exp(-w * x), t64(0.0), UPPER[:0], chunk=SMALL).value
+    value = qg.quad(lambda x: torch.exp(-w * x), t64(0.0), UPPER[:0], chunk_size=SMALL).value
     assert value.shape == (0,)
     assert value.requires_grad == integral(lambda x: torch.exp(-w * x), t64(0.0), UPPER[:0]).requires_grad
 
@@ -516,7 +529,7 @@ def test_values_shown_twice_count_once() -> None:
     """The check of a kept plan sees the values again where f does not bear the stand-ins."""
     w, p = leaf(0.7), leaf(P["p"])
     f = lambda x, p: torch.exp(-p * x) + (Twice.apply(x, w) if bool((p > 3.0).any()) else x * w**2)
-    options = {"rtol": 1e-9, "chunk": 21}
+    options = {"rtol": 1e-9, "chunk_size": 21}
     first = qg.quad(f, t64(0.0), P["b"], (p,), **options)
     again = qg.quad(f, t64(0.0), P["b"], (p,), plan=first.plan, **options)
     assert torch.equal(again.plan.row, first.plan.row)

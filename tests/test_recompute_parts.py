@@ -1,4 +1,4 @@
-"""With ``chunk`` values are replaced, and evaluated again, part by part: noise is told, one part alone is held."""
+"""With ``chunk_size`` values are replaced, and evaluated again, part by part: noise is told, one part alone is held."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ NOISES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("chunk", (21, SMALL, 10**6))
+@pytest.mark.parametrize("chunk_size", (21, SMALL, 10**6))
 @pytest.mark.parametrize(("where", "rates"), NOISES.values(), ids=NOISES)
 def test_a_noisy_integrand_is_refused_with_chunk_too(
-    where: Callable[[Tensor, Tensor], Tensor], rates: list[float], chunk: int
+    where: Callable[[Tensor, Tensor], Tensor], rates: list[float], chunk_size: int
 ) -> None:
     w = leaf(rates)
     for size in (1e-3, -1e-3, float("nan")):
         with pytest.raises(qg.IntegrandError, match="not deterministic"):
-            integral(noisy(where, size), t64(0.0), 1.0, w, chunk=chunk, rtol=1e-9)
-    assert integral(noisy(where, 1e-14), t64(0.0), 1.0, w, chunk=chunk, rtol=1e-9).requires_grad
+            integral(noisy(where, size), t64(0.0), 1.0, w, chunk_size=chunk_size, rtol=1e-9)
+    assert integral(noisy(where, 1e-14), t64(0.0), 1.0, w, chunk_size=chunk_size, rtol=1e-9).requires_grad
 
 
 def test_values_of_which_some_have_been_replaced_are_compared_too() -> None:
@@ -61,16 +61,16 @@ def test_values_of_which_some_have_been_replaced_are_compared_too() -> None:
             return y + Twice.apply(x, hidden)
         return y + x * hidden**2
 
-    value = integral(f, 0.0, 1.0, p, chunk=21)
+    value = integral(f, 0.0, 1.0, p, chunk_size=21)
     assert "Recomputed" not in type(value.grad_fn).__name__
     shift[:] = [0.0, 1e-6]
     with pytest.raises(qg.IntegrandError, match="not deterministic"):
-        integral(f, 0.0, 1.0, p, chunk=21)
+        integral(f, 0.0, 1.0, p, chunk_size=21)
 
 
 def test_values_are_those_of_the_replay() -> None:
     """Not those of the search, of which they take the memory."""
-    w, options = leaf([1e-3, 2e-3, 3e-3, 4e-3]), {"chunk": 21, "rtol": 1e-4}
+    w, options = leaf([1e-3, 2e-3, 3e-3, 4e-3]), {"chunk_size": 21, "rtol": 1e-4}
     slightly = noisy(lambda x, w: torch.ones_like(w), 1e-11)
     with torch.no_grad():
         searched = integral(slightly, t64(0.0), 1.0, w, **options)
@@ -87,7 +87,7 @@ def test_a_gradient_mode_may_replay_more_than_once() -> None:
     def value(mode: qg.GradientMode, rates: list[float]) -> list[Tensor]:
         w = leaf(rates)
         f = noisy(lambda x, w: torch.zeros_like(w), 0.0)
-        value = integral(f, t64(0.0), 1.0, w, chunk=21, rtol=1e-9, gradient=mode)
+        value = integral(f, t64(0.0), 1.0, w, chunk_size=21, rtol=1e-9, gradient=mode)
         return [value.detach(), *torch.autograd.grad(value.sum(), w)]
 
     for rates in ([1e-3], [0.5, 1e-3, 0.7]):
@@ -113,7 +113,7 @@ def test_the_graph_does_not_grow_with_the_batch() -> None:
     w, v = leaf(0.7), leaf(0.4)
     f = lambda x, p: torch.exp(-w * p * x) + torch.sin(v * x)
     sizes = [
-        graph_size(integral(f, 0.0, 1.0, torch.linspace(0.5, 1.0, n), chunk=SMALL)) for n in (10, 500)
+        graph_size(integral(f, 0.0, 1.0, torch.linspace(0.5, 1.0, n), chunk_size=SMALL)) for n in (10, 500)
     ]  # fmt: skip
     assert sizes[0] == sizes[1] < 20
 
@@ -134,19 +134,19 @@ def test_one_part_is_held_at_a_time() -> None:
             return gradients[0]
 
     gc.collect()
-    value = integral(lambda x: Held.apply(-w * x), 0.0, UPPER, chunk=21)
+    value = integral(lambda x: Held.apply(-w * x), 0.0, UPPER, chunk_size=21)
     assert len(held) == 0 and most[0] <= 2  # the first value that f returns is kept during the call
     most[0] = 0
     value.sum().backward()
     assert len(held) == 0 and most[0] == 1
 
 
-def memory_of_a_hard_integral(chunk: int | None) -> tuple[int, int]:
+def memory_of_a_hard_integral(chunk_size: int | None) -> tuple[int, int]:
     """Return the most bytes that value and gradient of one integral need, and its cells."""
     w = leaf(1e-3)
     f = lambda x: sum(w / ((x - k / 50) ** 2 + w**2) for k in range(50))
     with PeakMemory() as memory:
-        result = qg.quad(f, 0.0, t64(1.0), rtol=1e-9, chunk=chunk)
+        result = qg.quad(f, 0.0, t64(1.0), rtol=1e-9, chunk_size=chunk_size)
         result.value.backward()
     return memory.peak, len(result.plan)
 

@@ -123,13 +123,13 @@ def test_no_gradient_no_second_search() -> None:
     assert f.nodes.numel() == int(result.nfev.sum()) + 1
 
 
-@pytest.mark.parametrize("chunk", (50, 420))
-def test_chunks_change_nothing_and_bound_every_call(chunk: int) -> None:
+@pytest.mark.parametrize("chunk_size", (50, 420))
+def test_chunks_change_nothing_and_bound_every_call(chunk_size: int) -> None:
     p, f = leaf(SMALL), Recorder(hypotenuse)
-    value = qg.quad(f, 0.0, 1.0, (p,), rtol=LOOSE, gradient=TIGHT, chunk=chunk).value
+    value = qg.quad(f, 0.0, 1.0, (p,), rtol=LOOSE, gradient=TIGHT, chunk_size=chunk_size).value
     (gradient,) = torch.autograd.grad(value.sum(), p)
     assert relative_error(gradient, slope(SMALL)) <= 1e-9
-    assert f.largest_call <= max(chunk, 21)
+    assert f.largest_call <= max(chunk_size, 21)
 
 
 def test_function_of_one_number() -> None:

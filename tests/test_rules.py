@@ -6,7 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from quadgrad.rules import get_rule
+from quadgrad._core.rules import get_rule
 
 NAMES = ("gk15", "gk21", "gk31", "gk41", "gk51", "gk61", "cc11", "cc15", "cc31", "cc63")
 GAUSS_KRONROD_DEGREE = {"gk15": 23, "gk21": 31, "gk31": 47, "gk41": 61, "gk51": 77, "gk61": 91}

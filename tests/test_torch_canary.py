@@ -1,7 +1,7 @@
 """Canaries: what quadgrad relies on in torch without torch having promised it.
 
 One of them dying after an upgrade of torch says which assumption broke, before a wrong gradient does. The names
-themselves live in `quadgrad._torch`; `quadgrad.lanes` relies on how custom functions behave under transforms.
+themselves live in `quadgrad._core._torch`; `quadgrad._core.lanes` relies on how custom functions behave under transforms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils import _pytree
 
 import quadgrad as qg
 from helpers import leaf, t64
-from quadgrad._torch import (
+from quadgrad._core._torch import (
     belongs_to_transform,
     carries_derivative,
     dispatch_mode_open,
@@ -37,7 +37,7 @@ from quadgrad._torch import (
     register_pytree,
     tangent_of,
 )
-from quadgrad.lanes import export, largest, somewhere
+from quadgrad._core.lanes import export, largest, somewhere
 
 Function = Callable[[Tensor], Tensor]
 X = t64([1.0, 2.0, 3.0])

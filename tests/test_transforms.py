@@ -282,10 +282,10 @@ def test_captured_dual_tensor() -> None:
     assert relative_error(out.tangent, grad(lambda p: (1 - torch.exp(-p)) / p)(p)) <= TIGHT
 
 
-@pytest.mark.parametrize("chunk", (21, 50))
-def test_chunks_inside_transforms(chunk: int) -> None:
+@pytest.mark.parametrize("chunk_size", (21, 50))
+def test_chunks_inside_transforms(chunk_size: int) -> None:
     f = Recorder(decay)
-    function = lambda theta: integral(f, theta[0], theta[1], theta[2], chunk=chunk)
+    function = lambda theta: integral(f, theta[0], theta[1], theta[2], chunk_size=chunk_size)
     theta = t64([0.2, 1.1, 1.7])
     assert relative_error(hessian(function)(theta), hessian(finite)(theta)) <= 1e-12
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quadgrad.errors import (
+from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
     IntegrationWarning,
     SeveredGradientWarning,
     UnmarkedJumpWarning,
 )
-from quadgrad.gradient import GradientMode, Resolve, Reuse
-from quadgrad.gradient.estimate import gradient_error
-from quadgrad.integrand import element
-from quadgrad.plan import Plan
-from quadgrad.result import Result
-from quadgrad.status import Status
-from quadgrad.verbs.kept import KeptPlan
-from quadgrad.verbs.quad import quad
-from quadgrad.verbs.replay import replay
+from quadgrad._core.gradient import GradientMode, Resolve, Reuse
+from quadgrad._core.gradient.error import gradient_error
+from quadgrad._core.integrand import element
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.result import Result
+from quadgrad._core.status import Status
+from quadgrad._core.verbs.integrator import KeptPlan
+from quadgrad._core.verbs.quad import quad
+from quadgrad._core.verbs.replay import replay
 
 __all__ = [
     "GradientMode",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from quadgrad._core.errors import BridgeError, BridgeWarning
 from quadgrad.bridge.check import CheckReport, check
 from quadgrad.bridge.equivalents import Equivalent, equivalent
 from quadgrad.bridge.layer import NumpyLayer, numpy_layer
 from quadgrad.bridge.options import Info
 from quadgrad.bridge.wrap import Wrapped, wrap
-from quadgrad.errors import BridgeError, BridgeWarning
 
 __all__ = [
     "BridgeError",

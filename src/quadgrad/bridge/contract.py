@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quadgrad.errors import BridgeError, BridgeWarning
+from quadgrad._core.errors import BridgeError, BridgeWarning
 
 __all__ = [
     "Array", "Arrays", "Spec", "add_input_note", "array_of", "describe", "output_arrays", "refuse_other_specs",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import (
     Array,
     Arrays,
@@ -25,7 +26,6 @@ from quadgrad.bridge.contract import (
     refuse_other_specs,
     specs_of,
 )
-from quadgrad.errors import BridgeError
 
 __all__ = ["INPUT", "Callee", "aligned", "look_up"]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, add_input_note
 from quadgrad.bridge.evaluation import INPUT, Callee
 from quadgrad.bridge.structure import Jacobian, Structure
-from quadgrad.errors import BridgeError
 
 __all__ = ["elementwise_jacobian", "full_jacobian", "given_product"]
 

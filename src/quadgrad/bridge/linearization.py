@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
 from quadgrad.bridge.contract import Array, Arrays, specs_of
 from quadgrad.bridge.differences import Found, Problem, along, differentiate, directional, fixed_steps, slope_along
@@ -21,7 +22,6 @@ from quadgrad.bridge.noise import estimate_noise
 from quadgrad.bridge.options import Options
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
-from quadgrad.errors import BridgeError
 
 SMALL = 1e-3
 """Where all of an input is below, its scale is taken from its size at first."""

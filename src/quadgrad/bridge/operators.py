@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, Spec, array_of, tensor_of
 from quadgrad.bridge.task import Task
-from quadgrad.errors import BridgeError
 
 __all__ = ["call", "jvp", "register", "second_jvp", "second_vjp", "vjp"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array
-from quadgrad.errors import BridgeError
 
 __all__ = ["Jacobian", "Structure"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, Spec, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.linearization import Counter, Linearization, floating
 from quadgrad.bridge.options import Info, Options
-from quadgrad.errors import BridgeError
 
 __all__ = ["Task"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._torch import dispatch_mode_open, forward_mode_open, in_transform
+from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, tensor_of
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up

@@ -1,0 +1,287 @@
+"""Jumps that the gradient does not know of: found on the finished plan, with a few values of f for each cell.
+
+A jump shows as a cell whose error is as large as its values differ, or as a difference between a cell's end and its
+outermost node that is not small beside the cell's own: there the rule sees nothing. Each suspect is divided until
+rounding ends it: across a jump the difference stays, and is large beside the differences right and left of it.
+Kinks, peaks and singularities fail one of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.gradient.boundary import reading_distance
+from quadgrad._core.integrand import Argument, Integrand
+from quadgrad._core.lanes import export, largest, somewhere
+from quadgrad._core.mesh.interval import EndFrame, end_frame, frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Ends, Plan
+
+__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
+
+Least = Callable[[Tensor], Tensor]
+"""The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
+
+PARTS = 16
+"""Parts into which a suspect is divided at a time."""
+
+UNRESOLVED = 0.02
+"""Error of a cell that holds a jump, relative to its width times the difference across it; 0.1 and more."""
+
+STEEP = 0.05
+"""Difference between a cell's end and its outermost node that is suspect, relative to that across the cell."""
+
+WITNESSED = 0.1
+"""Least error of a cell with a jump next to its end, relative to that stretch's width times the jump: of 1,387
+random jumps, of 1e-9 to 10, that a look at all cells finds, a look at these finds all."""
+
+FLAT = 0.25
+"""Largest difference beside a jump, relative to the jump."""
+
+
+@dataclass(frozen=True)
+class _Suspects:
+    """Stretches of x between whose ends values differ much; ``(k,)``, values ``(k, components)``.
+
+    ``least`` is the smallest jump of f that matters.
+    """
+
+    owner: Tensor
+    left: Tensor
+    right: Tensor
+    at_left: Tensor
+    at_right: Tensor
+    least: Tensor
+
+
+def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> str:
+    """Return where f jumps away from limits and breakpoints, as a phrase; empty where it does not.
+
+    Parameters
+    ----------
+    integrand : Integrand
+    plan : Plan
+    limits : Limits
+        Without gradient.
+    least : Least
+        Of an infinite piece the width is that of its image.
+    block : int
+        Nodes evaluated at a time.
+    """
+    if len(plan) == 0:
+        return ""
+    with torch.no_grad():
+        plan = _worth_a_look(plan, limits, least, block)
+        if len(plan) == 0:
+            return ""
+        suspects = _suspects(integrand, plan, limits, least, block)
+        if suspects.owner.shape[0] == 0:
+            return ""
+        jumps, place = _divide(integrand, suspects, limits, block)
+        noise = 4.0 * torch.finfo(integrand.call_dtype).eps
+        jumps = jumps & _unmarked(place, suspects.owner, limits, noise)
+        if not bool(somewhere(jumps).any()):
+            return ""
+        first = int(somewhere(jumps).nonzero()[0, 0])
+        x = float(export(largest(torch.where(jumps, place, -torch.inf)[first])))
+        return f"x = {x:.6g}" + (f" (integral {int(suspects.owner[first])})" if plan.batch > 1 else "")
+
+
+def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> str:
+    """Return where a jump is marked by a breakpoint without gradient but moves with an argument that has one.
+
+    The arguments are changed a little, and f read again on both sides of the breakpoint.
+    """
+    moved = [i for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad]
+    if limits.points is None or not moved:
+        return ""
+    owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
+    lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
+    delta = torch.finfo(limits.a.dtype).eps ** 0.5
+    with torch.no_grad():
+        for i, place in enumerate(places):
+            away = reading_distance(limits, i)
+            inside = (place - away > lower) & (place + away < upper)
+            middle = torch.where(upper.isfinite() & lower.isfinite(), 0.5 * lower + 0.5 * upper, 0.0)
+            sides = torch.stack((place - away, place + away))
+            x = torch.where(inside, sides, middle)
+            before = _flat(integrand(x, owner), x)
+            jump = largest_component((before[1] - before[0]).abs())
+            size = largest_component(before.abs().amax(0))
+            for change in (delta, -delta):
+                nudged = _nudge(integrand, moved, change)
+                after = _flat(nudged(x, owner), x)
+                crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
+                stale = inside & (jump > delta**0.5 * size) & (crossed <= FLAT * jump)
+                if bool(stale.any()):
+                    return f"x = {float(place[stale][0]):.6g}"
+    return ""
+
+
+def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
+    """Return the integrand with some arguments changed a little, each by another amount."""
+    arguments: list[Argument] = list(integrand.arguments)
+    for place, i in enumerate(which):
+        value = arguments[i].value.detach()
+        arguments[i] = replace(arguments[i], value=value + change * (1.0 + 0.3 * place) * (1.0 + value.abs()))
+    return replace(integrand, arguments=tuple(arguments))
+
+
+def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
+    """Return f at x of shape ``(m, k)``, a block at a time, its components along the last dimension."""
+    step = max(1, block // x.shape[0])
+    parts = [
+        _flat(integrand(x[:, i : i + step], owner[i : i + step]).detach(), x[:, i : i + step])
+        for i in range(0, max(1, x.shape[1]), step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _flat(y: Tensor, x: Tensor) -> Tensor:
+    return y.reshape(*x.shape, math.prod(y.shape[2:]))
+
+
+def _worth_a_look(plan: Plan, limits: Limits, least: Least, block: int) -> Plan:
+    """Return the cells of those integrals in which a jump that counts can be, by their cells' errors.
+
+    Search has compared f at a cell's ends with what its nodes make of it, so that even a jump between an end and
+    the outermost node shows, times the width of that stretch; but at singular and infinite ends it has not.
+    """
+    if limits.infinite:
+        return plan
+    owner, ends = plan.owner, plan.ends
+    integrals = torch.zeros(plan.batch, dtype=torch.bool, device=owner.device)
+    for first in range(0, len(plan), block):  # what is worked with does not grow with the batch
+        part = slice(first, first + block)
+        shown = WITNESSED * plan.tau[0] * least(owner[part]) * (plan.stop[part] - plan.start[part])
+        integrals[owner[part][somewhere(plan.error[part] > shown)]] = True
+    if ends is not None:
+        integrals[owner[ends.cell]] = True
+    cells = integrals[owner].nonzero().squeeze(1)
+    if cells.shape[0] == len(plan):
+        return plan
+    columns = {name: getattr(plan, name)[cells] for name in ("row", "start", "stop", "error")}
+    if ends is not None:
+        close, column = torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(owner, dtype=torch.int8)
+        close[ends.cell], column[ends.cell] = True, ends.column
+        ends = Ends.at(close[cells], column[cells], ends.shares)
+    return replace(plan, ends=ends, **columns)
+
+
+def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> _Suspects:
+    """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
+    step = max(1, block // 4)
+    cells = (slice(first, first + step) for first in range(0, len(plan), step))
+    found = [_suspects_among(integrand, plan, part, limits, least) for part in cells]
+    if len(found) == 1:
+        return found[0]
+    return _Suspects(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(_Suspects)))
+
+
+def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limits, least: Least) -> _Suspects:
+    """Return the suspects of some cells.
+
+    A cell's right end is passed by a little, so that a jump right between two lies in the left one's last stretch.
+    """
+    dtype, owner, row = limits.a.dtype, plan.owner[cells], plan.row[cells]
+    start, stop = plan.start[cells].to(dtype), plan.stop[cells].to(dtype)
+    pieces = limits.pieces()
+    layout = frame(pieces, row, start, stop)
+    margin = max(2.0**-30, 4.0 * torch.finfo(dtype).eps)
+    outermost = plan.tau[[0, -1]].to(dtype)
+    tau = torch.cat((outermost.new_tensor([margin]), outermost, outermost.new_tensor([1.0 + margin])))
+    x, slope = layout.nodes(tau, slice(None))
+    finest = torch.ones_like(layout.scale)
+    ends = None if plan.ends is None else plan.ends.part(cells.start, cells.start + row.shape[0])
+    if ends is not None:
+        close = end_frame(pieces, row[ends.cell], start[ends.cell], stop[ends.cell])
+        x, slope, finest = _towards_ends(close, ends.cell, outermost, x, slope, finest)
+    # f is never called at a limit, nor beyond a breakpoint.
+    lower, upper = pieces.ends(row)
+    x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
+    x = torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -torch.inf)))
+    # What passes an infinite end comes back from the other side.
+    x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
+    y = _flat(integrand(x, owner).detach(), x)
+    rise = _largest_rise(y if slope is None else y * slope[:, :, None])
+    smallest = least(owner) * ((stop - start) / layout.scale)
+    error = plan.error[cells].to(dtype) / layout.scale
+    share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
+    suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], smallest)
+    part, cell = somewhere(suspect).nonzero().unbind(1)
+    smallest = smallest[cell] if slope is None else smallest[cell] / slope[part, cell]
+    return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], smallest)
+
+
+def _towards_ends(
+    layout: EndFrame, cell: Tensor, tau: Tensor, x: Tensor, slope: Tensor | None, finest: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Put the outermost nodes, and dx/dfraction there, where they are on cells that close in on an end.
+
+    Towards the end nodes stand closer together, by as much as ``finest``, and a jump's error is that much smaller.
+    """
+    places, slopes = layout.nodes(tau, slice(None))
+    places, order = places.sort(dim=0)
+    x = torch.cat((x[:1], x[1:3].index_copy(1, cell, places), x[3:]))
+    if slope is not None:
+        fraction = layout.outer * torch.exp(tau[:, None] * layout.rate)
+        slopes = (slopes / fraction.abs()).gather(0, order)
+        slope = torch.cat((slope[:1], slope[1:3].index_copy(1, cell, slopes), slope[3:]))
+    return x, slope, finest.index_copy(0, cell, torch.exp(layout.rate))
+
+
+def _largest_rise(y: Tensor) -> Tensor:
+    """Return how much neighbouring values differ: ``(m, k, components)`` to ``(m - 1, k)``."""
+    rise = (y[1:] - y[:-1]).abs()
+    return rise.squeeze(2) if rise.shape[2] == 1 else rise.amax(2)
+
+
+def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: int) -> tuple[Tensor, Tensor]:
+    """Close in on the largest difference of each suspect; return whether it is a jump, and its place."""
+    left, right, low, high = suspects.left, suspects.right, suspects.at_left, suspects.at_right
+    owner, eps = suspects.owner, torch.finfo(left.dtype).eps
+    finest = 2.0**-60 * (right - left)
+    steps = torch.arange(1, PARTS, device=left.device, dtype=left.dtype)[:, None] / PARTS
+    alive, reference = (right > left), None
+    for _ in range(4 * PARTS):
+        wide = alive & (right - left > 4.0 * eps * torch.maximum(left.abs(), right.abs()) + finest)
+        if not bool(somewhere(wide).any()):
+            break
+        x = torch.cat((left[None], left + (right - left) * steps, right[None]))
+        y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))
+        rise = _largest_rise(y)
+        at = rise.argmax(0, keepdim=True)
+        tallest = rise.gather(0, at)[0]
+        reference = tallest if reference is None else reference
+        alive = alive & (tallest >= 0.5 * reference) & tallest.isfinite() & (tallest > 0)
+        move = wide & alive
+        left, right = (torch.where(move, x.gather(0, at + i)[0], end) for i, end in ((0, left), (1, right)))
+        chosen = at[:, :, None].expand(1, *low.shape)
+        low, high = (torch.where(move[:, None], y.gather(0, chosen + i)[0], v) for i, v in ((0, low), (1, high)))
+    beside = 2.0**8 * (right - left)
+    a, b = (end if end.shape[0] == 1 else end[owner] for end in (limits.a, limits.b))
+    lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
+    outer = torch.stack((left - beside, right + beside))
+    inside = (outer[0] > lowest) & (outer[1] < highest)
+    y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
+    jump = largest_component((high - low).abs())
+    rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
+    noise = torch.finfo(integrand.call_dtype).eps ** 0.5 * largest_component(torch.maximum(low.abs(), high.abs()))
+    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
+    reference = jump if reference is None else reference
+    return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
+
+
+def _unmarked(place: Tensor, owner: Tensor, limits: Limits, noise: float) -> Tensor:
+    """Return where a place is no breakpoint, ``noise`` being how far f can tell x from its neighbours."""
+    free = torch.ones_like(place, dtype=torch.bool)
+    for i, mark in enumerate(limits.marks[2:]):
+        here, away = (t if t.shape[0] == 1 else t[owner] for t in (mark, reading_distance(limits, i)))
+        free = free & ~((place - here).abs() <= 2.0 * away + noise * place.abs())
+    return free

@@ -1,0 +1,142 @@
+"""What a function closes over: tensors that it was not given, replaced wherever torch meets them.
+
+A torch function shows all its tensors to a ``TorchFunctionMode``; what requires grad and was there before the call
+is closed over. What goes by unseen (a tensor handed right to an ``autograd.Function``) is noticed afterwards: the
+graph then ends in a leaf that nobody knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
+
+from quadgrad._core._torch import belongs_to_transform, leaves_before, made_since, nodes_made, outside_transforms
+
+__all__ = ["Closure", "stand_in", "uncompiled"]
+
+_ATTRIBUTES = get_default_nowrap_functions()
+"""What reads a tensor's own gradient or base."""
+
+_MAKE_A_LEAF = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
+
+
+def stand_in(tensor: Tensor, connected: bool) -> Tensor:
+    """Return a tensor of the same values to differentiate with respect to; ``connected``: in the tensor's graph.
+
+    It is no leaf, and newer than any function call that goes on: a surrounding :class:`Closure` leaves it alone.
+    """
+    source = tensor if connected else tensor.detach().requires_grad_()
+    return source.view_as(source)
+
+
+class _Uncompiled:
+    """While it is open, in any thread, functions that were compiled run as they are written.
+
+    Compiled code shows a closure nothing; the compiler would trace the closure's own code, again and again.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._open = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._open += 1
+            if self._open == 1:
+                # Where the compiler was never loaded, which takes a second, nothing is compiled.
+                self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if self._open == 0 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+
+
+uncompiled = _Uncompiled()
+
+
+class Closure(TorchFunctionMode):
+    """Puts stand-ins in the place of the tensors that a function closes over.
+
+    Parameters
+    ----------
+    known : iterable of pairs of Tensor, optional
+        Tensors and their stand-ins. If it is None, they are found, and get one that is not connected.
+    """
+
+    def __init__(self, known: Iterable[tuple[Tensor, Tensor]] | None = None) -> None:
+        super().__init__()
+        self._finds = known is None
+        self._known = {id(tensor): (tensor, other) for tensor, other in known or ()}
+        self._leaves: dict[int, Tensor] = {}
+        self._start = nodes_made()
+        self._inseparable = False
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the function closes over, in the order in which it was met."""
+        return [tensor for tensor, _ in self._known.values()]
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, which sees the stand-ins."""
+
+        @functools.wraps(function, updated=())
+        def call(*args: Any) -> Any:
+            with self:
+                return function(*args)
+
+        return call
+
+    def explains(self, result: Tensor, given: Iterable[Tensor]) -> bool:
+        """Whether all that a result depends on is one of the stand-ins, these or the function's own."""
+        known = [*given, *(other for _, other in self._known.values())]
+        foreign = [leaf for leaf in leaves_before(result, known) if id(leaf) not in self._leaves]
+        self._leaves.clear()
+        return not foreign and not self._inseparable
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a torch function with the stand-ins."""
+        kwargs = kwargs or {}
+        if func in _ATTRIBUTES:
+            return func(*args, **kwargs)
+        if func is torch.autograd.grad and self._finds and self._meets_known(args):
+            self._inseparable = True  # the derivative along all paths is asked for, of which a stand-in cuts some
+        result = func(*self._replace(args), **(self._replace(kwargs) if kwargs else kwargs))
+        if func in _MAKE_A_LEAF or kwargs.get("requires_grad"):
+            leaf = args[0] if result is None else result
+            self._leaves[id(leaf)] = leaf  # the function's own
+        return result
+
+    def _replace(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            return self._stand_in(given)
+        if type(given) is tuple or type(given) is list:
+            return type(given)(map(self._replace, given))
+        if type(given) is dict:
+            return {name: self._replace(value) for name, value in given.items()}
+        return given
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        found = self._known.get(id(tensor))
+        if found is not None:
+            return found[1]
+        if not self._finds or not tensor.requires_grad or made_since(tensor, self._start):
+            return tensor
+        if id(tensor) in self._leaves or belongs_to_transform(tensor):
+            return tensor
+        with outside_transforms(), torch.enable_grad():
+            other = stand_in(tensor, connected=False)
+        self._known[id(tensor)] = tensor, other
+        return other
+
+    def _meets_known(self, given: Any) -> bool:
+        if isinstance(given, Tensor):
+            return self._stand_in(given) is not given
+        return isinstance(given, tuple | list) and any(map(self._meets_known, given))

@@ -1,0 +1,357 @@
+"""How far to trust a gradient: the rule's own error estimate, applied to the derivative integrand on the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.gradient.boundary import interior, reading_errors
+from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
+from quadgrad._core.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
+from quadgrad._core.gradient.mode import Primal, Scaled
+from quadgrad._core.gradient.parameters import Parameters, Substitution
+from quadgrad._core.gradient.plans import cells_of, with_cells
+from quadgrad._core.gradient.singular_ends import EndSample, split_outputs
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.replay import BLOCK
+from quadgrad._core.result import Result
+from quadgrad._core.rules import get_rule
+from quadgrad._core.search.task import Task
+from quadgrad._core.tolerance import Tolerance
+
+__all__ = ["gradient_error"]
+
+ROWS = 512
+"""Rows of a Jacobian computed at a time."""
+
+
+def gradient_error(
+    result: Result, wrt: Tensor | Sequence[Tensor], grad_outputs: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """Estimate the absolute error of ``torch.autograd.grad(result.value, wrt, grad_outputs)``.
+
+    The derivative of the integrand is evaluated on the plan's nodes, and the null rules that estimate the value's
+    error estimate its. Because they exaggerate where the integrand is smooth, each cell is also compared with its
+    halves: in all, f is called and differentiated at three times the plan's nodes. Limits and breakpoints are read
+    from f beside them; their error is that of the reading.
+
+    Errors add: those of integrals that share a tensor, and those of several ways in which one enters.
+
+    Parameters
+    ----------
+    result : Result
+        Of :func:`quadgrad.quad` with a gradient, outside of ``torch.func`` transforms.
+    wrt : Tensor or sequence of Tensor
+        Arguments, limits, breakpoints, tensors that f closes over, or what they were computed from.
+        An argument itself costs least; what arguments were computed from needs their graph, so call this first or
+        keep the graph (``retain_graph=True``) in the backward pass.
+    grad_outputs : Tensor, shape ``batch + event``, optional
+        Weights of the values, as for ``torch.autograd.grad``; ones unless given.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor
+        For each of ``wrt`` the estimated error of each entry of its gradient, real and in its shape. It is infinite
+        where the derivative is, or where it could not be told.
+
+    Raises
+    ------
+    ValueError
+        If the result carries no gradient, comes from a transform, or a tensor in ``wrt`` requires no grad.
+
+    Examples
+    --------
+    The derivative of a value that met a loose tolerance, and how wrong it is:
+
+    >>> import torch, quadgrad as qg
+    >>> p = torch.tensor(1e-4, dtype=torch.float64, requires_grad=True)
+    >>> result = qg.quad(lambda x, p: torch.sqrt(x**2 + p**2), 0.0, 1.0, (p,), rtol=1e-4)
+    >>> (gradient,) = torch.autograd.grad(result.value, p)
+    >>> true = abs(gradient - p * torch.asinh(1 / p)).detach()
+    >>> error = qg.gradient_error(result, p)
+    >>> bool(true > 1e-4), bool(true <= error)
+    (True, True)
+    """
+    primal = result.primal
+    if not isinstance(primal, Primal) or in_transform():
+        raise ValueError(
+            "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
+            "one of the inputs require grad and call quad there"
+        )
+    tensors = (wrt,) if isinstance(wrt, Tensor) else tuple(wrt)
+    for i, tensor in enumerate(tensors):
+        if not tensor.requires_grad:
+            raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
+    value = result.value.detach()
+    weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
+    weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.integrand.event or ())
+    plan = result.plan if result.derivative is None else result.derivative.plan
+    with torch.autocast(value.device.type, enabled=False):
+        if primal.scaled is None:
+            errors = _Estimate(primal, plan, weight).of(tensors)
+        else:
+            errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
+    return errors[0] if isinstance(wrt, Tensor) else errors
+
+
+def _of_logarithms(
+    primal: Primal, scaled: Scaled, plan: Plan, weight: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the errors of the gradients of logarithms: the derivative of each integral is divided by the integral.
+
+    Component by component, because what the integral's own error does to the derivative may not cancel in a sum.
+    """
+    zero = primal.value == 0.0
+    weight = torch.where(zero, 0.0, weight / primal.value.masked_fill(zero, 1.0))
+    columns = weight.reshape(weight.shape[0], -1)
+    found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+    for i in range(columns.shape[1]):
+        one = torch.zeros_like(columns)
+        one[:, i] = columns[:, i]
+        errors = _Estimate(primal, plan, one.reshape(weight.shape), scaled.error).of(tensors)
+        found = [total + error for total, error in zip(found, errors, strict=True)]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Everything that enters the estimates of one result.
+
+    ``relative`` ``(batch,)`` is the relative error of what the derivatives of the integrals are divided by, if they
+    are.
+    """
+
+    primal: Primal
+    plan: Plan
+    weight: Tensor
+    relative: Tensor | None = None
+
+    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the error for each tensor."""
+        found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+        if len(self.plan):
+            closed, computed = self._closed_over(tensors)
+            follows = self._following()
+            plain = [i for i in range(len(tensors)) if not computed[i]]
+            direct = [found[i] for i in plain]
+            self._add_direct(tuple(tensors[i] for i in plain), [closed[i] for i in plain], ~follows, direct)
+            for i, error in zip(plain, direct, strict=True):
+                found[i] = error
+            for i, tensor in enumerate(tensors):
+                along = torch.ones_like(follows) if computed[i] else follows
+                if bool(along.any()):
+                    found[i] = found[i] + self._along_graph(tensor, along)
+        for error, source in self._readings():
+            self._propagate(error, source, tensors, found)
+        return tuple(found)
+
+    def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
+        """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
+        still = tuple(
+            replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a
+            for a in self.primal.integrand.arguments
+        )
+        core = replace(self.primal.integrand, arguments=still)
+        x = interior(self.primal.limits.detach(), self.plan.batch)[:1]
+        masks: list[list[bool]] = []
+        for replaced in ((), tensors):
+            with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):
+                y = core.probe(x)[1]
+            reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
+            masks.append([g is not None for g in reached])
+        return masks[0], masks[1]
+
+    def _following(self) -> Tensor:
+        """Tell which integrals' nodes follow a limit or breakpoint, shape ``(batch,)``."""
+        follows = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
+        if self.primal.treatment is not None:
+            for mark, pathwise in zip(self.primal.limits.marks, self.primal.treatment.pathwise, strict=True):
+                follows = follows | pathwise if mark.requires_grad else follows
+        return follows
+
+    def _add_direct(
+        self, tensors: tuple[Tensor, ...], closed: list[bool], elements: Tensor, found: list[Tensor]
+    ) -> None:
+        """Add what comes through the arguments, and from tensors that f itself closes over."""
+        primal = self.primal
+        plan = _part(self.plan, elements)
+        arguments = tuple(
+            i
+            for i, given in enumerate(primal.given)
+            if given is not None and given.requires_grad and any(_depends(given, t) for t in tensors)
+        )
+        own = [i for i in range(len(tensors)) if closed[i]]
+        parameters = Parameters(tuple(f"wrt[{i}]" for i in own), tuple(tensors[i] for i in own))
+        variables = make_variables(primal.integrand, arguments, parameters)
+        if not len(plan) or not variables.sizes:
+            return
+        integrand = differentiate(primal.integrand, variables, parameters, self.weight)
+        weight = self.weight.reshape(self.weight.shape[0], -1)
+        replayed = Replayed(primal.integrand, differentiate(primal.integrand, variables, parameters), weight)
+        error = self._with_divisor(measure(self._task(integrand), plan, replayed, sharp=True), plan)
+        shape = self.plan.batch_shape
+        errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
+        for place, i in enumerate(arguments):
+            given, argument = primal.given[i], primal.integrand.arguments[i]
+            assert given is not None
+            core = argument.value.shape[argument.value.ndim - argument.element_ndim :]
+            error = _modulus(errors[place], given).reshape((*shape, *core))
+            self._propagate(error.sum_to_size(given.shape), given, tensors, found)
+        for error, i in zip(errors[len(arguments) :], own, strict=True):
+            found[i] = found[i] + _modulus(error.sum(0), tensors[i]).reshape(tensors[i].shape)
+
+    def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
+        """Return the error through everything but the ends of the interval: one backward pass for each node."""
+        primal, plan = self.primal, _part(self.plan, elements)
+        pieces, moving = primal.limits.detach().pieces(), self._moving().pieces()
+        width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
+        task = self._task(replace(primal.integrand, event=(width,)), cells=max(1, ROWS // plan.tau.shape[0]))
+        real, weight = pieces.lower.dtype, self.weight.reshape(plan.batch, -1)
+        reals = as_reals(weight, 1)
+
+        def linear(plan: Plan) -> tuple[Frame, Sample]:
+            ends = (plan.row, plan.start.to(real), plan.stop.to(real))
+            still, path, owner = frame(pieces, *ends), frame(moving, *ends), plan.owner
+
+            def sample(part: slice) -> tuple[Tensor, None]:
+                with torch.enable_grad():
+                    x, slope = path.nodes(plan.tau.to(real), part)
+                    y = (as_reals(primal.integrand(x, owner[part]), 2) * reals[owner[part]]).sum(2)
+                    y = y * (path.scale[part] / still.scale[part])
+                    rows = _rows((y if slope is None else y * slope).flatten(), tensor)
+                return as_reals(rows, 1).reshape(*x.shape, width), None
+
+            return still, sample
+
+        def ends(plan: Plan) -> tuple[EndFrame, EndSample]:
+            assert plan.ends is not None
+            still, path = (end_frame(place, *plan.end_cells(real)) for place in (pieces, moving))
+            owner = plan.owner[plan.ends.cell]
+
+            def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+                slope = still.nodes(places, part)[1]
+                with torch.enable_grad():
+                    x, stretch = path.nodes(places, part)
+                    stretch = stretch * path.scale[part] / (slope * still.scale[part])
+                    y = primal.integrand(x, owner[part])
+                    y = y.reshape(*x.shape, -1) * stretch[..., None]
+                    rows = _rows(as_reals(y, 0).flatten(), tensor)
+                rows = as_reals(rows, 1).reshape(*x.shape, -1)
+                return y.detach(), split_outputs(rows, y.shape[2], y.is_complex()), slope
+
+            return still, sample
+
+        measured = measure_samples(task, plan, Sampler(linear, ends), weight, sharp=True)
+        error = self._with_divisor(measured, plan).sum(0)
+        return _modulus(error, tensor).reshape(tensor.shape)
+
+    def _with_divisor(self, measured: Measured, plan: Plan) -> Tensor:
+        """Return the errors of the columns that were measured, and that of what they are divided by."""
+        error = measured.error_on(plan)
+        return error if self.relative is None else error + self.relative[:, None] * measured.value.abs()
+
+    def _moving(self) -> Limits:
+        """Return the limits, with gradient only where nodes follow them."""
+        limits, treatment = self.primal.limits, self.primal.treatment
+        fixed = limits.detach()
+        if treatment is None:
+            return fixed
+        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
+        return limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
+
+    def _readings(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
+        primal, shape = self.primal, self.plan.batch_shape
+        given = (primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
+        errors = reading_errors(*given, self.relative)
+        found: list[tuple[Tensor, Tensor]] = []
+        for error, source in zip(errors[:2], primal.sources[:2], strict=True):
+            if source is not None and source.requires_grad:
+                found.append((error.reshape(shape).sum_to_size(source.shape), source))
+        points = primal.sources[2] if len(primal.sources) > 2 else None
+        if points is not None and points.requires_grad:
+            error = torch.stack(errors[2:], dim=-1).reshape((*shape, -1))
+            found.append((error.sum_to_size(points.shape), points))
+        return found
+
+    def _propagate(self, error: Tensor, source: Tensor, tensors: tuple[Tensor, ...], found: list[Tensor]) -> None:
+        """Add the error of a gradient with respect to ``source`` to those of what it was computed from."""
+        for i, tensor in enumerate(tensors):
+            if source is tensor:
+                found[i] = found[i] + error
+            elif _depends(source, tensor):
+                spread = (error.unsqueeze(-1).expand(*error.shape, 2) if source.is_complex() else error).flatten()
+                found[i] = found[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
+
+    def _task(self, integrand: Integrand, cells: int | None = None) -> Task:
+        """Return what the measurement of an integrand needs to know."""
+        primal = self.primal
+        rule, pieces = get_rule(self.plan.rule), primal.limits.detach().pieces()
+        block = max(1, (primal.chunk_size or BLOCK) // max(1, (integrand.event or (1,))[0]))
+        block = block if cells is None else min(block, cells * rule.nodes.size)
+        return Task(
+            integrand,
+            pieces,
+            rule,
+            Tolerance(primal.eps, 0.0, primal.eps),
+            0,
+            block,
+            self.plan.batch,
+            self.plan.batch,
+        )
+
+
+def _part(plan: Plan, elements: Tensor) -> Plan:
+    """Return the cells of some integrals."""
+    if bool(elements.all()):
+        return plan
+    return with_cells(plan, cells_of(plan).take(elements[plan.owner]))
+
+
+def _real(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+def _modulus(error: Tensor, like: Tensor) -> Tensor:
+    """Join the errors of real and imaginary parts, which alternate along the last dimension."""
+    return torch.linalg.vector_norm(error.unflatten(-1, (-1, 2)), dim=-1) if like.is_complex() else error
+
+
+def _gradients(output: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return torch.autograd.grad(output, tensors, retain_graph=True, allow_unused=True)
+
+
+def _depends(source: Tensor, tensor: Tensor) -> bool:
+    """Whether ``tensor`` is, or is behind, ``source``."""
+    return source is tensor or _gradients(as_reals(source, 0).sum(), (tensor,))[0] is not None
+
+
+def _rows(outputs: Tensor, tensor: Tensor) -> Tensor:
+    """Return the Jacobian, shape ``(outputs, *tensor.shape)``."""
+    zeros = tensor.new_zeros((outputs.shape[0], *tensor.shape))
+    if not outputs.requires_grad:
+        return zeros
+    one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
+    (found,) = torch.autograd.grad(
+        outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    rows = cast("Tensor | None", found)
+    return zeros if rows is None else rows.detach()
+
+
+def _weighted_rows(outputs: Tensor, tensor: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of the Jacobian's absolute rows times ``weights``, some rows at a time."""
+    total = torch.zeros(tensor.shape, dtype=_real(tensor), device=tensor.device)
+    for first in range(0, outputs.shape[0], ROWS):
+        part = slice(first, first + ROWS)
+        size = _rows(outputs[part], tensor).abs()
+        total = total + torch.where(size > 0, size * weights[part].reshape(-1, *(1,) * tensor.ndim), 0.0).sum(0)
+    return total

@@ -1,0 +1,185 @@
+"""Which limits and breakpoints are differentiated along the nodes' paths instead of at the boundary.
+
+Where f is not finite at a limit, its value there is no derivative. If the singularity moves with the
+limit, the nodes may be differentiated; if it stays, the derivative is infinite and differentiated
+nodes give meaningless finite numbers. The cell that touches the limit tells the two apart: only in
+the first case does the rule agree with itself on the derivative there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, leaves_behind, tangent_of
+from quadgrad._core.errors import IntegrationWarning
+from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import somewhere
+from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.reduce import total
+from quadgrad._core.rules import get_rule
+
+__all__ = ["choose_treatment"]
+
+DECAY = 0.999
+"""Largest ratio of neighbouring terms of a series towards an end that is taken for decay."""
+
+_Grads = tuple[Tensor | None, ...]
+
+AGREEMENT = 1e-3
+"""Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
+
+
+def choose_treatment(
+    integrand: Integrand,
+    plan: Plan,
+    limits: Limits,
+    sources: tuple[Tensor | None, ...],
+    mode: Literal["auto", "boundary", "pathwise"],
+) -> Treatment | None:
+    """Decide for each limit and breakpoint; ``sources`` are the caller's own tensors behind ``limits.marks``."""
+    if mode == "boundary" or not any(carries_gradient(mark) for mark in limits.marks):
+        return None
+    no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
+    if mode == "pathwise":
+        return Treatment(tuple(mark.detach().isfinite() | no for mark in limits.marks), (no,) * len(limits.marks))
+    singular = singular_marks(integrand, limits, plan.batch)
+    if not any(bool(somewhere(mask).any()) for mask in singular):
+        return None
+    pathwise, endless = list(singular), [no] * len(singular)
+    for i, mask in enumerate(singular):
+        if carries_derivative(limits.marks[i]) and bool(somewhere(mask).any()):
+            trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
+            pathwise[i], endless[i] = mask & trusted, mask & ~trusted
+    places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
+    names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
+    if names:
+        warnings.warn(
+            f"the derivative with respect to {' and '.join(dict.fromkeys(names))} is infinite, or too hard to "
+            "tell: f is not finite there, and its singularity stays where it is or is too strong to be followed",
+            IntegrationWarning,
+            stacklevel=5,
+        )
+    return Treatment(tuple(pathwise), tuple(endless))
+
+
+def _trusted(
+    integrand: Integrand, plan: Plan, limits: Limits, index: int, mask: Tensor, source: Tensor | None
+) -> Tensor:
+    """Tell where the nodes' derivative with respect to one mark can be trusted, shape ``(batch,)``."""
+    fixed = limits.detach()
+    mark, here = limits.marks[index], fixed.marks[index]
+    marks = list(fixed.marks)
+    marks[index] = torch.where(mask, mark, here)
+    with torch.enable_grad():
+        parts = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
+        value, null, noise, before, last = parts
+        judged = (value, null, before, last)
+        if mark.requires_grad and not (in_transform() or forward_mode_open()):
+            slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
+        else:
+            slopes = [_slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged]
+    if any(slope is None for slope in slopes):
+        return torch.ones_like(mask)
+    total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
+    span = (fixed.b - fixed.a).abs()
+    mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
+    agrees = torch.maximum(null_slope, noise.detach()) <= AGREEMENT * torch.maximum(total_slope, mean)
+    return agrees & (last_slope <= DECAY * before_slope)
+
+
+def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor) -> tuple[Tensor, ...]:
+    """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
+
+    That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with
+    logarithmic nodes the last two terms of the series towards the end. A singularity that moves with the limit is
+    differentiated as a difference of two large terms, in x and in the parameter; what rounding leaves of it is eps
+    times the size of the first.
+    """
+    dtype = here.dtype
+    pieces, rule = moving.pieces(), get_rule(plan.rule).tensors(dtype, here.device)
+    row, start, stop = plan.row, plan.start.to(dtype), plan.stop.to(dtype)
+    linear = slice(None) if plan.ends is None else plan.ends.others
+    groups: list[tuple[Frame | EndFrame, Tensor | slice]] = [
+        (frame(pieces, row[linear], start[linear], stop[linear]), linear)
+    ]
+    if plan.ends is not None:
+        cell = plan.ends.cell
+        groups.append((end_frame(pieces, row[cell], start[cell], stop[cell]), cell))
+    lower, upper = fixed.pieces().ends(plan.row)
+    there = here.expand(plan.batch).index_select(0, plan.owner)
+    at_lower = (plan.start == 0) & (lower == there)
+    at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
+    near = (at_lower | at_upper).to(dtype)
+    sums = here.new_zeros((5, plan.batch))
+    for layout, chosen in groups:
+        x, slope = layout.nodes(rule.nodes, slice(None))
+        owner = plan.owner[chosen]
+        y = integrand(x, owner)
+        y = y.abs() if y.is_complex() else y
+        y = y.flatten(2).sum(2) if y.ndim > 2 else y
+        y = y if slope is None else y * slope
+        functionals = rule.functionals.to(y.dtype)
+        value, nulls = functionals[0] @ y, (functionals[1] + functionals[2]) @ y * near[chosen]
+        noise = before = last = torch.zeros_like(value)
+        if isinstance(layout, EndFrame):
+            before, last = (rule.shares[-2:].to(y.dtype) @ y) * near[chosen]
+            nulls = torch.zeros_like(nulls)
+        if x.requires_grad and y.requires_grad:
+            (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+            noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs())
+        parts = torch.stack((value, nulls, noise.detach(), before, last)) * layout.scale
+        sums = sums + torch.stack([total(part, owner, plan.batch) for part in parts])
+    return sums.unbind(0)
+
+
+def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:
+    """Return the derivative of integrals by their own marks, with everything else that moves with the mark.
+
+    What moves with it is what was computed from the same leaves. With J the derivative of the marks by the leaves
+    and g that of a value's sum, J g is returned, divided by the square of J's row sums: for marks that are
+    (views of) a leaf that is the leaf's gradient.
+    """
+    leaves = leaves_behind(mark)
+    seed = torch.zeros_like(mark, requires_grad=True)
+    back = cast("_Grads", torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True))
+    reached = [(leaf, b) for leaf, b in zip(leaves, back, strict=True) if b is not None]
+    moving = [leaf for leaf, _ in reached]
+
+    def forward(directions: list[Tensor]) -> Tensor:
+        total = sum(((b * d).sum() for (_, b), d in zip(reached, directions, strict=True)), torch.zeros(()))
+        return torch.autograd.grad(total, seed, retain_graph=True)[0]
+
+    rows = forward([torch.ones_like(leaf) for leaf in moving])
+    rows = torch.where(rows == 0.0, 1.0, rows)
+    slopes: list[Tensor | None] = []
+    for value in values:
+        found = cast("_Grads", torch.autograd.grad(value.sum(), moving, retain_graph=True, allow_unused=True))
+        known = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(moving, found, strict=True)]
+        slopes.append(forward(known) / rows**2)
+    return slopes
+
+
+def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:
+    """Return the derivative of each integral's ``value`` by its own entry of ``source``, if known, ``(batch,)``.
+
+    Breakpoints (``index`` 2 and up) share one source, along whose last dimension they stand.
+    """
+    if forward_mode_open():
+        tangent = tangent_of(value)
+        if tangent is not None:
+            return tangent
+    if not source.requires_grad or not value.requires_grad:
+        return None
+    (found,) = torch.autograd.grad(value.sum(), source, retain_graph=True, allow_unused=True)
+    slope = cast("Tensor | None", found)
+    if slope is None:
+        return torch.zeros_like(value)
+    slope = slope[..., index - 2] if index >= 2 else slope
+    return slope.expand(batch_shape).reshape(-1)

@@ -1,0 +1,242 @@
+"""The calling contract: how f is called, what it may return, and what is said when it does not.
+
+Search and replay call :class:`Integrand`; they never call the user's function themselves. It knows
+nothing of limits, rules or tolerances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._core.errors import IntegrandError
+
+__all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
+
+
+@dataclass(frozen=True)
+class Element:
+    """A tensor whose last ``ndim`` dimensions belong to each element of the batch; see :func:`element`."""
+
+    tensor: Tensor
+    ndim: int
+
+
+def element(t: Tensor, ndim: int) -> Element:
+    """Mark an argument that carries a vector, matrix or sequence for each element of the batch.
+
+    Parameters
+    ----------
+    t : Tensor, shape ``(*batch, *element)``
+        The leading dimensions broadcast with the batch, the last ``ndim`` arrive whole in f.
+    ndim : int
+        How many trailing dimensions belong to one element.
+
+    Raises
+    ------
+    ValueError
+        If ``t`` has fewer than ``ndim`` dimensions or ``ndim`` is negative.
+
+    Examples
+    --------
+    A polynomial with three coefficients for each of two integrals:
+
+    >>> import torch, quadgrad as qg
+    >>> c = torch.tensor([[1.0, 0.0, 3.0], [0.0, 2.0, 0.0]])
+    >>> f = lambda x, c: (c * x[..., None] ** torch.arange(3)).sum(-1)
+    >>> qg.quad(f, 0.0, 1.0, args=(qg.element(c, ndim=1),)).value.round(decimals=4)
+    tensor([2., 1.])
+    """
+    t = torch.as_tensor(t)
+    if not 0 <= ndim <= t.ndim:
+        raise ValueError(f"element: ndim={ndim} does not fit a tensor of shape {tuple(t.shape)}")
+    return Element(t, ndim)
+
+
+@dataclass(slots=True)
+class Argument:
+    """One of ``args``, flattened over the batch: a number, or ``(batch or 1, *element)``."""
+
+    value: Any
+    shared: bool
+    element_ndim: int = 0
+
+    def at(self, owner: Tensor | slice) -> Any:
+        """Return the argument of each cell's integral, shape ``(n, *element)``, or the shared one."""
+        if self.shared:
+            return self.value
+        return self.value[owner] if isinstance(owner, slice) else self.value.index_select(0, owner)
+
+    def first(self, rank: int) -> Any:
+        """Return the argument of the first integral with ``rank`` leading dimensions of size 1."""
+        if not isinstance(self.value, Tensor):
+            return self.value
+        if self.value.ndim == 0 == rank:
+            return self.value
+        core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
+        if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
+            return self.value.new_ones((1,) * rank + core) + 0.0 * self.value.sum()  # and whether it has a gradient
+        one = self.value if self.shared else self.value[:1]
+        return one.reshape((1,) * rank + core)
+
+
+def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
+    """Broadcast an argument over the batch and flatten it."""
+    if isinstance(given, Element):
+        tensor, ndim = given.tensor, given.ndim
+    elif isinstance(given, Tensor):
+        tensor, ndim = given, 0
+    else:
+        return Argument(given, shared=True)
+    if tensor.ndim == 0:
+        return Argument(tensor, shared=True)
+    split = tensor.ndim - ndim
+    lead, core = tensor.shape[:split], tensor.shape[split:]
+    if all(size == 1 for size in lead):
+        return Argument(tensor.reshape((1, *core) if core else ()), shared=True, element_ndim=ndim)
+    tensor = tensor.expand((*batch_shape, *core)).reshape((-1, *core))
+    return Argument(tensor, shared=False, element_ndim=ndim)
+
+
+@dataclass(slots=True)
+class Integrand:
+    """The user's function with its arguments.
+
+    Parameters
+    ----------
+    function : callable
+        ``f(x, *args)``.
+    arguments : tuple of Argument
+    rank : int
+        Number of batch dimensions the caller sees.
+    call_dtype, sum_dtype : torch.dtype
+        Real dtype of the x that f sees; dtype of the sums (wider for half precision).
+    vectorized : bool
+        Whether f accepts tensors; otherwise it is called once for each node with Python floats.
+    event : tuple of int or None
+        Trailing dimensions that f's output must have; None allows any.
+    output_dtype : torch.dtype or None
+        The dtype of the output in sums, once known.
+    name : str
+        What the function is called in messages.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Argument, ...]
+    rank: int
+    call_dtype: torch.dtype
+    sum_dtype: torch.dtype
+    vectorized: bool
+    event: tuple[int, ...] | None = None
+    output_dtype: torch.dtype | None = None
+    name: str = "integrand"
+
+    def part(self, first: int, last: int) -> Integrand:
+        """Return the integrand of the integrals from ``first`` to before ``last``."""
+        parts = (a if a.shared else replace(a, value=a.value[first:last]) for a in self.arguments)
+        return replace(self, arguments=tuple(parts))
+
+    def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
+        """Call f at nodes of the first integral; return the integrand knowing its output, and the output.
+
+        ``x`` is one node of shape ``(1,)``, or, of a single integral, nodes of shape ``(m, 1)``.
+        """
+        if self.rank and x.ndim == 1:
+            x = x.reshape((1,) * (self.rank + 1))
+        y = self._call(x, [a.first(self.rank) for a in self.arguments])
+        event, dtype = tuple(y.shape[x.ndim :]), self._widen(y).dtype
+        return Integrand(
+            self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized,
+            event, dtype, self.name,
+        ), y  # fmt: skip
+
+    def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
+        """Return f at x of shape ``(m, n)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
+        if x.shape[1] == 0 and self.event is not None:
+            return x.new_zeros((*x.shape, *self.event), dtype=self.output_dtype)
+        return self.evaluate(x, [a.at(owner) for a in self.arguments])
+
+    def evaluate(self, x: Tensor, args: list[Any]) -> Tensor:
+        """Return f at x of shape ``(m, n)`` with other arguments than its own, broadcastable against x."""
+        return self._widen(self._call(x, args))
+
+    def _widen(self, y: Tensor) -> Tensor:
+        """Return the values in the dtype of the sums."""
+        if y.dtype == self.sum_dtype or y.is_complex():
+            return y
+        return y.to(torch.promote_types(self.sum_dtype, y.dtype))
+
+    def _call(self, x: Tensor, args: list[Any]) -> Tensor:
+        x, event = x if x.dtype == self.call_dtype else x.to(self.call_dtype), self.event
+        try:
+            if self.vectorized:
+                y = self.function(x, *args)
+            else:
+                columns = [_column(a, x, kind) for a, kind in zip(args, self.arguments, strict=True)]
+                y = _one_by_one(self.function, x, columns)
+        except Exception as error:
+            error.add_note(f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}")
+            raise
+        if not isinstance(y, Tensor):
+            raise IntegrandError(
+                f"the {self.name} returned {type(y).__name__}, not a torch.Tensor: a function of one number needs "
+                "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
+                "quadgrad.bridge.wrap"
+            )
+        if y.shape != x.shape + (y.shape[x.ndim :] if event is None else event):
+            raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
+        return y
+
+
+def _one_by_one(function: Callable[..., Any], x: Tensor, columns: list[Sequence[Any]]) -> Tensor:
+    """Call a function of one number at every node."""
+    try:
+        nodes = x.detach().flatten().tolist()
+    except RuntimeError as error:
+        raise IntegrandError(
+            "vectorized=False calls f with Python floats, which torch.func transforms do not allow: "
+            "write f with torch operations, or wrap it with quadgrad.bridge.wrap"
+        ) from error
+    values = [function(*one) for one in zip(nodes, *columns, strict=True)]
+    if any(isinstance(value, Tensor) for value in values):
+        y = torch.stack([torch.as_tensor(value, dtype=x.dtype) for value in values])
+    else:
+        y = torch.from_numpy(np.asarray(values))
+        y = y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
+    return y.reshape(x.shape + y.shape[1:]).to(x.device)
+
+
+def _column(argument: Any, x: Tensor, kind: Argument) -> Sequence[Any]:
+    """Return the argument's entry for each node: a float, or a tensor if it requires grad or is no scalar."""
+    if not isinstance(argument, Tensor):
+        return [argument] * x.numel()
+    core = argument.shape[argument.ndim - kind.element_ndim :]
+    spread = argument.expand(x.shape + core).reshape((x.numel(), *core))
+    return spread.unbind(0) if core or kind.value.requires_grad else spread.tolist()
+
+
+def _interval(x: Tensor) -> str:
+    try:
+        return f"for x in [{x.min().item():.6g}, {x.max().item():.6g}]"
+    except RuntimeError:  # hidden lanes of vmap have no single interval
+        return "under a transform"
+
+
+def _shapes(x: Tensor, args: Sequence[Any]) -> str:
+    shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args)
+    return f"; x of shape {tuple(x.shape)}, args of shapes [{shapes}]"
+
+
+def _wrong_shape(name: str, x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None) -> str:
+    tail = "any event shape" if event is None else f"the event shape {event}"
+    return (
+        f"the {name} returned shape {tuple(y.shape)}; expected x.shape = {tuple(x.shape)} followed by {tail}"
+        f"{_shapes(x, args)}. The integrand is called with one column for each cell, so a tensor with the batch "
+        "shape must not be closed over: pass it in args; pass a vector, matrix or sequence for each element as "
+        "quadgrad.element(t, ndim=k). A constant integrand must be spread to x's shape (torch.full_like(x, c))"
+    )

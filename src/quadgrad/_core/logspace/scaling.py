@@ -1,0 +1,252 @@
+"""Integrals of functions given by their logarithm, whose values would underflow or overflow.
+
+Each component of each integral has a *shift*, so that the integral of ``exp(f - shift)`` is 1: search, replay and
+the gradient modes see that integrand, whose shift is one more argument, and know nothing of logarithms. The
+logarithm asked for is ``shift + log(1)``, where the 1 carries the derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.estimates.null_rules import FLOOR, largest_component
+from quadgrad._core.integrand import Argument, Integrand
+from quadgrad._core.lanes import export, largest, somewhere
+from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
+from quadgrad._core.mesh.interval import Pieces
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.search.recheck import Recheck
+from quadgrad._core.search.start import First
+from quadgrad._core.search.task import Found, Task
+from quadgrad._core.status import Status
+from quadgrad._core.tolerance import Tolerance
+from quadgrad._core.verbs.inputs import Call
+from quadgrad._core.verbs.solve import Setting
+
+__all__ = ["LogSearch", "attach_shift", "shift_on_plan", "take_logarithm"]
+
+ROUNDING = 2.0
+"""A value of log f is taken to be uncertain by this many eps times its magnitude."""
+
+QUIET = 2.0**-6
+"""Where that is a smaller part of the tolerance, search need not know of it."""
+
+LEVEL = 4.0
+"""Integrals are searched together whose values are as noisy as each other, but for this factor."""
+
+AGAIN = 3
+"""Searches more, at most, of integrals whose shift turns out to have been wrong."""
+
+WRONG = 30.0
+"""How far a shift was off at least if another search is to find something else."""
+
+
+@dataclass(frozen=True)
+class _Exponential:
+    """``exp(f - shift)``, the shift being the last argument."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, x: Any, *args: Any) -> Any:
+        *given, shift = args
+        y = self.function(x, *given)
+        if isinstance(y, Tensor):
+            return torch.exp(y - shift)
+        with np.errstate(over="ignore"):  # a function of one number; what overflows is told by its infinity
+            return np.exp(np.asarray(y, dtype=np.float64) - np.asarray(shift))
+
+
+def attach_shift(integrand: Integrand, shift: Tensor) -> Integrand:
+    """Return the integrand ``exp(f - shift)`` for a shift of shape ``(batch, *event)``."""
+    argument = Argument(shift, shared=False, element_ndim=shift.ndim - 1)
+    arguments = (*integrand.arguments, argument)
+    return replace(integrand, function=_Exponential(integrand.function), arguments=arguments)
+
+
+def shift_on_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int) -> Tensor:
+    """Return the logarithm of the sum over a plan's nodes, without gradient; 0 where that is no finite number."""
+    x, weights = plan.place(pieces)
+    return _usable(log_of_sum(integrand, plan, x.detach(), weights.detach(), block))
+
+
+def take_logarithm(value: Tensor, shift: Tensor) -> Tensor:
+    """Return the logarithm of integrals of ``exp(f - shift)``: -inf of 0, without derivatives; NaN below."""
+    positive = value > 0.0
+    rest = torch.where(value.detach() == 0.0, -torch.inf, torch.nan)
+    return torch.where(positive, shift + torch.where(positive, value, 1.0).log(), rest)
+
+
+def refuse_complex(probe: Tensor) -> None:
+    """Raise if f cannot be the logarithm of a positive function."""
+    if probe.is_complex():
+        raise IntegrandError(
+            f"with log=True the integrand returns the logarithm of a positive function, which is real; it returned "
+            f"{probe.dtype}"
+        )
+
+
+def refuse_descending(call: Call) -> None:
+    """Raise if an integral has a negative value."""
+    if call.limits.ordered:
+        return
+    down = somewhere(call.limits.b < call.limits.a).expand(call.batch).nonzero()
+    index = tuple(int(i) for i in np.unravel_index(int(down[0, 0]), call.batch_shape))
+    where = f" at index {index}" if index else ""
+    raise ValueError(
+        f"log=True: limit a lies above limit b{where} ({down.shape[0]} of {call.batch} do): such an integral is "
+        "negative and has no logarithm. Swap the limits"
+    )
+
+
+class LogSearch:
+    """The search of one call: finds shifts and cells. Afterwards ``setting`` has the integrand with the shifts.
+
+    ``noise`` ``(batch,)`` is the relative rounding of that integrand, because log f itself is rounded; ``seen``
+    ``(batch, *event)`` tells where f was not zero everywhere.
+    """
+
+    def __init__(self, setting: Setting, probe: Tensor) -> None:
+        """Refuse what has no logarithm."""
+        refuse_complex(probe)
+        refuse_descending(setting.call)
+        self.plain = self.setting = setting
+        dtype, event = setting.call.limits.a.dtype, tuple(setting.integrand.event or ())
+        dtype = torch.promote_types(dtype, setting.integrand.output_dtype or dtype)
+        device = setting.call.limits.a.device
+        self.shift = torch.zeros((setting.call.batch, *event), dtype=dtype, device=device)
+        self.noise = self.shift.new_zeros(setting.call.batch)
+        self.seen = self.shift > 0.0
+        tolerance = setting.tolerance
+        self.allowed = max(tolerance.rtol, tolerance.atol)
+
+    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
+        """Search between the given limits and breakpoints; in what is found all integrals are 1, or 0."""
+        task = self.plain.task(marks.pieces())
+        with torch.no_grad():
+            found = self._search(task, self.plain.start(task.pieces, plan), plan is None)
+        self.noise = self._rounding(self.shift)
+        found = replace(found, error=found.error + self.noise)
+        integrand = attach_shift(self.plain.integrand, self.shift)
+        self.setting = replace(self.plain, integrand=integrand)
+        return found, self.setting.record(found, task.pieces)
+
+    def finish(self, found: Found) -> tuple[Tensor, Tensor]:
+        """Return error and status of the logarithms."""
+        error = torch.where(found.error < 1.0, -torch.log1p(-found.error.clamp_max(1.0)), torch.inf)
+        none = largest_component(self.seen.to(torch.int8)) == 0
+        missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
+        error = error.masked_fill(none & (found.error == 0.0), 0.0).masked_fill(missed, torch.inf)
+        met = largest(error) <= self.allowed
+        status = export(found.status)
+        finished = status.masked_fill(status == int(Status.CONVERGED), int(Status.ROUNDOFF))
+        near = finished == int(Status.ROUNDOFF)
+        return error, torch.where(near & met, int(Status.CONVERGED), finished)
+
+    def _search(self, task: Task, first: First, fresh: bool) -> Found:
+        """Search all integrals, and those whose shift was wrong again from the cells that were found."""
+        summit, count = climb(task, first), task.pieces.count
+        shift, nfev, self.seen = _usable(summit.size), summit.nfev, summit.size > -torch.inf
+        everyone = torch.ones_like(nfev, dtype=torch.bool)
+        found = self._in_levels(task, summit.first, shift, everyone, fresh and summit.first is first)
+        size, (found, shift) = summit.size, _normalize(found, shift, count)
+        for _ in range(AGAIN):
+            missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
+            lost = somewhere(missed | found.error.isinf() | _is_beyond(shift, size))
+            uneven = somewhere(found.error > self.allowed) & (found.status == int(Status.CONVERGED)) & ~lost
+            if not bool((lost | uneven).any()):
+                break
+            known = First(found.row, found.start, found.stop, found.kind)
+            cells = _take(known, uneven, count)
+            if bool(lost.any()):
+                summit = climb(task, _take(known, lost, count))
+                better, size = _usable(summit.size), torch.where(beside(lost, size), summit.size, size)
+                nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
+                off = largest_component((better - shift).abs()) > WRONG
+                lost = lost & somewhere(missed | (found.error.isinf() & off))
+                shift = torch.where(beside(lost, shift), better, shift)
+                cells = _join(cells, _take(summit.first, lost, count))
+            ask = lost | uneven
+            if not bool(ask.any()):
+                break
+            again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift, count)
+            found, shift = _replace(found, again, ask, count), torch.where(beside(ask, shift), other, shift)
+        self.shift, beyond = shift, _is_beyond(shift, size)
+        status = found.status.masked_fill(somewhere(beyond), int(Status.DIVERGENT))
+        error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
+        return replace(found, error=error, status=status, nfev=found.nfev + nfev)
+
+    def _in_levels(self, task: Task, first: First, shift: Tensor, who: Tensor, whole: bool) -> Found:
+        """Search integrals, which have these cells, together with those that are as noisy."""
+        eps, noise = task.tolerance.eps, self._rounding(shift)
+        level = torch.log2((noise / (FLOOR * eps)).clamp_min(1.0)).div(math.log2(LEVEL)).floor()
+        level = largest(torch.where(noise > QUIET * self.allowed, level, -1.0)).to(torch.int64)
+        scaled = replace(task, integrand=attach_shift(task.integrand, shift))
+        found: Found | None = None
+        for one in level[who].unique().tolist() or [-1]:
+            coarse = eps * LEVEL ** max(0, one)
+            loud = QUIET * self.allowed if one < 0 else min(LEVEL * FLOOR * coarse, 0.5 * self.allowed)
+            tolerance = Tolerance(-math.expm1(loud - self.allowed), 0.0, coarse)
+            mine = who & (level == one)
+            part = first if bool(mine.all()) else _take(first, mine, task.pieces.count)
+            start = None if whole and part is first else part
+            again = self.plain.run(replace(scaled, tolerance=tolerance), start)
+            found = again if found is None else _replace(found, again, mine, task.pieces.count)
+        assert found is not None
+        return found
+
+    def _rounding(self, shift: Tensor) -> Tensor:
+        """Return the relative error of exp(log f) that comes from the rounding of log f, shape ``(batch,)``."""
+        return (ROUNDING * self.plain.tolerance.eps) * largest_component(shift.abs())
+
+
+def _is_beyond(shift: Tensor, size: Tensor) -> Tensor:
+    """Tell which integrals are far more than the sum over the nodes: extrapolated from what rounding has left."""
+    return largest_component((shift - size).nan_to_num(0.0, 0.0, 0.0)) > WRONG
+
+
+def _usable(size: Tensor) -> Tensor:
+    """Return a scale that can be subtracted: 0 where there is none."""
+    return size.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _normalize(found: Found, shift: Tensor, pieces: int) -> tuple[Found, Tensor]:
+    """Return the same integrals, with the shifts for which they are 1; errors are those of the worst component."""
+    positive = (found.value > 0.0) & found.value.isfinite()
+    other = shift + torch.where(positive, found.value, 1.0).log()
+    scale = torch.exp(shift - other)  # not 1 / value: the shift is rounded
+    value = torch.where(positive, found.value * scale, 0.0)
+    most = largest_component(torch.where(positive, scale, 0.0))
+    most = torch.where(most > 0.0, most, 1.0)
+    cell_error = found.cell_error * largest(most)[found.row // pieces]
+    return replace(found, value=value, error=found.error * most, cell_error=cell_error), other
+
+
+def _take(first: First, who: Tensor, pieces: int) -> First:
+    """Return the cells of some integrals."""
+    mine = who[first.row // pieces]
+    kind = None if first.kind is None else first.kind[mine]
+    return First(first.row[mine], first.start[mine], first.stop[mine], kind)
+
+
+def _join(one: First, other: First) -> First:
+    """Return the cells of both, sorted by row."""
+    row, order = torch.cat((one.row, other.row)).sort(stable=True)
+    start, stop = (torch.cat(pair)[order] for pair in ((one.start, other.start), (one.stop, other.stop)))
+    if one.kind is None or other.kind is None:
+        return First(row, start, stop)
+    return First(row, start, stop, torch.cat((one.kind, other.kind))[order])
+
+
+def _replace(found: Found, again: Found, who: Tensor, pieces: int) -> Found:
+    """Return what was found, and of some integrals what was found when they were searched again."""
+    plain = replace(found, cell_error=largest(found.cell_error), status=export(found.status))
+    return Recheck(plain, ~who, who, pieces).join(again)

@@ -1,0 +1,94 @@
+"""Limits and breakpoints of all integrals of a call, flattened over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import derivatives_open
+from quadgrad._core.mesh.interval import Pieces
+
+__all__ = ["Limits", "stack_points"]
+
+
+@dataclass(slots=True)
+class Limits:
+    """Where each integral begins and ends, and where its integrand is known to be rough.
+
+    ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
+    ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
+    ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
+    from the place it stands for.
+    """
+
+    a: Tensor
+    b: Tensor
+    points: Tensor | None
+    infinite: bool
+    ordered: bool = False
+    blur: Tensor | None = None
+
+    @property
+    def marks(self) -> tuple[Tensor, ...]:
+        """All places that can carry a gradient: a, b, then the breakpoints one by one."""
+        return (self.a, self.b) if self.points is None else (self.a, self.b, *self.points.unbind(1))
+
+    def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
+        """Return the same limits at other places."""
+        points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
+        return Limits(marks[0], marks[1], points, self.infinite, self.ordered, self.blur)
+
+    def detach(self) -> Limits:
+        """Return the limits without gradient."""
+        if not (self.a.requires_grad or self.b.requires_grad or self.points is not None or derivatives_open()):
+            return self
+        points = None if self.points is None else self.points.detach()
+        return Limits(self.a.detach(), self.b.detach(), points, self.infinite, self.ordered, self.blur)
+
+    def orient(self, value: Tensor) -> Tensor:
+        """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
+        if self.ordered:
+            return value
+        swapped = (self.b < self.a).reshape(-1, *(1,) * (value.ndim - 1))
+        return torch.where(swapped, -value, value)
+
+    def edges(self) -> Tensor:
+        """Return the ends of all pieces, ascending, shape ``(batch or 1, k + 2)``.
+
+        Breakpoints outside the interval lie on its nearer end, where they bound an empty piece.
+        """
+        lower, upper = torch.minimum(self.a, self.b)[:, None], torch.maximum(self.a, self.b)[:, None]
+        if self.points is None:
+            return torch.cat(torch.broadcast_tensors(lower, upper), dim=1)
+        inside = torch.where(self.points.isnan(), upper, self.points)
+        inside = torch.maximum(torch.minimum(inside, upper), lower).sort(dim=1).values
+        batch = inside.shape[0]
+        return torch.cat([lower.expand(batch, 1), inside, upper.expand(batch, 1)], dim=1)
+
+    def pieces(self) -> Pieces:
+        """Return the stretches between neighbouring limits and breakpoints."""
+        if self.points is None and self.ordered:
+            return Pieces(self.a, self.b, 1, self.infinite)
+        if self.points is None:
+            return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
+        edges = self.edges()
+        return Pieces(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite)
+
+
+def stack_points(points: Any) -> Tensor:
+    """Return breakpoints as one tensor, enumerated along its last dimension.
+
+    Python numbers become float64; they take no part in deciding the working dtype.
+    """
+    if not isinstance(points, Tensor | Sequence) and not hasattr(points, "__array__"):
+        points = [points]
+    if isinstance(points, Sequence) and any(isinstance(p, Tensor) for p in points):
+        like = next(p for p in points if isinstance(p, Tensor))
+        each = [p if isinstance(p, Tensor) else like.new_tensor(p) for p in points]
+        return torch.stack(torch.broadcast_tensors(*each), dim=-1)
+    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64)
+    return points.unsqueeze(-1) if points.ndim == 0 else points

@@ -1,0 +1,44 @@
+"""Quadrature rules by name. A new rule is a function in a file of its own, entered here."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from quadgrad._core.rules.clenshaw_curtis import clenshaw_curtis
+from quadgrad._core.rules.gauss_kronrod import NAMES, gauss_kronrod
+from quadgrad._core.rules.rule import Rule, RuleTensors
+
+__all__ = ["Rule", "RuleTensors", "get_rule"]
+
+
+@cache
+def get_rule(name: str) -> Rule:
+    """Return a rule by its name.
+
+    Parameters
+    ----------
+    name : str
+        ``"gk15"``, ``"gk21"``, ``"gk31"``, ``"gk41"``, ``"gk51"`` or ``"gk61"`` (Gauss-Kronrod), or
+        ``"cc<n>"`` with odd n from 11 to 255 (open Clenshaw-Curtis with n nodes).
+
+    Raises
+    ------
+    ValueError
+        If there is no such rule.
+
+    Examples
+    --------
+    >>> from quadgrad._core.rules import get_rule
+    >>> rule = get_rule("gk21")
+    >>> rule.nodes.size, rule.degree
+    (21, 31)
+    """
+    if name in NAMES:
+        return gauss_kronrod(name)
+    match = re.fullmatch(r"cc(\d{1,3})", name)
+    if match and int(match[1]) % 2 == 1 and 11 <= int(match[1]) <= 255:
+        return clenshaw_curtis(name, int(match[1]))
+    raise ValueError(
+        f"rule={name!r} is not known: choose one of {', '.join(NAMES)}, or 'cc<n>' with odd n from 11 to 255"
+    )

@@ -1,0 +1,151 @@
+"""What a quadrature rule is: nodes, weights, and null rules that estimate its error.
+
+Called by search (to estimate) and by replay (through the plan, which keeps nodes and weights).
+A rule knows nothing of intervals, integrands or tensors' devices beyond its own conversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from quadgrad._core._torch import in_transform
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+NULL_PAIRS = 5
+"""Pairs of neighbouring degrees whose coefficients tell the error; five show how they decay."""
+
+FUNCTIONALS = 7 + 2 * NULL_PAIRS
+"""What search asks of a cell: the integral, the null rules, then two numbers each for halves, slopes and edges."""
+
+SHARES = 6
+"""Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
+
+
+@dataclass(frozen=True)
+class RuleTensors:
+    """The rule on a device, in the dtype of the sums.
+
+    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``.
+    """
+
+    nodes: torch.Tensor
+    weights: torch.Tensor
+    functionals: torch.Tensor
+    shares: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An interpolatory rule with positive weights on the unit interval.
+
+    Parameters
+    ----------
+    name : str
+        The name that selects it, for example ``"gk21"``.
+    nodes : numpy.ndarray, shape (m,)
+        Nodes in (0, 1), ascending; never 0 or 1, so that no integrand is called at a limit.
+    weights : numpy.ndarray, shape (m,)
+        Positive weights that sum to 1.
+    degree : int
+        Polynomials up to this degree are integrated exactly.
+    """
+
+    name: str
+    nodes: Array
+    weights: Array
+    degree: int
+    _cache: dict[tuple[torch.dtype, torch.device], RuleTensors] = field(default_factory=dict, repr=False)
+
+    @property
+    def nulls(self) -> Array:
+        """Null rules ``(2 * NULL_PAIRS, m)``: row j gives the coefficient of degree ``m - 1 - j``.
+
+        The coefficients are those of the integrand in the polynomials orthonormal for the rule's own
+        discrete inner product; each annihilates every lower degree (Berntsen and Espelid, *ACM TOMS*
+        17, 1991). For a Gauss-Kronrod rule the first is the difference between the Kronrod and
+        the Gauss sum, up to a factor.
+        """
+        return self._coefficients[::-1][: 2 * NULL_PAIRS]
+
+    @property
+    def slopes(self) -> Array:
+        """The coefficients of degree 1 and 2, shape ``(2, m)``: how much the integrand varies on the cell."""
+        return self._coefficients[1:3]
+
+    @cached_property
+    def _coefficients(self) -> Array:
+        """Row j gives the integrand's coefficient in the orthonormal polynomial of degree j."""
+        root = np.sqrt(self.weights)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, self.nodes.size - 1)
+        orthonormal, _ = np.linalg.qr(root[:, None] * vandermonde)
+        return (orthonormal * root[:, None]).T
+
+    @cached_property
+    def halves(self) -> Array:
+        """Null rules ``(2, m)`` on the nodes of the left and of the right half, which tell the rougher one.
+
+        Each is the one linear functional of its nodes that annihilates all polynomials it can.
+        """
+        count = (self.nodes.size + 1) // 2
+        vandermonde = np.polynomial.legendre.legvander(4.0 * self.nodes[:count] - 1.0, count - 2)
+        null = np.linalg.svd(vandermonde.T)[2][-1] / count
+        left = np.concatenate([null, np.zeros(self.nodes.size - count)])
+        return np.stack([left, left[::-1]])
+
+    @cached_property
+    def edges(self) -> Array:
+        """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
+        m = self.nodes.size
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        ends = np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1)
+        return np.asarray(np.linalg.solve(vandermonde.T, ends.T).T, dtype=np.float64)
+
+    @cached_property
+    def functionals(self) -> Array:
+        """Everything search asks of a cell, ``(FUNCTIONALS, m)``: weights, nulls, halves, slopes, edges."""
+        return np.vstack([self.weights, self.nulls, self.halves, self.slopes, self.edges])
+
+    @cached_property
+    def shares(self) -> Array:
+        """The interpolating polynomial's integrals over equal parts of the unit interval, ``(SHARES, m)``."""
+        m = self.nodes.size
+        gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
+        places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
+        moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
+        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
+        shares = np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
+        return np.asarray(shares, dtype=np.float64)
+
+    @cached_property
+    def mirrored(self) -> bool:
+        """Whether the nodes are symmetric about one in the middle."""
+        return self.nodes.size % 2 == 1 and bool(np.abs(self.nodes + self.nodes[::-1] - 1.0).max() < 1e-14)
+
+    @property
+    def order_gap(self) -> int:
+        """How many pairs of degrees lie between the last null rules and the first degree integrated wrongly.
+
+        At most 6 are counted: decay seen over five pairs does not carry further on a kink, see ADR 3.
+        """
+        return min(6, (self.degree + 2 - self.nodes.size) // 2)
+
+    def tensors(self, dtype: torch.dtype, device: torch.device) -> RuleTensors:
+        """Return the rule in real ``dtype`` on ``device``.
+
+        Kept from call to call, except inside a transform or inference mode, where new tensors are
+        wrappers that must not outlive it.
+        """
+        key = (dtype, device)
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        columns = (self.nodes, self.weights, self.functionals, self.shares)
+        made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
+        if not in_transform() and not torch.is_inference_mode_enabled():
+            self._cache[key] = made
+        return made

@@ -1,0 +1,196 @@
+"""The compiled kernel of the search (``*.c``): its functions, and the structures they work on.
+
+It is built when the package is installed (``hatch_build.py``). Without a C compiler there is none, and every search
+goes through tensor operations: the same plans, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates import null_rules, singular_ends
+from quadgrad._core.mesh import cells, interval, poles
+from quadgrad._core.mesh.interval import Pieces
+from quadgrad._core.rules import Rule
+from quadgrad._core.rules import rule as rules
+from quadgrad._core.search import task
+from quadgrad._core.status import Status
+
+__all__ = ["CELL", "INTEGRAL", "LEAF", "EndNumbers", "SHARE", "PieceEnds", "Round", "Tally", "load", "rule_numbers"]
+
+_HERE = Path(__file__).parent
+_BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
+"""Which to try, by what torch says the processor can do, before the one that runs everywhere."""
+
+CELL, LEAF, INTEGRAL, SHARE = 10, 6, 7, 12
+"""How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of."""
+
+_REALS = (
+    "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
+    "at_end", "steps", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
+    "deepest", "lawless", "shortest", "depth",
+)  # fmt: skip
+_INTEGERS = (
+    "beside", "patience", "functionals", "shares", "levels",
+    "converged", "max_nfev", "roundoff", "nonfinite", "divergent",
+)  # fmt: skip
+
+
+class _Constants(Structure):
+    _fields_ = [*((name, c_double) for name in _REALS), *((name, c_int64) for name in _INTEGERS)]
+
+
+class RuleNumbers(Structure):
+    """A rule in double precision."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd")),
+        *((name, c_int64) for name in ("m", "order_gap")),
+    ]
+
+
+class PieceEnds(Structure):
+    """The ends of all pieces, and the smallest numbers of their dtype; keeps the tensors it points to."""
+
+    _fields_ = [
+        ("lower", c_void_p), ("upper", c_void_p), ("lower_step", c_int64), ("upper_step", c_int64),
+        ("count", c_int64), ("threads", c_int64), ("eps", c_double), ("tiny", c_double),
+    ]  # fmt: skip
+
+    @classmethod
+    def of(cls, pieces: Pieces) -> PieceEnds:
+        """Return the ends of the given pieces."""
+        info = torch.finfo(pieces.lower.dtype)
+        lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
+        if lower.dtype != torch.float64:
+            lower, upper = lower.double(), upper.double()
+        lower, upper = lower.contiguous(), upper.contiguous()
+        made = cls(
+            lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
+            torch.get_num_threads(), info.eps, info.tiny,
+        )  # fmt: skip
+        made.kept = (lower, upper)
+        return made
+
+
+class EndNumbers(Structure):
+    """Where cells with logarithmic nodes are, see :class:`quadgrad._core.mesh.interval.EndFrame`; keeps what it points to."""
+
+    _fields_ = [(name, c_void_p) for name in ("scale", "reach", "rate", "span", "steps")]
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> EndNumbers:
+        """Return what stands in the rows of a tensor."""
+        made = cls(*(row.data_ptr() for row in numbers))
+        made.kept = numbers
+        return made
+
+
+class Round(Structure):
+    """What is asked, a round's integrals and cells, and where the totals go."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
+        *(
+            (name, c_int64)
+            for name in ("max_nfev", "reopened", "fresh", "threads", "count", "running", "n_linear", "n_ends")
+        ),
+        *((name, c_void_p) for name in ("rule", "integrals", "linear", "ends", "shares", "moves")),
+        *((name, c_void_p) for name in ("values", "errors", "status", "nfev", "settled")),
+    ]
+    reopened: int
+    fresh: int
+    running: int
+    n_linear: int
+    n_ends: int
+    integrals: int
+    linear: int
+    ends: int
+    shares: int
+    moves: int
+
+
+class Tally(Structure):
+    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled."""
+
+    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
+    running: int
+    waiting: int
+    linear: int
+    ends: int
+    pairs: int
+    settled: int
+
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    # A structure, or a pointer ("p"), a count ("n") or a number ("x").
+    "configure": (_Constants,),
+    "begin": (PieceEnds, *"nnpp"),
+    "open_books": tuple("pnpnnnnp"),
+    "place": (RuleNumbers, *"ppnpn"),
+    "spread": tuple("pnpnpn"),
+    "place_first": (PieceEnds, RuleNumbers, *"pnpp"),
+    "enter_starts": tuple("ppnpn"),
+    "measure": (PieceEnds, RuleNumbers, *"nxpnppp"),
+    "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
+    "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
+    "judge": (Round, Tally),
+    "carry_on": (Round, PieceEnds, *"pppppnn"),
+    "withdraw": tuple("pnnnpppn"),
+    "collect": tuple("pnnnppppppn"),
+}
+_RETURNING = ("configure", "begin", "collect")
+
+
+def _open(name: str) -> Any:
+    """Return a build of the sources that are here, or None."""
+    try:
+        library = ctypes.CDLL(str(_HERE / name))
+        built_from = library.source
+    except (OSError, AttributeError):
+        return None
+    built_from.restype = c_int64
+    here = zlib.crc32(b"".join(path.read_bytes() for path in sorted(_HERE.glob("*.[ch]"))))
+    return library if built_from() == here else None
+
+
+@cache
+def load() -> Any:
+    """Return the library, or None where it was not built."""
+    builds = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
+    library = next(filter(None, map(_open, (*(f"_kernel_{build}.so" for build in builds), "_kernel.so"))), None)
+    if library is None:
+        return None
+    kinds = {"p": c_void_p, "n": c_int64, "x": c_double}
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
+        function.restype = c_int64 if name in _RETURNING else None
+    known: dict[str, Any] = {status.name: int(status) for status in Status}
+    for module in (interval, rules, task, cells, poles, null_rules, singular_ends):
+        known |= vars(module)
+    constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
+    return library if library.configure(byref(constants)) else None
+
+
+@cache
+def rule_numbers(rule: Rule) -> RuleNumbers:
+    """Return a rule for the kernel."""
+    half = rule.nodes.size // 2
+    nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges
+    even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
+    odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
+    tables = (rule.nodes, np.vstack([rule.functionals, rule.shares]), even[:, : half + 1], odd[:, :half])
+    kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
+    made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
+    made.kept = kept
+    return made

@@ -1,0 +1,189 @@
+"""The door: convert and check what the caller passed, once, with the caller's own shapes in the messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.integrand import Element, Integrand, make_argument
+from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.mesh.limits import Limits, stack_points
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.tolerance import accumulation_dtype, working_dtype
+
+__all__ = ["Call", "prepare", "prepare_replay"]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a verb, checked and flattened over the batch."""
+
+    integrand: Integrand
+    limits: Limits
+    batch_shape: tuple[int, ...]
+    sources: tuple[Tensor | None, ...]
+    given: tuple[Tensor | None, ...]
+
+    @property
+    def batch(self) -> int:
+        """The number of integrals."""
+        return math.prod(self.batch_shape)
+
+
+def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool) -> Call:
+    """Check and flatten the integrand, its limits, arguments and breakpoints."""
+    if not callable(f):
+        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
+    given = args if isinstance(args, tuple | list) else (args,)
+    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    a, b = _limit("a", a), _limit("b", b)
+    tensors = _tensors(a, b, given)
+    call_dtype = _dtype(tensors, points)
+    sum_dtype = accumulation_dtype(call_dtype)
+    points = None if points is None else stack_points(points)
+    first = next(iter(tensors.values()), points)
+    first = first.tensor if isinstance(first, Element) else first
+    device = torch.device("cpu") if first is None else first.device
+    batch_shape = _batch_shape(tensors, points)
+    finite = _check_limits(a, b)
+    share = points is None
+    flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
+    marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
+    arguments = tuple([make_argument(v, batch_shape) for v in given])
+    integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
+    sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
+    sources += [points] * (0 if points is None else points.shape[-1])
+    ordered = (
+        a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
+    )
+    limits = Limits(flat[0], flat[1], marks, not finite, ordered)
+    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
+    return Call(integrand, limits, tuple(batch_shape), tuple(sources), passed)
+
+
+def prepare_replay(
+    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any, points: Any
+) -> tuple[Integrand, Limits]:
+    """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
+    given = args if isinstance(args, tuple | list) else (args,)
+    a, b = _limit("a", a), _limit("b", b)
+    call_dtype = _dtype(_tensors(a, b, given), points)
+    points = None if points is None else stack_points(points)
+    sum_dtype = accumulation_dtype(call_dtype)
+    if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
+        raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
+    try:
+        share = points is None
+        ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device, share) for end in (a, b)]
+        marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
+        arguments = tuple(make_argument(v, plan.batch_shape) for v in given)
+    except RuntimeError as error:
+        raise ValueError(
+            f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}"
+        ) from None
+    integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
+    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
+    return integrand, Limits(ends[0], ends[1], marks, plan.infinite, ordered)
+
+
+def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    lead, count = points.shape[:-1], points.shape[-1]
+    points = points.to(dtype)
+    if lead.numel() == 1:
+        return points.reshape(1, count)
+    return points.expand(*batch_shape, count).reshape(-1, count)
+
+
+def _tensors(a: Any, b: Any, args: Sequence[Any]) -> dict[str, Tensor | Element]:
+    """Return what the caller passed as a tensor, by the name it was passed as."""
+    found: dict[str, Tensor | Element] = {}
+    for name, end in (("a", a), ("b", b)):
+        if isinstance(end, Tensor):
+            found[name] = end
+    for i, value in enumerate(args):
+        if isinstance(value, (Tensor, Element)):
+            found[f"args[{i}]"] = value
+    return found
+
+
+def _limit(name: str, value: Any) -> Any:
+    """Return a limit as a float or a real tensor."""
+    if isinstance(value, Element):
+        raise TypeError(
+            f"{name} must be a number or tensor, not quadgrad.element: limits are never per-element vectors"
+        )
+    if not isinstance(value, Tensor):
+        if isinstance(value, complex):
+            raise TypeError(f"{name}={value!r} is complex: cells must be ordered, so limits must be real")
+        if isinstance(value, int | float):
+            return float(value)
+        value = torch.as_tensor(value)
+    if value.is_complex():
+        raise TypeError(
+            f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real"
+        )
+    return value
+
+
+def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
+    """Return the working dtype of everything the caller passed as a tensor."""
+    each = [v.tensor if isinstance(v, Element) else v for v in tensors.values()]
+    if points is not None:
+        each += [p for p in (points if isinstance(points, list | tuple) else (points,)) if isinstance(p, Tensor)]
+    return working_dtype(each)
+
+
+def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
+    shapes = {
+        name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
+        for name, v in tensors.items()
+    }
+    if points is not None:
+        shapes["points"] = tuple(points.shape[:-1])
+    different = {shape for shape in shapes.values() if shape}
+    if len(different) <= 1:
+        return different.pop() if different else ()
+    try:
+        return tuple(torch.broadcast_shapes(*different))
+    except RuntimeError:
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"the batch shapes do not broadcast: {shown}. An argument that carries a vector, matrix or sequence "
+            "for each element is passed as quadgrad.element(t, ndim=k); points enumerates breakpoints along its "
+            "last dimension"
+        ) from None
+
+
+def _check_limits(a: Any, b: Any) -> bool:
+    """Refuse NaN limits; return whether all limits are finite."""
+    finite = True
+    for name, end in (("a", a), ("b", b)):
+        if isinstance(end, float):
+            if math.isnan(end):
+                raise ValueError(f"limit {name} is NaN")
+            finite = finite and math.isfinite(end)
+        elif end.is_floating_point() and bool(somewhere(~end.isfinite()).any()):
+            bad = largest(end.isnan().to(torch.int8)).nonzero()
+            if bad.shape[0] > 0:
+                where = f" at index {tuple(bad[0].tolist())}" if end.ndim else ""
+                raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {end.numel()} are)")
+            finite = False
+    return finite
+
+
+def _flatten(
+    end: Any, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
+) -> Tensor:
+    """Return a limit with one entry for each integral, or, if it may be shared and is, a single one."""
+    if isinstance(end, float):
+        return torch.full((1 if share else math.prod(batch_shape),), end, dtype=dtype, device=device)
+    end = end.to(dtype)
+    if share and end.numel() == 1:
+        return end.reshape(1)
+    return end.expand(batch_shape).reshape(-1)

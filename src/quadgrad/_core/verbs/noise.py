@@ -1,0 +1,87 @@
+"""Integrands that are not deterministic are refused: their derivative would be that of other numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import somewhere
+from quadgrad._core.mesh.interval import frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.recompute import Rows
+
+__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise"]
+
+_NOISY = (
+    "the integrand is not deterministic: called again at the same nodes it gave other values than before. Switch "
+    "dropout off (module.eval()), draw random numbers before the call and pass them in args"
+)
+
+
+def refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
+    """Call f twice at the same nodes."""
+    if len(plan) == 0:
+        return
+    dtype = limits.a.dtype
+    layout = frame(limits.pieces(), plan.row[:1], plan.start[:1].to(dtype), plan.stop[:1].to(dtype))
+    with torch.no_grad():
+        x, _ = layout.nodes(plan.tau.to(dtype), slice(0, 1))
+        once, again = (integrand(x, plan.owner[:1]).detach() for _ in range(2))
+    differs = (once - again).abs() > torch.finfo(dtype).eps ** 0.5 * once.abs()
+    if bool(somewhere(differs).any()):
+        raise IntegrandError(_NOISY)
+
+
+def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block: int) -> None:
+    """Compare what replay and search have found, given the error of the latter, ``block`` integrals at a time."""
+    found = replayed.detach()
+    parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
+    if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
+        raise IntegrandError(_NOISY)
+
+
+class ReplacedRows(Rows):
+    """What search has found, replaced in place by what replay finds, which is compared with it first.
+
+    Parts come in ascending order; several that begin with the same row add to that one alone.
+    """
+
+    def __init__(self, searched: Tensor, error: Tensor) -> None:
+        super().__init__(searched.shape[0])
+        self._searched, self._error = searched, error
+        self._low = 0
+        self._sums: Tensor | None = None
+
+    def add(self, low: int, part: Tensor) -> None:
+        """Add to the rows from ``low`` on; those before are complete."""
+        part = part.detach()
+        if self._sums is not None and low == self._low:
+            self._sums = self._sums + part
+            return
+        self._replace()
+        self._low, self._sums = low, part
+
+    def join(self) -> Tensor:
+        """Return all rows."""
+        self._replace()
+        self._sums = None
+        return self._searched.detach()
+
+    def _replace(self) -> None:
+        """Put the sums that are complete in place of what search has found."""
+        if self._sums is None:
+            return
+        rows = slice(self._low, self._low + self._sums.shape[0])
+        if _disagrees(self._sums, self._searched[rows], self._error[rows]):
+            raise IntegrandError(_NOISY)
+        self._searched[rows].copy_(self._sums)
+
+
+def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:
+    gap = largest_component((replayed - searched).abs())
+    agrees = (gap <= error) | error.isinf()  # a NaN agrees with nothing
+    return bool(somewhere(~agrees).any())

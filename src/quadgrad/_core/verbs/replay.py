@@ -1,0 +1,68 @@
+"""The fixed sum of a plan, without search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
+from quadgrad._core.gradient.reuse import replay_with_limits
+from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.replay import BLOCK
+from quadgrad._core.verbs.inputs import prepare_replay
+
+__all__ = ["replay"]
+
+
+def replay(
+    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *, points: Any = None, log: bool = False
+) -> Tensor:
+    """Integrate f on the cells of a plan: no search, no error estimate, no waiting for the device.
+
+    Compiles with ``torch.compile(fullgraph=True)``. The plan is trusted; to have it checked, pass it to
+    :func:`quadgrad.quad` instead.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x, *args)`` as for :func:`quadgrad.quad`.
+    plan : Plan
+        From an earlier :class:`quadgrad.Result`.
+    a, b : float or Tensor
+        Limits, finite or infinite as the plan's were; broadcast to the plan's batch.
+    args : tuple
+        Further arguments of f.
+    points : Tensor, optional
+        As many breakpoints as the plan was made with.
+    log : bool
+        Whether f returns a logarithm, as for :func:`quadgrad.quad`: then that of the sum is returned, NaN where
+        ``a > b``. f is called once more, for the scale of the sum.
+
+    Returns
+    -------
+    Tensor, shape ``batch + event``
+        The integrals, differentiable with respect to everything.
+
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> plan = qg.quad(torch.sin, 0.0, torch.tensor(1.0)).plan
+    >>> qg.replay(torch.sin, plan, 0.0, torch.tensor(2.0))
+    tensor(1.4161)
+    """
+    with WithoutAutocast() as unaided:
+        integrand, limits = prepare_replay(unaided.restore(f), plan, a, b, args, points)
+        treatment, shift = None, None
+        if log:
+            shift = shift_on_plan(integrand, plan, limits.detach().pieces(), BLOCK)
+            integrand = attach_shift(integrand, shift)
+        if any(carries_gradient(mark) for mark in limits.marks):
+            singular = singular_marks(integrand, limits, plan.batch)
+            treatment = Treatment(singular, tuple(mask & False for mask in singular))
+        value = replay_with_limits(integrand, plan, limits, treatment, chunk_size=None)
+        value = value if shift is None else take_logarithm(value, shift)
+        return value.reshape(plan.batch_shape + tuple(value.shape[1:]))

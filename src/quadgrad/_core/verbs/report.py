@@ -1,0 +1,133 @@
+"""What is said when integrals fail, once for each call."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.errors import (
+    IntegrationError,
+    IntegrationWarning,
+    SeveredGradientWarning,
+    UnmarkedJumpWarning,
+)
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import export, largest
+from quadgrad._core.mesh.interval import end_frame, frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.result import Result, describe
+from quadgrad._core.status import Status
+
+__all__ = ["offending_point", "report", "severed_arguments", "warn_if_severed"]
+
+
+def report(
+    result: Result,
+    inner: InnerRecord,
+    outer: InnerRecord | None,
+    on_failure: Literal["warn", "raise", "ignore"],
+    log: bool = False,
+) -> None:
+    """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
+    _report_jump(inner, outer)
+    derivative = result.derivative
+    calm = not bool(result.status.any()) and (derivative is None or not bool(derivative.status.any()))
+    if outer is None and not inner.failures and calm:
+        return
+    sentences = [_count("integrals", result.status, result.message)]
+    if derivative is not None:
+        sentences.append(_count("derivatives", derivative.status, describe(derivative.status)))
+    sentences = [sentence for sentence in sentences if sentence]
+    if outer is not None:
+        failures = dict(inner.failures)
+        failed = int((result.status != int(Status.CONVERGED)).sum())
+        if failed:
+            failures[result.message] = failures.get(result.message, 0) + failed
+        outer.note(_noise(result, log), failures)
+    if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
+        return
+    sentences += [
+        f"{count} integrals inside the integrand did not converge. {sentence}"
+        for sentence, count in inner.failures.items()
+    ]
+    if not sentences:
+        return
+    if on_failure == "raise":
+        raise IntegrationError(" ".join(sentences))
+    warnings.warn(" ".join(sentences), IntegrationWarning, stacklevel=3)
+
+
+def _count(what: str, status: Tensor, message: str) -> str:
+    """Say how many did not converge, or nothing."""
+    failed = int((status != int(Status.CONVERGED)).sum())
+    return f"{failed} of {status.numel()} {what} did not converge. {message}" if failed else ""
+
+
+def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
+    if outer is not None:
+        outer.jump = outer.jump or inner.jump
+    elif inner.jump:
+        warnings.warn(inner.jump, UnmarkedJumpWarning, stacklevel=4)
+
+
+def _noise(result: Result, log: bool) -> float:
+    """Return how noisy a surrounding integrand is: the largest error over the largest value."""
+    error = export(largest(result.error.detach().amax()))
+    if log:  # that of what it is the logarithm of
+        return float(error)
+    size = export(largest(result.value.detach().abs().amax()))
+    return float(error / size) if float(size) > 0.0 else 0.0
+
+
+def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Tensor) -> str:
+    """Return a sentence with an x at which f is not finite, for the first integral that failed for it."""
+    if in_transform():  # hidden lanes have no single x
+        return ""
+    owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
+    if owners.numel() == 0:
+        return ""
+    index = int(owners[0])
+    column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
+    dtype = limits.a.dtype
+    cell = (limits.pieces(), plan.row[column], plan.start[column].to(dtype), plan.stop[column].to(dtype))
+    at_end = plan.ends is not None and bool(torch.isin(column, plan.ends.cell).any())
+    x, _ = (end_frame(*cell) if at_end else frame(*cell)).nodes(plan.tau.to(dtype), slice(None))
+    y = integrand(x, plan.owner[column])
+    bad = ~y.isfinite()
+    bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
+    found = x[bad][:1].tolist()
+    y_bad = y[bad].flatten()[:1].tolist()
+    return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {index})." if found else ""
+
+
+def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> list[str]:
+    """Return the numbers of the arguments that require grad, if f's output does not.
+
+    None where a breakpoint requires grad: then f may rightly depend on the argument by comparison only.
+    """
+    if not torch.is_grad_enabled() or probe.requires_grad or in_transform():
+        return []
+    if limits.points is not None and limits.points.requires_grad:
+        return []
+    return [
+        str(i) for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad
+    ]
+
+
+def warn_if_severed(lost: list[str]) -> None:
+    """Warn of arguments that require grad although f's output does not."""
+    if lost:
+        warnings.warn(
+            f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
+            "leaves torch (.item(), float(), .detach(), NumPy) and the gradient is lost. quadgrad.doctor names "
+            "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
+            "detached",
+            SeveredGradientWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,119 @@
+"""Pictures of plans: where the cells of an integral went, and how large the error is on each.
+
+Called by :meth:`quadgrad.Plan.plot`. matplotlib is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.interval import frame
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import Plan
+from quadgrad._core.verbs.inputs import prepare_replay
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_plan"]
+
+
+def plot_plan(
+    plan: Plan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
+    *, points: Any = None, element: int = 0, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw the cells of one integral as bars coloured by their error, and the integrand above them.
+
+    Parameters
+    ----------
+    plan : Plan
+        As in ``quad(...).plan``.
+    f : callable, optional
+        ``f(x, *args)`` as for :func:`quadgrad.quad`; all its components are drawn.
+    a, b, args, points
+        What :func:`quadgrad.quad` was given. An infinite interval is drawn as far as its nodes reach.
+    element : int
+        Which integral of the (flattened) batch.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot makes a new figure unless given. It is returned.
+
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> from matplotlib.figure import Figure
+    >>> f = lambda x: 1e-3 / ((x - 0.3) ** 2 + 1e-6)
+    >>> plan = qg.quad(f, 0.0, torch.tensor(1.0, dtype=torch.float64)).plan
+    >>> ax = plan.plot(f, ax=Figure().subplots())
+    >>> ax.get_title() == f"{len(plan)} cells of gk21"
+    True
+    """
+    if not 0 <= element < plan.batch:
+        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1]
+    cells = (plan.owner == element).nonzero().squeeze(1)
+    ax.set(title=f"{len(cells)} cell{'' if len(cells) == 1 else 's'} of {plan.rule}", xlabel="x")
+    if len(cells) == 0:
+        return ax
+    integrand, limits = prepare_replay(f or torch.zeros_like, plan, a, b, args, points)
+    x, ends = _lay_out(plan, limits.detach(), cells)
+    if f is None:
+        ax.set_yticks([])
+    else:
+        with torch.no_grad():
+            y = integrand(x.to(cells.device), plan.owner[cells]).detach().cpu()
+        y = (torch.view_as_real(y) if y.is_complex() else y).reshape(*x.shape, -1)
+        _draw_integrand(ax, x, y, plan.piece[cells].cpu())
+    _draw_cells(ax, ends, plan.error[cells].cpu())
+    if plan.infinite and float(ends.abs().max()) > 100.0:
+        ax.set_xscale("symlog", linthresh=1.0)
+    ax.set_xlim(float(ends.min()), float(ends.max()))
+    return ax
+
+
+def _lay_out(plan: Plan, limits: Limits, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``, in float64 on the CPU."""
+    limits = limits.with_marks(tuple(mark.cpu().double() for mark in limits.marks))
+    layout = frame(limits.pieces(), *(t[cells].cpu() for t in (plan.row, plan.start, plan.stop)))
+    # An infinite end has no place in the picture, the nodes next to it have.
+    inner = torch.linspace(plan.tau.min().item(), plan.tau.max().item(), 33, dtype=torch.float64)
+    x, _ = layout.nodes(inner, slice(None))
+    ends, _ = layout.nodes(inner.new_tensor([1e-9, 1.0 - 1e-9]), slice(None))
+    return x, ends.clamp(x.min(), x.max()) if plan.infinite else ends
+
+
+def _draw_integrand(ax: Axes, x: Tensor, y: Tensor, piece: Tensor) -> None:
+    """Draw each component, interrupted at breakpoints; on a log scale if a positive f is spiky."""
+    for one in piece.unique().tolist():
+        here = (piece == one).nonzero().squeeze(1)
+        here = here[x[0, here].argsort()]
+        for component, curve in enumerate(y[:, here].unbind(2)):
+            ax.plot(x[:, here].T.flatten(), curve.T.flatten(), color=f"C{component}")
+    finite = y[y.isfinite()]
+    if finite.numel() and finite.min() > 0.0 and finite.max() > 1e3 * finite.quantile(0.25):
+        ax.set_yscale("log")
+    ax.set_ylabel("integrand")
+
+
+def _draw_cells(ax: Axes, ends: Tensor, error: Tensor) -> None:
+    """Draw a band below the curve: a bar for each cell, ticks at their ends."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import LogNorm
+
+    scale, band = ax.yaxis.get_transform(), ax.get_xaxis_transform()
+    low, high = scale.transform(ax.get_ylim())
+    ax.set_ylim(bottom=scale.inverted().transform([low - 0.15 * (high - low)])[0])
+    bars = [[(left, 0.0), (right, 0.0), (right, 0.06), (left, 0.06)] for left, right in ends.T.tolist()]
+    known = error[error.isfinite() & (error > 0.0)].tolist() or [1.0]
+    norm = LogNorm(min(known), max(max(known), 10.0 * min(known)), clip=True)
+    options: dict[str, Any] = {"norm": norm, "cmap": "plasma_r", "edgecolors": "face", "transform": band}
+    drawn = PolyCollection(bars, array=error.clamp(min(known)).nan_to_num().numpy(), **options)
+    ax.add_collection(drawn, autolim=False)
+    ax.vlines(ends.flatten().tolist(), 0.06, 0.1, transform=band, color="0.3", lw=0.5)
+    ax.figure.colorbar(drawn, ax=ax, label="error of the cell")
