@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.mesh.interval import LINEAR
+from quadgrad._core.mesh.interval import LOGARITHMIC as GEOMETRIC
 from quadgrad._core.mesh.poles import Ellipse, Parts, find_parts, is_near, one_pole
 
 __all__ = [
@@ -24,12 +26,6 @@ __all__ = [
     "refine",
     "to_scan",
 ]
-
-LINEAR, GEOMETRIC = 0, 1
-"""Kinds of cells: the nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
-
-Kinds beyond: the same where the cell touches the end; the integral is extrapolated to it in column ``kind - 2``.
-"""
 
 FAINT = 0.1
 """An integral, or a cell, is faint if its error is more than this part of its value."""

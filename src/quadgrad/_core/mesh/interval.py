@@ -17,10 +17,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DEPTH", "EndFrame", "Frame", "Pieces", "end_frame", "frame"]
+__all__ = [
+    "DEPTH",
+    "EXTRAPOLATED",
+    "LINEAR",
+    "LOGARITHMIC",
+    "EndFrame",
+    "Frame",
+    "Layout",
+    "Pieces",
+    "end_frame",
+    "frame",
+    "lay_out",
+    "place",
+]
+
+LINEAR, LOGARITHMIC, EXTRAPOLATED = 0, 1, 2
+"""Kinds of cells, int8: nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
+
+``EXTRAPOLATED + c`` is the latter where the cell touches the end: the integral is extrapolated to it in column c of
+the epsilon algorithm. Where the column is not chosen yet, such a cell is :data:`LOGARITHMIC`.
+"""
 
 DEPTH = 12
-"""Octaves that the nodes of a cell at an end span, see :func:`end_frame`."""
+"""Octaves that the nodes of a cell that touches an end cover; the rest, 2^-12 of it, is extrapolated."""
 
 
 @dataclass(slots=True)
@@ -53,6 +73,124 @@ def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
     if ends.shape[0] == 1:
         return ends
     return ends[row] if isinstance(row, slice) else ends.index_select(0, row)
+
+
+def place(
+    pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | None, tau: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Place the nodes ``tau`` ``(m,)`` of the unit interval on cells of any kind.
+
+    Parameters
+    ----------
+    pieces : Pieces
+        Their ends may carry gradients; the cells' fractions carry none.
+    row : Tensor of int64, shape (n,), or slice
+    start, stop : Tensor, shape (n,)
+    kind : Tensor of int8, shape (n,), or None
+        None where all cells are :data:`LINEAR`: what logarithms ask for is left out then.
+    tau : Tensor, shape (m,)
+
+    Returns
+    -------
+    x : Tensor, shape (m, n)
+    factor : Tensor, shape (m, n), or (1, n) where it is the same at all nodes
+        ``abs(dx / dtau)``: by what f is multiplied.
+    """
+    return lay_out(pieces, row, start, stop, kind).nodes(tau)
+
+
+@dataclass(slots=True)
+class Layout:
+    """What of :func:`place` does not depend on the nodes, for those who ask for several.
+
+    On a finite piece a node is at ``base + extent * u``, where u is tau, or ``outer * exp(rate * tau)`` where
+    ``logarithmic``. On an infinite one that is the fraction, which is mapped. ``scale`` is dx/dtau but for what
+    varies along the cell. All have shape ``(n,)``.
+    """
+
+    base: Tensor
+    extent: Tensor
+    scale: Tensor
+    logarithmic: Tensor | None = None
+    outer: Tensor | None = None
+    rate: Tensor | None = None
+    image: _Image | None = None
+
+    def nodes(self, tau: Tensor, part: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return abscissae and factors at the nodes ``tau`` of some cells, see :func:`place`."""
+        along, factor = tau[:, None], self.scale[None, part]
+        if self.logarithmic is not None:
+            assert self.outer is not None and self.rate is not None
+            # Nodes run from the far edge towards the end, so that no end of theirs is a fraction of 0.
+            fraction = self.outer[part] * torch.exp(along * self.rate[part])
+            factor = factor * torch.where(self.logarithmic[part], fraction.abs(), 1.0)
+            along = torch.where(self.logarithmic[part], fraction, along)
+        x = torch.addcmul(self.base[part], along, self.extent[part])
+        return (x, factor) if self.image is None else self.image.nodes(x, factor, part)
+
+    @property
+    def reach(self) -> Tensor:
+        """How far 0 is from the end that nodes are measured from, in units of ``scale``, shape ``(n,)``.
+
+        Rounding moves a node by up to eps times that.
+        """
+        return self.base.abs() if self.image is None else self.image.reach(self.base)
+
+
+@dataclass(slots=True)
+class _Image:
+    """Which of ``n`` cells lie on infinite pieces, of which kind, measured from where (0, if from nowhere)."""
+
+    no_lower: Tensor
+    no_upper: Tensor
+    from_lower: Tensor
+    origin: Tensor
+
+    def nodes(self, place: Tensor, factor: Tensor, part: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Map what is a fraction to x, and leave alone what is x."""
+        no_lower, no_upper, from_lower = self.no_lower[part], self.no_upper[part], self.from_lower[part]
+        bounded = ~(no_lower | no_upper)
+        # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
+        p = torch.where(from_lower, place, 1.0 + place).masked_fill(bounded, 0.5)
+        q = torch.where(from_lower, 1.0 - place, -place).masked_fill(bounded, 0.5)
+        up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
+        x = torch.where(bounded, place, self.origin[part] + up * (p / q) - down * (q / p))
+        return x, factor * torch.where(bounded, 1.0, up / q**2 + down / p**2)
+
+    def reach(self, base: Tensor) -> Tensor:
+        """Return the fraction's distance from its end, and that of x from 0, over dx/dfraction."""
+        p, q = torch.where(self.from_lower, base, 1.0 + base), torch.where(self.from_lower, 1.0 - base, -base)
+        up, down = self.no_upper.to(p.dtype), self.no_lower.to(p.dtype)
+        away = base.abs() + p * q + self.origin.abs() * (up * q**2 + down * p**2)
+        return torch.where(self.no_lower | self.no_upper, away, base.abs())
+
+
+def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | None) -> Layout:
+    """Return the layout of cells, see :func:`place`."""
+    lower, upper = pieces.ends(row)
+    no_lower = no_upper = None
+    if pieces.infinite:
+        no_lower, no_upper = lower.isinf(), upper.isinf()
+        # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
+        lower, upper = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
+    span = upper - lower
+    base, extent = _stretch(lower, upper, span, start, stop)
+    image, from_lower = None, start >= 0
+    if no_lower is not None and no_upper is not None:
+        no_lower, no_upper = no_lower.expand(start.shape), no_upper.expand(start.shape)
+        image, unbounded = _Image(no_lower, no_upper, from_lower, lower + upper), no_lower | no_upper
+        image.origin = image.origin.expand(start.shape)
+        base, extent = torch.where(unbounded, start, base), torch.where(unbounded, stop - start, extent)
+        lower, upper, span = (torch.where(unbounded, v, t) for v, t in ((0.0, lower), (0.0, upper), (1.0, span)))
+    if kind is None:
+        return Layout(base, extent, extent, image=image)
+    outer, inner = torch.where(from_lower, stop, start), torch.where(from_lower, start, stop)
+    # A cell that touches the end gets nodes on its outer octaves only.
+    rate = torch.log(torch.where(inner == 0, 2.0**-DEPTH, inner / outer))
+    logarithmic = kind != LINEAR
+    base = torch.where(logarithmic, torch.where(from_lower, lower, upper), base)
+    scale = torch.where(logarithmic, -rate * span, extent)
+    return Layout(base, torch.where(logarithmic, span, extent), scale, logarithmic, outer, rate, image)
 
 
 @dataclass(slots=True)
