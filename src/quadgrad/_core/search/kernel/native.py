@@ -23,7 +23,7 @@ from quadgrad._core.mesh.cells import BESIDE, LINEAR
 from quadgrad._core.mesh.interval import Pieces, frame
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.rules import Rule
-from quadgrad._core.search.adaptive import WAIT
+from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
     INTEGRAL,
