@@ -20,7 +20,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import export, largest, somewhere
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import current_record
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.search.task import Found
 from quadgrad._core.verbs.inputs import Call
 
@@ -29,7 +29,7 @@ __all__ = ["Search", "Switches", "note_unmarked_jumps"]
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
 
-Search = Callable[[Limits, Plan | None], tuple[Found, Plan]]
+Search = Callable[[Limits, IntervalPlan | None], tuple[Found, IntervalPlan]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Switches:
             zeros = scan_pieces(g, call.limits.detach(), call.batch, block)
         return Switches(call, g, moves, block, zeros)
 
-    def fit(self, plan: Plan | None) -> tuple[Switches, Plan | None]:
+    def fit(self, plan: IntervalPlan | None) -> tuple[Switches, IntervalPlan | None]:
         """Return zeros and plan for the same number of pieces; search gives those without a cell one.
 
         One column of zeros at least: an integral that a moving jump has left must stay differentiable.
@@ -74,7 +74,7 @@ class Switches:
             plan = replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
         return replace(self, zeros=zeros), plan
 
-    def search(self, search: Search, plan: Plan | None) -> tuple[Switches, Found, Plan]:
+    def search(self, search: Search, plan: IntervalPlan | None) -> tuple[Switches, Found, IntervalPlan]:
         """Search between the zeros, and anew as long as the plan shows others.
 
         Where f jumps, search has refined, and the function is seen to change sign on the plan's nodes.
@@ -135,7 +135,9 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(integrand: Integrand, plan: Plan | None, limits: Limits, least: Least, block: int) -> bool:
+def note_unmarked_jumps(
+    integrand: Integrand, plan: IntervalPlan | None, limits: Limits, least: Least, block: int
+) -> bool:
     """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
     if plan is None:
         return False

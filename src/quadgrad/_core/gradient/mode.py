@@ -10,7 +10,7 @@ from torch import Tensor
 from quadgrad._core.gradient.boundary import Treatment
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
 from quadgrad._core.result import Derivative
 
@@ -36,7 +36,7 @@ class Primal:
     ----------
     integrand : Integrand
         The user's function with its arguments, which may require grad.
-    plan : Plan
+    plan : IntervalPlan
         What search found.
     limits : Limits
         May require grad.
@@ -62,7 +62,7 @@ class Primal:
     """
 
     integrand: Integrand
-    plan: Plan
+    plan: IntervalPlan
     limits: Limits
     value: Tensor
     treatment: Treatment | None

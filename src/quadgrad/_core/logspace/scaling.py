@@ -23,7 +23,7 @@ from quadgrad._core.lanes import export, largest, somewhere
 from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.search.recheck import Recheck
 from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found, Task
@@ -72,7 +72,7 @@ def attach_shift(integrand: Integrand, shift: Tensor) -> Integrand:
     return replace(integrand, function=_Exponential(integrand.function), arguments=arguments)
 
 
-def shift_on_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int) -> Tensor:
+def shift_on_plan(integrand: Integrand, plan: IntervalPlan, pieces: Pieces, block: int) -> Tensor:
     """Return the logarithm of the sum over a plan's nodes, without gradient; 0 where that is no finite number."""
     x, weights = plan.place(pieces)
     return _usable(log_of_sum(integrand, plan, x.detach(), weights.detach(), block))
@@ -128,7 +128,7 @@ class LogSearch:
         tolerance = setting.tolerance
         self.allowed = max(tolerance.rtol, tolerance.atol)
 
-    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
+    def search(self, marks: Limits, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
         """Search between the given limits and breakpoints; in what is found all integrals are 1, or 0."""
         task = self.plain.task(marks.pieces())
         with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 from quadgrad._core.integrand import Element, Integrand, make_argument
 from quadgrad._core.lanes import largest, somewhere
 from quadgrad._core.mesh.limits import Limits, stack_points
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.tolerance import accumulation_dtype, working_dtype
 
 __all__ = ["Call", "prepare", "prepare_replay"]
@@ -68,7 +68,7 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
 
 
 def prepare_replay(
-    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any, points: Any
+    f: Callable[..., Any], plan: IntervalPlan, a: Any, b: Any, args: Any, points: Any
 ) -> tuple[Integrand, Limits]:
     """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
     given = args if isinstance(args, tuple | list) else (args,)

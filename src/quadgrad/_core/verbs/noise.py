@@ -9,9 +9,8 @@ from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
 
 __all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise"]
@@ -22,16 +21,15 @@ _NOISY = (
 )
 
 
-def refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
+def refuse_noise(integrand: Integrand, plan: IntervalPlan, limits: Limits) -> None:
     """Call f twice at the same nodes."""
     if len(plan) == 0:
         return
-    dtype = limits.a.dtype
-    layout = frame(limits.pieces(), plan.row[:1], plan.start[:1].to(dtype), plan.stop[:1].to(dtype))
+    cell = plan.take(slice(0, 1))
     with torch.no_grad():
-        x, _ = layout.nodes(plan.tau.to(dtype), slice(0, 1))
-        once, again = (integrand(x, plan.owner[:1]).detach() for _ in range(2))
-    differs = (once - again).abs() > torch.finfo(dtype).eps ** 0.5 * once.abs()
+        x, _ = cell.place(limits.pieces())
+        once, again = (integrand(x, cell.owner).detach() for _ in range(2))
+    differs = (once - again).abs() > torch.finfo(limits.a.dtype).eps ** 0.5 * once.abs()
     if bool(somewhere(differs).any()):
         raise IntegrandError(_NOISY)
 

@@ -23,7 +23,7 @@ from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
 from quadgrad._core.mesh.interval import Pieces, frame
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import InnerRecord, current_record
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.result import Result
 from quadgrad._core.rules import Rule, get_rule
 from quadgrad._core.search.kernel.native import Opening, open_native
@@ -50,7 +50,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
-    plan: Plan | None = None,
+    plan: IntervalPlan | None = None,
     limit_gradient: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
     log: bool = False,
@@ -88,7 +88,7 @@ def quad(
         Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
-    plan : Plan, optional
+    plan : IntervalPlan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed; with
         ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.KeptPlan`.
     limit_gradient : {"auto", "boundary", "pathwise"}
@@ -219,7 +219,7 @@ def _integrate(
     tolerances: tuple[float | None, float],
     max_nfev: int | None,
     gradient: GradientMode,
-    plan: Plan | None,
+    plan: IntervalPlan | None,
     limits_mode: Literal["auto", "boundary", "pathwise"],
     chunk_size: int | None,
     jumps: Callable[..., Any] | None,

@@ -17,11 +17,11 @@ from quadgrad._core.lanes import export
 from quadgrad._core.mesh.cells import BESIDE
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.kernel.native import Opening
 from quadgrad._core.search.recheck import Watch, recheck
-from quadgrad._core.search.record import make_ends, make_plan
+from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First, first_cells
 from quadgrad._core.search.task import Found, Task
 from quadgrad._core.search.tiles import search_tiles
@@ -74,11 +74,11 @@ class Setting:
             )
         return self.max_nfev
 
-    def start(self, pieces: Pieces, plan: Plan | None) -> First:
+    def start(self, pieces: Pieces, plan: IntervalPlan | None) -> First:
         """Return the cells to start from, those of a plan if one was passed."""
         return first_cells(pieces, self.call.batch_shape, self.call.batch, self.rule, plan)
 
-    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
+    def search(self, marks: Limits, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
         """Search between the given limits and breakpoints."""
         task = self.task(marks.pieces())
         found = self.run(task, None if plan is None else self.start(task.pieces, plan))
@@ -91,7 +91,7 @@ class Setting:
         with torch.no_grad():
             return search_tiles(task, first)
 
-    def record(self, found: Found, pieces: Pieces) -> Plan:
+    def record(self, found: Found, pieces: Pieces) -> IntervalPlan:
         """Return the plan of what was found."""
         return make_plan(found, pieces, self.call.batch_shape, self.rule)
 
@@ -107,13 +107,13 @@ class Outcome:
     limits: Limits
     sources: tuple[Tensor | None, ...]
     found: Found
-    plan: Plan
-    unseen: Plan | None
+    plan: IntervalPlan
+    unseen: IntervalPlan | None
     treatment: Treatment | None = None
     replayed: Tensor | None = None
 
 
-def search_all(call: Call, search: Search, switches: Switches | None, plan: Plan | None) -> Outcome:
+def search_all(call: Call, search: Search, switches: Switches | None, plan: IntervalPlan | None) -> Outcome:
     """Search every integral, from the cells of a plan if one was passed."""
     limits, sources = call.limits, call.sources
     if switches is None:
@@ -125,7 +125,9 @@ def search_all(call: Call, search: Search, switches: Switches | None, plan: Plan
     return Outcome(limits, sources, found, made, made)
 
 
-def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: LimitsMode) -> Outcome | None:
+def replay_kept(
+    setting: Setting, switches: Switches | None, plan: IntervalPlan, mode: LimitsMode
+) -> Outcome | None:
     """Replay the plan that was passed, and check it by the values seen; None if all of it must be searched.
 
     For the integrals that are done it saves the search and the checks of what search found: where f is not
@@ -165,12 +167,12 @@ def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: L
     return Outcome(limits, sources, found, made, refined if plan.inspected else made, None, value)
 
 
-def _with_cells(plan: Plan, first: First, setting: Setting) -> Plan:
+def _with_cells(plan: IntervalPlan, first: First, setting: Setting) -> IntervalPlan:
     """Return the plan with other cells."""
-    row, start, stop = (export(t) for t in (first.row, first.start, first.stop))
-    ends = None if plan.ends is None else make_ends(first.kind, plan.ends.shares)
-    shape = setting.call.batch_shape
-    return replace(plan, batch_shape=shape, row=row, start=start, stop=stop, ends=ends)
+    kind = torch.zeros_like(first.row, dtype=torch.int8) if first.kind is None else first.kind
+    row, start, stop, kind = (export(t) for t in (first.row, first.start, first.stop, kind))
+    shape, error = setting.call.batch_shape, torch.zeros_like(start)
+    return replace(plan, batch_shape=shape, row=row, start=start, stop=stop, kind=kind, error=error)
 
 
 def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
