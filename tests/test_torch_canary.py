@@ -1,7 +1,8 @@
 """Canaries: what quadgrad relies on in torch without torch having promised it.
 
 One of them dying after an upgrade of torch says which assumption broke, before a wrong gradient does. The names
-themselves live in `quadgrad._core._torch`; `quadgrad._core.lanes` relies on how custom functions behave under transforms.
+themselves live in `quadgrad._core._torch`; `quadgrad._core.lanes` relies on how custom functions behave under
+transforms.
 """
 
 from __future__ import annotations

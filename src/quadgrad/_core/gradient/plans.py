@@ -16,7 +16,7 @@ from quadgrad._core.search.start import First
 __all__ = ["CellList", "cells_of", "with_cells"]
 
 NO_COLUMN = -2
-"""The column of cells with evenly spread nodes; see :attr:`quadgrad._core.plans.interval.Ends.column` for the others."""
+"""The column of cells with evenly spread nodes; see :attr:`.Ends.column` for the others."""
 
 
 @dataclass(frozen=True)
