@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import add_lanes, belongs_to_transform, carries_derivative, in_transform, outside_transforms, unwrap
+from quadgrad._core._torch import (
+    add_lanes,
+    belongs_to_transform,
+    carries_derivative,
+    in_transform,
+    outside_transforms,
+    unwrap,
+)
 
 __all__ = ["Lanes", "plain"]
 

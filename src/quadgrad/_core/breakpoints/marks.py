@@ -42,7 +42,9 @@ class Switches:
     def open(problem: Problem) -> Switches:
         """Scan the integrals for the zeros of ``jumps``."""
         assert problem.jumps is not None
-        return Switches(problem, problem.jumps, scan_pieces(problem.jumps, problem.limits, problem.batch, problem.block))
+        return Switches(
+            problem, problem.jumps, scan_pieces(problem.jumps, problem.limits, problem.batch, problem.block)
+        )
 
     def fit(self, plan: Plan | None) -> tuple[Switches, Plan | None]:
         """Return zeros and plan for the same number of pieces; search gives those without a cell one.

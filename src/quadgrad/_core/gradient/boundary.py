@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import carries_derivative
+from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
@@ -76,6 +76,8 @@ def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor, 
 
 def carries_gradient(mark: Tensor) -> bool:
     """Whether derivatives with respect to this tensor may be asked for."""
+    if torch.compiler.is_compiling():  # which cannot follow a look at the levels
+        return mark.requires_grad or in_transform() or forward_mode_open()
     return carries_derivative(mark)
 
 

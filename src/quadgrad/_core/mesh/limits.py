@@ -44,9 +44,13 @@ class Limits:
 
     def part(self, first: int, last: int) -> Limits:
         """Return the limits of the integrals from ``first`` to before ``last``."""
-        cut = [None if t is None or t.shape[0] == 1 else t[first:last] for t in (self.a, self.b, self.points, self.blur)]
+        cut = [
+            None if t is None or t.shape[0] == 1 else t[first:last]
+            for t in (self.a, self.b, self.points, self.blur)
+        ]
         a, b, points, blur = (
-            t if part is None else part for t, part in zip((self.a, self.b, self.points, self.blur), cut, strict=True)
+            t if part is None else part
+            for t, part in zip((self.a, self.b, self.points, self.blur), cut, strict=True)
         )
         assert a is not None
         assert b is not None

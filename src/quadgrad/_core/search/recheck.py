@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import outside_transforms, without_derivatives
 from quadgrad._core.estimates.endpoint_values import look_at_edges
 from quadgrad._core.estimates.null_rules import apply_rule
 from quadgrad._core.estimates.singular_ends import estimate_ends
-from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.lanes import largest, plain, somewhere
 from quadgrad._core.mesh.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
 from quadgrad._core.mesh.interval import end_frame, frame
 from quadgrad._core.reduce import total
@@ -43,8 +44,8 @@ class Watch:
         """Look at the values on cells with linear nodes, calling f at their edges, too."""
         if self.closed:
             return
-        task, y, slope = self.task, y.detach(), None if slope is None else slope.detach()
-        with torch.no_grad():
+        task, y, slope = self.task, plain(y), None if slope is None else plain(slope)
+        with without_derivatives(), outside_transforms():
             row, start, stop, real = self._cells(index)
             layout = frame(task.pieces, row, start.to(real), stop.to(real))
             rule, eps = task.rule.tensors(real, row.device), noise(task)
@@ -58,14 +59,15 @@ class Watch:
             return
         task, kind = self.task, self.first.kind
         assert kind is not None
-        with torch.no_grad():
+        y = plain(y)
+        with without_derivatives(), outside_transforms():
             row, start, stop, real = self._cells(index)
             layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
             rule, touches = task.rule.tensors(real, row.device), (start == 0) | (stop == 0)
             edge = rule.nodes.new_ones(1)
             x, slope = layout.nodes(torch.cat((0.0 * edge, rule.nodes, edge)), slice(None))
             outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
-            y = torch.cat((outer, y.detach(), inner))
+            y = torch.cat((outer, y, inner))
             held = kind[index].to(torch.int64) - (GEOMETRIC + 1)
             found = estimate_ends(task, rule, y, slope, layout, touches, slice(None), held)
             self.parts.append((index, Cells(row, start, stop, *found)))

@@ -44,9 +44,7 @@ def prepare(
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    ordered = (
-        a <= b if isinstance(a, float) and isinstance(b, float) else not bool(plain(flat[1] < flat[0]).any())
-    )
+    ordered = a <= b if isinstance(a, float) and isinstance(b, float) else not bool(plain(flat[1] < flat[0]).any())
     limits = Limits(flat[0], flat[1], marks, not finite, ordered)
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])

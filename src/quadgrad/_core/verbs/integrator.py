@@ -88,7 +88,16 @@ class KeptPlan:
         self, f: Callable[..., Any], a: Any, b: Any, args: Any = (), *, points: Any = None, jumps: Any = None
     ) -> Result:
         """Integrate f from a to b; see :func:`quadgrad.quad` for arguments, result, errors and warnings."""
-        call = prepare(f, a, b, args, points, self.options.get("vectorized", True), rule=get_rule("gk21"), tolerance=make_tolerance(None, 0.0, 1.0))
+        call = prepare(
+            f,
+            a,
+            b,
+            args,
+            points,
+            self.options.get("vectorized", True),
+            rule=get_rule("gk21"),
+            tolerance=make_tolerance(None, 0.0, 1.0),
+        )
 
         def ask(plan: Plan | None, **changes: Any) -> Result:
             return quad(f, a, b, args, points=points, jumps=jumps, plan=plan, **(self.options | changes))
