@@ -15,8 +15,7 @@ from quadgrad._core.errors import (
 from quadgrad._core.gradient import GradientMode, Resolve, Reuse
 from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
-from quadgrad._core.plans.base import Plan
-from quadgrad._core.plans.base import restore_plan
+from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.integrator import KeptPlan

@@ -179,7 +179,7 @@ def _spread(layout: Frame, part: slice, width: int) -> Frame:
 def _apply(
     rule: RuleTensors, y: Tensor, slope: Tensor | None, gap: int, eps: float, layout: Frame
 ) -> tuple[Tensor, ...]:
-    """Return value, error, size and variation for unit width; see :func:`quadgrad._core.estimates.null_rules.apply_rule`."""
+    """Return value, error, size and variation for unit width; see :func:`.apply_rule`."""
     place = PLACE * torch.finfo(layout.scale.dtype).eps
     blur = (layout.reach / layout.scale * place).clamp_max(1.0)
     unknown = torch.full_like(blur, torch.nan).expand(2, -1)

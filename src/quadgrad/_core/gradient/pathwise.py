@@ -9,7 +9,7 @@ the first case does the rule agree with itself on the derivative there.
 from __future__ import annotations
 
 import warnings
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from quadgrad._core.lanes import somewhere
 from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import get_rule
 
@@ -36,14 +37,9 @@ AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
 
 
-def choose_treatment(
-    integrand: Integrand,
-    plan: IntervalPlan,
-    limits: Limits,
-    sources: tuple[Tensor | None, ...],
-    mode: Literal["auto", "boundary", "pathwise"],
-) -> Treatment | None:
-    """Decide for each limit and breakpoint; ``sources`` are the caller's own tensors behind ``limits.marks``."""
+def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
+    """Decide for each limit and breakpoint of a problem."""
+    integrand, limits, mode = problem.integrand, problem.limits, problem.limit_gradient
     if mode == "boundary" or not any(carries_gradient(mark) for mark in limits.marks):
         return None
     no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
@@ -55,7 +51,7 @@ def choose_treatment(
     pathwise, endless = list(singular), [no] * len(singular)
     for i, mask in enumerate(singular):
         if carries_derivative(limits.marks[i]) and bool(somewhere(mask).any()):
-            trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
+            trusted = _trusted(integrand, plan, limits, i, mask, problem.sources[i])
             pathwise[i], endless[i] = mask & trusted, mask & ~trusted
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
     names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]

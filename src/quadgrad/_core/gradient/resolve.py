@@ -15,7 +15,6 @@ from quadgrad._core.gradient.derivative import as_reals, differentiate, output_c
 from quadgrad._core.gradient.measure import Measured, Replayed, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
-from quadgrad._core.gradient.reuse import replay_with_limits
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import export, largest, somewhere
@@ -111,7 +110,7 @@ class Resolve(GradientMode):
             refuse_undeclared(integrand, self.parameters, interior(limits.detach(), plan.batch)[:1])
         with torch.no_grad():
             found = _Search(self, primal).run()
-        replayed = replay_with_limits(integrand, found.plan, limits, primal.treatment, primal.chunk_size)
+        replayed = primal.replay(found.plan)
         still = replayed.detach()
         if primal.scaled is None:
             return Differentiated(primal.value + (replayed - still), found)

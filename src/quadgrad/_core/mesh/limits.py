@@ -42,6 +42,20 @@ class Limits:
         points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
         return Limits(marks[0], marks[1], points, self.infinite, self.ordered, self.blur)
 
+    def part(self, first: int, last: int) -> Limits:
+        """Return the limits of the integrals from ``first`` to before ``last``."""
+        cut = [
+            None if t is None or t.shape[0] == 1 else t[first:last]
+            for t in (self.a, self.b, self.points, self.blur)
+        ]
+        a, b, points, blur = (
+            t if part is None else part
+            for t, part in zip((self.a, self.b, self.points, self.blur), cut, strict=True)
+        )
+        assert a is not None
+        assert b is not None
+        return Limits(a, b, points, self.infinite, self.ordered, blur)
+
     def detach(self) -> Limits:
         """Return the limits without gradient."""
         if not (self.a.requires_grad or self.b.requires_grad or self.points is not None or derivatives_open()):

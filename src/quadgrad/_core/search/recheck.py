@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import outside_transforms, without_derivatives
 from quadgrad._core.estimates.endpoint_values import look_at_edges
 from quadgrad._core.estimates.null_rules import apply_rule
 from quadgrad._core.estimates.singular_ends import estimate_ends
-from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.lanes import largest, plain, somewhere
 from quadgrad._core.mesh.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
 from quadgrad._core.mesh.interval import end_frame, frame
 from quadgrad._core.reduce import total
@@ -43,15 +44,15 @@ class Watch:
         """Look at the values on some cells, and call f at their edges, too."""
         if self.closed:
             return
-        kind, y = self.first.kind, y.detach()
-        with torch.no_grad():
+        kind, y, factor = self.first.kind, plain(y), plain(factor)
+        with without_derivatives(), outside_transforms():
             if kind is None:
                 self._see_linear(index, y, factor)
                 return
             linear = kind[index] == LINEAR
             for mask, see in ((linear, self._see_linear), (~linear, self._see_ends)):
                 if bool(mask.any()):
-                    see(index[mask], y[:, mask], factor.detach()[:, mask])
+                    see(index[mask], y[:, mask], factor[:, mask])
 
     def _see_linear(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
         task = self.task
@@ -59,7 +60,7 @@ class Watch:
         layout = frame(task.pieces, row, start.to(real), stop.to(real))
         rule, eps = task.rule.tensors(real, row.device), noise(task)
         known = look_at_edges(task, row, start, stop)
-        slope = None if layout.tail is None else (factor.detach() / layout.scale).to(real)
+        slope = None if layout.tail is None else (factor / layout.scale).to(real)
         *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
         self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
 

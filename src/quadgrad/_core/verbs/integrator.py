@@ -12,11 +12,13 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.lanes import export, largest
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.result import Result
+from quadgrad._core.rules import get_rule
 from quadgrad._core.search.task import SHARE
-from quadgrad._core.tolerance import epsilon
-from quadgrad._core.verbs.inputs import Call, prepare
+from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.quad import quad
 
 __all__ = ["KeptPlan"]
@@ -86,7 +88,16 @@ class KeptPlan:
         self, f: Callable[..., Any], a: Any, b: Any, args: Any = (), *, points: Any = None, jumps: Any = None
     ) -> Result:
         """Integrate f from a to b; see :func:`quadgrad.quad` for arguments, result, errors and warnings."""
-        call = prepare(f, a, b, args, points, self.options.get("vectorized", True))
+        call = prepare(
+            f,
+            a,
+            b,
+            args,
+            points,
+            self.options.get("vectorized", True),
+            rule=get_rule("gk21"),
+            tolerance=make_tolerance(None, 0.0, 1.0),
+        )
 
         def ask(plan: IntervalPlan | None, **changes: Any) -> Result:
             return quad(f, a, b, args, points=points, jumps=jumps, plan=plan, **(self.options | changes))
@@ -137,7 +148,7 @@ class KeptPlan:
         self._due = self.calls + self._pause
 
 
-def _fits(plan: IntervalPlan, call: Call, jumps: bool) -> bool:
+def _fits(plan: IntervalPlan, call: Problem, jumps: bool) -> bool:
     """Return whether a plan can be used; zeros of ``jumps`` may come and go, and pieces with them."""
     given = 0 if call.limits.points is None else call.limits.points.shape[1]
     pieces = plan.pieces > given if jumps else plan.pieces == given + 1

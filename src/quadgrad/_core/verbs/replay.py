@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
-from quadgrad._core.gradient.reuse import replay_with_limits
+from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
