@@ -49,13 +49,19 @@ class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
     ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    it; ``infinite`` tells whether any is infinite.
+    it; ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
     """
 
     lower: Tensor
     upper: Tensor
     count: int
     infinite: bool
+    x_dtype: torch.dtype | None = None
+
+    @property
+    def rounding(self) -> torch.finfo:
+        """What is known of the numbers that x is rounded to when f is called: ``eps``, ``tiny`` ..."""
+        return torch.finfo(self.x_dtype or self.lower.dtype)
 
     def part(self, first: int, last: int) -> Pieces:
         """Return the pieces of the integrals from ``first`` to before ``last``."""
@@ -63,7 +69,7 @@ class Pieces:
             return self
         rows = slice(first * self.count, last * self.count)
         lower, upper = (end if end.shape[0] == 1 else end[rows] for end in (self.lower, self.upper))
-        return Pieces(lower, upper, self.count, self.infinite)
+        return Pieces(lower, upper, self.count, self.infinite, self.x_dtype)
 
     def tensors(self) -> list[Tensor]:
         """Return what may carry a gradient."""
