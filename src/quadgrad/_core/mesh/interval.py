@@ -171,7 +171,7 @@ class _Image:
         bounded = ~(no_lower | no_upper)
         # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
         p = torch.where(from_lower, place, 1.0 + place).masked_fill(bounded, 0.5)
-        q = torch.where(from_lower, 1.0 - place, -place).masked_fill(bounded, 0.5)
+        q = torch.where(from_lower, 1.0 - place, 0.0 - place).masked_fill(bounded, 0.5)
         up, down = (torch.where(no, t, 0.0) for no, t in ((no_upper, p / q), (no_lower, q / p)))
         slope = torch.where(no_upper, q**-2, 0.0) + torch.where(no_lower, p**-2, 0.0)
         x = torch.where(bounded, place, self.origin[part] + up - down)
