@@ -21,9 +21,8 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.interval import Plan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result
-from quadgrad._core.rules import get_rule
 from quadgrad._core.search.task import Found
-from quadgrad._core.tolerance import Tolerance, make_tolerance
+from quadgrad._core.tolerance import Tolerance
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
@@ -187,8 +186,8 @@ def quad(
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem = prepare(
-            unaided.restore(f), a, b, args, points, vectorized, rule=get_rule(rule), budget=max_nfev,
-            chunk_size=chunk_size, limit_gradient=limit_gradient, tolerance=make_tolerance(rtol, atol, 1.0),
+            unaided.restore(f), a, b, args, points, vectorized, rule, budget=max_nfev,
+            tolerances=(rtol, atol), chunk_size=chunk_size, limit_gradient=limit_gradient,
         )  # fmt: skip
         jumps = None if jumps is None else unaided.restore(jumps)
         alone = plan is None and jumps is None and not log
