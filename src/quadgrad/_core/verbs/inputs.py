@@ -59,7 +59,14 @@ def prepare(
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     tolerance = make_tolerance(*tolerances, epsilon(call_dtype))
     return Problem(
-        integrand, limits, tuple(batch_shape), get_rule(rule), tolerance, sources=tuple(sources), given=passed, **options
+        integrand,
+        limits,
+        tuple(batch_shape),
+        get_rule(rule),
+        tolerance,
+        sources=tuple(sources),
+        given=passed,
+        **options,
     )
 
 
