@@ -156,8 +156,12 @@ def without_derivatives() -> Iterator[None]:
 
     Tangents are what costs most: with them an operation under ``jvp`` takes ten times as long.
     """
-    with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
-        yield
+    with torch.no_grad():
+        if not forward_mode_open():
+            yield
+            return
+        with forward_ad._set_fwd_grad_enabled(False):
+            yield
 
 
 def outside_transforms() -> AbstractContextManager[list[Any]]:

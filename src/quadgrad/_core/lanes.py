@@ -34,7 +34,7 @@ def plain(tensor: Tensor) -> Tensor:
     if tensor.is_inference():  # such a tensor could not take part in a later gradient
         with torch.inference_mode(False):
             return tensor.clone()
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 class _Lift(torch.autograd.Function):

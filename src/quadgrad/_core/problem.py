@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -102,16 +102,18 @@ class Problem:
         """Return the problem with other limits, or breakpoints."""
         return replace(self, limits=limits, sources=sources, stretches=None)
 
-    @contextmanager
-    def outside(self) -> Iterator[Problem]:
+    def outside(self) -> AbstractContextManager[Problem]:
         """Return a context outside of all transforms, where search thinks, and the problem as it is seen there."""
+        return self._outside() if self.flowing or in_transform() else nullcontext(self)
+
+    @contextmanager
+    def _outside(self) -> Iterator[Problem]:
         if in_transform():
             with without_derivatives(), outside_transforms() as stack:
                 limits = self.limits.with_marks(tuple(plain(mark) for mark in self.limits.marks))
                 integrand, jumps = self.integrand.outside(stack), self.jumps and self.jumps.outside(stack)
                 yield replace(self.between(limits), integrand=integrand, jumps=jumps)
-        elif self.flowing:
-            with without_derivatives():
-                yield self.between(self.limits.detach())
         else:
-            yield self
+            with without_derivatives():
+                fixed = self.limits.detach()
+                yield self if fixed is self.limits else self.between(fixed)

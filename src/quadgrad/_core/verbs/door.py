@@ -36,17 +36,22 @@ def open_call(
     opened = None
     if alone and problem.batch_shape == () and not in_transform():
         opened = open_native(problem.integrand, problem.pieces, problem.rule)
-    inner = _inner_point(problem.limits.detach())
-    integrand, probe = (opened[0], opened[1].y) if opened else problem.integrand.probe(inner)
-    zeros_of, moving = (None, None) if jumps is None else _probe_jumps(problem, jumps, inner)
-    reached = [probe, *problem.limits.marks] if moving is None else [probe, *problem.limits.marks, moving]
-    problem = replace(
-        problem, integrand=integrand, jumps=zeros_of, opening=opened and opened[1], flowing=_is_differentiated(reached),
-        tolerance=make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype)),
-    )  # fmt: skip
+    if opened is not None:
+        problem.integrand, problem.opening = opened
+        probe = opened[1].y
+    else:
+        problem.integrand, probe = problem.integrand.probe(_inner_point(problem.limits.detach()))
+    reached = [probe, *problem.limits.marks]
+    if jumps is not None:
+        problem.jumps, moving = _probe_jumps(problem, jumps)
+        reached.append(moving)
+    problem.flowing = _is_differentiated(reached)
+    eps = epsilon(problem.integrand.call_dtype, probe.dtype)
+    if eps != problem.tolerance.eps:
+        problem.tolerance = make_tolerance(*tolerances, eps)
     if not in_transform():
         return problem, probe, None
-    lanes = Lanes.of([*reached, *(a.value for a in integrand.arguments)])
+    lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes
 
 
@@ -57,12 +62,12 @@ def _is_differentiated(reached: list[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(carries_derivative(tensor) for tensor in reached)
 
 
-def _probe_jumps(problem: Problem, jumps: Callable[..., Any], inner: Tensor) -> tuple[Integrand, Tensor]:
+def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand, Tensor]:
     """Call the function given as ``jumps`` once, and refuse one that has no zeros."""
     if not callable(jumps):
         raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
     g = replace(problem.integrand, function=jumps, vectorized=True, name="function given as jumps")
-    g, probe = g.probe(inner)
+    g, probe = g.probe(_inner_point(problem.limits.detach()))
     if probe.is_complex() or not probe.is_floating_point():
         raise IntegrandError(
             f"jumps returned {probe.dtype}: its zeros are looked for, so it must be real and pass through 0, "

@@ -14,13 +14,22 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.tolerance import accumulation_dtype, working_dtype
+from quadgrad._core.rules import get_rule
+from quadgrad._core.tolerance import accumulation_dtype, epsilon, make_tolerance, working_dtype
 
 __all__ = ["prepare", "prepare_replay"]
 
 
 def prepare(
-    f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool, **options: Any
+    f: Callable[..., Any],
+    a: Any,
+    b: Any,
+    args: Any,
+    points: Any,
+    vectorized: bool = True,
+    rule: str = "gk21",
+    tolerances: tuple[float | None, float] = (None, 0.0),
+    **options: Any,
 ) -> Problem:
     """Check and flatten the integrand, its limits, arguments and breakpoints; options are the problem's."""
     if not callable(f):
@@ -48,7 +57,17 @@ def prepare(
     limits = Limits(flat[0], flat[1], marks, not finite, ordered)
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
-    return Problem(integrand, limits, tuple(batch_shape), sources=tuple(sources), given=passed, **options)
+    tolerance = make_tolerance(*tolerances, epsilon(call_dtype))
+    return Problem(
+        integrand,
+        limits,
+        tuple(batch_shape),
+        get_rule(rule),
+        tolerance,
+        sources=tuple(sources),
+        given=passed,
+        **options,
+    )
 
 
 def prepare_replay(

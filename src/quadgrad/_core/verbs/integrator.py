@@ -15,9 +15,8 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.result import Result
-from quadgrad._core.rules import get_rule
 from quadgrad._core.search.task import SHARE
-from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.tolerance import epsilon
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.quad import quad
 
@@ -88,16 +87,7 @@ class KeptPlan:
         self, f: Callable[..., Any], a: Any, b: Any, args: Any = (), *, points: Any = None, jumps: Any = None
     ) -> Result:
         """Integrate f from a to b; see :func:`quadgrad.quad` for arguments, result, errors and warnings."""
-        call = prepare(
-            f,
-            a,
-            b,
-            args,
-            points,
-            self.options.get("vectorized", True),
-            rule=get_rule("gk21"),
-            tolerance=make_tolerance(None, 0.0, 1.0),
-        )
+        call = prepare(f, a, b, args, points, self.options.get("vectorized", True))
 
         def ask(plan: IntervalPlan | None, **changes: Any) -> Result:
             return quad(f, a, b, args, points=points, jumps=jumps, plan=plan, **(self.options | changes))
