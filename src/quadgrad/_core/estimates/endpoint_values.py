@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import one_number
-from quadgrad._core.mesh.cells import BESIDE, LIMIT, ULPS
-from quadgrad._core.mesh.interval import Frame, frame
+from quadgrad._core.mesh.cells import BESIDE, DEEPEST, LIMIT, ULPS
+from quadgrad._core.mesh.interval import DEPTH, EndFrame, Frame, end_frame, frame
+from quadgrad._core.reduce import one_number
+from quadgrad._core.rules.rule import SHARES
 from quadgrad._core.search.task import Task
 
 __all__ = ["call_with_edges", "edges_inside", "look_at_edges", "seen"]
@@ -46,8 +49,7 @@ def edges_inside(start: Tensor, stop: Tensor) -> Tensor:
 def seen(y: Tensor, slope: Tensor | None) -> Tensor:
     """Return one number for f at one place of each cell, times the slope there."""
     y = y if slope is None else y * slope.reshape(slope.shape + (1,) * (y.ndim - 1))
-    columns = torch.view_as_real(y) if y.is_complex() else y
-    return one_number(columns.flatten(), columns.shape)
+    return one_number(y)
 
 
 def _place(layout: Frame, inside: Tensor, tau: Tensor, part: slice) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -77,3 +79,49 @@ def _place(layout: Frame, inside: Tensor, tau: Tensor, part: slice) -> tuple[Ten
 def _known(y: Tensor, slope: Tensor | None, known: Tensor) -> Tensor:
     values = [seen(y[i], None if slope is None else slope[i]) for i in (0, -1)]
     return torch.where(known, torch.stack(torch.broadcast_tensors(*values)), torch.nan)
+
+
+def place_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor, EndFrame, Tensor]:
+    """Return the places ``(m + 2, n)`` where f is called, what to multiply it by there, the layout, and the steps.
+
+    The first place is where the nodes begin, the last where they end or, where steps is not 0, that many terms of
+    the series beyond.
+    """
+    real = task.pieces.lower.dtype
+    nodes = task.rule.tensors(real, row.device).nodes
+    layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+    deeper = _look_deeper(task, row, layout)
+    deep = ((start == 0) | (stop == 0)) & deeper.usable
+    x, slope = layout.nodes(torch.cat((nodes.new_zeros(1), nodes, nodes.new_ones(1))), slice(None))
+    x = torch.cat((x[:-1], torch.where(deep, deeper.x, x[-1])[None]))
+    slope = torch.cat((slope[:-1], torch.where(deep, deeper.slope, slope[-1])[None]))
+    return x, slope, layout, torch.where(deep, deeper.steps, 0.0)
+
+
+@dataclass(frozen=True)
+class _Deeper:
+    """One place for each cell, much closer to the end than its nodes, and what f has to be multiplied by there.
+
+    ``steps`` is how many terms of the series it is beyond the nodes; ``usable`` tells where there is such a place.
+    """
+
+    x: Tensor
+    slope: Tensor
+    steps: Tensor
+    usable: Tensor
+
+
+def _look_deeper(task: Task, row: Tensor, layout: EndFrame) -> _Deeper:
+    info = torch.finfo(layout.reach.dtype)
+    depth = torch.maximum(
+        ULPS * info.eps * layout.reach / layout.span, layout.reach.new_tensor(max(DEEPEST, info.tiny**0.5))
+    )
+    depth = torch.where(layout.span > 0, depth, 1.0).to(layout.outer.dtype)
+    from_lower = layout.outer > 0
+    place = end_frame(task.pieces, row, torch.where(from_lower, 0.0, -depth), torch.where(from_lower, depth, 0.0))
+    x, slope = place.nodes(layout.reach.new_zeros(1), slice(None))
+    octaves = torch.log2(layout.outer.abs() / depth) - DEPTH
+    usable = octaves > DEPTH
+    if layout.infinite is not None:  # that far out exp(x) overflows
+        usable = usable & ~torch.where(from_lower, layout.infinite.no_lower, layout.infinite.no_upper)
+    return _Deeper(x[0], slope[0], octaves * (SHARES / DEPTH), usable)

@@ -141,23 +141,23 @@ class IntervalEstimate:
         layout, edges, event = new.layout, new.edges, seen.values.shape[2:]
         assert edges is not None and layout.outer is not None and layout.rate is not None
         tail, among = slice(linear, None), slice(part.start - new.linear, part.stop - new.linear)
-        flat = seen.values[:, tail].flatten(1)
+        flat, k = seen.values[:, tail].flatten(1), part.stop - part.start
 
-        def shaped(columns: Tensor) -> Tensor:
-            """Return what stands in real columns as the values of f do, ``(..., k, *event)``."""
+        def shaped(columns: Tensor, *lead: int) -> Tensor:
+            """Return what stands in real columns as the values of f do, ``(*lead, k, *event)``."""
             columns = torch.view_as_complex(columns.unflatten(-1, (-1, 2))) if flat.is_complex() else columns
-            return columns.reshape(columns.shape[: columns.ndim - 1 - (len(event) > 0)] + (-1, *event))
+            return columns.reshape(*lead, k, *event)
 
         start, stop, rate = new.start[part], new.stop[part], layout.rate[part]
         touches = start * stop == 0.0
-        value, (at_outer, at_inner) = shaped(seen.sums.value[tail]), shaped(seen.sums.edges[:, tail])
+        value, (at_outer, at_inner) = shaped(seen.sums.value[tail]), shaped(seen.sums.edges[:, tail], 2)
         allowed = BEYOND * shaped(seen.sums.nulls[0][tail]).abs()
         outer, inner, steps = edges.outer[among], edges.inner[among], edges.steps[among]
         # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
         hidden = ((at_outer - outer).abs() - allowed).clamp_min(0.0)
         beside = ((at_inner - inner).abs() - allowed).clamp_min(0.0)
         hidden = largest_component(hidden + beside.masked_fill(touches.reshape(-1, *(1,) * len(event)), 0.0))
-        terms = (self.rule.shares.to(flat.dtype) @ flat).reshape(-1, *value.shape)
+        terms = (self.rule.shares.to(flat.dtype) @ flat).reshape(len(self.rule.shares), *value.shape)
         errors = (seen.error[tail], hidden * self.outermost, seen.blur[tail])
         held = None if self.held is None else self.held[among]
         end = conclude(value, terms, touches, errors, seen.size[tail], (self.rtol, noise), (inner, steps), held)

@@ -44,7 +44,7 @@ class Books:
 
     def settle(self, cells: Cells, running: Running) -> None:
         """Put cells away, under the number of their integrals among all."""
-        if len(cells):
+        if len(cells) or not self.settled:
             cells.whole[0] = running.whole[0].index_select(0, cells.whole[0])
             self.settled.append(cells)
 

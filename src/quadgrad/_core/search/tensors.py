@@ -14,13 +14,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import locate
-from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh
+from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, Places
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
 from quadgrad._core.search.task import Task, noise
 
-__all__ = ["TensorBodies", "TurnsComplexError"]
+__all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
 
 
 R = TypeVar("R")
@@ -66,21 +67,18 @@ class TensorBodies(Generic[R]):
         new, mesh, block = self.new, self.mesh, self.task.block
         beside = mesh.beside(new)
         if beside is not None:
-            n = beside.x.shape[0]
-            y = [self._call(beside.x[None, i : i + block], beside.owner[i : i + block]) for i in range(0, n, block)]
-            mesh.enter(new, beside, torch.cat(y, dim=1)[0])
+            mesh.enter(new, beside, self._wide(call_beside(self.task, beside)))
         parts: list[Cells] = []
         step = max(1, block // mesh.nodes)
         for low in range(0, max(1, len(new)), step):
             part = slice(low, min(len(new), low + step))
             places = mesh.place(new, part)
-            y = self._call(places.x, places.owner)
+            y = self._wide(self.task.integrand(places.x, places.owner).detach())
             parts.append(self.estimate(new, places, part, y, noise(self.task)))
         self.cells = Cells.join(parts)
 
-    def _call(self, x: Tensor, owner: Tensor) -> Tensor:
-        """Return f in double precision."""
-        y = self.task.integrand(x, owner).detach()
+    def _wide(self, y: Tensor) -> Tensor:
+        """Return values in double precision."""
         if y.is_complex() and not self.dtype.is_complex:
             raise TurnsComplexError
         dtype = torch.complex128 if self.dtype.is_complex else torch.float64
@@ -126,9 +124,21 @@ class TensorBodies(Generic[R]):
 
     def close(self) -> R:
         """Return the totals and all settled cells."""
-        *parts, error, _ = self.books.sums.unbind()
-        event, (status, nfev) = self.task.integrand.event or (), self.books.whole.unbind()
-        value = torch.stack(parts, dim=-1) if parts else error.new_zeros(*error.shape, 0)
-        value = torch.view_as_complex(value.unflatten(-1, (-1, 2))) if self.dtype.is_complex else value
-        value = value.reshape(-1, *event).to(self.dtype)
-        return self.record(Cells.join(self.books.settled), value, error.to(value.real.dtype), status, nfev)
+        value, error = unpack(self.task.integrand, self.dtype, self.books.sums)
+        return self.record(Cells.join(self.books.settled), value, error, *self.books.whole.unbind())
+
+
+def call_beside(task: Task, places: Places) -> Tensor:
+    """Return f at single places, a block of them at a time, ``(k, *event)``."""
+    x, owner, size = places.x, places.owner, task.block
+    blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
+    y = [task.integrand(x[None, block], owner[block]).detach()[0] for block in blocks]
+    return y[0] if len(y) == 1 else torch.cat(y)
+
+
+def unpack(integrand: Integrand, dtype: torch.dtype, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return value ``(n, *event)`` and error of sums, see :class:`quadgrad._core.mesh.protocol.Cells`."""
+    value, error = sums[:-2].T, sums[-2]
+    value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous()) if dtype.is_complex else value
+    value = value.reshape(sums.shape[1], *(integrand.event or ())).to(dtype)
+    return value, error.to(value.real.dtype)

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.estimates.endpoint_values import call_with_edges, edges_inside, seen
-from quadgrad._core.estimates.singular_ends import place_ends
+from quadgrad._core.estimates.endpoint_values import call_with_edges, edges_inside, place_ends, seen
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.mesh.cells import BESIDE, LINEAR
-from quadgrad._core.mesh.interval import Pieces, frame
+from quadgrad._core.mesh.cells import BESIDE
+from quadgrad._core.mesh.interval import LINEAR, Pieces, frame
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
