@@ -66,7 +66,8 @@ def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand
     """Call the function given as ``jumps`` once, and refuse one that has no zeros."""
     if not callable(jumps):
         raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
-    g = replace(problem.integrand, function=jumps, vectorized=True, name="function given as jumps")
+    name = "function given as jumps"
+    g = replace(problem.integrand, function=jumps, vectorized=True, event=None, output_dtype=None, name=name)
     g, probe = g.probe(_inner_point(problem.limits.detach()))
     if probe.is_complex() or not probe.is_floating_point():
         raise IntegrandError(
