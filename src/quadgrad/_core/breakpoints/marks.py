@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import current_record
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Found
 
@@ -27,7 +27,7 @@ __all__ = ["Search", "Switches", "note_unmarked_jumps"]
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
 
-Search = Callable[[Problem, Plan | None], tuple[Found, Plan]]
+Search = Callable[[Problem, IntervalPlan | None], tuple[Found, IntervalPlan]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Switches:
             problem, problem.jumps, scan_pieces(problem.jumps, problem.limits, problem.batch, problem.block)
         )
 
-    def fit(self, plan: Plan | None) -> tuple[Switches, Plan | None]:
+    def fit(self, plan: IntervalPlan | None) -> tuple[Switches, IntervalPlan | None]:
         """Return zeros and plan for the same number of pieces; search gives those without a cell one.
 
         One column of zeros at least where derivatives flow: an integral that a moving jump has left must stay
@@ -60,7 +60,7 @@ class Switches:
             plan = replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
         return replace(self, zeros=zeros), plan
 
-    def search(self, search: Search, plan: Plan | None) -> tuple[Switches, Found, Plan]:
+    def search(self, search: Search, plan: IntervalPlan | None) -> tuple[Switches, Found, IntervalPlan]:
         """Search between the zeros, and anew as long as the plan shows others.
 
         Where f jumps, search has refined, and the function is seen to change sign on the plan's nodes.
@@ -122,7 +122,7 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
-def note_unmarked_jumps(problem: Problem, plan: Plan | None, least: Least) -> bool:
+def note_unmarked_jumps(problem: Problem, plan: IntervalPlan | None, least: Least) -> bool:
     """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
     if plan is None:
         return False

@@ -19,10 +19,9 @@ from quadgrad._core._torch import carries_derivative, forward_mode_open, in_tran
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
-from quadgrad._core.replay import BLOCK, replay_plan
-from quadgrad._core.search.recheck import Watch
+from quadgrad._core.replay import BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
@@ -219,22 +218,24 @@ def interior(fixed: Limits, batch: int) -> Tensor:
 
 def replay_with_limits(
     integrand: Integrand,
-    plan: Plan,
+    plan: IntervalPlan,
     limits: Limits,
     treatment: Treatment | None,
     chunk_size: int | None,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
     rows: Rows | None = None,
 ) -> Tensor:
     """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone.
 
-    ``watch`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
+    ``observer`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
     """
     moving = fixed = limits.detach()
     if treatment is not None:
         marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
         moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
-    total = replay_plan(integrand, plan, moving.pieces(), chunk_size or BLOCK, chunk_size is not None, watch, rows)
+    total = replay_plan(
+        integrand, plan, moving.pieces(), chunk_size or BLOCK, chunk_size is not None, observer, rows
+    )
     value = fixed.orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
         value = value + sliver_sum(integrand, limits, plan.batch, treatment)

@@ -10,7 +10,7 @@ from torch import Tensor
 from quadgrad._core.gradient.boundary import Treatment, replay_with_limits
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 from quadgrad._core.result import Derivative
@@ -40,11 +40,11 @@ class Primal:
         With the breakpoints that were found among its limits; these and the arguments may require grad.
     found : Found
         What search found, of integrals from lower to upper limits.
-    plan : Plan
+    plan : IntervalPlan
         The cells it found them on.
     value : Tensor, shape ``(batch, *event)``
         The integrals with the sign of the limits' order, without gradient.
-    uninspected : Plan, optional
+    uninspected : IntervalPlan, optional
         The part of the plan on which the integrand was not yet looked at for jumps.
     treatment : Treatment, optional
         How each limit and breakpoint is differentiated; None if all boundaries move alone.
@@ -59,15 +59,15 @@ class Primal:
 
     problem: Problem
     found: Found
-    plan: Plan
+    plan: IntervalPlan
     value: Tensor
-    uninspected: Plan | None = None
+    uninspected: IntervalPlan | None = None
     treatment: Treatment | None = None
     replayed: Tensor | None = None
     scaled: Scaled | None = None
     rows: Rows | None = None
 
-    def replay(self, plan: Plan | None = None) -> Tensor:
+    def replay(self, plan: IntervalPlan | None = None) -> Tensor:
         """Return the integrals as a differentiable sum over a plan's cells, by default the value's own."""
         own = plan is None or plan is self.plan
         rows = self.rows if own else None

@@ -22,7 +22,7 @@ from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import export, largest, plain, somewhere
 from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Recheck
 from quadgrad._core.search.record import make_plan
@@ -72,7 +72,7 @@ def attach_shift(integrand: Integrand, shift: Tensor) -> Integrand:
     return replace(integrand, function=_Exponential(integrand.function), arguments=arguments)
 
 
-def shift_on_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int) -> Tensor:
+def shift_on_plan(integrand: Integrand, plan: IntervalPlan, pieces: Pieces, block: int) -> Tensor:
     """Return the logarithm of the sum over a plan's nodes, without gradient; 0 where that is no finite number."""
     x, weights = plan.place(pieces)
     return _usable(log_of_sum(integrand, plan, x.detach(), weights.detach(), block))
@@ -128,7 +128,7 @@ class LogSearch:
         self.tolerance = problem.tolerance
         self.allowed = max(self.tolerance.rtol, self.tolerance.atol)
 
-    def search(self, problem: Problem, plan: Plan | None) -> tuple[Found, Plan]:
+    def search(self, problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
         """Search between limits and breakpoints; in what is found all integrals are 1, or 0."""
         first = first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
         found = self._search(problem, first, plan is None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from quadgrad._core.integrand import Element, Integrand, make_argument
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits, stack_points
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import accumulation_dtype, epsilon, make_tolerance, working_dtype
@@ -71,7 +71,7 @@ def prepare(
 
 
 def prepare_replay(
-    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any, points: Any
+    f: Callable[..., Any], plan: IntervalPlan, a: Any, b: Any, args: Any, points: Any
 ) -> tuple[Integrand, Limits]:
     """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
     given = args if isinstance(args, tuple | list) else (args,)

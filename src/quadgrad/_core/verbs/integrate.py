@@ -18,7 +18,7 @@ from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse,
 from quadgrad._core.gradient.pathwise import choose_treatment
 from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
 from quadgrad._core.nesting import InnerRecord, current_record
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
@@ -36,7 +36,7 @@ def integrate(
     tolerances: tuple[float | None, float],
     gradient: GradientMode = Reuse(),
     *,
-    plan: Plan | None = None,
+    plan: IntervalPlan | None = None,
     jumps: Callable[..., Any] | None = None,
     log: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
@@ -55,7 +55,7 @@ def integrate(
 
 
 def _integrate(
-    problem: Problem, probe: Tensor, gradient: GradientMode, plan: Plan | None, log: bool
+    problem: Problem, probe: Tensor, gradient: GradientMode, plan: IntervalPlan | None, log: bool
 ) -> tuple[Result, bool]:
     """Return the integrals, and whether any failed."""
     logs, primal = LogSearch(problem, probe) if log else None, None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.interval import frame
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 
@@ -21,15 +19,14 @@ _NOISY = (
 )
 
 
-def refuse_noise(problem: Problem, plan: Plan) -> None:
+def refuse_noise(problem: Problem, plan: IntervalPlan) -> None:
     """Call f of a problem that is outside of all transforms twice at the same nodes."""
     if len(plan) == 0:
         return
-    integrand, dtype = problem.integrand, problem.pieces.lower.dtype
-    layout = frame(problem.pieces, plan.row[:1], plan.start[:1].to(dtype), plan.stop[:1].to(dtype))
-    x, _ = layout.nodes(plan.tau.to(dtype), slice(0, 1))
-    once, again = (integrand(x, plan.owner[:1]).detach() for _ in range(2))
-    differs = (once - again).abs() > torch.finfo(dtype).eps ** 0.5 * once.abs()
+    cell = plan.take(slice(0, 1))
+    x, _ = cell.place(problem.pieces)
+    once, again = (problem.integrand(x, cell.owner).detach() for _ in range(2))
+    differs = (once - again).abs() > problem.tolerance.eps**0.5 * once.abs()
     if bool(differs.any()):
         raise IntegrandError(_NOISY)
 

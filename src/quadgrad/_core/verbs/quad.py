@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import integrate
@@ -29,7 +29,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
-    plan: Plan | None = None,
+    plan: IntervalPlan | None = None,
     limit_gradient: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
     log: bool = False,
@@ -67,7 +67,7 @@ def quad(
         Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
-    plan : Plan, optional
+    plan : IntervalPlan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed; with
         ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.KeptPlan`.
     limit_gradient : {"auto", "boundary", "pathwise"}

@@ -13,10 +13,10 @@ from quadgrad._core.gradient.boundary import replay_with_limits
 from quadgrad._core.gradient.mode import Primal
 from quadgrad._core.gradient.pathwise import choose_treatment
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Watch, recheck
-from quadgrad._core.search.record import make_ends, make_plan
+from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First, first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
@@ -24,16 +24,16 @@ from quadgrad._core.verbs.noise import refuse_disagreement, refuse_noise
 
 __all__ = ["oriented_value", "replay_kept", "search", "search_all"]
 
-Search = Callable[[Problem, Plan | None], tuple[Found, Plan]]
+Search = Callable[[Problem, IntervalPlan | None], tuple[Found, IntervalPlan]]
 
 
-def search(problem: Problem, plan: Plan | None) -> tuple[Found, Plan]:
+def search(problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
     """Search a problem that is outside of all transforms, from whole pieces or the cells of a plan."""
     found = search_tiles(problem, None if plan is None else _start(problem, plan))
     return found, _record(problem, found)
 
 
-def search_all(problem: Problem, find: Search, plan: Plan | None) -> Primal:
+def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
     """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
     with problem.outside() as plain:
         if problem.jumps is None:
@@ -46,7 +46,7 @@ def search_all(problem: Problem, find: Search, plan: Plan | None) -> Primal:
     return Primal(problem, found, made, found.value, uninspected=made)
 
 
-def replay_kept(problem: Problem, plan: Plan) -> Primal | None:
+def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     """Replay the plan that was passed, and check it by the values seen; None if all of it must be searched.
 
     For the integrals that are done it saves the search and the checks of what search found: where f is not
@@ -87,20 +87,21 @@ def replay_kept(problem: Problem, plan: Plan) -> Primal | None:
     return Primal(problem, found, made, found.value, refined if plan.inspected else made, None, value)
 
 
-def _start(problem: Problem, plan: Plan) -> First:
+def _start(problem: Problem, plan: IntervalPlan) -> First:
     return first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
 
 
-def _record(problem: Problem, found: Found) -> Plan:
+def _record(problem: Problem, found: Found) -> IntervalPlan:
     return make_plan(found, problem.pieces, problem.batch_shape, problem.rule)
 
 
-def _with_cells(plan: Plan, first: First, problem: Problem) -> Plan:
+def _with_cells(plan: IntervalPlan, first: First, problem: Problem) -> IntervalPlan:
     """Return the plan with other cells."""
-    ends = None if plan.ends is None else make_ends(first.kind, plan.ends.shares)
+    kind = torch.zeros_like(first.row, dtype=torch.int8) if first.kind is None else first.kind
     return replace(
-        plan, batch_shape=problem.batch_shape, row=first.row, start=first.start, stop=first.stop, ends=ends
-    )
+        plan, batch_shape=problem.batch_shape, row=first.row, start=first.start, stop=first.stop, kind=kind,
+        error=torch.zeros_like(first.start),
+    )  # fmt: skip
 
 
 def oriented_value(found: Found, limits: Limits) -> Tensor:
