@@ -150,7 +150,7 @@ def measure(scale: float = 1.0) -> Findings:
     grown = {gradient: growth(2 * large, gradient) for gradient in (False, True)}
     rows = [
         (
-            f"{case.batch:,} integrals, {'chunk_size=' + str(case.chunk_size) if case.chunk_size else 'no chunk_size'}",
+            f"{case.batch:,} integrals, {f'chunk_size={case.chunk_size}' if case.chunk_size else 'no chunk_size'}",
             f"{outcome.peak / MEBIBYTE:.1f} MiB",
             f"{outcome.kept / MEBIBYTE:.1f} MiB",
             f"{outcome.nodes / case.batch:.0f}",
@@ -163,8 +163,8 @@ def measure(scale: float = 1.0) -> Findings:
         "Memory",
         f"A network with two layers of {WIDTH} inside the integrand, float64, value and gradient with respect to "
         "its parameters. Peak: by how much the process grew over what it held before, a fresh process for each "
-        "line. Gradient: relative difference from the one without chunk_size. Growth: that of the peak between the two "
-        "batches, with chunk_size between those two and four times as large, divided by that of result and plan.",
+        "line. Gradient: relative difference from the one without chunk_size. Growth: that of the peak between the "
+        "two batches, with chunk_size between those two and four times as large, over that of result and plan.",
         [Sheet(headings, rows)],
         [
             Figure("peak without chunk_size over peak with", free.peak / chunked.peak),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,11 @@ def integral(f: Function, a: Any, b: Any, *args: Any, **options: Any) -> Tensor:
     options.setdefault("rtol", 1e-12)
     a, b = (torch.as_tensor(limit, dtype=torch.float64) for limit in (a, b))
     return qg.quad(f, a, b, args, **options).value
+
+
+def declaring(mode: qg.GradientMode, params: Any) -> qg.GradientMode:
+    """Return the mode with what f closes over, if it is one that asks for it."""
+    return replace(mode, params=params) if isinstance(mode, qg.Resolve) else mode
 
 
 def naive_sum(

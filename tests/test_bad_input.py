@@ -300,7 +300,7 @@ def test_senseless_tolerances_are_refused(name: str, value: float) -> None:
         ({"rule": "gk22"}, "gk22.*gk21"),
         ({"on_failure": "explode"}, "explode.*warn"),
         ({"max_nfev": 20}, "max_nfev.*20"),
-        ({"limits": "sometimes"}, "limits.*sometimes"),
+        ({"limit_gradient": "sometimes"}, "limit_gradient.*sometimes"),
         ({"chunk_size": 0}, "chunk_size.*0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

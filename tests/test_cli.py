@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from quadgrad import cli
+from quadgrad._cli import main as cli
 from quadgrad._demo import network, run, survival
 
 runner = CliRunner()

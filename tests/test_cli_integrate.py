@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from quadgrad import Status, cli
+from quadgrad import Status
+from quadgrad._cli import main as cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 GAUSS = ("exp(-a*x**2)*cos(b*x)", "--over", "x", "0", "inf", "--param", "a=2", "--param", "b=3")

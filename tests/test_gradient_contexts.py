@@ -115,8 +115,8 @@ def test_autocast_applies_to_the_integrand_alone(dtype: torch.dtype, mode: qg.Gr
     with torch.autocast("cpu", dtype=dtype):
         assert net(torch.zeros(3, 1)).dtype == dtype
         # A derivative in half precision may not meet any tolerance, and then says so.
-        mode = qg.Resolve() if isinstance(mode, qg.Resolve) else mode
-        result = qg.quad(f, 0.0, 1.0, gradient=mode, params=net, on_failure="ignore")
+        mode = qg.Resolve(params=net) if isinstance(mode, qg.Resolve) else mode
+        result = qg.quad(f, 0.0, 1.0, gradient=mode, on_failure="ignore")
         assert torch.is_autocast_enabled("cpu")
     assert bool(result.converged)
     eps = torch.finfo(dtype).eps

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import quadgrad as qg
-from helpers import leaf, t64
+from helpers import declaring, leaf, t64
 
 MODES = {"Reuse": qg.Reuse(), "Resolve": qg.Resolve(rtol=1e-11)}
 KINDS = {"lower limit": "a", "upper limit": "b", "breakpoint": "s", "args": "p", "closure": "q"}
@@ -57,7 +57,8 @@ def integrate(
         y = torch.exp(-rate(p, integral) * x) * torch.where(x > s, 2.0, 1.0)
         return y[..., None] * (1 + weight * q * x[..., None]) if weight.ndim else y * (1 + q * x)
 
-    result = qg.quad(f, a, b, (s, p), points=s[..., None], rtol=1e-12, rule="gk15", gradient=mode, params=(q,))
+    mode = declaring(mode, q)
+    result = qg.quad(f, a, b, (s, p), points=s[..., None], rtol=1e-12, rule="gk15", gradient=mode)
     return torch.view_as_real(result.value) if result.value.is_complex() else result.value
 
 

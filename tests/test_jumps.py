@@ -19,7 +19,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, t64
 from problems import PROBLEMS, Problem
-from quadgrad._core.gradient import unmarked
+from quadgrad._core.breakpoints import unmarked
 from test_honesty import BROKEN, SMOOTH
 
 # A jump is read 2^-40 = 9e-13 of a piece away from its place: that times the derivatives of f beside it is left.

@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
 from helpers import Recorder, cells_of, leaf, relative_error, same_plan, t64
-from quadgrad._core.verbs import summit
+from quadgrad._core.logspace import peaks
 
 log_quad = partial(qg.quad, log=True)
 
@@ -373,7 +373,7 @@ def test_networks_and_closures() -> None:
     found, right = (torch.autograd.grad(v, parameters) for v in (result.value, naive))
     assert relative_error(result.value, naive) <= 1e-9
     assert max(relative_error(f, r) for f, r in zip(found, right, strict=True)) <= 1e-4
-    resolved = log_quad(log_f, a, b, gradient=qg.Resolve(), params=[network, w])
+    resolved = log_quad(log_f, a, b, gradient=qg.Resolve(params=[network, w]))
     again = torch.autograd.grad(resolved.value, parameters)
     assert resolved.derivative.converged
     assert max(float((f - r).abs().max() / r.abs().max()) for f, r in zip(again, found, strict=True)) <= 1e-7
@@ -628,4 +628,4 @@ def test_climbing_stops() -> None:
         recorder = Recorder(f)
         log_quad(recorder, 0.0, t64(1.0), max_nfev=4000, on_failure="ignore")
         assert recorder.nodes.numel() <= 40_000
-    assert summit.BUDGET < 1.0
+    assert peaks.BUDGET < 1.0

@@ -1,4 +1,4 @@
-"""With ``chunk_size`` the backward pass evaluates the integrand again: everything must be as without, but for memory."""
+"""With ``chunk_size`` the backward pass evaluates the integrand again: all is as without it, but for memory."""
 
 from __future__ import annotations
 
@@ -52,93 +52,91 @@ class Twice(torch.autograd.Function):
 
 
 @case
-def a_leaf(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
-    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
+def a_leaf(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def a_computed_tensor(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_computed_tensor(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rate = t["w"].exp()
-    return integral(lambda x, p: torch.exp(-p * rate * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(lambda x, p: torch.exp(-p * rate * x), 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def tensors_that_depend_on_each_other(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def tensors_that_depend_on_each_other(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rate = t["w"].exp()
     sum_of_rates = rate + t["p"].sum() * t["w"]
     f = lambda x, p: torch.cos(sum_of_rates * x + rate * p) * t["w"] + t["v"][1] * x
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def several_outputs_of_one_operation(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def several_outputs_of_one_operation(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     first, second, third = t["v"].exp().unbind()
-    return integral(
-        lambda x, p: first * torch.sin(second * p * x) + third, 0.0, t["b"], t["p"], chunk_size=chunk_size
-    )
+    return integral(lambda x, p: first * torch.sin(second * p * x) + third, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def an_argument_and_a_limit(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def an_argument_and_a_limit(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     upper = t["b"][0]
-    return integral(lambda x, p: upper * torch.sin(p * t["p"][0] * x), 0.0, upper, t["p"], chunk_size=chunk_size)
+    return integral(lambda x, p: upper * torch.sin(p * t["p"][0] * x), 0.0, upper, t["p"], chunk_size=chunk)
 
 
 @case
-def tensors_in_a_list(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def tensors_in_a_list(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.stack([t["w"].expand(x.shape), p * x, x]).sum(0) + torch.cat([t["v"], t["v"]]).sum()
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def only_a_closure(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
-    return integral(lambda x: torch.exp(-t["w"] * x), 0.0, t["b"].detach(), chunk_size=chunk_size)
+def only_a_closure(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x: torch.exp(-t["w"] * x), 0.0, t["b"].detach(), chunk_size=chunk)
 
 
 @case
-def another_tensor_in_some_blocks(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def another_tensor_in_some_blocks(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     def f(x: Tensor, p: Tensor) -> Tensor:
         high, low = lambda: torch.sin(t["v"][2] * x * p), lambda: torch.cos(t["w"] * x * p)
-        if chunk_size == 1 and p.unique().numel() == 1:
+        if chunk == 1 and p.unique().numel() == 1:
             return high() if bool((p > 1.0).all()) else low()
         return torch.where(p > 1.0, high(), low())
 
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def a_conversion_that_returns_its_argument(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_conversion_that_returns_its_argument(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: t["w"].to(x.dtype).contiguous() * torch.exp(-p * x)
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 # ------------------------------------------------------------------------------------------- what f may consist of
 
 
 @case
-def a_custom_function_of_what_is_given(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
-    return integral(lambda x, p: torch.sin(Twice.apply(x, p)), 0.0, t["b"], t["p"], chunk_size=chunk_size)
+def a_custom_function_of_what_is_given(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x, p: torch.sin(Twice.apply(x, p)), 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def a_custom_function_of_a_closure(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_custom_function_of_a_closure(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.sin(Twice.apply(x, t["w"]) + p)
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def a_derivative_of_its_own(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_derivative_of_its_own(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     def f(x: Tensor, p: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = torch.sin(t["w"] * p * x) * x
             return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
 
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk)
 
 
 @case
-def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rate = t["w"].exp()
 
     def f(x: Tensor, p: Tensor) -> Tensor:
@@ -146,134 +144,128 @@ def a_derivative_by_what_it_closes_over(t: dict[str, Tensor], chunk_size: int | 
             slope = torch.autograd.grad(rate * t["w"], t["w"], create_graph=True)[0]
         return torch.sin(p * x * slope)
 
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk)
 
 
 @case
-def a_transform(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_transform(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     one = lambda x: torch.sin(t["w"] * x) * x
     f = lambda x, p: p * torch.func.vmap(torch.func.grad(one))(x.flatten()).reshape(x.shape)
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def a_nested_integral(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_nested_integral(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     inner = lambda x, p: (
-        qg.quad(
-            lambda y, x, p: torch.exp(-t["w"] * x * y * p), 0.0, x, (x, p), rtol=1e-12, chunk_size=chunk_size
-        ).value
+        qg.quad(lambda y, x, p: torch.exp(-t["w"] * x * y * p), 0.0, x, (x, p), rtol=1e-12, chunk_size=chunk).value
     )
-    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk_size)
+    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk)
 
 
 @case
-def a_nested_integral_without_chunk(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_nested_integral_without_chunk(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rate = t["w"].exp()
     inner = lambda x, p: qg.quad(lambda y, x: torch.exp(-rate * x * y), 0.0, x * p, (x,), rtol=1e-12).value
-    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk_size)
+    return integral(inner, 0.0, t["b"], t["p"], rtol=1e-10, chunk_size=chunk)
 
 
 @case
-def a_wrapped_function(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_wrapped_function(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     cube = qg.bridge.wrap(lambda x, w: w * x**3, derivative=lambda x, w: (3 * w * x**2, x**3))
     f = lambda x, p: p * cube(x, t["w"].expand(x.shape))
-    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"].detach(), t["p"], chunk_size=chunk)
 
 
 # ---------------------------------------------------------------------------------------------- kinds of integrals
 
 
 @case
-def events(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def events(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-(p * x)[..., None] * t["v"]) * t["w"]
-    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def complex_values(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def complex_values(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     wave = torch.complex(t["w"], t["v"][0])
-    return torch.view_as_real(
-        integral(lambda x, p: torch.exp(wave * p * x), 0.0, t["b"], t["p"], chunk_size=chunk_size)
-    )
+    return torch.view_as_real(integral(lambda x, p: torch.exp(wave * p * x), 0.0, t["b"], t["p"], chunk_size=chunk))
 
 
 @case
-def singular_ends(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def singular_ends(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: x ** (-0.3 * t["w"]) * torch.exp(-p * x)
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, chunk_size=chunk)
 
 
 @case
-def breakpoints(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def breakpoints(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     points = 0.4 * t["b"][:, None] * t64([1.0, 0.5])
     f = lambda x, p, s: torch.where(x > s, torch.sin(t["w"] * x), torch.cos(p * x))
-    return integral(f, 0.0, t["b"], t["p"], points[:, 0], points=points, chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], points[:, 0], points=points, chunk_size=chunk)
 
 
 @case
-def infinite_limits(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def infinite_limits(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * x**2 - t["w"] * x)
-    return integral(f, t["b"], inf, t["p"], rtol=1e-9, chunk_size=chunk_size)
+    return integral(f, t["b"], inf, t["p"], rtol=1e-9, chunk_size=chunk)
 
 
 @case
-def more_cells_than_the_chunk(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def more_cells_than_the_chunk(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: 0.01 * t["w"] / ((x - 0.2 * p) ** 2 + 1e-4 * t["w"] ** 2)
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-8, chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-8, chunk_size=chunk)
 
 
 @case
-def descending_limits(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
-    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 1.1, t["b"], t["p"], chunk_size=chunk_size)
+def descending_limits(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x, p: torch.exp(-p * t["w"] * x), 1.1, t["b"], t["p"], chunk_size=chunk)
 
 
 @case
-def elements(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def elements(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     rows = t["p"][:, None] * t["v"]
     f = lambda x, row: torch.sin(row * x[..., None]).sum(-1) * t["w"]
-    return qg.quad(f, 0.0, t["b"], (qg.element(rows, ndim=1),), rtol=1e-11, chunk_size=chunk_size).value
+    return qg.quad(f, 0.0, t["b"], (qg.element(rows, ndim=1),), rtol=1e-11, chunk_size=chunk).value
 
 
 @case
-def logarithms(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def logarithms(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: 50.0 * torch.sin(p * x) - t["w"] * x**2
-    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, log=True, chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], rtol=1e-9, log=True, chunk_size=chunk)
 
 
 @case
-def one_number_at_a_time(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def one_number_at_a_time(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: p * x * t["w"] ** 2
-    return qg.quad(f, 0.0, t["b"].detach(), (t["p"],), vectorized=False, rule="gk15", chunk_size=chunk_size).value
+    return qg.quad(f, 0.0, t["b"].detach(), (t["p"],), vectorized=False, rule="gk15", chunk_size=chunk).value
 
 
 @case
-def a_limit_that_nodes_follow(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
-    return integral(
-        lambda x, p, b: (b - x) ** -0.4 * t["w"] * p, 0.0, t["b"], t["p"], t["b"], chunk_size=chunk_size
-    )
+def a_limit_that_nodes_follow(t: dict[str, Tensor], chunk: int | None) -> Tensor:
+    return integral(lambda x, p, b: (b - x) ** -0.4 * t["w"] * p, 0.0, t["b"], t["p"], t["b"], chunk_size=chunk)
 
 
 @case
-def a_searched_gradient(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_searched_gradient(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * t["w"] * x)
-    mode = qg.Resolve(rtol=1e-10)
-    return integral(f, 0.0, t["b"], t["p"], gradient=mode, params=[t["w"]], chunk_size=chunk_size)
+    mode = qg.Resolve(rtol=1e-10, params=[t["w"]])
+    return integral(f, 0.0, t["b"], t["p"], gradient=mode, chunk_size=chunk)
 
 
 @case
-def a_kept_plan(t: dict[str, Tensor], chunk_size: int | None) -> Tensor:
+def a_kept_plan(t: dict[str, Tensor], chunk: int | None) -> Tensor:
     f = lambda x, p: torch.exp(-p * t["w"] * x)
     with torch.no_grad():
         plan = qg.quad(f, t64(0.0), t["b"], (t["p"],), rtol=1e-9).plan
-    return integral(f, 0.0, t["b"], t["p"], plan=plan, rtol=1e-9, chunk_size=chunk_size)
+    return integral(f, 0.0, t["b"], t["p"], plan=plan, rtol=1e-9, chunk_size=chunk)
 
 
-def derivatives(one: Case, chunk_size: int | None) -> list[Tensor]:
+def derivatives(one: Case, chunk: int | None) -> list[Tensor]:
     """Return value and first and second derivatives, mixed ones too, with respect to everything."""
     t = {name: leaf(value) for name, value in P.items()}
     t = {name: value.clone() for name, value in t.items()}
     leaves = list(t.values())
-    value = one(t, chunk_size)
+    value = one(t, chunk)
     weights = torch.linspace(-1.0, 2.0, value.numel(), dtype=torch.float64).reshape(value.shape)
     options = {"allow_unused": True, "retain_graph": True}
     first = torch.autograd.grad((value * weights).sum(), leaves, create_graph=True, **options)
@@ -291,9 +283,9 @@ def derivatives(one: Case, chunk_size: int | None) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("one", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("chunk_size", (1, SMALL, 10**6))
-def test_value_and_derivatives_do_not_depend_on_the_chunk(one: Case, chunk_size: int) -> None:
-    for chunked, whole in zip(derivatives(one, chunk_size), derivatives(one, None), strict=True):
+@pytest.mark.parametrize("chunk", (1, SMALL, 10**6))
+def test_value_and_derivatives_do_not_depend_on_the_chunk(one: Case, chunk: int) -> None:
+    for chunked, whole in zip(derivatives(one, chunk), derivatives(one, None), strict=True):
         assert (chunked - whole).abs().max() <= 1e-12 * (1.0 + whole.abs().max())
 
 
@@ -320,11 +312,11 @@ def of(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def gradients(
-    chunk_size: int | None, upper: Tensor, around: Callable[[Callable[[], Any]], Any] = lambda f: f()
+    chunk: int | None, upper: Tensor, around: Callable[[Callable[[], Any]], Any] = lambda f: f()
 ) -> Tensor:
     """Return the gradient of a network's integrals with respect to its parameters."""
     net = network()
-    value = qg.quad(of(net), 0.0, upper, rtol=1e-9, chunk_size=chunk_size).value
+    value = qg.quad(of(net), 0.0, upper, rtol=1e-9, chunk_size=chunk).value
     around(lambda: value.sum().backward())
     return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
 
@@ -366,10 +358,7 @@ def test_batched_gradients() -> None:
     one = CASES["tensors_that_depend_on_each_other"]
     options = {"is_grads_batched": True, "allow_unused": True}
     for chunked, whole in zip(
-        *(
-            torch.autograd.grad(one(t, chunk_size), list(t.values()), rows, **options)
-            for chunk_size in (SMALL, None)
-        ),
+        *(torch.autograd.grad(one(t, chunk), list(t.values()), rows, **options) for chunk in (SMALL, None)),
         strict=True,
     ):
         assert (chunked - whole).abs().max() <= 1e-12
@@ -377,9 +366,9 @@ def test_batched_gradients() -> None:
 
 @pytest.mark.parametrize("vectorize", (False, True))
 def test_jacobians_and_hessians(vectorize: bool) -> None:
-    def value(chunk_size: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def value(chunk: int | None) -> Callable[[Tensor, Tensor], Tensor]:
         f = lambda w: lambda x, p: torch.exp(-p * x * w[0]) * w[1]
-        return lambda w, p: integral(f(w.exp()), 0.0, p, p, chunk_size=chunk_size)
+        return lambda w, p: integral(f(w.exp()), 0.0, p, p, chunk_size=chunk)
 
     given = t64([0.3, 0.4]), P["p"]
     for chunked, whole in zip(
@@ -387,7 +376,7 @@ def test_jacobians_and_hessians(vectorize: bool) -> None:
         strict=True,
     ):
         assert (chunked - whole).abs().max() <= 1e-12
-    summed = lambda chunk_size: lambda *given: value(chunk_size)(*given).sum()
+    summed = lambda chunk: lambda *given: value(chunk)(*given).sum()
     for chunked, whole in zip(
         *(torch.autograd.functional.hessian(summed(c), given, vectorize=vectorize) for c in (SMALL, None)),
         strict=True,
@@ -398,7 +387,7 @@ def test_jacobians_and_hessians(vectorize: bool) -> None:
 @pytest.mark.parametrize("forward", (False, True))
 @pytest.mark.parametrize("backward", (False, True))
 def test_autocast_is_that_of_the_call(forward: bool, backward: bool) -> None:
-    def one(chunk_size: int | None, seen: list[torch.dtype], backward: bool) -> Tensor:
+    def one(chunk: int | None, seen: list[torch.dtype], backward: bool) -> Tensor:
         w = torch.linspace(-1.0, 1.0, 16).reshape(4, 4).requires_grad_()
 
         def f(x: Tensor) -> Tensor:
@@ -407,9 +396,7 @@ def test_autocast_is_that_of_the_call(forward: bool, backward: bool) -> None:
             return torch.sin(x) * y.float()
 
         with torch.autocast("cpu", enabled=forward):
-            value = qg.quad(
-                f, 0.0, torch.linspace(0.5, 2.0, 5), rule="gk15", rtol=1e-3, chunk_size=chunk_size
-            ).value
+            value = qg.quad(f, 0.0, torch.linspace(0.5, 2.0, 5), rule="gk15", rtol=1e-3, chunk_size=chunk).value
         with torch.autocast("cpu", enabled=backward):
             value.sum().backward()
         return w.grad

@@ -1,4 +1,4 @@
-"""With ``chunk_size`` values are replaced, and evaluated again, part by part: noise is told, one part alone is held."""
+"""With ``chunk_size`` values are replaced, and evaluated again, part by part: noise is told, one part is held."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ NOISES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("chunk_size", (21, SMALL, 10**6))
+@pytest.mark.parametrize("chunk", (21, SMALL, 10**6))
 @pytest.mark.parametrize(("where", "rates"), NOISES.values(), ids=NOISES)
 def test_a_noisy_integrand_is_refused_with_chunk_too(
-    where: Callable[[Tensor, Tensor], Tensor], rates: list[float], chunk_size: int
+    where: Callable[[Tensor, Tensor], Tensor], rates: list[float], chunk: int
 ) -> None:
     w = leaf(rates)
     for size in (1e-3, -1e-3, float("nan")):
         with pytest.raises(qg.IntegrandError, match="not deterministic"):
-            integral(noisy(where, size), t64(0.0), 1.0, w, chunk_size=chunk_size, rtol=1e-9)
-    assert integral(noisy(where, 1e-14), t64(0.0), 1.0, w, chunk_size=chunk_size, rtol=1e-9).requires_grad
+            integral(noisy(where, size), t64(0.0), 1.0, w, chunk_size=chunk, rtol=1e-9)
+    assert integral(noisy(where, 1e-14), t64(0.0), 1.0, w, chunk_size=chunk, rtol=1e-9).requires_grad
 
 
 def test_values_of_which_some_have_been_replaced_are_compared_too() -> None:
@@ -141,12 +141,12 @@ def test_one_part_is_held_at_a_time() -> None:
     assert len(held) == 0 and most[0] == 1
 
 
-def memory_of_a_hard_integral(chunk_size: int | None) -> tuple[int, int]:
+def memory_of_a_hard_integral(chunk: int | None) -> tuple[int, int]:
     """Return the most bytes that value and gradient of one integral need, and its cells."""
     w = leaf(1e-3)
     f = lambda x: sum(w / ((x - k / 50) ** 2 + w**2) for k in range(50))
     with PeakMemory() as memory:
-        result = qg.quad(f, 0.0, t64(1.0), rtol=1e-9, chunk_size=chunk_size)
+        result = qg.quad(f, 0.0, t64(1.0), rtol=1e-9, chunk_size=chunk)
         result.value.backward()
     return memory.peak, len(result.plan)
 

@@ -12,7 +12,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import quadgrad as qg
 from benchmarks.derivatives import ROWS, Row
-from helpers import PeakMemory, Recorder, cells_of, leaf, relative_error, t64
+from helpers import PeakMemory, Recorder, cells_of, declaring, leaf, relative_error, t64
 
 LOOSE = 1e-4
 TIGHT = qg.Resolve(rtol=1e-9)
@@ -188,7 +188,7 @@ def narrow(net: torch.nn.Module):
 
 def test_module_by_its_parameters() -> None:
     net, c = network(6), leaf([0.3, 0.7])
-    result = qg.quad(narrow(net), 0.0, 1.0, (c,), rtol=LOOSE, gradient=TIGHT, params=net)
+    result = qg.quad(narrow(net), 0.0, 1.0, (c,), rtol=LOOSE, gradient=declaring(TIGHT, net))
     inputs = (c, *net.parameters())
     ours = torch.autograd.grad(result.value.sum(), inputs)
     reference = torch.autograd.grad(qg.quad(narrow(net), 0.0, 1.0, (c,), rtol=1e-13).value.sum(), inputs)
@@ -207,8 +207,7 @@ def test_thirty_thousand_parameters_in_bounded_memory() -> None:
             t64(0.0),
             1.0,
             rtol=LOOSE,
-            gradient=qg.Resolve(rtol=1e-6),
-            params=net,
+            gradient=qg.Resolve(rtol=1e-6, params=net),
         )
     assert bool(result.derivative.converged)
     # One cell's derivatives take 21 * 8 * count bytes; a few such arrays are alive at a time.
@@ -220,7 +219,7 @@ def test_a_derivative_that_is_nothing_but_rounding_is_zero() -> None:
     # The direction of a vector does not depend on its length.
     w = leaf([1.7])
     f = lambda x: torch.exp(-x) * (w * 0.3 / torch.linalg.vector_norm(w * 0.3))[0]
-    result = qg.quad(f, t64(0.0), 1.0, gradient=TIGHT, params=w)
+    result = qg.quad(f, t64(0.0), 1.0, gradient=declaring(TIGHT, w))
     assert float(torch.autograd.grad(result.value, w)[0].abs()) <= 1e-15
     assert bool(result.derivative.converged)
     assert int(result.derivative.nfev) <= 210
@@ -229,7 +228,7 @@ def test_a_derivative_that_is_nothing_but_rounding_is_zero() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     net = network(4)
     net[0].weight.requires_grad_(False)
-    result = qg.quad(lambda x: net(x[..., None])[..., 0], t64(0.0), 1.0, gradient=TIGHT, params=net)
+    result = qg.quad(lambda x: net(x[..., None])[..., 0], t64(0.0), 1.0, gradient=declaring(TIGHT, net))
     assert "params.0.weight" not in result.derivative.names
     assert "params.0.bias" in result.derivative.names
 
@@ -238,7 +237,7 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_tensors_by_name(way: str) -> None:
     p = leaf(1e-4)
     params = {"tensor": p, "sequence": [p], "mapping": {"p": p}}[way]
-    result = qg.quad(lambda x: hypotenuse(x, p), t64(0.0), 1.0, rtol=LOOSE, gradient=TIGHT, params=params)
+    result = qg.quad(lambda x: hypotenuse(x, p), t64(0.0), 1.0, rtol=LOOSE, gradient=declaring(TIGHT, params))
     assert relative_error(torch.autograd.grad(result.value, p)[0], slope(t64(1e-4))) <= 1e-9
     assert result.derivative.names == (
         {"tensor": "params", "sequence": "params[0]", "mapping": "params['p']"}[way],
@@ -251,7 +250,7 @@ def test_undeclared_tensors_are_named_never_skipped() -> None:
         qg.quad(lambda x: net(x[..., None])[..., 0], t64(0.0), 1.0, gradient=TIGHT)
     assert r"(net.4.bias)" in str(caught.value)
     with pytest.raises(qg.IntegrandError, match=r"shape \(2,\) \(p\)"):
-        qg.quad(lambda x: net(x[..., None])[..., 0] * p[0], t64(0.0), 1.0, gradient=TIGHT, params=net)
+        qg.quad(lambda x: net(x[..., None])[..., 0] * p[0], t64(0.0), 1.0, gradient=declaring(TIGHT, net))
     with pytest.raises(qg.IntegrandError, match=r"shape \(1,\) \(PReLU\.weight\)"):
         qg.quad(torch.nn.PReLU().double(), t64(-1.0), 1.0, gradient=TIGHT)
 
@@ -260,8 +259,8 @@ def test_tensors_computed_outside_from_a_declared_one() -> None:
     p = leaf(0.5)
     q = 2 * p
     with pytest.raises(qg.IntegrandError, match="computed outside f|\\(q\\)"):
-        qg.quad(lambda x: torch.exp(-q * x), t64(0.0), 1.0, gradient=TIGHT, params=p)
-    value = qg.quad(lambda x: torch.exp(-q * x), t64(0.0), 1.0, gradient=TIGHT, params=q).value
+        qg.quad(lambda x: torch.exp(-q * x), t64(0.0), 1.0, gradient=declaring(TIGHT, p))
+    value = qg.quad(lambda x: torch.exp(-q * x), t64(0.0), 1.0, gradient=declaring(TIGHT, q)).value
     exact = 2 * grad(lambda q: (1 - torch.exp(-q)) / q)(q.detach())
     assert relative_error(torch.autograd.grad(value, p)[0], exact) <= 1e-9
 
@@ -283,7 +282,7 @@ def test_undeclared_tensors_inside_transforms(way: str) -> None:
 
 def test_params_of_another_kind_are_refused() -> None:
     with pytest.raises(TypeError, match=r"params\[1\] is float"):
-        qg.quad(torch.exp, 0.0, 1.0, params=[t64(1.0), 2.0])
+        qg.Resolve(params=[t64(1.0), 2.0])
 
 
 # -- transforms --------------------------------------------------------------------------------------
@@ -322,7 +321,7 @@ def test_hard_derivatives_are_resolved_inside_transforms(way: str, kind: str) ->
         return qg.quad(hypotenuse, 0.0, 1.0, (p,), rtol=LOOSE, gradient=TIGHT).value
 
     def by_closure(p: Tensor) -> Tensor:
-        return qg.quad(lambda x: hypotenuse(x, p), t64(0.0), 1.0, rtol=LOOSE, gradient=TIGHT, params=p).value
+        return qg.quad(lambda x: hypotenuse(x, p), t64(0.0), 1.0, rtol=LOOSE, gradient=declaring(TIGHT, p)).value
 
     assert relative_error(WAYS[way]({"args": by_argument, "closure": by_closure}[kind]), slope(SMALL)) <= 1e-9
 
@@ -345,7 +344,7 @@ def test_singularity_that_moves_with_the_limit(kind: str, mode: qg.GradientMode)
     if kind == "args":
         value = qg.quad(lambda x, c: (c - x) ** -0.5, 0.0, b, (b,), rtol=1e-6, gradient=mode).value
     else:
-        value = qg.quad(lambda x: (b - x) ** -0.5, 0.0, b, rtol=1e-6, gradient=mode, params=b).value
+        value = qg.quad(lambda x: (b - x) ** -0.5, 0.0, b, rtol=1e-6, gradient=declaring(mode, b)).value
     assert relative_error(value, 2 * b.detach() ** 0.5) <= 1e-6
     assert relative_error(torch.autograd.grad(value, b)[0], b.detach() ** -0.5) <= 1e-6
 

@@ -1,0 +1,1 @@
+"""The engine: nothing here is public; what is stands in ``quadgrad`` itself."""

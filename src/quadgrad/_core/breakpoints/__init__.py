@@ -1,0 +1,1 @@
+"""Places where an integrand jumps: found, differentiated, or warned about."""

@@ -2,8 +2,8 @@
 
 Their nodes are spread evenly over the logarithm of the distance from the end. There an algebraic singularity is an
 exponential, which the rule integrates as well as any smooth function. A cell that touches the end has nodes on its
-outer :data:`quadgrad._core.mesh.interval.DEPTH` octaves; the integrals over equal shares of them are the terms of a series that
-the epsilon algorithm sums to the end (:mod:`quadgrad._core.estimates.epsilon`).
+outer :data:`quadgrad._core.mesh.interval.DEPTH` octaves; the integrals over equal shares of them are the terms of
+a series that the epsilon algorithm sums to the end (:mod:`quadgrad._core.estimates.epsilon`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ SHORTEST = 2.0**-20
 def evaluate_ends(task: Task, row: Tensor, start: Tensor, stop: Tensor) -> Cells:
     """Apply the rule to cells with nodes spread over the logarithm of the distance from an end.
 
-    f is called at :data:`quadgrad._core.mesh.cells.BESIDE` places more for each cell: where its nodes begin and end,
-    or, where it touches the end, as close to it as numbers allow.
+    f is called at :data:`quadgrad._core.mesh.cells.BESIDE` places more for each cell: where its nodes begin and
+    end, or, where it touches the end, as close to it as numbers allow.
     """
     rule = task.rule.tensors(task.pieces.lower.dtype, row.device)
     touches = (start == 0) | (stop == 0)
@@ -91,7 +91,7 @@ def estimate_ends(
     task: Task, rule: RuleTensors, y: Tensor, slope: Tensor, layout: EndFrame, touches: Tensor, part: slice,
     held: Tensor | None = None, steps: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return value, error, floor, refinable, lean, pole, height and kind; see :class:`quadgrad._core.mesh.cells.Cells`.
+    """Return value, error, floor, refinable, lean, pole, height and kind; see :class:`.Cells`.
 
     The column that extrapolates is chosen here, or ``held`` ``(n,)``. With ``steps`` ``(n,)`` the last row of ``y``
     is that many terms of the series beyond the nodes, unless that is 0.

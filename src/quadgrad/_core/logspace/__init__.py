@@ -1,0 +1,1 @@
+"""Integrands given by their logarithms."""

@@ -35,7 +35,7 @@ SCANNED = 2.0**-7
 
 KEEP, REVERT, TURN, CLOSER, PART, HALVE = range(6)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
-end; part one that has them; bisect it as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`; or once."""
+end; part one that has them; bisect it as often as its pole asks for, see :mod:`.poles`; or once."""
 
 AT_END = 2.0**-6
 """A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""

@@ -75,7 +75,7 @@ class Running:
 class Verdict:
     """One round's decisions.
 
-    ``move`` says how each cell is refined (:data:`quadgrad._core.mesh.cells.KEEP` and following), ``parts`` into what
+    ``move`` says how each cell is refined (``KEEP`` of :mod:`.cells` and following), ``parts`` into what
     those are parted that are bisected; ``wanted`` is the number of new cells of each integral, ``code`` RUN, WAIT
     or a status, ``nfev`` what will have been spent, ``bad`` the rounds with values that are not finite.
     """

@@ -21,7 +21,7 @@ SHARE = 0.5
 """A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
 
 BLOCK = 2**17
-"""Nodes evaluated at a time where the caller sets no ``chunk_size``; more than in a replay, which keeps what f makes."""
+"""Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""
 
 PATIENCE = 6
 """Rounds of bisection after which values that are still not finite count as a region, not as points."""

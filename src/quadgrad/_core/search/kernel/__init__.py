@@ -1,0 +1,1 @@
+"""The compiled body of the search, and how Python calls it."""

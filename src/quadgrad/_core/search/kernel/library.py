@@ -83,7 +83,7 @@ class PieceEnds(Structure):
 
 
 class EndNumbers(Structure):
-    """Where cells with logarithmic nodes are, see :class:`quadgrad._core.mesh.interval.EndFrame`; keeps what it points to."""
+    """Where cells with logarithmic nodes are, see :class:`.EndFrame`; keeps what it points to."""
 
     _fields_ = [(name, c_void_p) for name in ("scale", "reach", "rate", "span", "steps")]
 

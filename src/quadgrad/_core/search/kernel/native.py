@@ -1,7 +1,7 @@
 """Adaptive search in the compiled kernel: real scalar integrands on the CPU, outside transforms.
 
-The rounds of :mod:`quadgrad._core.search.adaptive` with the same decisions, which the tests check. From here f is called,
-nodes are placed on infinite pieces, and memory is set aside.
+The rounds of :mod:`quadgrad._core.search.adaptive` with the same decisions, which the tests check. From here f is
+called, nodes are placed on infinite pieces, and memory is set aside.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The search: rounds of evaluating, estimating and deciding, in any geometry."""
