@@ -198,7 +198,7 @@ typedef struct {
 /* Say for each cell of an integral from `first` to before `stop` what becomes of it. */
 INLINE Moves plan_moves(const Round *round, int64_t tail, const int64_t *first, const int64_t *stop, double limit,
                         int scan, double most) {
-    Moves made = {{0}};
+    Moves made = {.parts = 0};
     for (int kind = 0; kind < 2; kind++) {
         const Cell *cells = kind ? round->ends : round->linear;
         int8_t *moves = round->moves + (kind ? round->n_linear : 0);
@@ -217,7 +217,7 @@ INLINE Moves plan_moves(const Round *round, int64_t tail, const int64_t *first, 
 /* What `judge` in the tensor operations does: whether integrals are done, and what becomes of their cells. Those that
  * run on are left where the share begins. */
 INLINE void decide(const Round *round, int64_t tail, Share *share) {
-    int64_t fresh = round->fresh, who = share->low, count = round->task->count, m = round->task->rule->m;
+    int64_t fresh = round->fresh, who = share->low, count = round->setting->count, m = round->setting->rule->m;
     if (!fresh && share->low < share->high) who = round->integrals[share->low].who;
     int64_t next[2] = {find(round->linear, round->n_linear, tail, who * count),
                        find(round->ends, round->n_ends, tail, who * count)};
@@ -231,7 +231,7 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
         copy(round->held + one.who * tail, tail, totals);
         add_cells(round->linear, round->n_linear, tail, beyond, &next[0], totals, &sums);
         add_cells(round->ends, round->n_ends, tail, beyond, &next[1], totals, &sums);
-        size_up(totals, tail, round->task->parts, &sums);
+        size_up(totals, tail, round->setting->parts, &sums);
         double error = sums.error, tolerance = allowed_error(round, sums.largest, sums.floor);
         double target = larger(tolerance, 2.0 * sums.floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
@@ -273,7 +273,7 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
 /* New cells, from `out` on, and settled ones. */
 INLINE void carry_out(const Round *round, const Share *share, int64_t tail, Children out, const Leaves *leaves,
                       int64_t settled) {
-    int64_t next[2] = {share->first[0], share->first[1]}, count = round->task->count;
+    int64_t next[2] = {share->first[0], share->first[1]}, count = round->setting->count;
     for (int64_t k = 0; k <= share->made.running; k++) {
         Integral idle = {.who = INT64_MAX / count}, *one = round->integrals + share->low + k;
         if (k == share->made.running) one = &idle;
@@ -303,8 +303,8 @@ INLINE void carry_out(const Round *round, const Share *share, int64_t tail, Chil
 
 /* Decide on all cells, and enter the totals of the integrals that stop. */
 EXPORT void judge(const Round *round, Tally *tally) {
-    int64_t n = round->running, waiting = tally->waiting, tail = tail_of(round->task);
-    int threads = sharing(round->n_linear + round->n_ends, round->task->threads);
+    int64_t n = round->running, waiting = tally->waiting, tail = tail_of(round->setting);
+    int threads = sharing(round->n_linear + round->n_ends, round->setting->threads);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
         Share *share = &round->shares[t];
@@ -322,12 +322,12 @@ EXPORT void judge(const Round *round, Tally *tally) {
 
 /* Carry it out: write the new cells of either kind and the settled ones, and before which new ones to ask for f.
  * Integrals that run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, double *settled, int64_t capacity,
+EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, Leaf *settled, int64_t *tags,
                      int64_t n_settled) {
-    int64_t tail = tail_of(round->task);
-    int threads = sharing(round->n_linear + round->n_ends, round->task->threads);
+    int64_t tail = tail_of(round->setting);
+    int threads = sharing(round->n_linear + round->n_ends, round->setting->threads);
     Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .tail = tail};
-    Leaves leaves = leaves_of(settled, capacity, tail);
+    Leaves leaves = {settled, tags, tail};
     int64_t first_leaf[MOST_THREADS];
     for (int t = 0; t < threads; t++) {
         const Tally *made = &round->shares[t].made;
@@ -340,7 +340,7 @@ EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pair
         if (tail) {
             carry_out(round, &round->shares[t], tail, out[t], &leaves, first_leaf[t]);
         } else {
-            Leaves one = {leaves.room, leaves.tag, 0};
+            Leaves one = {settled, tags, 0};
             out[t].tail = 0;
             carry_out(round, &round->shares[t], 0, out[t], &one, first_leaf[t]);
         }
@@ -351,12 +351,12 @@ EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pair
 }
 
 /* Take the n settled cells of integrals that wait out of all; in their place stays GONE. */
-EXPORT void withdraw(const Task *task, double *settled, int64_t capacity, int64_t all, const int64_t *status,
+EXPORT void withdraw(const Setting *set, Leaf *settled, int64_t *tags, int64_t all, const int64_t *status,
                      int64_t *counts, Cell *taken, int64_t n) {
-    Leaves leaves = leaves_of(settled, capacity, tail_of(task));
+    Leaves leaves = {settled, tags, tail_of(set)};
     for (int64_t place = 0, i = 0; i < n && place < all; place++) {
         int64_t tag = leaves.tag[place], row = tag >> 8;
-        if (tag == GONE || status[row / task->count] != WAIT) continue;
+        if (tag == GONE || status[row / set->count] != WAIT) continue;
         const Leaf *leaf = leaf_at(&leaves, place);
         Cell *cell = cell_at(taken, i++, leaves.tail);
         *cell = unpack(leaf, tag);
@@ -367,16 +367,16 @@ EXPORT void withdraw(const Task *task, double *settled, int64_t capacity, int64_
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
  * `counts` in each of the rows. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
-EXPORT int64_t collect(const Task *task, double *settled, int64_t capacity, int64_t n, int64_t rows, int64_t *counts,
+EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t n, int64_t rows, int64_t *counts,
                        int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
-    Leaves leaves = leaves_of(settled, capacity, tail_of(task));
+    Leaves leaves = {settled, tags, tail_of(set)};
     int64_t n_ends[READERS] = {0}, place = 0, all = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = counts[r];
         counts[r] = place;
         place += count;
     }
-    int threads = sharing(n, task->threads < READERS ? task->threads : READERS);
+    int threads = sharing(n, set->threads < READERS ? set->threads : READERS);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
         int64_t low = rows * t / threads, high = rows * (t + 1) / threads;

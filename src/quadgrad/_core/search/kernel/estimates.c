@@ -139,10 +139,10 @@ INLINE void judge_columns(const Rule *rule, double eps, const Tile *sums, const 
 }
 
 /* Add what `width` columns from `first` on are like to the cells they belong to. */
-INLINE void add_columns(const Task *task, const Summary *columns, int64_t first, int64_t width, Summary *cells) {
-    int64_t pair = task->parts == 2;
+INLINE void add_columns(const Setting *set, const Summary *columns, int64_t first, int64_t width, Summary *cells) {
+    int64_t pair = set->parts == 2;
     for (int64_t c = 0; c < width; c++) {
-        int64_t i = (first + c) / task->columns;
+        int64_t i = (first + c) / set->columns;
         if (!pair) {
             cells->error[i] = worse(cells->error[i], columns->error[c]);
             cells->size[i] = worse(cells->size[i], columns->size[c]);
@@ -207,11 +207,11 @@ INLINE uint8_t look_for_pole(const Rule *rule, double eps, const double *y, cons
 }
 
 /* Estimates of cells from those on the unit interval; see scale_estimates in null_rules.py. */
-INLINE void estimate_cells(const Task *task, double eps, const Summary *s, const double *scale, const double *reach,
+INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, const double *scale, const double *reach,
                            int64_t here, int64_t tail, Cell *cells, Tile factor) {
     Tile at_start = {0}, at_stop = {0}, width = {0}, noise, floor, side, error;
     int64_t refinable[WIDE];
-    double inmost = task->rule->nodes[0], finest = 4.0 * task->eps / inmost, narrowest = sqrt(task->tiny);
+    double inmost = set->rule->nodes[0], finest = 4.0 * set->eps / inmost, narrowest = sqrt(set->tiny);
     for (int64_t c = 0; c < here; c++) {
         const Cell *cell = cell_at(cells, c, tail);
         at_start[c] = cell->at_start, at_stop[c] = cell->at_stop, width[c] = cell->stop - cell->start;
@@ -219,7 +219,7 @@ INLINE void estimate_cells(const Task *task, double eps, const Summary *s, const
     for (int c = 0; c < WIDE; c++) {
         double whole = s->size[c] * scale[c];
         floor[c] = C.floor * eps * whole;
-        noise[c] = smaller(C.place * task->eps * reach[c] * s->variation[c], whole) + floor[c];
+        noise[c] = smaller(C.place * set->eps * reach[c] * s->variation[c], whole) + floor[c];
         side[c] = (s->right[c] > C.rougher * s->left[c] ? 1.0 : 0.0) - (s->left[c] > C.rougher * s->right[c] ? 1.0 : 0.0);
         side[c] *= s->decay[c] >= C.unresolved ? 2.0 : 1.0;
         double allowed = C.beyond * s->highest[c];
@@ -232,7 +232,7 @@ INLINE void estimate_cells(const Task *task, double eps, const Summary *s, const
         refinable[c] = resolvable & (lost | (error[c] > noise[c]));
         factor[c] = lost ? 0.0 : scale[c];
         error[c] = lost ? INFINITY : error[c];
-        floor[c] = !(scale[c] > 0.0) ? task->tiny : lost ? 0.0 : floor[c];
+        floor[c] = !(scale[c] > 0.0) ? set->tiny : lost ? 0.0 : floor[c];
         side[c] = lost ? 0.0 : side[c];
     }
     for (int64_t c = 0; c < here; c++) {
@@ -251,15 +251,15 @@ INLINE void scale_columns(Cell *cell, double factor, int64_t columns, int64_t pa
 }
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
-INLINE void measure_group(const Task *task, int64_t columns, double eps, Cell *cells, int64_t low, int64_t here,
+INLINE void measure_group(const Setting *set, int64_t columns, double eps, Cell *cells, int64_t low, int64_t here,
                           int64_t n, const double *y, const double *slope, const Layout *layout) {
-    const Rule *rule = task->rule;
+    const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
     Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, blur = {0}, blurs = {0}, factor;
     Summary summary = {0}, part;
     for (int64_t c = 0; c < here; c++) {
         scale[c] = layout->scale[low + c], reach[c] = fabs(layout->reach[low + c]);
-        blur[c] = smaller(C.place * task->eps * reach[c] / larger(task->tiny, scale[c]), 1.0);
+        blur[c] = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
     }
     for (int64_t first = 0; first < here * columns; first += WIDE) {
         int64_t width = here * columns - first < WIDE ? here * columns - first : WIDE, stride = n * columns;
@@ -269,19 +269,19 @@ INLINE void measure_group(const Task *task, int64_t columns, double eps, Cell *c
         for (int64_t c = 0; c < width && columns > 1; c++) blurs[c] = blur[(first + c) / columns];
         judge_columns(rule, eps, sums, size, columns > 1 ? blurs : blur, values + m / 2 * stride, columns > 1 ? &part : &summary);
         if (columns == 1) continue;
-        add_columns(task, &part, first, width, &summary);
+        add_columns(set, &part, first, width, &summary);
         for (int64_t c = 0; c < width; c++)
             cell_at(cells, low + (first + c) / columns, tail)->columns[(first + c) % columns] = sums[0][c];
     }
     Cell *group = cell_at(cells, low, tail);
-    estimate_cells(task, eps, &summary, scale, reach, here, tail, group, factor);
+    estimate_cells(set, eps, &summary, scale, reach, here, tail, group, factor);
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(group, c, tail);
-        if (columns > 1) scale_columns(cell, factor[c], columns, task->parts);
+        if (columns > 1) scale_columns(cell, factor[c], columns, set->parts);
         else cell->value = factor[c] == 0.0 ? 0.0 : sums[0][c] * factor[c];
         int looks = summary.decay[c] >= C.unresolved && cell->error < INFINITY;
         cell->height = !looks ? 0 : look_for_pole(rule, eps, y + (low + c) * columns, slope ? slope + low + c : slope, n,
-                                                 columns, columns > 1 ? task->parts : 1, &cell->pole);
+                                                 columns, columns > 1 ? set->parts : 1, &cell->pole);
     }
 }
 
@@ -293,13 +293,13 @@ INLINE double sum_of(const double *y, int64_t columns) {
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
  * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. */
-EXPORT void measure(const Task *task, int64_t what, double eps, Cell *cells, int64_t n, const double *y,
+EXPORT void measure(const Setting *set, int64_t what, double eps, Cell *cells, int64_t n, const double *y,
                     const double *slope, double *layout) {
     const Layout rows = rows_of(layout, n);
-    int64_t columns = task->columns, tail = tail_of(task), group = group_of(columns), last = task->rule->m + 1;
+    int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
     const double *inner = y + (what == EDGES_TOO ? n * columns : 0);
     const double *along = slope && what == EDGES_TOO ? slope + n : slope;
-    PARALLEL(sharing(n * columns, task->threads))
+    PARALLEL(sharing(n * columns, set->threads))
     for (int64_t low = 0; low < n; low += group) {
         int64_t here = n - low < group ? n - low : group;
         for (int64_t c = low; what == EDGES_TOO && c < low + here; c++) {
@@ -309,8 +309,8 @@ EXPORT void measure(const Task *task, int64_t what, double eps, Cell *cells, int
             cell->at_start = isnan(cell->at_start) ? NAN : before;
             cell->at_stop = isnan(cell->at_stop) ? NAN : after;
         }
-        if (columns == 1) measure_group(task, 1, eps, cells, low, here, n, inner, along, &rows);
-        else measure_group(task, columns, eps, cells, low, here, n, inner, along, &rows);
+        if (columns == 1) measure_group(set, 1, eps, cells, low, here, n, inner, along, &rows);
+        else measure_group(set, columns, eps, cells, low, here, n, inner, along, &rows);
     }
 }
 
@@ -406,7 +406,7 @@ INLINE int choose_column(const EndSummary *s, double rtol, double *doubt, double
 }
 
 /* A cell's estimates from those of its components; what is left to enter is its value. Return the column taken. */
-INLINE int estimate_end(const Task *task, double eps, double rtol, const EndSummary *s, const Layout *layout, int64_t at,
+INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSummary *s, const Layout *layout, int64_t at,
                         Cell *cell) {
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
@@ -419,7 +419,7 @@ INLINE int estimate_end(const Task *task, double eps, double rtol, const EndSumm
     int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
     double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
     if (touches) edge *= C.step;
-    int wide = edge * layout->span[at] > 4.0 * task->eps * reach && edge > larger(C.nearest, sqrt(task->tiny)) &&
+    int wide = edge * layout->span[at] > 4.0 * set->eps * reach && edge > larger(C.nearest, sqrt(set->tiny)) &&
                -layout->rate[at] > C.shortest;
     cell->error = all, cell->floor = lost ? 0.0 : floor;
     cell->refinable = wide && (lost || worth);
@@ -441,7 +441,7 @@ INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t parts, double *
 }
 
 /* Enter what a component is like, which begins at column j of the cell `at`, and in column c of the tile. */
-INLINE void add_component(const Task *task, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
+INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
                           double highest, const Number *values, double steps, Number *limits, EndSummary *s) {
     const Tile *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
     Number terms[SHARES], at_edges[2];
@@ -452,15 +452,15 @@ INLINE void add_component(const Task *task, const Cell *cell, const Tile *sums, 
         add_series(terms, size_of(values[1]), steps, limits, s);
     else
         hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
-    s->hidden = worse(s->hidden, hidden * task->rule->nodes[0]);
+    s->hidden = worse(s->hidden, hidden * set->rule->nodes[0]);
     s->value = worse(s->value, size_at(sums[0], c, parts));
 }
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure_ends`. */
-INLINE void measure_end_group(const Task *task, int64_t parts, double eps, double rtol, Cell *cells, int64_t low,
+INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, double rtol, Cell *cells, int64_t low,
                               int64_t here, int64_t n, const double *y, const double *slope, const Layout *rows) {
-    const Rule *rule = task->rule;
-    int64_t m = rule->m, columns = task->columns, tail = tail_of(task), all = here * columns;
+    const Rule *rule = set->rule;
+    int64_t m = rule->m, columns = set->columns, tail = tail_of(set), all = here * columns;
     EndSummary summary[WIDE];
     memset(summary, 0, here * sizeof(EndSummary));
     Number *limits = (Number *)rows->limits + low * columns / parts * COLUMNS;
@@ -477,7 +477,7 @@ INLINE void measure_end_group(const Task *task, int64_t parts, double eps, doubl
         for (int64_t j = 1; j <= 2 * NULL_PAIRS; j++)
             for (int64_t c = 0; c < WIDE; c += parts) sums[j][c] = size_at(sums[j], c, parts);
         for (int64_t c = 0; c < width; c++) {
-            blur[c] *= C.place * task->eps * rows->reach[own[c]] * -rows->rate[own[c]];
+            blur[c] *= C.place * set->eps * rows->reach[own[c]] * -rows->rate[own[c]];
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
         null_rule_error(sums + 1, unseen, rule->order_gap, eps, error, decay, highest);
@@ -491,7 +491,7 @@ INLINE void measure_end_group(const Task *task, int64_t parts, double eps, doubl
             EndSummary *s = &summary[at - low];
             s->error = worse(s->error, error[c]), s->decay = worse(s->decay, decay[c]);
             s->size = worse(s->size, size[c]), s->blur = worse(s->blur, blur[c]);
-            add_component(task, cell, sums, c, parts, highest[c], ends, rows->steps[at],
+            add_component(set, cell, sums, c, parts, highest[c], ends, rows->steps[at],
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
@@ -500,7 +500,7 @@ INLINE void measure_end_group(const Task *task, int64_t parts, double eps, doubl
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(cells, low + c, tail);
         const Number *limit = limits + c * columns / parts * COLUMNS;
-        int column = estimate_end(task, eps, rtol, &summary[c], rows, low + c, cell);
+        int column = estimate_end(set, eps, rtol, &summary[c], rows, low + c, cell);
         double *value = tail ? cell->columns : &cell->value;
         for (int64_t j = 0; j < columns && column >= 0; j += parts, limit += COLUMNS) {
             value[j] = limit[column].a;
@@ -513,14 +513,14 @@ INLINE void measure_end_group(const Task *task, int64_t parts, double eps, doubl
 }
 
 /* Apply the rule to cells with logarithmic nodes: estimate_ends in singular_ends.py. Values y (m + 2, n, columns). */
-EXPORT void measure_ends(const Task *task, double eps, double rtol, Cell *cells, int64_t n, const double *y,
+EXPORT void measure_ends(const Setting *set, double eps, double rtol, Cell *cells, int64_t n, const double *y,
                          const double *slope, double *layout) {
-    int64_t group = group_of(task->columns);
+    int64_t group = group_of(set->columns);
     const Layout rows = rows_of(layout, n);
-    PARALLEL(sharing(COSTLY * n * task->columns, task->threads))
+    PARALLEL(sharing(COSTLY * n * set->columns, set->threads))
     for (int64_t low = 0; low < n; low += group) {
         int64_t here = n - low < group ? n - low : group;
-        if (task->parts == 1) measure_end_group(task, 1, eps, rtol, cells, low, here, n, y, slope, &rows);
-        else measure_end_group(task, 2, eps, rtol, cells, low, here, n, y, slope, &rows);
+        if (set->parts == 1) measure_end_group(set, 1, eps, rtol, cells, low, here, n, y, slope, &rows);
+        else measure_end_group(set, 2, eps, rtol, cells, low, here, n, y, slope, &rows);
     }
 }

@@ -58,7 +58,7 @@ typedef struct {
 
 /* Settled cells; `tag` is the row, times 256, and what `pack` makes of a cell's other integers; or GONE. */
 typedef struct {
-    double *room;
+    Leaf *leaf;
     int64_t *tag, tail;
 } Leaves;
 
@@ -68,13 +68,7 @@ INLINE Cell *cell_at(const Cell *cells, int64_t i, int64_t tail) {
 }
 
 INLINE Leaf *leaf_at(const Leaves *leaves, int64_t i) {
-    return (Leaf *)(leaves->room + i * ((int64_t)(sizeof(Leaf) / sizeof(double)) + leaves->tail));
-}
-
-INLINE Leaves leaves_of(double *room, int64_t capacity, int64_t tail) {
-    Leaves leaves = {room, NULL, tail};
-    leaves.tag = (int64_t *)leaf_at(&leaves, capacity);
-    return leaves;
+    return (Leaf *)((double *)leaves->leaf + i * ((int64_t)(sizeof(Leaf) / sizeof(double)) + leaves->tail));
 }
 
 /* An integral that is still running, with the sums over its settled cells; those of several columns are `held`, see
@@ -108,9 +102,9 @@ typedef struct {
     int64_t lower_step, upper_step, count, infinite, columns, parts, threads;
     double eps, tiny;
     const Rule *rule;
-} Task;
+} Setting;
 
-INLINE int64_t tail_of(const Task *task) { return task->columns > 1 ? task->columns : 0; }
+INLINE int64_t tail_of(const Setting *set) { return set->columns > 1 ? set->columns : 0; }
 
 /* How many integrals run on and wait; how many cells are new, of how many pairs of these f is not known between them,
  * and how many have settled. */
@@ -132,7 +126,7 @@ typedef struct {
 typedef struct {
     double rtol, atol, eps, tiny, along, across;
     int64_t max_nfev, reopened, fresh, running, n_linear, n_ends;
-    const Task *task;
+    const Setting *setting;
     Integral *integrals;
     const Cell *linear, *ends;
     Share *shares;
