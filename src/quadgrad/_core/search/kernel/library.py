@@ -71,8 +71,8 @@ class RuleNumbers(Structure):
 class Setting(Structure):
     """What stays the same during a search; keeps the tensors it points to.
 
-    That is the ends of all pieces; how many real ``columns`` one value of f has, a complex number having two ``parts``;
-    how many threads there may be; eps and the smallest number of the dtype of x; and the rule.
+    That is the ends of all pieces; how many real ``columns`` one value of f has, of which a complex number has two
+    ``parts``; how many threads there may be; eps and the smallest number of the dtype of x; and the rule.
     """
 
     _fields_ = [
@@ -88,10 +88,13 @@ class Setting(Structure):
     def of(cls, pieces: Pieces, dtype: torch.dtype, rule: Rule) -> Setting:
         """Return the setting of a search for a function of numbers of a dtype, which has one column."""
         info = torch.finfo(dtype)
-        lower, upper = (end.resolve_neg().to(torch.float64).contiguous() for end in (pieces.lower, pieces.upper))
+        lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
+        if lower.dtype != torch.float64:
+            lower, upper = lower.double(), upper.double()
+        lower, upper = lower.contiguous(), upper.contiguous()
         made = cls(
-            lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count, pieces.infinite,
-            1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(rule_numbers(rule)),
+            lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
+            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(rule_numbers(rule)),
         )  # fmt: skip
         made.kept = (lower, upper)
         return made
@@ -102,10 +105,7 @@ class Round(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
-        *(
-            (name, c_int64)
-            for name in ("max_nfev", "reopened", "fresh", "running", "n_linear", "n_ends")
-        ),
+        *((name, c_int64) for name in ("max_nfev", "reopened", "fresh", "running", "n_linear", "n_ends")),
         *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
     ]

@@ -30,10 +30,10 @@ class Memory:
     __slots__ = ("rooms", "size", "turn")
 
     def __init__(self) -> None:
-        self.rooms: dict[str, Tensor] = {}
+        self.rooms: dict[str | int, Tensor] = {}
         self.size, self.turn = 0, 0
 
-    def room(self, name: str, size: int, used: int = 0) -> Tensor:
+    def room(self, name: str | int, size: int, used: int = 0) -> Tensor:
         """Return a room for so many numbers at least, of which the first that are ``used`` are kept."""
         room = self.rooms.get(name, REALS)
         if room.shape[0] < size:
@@ -46,7 +46,7 @@ class Memory:
     def cells(self, size: int) -> Tensor:
         """Return a room for new cells; those before stay, and those before them are overwritten."""
         self.turn = 1 - self.turn
-        return self.room(f"cells {self.turn}", size)
+        return self.room(self.turn, size)
 
     @staticmethod
     def take() -> Memory:
@@ -58,8 +58,9 @@ class Memory:
 
     def leave(self) -> None:
         """Leave it to the next search, unless that would be much to hold on to."""
-        sizes = [len(self.rooms.get(f"cells {turn}", REALS)) for turn in (0, 1)]
-        self.turn = int(sizes[1] > sizes[0])  # the first cells of a search are few: they get the smaller room
+        first, second = self.rooms.get(0, REALS), self.rooms.get(1, REALS)
+        # The first cells of a search are few: they get the smaller room.
+        self.turn = int(second.shape[0] > first.shape[0])
         if len(spare) < SEARCHES and self.size <= SPARE:
             spare.append(self)
 

@@ -36,9 +36,8 @@ from quadgrad._core.search.kernel.library import (
     Setting,
     Tally,
     load,
-    rule_numbers,
 )
-from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, Memory, numbers
+from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found, Task, noise
@@ -76,33 +75,24 @@ class _Cells:
         return self.room.data_ptr() + 8 * self.at
 
     def parts(self, step: int) -> Iterator[_Cells]:
-        if self.n <= step:
-            yield self
-            return
         for low in range(0, self.n, step):
-            yield _Cells(self.room, min(step, self.n - low), self.width, self.at + low * self.width)
+            n = min(step, self.n - low)
+            yield self if n == self.n else _Cells(self.room, n, self.width, self.at + low * self.width)
 
 
-@dataclass(slots=True)
 class _Places:
-    """Where f is called: x ``(rows, n)``, dx/dfraction where that varies, and where the cells are, by the number."""
+    """Where f is called: x ``(rows, n)``, with room for dx/dfraction, if that varies, and for where the cells are."""
 
-    x: Tensor
-    slope: Tensor | None
-    layout: Tensor
+    __slots__ = ("layout", "pointers", "slope", "x")
 
-    @staticmethod
-    def of(rows: int, n: int, slope: bool, layout: int = LAYOUT) -> _Places:
-        """Return room for them."""
-        return _Places(numbers(rows, n), numbers(rows, n) if slope else None, numbers(layout, n))
+    def __init__(self, rows: int, n: int, slope: bool, layout: int = LAYOUT) -> None:
+        self.x, self.slope = numbers(rows, n), numbers(rows, n) if slope else None
+        self.layout = numbers(layout, n)
+        self.pointers = None if self.slope is None else self.slope.data_ptr(), self.layout.data_ptr()
 
     @property
     def owner(self) -> Tensor:
         return self.layout[2].view(torch.int64)
-
-    @property
-    def pointers(self) -> tuple[int | None, int]:
-        return None if self.slope is None else self.slope.data_ptr(), self.layout.data_ptr()
 
 
 @dataclass(slots=True)
@@ -122,11 +112,11 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     """
     if pieces.count > 1 or not _is_open(pieces, rule):
         return None
-    kernel, setting, room = load(), Setting.of(pieces, integrand.call_dtype, rule), numbers(CELL + INTEGRAL)
+    kernel, setting, room = load(), Setting.of(pieces, integrand.call_dtype, rule), numbers(CELL)
     cell = room.data_ptr()
-    if kernel.begin(byref(setting), 1, cell, cell + 8 * CELL) == 0:
+    if kernel.begin(byref(setting), 1, cell, None) == 0:
         return None
-    places = _Places.of(rule.nodes.size + BESIDE, 1, pieces.infinite)
+    places = _Places(rule.nodes.size + BESIDE, 1, pieces.infinite)
     kernel.place(byref(setting), EDGES_TOO, cell, None, 1, places.x.data_ptr(), *places.pointers)
     integrand, y = integrand.probe(places.x)
     return integrand, Opening(setting, room, places, y)
@@ -165,7 +155,7 @@ class NativeBodies:
         setting.columns, setting.parts = self.columns, self.parts
         self.setting, self.threads, self.m = byref(setting), setting.threads, task.rule.nodes.size
         self.value, self.error = numbers(batch * self.columns), numbers(batch)
-        self.held = numbers(batch * self.width).zero_()
+        self.held = numbers(batch * self.width).zero_() if self.width else REALS
         self.status, self.nfev = INTEGERS.new_empty(batch), INTEGERS.new_empty(batch)
         self.counts = INTEGERS.new_zeros(batch * count)
         self.settled = self.withdrawn = self.pairs = 0
@@ -195,13 +185,14 @@ class NativeBodies:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
                 cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
             self._enter(cells)
+        elif opening is not None:
+            self.books = numbers(INTEGRAL)  # one that is fresh is written when decided on
+            room = opening.room if not self.width else torch.cat((opening.room, self.held))
+            self._hold(room, 1, 0)
         else:
             self.books = self.memory.room("books", batch * INTEGRAL)
             room = self.memory.cells(batch * count * (CELL + self.width))
-            if opening is None:
-                n = self.kernel.begin(self.setting, batch, room.data_ptr(), self.books.data_ptr())
-            else:
-                n, room[:CELL] = 1, opening.room[:CELL]
+            n = self.kernel.begin(self.setting, batch, room.data_ptr(), self.books.data_ptr())
             whole = whole and n == batch
             self._hold(room, n, 0)
         self.round.integrals = self.books.data_ptr()
@@ -209,7 +200,7 @@ class NativeBodies:
         self.one_each = bool(whole)
 
     def _enter(self, cells: Tensor) -> None:
-        """Take cells, sorted by row, and open the books of all integrals as if these were all cells they ever had."""
+        """Take cells, sorted by row, and open the books of all integrals as if they never had others."""
         linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
         room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
         self._hold(room.flatten(), n, len(cells) - n)
@@ -241,7 +232,7 @@ class NativeBodies:
             if self.first and opening is not None:
                 places, y = opening.places, self._read(opening.y.detach())
             else:
-                places = _Places.of(rows, part.n, task.pieces.infinite)
+                places = _Places(rows, part.n, task.pieces.infinite)
                 self.kernel.place(
                     self.setting, what, part.pointer, None, part.n, places.x.data_ptr(), *places.pointers
                 )
@@ -256,10 +247,8 @@ class NativeBodies:
         """Apply the rule to cells with logarithmic nodes."""
         task, rows = self.task, self.m + BESIDE
         for part in self.ends.parts(max(1, task.block // rows)):
-            places = _Places.of(rows, part.n, True, END_LAYOUT + 6 * self.columns)
-            self.kernel.place_ends(
-                self.setting, part.pointer, part.n, places.x.data_ptr(), *places.pointers
-            )
+            places = _Places(rows, part.n, True, END_LAYOUT + 6 * self.columns)
+            self.kernel.place_ends(self.setting, part.pointer, part.n, places.x.data_ptr(), *places.pointers)
             y = self._call(places.x, places.owner)
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, part.n, y.data_ptr(),
@@ -271,14 +260,12 @@ class NativeBodies:
         block = self.task.block
         for low in range(0, self.pairs, block):
             n, here = min(block, self.pairs - low), self.asked + 8 * low
-            places = _Places.of(1, n, self.task.pieces.infinite)
+            places = _Places(1, n, self.task.pieces.infinite)
             self.kernel.place(
                 self.setting, STARTS, self.linear.pointer, here, n, places.x.data_ptr(), *places.pointers
             )
             y = self._call(places.x, places.owner)
-            self.kernel.enter_starts(
-                self.setting, self.linear.pointer, here, n, y.data_ptr(), places.pointers[0]
-            )
+            self.kernel.enter_starts(self.setting, self.linear.pointer, here, n, y.data_ptr(), places.pointers[0])
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x, whose columns belong to the integrals ``owner``, as the kernel reads it."""

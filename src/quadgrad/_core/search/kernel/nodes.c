@@ -47,7 +47,7 @@ EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *i
             int64_t before = next;
             for (int64_t row = who * count; row < (who + 1) * count; row++)
                 if (!is_empty(set, row)) *cell_at(cells, next++, tail) = (Cell){.stop = 1.0, .row = row};
-            if (n == batch && count == 1) continue;
+            if (!integrals || (n == batch && count == 1)) continue;
             integrals[who] = (Integral){
                 .who = who, .count = next - before, .nfev = (next - before) * (set->rule->m + C.beside)};
         }
