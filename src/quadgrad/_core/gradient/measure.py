@@ -216,4 +216,3 @@ def _compare_halves(
     difference = CAUTION * (value - halves.sum(1).flatten()).abs()
     smooth = smooth | steep.all(1).flatten()
     return (difference + errors.sum(1).flatten().masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
-

@@ -121,7 +121,7 @@ def measure_ends(
 class _Own:
     """What each column's own series gives, shape ``(n, columns)``; ``rest`` is the error but for the limit's.
 
-    ``part`` is the error of a term: on a part of the cell the first coefficient that the nodes do not show counts.
+    ``share`` is the error of a term: on a share of the cell the first coefficient that the nodes do not show counts.
     """
 
     value: Tensor
@@ -129,7 +129,7 @@ class _Own:
     rest: Tensor
     floor: Tensor
     blur: Tensor
-    part: Tensor
+    share: Tensor
 
 
 def _own_series(
@@ -154,8 +154,8 @@ def _own_series(
     value, floor = end.value.masked_fill(lost, 0.0), end.floor.masked_fill(lost, 0.0)
     blur = (spread * (rule.weights.to(values.dtype) @ (y * slope)[1:-1].abs())).nan_to_num(0.0, 0.0)
     rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf)
-    part = sums.nulls[0] * decay
-    return _Own(*(t.unflatten(0, (-1, width)) for t in (value, end.error, rest, floor, blur, part)))
+    share = sums.nulls[0] * decay
+    return _Own(*(t.unflatten(0, (-1, width)) for t in (value, end.error, rest, floor, blur, share)))
 
 
 def _spread(layout: EndFrame, part: slice, width: int) -> EndFrame:
@@ -195,7 +195,7 @@ def _replayed(
         decay = (step / earlier.clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(0.99)
         drift = SAFETY * step * (decay / (1.0 - decay)).clamp_min(1.0) + earlier
         # Column 2 may sum even what grows towards the end, but to a number that is no integral.
-        grown = (step >= earlier) & (step > rest + own.part)
+        grown = (step >= earlier) & (step > rest + own.share)
         grows = grows | (grown & (column > 0))
         apart = drift.masked_fill(grown | grows, torch.inf) + doubt + rest
         errors.append(torch.minimum(own.error + gap, apart.nan_to_num(torch.inf, torch.inf)))
