@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import io
+import json
+import pickletools
+import subprocess
+import sys
+import zipfile
 from math import inf
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,14 +113,104 @@ def test_errors_of_the_cells_belong_to_the_error() -> None:
     assert (result.error >= summed * (1 - 1e-12)).all()
 
 
-def test_plan_is_saved_and_loaded_without_pickled_code() -> None:
-    plan, buffer = solve().plan, io.BytesIO()
-    torch.save(plan, buffer)
-    buffer.seek(0)
-    loaded = torch.load(buffer, weights_only=True)
-    assert same_plan(loaded, plan)
-    assert loaded.batch_shape == plan.batch_shape
-    assert torch.equal(qg.replay(peak, loaded, ZERO, ONE, (WIDTHS,)), qg.replay(peak, plan, ZERO, ONE, (WIDTHS,)))
+def saved(plan: qg.Plan, path: Path) -> Path:
+    torch.save(plan, path)
+    return path
+
+
+def plans_of_every_kind() -> dict[str, qg.Plan]:
+    singular = lambda x, s: x ** (s - 1.0)
+    return {
+        "finite": solve().plan,
+        "breakpoints": solve(points=t64([0.25, 0.5])).plan,
+        "singular": qg.quad(singular, ZERO, ONE, (t64([0.3, 0.5]),)).plan,
+        "infinite": qg.quad(lambda x, p: torch.exp(-p * x**2), -inf, inf, (t64(2.0),)).plan,
+        "empty": qg.quad(torch.sin, t64([]), ONE).plan,
+    }
+
+
+@pytest.mark.parametrize("name", plans_of_every_kind())
+def test_plan_is_saved_and_loaded_without_pickled_code(name: str, tmp_path: Path) -> None:
+    plan = plans_of_every_kind()[name]
+    loaded = torch.load(saved(plan, tmp_path / "plan.pt"), weights_only=True)
+    assert type(loaded) is type(plan) and same_plan(loaded, plan)
+    for field in dataclasses.fields(plan):
+        one, other = getattr(loaded, field.name), getattr(plan, field.name)
+        assert torch.equal(one, other) if isinstance(other, Tensor) else one == other
+
+
+def test_saved_plan_is_loaded_by_a_process_that_only_imports_the_package(tmp_path: Path) -> None:
+    plan = solve().plan
+    path = saved(plan, tmp_path / "plan.pt")
+    code = f"""
+import torch, quadgrad
+plan = torch.load({str(path)!r}, weights_only=True)
+e = torch.tensor({WIDTHS.tolist()}, dtype=torch.float64)
+print(quadgrad.replay(lambda x, e: e / ((x - 0.3) ** 2 + e**2), plan, 0.0, 1.0, (e,)).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == qg.replay(peak, plan, 0.0, 1.0, (WIDTHS,)).tolist()
+
+
+def test_saved_plan_names_no_module_below_the_package(tmp_path: Path) -> None:
+    path = saved(plans_of_every_kind()["singular"], tmp_path / "plan.pt")
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    # Protocol 2, which torch.save writes: a global is one instruction.
+    names = {argument for code, argument, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+    ours = {name for name in names if name.startswith("quadgrad")}
+    assert ours == {"quadgrad _restore_plan"}
+    assert all(name.split()[0].split(".")[0] in ("torch", "collections") for name in names - ours)
+
+
+@pytest.mark.parametrize(
+    ("version", "geometry", "message"),
+    (
+        (99, "interval", "newer version of quadgrad .*format 99.*: update quadgrad"),
+        (0, "interval", "older version of quadgrad .*format 0.*: make the plan anew"),
+        (1, "spherical", "newer version of quadgrad .*spherical.*: update quadgrad"),
+    ),
+)
+def test_saved_plan_of_another_version_is_refused_with_what_to_do(
+    version: int, geometry: str, message: str, tmp_path: Path
+) -> None:
+    restore, (_, _, contents) = solve().plan.__reduce__()
+
+    class Other:
+        def __reduce__(self) -> tuple[object, ...]:
+            return restore, (version, geometry, contents)
+
+    torch.save(Other(), tmp_path / "plan.pt")
+    with pytest.raises(ValueError, match=message):
+        torch.load(tmp_path / "plan.pt", weights_only=True)
+
+
+def test_copies_of_a_plan_hold_the_same_cells_but_are_other_plans() -> None:
+    plan = solve().plan
+    for copied in (copy.copy(plan), copy.deepcopy(plan)):
+        assert same_plan(copied, plan) and copied != plan
+    assert plan == plan and len({plan, copy.copy(plan)}) == 2
+
+
+@pytest.mark.parametrize("name", plans_of_every_kind())
+def test_a_plan_is_printed_in_a_few_lines(name: str) -> None:
+    plan = plans_of_every_kind()[name]
+    assert repr(plan).startswith(f"Plan of {len(plan)} cell")
+    assert len(repr(plan).splitlines()) <= 10 and "tensor" not in repr(plan)
+    assert plan._repr_html_().count("<tr>") == len(repr(plan).splitlines()) - 1
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (-inf, 0.5), (0.5, inf), (-inf, inf)])
+def test_cells_tile_the_interval_in_x(a: float, b: float) -> None:
+    plan = qg.quad(lambda x, p: torch.exp(-p * x**2), a, b, (t64([1.0, 20.0]),), rtol=1e-10).plan
+    cells, x = plan.cells(a, b), plan.nodes(a, b)
+    assert cells.shape == (len(plan), 2)
+    assert (cells[:, 0] < x.amin(0)).all() and (x.amax(0) < cells[:, 1]).all()
+    for owner in range(2):
+        mine = cells[plan.owner == owner]
+        mine = mine[mine[:, 0].argsort()]
+        assert mine[0, 0] == min(a, b) and mine[-1, 1] == max(a, b)
+        torch.testing.assert_close(mine[1:, 0], mine[:-1, 1], rtol=1e-14, atol=0.0)
 
 
 def test_plan_moves_to_a_device() -> None:

@@ -7,15 +7,12 @@ transforms.
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
@@ -37,8 +34,11 @@ from quadgrad._core._torch import (
     outside_transforms,
     register_pytree,
     tangent_of,
+    unwrap,
+    within_transforms,
+    without_derivatives,
 )
-from quadgrad._core.lanes import export, largest, somewhere
+from quadgrad._core.lanes import Lanes, plain
 
 Function = Callable[[Tensor], Tensor]
 X = t64([1.0, 2.0, 3.0])
@@ -217,126 +217,104 @@ def test_transforms_take_a_registered_class_in_and_hand_it_out() -> None:
 def test_results_leave_a_transform_with_lanes_on_the_leaves_only() -> None:
     result = vmap(lambda p: qg.quad(lambda x, p: torch.exp(-p * x), 0.0, 1.0, (p,)))(X)
     assert result.value.shape == result.error.shape == (3,)
-    assert result.plan.batch_shape == ()
+    assert result.plan.batch_shape == (3,)
 
 
-# ----------------------------------------------------------- decisions under vmap: functions with a vmap rule
+# ------------------------------------------------------------------- the border of lanes: lift and lower
 
 
-def plain(tensor: Tensor) -> bool:
-    """Whether no lanes hide in a tensor."""
-    return not is_batchedtensor(tensor)
+def across(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call a function of tensors whose lanes are their first dimension, in one piece for all lanes."""
+    lanes = Lanes.of(tensors)
+    if lanes is None:
+        return function(*tensors)
+    return lanes.lower(function(*(lanes.lift(t) for t in tensors)))
 
 
-def test_outside_transforms_the_maximum_is_the_tensor_itself() -> None:
-    assert largest(X) is X
+Y = t64([0.5, 1.5, 2.5, 3.5])
+PAIR = lambda x, y: torch.sin(x) * y**2
+CROSSINGS = {
+    "vmap": lambda f: vmap(lambda x: f(x, Y[0]))(X),
+    "vmap of vmap": lambda f: vmap(lambda x: vmap(lambda y: f(x, y))(Y))(X),
+    "vmap of vmap, the other way": lambda f: vmap(lambda y: vmap(lambda x: f(x, y))(X), out_dims=1)(Y),
+    "vmap of grad": lambda f: vmap(grad(lambda x: f(x, Y[0])))(X),
+    "grad of vmap": lambda f: grad(lambda x: vmap(lambda one: f(one, Y[0]))(x).sum())(X),
+    "vmap of hessian": lambda f: vmap(hessian(lambda p: f(p[0], p[1])))(torch.outer(X, X)[:, :2]),
+    "hessian of vmap": lambda f: hessian(lambda x: vmap(lambda one: f(one, Y[0]))(x).sum())(X),
+    "jacrev of vmap": lambda f: jacrev(lambda x: vmap(lambda one: f(one, Y[0]))(x))(X),
+    "jacfwd of vmap": lambda f: jacfwd(lambda x: vmap(lambda one: f(one, Y[0]))(x))(X),
+    "vmap of jvp": lambda f: vmap(lambda x: jvp(lambda x: f(x, Y[0]), (x,), (x,))[1])(X),
+    "vmap of vmap of grad": lambda f: vmap(lambda x: vmap(lambda y: grad(f)(x, y))(Y))(X),
+    "vmap of jacrev of jacrev": lambda f: vmap(jacrev(jacrev(lambda p: f(p[0], p[1]))))(torch.outer(X, X)[:, :2]),
+}
+
+
+@pytest.mark.parametrize("crossing", CROSSINGS.values(), ids=CROSSINGS)
+def test_derivatives_cross_the_border_of_lanes_in_both_directions(crossing: Callable[..., Tensor]) -> None:
+    torch.testing.assert_close(crossing(lambda x, y: across(PAIR, x, y)), crossing(PAIR), rtol=1e-14, atol=0)
+
+
+def test_backward_through_lanes() -> None:
+    x = leaf([1.0, 2.0, 3.0])
+    vmap(lambda one: across(PAIR, one, Y[0]))(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.cos(X) * 0.25)
 
 
 @pytest.mark.parametrize("in_dim", [0, 1, -1])
-def test_the_maximum_goes_over_the_lanes_and_can_be_decided_on(in_dim: int) -> None:
-    lanes = t64([[1.0, 5.0], [4.0, 2.0], [3.0, 3.0]])
-    rows = lanes if in_dim == 0 else lanes.T
-    seen: list[tuple[bool, list[float], list[list[int]]]] = []
+def test_lanes_are_in_front_of_what_is_unwrapped_in_the_order_of_their_levels(in_dim: int) -> None:
+    seen = []
+    x = torch.arange(24.0).reshape(2, 3, 4)
 
-    def f(x: Tensor) -> Tensor:
-        top = largest(x)
-        big = top > 4.5
-        seen.append((plain(top), top.tolist(), big.nonzero().tolist()))
-        return x.sum() if bool(big.any()) else x.sum() * torch.nan
+    def look(one: Tensor) -> Tensor:
+        plainly, lanes = unwrap(one)
+        assert not belongs_to_transform(plainly)
+        seen.append((plainly, list(lanes.values())))
+        return one
 
-    total = vmap(f, in_dims=in_dim)(rows)
-    torch.testing.assert_close(total, lanes.sum(1))
-    assert seen == [(True, [4.0, 5.0], [[1]])], "the function must run once, for all lanes"
-
-
-def test_without_lanes_of_its_own_a_tensor_passes_unchanged() -> None:
-    def f(x: Tensor) -> Tensor:
-        top = largest(X)
-        assert plain(top)
-        assert top.tolist() == X.tolist()
-        return x
-
-    vmap(f)(X)
+    vmap(vmap(grad(lambda one: look(one).sum()), in_dims=in_dim), in_dims=in_dim)(x)
+    outer = x.movedim(in_dim, 0)
+    inner = outer.movedim(1 + in_dim % 2 if in_dim >= 0 else -1, 1)
+    assert torch.equal(seen[0][0], inner)
+    assert sorted(seen[0][1]) == sorted(inner.shape[:2])
 
 
-def test_nested_lanes_are_all_gone() -> None:
-    grid = torch.arange(6.0).reshape(2, 3)
-    seen: list[float] = []
-
-    def f(x: Tensor) -> Tensor:
-        seen.append(float(largest(x)))
-        return x
-
-    vmap(vmap(f))(grid)
-    assert seen == [5.0]
-
-
-def test_not_a_number_in_one_lane_wins() -> None:
-    seen: list[float] = []
-
-    def f(x: Tensor) -> Tensor:
-        seen.append(float(largest(x)))
-        return x
-
-    vmap(f)(t64([1.0, torch.nan, 3.0]))
-    assert math.isnan(*seen)
-
-
-def test_a_mask_holds_where_it_holds_in_any_lane() -> None:
-    seen: list[list[bool]] = []
-
-    def f(x: Tensor) -> Tensor:
-        seen.append(somewhere(x > 2.5).tolist())
-        return x
-
-    vmap(f)(t64([[1.0, 3.0, 2.0], [3.0, 1.0, 2.0]]))
-    assert seen == [[True, True, False]]
-
-
-@transforms
-def test_every_transform_may_decide_and_its_answer_stays(transform: Callable[[Function], object]) -> None:
-    def answer(f: Function) -> list[Tensor]:
-        return [t for t in _pytree.tree_leaves(transform(f)) if isinstance(t, Tensor)]
-
-    def deciding(x: Tensor) -> Tensor:
-        return (x**2).sum() if bool((largest(x) > 0.0).all()) else x.sum() * torch.nan
-
-    for got, expected in zip(answer(deciding), answer(lambda x: (x**2).sum()), strict=True):
-        torch.testing.assert_close(got, expected)
-
-
-def test_the_maximum_carries_no_derivative() -> None:
-    torch.testing.assert_close(grad(lambda x: (largest(x) * x).sum())(X), X)
-    torch.testing.assert_close(jvp(lambda x: largest(x) * x, (X,), (X,))[1], X**2)
-    torch.testing.assert_close(vmap(grad(lambda x: largest(x) * x))(X), torch.full_like(X, 3.0))
-
-
-def test_the_maximum_of_a_captured_tensor_carries_no_derivative() -> None:
-    """A closure brings lanes and tangents in by the back door."""
-    slope = grad(lambda s: vmap(lambda x: largest(s * x) * x)(X).sum())(t64(2.0))
-    assert slope == 0.0
-
-
-# ------------------------------------------------------------- tensors that outlive the transform they came from
-
-
-@transforms
-def test_an_exported_tensor_is_plain_when_the_transform_has_ended(transform: Callable[[Function], object]) -> None:
-    seen = seen_inside(transform, lambda x: export(largest(x)))
-    for tensor in seen:
-        assert isinstance(tensor, Tensor)
-        assert not is_functorch_wrapped_tensor(tensor)
-        assert not tensor.requires_grad
-        assert tensor.max() <= 3.0
-        torch.save(tensor, io.BytesIO())
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_what_is_plain_may_be_decided_on_and_outlives_the_transform(
+    transform: Callable[[Function], object],
+) -> None:
+    seen = seen_inside(transform, plain)
+    assert not any(belongs_to_transform(t) or t.requires_grad for t in seen)
+    assert all(bool((t > 0.0).all()) for t in seen)
 
 
 def test_a_tensor_made_in_inference_mode_may_take_part_in_a_gradient() -> None:
     with torch.inference_mode():
-        made = export(X * 2.0)
-    p = leaf([1.0, 1.0, 1.0])
-    (p * made).sum().backward()
-    torch.testing.assert_close(p.grad, 2.0 * X)
+        made = plain(X * 2.0)
+    x = leaf([1.0, 2.0, 3.0])
+    (made * x).sum().backward()
+    torch.testing.assert_close(x.grad, 2.0 * X)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_can_be_left_and_entered_again(transform: Callable[[Function], object]) -> None:
+    def look(x: Tensor) -> Tensor:
+        with outside_transforms() as stack:
+            assert not in_transform()
+            with within_transforms(stack):
+                inside = torch.sin(x)
+            assert not in_transform()
+        return inside
+
+    seen, again = (transform(lambda x, f=f: (f(x) * x).sum()) for f in (look, torch.sin))
+    torch.testing.assert_close(*(found[0] if isinstance(found, tuple) else found for found in (seen, again)))
+
+
+def test_without_derivatives_there_are_no_tangents_either() -> None:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(X, X)
+        with without_derivatives():
+            assert tangent_of(dual * 2.0) is None
+        assert tangent_of(dual * 2.0) is not None
 
 
 def test_transforms_still_refuse_the_hooks_that_checkpointing_needs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quadgrad import _plots as _plots  # gives plans their plot
 from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
@@ -14,7 +15,7 @@ from quadgrad._core.errors import (
 from quadgrad._core.gradient import GradientMode, Resolve, Reuse
 from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.integrator import KeptPlan
@@ -40,6 +41,7 @@ __all__ = [
     "replay",
 ]
 __version__ = "0.1.0"
+_restore_plan = restore_plan  # saved plans name it
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge

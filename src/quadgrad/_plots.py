@@ -1,6 +1,6 @@
 """Pictures of plans: where the cells of an integral went, and how large the error is on each.
 
-Called by :meth:`quadgrad.Plan.plot`. matplotlib is imported only when something is drawn.
+Called by :meth:`quadgrad.IntervalPlan.plot`. matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.verbs.inputs import prepare_replay
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ __all__ = ["plot_plan"]
 
 
 def plot_plan(
-    plan: Plan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
+    plan: IntervalPlan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
     *, points: Any = None, element: int = 0, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Draw the cells of one integral as bars coloured by their error, and the integrand above them.
 
     Parameters
     ----------
-    plan : Plan
+    plan : IntervalPlan
         As in ``quad(...).plan``.
     f : callable, optional
         ``f(x, *args)`` as for :func:`quadgrad.quad`; all its components are drawn.
@@ -77,7 +77,7 @@ def plot_plan(
     return ax
 
 
-def _lay_out(plan: Plan, limits: Limits, cells: Tensor) -> tuple[Tensor, Tensor]:
+def _lay_out(plan: IntervalPlan, limits: Limits, cells: Tensor) -> tuple[Tensor, Tensor]:
     """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``, in float64 on the CPU."""
     limits = limits.with_marks(tuple(mark.cpu().double() for mark in limits.marks))
     layout = frame(limits.pieces(), *(t[cells].cpu() for t in (plan.row, plan.start, plan.stop)))
@@ -86,6 +86,9 @@ def _lay_out(plan: Plan, limits: Limits, cells: Tensor) -> tuple[Tensor, Tensor]
     x, _ = layout.nodes(inner, slice(None))
     ends, _ = layout.nodes(inner.new_tensor([1e-9, 1.0 - 1e-9]), slice(None))
     return x, ends.clamp(x.min(), x.max()) if plan.infinite else ends
+
+
+IntervalPlan.plot = plot_plan
 
 
 def _draw_integrand(ax: Axes, x: Tensor, y: Tensor, piece: Tensor) -> None:

@@ -5,18 +5,23 @@ Each name has a canary in ``tests/test_torch_canary.py`` that fails when torch c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import (
+    retrieve_current_functorch_interpreter,
+    temporarily_clear_interpreter_stack,
+    temporarily_restore_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch, _pytree
 
 __all__ = [
+    "add_lanes",
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
@@ -31,6 +36,9 @@ __all__ = [
     "outside_transforms",
     "register_pytree",
     "tangent_of",
+    "unwrap",
+    "within_transforms",
+    "without_derivatives",
 ]
 
 
@@ -117,9 +125,53 @@ def belongs_to_transform(tensor: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def outside_transforms() -> AbstractContextManager[object]:
-    """Return a context in which no ``torch.func`` transform surrounds what is done."""
+def unwrap(tensor: Tensor) -> tuple[Tensor, dict[int, int]]:
+    """Return what transforms have wrapped, with lanes in front, and how many lanes each ``vmap`` level has.
+
+    Lanes stand in the order of the levels, the outermost first. No operation is seen by a transform.
+    """
+    own, lanes = list(range(tensor.ndim)), dict[int, int]()  # where dimensions and lanes are in what is wrapped
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        level, lane = _functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)
+        tensor = _functorch.get_unwrapped(tensor)
+        if lane >= 0:
+            own = [place + (place >= lane) for place in own]
+            lanes = {other: place + (place >= lane) for other, place in lanes.items()} | {level: lane}
+    places = [lanes[level] for level in sorted(lanes)]
+    sizes = {level: tensor.shape[place] for level, place in lanes.items()}
+    with temporarily_clear_interpreter_stack():
+        return tensor.detach().permute((*places, *own)), sizes
+
+
+def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:
+    """Return a plain tensor whose leading dimensions are the lanes of these ``vmap`` levels, the outermost first."""
+    for level in levels:
+        tensor = _functorch._add_batch_dim(tensor, 0, level)
+    return tensor
+
+
+@contextmanager
+def without_derivatives() -> Iterator[None]:
+    """Return a context in which no derivative is computed, neither backward nor forward.
+
+    Tangents are what costs most: with them an operation under ``jvp`` takes ten times as long.
+    """
+    with torch.no_grad():
+        if not forward_mode_open():
+            yield
+            return
+        with forward_ad._set_fwd_grad_enabled(False):
+            yield
+
+
+def outside_transforms() -> AbstractContextManager[list[Any]]:
+    """Return a context in which no ``torch.func`` transform surrounds what is done; it yields those that did."""
     return temporarily_clear_interpreter_stack()
+
+
+def within_transforms(stack: list[Any]) -> AbstractContextManager[None]:
+    """Return a context in which these transforms surround what is done again."""
+    return temporarily_restore_interpreter_stack(stack)
 
 
 def register_pytree(

@@ -7,6 +7,7 @@ nothing of limits, rules or tolerances.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import within_transforms
 from quadgrad._core.errors import IntegrandError
+from quadgrad._core.lanes import Lanes, plain
 
 __all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
 
@@ -103,6 +106,74 @@ def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     return Argument(tensor, shared=False, element_ndim=ndim)
 
 
+@dataclass(frozen=True)
+class Captured:
+    """Calls of an f that captures tensors with lanes: each lane gets the nodes of its own integrals, padded.
+
+    Attributes
+    ----------
+    lanes : Lanes
+    batch : int
+        The number of integrals in each lane.
+    rest : Tensor, shape (lanes, *point)
+        A harmless point of each lane, for one that no node belongs to.
+    block : int
+        Nodes at which f is called at a time, those of all lanes and the padding counted.
+    first : int
+        The number of the integral from which owners are counted.
+    """
+
+    lanes: Lanes
+    batch: int
+    rest: Tensor
+    block: int
+    first: int = 0
+
+    def evaluate(self, integrand: Integrand, x: Tensor, owner: Tensor | slice) -> Tensor:
+        """Return the integrand at x of shape ``(m, n, *point)``, in the order of the columns."""
+        count, device, n = self.lanes.count, x.device, x.shape[1]
+        if isinstance(owner, slice):
+            owner = torch.arange(n, device=device) + (owner.start or 0)
+        lane = (owner + self.first) // self.batch
+        counts = torch.bincount(lane, minlength=count)
+        order = lane.argsort(stable=True)
+        # The place of each column among those of its lane, and for each lane a column to pad with: its own first
+        # one, where f is as finite as it is anywhere, or else the harmless point.
+        begins = counts.cumsum(0) - counts
+        place = torch.empty_like(order).index_copy(0, order, torch.arange(n, device=device) - begins[lane[order]])
+        lanes = torch.arange(count, device=device)
+        spare = torch.where(counts > 0, order[begins.clamp_max(n - 1)], n + lanes)
+        x = torch.cat((x, self.rest.to(x.dtype).expand(x.shape[0], *self.rest.shape)), dim=1)
+        owner = torch.cat((owner, (lanes * self.batch - self.first).clamp_min(0)))
+        step = max(1, self.block // (count * x.shape[0]))
+        parts: list[Tensor] = []
+        for low in range(0, int(counts.max()), step):
+            here = (place >= low) & (place < low + step)
+            width = int((counts.max() - low).clamp_max(step))
+            columns = spare[:, None].repeat(1, width)
+            mine = here.nonzero().squeeze(1)
+            columns[lane[mine], place[mine] - low] = mine
+            y = self._in_lanes(integrand, x[:, columns], owner[columns])
+            parts.append(y[:, lane[mine], place[mine] - low])
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, dim=1)[:, (place // step).argsort(stable=True).argsort()]
+
+    def _in_lanes(self, integrand: Integrand, x: Tensor, owner: Tensor) -> Tensor:
+        """Return f at x ``(m, lanes, w, *point)``, each lane's own columns."""
+        within = nullcontext() if integrand.stack is None else within_transforms(integrand.stack)
+        with within:
+            args = [
+                a.value if a.shared else self.lanes.lower(a.value[owner.flatten()].unflatten(0, owner.shape))
+                for a in integrand.arguments
+            ]
+            y = integrand.call(self.lanes.lower(x.movedim(1, 0)), args)
+            lifted = self.lanes.lift(y) if integrand.stack is None else None
+        if lifted is None:
+            lifted = plain(y).reshape(self.lanes.count, *y.shape)
+        return lifted.movedim(0, 1)
+
+
 @dataclass(slots=True)
 class Integrand:
     """The user's function with its arguments.
@@ -124,6 +195,12 @@ class Integrand:
         The dtype of the output in sums, once known.
     name : str
         What the function is called in messages.
+    point_ndim : int
+        Dimensions of one point: 0 where x is a number, 1 where it is a vector, the last dimension of x.
+    captured : Captured or None
+        How f is called if it captures tensors that have lanes.
+    stack : list or None
+        The transforms that f is called under, where those who ask are outside of all: they get plain values.
     """
 
     function: Callable[..., Any]
@@ -135,34 +212,55 @@ class Integrand:
     event: tuple[int, ...] | None = None
     output_dtype: torch.dtype | None = None
     name: str = "integrand"
+    point_ndim: int = 0
+    captured: Captured | None = None
+    stack: list[Any] | None = None
 
     def part(self, first: int, last: int) -> Integrand:
         """Return the integrand of the integrals from ``first`` to before ``last``."""
         parts = (a if a.shared else replace(a, value=a.value[first:last]) for a in self.arguments)
-        return replace(self, arguments=tuple(parts))
+        captured = self.captured and replace(self.captured, first=self.captured.first + first)
+        return replace(self, arguments=tuple(parts), captured=captured)
+
+    def outside(self, stack: list[Any]) -> Integrand:
+        """Return the integrand for those who are outside of the transforms ``stack``."""
+        arguments = (replace(a, value=plain(a.value)) if isinstance(a.value, Tensor) else a for a in self.arguments)
+        return replace(self, arguments=tuple(arguments), stack=stack)
 
     def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
         """Call f at nodes of the first integral; return the integrand knowing its output, and the output.
 
-        ``x`` is one node of shape ``(1,)``, or, of a single integral, nodes of shape ``(m, 1)``.
+        ``x`` is one node of shape ``(1, *point)``, or, of a single integral, nodes of shape ``(m, 1, *point)``.
         """
-        if self.rank and x.ndim == 1:
-            x = x.reshape((1,) * (self.rank + 1))
+        grid = x.ndim - self.point_ndim
+        if self.rank and grid == 1:
+            x = x.reshape((1,) * (self.rank + 1) + x.shape[1:])
+            grid = self.rank + 1
         y = self._call(x, [a.first(self.rank) for a in self.arguments])
-        event, dtype = tuple(y.shape[x.ndim :]), self._widen(y).dtype
-        return Integrand(
+        known = Integrand(  # quicker than `replace`, which a single integral would notice
             self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized,
-            event, dtype, self.name,
-        ), y  # fmt: skip
+            tuple(y.shape[grid:]), self._widen(y).dtype, self.name, self.point_ndim, self.captured, self.stack,
+        )  # fmt: skip
+        return known, y
 
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
-        """Return f at x of shape ``(m, n)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
+        """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
-            return x.new_zeros((*x.shape, *self.event), dtype=self.output_dtype)
+            return x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
+        if self.captured is not None:
+            return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])
 
     def evaluate(self, x: Tensor, args: list[Any]) -> Tensor:
-        """Return f at x of shape ``(m, n)`` with other arguments than its own, broadcastable against x."""
+        """Return f at x of shape ``(m, n, *point)`` with other arguments than its own, broadcastable against x."""
+        if self.stack is None:
+            return self.call(x, args)
+        with within_transforms(self.stack):
+            y = self.call(x, args)
+        return plain(y)
+
+    def call(self, x: Tensor, args: list[Any]) -> Tensor:
+        """Return the same to one who is under the transforms."""
         return self._widen(self._call(x, args))
 
     def _widen(self, y: Tensor) -> Tensor:
@@ -188,7 +286,8 @@ class Integrand:
                 "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
                 "quadgrad.bridge.wrap"
             )
-        if y.shape != x.shape + (y.shape[x.ndim :] if event is None else event):
+        grid = x.shape[: x.ndim - self.point_ndim]
+        if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
         return y
 

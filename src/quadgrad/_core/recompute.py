@@ -17,8 +17,7 @@ from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.interval import Pieces
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.base import Mesh, Plan
 from quadgrad._core.reduce import total
 
 __all__ = ["Rows", "Work", "recompute"]
@@ -81,37 +80,36 @@ class Work:
 
     integrand: Integrand
     plan: Plan
-    pieces: Pieces
+    mesh: Mesh
 
     def tensors(self) -> list[Any]:
         """Return what the sum may be differentiated with respect to, beside what f closes over."""
-        return [self.pieces.lower, self.pieces.upper, *(a.value for a in self.integrand.arguments)]
+        return [*self.mesh.tensors(), *(a.value for a in self.integrand.arguments)]
 
     def rows_of(self, place: int) -> int:
         """Return how many rows each integral has of a tensor among :meth:`tensors`; 0 if all share one."""
-        if place < 2:
-            return 0 if self.tensors()[place].shape[0] == 1 else self.pieces.count
-        return 0 if self.integrand.arguments[place - 2].shared else 1
+        ends = self.mesh.tensors()
+        if place < len(ends):
+            return 0 if ends[place].shape[0] == 1 else self.plan.pieces
+        return 0 if self.integrand.arguments[place - len(ends)].shared else 1
 
     def part(self, cells: slice, low: int, high: int) -> Work:
         """Return the sum over some cells of the integrals from ``low`` to before ``high``."""
-        return Work(self.integrand.part(low, high), self.plan.part(cells, low, high), self.pieces.part(low, high))
+        return Work(self.integrand.part(low, high), self.plan.part(cells, low, high), self.mesh.part(low, high))
 
     def with_tensors(self, places: Sequence[int], tensors: Sequence[Tensor]) -> Work:
         """Return the same with others at these places among :meth:`tensors`."""
-        all_tensors = self.tensors()
+        each = self.tensors()
         for place, tensor in zip(places, tensors, strict=True):
-            all_tensors[place] = tensor
-        lower, upper, *values = all_tensors
-        arguments = tuple(replace(a, value=v) for a, v in zip(self.integrand.arguments, values, strict=True))
-        return Work(
-            replace(self.integrand, arguments=arguments), self.plan, replace(self.pieces, lower=lower, upper=upper)
-        )
+            each[place] = tensor
+        count = len(each) - len(self.integrand.arguments)
+        arguments = tuple(replace(a, value=v) for a, v in zip(self.integrand.arguments, each[count:], strict=True))
+        return Work(replace(self.integrand, arguments=arguments), self.plan, self.mesh.with_tensors(each[:count]))
 
     def seen_by(self, closure: Closure) -> Work:
         """Return the same with a function whose closed-over tensors are replaced."""
         function = closure.around(self.integrand.function)
-        return Work(replace(self.integrand, function=function), self.plan, self.pieces)
+        return Work(replace(self.integrand, function=function), self.plan, self.mesh)
 
     def cuts(self, size: int) -> Iterator[_Cut]:
         """Cut into parts of at most ``size`` cells: of several whole integrals, or of one alone."""

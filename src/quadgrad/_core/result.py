@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from quadgrad._core._torch import register_pytree
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.status import Status
 
 __all__ = ["Derivative", "Result", "describe"]
@@ -38,7 +38,7 @@ class Derivative:
     error: Tensor
     status: Tensor
     nfev: Tensor
-    plan: Plan
+    plan: IntervalPlan
 
     @property
     def converged(self) -> Tensor:
@@ -74,7 +74,7 @@ class Result:
     error: Tensor
     status: Tensor
     nfev: Tensor
-    plan: Plan
+    plan: IntervalPlan
     detail: str = ""
     derivative: Derivative | None = None
     primal: Any = field(default=None, repr=False)

@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import largest, somewhere
 from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
 
 __all__ = ["Zeros", "scan_pieces", "scan_plan"]
@@ -97,7 +97,7 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     return replace(found, place=torch.where(near, edge, found.place))
 
 
-def scan_plan(g: Integrand, limits: Limits, plan: Plan, block: int) -> Zeros:
+def scan_plan(g: Integrand, limits: Limits, plan: IntervalPlan, block: int) -> Zeros:
     """Scan the nodes of a plan for zeros that are not breakpoints of it."""
     order = plan.order
     x = plan.place(limits.pieces())[0][:, order].sort(dim=0).values  # nodes that close in on an end may descend

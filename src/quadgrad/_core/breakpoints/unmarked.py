@@ -19,9 +19,9 @@ from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import export, largest, somewhere
-from quadgrad._core.mesh.interval import EndFrame, end_frame, frame
+from quadgrad._core.mesh.interval import LINEAR, EndFrame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Ends, Plan
+from quadgrad._core.plans.interval import IntervalPlan
 
 __all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
 
@@ -60,13 +60,13 @@ class _Suspects:
     least: Tensor
 
 
-def find_unmarked_jump(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> str:
+def find_unmarked_jump(integrand: Integrand, plan: IntervalPlan, limits: Limits, least: Least, block: int) -> str:
     """Return where f jumps away from limits and breakpoints, as a phrase; empty where it does not.
 
     Parameters
     ----------
     integrand : Integrand
-    plan : Plan
+    plan : IntervalPlan
     limits : Limits
         Without gradient.
     least : Least
@@ -147,7 +147,7 @@ def _flat(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape, math.prod(y.shape[2:]))
 
 
-def _worth_a_look(plan: Plan, limits: Limits, least: Least, block: int) -> Plan:
+def _worth_a_look(plan: IntervalPlan, limits: Limits, least: Least, block: int) -> IntervalPlan:
     """Return the cells of those integrals in which a jump that counts can be, by their cells' errors.
 
     Search has compared f at a cell's ends with what its nodes make of it, so that even a jump between an end and
@@ -155,26 +155,18 @@ def _worth_a_look(plan: Plan, limits: Limits, least: Least, block: int) -> Plan:
     """
     if limits.infinite:
         return plan
-    owner, ends = plan.owner, plan.ends
+    owner = plan.owner
     integrals = torch.zeros(plan.batch, dtype=torch.bool, device=owner.device)
     for first in range(0, len(plan), block):  # what is worked with does not grow with the batch
         part = slice(first, first + block)
         shown = WITNESSED * plan.tau[0] * least(owner[part]) * (plan.stop[part] - plan.start[part])
         integrals[owner[part][somewhere(plan.error[part] > shown)]] = True
-    if ends is not None:
-        integrals[owner[ends.cell]] = True
-    cells = integrals[owner].nonzero().squeeze(1)
-    if cells.shape[0] == len(plan):
-        return plan
-    columns = {name: getattr(plan, name)[cells] for name in ("row", "start", "stop", "error")}
-    if ends is not None:
-        close, column = torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(owner, dtype=torch.int8)
-        close[ends.cell], column[ends.cell] = True, ends.column
-        ends = Ends.at(close[cells], column[cells], ends.shares)
-    return replace(plan, ends=ends, **columns)
+    if not plan.even:
+        integrals[owner[plan.kind != LINEAR]] = True
+    return plan.take(integrals[owner])
 
 
-def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Least, block: int) -> _Suspects:
+def _suspects(integrand: Integrand, plan: IntervalPlan, limits: Limits, least: Least, block: int) -> _Suspects:
     """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
     step = max(1, block // 4)
     cells = (slice(first, first + step) for first in range(0, len(plan), step))
@@ -184,7 +176,9 @@ def _suspects(integrand: Integrand, plan: Plan, limits: Limits, least: Least, bl
     return _Suspects(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(_Suspects)))
 
 
-def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limits, least: Least) -> _Suspects:
+def _suspects_among(
+    integrand: Integrand, plan: IntervalPlan, cells: slice, limits: Limits, least: Least
+) -> _Suspects:
     """Return the suspects of some cells.
 
     A cell's right end is passed by a little, so that a jump right between two lies in the left one's last stretch.
@@ -198,10 +192,10 @@ def _suspects_among(integrand: Integrand, plan: Plan, cells: slice, limits: Limi
     tau = torch.cat((outermost.new_tensor([margin]), outermost, outermost.new_tensor([1.0 + margin])))
     x, slope = layout.nodes(tau, slice(None))
     finest = torch.ones_like(layout.scale)
-    ends = None if plan.ends is None else plan.ends.part(cells.start, cells.start + row.shape[0])
-    if ends is not None:
-        close = end_frame(pieces, row[ends.cell], start[ends.cell], stop[ends.cell])
-        x, slope, finest = _towards_ends(close, ends.cell, outermost, x, slope, finest)
+    if not plan.even:
+        ends = (plan.kind[cells] != LINEAR).nonzero().squeeze(1)
+        close = end_frame(pieces, row[ends], start[ends], stop[ends])
+        x, slope, finest = _towards_ends(close, ends, outermost, x, slope, finest)
     # f is never called at a limit, nor beyond a breakpoint.
     lower, upper = pieces.ends(row)
     x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))

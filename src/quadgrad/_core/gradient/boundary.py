@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.recompute import Rows
+from quadgrad._core.replay import BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
@@ -26,6 +29,7 @@ __all__ = [
     "interior",
     "reading_distance",
     "reading_errors",
+    "replay_with_limits",
     "singular_marks",
     "sliver_sum",
 ]
@@ -71,7 +75,9 @@ def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor, 
 
 def carries_gradient(mark: Tensor) -> bool:
     """Whether derivatives with respect to this tensor may be asked for."""
-    return mark.requires_grad or in_transform() or forward_mode_open()
+    if torch.compiler.is_compiling():  # which cannot follow a look at the levels
+        return mark.requires_grad or in_transform() or forward_mode_open()
+    return carries_derivative(mark)
 
 
 def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Tensor, ...]:
@@ -208,3 +214,29 @@ def interior(fixed: Limits, batch: int) -> Tensor:
     zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
     x, _ = frame(pieces, row, zero, zero + 1.0).nodes(zero.new_tensor([0.4375]), slice(None))
     return x[0].expand(batch)
+
+
+def replay_with_limits(
+    integrand: Integrand,
+    plan: IntervalPlan,
+    limits: Limits,
+    treatment: Treatment | None,
+    chunk_size: int | None,
+    observer: Observer | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone.
+
+    ``observer`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
+    """
+    moving = fixed = limits.detach()
+    if treatment is not None:
+        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
+        moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
+    total = replay_plan(
+        integrand, plan, moving.pieces(), chunk_size or BLOCK, chunk_size is not None, observer, rows
+    )
+    value = fixed.orient(total)
+    if any(carries_gradient(mark) for mark in limits.marks):
+        value = value + sliver_sum(integrand, limits, plan.batch, treatment)
+    return value

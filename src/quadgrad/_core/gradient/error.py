@@ -15,12 +15,11 @@ from quadgrad._core.gradient.derivative import as_reals, differentiate, make_var
 from quadgrad._core.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
 from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
-from quadgrad._core.gradient.plans import cells_of, with_cells
 from quadgrad._core.gradient.singular_ends import EndSample, split_outputs
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_rule
@@ -103,7 +102,7 @@ def gradient_error(
 
 
 def _of_logarithms(
-    primal: Primal, scaled: Scaled, plan: Plan, weight: Tensor, tensors: tuple[Tensor, ...]
+    primal: Primal, scaled: Scaled, plan: IntervalPlan, weight: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Return the errors of the gradients of logarithms: the derivative of each integral is divided by the integral.
 
@@ -130,7 +129,7 @@ class _Estimate:
     """
 
     primal: Primal
-    plan: Plan
+    plan: IntervalPlan
     weight: Tensor
     relative: Tensor | None = None
 
@@ -217,7 +216,7 @@ class _Estimate:
         real, weight = pieces.lower.dtype, self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
 
-        def linear(plan: Plan) -> tuple[Frame, Sample]:
+        def linear(plan: IntervalPlan) -> tuple[Frame, Sample]:
             ends = (plan.row, plan.start.to(real), plan.stop.to(real))
             still, path, owner = frame(pieces, *ends), frame(moving, *ends), plan.owner
 
@@ -231,10 +230,9 @@ class _Estimate:
 
             return still, sample
 
-        def ends(plan: Plan) -> tuple[EndFrame, EndSample]:
-            assert plan.ends is not None
-            still, path = (end_frame(place, *plan.end_cells(real)) for place in (pieces, moving))
-            owner = plan.owner[plan.ends.cell]
+        def ends(plan: IntervalPlan) -> tuple[EndFrame, EndSample]:
+            ends = (plan.row, plan.start.to(real), plan.stop.to(real))
+            still, path, owner = end_frame(pieces, *ends), end_frame(moving, *ends), plan.owner
 
             def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
                 slope = still.nodes(places, part)[1]
@@ -253,7 +251,7 @@ class _Estimate:
         error = self._with_divisor(measured, plan).sum(0)
         return _modulus(error, tensor).reshape(tensor.shape)
 
-    def _with_divisor(self, measured: Measured, plan: Plan) -> Tensor:
+    def _with_divisor(self, measured: Measured, plan: IntervalPlan) -> Tensor:
         """Return the errors of the columns that were measured, and that of what they are divided by."""
         error = measured.error_on(plan)
         return error if self.relative is None else error + self.relative[:, None] * measured.value.abs()
@@ -309,11 +307,11 @@ class _Estimate:
         )
 
 
-def _part(plan: Plan, elements: Tensor) -> Plan:
+def _part(plan: IntervalPlan, elements: Tensor) -> IntervalPlan:
     """Return the cells of some integrals."""
     if bool(elements.all()):
         return plan
-    return with_cells(plan, cells_of(plan).take(elements[plan.owner]))
+    return plan.take(elements[plan.owner])
 
 
 def _real(tensor: Tensor) -> torch.dtype:

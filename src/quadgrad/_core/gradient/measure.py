@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import NULLS, PLACE, apply_rule, scale_estimates
-from quadgrad._core.gradient.plans import cells_of, with_cells
 from quadgrad._core.gradient.singular_ends import EndSample, Tails, measure_ends, split_outputs
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import bisect
-from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import Task, noise
@@ -45,9 +44,9 @@ class Measured:
     noise: Tensor
     tails: Tails | None = None
 
-    def error_on(self, plan: Plan) -> Tensor:
+    def error_on(self, plan: IntervalPlan) -> Tensor:
         """Return the error of the replayed plan's derivative, that of all cells."""
-        if self.tails is None or plan.ends is None:
+        if self.tails is None or plan.even:
             return self.error
         return self.error + self.tails.error_on(plan)
 
@@ -60,8 +59,8 @@ Sample = Callable[[slice], tuple[Tensor, Tensor | None]]
 class Sampler:
     """Where values come from: for a plan without ends, and for the ends of a plan."""
 
-    linear: Callable[[Plan], tuple[Frame, Sample]]
-    ends: Callable[[Plan], tuple[EndFrame, EndSample]]
+    linear: Callable[[IntervalPlan], tuple[Frame, Sample]]
+    ends: Callable[[IntervalPlan], tuple[EndFrame, EndSample]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Replayed:
 
 
 def measure(
-    task: Task, plan: Plan, replayed: Replayed, groups: Sequence[Tensor] | None = None, sharp: bool = False
+    task: Task, plan: IntervalPlan, replayed: Replayed, groups: Sequence[Tensor] | None = None, sharp: bool = False
 ) -> Measured:
     """Integrate each column of the task's integrand on the cells of a plan, and estimate the error.
 
@@ -87,7 +86,7 @@ def measure(
     real = task.pieces.lower.dtype
     nodes = task.rule.tensors(real, plan.row.device).nodes
 
-    def linear(plan: Plan) -> tuple[Frame, Sample]:
+    def linear(plan: IntervalPlan) -> tuple[Frame, Sample]:
         layout, owner = frame(task.pieces, plan.row, plan.start.to(real), plan.stop.to(real)), plan.owner
 
         def sample(part: slice) -> tuple[Tensor, Tensor | None]:
@@ -96,9 +95,8 @@ def measure(
 
         return layout, sample
 
-    def ends(plan: Plan) -> tuple[EndFrame, EndSample]:
-        assert plan.ends is not None
-        layout, owner = end_frame(task.pieces, *plan.end_cells(real)), plan.owner[plan.ends.cell]
+    def ends(plan: IntervalPlan) -> tuple[EndFrame, EndSample]:
+        layout, owner = end_frame(task.pieces, plan.row, plan.start.to(real), plan.stop.to(real)), plan.owner
 
         def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
             x, slope = layout.nodes(places, part)
@@ -114,7 +112,7 @@ def measure(
 
 def measure_samples(
     task: Task,
-    plan: Plan,
+    plan: IntervalPlan,
     sampler: Sampler,
     weight: Tensor | None = None,
     groups: Sequence[Tensor] | None = None,
@@ -126,9 +124,11 @@ def measure_samples(
     are compared with their own halves, for which the integrand is called at twice as many nodes again. Cells that
     close in on an end are not.
     """
-    value, errors = _measure_linear(task, _linear_cells(plan), sampler, groups, sharp)
+    ends = plan.kind != LINEAR
+    value, errors = _measure_linear(task, plan if plan.even else plan.take(~ends), sampler, groups, sharp)
     tails = None
-    if plan.ends is not None:
+    if not plan.even:
+        plan = plan.take(ends)
         end_value, rounding, tails = measure_ends(task, plan, *sampler.ends(plan), weight, groups)
         value = value + total(end_value, tails.owner, task.batch)
         sums = [total(t, tails.owner, task.batch) for t in rounding]
@@ -137,13 +137,8 @@ def measure_samples(
     return Measured(value, error, floor, rounding, tails)
 
 
-def _linear_cells(plan: Plan) -> Plan:
-    """Return the plan without the cells that close in on an end."""
-    return plan if plan.ends is None else with_cells(plan, cells_of(plan).take(plan.ends.others))
-
-
 def _measure_linear(
-    task: Task, plan: Plan, sampler: Sampler, groups: Sequence[Tensor] | None, sharp: bool
+    task: Task, plan: IntervalPlan, sampler: Sampler, groups: Sequence[Tensor] | None, sharp: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the values ``(batch, columns)``, and error, floor and noise ``(3, batch, groups)``."""
     real, owner = task.pieces.lower.dtype, plan.owner
@@ -196,11 +191,11 @@ def _columns(y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return y.flatten(1), None if slope is None else slope.repeat_interleave(y.shape[2], 1)
 
 
-def _halved(plan: Plan) -> Plan:
+def _halved(plan: IntervalPlan) -> IntervalPlan:
     """Return the plan with every cell bisected; halves stand next to each other."""
     start, stop = bisect(plan.start, plan.stop)
-    row, error = (t.repeat_interleave(2) for t in (plan.row, plan.error))
-    return replace(plan, row=row, start=start, stop=stop, error=error)
+    row, error, kind = (t.repeat_interleave(2) for t in (plan.row, plan.error, plan.kind))
+    return replace(plan, row=row, start=start, stop=stop, error=error, kind=kind)
 
 
 def _compare_halves(

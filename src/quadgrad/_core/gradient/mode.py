@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quadgrad._core.gradient.boundary import Treatment
+from quadgrad._core.gradient.boundary import Treatment, replay_with_limits
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 from quadgrad._core.result import Derivative
+from quadgrad._core.search.task import Found
 
 __all__ = ["Differentiated", "GradientMode", "Primal", "Scaled"]
 
@@ -28,32 +30,26 @@ class Scaled:
     rounding: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Primal:
-    """A call after its search: all that a gradient mode may need.
+    """A problem after its search: all that a gradient mode may need.
 
     Attributes
     ----------
-    integrand : Integrand
-        The user's function with its arguments, which may require grad.
-    plan : Plan
-        What search found.
-    limits : Limits
-        May require grad.
+    problem : Problem
+        With the breakpoints that were found among its limits; these and the arguments may require grad.
+    found : Found
+        What search found, of integrals from lower to upper limits.
+    plan : IntervalPlan
+        The cells it found them on.
     value : Tensor, shape ``(batch, *event)``
-        What search found, with the sign of the limits' order, without gradient.
+        The integrals with the sign of the limits' order, without gradient.
+    uninspected : IntervalPlan, optional
+        The part of the plan on which the integrand was not yet looked at for jumps.
     treatment : Treatment, optional
         How each limit and breakpoint is differentiated; None if all boundaries move alone.
-    eps : float
-        Relative noise of one value of f: the coarsest of the dtypes on its way.
-    max_nfev : int
-        Most nodes to spend on one integral.
-    chunk_size : int or None
-        Nodes to hold at a time; None leaves it to the mode.
-    given : tuple of Tensor or None
-        The caller's own tensors behind ``integrand.arguments``.
-    sources : tuple of Tensor or None
-        The caller's own tensors behind ``limits.marks``; breakpoints share one, and stand along its last dimension.
+    replayed : Tensor, optional
+        The differentiable value, where a check of an earlier plan has given it already.
     scaled : Scaled, optional
         Given where the logarithms of the integrals will be taken, which are scaled to 1.
     rows : Rows, optional
@@ -61,18 +57,60 @@ class Primal:
         memory for another one. A mode that needs ``value`` afterwards leaves them alone.
     """
 
-    integrand: Integrand
-    plan: Plan
-    limits: Limits
+    problem: Problem
+    found: Found
+    plan: IntervalPlan
     value: Tensor
-    treatment: Treatment | None
-    eps: float
-    max_nfev: int
-    chunk_size: int | None
-    given: tuple[Tensor | None, ...]
-    sources: tuple[Tensor | None, ...]
+    uninspected: IntervalPlan | None = None
+    treatment: Treatment | None = None
+    replayed: Tensor | None = None
     scaled: Scaled | None = None
     rows: Rows | None = None
+
+    def replay(self, plan: IntervalPlan | None = None) -> Tensor:
+        """Return the integrals as a differentiable sum over a plan's cells, by default the value's own."""
+        own = plan is None or plan is self.plan
+        rows = self.rows if own else None
+        problem = self.problem
+        return replay_with_limits(
+            problem.integrand, self.plan if plan is None else plan, problem.limits, self.treatment,
+            problem.chunk_size, rows=rows,
+        )  # fmt: skip
+
+    @property
+    def integrand(self) -> Integrand:
+        """The user's function with its arguments, which may require grad."""
+        return self.problem.integrand
+
+    @property
+    def limits(self) -> Limits:
+        """The limits and breakpoints, which may require grad."""
+        return self.problem.limits
+
+    @property
+    def eps(self) -> float:
+        """Relative noise of one value of f: the coarsest of the dtypes on its way."""
+        return self.problem.tolerance.eps
+
+    @property
+    def max_nfev(self) -> int:
+        """Most nodes to spend on one integral."""
+        return self.problem.max_nfev
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Nodes to hold at a time; None leaves it to the mode."""
+        return self.problem.chunk_size
+
+    @property
+    def given(self) -> tuple[Tensor | None, ...]:
+        """The caller's own tensors behind the arguments."""
+        return self.problem.given
+
+    @property
+    def sources(self) -> tuple[Tensor | None, ...]:
+        """The caller's own tensors behind the limits' marks."""
+        return self.problem.sources
 
 
 @dataclass(frozen=True)
@@ -84,7 +122,13 @@ class Differentiated:
 
 
 class GradientMode(ABC):
-    """How the value becomes differentiable; pass an instance as ``gradient=`` to :func:`quadgrad.quad`."""
+    """How the value becomes differentiable; pass an instance as ``gradient=`` to :func:`quadgrad.quad`.
+
+    ``replays_value`` tells that the derivative is that of the sum on the value's own plan: then the values that it
+    needs serve as the check of a plan that was passed.
+    """
+
+    replays_value = False
 
     @abstractmethod
     def apply(self, primal: Primal) -> Differentiated:

@@ -9,7 +9,7 @@ the first case does the rule agree with itself on the derivative there.
 from __future__ import annotations
 
 import warnings
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from quadgrad._core.errors import IntegrationWarning
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
+from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import get_rule
 
@@ -36,14 +37,9 @@ AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
 
 
-def choose_treatment(
-    integrand: Integrand,
-    plan: Plan,
-    limits: Limits,
-    sources: tuple[Tensor | None, ...],
-    mode: Literal["auto", "boundary", "pathwise"],
-) -> Treatment | None:
-    """Decide for each limit and breakpoint; ``sources`` are the caller's own tensors behind ``limits.marks``."""
+def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
+    """Decide for each limit and breakpoint of a problem."""
+    integrand, limits, mode = problem.integrand, problem.limits, problem.limit_gradient
     if mode == "boundary" or not any(carries_gradient(mark) for mark in limits.marks):
         return None
     no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
@@ -55,7 +51,7 @@ def choose_treatment(
     pathwise, endless = list(singular), [no] * len(singular)
     for i, mask in enumerate(singular):
         if carries_derivative(limits.marks[i]) and bool(somewhere(mask).any()):
-            trusted = _trusted(integrand, plan, limits, i, mask, sources[i])
+            trusted = _trusted(integrand, plan, limits, i, mask, problem.sources[i])
             pathwise[i], endless[i] = mask & trusted, mask & ~trusted
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
     names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
@@ -70,7 +66,7 @@ def choose_treatment(
 
 
 def _trusted(
-    integrand: Integrand, plan: Plan, limits: Limits, index: int, mask: Tensor, source: Tensor | None
+    integrand: Integrand, plan: IntervalPlan, limits: Limits, index: int, mask: Tensor, source: Tensor | None
 ) -> Tensor:
     """Tell where the nodes' derivative with respect to one mark can be trusted, shape ``(batch,)``."""
     fixed = limits.detach()
@@ -94,7 +90,9 @@ def _trusted(
     return agrees & (last_slope <= DECAY * before_slope)
 
 
-def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here: Tensor) -> tuple[Tensor, ...]:
+def _sums(
+    integrand: Integrand, plan: IntervalPlan, moving: Limits, fixed: Limits, here: Tensor
+) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
     That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with
@@ -105,12 +103,12 @@ def _sums(integrand: Integrand, plan: Plan, moving: Limits, fixed: Limits, here:
     dtype = here.dtype
     pieces, rule = moving.pieces(), get_rule(plan.rule).tensors(dtype, here.device)
     row, start, stop = plan.row, plan.start.to(dtype), plan.stop.to(dtype)
-    linear = slice(None) if plan.ends is None else plan.ends.others
+    linear = slice(None) if plan.even else plan.kind == LINEAR
     groups: list[tuple[Frame | EndFrame, Tensor | slice]] = [
         (frame(pieces, row[linear], start[linear], stop[linear]), linear)
     ]
-    if plan.ends is not None:
-        cell = plan.ends.cell
+    if not plan.even:
+        cell = plan.kind != LINEAR
         groups.append((end_frame(pieces, row[cell], start[cell], stop[cell]), cell))
     lower, upper = fixed.pieces().ends(plan.row)
     there = here.expand(plan.batch).index_select(0, plan.owner)

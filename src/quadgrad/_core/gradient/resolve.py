@@ -15,17 +15,16 @@ from quadgrad._core.gradient.derivative import as_reals, differentiate, output_c
 from quadgrad._core.gradient.measure import Measured, Replayed, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
-from quadgrad._core.gradient.plans import cells_of, with_cells
-from quadgrad._core.gradient.reuse import replay_with_limits
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import export, largest, somewhere
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Derivative
 from quadgrad._core.rules import get_rule
 from quadgrad._core.search.adaptive import search
 from quadgrad._core.search.record import make_plan
+from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Task
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
@@ -111,7 +110,7 @@ class Resolve(GradientMode):
             refuse_undeclared(integrand, self.parameters, interior(limits.detach(), plan.batch)[:1])
         with torch.no_grad():
             found = _Search(self, primal).run()
-        replayed = replay_with_limits(integrand, found.plan, limits, primal.treatment, primal.chunk_size)
+        replayed = primal.replay(found.plan)
         still = replayed.detach()
         if primal.scaled is None:
             return Differentiated(primal.value + (replayed - still), found)
@@ -151,7 +150,7 @@ class _Search:
         task = self._task(self.integrand)
         replayed = Replayed(self.primal.integrand, self.integrand)
         measured = measure(task, plan, replayed, self.groups)
-        before: tuple[Plan, Tensor, Tensor] | None = None
+        before: tuple[IntervalPlan, Tensor, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.tails, asked)
@@ -161,11 +160,12 @@ class _Search:
             before = before or (plan, self._error(measured, plan), asked)
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
             plan = draw_closer(plan, measured.tails, asked, late)
-            cells, again = cells_of(plan), late[plan.owner]
+            again = late[plan.owner]
             scaled = replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps))
-            found = search(scaled, cells.take(again).first())
+            rest = plan.take(again)
+            found = search(scaled, First(rest.row, rest.start, rest.stop, rest.kind))
             made = make_plan(found, task.pieces, plan.batch_shape, task.rule)
-            plan = with_cells(plan, cells.take(~again).join(cells_of(made)))
+            plan = plan.take(~again).join(made)
             nfev, status = nfev + export(found.nfev), torch.maximum(status, export(found.status))
             measured = measure(task, plan, replayed, self.groups)
         asked, _ = self._asked(measured)
@@ -198,7 +198,7 @@ class _Search:
         value = value.reshape(1 if argument.shared else value.shape[0], -1)
         return (value.amax(1) if value.shape[1] else value.new_zeros(value.shape[0])).expand(self.primal.plan.batch)
 
-    def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: Plan) -> Derivative:
+    def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: IntervalPlan) -> Derivative:
         shape, names = plan.batch_shape, self.variables.names
         error = error.reshape((*shape, len(names)))
         return Derivative(names, error, status.reshape(shape), nfev.reshape(shape), plan)
@@ -213,7 +213,7 @@ class _Search:
             tile, primal.plan.batch,
         )  # fmt: skip
 
-    def _error(self, measured: Measured, plan: Plan) -> Tensor:
+    def _error(self, measured: Measured, plan: IntervalPlan) -> Tensor:
         """Return the error of each integral and group; of a logarithm's derivatives with that of the integral."""
         error = measured.error_on(plan)
         if self.primal.scaled is None:
@@ -247,7 +247,9 @@ class _Search:
         return asked.masked_fill(idle, torch.inf), NOISE * noise
 
 
-def _better(before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor]) -> tuple[Plan, Tensor, Tensor]:
+def _better(
+    before: tuple[IntervalPlan, Tensor, Tensor], now: tuple[IntervalPlan, Tensor, Tensor]
+) -> tuple[IntervalPlan, Tensor, Tensor]:
     """Return for each integral the plan with the smaller error, as a part of what is asked, with both of these.
 
     Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.
@@ -257,9 +259,9 @@ def _better(before: tuple[Plan, Tensor, Tensor], now: tuple[Plan, Tensor, Tensor
     was_better = largest((first / wanted).amax(1)) < largest((error / asked).amax(1))
     if not bool(was_better.any()):
         return now
-    cells = cells_of(old).take(was_better[old.owner]).join(cells_of(plan).take(~was_better[plan.owner]))
+    plan = old.take(was_better[old.owner]).join(plan.take(~was_better[plan.owner]))
     chosen = was_better[:, None]
-    return with_cells(plan, cells), torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
+    return plan, torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
 
 
 def _followed(primal: Primal) -> tuple[Tensor, Tensor]:

@@ -4,43 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from quadgrad._core.gradient.boundary import Treatment, carries_gradient, sliver_sum
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
-from quadgrad._core.recompute import Rows
-from quadgrad._core.replay import BLOCK, replay_plan
-from quadgrad._core.search.recheck import Watch
 
-__all__ = ["Reuse", "replay_with_limits"]
-
-
-def replay_with_limits(
-    integrand: Integrand,
-    plan: Plan,
-    limits: Limits,
-    treatment: Treatment | None,
-    chunk_size: int | None,
-    watch: Watch | None = None,
-    rows: Rows | None = None,
-) -> Tensor:
-    """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone.
-
-    ``watch`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
-    """
-    moving = fixed = limits.detach()
-    if treatment is not None:
-        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
-        moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
-    total = replay_plan(integrand, plan, moving.pieces(), chunk_size or BLOCK, chunk_size is not None, watch, rows)
-    value = fixed.orient(total)
-    if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + sliver_sum(integrand, limits, plan.batch, treatment)
-    return value
+__all__ = ["Reuse"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +26,8 @@ class Reuse(GradientMode):
     tensor(-0.2500, dtype=torch.float64)
     """
 
+    replays_value = True
+
     def apply(self, primal: Primal) -> Differentiated:
         """Return the replayed integrals; see :class:`GradientMode`."""
-        parts = (primal.integrand, primal.plan, primal.limits, primal.treatment, primal.chunk_size)
-        return Differentiated(replay_with_limits(*parts, rows=primal.rows))
+        return Differentiated(primal.replay())

@@ -16,10 +16,9 @@ from torch import Tensor
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.singular_ends import NEAREST, blur_of_ends, estimate_ends, to_the_end
-from quadgrad._core.gradient.plans import cells_of, with_cells
 from quadgrad._core.lanes import largest
-from quadgrad._core.mesh.interval import DEPTH, EndFrame
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.mesh.interval import DEPTH, EXTRAPOLATED, LINEAR, EndFrame
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import Task, noise
@@ -55,10 +54,10 @@ class Tails:
     gap: Tensor
     room: Tensor
 
-    def error_on(self, plan: Plan) -> Tensor:
+    def error_on(self, plan: IntervalPlan) -> Tensor:
         """Return the error of these cells, summed for each integral, in the plan's columns."""
-        assert plan.ends is not None
-        chosen = plan.ends.column.clamp_min(0).to(torch.int64)[None, :, None].expand(1, *self.error.shape[1:])
+        column = (plan.kind[plan.kind != LINEAR] - EXTRAPOLATED).clamp_min(0).to(torch.int64)
+        chosen = column[None, :, None].expand(1, *self.error.shape[1:])
         return total(self.error.gather(0, chosen)[0], self.owner, plan.batch)
 
 
@@ -79,7 +78,7 @@ def _join_outputs(y: Tensor, weight: Tensor | None) -> Tensor:
 
 def measure_ends(
     task: Task,
-    plan: Plan,
+    plan: IntervalPlan,
     layout: EndFrame,
     sample: EndSample,
     weight: Tensor | None,
@@ -89,9 +88,8 @@ def measure_ends(
 
     With ``weight`` ``(batch, outputs)`` each column is the weighted sum over the outputs of f.
     """
-    assert plan.ends is not None
     rule = task.rule.tensors(layout.scale.dtype, plan.row.device)
-    owner, touches = plan.owner[plan.ends.cell], plan.ends.column >= 0
+    owner, touches = plan.owner, plan.kind >= EXTRAPOLATED
     places = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
     step = max(1, task.block // places.shape[0])
     parts: list[tuple[Tensor, ...]] = []
@@ -208,19 +206,21 @@ def _room(layout: EndFrame, touches: Tensor) -> Tensor:
     return torch.where(touches, torch.log2(layout.outer.abs() / nearest) - DEPTH, 0.0).floor().clamp_min(0.0)
 
 
-def choose_columns(plan: Plan, tails: Tails | None, asked: Tensor) -> Plan:
+def choose_columns(plan: IntervalPlan, tails: Tails | None, asked: Tensor) -> IntervalPlan:
     """Let replay extrapolate in the lowest column whose error is small for all groups, or else the smallest.
 
     ``asked`` ``(batch, groups)`` is the error that each derivative may have.
     """
-    if plan.ends is None or tails is None:
+    if plan.even or tails is None:
         return plan
-    excess = _excess(tails, tails.error, asked)
-    best, column = excess[0], torch.zeros_like(plan.ends.column)
+    excess, cell = _excess(tails, tails.error, asked), (plan.kind != LINEAR).nonzero().squeeze(1)
+    old = plan.kind[cell]
+    best, column = excess[0], torch.zeros_like(old)
     for k in range(1, COLUMNS):
         better = (excess[k] < best) & (best > CLOSE)
         best, column = torch.where(better, excess[k], best), column.masked_fill(better, k)
-    return replace(plan, ends=replace(plan.ends, column=torch.where(plan.ends.column < 0, -1, column)))
+    kind = torch.where(old < EXTRAPOLATED, old, column + EXTRAPOLATED)
+    return replace(plan, kind=plan.kind.index_copy(0, cell, kind))
 
 
 def _excess(tails: Tails, error: Tensor, asked: Tensor) -> Tensor:
@@ -229,12 +229,12 @@ def _excess(tails: Tails, error: Tensor, asked: Tensor) -> Tensor:
     return largest(torch.where(asked.isinf(), 0.0, error / asked).amax(2))
 
 
-def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor, late: Tensor) -> Plan:
+def draw_closer(plan: IntervalPlan, tails: Tails | None, asked: Tensor, late: Tensor) -> IntervalPlan:
     """Part the cells of ``late`` integrals where no column is good, so close to the end that the plain sum is.
 
     How close follows from what the plain sum misses now: over DEPTH octaves it has come down from the whole value.
     """
-    if plan.ends is None or tails is None:
+    if plan.even or tails is None:
         return plan
     aim, missed = AIM * asked[tails.owner], tails.gap[0]
     tiny = torch.finfo(missed.dtype).tiny
@@ -245,7 +245,7 @@ def draw_closer(plan: Plan, tails: Tails | None, asked: Tensor, late: Tensor) ->
     parted = (excess.amin((0, 1)) > AIM) & (octaves > 0.0) & late[tails.owner]
     if not bool(parted.any()):
         return plan
-    cells, chosen = cells_of(plan), plan.ends.cell[parted]
-    middle = (cells.start + cells.stop)[chosen] * torch.exp2(-octaves[parted]).to(cells.start.dtype)
-    start, stop = cells.start.index_copy(0, chosen, middle), cells.stop.index_copy(0, chosen, middle)
-    return with_cells(plan, replace(cells, stop=stop).join(replace(cells, start=start).take(chosen)))
+    chosen = (plan.kind != LINEAR).nonzero().squeeze(1)[parted]
+    middle = (plan.start + plan.stop)[chosen] * torch.exp2(-octaves[parted]).to(plan.start.dtype)
+    start, stop = plan.start.index_copy(0, chosen, middle), plan.stop.index_copy(0, chosen, middle)
+    return replace(plan, stop=stop).join(replace(plan, start=start).take(chosen))

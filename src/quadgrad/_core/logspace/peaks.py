@@ -17,7 +17,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import somewhere
 from quadgrad._core.mesh.cells import LIMIT, LINEAR, ULPS, bisect
 from quadgrad._core.mesh.interval import Frame, end_frame, frame
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.start import First
@@ -119,7 +119,7 @@ def climb(task: Task, first: First) -> Summit:
     return Summit(First(row, start, stop, None if first.kind is None else kind), size, spent)
 
 
-def log_of_sum(integrand: Integrand, plan: Plan, x: Tensor, weights: Tensor, block: int) -> Tensor:
+def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Tensor, block: int) -> Tensor:
     """Return the logarithm of the weighted sum of exp of the integrand over a plan's nodes, ``(batch, *event)``."""
     step, owner = max(1, block // plan.tau.shape[0]), plan.owner
     parts: list[Tensor] = []

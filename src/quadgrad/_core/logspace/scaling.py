@@ -19,18 +19,18 @@ from torch import Tensor
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.lanes import export, largest, somewhere
+from quadgrad._core.lanes import export, largest, plain, somewhere
 from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
-from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Recheck
-from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found, Task
+from quadgrad._core.search.record import make_plan
+from quadgrad._core.search.start import First, first_cells
+from quadgrad._core.search.task import Found
+from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance
-from quadgrad._core.verbs.inputs import Call
-from quadgrad._core.verbs.solve import Setting
 
 __all__ = ["LogSearch", "attach_shift", "shift_on_plan", "take_logarithm"]
 
@@ -72,7 +72,7 @@ def attach_shift(integrand: Integrand, shift: Tensor) -> Integrand:
     return replace(integrand, function=_Exponential(integrand.function), arguments=arguments)
 
 
-def shift_on_plan(integrand: Integrand, plan: Plan, pieces: Pieces, block: int) -> Tensor:
+def shift_on_plan(integrand: Integrand, plan: IntervalPlan, pieces: Pieces, block: int) -> Tensor:
     """Return the logarithm of the sum over a plan's nodes, without gradient; 0 where that is no finite number."""
     x, weights = plan.place(pieces)
     return _usable(log_of_sum(integrand, plan, x.detach(), weights.detach(), block))
@@ -94,50 +94,51 @@ def refuse_complex(probe: Tensor) -> None:
         )
 
 
-def refuse_descending(call: Call) -> None:
+def refuse_descending(problem: Problem) -> None:
     """Raise if an integral has a negative value."""
-    if call.limits.ordered:
+    if problem.limits.ordered:
         return
-    down = somewhere(call.limits.b < call.limits.a).expand(call.batch).nonzero()
-    index = tuple(int(i) for i in np.unravel_index(int(down[0, 0]), call.batch_shape))
+    down = plain(problem.limits.b < problem.limits.a).expand(problem.batch).nonzero()
+    index = tuple(int(i) for i in np.unravel_index(int(down[0, 0]), problem.batch_shape))
     where = f" at index {index}" if index else ""
     raise ValueError(
-        f"log=True: limit a lies above limit b{where} ({down.shape[0]} of {call.batch} do): such an integral is "
+        f"log=True: limit a lies above limit b{where} ({down.shape[0]} of {problem.batch} do): such an integral is "
         "negative and has no logarithm. Swap the limits"
     )
 
 
 class LogSearch:
-    """The search of one call: finds shifts and cells. Afterwards ``setting`` has the integrand with the shifts.
+    """The search of one call: finds shifts and cells.
 
-    ``noise`` ``(batch,)`` is the relative rounding of that integrand, because log f itself is rounded; ``seen``
-    ``(batch, *event)`` tells where f was not zero everywhere.
+    ``noise`` ``(batch,)`` is the relative rounding of the integrand with the shifts, because log f itself is rounded;
+    ``seen`` ``(batch, *event)`` tells where f was not zero everywhere.
     """
 
-    def __init__(self, setting: Setting, probe: Tensor) -> None:
+    def __init__(self, problem: Problem, probe: Tensor) -> None:
         """Refuse what has no logarithm."""
         refuse_complex(probe)
-        refuse_descending(setting.call)
-        self.plain = self.setting = setting
-        dtype, event = setting.call.limits.a.dtype, tuple(setting.integrand.event or ())
-        dtype = torch.promote_types(dtype, setting.integrand.output_dtype or dtype)
-        device = setting.call.limits.a.device
-        self.shift = torch.zeros((setting.call.batch, *event), dtype=dtype, device=device)
-        self.noise = self.shift.new_zeros(setting.call.batch)
-        self.seen = self.shift > 0.0
-        tolerance = setting.tolerance
-        self.allowed = max(tolerance.rtol, tolerance.atol)
+        refuse_descending(problem)
+        integrand = problem.integrand
+        dtype, event = problem.limits.a.dtype, tuple(integrand.event or ())
+        dtype = torch.promote_types(dtype, integrand.output_dtype or dtype)
+        with problem.outside() as plain:
+            self.shift = torch.zeros((problem.batch, *event), dtype=dtype, device=plain.limits.a.device)
+            self.noise = self.shift.new_zeros(problem.batch)
+            self.seen = self.shift > 0.0
+        self.tolerance = problem.tolerance
+        self.allowed = max(self.tolerance.rtol, self.tolerance.atol)
 
-    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
-        """Search between the given limits and breakpoints; in what is found all integrals are 1, or 0."""
-        task = self.plain.task(marks.pieces())
-        with torch.no_grad():
-            found = self._search(task, self.plain.start(task.pieces, plan), plan is None)
+    def search(self, problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
+        """Search between limits and breakpoints; in what is found all integrals are 1, or 0."""
+        first = first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
+        found = self._search(problem, first, plan is None)
         self.noise = self._rounding(self.shift)
         found = replace(found, error=found.error + self.noise)
-        integrand = attach_shift(self.plain.integrand, self.shift)
-        self.setting = replace(self.plain, integrand=integrand)
-        return found, self.setting.record(found, task.pieces)
+        return found, make_plan(found, problem.pieces, problem.batch_shape, problem.rule)
+
+    def shifted(self, problem: Problem) -> Problem:
+        """Return the problem whose integrals are 1, or 0."""
+        return replace(problem, integrand=attach_shift(problem.integrand, self.shift))
 
     def finish(self, found: Found) -> tuple[Tensor, Tensor]:
         """Return error and status of the logarithms."""
@@ -151,7 +152,7 @@ class LogSearch:
         near = finished == int(Status.ROUNDOFF)
         return error, torch.where(near & met, int(Status.CONVERGED), finished)
 
-    def _search(self, task: Task, first: First, fresh: bool) -> Found:
+    def _search(self, task: Problem, first: First, fresh: bool) -> Found:
         """Search all integrals, and those whose shift was wrong again from the cells that were found."""
         summit, count = climb(task, first), task.pieces.count
         shift, nfev, self.seen = _usable(summit.size), summit.nfev, summit.size > -torch.inf
@@ -184,7 +185,7 @@ class LogSearch:
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
-    def _in_levels(self, task: Task, first: First, shift: Tensor, who: Tensor, whole: bool) -> Found:
+    def _in_levels(self, task: Problem, first: First, shift: Tensor, who: Tensor, whole: bool) -> Found:
         """Search integrals, which have these cells, together with those that are as noisy."""
         eps, noise = task.tolerance.eps, self._rounding(shift)
         level = torch.log2((noise / (FLOOR * eps)).clamp_min(1.0)).div(math.log2(LEVEL)).floor()
@@ -198,14 +199,14 @@ class LogSearch:
             mine = who & (level == one)
             part = first if bool(mine.all()) else _take(first, mine, task.pieces.count)
             start = None if whole and part is first else part
-            again = self.plain.run(replace(scaled, tolerance=tolerance), start)
+            again = search_tiles(replace(scaled, tolerance=tolerance), start)
             found = again if found is None else _replace(found, again, mine, task.pieces.count)
         assert found is not None
         return found
 
     def _rounding(self, shift: Tensor) -> Tensor:
         """Return the relative error of exp(log f) that comes from the rounding of log f, shape ``(batch,)``."""
-        return (ROUNDING * self.plain.tolerance.eps) * largest_component(shift.abs())
+        return (ROUNDING * self.tolerance.eps) * largest_component(shift.abs())
 
 
 def _is_beyond(shift: Tensor, size: Tensor) -> Tensor:

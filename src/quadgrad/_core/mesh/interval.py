@@ -13,6 +13,7 @@ upper end, infinite pieces are mapped by
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +49,19 @@ class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
     ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    it; ``infinite`` tells whether any is infinite.
+    it; ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
     """
 
     lower: Tensor
     upper: Tensor
     count: int
     infinite: bool
+    x_dtype: torch.dtype | None = None
+
+    @property
+    def rounding(self) -> torch.finfo:
+        """What is known of the numbers that x is rounded to when f is called: ``eps``, ``tiny`` ..."""
+        return torch.finfo(self.x_dtype or self.lower.dtype)
 
     def part(self, first: int, last: int) -> Pieces:
         """Return the pieces of the integrals from ``first`` to before ``last``."""
@@ -62,11 +69,23 @@ class Pieces:
             return self
         rows = slice(first * self.count, last * self.count)
         lower, upper = (end if end.shape[0] == 1 else end[rows] for end in (self.lower, self.upper))
-        return Pieces(lower, upper, self.count, self.infinite)
+        return Pieces(lower, upper, self.count, self.infinite, self.x_dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """Return what may carry a gradient."""
+        return [self.lower, self.upper]
+
+    def with_tensors(self, tensors: list[Tensor]) -> Pieces:
+        """Return the same with others in their place."""
+        return Pieces(*tensors, count=self.count, infinite=self.infinite)
 
     def ends(self, row: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return the lower and upper end of each row, shape ``(n,)`` or ``(1,)``."""
         return _at(self.lower, row), _at(self.upper, row)
+
+    def lay_out(self, cells: Any) -> Layout:
+        """Return the layout of a plan's cells."""
+        return lay_out(self, cells.row, cells.start, cells.stop, None if cells.even else cells.kind)
 
 
 def _at(ends: Tensor, row: Tensor | slice) -> Tensor:
@@ -152,10 +171,11 @@ class _Image:
         bounded = ~(no_lower | no_upper)
         # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
         p = torch.where(from_lower, place, 1.0 + place).masked_fill(bounded, 0.5)
-        q = torch.where(from_lower, 1.0 - place, -place).masked_fill(bounded, 0.5)
-        up, down = no_upper.to(p.dtype), no_lower.to(p.dtype)
-        x = torch.where(bounded, place, self.origin[part] + up * (p / q) - down * (q / p))
-        return x, factor * torch.where(bounded, 1.0, up / q**2 + down / p**2)
+        q = torch.where(from_lower, 1.0 - place, 0.0 - place).masked_fill(bounded, 0.5)
+        up, down = (torch.where(no, t, 0.0) for no, t in ((no_upper, p / q), (no_lower, q / p)))
+        slope = torch.where(no_upper, q**-2, 0.0) + torch.where(no_lower, p**-2, 0.0)
+        x = torch.where(bounded, place, self.origin[part] + up - down)
+        return x, factor * torch.where(bounded, 1.0, slope)
 
     def reach(self, base: Tensor) -> Tensor:
         """Return the fraction's distance from its end, and that of x from 0, over dx/dfraction."""
@@ -167,7 +187,7 @@ class _Image:
 
 def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | None) -> Layout:
     """Return the layout of cells, see :func:`place`."""
-    lower, upper = pieces.ends(row)
+    lower, upper = (end.to(start.dtype) for end in pieces.ends(row))
     no_lower = no_upper = None
     if pieces.infinite:
         no_lower, no_upper = lower.isinf(), upper.isinf()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class Limits:
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
     ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
     ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
-    from the place it stands for.
+    from the place it stands for, ``x_dtype`` the dtype in which f is called, which may be coarser than theirs.
     """
 
     a: Tensor
@@ -31,6 +31,20 @@ class Limits:
     infinite: bool
     ordered: bool = False
     blur: Tensor | None = None
+    x_dtype: torch.dtype | None = None
+
+    @property
+    def rounding(self) -> torch.finfo:
+        """What is known of the numbers that x is rounded to when f is called: ``eps``, ``tiny`` ..."""
+        return torch.finfo(self.x_dtype or self.a.dtype)
+
+    def next_to(self, place: Tensor, towards: Tensor) -> Tensor:
+        """Return the number after ``place`` on the way, among those that x is rounded to."""
+        dtype = self.x_dtype or place.dtype
+        if dtype in (torch.float16, torch.bfloat16):  # nextafter is not made for them
+            step = (place.abs() * self.rounding.eps).clamp_min(self.rounding.tiny)
+            return torch.where(towards > place, place + step, torch.where(towards < place, place - step, place))
+        return torch.nextafter(place.to(dtype), towards.to(dtype)).to(place.dtype)
 
     @property
     def marks(self) -> tuple[Tensor, ...]:
@@ -40,14 +54,23 @@ class Limits:
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""
         points = None if self.points is None else torch.stack(torch.broadcast_tensors(*marks[2:]), dim=1)
-        return Limits(marks[0], marks[1], points, self.infinite, self.ordered, self.blur)
+        return replace(self, a=marks[0], b=marks[1], points=points)
+
+    def part(self, first: int, last: int) -> Limits:
+        """Return the limits of the integrals from ``first`` to before ``last``."""
+        cut = {
+            name: t[first:last]
+            for name in ("a", "b", "points", "blur")
+            if (t := getattr(self, name)) is not None and t.shape[0] > 1
+        }
+        return replace(self, **cut)
 
     def detach(self) -> Limits:
         """Return the limits without gradient."""
         if not (self.a.requires_grad or self.b.requires_grad or self.points is not None or derivatives_open()):
             return self
         points = None if self.points is None else self.points.detach()
-        return Limits(self.a.detach(), self.b.detach(), points, self.infinite, self.ordered, self.blur)
+        return replace(self, a=self.a.detach(), b=self.b.detach(), points=points)
 
     def orient(self, value: Tensor) -> Tensor:
         """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
@@ -71,12 +94,14 @@ class Limits:
 
     def pieces(self) -> Pieces:
         """Return the stretches between neighbouring limits and breakpoints."""
-        if self.points is None and self.ordered:
-            return Pieces(self.a, self.b, 1, self.infinite)
-        if self.points is None:
-            return Pieces(torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1, self.infinite)
-        edges = self.edges()
-        return Pieces(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1, self.infinite)
+        if self.points is not None:
+            edges = self.edges()
+            lower, upper, count = edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), edges.shape[1] - 1
+        elif self.ordered:
+            lower, upper, count = self.a, self.b, 1
+        else:
+            lower, upper, count = torch.minimum(self.a, self.b), torch.maximum(self.a, self.b), 1
+        return Pieces(lower, upper, count, self.infinite, self.x_dtype)
 
 
 def stack_points(points: Any) -> Tensor:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import outside_transforms, without_derivatives
 from quadgrad._core.estimates.endpoint_values import look_at_edges
 from quadgrad._core.estimates.null_rules import apply_rule
 from quadgrad._core.estimates.singular_ends import estimate_ends
-from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.lanes import largest, plain, somewhere
 from quadgrad._core.mesh.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
 from quadgrad._core.mesh.interval import end_frame, frame
 from quadgrad._core.reduce import total
@@ -39,36 +40,42 @@ class Watch:
     closed: bool = False
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
 
-    def see(self, index: Tensor, y: Tensor, slope: Tensor | None) -> None:
-        """Look at the values on cells with linear nodes, calling f at their edges, too."""
+    def see(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
+        """Look at the values on some cells, and call f at their edges, too."""
         if self.closed:
             return
-        task, y, slope = self.task, y.detach(), None if slope is None else slope.detach()
-        with torch.no_grad():
-            row, start, stop, real = self._cells(index)
-            layout = frame(task.pieces, row, start.to(real), stop.to(real))
-            rule, eps = task.rule.tensors(real, row.device), noise(task)
-            known = look_at_edges(task, row, start, stop)
-            *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
-            self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
+        kind, y, factor = self.first.kind, plain(y), plain(factor)
+        with without_derivatives(), outside_transforms():
+            if kind is None:
+                self._see_linear(index, y, factor)
+                return
+            linear = kind[index] == LINEAR
+            for mask, see in ((linear, self._see_linear), (~linear, self._see_ends)):
+                if bool(mask.any()):
+                    see(index[mask], y[:, mask], factor[:, mask])
 
-    def see_ends(self, index: Tensor, y: Tensor) -> None:
-        """Look at the values on cells that close in on an end, calling f where their nodes begin and end, too."""
-        if self.closed:
-            return
+    def _see_linear(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
+        task = self.task
+        row, start, stop, real = self._cells(index)
+        layout = frame(task.pieces, row, start.to(real), stop.to(real))
+        rule, eps = task.rule.tensors(real, row.device), noise(task)
+        known = look_at_edges(task, row, start, stop)
+        slope = None if layout.tail is None else (factor / layout.scale).to(real)
+        *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
+        self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
+
+    def _see_ends(self, index: Tensor, y: Tensor, _: Tensor) -> None:
         task, kind = self.task, self.first.kind
         assert kind is not None
-        with torch.no_grad():
-            row, start, stop, real = self._cells(index)
-            layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
-            rule, touches = task.rule.tensors(real, row.device), (start == 0) | (stop == 0)
-            edge = rule.nodes.new_ones(1)
-            x, slope = layout.nodes(torch.cat((0.0 * edge, rule.nodes, edge)), slice(None))
-            outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
-            y = torch.cat((outer, y.detach(), inner))
-            held = kind[index].to(torch.int64) - (GEOMETRIC + 1)
-            found = estimate_ends(task, rule, y, slope, layout, touches, slice(None), held)
-            self.parts.append((index, Cells(row, start, stop, *found)))
+        row, start, stop, real = self._cells(index)
+        layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
+        rule, touches = task.rule.tensors(real, row.device), (start == 0) | (stop == 0)
+        edge = rule.nodes.new_ones(1)
+        x, slope = layout.nodes(torch.cat((0.0 * edge, rule.nodes, edge)), slice(None))
+        outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
+        held = kind[index].to(torch.int64) - (GEOMETRIC + 1)
+        found = estimate_ends(task, rule, torch.cat((outer, y, inner)), slope, layout, touches, slice(None), held)
+        self.parts.append((index, Cells(row, start, stop, *found)))
 
     def _cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
         first = self.first

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.cells import GEOMETRIC, LINEAR
 from quadgrad._core.mesh.interval import Pieces
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
 
 __all__ = ["First", "first_cells"]
@@ -31,7 +30,9 @@ class First:
         return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
-def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: Plan | None) -> First:
+def first_cells(
+    pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: IntervalPlan | None
+) -> First:
     """Return the whole pieces, or an earlier plan's cells; empty pieces get none."""
     occupied = somewhere(pieces.upper > pieces.lower)
     if plan is None and occupied.shape[0] == 1 and bool(occupied):  # shared limits that differ
@@ -44,8 +45,7 @@ def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: 
         start = torch.zeros(row.shape, dtype=torch.float64, device=row.device)
         return First(row, start, torch.ones_like(start))
     _check_plan(plan, pieces, batch_shape, rule)
-    row, start, stop = plan.row, plan.start, plan.stop
-    kind = _kinds(plan)
+    row, start, stop, kind = plan.row, plan.start, plan.stop, plan.kind
     if plan.batch_shape != batch_shape:
         shift = torch.arange(batch, device=row.device) * pieces.count
         row = (row[None, :] + shift[:, None]).reshape(-1)
@@ -60,15 +60,10 @@ def first_cells(pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: 
     start, stop, kind = (
         torch.cat(pair)[order] for pair in ((start, whole), (stop, whole + 1.0), (kind, whole.to(torch.int8)))
     )
-    return First(row, start, stop, None if plan.ends is None else kind)
+    return First(row, start, stop, None if plan.even else kind)
 
 
-def _kinds(plan: Plan) -> Tensor:
-    kind = torch.full_like(plan.row, LINEAR, dtype=torch.int8)
-    return kind if plan.ends is None else kind.index_copy(0, plan.ends.cell, plan.ends.column + (GEOMETRIC + 1))
-
-
-def _check_plan(plan: Plan, pieces: Pieces, batch_shape: tuple[int, ...], rule: Rule) -> None:
+def _check_plan(plan: IntervalPlan, pieces: Pieces, batch_shape: tuple[int, ...], rule: Rule) -> None:
     if plan.rule != rule.name:
         raise ValueError(f"the plan was made with rule {plan.rule!r}, the call asks for {rule.name!r}")
     if plan.pieces != pieces.count:

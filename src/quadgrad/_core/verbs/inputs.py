@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.integrand import Element, Integrand, make_argument
-from quadgrad._core.lanes import largest, somewhere
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits, stack_points
-from quadgrad._core.plans.interval import Plan
-from quadgrad._core.tolerance import accumulation_dtype, working_dtype
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.rules import get_rule
+from quadgrad._core.tolerance import accumulation_dtype, epsilon, make_tolerance, working_dtype
 
-__all__ = ["Call", "prepare", "prepare_replay"]
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a verb, checked and flattened over the batch."""
-
-    integrand: Integrand
-    limits: Limits
-    batch_shape: tuple[int, ...]
-    sources: tuple[Tensor | None, ...]
-    given: tuple[Tensor | None, ...]
-
-    @property
-    def batch(self) -> int:
-        """The number of integrals."""
-        return math.prod(self.batch_shape)
+__all__ = ["prepare", "prepare_replay"]
 
 
-def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vectorized: bool) -> Call:
-    """Check and flatten the integrand, its limits, arguments and breakpoints."""
+def prepare(
+    f: Callable[..., Any],
+    a: Any,
+    b: Any,
+    args: Any,
+    points: Any,
+    vectorized: bool = True,
+    rule: str = "gk21",
+    tolerances: tuple[float | None, float] = (None, 0.0),
+    **options: Any,
+) -> Problem:
+    """Check and flatten the integrand, its limits, arguments and breakpoints; options are the problem's."""
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
     given = args if isinstance(args, tuple | list) else (args,)
@@ -58,17 +53,25 @@ def prepare(f: Callable[..., Any], a: Any, b: Any, args: Any, points: Any, vecto
     integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    ordered = (
-        a <= b if isinstance(a, float) and isinstance(b, float) else not bool(somewhere(flat[1] < flat[0]).any())
-    )
+    ordered = a <= b if isinstance(a, float) and isinstance(b, float) else not bool(plain(flat[1] < flat[0]).any())
     limits = Limits(flat[0], flat[1], marks, not finite, ordered)
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
-    return Call(integrand, limits, tuple(batch_shape), tuple(sources), passed)
+    tolerance = make_tolerance(*tolerances, epsilon(call_dtype))
+    return Problem(
+        integrand,
+        limits,
+        tuple(batch_shape),
+        get_rule(rule),
+        tolerance,
+        sources=tuple(sources),
+        given=passed,
+        **options,
+    )
 
 
 def prepare_replay(
-    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any, points: Any
+    f: Callable[..., Any], plan: IntervalPlan, a: Any, b: Any, args: Any, points: Any
 ) -> tuple[Integrand, Limits]:
     """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
     given = args if isinstance(args, tuple | list) else (args,)
@@ -168,8 +171,8 @@ def _check_limits(a: Any, b: Any) -> bool:
             if math.isnan(end):
                 raise ValueError(f"limit {name} is NaN")
             finite = finite and math.isfinite(end)
-        elif end.is_floating_point() and bool(somewhere(~end.isfinite()).any()):
-            bad = largest(end.isnan().to(torch.int8)).nonzero()
+        elif end.is_floating_point() and bool(plain(~end.isfinite()).any()):
+            bad = plain(end.isnan()).nonzero()
             if bad.shape[0] > 0:
                 where = f" at index {tuple(bad[0].tolist())}" if end.ndim else ""
                 raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {end.numel()} are)")

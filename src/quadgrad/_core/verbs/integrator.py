@@ -11,12 +11,13 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.lanes import export, largest
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import SHARE
 from quadgrad._core.tolerance import epsilon
-from quadgrad._core.verbs.inputs import Call, prepare
+from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.quad import quad
 
 __all__ = ["KeptPlan"]
@@ -45,7 +46,7 @@ class KeptPlan:
     ----------
     options : dict
         Options for :func:`quadgrad.quad`, the same in every call: ``rtol``, ``rule``, ``chunk_size`` and so on.
-    plan : Plan, optional
+    plan : IntervalPlan, optional
         The plan to start from; afterwards, the one kept.
 
     Attributes
@@ -72,7 +73,7 @@ class KeptPlan:
     """
 
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    plan: Plan | None = field(default=None, repr=False)
+    plan: IntervalPlan | None = field(default=None, repr=False)
     calls: int = field(default=0, init=False)
     started: int = field(default=0, init=False)
     refined: int = field(default=0, init=False)
@@ -88,10 +89,10 @@ class KeptPlan:
         """Integrate f from a to b; see :func:`quadgrad.quad` for arguments, result, errors and warnings."""
         call = prepare(f, a, b, args, points, self.options.get("vectorized", True))
 
-        def ask(plan: Plan | None, **changes: Any) -> Result:
+        def ask(plan: IntervalPlan | None, **changes: Any) -> Result:
             return quad(f, a, b, args, points=points, jumps=jumps, plan=plan, **(self.options | changes))
 
-        def look(plan: Plan) -> Result:
+        def look(plan: IntervalPlan) -> Result:
             with torch.no_grad():
                 return ask(plan, on_failure="ignore")
 
@@ -120,7 +121,7 @@ class KeptPlan:
         self.nfev += int(result.nfev.sum())
         return before is None or not torch.equal(before.start, result.plan.start)
 
-    def _coarsen(self, look: Callable[[Plan], Result]) -> None:
+    def _coarsen(self, look: Callable[[IntervalPlan], Result]) -> None:
         """Merge siblings with small errors, and search from there: what was too coarse is bisected again."""
         plan, allowed = self.plan, self._allowed
         self._due = self.calls + self._pause
@@ -137,7 +138,7 @@ class KeptPlan:
         self._due = self.calls + self._pause
 
 
-def _fits(plan: Plan, call: Call, jumps: bool) -> bool:
+def _fits(plan: IntervalPlan, call: Problem, jumps: bool) -> bool:
     """Return whether a plan can be used; zeros of ``jumps`` may come and go, and pieces with them."""
     given = 0 if call.limits.points is None else call.limits.points.shape[1]
     pieces = plan.pieces > given if jumps else plan.pieces == given + 1

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import largest_component
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.interval import frame
-from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.lanes import plain
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 
 __all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise"]
@@ -22,23 +19,21 @@ _NOISY = (
 )
 
 
-def refuse_noise(integrand: Integrand, plan: Plan, limits: Limits) -> None:
-    """Call f twice at the same nodes."""
+def refuse_noise(problem: Problem, plan: IntervalPlan) -> None:
+    """Call f of a problem that is outside of all transforms twice at the same nodes."""
     if len(plan) == 0:
         return
-    dtype = limits.a.dtype
-    layout = frame(limits.pieces(), plan.row[:1], plan.start[:1].to(dtype), plan.stop[:1].to(dtype))
-    with torch.no_grad():
-        x, _ = layout.nodes(plan.tau.to(dtype), slice(0, 1))
-        once, again = (integrand(x, plan.owner[:1]).detach() for _ in range(2))
-    differs = (once - again).abs() > torch.finfo(dtype).eps ** 0.5 * once.abs()
-    if bool(somewhere(differs).any()):
+    cell = plan.take(slice(0, 1))
+    x, _ = cell.place(problem.pieces)
+    once, again = (problem.integrand(x, cell.owner).detach() for _ in range(2))
+    differs = (once - again).abs() > problem.tolerance.eps**0.5 * once.abs()
+    if bool(differs.any()):
         raise IntegrandError(_NOISY)
 
 
 def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block: int) -> None:
     """Compare what replay and search have found, given the error of the latter, ``block`` integrals at a time."""
-    found = replayed.detach()
+    found = plain(replayed)
     parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
     if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
         raise IntegrandError(_NOISY)
@@ -58,7 +53,7 @@ class ReplacedRows(Rows):
 
     def add(self, low: int, part: Tensor) -> None:
         """Add to the rows from ``low`` on; those before are complete."""
-        part = part.detach()
+        part = plain(part)
         if self._sums is not None and low == self._low:
             self._sums = self._sums + part
             return
@@ -84,4 +79,4 @@ class ReplacedRows(Rows):
 def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:
     gap = largest_component((replayed - searched).abs())
     agrees = (gap <= error) | error.isinf()  # a NaN agrees with nothing
-    return bool(somewhere(~agrees).any())
+    return not bool(agrees.all())

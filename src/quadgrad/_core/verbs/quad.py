@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
 
-from quadgrad._core._torch import forward_mode_open, in_differentiation, in_transform
-from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.marks import Switches, note_unmarked_jumps
-from quadgrad._core.breakpoints.unmarked import Least
-from quadgrad._core.estimates.null_rules import largest_component
-from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
-from quadgrad._core.gradient.pathwise import choose_treatment
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import export
-from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
-from quadgrad._core.mesh.interval import Pieces, frame
-from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.nesting import InnerRecord, current_record
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.result import Result
-from quadgrad._core.rules import Rule, get_rule
-from quadgrad._core.search.kernel.native import Opening, open_native
-from quadgrad._core.search.task import BLOCK, Found
-from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance
-from quadgrad._core.verbs.inputs import Call, prepare
-from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
-from quadgrad._core.verbs.solve import Outcome, Setting, oriented_value, replay_kept, search_all
+from quadgrad._core.verbs.inputs import prepare
+from quadgrad._core.verbs.integrate import integrate
 
 __all__ = ["quad"]
 
@@ -50,7 +29,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
-    plan: Plan | None = None,
+    plan: IntervalPlan | None = None,
     limit_gradient: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
     log: bool = False,
@@ -88,7 +67,7 @@ def quad(
         Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
-    plan : Plan, optional
+    plan : IntervalPlan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed; with
         ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.KeptPlan`.
     limit_gradient : {"auto", "boundary", "pathwise"}
@@ -188,16 +167,11 @@ def quad(
             chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     _check_options(limit_gradient, on_failure, chunk_size, gradient)
-    outer = current_record()
-    with InnerRecord() as inner, WithoutAutocast() as unaided:
-        call = prepare(unaided.restore(f), a, b, args, points, vectorized)
-        result, failed = _integrate(
-            call, get_rule(rule), (rtol, atol), max_nfev, gradient, plan, limit_gradient, chunk_size,
-            None if jumps is None else unaided.restore(jumps), log,
-        )  # fmt: skip
-    if failed or inner.failures or inner.jump or outer is not None or result.derivative is not None:
-        report(result, inner, outer, on_failure, log)
-    return result
+    problem = prepare(
+        f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,
+        limit_gradient=limit_gradient,
+    )  # fmt: skip
+    return integrate(problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure)
 
 
 def _check_options(limit_gradient: str, on_failure: str, chunk_size: int | None, gradient: Any) -> None:
@@ -211,151 +185,3 @@ def _check_options(limit_gradient: str, on_failure: str, chunk_size: int | None,
         raise ValueError(f"chunk_size={chunk_size!r} must be a positive number of nodes")
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")
-
-
-def _integrate(
-    call: Call,
-    rule: Rule,
-    tolerances: tuple[float | None, float],
-    max_nfev: int | None,
-    gradient: GradientMode,
-    plan: Plan | None,
-    limits_mode: Literal["auto", "boundary", "pathwise"],
-    chunk_size: int | None,
-    jumps: Callable[..., Any] | None,
-    log: bool,
-) -> tuple[Result, bool]:
-    """Return the integrals, and whether any failed."""
-    alone = call.batch_shape == () and plan is None and jumps is None and not log
-    integrand, probe, opening = _first_look(call, rule if alone else None)
-    tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype, probe.dtype))
-    block = chunk_size or max(1, BLOCK // max(1, math.prod(integrand.event or ())))
-    flowing = _wants_gradient(probe, call.limits)
-    setting = Setting(call, integrand, rule, tolerance, max_nfev, block, chunk_size, flowing, opening)
-    switches = None if jumps is None else Switches.open(call, jumps, _inner_point(call.limits.detach()), block)
-    wanted, outcome = flowing or (switches is not None and switches.moves), None
-    logs = LogSearch(setting, probe) if log else None
-    if plan is not None and wanted and isinstance(gradient, Reuse) and logs is None:
-        outcome = replay_kept(setting, switches, plan, limits_mode)
-    outcome = outcome or search_all(call, (logs or setting).search, switches, plan)
-    setting = logs.setting if logs else setting
-    integrand, limits, found = setting.integrand, outcome.limits, outcome.found
-    status, nfev = export(found.status), export(found.nfev)
-    failed = bool(status if call.batch == 1 else status.any())
-    asked = _warn_of_lost_gradients(setting, outcome, probe, wanted)
-    value, primal = oriented_value(found, limits.detach(), failed), None
-    derived = Differentiated(value)
-    if wanted:
-        scaled = Scaled(found.error, logs.noise) if logs else None
-        primal, derived = _differentiate(setting, outcome, value, gradient, limits_mode, scaled)
-    shape, value, error = call.batch_shape, derived.value, found.error
-    if logs:
-        value = take_logarithm(value, logs.shift)
-        error, status = logs.finish(found)
-        failed = bool(status.any())
-    result = Result(
-        _unflatten(value, shape),
-        _unflatten(error, shape),
-        _unflatten(status, shape),
-        _unflatten(nfev, shape),
-        replace(outcome.plan, inspected=True) if asked and not outcome.plan.inspected else outcome.plan,
-        offending_point(integrand, outcome.plan, limits.detach(), status) if failed else "",
-        derived.derivative,
-        None if in_transform() else primal,
-    )
-    return result, failed
-
-
-def _first_look(call: Call, rule: Rule | None) -> tuple[Integrand, Tensor, Opening | None]:
-    """Return the integrand knowing its output, what it returned, and the first cell of the search if that was it.
-
-    A single integral to be searched once has no need of another call of f.
-    """
-    if rule is not None and not call.limits.infinite and call.limits.points is None:
-        opened = open_native(call.integrand, call.limits.detach().pieces(), rule)
-        if opened is not None:
-            integrand, opening = opened
-            return integrand, opening.y, opening
-    return *call.integrand.probe(_inner_point(call.limits.detach())), None
-
-
-def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return what has one entry for each integral in the shape of the batch."""
-    if not shape:
-        return values[0]
-    return values if len(shape) == 1 else values.reshape(shape + tuple(values.shape[1:]))
-
-
-def _differentiate(
-    setting: Setting,
-    outcome: Outcome,
-    value: Tensor,
-    gradient: GradientMode,
-    mode: Literal["auto", "boundary", "pathwise"],
-    scaled: Scaled | None,
-) -> tuple[Primal, Differentiated]:
-    """Return the value as a differentiable tensor, and what it was made from."""
-    integrand, limits, plan, sources = setting.integrand, outcome.limits, outcome.plan, outcome.sources
-    treatment = outcome.treatment
-    if outcome.replayed is None:
-        refuse_noise(integrand, plan, limits.detach())
-        treatment = choose_treatment(integrand, plan, limits, sources, mode)
-    primal = Primal(
-        integrand, plan, limits, value, treatment, setting.tolerance.eps, setting.budget(plan.pieces),
-        setting.chunk_size, setting.call.given, sources, scaled,
-    )  # fmt: skip
-    if outcome.replayed is not None:
-        return primal, Differentiated(outcome.replayed)
-    # What was turned around or put on another scale is not what a replay sums up.
-    in_place = scaled is None and value is outcome.found.value and setting.chunk_size is not None
-    rows = ReplacedRows(value, outcome.found.error) if in_place else None
-    derived = gradient.apply(replace(primal, rows=rows))
-    refuse_disagreement(derived.value, value, outcome.found.error, setting.block)
-    if scaled is None and not in_transform():
-        primal = replace(primal, value=derived.value.detach())  # search's value is held no longer
-    return primal, derived
-
-
-def _warn_of_lost_gradients(setting: Setting, outcome: Outcome, probe: Tensor, wanted: bool) -> bool:
-    """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
-    limits = outcome.limits
-    lost = severed_arguments(setting.integrand, limits, probe) if setting.call.batch else []
-    if not (wanted or lost):
-        return False
-    asked = _requires_grad(probe, limits) or bool(lost) or in_differentiation() or forward_mode_open()
-    if asked:
-        least = _least_jump(outcome.found, setting.tolerance)
-        if not note_unmarked_jumps(setting.integrand, outcome.unseen, limits, least, setting.block):
-            warn_if_severed(lost)
-    return asked
-
-
-def _least_jump(found: Found, tolerance: Tolerance) -> Least:
-    """Return the smallest jump that counts: above noise and the integral's error."""
-    record = current_record()
-    noise = max(tolerance.eps**0.5, 10.0 * record.noise if record else 0.0)
-    return lambda owner: torch.maximum(noise * largest_component(found.value[owner].abs()), found.error[owner])
-
-
-def _inner_point(limits: Limits) -> Tensor:
-    """Return an interior point of the first integral, away from the middle, where singularities like to be."""
-    a, b = (end if end.shape == (1,) else end[:1] for end in (limits.a, limits.b))
-    if 0 in (a.numel(), b.numel()):
-        return a.new_full((1,), 0.4375)
-    if not limits.infinite:
-        return torch.lerp(a, b, 0.4375)
-    lower, upper = torch.minimum(a, b), torch.maximum(a, b)
-    zero = torch.zeros_like(lower)
-    layout = frame(Pieces(lower, upper, 1, limits.infinite), slice(0, 1), zero, zero + 1.0)
-    return layout.nodes(zero + 0.4375, slice(0, 1))[0]
-
-
-def _wants_gradient(probe: Tensor, limits: Limits) -> bool:
-    """Whether derivatives may be asked of the result; transforms and forward mode work without grad mode."""
-    if in_transform() or forward_mode_open():
-        return True
-    return _requires_grad(probe, limits)
-
-
-def _requires_grad(probe: Tensor, limits: Limits) -> bool:
-    return torch.is_grad_enabled() and (probe.requires_grad or any(mark.requires_grad for mark in limits.marks))

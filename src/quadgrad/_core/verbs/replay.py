@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
-from quadgrad._core.gradient.reuse import replay_with_limits
+from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.verbs.inputs import prepare_replay
 
@@ -19,7 +18,14 @@ __all__ = ["replay"]
 
 
 def replay(
-    f: Callable[..., Any], plan: Plan, a: Any, b: Any, args: Any = (), *, points: Any = None, log: bool = False
+    f: Callable[..., Any],
+    plan: IntervalPlan,
+    a: Any,
+    b: Any,
+    args: Any = (),
+    *,
+    points: Any = None,
+    log: bool = False,
 ) -> Tensor:
     """Integrate f on the cells of a plan: no search, no error estimate, no waiting for the device.
 
@@ -30,7 +36,7 @@ def replay(
     ----------
     f : callable
         ``f(x, *args)`` as for :func:`quadgrad.quad`.
-    plan : Plan
+    plan : IntervalPlan
         From an earlier :class:`quadgrad.Result`.
     a, b : float or Tensor
         Limits, finite or infinite as the plan's were; broadcast to the plan's batch.

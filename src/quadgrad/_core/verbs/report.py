@@ -16,11 +16,11 @@ from quadgrad._core.errors import (
     UnmarkedJumpWarning,
 )
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import export, largest
-from quadgrad._core.mesh.interval import end_frame, frame
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import InnerRecord
-from quadgrad._core.plans.interval import Plan
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result, describe
 from quadgrad._core.status import Status
 
@@ -78,27 +78,24 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
 
 def _noise(result: Result, log: bool) -> float:
     """Return how noisy a surrounding integrand is: the largest error over the largest value."""
-    error = export(largest(result.error.detach().amax()))
+    error = result.error.amax()
     if log:  # that of what it is the logarithm of
         return float(error)
-    size = export(largest(result.value.detach().abs().amax()))
+    size = plain(result.value).abs().amax()
     return float(error / size) if float(size) > 0.0 else 0.0
 
 
-def offending_point(integrand: Integrand, plan: Plan, limits: Limits, status: Tensor) -> str:
+def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
     """Return a sentence with an x at which f is not finite, for the first integral that failed for it."""
-    if in_transform():  # hidden lanes have no single x
-        return ""
     owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
     if owners.numel() == 0:
         return ""
     index = int(owners[0])
     column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
-    dtype = limits.a.dtype
-    cell = (limits.pieces(), plan.row[column], plan.start[column].to(dtype), plan.stop[column].to(dtype))
-    at_end = plan.ends is not None and bool(torch.isin(column, plan.ends.cell).any())
-    x, _ = (end_frame(*cell) if at_end else frame(*cell)).nodes(plan.tau.to(dtype), slice(None))
-    y = integrand(x, plan.owner[column])
+    with problem.outside() as plain:
+        cell = plan.take(column)
+        x, _ = cell.place(plain.pieces)
+        y = plain.integrand(x, cell.owner)
     bad = ~y.isfinite()
     bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
     found = x[bad][:1].tolist()

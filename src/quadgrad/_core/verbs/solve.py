@@ -1,182 +1,113 @@
-"""From a checked call to what search found: afresh, from a plan, or by one pass over a plan that still serves."""
+"""From a problem to what search found: afresh, from a plan, or by one pass over a plan that still serves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.breakpoints.marks import Search, Switches
-from quadgrad._core.gradient.boundary import Treatment
+from quadgrad._core.breakpoints.marks import Switches
+from quadgrad._core.gradient.boundary import replay_with_limits
+from quadgrad._core.gradient.mode import Primal
 from quadgrad._core.gradient.pathwise import choose_treatment
-from quadgrad._core.gradient.reuse import replay_with_limits
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import export
-from quadgrad._core.mesh.cells import BESIDE
-from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.plans.interval import Plan
-from quadgrad._core.rules import Rule
-from quadgrad._core.search.kernel.native import Opening
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Watch, recheck
-from quadgrad._core.search.record import make_ends, make_plan
+from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First, first_cells
-from quadgrad._core.search.task import Found, Task
+from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
-from quadgrad._core.tolerance import Tolerance
-from quadgrad._core.verbs.inputs import Call
 from quadgrad._core.verbs.noise import refuse_disagreement, refuse_noise
 
-__all__ = ["Outcome", "Setting", "oriented_value", "replay_kept", "search_all"]
+__all__ = ["oriented_value", "replay_kept", "search", "search_all"]
 
-MAX_NFEV = 30_000
-
-LimitsMode = Literal["auto", "boundary", "pathwise"]
+Search = Callable[[Problem, IntervalPlan | None], tuple[Found, IntervalPlan]]
 
 
-@dataclass(slots=True)
-class Setting:
-    """What stays the same however often a call searches.
-
-    ``block`` is the number of nodes evaluated at a time; ``flowing`` tells whether derivatives flow to f's values,
-    which search has to keep out; ``opening`` what is known already where there is but one search.
-    """
-
-    call: Call
-    integrand: Integrand
-    rule: Rule
-    tolerance: Tolerance
-    max_nfev: int | None
-    block: int
-    chunk_size: int | None
-    flowing: bool = True
-    opening: Opening | None = None
-
-    def task(self, pieces: Pieces) -> Task:
-        """Return the task of searching the given pieces."""
-        batch = self.call.batch
-        tile = max(1, batch) if self.chunk_size is None else self.chunk_size
-        budget = self.budget(pieces.count)
-        return Task(
-            self.integrand, pieces, self.rule, self.tolerance, budget, self.block, tile, batch, self.opening
-        )  # fmt: skip
-
-    def budget(self, pieces: int) -> int:
-        """Return the most nodes to spend on one integral of so many pieces."""
-        least = (self.rule.nodes.size + BESIDE) * pieces
-        if self.max_nfev is None:
-            return max(MAX_NFEV, 4 * least)
-        if self.max_nfev < least:
-            raise ValueError(
-                f"max_nfev={self.max_nfev} is less than the first round of {self.rule.name} needs: {least} nodes"
-            )
-        return self.max_nfev
-
-    def start(self, pieces: Pieces, plan: Plan | None) -> First:
-        """Return the cells to start from, those of a plan if one was passed."""
-        return first_cells(pieces, self.call.batch_shape, self.call.batch, self.rule, plan)
-
-    def search(self, marks: Limits, plan: Plan | None) -> tuple[Found, Plan]:
-        """Search between the given limits and breakpoints."""
-        task = self.task(marks.pieces())
-        found = self.run(task, None if plan is None else self.start(task.pieces, plan))
-        return found, self.record(found, task.pieces)
-
-    def run(self, task: Task, first: First | None) -> Found:
-        """Search from the given cells, or from whole pieces."""
-        if not self.flowing:
-            return search_tiles(task, first)
-        with torch.no_grad():
-            return search_tiles(task, first)
-
-    def record(self, found: Found, pieces: Pieces) -> Plan:
-        """Return the plan of what was found."""
-        return make_plan(found, pieces, self.call.batch_shape, self.rule)
+def search(problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
+    """Search a problem that is outside of all transforms, from whole pieces or the cells of a plan."""
+    found = search_tiles(problem, None if plan is None else _start(problem, plan))
+    return found, _record(problem, found)
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a call has found: with which limits, whose sources are the caller's tensors, and on which plan.
-
-    ``unseen`` is the part of the plan that was not yet looked at for jumps; ``replayed`` the differentiable value
-    if there is one already, and ``treatment`` how its limits were differentiated.
-    """
-
-    limits: Limits
-    sources: tuple[Tensor | None, ...]
-    found: Found
-    plan: Plan
-    unseen: Plan | None
-    treatment: Treatment | None = None
-    replayed: Tensor | None = None
-
-
-def search_all(call: Call, search: Search, switches: Switches | None, plan: Plan | None) -> Outcome:
-    """Search every integral, from the cells of a plan if one was passed."""
-    limits, sources = call.limits, call.sources
-    if switches is None:
-        found, made = search(limits.detach(), plan)
-    else:
-        switches, found, made = switches.search(search, plan)
-        limits, sources = switches.limits()
+def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
+    """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
+    with problem.outside() as plain:
+        if problem.jumps is None:
+            found, made = find(plain, plan)
+            switches = None
+        else:
+            switches, found, made = Switches.open(plain).search(find, plan)
     found.kind = None  # the plan has it
-    return Outcome(limits, sources, found, made, made)
+    problem = problem if switches is None else switches.attach(problem)
+    return Primal(problem, found, made, found.value, uninspected=made)
 
 
-def replay_kept(setting: Setting, switches: Switches | None, plan: Plan, mode: LimitsMode) -> Outcome | None:
+def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     """Replay the plan that was passed, and check it by the values seen; None if all of it must be searched.
 
     For the integrals that are done it saves the search and the checks of what search found: where f is not
     deterministic, the values themselves show a large error. The others are searched from their cells.
     """
-    call, chunk_size, integrand = setting.call, setting.chunk_size, setting.integrand
-    limits, sources = call.limits, call.sources
-    if switches is not None:
-        switches, fitted = switches.fit(plan)
+    if problem.jumps is not None:
+        with problem.outside() as plain:
+            switches, fitted = Switches.open(plain).fit(plan)
         plan = plan if fitted is None else fitted
-        limits, sources = switches.limits()
+        problem = switches.attach(problem)
     if len(plan) == 0:
         return None
-    task = setting.task(limits.detach().pieces())
-    watch = Watch(task, setting.start(task.pieces, plan))
-    used = _with_cells(plan, watch.first, setting)
-    treatment = choose_treatment(integrand, used, limits, sources, mode)
-    value = replay_with_limits(integrand, used, limits, treatment, chunk_size, watch)
-    checked = recheck(watch)
+    with problem.outside() as plain:
+        watch = Watch(plain, _start(plain, plan))
+    used = _with_cells(plan, watch.first, problem)
+    treatment = choose_treatment(problem, used)
+    value = replay_with_limits(problem.integrand, used, problem.limits, treatment, problem.chunk_size, watch)
+    with problem.outside() as plain:
+        checked = recheck(watch)
     found, done = checked.found, checked.done
     if bool(done.all()):
-        made = replace(setting.record(found, task.pieces), inspected=plan.inspected)
-        return Outcome(limits, sources, found, made, None if plan.inspected else made, treatment, value)
+        made = replace(_record(problem, found), inspected=plan.inspected)
+        return Primal(problem, found, made, found.value, None if plan.inspected else made, treatment, value)
     # What is infinite would give NaN where it is replaced; zeros of jumps have to be looked for on the new cells.
-    easy = switches is None and treatment is None and bool(done.any())
+    easy = problem.jumps is None and treatment is None and bool(done.any())
     if not easy or bool(found.cell_error.isinf().any()):
         return None
-    mended = setting.run(task, checked.unfinished())
-    refined = setting.record(mended, task.pieces)
-    known = oriented_value(mended, limits.detach(), bool(export(mended.status).any()))
-    refuse_noise(integrand, refined, limits.detach())
-    again = replay_with_limits(integrand, refined, limits, None, chunk_size)
-    refuse_disagreement(again, known, mended.error, setting.block)
+    with problem.outside() as plain:
+        mended = search_tiles(plain, checked.unfinished())
+        refined = _record(plain, mended)
+        refuse_noise(plain, refined)
+        known = oriented_value(mended, plain.limits)
+    again = replay_with_limits(problem.integrand, refined, problem.limits, None, problem.chunk_size)
+    refuse_disagreement(again, known, mended.error, problem.block)
     value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
     found = checked.join(mended)
-    made = setting.record(found, task.pieces)
-    return Outcome(limits, sources, found, made, refined if plan.inspected else made, None, value)
+    made = _record(problem, found)
+    return Primal(problem, found, made, found.value, refined if plan.inspected else made, None, value)
 
 
-def _with_cells(plan: Plan, first: First, setting: Setting) -> Plan:
+def _start(problem: Problem, plan: IntervalPlan) -> First:
+    return first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
+
+
+def _record(problem: Problem, found: Found) -> IntervalPlan:
+    return make_plan(found, problem.pieces, problem.batch_shape, problem.rule)
+
+
+def _with_cells(plan: IntervalPlan, first: First, problem: Problem) -> IntervalPlan:
     """Return the plan with other cells."""
-    row, start, stop = (export(t) for t in (first.row, first.start, first.stop))
-    ends = None if plan.ends is None else make_ends(first.kind, plan.ends.shares)
-    shape = setting.call.batch_shape
-    return replace(plan, batch_shape=shape, row=row, start=start, stop=stop, ends=ends)
+    kind = torch.zeros_like(first.row, dtype=torch.int8) if first.kind is None else first.kind
+    return replace(
+        plan, batch_shape=problem.batch_shape, row=first.row, start=first.start, stop=first.stop, kind=kind,
+        error=torch.zeros_like(first.start),
+    )  # fmt: skip
 
 
-def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
+def oriented_value(found: Found, limits: Limits) -> Tensor:
     """Return the value with the sign of the limits' order, NaN where f was not finite."""
     value = limits.orient(found.value)
-    if failed:
+    if bool(found.status.any()):
         unknown = found.error.isinf().reshape(-1, *(1,) * (value.ndim - 1))
         value = value.masked_fill(unknown, torch.nan)
     return value

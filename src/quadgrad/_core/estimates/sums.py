@@ -1,0 +1,37 @@
+"""The integral over each cell, of any kind, as a differentiable function of f's values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
+
+__all__ = ["extrapolated_sums", "weighted_sums"]
+
+
+def weighted_sums(functionals: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    """Apply linear functionals ``(k, m)`` to f on each cell: ``(k, n, *event)``.
+
+    ``y`` is f at the nodes, ``(m, n, *event)``, and ``factor`` ``(m or 1, n)`` what it is to be multiplied by.
+    """
+    factor = factor.reshape(factor.shape + (1,) * (y.ndim - 2))
+    at_once = factor.shape[0] == 1  # what is the same at all nodes of a cell need not meet each of them
+    y = y.to(torch.promote_types(y.dtype, factor.dtype)) if at_once else y * factor
+    sums = (functionals.to(y.dtype) @ y.flatten(1)).reshape(len(functionals), *y.shape[1:])
+    return sums * factor if at_once else sums
+
+
+def extrapolated_sums(plain: Tensor, terms: Tensor, column: Tensor) -> Tensor:
+    """Extrapolate series to the ends that their cells touch, each in its own column of the epsilon table.
+
+    ``terms`` have shape ``(s, n, *event)``, their sums ``plain`` ``(n, *event)``, and ``column`` is ``(n,)``.
+    """
+    tail = (1,) * (plain.ndim - 1)
+    harmless = 0.5 ** torch.arange(terms.shape[0], device=terms.device).reshape(-1, 1, *tail)
+    for c in range(1, COLUMNS):
+        chosen = (column == c).reshape(-1, *tail)
+        # Where another column is taken, what this one cannot sum must not reach the gradient.
+        limit = extrapolate(torch.where(chosen, terms, harmless.to(terms.dtype)), c)[c][-1]
+        plain = torch.where(chosen, limit, plain)
+    return plain

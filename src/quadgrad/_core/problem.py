@@ -1,0 +1,119 @@
+"""One call of a verb, from input to result. Search, replay and the gradient modes take it whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform, outside_transforms, without_derivatives
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import plain
+from quadgrad._core.mesh.cells import BESIDE
+from quadgrad._core.mesh.interval import Pieces
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.rules import Rule
+from quadgrad._core.tolerance import Tolerance
+
+__all__ = ["BLOCK", "LimitGradient", "Problem"]
+
+BLOCK = 2**17
+"""Nodes evaluated at a time where the caller sets no ``chunk_size``; more than in a replay, which keeps what f makes."""
+
+MAX_NFEV = 30_000
+"""Most nodes to spend on one integral, unless the caller says."""
+
+LimitGradient = Literal["auto", "boundary", "pathwise"]
+
+
+@dataclass(slots=True)
+class Problem:
+    """What is integrated, between which limits, how well, and how much of it at a time.
+
+    ``limits``, and what ``integrand`` holds, may carry gradients; :meth:`outside` gives a problem without. ``sources``
+    are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its last dimension),
+    ``given`` those behind the arguments. ``jumps`` is a function whose zeros are breakpoints, ``opening`` what is known
+    already of a single first cell, ``flowing`` whether derivatives flow to values, which search has to keep out.
+    """
+
+    integrand: Integrand
+    limits: Limits
+    batch_shape: tuple[int, ...]
+    rule: Rule
+    tolerance: Tolerance
+    budget: int | None = None
+    chunk_size: int | None = None
+    limit_gradient: LimitGradient = "auto"
+    sources: tuple[Tensor | None, ...] = ()
+    given: tuple[Tensor | None, ...] = ()
+    jumps: Integrand | None = None
+    opening: Any = None
+    flowing: bool = False
+    stretches: Pieces | None = None
+
+    @property
+    def pieces(self) -> Pieces:
+        """The stretches between limits and breakpoints."""
+        if self.stretches is None:
+            self.stretches = self.limits.detach().pieces()
+        return self.stretches
+
+    @property
+    def batch(self) -> int:
+        """The number of integrals."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def block(self) -> int:
+        """The number of nodes evaluated at a time."""
+        if self.integrand.captured is not None:  # which counts by itself, all lanes together
+            return 2**62
+        return self.chunk_size or max(1, BLOCK // max(1, math.prod(self.integrand.event or ())))
+
+    @property
+    def tile(self) -> int:
+        """The number of integrals searched together."""
+        return max(1, self.batch) if self.chunk_size is None else self.chunk_size
+
+    @property
+    def max_nfev(self) -> int:
+        """The most nodes to spend on one integral."""
+        least = (self.rule.nodes.size + BESIDE) * self.pieces.count
+        if self.budget is None:
+            return max(MAX_NFEV, 4 * least)
+        if self.budget < least:
+            raise ValueError(
+                f"max_nfev={self.budget} is less than the first round of {self.rule.name} needs: {least} nodes"
+            )
+        return self.budget
+
+    def part(self, first: int, last: int) -> Problem:
+        """Return the problem of the integrals from ``first`` to before ``last``."""
+        return replace(
+            self, integrand=self.integrand.part(first, last), limits=self.limits.part(first, last),
+            stretches=self.pieces.part(first, last), batch_shape=(last - first,),
+        )  # fmt: skip
+
+    def between(self, limits: Limits, sources: tuple[Tensor | None, ...] = ()) -> Problem:
+        """Return the problem with other limits, or breakpoints."""
+        return replace(self, limits=limits, sources=sources, stretches=None)
+
+    def outside(self) -> AbstractContextManager[Problem]:
+        """Return a context outside of all transforms, where search thinks, and the problem as it is seen there."""
+        return self._outside() if self.flowing or in_transform() else nullcontext(self)
+
+    @contextmanager
+    def _outside(self) -> Iterator[Problem]:
+        if in_transform():
+            with without_derivatives(), outside_transforms() as stack:
+                limits = self.limits.with_marks(tuple(plain(mark) for mark in self.limits.marks))
+                integrand, jumps = self.integrand.outside(stack), self.jumps and self.jumps.outside(stack)
+                yield replace(self.between(limits), integrand=integrand, jumps=jumps)
+        else:
+            with without_derivatives():
+                fixed = self.limits.detach()
+                yield self if fixed is self.limits else self.between(fixed)

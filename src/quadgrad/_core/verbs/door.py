@@ -1,0 +1,152 @@
+"""The first look at a call: f is called once, and lanes of ``vmap`` are made part of the batch.
+
+Below the door there is one batch, whatever transforms surround the call; :func:`lower` gives the lanes their results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import carries_derivative, forward_mode_open, in_differentiation, in_transform
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.gradient.boundary import interior
+from quadgrad._core.integrand import Argument, Captured, Integrand
+from quadgrad._core.lanes import Lanes, plain
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.problem import BLOCK, Problem
+from quadgrad._core.result import Result
+from quadgrad._core.search.kernel.native import open_native
+from quadgrad._core.tolerance import epsilon, make_tolerance
+
+__all__ = ["lower", "open_call"]
+
+
+def open_call(
+    problem: Problem, tolerances: tuple[float | None, float], jumps: Callable[..., Any] | None, alone: bool
+) -> tuple[Problem, Tensor, Lanes | None]:
+    """Return the problem knowing f's output, what f returned, and the lanes that were joined to the batch.
+
+    A single integral that is ``alone``, to be searched once, is opened by the nodes of its first cell.
+    """
+    opened = None
+    if alone and problem.batch_shape == () and not in_transform():
+        opened = open_native(problem.integrand, problem.pieces, problem.rule)
+    if opened is not None:
+        problem.integrand, problem.opening = opened
+        probe = opened[1].y
+    else:
+        problem.integrand, probe = problem.integrand.probe(_inner_point(problem.limits.detach()))
+    reached = [probe, *problem.limits.marks]
+    if jumps is not None:
+        problem.jumps, moving = _probe_jumps(problem, jumps)
+        reached.append(moving)
+    problem.flowing = _is_differentiated(reached)
+    eps = epsilon(problem.integrand.call_dtype, probe.dtype)
+    if eps != problem.tolerance.eps:
+        problem.tolerance = make_tolerance(*tolerances, eps)
+    if not in_transform():
+        return problem, probe, None
+    lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
+    return (problem if lanes is None else _join(problem, lanes)), probe, lanes
+
+
+def _is_differentiated(reached: list[Tensor]) -> bool:
+    """Whether derivatives may be asked of what depends on these tensors."""
+    if in_differentiation() or forward_mode_open():  # without grad mode, too
+        return True
+    return torch.is_grad_enabled() and any(carries_derivative(tensor) for tensor in reached)
+
+
+def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand, Tensor]:
+    """Call the function given as ``jumps`` once, and refuse one that has no zeros."""
+    if not callable(jumps):
+        raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
+    name = "function given as jumps"
+    g = replace(problem.integrand, function=jumps, vectorized=True, event=None, output_dtype=None, name=name)
+    g, probe = g.probe(_inner_point(problem.limits.detach()))
+    if probe.is_complex() or not probe.is_floating_point():
+        raise IntegrandError(
+            f"jumps returned {probe.dtype}: its zeros are looked for, so it must be real and pass through 0, "
+            "such as x - s where the integrand asks for x > s"
+        )
+    return g, probe
+
+
+def _inner_point(limits: Limits) -> Tensor:
+    """Return an interior point of the first integral, away from the middle, where singularities like to be."""
+    a, b = (end if end.shape == (1,) else end[:1] for end in (limits.a, limits.b))
+    if 0 in (a.numel(), b.numel()):
+        return a.new_full((1,), 0.4375)
+    if not limits.infinite:
+        return torch.lerp(a, b, 0.4375)
+    return interior(Limits(a, b, None, True), 1)
+
+
+def _join(problem: Problem, lanes: Lanes) -> Problem:
+    """Return the problem of all lanes' integrals."""
+    batch = problem.batch
+
+    def join(tensor: Tensor) -> Tensor:
+        """Turn ``(batch or 1, *rest)`` in each lane into ``(lanes * batch, *rest)``, unless all share one."""
+        if tensor.shape[0] == 1 and not has_lanes(tensor):
+            return tensor
+        return lanes.lift(tensor).expand(-1, batch, *tensor.shape[1:]).flatten(0, 1)
+
+    def join_argument(argument: Argument) -> Argument:
+        value = argument.value
+        if not isinstance(value, Tensor) or (argument.shared and not has_lanes(value)):
+            return argument
+        if value.ndim == 0:
+            value = value.reshape(1)
+        return replace(argument, value=join(value), shared=False)
+
+    limits, shape = problem.limits, lanes.sizes + problem.batch_shape
+
+    def source_of(tensor: Tensor) -> Tensor:
+        joined = join(tensor)
+        return joined if joined.shape[0] == 1 else joined.reshape(*shape, *joined.shape[1:])
+
+    a, b = source_of(limits.a), source_of(limits.b)
+    points = None if limits.points is None else source_of(limits.points)
+    sources = (a, b) if points is None else (a, b, *(points,) * points.shape[-1])
+    flat = None if points is None else points.reshape(-1, points.shape[-1])
+    limits = Limits(a.reshape(-1), b.reshape(-1), flat, limits.infinite, limits.ordered)
+    inner, block = interior(limits.detach(), lanes.count * batch), problem.chunk_size or BLOCK
+
+    def join_integrand(integrand: Integrand) -> Integrand:
+        integrand = replace(integrand, arguments=tuple(map(join_argument, integrand.arguments)))
+        if batch == 0:
+            return integrand
+        y = integrand(inner[None, :1], slice(0, 1))
+        if not has_lanes(y):
+            return integrand
+        return replace(integrand, captured=Captured(lanes, batch, plain(inner[::batch]), block))
+
+    jumps = problem.jumps and join_integrand(problem.jumps)
+    joined = problem.between(limits, sources)
+    return replace(joined, integrand=join_integrand(problem.integrand), jumps=jumps, batch_shape=shape, given=())
+
+
+def has_lanes(tensor: Tensor) -> bool:
+    """Whether a tensor is different in each lane of a ``vmap``."""
+    return Lanes.of([tensor]) is not None
+
+
+def lower(result: Result, lanes: Lanes | None) -> Result:
+    """Return what belongs to each lane; the plan is that of all of them."""
+    if lanes is None:
+        return result
+
+    def parts(found: Any, *names: str) -> dict[str, Tensor]:
+        rank = len(lanes.sizes)
+        return {name: lanes.lower(getattr(found, name).flatten(0, rank - 1)) for name in names}
+
+    derivative = result.derivative
+    if derivative is not None:
+        derivative = replace(derivative, **parts(derivative, "error", "status", "nfev"))
+    return replace(result, derivative=derivative, **parts(result, "value", "error", "status", "nfev"))

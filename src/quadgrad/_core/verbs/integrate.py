@@ -1,0 +1,134 @@
+"""What every verb does with a problem: search, plan, replay, gradient, result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.breakpoints.marks import note_unmarked_jumps
+from quadgrad._core.breakpoints.unmarked import Least
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
+from quadgrad._core.gradient.pathwise import choose_treatment
+from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
+from quadgrad._core.nesting import InnerRecord, current_record
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.result import Result
+from quadgrad._core.search.task import Found
+from quadgrad._core.tolerance import Tolerance
+from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
+from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
+
+__all__ = ["integrate"]
+
+
+def integrate(
+    problem: Problem,
+    tolerances: tuple[float | None, float],
+    gradient: GradientMode = Reuse(),
+    *,
+    plan: IntervalPlan | None = None,
+    jumps: Callable[..., Any] | None = None,
+    log: bool = False,
+    on_failure: Literal["warn", "raise", "ignore"] = "warn",
+) -> Result:
+    """Integrate what was checked and flattened, in any geometry; the options are those of :func:`quadgrad.quad`."""
+    outer = current_record()
+    with InnerRecord() as inner, WithoutAutocast() as unaided:
+        problem.integrand.function = unaided.restore(problem.integrand.function)
+        jumps = None if jumps is None else unaided.restore(jumps)
+        alone = plan is None and jumps is None and not log
+        problem, probe, lanes = open_call(problem, tolerances, jumps, alone)
+        result, failed = _integrate(problem, probe, gradient, plan, log)
+    if failed or inner.failures or inner.jump or outer is not None or result.derivative is not None:
+        report(result, inner, outer, on_failure, log)
+    return lower(result, lanes)
+
+
+def _integrate(
+    problem: Problem, probe: Tensor, gradient: GradientMode, plan: IntervalPlan | None, log: bool
+) -> tuple[Result, bool]:
+    """Return the integrals, and whether any failed."""
+    logs, primal = LogSearch(problem, probe) if log else None, None
+    if plan is not None and problem.flowing and gradient.replays_value and logs is None:
+        primal = replay_kept(problem, plan)
+    primal = primal or search_all(problem, logs.search if logs else search, plan)
+    if logs:
+        primal.problem = logs.shifted(primal.problem)
+        primal.scaled = Scaled(primal.found.error, logs.noise)
+    found, limits = primal.found, primal.problem.limits.detach()
+    failed = bool(found.status.any())
+    asked = _warn_of_lost_gradients(primal, probe)
+    primal.value = oriented_value(found, limits)
+    derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
+    value, error, status = derived.value, found.error, found.status
+    if logs:
+        value = take_logarithm(value, logs.shift)
+        error, status = logs.finish(found)
+        failed = bool(status.any())
+    made, shape = primal.plan, problem.batch_shape
+    result = Result(
+        _unflatten(value, shape),
+        _unflatten(error, shape),
+        _unflatten(status, shape),
+        _unflatten(found.nfev, shape),
+        replace(made, inspected=True) if asked and not made.inspected else made,
+        offending_point(primal.problem, made, status) if failed else "",
+        derived.derivative,
+        primal if problem.flowing and not in_transform() else None,
+    )
+    return result, failed
+
+
+def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return what has one entry for each integral in the shape of the batch."""
+    if not shape:
+        return values[0]
+    return values if len(shape) == 1 else values.reshape(shape + tuple(values.shape[1:]))
+
+
+def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
+    """Return the value as a differentiable tensor, and what a mode says of the derivative."""
+    if primal.replayed is not None:
+        return Differentiated(primal.replayed)
+    problem, searched, error = primal.problem, primal.value, primal.found.error
+    with problem.outside() as plain:
+        refuse_noise(plain, primal.plan)
+    primal.treatment = choose_treatment(problem, primal.plan)
+    # What was turned around or put on another scale is not what a replay sums up.
+    if primal.scaled is None and searched is primal.found.value and problem.chunk_size is not None:
+        primal.rows = ReplacedRows(searched, error)
+    derived = gradient.apply(primal)
+    primal.rows = None
+    refuse_disagreement(derived.value, searched, error, problem.block)
+    if primal.scaled is None and not in_transform():
+        primal.value = derived.value.detach()  # search's value is held no longer
+    return derived
+
+
+def _warn_of_lost_gradients(primal: Primal, probe: Tensor) -> bool:
+    """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
+    problem = primal.problem
+    lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
+    if not (problem.flowing or lost):
+        return False
+    least = _least_jump(primal.found, problem.tolerance)
+    if not note_unmarked_jumps(problem, primal.uninspected, least):
+        warn_if_severed(lost)
+    return True
+
+
+def _least_jump(found: Found, tolerance: Tolerance) -> Least:
+    """Return the smallest jump that counts: above noise and the integral's error."""
+    record = current_record()
+    noise = max(tolerance.eps**0.5, 10.0 * record.noise if record else 0.0)
+    return lambda owner: torch.maximum(noise * largest_component(found.value[owner].abs()), found.error[owner])
