@@ -48,7 +48,7 @@ class Kernel(BuildHookInterface[Any]):
     made = ""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile before hatchling collects the files; an editable installation loads them from the source folder."""
+        """Compile before hatchling collects the files; an editable installation loads from the source folder."""
         if self.target_name != "wheel":
             return
         source = Path(self.root, KERNEL)
@@ -63,12 +63,13 @@ class Kernel(BuildHookInterface[Any]):
         except NoKernelError as why:
             self.app.display_warning(f"quadgrad is installed without its compiled kernel, and slower: {why}")
             return
-        build_data |= {"pure_python": False, "tag": f"py3-none-{tag}"}
-        for path in Path(self.made).glob("_kernel*.so"):
-            if version == "editable":
+        binaries = sorted(Path(self.made).glob("_kernel*.so"))
+        if version == "editable":
+            for path in binaries:
                 shutil.copy(path, source)
-            else:
-                build_data["force_include"][str(path)] = f"{KERNEL.removeprefix('src/')}/{path.name}"
+        else:
+            places = {str(path): f"{KERNEL.removeprefix('src/')}/{path.name}" for path in binaries}
+            build_data |= {"pure_python": False, "tag": f"py3-none-{tag}", "force_include": places}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Leave nothing behind."""
@@ -124,7 +125,7 @@ def compiler() -> list[str]:
     command = next((command for command in commands if command and shutil.which(command[0])), [])
     if Path(asked).stem.lower() in ("cl", "clang-cl") or (os.name == "nt" and not command):
         raise NoKernelError(
-            "it is written in GNU C, which Microsoft's compiler does not know: install clang or gcc, and name it in CC"
+            "it is GNU C, which Microsoft's compiler does not know: install clang or gcc, and name it in CC"
         )
     if not command:
         raise NoKernelError(f"there is no C compiler {asked or 'here: install gcc or clang'}")
@@ -136,7 +137,7 @@ def run(command: list[str], flags: list[str], source: Path, target: Path, wanted
     sources = sorted(source.glob("*.[ch]"))
     crc = zlib.crc32(b"".join(path.read_bytes() for path in sources))  # the loader takes no other
     code = [str(path) for path in sources if path.suffix == ".c"]
-    # On Windows whatever it links to must be inside, and there are no threads: OpenMP's library would lie elsewhere.
+    # On Windows all that it links to has to be inside, and there are no threads: OpenMP's library lies elsewhere.
     attempts = [["-static"]] if wanted[0] == "PE" else [[*POSIX, "-fopenmp"], POSIX]
     text = ""
     for more in attempts:
@@ -153,7 +154,9 @@ def run(command: list[str], flags: list[str], source: Path, target: Path, wanted
     if header(target) != wanted:
         made = " for ".join(header(target))
         target.unlink()
-        raise NoKernelError(f"{command[0]} makes {made}, and this wheel needs {' for '.join(wanted)}: name another in CC")
+        raise NoKernelError(
+            f"{command[0]} makes {made}, and this wheel needs {' for '.join(wanted)}: name another in CC"
+        )
 
 
 def environment(name: str) -> list[str]:
