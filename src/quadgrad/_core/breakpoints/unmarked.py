@@ -201,8 +201,8 @@ def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, l
     shown = torch.stack((rise[0], cells.error / factor.amin(0), rise[2]))
     share = rise.new_tensor([OUTSIDE, SHOWN, OUTSIDE])[:, None]
     part, cell = (shown > torch.maximum(share * rise[1], smallest)).nonzero().unbind(1)
-    ends = (t[part + i, cell] for t in (x, y) for i in (0, 1))
-    return _Suspects(owner[cell], *ends, smallest[part, cell])
+    ends, values = ((t[part, cell], t[part + 1, cell]) for t in (x, y))
+    return _Suspects(owner[cell], *ends, *values, smallest[part, cell])
 
 
 def _largest_rise(y: Tensor) -> Tensor:
