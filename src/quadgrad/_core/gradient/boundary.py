@@ -17,7 +17,6 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.interval import place
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
@@ -28,7 +27,6 @@ __all__ = [
     "boundary_terms",
     "carries_gradient",
     "follow_marks",
-    "interior",
     "reading_distance",
     "reading_errors",
     "replay_with_limits",
@@ -86,7 +84,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     Only asked of marks that carry a gradient; the others are all False.
     """
     fixed = limits.detach()
-    inner = interior(fixed, batch)
+    inner = fixed.inner_points(batch)
     asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
     no = torch.zeros_like(inner, dtype=torch.bool)
     singular = [no] * len(limits.marks)
@@ -155,7 +153,7 @@ def _terms(limits: Limits, batch: int, treatment: Treatment | None, times: int) 
     f is read beside the mark, at the given number of times the least distance.
     """
     fixed = limits.detach()
-    inner = interior(fixed, batch)
+    inner = fixed.inner_points(batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none)
     terms: list[tuple[int, _Term]] = []
@@ -201,17 +199,6 @@ def reading_distance(fixed: Limits, index: int) -> Tensor:
     least = AWAY_ULPS * (fixed.next_to(here, torch.full_like(here, torch.inf)) - here).abs()
     least = least if fixed.blur is None else torch.maximum(least, fixed.blur[:, index])
     return torch.minimum(torch.maximum(least, AWAY_GAP * gap), 0.25 * gap)
-
-
-def interior(fixed: Limits, batch: int) -> Tensor:
-    """Return a harmless point of each integral, shape ``(batch,)``."""
-    pieces = fixed.pieces()
-    rows = max(pieces.lower.shape[0], pieces.upper.shape[0])
-    row = torch.arange(0, rows, pieces.count, device=fixed.a.device)
-    zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
-    # Not in the middle, where singularities like to be.
-    x, _ = place(pieces, row, zero, zero + 1.0, None, zero.new_tensor([0.4375]))
-    return x[0].expand(batch)
 
 
 def follow_marks(limits: Limits, treatment: Treatment | None) -> Limits:
