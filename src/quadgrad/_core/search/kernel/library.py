@@ -85,9 +85,9 @@ class Setting(Structure):
     threads: int
 
     @classmethod
-    def of(cls, pieces: Pieces, dtype: torch.dtype, rule: Rule) -> Setting:
-        """Return the setting of a search for a function of numbers of a dtype, which has one column."""
-        info = torch.finfo(dtype)
+    def of(cls, pieces: Pieces, rule: Rule) -> Setting:
+        """Return the setting of a search whose values have one column."""
+        info = pieces.rounding
         lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
         if lower.dtype != torch.float64:
             lower, upper = lower.double(), upper.double()
