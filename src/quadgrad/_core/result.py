@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from quadgrad._core._torch import register_pytree
+from quadgrad._core._torch import belongs_to_transform, register_pytree
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.status import Status
 
@@ -113,6 +114,10 @@ def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
     plan, detail = context
+    # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
+    joined = isinstance(value, Tensor) and not belongs_to_transform(value)
+    if joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape):
+        plan = None
     return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
 
 

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import Tensor
 
-from quadgrad._core.search.kernel.builds import describe
+from quadgrad._core.search.kernel.library import describe
 from quadgrad._demo import outcome
 
 __all__ = ["Report"]

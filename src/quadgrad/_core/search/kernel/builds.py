@@ -42,10 +42,8 @@ def find() -> tuple[Any, str]:
         if library.source() % 2**32 == zlib.crc32(b"".join(c.read_bytes() for c in sorted(_HERE.glob("*.[ch]")))):
             _end_threads_before_forks(library)
             able = f" with {wider[1:].upper()}" if wider else ""
-            return (
-                library,
-                f"{machine}{able}, in {'threads' if hasattr(library, 'omp_in_parallel') else 'one thread'}",
-            )
+            threads = "threads" if hasattr(library, "omp_in_parallel") else "one thread"
+            return library, f"{machine}{able}, in {threads}"
         why = f"{path.name} was built from other sources. Install quadgrad again"
     return None, f"none, and so slower: {why}"
 
