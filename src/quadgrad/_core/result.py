@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import register_pytree
+from quadgrad._core._torch import belongs_to_transform, register_pytree
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed, counted, show_numbers
@@ -118,7 +119,7 @@ class Result(Printed):
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
-        heading = f"Result of {counted(self.status.numel(), 'integral')}"
+        heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
         facts = {"value": show_numbers(self.value, 10)} | _outcome(self) | {"plan": _first_line(self.plan)}
         if self.derivative is not None:
             facts["derivative"] = (
@@ -161,7 +162,7 @@ torch.serialization.add_safe_globals([restore_result])
 
 def describe(status: Tensor) -> str:
     """Say how many of how many integrals ended in which way, and what to do."""
-    numbers = status.flatten().tolist()
+    numbers = plain(status).flatten().tolist()
     if not numbers:
         return "No integral was asked for."
     if len(numbers) == 1:
@@ -178,6 +179,10 @@ def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
     plan, detail = context
+    # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
+    joined = isinstance(value, Tensor) and not belongs_to_transform(value)
+    if joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape):
+        plan = None
     return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
 
 

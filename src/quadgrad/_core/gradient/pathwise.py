@@ -15,10 +15,10 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, leaves_behind, tangent_of
 from quadgrad._core.errors import IntegrationWarning, warn
+from quadgrad._core.estimates.sums import weighted_sums
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -78,7 +78,9 @@ def _trusted(
         if mark.requires_grad and not (in_transform() or forward_mode_open()):
             slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
         else:
-            slopes = [_slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged]
+            shape = (plan.batch,) if source is None else plan.batch_shape
+            column = None if source is None or index < 2 else index - 2
+            slopes = [_slope(part, mark if source is None else source, column, shape) for part in judged]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
@@ -93,46 +95,29 @@ def _sums(
 ) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
-    That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with
-    logarithmic nodes the last two terms of the series towards the end. A singularity that moves with the limit is
+    That is the first null rules, the slope's rounding error, and, on cells that are extrapolated, the last two terms
+    of the series towards the end instead. A singularity that moves with the limit is
     differentiated as a difference of two large terms, in x and in the parameter; what rounding leaves of it is eps
     times the size of the first.
     """
-    dtype = here.dtype
-    pieces, rule = moving.pieces(), get_rule(plan.rule).tensors(dtype, here.device)
-    row, start, stop = plan.row, plan.start.to(dtype), plan.stop.to(dtype)
-    linear = slice(None) if plan.even else plan.kind == LINEAR
-    groups: list[tuple[Frame | EndFrame, Tensor | slice]] = [
-        (frame(pieces, row[linear], start[linear], stop[linear]), linear)
-    ]
-    if not plan.even:
-        cell = plan.kind != LINEAR
-        groups.append((end_frame(pieces, row[cell], start[cell], stop[cell]), cell))
-    lower, upper = fixed.pieces().ends(plan.row)
-    there = here.expand(plan.batch).index_select(0, plan.owner)
-    at_lower = (plan.start == 0) & (lower == there)
-    at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
-    near = (at_lower | at_upper).to(dtype)
-    sums = here.new_zeros((5, plan.batch))
-    for layout, chosen in groups:
-        x, slope = layout.nodes(rule.nodes, slice(None))
-        owner = plan.owner[chosen]
-        y = integrand(x, owner)
-        y = y.abs() if y.is_complex() else y
-        y = y.flatten(2).sum(2) if y.ndim > 2 else y
-        y = y if slope is None else y * slope
-        functionals = rule.functionals.to(y.dtype)
-        value, nulls = functionals[0] @ y, (functionals[1] + functionals[2]) @ y * near[chosen]
-        noise = before = last = torch.zeros_like(value)
-        if isinstance(layout, EndFrame):
-            before, last = (rule.shares[-2:].to(y.dtype) @ y) * near[chosen]
-            nulls = torch.zeros_like(nulls)
-        if x.requires_grad and y.requires_grad:
-            (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-            noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs())
-        parts = torch.stack((value, nulls, noise.detach(), before, last)) * layout.scale
-        sums = sums + torch.stack([total(part, owner, plan.batch) for part in parts])
-    return sums.unbind(0)
+    mesh, rule = moving.pieces(), get_rule(plan.rule)
+    nulls, shares = (torch.from_numpy(t).to(plan.weight) for t in (rule.nulls[:2].sum(0), rule.shares[-2:]))
+    functionals = torch.cat((plan.weight[None], nulls[None], shares))
+    x, factor = mesh.lay_out(plan).nodes(plan.tau)
+    y = integrand(x, plan.owner)
+    y = y.abs() if y.is_complex() else y
+    y = y.flatten(2).sum(2) if y.ndim > 2 else y
+    value, null, before, last = weighted_sums(functionals, y, factor)
+    noise = torch.zeros_like(value)
+    if x.requires_grad and y.requires_grad:
+        (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        noise = fixed.rounding.eps * weighted_sums(plan.weight[None], steepness.detach().abs(), factor.detach())[0]
+    near = fixed.pieces().touches(plan, here.expand(plan.batch).index_select(0, plan.owner))
+    series = torch.zeros_like(near)
+    series = series if plan.extrapolated is None else series.index_fill(0, plan.extrapolated, True)
+    even, series = near & ~series, near & series
+    parts = torch.stack((value, null * even, noise, before * series, last * series), dim=1)
+    return total(parts, plan.owner, plan.batch).unbind(1)
 
 
 def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:
@@ -162,10 +147,10 @@ def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | No
     return slopes
 
 
-def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:
+def _slope(value: Tensor, source: Tensor, column: int | None, shape: tuple[int, ...]) -> Tensor | None:
     """Return the derivative of each integral's ``value`` by its own entry of ``source``, if known, ``(batch,)``.
 
-    Breakpoints (``index`` 2 and up) share one source, along whose last dimension they stand.
+    Breakpoints share one source, along whose last dimension they stand.
     """
     if forward_mode_open():
         tangent = tangent_of(value)
@@ -177,5 +162,5 @@ def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ..
     slope = cast("Tensor | None", found)
     if slope is None:
         return torch.zeros_like(value)
-    slope = slope[..., index - 2] if index >= 2 else slope
-    return slope.expand(batch_shape).reshape(-1)
+    slope = slope if column is None else slope[..., column]
+    return slope.expand(shape).reshape(-1)

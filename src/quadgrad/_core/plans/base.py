@@ -137,6 +137,11 @@ class Plan(Printed):
         return self.row % self.pieces
 
     @property
+    def linear(self) -> Tensor:
+        """Which cells have evenly spread nodes, bool of shape ``(n,)``."""
+        return self.kind == LINEAR
+
+    @property
     def functionals(self) -> Tensor:
         """What replay asks of f on a cell, ``(k, m)``: the integral, and the terms of a series if any is summed."""
         if self.extrapolated is None or self.shares is None:
