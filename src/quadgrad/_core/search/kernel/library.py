@@ -164,15 +164,6 @@ def load() -> Any:
     return library if library.configure(byref(constants)) else None
 
 
-def describe() -> str:
-    """Say which build runs, or why none does."""
-    library, built = load(), sorted(path.name for path in _HERE.glob("_kernel*.so"))
-    if library is not None:
-        return Path(library._name).name
-    why = f"built from other sources: {', '.join(built)}" if built else "installed without a C compiler"
-    return f"none, searches run as tensor operations ({why})"
-
-
 @cache
 def rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
