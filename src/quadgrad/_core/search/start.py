@@ -7,11 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-=======
 from quadgrad._core.errors import PlanError
-from quadgrad._core.lanes import somewhere
->>>>>>> main
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule

@@ -18,12 +18,8 @@ from quadgrad._core.mesh import cells, interval, poles
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
-<<<<<<< HEAD
 from quadgrad._core.search import decide
-=======
-from quadgrad._core.search import task
 from quadgrad._core.search.kernel.builds import describe, find
->>>>>>> main
 from quadgrad._core.status import Status
 
 __all__ = [
