@@ -22,7 +22,7 @@ from quadgrad._core.lanes import Lanes, plain
 __all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Element:
     """A tensor whose last ``ndim`` dimensions belong to each element of the batch; see :func:`element`."""
 

@@ -79,7 +79,7 @@ class Result(Printed):
     nfev : Tensor of int64, shape ``batch``
         Nodes at which search called the integrand.
     plan : Plan
-        The cells that were used.
+        The cells that were used; None where ``vmap(chunk_size=)`` joined several calls.
     detail : str
         More on a failure, for :attr:`message`.
     derivative : Derivative or None
@@ -178,12 +178,11 @@ def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
-    plan, detail = context
     # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
     joined = isinstance(value, Tensor) and not belongs_to_transform(value)
-    if joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape):
-        plan = None
-    return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
+    if joined and context[0] is not None and not Counter(context[0].batch_shape) <= Counter(value.shape):
+        context = (None, *context[1:])
+    return Result(value, error, status, nfev, *context, derivative[0] if derivative else None)
 
 
 def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
