@@ -71,7 +71,7 @@ class Problem:
     def block(self) -> int:
         """The number of nodes evaluated at a time."""
         if self.integrand.captured is not None:  # which counts by itself, all lanes together
-            return 2**62
+            return 2**40
         return self.chunk_size or max(1, BLOCK // max(1, math.prod(self.integrand.event or ())))
 
     @property

@@ -17,7 +17,6 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.breakpoints.crossings import Zeros
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.gradient.boundary import interior
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.limits import Limits
 
@@ -55,7 +54,7 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
     """
     batch, k = zeros.place.shape
     valid = ~zeros.place.isnan()
-    start = torch.where(valid, zeros.place, interior(limits, batch)[:, None]).T
+    start = torch.where(valid, zeros.place, limits.inner_points(batch)[:, None]).T
     component = zeros.component.T
 
     def function(x: Tensor) -> Tensor:

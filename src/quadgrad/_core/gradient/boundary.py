@@ -17,7 +17,6 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.interval import frame
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
@@ -26,7 +25,6 @@ from quadgrad._core.replay import BLOCK, Observer, replay_plan
 __all__ = [
     "Treatment",
     "carries_gradient",
-    "interior",
     "reading_distance",
     "reading_errors",
     "replay_with_limits",
@@ -86,7 +84,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     Only asked of marks that carry a gradient; the others are all False.
     """
     fixed = limits.detach()
-    inner = interior(fixed, batch)
+    inner = fixed.inner_points(batch)
     asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
     no = torch.zeros_like(inner, dtype=torch.bool)
     found = [no] * len(limits.marks)
@@ -152,7 +150,7 @@ def reading_errors(
 def _terms(limits: Limits, batch: int, treatment: Treatment | None, reach: int) -> list[tuple[int, _Sliver]]:
     """Return the slivers at all marks that carry a gradient, with the marks' places."""
     fixed = limits.detach()
-    inner = interior(fixed, batch)
+    inner = fixed.inner_points(batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none)
     terms: list[tuple[int, _Sliver]] = []
@@ -204,16 +202,6 @@ def reading_distance(fixed: Limits, index: int) -> Tensor:
     ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
     least = 64.0 * ulp if fixed.blur is None else torch.maximum(64.0 * ulp, fixed.blur[:, index])
     return torch.minimum(torch.maximum(least, 2.0**-40 * gap), 0.25 * gap)
-
-
-def interior(fixed: Limits, batch: int) -> Tensor:
-    """Return a harmless point of each integral, shape ``(batch,)``."""
-    pieces = fixed.pieces()
-    rows = max(pieces.lower.shape[0], pieces.upper.shape[0])
-    row = torch.arange(0, rows, pieces.count, device=fixed.a.device)
-    zero = torch.zeros(row.shape, dtype=fixed.a.dtype, device=fixed.a.device)
-    x, _ = frame(pieces, row, zero, zero + 1.0).nodes(zero.new_tensor([0.4375]), slice(None))
-    return x[0].expand(batch)
 
 
 def replay_with_limits(

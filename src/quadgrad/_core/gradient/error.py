@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.gradient.boundary import interior, reading_errors
+from quadgrad._core.gradient.boundary import reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
 from quadgrad._core.gradient.mode import Primal, Scaled
@@ -159,7 +159,7 @@ class _Estimate:
             for a in self.primal.integrand.arguments
         )
         core = replace(self.primal.integrand, arguments=still)
-        x = interior(self.primal.limits.detach(), self.plan.batch)[:1]
+        x = self.primal.limits.detach().inner_points(self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
             with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):

@@ -80,7 +80,9 @@ def _trusted(
         if mark.requires_grad and not (in_transform() or forward_mode_open()):
             slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
         else:
-            slopes = [_slope(part, mark if source is None else source, index, plan.batch_shape) for part in judged]
+            shape = (plan.batch,) if source is None else plan.batch_shape
+            column = None if source is None or index < 2 else index - 2
+            slopes = [_slope(part, mark if source is None else source, column, shape) for part in judged]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
     total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
@@ -164,10 +166,10 @@ def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | No
     return slopes
 
 
-def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ...]) -> Tensor | None:
+def _slope(value: Tensor, source: Tensor, column: int | None, shape: tuple[int, ...]) -> Tensor | None:
     """Return the derivative of each integral's ``value`` by its own entry of ``source``, if known, ``(batch,)``.
 
-    Breakpoints (``index`` 2 and up) share one source, along whose last dimension they stand.
+    Breakpoints share one source, along whose last dimension they stand.
     """
     if forward_mode_open():
         tangent = tangent_of(value)
@@ -179,5 +181,5 @@ def _slope(value: Tensor, source: Tensor, index: int, batch_shape: tuple[int, ..
     slope = cast("Tensor | None", found)
     if slope is None:
         return torch.zeros_like(value)
-    slope = slope[..., index - 2] if index >= 2 else slope
-    return slope.expand(batch_shape).reshape(-1)
+    slope = slope if column is None else slope[..., column]
+    return slope.expand(shape).reshape(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.gradient.boundary import interior, singular_marks
+from quadgrad._core.gradient.boundary import singular_marks
 from quadgrad._core.gradient.derivative import as_reals, differentiate, output_count, variables_of
 from quadgrad._core.gradient.measure import Measured, Replayed, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
@@ -107,7 +107,7 @@ class Resolve(GradientMode):
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""
         integrand, limits, plan = primal.integrand, primal.limits, primal.plan
         if plan.batch:
-            refuse_undeclared(integrand, self.parameters, interior(limits.detach(), plan.batch)[:1])
+            refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         with torch.no_grad():
             found = _Search(self, primal).run()
         replayed = primal.replay(found.plan)

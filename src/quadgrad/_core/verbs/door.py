@@ -14,10 +14,8 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_differentiation, in_transform
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.gradient.boundary import interior
 from quadgrad._core.integrand import Argument, Captured, Integrand
 from quadgrad._core.lanes import Lanes, plain
-from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.problem import BLOCK, Problem
 from quadgrad._core.result import Result
 from quadgrad._core.search.kernel.native import open_native
@@ -40,7 +38,7 @@ def open_call(
         problem.integrand, problem.opening = opened
         probe = opened[1].y
     else:
-        problem.integrand, probe = problem.integrand.probe(_inner_point(problem.limits.detach()))
+        problem.integrand, probe = problem.integrand.probe(problem.limits.part(0, 1).detach().inner_points(1))
     reached = [probe, *problem.limits.marks]
     if jumps is not None:
         problem.jumps, moving = _probe_jumps(problem, jumps)
@@ -68,23 +66,13 @@ def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand
         raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
     name = "function given as jumps"
     g = replace(problem.integrand, function=jumps, vectorized=True, event=None, output_dtype=None, name=name)
-    g, probe = g.probe(_inner_point(problem.limits.detach()))
+    g, probe = g.probe(problem.limits.part(0, 1).detach().inner_points(1))
     if probe.is_complex() or not probe.is_floating_point():
         raise IntegrandError(
             f"jumps returned {probe.dtype}: its zeros are looked for, so it must be real and pass through 0, "
             "such as x - s where the integrand asks for x > s"
         )
     return g, probe
-
-
-def _inner_point(limits: Limits) -> Tensor:
-    """Return an interior point of the first integral, away from the middle, where singularities like to be."""
-    a, b = (end if end.shape == (1,) else end[:1] for end in (limits.a, limits.b))
-    if 0 in (a.numel(), b.numel()):
-        return a.new_full((1,), 0.4375)
-    if not limits.infinite:
-        return torch.lerp(a, b, 0.4375)
-    return interior(Limits(a, b, None, True), 1)
 
 
 def _join(problem: Problem, lanes: Lanes) -> Problem:
@@ -105,18 +93,9 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
             value = value.reshape(1)
         return replace(argument, value=join(value), shared=False)
 
-    limits, shape = problem.limits, lanes.sizes + problem.batch_shape
-
-    def source_of(tensor: Tensor) -> Tensor:
-        joined = join(tensor)
-        return joined if joined.shape[0] == 1 else joined.reshape(*shape, *joined.shape[1:])
-
-    a, b = source_of(limits.a), source_of(limits.b)
-    points = None if limits.points is None else source_of(limits.points)
-    sources = (a, b) if points is None else (a, b, *(points,) * points.shape[-1])
-    flat = None if points is None else points.reshape(-1, points.shape[-1])
-    limits = Limits(a.reshape(-1), b.reshape(-1), flat, limits.infinite, limits.ordered)
-    inner, block = interior(limits.detach(), lanes.count * batch), problem.chunk_size or BLOCK
+    marks = problem.limits.marks
+    joined = problem.between(problem.limits.with_marks(tuple(map(join, marks))), (None,) * len(marks))
+    inner = joined.limits.detach().inner_points(lanes.count * batch)
 
     def join_integrand(integrand: Integrand) -> Integrand:
         integrand = replace(integrand, arguments=tuple(map(join_argument, integrand.arguments)))
@@ -125,11 +104,11 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
         y = integrand(inner[None, :1], slice(0, 1))
         if not has_lanes(y):
             return integrand
-        return replace(integrand, captured=Captured(lanes, batch, plain(inner[::batch]), block))
+        return replace(integrand, captured=Captured(lanes, batch, plain(inner[::batch]), problem.chunk_size or BLOCK))
 
-    jumps = problem.jumps and join_integrand(problem.jumps)
-    joined = problem.between(limits, sources)
-    return replace(joined, integrand=join_integrand(problem.integrand), jumps=jumps, batch_shape=shape, given=())
+    integrand, jumps = join_integrand(problem.integrand), problem.jumps and join_integrand(problem.jumps)
+    shape = lanes.sizes + problem.batch_shape
+    return replace(joined, integrand=integrand, jumps=jumps, batch_shape=shape, given=())
 
 
 def has_lanes(tensor: Tensor) -> bool:

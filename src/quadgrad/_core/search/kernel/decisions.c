@@ -2,8 +2,17 @@
 
 #include "kernel.h"
 
+INLINE void copy(const double *from, int64_t n, double *to) {
+    for (int64_t j = 0; j < n; j++) to[j] = from[j];
+}
+
+INLINE void add(const double *from, int64_t n, double *to) {
+    for (int64_t j = 0; j < n; j++) to[j] += from[j];
+}
+
 INLINE void pack(const Cell *cell, const Leaves *leaves, int64_t place) {
-    Leaf *leaf = &leaves->leaf[place];
+    Leaf *leaf = leaf_at(leaves, place);
+    copy(cell->columns, leaves->tail, leaf->columns);
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
     leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
@@ -14,9 +23,9 @@ INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
                   (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, 0.0f};
 }
 
-/* allowed_error in adaptive.py */
-INLINE double allowed_error(const Round *round, double value, double floor) {
-    double size = fabs(value), allowed = larger(round->rtol * size, round->atol);
+/* allowed_error in adaptive.py, of the value's largest component */
+INLINE double allowed_error(const Round *round, double size, double floor) {
+    double allowed = larger(round->rtol * size, round->atol);
     if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
     return larger(allowed, round->tiny);
 }
@@ -86,15 +95,10 @@ INLINE int64_t count_parts(Pole pole) {
     return n;
 }
 
-/* The new cells, how many there are of each kind, and where they lie unless there are no `pieces`; those before which
- * to ask for f, where that is, and for which integrals. */
+/* The new cells, how many there are of each kind; those before which to ask for f. */
 typedef struct {
     Cell *linear, *ends;
-    int64_t *pairs, n_linear, n_ends, n_pairs;
-    const Pieces *pieces;
-    Layout layout;
-    double *between;
-    int64_t *whose;
+    int64_t *pairs, n_linear, n_ends, n_pairs, tail;
 } Children;
 
 /* A new cell; what `measure` writes is left as it is. Field by field: copies of structs wait for each other. */
@@ -103,15 +107,9 @@ INLINE void put(Cell *cell, int64_t row, double start, double stop, double at_st
     cell->kind = LINEAR;
 }
 
-/* Have f asked for before a new cell. */
-INLINE void ask(Children *out, int64_t place) {
-    int64_t pair = out->n_pairs++;
-    out->pairs[pair] = place;
-    if (out->pieces) out->between[pair] = out->layout.left[place], out->whose[pair] = out->layout.owner[place];
-}
-
 /* The parts of a cell. Between them f is known at the cell's middle alone, and there if it was `seen`. */
 INLINE void put_parts(Children *out, const Cell *cell, Pole pole, int seen) {
+    int64_t tail = out->tail;
     double before = cell->start, span = cell->stop - cell->start, at_before = cell->at_start;
     for (int64_t at = 0, next; at < WHOLE; at = next) {
         next = at + part_at(at, pole);
@@ -119,17 +117,16 @@ INLINE void put_parts(Children *out, const Cell *cell, Pole pole, int seen) {
         double at_after = next == WHOLE ? cell->at_stop : next == WHOLE / 2 && seen ? cell->at_middle : NAN;
         double turn = at > 0 && before >= 0.5 ? 1.0 : 0.0;
         int64_t place = out->n_linear++;
-        put(&out->linear[place], cell->row, before - turn, after - turn, at_before, at_after);
-        if (out->pieces) lay_out(out->pieces, &out->linear[place], &out->layout, place);
-        if (at > 0 && !(at == WHOLE / 2 && seen)) ask(out, place);
+        put(cell_at(out->linear, place, tail), cell->row, before - turn, after - turn, at_before, at_after);
+        if (at > 0 && !(at == WHOLE / 2 && seen)) out->pairs[out->n_pairs++] = place;
         before = after, at_before = at_after;
     }
 }
 
 INLINE void put_end(Children *out, int64_t row, double start, double stop, double at_start, double at_stop) {
-    Cell *cell = out->ends + out->n_ends++;
+    Cell *cell = cell_at(out->ends, out->n_ends++, out->tail);
     put(cell, row, start, stop, at_start, at_stop);
-    cell->at_middle = NAN, cell->kind = GEOMETRIC;
+    cell->at_middle = NAN, cell->kind = LOGARITHMIC;
 }
 
 /* refine in cells.py, for one cell */
@@ -150,11 +147,11 @@ INLINE void refine(const Round *round, const Cell *cell, int move, Children *out
 }
 
 /* The first of n cells in a row that is not before the given one. */
-static int64_t find(const Cell *cells, int64_t n, int64_t row) {
+static int64_t find(const Cell *cells, int64_t n, int64_t tail, int64_t row) {
     int64_t low = 0;
     while (low < n) {
         int64_t middle = (low + n) / 2;
-        if (cells[middle].row < row) low = middle + 1;
+        if (cell_at(cells, middle, tail)->row < row) low = middle + 1;
         else n = middle;
     }
     return low;
@@ -169,76 +166,114 @@ static void replace_moves(const Round *round, const int64_t *first, const int64_
     }
 }
 
-/* What _judge in adaptive.py does: whether integrals are done, and what becomes of their cells. Those that run on are
- * left where the share begins. */
-static void decide(const Round *round, Share *share) {
-    int64_t fresh = round->fresh, who = share->low;
+/* An integral's sums over its cells at hand and those that have settled; of a value of several columns, which go to the
+ * totals, the size of the largest component and the sum of all sizes. */
+typedef struct {
+    double value, largest, sizes, error, floor;
+} Sums;
+
+INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond, int64_t *next, double *totals, Sums *s) {
+    int64_t i = *next;
+    for (const Cell *cell = cell_at(cells, i, tail); i < n && cell->row < beyond; cell = cell_at(cells, ++i, tail)) {
+        s->error += cell->error, s->floor += cell->floor;
+        if (tail) add(cell->columns, tail, totals);
+        else s->value += cell->value;
+    }
+    *next = i;
+}
+
+INLINE void size_up(const double *columns, int64_t tail, int64_t parts, Sums *s) {
+    s->largest = s->sizes = tail ? 0.0 : fabs(s->value);
+    for (int64_t j = 0; j < tail; j += parts) {
+        double size = parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);
+        s->largest = worse(s->largest, size), s->sizes += size;
+    }
+}
+
+/* What is to become of an integral's cells: how many get which move, how many parts those have that are parted. */
+typedef struct {
+    int64_t number[PART], parts, parted;
+} Moves;
+
+/* Say for each cell of an integral from `first` to before `stop` what becomes of it. */
+INLINE Moves plan_moves(const Round *round, int64_t tail, const int64_t *first, const int64_t *stop, double limit,
+                        int scan, double most) {
+    Moves made = {.parts = 0};
+    for (int kind = 0; kind < 2; kind++) {
+        const Cell *cells = kind ? round->ends : round->linear;
+        int8_t *moves = round->moves + (kind ? round->n_linear : 0);
+        for (int64_t c = first[kind]; c < stop[kind]; c++) {
+            const Cell *cell = cell_at(cells, c, tail);
+            int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, most));
+            int move = split ? plan_move(cell) : KEEP;
+            moves[c] = (int8_t)move;
+            if (move == PART) made.parts += count_parts(pole_of(cell, round)), made.parted++;
+            else made.number[move]++;
+        }
+    }
+    return made;
+}
+
+/* What `judge` in the tensor operations does: whether integrals are done, and what becomes of their cells. Those that
+ * run on are left where the share begins. */
+INLINE void decide(const Round *round, int64_t tail, Share *share) {
+    int64_t fresh = round->fresh, who = share->low, count = round->setting->count, m = round->setting->rule->m;
     if (!fresh && share->low < share->high) who = round->integrals[share->low].who;
-    int64_t i = find(round->linear, round->n_linear, who * round->count);
-    int64_t j = find(round->ends, round->n_ends, who * round->count);
+    int64_t next[2] = {find(round->linear, round->n_linear, tail, who * count),
+                       find(round->ends, round->n_ends, tail, who * count)};
     Tally made = {0};
-    share->first[0] = i, share->first[1] = j;
+    memcpy(share->first, next, sizeof next);
     for (int64_t k = share->low; k < share->high; k++) {
         Integral one = fresh ? (Integral){.who = k, .count = 1, .nfev = fresh} : round->integrals[k];
-        int64_t first[2] = {i, j}, beyond = (one.who + 1) * round->count;
-        double value = one.value, error = one.error, floor = one.floor;
-        for (const Cell *cell = round->linear + i; i < round->n_linear && cell->row < beyond; i++, cell++)
-            value += cell->value, error += cell->error, floor += cell->floor;
-        for (const Cell *cell = round->ends + j; j < round->n_ends && cell->row < beyond; j++, cell++)
-            value += cell->value, error += cell->error, floor += cell->floor;
-        int64_t stop[2] = {i, j};
-        double tolerance = allowed_error(round, value, floor), target = larger(tolerance, 2.0 * floor);
+        int64_t first[2] = {next[0], next[1]}, beyond = (one.who + 1) * count;
+        double *totals = round->values + one.who * (tail ? tail : 1);
+        Sums sums = {.value = one.value, .error = one.error, .floor = one.floor};
+        copy(round->held + one.who * tail, tail, totals);
+        add_cells(round->linear, round->n_linear, tail, beyond, &next[0], totals, &sums);
+        add_cells(round->ends, round->n_ends, tail, beyond, &next[1], totals, &sums);
+        size_up(totals, tail, round->setting->parts, &sums);
+        double error = sums.error, tolerance = allowed_error(round, sums.largest, sums.floor);
+        double target = larger(tolerance, 2.0 * sums.floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
         int64_t bad = isinf(error) ? one.bad + 1 : 0;
-        int idle = done || bad > C.patience;
-        int scan = done && error >= C.faint * fabs(value);
+        int idle = done || bad > C.patience, scan = done && error >= C.faint * sums.sizes;
         double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one.count);
-        int64_t number[PART] = {0}, parts = 0, parted = 0;
-        for (int kind = 0; kind < 2; kind++) {
-            const Cell *cells = kind ? round->ends : round->linear;
-            int8_t *moves = round->moves + (kind ? round->n_linear : 0);
-            for (int64_t c = first[kind]; c < stop[kind]; c++) {
-                const Cell *cell = &cells[c];
-                int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, 0.5 * error));
-                int move = split ? plan_move(cell) : KEEP;
-                moves[c] = (int8_t)move;
-                if (move == PART) parts += count_parts(pole_of(cell, round)), parted++;
-                else number[move]++;
-            }
-        }
-        int64_t pairs = number[REVERT] + parts - 2 * parted, linear = 2 * number[REVERT] + parts;
-        int64_t ends = number[TURN] + 2 * number[CLOSER];
-        int64_t cost = one.nfev + round->rule->m * (linear + ends) + pairs + C.beside * ends;
-        int64_t more = parts - 2 * parted; /* than halves */
+        Moves moves = plan_moves(round, tail, first, next, limit, scan, 0.5 * error);
+        int64_t more = moves.parts - 2 * moves.parted; /* than halves */
+        int64_t pairs = moves.number[REVERT] + more, linear = 2 * moves.number[REVERT] + moves.parts;
+        int64_t ends = moves.number[TURN] + 2 * moves.number[CLOSER];
+        int64_t cost = one.nfev + m * (linear + ends) + pairs + C.beside * ends;
         if (cost > round->max_nfev && more > 0) {
-            linear -= more, pairs -= more, cost -= more * (round->rule->m + 1);
-            replace_moves(round, first, stop, HALVE);
+            linear -= more, pairs -= more, cost -= more * (m + 1);
+            replace_moves(round, first, next, HALVE);
         }
         int64_t wanted = linear + ends;
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && round->reopened)
-            code = error > sqrt(round->eps) * fabs(value) ? C.divergent : C.roundoff;
+            code = error > sqrt(round->eps) * sums.largest ? C.divergent : C.roundoff;
         if (cost > round->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
         if (code == RUN) {
             one.count = wanted, one.nfev = cost, one.bad = bad;
             round->integrals[share->low + made.running++] = one;
-            made.linear += linear, made.ends += ends, made.pairs += pairs, made.settled += number[KEEP];
+            made.linear += linear, made.ends += ends, made.pairs += pairs, made.settled += moves.number[KEEP];
         } else {
-            if (wanted > 0) replace_moves(round, first, stop, KEEP);
-            round->values[one.who] = value, round->errors[one.who] = error;
-            round->status[one.who] = code, round->nfev[one.who] = one.nfev;
-            made.waiting += code == WAIT, made.settled += stop[0] - first[0] + stop[1] - first[1];
+            if (wanted > 0) replace_moves(round, first, next, KEEP);
+            if (!tail) *totals = sums.value;
+            round->errors[one.who] = error, round->status[one.who] = code, round->nfev[one.who] = one.nfev;
+            made.waiting += code == WAIT, made.settled += next[0] - first[0] + next[1] - first[1];
         }
     }
-    share->stop[0] = i, share->stop[1] = j, share->made = made;
+    memcpy(share->stop, next, sizeof next);
+    share->made = made;
 }
 
-/* What _refine in adaptive.py does: new cells, from `out` on, and settled ones. */
-static void carry_out(const Round *round, const Share *share, Children out, const Leaves *leaves, int64_t settled) {
-    int64_t next[2] = {share->first[0], share->first[1]}, count = round->count;
+/* New cells, from `out` on, and settled ones. */
+INLINE void carry_out(const Round *round, const Share *share, int64_t tail, Children out, const Leaves *leaves,
+                      int64_t settled) {
+    int64_t next[2] = {share->first[0], share->first[1]}, count = round->setting->count;
     for (int64_t k = 0; k <= share->made.running; k++) {
         Integral idle = {.who = INT64_MAX / count}, *one = round->integrals + share->low + k;
         if (k == share->made.running) one = &idle;
@@ -246,17 +281,19 @@ static void carry_out(const Round *round, const Share *share, Children out, cons
             const Cell *cells = kind ? round->ends : round->linear;
             const int8_t *moves = round->moves + (kind ? round->n_linear : 0);
             int64_t c = next[kind], stop = share->stop[kind];
-            for (; c < stop && cells[c].row < one->who * count; c++) { /* of integrals that have stopped */
-                pack(&cells[c], leaves, settled++);
-                round->settled[cells[c].row]++;
+            for (const Cell *cell; c < stop && (cell = cell_at(cells, c, tail))->row < one->who * count; c++) {
+                pack(cell, leaves, settled++); /* of integrals that have stopped */
+                round->settled[cell->row]++;
             }
-            for (; c < stop && cells[c].row < (one->who + 1) * count; c++) {
+            for (const Cell *cell; c < stop && (cell = cell_at(cells, c, tail))->row < (one->who + 1) * count; c++) {
                 if (moves[c] != KEEP) {
-                    refine(round, &cells[c], moves[c], &out);
+                    refine(round, cell, moves[c], &out);
                 } else {
-                    pack(&cells[c], leaves, settled++);
-                    round->settled[cells[c].row]++;
-                    one->value += cells[c].value, one->error += cells[c].error, one->floor += cells[c].floor;
+                    pack(cell, leaves, settled++);
+                    round->settled[cell->row]++;
+                    one->error += cell->error, one->floor += cell->floor;
+                    if (tail) add(cell->columns, tail, round->held + one->who * tail);
+                    else one->value += cell->value;
                 }
             }
             next[kind] = c;
@@ -266,12 +303,14 @@ static void carry_out(const Round *round, const Share *share, Children out, cons
 
 /* Decide on all cells, and enter the totals of the integrals that stop. */
 EXPORT void judge(const Round *round, Tally *tally) {
-    int64_t n = round->running, waiting = tally->waiting;
-    int threads = sharing(round->n_linear + round->n_ends, round->threads);
+    int64_t n = round->running, waiting = tally->waiting, tail = tail_of(round->setting);
+    int threads = sharing(round->n_linear + round->n_ends, round->setting->threads);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
-        round->shares[t].low = n * t / threads, round->shares[t].high = n * (t + 1) / threads;
-        decide(round, &round->shares[t]);
+        Share *share = &round->shares[t];
+        share->low = n * t / threads, share->high = n * (t + 1) / threads;
+        if (tail) decide(round, tail, share);
+        else decide(round, 0, share);
     }
     *tally = (Tally){.waiting = waiting};
     for (int t = 0; t < threads; t++) {
@@ -281,14 +320,14 @@ EXPORT void judge(const Round *round, Tally *tally) {
     }
 }
 
-/* Carry it out: write the new cells of either kind and the settled ones; on finite pieces, which are given, also where
- * the linear ones lie (3, n); and before which of them to ask for f, where that is, and for which integrals (3, n).
+/* Carry it out: write the new cells of either kind and the settled ones, and before which new ones to ask for f.
  * Integrals that run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cell *ends, double *layout,
-                     double *between, double *settled, int64_t capacity, int64_t n_settled) {
-    int threads = sharing(round->n_linear + round->n_ends, round->threads);
-    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pieces = pieces};
-    Leaves leaves = leaves_of(settled, capacity);
+EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, Leaf *settled, int64_t *tags,
+                     int64_t n_settled) {
+    int64_t tail = tail_of(round->setting);
+    int threads = sharing(round->n_linear + round->n_ends, round->setting->threads);
+    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .tail = tail};
+    Leaves leaves = {settled, tags, tail};
     int64_t first_leaf[MOST_THREADS];
     for (int t = 0; t < threads; t++) {
         const Tally *made = &round->shares[t].made;
@@ -298,10 +337,13 @@ EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cel
     }
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
-        out[t].layout = rows_of(layout, next.n_linear);
-        out[t].pairs = (int64_t *)between, out[t].between = between + next.n_pairs;
-        out[t].whose = (int64_t *)(between + 2 * next.n_pairs);
-        carry_out(round, &round->shares[t], out[t], &leaves, first_leaf[t]);
+        if (tail) {
+            carry_out(round, &round->shares[t], tail, out[t], &leaves, first_leaf[t]);
+        } else {
+            Leaves one = {settled, tags, 0};
+            out[t].tail = 0;
+            carry_out(round, &round->shares[t], 0, out[t], &one, first_leaf[t]);
+        }
     }
     for (int64_t t = 0, kept = 0; t < threads; kept += round->shares[t++].made.running)
         memmove(round->integrals + kept, round->integrals + round->shares[t].low,
@@ -309,41 +351,44 @@ EXPORT void carry_on(const Round *round, const Pieces *pieces, Cell *linear, Cel
 }
 
 /* Take the n settled cells of integrals that wait out of all; in their place stays GONE. */
-EXPORT void withdraw(double *settled, int64_t capacity, int64_t all, int64_t count, const int64_t *status,
+EXPORT void withdraw(const Setting *set, Leaf *settled, int64_t *tags, int64_t all, const int64_t *status,
                      int64_t *counts, Cell *taken, int64_t n) {
-    Leaves leaves = leaves_of(settled, capacity);
-    for (int64_t place = 0; n > 0 && place < all; place++) {
+    Leaves leaves = {settled, tags, tail_of(set)};
+    for (int64_t place = 0, i = 0; i < n && place < all; place++) {
         int64_t tag = leaves.tag[place], row = tag >> 8;
-        if (tag == GONE || status[count == 1 ? row : row / count] != WAIT) continue;
-        *taken++ = unpack(&leaves.leaf[place], tag);
-        leaves.tag[place] = GONE, counts[row]--, n--;
+        if (tag == GONE || status[row / set->count] != WAIT) continue;
+        const Leaf *leaf = leaf_at(&leaves, place);
+        Cell *cell = cell_at(taken, i++, leaves.tail);
+        *cell = unpack(leaf, tag);
+        copy(leaf->columns, leaves.tail, cell->columns);
+        leaves.tag[place] = GONE, counts[row]--;
     }
 }
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
- * `counts` in each row. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
-EXPORT int64_t collect(double *settled, int64_t capacity, int64_t n, int64_t rows, int64_t *counts, int64_t *row,
-                       double *start, double *stop, double *error, int8_t *kind, int64_t threads) {
-    Leaves leaves = leaves_of(settled, capacity);
+ * `counts` in each of the rows. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
+EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t n, int64_t rows, int64_t *counts,
+                       int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
+    Leaves leaves = {settled, tags, tail_of(set)};
     int64_t n_ends[READERS] = {0}, place = 0, all = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = counts[r];
         counts[r] = place;
         place += count;
     }
-    threads = sharing(n, threads < READERS ? threads : READERS);
+    int threads = sharing(n, set->threads < READERS ? set->threads : READERS);
     PARALLEL(threads)
-    for (int64_t t = 0; t < threads; t++) {
+    for (int t = 0; t < threads; t++) {
         int64_t low = rows * t / threads, high = rows * (t + 1) / threads;
         for (int64_t i = 0; i < n; i++) {
             int64_t tag = leaves.tag[i], here = tag >> 8;
             if (here < low || here >= high || tag == GONE) continue;
-            const Leaf *leaf = &leaves.leaf[i];
+            const Leaf *leaf = leaf_at(&leaves, i);
             int64_t to = counts[here]++;
             row[to] = here, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
             if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 16)) != LINEAR;
         }
     }
-    for (int64_t t = 0; t < threads; t++) all += n_ends[t];
+    for (int t = 0; t < threads; t++) all += n_ends[t];
     return all;
 }

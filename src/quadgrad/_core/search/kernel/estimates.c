@@ -37,26 +37,18 @@ INLINE void weigh(const double *weights, int64_t rows, int64_t m, const Tile *y,
     }
 }
 
-INLINE Lanes largest_of(Lanes a, Lanes b) {
-    Bits is_b = b > a;
-    return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
-}
-
-/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest size.
- * All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
+/* The rule's functionals, but for the shares, of values y on a tile, and the integral of their size. All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
  * for sums and differences of values at mirrored nodes. */
-INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
+INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
     int64_t half = rule->m / 2;
     Tile plus[MOST_NODES / 2 + 1], minus[MOST_NODES / 2], even[EVEN], odd[ODD];
-    Lanes s0 = {0}, s1 = {0}, most[2] = {{0}, {0}};
+    Lanes s0 = {0}, s1 = {0};
     for (int64_t i = 0; i <= half; i++) {
         const double *front = y + i * stride, *back = y + (rule->m - 1 - i) * stride;
         for (int k = 0; k < 2; k++) {
             Lanes a = *(const Lanes *)(front + k * LANES), b = *(const Lanes *)(back + k * LANES), zero = {0};
-            Lanes size_a = (Lanes)((Bits)a & INT64_MAX), size_b = (Lanes)((Bits)b & INT64_MAX);
-            Lanes sizes = size_a + size_b;
-            most[k] = largest_of(most[k], largest_of(size_a, size_b));
+            Lanes sizes = (Lanes)((Bits)a & INT64_MAX) + (Lanes)((Bits)b & INT64_MAX);
             if (i == half) b = zero, sizes *= 0.5;
             ((Lanes *)plus)[2 * i + k] = a + b;
             if (i < half) ((Lanes *)minus)[2 * i + k] = a - b;
@@ -64,7 +56,6 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
         }
     }
     *(Lanes *)size = s0, *(Lanes *)(size + LANES) = s1;
-    *(Lanes *)largest = most[0], *(Lanes *)(largest + LANES) = most[1];
     weigh(rule->even, EVEN, half + 1, plus, even);
     weigh(rule->odd, ODD, half, minus, odd);
     /* even: weights, nulls, slope, sums of halves and edges; odd: nulls, slope, their differences. */
@@ -109,39 +100,88 @@ INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order
         error[c] = C.safety * (decay[c] < C.slow ? lowest[c] * power[c] : largest[c]);
 }
 
+/* What a group of cells, or their columns, are like; of several columns error, size, variation, decay and the halves'
+ * null rules are the largest, the others, for which one number stands for f, the sum. */
+typedef struct {
+    Tile error, size, variation, decay, left, right, start, stop, highest, middle;
+} Summary;
+
+/* How many cells are worked on together: as many as have their columns in a tile, or one that has several tiles. */
+INLINE int64_t group_of(int64_t columns) { return columns < WIDE ? WIDE / columns : 1; }
+
+/* Up to WIDE columns of values, of `width` cells' columns from `first` on, times the slope, by nodes; 0 beyond. */
+INLINE void load(const double *y, const double *slope, int64_t m, int64_t n, int64_t columns, int64_t low,
+                 int64_t first, int64_t width, Tile *to) {
+    int64_t cell[WIDE];
+    for (int64_t c = 0; c < width; c++) cell[c] = low + (columns == 1 ? c : (first + c) / columns);
+    for (int64_t i = 0; i < m; i++) {
+        const double *from = y + (i * n + low) * columns + first;
+        if (width < WIDE) memset(to[i], 0, sizeof(Tile));
+        if (slope)
+            for (int64_t c = 0; c < width; c++) to[i][c] = from[c] * slope[i * n + cell[c]];
+        else
+            memcpy(to[i], from, width * sizeof(double));
+    }
+}
+
+/* What the rule's sums say about columns, on the unit interval; `blur` is of each. */
+INLINE void judge_columns(const Rule *rule, double eps, const Tile *sums, const double *size, const double *blur,
+                          const double *middle, Summary *of) {
+    const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
+    Tile unseen;
+    for (int c = 0; c < WIDE; c++) {
+        of->size[c] = size[c], of->variation[c] = fabs(slopes[0][c]) + fabs(slopes[1][c]);
+        unseen[c] = size[c] + of->variation[c] * (blur[c] / (2.0 * eps));
+        of->left[c] = fabs(halves[0][c]), of->right[c] = fabs(halves[1][c]);
+        of->start[c] = edges[0][c], of->stop[c] = edges[1][c], of->middle[c] = middle[c];
+    }
+    null_rule_error(nulls, unseen, rule->order_gap, eps, of->error, of->decay, of->highest);
+}
+
+/* Add what `width` columns from `first` on are like to the cells they belong to. */
+INLINE void add_columns(const Setting *set, const Summary *columns, int64_t first, int64_t width, Summary *cells) {
+    int64_t pair = set->parts == 2;
+    for (int64_t c = 0; c < width; c++) {
+        int64_t i = (first + c) / set->columns;
+        if (!pair) {
+            cells->error[i] = worse(cells->error[i], columns->error[c]);
+            cells->size[i] = worse(cells->size[i], columns->size[c]);
+        } else if (c % 2) {
+            cells->error[i] = worse(cells->error[i], modulus(columns->error[c - 1], columns->error[c]));
+            cells->size[i] = worse(cells->size[i], columns->size[c - 1] + columns->size[c]);
+        }
+        cells->variation[i] = worse(cells->variation[i], columns->variation[c]);
+        cells->decay[i] = worse(cells->decay[i], columns->decay[c]);
+        cells->left[i] = worse(cells->left[i], columns->left[c]);
+        cells->right[i] = worse(cells->right[i], columns->right[c]);
+        cells->start[i] += columns->start[c], cells->stop[i] += columns->stop[c];
+        cells->highest[i] += columns->highest[c], cells->middle[i] += columns->middle[c];
+    }
+}
+
 /* By how much f differs at an edge from what the cell's polynomial makes of it; 0 where it is not known. */
 INLINE double gap(double polynomial, double known, double allowed) {
     double found = fabs(polynomial - known) - allowed;
     return found > 0.0 && found < INFINITY ? found : 0.0;
 }
 
-/* What a tile of a larger array has, 0 beyond its end. */
-INLINE void load_tile(const double *from, int64_t here, double *tile) {
-    memset(tile, 0, sizeof(Tile));
-    memcpy(tile, from, here * sizeof(double));
-}
-
-/* At which of m nodes y is largest. */
-INLINE uint8_t find_spot(int64_t m, const double *y, int64_t stride, double largest) {
-    int64_t i = 0;
-    while (i < m - 1 && !(fabs(y[i * stride]) >= C.near * largest)) i++;
-    return (uint8_t)i;
-}
-
-/* see_pole in estimate.py: the steps by which its height is below 1, 0 if none is seen, and where it is. */
-INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t stride, double largest, float *place) {
+/* see_pole in null_rules.py, from f's sizes at the nodes: the steps by which its height is below 1, 0 if none is seen,
+ * and where it is. */
+INLINE uint8_t see_pole(const Rule *rule, double blind, const double *size, double largest, float *place) {
     const double *tau = rule->nodes;
-    int64_t m = rule->m, i = find_spot(m, y, stride, largest), at_edge = i == 0 || i == m - 1;
+    int64_t m = rule->m, i = 0;
+    while (i < m - 1 && !(size[i] >= C.near * largest)) i++;
+    int at_edge = i == 0 || i == m - 1;
     i = i < 1 ? 1 : i > m - 2 ? m - 2 : i;
-    double before = 1.0 / fabs(y[(i - 1) * stride]), here = 1.0 / fabs(y[i * stride]);
-    double after = 1.0 / fabs(y[(i + 1) * stride]), span = tau[i + 1] - tau[i - 1], off = 0.0;
+    double before = 1.0 / size[i - 1], here = 1.0 / size[i], after = 1.0 / size[i + 1];
+    double span = tau[i + 1] - tau[i - 1], off = 0.0;
     double rise = (here - before) / (tau[i] - tau[i - 1]);
     double bend = ((after - here) / (tau[i + 1] - tau[i]) - rise) / span;
     rise += bend * (tau[i] - tau[i - 1]);
     int64_t beside[2] = {i > 1 ? i - 2 : i + 3, i < m - 2 ? i + 2 : i - 3};
     for (int k = 0; k < 2; k++) {
-        double away = tau[beside[k]] - tau[i], seen = fabs(y[beside[k] * stride]);
-        double ratio = (here + away * (rise + bend * away)) * seen;
+        double away = tau[beside[k]] - tau[i];
+        double ratio = (here + away * (rise + bend * away)) * size[beside[k]];
         double found = fabs(ratio - 1.0) / (at_edge ? larger(smaller(ratio, 1.0), 0.0) : 1.0);
         off = found <= off ? off : found; /* NaN stays */
     }
@@ -152,195 +192,335 @@ INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t
     return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
-/* What the rule's sums, and values y, say about up to WIDE cells: apply_rule and scale_estimates in estimate.py. */
-INLINE void estimate(const Rule *rule, const Pieces *p, double eps, double blind, const Tile *sums, const double *size,
-                     const double *largest, const double *y, int64_t stride, const double *scale, const double *left,
-                     int64_t here, Cell *cells) {
-    const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
-    Tile at_start = {0}, at_stop = {0}, width = {0}, unseen, error, decay, highest, noise, floor, side, reach, value;
+/* The same from f's values. Of complex ones the modulus counts, of several components the sum. */
+INLINE uint8_t look_for_pole(const Rule *rule, double eps, const double *y, const double *slope, int64_t n,
+                             int64_t columns, int64_t parts, float *place) {
+    double size[MOST_NODES], largest = 0.0;
+    for (int64_t i = 0; i < rule->m; i++) {
+        const double *at = y + i * n * columns;
+        size[i] = 0.0;
+        for (int64_t j = 0; j < columns; j += parts) size[i] += parts == 2 ? modulus(at[j], at[j + 1]) : fabs(at[j]);
+        size[i] *= slope ? slope[i * n] : 1.0;
+        largest = larger(largest, size[i]);
+    }
+    return see_pole(rule, cbrt(eps * eps), size, largest, place); /* its root hides how high a pole is */
+}
+
+/* Estimates of cells from those on the unit interval; see scale_estimates in null_rules.py. */
+INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, const double *scale, const double *reach,
+                           int64_t here, int64_t tail, Cell *cells, Tile factor) {
+    Tile at_start = {0}, at_stop = {0}, width = {0}, noise, floor, side, error;
     int64_t refinable[WIDE];
-    const double *middle = y + rule->m / 2 * stride;
-    double finest = 4.0 * p->eps / rule->nodes[0], narrowest = sqrt(p->tiny), rounding = C.place * p->eps;
-    for (int c = 0; c < here; c++) {
-        at_start[c] = cells[c].at_start, at_stop[c] = cells[c].at_stop;
-        width[c] = cells[c].stop - cells[c].start;
+    double inmost = set->rule->nodes[0], finest = 4.0 * set->eps / inmost, narrowest = sqrt(set->tiny);
+    for (int64_t c = 0; c < here; c++) {
+        const Cell *cell = cell_at(cells, c, tail);
+        at_start[c] = cell->at_start, at_stop[c] = cell->at_stop, width[c] = cell->stop - cell->start;
     }
     for (int c = 0; c < WIDE; c++) {
-        reach[c] = fabs(left[c]);
-        double variation = fabs(slopes[0][c]) + fabs(slopes[1][c]), whole = size[c] * scale[c];
-        double blur = smaller(rounding * reach[c] / larger(p->tiny, scale[c]), 1.0);
-        unseen[c] = size[c] + variation * (blur / (2.0 * eps));
+        double whole = s->size[c] * scale[c];
         floor[c] = C.floor * eps * whole;
-        noise[c] = smaller(rounding * reach[c] * variation, whole) + floor[c];
-        double left = fabs(halves[0][c]), right = fabs(halves[1][c]);
-        side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
-    }
-    null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
-    for (int c = 0; c < WIDE; c++) side[c] *= decay[c] >= C.unresolved ? 2.0 : 1.0;
-    for (int c = 0; c < WIDE; c++) {
-        double allowed = C.beyond * highest[c];
-        double hidden = gap(edges[0][c], at_start[c], allowed) + gap(edges[1][c], at_stop[c], allowed);
-        error[c] = larger(noise[c], (error[c] + hidden * rule->nodes[0]) * scale[c]);
+        noise[c] = smaller(C.place * set->eps * reach[c] * s->variation[c], whole) + floor[c];
+        side[c] = (s->right[c] > C.rougher * s->left[c] ? 1.0 : 0.0) - (s->left[c] > C.rougher * s->right[c] ? 1.0 : 0.0);
+        side[c] *= s->decay[c] >= C.unresolved ? 2.0 : 1.0;
+        double allowed = C.beyond * s->highest[c];
+        double hidden = gap(s->start[c], at_start[c], allowed) + gap(s->stop[c], at_stop[c], allowed);
+        error[c] = larger(noise[c], (s->error[c] + hidden * inmost) * scale[c]);
     }
     for (int c = 0; c < WIDE; c++) {
-        int lost = !(size[c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
+        int lost = !(s->size[c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
         int resolvable = (scale[c] > reach[c] * finest) & (width[c] > narrowest);
         refinable[c] = resolvable & (lost | (error[c] > noise[c]));
-        value[c] = lost ? 0.0 : sums[0][c] * scale[c];
+        factor[c] = lost ? 0.0 : scale[c];
         error[c] = lost ? INFINITY : error[c];
-        floor[c] = !(scale[c] > 0.0) ? p->tiny : lost ? 0.0 : floor[c];
+        floor[c] = !(scale[c] > 0.0) ? set->tiny : lost ? 0.0 : floor[c];
         side[c] = lost ? 0.0 : side[c];
     }
-    for (int c = 0; c < here; c++) {
-        Cell *cell = &cells[c];
-        cell->value = value[c], cell->error = error[c], cell->floor = floor[c], cell->at_middle = middle[c];
+    for (int64_t c = 0; c < here; c++) {
+        Cell *cell = cell_at(cells, c, tail);
+        cell->error = error[c], cell->floor = floor[c], cell->at_middle = s->middle[c];
         cell->lean = (int8_t)side[c], cell->refinable = (int8_t)refinable[c];
-        int looks = decay[c] >= C.unresolved && error[c] < INFINITY;
-        cell->height = looks ? see_pole(rule, blind, y + c, stride, largest[c], &cell->pole) : 0;
     }
 }
 
-/* Apply the rule to f's values y (m, n) on n cells, times the slope. With edges y is (m + 2, n): f at the edges of
- * first cells is entered, too, where it is not NaN. Scale and left as in Layout. */
-EXPORT void measure(const Pieces *p, const Rule *rule, int64_t edges, double eps, Cell *cells, int64_t n,
-                    const double *y, const double *scale, const double *left) {
-    const double *first = y, *last = y + (rule->m + 1) * n;
-    double blind = cbrt(eps * eps); /* rounding hides how high a pole is below its root, in distances between nodes */
-    y += edges ? n : 0;
-    PARALLEL(sharing(n, p->threads))
-    for (int64_t low = 0; low < n; low += WIDE) {
-        int64_t here = n - low < WIDE ? n - low : WIDE;
-        Tile sums[FUNCTIONALS], size, largest;
-        for (int64_t c = low; edges && c < low + here; c++) {
-            cells[c].at_start = isnan(cells[c].at_start) ? NAN : first[c];
-            cells[c].at_stop = isnan(cells[c].at_stop) ? NAN : last[c];
-        }
-        if (here == WIDE) {
-            fold(rule, y + low, n, sums, size, largest);
-            estimate(rule, p, eps, blind, sums, size, largest, y + low, n, scale + low, left + low, WIDE, cells + low);
-        } else {
-            Tile few[MOST_NODES], scales, lefts;
-            for (int64_t i = 0; i < rule->m; i++) load_tile(y + low + i * n, here, few[i]);
-            load_tile(scale + low, here, scales), load_tile(left + low, here, lefts);
-            fold(rule, few[0], WIDE, sums, size, largest);
-            estimate(rule, p, eps, blind, sums, size, largest, few[0], WIDE, scales, lefts, here, cells + low);
-        }
+/* Scale a cell's columns, and enter their sizes' sum. */
+INLINE void scale_columns(Cell *cell, double factor, int64_t columns, int64_t parts) {
+    cell->value = 0.0;
+    for (int64_t j = 0; j < columns; j++) cell->columns[j] = factor == 0.0 ? 0.0 : cell->columns[j] * factor;
+    for (int64_t j = 0; j < columns; j += parts)
+        cell->value += parts == 2 ? modulus(cell->columns[j], cell->columns[j + 1]) : fabs(cell->columns[j]);
+}
+
+/* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
+INLINE void measure_group(const Setting *set, int64_t columns, double eps, Cell *cells, int64_t low, int64_t here,
+                          int64_t n, const double *y, const double *slope, const Layout *layout) {
+    const Rule *rule = set->rule;
+    int64_t m = rule->m, tail = columns > 1 ? columns : 0;
+    Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, blur = {0}, blurs = {0}, factor;
+    Summary summary = {0}, part;
+    for (int64_t c = 0; c < here; c++) {
+        scale[c] = layout->scale[low + c], reach[c] = fabs(layout->reach[low + c]);
+        blur[c] = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
+    }
+    for (int64_t first = 0; first < here * columns; first += WIDE) {
+        int64_t width = here * columns - first < WIDE ? here * columns - first : WIDE, stride = n * columns;
+        const double *values = y + low * columns + first;
+        if (slope || width < WIDE) load(y, slope, m, n, columns, low, first, width, few), values = few[0], stride = WIDE;
+        fold(rule, values, stride, sums, size);
+        for (int64_t c = 0; c < width && columns > 1; c++) blurs[c] = blur[(first + c) / columns];
+        judge_columns(rule, eps, sums, size, columns > 1 ? blurs : blur, values + m / 2 * stride, columns > 1 ? &part : &summary);
+        if (columns == 1) continue;
+        add_columns(set, &part, first, width, &summary);
+        for (int64_t c = 0; c < width; c++)
+            cell_at(cells, low + (first + c) / columns, tail)->columns[(first + c) % columns] = sums[0][c];
+    }
+    Cell *group = cell_at(cells, low, tail);
+    estimate_cells(set, eps, &summary, scale, reach, here, tail, group, factor);
+    for (int64_t c = 0; c < here; c++) {
+        Cell *cell = cell_at(group, c, tail);
+        if (columns > 1) scale_columns(cell, factor[c], columns, set->parts);
+        else cell->value = factor[c] == 0.0 ? 0.0 : sums[0][c] * factor[c];
+        int looks = summary.decay[c] >= C.unresolved && cell->error < INFINITY;
+        cell->height = !looks ? 0 : look_for_pole(rule, eps, y + (low + c) * columns, slope ? slope + low + c : slope, n,
+                                                 columns, columns > 1 ? set->parts : 1, &cell->pole);
     }
 }
 
-/* extrapolate in extrapolation.py: the last entries of the columns, and by how much the entries around are apart. */
-static void extrapolate(const double *terms, double *limits, double *doubts) {
-    double table[2][SHARES + 2] = {{0}}, columns[COLUMNS + 1][3], size = 0.0;
-    for (int i = 0; i < SHARES; i++) size = larger(size, fabs(terms[i]));
+INLINE double sum_of(const double *y, int64_t columns) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < columns; j++) sum += y[j];
+    return sum;
+}
+
+/* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
+ * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. */
+EXPORT void measure(const Setting *set, int64_t what, double eps, Cell *cells, int64_t n, const double *y,
+                    const double *slope, double *layout) {
+    const Layout rows = rows_of(layout, n);
+    int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
+    const double *inner = y + (what == EDGES_TOO ? n * columns : 0);
+    const double *along = slope && what == EDGES_TOO ? slope + n : slope;
+    PARALLEL(sharing(n * columns, set->threads))
+    for (int64_t low = 0; low < n; low += group) {
+        int64_t here = n - low < group ? n - low : group;
+        for (int64_t c = low; what == EDGES_TOO && c < low + here; c++) {
+            Cell *cell = cell_at(cells, c, tail);
+            double before = sum_of(y + c * columns, columns) * (slope ? slope[c] : 1.0);
+            double after = sum_of(y + (last * n + c) * columns, columns) * (slope ? slope[last * n + c] : 1.0);
+            cell->at_start = isnan(cell->at_start) ? NAN : before;
+            cell->at_stop = isnan(cell->at_stop) ? NAN : after;
+        }
+        if (columns == 1) measure_group(set, 1, eps, cells, low, here, n, inner, along, &rows);
+        else measure_group(set, columns, eps, cells, low, here, n, inner, along, &rows);
+    }
+}
+
+/* One component of a value; the second part is 0 where values are real. */
+typedef struct {
+    double a, b;
+} Number;
+
+INLINE double size_of(Number z) { return z.b == 0.0 ? fabs(z.a) : modulus(z.a, z.b); }
+INLINE Number minus(Number x, Number y) { return (Number){x.a - y.a, x.b - y.b}; }
+
+INLINE Number reciprocal(Number z, double rest) {
+    double size = size_of(z);
+    if (!(size > 0x1p-511 && size < INFINITY)) return (Number){rest, 0.0};
+    if (z.b == 0.0) return (Number){1.0 / z.a, 0.0};
+    return (Number){z.a / size / size, -z.b / size / size};
+}
+
+/* What the components of one cell's value amount to, each the largest; see to_the_end in singular_ends.py. */
+typedef struct {
+    double doubts[COLUMNS], limits[COLUMNS], apart[COLUMNS], ratio, total, value, error, decay, size, blur, hidden;
+    int lawless;
+} EndSummary;
+
+/* extrapolate in epsilon.py: the last entries of the columns, and by how much the entries around are apart. */
+static void extrapolate(const Number *terms, Number *limits, EndSummary *s) {
+    Number table[2][SHARES + 2] = {{{0}}}, columns[COLUMNS + 1][3], sum = {0};
+    double size = 0.0;
+    for (int i = 0; i < SHARES; i++) size = larger(size, size_of(terms[i]));
     if (!(size > 0.0)) size = 1.0;
-    double *before = table[0], *now = table[1];
-    for (int i = 0; i < SHARES; i++) now[i + 1] = now[i] + terms[i] / size;
-    now[0] = 0.0;
+    Number *before = table[0], *now = table[1];
+    for (int i = 0; i < SHARES; i++) {
+        now[i + 1] = (Number){now[i].a + terms[i].a / size, now[i].b + terms[i].b / size};
+        sum.a += terms[i].a, sum.b += terms[i].b;
+    }
     for (int k = 0, length = SHARES + 1; k <= COLUMNS; k++) {
-        for (int i = 0; i < 3; i++) columns[k][i] = (length > i ? now[length - 1 - i] : NAN) * size;
+        for (int i = 0; i < 3; i++) {
+            Number entry = length > i ? now[length - 1 - i] : (Number){NAN, NAN};
+            columns[k][i] = (Number){entry.a * size, entry.b * size};
+        }
         for (int half = 0; half < 2 && k < COLUMNS; half++, length--) {
             for (int i = 0; i < length - 1; i++) {
-                double step = now[i + 1] - now[i];
-                int usable = fabs(step) > 0x1p-511 && fabs(step) < INFINITY;
-                before[i] = before[i + 1] + (usable ? 1.0 / step : half ? 0.0 : INFINITY);
+                Number step = reciprocal(minus(now[i + 1], now[i]), half ? 0.0 : INFINITY);
+                before[i] = (Number){before[i + 1].a + step.a, before[i + 1].b + step.b};
             }
-            double *swap = before;
+            Number *swap = before;
             before = now, now = swap;
         }
     }
     for (int k = 0; k < COLUMNS; k++) {
-        const double *column = columns[k], *higher = columns[k + 1];
-        double apart = fabs(higher[0] - column[0]);
+        const Number *column = columns[k], *higher = columns[k + 1];
+        double apart = size_of(minus(higher[0], column[0]));
         if (k + 1 < COLUMNS)
-            apart += fabs(higher[0] - higher[1]);
+            apart += size_of(minus(higher[0], higher[1]));
         else
-            apart += fabs(column[0] - column[1]) + fabs(column[1] - column[2]) / C.safety;
-        limits[k] = column[0], doubts[k] = C.safety * apart;
+            apart += size_of(minus(column[0], column[1])) + size_of(minus(column[1], column[2])) / C.safety;
+        limits[k] = column[0], s->doubts[k] = worse(s->doubts[k], C.safety * apart);
+        s->limits[k] = worse(s->limits[k], size_of(column[0]));
+        s->apart[k] = worse(s->apart[k], size_of(minus(column[0], sum)));
     }
 }
 
-/* to_the_end in ends.py */
-static double to_the_end(const double *terms, double rtol, double *doubt, double *gain, int *column) {
-    double limits[COLUMNS], doubts[COLUMNS], total = 0.0;
-    extrapolate(terms, limits, doubts);
-    double last = fabs(terms[SHARES - 1]), before = fabs(terms[SHARES - 2]);
-    double ratio = before > 0.0 ? last / before : last > 0.0 ? 2.0 : 0.0;
-    int best = 0, diverges = ratio >= 1.0;
-    for (int k = 1; k < COLUMNS && !diverges; k++)
-        if (doubts[k] < doubts[best] && !(doubts[best] <= C.close * rtol * fabs(limits[best]))) best = k;
-    for (int i = 0; i < SHARES; i++) total += fabs(terms[i]);
-    double room = larger(1.0 - ratio, 1e-8);
-    *doubt = diverges ? C.safety * total : doubts[best];
-    *gain = best == 0 ? 1.0 : 1.0 / (room * room);
-    *column = best;
-    return limits[best];
-}
-
-/* _breaks_the_law in ends.py */
-static int breaks_the_law(const double *terms, double deep, double steps) {
+/* _breaks_the_law in singular_ends.py */
+static int breaks_the_law(const Number *terms, double deep, double steps) {
     if (!(steps > 0.0)) return 0;
-    double earlier = log(fabs(terms[SHARES - 3])), before = log(fabs(terms[SHARES - 2]));
-    double last = log(fabs(terms[SHARES - 1])), rate = last - before, drift = fabs(last - 2.0 * before + earlier);
+    double earlier = log(size_of(terms[SHARES - 3])), before = log(size_of(terms[SHARES - 2]));
+    double last = log(size_of(terms[SHARES - 1])), rate = last - before, drift = fabs(last - 2.0 * before + earlier);
     double expected = last + log(SHARES) + steps * rate;
-    double off = fabs(log(fabs(deep)) - expected);
+    double off = fabs(log(deep) - expected);
     return fabs(expected) < INFINITY && off > C.lawless + 2.0 * SHARES * steps * drift;
 }
 
-/* Apply the rule to cells with logarithmic nodes: estimate_ends in ends.py. */
-EXPORT void measure_ends(const Pieces *p, const Rule *rule, double eps, double rtol, Cell *cells, int64_t n,
-                         const double *y, const double *slope, const EndFrame *layout) {
-    int64_t m = rule->m;
-    double info_eps = p->eps, nearest = larger(C.nearest, sqrt(p->tiny));
-    PARALLEL(sharing(COSTLY * n, p->threads))
-    for (int64_t low = 0; low < n; low += WIDE) {
-        int64_t here = n - low < WIDE ? n - low : WIDE;
-        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES], size = {0}, blur = {0}, error, decay, highest, unseen;
-        const Tile *nulls = sums + 1, *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
+/* A component of a cell that touches its end: the series that goes on there, of which `deep` is one value. */
+INLINE void add_series(const Number *terms, double deep, double steps, Number *limits, EndSummary *s) {
+    double last = size_of(terms[SHARES - 1]), before = size_of(terms[SHARES - 2]), total = 0.0;
+    for (int i = 0; i < SHARES; i++) total += size_of(terms[i]);
+    s->total = worse(s->total, total);
+    s->ratio = worse(s->ratio, before > 0.0 ? last / before : last > 0.0 ? 2.0 : 0.0);
+    s->lawless |= breaks_the_law(terms, deep, steps);
+    extrapolate(terms, limits, s);
+}
+
+/* The column of the epsilon table that sums the series, the limit's error, and what amplifies the terms' errors. */
+INLINE int choose_column(const EndSummary *s, double rtol, double *doubt, double *gain) {
+    int best = 0, diverges = s->ratio >= 1.0;
+    for (int k = 1; k < COLUMNS && !diverges; k++)
+        if (s->doubts[k] < s->doubts[best] && !(s->doubts[best] <= C.close * rtol * s->limits[best])) best = k;
+    double room = larger(1.0 - s->ratio, 1e-8);
+    *doubt = diverges ? C.safety * s->total : s->doubts[best];
+    *gain = best == 0 ? 1.0 : 1.0 / (room * room);
+    if (s->lawless) *doubt = larger(*doubt, C.safety * s->apart[best]);
+    return best;
+}
+
+/* A cell's estimates from those of its components; what is left to enter is its value. Return the column taken. */
+INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSummary *s, const Layout *layout, int64_t at,
+                        Cell *cell) {
+    int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
+    double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
+    if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
+    double whole = larger(s->size, value), floor = C.floor * eps * whole, place = smaller(gain * s->blur, whole);
+    double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
+    double all = larger(curable + place, rounding);
+    int lost = !(all < INFINITY) || !(rounding < INFINITY);
+    if (lost) all = INFINITY;
+    int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
+    double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
+    if (touches) edge *= C.step;
+    int wide = edge * layout->span[at] > 4.0 * set->eps * reach && edge > larger(C.nearest, sqrt(set->tiny)) &&
+               -layout->rate[at] > C.shortest;
+    cell->error = all, cell->floor = lost ? 0.0 : floor;
+    cell->refinable = wide && (lost || worth);
+    cell->lean = s->decay >= C.unresolved;
+    cell->kind = (int8_t)(LOGARITHMIC + 1 + column);
+    return column;
+}
+
+/* The size of what stands in a row at a component. */
+INLINE double size_at(const double *row, int64_t c, int64_t parts) {
+    return parts == 2 ? modulus(row[c], row[c + 1]) : fabs(row[c]);
+}
+
+/* Weighted sums of the sizes of m values on a tile, by components; they stand where a component begins. */
+INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t parts, double *sums) {
+    memset(sums, 0, sizeof(Tile));
+    for (int64_t i = 0; i < rule->m; i++)
+        for (int64_t c = 0; c < WIDE; c += parts) sums[c] += rule->all[i] * size_at(y[i], c, parts);
+}
+
+/* Enter what a component is like, which begins at column j of the cell `at`, and in column c of the tile. */
+INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
+                          double highest, const Number *values, double steps, Number *limits, EndSummary *s) {
+    const Tile *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
+    Number terms[SHARES], at_edges[2];
+    for (int i = 0; i < SHARES; i++) terms[i] = (Number){shares[i][c], parts == 2 ? shares[i][c + 1] : 0.0};
+    for (int i = 0; i < 2; i++) at_edges[i] = (Number){edges[i][c], parts == 2 ? edges[i][c + 1] : 0.0};
+    double hidden = larger(size_of(minus(at_edges[0], values[0])) - C.beyond * highest, 0.0);
+    if (cell->start == 0.0 || cell->stop == 0.0)
+        add_series(terms, size_of(values[1]), steps, limits, s);
+    else
+        hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
+    s->hidden = worse(s->hidden, hidden * set->rule->nodes[0]);
+    s->value = worse(s->value, size_at(sums[0], c, parts));
+}
+
+/* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure_ends`. */
+INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, double rtol, Cell *cells, int64_t low,
+                              int64_t here, int64_t n, const double *y, const double *slope, const Layout *rows) {
+    const Rule *rule = set->rule;
+    int64_t m = rule->m, columns = set->columns, tail = tail_of(set), all = here * columns;
+    EndSummary summary[WIDE];
+    memset(summary, 0, here * sizeof(EndSummary));
+    Number *limits = (Number *)rows->limits + low * columns / parts * COLUMNS;
+    for (int64_t first = 0; first < all; first += WIDE) {
+        int64_t width = all - first < WIDE ? all - first : WIDE, own[WIDE];
+        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES], blur, size, unseen = {0}, error, decay, highest;
+        for (int64_t c = 0; c < width; c++) own[c] = low + (first + c) / columns;
+        load(y + n * columns, NULL, m, n, columns, low, first, width, flat);
+        weigh_sizes(rule, flat, parts, blur);
         for (int64_t i = 0; i < m; i++)
-            for (int64_t c = 0; c < WIDE; c++) {
-                int64_t at = (i + 1) * n + low + (c < here ? c : 0);
-                flat[i][c] = y[at] * (slope[at] * layout->scale[low + (c < here ? c : 0)]);
-                size[c] += rule->all[i] * fabs(flat[i][c]), blur[c] += rule->all[i] * fabs(y[at]);
-            }
+            for (int64_t c = 0; c < width; c++) flat[i][c] *= slope[(i + 1) * n + own[c]] * rows->scale[own[c]];
+        weigh_sizes(rule, flat, parts, size);
         weigh(rule->all, FUNCTIONALS + SHARES, m, flat, sums);
-        for (int64_t c = 0; c < WIDE; c++) {
-            blur[c] *= c < here ? C.place * info_eps * layout->reach[low + c] * -layout->rate[low + c] : 0.0;
+        for (int64_t j = 1; j <= 2 * NULL_PAIRS; j++)
+            for (int64_t c = 0; c < WIDE; c += parts) sums[j][c] = size_at(sums[j], c, parts);
+        for (int64_t c = 0; c < width; c++) {
+            blur[c] *= C.place * set->eps * rows->reach[own[c]] * -rows->rate[own[c]];
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
-        null_rule_error(nulls, unseen, rule->order_gap, eps, error, decay, highest);
-        for (int64_t c = 0; c < here; c++) {
-            int64_t at = low + c, inmost = (m + 1) * n + at;
-            Cell *cell = &cells[at];
-            int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
-            double outer = y[at] * (slope[at] * layout->scale[at]);
-            double inner = y[inmost] * (slope[inmost] * layout->scale[at]);
-            double hidden = fabs(edges[0][c] - outer) - C.beyond * highest[c];
-            hidden = larger(hidden, 0.0);
-            double value = sums[0][c], doubt = 0.0, gain = 1.0, whole = size[c];
-            if (touches) {
-                double terms[SHARES], sum = 0.0;
-                for (int i = 0; i < SHARES; i++) terms[i] = shares[i][c], sum += terms[i];
-                value = to_the_end(terms, rtol, &doubt, &gain, &column);
-                if (breaks_the_law(terms, inner, layout->steps[at]))
-                    doubt = larger(doubt, C.safety * fabs(value - sum));
-            } else {
-                hidden += larger(fabs(edges[1][c] - inner) - C.beyond * highest[c], 0.0);
-            }
-            whole = larger(whole, fabs(value));
-            double floor = C.floor * eps * whole, place = smaller(gain * blur[c], whole), rounding = floor + place;
-            double curable = doubt + gain * error[c] + rule->nodes[0] * hidden;
-            double all = larger(curable + place, rounding);
-            int lost = !(all < INFINITY) || !(rounding < INFINITY);
-            if (lost) all = INFINITY;
-            int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
-            double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
-            if (touches) edge *= C.step;
-            int wide = edge * layout->span[at] > 4.0 * info_eps * layout->reach[at] && edge > nearest &&
-                       -layout->rate[at] > C.shortest;
-            cell->value = lost ? 0.0 : value, cell->error = all, cell->floor = lost ? 0.0 : floor;
-            cell->refinable = wide && (lost || worth);
-            cell->lean = decay[c] >= C.unresolved;
-            cell->kind = (int8_t)(GEOMETRIC + 1 + column);
+        null_rule_error(sums + 1, unseen, rule->order_gap, eps, error, decay, highest);
+        for (int64_t c = 0; c < width; c += parts) {
+            int64_t j = (first + c) % columns, at = own[c], last = (m + 1) * n + at;
+            const double *before = y + at * columns + j, *after = y + last * columns + j;
+            double outer = slope[at] * rows->scale[at], inner = slope[last] * rows->scale[at];
+            Cell *cell = cell_at(cells, at, tail);
+            Number ends[2] = {{before[0] * outer, parts == 2 ? before[1] * outer : 0.0},
+                              {after[0] * inner, parts == 2 ? after[1] * inner : 0.0}};
+            EndSummary *s = &summary[at - low];
+            s->error = worse(s->error, error[c]), s->decay = worse(s->decay, decay[c]);
+            s->size = worse(s->size, size[c]), s->blur = worse(s->blur, blur[c]);
+            add_component(set, cell, sums, c, parts, highest[c], ends, rows->steps[at],
+                          limits + (first + c) / parts * COLUMNS, s);
+            double *value = tail ? cell->columns + j : &cell->value;
+            for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
         }
+    }
+    for (int64_t c = 0; c < here; c++) {
+        Cell *cell = cell_at(cells, low + c, tail);
+        const Number *limit = limits + c * columns / parts * COLUMNS;
+        int column = estimate_end(set, eps, rtol, &summary[c], rows, low + c, cell);
+        double *value = tail ? cell->columns : &cell->value;
+        for (int64_t j = 0; j < columns && column >= 0; j += parts, limit += COLUMNS) {
+            value[j] = limit[column].a;
+            if (parts == 2) value[j + 1] = limit[column].b;
+        }
+        double factor = cell->error < INFINITY ? 1.0 : 0.0;
+        if (tail) scale_columns(cell, factor, columns, parts);
+        else cell->value = factor == 0.0 ? 0.0 : cell->value;
+    }
+}
+
+/* Apply the rule to cells with logarithmic nodes: estimate_ends in singular_ends.py. Values y (m + 2, n, columns). */
+EXPORT void measure_ends(const Setting *set, double eps, double rtol, Cell *cells, int64_t n, const double *y,
+                         const double *slope, double *layout) {
+    int64_t group = group_of(set->columns);
+    const Layout rows = rows_of(layout, n);
+    PARALLEL(sharing(COSTLY * n * set->columns, set->threads))
+    for (int64_t low = 0; low < n; low += group) {
+        int64_t here = n - low < group ? n - low : group;
+        if (set->parts == 1) measure_end_group(set, 1, eps, rtol, cells, low, here, n, y, slope, &rows);
+        else measure_end_group(set, 2, eps, rtol, cells, low, here, n, y, slope, &rows);
     }
 }

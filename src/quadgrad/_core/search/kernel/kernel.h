@@ -1,13 +1,16 @@
-/* The rounds of quadgrad's search for real scalar integrands in double precision.
+/* The rounds of quadgrad's search on the CPU, in double precision, whatever dtype f is called in.
  *
- * The same decisions as in adaptive.py, cells.py and estimate.py, which explain them and which the tests hold this
- * kernel to. There each decision is one pass over all cells, here all decisions on a cell are one pass. Neither f nor
- * Python is called from it, and no memory is kept but the constants.
+ * The same decisions as those of the tensor operations, which explain them and which the tests hold this kernel to.
+ * There each decision is one pass over all cells, here all decisions on a cell are one pass. Neither f nor Python is
+ * called from it, and no memory is kept but the constants.
  *
  * Cells of one integral stand next to each other, integrals in ascending order. Cells with logarithmic nodes
  * ("ends") have an array of their own, because their nodes are placed and weighed in another way.
  *
- * kernel_nodes.c: where f is called; kernel_estimates.c: what its values say; kernel_decisions.c: what follows.
+ * The values of an integrand with events, or a complex one, are several real columns. Only the first pass over what f
+ * returns, and the sums, see columns; all decisions are on what is left of them for a cell or an integral.
+ *
+ * nodes.c: where f is called; estimates.c: what its values say; decisions.c: what follows.
  */
 
 #pragma once
@@ -27,40 +30,49 @@
 #define PARALLEL(threads)
 #endif
 
-enum { LINEAR = 0, GEOMETRIC = 1 };
+enum { LINEAR, LOGARITHMIC, EXTRAPOLATED }; /* and beyond: the column that extrapolates */
 enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
+enum { NODES, EDGES_TOO, STARTS }; /* what is asked of a cell: f at its nodes, at its edges, too, or at its start */
 
-/* Ten numbers of eight bytes: kernel.py looks at them as columns. The places are as in Cells of cells.py; f at the
- * start, the stop and the middle is times the slope, and NaN where it is not known. The height is by how many steps
- * it is below 1, or 0 where no pole is seen. */
+/* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in Cells of cells.py; f at the
+ * start, the stop and the middle is times the slope, and NaN where it is not known; of several columns these are sums.
+ * The height is by how many steps it is below 1, or 0 where no pole is seen. Several columns' values stand in `columns`,
+ * and `value` is the sum of their sizes; see `cell_at`. */
 typedef struct {
     double start, stop, value, error, floor, at_start, at_stop, at_middle;
     int64_t row;
     int8_t kind, lean, refinable;
     uint8_t height;
     float pole;
+    double columns[];
 } Cell;
 
 enum { GONE = -1 };
 
 typedef struct {
-    double start, stop, value, error, floor;
+    double start, stop, value, error, floor, columns[];
 } Leaf;
 
 /* Settled cells; `tag` is the row, times 256, and what `pack` makes of a cell's other integers; or GONE. */
 typedef struct {
     Leaf *leaf;
-    int64_t *tag;
+    int64_t *tag, tail;
 } Leaves;
 
-INLINE Leaves leaves_of(double *room, int64_t capacity) {
-    return (Leaves){(Leaf *)room, (int64_t *)(room + sizeof(Leaf) / sizeof(double) * capacity)};
+/* The `tail` is how many numbers stand behind a record: the columns, or none where there is but one. */
+INLINE Cell *cell_at(const Cell *cells, int64_t i, int64_t tail) {
+    return (Cell *)((double *)cells + i * ((int64_t)(sizeof(Cell) / sizeof(double)) + tail));
 }
 
-/* An integral that is still running, with the sums over its settled cells; see Running in adaptive.py. */
+INLINE Leaf *leaf_at(const Leaves *leaves, int64_t i) {
+    return (Leaf *)((double *)leaves->leaf + i * ((int64_t)(sizeof(Leaf) / sizeof(double)) + leaves->tail));
+}
+
+/* An integral that is still running, with the sums over its settled cells; those of several columns are `held`, see
+ * Round. */
 typedef struct {
     double value, error, floor;
     int64_t who, count, nfev, bad;
@@ -82,13 +94,17 @@ typedef struct {
     int64_t m, order_gap;
 } Rule;
 
-/* Ends of the pieces, count for each integral; a step of 0 where all share one. eps and tiny: the dtype's of x;
- * threads: how many there may be. */
+/* What stays the same during a search. Ends of the pieces, count for each integral; a step of 0 where all share one,
+ * `infinite` if any is. `columns` are the real numbers in one value of f, two of them in a complex one, of which there
+ * are `parts`. eps and tiny: those of the dtype of x; threads: how many there may be. */
 typedef struct {
     const double *lower, *upper;
-    int64_t lower_step, upper_step, count, threads;
+    int64_t lower_step, upper_step, count, infinite, columns, parts, threads;
     double eps, tiny;
-} Pieces;
+    const Rule *rule;
+} Setting;
+
+INLINE int64_t tail_of(const Setting *set) { return set->columns > 1 ? set->columns : 0; }
 
 /* How many integrals run on and wait; how many cells are new, of how many pairs of these f is not known between them,
  * and how many have settled. */
@@ -103,18 +119,19 @@ typedef struct {
     Tally made;
 } Share;
 
-/* What is asked, with the ellipse of parts.py, and one round: the `running` integrals and their cells, `count` pieces
- * for each integral; if they are `fresh`, one cell each and not in the books yet, that is what each has cost; a move
- * for each cell; and, for all integrals, the totals of those that stopped and how many cells have settled by row. */
+/* What is asked, with the ellipse of poles.py, and one round: the `running` integrals and their cells; if they are
+ * `fresh`, one cell each and not in the books yet, that is what each has cost; a move for each cell; and, for all
+ * integrals, the sums over settled cells where there are several columns, the totals of those that stopped (with
+ * several columns, of all), and how many cells have settled by row. */
 typedef struct {
     double rtol, atol, eps, tiny, along, across;
-    int64_t max_nfev, reopened, fresh, threads, count, running, n_linear, n_ends;
-    const Rule *rule;
+    int64_t max_nfev, reopened, fresh, running, n_linear, n_ends;
+    const Setting *setting;
     Integral *integrals;
     const Cell *linear, *ends;
     Share *shares;
     int8_t *moves;
-    double *values, *errors;
+    double *held, *values, *errors;
     int64_t *status, *nfev, *settled;
 } Round;
 
@@ -129,28 +146,26 @@ INLINE int sharing(int64_t n, int64_t threads) {
 INLINE double larger(double a, double b) { return b > a ? b : a; }
 INLINE double smaller(double a, double b) { return b < a ? b : a; }
 
-enum { COSTLY = 8 }; /* How much more work such a cell is. */
+/* Here NaN stays. */
+INLINE double worse(double a, double b) { return (b > a) | (b != b) ? b : a; }
 
-/* Where the nodes of cells with logarithmic nodes are: EndFrame in maps.py; steps as in ends.py. */
-typedef struct {
-    double *scale, *reach, *rate, *span, *steps;
-} EndFrame;
-
-/* Where cells on finite pieces lie: left ends, widths, integrals. */
-typedef struct {
-    double *left, *scale;
-    int64_t *owner;
-} Layout;
-
-INLINE Layout rows_of(double *layout, int64_t n) {
-    return (Layout){layout, layout + n, (int64_t *)(layout + 2 * n)};
+INLINE double modulus(double a, double b) {
+    double most = worse(fabs(a), fabs(b)), least = smaller(fabs(a), fabs(b));
+    double ratio = most > 0.0 ? least / most : 0.0;
+    return most * sqrt(1.0 + ratio * ratio);
 }
 
-INLINE void lay_out(const Pieces *p, const Cell *cell, const Layout *to, int64_t place) {
-    double lower = p->lower[cell->row * p->lower_step], upper = p->upper[cell->row * p->upper_step];
-    double end = cell->start < 0.0 ? upper : lower, span = upper - lower;
-    double left = cell->start == -0.5 ? lower + span * 0.5 : end + span * cell->start;
-    to->left[place] = left;
-    to->scale[place] = (cell->stop == 1.0 ? upper : end + span * cell->stop) - left;
-    to->owner[place] = p->count == 1 ? cell->row : cell->row / p->count;
+enum { COSTLY = 8 }; /* How much more work a cell with logarithmic nodes is. */
+
+/* Where n cells lie, one row of n numbers each: how far 0 is from where they are measured (finite pieces: their left
+ * end), what multiplies a weighted sum, both as in Layout of interval.py; whose they are; for cells with logarithmic
+ * nodes also the rate, the span, the steps as in singular_ends.py, and room for three extrapolations of each column. */
+typedef struct {
+    double *reach, *scale;
+    int64_t *owner;
+    double *rate, *span, *steps, *limits;
+} Layout;
+
+INLINE Layout rows_of(double *rows, int64_t n) {
+    return (Layout){rows, rows + n, (int64_t *)(rows + 2 * n), rows + 3 * n, rows + 4 * n, rows + 5 * n, rows + 6 * n};
 }

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import zlib
-from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from ctypes import POINTER, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from quadgrad._core.estimates import null_rules, singular_ends
 from quadgrad._core.mesh import cells, interval, poles
@@ -25,14 +24,25 @@ from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import task
 from quadgrad._core.status import Status
 
-__all__ = ["CELL", "INTEGRAL", "LEAF", "EndNumbers", "SHARE", "PieceEnds", "Round", "Tally", "load", "rule_numbers"]
+__all__ = [
+    "CELL", "EDGES_TOO", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "NODES", "SHARE", "STARTS",
+    "Round", "Setting", "Tally", "load", "rule_numbers",
+]  # fmt: skip
 
 _HERE = Path(__file__).parent
 _BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
-CELL, LEAF, INTEGRAL, SHARE = 10, 6, 7, 12
-"""How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of."""
+CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
+"""How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of.
+
+Behind a cell and a settled one stand the value's columns, if there are several."""
+
+LAYOUT, END_LAYOUT = 3, 6
+"""How many numbers tell where a cell with evenly spread nodes is, and one with logarithmic nodes."""
+
+NODES, EDGES_TOO, STARTS = range(3)
+"""Where f is called for a cell: at its nodes, at its edges, too, or at its start alone."""
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
@@ -58,40 +68,35 @@ class RuleNumbers(Structure):
     ]
 
 
-class PieceEnds(Structure):
-    """The ends of all pieces, and the smallest numbers of their dtype; keeps the tensors it points to."""
+class Setting(Structure):
+    """What stays the same during a search; keeps the tensors it points to.
+
+    That is the ends of all pieces; how many real ``columns`` one value of f has, of which a complex number has two
+    ``parts``; how many threads there may be; eps and the smallest number of the dtype of x; and the rule.
+    """
 
     _fields_ = [
         ("lower", c_void_p), ("upper", c_void_p), ("lower_step", c_int64), ("upper_step", c_int64),
-        ("count", c_int64), ("threads", c_int64), ("eps", c_double), ("tiny", c_double),
+        ("count", c_int64), ("infinite", c_int64), ("columns", c_int64), ("parts", c_int64), ("threads", c_int64),
+        ("eps", c_double), ("tiny", c_double), ("rule", c_void_p),
     ]  # fmt: skip
+    columns: int
+    parts: int
+    threads: int
 
     @classmethod
-    def of(cls, pieces: Pieces) -> PieceEnds:
-        """Return the ends of the given pieces."""
-        info = torch.finfo(pieces.lower.dtype)
+    def of(cls, pieces: Pieces, dtype: torch.dtype, rule: Rule) -> Setting:
+        """Return the setting of a search for a function of numbers of a dtype, which has one column."""
+        info = torch.finfo(dtype)
         lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
         if lower.dtype != torch.float64:
             lower, upper = lower.double(), upper.double()
         lower, upper = lower.contiguous(), upper.contiguous()
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
-            torch.get_num_threads(), info.eps, info.tiny,
+            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(rule_numbers(rule)),
         )  # fmt: skip
         made.kept = (lower, upper)
-        return made
-
-
-class EndNumbers(Structure):
-    """Where cells with logarithmic nodes are, see :class:`.EndFrame`; keeps what it points to."""
-
-    _fields_ = [(name, c_void_p) for name in ("scale", "reach", "rate", "span", "steps")]
-
-    @classmethod
-    def of(cls, numbers: Tensor) -> EndNumbers:
-        """Return what stands in the rows of a tensor."""
-        made = cls(*(row.data_ptr() for row in numbers))
-        made.kept = numbers
         return made
 
 
@@ -100,12 +105,9 @@ class Round(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
-        *(
-            (name, c_int64)
-            for name in ("max_nfev", "reopened", "fresh", "threads", "count", "running", "n_linear", "n_ends")
-        ),
-        *((name, c_void_p) for name in ("rule", "integrals", "linear", "ends", "shares", "moves")),
-        *((name, c_void_p) for name in ("values", "errors", "status", "nfev", "settled")),
+        *((name, c_int64) for name in ("max_nfev", "reopened", "fresh", "running", "n_linear", "n_ends")),
+        *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
+        *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
     ]
     reopened: int
     fresh: int
@@ -134,19 +136,18 @@ class Tally(Structure):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
-    "begin": (PieceEnds, *"nnpp"),
-    "open_books": tuple("pnpnnnnp"),
-    "place": (RuleNumbers, *"ppnpn"),
+    "begin": (Setting, *"npp"),
+    "open_books": (Setting, *"pnpnnp"),
     "spread": tuple("pnpnpn"),
-    "place_first": (PieceEnds, RuleNumbers, *"pnpp"),
-    "enter_starts": tuple("ppnpn"),
-    "measure": (PieceEnds, RuleNumbers, *"nxpnppp"),
-    "place_ends": (PieceEnds, RuleNumbers, *"pnpp", EndNumbers, "p"),
-    "measure_ends": (PieceEnds, RuleNumbers, *"xxpnpp", EndNumbers),
+    "place": (Setting, *"nppnppp"),
+    "enter_starts": (Setting, *"ppnpp"),
+    "measure": (Setting, *"nxpnppp"),
+    "place_ends": (Setting, *"pnppp"),
+    "measure_ends": (Setting, *"xxpnppp"),
     "judge": (Round, Tally),
-    "carry_on": (Round, PieceEnds, *"pppppnn"),
-    "withdraw": tuple("pnnnpppn"),
-    "collect": tuple("pnnnppppppn"),
+    "carry_on": (Round, *"pppppn"),
+    "withdraw": (Setting, *"ppnpppn"),
+    "collect": (Setting, *"ppnnpppppp"),
 }
 _RETURNING = ("configure", "begin", "collect")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quadgrad._core.search.kernel.library import CELL, INTEGRAL, LEAF
-
 __all__ = ["BYTES", "INTEGERS", "REALS", "Memory", "numbers", "spare"]
 
 SPARE, SEARCHES = 2**23, 2
@@ -27,58 +25,28 @@ def numbers(*shape: int) -> Tensor:
 
 
 class Memory:
-    """What a search works in: two rooms for cells in turn, one for all that settle, and those for other things.
+    """What a search works in: rooms of numbers of eight bytes by name, ``size`` of them in all."""
 
-    ``size`` is how many numbers it holds.
-    """
-
-    __slots__ = ("decisions", "integrals", "leaves", "places", "questions", "rooms", "settled", "size")
+    __slots__ = ("rooms", "size", "turn")
 
     def __init__(self) -> None:
-        self.rooms, self.leaves, self.decisions = [numbers(0, CELL)] * 2, numbers(0, LEAF), numbers(0, 1)
-        self.places, self.questions, self.integrals = numbers(0, 1), numbers(0, 1), numbers(0, INTEGRAL)
-        self.settled = self.size = 0
+        self.rooms: dict[str | int, Tensor] = {}
+        self.size, self.turn = 0, 0
 
-    def room(self, rows: int) -> Tensor:
-        """Return room for cells; what was there before last is overwritten."""
-        last, room = self.rooms
-        self.rooms = [self._at_least(room, rows, CELL), last]
-        return self.rooms[0]
+    def room(self, name: str | int, size: int, used: int = 0) -> Tensor:
+        """Return a room for so many numbers at least, of which the first that are ``used`` are kept."""
+        room = self.rooms.get(name, REALS)
+        if room.shape[0] < size:
+            grown = numbers(size + used // 4)
+            grown[:used] = room[:used]
+            self.size += grown.shape[0] - room.shape[0]
+            self.rooms[name] = room = grown
+        return room
 
-    def leaves_for(self, rows: int) -> tuple[int, int]:
-        """Return where the settled cells are, and how many have room there: that many more at least."""
-        old, rows = self.leaves, rows + self.settled
-        if rows > old.shape[0]:
-            self.leaves = self._at_least(old, rows + rows // 4, LEAF)
-            for was, now in zip(_leaves_and_tags(old), _leaves_and_tags(self.leaves), strict=True):
-                now[: self.settled] = was[: self.settled]
-        return self.leaves.data_ptr(), self.leaves.shape[0]
-
-    def scratch(self, rows: int) -> int:
-        """Return where decisions may be put."""
-        self.decisions = self._at_least(self.decisions, rows, 1)
-        return self.decisions.data_ptr()
-
-    def books(self, rows: int) -> Tensor:
-        """Return room for integrals."""
-        self.integrals = self._at_least(self.integrals, rows, INTEGRAL)
-        return self.integrals
-
-    def layout(self, n: int) -> Tensor:
-        """Return room for where cells lie, ``(3, n)``; what was there before is overwritten."""
-        self.places = self._at_least(self.places, 3 * n, 1)
-        return self.places[: 3 * n].view(3, n)
-
-    def between(self, n: int) -> Tensor:
-        """Return room for where to ask for f between cells, ``(3, n)``; what was there before is overwritten."""
-        self.questions = self._at_least(self.questions, 3 * n, 1)
-        return self.questions[: 3 * n].view(3, n)
-
-    def _at_least(self, room: Tensor, rows: int, columns: int) -> Tensor:
-        if room.shape[0] >= rows:
-            return room
-        self.size += (rows - room.shape[0]) * columns
-        return numbers(rows, columns)
+    def cells(self, size: int) -> Tensor:
+        """Return a room for new cells; those before stay, and those before them are overwritten."""
+        self.turn = 1 - self.turn
+        return self.room(self.turn, size)
 
     @staticmethod
     def take() -> Memory:
@@ -90,23 +58,12 @@ class Memory:
 
     def leave(self) -> None:
         """Leave it to the next search, unless that would be much to hold on to."""
-        self.settled = 0
-        self.rooms.sort(key=len, reverse=True)  # the first cells of a search are few: they get the smaller room
+        first, second = self.rooms.get(0, REALS), self.rooms.get(1, REALS)
+        # The first cells of a search are few: they get the smaller room.
+        self.turn = int(second.shape[0] > first.shape[0])
         if len(spare) < SEARCHES and self.size <= SPARE:
             spare.append(self)
 
-
-def _leaves_and_tags(room: Tensor) -> tuple[Tensor, Tensor]:
-    """Return settled cells, a row for each, and their tags."""
-    whole = room.view(-1)
-    split = whole.shape[0] // LEAF * (LEAF - 1)
-    return whole[:split].view(-1, LEAF - 1), whole[split:]
-
-
-# A C library like glibc hands memory that is free back, and takes it again page by page, until a large block (for
-# glibc of 32 MiB at most) has come and gone: then it expects more of them. Else what f makes is new memory in every
-# search.
-numbers(31 * 2**17)
 
 spare: list[Memory] = []
 """What no search works in."""
