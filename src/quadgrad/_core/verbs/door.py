@@ -104,7 +104,9 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
         y = integrand(inner[None, :1], slice(0, 1))
         if not has_lanes(y):
             return integrand
-        return replace(integrand, captured=Captured(lanes, batch, plain(inner[::batch]), problem.chunk_size or BLOCK))
+        return replace(
+            integrand, captured=Captured(lanes, batch, plain(inner[::batch]), problem.chunk_size or BLOCK)
+        )
 
     integrand, jumps = join_integrand(problem.integrand), problem.jumps and join_integrand(problem.jumps)
     shape = lanes.sizes + problem.batch_shape

@@ -81,7 +81,7 @@ class _Cells:
 
 
 class _Places:
-    """Where f is called: x ``(rows, n)``, with room for dx/dfraction, if that varies, and for where the cells are."""
+    """Where f is called: x ``(rows, n)``, with room for dx/dfraction where that varies, and the layout of the cells."""
 
     __slots__ = ("layout", "pointers", "slope", "x")
 
@@ -112,7 +112,7 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     """
     if pieces.count > 1 or not _is_open(pieces, rule):
         return None
-    kernel, setting, room = load(), Setting.of(pieces, integrand.call_dtype, rule), numbers(CELL)
+    kernel, setting, room = load(), Setting.of(pieces, rule), numbers(CELL)
     cell = room.data_ptr()
     if kernel.begin(byref(setting), 1, cell, None) == 0:
         return None
@@ -151,7 +151,7 @@ class NativeBodies:
         self.columns = math.prod(integrand.event or ()) * self.parts
         self.width = self.columns if self.columns > 1 else 0
         opening = task.opening
-        setting = opening.setting if opening else Setting.of(task.pieces, integrand.call_dtype, task.rule)
+        setting = opening.setting if opening else Setting.of(task.pieces, task.rule)
         setting.columns, setting.parts = self.columns, self.parts
         self.setting, self.threads, self.m = byref(setting), setting.threads, task.rule.nodes.size
         self.value, self.error = numbers(batch * self.columns), numbers(batch)
