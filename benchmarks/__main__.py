@@ -11,8 +11,19 @@ from collections.abc import Callable
 from rich.console import Console
 
 from benchmarks import (
-    bridge, distances, families, gradients, memory, peaks, peers, shapes, single, table, training, transforms,
-)  # fmt: skip
+    bridge,
+    distances,
+    families,
+    gradients,
+    memory,
+    peaks,
+    peers,
+    shapes,
+    single,
+    table,
+    training,
+    transforms,
+)
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 

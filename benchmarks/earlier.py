@@ -1,7 +1,7 @@
-"""Time another commit's quadgrad in turn with this one's: a process of its own that runs a page's tasks by their names.
+"""Time another commit's quadgrad in turn with this one's: a process of its own runs a page's tasks by their names.
 
-``python -m benchmarks.earlier MODULE`` is that process: it imports the module, which offers ``make_tasks``, with the
-other package on its path, reads names from its input, one a line, and answers with seconds.
+``python -m benchmarks.earlier MODULE`` is that process: it imports the module, which offers ``make_tasks``, with
+the other package on its path, reads names from its input, one a line, and answers with seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Earlier:
     def __init__(self, source: str, module: str) -> None:
         root = Path(__file__).parent.parent
         if not Path(source, "quadgrad").is_dir():
-            raise FileNotFoundError(f"--against {source} holds no folder quadgrad: it must be the src of a checkout")
+            raise FileNotFoundError(
+                f"--against {source} holds no folder quadgrad: it must be the src of a checkout"
+            )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.earlier", module],
             cwd=root,
@@ -64,7 +66,7 @@ class Earlier:
 
 
 def no_slower(names: Mapping[str, str], seconds: Mapping[str, Seconds]) -> list[Figure]:
-    """Return how long tasks take now over what they took before; ``names`` maps a task to its earlier one's name."""
+    """Return how long tasks take now over before; ``names``: of a task to that of the earlier one."""
     return [
         compare(f"{name}: now over before", seconds[name], seconds[earlier], Target(NOISE))
         for name, earlier in names.items()

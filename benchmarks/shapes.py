@@ -1,4 +1,4 @@
-"""Integrals of other shapes beside what they must not cost more than: half-lines, several components, complex values."""
+"""Half-lines, several components and complex values, each beside the same without."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def components(as_batch: bool) -> Shape:
 
 
 def complex_wave(part: str) -> Shape:
-    """Return the integrals of ``exp((i k - 1) x)`` over [0, 1], or of its real and imaginary part in a call each."""
+    """Return the integrals of ``exp((i k - 1) x)`` over [0, 1], or of its real or imaginary part."""
     k = torch.linspace(0.5, 30.0, COMPLEX_BATCH, dtype=torch.float64)
     exact = (torch.exp(1j * k - 1) - 1) / (1j * k - 1)
     if part == "complex":
@@ -128,9 +128,9 @@ def measure(scale: float = 1.0, against: str | None = None) -> Findings:
     ]
     return Findings(
         "Shapes",
-        f"float64, rtol {RTOL:g}, value alone. half-line: exp(-a x) cos(x) over [0, inf), a from 0.5 to 3; by hand: the "
-        f"same over [0, 1] with x = t / (1 - t) in f. components: exp(-x) cos(k x) over [0, 1] for {COMPONENTS} k as "
-        "components of one integral, which share cells and nodes; batch: as so many integrals. complex: "
+        f"float64, rtol {RTOL:g}, value alone. half-line: exp(-a x) cos(x) over [0, inf), a of 0.5 to 3; by hand: "
+        f"the same on [0, 1] with x = t / (1 - t) in f. components: exp(-x) cos(k x) on [0, 1] for {COMPONENTS} "
+        "k as components of one integral, which share cells and nodes; batch: as so many integrals. complex: "
         f"{COMPLEX_BATCH} integrals of exp((i k - 1) x); real and imaginary: its parts, in two calls. Errors are "
         "relative; of components, nodes are counted for each.",
         [show_seconds([shape.measured(name, seconds[name]) for name, shape in shapes.items()], ("true\nerror",))],

@@ -1,4 +1,4 @@
-"""One single integral of a torch integrand, beside SciPy calling it a number at a time, and SciPy without tensors."""
+"""One single integral of a torch integrand, beside SciPy calling it a number at a time, and SciPy on floats."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def smooth_problem(k: float = 3.0, upper: float = 2.0) -> Problem:
     """Return the integral of a damped wave and its closed form."""
     wave = 1 + math.exp(-upper) * (k * math.sin(k * upper) - math.cos(k * upper))
     exact = wave / (1 + k * k) + math.atan(upper)
-    return Problem("smooth", damped_wave, damped_wave_of_numbers, (torch.tensor(k, dtype=torch.float64),), upper, exact)
+    return Problem(
+        "smooth", damped_wave, damped_wave_of_numbers, (torch.tensor(k, dtype=torch.float64),), upper, exact
+    )
 
 
 def peaked_problem(label: str, e: float, c: float = 0.3) -> Problem:
@@ -182,14 +184,14 @@ def measure(scale: float = 1.0) -> Findings:
         "One single integral",
         f"Float limits, rtol {RTOL:g}, atol 0, float64. Smooth: exp(-x) cos(3 x) + 1 / (1 + x^2) over [0, 2]; "
         "peaked: e / ((x - 0.3)^2 + e^2) over [0, 1] with e = 1e-3; needle: the same with e = 1e-7. SciPy calls "
-        f"the same torch integrand, a number at a time with .item(), or one of floats written with Python's math; in "
-        f"runs of {CALLS} calls, and then single calls {1e3 * PAUSE:g} ms apart. "
+        f"the same torch integrand, a number at a time with .item(), or one of floats written with Python's math; "
+        f"in runs of {CALLS} calls, and then single calls {1e3 * PAUSE:g} ms apart. "
         "A round is one call of the integrand after the "
         "probe; its overhead is what quad takes longer than the integrand alone. Errors are relative.",
         [show_seconds(first + second + third, ("true\nerror", "reported\nerror"))],
         [*faster_smooth, *faster_peaked, *overheads],
         [
-            "A single integral of a function that math can write, and that nobody differentiates, is SciPy's: it is "
-            "faster than we are. Batches are what tensors are for: the page on peaks."
+            "A single integral of a function that math can write, and that nobody differentiates, is SciPy's: it "
+            "is faster than we are. Batches are what tensors are for: the page on peaks."
         ],
     )

@@ -168,8 +168,8 @@ def measure(scale: float = 1.0) -> Findings:
     return Findings(
         "Training",
         f"Fits of an intensity, the exponential of a 2 x 32 network, by Adam at rtol {RTOL:g}: all calls of the "
-        f"integrand are counted, the probes and the gradient's included; a step with a kept plan follows one with a "
-        "fresh call, times are medians of a step. Then value and gradient through a 3 x "
+        f"integrand are counted, the probes and the gradient's included; a step with a kept plan follows one with "
+        "a fresh call, times are medians of a step. Then value and gradient through a 3 x "
         f"{WIDTH} network in float64 with chunk_size={CHUNK}: by how much a fresh process grew.",
         [
             Sheet(("", "nodes", "time of\na step", "from\nscratch", "refined", "coarsened"), rows),

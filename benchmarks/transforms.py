@@ -79,7 +79,7 @@ def single(way: str) -> Callable[[Tensor, Tensor], qg.Result]:
 
 
 def make_tasks() -> dict[str, Task]:
-    """Return what is timed, those first that the others are compared with: these an earlier commit can run as well."""
+    """Return what is timed; an earlier commit can run what the others are compared with."""
     start = torch.tensor([0.01, 1.1], dtype=torch.float64)
     several_starts = start + torch.linspace(0, 0.05, PROBLEMS, dtype=torch.float64)[:, None]
     centre, width = make_lanes()
@@ -135,7 +135,7 @@ def worst_derivatives(way: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call cost: nodes at which f was called, growth of the process in bytes, cells of the hardest integral."""
+    """Nodes at which f was called, growth of the process in bytes, cells of the hardest integral."""
 
     nodes: int
     peak: float
@@ -232,8 +232,9 @@ def measure(scale: float = 1.0, against: str | None = None) -> Findings:
     hard_sheet, hard_figures = one_hard_lane()
     return Findings(
         "Transforms",
-        f"{PEAKS} peaks e / ((x - c)^2 + e^2) over [0, 1], widths from 1e-3 to 0.1, rtol {RTOL:g}; two parameters: how "
-        "far all are moved and a factor of all widths. Arguments: they reach f in args; captured: f closes over them. "
+        f"{PEAKS} peaks e / ((x - c)^2 + e^2) over [0, 1], widths from 1e-3 to 0.1, rtol {RTOL:g}; two parameters: "
+        "how far all are moved and a factor of all widths. Arguments: they reach f in args; captured: f closes "
+        "over them. "
         "backward: torch.autograd.grad; hessian: torch.func's beside torch.autograd.functional's. "
         f"vmap: {LANES} peaks, widths from 1e-4 to 0.1, value alone. All in runs of {IN_A_ROW} calls. One hard "
         f"lane: sin(k x)^2 + x, k = 1 in {MANY - 1} lanes and {OSCILLATION:g} in one; nodes are all at which f was "

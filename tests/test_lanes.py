@@ -1,4 +1,4 @@
-"""Every kind of integral under ``vmap``: each lane is what a call of its own would be, in value, error, nodes and status.
+"""Every kind of integral under ``vmap``: each lane is what a call of its own is, in value, error, nodes and status.
 
 Each case is written once, for one lane; a lane comes in through limits, arguments, breakpoints and `jumps`, and
 through what f captures. Closed forms are ordinary torch, so that their derivatives are autograd's.
@@ -119,52 +119,140 @@ CASES = (
         (t64([0.3, 2.0, 7.0]), RATES),
         lambda b, p: (1 - torch.exp(-p * b)) / p,
     ),
-    Case("limits of every kind", lambda a, b, p: solve(lambda x, p: torch.exp(-p * x**2), a, b, (p,)),
-         (STARTS, STOPS, PRECISIONS), gaussian_area),
-    Case("limits of every kind, captured", lambda a, b, p: solve(lambda x: torch.exp(-p * x**2), a, b),
-         (STARTS, STOPS, PRECISIONS), gaussian_area),
-    Case("a batch in each lane", lambda c: solve(peak, t64(0.0), 1.0, (c, t64(0.01))),
-         (torch.linspace(0.1, 0.9, 12).double().reshape(4, 3),), lambda c: area(c, t64(0.01)), None),
-    Case("a batch in each lane, one captured number",
-         lambda c, e: solve(lambda x, c: peak(x, c, e), t64(0.0), 1.0, (c,)),
-         (torch.linspace(0.1, 0.9, 12).double().reshape(4, 3), WIDTHS), area, None),
+    Case(
+        "limits of every kind",
+        lambda a, b, p: solve(lambda x, p: torch.exp(-p * x**2), a, b, (p,)),
+        (STARTS, STOPS, PRECISIONS),
+        gaussian_area,
+    ),
+    Case(
+        "limits of every kind, captured",
+        lambda a, b, p: solve(lambda x: torch.exp(-p * x**2), a, b),
+        (STARTS, STOPS, PRECISIONS),
+        gaussian_area,
+    ),
+    Case(
+        "a batch in each lane",
+        lambda c: solve(peak, t64(0.0), 1.0, (c, t64(0.01))),
+        (torch.linspace(0.1, 0.9, 12).double().reshape(4, 3),),
+        lambda c: area(c, t64(0.01)),
+        None,
+    ),
+    Case(
+        "a batch in each lane, one captured number",
+        lambda c, e: solve(lambda x, c: peak(x, c, e), t64(0.0), 1.0, (c,)),
+        (torch.linspace(0.1, 0.9, 12).double().reshape(4, 3), WIDTHS),
+        area,
+        None,
+    ),
     Case("components", lambda p: solve(pair, t64(0.0), 1.0, (p,)), (RATES,), pair_areas, None),
     Case("components, captured", lambda p: solve(lambda x: pair(x, p), t64(0.0), 1.0), (RATES,), pair_areas, None),
-    Case("complex", lambda k: solve(lambda x, k: torch.exp(1j * k * x), t64(0.0), 1.0, (k,)), (WAVES,), wave_area, None),
-    Case("complex, captured", lambda k: solve(lambda x: torch.exp(1j * k * x), t64(0.0), 1.0), (WAVES,), wave_area, None),
-    Case("elements", lambda c: solve(polynomial, t64(0.0), 1.0, (qg.element(c, ndim=1),)),
-         (COEFFICIENTS,), polynomial_area),
-    Case("elements and captured", lambda c, b: solve(lambda x, c: b * polynomial(x, c), t64(0.0), 1.0,
-         (qg.element(c, ndim=1),)), (COEFFICIENTS, CENTRES), lambda c, b: b * polynomial_area(c)),
-    Case("breakpoints", lambda s, p: solve(step, t64(0.0), 1.0, (s, p), points=s[None]), (STEPS, DECAYS), step_area),
-    Case("breakpoints, captured", lambda s, p: solve(lambda x: step(x, s, p), t64(0.0), 1.0, points=s[None]),
-         (STEPS, DECAYS), step_area),
+    Case(
+        "complex",
+        lambda k: solve(lambda x, k: torch.exp(1j * k * x), t64(0.0), 1.0, (k,)),
+        (WAVES,),
+        wave_area,
+        None,
+    ),
+    Case(
+        "complex, captured",
+        lambda k: solve(lambda x: torch.exp(1j * k * x), t64(0.0), 1.0),
+        (WAVES,),
+        wave_area,
+        None,
+    ),
+    Case(
+        "elements",
+        lambda c: solve(polynomial, t64(0.0), 1.0, (qg.element(c, ndim=1),)),
+        (COEFFICIENTS,),
+        polynomial_area,
+    ),
+    Case(
+        "elements and captured",
+        lambda c, b: solve(lambda x, c: b * polynomial(x, c), t64(0.0), 1.0, (qg.element(c, ndim=1),)),
+        (COEFFICIENTS, CENTRES),
+        lambda c, b: b * polynomial_area(c),
+    ),
+    Case(
+        "breakpoints", lambda s, p: solve(step, t64(0.0), 1.0, (s, p), points=s[None]), (STEPS, DECAYS), step_area
+    ),
+    Case(
+        "breakpoints, captured",
+        lambda s, p: solve(lambda x: step(x, s, p), t64(0.0), 1.0, points=s[None]),
+        (STEPS, DECAYS),
+        step_area,
+    ),
     Case(
         "more breakpoints in one lane than in another",
-        lambda s: solve(lambda x, s, t: (x - s).abs() + (x - t).abs(), t64(0.0), 1.0, (s[0], s[1].nan_to_num(0.0)),
-                        points=s),
+        lambda s: solve(
+            lambda x, s, t: (x - s).abs() + (x - t).abs(), t64(0.0), 1.0, (s[0], s[1].nan_to_num(0.0)), points=s
+        ),
         (t64([[0.2, 0.7], [0.4, nan], [0.9, 0.1]]),),
         lambda s: sum((t**2 + (1 - t) ** 2) / 2 for t in s.nan_to_num(0.0)),
         None,
     ),
-    Case("jumps", lambda s, p: solve(step, t64(0.0), 1.0, (s, p), jumps=lambda x, s, p: x - s),
-         (STEPS, DECAYS), step_area),
-    Case("jumps, captured", lambda s, p: solve(lambda x: step(x, s, p), t64(0.0), 1.0, jumps=lambda x: x - s),
-         (STEPS, DECAYS), step_area),
-    Case("logarithm", lambda p: solve(lambda x, p: -3e3 - p * x, t64(0.0), 1.0, (p,), log=True), (RATES,), log_area),
-    Case("logarithm, captured", lambda p: solve(lambda x: -3e3 - p * x, t64(0.0), 1.0, log=True), (RATES,), log_area),
-    Case("singular end", lambda p: solve(lambda x, p: x**p, t64(0.0), 1.0, (p,)), (POWERS,), lambda p: 1 / (1 + p), 1e-6),
-    Case("singular end, captured", lambda p: solve(lambda x: x**p, t64(0.0), 1.0), (POWERS,), lambda p: 1 / (1 + p), 1e-6),
+    Case(
+        "jumps",
+        lambda s, p: solve(step, t64(0.0), 1.0, (s, p), jumps=lambda x, s, p: x - s),
+        (STEPS, DECAYS),
+        step_area,
+    ),
+    Case(
+        "jumps, captured",
+        lambda s, p: solve(lambda x: step(x, s, p), t64(0.0), 1.0, jumps=lambda x: x - s),
+        (STEPS, DECAYS),
+        step_area,
+    ),
+    Case(
+        "logarithm", lambda p: solve(lambda x, p: -3e3 - p * x, t64(0.0), 1.0, (p,), log=True), (RATES,), log_area
+    ),
+    Case(
+        "logarithm, captured", lambda p: solve(lambda x: -3e3 - p * x, t64(0.0), 1.0, log=True), (RATES,), log_area
+    ),
+    Case(
+        "singular end",
+        lambda p: solve(lambda x, p: x**p, t64(0.0), 1.0, (p,)),
+        (POWERS,),
+        lambda p: 1 / (1 + p),
+        1e-6,
+    ),
+    Case(
+        "singular end, captured",
+        lambda p: solve(lambda x: x**p, t64(0.0), 1.0),
+        (POWERS,),
+        lambda p: 1 / (1 + p),
+        1e-6,
+    ),
     Case("chunks", lambda c, e: solve(peak, t64(0.0), 1.0, (c, e), chunk_size=100), (CENTRES, WIDTHS), area),
-    Case("chunks, captured", lambda c, e: solve(lambda x: peak(x, c, e), t64(0.0), 1.0, chunk_size=100),
-         (CENTRES, WIDTHS), area),
-    Case("single precision", lambda c, e: qg.quad(peak, torch.tensor(0.0), 1.0, (c, e)),
-         (CENTRES.float(), WIDE.float()), area, 2e-3, 1e-3),
-    Case("single precision, captured", lambda c, e: qg.quad(lambda x: peak(x, c, e), torch.tensor(0.0), 1.0),
-         (CENTRES.float(), WIDE.float()), area, 2e-3, 1e-3),
-    Case("another rule", lambda c, e: solve(lambda x, c: peak(x, c, e), t64(0.0), 1.0, (c,), rule="gk15"),
-         (CENTRES, WIDTHS), area),
-)  # fmt: skip
+    Case(
+        "chunks, captured",
+        lambda c, e: solve(lambda x: peak(x, c, e), t64(0.0), 1.0, chunk_size=100),
+        (CENTRES, WIDTHS),
+        area,
+    ),
+    Case(
+        "single precision",
+        lambda c, e: qg.quad(peak, torch.tensor(0.0), 1.0, (c, e)),
+        (CENTRES.float(), WIDE.float()),
+        area,
+        2e-3,
+        1e-3,
+    ),
+    Case(
+        "single precision, captured",
+        lambda c, e: qg.quad(lambda x: peak(x, c, e), torch.tensor(0.0), 1.0),
+        (CENTRES.float(), WIDE.float()),
+        area,
+        2e-3,
+        1e-3,
+    ),
+    Case(
+        "another rule",
+        lambda c, e: solve(lambda x, c: peak(x, c, e), t64(0.0), 1.0, (c,), rule="gk15"),
+        (CENTRES, WIDTHS),
+        area,
+    ),
+)
 SLOPES = [case for case in CASES if case.slope is not None]
 
 
@@ -197,7 +285,9 @@ def test_cells_of_each_lane_are_those_of_a_call_of_its_own(case: Case) -> None:
     assert plan.batch_shape == (len(alone), *alone[0].batch_shape)
     cells = plan.owner.bincount(minlength=torch.Size(plan.batch_shape).numel()).reshape(plan.batch_shape)
     for lane, own in zip(cells, alone, strict=True):
-        assert lane.reshape(-1).tolist() == own.owner.bincount(minlength=torch.Size(own.batch_shape).numel()).tolist()
+        assert (
+            lane.reshape(-1).tolist() == own.owner.bincount(minlength=torch.Size(own.batch_shape).numel()).tolist()
+        )
 
 
 @pytest.mark.parametrize("case", SLOPES, ids=str)
@@ -258,10 +348,12 @@ def test_second_derivatives_of_each_lane(case: Case, nesting: str) -> None:
 
 def test_lanes_in_different_arguments_at_every_level() -> None:
     ours = vmap(vmap(lambda b, p: solve(lambda x: torch.exp(-p * x), t64(0.0), b), (None, 0)), (0, None))
-    crossed = vmap(vmap(lambda b, p: solve(lambda x, p: torch.exp(-p * x), t64(0.0), b, (p,)), (0, None)), (None, 0))
+    crossed = vmap(
+        vmap(lambda b, p: solve(lambda x, p: torch.exp(-p * x), t64(0.0), b, (p,)), (0, None)), (None, 0)
+    )
     b, p = t64([0.3, 1.0]), RATES
     exact = (1 - torch.exp(-p * b[:, None])) / p
-    nfev = [[int(solve(lambda x: torch.exp(-q * x), t64(0.0), s).nfev) for q in p] for s in b]
+    nfev = [[int(solve(lambda x, q: torch.exp(-q * x), t64(0.0), s, (q,)).nfev) for q in p] for s in b]
     assert relative_error(ours(b, p).value, exact) <= 1e-10
     assert relative_error(crossed(b, p).value, exact.T) <= 1e-10
     assert ours(b, p).nfev.tolist() == nfev
@@ -270,7 +362,9 @@ def test_lanes_in_different_arguments_at_every_level() -> None:
 
 def test_three_levels_of_which_the_middle_one_does_not_reach_the_integral() -> None:
     one = lambda c, _, e: solve(lambda x, c: peak(x, c, e), t64(0.0), 1.0, (c,)).value
-    value = vmap(vmap(vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))(CENTRES, t64([1.0, 2.0]), WIDTHS)
+    value = vmap(vmap(vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))(
+        CENTRES, t64([1.0, 2.0]), WIDTHS
+    )
     exact = area(CENTRES[:, None], WIDTHS)
     assert value.shape == (4, 2, 4)
     assert relative_error(value, exact[:, None, :].expand(4, 2, 4)) <= 1e-9
@@ -279,8 +373,9 @@ def test_three_levels_of_which_the_middle_one_does_not_reach_the_integral() -> N
 @pytest.mark.parametrize("capture", [False, True])
 def test_dimensions_of_lanes_in_and_out(capture: bool) -> None:
     c = torch.linspace(0.1, 0.9, 12).double().reshape(3, 4)
-    f = lambda c: solve(*((lambda x: peak(x, c.sum(), 0.1), 0.0 * c) if capture else (lambda x, c: peak(x, c, 0.1), 0.0 * c)),
-                        1.0, () if capture else (c,)).value  # fmt: skip
+    arguments = lambda c: solve(lambda x, c: peak(x, c, 0.1), 0.0 * c, 1.0, (c,)).value
+    captured = lambda c: solve(lambda x: peak(x, c.sum(), 0.1), 0.0 * c, 1.0).value
+    f = captured if capture else arguments
     exact = (lambda c: area(c.sum(), t64(0.1)).expand(c.shape)) if capture else (lambda c: area(c, t64(0.1)))
     for in_dims, out_dims in ((0, 0), (1, 0), (-1, 1), (1, -1)):
         ours, closed_form = (vmap(g, in_dims, out_dims)(c) for g in (f, exact))
@@ -341,7 +436,10 @@ def test_derivative_searched_on_its_own_in_every_lane(capture: bool) -> None:
 def test_limit_that_is_no_number_in_one_lane() -> None:
     with pytest.raises(ValueError, match="limit b is NaN"):
         vmap(lambda b: solve(torch.sin, t64(0.0), b).value)(t64([1.0, nan, 2.0]))
-    assert relative_error(vmap(lambda b: solve(torch.sin, t64(0.0), b).value)(t64([1.0])), 1 - torch.cos(t64([1.0]))) <= 1e-10
+    assert (
+        relative_error(vmap(lambda b: solve(torch.sin, t64(0.0), b).value)(t64([1.0])), 1 - torch.cos(t64([1.0])))
+        <= 1e-10
+    )
 
 
 @pytest.mark.parametrize("capture", [False, True])

@@ -79,7 +79,7 @@ def test_inner_failure_is_one_warning() -> None:
 
 @pytest.mark.parametrize("rtol", (1e-2, 1e-4, 1e-6))
 def test_inner_error_is_the_noise_floor_of_the_outer(rtol: float) -> None:
-    """The outer integral stops where the inner one's error hides the rest, and reports neither less nor much more."""
+    """The outer integral stops where the inner one's error hides the rest; it reports no less and not much more."""
     inner_errors: list[Tensor] = []
 
     def coarse(x: Tensor) -> Tensor:
