@@ -83,7 +83,7 @@ class Limits:
         return torch.where(swapped, -value, value)
 
     def inner_points(self, batch: int) -> Tensor:
-        """Return a harmless point of each integral, ``(batch,)``: not the middle, where singularities like to be."""
+        """Return a harmless point of each integral, ``(batch,)``: not in the middle, where singularities may be."""
         if 0 in (self.a.numel(), self.b.numel()):
             return self.a.new_full((batch,), INNER)
         if not self.infinite:

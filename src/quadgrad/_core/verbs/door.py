@@ -1,6 +1,7 @@
 """The first look at a call: f is called once, and lanes of ``vmap`` are made part of the batch.
 
-Below the door there is one batch, whatever transforms surround the call; :func:`lower` gives the lanes their results.
+Below the door there is one batch, whatever transforms surround the call; :func:`lower` gives the lanes their
+results.
 """
 
 from __future__ import annotations
