@@ -292,17 +292,17 @@ INLINE double sum_of(const double *y, int64_t columns) {
 }
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
- * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. */
-EXPORT void measure(const Setting *set, int64_t what, double eps, Cell *cells, int64_t n, const double *y,
-                    const double *slope, double *layout) {
-    const Layout rows = rows_of(layout, n);
+ * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. Layout as in `place`. */
+EXPORT void measure(const Setting *set, int64_t edges, double eps, Cell *cells, int64_t n, const double *y,
+                    const double *slope, double *layout, int64_t stride) {
+    const Layout rows = rows_of(layout, stride);
     int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
-    const double *inner = y + (what == EDGES_TOO ? n * columns : 0);
-    const double *along = slope && what == EDGES_TOO ? slope + n : slope;
+    const double *inner = y + (edges ? n * columns : 0);
+    const double *along = slope && edges ? slope + n : slope;
     PARALLEL(sharing(n * columns, set->threads))
     for (int64_t low = 0; low < n; low += group) {
         int64_t here = n - low < group ? n - low : group;
-        for (int64_t c = low; what == EDGES_TOO && c < low + here; c++) {
+        for (int64_t c = low; edges && c < low + here; c++) {
             Cell *cell = cell_at(cells, c, tail);
             double before = sum_of(y + c * columns, columns) * (slope ? slope[c] : 1.0);
             double after = sum_of(y + (last * n + c) * columns, columns) * (slope ? slope[last * n + c] : 1.0);
