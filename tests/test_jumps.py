@@ -272,7 +272,7 @@ def test_zeros_cost_f_nothing_and_chunk_bounds_calls() -> None:
     result.value.sum().backward()
     assert relative_error(s.grad, -torch.ones(500)) <= 1e-12
     assert (result.nfev == 46).all()
-    assert f.largest_call <= 3 * 2 * 500  # the two slivers of all breakpoints
+    assert f.largest_call <= 3 * 2 * 500  # the two boundary terms of all breakpoints
     assert g.largest_call <= 500  # the Newton steps that carry the derivatives
 
 

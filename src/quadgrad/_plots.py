@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import frame
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.verbs.inputs import prepare_replay
@@ -57,35 +57,35 @@ def plot_plan(
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1]
-    cells = (plan.owner == element).nonzero().squeeze(1)
+    cells = plan.take(plan.owner == element)
     ax.set(title=f"{len(cells)} cell{'' if len(cells) == 1 else 's'} of {plan.rule}", xlabel="x")
     if len(cells) == 0:
         return ax
     integrand, limits = prepare_replay(f or torch.zeros_like, plan, a, b, args, points)
-    x, ends = _lay_out(plan, limits.detach(), cells)
+    x, ends = _place(cells, limits.detach())
     if f is None:
         ax.set_yticks([])
     else:
         with torch.no_grad():
-            y = integrand(x.to(cells.device), plan.owner[cells]).detach().cpu()
+            y = integrand(x, cells.owner).detach().cpu()
         y = (torch.view_as_real(y) if y.is_complex() else y).reshape(*x.shape, -1)
-        _draw_integrand(ax, x, y, plan.piece[cells].cpu())
-    _draw_cells(ax, ends, plan.error[cells].cpu())
+        _draw_integrand(ax, x.cpu(), y, cells.piece.cpu())
+    _draw_cells(ax, ends.cpu(), cells.error.cpu())
     if plan.infinite and float(ends.abs().max()) > 100.0:
         ax.set_xscale("symlog", linthresh=1.0)
     ax.set_xlim(float(ends.min()), float(ends.max()))
     return ax
 
 
-def _lay_out(plan: IntervalPlan, limits: Limits, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``, in float64 on the CPU."""
-    limits = limits.with_marks(tuple(mark.cpu().double() for mark in limits.marks))
-    layout = frame(limits.pieces(), *(t[cells].cpu() for t in (plan.row, plan.start, plan.stop)))
+def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
+    """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``."""
+    first, last = float(cells.tau.min()), float(cells.tau.max())
+    tau = torch.linspace(first, last, 33, dtype=torch.float64, device=cells.row.device)
+    layout = lay_out(limits.pieces(), cells.row, cells.start, cells.stop, None)
+    x, _ = layout.nodes(tau)
+    ends, _ = layout.nodes(tau.new_tensor([0.0, 1.0]))
     # An infinite end has no place in the picture, the nodes next to it have.
-    inner = torch.linspace(plan.tau.min().item(), plan.tau.max().item(), 33, dtype=torch.float64)
-    x, _ = layout.nodes(inner, slice(None))
-    ends, _ = layout.nodes(inner.new_tensor([1e-9, 1.0 - 1e-9]), slice(None))
-    return x, ends.clamp(x.min(), x.max()) if plan.infinite else ends
+    return x, ends.clamp(x.min(), x.max()) if cells.infinite else ends
 
 
 IntervalPlan.plot = plot_plan

@@ -6,6 +6,7 @@ nothing of limits, rules or tolerances.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from quadgrad._core.lanes import Lanes, plain
 __all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Element:
     """A tensor whose last ``ndim`` dimensions belong to each element of the batch; see :func:`element`."""
 
@@ -102,7 +103,7 @@ def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     lead, core = tensor.shape[:split], tensor.shape[split:]
     if all(size == 1 for size in lead):
         return Argument(tensor.reshape((1, *core) if core else ()), shared=True, element_ndim=ndim)
-    tensor = tensor.expand((*batch_shape, *core)).reshape((-1, *core))
+    tensor = tensor.expand((*batch_shape, *core)).reshape((math.prod(batch_shape), *core))
     return Argument(tensor, shared=False, element_ndim=ndim)
 
 
@@ -246,7 +247,11 @@ class Integrand:
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
-            return x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
+            y = x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
+            # An empty batch has its gradient too, an empty one.
+            return y + sum(
+                a.value.sum() for a in self.arguments if isinstance(a.value, Tensor) and not a.value.numel()
+            )
         if self.captured is not None:
             return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])

@@ -16,7 +16,7 @@ from torch import Tensor
 from quadgrad._core.breakpoints.roots import Bracket, Dip, find_zeros, follow_dips
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import largest, somewhere
-from quadgrad._core.mesh.interval import frame
+from quadgrad._core.mesh.interval import place
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
@@ -90,8 +90,7 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     n = start.shape[0]
     tau = (torch.arange(_NODES, dtype=torch.float64, device=row.device) + 0.5) / _NODES
     row, start, stop = row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0])
-    dtype = pieces.lower.dtype
-    x, _ = frame(pieces, row, start.to(dtype), stop.to(dtype)).nodes(tau.to(dtype), slice(None))
+    x = place(pieces, row, start, stop, None, tau)[0].to(pieces.lower.dtype)
     found = _scan(g, x, row // pieces.count, row // pieces.count, batch, block)
     near, edge = _nearest_edge(found, limits)
     return replace(found, place=torch.where(near, edge, found.place))

@@ -19,7 +19,7 @@ from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import export, largest, somewhere
-from quadgrad._core.mesh.interval import LINEAR, EndFrame, end_frame, frame
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 
@@ -31,10 +31,10 @@ Least = Callable[[Tensor], Tensor]
 PARTS = 16
 """Parts into which a suspect is divided at a time."""
 
-UNRESOLVED = 0.02
+SHOWN = 0.02
 """Error of a cell that holds a jump, relative to its width times the difference across it; 0.1 and more."""
 
-STEEP = 0.05
+OUTSIDE = 0.05
 """Difference between a cell's end and its outermost node that is suspect, relative to that across the cell."""
 
 WITNESSED = 0.1
@@ -160,74 +160,49 @@ def _worth_a_look(plan: IntervalPlan, limits: Limits, least: Least, block: int) 
     for first in range(0, len(plan), block):  # what is worked with does not grow with the batch
         part = slice(first, first + block)
         shown = WITNESSED * plan.tau[0] * least(owner[part]) * (plan.stop[part] - plan.start[part])
-        integrals[owner[part][somewhere(plan.error[part] > shown)]] = True
+        integrals[owner[part][plan.error[part] > shown]] = True
     if not plan.even:
-        integrals[owner[plan.kind != LINEAR]] = True
+        integrals[owner[~plan.linear]] = True
     return plan.take(integrals[owner])
 
 
 def _suspects(integrand: Integrand, plan: IntervalPlan, limits: Limits, least: Least, block: int) -> _Suspects:
     """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
     step = max(1, block // 4)
-    cells = (slice(first, first + step) for first in range(0, len(plan), step))
-    found = [_suspects_among(integrand, plan, part, limits, least) for part in cells]
-    if len(found) == 1:
-        return found[0]
-    return _Suspects(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(_Suspects)))
+    parts = (plan.take(slice(first, first + step)) for first in range(0, len(plan), step))
+    suspects = [_suspects_among(integrand, cells, limits, least) for cells in parts]
+    if len(suspects) == 1:
+        return suspects[0]
+    return _Suspects(*(torch.cat([getattr(part, f.name) for part in suspects]) for f in fields(_Suspects)))
 
 
-def _suspects_among(
-    integrand: Integrand, plan: IntervalPlan, cells: slice, limits: Limits, least: Least
-) -> _Suspects:
+def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, least: Least) -> _Suspects:
     """Return the suspects of some cells.
 
     A cell's right end is passed by a little, so that a jump right between two lies in the left one's last stretch.
     """
-    dtype, owner, row = limits.a.dtype, plan.owner[cells], plan.row[cells]
-    start, stop = plan.start[cells].to(dtype), plan.stop[cells].to(dtype)
-    pieces = limits.pieces()
-    layout = frame(pieces, row, start, stop)
-    margin = max(2.0**-30, 4.0 * torch.finfo(dtype).eps)
-    outermost = plan.tau[[0, -1]].to(dtype)
-    tau = torch.cat((outermost.new_tensor([margin]), outermost, outermost.new_tensor([1.0 + margin])))
-    x, slope = layout.nodes(tau, slice(None))
-    finest = torch.ones_like(layout.scale)
-    if not plan.even:
-        ends = (plan.kind[cells] != LINEAR).nonzero().squeeze(1)
-        close = end_frame(pieces, row[ends], start[ends], stop[ends])
-        x, slope, finest = _towards_ends(close, ends, outermost, x, slope, finest)
+    owner, pieces = cells.owner, limits.pieces()
+    margin = max(2.0**-30, 4.0 * limits.rounding.eps)
+    first, last = cells.tau[[0, -1]].tolist()
+    places = cells.start.new_tensor([margin, first, last, 1.0 + margin])
+    edges, width = lay_out(pieces, cells.row, cells.start, cells.stop, None).nodes(places)
+    x, factor = pieces.lay_out(cells).nodes(places[1:3])
+    x = torch.cat((edges[:1], x.sort(dim=0).values, edges[3:]))
     # f is never called at a limit, nor beyond a breakpoint.
-    lower, upper = pieces.ends(row)
-    x = torch.maximum(x, torch.nextafter(lower, torch.full_like(lower, torch.inf)))
-    x = torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -torch.inf)))
+    lower, upper = pieces.ends(cells.row)
+    x = torch.maximum(x, limits.next_to(lower, torch.full_like(lower, torch.inf)))
+    x = torch.minimum(x, limits.next_to(upper, torch.full_like(upper, -torch.inf)))
     # What passes an infinite end comes back from the other side.
     x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
     y = _flat(integrand(x, owner).detach(), x)
-    rise = _largest_rise(y if slope is None else y * slope[:, :, None])
-    smallest = least(owner) * ((stop - start) / layout.scale)
-    error = plan.error[cells].to(dtype) / layout.scale
-    share = rise.new_tensor([STEEP, UNRESOLVED, STEEP])[:, None]
-    suspect = torch.stack((rise[0], error / finest, rise[2])) > torch.maximum(share * rise[1], smallest)
-    part, cell = somewhere(suspect).nonzero().unbind(1)
-    smallest = smallest[cell] if slope is None else smallest[cell] / slope[part, cell]
-    return _Suspects(owner[cell], x[part, cell], x[part + 1, cell], y[part, cell], y[part + 1, cell], smallest)
-
-
-def _towards_ends(
-    layout: EndFrame, cell: Tensor, tau: Tensor, x: Tensor, slope: Tensor | None, finest: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Put the outermost nodes, and dx/dfraction there, where they are on cells that close in on an end.
-
-    Towards the end nodes stand closer together, by as much as ``finest``, and a jump's error is that much smaller.
-    """
-    places, slopes = layout.nodes(tau, slice(None))
-    places, order = places.sort(dim=0)
-    x = torch.cat((x[:1], x[1:3].index_copy(1, cell, places), x[3:]))
-    if slope is not None:
-        fraction = layout.outer * torch.exp(tau[:, None] * layout.rate)
-        slopes = (slopes / fraction.abs()).gather(0, order)
-        slope = torch.cat((slope[:1], slope[1:3].index_copy(1, cell, slopes), slope[3:]))
-    return x, slope, finest.index_copy(0, cell, torch.exp(layout.rate))
+    rise = _largest_rise(y)
+    smallest = (least(owner) * (cells.stop - cells.start) / width[:3]).expand(3, -1)
+    # A jump shows in the error times dx/dtau where it is, which may be anywhere in the cell.
+    shown = torch.stack((rise[0], cells.error / factor.amin(0), rise[2]))
+    share = rise.new_tensor([OUTSIDE, SHOWN, OUTSIDE])[:, None]
+    part, cell = (shown > torch.maximum(share * rise[1], smallest)).nonzero().unbind(1)
+    ends, values = ((t[part, cell], t[part + 1, cell]) for t in (x, y))
+    return _Suspects(owner[cell], *ends, *values, smallest[part, cell])
 
 
 def _largest_rise(y: Tensor) -> Tensor:

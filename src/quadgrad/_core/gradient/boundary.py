@@ -1,9 +1,9 @@
 """Derivatives with respect to limits and breakpoints, in ordinary torch.
 
 A limit b that requires grad adds ``d * sum_i w_i f(c + d t_i)`` with ``d = b - b.detach()``, which is 0, and
-c the neighbour of b inside the interval: the m-point Gauss rule on the sliver between the old limit
-and the moved one. Its value is 0 and its derivatives are those of the integral up to order 2 m, mixed
-ones included. An ``autograd.Function`` that returns 0 and backpropagates ``g * f(b)`` is right to first
+c the neighbour of b inside the interval: the *boundary term*, the m-point Gauss rule on the stretch between
+the old limit and the moved one. Its value is 0 and its derivatives are those of the integral up to order 2 m,
+mixed ones included. An ``autograd.Function`` that returns 0 and backpropagates ``g * f(b)`` is right to first
 order only.
 """
 
@@ -24,17 +24,24 @@ from quadgrad._core.replay import BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
+    "boundary_terms",
     "carries_gradient",
+    "follow_marks",
     "reading_distance",
     "reading_errors",
     "replay_with_limits",
     "singular_marks",
-    "sliver_sum",
 ]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
-_ROUNDING = 10.0
 _NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+
+READ_ROUNDING = 10.0
+"""A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
+
+AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
+"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a computed root is
+a few spacings off, and one spacing beside it the side is often the wrong one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Treatment:
 
 
 @dataclass(frozen=True)
-class _Sliver:
+class _Term:
     """A stretch of zero width: f is averaged over ``start + move * [0, 1]`` and multiplied by ``width``.
 
     Where ``endless``, only the width is differentiated: f's own derivative may be infinite there too. Where not
@@ -62,13 +69,6 @@ class _Sliver:
     width: Tensor
     endless: Tensor
     usable: Tensor
-
-
-def _sliver(start: Tensor, move: Tensor, sign: Tensor | float, endless: Tensor, usable: Tensor) -> _Sliver:
-    steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-    return _Sliver(
-        start, torch.where(endless, 0.0, move), sign * torch.where(endless, steep, move), endless, usable
-    )
 
 
 def carries_gradient(mark: Tensor) -> bool:
@@ -87,7 +87,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     inner = fixed.inner_points(batch)
     asked = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark)]
     no = torch.zeros_like(inner, dtype=torch.bool)
-    found = [no] * len(limits.marks)
+    singular = [no] * len(limits.marks)
     if asked:
         marks = fixed.marks
         x = torch.stack([torch.where(marks[i].isfinite(), marks[i], inner) for i in asked])
@@ -95,12 +95,12 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
             y = integrand(x, slice(0, inner.shape[0])).detach()
         good = y.isfinite()
         good = good.flatten(2).all(2) if good.ndim > 2 else good
-        for place, i in enumerate(asked):
-            found[i] = ~good[place]
-    return tuple(found)
+        for finite, i in zip(good, asked, strict=True):
+            singular[i] = ~finite
+    return tuple(singular)
 
 
-def sliver_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def boundary_terms(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
@@ -134,62 +134,59 @@ def reading_errors(
     ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
     derivative is infinite the error is, too.
     """
-    found = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
+    errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
     near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
     with torch.no_grad():
         for (index, term), (_, other) in zip(near, far, strict=True):
             places = torch.stack([t.start.detach().expand(batch) for t in (term, other)])
             y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(2, batch, -1)
-            rounding = (_ROUNDING * torch.finfo(limits.a.dtype).eps) * y.abs()
+            rounding = (READ_ROUNDING * limits.rounding.eps) * y.abs()
             rounding = rounding if relative is None else rounding + relative[:, None] * y.abs()
             error = (2.0 * (y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
-            found[index] = found[index] + error.masked_fill(term.endless, torch.inf)
-    return found
+            errors[index] = errors[index] + error.masked_fill(term.endless, torch.inf)
+    return errors
 
 
-def _terms(limits: Limits, batch: int, treatment: Treatment | None, reach: int) -> list[tuple[int, _Sliver]]:
-    """Return the slivers at all marks that carry a gradient, with the marks' places."""
+def _terms(limits: Limits, batch: int, treatment: Treatment | None, times: int) -> list[tuple[int, _Term]]:
+    """Return the boundary terms of all marks that carry a gradient, with the marks' places among all.
+
+    f is read beside the mark, at the given number of times the least distance.
+    """
     fixed = limits.detach()
     inner = fixed.inner_points(batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none)
-    terms: list[tuple[int, _Sliver]] = []
-    for i, (other, sign) in enumerate(((fixed.b, -1.0), (fixed.a, 1.0))):
-        mark, here, endless = limits.marks[i], fixed.marks[i], treatment.endless[i]
-        if carries_gradient(mark):
-            usable = here.isfinite() & ~treatment.pathwise[i]
-            move = torch.where(usable, mark - here, 0.0)
-            for _ in range(reach):
-                here = torch.nextafter(here, other)
-            terms.append((i, _sliver(torch.where(usable, here, inner), move, sign, endless, usable)))
-    return terms + _breakpoint_terms(limits, fixed, inner, treatment, reach)
-
-
-def _breakpoint_terms(
-    limits: Limits, fixed: Limits, inner: Tensor, treatment: Treatment, reach: int
-) -> list[tuple[int, _Sliver]]:
-    """Return the slivers on both sides of each breakpoint, and the breakpoint's place among the marks.
-
-    They are read at a small distance from it: at a computed root, and even one rounding unit beside
-    it, the side is often the wrong one.
-    """
-    terms: list[tuple[int, _Sliver]] = []
-    marks = limits.marks[2:]
-    if not any(carries_gradient(mark) for mark in marks):
-        return terms
-    lower, upper = torch.minimum(fixed.a, fixed.b), torch.maximum(fixed.a, fixed.b)
-    seen = fixed.marks[2:]
-    for i, (mark, here) in enumerate(zip(marks, seen, strict=True)):
-        repeated = torch.zeros_like(here, dtype=torch.bool)
-        for earlier in seen[:i]:
-            repeated = repeated | (earlier == here)
-        usable = (here > lower) & (here < upper) & ~repeated & ~treatment.pathwise[i + 2]
-        away = reach * reading_distance(fixed, i)
-        move = torch.where(usable, mark - here, 0.0)
-        sign, endless = fixed.orient(torch.ones_like(fixed.a)), treatment.endless[i + 2]
-        for start, side in ((here - away, sign), (here + away, -sign)):
-            terms.append((i + 2, _sliver(torch.where(usable, start, inner), move, side, endless, usable)))
+    terms: list[tuple[int, _Term]] = []
+    for i, mark in enumerate(limits.marks):
+        if not carries_gradient(mark):
+            continue
+        usable, sides = _limit_sides(fixed, i, times) if i < 2 else _breakpoint_sides(fixed, i - 2, times)
+        usable, endless = usable & ~treatment.pathwise[i], treatment.endless[i]
+        move = torch.where(usable, mark - fixed.marks[i], 0.0)
+        steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+        for start, sign in sides:
+            width = sign * torch.where(endless, steep, move)
+            start = torch.where(usable, start, inner)
+            terms.append((i, _Term(start, torch.where(endless, 0.0, move), width, endless, usable)))
     return terms
+
+
+def _limit_sides(fixed: Limits, index: int, times: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+    """Tell where a limit has a derivative, where f is read for it, and with which sign."""
+    start, other = fixed.marks[index], fixed.marks[1 - index]
+    for _ in range(times):
+        start = fixed.next_to(start, other)
+    return fixed.marks[index].isfinite(), [(start, -1.0 if index == 0 else 1.0)]
+
+
+def _breakpoint_sides(fixed: Limits, index: int, times: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+    """Tell the same of a breakpoint, which has two sides."""
+    here, *earlier = fixed.marks[index + 2], *fixed.marks[2 : index + 2]
+    usable = (here > torch.minimum(fixed.a, fixed.b)) & (here < torch.maximum(fixed.a, fixed.b))
+    for other in earlier:  # of equal ones the first counts
+        usable = usable & (other != here)
+    away, sign = times * reading_distance(fixed, index), fixed.orient(torch.ones_like(fixed.a))
+    return usable, [(here - away, sign), (here + away, -sign)]
 
 
 def reading_distance(fixed: Limits, index: int) -> Tensor:
@@ -199,9 +196,18 @@ def reading_distance(fixed: Limits, index: int) -> Tensor:
     above = torch.where(edges > here[:, None], edges, torch.inf).amin(1)
     gap = torch.minimum(here - below, above - here)
     gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
-    ulp = (torch.nextafter(here, torch.full_like(here, torch.inf)) - here).abs()
-    least = 64.0 * ulp if fixed.blur is None else torch.maximum(64.0 * ulp, fixed.blur[:, index])
-    return torch.minimum(torch.maximum(least, 2.0**-40 * gap), 0.25 * gap)
+    least = AWAY_ULPS * (fixed.next_to(here, torch.full_like(here, torch.inf)) - here).abs()
+    least = least if fixed.blur is None else torch.maximum(least, fixed.blur[:, index])
+    return torch.minimum(torch.maximum(least, AWAY_GAP * gap), 0.25 * gap)
+
+
+def follow_marks(limits: Limits, treatment: Treatment | None) -> Limits:
+    """Return the limits, with gradient only where nodes follow them."""
+    fixed = limits.detach()
+    if treatment is None:
+        return fixed
+    marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
+    return limits.with_marks(tuple(torch.where(pathwise, mark, still) for pathwise, mark, still in marks))
 
 
 def replay_with_limits(
@@ -213,18 +219,13 @@ def replay_with_limits(
     observer: Observer | None = None,
     rows: Rows | None = None,
 ) -> Tensor:
-    """Replay the plan and add the slivers of the limits; without a treatment the boundaries move alone.
+    """Replay the plan and add the boundary terms of the limits; without a treatment the boundaries move alone.
 
     ``observer`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
     """
-    moving = fixed = limits.detach()
-    if treatment is not None:
-        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
-        moving = limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
-    total = replay_plan(
-        integrand, plan, moving.pieces(), chunk_size or BLOCK, chunk_size is not None, observer, rows
-    )
-    value = fixed.orient(total)
+    pieces = follow_marks(limits, treatment).pieces()
+    total = replay_plan(integrand, plan, pieces, chunk_size or BLOCK, chunk_size is not None, observer, rows)
+    value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + sliver_sum(integrand, limits, plan.batch, treatment)
+        value = value + boundary_terms(integrand, limits, plan.batch, treatment)
     return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.gradient.boundary import reading_errors
+from quadgrad._core.gradient.boundary import follow_marks, reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
 from quadgrad._core.gradient.mode import Primal, Scaled
@@ -18,7 +18,6 @@ from quadgrad._core.gradient.parameters import Parameters, Substitution
 from quadgrad._core.gradient.singular_ends import EndSample, split_outputs
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
-from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Result
@@ -210,7 +209,7 @@ class _Estimate:
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
         primal, plan = self.primal, _part(self.plan, elements)
-        pieces, moving = primal.limits.detach().pieces(), self._moving().pieces()
+        pieces, moving = primal.limits.detach().pieces(), follow_marks(primal.limits, primal.treatment).pieces()
         width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
         task = self._task(replace(primal.integrand, event=(width,)), cells=max(1, ROWS // plan.tau.shape[0]))
         real, weight = pieces.lower.dtype, self.weight.reshape(plan.batch, -1)
@@ -255,15 +254,6 @@ class _Estimate:
         """Return the errors of the columns that were measured, and that of what they are divided by."""
         error = measured.error_on(plan)
         return error if self.relative is None else error + self.relative[:, None] * measured.value.abs()
-
-    def _moving(self) -> Limits:
-        """Return the limits, with gradient only where nodes follow them."""
-        limits, treatment = self.primal.limits, self.primal.treatment
-        fixed = limits.detach()
-        if treatment is None:
-            return fixed
-        marks = zip(treatment.pathwise, limits.marks, fixed.marks, strict=True)
-        return limits.with_marks(tuple(torch.where(p, mark, still) for p, mark, still in marks))
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""

@@ -8,18 +8,17 @@ the first case does the rule agree with itself on the derivative there.
 
 from __future__ import annotations
 
-import warnings
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, leaves_behind, tangent_of
-from quadgrad._core.errors import IntegrationWarning
+from quadgrad._core.errors import IntegrationWarning, warn
+from quadgrad._core.estimates.sums import weighted_sums
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -56,11 +55,10 @@ def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
     names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
     if names:
-        warnings.warn(
+        warn(
             f"the derivative with respect to {' and '.join(dict.fromkeys(names))} is infinite, or too hard to "
             "tell: f is not finite there, and its singularity stays where it is or is too strong to be followed",
             IntegrationWarning,
-            stacklevel=5,
         )
     return Treatment(tuple(pathwise), tuple(endless))
 
@@ -97,46 +95,29 @@ def _sums(
 ) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
-    That is the first null rules on cells with evenly spread nodes, the slope's rounding error, and on cells with
-    logarithmic nodes the last two terms of the series towards the end. A singularity that moves with the limit is
+    That is the first null rules, the slope's rounding error, and, on cells that are extrapolated, the last two terms
+    of the series towards the end instead. A singularity that moves with the limit is
     differentiated as a difference of two large terms, in x and in the parameter; what rounding leaves of it is eps
     times the size of the first.
     """
-    dtype = here.dtype
-    pieces, rule = moving.pieces(), get_rule(plan.rule).tensors(dtype, here.device)
-    row, start, stop = plan.row, plan.start.to(dtype), plan.stop.to(dtype)
-    linear = slice(None) if plan.even else plan.kind == LINEAR
-    groups: list[tuple[Frame | EndFrame, Tensor | slice]] = [
-        (frame(pieces, row[linear], start[linear], stop[linear]), linear)
-    ]
-    if not plan.even:
-        cell = plan.kind != LINEAR
-        groups.append((end_frame(pieces, row[cell], start[cell], stop[cell]), cell))
-    lower, upper = fixed.pieces().ends(plan.row)
-    there = here.expand(plan.batch).index_select(0, plan.owner)
-    at_lower = (plan.start == 0) & (lower == there)
-    at_upper = ((plan.stop == 1) | ((plan.stop == 0) & (plan.start < 0))) & (upper == there)
-    near = (at_lower | at_upper).to(dtype)
-    sums = here.new_zeros((5, plan.batch))
-    for layout, chosen in groups:
-        x, slope = layout.nodes(rule.nodes, slice(None))
-        owner = plan.owner[chosen]
-        y = integrand(x, owner)
-        y = y.abs() if y.is_complex() else y
-        y = y.flatten(2).sum(2) if y.ndim > 2 else y
-        y = y if slope is None else y * slope
-        functionals = rule.functionals.to(y.dtype)
-        value, nulls = functionals[0] @ y, (functionals[1] + functionals[2]) @ y * near[chosen]
-        noise = before = last = torch.zeros_like(value)
-        if isinstance(layout, EndFrame):
-            before, last = (rule.shares[-2:].to(y.dtype) @ y) * near[chosen]
-            nulls = torch.zeros_like(nulls)
-        if x.requires_grad and y.requires_grad:
-            (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-            noise = torch.finfo(dtype).eps * (functionals[0] @ steepness.detach().abs())
-        parts = torch.stack((value, nulls, noise.detach(), before, last)) * layout.scale
-        sums = sums + torch.stack([total(part, owner, plan.batch) for part in parts])
-    return sums.unbind(0)
+    mesh, rule = moving.pieces(), get_rule(plan.rule)
+    nulls, shares = (torch.from_numpy(t).to(plan.weight) for t in (rule.nulls[:2].sum(0), rule.shares[-2:]))
+    functionals = torch.cat((plan.weight[None], nulls[None], shares))
+    x, factor = mesh.lay_out(plan).nodes(plan.tau)
+    y = integrand(x, plan.owner)
+    y = y.abs() if y.is_complex() else y
+    y = y.flatten(2).sum(2) if y.ndim > 2 else y
+    value, null, before, last = weighted_sums(functionals, y, factor)
+    noise = torch.zeros_like(value)
+    if x.requires_grad and y.requires_grad:
+        (steepness,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        noise = fixed.rounding.eps * weighted_sums(plan.weight[None], steepness.detach().abs(), factor.detach())[0]
+    near = fixed.pieces().touches(plan, here.expand(plan.batch).index_select(0, plan.owner))
+    series = torch.zeros_like(near)
+    series = series if plan.extrapolated is None else series.index_fill(0, plan.extrapolated, True)
+    even, series = near & ~series, near & series
+    parts = torch.stack((value, null * even, noise, before * series, last * series), dim=1)
+    return total(parts, plan.owner, plan.batch).unbind(1)
 
 
 def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:

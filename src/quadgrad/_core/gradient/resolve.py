@@ -22,7 +22,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Derivative
 from quadgrad._core.rules import get_rule
-from quadgrad._core.search.adaptive import search
+from quadgrad._core.search.intervals import search
 from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Task
@@ -195,7 +195,7 @@ class _Search:
     def _size(self, argument: Argument) -> Tensor:
         """Return the largest modulus of each integral's argument, shape ``(batch,)``."""
         value = argument.value.detach().abs()
-        value = value.reshape(1 if argument.shared else value.shape[0], -1)
+        value = value.reshape(1, -1) if argument.shared else value[:, None].flatten(1)
         return (value.amax(1) if value.shape[1] else value.new_zeros(value.shape[0])).expand(self.primal.plan.batch)
 
     def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: IntervalPlan) -> Derivative:

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import somewhere
-from quadgrad._core.mesh.cells import LIMIT, LINEAR, ULPS, bisect
-from quadgrad._core.mesh.interval import Frame, end_frame, frame
+from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
+from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Task
 
 __all__ = ["Summit", "beside", "climb", "log_of_sum"]
 
-STEEP = 20.0
+RISE = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
 
 GENTLE = 0.25
@@ -89,13 +88,9 @@ class _Slopes:
         return _Slopes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Slopes)))
 
 
-def climb(task: Task, first: First) -> Summit:
+def climb(task: Problem, first: First) -> Summit:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
-    kind = torch.full_like(first.row, LINEAR, dtype=torch.int8) if first.kind is None else first.kind
-    linear = kind == LINEAR
-    parts = [First(*(t[mask] for t in (first.row, first.start, first.stop, kind))) for mask in (linear, ~linear)]
-    parts = [part for part in parts if part.row.shape[0]] or parts[:1]
-    cells = _Slopes.join([_survey(task, part) for part in parts])
+    cells = _survey(task, first)
     cost, budget = 2 * task.rule.nodes.size, BUDGET * task.max_nfev
     spent = total(cells.calls, cells.row // task.pieces.count, task.batch)
     while True:
@@ -103,12 +98,12 @@ def climb(task: Task, first: First) -> Summit:
         peak = _largest(cells.top, owner, task.batch)
         rises = (cells.promise > peak[owner] - REACH).to(torch.int8)
         fits = spent + cost <= budget
-        hot = somewhere(largest_component(rises) > 0) & (cells.kind == LINEAR) & cells.wide & fits[owner]
+        hot = (largest_component(rises) > 0) & (cells.kind == LINEAR) & cells.wide & fits[owner]
         if not bool(hot.any()):
             break
         start, stop = bisect(cells.start[hot], cells.stop[hot])
-        row, kind = (t[hot].repeat_interleave(2) for t in (cells.row, cells.kind))
-        halves = _survey(task, First(row, start, stop, kind))
+        row = cells.row[hot].repeat_interleave(2)
+        halves = _survey(task, First(row, start, stop))
         spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
         cells = _Slopes.join([cells.take(~hot), halves])
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
@@ -126,7 +121,7 @@ def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Ten
     for first in range(0, max(1, len(plan)), step):
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
-        parts.append(torch.logsumexp(y + beside(weights[:, part].log(), y), 0))
+        parts.append(torch.logsumexp(y + beside(weights[:, part].log().to(y.dtype), y), 0))
     return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
@@ -144,66 +139,63 @@ def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
-def _survey(task: Task, first: First) -> _Slopes:
-    """Evaluate log f on cells that are all of one sort, linear or not, a block of nodes at a time."""
-    real, row = task.pieces.lower.dtype, first.row
-    assert first.kind is not None
-    linear = not bool((first.kind != LINEAR).any())
-    ends = (row, first.start.to(real), first.stop.to(real))
-    layout = frame(task.pieces, *ends) if linear else end_frame(task.pieces, *ends)
-    rule, owner = task.rule.tensors(real, row.device), row // task.pieces.count
+def _survey(task: Problem, first: First) -> _Slopes:
+    """Evaluate log f on cells, a block of nodes at a time, and beside limits that evenly spread nodes leave out."""
+    row, pieces = first.row, task.pieces
+    linear = torch.ones_like(row, dtype=torch.bool) if first.kind is None else first.kind == LINEAR
+    layout = lay_out(pieces, row, first.start, first.stop, first.kind)
+    rule, owner = task.rule.tensors(layout.scale.dtype, row.device), row // pieces.count
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
     for begin in range(0, max(1, row.shape[0]), step):
         part = slice(begin, min(row.shape[0], begin + step))
-        x, slope = layout.nodes(rule.nodes, part)
+        x, factor = layout.nodes(rule.nodes, part)
         y = _finite(task.integrand(x, owner[part]).detach())
-        parts.append(_describe(rule, y, slope, layout.scale[part].abs()))
+        parts.append(_describe(rule, y, factor, layout.scale[part]))
     size, top, promise, *outermost = (torch.cat(column) for column in zip(*parts, strict=True))
     calls = torch.full_like(row, task.rule.nodes.size)
-    wide = (first.stop - first.start) > FINEST
-    if isinstance(layout, Frame):
-        finest = 4.0 * torch.finfo(real).eps / float(task.rule.nodes[0])
-        wide = wide & somewhere(layout.scale > layout.reach * finest)
-        middle = layout.nodes(rule.nodes.new_tensor([0.5]), slice(None))[0][0]
-        at_limits = (first.start == 0.0, (first.stop == 0.0) | (first.stop == 1.0))
-        calls = calls + at_limits[0] + at_limits[1]
-        for lower, touches, inner in zip((True, False), at_limits, outermost, strict=True):
-            cell = touches.nonzero().squeeze(1)
-            y = _beside_limit(task, row[cell], middle[cell], lower)
-            rises = torch.where(y - inner[cell] > STEEP, y, -torch.inf)
-            top = top.index_copy(0, cell, torch.maximum(top[cell], y))
-            promise = promise.index_copy(0, cell, torch.maximum(promise[cell], rises))
-    return _Slopes(row, first.start, first.stop, first.kind, size, top, promise, wide, calls)
+    finest = 4.0 * pieces.rounding.eps / float(task.rule.nodes[0])
+    wide = (first.stop - first.start > FINEST) & (layout.scale > layout.reach * finest)
+    middle = layout.nodes(rule.nodes.new_tensor([0.5]))[0][0]
+    at_limits = (linear & (first.start == 0.0), linear & ((first.stop == 0.0) | (first.stop == 1.0)))
+    for lower, touches, inner in zip((True, False), at_limits, outermost, strict=True):
+        calls, cell = calls + touches, touches.nonzero().squeeze(1)
+        y = _beside_limit(task, row[cell], middle[cell], lower)
+        rises = torch.where(y - inner[cell] > RISE, y, -torch.inf)
+        top = top.index_copy(0, cell, torch.maximum(top[cell], y))
+        promise = promise.index_copy(0, cell, torch.maximum(promise[cell], rises))
+    kind = torch.zeros_like(row, dtype=torch.int8) if first.kind is None else first.kind
+    return _Slopes(row, first.start, first.stop, kind, size, top, promise, wide, calls)
 
 
-def _beside_limit(task: Task, row: Tensor, middle: Tensor, lower: bool) -> Tensor:
+def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Tensor:
     """Return log f right beside one end of pieces, as close as search calls f; -inf where that cannot be."""
-    real = task.pieces.lower.dtype
-    eps = torch.finfo(real).eps
+    eps = task.pieces.rounding.eps
     near = torch.full_like(middle, max(LIMIT, ULPS * eps))
     ends = (near * 0.0, near) if lower else (-near, near * 0.0)
-    layout = frame(task.pieces, row, *ends)
-    x, slope = layout.nodes(near.new_tensor([1.0 if lower else 0.0]), slice(None))
+    layout = lay_out(task.pieces, row, *ends, None)
+    x, factor = layout.nodes(near.new_tensor([1.0 if lower else 0.0]))
     end, other = task.pieces.ends(row)[:: 1 if lower else -1]
     usable = end.isfinite() & (layout.scale > 4.0 * eps * (end.abs() + layout.scale / near)) & (end != other)
     x, owner = torch.where(usable, x, middle), row // task.pieces.count
     blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
     y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
-    y = y if slope is None else y + beside(slope.log(), y)
+    y = y + beside((factor / layout.scale).log().to(y.dtype), y)
     return torch.where(beside(usable, y[0]), y[0], -torch.inf)
 
 
-def _describe(rule: RuleTensors, y: Tensor, slope: Tensor | None, scale: Tensor) -> tuple[Tensor, ...]:
-    """Return the log of the sum, the largest value and the promise of cells, and log f at their outermost nodes."""
-    y = y if slope is None else y + beside(slope.log(), y)
-    width = rule.weights[:, None] * scale
-    size = torch.logsumexp(y + beside(width.log(), y), 0)
+def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """Return the log of the sum, the largest value and the promise of cells, and log f at their outermost nodes.
+
+    But for the sum, f is taken in the cell's own unit of length: what cells hold is compared, not how wide they are.
+    """
+    y = y if factor.shape[0] == 1 else y + beside((factor / scale).log().to(y.dtype), y)
+    size = torch.logsumexp(y + beside((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
     promise = torch.full_like(size, -torch.inf)
     rise = (y[1:] - y[:-1]).abs().amax(0)
-    rough = somewhere(largest_component((~(rise <= STEEP * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
+    rough = (largest_component((~(rise <= RISE * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
     if rough.shape[0] > 0:
-        promise = promise.index_copy(0, rough, _promise(y.index_select(1, rough), rule.nodes))
+        promise = promise.index_copy(0, rough, _promise(y.index_select(1, rough), rule.nodes.to(y.dtype)))
     return size, y.amax(0), promise, y[0], y[-1]
 
 
@@ -211,7 +203,7 @@ def _promise(y: Tensor, tau: Tensor) -> Tensor:
     """Return how large log f may be where that is much more than at the nodes, or is at one node only."""
     peak, gain = _between(y, tau)
     alone = torch.where(_fall(y) > ALONE, y, -torch.inf).amax(0)
-    return torch.maximum(torch.where(gain > STEEP, peak, -torch.inf).amax(0), alone)
+    return torch.maximum(torch.where(gain > RISE, peak, -torch.inf).amax(0), alone)
 
 
 def _fall(y: Tensor) -> Tensor:

@@ -83,6 +83,12 @@ class Pieces:
         """Return the lower and upper end of each row, shape ``(n,)`` or ``(1,)``."""
         return _at(self.lower, row), _at(self.upper, row)
 
+    def touches(self, cells: Any, place: Tensor) -> Tensor:
+        """Tell which of a plan's cells ends at a place, shape ``(n,)``, if that is an end of their piece."""
+        lower, upper = self.ends(cells.row)
+        at_upper = (cells.stop == 1.0) | ((cells.stop == 0.0) & (cells.start < 0.0))
+        return ((cells.start == 0.0) & (lower == place)) | (at_upper & (upper == place))
+
     def lay_out(self, cells: Any) -> Layout:
         """Return the layout of a plan's cells."""
         return lay_out(self, cells.row, cells.start, cells.stop, None if cells.even else cells.kind)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import LINEAR, Pieces, lay_out
+from quadgrad._core.mesh.interval import Pieces, lay_out
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.base import Plan
 
@@ -89,7 +89,7 @@ class IntervalPlan(Plan, geometry="interval"):
         if len(self) < 2:
             return self
         order = self.order
-        plan, mask = self.take(order), (mask & (self.kind == LINEAR))[order]
+        plan, mask = self.take(order), (mask & self.linear)[order]
         row, start, stop, error = plan.row, plan.start, plan.stop, plan.error
         width = stop - start
         whole = (start[:-1] == 0) & (stop[:-1] == 0.5) & (start[1:] == -0.5)

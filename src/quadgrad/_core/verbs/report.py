@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from quadgrad._core.errors import (
     IntegrationWarning,
     SeveredGradientWarning,
     UnmarkedJumpWarning,
+    warn,
 )
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
@@ -36,14 +36,9 @@ def report(
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     _report_jump(inner, outer)
-    derivative = result.derivative
-    calm = not bool(result.status.any()) and (derivative is None or not bool(derivative.status.any()))
-    if outer is None and not inner.failures and calm:
-        return
-    sentences = [_count("integrals", result.status, result.message)]
-    if derivative is not None:
-        sentences.append(_count("derivatives", derivative.status, describe(derivative.status)))
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [_count("integrals", result.status, result.detail)]
+    if result.derivative is not None:
+        sentences.append(_count("derivatives", result.derivative.status))
     if outer is not None:
         failures = dict(inner.failures)
         failed = int((result.status != int(Status.CONVERGED)).sum())
@@ -56,24 +51,25 @@ def report(
         f"{count} integrals inside the integrand did not converge. {sentence}"
         for sentence, count in inner.failures.items()
     ]
-    if not sentences:
-        return
-    if on_failure == "raise":
-        raise IntegrationError(" ".join(sentences))
-    warnings.warn(" ".join(sentences), IntegrationWarning, stacklevel=3)
+    text = " ".join(filter(None, sentences))
+    if text and on_failure == "raise":
+        raise IntegrationError(text)
+    if text:
+        warn(text, IntegrationWarning)
 
 
-def _count(what: str, status: Tensor, message: str) -> str:
-    """Say how many did not converge, or nothing."""
+def _count(what: str, status: Tensor, detail: str = "") -> str:
+    """Say how many did not converge, and why, or nothing."""
     failed = int((status != int(Status.CONVERGED)).sum())
-    return f"{failed} of {status.numel()} {what} did not converge. {message}" if failed else ""
+    why = f"{failed} of {status.numel()} {what} did not converge. "
+    return why + describe(status) + detail if failed else ""
 
 
 def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
     if outer is not None:
         outer.jump = outer.jump or inner.jump
     elif inner.jump:
-        warnings.warn(inner.jump, UnmarkedJumpWarning, stacklevel=4)
+        warn(inner.jump, UnmarkedJumpWarning)
 
 
 def _noise(result: Result, log: bool) -> float:
@@ -120,11 +116,10 @@ def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> li
 def warn_if_severed(lost: list[str]) -> None:
     """Warn of arguments that require grad although f's output does not."""
     if lost:
-        warnings.warn(
+        warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
             "leaves torch (.item(), float(), .detach(), NumPy) and the gradient is lost. quadgrad.doctor names "
             "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
             "detached",
             SeveredGradientWarning,
-            stacklevel=5,
         )
