@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
 
-__all__ = ["BESIDE", "AtEdges", "NewIntervals", "bisect", "locate"]
+__all__ = ["BESIDE", "NewIntervals", "bisect", "locate"]
 
 KEEP, REVERT, TURN, CLOSER, PART = range(5)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
@@ -45,24 +45,12 @@ SCANNED = 2.0**-7
 
 
 @dataclass(slots=True)
-class AtEdges:
-    """f at the edges of cells with logarithmic nodes, ``(k, *event)``: the outer one, and the inner one.
-
-    Where the cell touches the end the inner one is ``steps`` ``(k,)`` terms of its series beyond the nodes.
-    """
-
-    steps: Tensor
-    outer: Tensor
-    inner: Tensor
-
-
-@dataclass(slots=True)
 class NewIntervals:
-    """New cells: first ``linear`` of them with evenly spread nodes, then those with logarithmic ones.
+    """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_start`` and
     ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for between
-    the cells ``asked`` for and the ones before them, or, where that is None, at all edges.
+    the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
 
     owner: Tensor
@@ -71,13 +59,18 @@ class NewIntervals:
     stop: Tensor
     at_start: Tensor
     at_stop: Tensor
-    linear: int
+    rows: int
+    logarithmic: bool
     asked: Tensor | None
     layout: Layout
-    edges: AtEdges | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def part(self, cells: slice) -> NewIntervals:
+        """Return some of the cells."""
+        names = ("owner", "row", "start", "stop", "at_start", "at_stop")
+        return replace(self, **{name: getattr(self, name)[cells] for name in names}, layout=self.layout.part(cells))
 
 
 def locate(mask: Tensor, count: int) -> Tensor:

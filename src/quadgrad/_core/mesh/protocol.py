@@ -6,6 +6,7 @@ A geometry knows neither tolerances nor integrals' sums: which cells are split, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,11 +51,19 @@ class Cells:
 
 
 class NewCells(Protocol):
-    """Cells on which f was not yet called; ``owner`` is the integral of each among those still running."""
+    """Cells on which f was not yet called; ``owner`` is the integral of each among those still running.
+
+    ``rows`` is at how many places f is called for each.
+    """
 
     owner: Tensor
+    rows: int
 
     def __len__(self) -> int: ...
+
+    def part(self, cells: slice) -> Any:
+        """Return some of the cells."""
+        ...
 
 
 class Places(Protocol):
@@ -86,24 +95,23 @@ class Moves(Protocol):
 class Mesh(Protocol):
     """A geometry, with the domains of all integrals of a call."""
 
-    nodes: int
     first_nodes: int
-    """Nodes of a cell, and of one that a search starts with: at how many places f is called for it."""
+    """At how many places f is called for a cell that a search starts with."""
 
-    def start(self, first: Any) -> NewCells:
-        """Return the cells to start with, by default one for each domain."""
+    def start(self, first: Any) -> Sequence[NewCells]:
+        """Return the cells to start with, in groups that differ in their nodes."""
         ...
 
     def beside(self, new: Any) -> Places | None:
-        """Return places ``(k,)`` beside the nodes where f is needed, too."""
+        """Return places ``(k,)`` that several cells share, where f is needed, too."""
         ...
 
     def enter(self, new: Any, places: Any, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
         ...
 
-    def place(self, new: Any, part: slice) -> Places:
-        """Place the nodes of some cells."""
+    def place(self, new: Any) -> Places:
+        """Place the nodes of cells."""
         ...
 
     def unseen(self, cells: Cells) -> Tensor:
@@ -114,7 +122,7 @@ class Mesh(Protocol):
         """Say how the marked cells would be split."""
         ...
 
-    def split(self, cells: Cells, moves: Any, counts: list[int]) -> NewCells:
+    def split(self, cells: Cells, moves: Any, counts: list[int]) -> Sequence[NewCells]:
         """Return the children of the cells that are split; ``counts`` as :meth:`Moves.restrict` returned it."""
         ...
 
@@ -124,6 +132,6 @@ class Mesh(Protocol):
 
 
 class Estimate(Protocol):
-    """What f's values ``(m, n, *event)`` say about cells, given the relative noise of one value of f."""
+    """What f's values ``(rows, n, *event)`` say about new cells, given the relative noise of one value of f."""
 
-    def __call__(self, new: Any, places: Any, part: slice, y: Tensor, noise: float) -> Cells: ...
+    def __call__(self, new: Any, places: Any, y: Tensor, noise: float) -> Cells: ...
