@@ -123,22 +123,21 @@ def see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tenso
     fall like an exponential.
     """
     at = (size >= NEAR * size.amax(0)).to(torch.int8).argmax(0)
-    first, second, span, *beside, tau, at_edge = rule.distances.index_select(1, at).unbind()
+    first, second, span, away, tau, inner = rule.distances.index_select(1, at).split((1, 1, 1, 2, 1, 1))
     near, others = size.gather(0, rule.neighbours.index_select(1, at)).split((3, 2))
-    before, here, after = near.reciprocal().unbind()
+    before, here, after = near.reciprocal().split(1)
     rise = (here - before) / first
     bend = ((after - here) / second - rise) / span
     rise = torch.addcmul(rise, bend, first)
-    away = torch.stack(beside)
     ratio = torch.addcmul(here, away, torch.addcmul(rise, bend, away)) * others
-    off = ((ratio - 1.0).abs() / torch.where(at_edge > 0.0, ratio.clamp(0.0, 1.0), 1.0)).amax(0)
-    unsure = UNSURE * off * span
+    off = ((ratio - 1.0).abs() / torch.maximum(ratio.clamp_max(1.0), inner)).amax(0)
+    unsure, offset = UNSURE * off * span, rise / (2.0 * bend)
     # What is not finite anywhere makes the square so, too, and no pole is seen.
-    least = (here - rise * (rise / (4.0 * bend))) / bend
+    least = torch.addcmul(here, rise, offset, value=-0.5) / bend
     square = torch.maximum(torch.maximum(least, unsure * unsure), eps ** (2.0 / 3.0) * span * span)
-    place = (tau - rise / (2.0 * bend)).float().to(size.dtype)
+    place = (tau - offset).float().to(size.dtype)
     height = torch.exp2((-0.5 * STEPS * square.log2()).floor() / -STEPS)
-    return place, torch.where((bend > 0.0) & (square < 1.0), height, torch.inf)
+    return place[0], height.masked_fill(~((bend > 0.0) & (square < 1.0)), torch.inf)[0]
 
 
 def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -154,14 +153,6 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     above_noise = pairs[:-1].sub((2.0 * eps) * size + tiny).clamp_min_(0.0)
     decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
-    continued = pairs[-1] * _power((decay / SLOW).clamp_max_(1.0), rule.order_gap + NULL_PAIRS - 1)
+    continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)
     return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay
 
-
-def _power(base: Tensor, exponent: int) -> Tensor:
-    """Return an integer power by squaring, several times faster than ``pow``."""
-    result = base if exponent & 1 else torch.ones_like(base)
-    while exponent := exponent >> 1:
-        base = base * base
-        result = result * base if exponent & 1 else result
-    return result

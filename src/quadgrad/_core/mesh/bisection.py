@@ -241,7 +241,7 @@ class Intervals:
         at_end = (at_lower & (pole < AT_END)) | (at_upper & (pole > 1.0 - AT_END))
         high = height.masked_fill(at_end, torch.inf) ** 2 * self.shape.across
         asks = is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
-        blamed = torch.where(lean.abs() > 1.0, 2.0**-5, torch.inf)
+        blamed = torch.full_like(high, 2.0**-5).masked_fill(lean.abs() <= 1.0, torch.inf)
         return torch.where(asks, pole, 0.5 + 0.125 * lean), torch.where(asks, high, blamed)
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
@@ -315,7 +315,7 @@ def find_parts(
     parent = begins.floor()
     low = begins - parent
     high = low.roll(-1)
-    high = torch.where(high == 0.0, 1.0, high)
+    high = high.masked_fill(high == 0.0, 1.0)
     parent = parent.to(torch.int64)
     return (parent % n if logarithmic else parent), low, high
 

@@ -131,7 +131,7 @@ class Rule:
 
         Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other has
         none left. Distances are those from before to here, on to after, and between these two; from here to the other
-        two; where here is; and 1 where the node was an outermost one.
+        two; where here is; and 1 unless the node was an outermost one, then 0.
         """
         m, tau = self.nodes.size, self.nodes
         here = np.arange(m).clip(1, m - 2)
@@ -145,7 +145,7 @@ class Rule:
             tau[right] - tau[here],
         )
         neighbours = np.stack((here - 1, here, here + 1, left, right))
-        return np.stack((*steps, tau[here], here != np.arange(m))), neighbours
+        return np.stack((*steps, tau[here], here == np.arange(m))), neighbours
 
     @cached_property
     def mirrored(self) -> bool:
