@@ -178,11 +178,12 @@ def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
+    plan, detail = context
     # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
     joined = isinstance(value, Tensor) and not belongs_to_transform(value)
-    if joined and context[0] is not None and not Counter(context[0].batch_shape) <= Counter(value.shape):
-        context = (None, *context[1:])
-    return Result(value, error, status, nfev, *context, derivative[0] if derivative else None)
+    lost = joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape)
+    context = (None if lost else plan, detail, derivative[0] if derivative else None)
+    return Result(value, error, status, nfev, *context)
 
 
 def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
