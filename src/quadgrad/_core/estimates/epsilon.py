@@ -29,8 +29,8 @@ def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     before = now.new_zeros(len(now) + 1, *now.shape[1:])
     table = [now * size]
     for _ in range(columns):
-        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step. Instead
-        # of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
+        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step.
+        # Instead of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
         for instead in (still, torch.inf):
             step = now.diff(dim=0)
             before, now = now, before[1:-1] + step.masked_fill(step.abs() <= still, instead).reciprocal()

@@ -68,8 +68,8 @@ class _Values:
 class IntervalEstimate:
     """The estimate with a rule whose ``outermost`` node is that far from the edge.
 
-    ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one for each
-    cell with logarithmic nodes, where they are not to be chosen.
+    ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one
+    for each cell with logarithmic nodes, where they are not to be chosen.
     """
 
     rule: RuleTensors
@@ -102,7 +102,9 @@ class IntervalEstimate:
     def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:
         values, layout = _Values.of(weighted), new.layout
         sums, scale = weigh(self.rule, values.real, values.moduli), layout.scale
-        spread = (layout.reach / scale) * (PLACE * self.info.eps)  # how far rounding moves a node, in parts of the cell
+        spread = (layout.reach / scale) * (
+            PLACE * self.info.eps
+        )  # how far rounding moves a node, in parts of the cell
         blur = sums.variation * _along(spread.clamp_max(1.0), sums.variation)
         error, size, unresolved = self._null_rules(values, sums, blur, noise)
         error = error + self._hidden(new, sums)
@@ -122,8 +124,8 @@ class IntervalEstimate:
         """Return the error of what lies between a cell's ends and its outermost nodes, where the rule sees nothing.
 
         Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
-        :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is between
-        the two, they differ by at least as much as it matters.
+        :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
+        between the two, they differ by at least as much as it matters.
         """
         known = torch.stack((new.at_start, new.at_stop)) * new.layout.scale
         edges, allowed = sums.edges, sums.nulls[0]
@@ -132,9 +134,7 @@ class IntervalEstimate:
         gaps = (edges - known).abs().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
         return gaps.nan_to_num(0.0, 0.0, 0.0).sum(0) * self.outermost
 
-    def _logarithmic(
-        self, new: NewIntervals, places: Spots, y: Tensor, weighted: Tensor, noise: float
-    ) -> Cells:
+    def _logarithmic(self, new: NewIntervals, places: Spots, y: Tensor, weighted: Tensor, noise: float) -> Cells:
         layout, touches = new.layout, new.start * new.stop == 0.0
         assert layout.outer is not None and layout.rate is not None and places.steps is not None
         outer, inner, values = weighted[0], weighted[-1], _Values.of(weighted[1:-1])
@@ -146,7 +146,7 @@ class IntervalEstimate:
         blur = (_along(spread, sums.size) * mean.reshape(sums.size.shape)) if mean.numel() else sums.size
         error, size, unresolved = self._null_rules(values, sums, blur, noise)
         value, edges = values.components(sums.value), values.components(sums.edges, 2)
-        # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
+        # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
         known = torch.stack((outer, torch.where(_beside(touches, inner), edges[1], inner)))
         gaps = (edges - known).abs() - BEYOND * values.components(sums.nulls[0]).abs()
         hidden = largest_component(gaps.clamp_min(0.0).sum(0)) * self.outermost

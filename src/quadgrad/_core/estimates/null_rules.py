@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PARTS = (1, 2 * NULL_PAIRS, 2, 2, FUNCTIONALS - 5 - 2 * NULL_PAIRS)
-"""How many of the rule's functionals are the value, null rules, those of halves, slopes, and values at the edges."""
+"""How many of the rule's functionals are the value, null rules, halves, slopes, and values at the edges."""
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
@@ -66,7 +66,7 @@ ROUGHER = 1e3
 
 @dataclass(slots=True)
 class Sums:
-    """What a rule makes of values on ``n`` cells, which were multiplied by dx/dtau: shapes ``(n,)`` or ``(n, columns)``.
+    """What a rule makes of f times dx/dtau on ``n`` cells: shapes ``(n,)`` or ``(n, columns)``.
 
     ``size`` is the integral of their modulus, ``variation`` how much they vary, ``halves`` ``(2, ...)`` tell the
     rougher half, ``edges`` ``(2, ...)`` are what the interpolating polynomial is at both ends.
@@ -80,20 +80,19 @@ class Sums:
     edges: Tensor
 
 
-def weigh(rule: RuleTensors, values: Tensor, size: Tensor) -> Sums:
-    """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, whose modulus is ``size``."""
-    flat, magnitude = (values, size) if values.ndim == 2 else (values.flatten(1), size.flatten(1))
+def weigh(rule: RuleTensors, values: Tensor, moduli: Tensor) -> Sums:
+    """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, and of their ``moduli``."""
+    flat, magnitude = (values, moduli) if values.ndim == 2 else (values.flatten(1), moduli.flatten(1))
     value, nulls, halves, slopes, edges = (rule.functionals @ flat).unflatten(1, values.shape[1:]).split(PARTS)
-    return Sums(
-        value[0], (rule.weights @ magnitude).reshape(values.shape[1:]), nulls, halves.abs_(), slopes.abs_().sum(0), edges
-    )  # fmt: skip
+    size = (rule.weights @ magnitude).reshape(values.shape[1:])
+    return Sums(value[0], size, nulls, halves.abs_(), slopes.abs_().sum(0), edges)
 
 
 def bound_error(curable: Tensor, size: Tensor, rounding: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return error and floor ``(n,)``, and whether the error can shrink.
 
-    The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never below that
-    and the ``rounding`` of x. Where f is not finite the error is infinite.
+    The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never below
+    that and the ``rounding`` of x. Where f is not finite the error is infinite.
     """
     floor = (size * (FLOOR * eps)).nan_to_num_(0.0, posinf=0.0)
     noise = torch.minimum(rounding, size).add_(floor).nan_to_num_(0.0, posinf=0.0)
@@ -155,4 +154,3 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
     continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)
     return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay
-

@@ -35,9 +35,10 @@ SHORTEST = 2.0**-20
 
 @dataclass(slots=True)
 class Concluded:
-    """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, what the rest ``(k,)`` of the error is.
+    """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, the error ``(k,)`` and its parts.
 
-    ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the limit's.
+    ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the
+    limit's.
     """
 
     value: Tensor
@@ -97,8 +98,8 @@ def conclude(
 def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     """Tell where f far closer to the end is not at all what the series' last terms make of it, shape ``(n,)``.
 
-    A second scale hides there: the series decays as it should only down to some distance from the end, of which ``deep``
-    is ``steps`` terms beyond the last one.
+    A second scale hides there: the series decays as it should only down to some distance from the end, of which
+    ``deep`` is ``steps`` terms beyond the last one.
     """
     earlier, before, last = terms[-3:].abs().log().unbind()
     rate, drift = last - before, (last - 2.0 * before + earlier).abs()
@@ -144,5 +145,11 @@ def _doubts(table: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     higher, within, before = (torch.stack(above) - torch.stack(below)).abs().split((3, 3, 1))
     apart = SAFETY * (higher + within)
     apart[-1] += before[0]
-    apart = apart if apart.ndim == 2 else apart.flatten(2).amax(2) if apart.numel() else apart.new_zeros(apart.shape[:2])
+    apart = (
+        apart
+        if apart.ndim == 2
+        else apart.flatten(2).amax(2)
+        if apart.numel()
+        else apart.new_zeros(apart.shape[:2])
+    )
     return apart.unbind()

@@ -1,14 +1,13 @@
 """Intervals as a geometry of the search: their nodes, what refining them costs, and their children.
 
-Cells with evenly spread nodes are bisected, as often at once as a pole beside them asks for; those at an end of their
-piece get nodes spread over the logarithm of the distance from it, and are parted there if these help. The same stands
-in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a time.
+Cells with evenly spread nodes are bisected, as often at once as a pole beside them asks for; those at an end of
+their piece get nodes spread over the logarithm of the distance from it, and are parted there if these help. The
+same stands in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from quadgrad._core.mesh.cells import (
     STEP,
     TURN,
     ULPS,
+    First,
     NewIntervals,
     locate,
 )
@@ -41,8 +41,8 @@ __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
 class Spots:
     """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by.
 
-    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``steps`` ``(n,)`` is how many
-    terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
+    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``steps`` ``(n,)`` is how
+    many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
     """
 
     x: Tensor
@@ -57,20 +57,12 @@ def _spots(owner: Tensor, nodes: tuple[Tensor, Tensor], **more: Tensor) -> Spots
     return Spots(x, owner, factor, **more)
 
 
-class FirstCells(Protocol):
-    """Cells to start with, sorted by row; ``kind`` is None where all have evenly spread nodes."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    kind: Tensor | None
-
-
 @dataclass(slots=True)
 class Refinement:
     """How cells are to be refined: see :class:`quadgrad._core.mesh.protocol.Moves`.
 
-    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near`` it.
+    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near``
+    it.
     """
 
     move: Tensor
@@ -87,7 +79,7 @@ class Refinement:
         return self.move > 0
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        """Count cells that are refined, children, nodes, logarithmic children, reverted cells, and further parts."""
+        """Count cells that are refined, children, nodes, logarithmic children, cells reverted, further parts."""
         self.move = self.move * keep
         counts = self.table.index_select(1, self.move).sum(1)
         if self.near is None or self.towards is None:
@@ -117,7 +109,7 @@ class Intervals:
 
     # ------------------------------------------------------------------------------------------------ nodes
 
-    def start(self, first: FirstCells) -> list[NewIntervals]:
+    def start(self, first: First) -> list[NewIntervals]:
         """Return the cells to start with, those with logarithmic nodes in a group of their own."""
         row, start, stop, kind = first.row, first.start, first.stop, first.kind
         if kind is None:
@@ -136,7 +128,9 @@ class Intervals:
         layout = lay_out(self.pieces, row, start, stop, kind)
         unknown = start.new_full(start.shape, torch.nan)
         rows = self.nodes if edges and not logarithmic else self.nodes + BESIDE
-        return NewIntervals(owner, row, start, stop, *(edges or (unknown, unknown)), rows, logarithmic, asked, layout)
+        return NewIntervals(
+            owner, row, start, stop, *(edges or (unknown, unknown)), rows, logarithmic, asked, layout
+        )
 
     def _integral(self, row: Tensor) -> Tensor:
         return row if self.pieces.count == 1 else row // self.pieces.count
@@ -166,8 +160,8 @@ class Intervals:
     def _look_at_edges(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of first cells between their edges.
 
-        At the end of a piece that is right beside it, because f must not be called there. Where rounding would move it
-        onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
+        At the end of a piece that is right beside it, because f must not be called there. Where rounding would move
+        it onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
         """
         layout, start, stop = new.layout, new.start, new.stop
         near = max(LIMIT, ULPS * self.eps)
@@ -216,7 +210,7 @@ class Intervals:
         tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
         rightward = lean > 0.0
         rough = (at_lower & (lean < 0.0)) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
-        # TURN is 2 below PART. So is REVERT below CLOSER: where logarithms are of no help cells get linear nodes again.
+        # TURN is 2 below PART, and so is REVERT below CLOSER: where logarithms are of no help they are given up.
         lower = torch.where(linear, rough & ~tried, rightward)
         move = ((CLOSER + linear.to(torch.int64)) - 2 * lower) * marked
         pole, high = self._pole(at_lower, at_upper | (stop == 1.0), lean, pole, height)
@@ -251,7 +245,9 @@ class Intervals:
         parent, low, high = find_parts(moves, refined, children, logarithmic, further)
         whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
         if linear:
-            groups.append(self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], reverted + further))
+            groups.append(
+                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], reverted + further)
+            )
         if logarithmic:
             groups.append(self._close_in(whole[:, linear:], real[:, linear:], low[linear:], high[linear:]))
         return groups
@@ -272,8 +268,8 @@ class Intervals:
     def _close_in(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor) -> NewIntervals:
         """Return cells that get logarithmic nodes, and parts of those that have them.
 
-        These are parted at the logarithm's middle, or close to the end if they touch it. What is known at the edges of
-        the others is kept, in case that they are reverted.
+        These are parted at the logarithm's middle, or close to the end if they touch it. What is known at the edges
+        of the others is kept, in case that they are reverted.
         """
         owner, _, row, kind = whole.unbind()
         start, stop, *_, at_start, at_stop = real.unbind()
@@ -318,4 +314,3 @@ def find_parts(
     high = high.masked_fill(high == 0.0, 1.0)
     parent = parent.to(torch.int64)
     return (parent % n if logarithmic else parent), low, high
-

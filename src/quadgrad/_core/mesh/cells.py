@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
 
-__all__ = ["BESIDE", "NewIntervals", "bisect", "locate"]
+__all__ = ["BESIDE", "First", "NewIntervals", "bisect", "locate"]
 
 KEEP, REVERT, TURN, CLOSER, PART = range(5)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
@@ -44,13 +44,28 @@ SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 
+@dataclass(frozen=True)
+class First:
+    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    kind: Tensor | None = None
+
+    def part(self, cells: slice, shift: int) -> First:
+        """Return some of the cells, their rows counted from ``shift``."""
+        kind = None if self.kind is None else self.kind[cells]
+        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
+
+
 @dataclass(slots=True)
 class NewIntervals:
     """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_start`` and
-    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for between
-    the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
+    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for
+    between the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
 
     owner: Tensor

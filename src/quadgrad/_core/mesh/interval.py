@@ -48,8 +48,8 @@ DEPTH = 12
 class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
-    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    it; ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
+    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share it;
+    ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
     """
 
     lower: Tensor

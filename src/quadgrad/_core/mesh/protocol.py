@@ -1,7 +1,8 @@
 """What the search asks of a geometry: nodes in its cells, how cells are split, and what that costs.
 
 A geometry knows neither tolerances nor integrals' sums: which cells are split, and when that ends, is decided in
-:mod:`quadgrad._core.search`. What f's values say about a cell comes from an *estimate* that is made for the geometry.
+:mod:`quadgrad._core.search`. What f's values say about a cell comes from an *estimate* that is made for the
+geometry.
 """
 
 from __future__ import annotations
@@ -76,18 +77,21 @@ class Places(Protocol):
 class Moves(Protocol):
     """How the cells marked for it would be split.
 
-    ``price`` ``(4, n)``, int64, is what that costs each cell at least: how many children, how many nodes; and how many
-    children and nodes more if the integral can afford what the geometry thinks best. ``splits`` ``(n,)`` tells which
-    cells are split.
+    ``price`` ``(4, n)``, int64, is what that costs each cell at least: how many children, how many nodes; and how
+    many children and nodes more if the integral can afford what the geometry thinks best. ``splits`` ``(n,)`` tells
+    which cells are split.
     """
 
     price: Tensor
-    splits: Tensor
+
+    @property
+    def splits(self) -> Tensor: ...
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
         """Split only cells where ``keep``, and the best way only where ``afford``; return numbers that count them.
 
-        The first is how many cells are split. Search hands all numbers back to :meth:`Mesh.split`, read by the host.
+        The first is how many cells are split. Search hands all numbers back to :meth:`Mesh.split`, read by the
+        host.
         """
         ...
 
@@ -115,7 +119,7 @@ class Mesh(Protocol):
         ...
 
     def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen there."""
+        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen."""
         ...
 
     def propose(self, cells: Cells, marked: Tensor) -> Moves:

@@ -1,7 +1,7 @@
 """The search in tensor operations, for cells of any geometry and on any device.
 
-What a round does with one integral is done for all at once, and what the host has to know of it is read at once: it is
-how many operations there are, and how often the host waits, that a small round on a fast device costs.
+What a round does with one integral is done for all at once, and what the host has to know of it is read at once: it
+is how many operations there are, and how often the host waits, that a small round on a fast device costs.
 """
 
 from __future__ import annotations
