@@ -127,7 +127,7 @@ class Rule:
 
     @cached_property
     def surroundings(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-        """Of each node, or of its neighbour if it is an outermost one: distances ``(7, m)`` and neighbours ``(5, m)``.
+        """Of each node, or of its neighbour if it is outermost: distances ``(7, m)`` and neighbours ``(5, m)``.
 
         Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other
         has none left. Distances are those from before to here, on to after, and between these two; from here to the

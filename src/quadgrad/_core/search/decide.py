@@ -70,7 +70,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Verdict:
-    """Which integrals have met their tolerance, and which are done: they have come as near to it as rounding allows.
+    """Which integrals have met their tolerance, and which are done: as near to it as rounding allows.
 
     ``bad`` counts the rounds with values that are not finite, ``limit`` is the error that a cell may have,
     ``faint`` whether what is done may be anything for what was seen.
