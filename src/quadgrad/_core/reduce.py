@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["total"]
+__all__ = ["one_number", "total"]
 
 
 def total(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -26,3 +27,10 @@ def total(values: Tensor, owner: Tensor, count: int) -> Tensor:
         # index_add adds atomically on CUDA; an accumulating index_put sorts first.
         return zeros.index_put((owner,), values, accumulate=True)
     return zeros.index_add(0, owner, values)
+
+
+def one_number(y: Tensor) -> Tensor:
+    """Return one real number for f ``(n, *event)`` at one place of each cell: the sum of its real components."""
+    if y.is_complex():
+        y = torch.view_as_real(y)
+    return y if y.ndim == 1 else y.flatten(1).sum(1)

@@ -24,20 +24,15 @@ def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     """
     size = terms.detach().abs().amax(0)
     size = torch.where(size > 0, size, 1.0)
+    still = torch.finfo(size.dtype).tiny ** 0.5
     now = torch.cat((torch.zeros_like(terms[:1]), (terms / size).cumsum(0)))
     before = torch.zeros_like(torch.cat((now, now[:1])))
     table = [now * size]
     for _ in range(columns):
-        for rest in (
-            torch.inf,
-            0.0,
-        ):  # where a sequence stands still its limit is reached: 1 / inf = 0 is to be added
-            before, now = now, before[1:-1] + _reciprocal(now[1:] - now[:-1], rest)
+        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step. Instead
+        # of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
+        for instead in (still, torch.inf):
+            step = now.diff(dim=0)
+            before, now = now, before[1:-1] + torch.where(step.abs() > still, step, instead).reciprocal()
         table.append(now * size)
     return table
-
-
-def _reciprocal(step: Tensor, rest: float) -> Tensor:
-    """Return 1 / step, ``rest`` where the step is next to nothing or not finite; those places get no gradient."""
-    usable = (step.abs() > torch.finfo(step.dtype).tiny ** 0.5) & step.isfinite()
-    return torch.where(usable, 1.0 / torch.where(usable, step, 1.0), rest)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import NULLS, PLACE, apply_rule, scale_estimates
+from quadgrad._core.estimates.null_rules import PLACE, bound_error, null_rule_error, weigh
 from quadgrad._core.gradient.singular_ends import EndSample, Tails, measure_ends, split_outputs
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import bisect
@@ -142,8 +142,7 @@ def _measure_linear(
 ) -> tuple[Tensor, Tensor]:
     """Return the values ``(batch, columns)``, and error, floor and noise ``(3, batch, groups)``."""
     real, owner = task.pieces.lower.dtype, plan.owner
-    rule, gap = task.rule.tensors(real, plan.row.device), task.rule.order_gap
-    place = PLACE * torch.finfo(real).eps
+    rule = task.rule.tensors(real, plan.row.device)
     step = max(1, task.block // task.rule.nodes.size)
     width = (task.integrand.event or (0,))[0]
     layout, sample = sampler.linear(plan)
@@ -155,12 +154,9 @@ def _measure_linear(
         y, slope = _columns(*sample(part))
         columns = _spread(layout, part, width)
         eps = noise(task)
-        value, error, size, variation = _apply(rule, y, slope, gap, eps, columns)
-        rounding = torch.minimum(variation * columns.reach * place, size * columns.scale).nan_to_num(0.0, 0.0, 0.0)
-        value, error, floor, _ = scale_estimates(value, error, size, variation, columns, eps)
+        value, error, floor, rounding, steep = _estimate(rule, y, slope, eps, columns)
         if halves is not None:
-            smooth = _falls_off(rule, y, slope, size, eps)
-            sharper = _compare_halves(rule, gap, value, smooth, *halves, part, width, eps)
+            sharper = _compare_halves(rule, value, steep, *halves, part, width, eps)
             error = torch.minimum(error, sharper + floor + rounding)
         errors = torch.stack((error, floor, floor + rounding)).unflatten(1, (-1, width)).movedim(0, 1)
         if groups is not None:
@@ -176,14 +172,20 @@ def _spread(layout: Frame, part: slice, width: int) -> Frame:
     return Frame(left, scale, reach)
 
 
-def _apply(
-    rule: RuleTensors, y: Tensor, slope: Tensor | None, gap: int, eps: float, layout: Frame
-) -> tuple[Tensor, ...]:
-    """Return value, error, size and variation for unit width; see :func:`.apply_rule`."""
-    place = PLACE * torch.finfo(layout.scale.dtype).eps
-    blur = (layout.reach / layout.scale * place).clamp_max(1.0)
-    unknown = torch.full_like(blur, torch.nan).expand(2, -1)
-    return apply_rule(rule, y, slope, gap, eps, blur, unknown)[:4]
+def _estimate(
+    rule: RuleTensors, y: Tensor, slope: Tensor | None, eps: float, layout: Frame
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return value, error, floor, what rounding of x adds, and whether the null rules fall off."""
+    values = y * (layout.scale if slope is None else slope * layout.scale)
+    sums = weigh(rule, values, values.abs())
+    pairs = sums.nulls[0::2].abs() + sums.nulls[1::2].abs()
+    steep = ((pairs[:-1] - 2.0 * eps * sums.size) <= STEEP * pairs[1:]).all(0)
+    spread = layout.reach / layout.scale * (PLACE * torch.finfo(layout.scale.dtype).eps)
+    blur = sums.variation * spread
+    unseen = sums.size.add(sums.variation * spread.clamp_max(1.0), alpha=0.5 / eps)
+    error, floor, _ = bound_error(null_rule_error(rule, sums.nulls, unseen, eps)[0], sums.size, blur, eps)
+    rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
+    return sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, steep
 
 
 def _columns(y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -199,8 +201,8 @@ def _halved(plan: IntervalPlan) -> IntervalPlan:
 
 
 def _compare_halves(
-    rule: RuleTensors, gap: int, value: Tensor, smooth: Tensor, layout: Frame, sample: Sample, part: slice,
-    width: int, eps: float,
+    rule: RuleTensors, value: Tensor, smooth: Tensor, layout: Frame, sample: Sample, part: slice, width: int,
+    eps: float,
 ) -> Tensor:  # fmt: skip
     """Return the error of cells by comparison with their halves, shape ``(n * columns,)``.
 
@@ -209,19 +211,9 @@ def _compare_halves(
     """
     both = slice(2 * part.start, 2 * part.stop)
     y, slope = _columns(*sample(both))
-    columns = _spread(layout, both, width)
-    half, error, size, _ = _apply(rule, y, slope, gap, eps, columns)
-    steep = _falls_off(rule, y, slope, size, eps)
-    halves, errors, steep = (
-        t.unflatten(0, (-1, 2, width)) for t in (half * columns.scale, error * columns.scale, steep)
-    )
+    half, error, _, _, steep = _estimate(rule, y, slope, eps, _spread(layout, both, width))
+    halves, errors, steep = (t.unflatten(0, (-1, 2, width)) for t in (half, error, steep))
     difference = CAUTION * (value - halves.sum(1).flatten()).abs()
     smooth = smooth | steep.all(1).flatten()
     return (difference + errors.sum(1).flatten().masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
 
-
-def _falls_off(rule: RuleTensors, y: Tensor, slope: Tensor | None, size: Tensor, eps: float) -> Tensor:
-    """Tell where each pair of null rules is at most ``STEEP`` times the one before, or rounding."""
-    nulls = (rule.functionals[NULLS] @ (y if slope is None else y * slope)).abs()
-    pairs = nulls[0::2] + nulls[1::2]
-    return ((pairs[:-1] - 2.0 * eps * size) <= STEEP * pairs[1:]).all(0)

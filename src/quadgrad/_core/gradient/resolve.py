@@ -22,7 +22,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Derivative
 from quadgrad._core.rules import get_rule
-from quadgrad._core.search.adaptive import search
+from quadgrad._core.search.intervals import search
 from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Task

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
-from quadgrad._core.estimates.null_rules import SAFETY
-from quadgrad._core.estimates.singular_ends import NEAREST, blur_of_ends, estimate_ends, to_the_end
+from quadgrad._core.estimates.null_rules import BEYOND, PLACE, SAFETY, null_rule_error, weigh
+from quadgrad._core.estimates.singular_ends import NEAREST, conclude
 from quadgrad._core.lanes import largest
 from quadgrad._core.mesh.interval import DEPTH, EXTRAPOLATED, LINEAR, EndFrame
 from quadgrad._core.plans.interval import IntervalPlan
@@ -119,13 +119,17 @@ def measure_ends(
 
 @dataclass(frozen=True)
 class _Own:
-    """What each column's own series gives, shape ``(n, columns)``; ``rest`` is the error but for the limit's."""
+    """What each column's own series gives, shape ``(n, columns)``; ``rest`` is the error but for the limit's.
+
+    ``part`` is the error of a term: on a part of the cell the first coefficient that the nodes do not show counts.
+    """
 
     value: Tensor
     error: Tensor
     rest: Tensor
     floor: Tensor
     blur: Tensor
+    part: Tensor
 
 
 def _own_series(
@@ -135,12 +139,23 @@ def _own_series(
     width = y.shape[2]
     y, slope = y.flatten(1), slope.repeat_interleave(width, 1)
     columns, touches = _spread(layout, part, width), touches[part].repeat_interleave(width)
-    value, error, floor, *_ = estimate_ends(task, rule, y, slope, columns, touches, slice(None))
-    weighted = (y * slope * columns.scale)[1:-1]
-    blur = blur_of_ends(task, rule, weighted / columns.scale, columns, slice(None)).nan_to_num(0.0, 0.0)
-    _, doubt, *_ = to_the_end(_shares(rule.shares, weighted), task.tolerance.rtol)
-    rest = torch.maximum(error - doubt, floor + blur).nan_to_num(torch.inf)
-    return _Own(*(t.unflatten(0, (-1, width)) for t in (value, error, rest, floor, blur)))
+    eps, spread = noise(task), PLACE * torch.finfo(layout.scale.dtype).eps * columns.reach * -columns.rate
+    weighted = y * slope * columns.scale
+    outer, values, inner = weighted[0], weighted[1:-1], weighted[-1]
+    sums, mean = weigh(rule, values, values.abs()), rule.weights.to(values.dtype) @ y[1:-1].abs()
+    unseen, decay = null_rule_error(rule, sums.nulls, sums.size.add(spread * mean, alpha=0.5 / eps), eps)
+    at_outer, at_inner = ((edge - f).abs().sub(sums.nulls[0], alpha=BEYOND).clamp_min(0.0)
+                          for edge, f in zip(sums.edges, (outer, inner), strict=True))  # fmt: skip
+    hidden = rule.nodes[0] * (at_outer + at_inner.masked_fill(touches, 0.0))
+    terms = _shares(rule.shares, values)
+    errors = (unseen, hidden, spread * mean)
+    end = conclude(sums.value, terms, touches, errors, sums.size, (task.tolerance.rtol, eps))
+    lost = end.error.isinf()
+    value, floor = end.value.masked_fill(lost, 0.0), end.floor.masked_fill(lost, 0.0)
+    blur = (spread * (rule.weights.to(values.dtype) @ (y * slope)[1:-1].abs())).nan_to_num(0.0, 0.0)
+    rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf)
+    part = sums.nulls[0] * decay
+    return _Own(*(t.unflatten(0, (-1, width)) for t in (value, end.error, rest, floor, blur, part)))
 
 
 def _spread(layout: EndFrame, part: slice, width: int) -> EndFrame:
@@ -180,7 +195,7 @@ def _replayed(
         decay = (step / earlier.clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(0.99)
         drift = SAFETY * step * (decay / (1.0 - decay)).clamp_min(1.0) + earlier
         # Column 2 may sum even what grows towards the end, but to a number that is no integral.
-        grown = (step >= earlier) & (step > rest)
+        grown = (step >= earlier) & (step > rest + own.part)
         grows = grows | (grown & (column > 0))
         apart = drift.masked_fill(grown | grows, torch.inf) + doubt + rest
         errors.append(torch.minimum(own.error + gap, apart.nan_to_num(torch.inf, torch.inf)))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.cells import LIMIT, LINEAR, ULPS, bisect
-from quadgrad._core.mesh.interval import lay_out
+from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
+from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quadgrad._core.lanes import largest
-
-__all__ = ["LEVELS", "Ellipse", "Parts", "ellipse", "find_parts", "is_near", "one_pole"]
+__all__ = ["LEVELS", "Ellipse", "ellipse", "is_near", "middles_near"]
 
 LEVELS = 20
 """How many times a cell is bisected at once, at most."""
@@ -31,18 +29,6 @@ class Ellipse(NamedTuple):
     across: float
 
 
-class Parts(NamedTuple):
-    """Parts of cells, in order: the cell's index, where in it a part begins, and how long it is, from 0 to 1."""
-
-    origin: Tensor
-    low: Tensor
-    width: Tensor
-
-    def take(self, mask: Tensor) -> Parts:
-        """Return those that are marked."""
-        return Parts(*(column[mask] for column in self))
-
-
 @cache
 def ellipse(rtol: float, m: int) -> Ellipse:
     """Return the ellipse outside which poles are harmless for a rule with m nodes.
@@ -54,40 +40,24 @@ def ellipse(rtol: float, m: int) -> Ellipse:
     return Ellipse(1.0 / length**2, 1.0 / (length**2 - 1.0))
 
 
-def is_near(pole: Tensor, high: Tensor, along: float, middle: Tensor | float, width: Tensor | float) -> Tensor:
-    """Tell whether poles are in the ellipse around parts; ``high`` is the squared height, times ``across``."""
-    apart = pole - middle
-    return apart * apart * along + high < 0.25 * width * width
+def is_near(apart: Tensor, high: Tensor, along: float, quarter: Tensor | float) -> Tensor:
+    """Tell whether poles are in the ellipse around parts whose width, squared, is four times ``quarter``.
 
-
-def one_pole(pole: Tensor, high: Tensor, ellipse: Ellipse) -> tuple[Tensor, Tensor]:
-    """Return one pole for all hidden lanes, which do not all have to have one; see :func:`is_near`.
-
-    If theirs are at different places it is between them, and so high that parts become no narrower than these are
-    apart.
+    ``apart`` is how far along the cell a pole is from the part's middle, ``high`` its squared height, times ``across``.
     """
-    pole, high = pole.double(), high.double()
-    seen = high < torch.inf
-    first, last = -largest(-torch.where(seen, pole, torch.inf)), largest(torch.where(seen, pole, -torch.inf))
-    apart = (0.5 * (last - first)).clamp_min(0.0)
-    return 0.5 * (first + last), -largest(-high) + apart**2 * ellipse.across
+    return apart * apart * along + high < quarter
 
 
-def find_parts(index: Tensor, pole: Tensor, high: Tensor, along: float) -> Parts:
-    """Return the parts of the cells at ``index``: halves, and halves of those as long as the pole ``(n,)`` is near.
+def middles_near(pole: Tensor, high: Tensor, along: float) -> tuple[Tensor, Tensor]:
+    """Return where parts are bisected because a pole ``(n,)`` is near, ``(2, LEVELS - 1, n)``, and which of them are.
 
-    A pole is at its place along the cell, from 0 to 1 or beside it; see :func:`is_near`.
+    Ellipses are at most :data:`LONGEST` times as long as their parts. So at each level no others can be near than the
+    two parts between whose middles the pole is, and as those of halves are within that of the whole, what is near is
+    part of what is near at the level above. A cell that is bisected anyway has one part more for each.
     """
-    which, low = torch.arange(len(index), device=index.device), torch.zeros_like(pole)
-    width, near = torch.ones_like(pole), torch.ones_like(pole, dtype=torch.bool)
-    for level in range(1, LEVELS + 1):
-        more = int(near.sum())
-        if more == 0:
-            break
-        copies = torch.repeat_interleave(near + 1, output_size=len(near) + more)
-        second = torch.zeros_like(copies, dtype=torch.bool)
-        second[1:] = copies[1:] == copies[:-1]
-        width = torch.where(near, 0.5 * width, width)[copies]
-        low, which = low[copies] + width * second, which[copies]
-        near = is_near(pole[which], high[which], along, low + 0.5 * width, width) & (width == 0.5**level)
-    return Parts(index[which], low, width)
+    number = torch.exp2(torch.arange(1, LEVELS, dtype=pole.dtype, device=pole.device))[:, None]
+    left = (pole * number - 0.5).floor()
+    part = torch.stack((left, left + 1.0))
+    middle = (part + 0.5) / number
+    near = is_near(pole - middle, high, along, 0.25 / (number * number))
+    return middle, near & (part >= 0.0) & (part < number)

@@ -30,13 +30,17 @@ SHARES = 6
 class RuleTensors:
     """The rule on a device, in the dtype of the sums.
 
-    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``.
+    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; around each node, see
+    :attr:`Rule.surroundings`, distances ``(7, m)`` and neighbours ``(5, m)``; :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
     weights: torch.Tensor
     functionals: torch.Tensor
     shares: torch.Tensor
+    distances: torch.Tensor
+    neighbours: torch.Tensor
+    order_gap: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +126,22 @@ class Rule:
         return np.asarray(shares, dtype=np.float64)
 
     @cached_property
+    def surroundings(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+        """Of each node, or of its neighbour if it is an outermost one: distances, ``(7, m)``, and neighbours, ``(5, m)``.
+
+        Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other has
+        none left. Distances are those from before to here, on to after, and between these two; from here to the other
+        two; where here is; and 1 where the node was an outermost one.
+        """
+        m, tau = self.nodes.size, self.nodes
+        here = np.arange(m).clip(1, m - 2)
+        left, right = np.where(here > 1, here - 2, here + 3), np.where(here < m - 2, here + 2, here - 3)
+        before, after = tau[here - 1], tau[here + 1]
+        steps = (tau[here] - before, after - tau[here], after - before, tau[left] - tau[here], tau[right] - tau[here])
+        neighbours = np.stack((here - 1, here, here + 1, left, right))
+        return np.stack((*steps, tau[here], here != np.arange(m))), neighbours
+
+    @cached_property
     def mirrored(self) -> bool:
         """Whether the nodes are symmetric about one in the middle."""
         return self.nodes.size % 2 == 1 and bool(np.abs(self.nodes + self.nodes[::-1] - 1.0).max() < 1e-14)
@@ -144,8 +164,12 @@ class Rule:
         found = self._cache.get(key)
         if found is not None:
             return found
-        columns = (self.nodes, self.weights, self.functionals, self.shares)
-        made = RuleTensors(*(torch.as_tensor(column, dtype=dtype, device=device) for column in columns))
+        distances, neighbours = self.surroundings
+        columns = (self.nodes, self.weights, self.functionals, self.shares, distances)
+        made = RuleTensors(
+            *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),
+            torch.as_tensor(neighbours, device=device), self.order_gap,
+        )  # fmt: skip
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import outside_transforms, without_derivatives
-from quadgrad._core.estimates.endpoint_values import look_at_edges
-from quadgrad._core.estimates.null_rules import apply_rule
-from quadgrad._core.estimates.singular_ends import estimate_ends
-from quadgrad._core.lanes import largest, plain, somewhere
-from quadgrad._core.mesh.cells import BESIDE, GEOMETRIC, LINEAR, Cells, bisect, is_faint, to_scan
-from quadgrad._core.mesh.interval import end_frame, frame
-from quadgrad._core.reduce import total
-from quadgrad._core.search.adaptive import allowed_error, linear_cells, node_blur
+from quadgrad._core.lanes import plain
+from quadgrad._core.mesh.cells import bisect
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.decide import Totals, judge, mark
+from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import SHARE, Found, Task, noise
+from quadgrad._core.search.task import Found, Task, noise
+from quadgrad._core.search.tensors import call_beside, unpack
 from quadgrad._core.status import Status
 
 __all__ = ["Recheck", "Watch", "recheck"]
@@ -44,42 +44,22 @@ class Watch:
         """Look at the values on some cells, and call f at their edges, too."""
         if self.closed:
             return
-        kind, y, factor = self.first.kind, plain(y), plain(factor)
+        task, first, y = self.task, self.first, plain(y)
         with without_derivatives(), outside_transforms():
-            if kind is None:
-                self._see_linear(index, y, factor)
-                return
-            linear = kind[index] == LINEAR
-            for mask, see in ((linear, self._see_linear), (~linear, self._see_ends)):
-                if bool(mask.any()):
-                    see(index[mask], y[:, mask], factor[:, mask])
-
-    def _see_linear(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
-        task = self.task
-        row, start, stop, real = self._cells(index)
-        layout = frame(task.pieces, row, start.to(real), stop.to(real))
-        rule, eps = task.rule.tensors(real, row.device), noise(task)
-        known = look_at_edges(task, row, start, stop)
-        slope = None if layout.tail is None else (factor / layout.scale).to(real)
-        *columns, _ = apply_rule(rule, y, slope, task.rule.order_gap, eps, node_blur(layout), known)
-        self.parts.append((index, linear_cells(task, row, start, stop, tuple(columns), layout, eps)))
-
-    def _see_ends(self, index: Tensor, y: Tensor, _: Tensor) -> None:
-        task, kind = self.task, self.first.kind
-        assert kind is not None
-        row, start, stop, real = self._cells(index)
-        layout = end_frame(task.pieces, row, start.to(real), stop.to(real))
-        rule, touches = task.rule.tensors(real, row.device), (start == 0) | (stop == 0)
-        edge = rule.nodes.new_ones(1)
-        x, slope = layout.nodes(torch.cat((0.0 * edge, rule.nodes, edge)), slice(None))
-        outer, inner = task.integrand(x[[0, -1]], row // task.pieces.count).detach().split(1)
-        held = kind[index].to(torch.int64) - (GEOMETRIC + 1)
-        found = estimate_ends(task, rule, torch.cat((outer, y, inner)), slope, layout, touches, slice(None), held)
-        self.parts.append((index, Cells(row, start, stop, *found)))
-
-    def _cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
-        first = self.first
-        return first.row[index], first.start[index], first.stop[index], self.task.pieces.lower.dtype
+            kind = None if first.kind is None else first.kind[index]
+            held = None
+            if kind is not None:  # those with logarithmic nodes come last
+                order = (kind != LINEAR).sort(stable=True).indices
+                index, y, kind = index[order], y.index_select(1, order), kind[order]
+                held = kind[kind != LINEAR].to(torch.int64) - EXTRAPOLATED
+            mesh, estimate = interval_parts(task, held)
+            new = mesh.start(First(first.row[index], first.start[index], first.stop[index], kind))
+            beside = mesh.beside(new)
+            if beside is not None:
+                mesh.enter(new, beside, call_beside(task, beside))
+            part = slice(0, len(new))
+            wide = torch.complex128 if y.is_complex() else torch.float64
+            self.parts.append((index, estimate(new, mesh.place(new, part), part, y.to(wide), noise(task))))
 
     def restart(self) -> None:
         """Forget what was seen: all of it comes again."""
@@ -133,7 +113,7 @@ class Recheck:
         row, order = torch.cat((first.row[stays], mended.row)).sort(stable=True)
         columns = (
             (first.start, mended.start), (first.stop, mended.stop),
-            (first.cell_error, largest(mended.cell_error)), (_kinds(first), _kinds(mended)),
+            (first.cell_error, mended.cell_error), (_kinds(first), _kinds(mended)),
         )  # fmt: skip
         start, stop, cell_error, kind = (torch.cat((old[stays], new))[order] for old, new in columns)
         tail = (1,) * (first.value.ndim - 1)
@@ -149,22 +129,17 @@ class Recheck:
 def recheck(watch: Watch) -> Recheck:
     """Judge the cells that were replayed, as search does."""
     task, cells = watch.task, watch.close()
-    owner, n = cells.row // task.pieces.count, task.batch
-    value, error, floor = (total(t, owner, n) for t in (cells.value, cells.error, cells.floor))
-    allowed = allowed_error(task.tolerance, value, floor)
-    met = largest(error / allowed) <= 1.0
-    # Where rounding alone exceeds the tolerance, near it is near enough; what is faint is to be scanned.
-    done = largest(error / torch.maximum(allowed, 2.0 * floor)) <= 1.0
-    unseen = total(to_scan(cells, 0.5 * error[owner]).to(torch.int64), owner, n) > 0
-    done = done & ~(unseen & somewhere(is_faint(value, error)))
-    status = torch.where(met, int(Status.CONVERGED), int(Status.ROUNDOFF))
-    kind, count = None if watch.first.kind is None else cells.kind, total(torch.ones_like(owner), owner, n)
-    found = Found(
-        cells.row, cells.start, cells.stop, largest(cells.error), kind, value, error, status,
-        count * (task.rule.nodes.size + BESIDE),
-    )  # fmt: skip
-    coarse = found.cell_error > SHARE * (largest(allowed) / count.clamp_min(1))[owner]
-    return Recheck(found, done, coarse, task.pieces.count)
+    mesh, owner, n = interval_parts(task)[0], cells.whole[0], task.batch
+    dtype = task.integrand.output_dtype or task.integrand.sum_dtype
+    sums, count = sum_by_owner(cells.sums, owner, n), sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
+    totals, each = (Totals.of(t, dtype.is_complex) for t in (sums, cells.sums))
+    verdict = judge(task.tolerance, totals, count, torch.zeros_like(count))
+    marked = mark(verdict, totals, cells, each, mesh.unseen(cells))
+    # Of what is done a cell is marked only where that is faint, and more might be between the nodes.
+    done = verdict.done & (sum_by_owner(marked.to(torch.int64)[None], owner, n)[0] == 0)
+    status = torch.where(verdict.met, int(Status.CONVERGED), int(Status.ROUNDOFF))
+    value, error = unpack(task.integrand, dtype, sums)
+    return Recheck(record(cells, value, error, status, count * mesh.first_nodes), done, marked, task.pieces.count)
 
 
 def _kinds(found: Found) -> Tensor:

@@ -11,12 +11,11 @@ What does the work is a *body*: tensor operations for cells of any shape and on 
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found
+from typing import Any, Protocol, TypeVar
 
 __all__ = ["Bodies", "Tally", "search_rounds"]
+
+R = TypeVar("R", covariant=True)
 
 
 class Tally(Protocol):
@@ -29,10 +28,10 @@ class Tally(Protocol):
     def waiting(self) -> int: ...
 
 
-class Bodies(Protocol):
+class Bodies(Protocol[R]):
     """The state of one search: cells at hand, settled cells, and the books of all integrals."""
 
-    def open(self, first: First | None) -> None:
+    def open(self, first: Any) -> None:
         """Take the cells to start with, by default whole pieces, and open the books of all integrals."""
         ...
 
@@ -48,12 +47,12 @@ class Bodies(Protocol):
         """Take the integrals that wait back, with all their cells as they were estimated; none waits then."""
         ...
 
-    def close(self) -> Found:
+    def close(self) -> R:
         """Return the totals, and all settled cells, sorted by row; those of one row as they settled."""
         ...
 
 
-def search_rounds(bodies: Bodies, first: First | None) -> Found:
+def search_rounds(bodies: Bodies[R], first: Any) -> R:
     """Search from the given cells, by default from whole pieces, until no integral runs or waits."""
     bodies.open(first)
     bodies.evaluate()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.lanes import somewhere
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
@@ -34,7 +33,7 @@ def first_cells(
     pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: IntervalPlan | None
 ) -> First:
     """Return the whole pieces, or an earlier plan's cells; empty pieces get none."""
-    occupied = somewhere(pieces.upper > pieces.lower)
+    occupied = pieces.upper > pieces.lower
     if plan is None and occupied.shape[0] == 1 and bool(occupied):  # shared limits that differ
         row = torch.arange(batch, device=occupied.device)
         start = torch.zeros(batch, dtype=torch.float64, device=occupied.device)

@@ -15,16 +15,10 @@ from quadgrad._core.nesting import current_record
 from quadgrad._core.rules import Rule
 from quadgrad._core.tolerance import Tolerance
 
-__all__ = ["BLOCK", "PATIENCE", "SHARE", "Found", "Task", "noise"]
-
-SHARE = 0.5
-"""A cell settles when its error is below this share of the tolerance over the number of cells at hand."""
+__all__ = ["BLOCK", "Found", "Task", "noise"]
 
 BLOCK = 2**17
 """Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""
-
-PATIENCE = 6
-"""Rounds of bisection after which values that are still not finite count as a region, not as points."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.search.adaptive import search
+from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.start import First, first_cells
 from quadgrad._core.search.task import Found, Task

@@ -15,7 +15,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.result import Result
-from quadgrad._core.search.task import SHARE
+from quadgrad._core.search.decide import SHARE
 from quadgrad._core.tolerance import epsilon
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.quad import quad

@@ -21,7 +21,7 @@ from quadgrad._core.mesh.cells import BESIDE
 from quadgrad._core.mesh.interval import LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.rules import Rule
-from quadgrad._core.search.adaptive import WAIT
+from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
     EDGES_TOO,

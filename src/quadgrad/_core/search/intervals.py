@@ -1,0 +1,48 @@
+"""The search on intervals in tensor operations: which geometry, which estimate, and what is handed over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.interval import IntervalEstimate
+from quadgrad._core.mesh.bisection import Intervals
+from quadgrad._core.mesh.interval import LINEAR, Pieces
+from quadgrad._core.mesh.poles import ellipse
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.rules.rule import SHARES
+from quadgrad._core.search.rounds import search_rounds
+from quadgrad._core.search.start import First
+from quadgrad._core.search.task import Found, Task
+from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+
+__all__ = ["interval_parts", "record", "search"]
+
+
+def interval_parts(task: Task, held: Tensor | None = None) -> tuple[Intervals, IntervalEstimate]:
+    """Return a task's geometry and estimate, in double precision."""
+    pieces, info, tolerance = task.pieces, task.pieces.rounding, task.tolerance
+    pieces = Pieces(pieces.lower.double(), pieces.upper.double(), pieces.count, pieces.infinite, pieces.x_dtype)
+    rule = task.rule.tensors(torch.float64, pieces.lower.device)
+    mesh = Intervals(pieces, rule.nodes, ellipse(tolerance.rtol, task.rule.nodes.size), SHARES, info)
+    return mesh, IntervalEstimate(rule, tolerance.rtol, info, float(task.rule.nodes[0]), held)
+
+
+def search(task: Task, first: First) -> Found:
+    """Search from the given cells; integrals without a cell are zero and converged."""
+    try:
+        return search_rounds(TensorBodies(task, *interval_parts(task), record), first)
+    except TurnsComplexError:
+        integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
+        return search(replace(task, integrand=integrand, opening=None), first)
+
+
+def record(cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Found:
+    """Return the cells sorted by row; those of one row as they settled."""
+    row, order = cells.whole[2].sort(stable=True)
+    start, stop, kind = (t.index_select(0, order) for t in (cells.real[0], cells.real[1], cells.whole[3]))
+    cell_error = cells.sums[-2].index_select(0, order).to(error.dtype)
+    kinds = kind.to(torch.int8) if bool((kind != LINEAR).any()) else None
+    return Found(row, start, stop, cell_error, kinds, value, error, status, nfev)

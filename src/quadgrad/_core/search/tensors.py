@@ -1,0 +1,144 @@
+"""The search in tensor operations, for cells of any geometry and on any device.
+
+What a round does with one integral is done for all at once, and what the host has to know of it is read at once: it is
+how many operations there are, and how often the host waits, that a small round on a fast device costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.integrand import Integrand
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, Places
+from quadgrad._core.search.books import Books, Running, sum_by_owner
+from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
+from quadgrad._core.search.task import Task, noise
+
+__all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
+
+
+R = TypeVar("R")
+
+
+class TurnsComplexError(Exception):
+    """f returned complex values where the first one was real: all has to be done again with complex sums."""
+
+
+@dataclass(slots=True)
+class Count:
+    """See :class:`quadgrad._core.search.rounds.Tally`."""
+
+    running: int
+    waiting: int
+
+
+class TensorBodies(Generic[R]):
+    """The state of one search, see :class:`quadgrad._core.search.rounds.Bodies`.
+
+    ``record`` makes what is handed over of the settled cells and of value, error, status and nfev of all integrals.
+    """
+
+    def __init__(self, task: Task, mesh: Mesh, estimate: Estimate, record: Callable[..., R]) -> None:
+        self.task, self.mesh, self.estimate, self.record = task, mesh, estimate, record
+        self.dtype = task.integrand.output_dtype or task.integrand.sum_dtype
+        self.waiting, self.reopened = 0, False
+        self.new: Any = None
+
+    def open(self, first: Any) -> None:
+        """Take the cells to start with."""
+        new, n = self.mesh.start(first), self.task.batch
+        self.new, owner = new, new.owner
+        components = math.prod(self.task.integrand.event or ()) * (1 + self.dtype.is_complex)
+        sums = torch.zeros((components + 2, n), dtype=torch.float64, device=owner.device)
+        count = sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
+        who = torch.arange(n, device=owner.device)
+        whole = torch.stack((who, count, count * self.mesh.first_nodes, torch.zeros_like(who)))
+        self.running, self.books = Running(whole, sums), Books(n, sums)
+
+    def evaluate(self) -> None:
+        """Call f on the new cells, a block of nodes at a time, and estimate."""
+        new, mesh, block = self.new, self.mesh, self.task.block
+        beside = mesh.beside(new)
+        if beside is not None:
+            mesh.enter(new, beside, self._wide(call_beside(self.task, beside)))
+        parts: list[Cells] = []
+        step = max(1, block // mesh.nodes)
+        for low in range(0, max(1, len(new)), step):
+            part = slice(low, min(len(new), low + step))
+            places = mesh.place(new, part)
+            y = self._wide(self.task.integrand(places.x, places.owner).detach())
+            parts.append(self.estimate(new, places, part, y, noise(self.task)))
+        self.cells = Cells.join(parts)
+
+    def _wide(self, y: Tensor) -> Tensor:
+        """Return values in double precision."""
+        if y.is_complex() and not self.dtype.is_complex:
+            raise TurnsComplexError
+        dtype = torch.complex128 if self.dtype.is_complex else torch.float64
+        return y if y.dtype == dtype else y.to(dtype)
+
+    def decide(self) -> Count:
+        """Judge all running integrals, put away what has settled, and split the other cells."""
+        task, mesh, cells, running = self.task, self.mesh, self.cells, self.running
+        owner, (_, count, nfev, bad) = cells.whole[0], running.whole.unbind()
+        n, is_complex = len(running), self.dtype.is_complex
+        sums = running.sums + sum_by_owner(cells.sums, owner, n)
+        totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
+        verdict = judge(task.tolerance, totals, count, bad, self.reopened)
+        moves = mesh.propose(cells, mark(verdict, totals, cells, each, mesh.unseen(cells)))
+        wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
+        spent = spent + nfev
+        afford = spent + dear <= task.max_nfev  # else as few children as can be
+        wanted, spent = wanted + more * afford, spent + dear * afford
+        code = finish(verdict, wanted, spent > task.max_nfev, stuck(task.tolerance, totals) if self.reopened else WAIT)
+        runs = code == RUN
+        counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
+        n_run, n_wait, *counts = torch.cat((torch.stack((runs.sum(), (code == WAIT).sum())), counts)).tolist()
+        self.waiting, self.reopened = self.waiting + n_wait, False
+        if n_run < n:
+            gone = locate(~runs, n - n_run)
+            self.books.enter(running.take(gone), code.index_select(0, gone), sums.index_select(1, gone))
+        settled = cells.take(locate(~moves.splits, len(cells) - counts[0])) if counts[0] else cells
+        if n_run:
+            sums = running.sums + sum_by_owner(settled.sums, settled.whole[0], n)
+            going = Running(torch.stack((running.whole[0], wanted, spent, verdict.bad)), sums)
+            self.new = mesh.split(cells, moves, counts)
+            if n_run < n:
+                going = going.take(locate(runs, n_run))
+                self.new.owner = (runs.cumsum(0) - 1).index_select(0, self.new.owner)
+            self.running = going
+        self.books.settle(settled, running)
+        return Count(n_run, self.waiting)
+
+    def withdraw(self) -> None:
+        """Take the integrals that wait back, with all their cells."""
+        self.running, cells = self.books.withdraw()
+        self.cells, self.waiting, self.reopened = self.mesh.recall(cells), 0, True
+
+    def close(self) -> R:
+        """Return the totals and all settled cells."""
+        value, error = unpack(self.task.integrand, self.dtype, self.books.sums)
+        return self.record(Cells.join(self.books.settled), value, error, *self.books.whole.unbind())
+
+
+def call_beside(task: Task, places: Places) -> Tensor:
+    """Return f at single places, a block of them at a time, ``(k, *event)``."""
+    x, owner, size = places.x, places.owner, task.block
+    blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
+    y = [task.integrand(x[None, block], owner[block]).detach()[0] for block in blocks]
+    return y[0] if len(y) == 1 else torch.cat(y)
+
+
+def unpack(integrand: Integrand, dtype: torch.dtype, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return value ``(n, *event)`` and error of sums, see :class:`quadgrad._core.mesh.protocol.Cells`."""
+    value, error = sums[:-2].T, sums[-2]
+    value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous()) if dtype.is_complex else value
+    value = value.reshape(sums.shape[1], *(integrand.event or ())).to(dtype)
+    return value, error.to(value.real.dtype)
