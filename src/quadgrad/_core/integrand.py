@@ -248,7 +248,9 @@ class Integrand:
         if x.shape[1] == 0 and self.event is not None:
             y = x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
             # An empty batch has its gradient too, an empty one.
-            return y + sum(a.value.sum() for a in self.arguments if isinstance(a.value, Tensor) and not a.value.numel())
+            return y + sum(
+                a.value.sum() for a in self.arguments if isinstance(a.value, Tensor) and not a.value.numel()
+            )
         if self.captured is not None:
             return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])

@@ -77,9 +77,7 @@ class IntervalEstimate:
                 whole[:, linear:] = some
         return cells
 
-    def _look(
-        self, new: NewIntervals, places: Spots, part: slice, y: Tensor, noise: float, linear: int
-    ) -> _Seen:
+    def _look(self, new: NewIntervals, places: Spots, part: slice, y: Tensor, noise: float, linear: int) -> _Seen:
         assert places.factor is not None
         values = y * places.factor.reshape(places.factor.shape + (1,) * (y.ndim - 2))
         sizes, columns = values.abs(), torch.view_as_real(values) if y.is_complex() else values

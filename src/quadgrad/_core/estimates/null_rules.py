@@ -89,9 +89,7 @@ def weigh(rule: RuleTensors, values: Tensor, size: Tensor) -> Sums:
     )  # fmt: skip
 
 
-def bound_error(
-    curable: Tensor, size: Tensor, rounding: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def bound_error(curable: Tensor, size: Tensor, rounding: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return error and floor ``(n,)``, and whether the error can shrink.
 
     The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never below that

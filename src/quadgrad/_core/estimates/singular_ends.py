@@ -105,7 +105,9 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     steps = steps.reshape(-1, *(1,) * (last.ndim - 1))
     expected = torch.addcmul(last + math.log(SHARES), steps, rate)
     # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
-    off = (deep.abs().log() - expected).abs() > torch.addcmul(torch.full_like(drift, LAWLESS), steps, drift, value=2 * SHARES)
+    off = (deep.abs().log() - expected).abs() > torch.addcmul(
+        torch.full_like(drift, LAWLESS), steps, drift, value=2 * SHARES
+    )
     off = off & (steps > 0) & expected.isfinite()
     return off.flatten(1).any(1) if off.ndim > 1 else off
 

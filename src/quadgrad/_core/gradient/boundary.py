@@ -40,8 +40,8 @@ READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
-"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a computed root is
-a few spacings off, and one spacing beside it the side is often the wrong one."""
+"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a computed root
+is a few spacings off, and one spacing beside it the side is often the wrong one."""
 
 
 @dataclass(frozen=True)

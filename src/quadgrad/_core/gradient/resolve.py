@@ -12,7 +12,7 @@ from quadgrad._core._torch import carries_derivative
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.gradient.boundary import singular_marks
 from quadgrad._core.gradient.derivative import as_reals, differentiate, output_count, variables_of
-from quadgrad._core.gradient.measure import Measured, Replayed, measure
+from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
@@ -148,18 +148,18 @@ class _Search:
         if plan.batch == 0 or not self.integrand.event or not self.integrand.event[0]:
             return self._outcome(self.limits.a.new_zeros((plan.batch, len(names))), status, nfev, plan)
         task = self._task(self.integrand)
-        replayed = Replayed(self.primal.integrand, self.integrand)
-        measured = measure(task, plan, replayed, self.groups)
+        sampler = sampler_of(self.integrand, self.primal.integrand, self.integrand, task.block)
+        measured = measure(task, plan, sampler, self.groups)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
-            plan = choose_columns(plan, measured.tails, asked)
+            plan = choose_columns(plan, measured.ends, asked)
             late = largest((self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
             before = before or (plan, self._error(measured, plan), asked)
             scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
-            plan = draw_closer(plan, measured.tails, asked, late)
+            plan = draw_closer(plan, measured.ends, asked, late)
             again = late[plan.owner]
             scaled = replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps))
             rest = plan.take(again)
@@ -167,9 +167,9 @@ class _Search:
             made = make_plan(found, task.pieces, plan.batch_shape, task.rule)
             plan = plan.take(~again).join(made)
             nfev, status = nfev + export(found.nfev), torch.maximum(status, export(found.status))
-            measured = measure(task, plan, replayed, self.groups)
+            measured = measure(task, plan, sampler, self.groups)
         asked, _ = self._asked(measured)
-        plan = choose_columns(plan, measured.tails, asked)
+        plan = choose_columns(plan, measured.ends, asked)
         now = (plan, self._error(measured, plan), asked)
         plan, error, asked = now if before is None else _better(before, now)
         met = largest((error / asked).amax(1)) <= 1.0

@@ -137,7 +137,13 @@ class Rule:
         here = np.arange(m).clip(1, m - 2)
         left, right = np.where(here > 1, here - 2, here + 3), np.where(here < m - 2, here + 2, here - 3)
         before, after = tau[here - 1], tau[here + 1]
-        steps = (tau[here] - before, after - tau[here], after - before, tau[left] - tau[here], tau[right] - tau[here])
+        steps = (
+            tau[here] - before,
+            after - tau[here],
+            after - before,
+            tau[left] - tau[here],
+            tau[right] - tau[here],
+        )
         neighbours = np.stack((here - 1, here, here + 1, left, right))
         return np.stack((*steps, tau[here], here != np.arange(m))), neighbours
 

@@ -15,7 +15,20 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance
 
-__all__ = ["FAINT", "PATIENCE", "RUN", "SHARE", "WAIT", "Totals", "Verdict", "allowed_error", "finish", "judge", "mark", "stuck"]
+__all__ = [
+    "FAINT",
+    "PATIENCE",
+    "RUN",
+    "SHARE",
+    "WAIT",
+    "Totals",
+    "Verdict",
+    "allowed_error",
+    "finish",
+    "judge",
+    "mark",
+    "stuck",
+]
 
 RUN, WAIT = -1, -2
 """What becomes of an integral in a round, beside the ways to end (:class:`quadgrad.Status`): it goes on, or it has no

@@ -97,7 +97,9 @@ class TensorBodies(Generic[R]):
         spent = spent + nfev
         afford = spent + dear <= task.max_nfev  # else as few children as can be
         wanted, spent = wanted + more * afford, spent + dear * afford
-        code = finish(verdict, wanted, spent > task.max_nfev, stuck(task.tolerance, totals) if self.reopened else WAIT)
+        code = finish(
+            verdict, wanted, spent > task.max_nfev, stuck(task.tolerance, totals) if self.reopened else WAIT
+        )
         runs = code == RUN
         counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
         n_run, n_wait, *counts = torch.cat((torch.stack((runs.sum(), (code == WAIT).sum())), counts)).tolist()
