@@ -39,7 +39,7 @@ class Fit:
     loss: float
     nodes: int
     seconds: float
-    kept: qg.KeptPlan | None
+    kept: qg.Integrator | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def fit(uppers: Tensor, steps: int, keep: bool) -> Fit:
         nodes += x.numel()
         return torch.exp(network(x.unsqueeze(-1)).squeeze(-1))
 
-    kept = qg.KeptPlan({"rtol": RTOL}) if keep else None
+    kept = qg.Integrator(qg.quad, rtol=RTOL) if keep else None
     integrate: Callable[..., qg.Result] = kept or (lambda f, a, b: qg.quad(f, a, b, rtol=RTOL))
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     began, loss = time.perf_counter(), torch.zeros(())

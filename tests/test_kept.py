@@ -60,7 +60,7 @@ def fit_intensity(integrate: Any, upper: Tensor, steps: int = 200) -> tuple[list
 
 @pytest.mark.parametrize(("upper", "rtol"), [(1.0, 1e-8), ([1.0, 0.5, 0.7], 1e-5)], ids=["one", "batch"])
 def test_fit_of_a_network_in_half_the_evaluations(upper: Any, rtol: float) -> None:
-    kept = qg.KeptPlan({"rtol": rtol})
+    kept = qg.Integrator(qg.quad, rtol=rtol)
     fresh = lambda f, a, b: qg.quad(f, a, b, rtol=rtol)
     ours, spent = fit_intensity(kept, t64(upper))
     theirs, spent_fresh = fit_intensity(fresh, t64(upper))
@@ -75,7 +75,7 @@ def test_fit_of_a_network_in_half_the_evaluations(upper: Any, rtol: float) -> No
 
 @pytest.mark.parametrize("rtol", (1e-4, 1e-8))
 def test_every_result_is_as_good_as_a_fresh_one(rtol: float) -> None:
-    draw, kept = torch.Generator().manual_seed(3), qg.KeptPlan({"rtol": rtol})
+    draw, kept = torch.Generator().manual_seed(3), qg.Integrator(qg.quad, rtol=rtol)
     for _ in range(60):  # each call asks for other peaks, many of them where the plan has no narrow cells
         u = torch.rand(2, 20, dtype=torch.float64, generator=draw)
         c, e, b = leaf(u[0]), leaf(10 ** (-4 * u[1])), leaf(0.5 + u[1])
@@ -90,7 +90,7 @@ def test_every_result_is_as_good_as_a_fresh_one(rtol: float) -> None:
 
 
 def test_plan_follows_a_peak_that_moves_and_widens() -> None:
-    kept, sizes = qg.KeptPlan({"rtol": 1e-8}), []
+    kept, sizes = qg.Integrator(qg.quad, rtol=1e-8), []
     for step in range(120):
         c, e = leaf(0.2 + 0.005 * step), leaf(10 ** (-3 + step / 40))
         result = kept(peak, t64(0.0), 1.0, (c, e))
@@ -102,18 +102,18 @@ def test_plan_follows_a_peak_that_moves_and_widens() -> None:
 
 
 def test_failure_is_still_reported() -> None:
-    kept, p = qg.KeptPlan({"rtol": 1e-8, "max_nfev": 210}), leaf(1e-4)
+    kept, p = qg.Integrator(qg.quad, rtol=1e-8, max_nfev=210), leaf(1e-4)
     for _ in range(3):
         with pytest.warns(qg.IntegrationWarning, match="max_nfev"):
             assert kept(peak, t64(0.0), 1.0, (t64(0.3), p)).status == qg.Status.MAX_NFEV
     with pytest.warns(qg.IntegrationWarning):
-        assert qg.KeptPlan()(lambda x: p / x, t64(0.0), 1.0).status != qg.Status.CONVERGED
+        assert qg.Integrator()(lambda x: p / x, t64(0.0), 1.0).status != qg.Status.CONVERGED
 
 
 def test_noise_is_not_taken_for_a_change() -> None:
     draw, w, noise = torch.Generator().manual_seed(1), leaf(1.0), 0.0
     f = lambda x: w * torch.exp(x) * (1 + noise * torch.rand(x.shape, generator=draw, dtype=x.dtype))
-    kept = qg.KeptPlan()
+    kept = qg.Integrator()
     kept(f, t64(0.0), 1.0)
     noise = 1e-3
     with pytest.raises(qg.IntegrandError, match="not deterministic"):
@@ -124,7 +124,7 @@ def test_noise_is_not_taken_for_a_change() -> None:
 
 
 def test_fresh_plan_where_the_kept_one_does_not_fit() -> None:
-    kept, p = qg.KeptPlan(), leaf([0.3, 0.6])
+    kept, p = qg.Integrator(), leaf([0.3, 0.6])
     decay = lambda x, p: torch.exp(-p * x)
     kept(decay, 0.0, 1.0, (p,))
     kept(decay, 0.0, 1.0, (p[0],))
@@ -136,7 +136,7 @@ def test_fresh_plan_where_the_kept_one_does_not_fit() -> None:
 
 
 def test_limits_zeros_and_breakpoints_may_move() -> None:
-    kept = qg.KeptPlan({"rtol": 1e-10})
+    kept = qg.Integrator(qg.quad, rtol=1e-10)
     f = lambda x, s: torch.exp(x) * (x > s)
     for place in (0.9, 0.7, 1.4, 0.4, -0.2, 0.5):  # leaves the interval on both sides
         s, b = leaf(place), leaf(1.0 + place / 10)
@@ -149,7 +149,7 @@ def test_limits_zeros_and_breakpoints_may_move() -> None:
 
 
 def test_chunks_and_nothing_to_differentiate() -> None:
-    kept, f = qg.KeptPlan({"chunk_size": 42}), Recorder(peak)
+    kept, f = qg.Integrator(qg.quad, chunk_size=42), Recorder(peak)
     for e in (0.1, 0.01, 0.012):
         result = kept(f, t64(0.0), 1.0, (t64([0.3, 0.6]), leaf(e)))
         result.value.sum().backward()
@@ -159,7 +159,7 @@ def test_chunks_and_nothing_to_differentiate() -> None:
 
 
 def test_unmarked_jump_is_warned_about_once() -> None:
-    kept, s = qg.KeptPlan(), leaf(0.3)
+    kept, s = qg.Integrator(), leaf(0.3)
     f = lambda x: s * (x > 0.3)
     with pytest.warns(qg.UnmarkedJumpWarning):
         kept(f, t64(0.0), 1.0)
@@ -230,7 +230,7 @@ def test_kept_plans_inside_transforms(transform) -> None:
 
 
 def test_kept_plan_inside_a_transform_is_kept_outside_it() -> None:
-    kept = qg.KeptPlan({"rtol": 1e-10})
+    kept = qg.Integrator(qg.quad, rtol=1e-10)
     solve = lambda c, e: kept(peak, t64(0.0), 1.0, (c, e)).value
     for _ in range(3):
         gradient = vmap(grad(solve))(t64([0.3, 0.5]), t64([0.1, 0.2]))
@@ -342,7 +342,7 @@ def test_kept_cells_at_an_end_that_no_longer_serve_are_searched() -> None:
 
 
 def test_kept_plan_of_a_singular_integrand() -> None:
-    kept = qg.KeptPlan({"rtol": 1e-9})
+    kept = qg.Integrator(qg.quad, rtol=1e-9)
     for step in range(60):
         s = leaf(0.3 + 0.01 * step)
         result = kept(power, t64(0.0), 1.0, (s,))

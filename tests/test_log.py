@@ -487,7 +487,7 @@ def test_replay_of_descending_limits_is_not_a_number() -> None:
 
 def test_kept_plan() -> None:
     c, s = leaf(0.3), leaf(1e-3)
-    integrate = qg.KeptPlan({"log": True})
+    integrate = qg.Integrator(qg.quad, log=True)
     for step in range(25):
         moved = c + 1e-5 * step
         result = integrate(gauss, -1.0, 1.0, (moved, s, -3e4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from quadgrad import _plots as _plots  # gives plans their plot
+from quadgrad._config import show_config
 from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
@@ -16,9 +17,9 @@ from quadgrad._core.gradient import GradientMode, Resolve, Reuse
 from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
-from quadgrad._core.result import Result
+from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
-from quadgrad._core.verbs.integrator import KeptPlan
+from quadgrad._core.verbs.integrator import Integrator
 from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.replay import replay
 
@@ -27,7 +28,7 @@ __all__ = [
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
-    "KeptPlan",
+    "Integrator",
     "Plan",
     "Resolve",
     "Result",
@@ -39,9 +40,27 @@ __all__ = [
     "gradient_error",
     "quad",
     "replay",
+    "show_config",
 ]
 __version__ = "0.1.0"
-_restore_plan = restore_plan  # saved plans name it
+_restore_plan, _restore_result = restore_plan, restore_result  # files name them
+
+# Tracebacks and files then name what callers import. Classes with annotated fields stay where their annotations are
+# understood.
+for _public in (
+    IntegrandError,
+    IntegrationError,
+    IntegrationWarning,
+    SeveredGradientWarning,
+    UnmarkedJumpWarning,
+    Status,
+    element,
+    gradient_error,
+    quad,
+    replay,
+    show_config,
+):
+    _public.__module__ = "quadgrad"
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
@@ -54,3 +73,8 @@ def __getattr__(name: str) -> Any:
 
         return importlib.import_module(f"quadgrad.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Show what is public."""
+    return sorted({*__all__, "bridge", *(name for name in globals() if name.startswith("__"))})

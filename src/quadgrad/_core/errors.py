@@ -1,6 +1,10 @@
-"""The exceptions and warnings callers can catch."""
+"""The exceptions and warnings callers can catch, and how warnings are given."""
 
 from __future__ import annotations
+
+import inspect
+import re
+import warnings
 
 __all__ = [
     "BridgeError",
@@ -8,8 +12,10 @@ __all__ = [
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
+    "PlanError",
     "SeveredGradientWarning",
     "UnmarkedJumpWarning",
+    "warn",
 ]
 
 
@@ -19,6 +25,10 @@ class IntegrandError(ValueError):
 
 class IntegrationError(ArithmeticError):
     """Some integrals did not converge and ``on_failure="raise"`` was asked for."""
+
+
+class PlanError(ValueError):
+    """A plan does not fit the call it is passed to: other rule, batch, number of breakpoints or kind of limits."""
 
 
 class IntegrationWarning(UserWarning):
@@ -39,3 +49,25 @@ class BridgeError(ValueError):
 
 class BridgeWarning(UserWarning):
     """A wrapped function returned NaN or infinity."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn the caller: the first line up the stack that is neither ours nor torch's.
+
+    Python shows a text once for each line. Here texts that differ by numbers alone are one text: a training that
+    warns in one step, of an x, warns in the next step of another x.
+    """
+    frame = inspect.currentframe()
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("quadgrad", "torch"):
+        frame = frame.f_back
+    assert frame is not None
+    names, line = frame.f_globals, frame.f_lineno
+    shown = names.setdefault("__warningregistry__", {})
+    text, kind = (message, category, line), (re.sub(r"-?\d[\d.,e+-]*", "#", message), category, line)
+    if kind in shown:
+        # As if Python had shown this text, too. If filters have changed since, it forgets that, and shows the text:
+        # what we could not find out.
+        shown[text] = True
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, line, names.get("__name__"), shown)
+    if shown.pop(text, False):  # only of filters that show a text once is there an entry
+        shown[kind] = True

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform, register_pytree
+from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.printing import Printed, counted, show_numbers
 from quadgrad._core.status import Status
 
-__all__ = ["Derivative", "Result", "describe"]
+__all__ = ["Derivative", "Result", "describe", "restore_result"]
+
+SHOWN = 4
+"""So many names of variables are printed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Derivative:
+@dataclass(frozen=True, eq=False, repr=False)
+class Derivative(Printed):
     """How far to trust the derivative that :class:`quadgrad.Resolve` searched.
 
     Attributes
@@ -46,10 +52,21 @@ class Derivative:
         """Where the derivative's error meets its tolerance: bool, shape ``batch``."""
         return self.status == int(Status.CONVERGED)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
 
-@dataclass(frozen=True, eq=False)
-class Result:
+    def _facts(self) -> tuple[str, dict[str, str]]:
+        """Return what is printed."""
+        names = ", ".join(self.names[:SHOWN]) + f" and {len(self.names) - SHOWN} more" * (len(self.names) > SHOWN)
+        return f"Derivative with respect to {names}", _outcome(self) | {"plan": _first_line(self.plan)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Printed):
     """Integrals, and how far to trust them; ``value, error = result`` unpacks as SciPy's does.
+
+    ``torch.save`` and ``torch.load``, with its ``weights_only=True`` too, keep everything but the gradient and what
+    :func:`quadgrad.gradient_error` needs.
 
     Attributes
     ----------
@@ -78,7 +95,7 @@ class Result:
     plan: IntervalPlan
     detail: str = ""
     derivative: Derivative | None = None
-    primal: Any = field(default=None, repr=False)
+    primal: Any = None
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.value
@@ -94,10 +111,58 @@ class Result:
         """How the integrals ended, in a sentence for each way."""
         return describe(self.status) + self.detail
 
+    def __copy__(self) -> Result:
+        return replace(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def _facts(self) -> tuple[str, dict[str, str]]:
+        """Return what is printed."""
+        heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
+        facts = {"value": show_numbers(self.value, 10)} | _outcome(self) | {"plan": _first_line(self.plan)}
+        if self.derivative is not None:
+            facts["derivative"] = (
+                f"{_outcome(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
+            )
+        return heading, facts if bool(plain(self.converged).all()) else facts | {"message": self.message}
+
+
+def _outcome(result: Result | Derivative) -> dict[str, str]:
+    """Return error, status and nfev as they are printed."""
+    numbers = plain(result.status).flatten().tolist()
+    ends = [f"{numbers.count(s)} {s.name}" if len(numbers) > 1 else s.name for s in Status if s in numbers]
+    error, nfev = plain(result.error), plain(result.nfev)
+    worst = show_numbers(error, 2) if error.numel() <= 1 else f"{error.max():.2g} at most"
+    spent = show_numbers(nfev, 10) if nfev.numel() <= 1 else f"{nfev.sum():,}, at most {nfev.max():,} for one"
+    return {"error": worst, "status": ", ".join(ends), "nfev": spent}
+
+
+def _first_line(printed: Any) -> str:
+    return repr(printed).splitlines()[0]
+
+
+def _reduce(result: Result | Derivative) -> tuple[Any, ...]:
+    """Say how to save it: by a function of the package and what has no gradient."""
+    contents = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "primal"}
+    contents = {name: v.detach() if isinstance(v, Tensor) else v for name, v in contents.items()}
+    return restore_result, (type(result).__name__, contents)
+
+
+def restore_result(kind: str, contents: dict[str, Any]) -> Result | Derivative:
+    """Return what was saved."""
+    return {"Result": Result, "Derivative": Derivative}[kind](**contents)
+
+
+# Files name the package alone: what stands below it may move.
+restore_result.__module__ = "quadgrad"
+restore_result.__name__ = restore_result.__qualname__ = "_restore_result"
+torch.serialization.add_safe_globals([restore_result])
+
 
 def describe(status: Tensor) -> str:
     """Say how many of how many integrals ended in which way, and what to do."""
-    numbers = status.flatten().tolist()
+    numbers = plain(status).flatten().tolist()
     if not numbers:
         return "No integral was asked for."
     if len(numbers) == 1:

@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import Tensor
 
+from quadgrad._core.search.kernel.library import describe
 from quadgrad._demo import outcome
 
 __all__ = ["Report"]
@@ -113,6 +114,7 @@ class Report:
         else:
             self.say("[green]Every number agrees with its reference; every reported error covers the true one.[/]")
         self.say(f"{seconds:.1f} s in all, with torch {torch.__version__} and {torch.get_num_threads()} threads.")
+        self.say(f"The search's compiled kernel: {describe()}.")
         self.console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)
 
 

@@ -5,8 +5,6 @@ It turns tensors into arrays and back, and says what is wrong with an output. It
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quadgrad._core.errors import BridgeError, BridgeWarning
+from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 
 __all__ = [
     "Array", "Arrays", "Spec", "add_input_note", "array_of", "describe", "output_arrays", "refuse_other_specs",
@@ -120,21 +118,12 @@ def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str
     for array in outputs:
         if not np.isfinite(array).all():
             bad = array[~np.isfinite(array)]
-            warnings.warn(
+            warn(
                 f"{name} returned {bad[0]} in {bad.size} of {array.size} entries for the input {describe(inputs)}; "
                 "its derivative there is NaN too",
                 BridgeWarning,
-                stacklevel=_outside(),
             )
             return
-
-
-def _outside() -> int:
-    """Return how far up the stack the line is that called the wrapped function, past our own and torch's."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(("quadgrad.bridge", "torch.")):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def describe(inputs: Sequence[Any]) -> str:

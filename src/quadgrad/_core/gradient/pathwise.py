@@ -8,14 +8,13 @@ the first case does the rule agree with itself on the derivative there.
 
 from __future__ import annotations
 
-import warnings
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, leaves_behind, tangent_of
-from quadgrad._core.errors import IntegrationWarning
+from quadgrad._core.errors import IntegrationWarning, warn
 from quadgrad._core.estimates.sums import weighted_sums
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
 from quadgrad._core.integrand import Integrand
@@ -56,11 +55,10 @@ def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
     names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
     if names:
-        warnings.warn(
+        warn(
             f"the derivative with respect to {' and '.join(dict.fromkeys(names))} is infinite, or too hard to "
             "tell: f is not finite there, and its singularity stays where it is or is too strong to be followed",
             IntegrationWarning,
-            stacklevel=5,
         )
     return Treatment(tuple(pathwise), tuple(endless))
 

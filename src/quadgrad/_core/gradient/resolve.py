@@ -195,7 +195,7 @@ class _Search:
     def _size(self, argument: Argument) -> Tensor:
         """Return the largest modulus of each integral's argument, shape ``(batch,)``."""
         value = argument.value.detach().abs()
-        value = value.reshape(1 if argument.shared else value.shape[0], -1)
+        value = value.reshape(1, -1) if argument.shared else value[:, None].flatten(1)
         return (value.amax(1) if value.shape[1] else value.new_zeros(value.shape[0])).expand(self.primal.plan.batch)
 
     def _outcome(self, error: Tensor, status: Tensor, nfev: Tensor, plan: IntervalPlan) -> Derivative:

@@ -7,7 +7,7 @@ name, a version and plain tensors, so that files do not depend on where our modu
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
+from quadgrad._core.printing import Printed, counted
 
 __all__ = ["Layout", "Mesh", "Plan", "restore_plan"]
 
@@ -51,7 +52,7 @@ class Mesh(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Plan(ABC):
+class Plan(Printed):
     """The cells on which a rule integrates every element of a batch.
 
     A plan can be looked at, saved (``torch.save``), moved to a device, passed to a later call
@@ -222,32 +223,25 @@ class Plan(ABC):
         contents = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return restore_plan, (VERSION, self.geometry, contents)
 
-    def _facts(self) -> list[tuple[str, str]]:
-        """Return what is printed of the plan: names and values, a handful for any batch."""
-        facts = [("rule", f"{self.rule}, {self.tau.shape[0]} nodes in each cell")]
+    def _facts(self) -> tuple[str, dict[str, str]]:
+        """Return what is printed of the plan."""
+        heading = f"Plan of {counted(len(self), 'cell')} for {counted(self.batch, 'integral')}"
+        facts = {"rule": f"{self.rule}, {self.tau.shape[0]} nodes in each cell"}
         if self.row.device.type == "meta":
-            return facts
+            return heading, facts
         if self.batch != 1:
             each = torch.bincount(self.owner, minlength=self.batch)
             most = f"{int(each.min())} to {int(each.max())} of each" if self.batch else "none"
-            facts.append(("batch", f"{self.batch_shape}, cells {most}"))
+            facts["batch"] = f"{self.batch_shape}, cells {most}"
         if self.pieces > 1:
-            facts.append(("pieces", f"{self.pieces} of each integral"))
+            facts["pieces"] = f"{self.pieces} of each integral"
         if not self.even:
             touching = 0 if self.extrapolated is None else len(self.extrapolated)
             spread = int((self.kind != LINEAR).sum())
-            facts.append(("singular ends", f"{spread} cells beside them, {touching} extrapolated"))
+            facts["singular ends"] = f"{spread} cells beside them, {touching} extrapolated"
         if len(self):
-            facts.append(("error", f"{float(self.error.max()):.2g} at most in one cell"))
-        return facts
-
-    def __repr__(self) -> str:
-        head = f"Plan of {_count(len(self), 'cell')} for {_count(self.batch, 'integral')}"
-        return "\n".join([head, *(f"  {name}: {value}" for name, value in self._facts())])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts())
-        return f"<table><caption>{repr(self).splitlines()[0]}</caption>{rows}</table>"
+            facts["error"] = f"{float(self.error.max()):.2g} at most in one cell"
+        return heading, facts
 
 
 _GEOMETRIES: dict[str, type[Plan]] = {}
@@ -275,7 +269,3 @@ def restore_plan(version: int, geometry: str, contents: dict[str, Any]) -> Plan:
 restore_plan.__module__, restore_plan.__qualname__ = "quadgrad", "_restore_plan"
 restore_plan.__name__ = "_restore_plan"
 torch.serialization.add_safe_globals([restore_plan])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

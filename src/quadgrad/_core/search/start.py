@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quadgrad._core.errors import PlanError
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
@@ -64,15 +65,15 @@ def first_cells(
 
 def _check_plan(plan: IntervalPlan, pieces: Pieces, batch_shape: tuple[int, ...], rule: Rule) -> None:
     if plan.rule != rule.name:
-        raise ValueError(f"the plan was made with rule {plan.rule!r}, the call asks for {rule.name!r}")
+        raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {rule.name!r}")
     if plan.pieces != pieces.count:
-        raise ValueError(
+        raise PlanError(
             f"the plan has {plan.pieces - 1} breakpoints for each integral, the call has {pieces.count - 1}"
         )
     if plan.infinite != pieces.infinite:
         kinds = {True: "infinite", False: "finite"}
-        raise ValueError(
+        raise PlanError(
             f"the plan was made for {kinds[plan.infinite]} limits, the call has {kinds[pieces.infinite]} ones"
         )
     if plan.batch_shape not in ((), batch_shape):
-        raise ValueError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")
+        raise PlanError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")

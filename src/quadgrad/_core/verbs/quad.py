@@ -69,7 +69,7 @@ def quad(
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
     plan : IntervalPlan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed; with
-        ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.KeptPlan`.
+        ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.Integrator`.
     limit_gradient : {"auto", "boundary", "pathwise"}
         What a derivative with respect to a limit differentiates: the boundary alone, or the nodes
         moving with it. ``"auto"`` takes the boundary, except where f is not finite there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from quadgrad._core.errors import (
     IntegrationWarning,
     SeveredGradientWarning,
     UnmarkedJumpWarning,
+    warn,
 )
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
@@ -60,7 +60,7 @@ def report(
         return
     if on_failure == "raise":
         raise IntegrationError(" ".join(sentences))
-    warnings.warn(" ".join(sentences), IntegrationWarning, stacklevel=3)
+    warn(" ".join(sentences), IntegrationWarning)
 
 
 def _count(what: str, status: Tensor, message: str) -> str:
@@ -73,7 +73,7 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
     if outer is not None:
         outer.jump = outer.jump or inner.jump
     elif inner.jump:
-        warnings.warn(inner.jump, UnmarkedJumpWarning, stacklevel=4)
+        warn(inner.jump, UnmarkedJumpWarning)
 
 
 def _noise(result: Result, log: bool) -> float:
@@ -120,11 +120,10 @@ def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> li
 def warn_if_severed(lost: list[str]) -> None:
     """Warn of arguments that require grad although f's output does not."""
     if lost:
-        warnings.warn(
+        warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
             "leaves torch (.item(), float(), .detach(), NumPy) and the gradient is lost. quadgrad.doctor names "
             "the line; quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it "
             "detached",
             SeveredGradientWarning,
-            stacklevel=5,
         )

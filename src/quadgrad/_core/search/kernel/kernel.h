@@ -20,7 +20,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#define EXPORT __attribute__((visibility("default"))) /* for Python; everything else is hidden */
+/* For Python; everything else is hidden. */
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 #ifdef _OPENMP

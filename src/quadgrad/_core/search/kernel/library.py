@@ -6,11 +6,8 @@ goes through tensor operations: the same plans, more slowly.
 
 from __future__ import annotations
 
-import ctypes
-import zlib
 from ctypes import POINTER, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +19,13 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
+from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "EDGES_TOO", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "NODES", "SHARE", "STARTS",
-    "Round", "Setting", "Tally", "load", "rule_numbers",
+    "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
 ]  # fmt: skip
-
-_HERE = Path(__file__).parent
-_BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
-"""Which to try, by what torch says the processor can do, before the one that runs everywhere."""
 
 CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
 """How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of.
@@ -152,23 +146,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 _RETURNING = ("configure", "begin", "collect")
 
 
-def _open(name: str) -> Any:
-    """Return a build of the sources that are here, or None."""
-    try:
-        library = ctypes.CDLL(str(_HERE / name))
-        built_from = library.source
-    except (OSError, AttributeError):
-        return None
-    built_from.restype = c_int64
-    here = zlib.crc32(b"".join(path.read_bytes() for path in sorted(_HERE.glob("*.[ch]"))))
-    return library if built_from() == here else None
-
-
 @cache
 def load() -> Any:
     """Return the library, or None where it was not built."""
-    builds = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
-    library = next(filter(None, map(_open, (*(f"_kernel_{build}.so" for build in builds), "_kernel.so"))), None)
+    library, _ = find()
     if library is None:
         return None
     kinds = {"p": c_void_p, "n": c_int64, "x": c_double}
