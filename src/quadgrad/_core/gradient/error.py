@@ -133,7 +133,9 @@ class _Estimate:
         found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
-            follows = self._following()
+            treatment = self.primal.treatment
+            still = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
+            follows = still if treatment is None else treatment.moving
             plain = [i for i in range(len(tensors)) if not computed[i]]
             direct = [found[i] for i in plain]
             self._add_direct(tuple(tensors[i] for i in plain), [closed[i] for i in plain], ~follows, direct)
@@ -162,14 +164,6 @@ class _Estimate:
             reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
             masks.append([g is not None for g in reached])
         return masks[0], masks[1]
-
-    def _following(self) -> Tensor:
-        """Tell which integrals' nodes follow a limit or breakpoint, shape ``(batch,)``."""
-        follows = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
-        if self.primal.treatment is not None:
-            for mark, pathwise in zip(self.primal.limits.marks, self.primal.treatment.pathwise, strict=True):
-                follows = follows | pathwise if mark.requires_grad else follows
-        return follows
 
     def _add_direct(
         self, tensors: tuple[Tensor, ...], closed: list[bool], elements: Tensor, found: list[Tensor]
