@@ -10,7 +10,20 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import bridge, distances, families, gradients, memory, peaks, peers, single, table, training
+from benchmarks import (
+    bridge,
+    distances,
+    families,
+    gradients,
+    memory,
+    peaks,
+    peers,
+    shapes,
+    single,
+    table,
+    training,
+    transforms,
+)
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
 
@@ -20,12 +33,17 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "single": single.measure,
     "memory": memory.measure,
     "training": training.measure,
+    "transforms": transforms.measure,
+    "shapes": shapes.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,
     "peers": peers.measure,
     "gradients": gradients.measure,
 }
+
+AGAINST = ("transforms", "shapes")
+"""Pages that can time an earlier commit in turn with this one."""
 
 
 def main() -> None:
@@ -40,6 +58,10 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="share of the full batch sizes, for a quick look (default 1)"
     )
     parser.add_argument("--seed", type=int, help="of the random families, to see a run again (default: a new one)")
+    parser.add_argument(
+        "--against", metavar="SRC",
+        help="src folder of another commit, its kernel built: the pages transforms and shapes time it as well",
+    )  # fmt: skip
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -52,8 +74,9 @@ def main() -> None:
     show_setting(console)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            seeded = {"seed": options.seed} if name == "families" else {}
-            findings = BENCHMARKS[name](options.scale, **seeded)
+            more = {"seed": options.seed} if name == "families" else {}
+            more |= {"against": options.against} if name in AGAINST else {}
+            findings = BENCHMARKS[name](options.scale, **more)
         show_findings(findings, console)
 
 

@@ -1,4 +1,4 @@
-"""One single integral of a torch integrand, beside SciPy calling the same integrand a number at a time."""
+"""One single integral of a torch integrand, beside SciPy calling it a number at a time, and SciPy on floats."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Problem:
 
     label: str
     f: Callable[..., Tensor]
+    scalar: Callable[..., float]
     args: tuple[Tensor, ...]
     upper: float
     exact: float
@@ -40,11 +41,17 @@ class Problem:
         """Integrate with quadgrad."""
         return qg.quad(f or self.f, 0.0, self.upper, args=self.args, rtol=RTOL, atol=0.0)
 
-    def integrate_scipy(self) -> tuple[float, float, int]:
+    def integrate_math(self) -> tuple[float, float, int]:
+        """Integrate the same written with `math` by SciPy: numbers, no tensors."""
+        return self.integrate_scipy(self.scalar, tuple(arg.item() for arg in self.args))
+
+    def integrate_scipy(
+        self, g: Callable[..., float] | None = None, args: tuple[float, ...] = ()
+    ) -> tuple[float, float, int]:
         """Integrate with SciPy; return value, reported error and number of nodes."""
-        g = lambda x: self.f(torch.tensor(x, dtype=torch.float64), *self.args).item()
+        g = g or (lambda x: self.f(torch.tensor(x, dtype=torch.float64), *self.args).item())
         value, error, info = scipy_quad(
-            g, 0.0, self.upper, epsrel=RTOL, epsabs=0.0, limit=SCIPY_LIMIT, full_output=1
+            g, 0.0, self.upper, args, epsrel=RTOL, epsabs=0.0, limit=SCIPY_LIMIT, full_output=1
         )[:3]
         return value, error, info["neval"]
 
@@ -58,22 +65,34 @@ def damped_wave(x: Tensor, k: Tensor) -> Tensor:
     return torch.exp(-x) * torch.cos(k * x) + 1 / (1 + x**2)
 
 
+def damped_wave_of_numbers(x: float, k: float) -> float:
+    """Return the smooth integrand without tensors."""
+    return math.exp(-x) * math.cos(k * x) + 1 / (1 + x * x)
+
+
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
     """Return the peaked integrand."""
     return e / ((x - c) ** 2 + e**2)
+
+
+def peak_of_numbers(x: float, c: float, e: float) -> float:
+    """Return the peaked integrand without tensors; products, which are quicker for numbers."""
+    return e / ((x - c) * (x - c) + e * e)
 
 
 def smooth_problem(k: float = 3.0, upper: float = 2.0) -> Problem:
     """Return the integral of a damped wave and its closed form."""
     wave = 1 + math.exp(-upper) * (k * math.sin(k * upper) - math.cos(k * upper))
     exact = wave / (1 + k * k) + math.atan(upper)
-    return Problem("smooth", damped_wave, (torch.tensor(k, dtype=torch.float64),), upper, exact)
+    return Problem(
+        "smooth", damped_wave, damped_wave_of_numbers, (torch.tensor(k, dtype=torch.float64),), upper, exact
+    )
 
 
 def peaked_problem(label: str, e: float, c: float = 0.3) -> Problem:
     """Return the integral of a peak and its closed form."""
     args = (torch.tensor(c, dtype=torch.float64), torch.tensor(e, dtype=torch.float64))
-    return Problem(label, peak, args, 1.0, math.atan((1 - c) / e) + math.atan(c / e))
+    return Problem(label, peak, peak_of_numbers, args, 1.0, math.atan((1 - c) / e) + math.atan(c / e))
 
 
 def in_a_row(call: Callable[[], object]) -> Callable[[], None]:
@@ -88,20 +107,27 @@ def in_a_row(call: Callable[[], object]) -> Callable[[], None]:
 
 def compare_single(problem: Problem, runs: int) -> tuple[list[Measured], list[Figure]]:
     """Time quad and SciPy on one integral, each in runs of many calls, then one call at a time."""
-    tasks = {"ours": in_a_row(problem.integrate), "scipy": in_a_row(problem.integrate_scipy)}
+    tasks = {
+        "ours": in_a_row(problem.integrate),
+        "scipy": in_a_row(problem.integrate_scipy),
+        "math": in_a_row(problem.integrate_math),
+    }
     seconds = {name: each.scaled(1 / CALLS) for name, each in interleave(tasks, runs, warm_up=2).items()}
     result = problem.integrate()
     value, error, nodes = problem.integrate_scipy()
+    plain = problem.integrate_math()
     ours = problem.judge(result.value.item(), result.error.item())
     measured = [
         Measured(f"{problem.label}, quad", seconds["ours"], 1, int(result.nfev), ours),
         Measured(f"{problem.label}, SciPy", seconds["scipy"], 1, nodes, problem.judge(value, error)),
+        Measured(f"{problem.label}, SciPy, math", seconds["math"], 1, plain[2], problem.judge(*plain[:2])),
     ]
     cold = interleave({"ours": problem.integrate, "scipy": problem.integrate_scipy}, 10 * runs, 2, PAUSE)
     label = f"{problem.label}: faster than SciPy with .item()"
     return measured, [
         compare(label, seconds["scipy"], seconds["ours"], Target(3, at_least=True)),
         compare("the same, single calls after a pause", cold["scipy"], cold["ours"]),
+        compare(f"{problem.label}: time over SciPy's with math", seconds["ours"], seconds["math"]),
     ]
 
 
@@ -158,10 +184,14 @@ def measure(scale: float = 1.0) -> Findings:
         "One single integral",
         f"Float limits, rtol {RTOL:g}, atol 0, float64. Smooth: exp(-x) cos(3 x) + 1 / (1 + x^2) over [0, 2]; "
         "peaked: e / ((x - 0.3)^2 + e^2) over [0, 1] with e = 1e-3; needle: the same with e = 1e-7. SciPy calls "
-        f"the same torch integrand, a number at a time with .item(); both in runs of {CALLS} calls, "
-        f"and then single calls {1e3 * PAUSE:g} ms apart. "
+        f"the same torch integrand, a number at a time with .item(), or one of floats written with Python's math; "
+        f"in runs of {CALLS} calls, and then single calls {1e3 * PAUSE:g} ms apart. "
         "A round is one call of the integrand after the "
         "probe; its overhead is what quad takes longer than the integrand alone. Errors are relative.",
         [show_seconds(first + second + third, ("true\nerror", "reported\nerror"))],
         [*faster_smooth, *faster_peaked, *overheads],
+        [
+            "A single integral of a function that math can write, and that nobody differentiates, is SciPy's: it "
+            "is faster than we are. Batches are what tensors are for: the page on peaks."
+        ],
     )

@@ -41,9 +41,15 @@ def test_tracebacks_and_help_name_the_package() -> None:
     assert inspect.getsource(qg.quad).startswith("def quad(")
 
 
+def test_the_package_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "quadgrad", "integrate", "2*x", "--over", "x", "0", "1"]
+    assert "value        1" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 def test_objects_with_tensors_compare_by_identity() -> None:
     one, other = (qg.quad(torch.exp, 0.0, t64([1.0, 2.0])) for _ in range(2))
-    for a, b in ((one, other), (one.plan, other.plan), (qg.Integrator(), qg.Integrator())):
+    elements = [qg.element(torch.ones(2), ndim=1) for _ in range(2)]
+    for a, b in ((one, other), (one.plan, other.plan), (qg.Integrator(), qg.Integrator()), elements):
         assert a == a and a != b and len({a, b}) == 2
 
 
@@ -52,7 +58,7 @@ def test_configuration_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     names = ["quadgrad", "torch", "numpy", "scipy", "python", "threads", "processor", "kernel"]
     assert [line.split(":")[0] for line in lines] == names
-    assert ".so" in lines[-1] or "none" in lines[-1]
+    assert all(line.split(": ")[1] for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------------- printing

@@ -265,12 +265,23 @@ def test_components_have_scales_of_their_own() -> None:
 def test_no_components() -> None:
     result = log_quad(lambda x: x[..., None].expand(*x.shape, 0), 0.0, t64([1.0, 2.0]))
     assert result.value.shape == (2, 0)
+    assert result.error.tolist() == [0.0, 0.0]
     assert result.converged.all()
 
 
-def test_empty_batch() -> None:
-    result = log_quad(ramp, 0.0, 1.0, (torch.empty(0, dtype=torch.float64),))
-    assert result.value.shape == (0,)
+@pytest.mark.parametrize("shape", ((0,), (0, 3), (2, 0)))
+def test_empty_batch(shape: tuple[int, ...]) -> None:
+    """No integral is none to search: only the probe calls f."""
+    f, p = Recorder(ramp), torch.empty(shape, dtype=torch.float64)
+    result = log_quad(f, 0.0, t64(1.0), (p,))
+    for values, dtype in (
+        (result.value, torch.float64), (result.error, torch.float64),
+        (result.status, torch.int64), (result.nfev, torch.int64),
+    ):  # fmt: skip
+        assert (values.shape, values.dtype) == (shape, dtype)
+    assert result.plan.batch_shape == shape
+    assert result.plan.owner.numel() == 0
+    assert f.calls == f.largest_call == 1
 
 
 # --------------------------------------------------------------------------------------- limits and breakpoints

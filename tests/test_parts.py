@@ -10,8 +10,10 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import t64
-from quadgrad._core.estimates.null_rules import STEPS, apply_rule
-from quadgrad._core.mesh.poles import LEVELS, ellipse, find_parts, is_near, one_pole
+from quadgrad._core.estimates.null_rules import STEPS, UNRESOLVED, null_rule_error, see_pole, weigh
+from quadgrad._core.mesh.bisection import Refinement, find_parts
+from quadgrad._core.mesh.cells import PART
+from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near
 from quadgrad._core.rules import get_rule
 
 SHAPE = ellipse(1e-8, 21)
@@ -27,37 +29,50 @@ def look(f, rule: str = "gk21", eps: float = 2.0**-52) -> tuple[Tensor, Tensor]:
     """Return place and height of the pole that is seen in f on [0, 1]."""
     tensors = get_rule(rule).tensors(torch.float64, torch.device("cpu"))
     y = f(tensors.nodes[:, None])
-    blur, unknown = torch.zeros(1, dtype=torch.float64), torch.full((2, 1), math.nan, dtype=torch.float64)
-    *_, pole, height, _ = apply_rule(tensors, y, None, get_rule(rule).order_gap, eps, blur, unknown)
-    return pole, height
+    values = torch.view_as_real(y) if y.is_complex() else y
+    sums = weigh(tensors, values.flatten(1), values.flatten(1).abs())
+    _, decay = null_rule_error(tensors, sums.nulls, sums.size, eps)
+    pole, height = see_pole(tensors, y.abs(), eps)
+    return pole, torch.where(decay.amax() >= UNRESOLVED, height, torch.inf)
 
 
-def test_parts_fill_their_cells() -> None:
-    place, high = draw_poles(200)
-    parts = find_parts(torch.arange(200) * 3, place, high, SHAPE.along)
-    assert torch.equal(parts.origin, parts.origin.sort().values)
-    assert set(parts.origin.tolist()) == set(range(0, 600, 3))
-    begins = parts.low == 0.0
-    assert torch.equal(parts.low[1:][~begins[1:]], (parts.low + parts.width)[:-1][~begins[1:]])
-    assert torch.equal((parts.low + parts.width)[:-1][begins[1:]], torch.ones(199, dtype=torch.float64))
-    assert torch.equal(parts.low / parts.width, (parts.low / parts.width).round())
+def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the parts of cells, all of which are bisected: whose, where they begin, how long they are."""
+    middles, near = middles_near(place, high, SHAPE.along)
+    n, move = len(place), torch.full_like(place, PART, dtype=torch.int64)
+    moves = Refinement(move, near.sum((0, 1)), move, move, torch.arange(n), middles, near)
+    parent, low, end = find_parts(moves, n, 2 * n, 0, int(near.sum()))
+    return parent, low, end - low
 
 
-def test_parts_end_where_the_pole_is_far_enough_and_not_before() -> None:
-    place, high = draw_poles(500)
-    parts = find_parts(torch.arange(500), place, high, SHAPE.along)
-    place, high = place[parts.origin], high[parts.origin]
-    middle, smallest = parts.low + 0.5 * parts.width, parts.width == 0.5**LEVELS
-    assert not (is_near(place, high, SHAPE.along, middle, parts.width) & ~smallest)[parts.width < 1.0].any()
-    parent = (parts.low / (2 * parts.width)).floor() * 2 * parts.width
-    near = is_near(place, high, SHAPE.along, parent + parts.width, 2 * parts.width)
-    assert (near | (parts.width == 0.5)).all()
-    assert parts.width.min() < 1e-5
+def near_to(place: float, high: float, middle: float, width: float) -> bool:
+    return (place - middle) * (place - middle) * SHAPE.along + high < 0.25 * width * width
+
+
+def bisect_naively(place: float, high: float, low: float = 0.0, width: float = 1.0) -> list[tuple[float, float]]:
+    smallest = width == 0.5**LEVELS
+    if width < 1.0 and (smallest or not near_to(place, high, low + 0.5 * width, width)):
+        return [(low, width)]
+    half = 0.5 * width
+    return [*bisect_naively(place, high, low, half), *bisect_naively(place, high, low + half, half)]
+
+
+def test_parts_are_those_of_one_bisection_after_another() -> None:
+    place, high = draw_poles(100)
+    # On the ellipse itself, too: half a width away along the cell, or across it, at any level.
+    level = torch.arange(1, 21, dtype=torch.float64)
+    edge = 0.5 - 0.5 ** (level + 1) * SHAPE.along**-0.5
+    place = torch.cat((place, edge, torch.full_like(level, 0.25), t64([0.0, 0.5, 1.0, -0.2, 1.2])))
+    high = torch.cat((high, 0.0 * edge, 0.25 * 0.25**level, torch.zeros(5, dtype=torch.float64)))
+    parent, low, width = part(place, high)
+    for i, (p, h) in enumerate(zip(place.tolist(), high.tolist(), strict=True)):
+        mine = parent == i
+        assert list(zip(low[mine].tolist(), width[mine].tolist(), strict=True)) == bisect_naively(p, h)
 
 
 def test_without_a_pole_cells_are_halved() -> None:
-    parts = find_parts(torch.tensor([4]), *one_pole(t64([0.5]), t64([torch.inf]), SHAPE), SHAPE.along)
-    assert parts.origin.tolist() == [4, 4] and parts.low.tolist() == [0.0, 0.5]
+    parent, low, width = part(t64([0.5, 0.3]), t64([torch.inf, torch.inf]))
+    assert parent.tolist() == [0, 0, 1, 1] and low.tolist() == [0.0, 0.5] * 2 and width.tolist() == [0.5] * 4
 
 
 @pytest.mark.parametrize(("rtol", "m"), ((1e-4, 15), (1e-8, 21), (1e-10, 61)))
@@ -127,19 +142,6 @@ def test_where_there_is_none_no_pole_is_seen_nearby(f) -> None:
 
 def test_smooth_cells_are_not_looked_at() -> None:
     assert float(look(lambda x: 1.0 / ((x - 0.5) ** 2 + 1.0))[1]) == math.inf
-
-
-def test_lanes_with_poles_apart_share_a_place_between_them() -> None:
-    heights: list[tuple[float, float]] = []
-
-    def share(pole: Tensor, height: Tensor) -> Tensor:
-        place, high = one_pole(pole[None], height[None], SHAPE)
-        heights.append((float(place), float(high)))
-        return pole
-
-    torch.func.vmap(share)(t64([0.25, 0.75, 0.9]), t64([1e-4, 1e-2, torch.inf]))
-    place, high = heights[0]
-    assert place == 0.5 and high == pytest.approx(1e-4 + 0.25**2 * SHAPE.across)
 
 
 def test_a_peak_costs_what_its_cells_need() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import re
+import runpy
 from math import inf, pi
 from pathlib import Path
 
@@ -85,5 +86,7 @@ def test_links_and_make_targets_exist() -> None:
         assert f"\n{name}:" in makefile, name
 
 
-def test_the_picture_is_small() -> None:
+def test_the_pictures_are_small_and_the_one_of_the_idea_is_what_happens(tmp_path: Path) -> None:
     assert (ROOT / "docs/demo.png").stat().st_size < 300_000
+    runpy.run_path(str(ROOT / "docs/idea.py"))["main"](tmp_path)
+    assert 0 < (tmp_path / "idea.svg").stat().st_size < 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from quadgrad import _plots as _plots  # gives plans their plot
@@ -47,20 +48,9 @@ _restore_plan, _restore_result = restore_plan, restore_result  # files name them
 
 # Tracebacks and files then name what callers import. Classes with annotated fields stay where their annotations are
 # understood.
-for _public in (
-    IntegrandError,
-    IntegrationError,
-    IntegrationWarning,
-    SeveredGradientWarning,
-    UnmarkedJumpWarning,
-    Status,
-    element,
-    gradient_error,
-    quad,
-    replay,
-    show_config,
-):
-    _public.__module__ = "quadgrad"
+for _name in __all__:
+    if not is_dataclass(globals()[_name]):
+        globals()[_name].__module__ = __name__
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge

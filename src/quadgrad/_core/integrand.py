@@ -6,6 +6,7 @@ nothing of limits, rules or tolerances.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from quadgrad._core.lanes import Lanes, plain
 __all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Element:
     """A tensor whose last ``ndim`` dimensions belong to each element of the batch; see :func:`element`."""
 
@@ -102,7 +103,7 @@ def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     lead, core = tensor.shape[:split], tensor.shape[split:]
     if all(size == 1 for size in lead):
         return Argument(tensor.reshape((1, *core) if core else ()), shared=True, element_ndim=ndim)
-    tensor = tensor.expand((*batch_shape, *core)).reshape((-1, *core))
+    tensor = tensor.expand((*batch_shape, *core)).reshape((math.prod(batch_shape), *core))
     return Argument(tensor, shared=False, element_ndim=ndim)
 
 

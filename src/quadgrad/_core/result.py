@@ -79,7 +79,7 @@ class Result(Printed):
     nfev : Tensor of int64, shape ``batch``
         Nodes at which search called the integrand.
     plan : Plan
-        The cells that were used.
+        The cells that were used; None where ``vmap(chunk_size=)`` joined several calls.
     detail : str
         More on a failure, for :attr:`message`.
     derivative : Derivative or None
@@ -181,9 +181,9 @@ def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     plan, detail = context
     # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
     joined = isinstance(value, Tensor) and not belongs_to_transform(value)
-    if joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape):
-        plan = None
-    return Result(value, error, status, nfev, plan, detail, derivative[0] if derivative else None)
+    lost = joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape)
+    context = (None if lost else plan, detail, derivative[0] if derivative else None)
+    return Result(value, error, status, nfev, *context)
 
 
 def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:

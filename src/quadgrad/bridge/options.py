@@ -15,7 +15,7 @@ __all__ = ["METHODS", "Info", "Options", "make_options"]
 METHODS = ("central", "forward", "richardson", "complex", "spsa", "auto")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Info:
     """What the last backward pass of a wrapped function found.
 

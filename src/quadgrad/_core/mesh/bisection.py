@@ -35,7 +35,7 @@ from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import one_number
 
-__all__ = ["Intervals", "Spots"]
+__all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
 
 
 @dataclass(slots=True)
@@ -262,7 +262,7 @@ class Intervals:
         """Return the children, those of one cell next to each other, in order; those with logarithmic nodes last."""
         refined, children, _, logarithmic, reverted, further = counts
         linear = children - logarithmic + further
-        parent, low, high = _find_parts(moves, refined, children, logarithmic, further)
+        parent, low, high = find_parts(moves, refined, children, logarithmic, further)
         owner, _, row, kind = cells.whole.index_select(1, parent).unbind()
         start, stop, _, _, _, middle, at_start, at_stop = cells.real.index_select(1, parent).unbind()
         span, first, last = stop - start, low == 0.0, high == 1.0
@@ -295,7 +295,7 @@ class Intervals:
         return cells
 
 
-def _find_parts(
+def find_parts(
     moves: Refinement, refined: int, children: int, logarithmic: int, further: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parent of each child, and where in it the child begins and ends, from 0 to 1.

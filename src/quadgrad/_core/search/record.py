@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.lanes import export, largest
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.interval import LINEAR, Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
@@ -18,10 +18,10 @@ def make_plan(found: Found, pieces: Pieces, batch_shape: tuple[int, ...], rule: 
     """Return the cells as plain tensors that may outlive a transform."""
     rules = rule.tensors(torch.float64, found.row.device)
     kind = torch.full_like(found.row, LINEAR, dtype=torch.int8) if found.kind is None else found.kind
-    columns = (found.row, largest(found.cell_error), kind, rules.nodes, rules.weights, rules.shares)
+    columns = (found.row, found.cell_error, kind, rules.nodes, rules.weights, rules.shares)
     start, stop = found.start, found.stop
     if in_transform() or torch.is_inference_mode_enabled():
-        columns, start, stop = tuple(map(export, columns)), export(start), export(stop)
+        columns, start, stop = tuple(map(plain, columns)), plain(start), plain(stop)
     names = ("row", "error", "kind", "tau", "weight", "shares")
     return IntervalPlan(
         rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite,

@@ -100,7 +100,7 @@ def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.d
     points = points.to(dtype)
     if lead.numel() == 1:
         return points.reshape(1, count)
-    return points.expand(*batch_shape, count).reshape(-1, count)
+    return points.expand(*batch_shape, count).reshape(math.prod(batch_shape), count)
 
 
 def _tensors(a: Any, b: Any, args: Sequence[Any]) -> dict[str, Tensor | Element]:
@@ -172,10 +172,11 @@ def _check_limits(a: Any, b: Any) -> bool:
                 raise ValueError(f"limit {name} is NaN")
             finite = finite and math.isfinite(end)
         elif end.is_floating_point() and bool(plain(~end.isfinite()).any()):
-            bad = plain(end.isnan()).nonzero()
+            missing = plain(end.isnan())  # lanes of a transform in front
+            bad = missing.nonzero()
             if bad.shape[0] > 0:
-                where = f" at index {tuple(bad[0].tolist())}" if end.ndim else ""
-                raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {end.numel()} are)")
+                where = f" at index {tuple(bad[0].tolist())}" if missing.ndim else ""
+                raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {missing.numel()} are)")
             finite = False
     return finite
 
@@ -189,4 +190,4 @@ def _flatten(
     end = end.to(dtype)
     if share and end.numel() == 1:
         return end.reshape(1)
-    return end.expand(batch_shape).reshape(-1)
+    return end.expand(batch_shape).flatten()

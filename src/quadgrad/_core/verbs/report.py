@@ -36,14 +36,9 @@ def report(
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     _report_jump(inner, outer)
-    derivative = result.derivative
-    calm = not bool(result.status.any()) and (derivative is None or not bool(derivative.status.any()))
-    if outer is None and not inner.failures and calm:
-        return
-    sentences = [_count("integrals", result.status, result.message)]
-    if derivative is not None:
-        sentences.append(_count("derivatives", derivative.status, describe(derivative.status)))
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [_count("integrals", result.status, result.detail)]
+    if result.derivative is not None:
+        sentences.append(_count("derivatives", result.derivative.status))
     if outer is not None:
         failures = dict(inner.failures)
         failed = int((result.status != int(Status.CONVERGED)).sum())
@@ -56,17 +51,18 @@ def report(
         f"{count} integrals inside the integrand did not converge. {sentence}"
         for sentence, count in inner.failures.items()
     ]
-    if not sentences:
-        return
-    if on_failure == "raise":
-        raise IntegrationError(" ".join(sentences))
-    warn(" ".join(sentences), IntegrationWarning)
+    text = " ".join(filter(None, sentences))
+    if text and on_failure == "raise":
+        raise IntegrationError(text)
+    if text:
+        warn(text, IntegrationWarning)
 
 
-def _count(what: str, status: Tensor, message: str) -> str:
-    """Say how many did not converge, or nothing."""
+def _count(what: str, status: Tensor, detail: str = "") -> str:
+    """Say how many did not converge, and why, or nothing."""
     failed = int((status != int(Status.CONVERGED)).sum())
-    return f"{failed} of {status.numel()} {what} did not converge. {message}" if failed else ""
+    why = f"{failed} of {status.numel()} {what} did not converge. "
+    return why + describe(status) + detail if failed else ""
 
 
 def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
