@@ -162,6 +162,15 @@ class Layout:
         """Return the layout of some of the cells, by a slice or by their places."""
         return Layout(*(_part(getattr(self, f.name), cells) for f in fields(self)))
 
+    def octaves_left(self, spacing: float, nearest: float) -> Tensor:
+        """Return how many octaves closer nodes may come to the end that cells with logarithmic nodes touch.
+
+        Until they are no farther apart than ``spacing`` times their own size, or ``nearest`` as a part of the piece.
+        """
+        assert self.outer is not None
+        limit = (spacing * self.reach / self.extent).clamp_min(nearest)
+        return (torch.log2(self.outer.abs() / limit) - DEPTH).floor().clamp_min(0.0)
+
     @property
     def reach(self) -> Tensor:
         """How far 0 is from the end that nodes are measured from, in units of ``scale``, shape ``(n,)``.
