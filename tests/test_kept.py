@@ -167,6 +167,15 @@ def test_unmarked_jump_is_warned_about_once() -> None:
         kept(f, t64(0.0), 1.0)  # warnings are errors
 
 
+def test_a_compiled_step() -> None:
+    torch.compiler.reset()
+    kept, p = qg.Integrator(qg.quad, rtol=1e-10), leaf(1.3)
+    step = torch.compile(lambda p: 3 * kept(lambda x, p: torch.exp(-p * x), 0.0, inf, (p,)).value, backend="eager")
+    for _ in range(3):
+        assert relative_error(torch.autograd.grad(step(p), p)[0], -3 / p**2) <= 1e-9
+    assert kept.calls == 3 and kept.started == 1
+
+
 # -- quad(plan=...) in one pass ----------------------------------------------------------------------------
 
 

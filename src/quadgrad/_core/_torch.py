@@ -144,7 +144,7 @@ def unwrap(tensor: Tensor) -> tuple[Tensor, dict[int, int]]:
 
 
 def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:
-    """Return a plain tensor whose leading dimensions are the lanes of these ``vmap`` levels, the outermost first."""
+    """Return a plain tensor whose leading dimensions are the lanes of ``vmap`` levels, the outermost first."""
     for level in levels:
         tensor = _functorch._add_batch_dim(tensor, 0, level)
     return tensor

@@ -1,8 +1,9 @@
 """Calls under ``torch.func``: lanes of vmap become part of the batch on the way in, and lanes again on the way out.
 
-Nothing below the door of a verb knows of lanes. :class:`Lanes` takes a tensor out of all ``vmap`` levels (*lift*) and
-gives every lane its own part of one (*lower*); each is the other's derivative, so that derivatives cross the border as
-values do. Search needs no derivatives: :func:`plain` takes off whatever transforms have wrapped around a tensor.
+Nothing below the door of a verb knows of lanes. :class:`Lanes` takes a tensor out of all ``vmap`` levels (*lift*)
+and gives every lane its own part of one (*lower*); each is the other's derivative, so that derivatives cross the
+border as values do. Search needs no derivatives: :func:`plain` takes off whatever transforms have wrapped around a
+tensor.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 class _Lift(torch.autograd.Function):
-    """Each lane's tensor to one that has all of them: at the levels of ``carrier`` lanes become leading dimensions."""
+    """Each lane's tensor to one that has all: at the levels of ``carrier`` lanes become leading dimensions."""
 
     generate_vmap_rule = False
 
@@ -100,7 +101,7 @@ class _Lower(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Lanes:
-    """The ``vmap`` levels around a call that reach one of its tensors, the outermost first, and how many lanes each has.
+    """The ``vmap`` levels that reach a tensor of a call, the outermost first, and how many lanes each has.
 
     ``carrier`` is a number in every lane, by which the border knows which levels are meant.
     """

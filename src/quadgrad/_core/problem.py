@@ -22,7 +22,7 @@ from quadgrad._core.tolerance import Tolerance
 __all__ = ["BLOCK", "LimitGradient", "Problem"]
 
 BLOCK = 2**17
-"""Nodes evaluated at a time where the caller sets no ``chunk_size``; more than in a replay, which keeps what f makes."""
+"""Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""
 
 MAX_NFEV = 30_000
 """Most nodes to spend on one integral, unless the caller says."""
@@ -34,10 +34,11 @@ LimitGradient = Literal["auto", "boundary", "pathwise"]
 class Problem:
     """What is integrated, between which limits, how well, and how much of it at a time.
 
-    ``limits``, and what ``integrand`` holds, may carry gradients; :meth:`outside` gives a problem without. ``sources``
-    are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its last dimension),
-    ``given`` those behind the arguments. ``jumps`` is a function whose zeros are breakpoints, ``opening`` what is known
-    already of a single first cell, ``flowing`` whether derivatives flow to values, which search has to keep out.
+    ``limits``, and what ``integrand`` holds, may carry gradients; :meth:`outside` gives a problem without.
+    ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its
+    last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are breakpoints,
+    ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to values, which
+    search has to keep out.
     """
 
     integrand: Integrand

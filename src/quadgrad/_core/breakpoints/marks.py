@@ -78,7 +78,7 @@ class Switches:
         raise AssertionError  # the loop has no end of its own
 
     def attach(self, problem: Problem) -> Problem:
-        """Return the problem as it is inside the transforms, with the zeros among its breakpoints, differentiable."""
+        """Return the problem as it is inside the transforms, with zeros among its breakpoints, differentiable."""
         place, blur = self.zeros.place, self.zeros.width
         if problem.flowing:
             assert problem.jumps is not None

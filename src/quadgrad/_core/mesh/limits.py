@@ -50,6 +50,11 @@ class Limits:
         return torch.nextafter(place.to(dtype), towards.to(dtype)).to(place.dtype)
 
     @property
+    def shareable(self) -> bool:
+        """Whether all integrals may share a limit: between breakpoints each has pieces of its own."""
+        return self.points is None
+
+    @property
     def marks(self) -> tuple[Tensor, ...]:
         """All places that can carry a gradient: a, b, then the breakpoints one by one."""
         return (self.a, self.b) if self.points is None else (self.a, self.b, *self.points.unbind(1))
@@ -83,7 +88,7 @@ class Limits:
         return torch.where(swapped, -value, value)
 
     def inner_points(self, batch: int) -> Tensor:
-        """Return a harmless point of each integral, ``(batch,)``: not the middle, where singularities like to be."""
+        """Return a harmless point of each integral, ``(batch,)``: not in the middle, where singularities may be."""
         if 0 in (self.a.numel(), self.b.numel()):
             return self.a.new_full((batch,), INNER)
         if not self.infinite:

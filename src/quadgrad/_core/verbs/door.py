@@ -1,6 +1,7 @@
 """The first look at a call: f is called once, and lanes of ``vmap`` are made part of the batch.
 
-Below the door there is one batch, whatever transforms surround the call; :func:`lower` gives the lanes their results.
+Below the door there is one batch, whatever transforms surround the call; :func:`lower` gives the lanes their
+results.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
     """Return the problem of all lanes' integrals."""
     batch = problem.batch
 
-    def join(tensor: Tensor) -> Tensor:
-        """Turn ``(batch or 1, *rest)`` in each lane into ``(lanes * batch, *rest)``, unless all share one."""
-        if tensor.shape[0] == 1 and not has_lanes(tensor):
+    def join(tensor: Tensor, share: bool = False) -> Tensor:
+        """Turn ``(batch or 1, *rest)`` in each lane into ``(lanes * batch, *rest)``, unless all may share one."""
+        if share and tensor.shape[0] == 1 and not has_lanes(tensor):
             return tensor
         return lanes.lift(tensor).expand(-1, batch, *tensor.shape[1:]).flatten(0, 1)
 
@@ -93,8 +94,9 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
             value = value.reshape(1)
         return replace(argument, value=join(value), shared=False)
 
-    marks = problem.limits.marks
-    joined = problem.between(problem.limits.with_marks(tuple(map(join, marks))), (None,) * len(marks))
+    limits = problem.limits
+    marks = tuple(join(mark, limits.shareable) for mark in limits.marks)
+    joined = problem.between(limits.with_marks(marks), (None,) * len(marks))
     inner = joined.limits.detach().inner_points(lanes.count * batch)
 
     def join_integrand(integrand: Integrand) -> Integrand:

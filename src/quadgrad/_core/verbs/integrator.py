@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,6 +94,9 @@ class Integrator(Printed):
         self, f: Callable[..., Any], a: Any, b: Any, args: Any = (), *, points: Any = None, jumps: Any = None
     ) -> Result:
         """Integrate f from a to b; see the verb for arguments, result, errors and warnings."""
+        if torch.compiler.is_compiling():  # one graph break, as of the verb alone
+            call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
+            return call_eagerly(f, a, b, args, points=points, jumps=jumps)
         places = {name: v for name, v in (("points", points), ("jumps", jumps)) if v is not None}
 
         def ask(plan: IntervalPlan | None, **changes: Any) -> Result:
