@@ -135,8 +135,8 @@ def measure(scale: float = 1.0) -> Findings:
     return Findings(
         "Tensor path",
         f"The search of {n:,} peaks in tensor operations, on the CPU and without the compiled kernel: "
-        f"{cost.rounds} rounds. Operations are those that start work on a device, without views and without f's own; reads are "
-        "numbers, and sizes that only the device knows.",
+        f"{cost.rounds} rounds. Operations are those that start work on a device, without views and without f's "
+        "own; reads are numbers, and sizes that only the device knows.",
         [show_seconds(measured, ("worst\nerror",))] if measured else [],
         figures,
         notes,
