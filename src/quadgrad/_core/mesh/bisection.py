@@ -79,7 +79,7 @@ class Refinement:
         return self.move > 0
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        """Count cells that are refined, children, nodes, logarithmic children, cells reverted, further parts."""
+        """Count cells that are refined, children, nodes, logarithmic children, middles asked for, further parts."""
         self.move = self.move * keep
         counts = self.table.index_select(1, self.move).sum(1)
         if self.near is None or self.towards is None:
@@ -99,11 +99,13 @@ class Intervals:
         self.pieces, self.tau, self.shape, self.shares = pieces, tau, shape, shares
         self.nodes, self.eps, self.tiny = tau.shape[0], info.eps, info.tiny
         m, self.first_nodes = self.nodes, self.nodes + BESIDE
-        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, halves put back.
-        beside = (0, 1, BESIDE, 2 * BESIDE, 0)
+        # Between halves f is known if a node was in the middle.
+        asks = self.blind = int(abs(float(tau[m // 2]) - 0.5) > 1e-14)
+        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, middles asked for.
+        beside = (0, 1, BESIDE, 2 * BESIDE, asks)
         children = (0, 2, 1, 2, 2)
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
-        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, 0)), device=tau.device)
+        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
         self.edge = tau.new_zeros(1)
         self.tau_from_0 = torch.cat((self.edge, tau))
 
@@ -240,13 +242,13 @@ class Intervals:
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
-        refined, children, _, logarithmic, reverted, further = counts
+        refined, children, _, logarithmic, middles, further = counts
         linear = children - logarithmic + further
         parent, low, high = find_parts(moves, refined, children, logarithmic, further)
         whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
         if linear:
             groups.append(
-                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], reverted + further)
+                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], middles + further)
             )
         if logarithmic:
             groups.append(self._close_in(whole[:, linear:], real[:, linear:], low[linear:], high[linear:]))
@@ -262,7 +264,7 @@ class Intervals:
         turn = ((start >= 0.5) & ~first).to(start.dtype)  # beyond the middle of a whole piece: see bisect
         at_start = torch.where(first, at_start, middle.masked_fill(low != 0.5, torch.nan))
         at_stop = torch.where(last, at_stop, middle.masked_fill(high != 0.5, torch.nan))
-        between = locate(~first & ((low != 0.5) | (kind != LINEAR)), asked)
+        between = locate(~first & ((low != 0.5) | (kind != LINEAR) | self.blind), asked)
         return self._group(owner, row, start - turn, stop - turn, edges=(at_start, at_stop), asked=between)
 
     def _close_in(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor) -> NewIntervals:
