@@ -12,29 +12,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import (
-    AT_END,
-    BESIDE,
-    CLOSER,
-    DEEP,
-    DEEPEST,
-    EVERY,
-    LIMIT,
-    PART,
-    SCANNED,
-    STEP,
-    TURN,
-    ULPS,
-    First,
-    NewIntervals,
-    locate,
-)
+from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, First, NewIntervals, locate
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import one_number
 
 __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
+
+
+KEEP, REVERT, TURN, CLOSER, PART = range(5)
+"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
+end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
+
+AT_END = 2.0**-6
+"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
+
+DEEPEST = 2.0**-400
+"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
+
+DEEP = 4.0
+"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
+
+EVERY = 4.0
+"""Where logarithmic nodes did not help they are tried again after that many halvings."""
+
+SCANNED = 2.0**-7
+"""Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 
 @dataclass(slots=True)
@@ -45,16 +49,11 @@ class Spots:
     many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
     """
 
-    x: Tensor
     owner: Tensor
+    x: Tensor
     factor: Tensor | None
     known: Tensor | None = None
     steps: Tensor | None = None
-
-
-def _spots(owner: Tensor, nodes: tuple[Tensor, Tensor], **more: Tensor) -> Spots:
-    x, factor = nodes
-    return Spots(x, owner, factor, **more)
 
 
 @dataclass(slots=True)
@@ -143,7 +142,7 @@ class Intervals:
             return None
         layout, row = new.layout.part(new.asked), new.row.index_select(0, new.asked)
         x, factor = layout.nodes(self.edge)
-        return Spots(x[0], self._integral(row), None if layout.image is None else factor[0] / layout.scale)
+        return Spots(self._integral(row), x[0], None if layout.image is None else factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
@@ -156,7 +155,7 @@ class Intervals:
         """Return where f is called: at the nodes, before and behind them at the edges where that is asked for."""
         owner = self._integral(new.row)
         if new.rows == self.nodes:
-            return _spots(owner, new.layout.nodes(self.tau))
+            return Spots(owner, *new.layout.nodes(self.tau))
         return self._look_deep(new, owner) if new.logarithmic else self._look_at_edges(new, owner)
 
     def _look_at_edges(self, new: NewIntervals, owner: Tensor) -> Spots:
@@ -176,7 +175,7 @@ class Intervals:
             known = known & ~torch.stack((image.no_lower, image.no_upper))
         at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
         tau = torch.cat((at[:1], self.tau[:, None].expand(-1, len(new)), 1.0 - at[1:]))
-        return _spots(owner, layout.nodes(tau), known=inside | known)
+        return Spots(owner, *layout.nodes(tau), known=inside | known)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of cells with logarithmic nodes between their edges.
@@ -194,7 +193,7 @@ class Intervals:
         inmost = torch.where(usable, (depth / layout.outer.abs()).log() / layout.rate, 1.0)
         tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), inmost[None]))
         steps = (octaves * (self.shares / DEPTH)).masked_fill(~usable, 0.0)
-        return _spots(owner, layout.nodes(tau), steps=steps)
+        return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement
 
