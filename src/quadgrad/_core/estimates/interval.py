@@ -98,7 +98,7 @@ class IntervalEstimate:
         size = sums.size
         if y.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
-            error, size = torch.linalg.vector_norm(error, dim=-1), size.sum(-1)
+            error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
         error, size, decay, blur = (largest_component(t) for t in (error, size, decay, blur))
         return _Seen(values, sizes, sums, spread, blur, error, size, decay >= UNRESOLVED)
 

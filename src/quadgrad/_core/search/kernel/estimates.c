@@ -72,18 +72,17 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
     }
 }
 
-/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. Sums are
- * double, and so is the smallest one, whatever x is. */
-INLINE void null_rule_error(const Tile *nulls, const double *size, int64_t order_gap, double eps, double *error,
-                            double *decay, double *highest) {
-    const double tiny = DBL_MIN;
+/* null_rule_error in estimate.py: the error on the unit interval, the decay, the highest pair of coefficients. What
+ * is less than `tiny` is 0. */
+INLINE void null_rule_error(const Tile *nulls, const double *size, const double *tiny, int64_t order_gap, double eps,
+                            double *error, double *decay, double *highest) {
     Tile lowest, largest, base, power;
     for (int c = 0; c < WIDE; c++) {
-        double quiet = 2.0 * eps * size[c] + tiny, slowest = 0.0;
-        double before = larger(fabs(nulls[0][c]) + fabs(nulls[1][c]), tiny), most = before;
+        double quiet = 2.0 * eps * size[c] + tiny[c], slowest = 0.0;
+        double before = larger(fabs(nulls[0][c]) + fabs(nulls[1][c]), tiny[c]), most = before;
         highest[c] = before;
         for (int j = 1; j < NULL_PAIRS; j++) {
-            double pair = larger(fabs(nulls[2 * j][c]) + fabs(nulls[2 * j + 1][c]), tiny);
+            double pair = larger(fabs(nulls[2 * j][c]) + fabs(nulls[2 * j + 1][c]), tiny[c]);
             slowest = larger(slowest, (before - quiet) / pair);
             most = larger(most, pair);
             before = pair;
@@ -124,18 +123,20 @@ INLINE void load(const double *y, const double *slope, int64_t m, int64_t n, int
     }
 }
 
-/* What the rule's sums say about columns, on the unit interval; `blur` is of each. */
-INLINE void judge_columns(const Rule *rule, double eps, const Tile *sums, const double *size, const double *blur,
-                          const double *middle, Summary *of) {
+/* What the rule's sums say about columns, on the unit interval; scale and reach of each as in Layout. */
+INLINE void judge_columns(const Setting *set, double eps, const Tile *sums, const double *size, const double *scale,
+                          const double *reach, const double *middle, Summary *of) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
-    Tile unseen;
+    Tile unseen, tiny;
     for (int c = 0; c < WIDE; c++) {
+        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
         of->size[c] = size[c], of->variation[c] = fabs(slopes[0][c]) + fabs(slopes[1][c]);
-        unseen[c] = size[c] + of->variation[c] * (blur[c] / (2.0 * eps));
+        unseen[c] = size[c] + of->variation[c] * (blur / (2.0 * eps));
+        tiny[c] = scale[c] > 0.0 ? DBL_MIN / scale[c] : DBL_MIN;
         of->left[c] = fabs(halves[0][c]), of->right[c] = fabs(halves[1][c]);
         of->start[c] = edges[0][c], of->stop[c] = edges[1][c], of->middle[c] = middle[c];
     }
-    null_rule_error(nulls, unseen, rule->order_gap, eps, of->error, of->decay, of->highest);
+    null_rule_error(nulls, unseen, tiny, set->rule->order_gap, eps, of->error, of->decay, of->highest);
 }
 
 /* Add what `width` columns from `first` on are like to the cells they belong to. */
@@ -255,23 +256,30 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, Cell 
                           int64_t n, const double *y, const double *slope, const Layout *layout) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
-    Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, blur = {0}, blurs = {0}, factor;
+    Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales = {0}, reaches = {0}, factor;
     Summary summary = {0}, part;
-    for (int64_t c = 0; c < here; c++) {
+    for (int64_t c = 0; c < here; c++)
         scale[c] = layout->scale[low + c], reach[c] = fabs(layout->reach[low + c]);
-        blur[c] = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
-    }
     for (int64_t first = 0; first < here * columns; first += WIDE) {
         int64_t width = here * columns - first < WIDE ? here * columns - first : WIDE, stride = n * columns;
         const double *values = y + low * columns + first;
-        if (slope || width < WIDE) load(y, slope, m, n, columns, low, first, width, few), values = few[0], stride = WIDE;
+        if (slope || width < WIDE) {
+            load(y, slope, m, n, columns, low, first, width, few);
+            values = few[0], stride = WIDE;
+        }
+        const double *middle = values + m / 2 * stride;
         fold(rule, values, stride, sums, size);
-        for (int64_t c = 0; c < width && columns > 1; c++) blurs[c] = blur[(first + c) / columns];
-        judge_columns(rule, eps, sums, size, columns > 1 ? blurs : blur, values + m / 2 * stride, columns > 1 ? &part : &summary);
-        if (columns == 1) continue;
+        if (columns == 1) {
+            judge_columns(set, eps, sums, size, scale, reach, middle, &summary);
+            continue;
+        }
+        for (int64_t c = 0; c < width; c++) {
+            int64_t at = (first + c) / columns;
+            scales[c] = scale[at], reaches[c] = reach[at];
+            cell_at(cells, low + at, tail)->columns[(first + c) % columns] = sums[0][c];
+        }
+        judge_columns(set, eps, sums, size, scales, reaches, middle, &part);
         add_columns(set, &part, first, width, &summary);
-        for (int64_t c = 0; c < width; c++)
-            cell_at(cells, low + (first + c) / columns, tail)->columns[(first + c) % columns] = sums[0][c];
     }
     Cell *group = cell_at(cells, low, tail);
     estimate_cells(set, eps, &summary, scale, reach, here, tail, group, factor);
@@ -464,6 +472,8 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
     int64_t m = rule->m, columns = set->columns, tail = tail_of(set), all = here * columns;
     EndSummary summary[WIDE];
     memset(summary, 0, here * sizeof(EndSummary));
+    Tile tiny;
+    for (int c = 0; c < WIDE; c++) tiny[c] = DBL_MIN;
     Number *limits = (Number *)rows->limits + low * columns / parts * COLUMNS;
     for (int64_t first = 0; first < all; first += WIDE) {
         int64_t width = all - first < WIDE ? all - first : WIDE, own[WIDE];
@@ -479,7 +489,7 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             blur[c] *= C.place * set->eps * rows->reach[own[c]] * -rows->rate[own[c]];
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
-        null_rule_error(sums + 1, unseen, rule->order_gap, eps, error, decay, highest);
+        null_rule_error(sums + 1, unseen, tiny, rule->order_gap, eps, error, decay, highest);
         for (int64_t c = 0; c < width; c += parts) {
             int64_t j = (first + c) % columns, at = own[c], last = (m + 1) * n + at;
             const double *before = y + at * columns + j, *after = y + last * columns + j;
