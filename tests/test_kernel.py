@@ -16,7 +16,6 @@ from helpers import t64
 from quadgrad._core.search.kernel import native
 from quadgrad._core.search.kernel.library import load
 
-REAL = [problem for problem in PROBLEMS if not {"complex", "vector"} & set(problem.tags)]
 INF = float("inf")
 
 ROUNDED = {("x^-0.9 log(1/x)", 1e-12), ("x^-1.01 from 1", 1e-12), ("sin(x)/x", 1e-12)}
@@ -81,7 +80,7 @@ def test_it_is_there_where_there_is_a_compiler() -> None:
 
 
 @pytest.mark.parametrize("rtol", (1e-4, 1e-8, 1e-12))
-@pytest.mark.parametrize("problem", REAL, ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_problems_of_the_table(problem: Problem, rtol: float, both) -> None:
     points = t64(list(problem.points)) if problem.points else None
     compiled, plain = both(problem.f, t64(problem.a), t64(problem.b), points=points, rtol=rtol, atol=rtol)

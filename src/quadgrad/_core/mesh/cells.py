@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
 
-__all__ = ["BESIDE", "AtEdges", "NewIntervals", "bisect", "locate"]
+__all__ = ["BESIDE", "First", "NewIntervals", "bisect", "locate"]
 
 KEEP, REVERT, TURN, CLOSER, PART = range(5)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
@@ -44,25 +44,28 @@ SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 
-@dataclass(slots=True)
-class AtEdges:
-    """f at the edges of cells with logarithmic nodes, ``(k, *event)``: the outer one, and the inner one.
+@dataclass(frozen=True)
+class First:
+    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
 
-    Where the cell touches the end the inner one is ``steps`` ``(k,)`` terms of its series beyond the nodes.
-    """
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    kind: Tensor | None = None
 
-    steps: Tensor
-    outer: Tensor
-    inner: Tensor
+    def part(self, cells: slice, shift: int) -> First:
+        """Return some of the cells, their rows counted from ``shift``."""
+        kind = None if self.kind is None else self.kind[cells]
+        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
 @dataclass(slots=True)
 class NewIntervals:
-    """New cells: first ``linear`` of them with evenly spread nodes, then those with logarithmic ones.
+    """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_start`` and
-    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for between
-    the cells ``asked`` for and the ones before them, or, where that is None, at all edges.
+    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for
+    between the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
 
     owner: Tensor
@@ -71,13 +74,18 @@ class NewIntervals:
     stop: Tensor
     at_start: Tensor
     at_stop: Tensor
-    linear: int
+    rows: int
+    logarithmic: bool
     asked: Tensor | None
     layout: Layout
-    edges: AtEdges | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def part(self, cells: slice) -> NewIntervals:
+        """Return some of the cells."""
+        names = ("owner", "row", "start", "stop", "at_start", "at_stop")
+        return replace(self, **{name: getattr(self, name)[cells] for name in names}, layout=self.layout.part(cells))
 
 
 def locate(mask: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ upper end, infinite pieces are mapped by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ DEPTH = 12
 class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
-    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share
-    it; ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
+    ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share it;
+    ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
     """
 
     lower: Tensor
@@ -142,16 +142,34 @@ class Layout:
     image: _Image | None = None
 
     def nodes(self, tau: Tensor, part: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return abscissae and factors at the nodes ``tau`` of some cells, see :func:`place`."""
-        along, factor = tau[:, None], self.scale[None, part]
+        """Return abscissae and factors at the nodes ``tau`` of some cells, see :func:`place`.
+
+        Each cell may have nodes of its own: ``tau`` ``(m, n)``.
+        """
+        if isinstance(part, Tensor) or part != slice(None):
+            return self.part(part).nodes(tau)
+        along, factor = tau if tau.ndim > 1 else tau[:, None], self.scale[None]
         if self.logarithmic is not None:
             assert self.outer is not None and self.rate is not None
             # Nodes run from the far edge towards the end, so that no end of theirs is a fraction of 0.
-            fraction = self.outer[part] * torch.exp(along * self.rate[part])
-            factor = factor * torch.where(self.logarithmic[part], fraction.abs(), 1.0)
-            along = torch.where(self.logarithmic[part], fraction, along)
-        x = torch.addcmul(self.base[part], along, self.extent[part])
-        return (x, factor) if self.image is None else self.image.nodes(x, factor, part)
+            fraction = self.outer * torch.exp(along * self.rate)
+            factor = factor * torch.where(self.logarithmic, fraction.abs(), 1.0)
+            along = torch.where(self.logarithmic, fraction, along)
+        x = torch.addcmul(self.base, along, self.extent)
+        return (x, factor) if self.image is None else self.image.nodes(x, factor)
+
+    def part(self, cells: slice | Tensor) -> Layout:
+        """Return the layout of some of the cells, by a slice or by their places."""
+        return Layout(*(_part(getattr(self, f.name), cells) for f in fields(self)))
+
+    def octaves_left(self, spacing: float, nearest: float) -> Tensor:
+        """Return how many octaves closer nodes may come to the end that cells with logarithmic nodes touch.
+
+        Until they are no farther apart than ``spacing`` times their own size, or ``nearest`` as a part of the piece.
+        """
+        assert self.outer is not None
+        limit = (spacing * self.reach / self.extent).clamp_min(nearest)
+        return (torch.log2(self.outer.abs() / limit) - DEPTH).floor().clamp_min(0.0)
 
     @property
     def reach(self) -> Tensor:
@@ -171,16 +189,20 @@ class _Image:
     from_lower: Tensor
     origin: Tensor
 
-    def nodes(self, place: Tensor, factor: Tensor, part: slice | Tensor) -> tuple[Tensor, Tensor]:
+    def part(self, cells: slice | Tensor) -> _Image:
+        """Return the same of some of the cells."""
+        return _Image(*(_part(getattr(self, f.name), cells) for f in fields(self)))
+
+    def nodes(self, place: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Map what is a fraction to x, and leave alone what is x."""
-        no_lower, no_upper, from_lower = self.no_lower[part], self.no_upper[part], self.from_lower[part]
+        no_lower, no_upper, from_lower = self.no_lower, self.no_upper, self.from_lower
         bounded = ~(no_lower | no_upper)
         # Placeholders keep bounded cells, where p or q may vanish, from making NaN gradients.
         p = torch.where(from_lower, place, 1.0 + place).masked_fill(bounded, 0.5)
         q = torch.where(from_lower, 1.0 - place, 0.0 - place).masked_fill(bounded, 0.5)
         up, down = (torch.where(no, t, 0.0) for no, t in ((no_upper, p / q), (no_lower, q / p)))
         slope = torch.where(no_upper, q**-2, 0.0) + torch.where(no_lower, p**-2, 0.0)
-        x = torch.where(bounded, place, self.origin[part] + up - down)
+        x = torch.where(bounded, place, self.origin + up - down)
         return x, factor * torch.where(bounded, 1.0, slope)
 
     def reach(self, base: Tensor) -> Tensor:
@@ -189,6 +211,12 @@ class _Image:
         up, down = self.no_upper.to(p.dtype), self.no_lower.to(p.dtype)
         away = base.abs() + p * q + self.origin.abs() * (up * q**2 + down * p**2)
         return torch.where(self.no_lower | self.no_upper, away, base.abs())
+
+
+def _part(t: Any, cells: slice | Tensor) -> Any:
+    if t is None or isinstance(t, _Image):
+        return t and t.part(cells)
+    return t[cells] if isinstance(cells, slice) else t.index_select(0, cells)
 
 
 def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | None) -> Layout:

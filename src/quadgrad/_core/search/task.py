@@ -68,7 +68,7 @@ class Found:
         return Found(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Found)))
 
 
-def noise(task: Task) -> float:
+def noise(task: Any) -> float:
     """Return the relative noise of f: that of its dtype, or the error of integrals inside it."""
     inner = current_record()
     return max(task.tolerance.eps, inner.noise / FLOOR) if inner else task.tolerance.eps

@@ -75,7 +75,7 @@ def replay(
             integrand = attach_shift(integrand, shift)
         if any(carries_gradient(mark) for mark in limits.marks):
             singular = singular_marks(integrand, limits, plan.batch)
-            treatment = Treatment(singular, tuple(mask & False for mask in singular))
+            treatment = Treatment(singular, tuple(mask & False for mask in singular), singular)
         value = replay_with_limits(integrand, plan, limits, treatment, chunk_size=None)
         value = value if shift is None else take_logarithm(value, shift)
         return value.reshape(plan.batch_shape + tuple(value.shape[1:]))

@@ -95,9 +95,11 @@ INLINE int64_t count_parts(Pole pole) {
     return n;
 }
 
-/* The new cells, how many there are of each kind; those before which to ask for f. */
+/* The new cells, how many there are of each kind; where those with linear nodes lie, and before which to ask for f. */
 typedef struct {
+    const Setting *setting;
     Cell *linear, *ends;
+    Layout layout;
     int64_t *pairs, n_linear, n_ends, n_pairs, tail;
 } Children;
 
@@ -117,7 +119,9 @@ INLINE void put_parts(Children *out, const Cell *cell, Pole pole, int seen) {
         double at_after = next == WHOLE ? cell->at_stop : next == WHOLE / 2 && seen ? cell->at_middle : NAN;
         double turn = at > 0 && before >= 0.5 ? 1.0 : 0.0;
         int64_t place = out->n_linear++;
-        put(cell_at(out->linear, place, tail), cell->row, before - turn, after - turn, at_before, at_after);
+        Cell *part = cell_at(out->linear, place, tail);
+        put(part, cell->row, before - turn, after - turn, at_before, at_after);
+        lay_out(out->setting, part, &out->layout, place);
         if (at > 0 && !(at == WHOLE / 2 && seen)) out->pairs[out->n_pairs++] = place;
         before = after, at_before = at_after;
     }
@@ -320,13 +324,13 @@ EXPORT void judge(const Round *round, Tally *tally) {
     }
 }
 
-/* Carry it out: write the new cells of either kind and the settled ones, and before which new ones to ask for f.
- * Integrals that run on are left in `integrals`. */
-EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pairs, Leaf *settled, int64_t *tags,
-                     int64_t n_settled) {
+/* Carry it out: write the new cells of either kind and the settled ones, where those with linear nodes lie, and before
+ * which to ask for f. Integrals that run on are left in `integrals`. */
+EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, double *layout, int64_t *pairs, Leaf *settled,
+                     int64_t *tags, int64_t n_settled) {
     int64_t tail = tail_of(round->setting);
     int threads = sharing(round->n_linear + round->n_ends, round->setting->threads);
-    Children out[MOST_THREADS], next = {.linear = linear, .ends = ends, .pairs = pairs, .tail = tail};
+    Children out[MOST_THREADS], next = {round->setting, linear, ends, .pairs = pairs, .tail = tail};
     Leaves leaves = {settled, tags, tail};
     int64_t first_leaf[MOST_THREADS];
     for (int t = 0; t < threads; t++) {
@@ -337,6 +341,7 @@ EXPORT void carry_on(const Round *round, Cell *linear, Cell *ends, int64_t *pair
     }
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
+        out[t].layout = rows_of(layout, next.n_linear);
         if (tail) {
             carry_out(round, &round->shares[t], tail, out[t], &leaves, first_leaf[t]);
         } else {

@@ -292,17 +292,17 @@ INLINE double sum_of(const double *y, int64_t columns) {
 }
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
- * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. */
-EXPORT void measure(const Setting *set, int64_t what, double eps, Cell *cells, int64_t n, const double *y,
-                    const double *slope, double *layout) {
-    const Layout rows = rows_of(layout, n);
+ * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. Layout as in `place`. */
+EXPORT void measure(const Setting *set, int64_t edges, double eps, Cell *cells, int64_t n, const double *y,
+                    const double *slope, double *layout, int64_t stride) {
+    const Layout rows = rows_of(layout, stride);
     int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
-    const double *inner = y + (what == EDGES_TOO ? n * columns : 0);
-    const double *along = slope && what == EDGES_TOO ? slope + n : slope;
+    const double *inner = y + (edges ? n * columns : 0);
+    const double *along = slope && edges ? slope + n : slope;
     PARALLEL(sharing(n * columns, set->threads))
     for (int64_t low = 0; low < n; low += group) {
         int64_t here = n - low < group ? n - low : group;
-        for (int64_t c = low; what == EDGES_TOO && c < low + here; c++) {
+        for (int64_t c = low; edges && c < low + here; c++) {
             Cell *cell = cell_at(cells, c, tail);
             double before = sum_of(y + c * columns, columns) * (slope ? slope[c] : 1.0);
             double after = sum_of(y + (last * n + c) * columns, columns) * (slope ? slope[last * n + c] : 1.0);
@@ -433,11 +433,12 @@ INLINE double size_at(const double *row, int64_t c, int64_t parts) {
     return parts == 2 ? modulus(row[c], row[c + 1]) : fabs(row[c]);
 }
 
-/* Weighted sums of the sizes of m values on a tile, by components; they stand where a component begins. */
-INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t parts, double *sums) {
+/* The means of the sizes of values on a tile, of both parts of a complex one together where they are `whole`. */
+INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t whole, double *sums) {
     memset(sums, 0, sizeof(Tile));
     for (int64_t i = 0; i < rule->m; i++)
-        for (int64_t c = 0; c < WIDE; c += parts) sums[c] += rule->all[i] * size_at(y[i], c, parts);
+        for (int64_t c = 0; c < WIDE; c++)
+            sums[c] += rule->all[i] * (whole == 2 ? size_at(y[i], c & -2, 2) : fabs(y[i][c]));
 }
 
 /* Enter what a component is like, which begins at column j of the cell `at`, and in column c of the tile. */
@@ -472,10 +473,8 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
         weigh_sizes(rule, flat, parts, blur);
         for (int64_t i = 0; i < m; i++)
             for (int64_t c = 0; c < width; c++) flat[i][c] *= slope[(i + 1) * n + own[c]] * rows->scale[own[c]];
-        weigh_sizes(rule, flat, parts, size);
+        weigh_sizes(rule, flat, 1, size);
         weigh(rule->all, FUNCTIONALS + SHARES, m, flat, sums);
-        for (int64_t j = 1; j <= 2 * NULL_PAIRS; j++)
-            for (int64_t c = 0; c < WIDE; c += parts) sums[j][c] = size_at(sums[j], c, parts);
         for (int64_t c = 0; c < width; c++) {
             blur[c] *= C.place * set->eps * rows->reach[own[c]] * -rows->rate[own[c]];
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
@@ -489,9 +488,10 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             Number ends[2] = {{before[0] * outer, parts == 2 ? before[1] * outer : 0.0},
                               {after[0] * inner, parts == 2 ? after[1] * inner : 0.0}};
             EndSummary *s = &summary[at - low];
-            s->error = worse(s->error, error[c]), s->decay = worse(s->decay, decay[c]);
-            s->size = worse(s->size, size[c]), s->blur = worse(s->blur, blur[c]);
-            add_component(set, cell, sums, c, parts, highest[c], ends, rows->steps[at],
+            s->error = worse(s->error, size_at(error, c, parts)), s->blur = worse(s->blur, blur[c]);
+            s->size = worse(s->size, parts == 2 ? size[c] + size[c + 1] : size[c]);
+            s->decay = worse(s->decay, parts == 2 ? larger(decay[c], decay[c + 1]) : decay[c]);
+            add_component(set, cell, sums, c, parts, size_at(highest, c, parts), ends, rows->steps[at],
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];

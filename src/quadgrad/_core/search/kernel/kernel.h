@@ -40,7 +40,6 @@ enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
-enum { NODES, EDGES_TOO, STARTS }; /* what is asked of a cell: f at its nodes, at its edges, too, or at its start */
 
 /* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in Cells of cells.py; f at the
  * start, the stop and the middle is times the slope, and NaN where it is not known; of several columns these are sums.
@@ -173,4 +172,32 @@ typedef struct {
 
 INLINE Layout rows_of(double *rows, int64_t n) {
     return (Layout){rows, rows + n, (int64_t *)(rows + 2 * n), rows + 3 * n, rows + 4 * n, rows + 5 * n, rows + 6 * n};
+}
+
+/* A piece: its ends, 0 where infinite, and whether they are. */
+typedef struct {
+    double lower, upper, down, up;
+} Piece;
+
+INLINE Piece piece_of(const Setting *set, int64_t row) {
+    double lower = set->lower[row * set->lower_step], upper = set->upper[row * set->upper_step];
+    int down = set->infinite && isinf(lower), up = set->infinite && isinf(upper);
+    return (Piece){down ? 0.0 : lower, up ? 0.0 : upper, down, up};
+}
+
+/* Enter where a cell with linear nodes lies. */
+INLINE void lay_out(const Setting *set, const Cell *cell, const Layout *to, int64_t place) {
+    Piece p = piece_of(set, cell->row);
+    to->owner[place] = set->count == 1 ? cell->row : cell->row / set->count;
+    if (p.up + p.down > 0.0) {
+        double at = cell->start, low = at >= 0.0 ? at : 1.0 + at, high = at >= 0.0 ? 1.0 - at : -at;
+        double away = fabs(p.lower + p.upper) * (p.up * (high * high) + p.down * (low * low));
+        to->reach[place] = fabs(at) + low * high + away;
+        to->scale[place] = cell->stop - cell->start;
+    } else {
+        double end = cell->start < 0.0 ? p.upper : p.lower, span = p.upper - p.lower;
+        double left = cell->start == -0.5 ? p.lower + span * 0.5 : end + span * cell->start;
+        to->reach[place] = left;
+        to->scale[place] = (cell->stop == 1.0 ? p.upper : end + span * cell->stop) - left;
+    }
 }

@@ -23,7 +23,7 @@ from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.status import Status
 
 __all__ = [
-    "CELL", "EDGES_TOO", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "NODES", "SHARE", "STARTS",
+    "CELL", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE",
     "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
 ]  # fmt: skip
 
@@ -34,9 +34,6 @@ Behind a cell and a settled one stand the value's columns, if there are several.
 
 LAYOUT, END_LAYOUT = 3, 6
 """How many numbers tell where a cell with evenly spread nodes is, and one with logarithmic nodes."""
-
-NODES, EDGES_TOO, STARTS = range(3)
-"""Where f is called for a cell: at its nodes, at its edges, too, or at its start alone."""
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
@@ -130,16 +127,17 @@ class Tally(Structure):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
-    "begin": (Setting, *"npp"),
-    "open_books": (Setting, *"pnpnnp"),
+    "begin": (Setting, *"nppp"),
+    "open_books": (Setting, *"pnpnnpp"),
     "spread": tuple("pnpnpn"),
-    "place": (Setting, *"nppnppp"),
+    "place": (Setting, *"npnpppn"),
+    "place_starts": (Setting, *"ppnppppn"),
     "enter_starts": (Setting, *"ppnpp"),
-    "measure": (Setting, *"nxpnppp"),
+    "measure": (Setting, *"nxpnpppn"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppp"),
     "judge": (Round, Tally),
-    "carry_on": (Round, *"pppppn"),
+    "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnpppppp"),
 }

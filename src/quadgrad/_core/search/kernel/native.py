@@ -24,14 +24,11 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
-    EDGES_TOO,
     END_LAYOUT,
     INTEGRAL,
     LAYOUT,
     LEAF,
-    NODES,
     SHARE,
-    STARTS,
     Round,
     Setting,
     Tally,
@@ -80,28 +77,13 @@ class _Cells:
             yield self if n == self.n else _Cells(self.room, n, self.width, self.at + low * self.width)
 
 
-class _Places:
-    """Where f is called: x ``(rows, n)``, with room for dx/dfraction where that varies, and the layout of the cells."""
-
-    __slots__ = ("layout", "pointers", "slope", "x")
-
-    def __init__(self, rows: int, n: int, slope: bool, layout: int = LAYOUT) -> None:
-        self.x, self.slope = numbers(rows, n), numbers(rows, n) if slope else None
-        self.layout = numbers(layout, n)
-        self.pointers = None if self.slope is None else self.slope.data_ptr(), self.layout.data_ptr()
-
-    @property
-    def owner(self) -> Tensor:
-        return self.layout[2].view(torch.int64)
-
-
 @dataclass(slots=True)
 class Opening:
-    """A single integral's first cell, where it is, and f there as f returned it, which may carry a gradient."""
+    """A single integral's first cell and where it is, and f there as f returned it, which may carry a gradient."""
 
     setting: Setting
     room: Tensor
-    places: _Places
+    slope: Tensor | None
     y: Tensor
 
 
@@ -112,14 +94,15 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     """
     if pieces.count > 1 or not _is_open(pieces, rule):
         return None
-    kernel, setting, room = load(), Setting.of(pieces, rule), numbers(CELL)
+    kernel, setting, rows = load(), Setting.of(pieces, rule), rule.nodes.size + BESIDE
+    room, x, slope = numbers(CELL + LAYOUT), numbers(rows, 1), numbers(rows) if pieces.infinite else None
     cell = room.data_ptr()
-    if kernel.begin(byref(setting), 1, cell, None) == 0:
+    layout = cell + 8 * CELL
+    if kernel.begin(byref(setting), 1, cell, None, layout) == 0:
         return None
-    places = _Places(rule.nodes.size + BESIDE, 1, pieces.infinite)
-    kernel.place(byref(setting), EDGES_TOO, cell, None, 1, places.x.data_ptr(), *places.pointers)
-    integrand, y = integrand.probe(places.x)
-    return integrand, Opening(setting, room, places, y)
+    kernel.place(byref(setting), True, cell, 1, x.data_ptr(), _pointer(slope), layout, 1)
+    integrand, y = integrand.probe(x)
+    return integrand, Opening(setting, room, slope, y)
 
 
 def search_native(task: Task, first: First | None) -> Found | None:
@@ -175,7 +158,7 @@ class NativeBodies:
 
     def open(self, first: First | None) -> None:
         """Take the given cells, or whole pieces."""
-        batch, count, opening = self.task.batch, self.task.pieces.count, self.task.opening
+        batch, count, opening, memory = self.task.batch, self.task.pieces.count, self.task.opening, self.memory
         whole = first is None and count == 1
         if first is not None:
             cells = numbers(first.row.shape[0], CELL + self.width).zero_()
@@ -186,28 +169,32 @@ class NativeBodies:
                 cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
             self._enter(cells)
         elif opening is not None:
-            self.books = numbers(INTEGRAL)  # one that is fresh is written when decided on
-            room = opening.room if not self.width else torch.cat((opening.room, self.held))
-            self._hold(room, 1, 0)
+            self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
+            self._hold(torch.cat((opening.room[:CELL], self.held)) if self.width else opening.room, 1, 0)
         else:
-            self.books = self.memory.room("books", batch * INTEGRAL)
-            room = self.memory.cells(batch * count * (CELL + self.width))
-            n = self.kernel.begin(self.setting, batch, room.data_ptr(), self.books.data_ptr())
+            self.books, self.layout = (
+                memory.room("books", batch * INTEGRAL),
+                memory.room("layout", batch * count * LAYOUT),
+            )
+            room = memory.cells(batch * count * (CELL + self.width))
+            n = self.kernel.begin(
+                self.setting, batch, room.data_ptr(), self.books.data_ptr(), self.layout.data_ptr()
+            )
             whole = whole and n == batch
             self._hold(room, n, 0)
         self.round.integrals = self.books.data_ptr()
         self.round.fresh = (self.m + BESIDE) * whole
-        self.one_each = bool(whole)
+        self.one_each = whole
 
     def _enter(self, cells: Tensor) -> None:
         """Take cells, sorted by row, and open the books of all integrals as if they never had others."""
         linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
         room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
         self._hold(room.flatten(), n, len(cells) - n)
-        self.books = numbers(self.task.batch, INTEGRAL)
+        self.books, self.layout = numbers(self.task.batch, INTEGRAL), numbers(n * LAYOUT)
         self.kernel.open_books(
             self.setting, self.linear.pointer, n, self.ends.pointer, self.ends.n, self.task.batch,
-            self.books.data_ptr(),
+            self.books.data_ptr(), self.layout.data_ptr(),
         )  # fmt: skip
 
     def _hold(self, room: Tensor, linear: int, ends: int) -> None:
@@ -219,27 +206,26 @@ class NativeBodies:
     def evaluate(self) -> None:
         """Call f between cells, at the nodes of those with evenly spread ones, and of the others."""
         if self.pairs:
-            self._ask_between()
+            self._call_between()
         self._measure()
         self._measure_ends()
         self.first = self.one_each = False
 
     def _measure(self) -> None:
         """Apply the rule to cells with evenly spread nodes; to first ones with their edges."""
-        task, opening, low = self.task, self.task.opening, 0
-        what, rows = (EDGES_TOO, self.m + BESIDE) if self.first else (NODES, self.m)
+        task, opening, first, low, n = self.task, self.task.opening, self.first, 0, self.linear.n
+        rows = self.m + BESIDE * first
         for part in self.linear.parts(max(1, task.block // rows)):
-            if self.first and opening is not None:
-                places, y = opening.places, self._read(opening.y.detach())
+            layout = self.layout.data_ptr() + 8 * low
+            if first and opening is not None:
+                slope, y = _pointer(opening.slope), self._read(opening.y.detach())
             else:
-                places = _Places(rows, part.n, task.pieces.infinite)
-                self.kernel.place(
-                    self.setting, what, part.pointer, None, part.n, places.x.data_ptr(), *places.pointers
-                )
-                whose = slice(low, low + part.n) if self.one_each and task.batch > 1 else places.owner
-                y = self._call(places.x, whose)
+                x, slope = numbers(rows, part.n), self._slope(rows * part.n)
+                self.kernel.place(self.setting, first, part.pointer, part.n, x.data_ptr(), slope, layout, n)
+                whose = slice(low, low + part.n)
+                y = self._call(x, whose if self.one_each else self.layout[2 * n :][whose])
             self.kernel.measure(
-                self.setting, what, noise(task), part.pointer, part.n, y.data_ptr(), *places.pointers
+                self.setting, first, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
             low += part.n
 
@@ -247,31 +233,36 @@ class NativeBodies:
         """Apply the rule to cells with logarithmic nodes."""
         task, rows = self.task, self.m + BESIDE
         for part in self.ends.parts(max(1, task.block // rows)):
-            places = _Places(rows, part.n, True, END_LAYOUT + 6 * self.columns)
-            self.kernel.place_ends(self.setting, part.pointer, part.n, places.x.data_ptr(), *places.pointers)
-            y = self._call(places.x, places.owner)
+            n = part.n
+            x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
+            slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
+            self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
+            y = self._call(x, layout[2 * n : 3 * n])
             self.kernel.measure_ends(
-                self.setting, noise(task), task.tolerance.rtol, part.pointer, part.n, y.data_ptr(),
-                *places.pointers,
-            )  # fmt: skip
-
-    def _ask_between(self) -> None:
-        """Call f between some new cells and the ones before them."""
-        block = self.task.block
-        for low in range(0, self.pairs, block):
-            n, here = min(block, self.pairs - low), self.asked + 8 * low
-            places = _Places(1, n, self.task.pieces.infinite)
-            self.kernel.place(
-                self.setting, STARTS, self.linear.pointer, here, n, places.x.data_ptr(), *places.pointers
+                self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
             )
-            y = self._call(places.x, places.owner)
-            self.kernel.enter_starts(self.setting, self.linear.pointer, here, n, y.data_ptr(), places.pointers[0])
+
+    def _call_between(self) -> None:
+        """Call f between some new cells and the ones before them."""
+        block, cells, layout = self.task.block, self.linear, self.layout.data_ptr()
+        for low in range(0, self.pairs, block):
+            n, index = min(block, self.pairs - low), self.asked + 8 * low
+            x, slope, owner = numbers(1, n), self._slope(n), self.memory.room("owner", n)[:n]
+            self.kernel.place_starts(
+                self.setting, cells.pointer, index, n, x.data_ptr(), slope, owner.data_ptr(), layout, cells.n
+            )
+            y = self._call(x, owner)
+            self.kernel.enter_starts(self.setting, cells.pointer, index, n, y.data_ptr(), slope)
+
+    def _slope(self, n: int) -> int | None:
+        """Return where dx/dfraction goes, if that varies."""
+        return self.memory.room("slope", n).data_ptr() if self.task.pieces.infinite else None
 
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
-        """Return f at x, whose columns belong to the integrals ``owner``, as the kernel reads it."""
+        """Return f at x as the kernel reads it; ``owner`` is a slice, or numbers to be read as integers."""
         integrand = self.task.integrand
-        if self.task.batch == 1:
-            owner = slice(0, 1)
+        if not isinstance(owner, slice):
+            owner = slice(0, 1) if self.task.batch == 1 else owner.view(torch.int64)
         if isinstance(owner, slice) or not self.spread:
             return self._read(integrand(x, owner).detach())
         n, k = x.shape[1], len(self.spread)
@@ -309,9 +300,11 @@ class NativeBodies:
         leaves = memory.room("leaves", settled * leaf, self.settled * leaf)
         self.leaves = leaves.data_ptr(), memory.room("tags", settled, self.settled).data_ptr()
         self.asked = memory.room("asked", tally.pairs).data_ptr()
+        self.layout = memory.room("layout", tally.linear * LAYOUT)
         self.kernel.carry_on(
-            byref(round), self.linear.pointer, self.ends.pointer, self.asked, *self.leaves, self.settled
-        )
+            byref(round), self.linear.pointer, self.ends.pointer, self.layout.data_ptr(), self.asked, *self.leaves,
+            self.settled,
+        )  # fmt: skip
         self.settled, self.pairs = settled, tally.pairs
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
@@ -359,6 +352,10 @@ def _spreads(argument: Argument) -> bool:
         return False
     plain = value.ndim == 1 and value.element_size() == 8 and value.is_contiguous() and not value.is_neg()
     return plain and not value.is_conj() and _in_memory(value)
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
 
 
 def _in_memory(t: Tensor) -> bool:

@@ -13,10 +13,12 @@ EXPORT int64_t configure(const Constants *constants) {
     return C.functionals == FUNCTIONALS && C.shares == SHARES && C.levels == LEVELS;
 }
 
-/* The integrals of cells that were not yet searched. */
+/* The integrals of cells that were not yet searched, and where those with linear nodes lie. */
 EXPORT void open_books(const Setting *set, const Cell *linear, int64_t n_linear, const Cell *ends, int64_t n_ends,
-                       int64_t batch, Integral *integrals) {
+                       int64_t batch, Integral *integrals, double *layout) {
     int64_t tail = tail_of(set), count = set->count;
+    Layout to = rows_of(layout, n_linear);
+    for (int64_t i = 0; i < n_linear; i++) lay_out(set, cell_at(linear, i, tail), &to, i);
     for (int64_t i = 0; i < batch; i++) integrals[i] = (Integral){.who = i};
     for (int64_t i = 0; i < n_linear; i++) integrals[cell_at(linear, i, tail)->row / count].count++;
     for (int64_t i = 0; i < n_ends; i++) integrals[cell_at(ends, i, tail)->row / count].count++;
@@ -27,9 +29,9 @@ INLINE int is_empty(const Setting *set, int64_t row) {
     return !(set->upper[row * set->upper_step] > set->lower[row * set->lower_step]);
 }
 
-/* One cell for each piece that is not empty; return how many they are. Integrals that are fresh, see Round, are not
- * written. */
-EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *integrals) {
+/* One cell for each piece that is not empty, and where it lies; return how many they are. Integrals that are fresh, see
+ * Round, are not written. */
+EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *integrals, double *layout) {
     int64_t found[MOST_THREADS] = {0}, n = 0, count = set->count, tail = tail_of(set);
     int threads = sharing(batch, set->threads);
     PARALLEL(threads)
@@ -40,13 +42,18 @@ EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *i
         int64_t here = found[t];
         found[t] = n, n += here;
     }
+    Layout to = rows_of(layout, n);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
         int64_t next = found[t];
         for (int64_t who = batch * t / threads; who < batch * (t + 1) / threads; who++) {
             int64_t before = next;
-            for (int64_t row = who * count; row < (who + 1) * count; row++)
-                if (!is_empty(set, row)) *cell_at(cells, next++, tail) = (Cell){.stop = 1.0, .row = row};
+            for (int64_t row = who * count; row < (who + 1) * count; row++) {
+                if (is_empty(set, row)) continue;
+                Cell *cell = cell_at(cells, next, tail);
+                *cell = (Cell){.stop = 1.0, .row = row};
+                lay_out(set, cell, &to, next++);
+            }
             if (!integrals || (n == batch && count == 1)) continue;
             integrals[who] = (Integral){
                 .who = who, .count = next - before, .nfev = (next - before) * (set->rule->m + C.beside)};
@@ -55,97 +62,65 @@ EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *i
     return n;
 }
 
-/* The piece of a cell: its ends, 0 where infinite, and whether they are. */
-typedef struct {
-    double lower, upper, down, up;
-} Piece;
-
-INLINE Piece piece_of(const Setting *set, int64_t row) {
-    double lower = set->lower[row * set->lower_step], upper = set->upper[row * set->upper_step];
-    int down = set->infinite && isinf(lower), up = set->infinite && isinf(upper);
-    return (Piece){down ? 0.0 : lower, up ? 0.0 : upper, down, up};
-}
-
-enum { TOGETHER = 32 };
-
-/* Cells that are placed together: where each is measured from, its width, its start, the kind of its piece. */
-typedef struct {
-    double origin[TOGETHER], width[TOGETHER], start[TOGETHER], up[TOGETHER], down[TOGETHER];
-} Stretch;
-
-INLINE void lay_out(const Setting *set, const Cell *cell, Stretch *s, int64_t c, const Layout *to, int64_t place) {
-    Piece p = piece_of(set, cell->row);
-    to->owner[place] = set->count == 1 ? cell->row : cell->row / set->count;
-    s->start[c] = cell->start, s->up[c] = p.up, s->down[c] = p.down;
-    if (p.up + p.down > 0.0) {
-        double from = p.lower + p.upper, fraction = cell->start;
-        double low = fraction >= 0.0 ? fraction : 1.0 + fraction, high = fraction >= 0.0 ? 1.0 - fraction : -fraction;
-        s->origin[c] = from, s->width[c] = cell->stop - cell->start;
-        to->reach[place] =
-            fabs(fraction) + low * high + fabs(from) * (p.up * (high * high) + p.down * (low * low));
-    } else {
-        double end = cell->start < 0.0 ? p.upper : p.lower, span = p.upper - p.lower;
-        double left = cell->start == -0.5 ? p.lower + span * 0.5 : end + span * cell->start;
-        s->origin[c] = to->reach[place] = left;
-        s->width[c] = (cell->stop == 1.0 ? p.upper : end + span * cell->stop) - left;
-    }
-    to->scale[place] = s->width[c];
-}
-
 /* From a fraction of an infinite piece to x, and dx/dfraction; see interval.py. */
-INLINE double map_fraction(double fraction, int from_lower, double origin, double up, double down, double *slope) {
+INLINE double map_fraction(double fraction, int from_lower, Piece piece, double *slope) {
     double p = from_lower ? fraction : 1.0 + fraction, q = from_lower ? 1.0 - fraction : -fraction;
-    *slope = up / (q * q) + down / (p * p);
-    return origin + up * (p / q) - down * (q / p);
+    *slope = piece.up / (q * q) + piece.down / (p * p);
+    return piece.lower + piece.upper + piece.up * (p / q) - piece.down * (q / p);
 }
 
-/* x, and the slope if any piece is infinite, at the same place tau of all cells, or with a `step` at one of each. */
-INLINE void put_row(const Stretch *s, int64_t here, const double *tau, int64_t step, double *x, double *slope) {
-    for (int64_t c = 0; c < here; c++) x[c] = s->origin[c] + tau[c * step] * s->width[c];
+/* x and, if any piece is infinite, the slope at one place of each of some cells, which lie where the layout says: at the
+ * same tau of all, or with a `step` at one of each. */
+INLINE void put_row(const Layout *at, const Piece *pieces, const double *starts, int64_t low, int64_t here,
+                    const double *tau, int64_t step, double *x, double *slope) {
+    const double *left = at->reach + low, *width = at->scale + low;
+    for (int64_t c = 0; c < here; c++) x[c] = left[c] + tau[c * step] * width[c];
     if (!slope) return;
     for (int64_t c = 0; c < here; c++) {
-        int bounded = !(s->up[c] + s->down[c] > 0.0);
-        double along, fraction = s->start[c] + tau[c * step] * s->width[c];
-        double mapped = map_fraction(fraction, s->start[c] >= 0.0, s->origin[c], s->up[c], s->down[c], &along);
+        double along, mapped = map_fraction(starts[c] + tau[c * step] * width[c], starts[c] >= 0.0, pieces[c], &along);
+        int bounded = !(pieces[c].up + pieces[c].down > 0.0);
         x[c] = bounded ? x[c] : mapped, slope[c] = bounded ? 1.0 : along;
     }
 }
 
 /* Where in a first cell f is called beside its nodes: at its edges or, where these are ends of the piece, right beside
  * them, or, where that cannot be told from the end, and next to infinity, in the middle: there f is then not known. */
-INLINE void choose_edges(const Setting *set, Cell *cell, const Stretch *s, int64_t c, double *first, double *last) {
-    const double *tau = set->rule->nodes, middle = tau[set->rule->m / 2], width = s->width[c];
-    double near = larger(C.limit, C.ulps * set->eps);
-    int beside = near * width > 4.0 * set->eps * (fabs(s->origin[c]) + width);
+INLINE void choose_edges(const Setting *set, Cell *cell, Piece p, double left, double width, double *first,
+                         double *last) {
+    double near = larger(C.limit, C.ulps * set->eps), middle = set->rule->nodes[set->rule->m / 2];
+    double away = p.up + p.down > 0.0 ? p.lower + p.upper : left;
+    int beside = near * width > 4.0 * set->eps * (fabs(away) + width);
     int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
-    int at_start = inner_start || (beside && !(s->down[c] > 0.0));
-    int at_stop = inner_stop || (beside && !(s->up[c] > 0.0));
+    int at_start = inner_start || (beside && !(p.down > 0.0)), at_stop = inner_stop || (beside && !(p.up > 0.0));
     *first = inner_start ? 0.0 : at_start ? near : middle;
     *last = inner_stop ? 1.0 : at_stop ? 1.0 - near : middle;
     cell->at_start = at_start ? 0.0 : NAN, cell->at_stop = at_stop ? 0.0 : NAN;
 }
 
-/* Places x of cells with linear nodes, or of those at the given indices: (m, n), with their edges (m + 2, n), or of
- * their starts alone; the slope there, if any piece is infinite; and where they lie. */
-EXPORT void place(const Setting *set, int64_t what, Cell *cells, const int64_t *index, int64_t n, double *x,
-                  double *slope, double *layout) {
-    Layout to = rows_of(layout, n);
+enum { TOGETHER = 64 };
+
+/* Nodes x (m, n) of cells with linear nodes, or (m + 2, n) with their edges; the slope there, if any piece is infinite.
+ * The cells lie where the layout says, whose rows are `stride` long. */
+EXPORT void place(const Setting *set, int64_t edges, Cell *cells, int64_t n, double *x, double *slope, double *layout,
+                  int64_t stride) {
+    Layout at = rows_of(layout, stride);
     int64_t tail = tail_of(set), m = set->rule->m;
-    const double start = 0.0;
     PARALLEL(sharing(n, set->threads))
     for (int64_t low = 0; low < n; low += TOGETHER) {
-        int64_t here = n - low < TOGETHER ? n - low : TOGETHER, row = low;
-        double first[TOGETHER], last[TOGETHER];
-        Stretch s;
-        for (int64_t c = 0; c < here; c++) {
-            Cell *cell = cell_at(cells, index ? index[low + c] : low + c, tail);
-            lay_out(set, cell, &s, c, &to, low + c);
-            if (what == EDGES_TOO) choose_edges(set, cell, &s, c, &first[c], &last[c]);
+        int64_t here = n - low < TOGETHER ? n - low : TOGETHER, to = low;
+        double first[TOGETHER], last[TOGETHER], starts[TOGETHER];
+        Piece pieces[TOGETHER];
+        for (int64_t c = 0; c < here && (slope || edges); c++) {
+            Cell *cell = cell_at(cells, low + c, tail);
+            pieces[c] = piece_of(set, cell->row), starts[c] = cell->start;
+            if (edges)
+                choose_edges(set, cell, pieces[c], at.reach[low + c], at.scale[low + c], &first[c], &last[c]);
         }
-        if (what == EDGES_TOO) put_row(&s, here, first, 1, x + row, slope ? slope + row : 0), row += n;
-        for (int64_t i = 0; i < (what == STARTS ? 1 : m); i++, row += n)
-            put_row(&s, here, what == STARTS ? &start : set->rule->nodes + i, 0, x + row, slope ? slope + row : 0);
-        if (what == EDGES_TOO) put_row(&s, here, last, 1, x + row, slope ? slope + row : 0);
+        for (int64_t i = edges ? -1 : 0; i < m + (edges ? 1 : 0); i++, to += n) {
+            const double *tau = i < 0 ? first : i == m ? last : set->rule->nodes + i;
+            int64_t step = i < 0 || i == m;
+            put_row(&at, pieces, starts, low, here, tau, step, x + to, slope ? slope + to : slope);
+        }
     }
 }
 
@@ -158,6 +133,21 @@ EXPORT void spread(const int64_t *const *arguments, int64_t k, const int64_t *ow
         for (int64_t j = 0; j < k; j++)
             for (int64_t c = n * t / threads; c < n * (t + 1) / threads; c++)
                 columns[j * n + c] = arguments[j][owner[c]];
+}
+
+/* Where the cells at the given indices begin, the slope there, if any piece is infinite, and whose they are. */
+EXPORT void place_starts(const Setting *set, const Cell *cells, const int64_t *index, int64_t n, double *x,
+                         double *slope, int64_t *owner, double *layout, int64_t stride) {
+    Layout at = rows_of(layout, stride);
+    PARALLEL(sharing(n, set->threads))
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = at.reach[index[i]], owner[i] = at.owner[index[i]];
+        if (!slope) continue;
+        const Cell *cell = cell_at(cells, index[i], tail_of(set));
+        Piece p = piece_of(set, cell->row);
+        slope[i] = 1.0;
+        if (p.up + p.down > 0.0) x[i] = map_fraction(cell->start, cell->start >= 0.0, p, &slope[i]);
+    }
 }
 
 /* Enter f between the cells at the given indices and the ones before them. */
@@ -198,7 +188,7 @@ EXPORT void place_ends(const Setting *set, const Cell *cells, int64_t n, double 
             double along = 1.0, fraction = outer * exp(rate * (i == 0 ? 0.0 : i > m ? 1.0 : tau[i - 1]));
             if (i > m && deepest != 0.0) fraction = deepest;
             x[i * n + c] = bounded ? end + span * fraction
-                                   : map_fraction(fraction, from_lower, p.lower + p.upper, p.up, p.down, &along);
+                                   : map_fraction(fraction, from_lower, p, &along);
             slope[i * n + c] = along * fabs(fraction);
         }
     }
