@@ -15,7 +15,7 @@ from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
-from quadgrad._core.tolerance import accumulation_dtype, epsilon, make_tolerance, working_dtype
+from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
 __all__ = ["flatten", "prepare"]
 
@@ -61,9 +61,9 @@ def flatten(
     device = torch.device("cpu") if first is None else first.device
     shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
     infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
-    sum_dtype = accumulation_dtype(call_dtype)
-    flat = [_flatten(end, shape, sum_dtype, device, share=points is None) for end in (a, b)]
-    marks = None if points is None else _flatten_points(points, shape, sum_dtype)
+    wide = sum_dtype(device)
+    flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
+    marks = None if points is None else _flatten_points(points, shape, wide)
     arguments = tuple([make_argument(v, shape) for v in given])
     ordered = isinstance(a, float) and isinstance(b, float) and a <= b
     if not ordered and trusted is None:
@@ -72,8 +72,8 @@ def flatten(
     sources += [points] * (0 if points is None else points.shape[-1])
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
-    integrand = Integrand(f, arguments, len(shape), call_dtype, sum_dtype, vectorized)
-    return integrand, Limits(flat[0], flat[1], marks, infinite, ordered), shape, tuple(sources), passed
+    integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
+    return integrand, Limits(flat[0], flat[1], marks, infinite, ordered, x_dtype=call_dtype), shape, tuple(sources), passed
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
@@ -13,6 +14,7 @@ from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_lo
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
+from quadgrad._core.tolerance import returned_dtype
 from quadgrad._core.verbs.inputs import flatten
 
 __all__ = ["replay"]
@@ -78,4 +80,6 @@ def replay(
             treatment = Treatment(singular, tuple(mask & False for mask in singular), singular)
         value = replay_with_limits(integrand, plan, limits, treatment, chunk_size=None)
         value = value if shift is None else take_logarithm(value, shift)
+        dtype = returned_dtype(integrand.call_dtype, torch.float32)
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
         return value.reshape(plan.batch_shape + tuple(value.shape[1:]))
