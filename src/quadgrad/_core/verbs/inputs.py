@@ -73,7 +73,13 @@ def flatten(
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
-    return integrand, Limits(flat[0], flat[1], marks, infinite, ordered, x_dtype=call_dtype), shape, tuple(sources), passed
+    return (
+        integrand,
+        Limits(flat[0], flat[1], marks, infinite, ordered, x_dtype=call_dtype),
+        shape,
+        tuple(sources),
+        passed,
+    )
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -77,7 +77,7 @@ def _integrate(
         failed = bool(status.any())
     made, shape = primal.plan, problem.batch_shape
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    value, error = value.to(dtype), error.to(real_dtype(dtype))
+    value, error = value.to(dtype.to_complex() if value.is_complex() else dtype), error.to(real_dtype(dtype))
     result = Result(
         _unflatten(value, shape),
         _unflatten(error, shape),

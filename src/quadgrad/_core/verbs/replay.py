@@ -70,7 +70,9 @@ def replay(
         try:
             integrand, limits, *_ = flatten(unaided.restore(f), a, b, args, points, trusted=plan)
         except RuntimeError as error:
-            raise ValueError(f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}") from None
+            raise ValueError(
+                f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}"
+            ) from None
         treatment, shift = None, None
         if log:
             shift = shift_on_plan(integrand, plan, limits.detach().pieces(), BLOCK)
