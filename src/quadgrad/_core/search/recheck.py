@@ -16,11 +16,12 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, judge, mark
 from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found, Task, noise
+from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import unpack
 from quadgrad._core.status import Status
 
@@ -35,7 +36,7 @@ FEW = 6
 class Watch:
     """Sees the values of a replay of the cells ``first``, until it is closed: a backward pass may repeat them."""
 
-    task: Task
+    task: Problem
     first: First
     closed: bool = False
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
