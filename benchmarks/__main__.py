@@ -21,6 +21,7 @@ from benchmarks import (
     shapes,
     single,
     table,
+    tensors,
     training,
     transforms,
 )
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "training": training.measure,
     "transforms": transforms.measure,
     "shapes": shapes.measure,
+    "tensors": tensors.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,

@@ -10,7 +10,7 @@ from torch import Tensor
 import quadgrad as qg
 from quadgrad._demo.outcome import Check, Cost, cost_of
 
-__all__ = ["PeakResult", "cell_bounds", "integrate_peak", "peak"]
+__all__ = ["PeakResult", "integrate_peak", "peak"]
 
 CENTRE, WIDTH = 0.3, 1e-3
 
@@ -41,17 +41,6 @@ def peak(x: Tensor, centre: Tensor, width: Tensor) -> Tensor:
     return width / ((x - centre) ** 2 + width**2)
 
 
-def cell_bounds(plan: qg.Plan) -> tuple[Tensor, Tensor]:
-    """Return the ends of a plan's cells as fractions of their piece, both counted from its lower end.
-
-    A plan counts a fraction from the nearer end, so that cells next to the upper end keep their digits:
-    -0.25 is three quarters of the way, and an upper bound of 0 is the upper end.
-    """
-    lower = torch.where(plan.start < 0, 1 + plan.start, plan.start)
-    upper = torch.where(plan.stop <= 0, 1 + plan.stop, plan.stop)
-    return lower, upper
-
-
 def integrate_peak() -> PeakResult:
     """Integrate the peak over [0, 1] and compare with the arctangent."""
     centre, width = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (CENTRE, WIDTH))
@@ -70,6 +59,6 @@ def integrate_peak() -> PeakResult:
         Check("d/dcentre", "1", slopes[0].item(), exact_slopes[0].item(), 1e-4, digits=6),
         Check("d/dwidth", "1", slopes[1].item(), exact_slopes[1].item(), 1e-4, digits=6),
     ]
-    lower, upper = cell_bounds(result.plan)
+    lower, upper = result.plan.cells(0.0, 1.0).T
     order = lower.argsort()
     return PeakResult(lower[order], upper[order], result.plan.error[order], checks, cost)

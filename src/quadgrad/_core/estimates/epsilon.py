@@ -23,16 +23,16 @@ def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     1, ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
     """
     size = terms.detach().abs().amax(0)
-    size = torch.where(size > 0, size, 1.0)
+    size = size.masked_fill(size == 0, 1.0)
     still = torch.finfo(size.dtype).tiny ** 0.5
-    now = torch.cat((torch.zeros_like(terms[:1]), (terms / size).cumsum(0)))
-    before = torch.zeros_like(torch.cat((now, now[:1])))
+    now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))
+    before = now.new_zeros(len(now) + 1, *now.shape[1:])
     table = [now * size]
     for _ in range(columns):
-        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step. Instead
-        # of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
+        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step.
+        # Instead of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
         for instead in (still, torch.inf):
             step = now.diff(dim=0)
-            before, now = now, before[1:-1] + torch.where(step.abs() > still, step, instead).reciprocal()
+            before, now = now, before[1:-1] + step.masked_fill(step.abs() <= still, instead).reciprocal()
         table.append(now * size)
     return table

@@ -34,30 +34,38 @@ __all__ = ["IntervalEstimate"]
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What f's values say about cells of any kind, before the kinds go their own ways.
+class _Values:
+    """f times dx/dtau at the nodes: ``y`` ``(m, n, *event)``, its modulus ``(m, n)``, summed over the event.
 
-    ``values`` ``(m, n, *event)`` are f times dx/dtau, ``sizes`` ``(m, n)`` their moduli, summed over the event;
-    ``spread`` ``(n,)`` is how far rounding moves a node, as a part of the cell; ``error`` and ``size`` ``(n,)`` are
-    the largest of all components.
+    ``real`` and ``moduli`` are its real components and theirs, ``(m, n)`` or ``(m, n, components)``.
     """
 
-    values: Tensor
-    sizes: Tensor
-    sums: Sums
-    spread: Tensor
-    blur: Tensor
-    error: Tensor
+    y: Tensor
     size: Tensor
-    unresolved: Tensor
+    real: Tensor
+    moduli: Tensor
+
+    @staticmethod
+    def of(y: Tensor) -> _Values:
+        size, real = y.abs(), torch.view_as_real(y) if y.is_complex() else y
+        moduli = real.abs() if y.is_complex() else size
+        if real.ndim == 2:
+            return _Values(y, size, real, moduli)
+        return _Values(y, size[..., None].flatten(2).sum(2), real.flatten(2), moduli.flatten(2))
+
+    def components(self, real: Tensor, *lead: int) -> Tensor:
+        """Return what stands in real components as the values do, ``(*lead, n, *event)``."""
+        if self.y.is_complex():
+            real = torch.view_as_complex(real.unflatten(-1, (-1, 2)))
+        return real.reshape(*lead, *self.y.shape[1:]) if self.y.ndim > 2 or self.y.is_complex() else real
 
 
 @dataclass(slots=True)
 class IntervalEstimate:
     """The estimate with a rule whose ``outermost`` node is that far from the edge.
 
-    ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one for each
-    cell with logarithmic nodes, where they are not to be chosen.
+    ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one
+    for each cell with logarithmic nodes, where they are not to be chosen.
     """
 
     rule: RuleTensors
@@ -66,131 +74,118 @@ class IntervalEstimate:
     outermost: float
     held: Tensor | None = None
 
-    def __call__(self, new: NewIntervals, places: Spots, part: slice, y: Tensor, noise: float) -> Cells:
-        """Return the cells of ``part`` with what f's values ``y`` ``(m, n, *event)`` say about them."""
-        linear, n = max(new.linear - part.start, 0), y.shape[1]
-        seen = self._look(new, places, part, y, noise, linear)
-        cells = self._conclude_linear(new, part, seen, noise)
-        if linear < n:
-            ends = self._conclude_logarithmic(new, slice(part.start + linear, part.start + n), seen, linear, noise)
-            for whole, some in ((cells.sums, ends.sums), (cells.whole, ends.whole), (cells.real, ends.real)):
-                whole[:, linear:] = some
-        return cells
-
-    def _look(self, new: NewIntervals, places: Spots, part: slice, y: Tensor, noise: float, linear: int) -> _Seen:
+    def __call__(self, new: NewIntervals, places: Spots, y: Tensor, noise: float) -> Cells:
+        """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
         assert places.factor is not None
-        values = y * places.factor.reshape(places.factor.shape + (1,) * (y.ndim - 2))
-        sizes, columns = values.abs(), torch.view_as_real(values) if y.is_complex() else values
-        magnitude = columns.abs() if y.is_complex() else sizes
-        if columns.ndim > 2:
-            columns, magnitude, sizes = columns.flatten(2), magnitude.flatten(2), sizes[..., None].flatten(2).sum(2)
-        sums, layout = weigh(self.rule, columns, magnitude), new.layout
-        spread = (layout.reach[part] / layout.scale[part]).mul_(PLACE * self.info.eps)
-        blur = sums.variation * _along(spread.clamp_max(1.0), sums.variation)
-        if linear < y.shape[1]:  # near a singularity f changes as much as the distance does
-            assert layout.rate is not None
-            tail = slice(linear, None)
-            shift = (layout.reach[part] * -layout.rate[part])[tail] * (PLACE * self.info.eps)
-            mean = (self.rule.weights @ y[:, tail].abs().flatten(1)).reshape(y[0, tail].shape)
-            mean = mean[..., None].expand(*mean.shape, 2) if y.is_complex() else mean
-            blur[tail] = (shift.reshape(-1, *(1,) * (mean.ndim - 1)) * mean).reshape(blur[tail].shape)
+        weighted = y * _beside(places.factor, y)
+        if new.logarithmic:
+            return self._logarithmic(new, places, y[1:-1], weighted, noise)
+        if places.known is not None:
+            edges = torch.stack((one_number(weighted[0]), one_number(weighted[-1]))) / new.layout.scale
+            new.at_start, new.at_stop = torch.where(places.known, edges, torch.nan).unbind()
+            weighted = weighted[1:-1]
+        return self._linear(new, weighted, noise)
+
+    def _null_rules(self, values: _Values, sums: Sums, blur: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return error and size ``(n,)``, and whether bisecting once will not be enough."""
+        # Decay is looked for above the rounding of x, too.
         error, decay = null_rule_error(self.rule, sums.nulls, sums.size.add(blur, alpha=0.5 / noise), noise)
         size = sums.size
-        if y.is_complex():
+        if values.y.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
             error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
-        error, size, decay, blur = (largest_component(t) for t in (error, size, decay, blur))
-        return _Seen(values, sizes, sums, spread, blur, error, size, decay >= UNRESOLVED)
+        return largest_component(error), largest_component(size), largest_component(decay) >= UNRESOLVED
 
-    def _conclude_linear(self, new: NewIntervals, part: slice, seen: _Seen, noise: float) -> Cells:
-        """Return cells with evenly spread nodes; what is said about others means nothing."""
-        sums, spread, scale = seen.sums, seen.spread, new.layout.scale[part]
-        curable = seen.error + self._hidden(sums, new, part)
-        rounding = largest_component(sums.variation) * spread
-        error, floor, improvable = bound_error(curable, seen.size, rounding, noise)
+    def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:
+        values, layout = _Values.of(weighted), new.layout
+        sums, scale = weigh(self.rule, values.real, values.moduli), layout.scale
+        spread = (layout.reach / scale) * (
+            PLACE * self.info.eps
+        )  # how far rounding moves a node, in parts of the cell
+        blur = sums.variation * _along(spread.clamp_max(1.0), sums.variation)
+        error, size, unresolved = self._null_rules(values, sums, blur, noise)
+        error = error + self._hidden(new, sums)
+        error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
-        wide = (spread < 0.25 * PLACE * self.outermost) & (new.stop[part] - new.start[part] > self.info.tiny**0.5)
-        pole, height = see_pole(self.rule, seen.sizes, noise)
-        height = torch.where(seen.unresolved & (error < torch.inf), height, torch.inf)
-        left, right = (largest_component(half) for half in sums.halves)
-        middle = one_number(seen.values[seen.values.shape[0] // 2]) / scale
-        hints = (blame(left, right, seen.unresolved), pole, height, middle)
-        value = sums.value.masked_fill(_along(error.isinf(), sums.value), 0.0)
-        return _enter(new, part, (value, error, floor), improvable & wide, torch.zeros_like(new.row[part]), hints)
+        wide = (spread < 0.25 * PLACE * self.outermost) & (new.stop - new.start > self.info.tiny**0.5)
+        lost = error.isinf()
+        pole, height = see_pole(self.rule, values.size, noise)
+        height = height.masked_fill(lost | ~unresolved, torch.inf)
+        left, right = (largest_component(half) for half in sums.halves.unbind())
+        middle = one_number(weighted[len(weighted) // 2]) / scale
+        value, kind = sums.value.masked_fill(_along(lost, sums.value), 0.0), torch.zeros_like(new.row)
+        hints = (blame(left, right, unresolved), pole, height, middle)
+        return _enter(new, (value, error, floor), improvable & wide, kind, hints)
 
-    def _hidden(self, sums: Sums, new: NewIntervals, part: slice) -> Tensor:
+    def _hidden(self, new: NewIntervals, sums: Sums) -> Tensor:
         """Return the error of what lies between a cell's ends and its outermost nodes, where the rule sees nothing.
 
         Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
-        :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is between
-        the two, they differ by at least as much as it matters.
+        :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
+        between the two, they differ by at least as much as it matters.
         """
-        known = torch.stack((new.at_start[part], new.at_stop[part])) * new.layout.scale[part]
+        known = torch.stack((new.at_start, new.at_stop)) * new.layout.scale
         edges, allowed = sums.edges, sums.nulls[0]
         if edges.ndim > 2:
             edges, allowed = edges.sum(2), allowed.sum(1)
         gaps = (edges - known).abs().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
         return gaps.nan_to_num(0.0, 0.0, 0.0).sum(0) * self.outermost
 
-    def _conclude_logarithmic(
-        self, new: NewIntervals, part: slice, seen: _Seen, linear: int, noise: float
-    ) -> Cells:
-        """Return cells with logarithmic nodes, which are those from ``linear`` on of what was seen."""
-        layout, edges, event = new.layout, new.edges, seen.values.shape[2:]
-        assert edges is not None and layout.outer is not None and layout.rate is not None
-        tail, among = slice(linear, None), slice(part.start - new.linear, part.stop - new.linear)
-        flat, k = seen.values[:, tail].flatten(1), part.stop - part.start
-
-        def shaped(columns: Tensor, *lead: int) -> Tensor:
-            """Return what stands in real columns as the values of f do, ``(*lead, k, *event)``."""
-            columns = torch.view_as_complex(columns.unflatten(-1, (-1, 2))) if flat.is_complex() else columns
-            return columns.reshape(*lead, k, *event)
-
-        start, stop, rate = new.start[part], new.stop[part], layout.rate[part]
-        touches = start * stop == 0.0
-        value, (at_outer, at_inner) = shaped(seen.sums.value[tail]), shaped(seen.sums.edges[:, tail], 2)
-        allowed = BEYOND * shaped(seen.sums.nulls[0][tail]).abs()
-        outer, inner, steps = edges.outer[among], edges.inner[among], edges.steps[among]
-        # As in evenly spread cells the interpolating polynomial must meet f at the edges, unless it is singular there.
-        hidden = ((at_outer - outer).abs() - allowed).clamp_min(0.0)
-        beside = ((at_inner - inner).abs() - allowed).clamp_min(0.0)
-        hidden = largest_component(hidden + beside.masked_fill(touches.reshape(-1, *(1,) * len(event)), 0.0))
-        terms = (self.rule.shares.to(flat.dtype) @ flat).reshape(len(self.rule.shares), *value.shape)
-        errors = (seen.error[tail], hidden * self.outermost, seen.blur[tail])
-        held = None if self.held is None else self.held[among]
-        end = conclude(value, terms, touches, errors, seen.size[tail], (self.rtol, noise), (inner, steps), held)
-        lost = end.error.isinf()
+    def _logarithmic(self, new: NewIntervals, places: Spots, y: Tensor, weighted: Tensor, noise: float) -> Cells:
+        layout, touches = new.layout, new.start * new.stop == 0.0
+        assert layout.outer is not None and layout.rate is not None and places.steps is not None
+        outer, inner, values = weighted[0], weighted[-1], _Values.of(weighted[1:-1])
+        sums = weigh(self.rule, values.real, values.moduli)
+        # Near a singularity f changes as much as the distance does, which rounding of x does to it.
+        spread, mean = layout.reach * layout.rate * (-PLACE * self.info.eps), y.abs()
+        mean = (self.rule.weights @ mean.flatten(1)).reshape(y.shape[1:])
+        mean = mean[..., None].expand(*mean.shape, 2) if y.is_complex() else mean
+        blur = (_along(spread, sums.size) * mean.reshape(sums.size.shape)) if mean.numel() else sums.size
+        error, size, unresolved = self._null_rules(values, sums, blur, noise)
+        value, edges = values.components(sums.value), values.components(sums.edges, 2)
+        # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
+        known = torch.stack((outer, torch.where(_beside(touches, inner), edges[1], inner)))
+        gaps = (edges - known).abs() - BEYOND * values.components(sums.nulls[0]).abs()
+        hidden = largest_component(gaps.clamp_min(0.0).sum(0)) * self.outermost
+        shares = self.rule.shares.to(y.dtype)
+        terms = (shares @ values.y.flatten(1)).reshape(len(shares), *value.shape)
+        errors, deep = (error, hidden, largest_component(blur)), (inner, places.steps)
+        end = conclude(value, terms, touches, errors, size, (self.rtol, noise), deep, self.held)
+        lost, rate = end.error.isinf(), layout.rate
+        step = 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
-        worse = torch.where(touches, end.blur / STEP, 0.0) < 0.5 * end.error
-        nearest = (layout.outer[part] * torch.exp(rate)).abs() * torch.where(touches, STEP, 1.0)
-        wide = nearest * layout.extent[part] > 4.0 * self.info.eps * layout.reach[part]
-        wide = wide & (nearest > max(NEAREST, self.info.tiny**0.5)) & (-rate > SHORTEST)
-        splittable = (lost | ((end.curable > end.floor + end.blur) & worse)) & wide
-        columns = torch.view_as_real(end.value) if flat.is_complex() else end.value
-        columns = columns if columns.ndim == 1 else columns.flatten(1)
-        value, floor = columns.masked_fill(_along(lost, columns), 0.0), end.floor.masked_fill(lost, 0.0)
-        kind = torch.where(touches, end.column + EXTRAPOLATED, LOGARITHMIC)
+        worth = (end.curable > end.floor + end.blur) & ~(touches & (end.blur >= 0.5 * STEP * end.error))
+        nearest = (layout.outer * torch.exp(rate)).abs() * step
+        wide = nearest * layout.extent > 4.0 * self.info.eps * layout.reach
+        wide = wide & (nearest > max(NEAREST, self.info.tiny**0.5)) & (rate < -SHORTEST)
+        kind = LOGARITHMIC + (end.column + (EXTRAPOLATED - LOGARITHMIC)) * touches
+        columns = _Values.of(end.value[None]).real[0].masked_fill(_along(lost, sums.value), 0.0)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
-        hints = (seen.unresolved[tail].to(rate.dtype), none, none, unknown)
-        return _enter(new, part, (value, end.error, floor), splittable, kind, hints)
+        hints = (unresolved.to(rate.dtype), none, none, unknown)
+        totals = (columns, end.error, end.floor.masked_fill(lost, 0.0))
+        return _enter(new, totals, (lost | worth) & wide, kind, hints)
 
 
 def _enter(
     new: NewIntervals,
-    part: slice,
     sums: tuple[Tensor, Tensor, Tensor],
     splittable: Tensor,
     kind: Tensor,
     hints: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> Cells:
     """Return cells, of which value, error and floor are known, lean, pole, height and f in the middle."""
-    value, *bounds = sums
-    sums_of = torch.stack(sums) if value.ndim == 1 else torch.cat((value.T, torch.stack(bounds)))
-    whole = (new.owner[part], splittable.to(torch.int64), new.row[part], kind)
-    real = (new.start[part], new.stop[part], *hints, new.at_start[part], new.at_stop[part])
-    return Cells(sums_of, torch.stack(whole), torch.stack(real))
+    value, error, floor = sums
+    totals = torch.stack(sums) if value.ndim == 1 else torch.cat((value.T, error[None], floor[None]))
+    whole = (new.owner, splittable.to(torch.int64), new.row, kind)
+    real = (new.start, new.stop, *hints, new.at_start, new.at_stop)
+    return Cells(totals, torch.stack(whole), torch.stack(real))
 
 
 def _along(per_cell: Tensor, columns: Tensor) -> Tensor:
     """Return one number for each cell in a shape that broadcasts with ``columns``."""
     return per_cell if columns.ndim == 1 else per_cell[:, None]
+
+
+def _beside(factor: Tensor, y: Tensor) -> Tensor:
+    """Return ``factor`` in a shape that broadcasts with ``y``, which has event dimensions beyond its own."""
+    return factor.reshape(factor.shape + (1,) * (y.ndim - factor.ndim)) if y.ndim > factor.ndim else factor

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PARTS = (1, 2 * NULL_PAIRS, 2, 2, FUNCTIONALS - 5 - 2 * NULL_PAIRS)
-"""How many of the rule's functionals are the value, null rules, those of halves, slopes, and values at the edges."""
+"""How many of the rule's functionals are the value, null rules, halves, slopes, and values at the edges."""
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
@@ -66,7 +66,7 @@ ROUGHER = 1e3
 
 @dataclass(slots=True)
 class Sums:
-    """What a rule makes of values on ``n`` cells, which were multiplied by dx/dtau: shapes ``(n,)`` or ``(n, columns)``.
+    """What a rule makes of f times dx/dtau on ``n`` cells: shapes ``(n,)`` or ``(n, columns)``.
 
     ``size`` is the integral of their modulus, ``variation`` how much they vary, ``halves`` ``(2, ...)`` tell the
     rougher half, ``edges`` ``(2, ...)`` are what the interpolating polynomial is at both ends.
@@ -80,20 +80,19 @@ class Sums:
     edges: Tensor
 
 
-def weigh(rule: RuleTensors, values: Tensor, size: Tensor) -> Sums:
-    """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, whose modulus is ``size``."""
-    flat, magnitude = (values, size) if values.ndim == 2 else (values.flatten(1), size.flatten(1))
+def weigh(rule: RuleTensors, values: Tensor, moduli: Tensor) -> Sums:
+    """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, and of their ``moduli``."""
+    flat, magnitude = (values, moduli) if values.ndim == 2 else (values.flatten(1), moduli.flatten(1))
     value, nulls, halves, slopes, edges = (rule.functionals @ flat).unflatten(1, values.shape[1:]).split(PARTS)
-    return Sums(
-        value[0], (rule.weights @ magnitude).reshape(values.shape[1:]), nulls, halves.abs_(), slopes.abs_().sum(0), edges
-    )  # fmt: skip
+    size = (rule.weights @ magnitude).reshape(values.shape[1:])
+    return Sums(value[0], size, nulls, halves.abs_(), slopes.abs_().sum(0), edges)
 
 
 def bound_error(curable: Tensor, size: Tensor, rounding: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return error and floor ``(n,)``, and whether the error can shrink.
 
-    The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never below that
-    and the ``rounding`` of x. Where f is not finite the error is infinite.
+    The floor is the rounding of f alone, :data:`FLOOR` eps times the integral of abs(f); the error is never below
+    that and the ``rounding`` of x. Where f is not finite the error is infinite.
     """
     floor = (size * (FLOOR * eps)).nan_to_num_(0.0, posinf=0.0)
     noise = torch.minimum(rounding, size).add_(floor).nan_to_num_(0.0, posinf=0.0)
@@ -123,22 +122,21 @@ def see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tenso
     fall like an exponential.
     """
     at = (size >= NEAR * size.amax(0)).to(torch.int8).argmax(0)
-    first, second, span, *beside, tau, at_edge = rule.distances.index_select(1, at).unbind()
+    first, second, span, away, tau, inner = rule.distances.index_select(1, at).split((1, 1, 1, 2, 1, 1))
     near, others = size.gather(0, rule.neighbours.index_select(1, at)).split((3, 2))
-    before, here, after = near.reciprocal().unbind()
+    before, here, after = near.reciprocal().split(1)
     rise = (here - before) / first
     bend = ((after - here) / second - rise) / span
     rise = torch.addcmul(rise, bend, first)
-    away = torch.stack(beside)
     ratio = torch.addcmul(here, away, torch.addcmul(rise, bend, away)) * others
-    off = ((ratio - 1.0).abs() / torch.where(at_edge > 0.0, ratio.clamp(0.0, 1.0), 1.0)).amax(0)
-    unsure = UNSURE * off * span
+    off = ((ratio - 1.0).abs() / torch.maximum(ratio.clamp_max(1.0), inner)).amax(0)
+    unsure, offset = UNSURE * off * span, rise / (2.0 * bend)
     # What is not finite anywhere makes the square so, too, and no pole is seen.
-    least = (here - rise * (rise / (4.0 * bend))) / bend
+    least = torch.addcmul(here, rise, offset, value=-0.5) / bend
     square = torch.maximum(torch.maximum(least, unsure * unsure), eps ** (2.0 / 3.0) * span * span)
-    place = (tau - rise / (2.0 * bend)).float().to(size.dtype)
+    place = (tau - offset).float().to(size.dtype)
     height = torch.exp2((-0.5 * STEPS * square.log2()).floor() / -STEPS)
-    return place, torch.where((bend > 0.0) & (square < 1.0), height, torch.inf)
+    return place[0], height.masked_fill(~((bend > 0.0) & (square < 1.0)), torch.inf)[0]
 
 
 def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -154,14 +152,5 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     above_noise = pairs[:-1].sub((2.0 * eps) * size + tiny).clamp_min_(0.0)
     decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
-    continued = pairs[-1] * _power((decay / SLOW).clamp_max_(1.0), rule.order_gap + NULL_PAIRS - 1)
+    continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)
     return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay
-
-
-def _power(base: Tensor, exponent: int) -> Tensor:
-    """Return an integer power by squaring, several times faster than ``pow``."""
-    result = base if exponent & 1 else torch.ones_like(base)
-    while exponent := exponent >> 1:
-        base = base * base
-        result = result * base if exponent & 1 else result
-    return result

@@ -35,9 +35,10 @@ SHORTEST = 2.0**-20
 
 @dataclass(slots=True)
 class Concluded:
-    """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, what the rest ``(k,)`` of the error is.
+    """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, the error ``(k,)`` and its parts.
 
-    ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the limit's.
+    ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the
+    limit's.
     """
 
     value: Tensor
@@ -82,7 +83,7 @@ def conclude(
     unseen, hidden, blur = errors
     beyond, doubt, gain, column = to_the_end(terms, rtol, held)
     value = torch.where(touches.reshape(-1, *(1,) * (value.ndim - 1)), beyond, value)
-    doubt, gain = torch.where(touches, doubt, 0.0), torch.where(touches, gain, 1.0)
+    doubt, gain = doubt.masked_fill(~touches, 0.0), gain.masked_fill(~touches, 1.0)
     if deep is not None:
         lawless = breaks_the_law(terms, *deep) & touches
         missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
@@ -97,18 +98,15 @@ def conclude(
 def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     """Tell where f far closer to the end is not at all what the series' last terms make of it, shape ``(n,)``.
 
-    A second scale hides there: the series decays as it should only down to some distance from the end, of which ``deep``
-    is ``steps`` terms beyond the last one.
+    A second scale hides there: the series decays as it should only down to some distance from the end, of which
+    ``deep`` is ``steps`` terms beyond the last one.
     """
     earlier, before, last = terms[-3:].abs().log().unbind()
     rate, drift = last - before, (last - 2.0 * before + earlier).abs()
     steps = steps.reshape(-1, *(1,) * (last.ndim - 1))
     expected = torch.addcmul(last + math.log(SHARES), steps, rate)
     # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
-    off = (deep.abs().log() - expected).abs() > torch.addcmul(
-        torch.full_like(drift, LAWLESS), steps, drift, value=2 * SHARES
-    )
-    off = off & (steps > 0) & expected.isfinite()
+    off = ((deep.abs().log() - expected).abs() - 2.0 * SHARES * steps * drift > LAWLESS) & (steps > 0)
     return off.flatten(1).any(1) if off.ndim > 1 else off
 
 
@@ -118,36 +116,40 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table = extrapolate(terms, COLUMNS)
-    limits, doubts = [column[-1] for column in table], _doubts(table)
+    table = [column.unbind() for column in extrapolate(terms, COLUMNS)]
     last, before = terms[-1].abs(), terms[-2].abs()
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((last / before).nan_to_num(0.0, torch.inf).masked_fill(last == 0, 0.0))
-    diverges = ratio >= 1.0
-    value, doubt, column = limits[0], doubts[0], torch.zeros_like(ratio, dtype=torch.int64)
+    converges = ratio < 1.0
+    value, doubts = table[0][-1], _doubts(table)
+    doubt, column = doubts[0], torch.zeros_like(ratio, dtype=torch.int64)
     for k in range(1, COLUMNS):
         if held is None:
-            better = (doubts[k] < doubt) & (doubt > CLOSE * rtol * largest_component(value.abs())) & ~diverges
+            better = (doubts[k] < doubt) & (doubt > CLOSE * rtol * largest_component(value.abs())) & converges
         else:
             better = held == k
-        tail = (1,) * (value.ndim - 1)
-        value = torch.where(better.reshape(-1, *tail), limits[k], value)
+        value = torch.where(better.reshape(-1, *(1,) * (value.ndim - 1)), table[k][-1], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
-    gain = torch.where(diverges | (column == 0), 1.0, (1.0 - ratio).clamp_min(1e-8) ** -2)
-    return value, torch.where(diverges, SAFETY * largest_component(terms.abs().sum(0)), doubt), gain, column
+    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(~converges | (column == 0), 1.0)
+    return value, torch.where(converges, doubt, SAFETY * largest_component(terms.abs().sum(0))), gain, column
 
 
-def _doubts(table: list[Tensor]) -> list[Tensor]:
+def _doubts(table: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Return the errors of the columns' last entries: how far the entries around them in the table are apart.
 
     Two of them may agree by accident, hence three differences where the column above has but one entry.
     """
-    doubts: list[Tensor] = []
-    for column, higher in zip(table[:-1], table[1:], strict=True):
-        apart = (higher[-1] - column[-1]).abs()
-        if len(higher) > 1:
-            apart = apart + (higher[-1] - higher[-2]).abs()
-        else:
-            apart = apart + (column[-1] - column[-2]).abs() + (column[-2] - column[-3]).abs() / SAFETY
-        doubts.append(SAFETY * largest_component(apart))
-    return doubts
+    none, first, second, third = table
+    above = (first[-1], second[-1], third[-1], first[-1], second[-1], second[-1], second[-2])
+    below = (none[-1], first[-1], second[-1], first[-2], second[-2], second[-2], second[-3])
+    higher, within, before = (torch.stack(above) - torch.stack(below)).abs().split((3, 3, 1))
+    apart = SAFETY * (higher + within)
+    apart[-1] += before[0]
+    apart = (
+        apart
+        if apart.ndim == 2
+        else apart.flatten(2).amax(2)
+        if apart.numel()
+        else apart.new_zeros(apart.shape[:2])
+    )
+    return apart.unbind()

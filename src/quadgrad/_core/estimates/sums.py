@@ -1,4 +1,4 @@
-"""The integral over each cell, of any kind, as a differentiable function of f's values."""
+"""Of cells of any kind: their integrals as a differentiable function of f's values, and what rounding of x adds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
+from quadgrad._core.estimates.null_rules import PLACE
+from quadgrad._core.mesh.interval import Layout
+from quadgrad._core.rules import RuleTensors
 
-__all__ = ["extrapolated_sums", "weighted_sums"]
+__all__ = ["blur_of_x", "extrapolated_sums", "weighted_sums"]
 
 
 def weighted_sums(functionals: Tensor, y: Tensor, factor: Tensor) -> Tensor:
@@ -35,3 +38,17 @@ def extrapolated_sums(plain: Tensor, terms: Tensor, column: Tensor) -> Tensor:
         limit = extrapolate(torch.where(chosen, terms, harmless.to(terms.dtype)), c)[c][-1]
         plain = torch.where(chosen, limit, plain)
     return plain
+
+
+def blur_of_x(rule: RuleTensors, layout: Layout, y: Tensor, variation: Tensor, eps: float) -> Tensor:
+    """Return what rounding of x adds to the integrals of columns ``y`` ``(m, n, columns)``: ``(n, columns)``.
+
+    ``variation`` is how much they vary over the cell, times dx/dtau. Where nodes close in on an end f is taken to
+    change as much as the distance from it does.
+    """
+    reach = (PLACE * eps) * layout.reach
+    blur = variation * (reach / layout.scale).clamp_max(1.0)[:, None]
+    if layout.logarithmic is None or layout.rate is None:
+        return blur
+    mean = (rule.weights @ y.abs().flatten(1)).reshape(blur.shape)
+    return torch.where(layout.logarithmic[:, None], mean * (reach * -layout.rate)[:, None], blur)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
 from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
@@ -40,8 +41,8 @@ READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
-"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a computed root is
-a few spacings off, and one spacing beside it the side is often the wrong one."""
+"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a computed root
+is a few spacings off, and one spacing beside it the side is often the wrong one."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,23 @@ class Treatment:
     """How each of ``Limits.marks`` is differentiated, as bool tensors of shape ``(batch,)``.
 
     Where ``pathwise``, the nodes move with the mark and f is differentiated in x; where ``endless``, the
-    derivative is infinite, with the sign of f; elsewhere the boundary moves alone.
+    derivative is infinite, with the sign of f; elsewhere the boundary moves alone. ``singular`` tells where f is not
+    finite at the mark.
     """
 
     pathwise: tuple[Tensor, ...]
     endless: tuple[Tensor, ...]
+    singular: tuple[Tensor, ...]
+
+    @property
+    def moving(self) -> Tensor:
+        """Which integrals' nodes follow a mark, bool of shape ``(batch,)``."""
+        return torch.stack(self.pathwise).any(0)
+
+    @property
+    def moving_singular(self) -> Tensor:
+        """Which integrals' nodes follow one at which f is singular."""
+        return torch.stack([p & s for p, s in zip(self.pathwise, self.singular, strict=True)]).any(0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
         marks = fixed.marks
         x = torch.stack([torch.where(marks[i].isfinite(), marks[i], inner) for i in asked])
         with torch.no_grad():
-            y = integrand(x, slice(0, inner.shape[0])).detach()
+            y = plain(integrand(x, slice(0, inner.shape[0])))
         good = y.isfinite()
         good = good.flatten(2).all(2) if good.ndim > 2 else good
         for finite, i in zip(good, asked, strict=True):
@@ -155,7 +168,7 @@ def _terms(limits: Limits, batch: int, treatment: Treatment | None, times: int) 
     fixed = limits.detach()
     inner = fixed.inner_points(batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
-    treatment = treatment or Treatment(none, none)
+    treatment = treatment or Treatment(none, none, none)
     terms: list[tuple[int, _Term]] = []
     for i, mark in enumerate(limits.marks):
         if not carries_gradient(mark):

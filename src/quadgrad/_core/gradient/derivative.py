@@ -115,10 +115,9 @@ def differentiate(
         count = 1
         flat = as_reals(cotangent.detach(), 1)
         arguments.append(Argument(flat, shared=False, element_ndim=1))
-    nodewise = bool(variables.parameters.tensors) or in_transform()
-    function = partial(
-        _nodewise if nodewise else _elementwise, integrand, variables, declared, cotangent is not None
-    )
+    nodewise = bool(variables.parameters.tensors) or in_transform() or integrand.stack is not None
+    way, core = _nodewise if nodewise else _elementwise, replace(integrand, stack=None, captured=None)
+    function = partial(way, core, variables, declared, cotangent is not None)
     sums = integrand.sum_dtype if integrand.output_dtype is None else integrand.output_dtype
     return replace(
         integrand,

@@ -12,17 +12,13 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.gradient.boundary import follow_marks, reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
-from quadgrad._core.gradient.measure import Measured, Replayed, Sample, Sampler, measure, measure_samples
+from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
-from quadgrad._core.gradient.singular_ends import EndSample, split_outputs
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.interval import EndFrame, Frame, end_frame, frame
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.replay import BLOCK
 from quadgrad._core.result import Result
-from quadgrad._core.rules import get_rule
-from quadgrad._core.search.task import Task
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
@@ -137,7 +133,9 @@ class _Estimate:
         found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
-            follows = self._following()
+            treatment = self.primal.treatment
+            still = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
+            follows = still if treatment is None else treatment.moving
             plain = [i for i in range(len(tensors)) if not computed[i]]
             direct = [found[i] for i in plain]
             self._add_direct(tuple(tensors[i] for i in plain), [closed[i] for i in plain], ~follows, direct)
@@ -167,14 +165,6 @@ class _Estimate:
             masks.append([g is not None for g in reached])
         return masks[0], masks[1]
 
-    def _following(self) -> Tensor:
-        """Tell which integrals' nodes follow a limit or breakpoint, shape ``(batch,)``."""
-        follows = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
-        if self.primal.treatment is not None:
-            for mark, pathwise in zip(self.primal.limits.marks, self.primal.treatment.pathwise, strict=True):
-                follows = follows | pathwise if mark.requires_grad else follows
-        return follows
-
     def _add_direct(
         self, tensors: tuple[Tensor, ...], closed: list[bool], elements: Tensor, found: list[Tensor]
     ) -> None:
@@ -193,8 +183,9 @@ class _Estimate:
             return
         integrand = differentiate(primal.integrand, variables, parameters, self.weight)
         weight = self.weight.reshape(self.weight.shape[0], -1)
-        replayed = Replayed(primal.integrand, differentiate(primal.integrand, variables, parameters), weight)
-        error = self._with_divisor(measure(self._task(integrand), plan, replayed, sharp=True), plan)
+        each = differentiate(primal.integrand, variables, parameters)
+        sampler = sampler_of(integrand, primal.integrand, each, self._block(sum(variables.sizes)), weight)
+        error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
         shape = self.plan.batch_shape
         errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for place, i in enumerate(arguments):
@@ -209,44 +200,31 @@ class _Estimate:
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
         primal, plan = self.primal, _part(self.plan, elements)
-        pieces, moving = primal.limits.detach().pieces(), follow_marks(primal.limits, primal.treatment).pieces()
-        width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
-        task = self._task(replace(primal.integrand, event=(width,)), cells=max(1, ROWS // plan.tau.shape[0]))
-        real, weight = pieces.lower.dtype, self.weight.reshape(plan.batch, -1)
+        moving = follow_marks(primal.limits, primal.treatment).pieces()
+        weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
 
-        def linear(plan: IntervalPlan) -> tuple[Frame, Sample]:
-            ends = (plan.row, plan.start.to(real), plan.stop.to(real))
-            still, path, owner = frame(pieces, *ends), frame(moving, *ends), plan.owner
+        def follow(cells: IntervalPlan, factor: Tensor) -> Tensor:
+            """Return f, ``(m, n, outputs)``, with what moves a node and stretches a cell."""
+            x, stretched = moving.lay_out(cells).nodes(cells.tau)
+            return primal.integrand(x, cells.owner).reshape(*x.shape, -1) * (stretched / factor)[..., None]
 
-            def sample(part: slice) -> tuple[Tensor, None]:
-                with torch.enable_grad():
-                    x, slope = path.nodes(plan.tau.to(real), part)
-                    y = (as_reals(primal.integrand(x, owner[part]), 2) * reals[owner[part]]).sum(2)
-                    y = y * (path.scale[part] / still.scale[part])
-                    rows = _rows((y if slope is None else y * slope).flatten(), tensor)
-                return as_reals(rows, 1).reshape(*x.shape, width), None
+        def columns(cells: IntervalPlan, x: Tensor, factor: Tensor) -> Tensor:
+            with torch.enable_grad():
+                y = (as_reals(follow(cells, factor), 2) * reals[cells.owner]).sum(2)
+                rows = _rows(y.flatten(), tensor)
+            return as_reals(rows, 1).reshape(*x.shape, width)
 
-            return still, sample
+        def outputs(cells: IntervalPlan, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                y = follow(cells, factor)
+                rows = _rows(as_reals(y, 0).flatten(), tensor)
+            rows = as_reals(rows, 1).reshape(*x.shape, -1)
+            return y.detach(), split_outputs(rows, y.shape[2], y.is_complex())
 
-        def ends(plan: IntervalPlan) -> tuple[EndFrame, EndSample]:
-            ends = (plan.row, plan.start.to(real), plan.stop.to(real))
-            still, path, owner = end_frame(pieces, *ends), end_frame(moving, *ends), plan.owner
-
-            def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-                slope = still.nodes(places, part)[1]
-                with torch.enable_grad():
-                    x, stretch = path.nodes(places, part)
-                    stretch = stretch * path.scale[part] / (slope * still.scale[part])
-                    y = primal.integrand(x, owner[part])
-                    y = y.reshape(*x.shape, -1) * stretch[..., None]
-                    rows = _rows(as_reals(y, 0).flatten(), tensor)
-                rows = as_reals(rows, 1).reshape(*x.shape, -1)
-                return y.detach(), split_outputs(rows, y.shape[2], y.is_complex()), slope
-
-            return still, sample
-
-        measured = measure_samples(task, plan, Sampler(linear, ends), weight, sharp=True)
+        width = 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
+        sampler = Sampler(columns, outputs, width, min(self._block(width), ROWS), weight)
+        measured = measure(self._task(), plan, sampler, sharp=True)
         error = self._with_divisor(measured, plan).sum(0)
         return _modulus(error, tensor).reshape(tensor.shape)
 
@@ -279,22 +257,15 @@ class _Estimate:
                 spread = (error.unsqueeze(-1).expand(*error.shape, 2) if source.is_complex() else error).flatten()
                 found[i] = found[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
 
-    def _task(self, integrand: Integrand, cells: int | None = None) -> Task:
-        """Return what the measurement of an integrand needs to know."""
+    def _block(self, columns: int) -> int:
+        """Return how many nodes with so many columns to look at at a time."""
+        return max(1, (self.primal.chunk_size or BLOCK) // max(1, columns))
+
+    def _task(self) -> Problem:
+        """Return what the measurement needs to know."""
         primal = self.primal
-        rule, pieces = get_rule(self.plan.rule), primal.limits.detach().pieces()
-        block = max(1, (primal.chunk_size or BLOCK) // max(1, (integrand.event or (1,))[0]))
-        block = block if cells is None else min(block, cells * rule.nodes.size)
-        return Task(
-            integrand,
-            pieces,
-            rule,
-            Tolerance(primal.eps, 0.0, primal.eps),
-            0,
-            block,
-            self.plan.batch,
-            self.plan.batch,
-        )
+        eps = Tolerance(primal.eps, 0.0, primal.eps)
+        return replace(primal.problem, limits=primal.limits.detach(), tolerance=eps, stretches=None)
 
 
 def _part(plan: IntervalPlan, elements: Tensor) -> IntervalPlan:

@@ -6,24 +6,24 @@ The columns are those of a derivative integrand: the derivatives of f with respe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import PLACE, bound_error, null_rule_error, weigh
-from quadgrad._core.gradient.singular_ends import EndSample, Tails, measure_ends, split_outputs
+from quadgrad._core.estimates.null_rules import bound_error, null_rule_error, weigh
+from quadgrad._core.estimates.sums import blur_of_x
+from quadgrad._core.gradient.singular_ends import SingularEnds, largest_of_groups, measure_ends
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.cells import bisect
-from quadgrad._core.mesh.interval import LINEAR, EndFrame, Frame, end_frame, frame
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
-from quadgrad._core.search.task import Task, noise
+from quadgrad._core.search.task import noise
 
-__all__ = ["Measured", "Replayed", "Sample", "Sampler", "measure", "measure_samples"]
+__all__ = ["Measured", "Sampler", "measure", "sampler_of", "split_outputs"]
 
-STEEP = 0.5
+FALLS_OFF = 0.5
 """Decay per pair of degrees below which a cell's error falls so fast under bisection that its halves show it."""
 
 CAUTION = 3.0
@@ -35,184 +35,132 @@ class Measured:
     """Integrals on a plan, shape ``(batch, columns)``, and their errors, one for each column or group of columns.
 
     ``floor`` is the part of the error that rounding of f explains, ``noise`` that of f and x together. ``error`` is
-    without the cells that close in on an end (``tails``): there it depends on the plan's columns.
+    without the cells that are extrapolated to an end (``ends``): there it depends on the plan's columns.
     """
 
     value: Tensor
     error: Tensor
     floor: Tensor
     noise: Tensor
-    tails: Tails | None = None
+    ends: SingularEnds | None = None
 
     def error_on(self, plan: IntervalPlan) -> Tensor:
         """Return the error of the replayed plan's derivative, that of all cells."""
-        if self.tails is None or plan.even:
-            return self.error
-        return self.error + self.tails.error_on(plan)
-
-
-Sample = Callable[[slice], tuple[Tensor, Tensor | None]]
-"""Values at the nodes of some cells, shape ``(m, n, columns)``, and what to multiply them by, ``(m, n)``."""
+        return self.error if self.ends is None else self.error + self.ends.error_on(plan)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where values come from: for a plan without ends, and for the ends of a plan."""
+    """Where values come from, for cells, their nodes x ``(m, n)`` and the factors there.
 
-    linear: Callable[[IntervalPlan], tuple[Frame, Sample]]
-    ends: Callable[[IntervalPlan], tuple[EndFrame, EndSample]]
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """What replay sums up: f, all its derivatives (a set of columns for each real output), the outputs' weights.
-
-    ``weight`` has shape ``(batch, outputs)``; without it, columns of the outputs are kept apart.
+    ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what replay
+    makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch, outputs)`` each
+    column is the weighted sum over the outputs; else those of the outputs are kept apart. ``block`` is the number of
+    nodes to look at at a time.
     """
 
-    integrand: Integrand
-    derivative: Integrand
+    columns: Callable[[IntervalPlan, Tensor, Tensor], Tensor]
+    outputs: Callable[[IntervalPlan, Tensor, Tensor], tuple[Tensor, Tensor]]
+    width: int
+    block: int
     weight: Tensor | None = None
 
 
+def sampler_of(
+    columns: Integrand, f: Integrand, derivative: Integrand, block: int, weight: Tensor | None = None
+) -> Sampler:
+    """Return what takes values from functions; ``derivative`` has a set of columns for each real output of f."""
+
+    def outputs(cells: IntervalPlan, x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        y = f(x, cells.owner).detach()
+        y = y.reshape(*x.shape, -1)
+        return y, split_outputs(derivative(x, cells.owner).detach(), y.shape[2], y.is_complex())
+
+    (width,) = columns.event or (0,)
+    return Sampler(lambda cells, x, _: columns(x, cells.owner).detach(), outputs, width, block, weight)
+
+
+def split_outputs(y: Tensor, outputs: int, is_complex: bool) -> Tensor:
+    """Return the columns of a derivative integrand, one set for each real output, as those of each output of f."""
+    if not is_complex:
+        return y.unflatten(2, (outputs, -1))
+    return torch.view_as_complex(y.unflatten(2, (outputs, 2, -1)).movedim(3, -1).contiguous())
+
+
 def measure(
-    task: Task, plan: IntervalPlan, replayed: Replayed, groups: Sequence[Tensor] | None = None, sharp: bool = False
-) -> Measured:
-    """Integrate each column of the task's integrand on the cells of a plan, and estimate the error.
-
-    With ``groups``, on each cell the largest error among the columns of a group counts. For ``sharp`` see
-    :func:`measure_samples`.
-    """
-    real = task.pieces.lower.dtype
-    nodes = task.rule.tensors(real, plan.row.device).nodes
-
-    def linear(plan: IntervalPlan) -> tuple[Frame, Sample]:
-        layout, owner = frame(task.pieces, plan.row, plan.start.to(real), plan.stop.to(real)), plan.owner
-
-        def sample(part: slice) -> tuple[Tensor, Tensor | None]:
-            x, slope = layout.nodes(nodes, part)
-            return task.integrand(x, owner[part]).detach(), slope
-
-        return layout, sample
-
-    def ends(plan: IntervalPlan) -> tuple[EndFrame, EndSample]:
-        layout, owner = end_frame(task.pieces, plan.row, plan.start.to(real), plan.stop.to(real)), plan.owner
-
-        def sample(places: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-            x, slope = layout.nodes(places, part)
-            f = replayed.integrand(x, owner[part]).detach()
-            f = f.reshape(*x.shape, -1)
-            y = replayed.derivative(x, owner[part]).detach()
-            return f, split_outputs(y, f.shape[2], f.is_complex()), slope
-
-        return layout, sample
-
-    return measure_samples(task, plan, Sampler(linear, ends), replayed.weight, groups, sharp)
-
-
-def measure_samples(
-    task: Task,
+    problem: Problem,
     plan: IntervalPlan,
     sampler: Sampler,
-    weight: Tensor | None = None,
     groups: Sequence[Tensor] | None = None,
     sharp: bool = False,
 ) -> Measured:
-    """Do what :func:`measure` does with values from anywhere; of the task's integrand only the event counts.
+    """Integrate each column on the cells of a plan, and estimate the error.
 
-    The null rules' estimate is safe, and for a smooth integrand several decades too large. With ``sharp``, cells
-    are compared with their own halves, for which the integrand is called at twice as many nodes again. Cells that
-    close in on an end are not.
+    With ``groups``, on each cell the largest error among the columns of a group counts. The null rules' estimate is
+    safe, and for a smooth integrand several decades too large. With ``sharp``, cells are compared with their own
+    halves, for which the integrand is called at twice as many nodes again; those that are extrapolated are not.
     """
-    ends = plan.kind != LINEAR
-    value, errors = _measure_linear(task, plan if plan.even else plan.take(~ends), sampler, groups, sharp)
-    tails = None
-    if not plan.even:
-        plan = plan.take(ends)
-        end_value, rounding, tails = measure_ends(task, plan, *sampler.ends(plan), weight, groups)
-        value = value + total(end_value, tails.owner, task.batch)
-        sums = [total(t, tails.owner, task.batch) for t in rounding]
-        errors = errors + torch.stack((torch.zeros_like(sums[0]), *sums))
-    error, floor, rounding = errors.unbind(0)
-    return Measured(value, error, floor, rounding, tails)
+    rule = problem.rule.tensors(plan.start.dtype, plan.row.device)
+    step = max(1, sampler.block // problem.rule.nodes.size)
+    value = plan.start.new_zeros((problem.batch, sampler.width))
+    errors = plan.start.new_zeros((problem.batch, 3, sampler.width if groups is None else len(groups)))
+    rest, extrapolated = plan.part_extrapolated()
+    for first in range(0, len(rest), step):
+        cells = rest.take(slice(first, first + step))
+        cell = _look(problem, rule, cells, sampler)
+        error = cell.error
+        if sharp:
+            halves = _look(problem, rule, cells.halved(), sampler)
+            error = torch.minimum(error, _compare(cell, halves) + cell.floor + cell.rounding)
+        each = torch.stack((error, cell.floor, cell.floor + cell.rounding), dim=1)
+        value = value + total(cell.value, cells.owner, problem.batch)
+        errors = errors + total(largest_of_groups(each, groups), cells.owner, problem.batch)
+    ends = None
+    if extrapolated is not None:
+        parts = (extrapolated.take(slice(i, i + step)) for i in range(0, len(extrapolated), step))
+        ends = SingularEnds.join(
+            [measure_ends(problem, rule, cells, sampler.outputs, sampler.weight, groups) for cells in parts]
+        )
+        value = value + total(ends.value, ends.owner, problem.batch)
+        each = torch.stack((torch.zeros_like(ends.floor), ends.floor, ends.noise), dim=1)
+        errors = errors + total(each, ends.owner, problem.batch)
+    error, floor, rounding = errors.unbind(1)
+    return Measured(value, error, floor, rounding, ends)
 
 
-def _measure_linear(
-    task: Task, plan: IntervalPlan, sampler: Sampler, groups: Sequence[Tensor] | None, sharp: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the values ``(batch, columns)``, and error, floor and noise ``(3, batch, groups)``."""
-    real, owner = task.pieces.lower.dtype, plan.owner
-    rule = task.rule.tensors(real, plan.row.device)
-    step = max(1, task.block // task.rule.nodes.size)
-    width = (task.integrand.event or (0,))[0]
-    layout, sample = sampler.linear(plan)
-    halves = sampler.linear(_halved(plan)) if sharp else None
-    value_sum = layout.scale.new_zeros((task.batch, width))
-    error_sums = layout.scale.new_zeros((task.batch, 3, width if groups is None else len(groups)))
-    for first in range(0, len(plan), step):
-        part = slice(first, min(len(plan), first + step))
-        y, slope = _columns(*sample(part))
-        columns = _spread(layout, part, width)
-        eps = noise(task)
-        value, error, floor, rounding, steep = _estimate(rule, y, slope, eps, columns)
-        if halves is not None:
-            sharper = _compare_halves(rule, value, steep, *halves, part, width, eps)
-            error = torch.minimum(error, sharper + floor + rounding)
-        errors = torch.stack((error, floor, floor + rounding)).unflatten(1, (-1, width)).movedim(0, 1)
-        if groups is not None:
-            errors = torch.stack([errors.index_select(2, group).amax(2) for group in groups], dim=2)
-        value_sum = value_sum + total(value.unflatten(0, (-1, width)), owner[part], task.batch)
-        error_sums = error_sums + total(errors, owner[part], task.batch)
-    return value_sum, error_sums.movedim(1, 0)
+@dataclass(frozen=True)
+class _Look:
+    """What the rule makes of cells, shape ``(n, columns)``; ``falls_off`` tells whether the null rules do."""
+
+    value: Tensor
+    error: Tensor
+    floor: Tensor
+    rounding: Tensor
+    falls_off: Tensor
 
 
-def _spread(layout: Frame, part: slice, width: int) -> Frame:
-    """Treat each column as a cell of its own."""
-    left, scale, reach = (t[part].repeat_interleave(width) for t in (layout.left, layout.scale, layout.reach))
-    return Frame(left, scale, reach)
-
-
-def _estimate(
-    rule: RuleTensors, y: Tensor, slope: Tensor | None, eps: float, layout: Frame
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return value, error, floor, what rounding of x adds, and whether the null rules fall off."""
-    values = y * (layout.scale if slope is None else slope * layout.scale)
+def _look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler) -> _Look:
+    layout, eps = problem.pieces.lay_out(cells), noise(problem)
+    x, factor = layout.nodes(rule.nodes)
+    y = sampler.columns(cells, x, factor)
+    values = y * factor[..., None]
     sums = weigh(rule, values, values.abs())
     pairs = sums.nulls[0::2].abs() + sums.nulls[1::2].abs()
-    steep = ((pairs[:-1] - 2.0 * eps * sums.size) <= STEEP * pairs[1:]).all(0)
-    spread = layout.reach / layout.scale * (PLACE * torch.finfo(layout.scale.dtype).eps)
-    blur = sums.variation * spread
-    unseen = sums.size.add(sums.variation * spread.clamp_max(1.0), alpha=0.5 / eps)
-    error, floor, _ = bound_error(null_rule_error(rule, sums.nulls, unseen, eps)[0], sums.size, blur, eps)
+    falls_off = ((pairs[:-1] - 2.0 * eps * sums.size) <= FALLS_OFF * pairs[1:]).all(0)
+    blur = blur_of_x(rule, layout, y, sums.variation, problem.pieces.rounding.eps)
+    error, _ = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
+    error, floor, _ = bound_error(error, sums.size, blur, eps)
     rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
-    return sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, steep
+    return _Look(sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, falls_off)
 
 
-def _columns(y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Treat each column as a cell of its own: shape ``(m, n * columns)``."""
-    return y.flatten(1), None if slope is None else slope.repeat_interleave(y.shape[2], 1)
-
-
-def _halved(plan: IntervalPlan) -> IntervalPlan:
-    """Return the plan with every cell bisected; halves stand next to each other."""
-    start, stop = bisect(plan.start, plan.stop)
-    row, error, kind = (t.repeat_interleave(2) for t in (plan.row, plan.error, plan.kind))
-    return replace(plan, row=row, start=start, stop=stop, error=error, kind=kind)
-
-
-def _compare_halves(
-    rule: RuleTensors, value: Tensor, smooth: Tensor, layout: Frame, sample: Sample, part: slice, width: int,
-    eps: float,
-) -> Tensor:  # fmt: skip
-    """Return the error of cells by comparison with their halves, shape ``(n * columns,)``.
+def _compare(cell: _Look, halves: _Look) -> Tensor:
+    """Return the error of cells by comparison with their halves.
 
     A cell is off by the difference, and by the error of the halves, which counts unless they or the cell are
     smooth: then it is a small part of the difference.
     """
-    both = slice(2 * part.start, 2 * part.stop)
-    y, slope = _columns(*sample(both))
-    half, error, _, _, steep = _estimate(rule, y, slope, eps, _spread(layout, both, width))
-    halves, errors, steep = (t.unflatten(0, (-1, 2, width)) for t in (half, error, steep))
-    difference = CAUTION * (value - halves.sum(1).flatten()).abs()
-    smooth = smooth | steep.all(1).flatten()
-    return (difference + errors.sum(1).flatten().masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
+    value, error, falls_off = (t.unflatten(0, (-1, 2)) for t in (halves.value, halves.error, halves.falls_off))
+    difference = CAUTION * (cell.value - value.sum(1)).abs()
+    smooth = cell.falls_off | falls_off.all(1)
+    return (difference + error.sum(1).masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)

@@ -18,7 +18,7 @@ from quadgrad._core.errors import IntegrationWarning, warn
 from quadgrad._core.estimates.sums import weighted_sums
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, singular_marks
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import somewhere
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -43,24 +43,25 @@ def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
         return None
     no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
     if mode == "pathwise":
-        return Treatment(tuple(mark.detach().isfinite() | no for mark in limits.marks), (no,) * len(limits.marks))
+        finite = (plain(mark).isfinite() & carries_gradient(mark) | no for mark in limits.marks)
+        return Treatment(tuple(finite), (no,) * len(limits.marks), singular_marks(integrand, limits, plan.batch))
     singular = singular_marks(integrand, limits, plan.batch)
-    if not any(bool(somewhere(mask).any()) for mask in singular):
+    if not any(bool(mask.any()) for mask in singular):
         return None
     pathwise, endless = list(singular), [no] * len(singular)
     for i, mask in enumerate(singular):
-        if carries_derivative(limits.marks[i]) and bool(somewhere(mask).any()):
+        if carries_derivative(limits.marks[i]) and bool(mask.any()):
             trusted = _trusted(integrand, plan, limits, i, mask, problem.sources[i])
             pathwise[i], endless[i] = mask & trusted, mask & ~trusted
     places = ("limit a", "limit b", *("a breakpoint",) * (len(endless) - 2))
-    names = [name for name, mask in zip(places, endless, strict=True) if bool(somewhere(mask).any())]
+    names = [name for name, mask in zip(places, endless, strict=True) if bool(mask.any())]
     if names:
         warn(
             f"the derivative with respect to {' and '.join(dict.fromkeys(names))} is infinite, or too hard to "
             "tell: f is not finite there, and its singularity stays where it is or is too strong to be followed",
             IntegrationWarning,
         )
-    return Treatment(tuple(pathwise), tuple(endless))
+    return Treatment(tuple(pathwise), tuple(endless), singular)
 
 
 def _trusted(
@@ -83,11 +84,12 @@ def _trusted(
             slopes = [_slope(part, mark if source is None else source, column, shape) for part in judged]
     if any(slope is None for slope in slopes):
         return torch.ones_like(mask)
-    total_slope, null_slope, before_slope, last_slope = (s.detach().abs() for s in slopes if s is not None)
-    span = (fixed.b - fixed.a).abs()
-    mean = torch.where(span.isfinite(), value.detach() / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
-    agrees = torch.maximum(null_slope, noise.detach()) <= AGREEMENT * torch.maximum(total_slope, mean)
-    return agrees & (last_slope <= DECAY * before_slope)
+    total_slope, null_slope, before_slope, last_slope = (plain(s).abs() for s in slopes if s is not None)
+    span = (plain(fixed.b) - plain(fixed.a)).abs()
+    mean = torch.where(span.isfinite(), plain(value) / span.clamp_min(torch.finfo(span.dtype).tiny), 0.0).abs()
+    agrees = torch.maximum(null_slope, plain(noise)) <= AGREEMENT * torch.maximum(total_slope, mean)
+    # Forward mode may ask for several directions at once, each in a lane of its own.
+    return (agrees & (last_slope <= DECAY * before_slope)).reshape(-1, plan.batch).all(0)
 
 
 def _sums(
@@ -95,10 +97,9 @@ def _sums(
 ) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
-    That is the first null rules, the slope's rounding error, and, on cells that are extrapolated, the last two terms
-    of the series towards the end instead. A singularity that moves with the limit is
-    differentiated as a difference of two large terms, in x and in the parameter; what rounding leaves of it is eps
-    times the size of the first.
+    That is the first null rules, the slope's rounding error, and, of cells that are extrapolated, the last two terms
+    of the series towards the end instead. A singularity that moves with the limit is differentiated as a difference
+    of two large terms, in x and in the parameter; what rounding leaves of it is eps times the size of the first.
     """
     mesh, rule = moving.pieces(), get_rule(plan.rule)
     nulls, shares = (torch.from_numpy(t).to(plan.weight) for t in (rule.nulls[:2].sum(0), rule.shares[-2:]))

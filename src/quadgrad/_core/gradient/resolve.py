@@ -8,24 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import carries_derivative
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.gradient.boundary import singular_marks
-from quadgrad._core.gradient.derivative import as_reals, differentiate, output_count, variables_of
-from quadgrad._core.gradient.measure import Measured, Replayed, measure
+from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
+from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.lanes import export, largest, somewhere
+from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.replay import BLOCK
+from quadgrad._core.problem import Problem
 from quadgrad._core.result import Derivative
-from quadgrad._core.rules import get_rule
-from quadgrad._core.search.intervals import search
 from quadgrad._core.search.record import make_plan
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Task
+from quadgrad._core.search.task import Found
+from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
 
@@ -108,37 +105,39 @@ class Resolve(GradientMode):
         integrand, limits, plan = primal.integrand, primal.limits, primal.plan
         if plan.batch:
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
-        with torch.no_grad():
-            found = _Search(self, primal).run()
-        replayed = primal.replay(found.plan)
+        variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
+        with primal.problem.outside() as plain_problem:
+            derivative = _Search(self, primal, plain_problem, variables).run()
+        replayed = primal.replay(derivative.plan)
         still = replayed.detach()
         if primal.scaled is None:
-            return Differentiated(primal.value + (replayed - still), found)
+            return Differentiated(primal.value + (replayed - still), derivative)
         # A logarithm's derivative is that of the integral over the integral, both from the second plan.
         zero = still == 0.0
         value = torch.where(zero, primal.value, primal.value * (replayed / still.masked_fill(zero, 1.0)))
-        return Differentiated(value, found)
+        return Differentiated(value, derivative)
 
 
 class _Search:
-    """The search for one call's second plan.
+    """The search for one call's second plan, outside of all transforms.
 
     Its integrand has the derivative's columns, and f itself where nodes follow a limit. All tolerances
     become 1 by scaling, which depends on the integral and the variable.
     """
 
-    def __init__(self, mode: Resolve, primal: Primal) -> None:
-        integrand, self.limits = primal.integrand, primal.limits.detach()
-        self.primal, self.variables = primal, variables_of(integrand, mode.parameters)
+    def __init__(self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables) -> None:
+        integrand, treatment = problem.integrand, primal.treatment
+        self.primal, self.problem, self.variables = primal, problem, variables
         self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.eps)
-        self.moving, self.singular = _followed(primal)
-        self.with_value = self.moving if primal.scaled is None else torch.ones_like(self.moving)
+        still = torch.zeros(problem.batch, dtype=torch.bool, device=primal.plan.row.device)
+        moving, self.singular = (treatment.moving, treatment.moving_singular) if treatment else (still, still)
+        self.with_value = moving if primal.scaled is None else ~still
         derivative, sizes = differentiate(integrand, self.variables, mode.parameters), self.variables.sizes
-        if bool(somewhere(self.with_value).any()):
+        if bool(self.with_value.any()):
             derivative, sizes = _with_value(derivative, integrand), (*sizes, 1)
-        self.groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
+        groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
+        self.groups = [columns.to(still.device) for columns in groups]
         self.integrand, self.rounding = derivative, self._rounding()
-        self.groups = [columns.to(self.moving.device) for columns in self.groups]
 
     def run(self) -> Derivative:
         """Measure on a plan and refine it, until the derivative meets its tolerance or cannot."""
@@ -146,46 +145,44 @@ class _Search:
         nfev = torch.zeros(plan.batch, dtype=torch.int64, device=plan.row.device)
         status = torch.zeros_like(nfev)
         if plan.batch == 0 or not self.integrand.event or not self.integrand.event[0]:
-            return self._outcome(self.limits.a.new_zeros((plan.batch, len(names))), status, nfev, plan)
-        task = self._task(self.integrand)
-        replayed = Replayed(self.primal.integrand, self.integrand)
-        measured = measure(task, plan, replayed, self.groups)
+            return self._outcome(plan.start.new_zeros((plan.batch, len(names))), status, nfev, plan)
+        problem = replace(self.problem, integrand=self.integrand, tolerance=self.tolerance, opening=None)
+        sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
+        measured = measure(problem, plan, sampler, self.groups)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
         for _ in range(ROUNDS):
             asked, noise = self._asked(measured)
-            plan = choose_columns(plan, measured.tails, asked)
-            late = largest((self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1)) > 1.0
+            plan = choose_columns(plan, measured.ends, asked)
+            late = (self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
             if not bool((late & (status == 0)).any()):
                 break
             before = before or (plan, self._error(measured, plan), asked)
-            scaled = self._task(_scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups))
-            plan = draw_closer(plan, measured.tails, asked, late)
+            plan = draw_closer(plan, measured.ends, asked, late)
             again = late[plan.owner]
-            scaled = replace(scaled, tolerance=Tolerance(0.0, 1.0, self.tolerance.eps))
-            rest = plan.take(again)
-            found = search(scaled, First(rest.row, rest.start, rest.stop, rest.kind))
-            made = make_plan(found, task.pieces, plan.batch_shape, task.rule)
-            plan = plan.take(~again).join(made)
-            nfev, status = nfev + export(found.nfev), torch.maximum(status, export(found.status))
-            measured = measure(task, plan, replayed, self.groups)
+            scaled = _scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups)
+            one = Tolerance(0.0, 1.0, self.tolerance.eps)
+            found = _search(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
+            plan = plan.take(~again).join(make_plan(found, problem.pieces, plan.batch_shape, problem.rule))
+            nfev, status = nfev + found.nfev, torch.maximum(status, found.status)
+            measured = measure(problem, plan, sampler, self.groups)
         asked, _ = self._asked(measured)
-        plan = choose_columns(plan, measured.tails, asked)
+        plan = choose_columns(plan, measured.ends, asked)
         now = (plan, self._error(measured, plan), asked)
         plan, error, asked = now if before is None else _better(before, now)
-        met = largest((error / asked).amax(1)) <= 1.0
+        met = (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
-        return self._outcome(error, export(status), nfev, plan)
+        return self._outcome(error, status, nfev, plan)
 
     def _rounding(self) -> Tensor:
         """Return the rounding of a derivative that should be zero: that of the value over the variable's size.
 
         Where f does not depend on a variable, its derivative may be nothing but rounding, which has no other size.
         """
-        primal, batch = self.primal, self.primal.plan.batch
-        size = largest_component(primal.value.detach().abs())
-        columns = [self._size(primal.integrand.arguments[i]) for i in self.variables.arguments]
-        columns += [t.detach().abs().amax().expand(batch) for t in self.variables.parameters.tensors]
+        primal, batch = self.primal, self.problem.batch
+        size = largest_component(plain(primal.value).abs())
+        columns = [self._size(self.problem.integrand.arguments[i]) for i in self.variables.arguments]
+        columns += [plain(t).abs().amax().expand(batch) for t in self.variables.parameters.tensors]
         columns = [torch.where(column > 0.0, size / column, 0.0) for column in columns]
         columns += [torch.zeros_like(size)] * (len(self.groups) - len(columns))
         if not columns:
@@ -194,7 +191,7 @@ class _Search:
 
     def _size(self, argument: Argument) -> Tensor:
         """Return the largest modulus of each integral's argument, shape ``(batch,)``."""
-        value = argument.value.detach().abs()
+        value = argument.value.abs()
         value = value.reshape(1, -1) if argument.shared else value[:, None].flatten(1)
         return (value.amax(1) if value.shape[1] else value.new_zeros(value.shape[0])).expand(self.primal.plan.batch)
 
@@ -202,16 +199,6 @@ class _Search:
         shape, names = plan.batch_shape, self.variables.names
         error = error.reshape((*shape, len(names)))
         return Derivative(names, error, status.reshape(shape), nfev.reshape(shape), plan)
-
-    def _task(self, integrand: Integrand) -> Task:
-        """Return the search for an integrand over the call's limits."""
-        primal = self.primal
-        block = max(1, (primal.chunk_size or BLOCK) // max(1, (integrand.event or (1,))[0]))
-        tile = max(1, primal.plan.batch) if primal.chunk_size is None else primal.chunk_size
-        return Task(
-            integrand, self.limits.pieces(), get_rule(primal.plan.rule), self.tolerance, primal.max_nfev, block,
-            tile, primal.plan.batch,
-        )  # fmt: skip
 
     def _error(self, measured: Measured, plan: IntervalPlan) -> Tensor:
         """Return the error of each integral and group; of a logarithm's derivatives with that of the integral."""
@@ -247,6 +234,11 @@ class _Search:
         return asked.masked_fill(idle, torch.inf), NOISE * noise
 
 
+def _search(problem: Problem, cells: IntervalPlan) -> Found:
+    """Search from the given cells; integrals without a cell are not searched."""
+    return search_tiles(problem, First(cells.row, cells.start, cells.stop, cells.kind))
+
+
 def _better(
     before: tuple[IntervalPlan, Tensor, Tensor], now: tuple[IntervalPlan, Tensor, Tensor]
 ) -> tuple[IntervalPlan, Tensor, Tensor]:
@@ -256,7 +248,7 @@ def _better(
     """
     (old, first, wanted), (plan, error, asked) = before, now
     wanted = torch.minimum(wanted, asked)
-    was_better = largest((first / wanted).amax(1)) < largest((error / asked).amax(1))
+    was_better = (first / wanted).amax(1) < (error / asked).amax(1)
     if not bool(was_better.any()):
         return now
     plan = old.take(was_better[old.owner]).join(plan.take(~was_better[plan.owner]))
@@ -264,25 +256,13 @@ def _better(
     return plan, torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
 
 
-def _followed(primal: Primal) -> tuple[Tensor, Tensor]:
-    """Tell where nodes follow a limit or breakpoint, and where f is singular at it, shape ``(batch,)``."""
-    no = torch.zeros(primal.plan.batch, dtype=torch.bool, device=primal.plan.row.device)
-    if primal.treatment is None or not primal.plan.batch:
-        return no, no
-    moving, follows = no, no
-    singular = singular_marks(primal.integrand, primal.limits, primal.plan.batch)
-    for mark, pathwise, bad in zip(primal.limits.marks, primal.treatment.pathwise, singular, strict=True):
-        if carries_derivative(mark):
-            moving, follows = moving | pathwise, follows | (pathwise & bad)
-    return moving, follows
-
-
 def _with_value(derivative: Integrand, integrand: Integrand) -> Integrand:
     """Append to the columns of each output of f the output itself."""
     given_count, count = len(integrand.arguments), output_count(integrand)
+    core = replace(integrand, stack=None, captured=None)
 
     def function(x: Tensor, *given: Any) -> Tensor:
-        y = as_reals(integrand.evaluate(x, list(given[:given_count])), 2)
+        y = as_reals(core.evaluate(x, list(given[:given_count])), 2)
         columns = derivative.function(x, *given).unflatten(2, (count, -1))
         return torch.cat((columns, y[..., None]), dim=3).flatten(2)
 

@@ -1,36 +1,19 @@
 """Intervals as a geometry of the search: their nodes, what refining them costs, and their children.
 
-Cells with evenly spread nodes are bisected, as often at once as a pole beside them asks for; those at an end of their
-piece get nodes spread over the logarithm of the distance from it, and are parted there if these help. The same stands
-in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a time.
+Cells with evenly spread nodes are bisected, as often at once as a pole beside them asks for; those at an end of
+their piece get nodes spread over the logarithm of the distance from it, and are parted there if these help. The
+same stands in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import (
-    AT_END,
-    BESIDE,
-    CLOSER,
-    DEEP,
-    DEEPEST,
-    EVERY,
-    LIMIT,
-    PART,
-    SCANNED,
-    STEP,
-    TURN,
-    ULPS,
-    AtEdges,
-    NewIntervals,
-    locate,
-)
-from quadgrad._core.mesh.interval import DEPTH, LINEAR, Layout, Pieces, lay_out
+from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, First, NewIntervals, locate
+from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import one_number
@@ -38,29 +21,47 @@ from quadgrad._core.reduce import one_number
 __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
 
 
+KEEP, REVERT, TURN, CLOSER, PART = range(5)
+"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
+end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
+
+AT_END = 2.0**-6
+"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
+
+DEEPEST = 2.0**-400
+"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
+
+DEEP = 4.0
+"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
+
+EVERY = 4.0
+"""Where logarithmic nodes did not help they are tried again after that many halvings."""
+
+SCANNED = 2.0**-7
+"""Faint cells are halved to this part of their piece before a faint integral is believed."""
+
+
 @dataclass(slots=True)
 class Spots:
-    """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by."""
+    """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by.
 
-    x: Tensor
+    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``steps`` ``(n,)`` is how
+    many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
+    """
+
     owner: Tensor
+    x: Tensor
     factor: Tensor | None
-
-
-class FirstCells(Protocol):
-    """Cells to start with, sorted by row; ``kind`` is None where all have evenly spread nodes."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    kind: Tensor | None
+    known: Tensor | None = None
+    steps: Tensor | None = None
 
 
 @dataclass(slots=True)
 class Refinement:
     """How cells are to be refined: see :class:`quadgrad._core.mesh.protocol.Moves`.
 
-    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near`` it.
+    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near``
+    it.
     """
 
     move: Tensor
@@ -77,7 +78,7 @@ class Refinement:
         return self.move > 0
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        """Count cells that are refined, children, nodes, logarithmic children, reverted cells, and further parts."""
+        """Count cells that are refined, children, nodes, logarithmic children, middles asked for, further parts."""
         self.move = self.move * keep
         counts = self.table.index_select(1, self.move).sum(1)
         if self.near is None or self.towards is None:
@@ -97,122 +98,102 @@ class Intervals:
         self.pieces, self.tau, self.shape, self.shares = pieces, tau, shape, shares
         self.nodes, self.eps, self.tiny = tau.shape[0], info.eps, info.tiny
         m, self.first_nodes = self.nodes, self.nodes + BESIDE
-        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, halves put back.
-        beside = (0, 1, BESIDE, 2 * BESIDE, 0)
+        # Between halves f is known if a node was in the middle.
+        asks = self.blind = int(abs(float(tau[m // 2]) - 0.5) > 1e-14)
+        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, middles asked for.
+        beside = (0, 1, BESIDE, 2 * BESIDE, asks)
         children = (0, 2, 1, 2, 2)
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
-        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, 0)), device=tau.device)
+        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
         self.edge = tau.new_zeros(1)
+        self.tau_from_0 = torch.cat((self.edge, tau))
 
     # ------------------------------------------------------------------------------------------------ nodes
 
-    def start(self, first: FirstCells) -> NewIntervals:
-        """Return the cells to start with."""
-        row, start, stop, linear = first.row, first.start, first.stop, first.row.shape[0]
-        if first.kind is not None:
-            linear, order = int((first.kind == LINEAR).sum()), (first.kind != LINEAR).sort(stable=True).indices
-            row, start, stop = (t.index_select(0, order) for t in (row, start, stop))
-        layout = self._lay_out(row, start, stop, linear)
-        unknown = torch.full_like(start, torch.nan)
-        return NewIntervals(self._integral(row), row, start, stop, unknown, unknown, linear, None, layout)
+    def start(self, first: First) -> list[NewIntervals]:
+        """Return the cells to start with, those with logarithmic nodes in a group of their own."""
+        row, start, stop, kind = first.row, first.start, first.stop, first.kind
+        if kind is None:
+            return [self._group(self._integral(row), row, start, stop)]
+        groups = [
+            self._group(self._integral(row[mine]), row[mine], start[mine], stop[mine], logarithmic)
+            for mine, logarithmic in ((kind == LINEAR, False), (kind != LINEAR, True))
+        ]
+        return [group for group in groups if len(group)] or groups[:1]
 
-    def _lay_out(self, row: Tensor, start: Tensor, stop: Tensor, linear: int) -> Layout:
-        n = row.shape[0]
-        kind = None if linear == n else torch.arange(n, device=row.device) >= linear
-        return lay_out(self.pieces, row, start, stop, kind)
+    def _group(
+        self, owner: Tensor, row: Tensor, start: Tensor, stop: Tensor, logarithmic: bool = False,
+        edges: tuple[Tensor, Tensor] | None = None, asked: Tensor | None = None,
+    ) -> NewIntervals:  # fmt: skip
+        kind = torch.ones_like(row) if logarithmic else None
+        layout = lay_out(self.pieces, row, start, stop, kind)
+        unknown = start.new_full(start.shape, torch.nan)
+        rows = self.nodes if edges and not logarithmic else self.nodes + BESIDE
+        return NewIntervals(
+            owner, row, start, stop, *(edges or (unknown, unknown)), rows, logarithmic, asked, layout
+        )
 
     def _integral(self, row: Tensor) -> Tensor:
         return row if self.pieces.count == 1 else row // self.pieces.count
 
-    def place(self, new: NewIntervals, part: slice) -> Spots:
-        """Return the nodes ``(m, n)``."""
-        x, factor = new.layout.nodes(self.tau, part)
-        return Spots(x, self._integral(new.row[part]), factor)
-
     def beside(self, new: NewIntervals) -> Spots | None:
-        """Return places between new cells, or at the edges of first ones; and at those of cells with logarithms."""
-        rows: list[Tensor] = []
-        fractions: list[Tensor] = []
-        if new.asked is None:
-            rows, fractions = [new.row[: new.linear]] * 2, self._first_edges(new)
-        elif new.asked.shape[0]:
-            rows, fractions = [new.row[new.asked]], [new.start[new.asked]]
-        if len(new) > new.linear:
-            rows += [new.row[new.linear :]] * 2
-            fractions += self._edges(new)
-        if not rows:
+        """Return the places between cells and the ones before them where f is not known."""
+        if new.asked is None or not new.asked.shape[0]:
             return None
-        row, fraction = torch.cat(rows), torch.cat(fractions)
-        layout = lay_out(self.pieces, row, fraction, fraction, None)
-        owner = self._integral(row)
-        if layout.image is None:
-            return Spots(layout.base, owner, None)
-        x, slope = layout.image.nodes(layout.base[None], torch.ones_like(layout.base)[None], slice(None))
-        return Spots(x[0], owner, slope[0])
-
-    def _first_edges(self, new: NewIntervals) -> list[Tensor]:
-        """Return where edges are called for of first cells, and mark by 0 instead of NaN where this is at the edge.
-
-        At the end of a piece it is right beside it, because f must not be called there. Where rounding would move it
-        onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
-        """
-        part, layout = slice(new.linear), new.layout
-        start, stop, extent = new.start[part], new.stop[part], layout.extent[part]
-        near = max(LIMIT, ULPS * self.eps)
-        origin, no_lower, no_upper = layout.base[part], None, None
-        if layout.image is not None:
-            no_lower, no_upper = layout.image.no_lower[part], layout.image.no_upper[part]
-            origin = torch.where(no_lower | no_upper, layout.image.origin[part], origin)
-        beside_limit = near * extent > 4.0 * self.eps * (origin.abs() + extent)
-        at_lower, at_upper = (beside_limit if no is None else beside_limit & ~no for no in (no_lower, no_upper))
-        width, inner_start, inner_stop = stop - start, start != 0.0, (stop != 0.0) & (stop != 1.0)
-        middle = start + 0.5 * width
-        lower = torch.where(inner_start, start, torch.where(at_lower, near * width, middle))
-        upper = torch.where(inner_stop, stop, torch.where(at_upper, -near * width, middle))
-        new.at_start, new.at_stop = new.at_start.clone(), new.at_stop.clone()
-        new.at_start[part].masked_fill_(inner_start | at_lower, 0.0)
-        new.at_stop[part].masked_fill_(inner_stop | at_upper, 0.0)
-        return [lower, upper]
-
-    def _edges(self, new: NewIntervals) -> list[Tensor]:
-        """Return the outer and the inner edges of cells with logarithmic nodes.
-
-        Where the cell touches the end the second is as close to it as numbers allow, instead: there it shows whether
-        the series goes on as it seems to.
-        """
-        layout, part = new.layout, slice(new.linear, None)
-        assert layout.outer is not None and layout.rate is not None
-        outer, rate, span, scale = (t[part] for t in (layout.outer, layout.rate, layout.extent, layout.scale))
-        depth = (ULPS * self.eps * layout.reach[part] / span).clamp_min(max(DEEPEST, self.tiny**0.5))
-        octaves = torch.log2(outer.abs() / depth) - DEPTH
-        usable = (new.start[part] * new.stop[part] == 0.0) & (octaves > DEPTH)
-        if layout.image is not None:  # that far out exp(x) overflows
-            image = layout.image
-            usable = usable & ~torch.where(outer > 0, image.no_lower[part], image.no_upper[part])
-        inner = torch.where(usable, depth.copysign(outer), outer * torch.exp(rate))
-        steps = torch.where(usable, octaves * (self.shares / DEPTH), 0.0)
-        new.edges = AtEdges(steps, outer.abs() * scale, inner.abs() * scale)
-        return [outer, inner]
+        layout, row = new.layout.part(new.asked), new.row.index_select(0, new.asked)
+        x, factor = layout.nodes(self.edge)
+        return Spots(self._integral(row), x[0], None if layout.image is None else factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
-        """Take note of f at the places that :meth:`beside` has returned."""
-        if places.factor is not None:
-            y = y * places.factor.reshape(places.factor.shape + (1,) * (y.ndim - 1))
-        beside = 2 * new.linear if new.asked is None else new.asked.shape[0]
-        if beside:
-            known = one_number(y[:beside])
-            if new.asked is None:
-                first, last = known.split(new.linear)
-                new.at_start[: new.linear] += first
-                new.at_stop[: new.linear] += last
-            else:
-                new.at_start.index_copy_(0, new.asked, known)
-                new.at_stop.index_copy_(0, new.asked - 1, known)
-        if new.edges is not None:
-            tail = (-1, *(1,) * (y.ndim - 1))
-            outer, inner = y[beside:].chunk(2)
-            edges = new.edges
-            edges.outer, edges.inner = outer * edges.outer.reshape(tail), inner * edges.inner.reshape(tail)
+        """Take note of f there, ``(k, *event)``."""
+        assert new.asked is not None
+        known = one_number(y if places.factor is None else y * places.factor.reshape(-1, *(1,) * (y.ndim - 1)))
+        new.at_start.index_copy_(0, new.asked, known)
+        new.at_stop.index_copy_(0, new.asked - 1, known)
+
+    def place(self, new: NewIntervals) -> Spots:
+        """Return where f is called: at the nodes, before and behind them at the edges where that is asked for."""
+        owner = self._integral(new.row)
+        if new.rows == self.nodes:
+            return Spots(owner, *new.layout.nodes(self.tau))
+        return self._look_deep(new, owner) if new.logarithmic else self._look_at_edges(new, owner)
+
+    def _look_at_edges(self, new: NewIntervals, owner: Tensor) -> Spots:
+        """Return the nodes of first cells between their edges.
+
+        At the end of a piece that is right beside it, because f must not be called there. Where rounding would move
+        it onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
+        """
+        layout, start, stop = new.layout, new.start, new.stop
+        near = max(LIMIT, ULPS * self.eps)
+        inside = torch.stack((start != 0.0, (stop != 0.0) & (stop != 1.0)))
+        origin, image = layout.base, layout.image
+        if image is not None:
+            origin = torch.where(image.no_lower | image.no_upper, image.origin, origin)
+        known = (near * layout.extent > 4.0 * self.eps * (origin.abs() + layout.extent)).expand(2, -1)
+        if image is not None:
+            known = known & ~torch.stack((image.no_lower, image.no_upper))
+        at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
+        tau = torch.cat((at[:1], self.tau[:, None].expand(-1, len(new)), 1.0 - at[1:]))
+        return Spots(owner, *layout.nodes(tau), known=inside | known)
+
+    def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
+        """Return the nodes of cells with logarithmic nodes between their edges.
+
+        Where the cell touches the end, the inner edge is as close to it as numbers allow: f there shows whether the
+        series goes on as it seems to.
+        """
+        layout, image = new.layout, new.layout.image
+        assert layout.outer is not None and layout.rate is not None
+        depth = (ULPS * self.eps * layout.reach / layout.extent).clamp_min(max(DEEPEST, self.tiny**0.5))
+        octaves = torch.log2(layout.outer.abs() / depth) - DEPTH
+        usable = (new.start * new.stop == 0.0) & (octaves > DEPTH)
+        if image is not None:  # that far out exp(x) overflows
+            usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
+        inmost = torch.where(usable, (depth / layout.outer.abs()).log() / layout.rate, 1.0)
+        tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), inmost[None]))
+        steps = (octaves * (self.shares / DEPTH)).masked_fill(~usable, 0.0)
+        return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement
 
@@ -230,7 +211,7 @@ class Intervals:
         tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
         rightward = lean > 0.0
         rough = (at_lower & (lean < 0.0)) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
-        # TURN is 2 below PART. So is REVERT below CLOSER: where logarithms are of no help cells get linear nodes again.
+        # TURN is 2 below PART, and so is REVERT below CLOSER: where logarithms are of no help they are given up.
         lower = torch.where(linear, rough & ~tried, rightward)
         move = ((CLOSER + linear.to(torch.int64)) - 2 * lower) * marked
         pole, high = self._pole(at_lower, at_upper | (stop == 1.0), lean, pole, height)
@@ -255,38 +236,50 @@ class Intervals:
         at_end = (at_lower & (pole < AT_END)) | (at_upper & (pole > 1.0 - AT_END))
         high = height.masked_fill(at_end, torch.inf) ** 2 * self.shape.across
         asks = is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
-        blamed = torch.where(lean.abs() > 1.0, 2.0**-5, torch.inf)
+        blamed = torch.full_like(high, 2.0**-5).masked_fill(lean.abs() <= 1.0, torch.inf)
         return torch.where(asks, pole, 0.5 + 0.125 * lean), torch.where(asks, high, blamed)
 
-    def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> NewIntervals:
-        """Return the children, those of one cell next to each other, in order; those with logarithmic nodes last."""
-        refined, children, _, logarithmic, reverted, further = counts
+    def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
+        """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
+        refined, children, _, logarithmic, middles, further = counts
         linear = children - logarithmic + further
         parent, low, high = find_parts(moves, refined, children, logarithmic, further)
-        owner, _, row, kind = cells.whole.index_select(1, parent).unbind()
-        start, stop, _, _, _, middle, at_start, at_stop = cells.real.index_select(1, parent).unbind()
-        span, first, last = stop - start, low == 0.0, high == 1.0
-        low_end = torch.addcmul(start, span, low)
-        high_end = torch.where(last, stop, torch.addcmul(start, span, high))
+        whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
+        if linear:
+            groups.append(
+                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], middles + further)
+            )
         if logarithmic:
-            tail = slice(linear, None)
-            between = _part_logarithms(start[tail], stop[tail])
-            low_end[tail] = torch.where(first[tail], start[tail], between)
-            high_end[tail] = torch.where(last[tail], stop[tail], between)
-            parted = kind[tail] != LINEAR
-            at_start[tail].masked_fill_(parted, torch.nan)
-            at_stop[tail].masked_fill_(parted, torch.nan)
-        turn = (~first & (low_end >= 0.5)).to(low_end.dtype)  # beyond the middle of a whole piece: see bisect
-        unknown = torch.full_like(middle, torch.nan)
-        at_start = torch.where(first, at_start, torch.where(low == 0.5, middle, unknown))
-        at_stop = torch.where(last, at_stop, torch.where(high == 0.5, middle, unknown))
-        asks = ~first & (low != 0.5)
-        if reverted:
-            asks = asks | (~first & (kind != LINEAR))
-        asked = locate(asks[:linear], reverted + further)
-        start, stop = low_end - turn, high_end - turn
-        layout = self._lay_out(row, start, stop, linear)
-        return NewIntervals(owner, row, start, stop, at_start, at_stop, linear, asked, layout)
+            groups.append(self._close_in(whole[:, linear:], real[:, linear:], low[linear:], high[linear:]))
+        return groups
+
+    def _part(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor, asked: int) -> NewIntervals:
+        """Return the parts of cells that are bisected; between ``asked`` of them f is not known."""
+        owner, _, row, kind = whole.unbind()
+        start, stop, _, _, _, middle, at_start, at_stop = real.unbind()
+        span, first, last = stop - start, low == 0.0, high == 1.0
+        stop = torch.where(last, stop, torch.addcmul(start, span, high))
+        start = torch.addcmul(start, span, low)
+        turn = ((start >= 0.5) & ~first).to(start.dtype)  # beyond the middle of a whole piece: see bisect
+        at_start = torch.where(first, at_start, middle.masked_fill(low != 0.5, torch.nan))
+        at_stop = torch.where(last, at_stop, middle.masked_fill(high != 0.5, torch.nan))
+        between = locate(~first & ((low != 0.5) | (kind != LINEAR) | self.blind), asked)
+        return self._group(owner, row, start - turn, stop - turn, edges=(at_start, at_stop), asked=between)
+
+    def _close_in(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor) -> NewIntervals:
+        """Return cells that get logarithmic nodes, and parts of those that have them.
+
+        These are parted at the logarithm's middle, or close to the end if they touch it. What is known at the edges
+        of the others is kept, in case that they are reverted.
+        """
+        owner, _, row, kind = whole.unbind()
+        start, stop, *_, at_start, at_stop = real.unbind()
+        total, parted = start + stop, kind != LINEAR
+        mean = (start.abs().sqrt() * stop.abs().sqrt()).copysign(total)
+        middle = torch.where(start * stop == 0.0, total * STEP, mean)
+        start, stop = torch.where(low == 0.0, start, middle), torch.where(high == 1.0, stop, middle)
+        edges = (at_start.masked_fill(parted, torch.nan), at_stop.masked_fill(parted, torch.nan))
+        return self._group(owner, row, start, stop, True, edges)
 
     def recall(self, cells: Cells) -> Cells:
         """Forget poles, and f at the edges: the kernel's books of settled cells do not have them."""
@@ -319,13 +312,6 @@ def find_parts(
     parent = begins.floor()
     low = begins - parent
     high = low.roll(-1)
-    high = torch.where(high == 0.0, 1.0, high)
+    high = high.masked_fill(high == 0.0, 1.0)
     parent = parent.to(torch.int64)
     return (parent % n if logarithmic else parent), low, high
-
-
-def _part_logarithms(start: Tensor, stop: Tensor) -> Tensor:
-    """Return where cells with logarithmic nodes are parted: at the logarithm's middle, or close to the end."""
-    total = start + stop
-    mean = (start.abs().sqrt() * stop.abs().sqrt()).copysign(total)
-    return torch.where(start * stop == 0.0, total * STEP, mean)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
 
-__all__ = ["BESIDE", "AtEdges", "NewIntervals", "bisect", "locate"]
-
-KEEP, REVERT, TURN, CLOSER, PART = range(5)
-"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
-end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
-
-AT_END = 2.0**-6
-"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
+__all__ = ["BESIDE", "First", "NewIntervals", "bisect", "locate"]
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
@@ -31,38 +24,29 @@ At least :data:`ULPS` eps, and not at all where rounding would move it onto the 
 
 ULPS = 16.0
 
-DEEPEST = 2.0**-400
-"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
 
-DEEP = 4.0
-"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
+@dataclass(frozen=True)
+class First:
+    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
 
-EVERY = 4.0
-"""Where logarithmic nodes did not help they are tried again after that many halvings."""
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    kind: Tensor | None = None
 
-SCANNED = 2.0**-7
-"""Faint cells are halved to this part of their piece before a faint integral is believed."""
-
-
-@dataclass(slots=True)
-class AtEdges:
-    """f at the edges of cells with logarithmic nodes, ``(k, *event)``: the outer one, and the inner one.
-
-    Where the cell touches the end the inner one is ``steps`` ``(k,)`` terms of its series beyond the nodes.
-    """
-
-    steps: Tensor
-    outer: Tensor
-    inner: Tensor
+    def part(self, cells: slice, shift: int) -> First:
+        """Return some of the cells, their rows counted from ``shift``."""
+        kind = None if self.kind is None else self.kind[cells]
+        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
 @dataclass(slots=True)
 class NewIntervals:
-    """New cells: first ``linear`` of them with evenly spread nodes, then those with logarithmic ones.
+    """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
     ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_start`` and
-    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for between
-    the cells ``asked`` for and the ones before them, or, where that is None, at all edges.
+    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for
+    between the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
 
     owner: Tensor
@@ -71,13 +55,18 @@ class NewIntervals:
     stop: Tensor
     at_start: Tensor
     at_stop: Tensor
-    linear: int
+    rows: int
+    logarithmic: bool
     asked: Tensor | None
     layout: Layout
-    edges: AtEdges | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def part(self, cells: slice) -> NewIntervals:
+        """Return some of the cells."""
+        names = ("owner", "row", "start", "stop", "at_start", "at_stop")
+        return replace(self, **{name: getattr(self, name)[cells] for name in names}, layout=self.layout.part(cells))
 
 
 def locate(mask: Tensor, count: int) -> Tensor:

@@ -43,17 +43,18 @@ def ellipse(rtol: float, m: int) -> Ellipse:
 def is_near(apart: Tensor, high: Tensor, along: float, quarter: Tensor | float) -> Tensor:
     """Tell whether poles are in the ellipse around parts whose width, squared, is four times ``quarter``.
 
-    ``apart`` is how far along the cell a pole is from the part's middle, ``high`` its squared height, times ``across``.
+    ``apart`` is how far along the cell a pole is from the part's middle, ``high`` its squared height, times
+    ``across``.
     """
     return apart * apart * along + high < quarter
 
 
 def middles_near(pole: Tensor, high: Tensor, along: float) -> tuple[Tensor, Tensor]:
-    """Return where parts are bisected because a pole ``(n,)`` is near, ``(2, LEVELS - 1, n)``, and which of them are.
+    """Return middles ``(2, LEVELS - 1, n)`` of parts, and which parts are bisected because a pole ``(n,)`` is near.
 
-    Ellipses are at most :data:`LONGEST` times as long as their parts. So at each level no others can be near than the
-    two parts between whose middles the pole is, and as those of halves are within that of the whole, what is near is
-    part of what is near at the level above. A cell that is bisected anyway has one part more for each.
+    Ellipses are at most :data:`LONGEST` times as long as their parts. So at each level no others can be near than
+    the two parts between whose middles the pole is, and as those of halves are within that of the whole, what is
+    near is part of what is near at the level above. A cell that is bisected anyway has one part more for each.
     """
     number = torch.exp2(torch.arange(1, LEVELS, dtype=pole.dtype, device=pole.device))[:, None]
     left = (pole * number - 0.5).floor()

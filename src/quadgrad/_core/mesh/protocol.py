@@ -1,11 +1,13 @@
 """What the search asks of a geometry: nodes in its cells, how cells are split, and what that costs.
 
 A geometry knows neither tolerances nor integrals' sums: which cells are split, and when that ends, is decided in
-:mod:`quadgrad._core.search`. What f's values say about a cell comes from an *estimate* that is made for the geometry.
+:mod:`quadgrad._core.search`. What f's values say about a cell comes from an *estimate* that is made for the
+geometry.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,11 +52,19 @@ class Cells:
 
 
 class NewCells(Protocol):
-    """Cells on which f was not yet called; ``owner`` is the integral of each among those still running."""
+    """Cells on which f was not yet called; ``owner`` is the integral of each among those still running.
+
+    ``rows`` is at how many places f is called for each.
+    """
 
     owner: Tensor
+    rows: int
 
     def __len__(self) -> int: ...
+
+    def part(self, cells: slice) -> Any:
+        """Return some of the cells."""
+        ...
 
 
 class Places(Protocol):
@@ -67,18 +77,21 @@ class Places(Protocol):
 class Moves(Protocol):
     """How the cells marked for it would be split.
 
-    ``price`` ``(4, n)``, int64, is what that costs each cell at least: how many children, how many nodes; and how many
-    children and nodes more if the integral can afford what the geometry thinks best. ``splits`` ``(n,)`` tells which
-    cells are split.
+    ``price`` ``(4, n)``, int64, is what that costs each cell at least: how many children, how many nodes; and how
+    many children and nodes more if the integral can afford what the geometry thinks best. ``splits`` ``(n,)`` tells
+    which cells are split.
     """
 
     price: Tensor
-    splits: Tensor
+
+    @property
+    def splits(self) -> Tensor: ...
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
         """Split only cells where ``keep``, and the best way only where ``afford``; return numbers that count them.
 
-        The first is how many cells are split. Search hands all numbers back to :meth:`Mesh.split`, read by the host.
+        The first is how many cells are split. Search hands all numbers back to :meth:`Mesh.split`, read by the
+        host.
         """
         ...
 
@@ -86,35 +99,34 @@ class Moves(Protocol):
 class Mesh(Protocol):
     """A geometry, with the domains of all integrals of a call."""
 
-    nodes: int
     first_nodes: int
-    """Nodes of a cell, and of one that a search starts with: at how many places f is called for it."""
+    """At how many places f is called for a cell that a search starts with."""
 
-    def start(self, first: Any) -> NewCells:
-        """Return the cells to start with, by default one for each domain."""
+    def start(self, first: Any) -> Sequence[NewCells]:
+        """Return the cells to start with, in groups that differ in their nodes."""
         ...
 
     def beside(self, new: Any) -> Places | None:
-        """Return places ``(k,)`` beside the nodes where f is needed, too."""
+        """Return places ``(k,)`` that several cells share, where f is needed, too."""
         ...
 
     def enter(self, new: Any, places: Any, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
         ...
 
-    def place(self, new: Any, part: slice) -> Places:
-        """Place the nodes of some cells."""
+    def place(self, new: Any) -> Places:
+        """Place the nodes of cells."""
         ...
 
     def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen there."""
+        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen."""
         ...
 
     def propose(self, cells: Cells, marked: Tensor) -> Moves:
         """Say how the marked cells would be split."""
         ...
 
-    def split(self, cells: Cells, moves: Any, counts: list[int]) -> NewCells:
+    def split(self, cells: Cells, moves: Any, counts: list[int]) -> Sequence[NewCells]:
         """Return the children of the cells that are split; ``counts`` as :meth:`Moves.restrict` returned it."""
         ...
 
@@ -124,6 +136,6 @@ class Mesh(Protocol):
 
 
 class Estimate(Protocol):
-    """What f's values ``(m, n, *event)`` say about cells, given the relative noise of one value of f."""
+    """What f's values ``(rows, n, *event)`` say about new cells, given the relative noise of one value of f."""
 
-    def __call__(self, new: Any, places: Any, part: slice, y: Tensor, noise: float) -> Cells: ...
+    def __call__(self, new: Any, places: Any, y: Tensor, noise: float) -> Cells: ...

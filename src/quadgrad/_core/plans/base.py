@@ -27,7 +27,7 @@ class Layout(Protocol):
     """Cells of a mesh, ready to have nodes placed on them."""
 
     def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Return x ``(m, n, ...)`` at the nodes ``tau`` of some cells, and by what f is multiplied, ``(m or 1, n)``."""
+        """Return x ``(m, n, ...)`` at the nodes ``tau`` of some cells, and f's factor there, ``(m or 1, n)``."""
         ...
 
 
@@ -72,9 +72,9 @@ class Plan(Printed):
     error : Tensor, shape (n,)
         Estimated error on each cell when it was searched.
     kind : Tensor of int8, shape (n,)
-        0 where the rule's nodes are spread evenly. 1 where they are spread over the logarithm of the distance from an
-        end of the piece; 2 + c where such a cell touches the end and its integral is extrapolated to it, in column c
-        of the epsilon algorithm (0 is the plain sum).
+        0 where the rule's nodes are spread evenly. 1 where they are spread over the logarithm of the distance from
+        an end of the piece; 2 + c where such a cell touches the end and its integral is extrapolated to it, in
+        column c of the epsilon algorithm (0 is the plain sum).
     tau, weight : Tensor, shape (m, ...) and (m,)
         The rule on the unit cell.
     shares : Tensor, shape (s, m), optional
@@ -191,6 +191,13 @@ class Plan(Printed):
     def take(self, index: Tensor | slice) -> Self:
         """Return the plan with some of its cells, by their places, a slice, or where a mask is true."""
         return replace(self, **{name: getattr(self, name)[index] for name in self.columns})
+
+    def part_extrapolated(self) -> tuple[Self, Self | None]:
+        """Return the plan without the cells whose integral is extrapolated, and these alone if there are any."""
+        if self.extrapolated is None or not len(self.extrapolated):
+            return self, None
+        rest = torch.ones_like(self.row, dtype=torch.bool).index_fill(0, self.extrapolated, False)
+        return self.take(rest), self.take(self.extrapolated)
 
     def join(self, other: Self) -> Self:
         """Return the plan with the cells of both, sorted by row; those of one row stay in their order."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import Pieces, lay_out
+from quadgrad._core.mesh.cells import bisect
+from quadgrad._core.mesh.interval import LOGARITHMIC, Pieces, lay_out
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.base import Plan
 
@@ -103,3 +104,34 @@ class IntervalPlan(Plan, geometry="interval"):
         stop = torch.where(first, next_stop, stop)
         error = torch.where(first, error + error.roll(-1), error)
         return replace(plan, stop=stop, error=error, inspected=False).take(~second)
+
+    def halved(self) -> IntervalPlan:
+        """Return the plan with every cell parted in the middle of its nodes; none may touch a singular end.
+
+        Halves stand next to each other.
+        """
+        start, stop = bisect(self.start, self.stop)
+        row, error, kind = (t.repeat_interleave(2) for t in (self.row, self.error, self.kind))
+        halves = replace(self, row=row, start=start, stop=stop, error=error, kind=kind)
+        if self.even:
+            return halves
+        mean = (self.start.abs().sqrt() * self.stop.abs().sqrt()).copysign(self.stop + self.start)
+        ends = (torch.stack(pair, dim=1).flatten() for pair in ((self.start, mean), (mean, self.stop)))
+        start, stop = (
+            torch.where(halves.linear, one, other) for one, other in zip((start, stop), ends, strict=True)
+        )
+        return replace(halves, start=start, stop=stop)
+
+    def close_in(self, cells: Tensor, octaves: Tensor) -> IntervalPlan:
+        """Return the plan with the cells at these places, which touch an end, parted so many octaves closer to it."""
+        if not len(cells):
+            return self
+        start, stop = self.start[cells], self.stop[cells]
+        middle, at_lower = (start + stop) * torch.exp2(-octaves), start == 0.0
+        away = replace(
+            self.take(cells), start=torch.where(at_lower, middle, start), stop=torch.where(at_lower, stop, middle),
+            kind=torch.full_like(self.kind[cells], LOGARITHMIC),
+        )  # fmt: skip
+        start, stop = torch.where(at_lower, start, middle), torch.where(at_lower, middle, stop)
+        start, stop = self.start.index_copy(0, cells, start), self.stop.index_copy(0, cells, stop)
+        return replace(self, start=start, stop=stop).join(away)

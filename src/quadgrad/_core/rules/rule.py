@@ -127,11 +127,11 @@ class Rule:
 
     @cached_property
     def surroundings(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-        """Of each node, or of its neighbour if it is an outermost one: distances, ``(7, m)``, and neighbours, ``(5, m)``.
+        """Of each node, or of its neighbour if it is outermost: distances ``(7, m)`` and neighbours ``(5, m)``.
 
-        Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other has
-        none left. Distances are those from before to here, on to after, and between these two; from here to the other
-        two; where here is; and 1 where the node was an outermost one.
+        Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other
+        has none left. Distances are those from before to here, on to after, and between these two; from here to the
+        other two; where here is; and 1 unless the node was an outermost one, then 0.
         """
         m, tau = self.nodes.size, self.nodes
         here = np.arange(m).clip(1, m - 2)
@@ -145,7 +145,7 @@ class Rule:
             tau[right] - tau[here],
         )
         neighbours = np.stack((here - 1, here, here + 1, left, right))
-        return np.stack((*steps, tau[here], here != np.arange(m))), neighbours
+        return np.stack((*steps, tau[here], here == np.arange(m))), neighbours
 
     @cached_property
     def mirrored(self) -> bool:
@@ -174,8 +174,9 @@ class Rule:
         columns = (self.nodes, self.weights, self.functionals, self.shares, distances)
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),
-            torch.as_tensor(neighbours, device=device), self.order_gap,
-        )  # fmt: skip
+            neighbours=torch.as_tensor(neighbours, device=device),
+            order_gap=self.order_gap,
+        )
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made

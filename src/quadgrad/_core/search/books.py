@@ -18,8 +18,9 @@ __all__ = ["Books", "Running", "sum_by_owner"]
 class Running:
     """The integrals still running.
 
-    ``whole`` ``(4, n)`` are their numbers among all, the cells at hand of each, the nodes spent, and the rounds with
-    values that are not finite; ``sums`` as of their settled cells, see :class:`quadgrad._core.mesh.protocol.Cells`.
+    ``whole`` ``(4, n)`` are their numbers among all, the cells at hand of each, the nodes spent, and the rounds
+    with values that are not finite; ``sums`` as of their settled cells, see
+    :class:`quadgrad._core.mesh.protocol.Cells`.
     """
 
     whole: Tensor

@@ -1,7 +1,7 @@
 """The decisions of the search, in any geometry: is an integral done, which of its cells are split, how does it end.
 
-Pure functions of tensors. The same stands in the kernel's ``decisions.c``, for one integral at a time; the tests compare
-the two. The check of a kept plan (:mod:`quadgrad._core.search.recheck`) asks them, too.
+Pure functions of tensors. The same stands in the kernel's ``decisions.c``, for one integral at a time; the tests
+compare the two. The check of a kept plan (:mod:`quadgrad._core.search.recheck`) asks them, too.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 RUN, WAIT = -1, -2
-"""What becomes of an integral in a round, beside the ways to end (:class:`quadgrad.Status`): it goes on, or it has no
-cell left to split and waits until all others have ended, to be taken back with its settled cells."""
+"""What becomes of an integral in a round, beside the ways to end (:class:`quadgrad.Status`): it goes on, or it has
+no cell left to split and waits until all others have ended, to be taken back with its settled cells."""
 
 SHARE = 0.5
 """A cell settles when its error is below this share of the tolerance over the number of cells at hand.
@@ -70,10 +70,10 @@ class Totals:
 
 @dataclass(slots=True)
 class Verdict:
-    """What is said about integrals: have they met their tolerance, or come as near to it as rounding allows?
+    """Which integrals have met their tolerance, and which are done: as near to it as rounding allows.
 
-    ``bad`` counts the rounds with values that are not finite, ``limit`` is the error that a cell may have, ``faint``
-    whether what is done may be anything for what was seen.
+    ``bad`` counts the rounds with values that are not finite, ``limit`` is the error that a cell may have,
+    ``faint`` whether what is done may be anything for what was seen.
     """
 
     met: Tensor

@@ -16,12 +16,13 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, judge, mark
 from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found, Task, noise
-from quadgrad._core.search.tensors import call_beside, unpack
+from quadgrad._core.search.task import Found, noise
+from quadgrad._core.search.tensors import unpack
 from quadgrad._core.status import Status
 
 __all__ = ["Recheck", "Watch", "recheck"]
@@ -35,7 +36,7 @@ FEW = 6
 class Watch:
     """Sees the values of a replay of the cells ``first``, until it is closed: a backward pass may repeat them."""
 
-    task: Task
+    task: Problem
     first: First
     closed: bool = False
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
@@ -46,20 +47,18 @@ class Watch:
             return
         task, first, y = self.task, self.first, plain(y)
         with without_derivatives(), outside_transforms():
-            kind = None if first.kind is None else first.kind[index]
-            held = None
-            if kind is not None:  # those with logarithmic nodes come last
-                order = (kind != LINEAR).sort(stable=True).indices
-                index, y, kind = index[order], y.index_select(1, order), kind[order]
-                held = kind[kind != LINEAR].to(torch.int64) - EXTRAPOLATED
-            mesh, estimate = interval_parts(task, held)
-            new = mesh.start(First(first.row[index], first.start[index], first.stop[index], kind))
-            beside = mesh.beside(new)
-            if beside is not None:
-                mesh.enter(new, beside, call_beside(task, beside))
-            part = slice(0, len(new))
-            wide = torch.complex128 if y.is_complex() else torch.float64
-            self.parts.append((index, estimate(new, mesh.place(new, part), part, y.to(wide), noise(task))))
+            y = y.to(torch.complex128 if y.is_complex() else torch.float64)
+            kind = torch.zeros_like(index) if first.kind is None else first.kind[index]
+            for mine in (kind == LINEAR, kind != LINEAR):
+                here, own = index[mine], kind[mine]
+                if not len(here):
+                    continue
+                mesh, estimate = interval_parts(task, own.to(torch.int64) - EXTRAPOLATED)
+                (new,) = mesh.start(First(first.row[here], first.start[here], first.stop[here], own))
+                places = mesh.place(new)
+                edges = task.integrand(places.x[[0, -1]], places.owner).detach()
+                seen = torch.cat((edges[:1], y[:, mine], edges[1:]))
+                self.parts.append((here, estimate(new, places, seen, noise(task))))
 
     def restart(self) -> None:
         """Forget what was seen: all of it comes again."""

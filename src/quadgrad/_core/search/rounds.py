@@ -1,8 +1,8 @@
 """The one loop of the search, in any geometry: evaluate the new cells, decide on all cells at hand, again.
 
-Each round every running integral is summed anew. An integral is done when its summed error meets the tolerance; else
-some of its cells are split, the others settle. Settled cells of an integral whose sum is still too large (the value,
-and with it the tolerance, may have shrunk) are reopened once no integral runs any more.
+Each round every running integral is summed anew. An integral is done when its summed error meets the tolerance;
+else some of its cells are split, the others settle. Settled cells of an integral whose sum is still too large (the
+value, and with it the tolerance, may have shrunk) are reopened once no integral runs any more.
 
 What does the work is a *body*: tensor operations for cells of any shape and on any device
 (:mod:`quadgrad._core.search.tensors`), or the compiled kernel for intervals on the CPU

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from quadgrad._core.errors import PlanError
+from quadgrad._core.mesh.cells import First
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
 
 __all__ = ["First", "first_cells"]
-
-
-@dataclass(frozen=True)
-class First:
-    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    kind: Tensor | None = None
-
-    def part(self, cells: slice, shift: int) -> First:
-        """Return some of the cells, their rows counted from ``shift``."""
-        kind = None if self.kind is None else self.kind[cells]
-        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
 def first_cells(

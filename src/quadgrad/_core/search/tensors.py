@@ -1,13 +1,13 @@
 """The search in tensor operations, for cells of any geometry and on any device.
 
-What a round does with one integral is done for all at once, and what the host has to know of it is read at once: it is
-how many operations there are, and how often the host waits, that a small round on a fast device costs.
+What a round does with one integral is done for all at once, and what the host has to know of it is read at once: it
+is how many operations there are, and how often the host waits, that a small round on a fast device costs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import locate
-from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, Places
+from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
-from quadgrad._core.search.task import Task, noise
+from quadgrad._core.search.task import noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
 
@@ -45,16 +46,16 @@ class TensorBodies(Generic[R]):
     ``record`` makes what is handed over of the settled cells and of value, error, status and nfev of all integrals.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, estimate: Estimate, record: Callable[..., R]) -> None:
+    def __init__(self, task: Problem, mesh: Mesh, estimate: Estimate, record: Callable[..., R]) -> None:
         self.task, self.mesh, self.estimate, self.record = task, mesh, estimate, record
         self.dtype = task.integrand.output_dtype or task.integrand.sum_dtype
         self.waiting, self.reopened = 0, False
-        self.new: Any = None
+        self.new: Sequence[NewCells] = ()
 
     def open(self, first: Any) -> None:
         """Take the cells to start with."""
-        new, n = self.mesh.start(first), self.task.batch
-        self.new, owner = new, new.owner
+        self.new, n = self.mesh.start(first), self.task.batch
+        owner = torch.cat([new.owner for new in self.new])
         components = math.prod(self.task.integrand.event or ()) * (1 + self.dtype.is_complex)
         sums = torch.zeros((components + 2, n), dtype=torch.float64, device=owner.device)
         count = sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
@@ -64,17 +65,15 @@ class TensorBodies(Generic[R]):
 
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate."""
-        new, mesh, block = self.new, self.mesh, self.task.block
-        beside = mesh.beside(new)
-        if beside is not None:
-            mesh.enter(new, beside, self._wide(call_beside(self.task, beside)))
-        parts: list[Cells] = []
-        step = max(1, block // mesh.nodes)
-        for low in range(0, max(1, len(new)), step):
-            part = slice(low, min(len(new), low + step))
-            places = mesh.place(new, part)
-            y = self._wide(self.task.integrand(places.x, places.owner).detach())
-            parts.append(self.estimate(new, places, part, y, noise(self.task)))
+        mesh, parts = self.mesh, list[Cells]()
+        for group in self.new:
+            beside = mesh.beside(group)
+            if beside is not None:
+                mesh.enter(group, beside, self._wide(call_beside(self.task, beside)))
+            for new in _cut(group, max(1, self.task.block // group.rows)):
+                places = mesh.place(new)
+                y = self._wide(self.task.integrand(places.x, places.owner).detach())
+                parts.append(self.estimate(new, places, y, noise(self.task)))
         self.cells = Cells.join(parts)
 
     def _wide(self, y: Tensor) -> Tensor:
@@ -114,7 +113,9 @@ class TensorBodies(Generic[R]):
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
                 going = going.take(locate(runs, n_run))
-                self.new.owner = (runs.cumsum(0) - 1).index_select(0, self.new.owner)
+                place = runs.cumsum(0) - 1
+                for new in self.new:
+                    new.owner = place.index_select(0, new.owner)
             self.running = going
         self.books.settle(settled, running)
         return Count(n_run, self.waiting)
@@ -130,7 +131,15 @@ class TensorBodies(Generic[R]):
         return self.record(Cells.join(self.books.settled), value, error, *self.books.whole.unbind())
 
 
-def call_beside(task: Task, places: Places) -> Tensor:
+def _cut(new: NewCells, size: int) -> Iterator[NewCells]:
+    """Yield cells, so many at a time."""
+    if len(new) <= size:
+        yield new
+    else:
+        yield from (new.part(slice(low, low + size)) for low in range(0, len(new), size))
+
+
+def call_beside(task: Problem, places: Places) -> Tensor:
     """Return f at single places, a block of them at a time, ``(k, *event)``."""
     x, owner, size = places.x, places.owner, task.block
     blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
