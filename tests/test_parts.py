@@ -11,8 +11,7 @@ from torch import Tensor
 import quadgrad as qg
 from helpers import t64
 from quadgrad._core.estimates.null_rules import STEPS, UNRESOLVED, null_rule_error, see_pole, weigh
-from quadgrad._core.mesh.bisection import Refinement, find_parts
-from quadgrad._core.mesh.cells import PART
+from quadgrad._core.mesh.bisection import PART, Refinement, find_parts
 from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near
 from quadgrad._core.rules import get_rule
 
