@@ -11,8 +11,7 @@ from torch import Tensor
 import quadgrad as qg
 from helpers import t64
 from quadgrad._core.estimates.null_rules import STEPS, UNRESOLVED, null_rule_error, see_pole, weigh
-from quadgrad._core.mesh.bisection import Refinement, find_parts
-from quadgrad._core.mesh.cells import PART
+from quadgrad._core.mesh.bisection import PART, Refinement, find_parts
 from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near
 from quadgrad._core.rules import get_rule
 
@@ -41,7 +40,7 @@ def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     middles, near = middles_near(place, high, SHAPE.along)
     n, move = len(place), torch.full_like(place, PART, dtype=torch.int64)
     moves = Refinement(move, near.sum((0, 1)), move, move, torch.arange(n), middles, near)
-    parent, low, end = find_parts(moves, n, 2 * n, 0, int(near.sum()))
+    parent, low, end = find_parts(moves, 2 * n, 0, int(near.sum()))
     return parent, low, end - low
 
 

@@ -1,5 +1,5 @@
 """What went wrong in other integrators, one test a row of the project's list of pitfalls (rows 1-7, 10-16,
-20-23, 25 and 26: those of one-dimensional integration and its gradients)."""  # fmt: skip
+20-23, 25, 26 and 57: those of one-dimensional integration and its gradients)."""  # fmt: skip
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, same_plan, t64
 from problems import PROBLEMS
 from quadgrad._core.rules import get_rule
+from quadgrad._core.search.kernel import native
 
 TABLE = {p.name: p for p in PROBLEMS}
 
@@ -282,3 +283,34 @@ def test_row_25_a_moving_singularity_is_right_where_marked_and_never_trusted_whe
     (wrong,) = torch.autograd.grad(bare.value, p)
     assert abs(float(wrong) - exact) <= float(qg.gradient_error(bare, p))
     assert bare.derivative is None or not bool(bare.derivative.converged)
+
+
+NARROW = {
+    "lorentz": lambda x, c, w: w / ((x - c) ** 2 + w**2),
+    "gauss": lambda x, c, w: torch.exp(-(((x - c) / w) ** 2)),
+    "cusp": lambda x, c, w: torch.exp(-(x - c).abs() / w),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the integrand jumps")  # between two neighbouring numbers
+@pytest.mark.parametrize("compiled", (True, False))
+@pytest.mark.parametrize("name", NARROW)
+def test_row_57_peaks_as_narrow_as_spacings_of_single_precision_do_not_raise(
+    name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda: None)
+    centres = (
+        (61.102925, 5.2e-7, 50.0, 1e3),
+        (71.554785, 9.2e-8, 61.554785, 1e3),
+        (66.673937, 2.6e-7, 56.673937, 1e3),
+    )
+    for centre, width, a, b in (*centres, (67.402028, 6.4e-8, 57.402028, 68.402028)):
+        for rtol in (None, 1e-4, 1e-6):
+            c, w = torch.tensor([centre, 66.0]), torch.tensor([width, 1.0], requires_grad=True)
+            ends = torch.tensor([a, b])
+            result = qg.quad(NARROW[name], ends[0], ends[1], (c, w), rtol=rtol, on_failure="ignore")
+            result.value[1].backward()
+            exact = qg.quad(NARROW[name], *ends.double(), (c[1].double(), t64(1.0)), rtol=1e-12).value
+            assert relative_error(result.value[1].double(), exact) <= 1e-4
+            assert w.grad is not None and w.grad.isfinite().all()

@@ -14,7 +14,7 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.verbs.inputs import prepare_replay
+from quadgrad._core.verbs.inputs import flatten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def plot_plan(
     ax.set(title=f"{len(cells)} cell{'' if len(cells) == 1 else 's'} of {plan.rule}", xlabel="x")
     if len(cells) == 0:
         return ax
-    integrand, limits = prepare_replay(f or torch.zeros_like, plan, a, b, args, points)
+    integrand, limits, *_ = flatten(f or torch.zeros_like, a, b, args, points, trusted=plan)
     x, ends = _place(cells, limits.detach())
     if f is None:
         ax.set_yticks([])

@@ -187,7 +187,7 @@ class Integrand:
     rank : int
         Number of batch dimensions the caller sees.
     call_dtype, sum_dtype : torch.dtype
-        Real dtype of the x that f sees; dtype of the sums (wider for half precision).
+        Real dtype of the x that f sees; dtype of places and sums, which is wider.
     vectorized : bool
         Whether f accepts tensors; otherwise it is called once for each node with Python floats.
     event : tuple of int or None
@@ -270,9 +270,7 @@ class Integrand:
 
     def _widen(self, y: Tensor) -> Tensor:
         """Return the values in the dtype of the sums."""
-        if y.dtype == self.sum_dtype or y.is_complex():
-            return y
-        return y.to(torch.promote_types(self.sum_dtype, y.dtype))
+        return y if y.dtype == self.sum_dtype else y.to(torch.promote_types(self.sum_dtype, y.dtype))
 
     def _call(self, x: Tensor, args: list[Any]) -> Tensor:
         x, event = x if x.dtype == self.call_dtype else x.to(self.call_dtype), self.event

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["Tolerance", "accumulation_dtype", "epsilon", "make_tolerance", "real_dtype", "working_dtype"]
+__all__ = ["Tolerance", "epsilon", "make_tolerance", "real_dtype", "returned_dtype", "sum_dtype", "working_dtype"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,17 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the sums: half precision is accumulated in float32."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of places and sums, the widest that the device has, whatever f is called in.
+
+    With sums in single precision search and replay, whose orders differ, would differ by more than an error of 1e-6.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def returned_dtype(call_dtype: torch.dtype, output_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of integrals: that of x or of f's values, whichever is wider, single precision at least."""
+    return torch.promote_types(torch.promote_types(call_dtype, output_dtype), torch.float32)
 
 
 @cache

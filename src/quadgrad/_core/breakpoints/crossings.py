@@ -15,7 +15,6 @@ from torch import Tensor
 
 from quadgrad._core.breakpoints.roots import Bracket, Dip, find_zeros, follow_dips
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.lanes import largest, somewhere
 from quadgrad._core.mesh.interval import place
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
@@ -50,10 +49,10 @@ class Zeros:
 
     @property
     def count(self) -> int:
-        """The largest number of zeros of one integral, over all lanes."""
+        """The largest number of zeros of one integral."""
         if self.place.numel() == 0:
             return 0
-        return int(largest((~self.place.isnan()).sum(1)).max())
+        return int((~self.place.isnan()).sum(1).max())
 
     def join(self, other: Zeros) -> Zeros:
         """Return the zeros of both."""
@@ -82,7 +81,7 @@ class Zeros:
 def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     """Scan every piece of the integrals, most closely near its ends."""
     pieces = limits.pieces()
-    occupied = somewhere(pieces.upper > pieces.lower).expand(batch * pieces.count)
+    occupied = (pieces.upper > pieces.lower).expand(batch * pieces.count)
     row = occupied.nonzero().squeeze(1)
     ends = torch.tensor(_ENDS, dtype=torch.float64, device=row.device)
     start = torch.cat((ends[:-1], -ends.flip(0)[:-1]))
@@ -151,10 +150,10 @@ def _in_blocks(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Iterator[t
 
 
 def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:
-    """Return neighbours of opposite sign (in some lane), the index of the left one and the component."""
+    """Return neighbours of opposite sign, the index of the left one and the component."""
     known = ~y.isnan()
     changes = ((y[1:] >= 0) != (y[:-1] >= 0)) & known[1:] & known[:-1] & together
-    at, component = somewhere(changes).nonzero().unbind(1)
+    at, component = changes.nonzero().unbind(1)
     left, right = (torch.where(changes[at, component], y[i, component], torch.nan) for i in (at, at + 1))
     return Bracket(x[at], x[at + 1], left, right), at, component
 
@@ -166,7 +165,7 @@ def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
     rise = torch.maximum(size[:-2], size[2:]) - middle
     dips = (middle <= size[:-2]) & (middle <= size[2:]) & (rise > 0) & (middle <= rise)
     dips = dips & (sign[1:-1] == sign[:-2]) & (sign[1:-1] == sign[2:]) & together[1:] & together[:-1]
-    before, component = somewhere(dips).nonzero().unbind(1)
+    before, component = dips.nonzero().unbind(1)
     at = before + 1
     around = torch.stack((before, at, at + 1))
     y = torch.where(dips[before, component], y[around, component], torch.nan)

@@ -1,7 +1,6 @@
 """Zeros of many functions at once: each between two points of opposite sign, or at the bottom of a dip.
 
-The functions are one elementwise function on ``k`` columns. Every decision goes through
-:mod:`quadgrad._core.lanes`; no gradient flows.
+The functions are one elementwise function on ``k`` columns; no gradient flows.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from quadgrad._core.lanes import somewhere
 
 __all__ = ["Bracket", "Dip", "find_zeros", "follow_dips"]
 
@@ -62,10 +59,9 @@ def find_zeros(function: Function, bracket: Bracket) -> tuple[Tensor, Tensor, Te
         x1, f1 = x, f
         gap = (x2 - x1).abs()
         resolution = 2.0 * eps * torch.minimum(x1.abs(), x2.abs()) + finest
-        running = (
-            gap > 2.0 * resolution
-        )  # also at a 0: rounding may make a stretch of them, at whose end signs change
-        if not bool(somewhere(running).any()):
+        # Also at a 0: rounding may make a stretch of them, at whose end signs change.
+        running = gap > 2.0 * resolution
+        if not bool(running.any()):
             break
         t = torch.where(running, _next_step((x1, x2, x3), (f1, f2, f3), resolution / gap), 0.0)
     nearer = f1.abs() <= f2.abs()
@@ -96,7 +92,7 @@ def follow_dips(function: Function, dip: Dip) -> tuple[Dip, Tensor, Tensor]:
     spread = x.new_tensor(_SPREAD)[:, None]
     crosses, alive = y[1] < 0, _may_reach_zero(y)
     for _ in range(rounds):
-        if not bool(somewhere(alive).any()):
+        if not bool(alive.any()):
             break
         left, right = x[0] + spread * (x[1] - x[0]), x[1] + spread * (x[2] - x[1])
         new = sign * function(torch.cat((left, right)))

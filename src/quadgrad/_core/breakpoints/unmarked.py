@@ -18,7 +18,6 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.lanes import export, largest, somewhere
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
@@ -86,11 +85,10 @@ def find_unmarked_jump(integrand: Integrand, plan: IntervalPlan, limits: Limits,
         jumps, place = _divide(integrand, suspects, limits, block)
         noise = 4.0 * torch.finfo(integrand.call_dtype).eps
         jumps = jumps & _unmarked(place, suspects.owner, limits, noise)
-        if not bool(somewhere(jumps).any()):
-            return ""
-        first = int(somewhere(jumps).nonzero()[0, 0])
-        x = float(export(largest(torch.where(jumps, place, -torch.inf)[first])))
-        return f"x = {x:.6g}" + (f" (integral {int(suspects.owner[first])})" if plan.batch > 1 else "")
+        for first in jumps.nonzero()[:1, 0].tolist():
+            which = f" (integral {int(suspects.owner[first])})" if plan.batch > 1 else ""
+            return f"x = {float(place[first]):.6g}{which}"
+        return ""
 
 
 def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> str:
@@ -220,7 +218,7 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     alive, reference = (right > left), None
     for _ in range(4 * PARTS):
         wide = alive & (right - left > 4.0 * eps * torch.maximum(left.abs(), right.abs()) + finest)
-        if not bool(somewhere(wide).any()):
+        if not bool(wide.any()):
             break
         x = torch.cat((left[None], left + (right - left) * steps, right[None]))
         y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))

@@ -59,10 +59,6 @@ class _Values:
             real = torch.view_as_complex(real.unflatten(-1, (-1, 2)))
         return real.reshape(*lead, *self.y.shape[1:]) if self.y.ndim > 2 or self.y.is_complex() else real
 
-    def pairs(self, real: Tensor) -> Tensor:
-        """Return real components of complex values as pairs along the last dimension."""
-        return real.unflatten(1, (-1, 2))
-
 
 @dataclass(slots=True)
 class IntervalEstimate:
@@ -96,7 +92,8 @@ class IntervalEstimate:
         error, decay = null_rule_error(self.rule, sums.nulls, sums.size.add(blur, alpha=0.5 / noise), noise)
         size = sums.size
         if values.y.is_complex():
-            error, size = torch.linalg.vector_norm(values.pairs(error), dim=-1), values.pairs(size).sum(-1)
+            error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
+            error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
         return largest_component(error), largest_component(size), largest_component(decay) >= UNRESOLVED
 
     def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:

@@ -19,7 +19,7 @@ from torch import Tensor
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.lanes import export, largest, plain, somewhere
+from quadgrad._core.lanes import plain
 from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
@@ -110,8 +110,8 @@ def refuse_descending(problem: Problem) -> None:
 class LogSearch:
     """The search of one call: finds shifts and cells.
 
-    ``noise`` ``(batch,)`` is the relative rounding of the integrand with the shifts, because log f itself is rounded;
-    ``seen`` ``(batch, *event)`` tells where f was not zero everywhere.
+    ``noise`` ``(batch,)`` is the relative rounding of the integrand with the shifts, because log f itself is
+    rounded; ``seen`` ``(batch, *event)`` tells where f was not zero everywhere.
     """
 
     def __init__(self, problem: Problem, probe: Tensor) -> None:
@@ -121,8 +121,8 @@ class LogSearch:
         integrand = problem.integrand
         dtype, event = problem.limits.a.dtype, tuple(integrand.event or ())
         dtype = torch.promote_types(dtype, integrand.output_dtype or dtype)
-        with problem.outside() as plain:
-            self.shift = torch.zeros((problem.batch, *event), dtype=dtype, device=plain.limits.a.device)
+        with problem.outside() as fixed:
+            self.shift = torch.zeros((problem.batch, *event), dtype=dtype, device=fixed.limits.a.device)
             self.noise = self.shift.new_zeros(problem.batch)
             self.seen = self.shift > 0.0
         self.tolerance = problem.tolerance
@@ -146,8 +146,7 @@ class LogSearch:
         none = largest_component(self.seen.to(torch.int8)) == 0
         missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
         error = error.masked_fill(none & (found.error == 0.0), 0.0).masked_fill(missed, torch.inf)
-        met = largest(error) <= self.allowed
-        status = export(found.status)
+        met, status = error <= self.allowed, found.status
         finished = status.masked_fill(status == int(Status.CONVERGED), int(Status.ROUNDOFF))
         near = finished == int(Status.ROUNDOFF)
         return error, torch.where(near & met, int(Status.CONVERGED), finished)
@@ -161,8 +160,8 @@ class LogSearch:
         size, (found, shift) = summit.size, _normalize(found, shift, count)
         for _ in range(AGAIN):
             missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
-            lost = somewhere(missed | found.error.isinf() | _is_beyond(shift, size))
-            uneven = somewhere(found.error > self.allowed) & (found.status == int(Status.CONVERGED)) & ~lost
+            lost = missed | found.error.isinf() | _is_beyond(shift, size)
+            uneven = (found.error > self.allowed) & (found.status == int(Status.CONVERGED)) & ~lost
             if not bool((lost | uneven).any()):
                 break
             known = First(found.row, found.start, found.stop, found.kind)
@@ -172,7 +171,7 @@ class LogSearch:
                 better, size = _usable(summit.size), torch.where(beside(lost, size), summit.size, size)
                 nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
-                lost = lost & somewhere(missed | (found.error.isinf() & off))
+                lost = lost & (missed | (found.error.isinf() & off))
                 shift = torch.where(beside(lost, shift), better, shift)
                 cells = _join(cells, _take(summit.first, lost, count))
             ask = lost | uneven
@@ -181,7 +180,7 @@ class LogSearch:
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift, count)
             found, shift = _replace(found, again, ask, count), torch.where(beside(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
-        status = found.status.masked_fill(somewhere(beyond), int(Status.DIVERGENT))
+        status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
@@ -189,7 +188,7 @@ class LogSearch:
         """Search integrals, which have these cells, together with those that are as noisy."""
         eps, noise = task.tolerance.eps, self._rounding(shift)
         level = torch.log2((noise / (FLOOR * eps)).clamp_min(1.0)).div(math.log2(LEVEL)).floor()
-        level = largest(torch.where(noise > QUIET * self.allowed, level, -1.0)).to(torch.int64)
+        level = torch.where(noise > QUIET * self.allowed, level, -1.0).to(torch.int64)
         scaled = replace(task, integrand=attach_shift(task.integrand, shift))
         found: Found | None = None
         for one in level[who].unique().tolist() or [-1]:
@@ -227,7 +226,7 @@ def _normalize(found: Found, shift: Tensor, pieces: int) -> tuple[Found, Tensor]
     value = torch.where(positive, found.value * scale, 0.0)
     most = largest_component(torch.where(positive, scale, 0.0))
     most = torch.where(most > 0.0, most, 1.0)
-    cell_error = found.cell_error * largest(most)[found.row // pieces]
+    cell_error = found.cell_error * most[found.row // pieces]
     return replace(found, value=value, error=found.error * most, cell_error=cell_error), other
 
 
@@ -249,5 +248,4 @@ def _join(one: First, other: First) -> First:
 
 def _replace(found: Found, again: Found, who: Tensor, pieces: int) -> Found:
     """Return what was found, and of some integrals what was found when they were searched again."""
-    plain = replace(found, cell_error=largest(found.cell_error), status=export(found.status))
-    return Recheck(plain, ~who, who, pieces).join(again)
+    return Recheck(found, ~who, who, pieces).join(again)

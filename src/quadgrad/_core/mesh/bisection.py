@@ -12,29 +12,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import (
-    AT_END,
-    BESIDE,
-    CLOSER,
-    DEEP,
-    DEEPEST,
-    EVERY,
-    LIMIT,
-    PART,
-    SCANNED,
-    STEP,
-    TURN,
-    ULPS,
-    First,
-    NewIntervals,
-    locate,
-)
+from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, First, NewIntervals, locate
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import one_number
+from quadgrad._core.rules import Rule
+from quadgrad._core.rules.rule import SHARES
 
 __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
+
+KEEP, REVERT, TURN, CLOSER, PART = range(5)
+"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
+end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
+
+AT_END = 2.0**-6
+"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
+
+DEEPEST = 2.0**-400
+"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
+
+DEEP = 4.0
+"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
+
+EVERY = 4.0
+"""Where logarithmic nodes did not help they are tried again after that many halvings."""
+
+SCANNED = 2.0**-7
+"""Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 
 @dataclass(slots=True)
@@ -45,16 +50,11 @@ class Spots:
     many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
     """
 
-    x: Tensor
     owner: Tensor
+    x: Tensor
     factor: Tensor | None
     known: Tensor | None = None
     steps: Tensor | None = None
-
-
-def _spots(owner: Tensor, nodes: tuple[Tensor, Tensor], **more: Tensor) -> Spots:
-    x, factor = nodes
-    return Spots(x, owner, factor, **more)
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Refinement:
         return self.move > 0
 
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        """Count cells that are refined, children, nodes, logarithmic children, cells reverted, further parts."""
+        """Count cells that are refined, children, nodes, logarithmic children, middles asked for, further parts."""
         self.move = self.move * keep
         counts = self.table.index_select(1, self.move).sum(1)
         if self.near is None or self.towards is None:
@@ -90,20 +90,20 @@ class Refinement:
 
 
 class Intervals:
-    """The pieces of all integrals, bisected for a rule with the nodes ``tau``.
+    """The pieces of all integrals, bisected for a rule, towards poles in an ellipse of the given shape."""
 
-    ``eps`` and ``tiny`` are those of the numbers that f is called with.
-    """
-
-    def __init__(self, pieces: Pieces, tau: Tensor, shape: Ellipse, shares: int, info: torch.finfo) -> None:
-        self.pieces, self.tau, self.shape, self.shares = pieces, tau, shape, shares
-        self.nodes, self.eps, self.tiny = tau.shape[0], info.eps, info.tiny
-        m, self.first_nodes = self.nodes, self.nodes + BESIDE
-        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, halves put back.
-        beside = (0, 1, BESIDE, 2 * BESIDE, 0)
+    def __init__(self, pieces: Pieces, rule: Rule, shape: Ellipse) -> None:
+        self.pieces, self.shape = pieces, shape
+        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes
+        self.nodes = m = tau.shape[0]
+        self.first_nodes, self.eps, self.tiny = m + BESIDE, pieces.rounding.eps, pieces.rounding.tiny
+        # Between halves f is known if a node was in the middle.
+        asks = self.blind = int(abs(rule.nodes[m // 2] - 0.5) > 1e-14)
+        # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, middles asked for.
+        beside = (0, 1, BESIDE, 2 * BESIDE, asks)
         children = (0, 2, 1, 2, 2)
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
-        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, 0)), device=tau.device)
+        self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
         self.edge = tau.new_zeros(1)
         self.tau_from_0 = torch.cat((self.edge, tau))
 
@@ -141,7 +141,7 @@ class Intervals:
             return None
         layout, row = new.layout.part(new.asked), new.row.index_select(0, new.asked)
         x, factor = layout.nodes(self.edge)
-        return Spots(x[0], self._integral(row), None if layout.image is None else factor[0] / layout.scale)
+        return Spots(self._integral(row), x[0], None if layout.image is None else factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
@@ -154,7 +154,7 @@ class Intervals:
         """Return where f is called: at the nodes, before and behind them at the edges where that is asked for."""
         owner = self._integral(new.row)
         if new.rows == self.nodes:
-            return _spots(owner, new.layout.nodes(self.tau))
+            return Spots(owner, *new.layout.nodes(self.tau))
         return self._look_deep(new, owner) if new.logarithmic else self._look_at_edges(new, owner)
 
     def _look_at_edges(self, new: NewIntervals, owner: Tensor) -> Spots:
@@ -174,7 +174,7 @@ class Intervals:
             known = known & ~torch.stack((image.no_lower, image.no_upper))
         at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
         tau = torch.cat((at[:1], self.tau[:, None].expand(-1, len(new)), 1.0 - at[1:]))
-        return _spots(owner, layout.nodes(tau), known=inside | known)
+        return Spots(owner, *layout.nodes(tau), known=inside | known)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of cells with logarithmic nodes between their edges.
@@ -191,8 +191,8 @@ class Intervals:
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
         inmost = torch.where(usable, (depth / layout.outer.abs()).log() / layout.rate, 1.0)
         tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), inmost[None]))
-        steps = (octaves * (self.shares / DEPTH)).masked_fill(~usable, 0.0)
-        return _spots(owner, layout.nodes(tau), steps=steps)
+        steps = (octaves * (SHARES / DEPTH)).masked_fill(~usable, 0.0)
+        return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement
 
@@ -240,13 +240,13 @@ class Intervals:
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
-        refined, children, _, logarithmic, reverted, further = counts
+        _, children, _, logarithmic, middles, further = counts
         linear = children - logarithmic + further
-        parent, low, high = find_parts(moves, refined, children, logarithmic, further)
+        parent, low, high = find_parts(moves, children, logarithmic, further)
         whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
         if linear:
             groups.append(
-                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], reverted + further)
+                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], middles + further)
             )
         if logarithmic:
             groups.append(self._close_in(whole[:, linear:], real[:, linear:], low[linear:], high[linear:]))
@@ -262,7 +262,7 @@ class Intervals:
         turn = ((start >= 0.5) & ~first).to(start.dtype)  # beyond the middle of a whole piece: see bisect
         at_start = torch.where(first, at_start, middle.masked_fill(low != 0.5, torch.nan))
         at_stop = torch.where(last, at_stop, middle.masked_fill(high != 0.5, torch.nan))
-        between = locate(~first & ((low != 0.5) | (kind != LINEAR)), asked)
+        between = locate(~first & ((low != 0.5) | (kind != LINEAR) | self.blind), asked)
         return self._group(owner, row, start - turn, stop - turn, edges=(at_start, at_stop), asked=between)
 
     def _close_in(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor) -> NewIntervals:
@@ -287,13 +287,12 @@ class Intervals:
         return cells
 
 
-def find_parts(
-    moves: Refinement, refined: int, children: int, logarithmic: int, further: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def find_parts(moves: Refinement, children: int, logarithmic: int, further: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parent of each child, and where in it the child begins and ends, from 0 to 1.
 
     A child begins at 0, at 0.5 or at another middle that is near the pole: sorting the parents' numbers plus these
-    places gives all of them in order.
+    places gives all of them in order. Of the ``children``, not counting the ``further`` ones beyond halves, so
+    many get ``logarithmic`` nodes: they come last.
     """
     move, n = moves.move, moves.move.shape[0]
     number = torch.arange(n, dtype=torch.float64, device=move.device)

@@ -11,13 +11,6 @@ from quadgrad._core.mesh.interval import Layout
 
 __all__ = ["BESIDE", "First", "NewIntervals", "bisect", "locate"]
 
-KEEP, REVERT, TURN, CLOSER, PART = range(5)
-"""How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
-end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
-
-AT_END = 2.0**-6
-"""A pole less than this part of the cell away from an end of its piece is none: there may be a singularity."""
-
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
@@ -30,18 +23,6 @@ LIMIT = 2.0**-44
 At least :data:`ULPS` eps, and not at all where rounding would move it onto the limit."""
 
 ULPS = 16.0
-
-DEEPEST = 2.0**-400
-"""How close to an end f is called to see whether the series goes on as it seems to, as a part of the piece."""
-
-DEEP = 4.0
-"""Cells at an end, halved as often as this, get logarithmic nodes when refined, be they rough there or not."""
-
-EVERY = 4.0
-"""Where logarithmic nodes did not help they are tried again after that many halvings."""
-
-SCANNED = 2.0**-7
-"""Faint cells are halved to this part of their piece before a faint integral is believed."""
 
 
 @dataclass(frozen=True)

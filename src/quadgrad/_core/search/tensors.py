@@ -17,9 +17,10 @@ from torch import Tensor
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
-from quadgrad._core.search.task import Task, noise
+from quadgrad._core.search.task import noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
 
@@ -45,7 +46,7 @@ class TensorBodies(Generic[R]):
     ``record`` makes what is handed over of the settled cells and of value, error, status and nfev of all integrals.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, estimate: Estimate, record: Callable[..., R]) -> None:
+    def __init__(self, task: Problem, mesh: Mesh, estimate: Estimate, record: Callable[..., R]) -> None:
         self.task, self.mesh, self.estimate, self.record = task, mesh, estimate, record
         self.dtype = task.integrand.output_dtype or task.integrand.sum_dtype
         self.waiting, self.reopened = 0, False
@@ -138,7 +139,7 @@ def _cut(new: NewCells, size: int) -> Iterator[NewCells]:
         yield from (new.part(slice(low, low + size)) for low in range(0, len(new), size))
 
 
-def call_beside(task: Task, places: Places) -> Tensor:
+def call_beside(task: Problem, places: Places) -> Tensor:
     """Return f at single places, a block of them at a time, ``(k, *event)``."""
     x, owner, size = places.x, places.owner, task.block
     blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))

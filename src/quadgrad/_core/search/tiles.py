@@ -13,11 +13,11 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.start import First, first_cells
-from quadgrad._core.search.task import Found, Task
+from quadgrad._core.search.task import Found
 
 __all__ = ["search_tiles"]
 
@@ -25,13 +25,11 @@ SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
 
 
-def search_tiles(task: Task, whole: First | None) -> Found:
+def search_tiles(task: Problem, whole: First | None) -> Found:
     """Search ``task.tile`` integrals at a time, from the cells given for all of them or else from whole pieces."""
     if task.batch <= task.tile:
         return _search(task, whole)
     tiles = _tiles(task, whole)
-    if in_transform():  # what carries hidden lanes cannot be written into what does not
-        return Found.join(list(tiles))
     first = next(tiles)
     columns = {field.name: _Column(getattr(first, field.name), task) for field in fields(Found)}
     for found in tiles:
@@ -40,7 +38,7 @@ def search_tiles(task: Task, whole: First | None) -> Found:
     return Found(*(columns.pop(field.name).close() for field in fields(Found)))
 
 
-def _tiles(task: Task, whole: First | None) -> Iterator[Found]:
+def _tiles(task: Problem, whole: First | None) -> Iterator[Found]:
     count, device = task.pieces.count, task.pieces.lower.device
     lows = range(0, task.batch, task.tile)
     cuts: list[int] = []
@@ -55,7 +53,7 @@ def _tiles(task: Task, whole: First | None) -> Iterator[Found]:
         yield replace(found, row=found.row + low * count, kind=kind)
 
 
-def _search(task: Task, first: First | None) -> Found:
+def _search(task: Problem, first: First | None) -> Found:
     found = search_native(task, first) if suits_native(task) else None
     return found or search(task, first or first_cells(task.pieces, (task.batch,), task.batch, task.rule, None))
 
@@ -63,7 +61,7 @@ def _search(task: Task, first: First | None) -> Found:
 class _Column:
     """A tensor made from parts, in memory that is set aside once, and anew only where that was too little."""
 
-    def __init__(self, part: Tensor, task: Task) -> None:
+    def __init__(self, part: Tensor, task: Problem) -> None:
         """Set aside what all tiles need if they are like the first one, which has this part."""
         self.size = 0
         room = math.ceil(part.shape[0] * task.batch / min(task.tile, task.batch))

@@ -15,9 +15,9 @@ from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
-from quadgrad._core.tolerance import accumulation_dtype, epsilon, make_tolerance, working_dtype
+from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["prepare", "prepare_replay"]
+__all__ = ["flatten", "prepare"]
 
 
 def prepare(
@@ -32,6 +32,22 @@ def prepare(
     **options: Any,
 ) -> Problem:
     """Check and flatten the integrand, its limits, arguments and breakpoints; options are the problem's."""
+    integrand, limits, shape, sources, given = flatten(f, a, b, args, points, vectorized)
+    tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
+    return Problem(integrand, limits, shape, get_rule(rule), tolerance, sources=sources, given=given, **options)
+
+
+Sources = tuple[Tensor | None, ...]
+"""The caller's own tensors behind what was flattened."""
+
+
+def flatten(
+    f: Any, a: Any, b: Any, args: Any, points: Any, vectorized: bool = True, trusted: IntervalPlan | None = None
+) -> tuple[Integrand, Limits, tuple[int, ...], Sources, Sources]:
+    """Return integrand and limits over the flattened batch, its shape, and the sources of limits and arguments.
+
+    With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
+    """
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
     given = args if isinstance(args, tuple | list) else (args,)
@@ -39,60 +55,31 @@ def prepare(
     a, b = _limit("a", a), _limit("b", b)
     tensors = _tensors(a, b, given)
     call_dtype = _dtype(tensors, points)
-    sum_dtype = accumulation_dtype(call_dtype)
     points = None if points is None else stack_points(points)
-    first = next(iter(tensors.values()), points)
+    first = next(iter(tensors.values()), points) if trusted is None else trusted.row
     first = first.tensor if isinstance(first, Element) else first
     device = torch.device("cpu") if first is None else first.device
-    batch_shape = _batch_shape(tensors, points)
-    finite = _check_limits(a, b)
-    share = points is None
-    flat = [_flatten(end, batch_shape, sum_dtype, device, share) for end in (a, b)]
-    marks = None if points is None else _flatten_points(points, batch_shape, sum_dtype)
-    arguments = tuple([make_argument(v, batch_shape) for v in given])
-    integrand = Integrand(f, arguments, len(batch_shape), call_dtype, sum_dtype, vectorized)
+    shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
+    infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
+    wide = sum_dtype(device)
+    flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
+    marks = None if points is None else _flatten_points(points, shape, wide)
+    arguments = tuple([make_argument(v, shape) for v in given])
+    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
+    if not ordered and trusted is None:
+        ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    ordered = a <= b if isinstance(a, float) and isinstance(b, float) else not bool(plain(flat[1] < flat[0]).any())
-    limits = Limits(flat[0], flat[1], marks, not finite, ordered)
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
-    tolerance = make_tolerance(*tolerances, epsilon(call_dtype))
-    return Problem(
+    integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
+    return (
         integrand,
-        limits,
-        tuple(batch_shape),
-        get_rule(rule),
-        tolerance,
-        sources=tuple(sources),
-        given=passed,
-        **options,
+        Limits(flat[0], flat[1], marks, infinite, ordered, x_dtype=call_dtype),
+        shape,
+        tuple(sources),
+        passed,
     )
-
-
-def prepare_replay(
-    f: Callable[..., Any], plan: IntervalPlan, a: Any, b: Any, args: Any, points: Any
-) -> tuple[Integrand, Limits]:
-    """Flatten integrand, limits and breakpoints over a plan's batch, without looking at any value."""
-    given = args if isinstance(args, tuple | list) else (args,)
-    a, b = _limit("a", a), _limit("b", b)
-    call_dtype = _dtype(_tensors(a, b, given), points)
-    points = None if points is None else stack_points(points)
-    sum_dtype = accumulation_dtype(call_dtype)
-    if plan.pieces != 1 + (0 if points is None else points.shape[-1]):
-        raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
-    try:
-        share = points is None
-        ends = [_flatten(end, plan.batch_shape, sum_dtype, plan.row.device, share) for end in (a, b)]
-        marks = None if points is None else _flatten_points(points, plan.batch_shape, sum_dtype)
-        arguments = tuple(make_argument(v, plan.batch_shape) for v in given)
-    except RuntimeError as error:
-        raise ValueError(
-            f"an input does not broadcast to the plan's batch shape {plan.batch_shape}: {error}"
-        ) from None
-    integrand = Integrand(f, arguments, len(plan.batch_shape), call_dtype, sum_dtype, vectorized=True)
-    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
-    return integrand, Limits(ends[0], ends[1], marks, plan.infinite, ordered)
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
-from quadgrad._core.tolerance import Tolerance
+from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
@@ -76,6 +76,8 @@ def _integrate(
         error, status = logs.finish(found)
         failed = bool(status.any())
     made, shape = primal.plan, problem.batch_shape
+    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
+    value, error = value.to(dtype.to_complex() if value.is_complex() else dtype), error.to(real_dtype(dtype))
     result = Result(
         _unflatten(value, shape),
         _unflatten(error, shape),

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
+from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import BLOCK
-from quadgrad._core.verbs.inputs import prepare_replay
+from quadgrad._core.tolerance import returned_dtype
+from quadgrad._core.verbs.inputs import flatten
 
 __all__ = ["replay"]
 
@@ -61,7 +64,15 @@ def replay(
     tensor(1.4161)
     """
     with WithoutAutocast() as unaided:
-        integrand, limits = prepare_replay(unaided.restore(f), plan, a, b, args, points)
+        pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
+        if plan.pieces != pieces:
+            raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
+        try:
+            integrand, limits, *_ = flatten(unaided.restore(f), a, b, args, points, trusted=plan)
+        except RuntimeError as error:
+            raise ValueError(
+                f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}"
+            ) from None
         treatment, shift = None, None
         if log:
             shift = shift_on_plan(integrand, plan, limits.detach().pieces(), BLOCK)
@@ -71,4 +82,6 @@ def replay(
             treatment = Treatment(singular, tuple(mask & False for mask in singular), singular)
         value = replay_with_limits(integrand, plan, limits, treatment, chunk_size=None)
         value = value if shift is None else take_logarithm(value, shift)
+        dtype = returned_dtype(integrand.call_dtype, torch.float32)
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
         return value.reshape(plan.batch_shape + tuple(value.shape[1:]))

@@ -189,7 +189,7 @@ INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond
 INLINE void size_up(const double *columns, int64_t tail, int64_t parts, Sums *s) {
     s->largest = s->sizes = tail ? 0.0 : fabs(s->value);
     for (int64_t j = 0; j < tail; j += parts) {
-        double size = parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);
+        double size = size_at(columns, j, parts);
         s->largest = worse(s->largest, size), s->sizes += size;
     }
 }

@@ -10,7 +10,7 @@
  * The values of an integrand with events, or a complex one, are several real columns. Only the first pass over what f
  * returns, and the sums, see columns; all decisions are on what is left of them for a cell or an integral.
  *
- * nodes.c: where f is called; estimates.c: what its values say; decisions.c: what follows.
+ * nodes.c: where f is called; estimates.c, singular_ends.c: what its values say; decisions.c: what follows.
  */
 
 #pragma once
@@ -157,6 +157,11 @@ INLINE double modulus(double a, double b) {
     double most = worse(fabs(a), fabs(b)), least = smaller(fabs(a), fabs(b));
     double ratio = most > 0.0 ? least / most : 0.0;
     return most * sqrt(1.0 + ratio * ratio);
+}
+
+/* The size of the component that begins in a column. */
+INLINE double size_at(const double *columns, int64_t j, int64_t parts) {
+    return parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);
 }
 
 enum { COSTLY = 8 }; /* How much more work a cell with logarithmic nodes is. */

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from quadgrad._core.estimates import null_rules, singular_ends
-from quadgrad._core.mesh import cells, interval, poles
+from quadgrad._core.mesh import bisection, cells, interval, poles
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
@@ -156,7 +156,7 @@ def load() -> Any:
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
     known: dict[str, Any] = {status.name: int(status) for status in Status}
-    for module in (interval, rules, decide, cells, poles, null_rules, singular_ends):
+    for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends):
         known |= vars(module)
     constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None

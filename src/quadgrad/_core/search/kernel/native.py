@@ -20,6 +20,7 @@ from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE
 from quadgrad._core.mesh.interval import LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
+from quadgrad._core.problem import Problem
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
@@ -37,7 +38,7 @@ from quadgrad._core.search.kernel.library import (
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found, Task, noise
+from quadgrad._core.search.task import Found, noise
 
 __all__ = ["Opening", "open_native", "search_native", "suits_native"]
 
@@ -48,7 +49,7 @@ NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
 
 
-def suits_native(task: Task) -> bool:
+def suits_native(task: Problem) -> bool:
     """Whether the kernel can search this: what f returns has components, and all is in the CPU's memory."""
     pieces, event = task.pieces, task.integrand.event
     return event is not None and 0 not in event and _is_open(pieces, task.rule)
@@ -105,7 +106,7 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     return integrand, Opening(setting, room, slope, y)
 
 
-def search_native(task: Task, first: First | None) -> Found | None:
+def search_native(task: Problem, first: First | None) -> Found | None:
     """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
 
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
@@ -126,7 +127,7 @@ class NativeBodies:
     See :class:`quadgrad._core.search.rounds.Bodies`.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Problem) -> None:
         integrand, batch, count = task.integrand, task.batch, task.pieces.count
         self.task, self.kernel, self.memory = task, load(), Memory.take()
         self.dtype = integrand.output_dtype or integrand.sum_dtype
