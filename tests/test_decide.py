@@ -12,7 +12,6 @@ import quadgrad as qg
 from helpers import t64
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.decide import (
-    FAINT,
     PATIENCE,
     RUN,
     SHARE,

@@ -70,4 +70,4 @@ def test_how_close_to_a_limit_the_first_cell_is_looked_at(start: float, away: fl
 def test_how_close_to_an_end_the_series_is_checked() -> None:
     f = Recorder(lambda x: x**-0.5)
     qg.quad(f, t64(0.0), 1.0, rtol=1e-10)
-    assert float(f.nodes.min().log2()) == -400.0
+    assert float(f.nodes.min().log2()) == pytest.approx(-400.0, rel=1e-12)
