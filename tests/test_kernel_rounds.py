@@ -1,7 +1,7 @@
-"""Step by step the kernel and the tensor operations do the same: where f is called, what its values say, what follows.
+"""Step by step the kernel does what the tensor operations do: where f is called, what is made of it, what follows.
 
-Random cells, on finite and infinite pieces, of real and complex functions of one and of several components; and cells
-whose estimates are all equal, or exactly at a limit, where the two must not choose differently.
+Random cells, on finite and infinite pieces, of real and complex functions of one and of several components; and
+cells whose estimates are all equal, or exactly at a limit, where the two must not choose differently.
 """
 
 from __future__ import annotations
