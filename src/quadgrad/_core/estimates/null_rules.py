@@ -17,19 +17,9 @@ from quadgrad._core.rules import RuleTensors
 from quadgrad._core.rules.rule import FUNCTIONALS, NULL_PAIRS
 
 __all__ = [
-    "BEYOND",
-    "FLOOR",
-    "PLACE",
-    "SAFETY",
-    "UNRESOLVED",
-    "Sums",
-    "blame",
-    "bound_error",
-    "largest_component",
-    "null_rule_error",
-    "see_pole",
-    "weigh",
-]
+    "BEYOND", "FLOOR", "PLACE", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error", "largest_component",
+    "null_rule_error", "see_pole", "weigh",
+]  # fmt: skip
 
 PARTS = (1, 2 * NULL_PAIRS, 2, 2, FUNCTIONALS - 5 - 2 * NULL_PAIRS)
 """How many of the rule's functionals are the value, null rules, halves, slopes, and values at the edges."""

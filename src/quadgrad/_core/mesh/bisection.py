@@ -17,6 +17,8 @@ from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import one_number
+from quadgrad._core.rules import Rule
+from quadgrad._core.rules.rule import SHARES
 
 __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
 
@@ -89,17 +91,15 @@ class Refinement:
 
 
 class Intervals:
-    """The pieces of all integrals, bisected for a rule with the nodes ``tau``.
+    """The pieces of all integrals, bisected for a rule, towards poles in an ellipse of the given shape."""
 
-    ``eps`` and ``tiny`` are those of the numbers that f is called with.
-    """
-
-    def __init__(self, pieces: Pieces, tau: Tensor, shape: Ellipse, shares: int, info: torch.finfo) -> None:
-        self.pieces, self.tau, self.shape, self.shares = pieces, tau, shape, shares
-        self.nodes, self.eps, self.tiny = tau.shape[0], info.eps, info.tiny
-        m, self.first_nodes = self.nodes, self.nodes + BESIDE
+    def __init__(self, pieces: Pieces, rule: Rule, shape: Ellipse) -> None:
+        self.pieces, self.shape = pieces, shape
+        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes
+        self.nodes = m = tau.shape[0]
+        self.first_nodes, self.eps, self.tiny = m + BESIDE, pieces.rounding.eps, pieces.rounding.tiny
         # Between halves f is known if a node was in the middle.
-        asks = self.blind = int(abs(float(tau[m // 2]) - 0.5) > 1e-14)
+        asks = self.blind = int(abs(rule.nodes[m // 2] - 0.5) > 1e-14)
         # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, middles asked for.
         beside = (0, 1, BESIDE, 2 * BESIDE, asks)
         children = (0, 2, 1, 2, 2)
@@ -192,7 +192,7 @@ class Intervals:
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
         inmost = torch.where(usable, (depth / layout.outer.abs()).log() / layout.rate, 1.0)
         tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), inmost[None]))
-        steps = (octaves * (self.shares / DEPTH)).masked_fill(~usable, 0.0)
+        steps = (octaves * (SHARES / DEPTH)).masked_fill(~usable, 0.0)
         return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement

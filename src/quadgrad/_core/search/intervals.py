@@ -9,11 +9,10 @@ from torch import Tensor
 
 from quadgrad._core.estimates.interval import IntervalEstimate
 from quadgrad._core.mesh.bisection import Intervals
-from quadgrad._core.mesh.interval import LINEAR, Pieces
+from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
-from quadgrad._core.rules.rule import SHARES
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found
@@ -24,11 +23,10 @@ __all__ = ["interval_parts", "record", "search"]
 
 def interval_parts(task: Problem, held: Tensor | None = None) -> tuple[Intervals, IntervalEstimate]:
     """Return a task's geometry and estimate, in double precision."""
-    pieces, info, tolerance = task.pieces, task.pieces.rounding, task.tolerance
-    pieces = Pieces(pieces.lower.double(), pieces.upper.double(), pieces.count, pieces.infinite, pieces.x_dtype)
-    rule = task.rule.tensors(torch.float64, pieces.lower.device)
-    mesh = Intervals(pieces, rule.nodes, ellipse(tolerance.rtol, task.rule.nodes.size), SHARES, info)
-    return mesh, IntervalEstimate(rule, tolerance.rtol, info, float(task.rule.nodes[0]), held)
+    pieces, rule, rtol = task.pieces, task.rule, task.tolerance.rtol
+    tensors = rule.tensors(torch.float64, pieces.lower.device)
+    mesh = Intervals(pieces, rule, ellipse(rtol, rule.nodes.size))
+    return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held)
 
 
 def search(task: Problem, first: First) -> Found:

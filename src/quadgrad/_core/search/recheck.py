@@ -6,6 +6,7 @@ Replay shows each block of values to :class:`Watch`, which keeps what search wou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,40 +90,44 @@ class Recheck:
 
         Pieces of few cells start anew: that costs little more, and does not keep cells that are needed no longer.
         """
-        found, kind = self.found, _kinds(self.found)
-        mine = ~self.done[found.row // self.pieces]
-        few = torch.bincount(found.row)[found.row] <= FEW
-        anew = found.row[mine & few].unique()
-        split = mine & self.coarse & (kind == LINEAR) & ~few
-        stays = mine & ~split & ~few
-        zero = torch.zeros(anew.shape, dtype=found.start.dtype, device=anew.device)
-        halves = bisect(found.start[split], found.stop[split])
-        row, order = torch.cat((anew, found.row[stays], found.row[split].repeat_interleave(2))).sort(stable=True)
-        start, stop = (
-            torch.cat((whole, t[stays], half))[order]
-            for whole, t, half in zip((zero, zero + 1.0), (found.start, found.stop), halves, strict=True)
+        row, start, stop, _, kind = _columns(self.found)
+        mine, few = ~self.done[row // self.pieces], torch.bincount(row)[row] <= FEW
+        anew, split = row[mine & few].unique(), mine & self.coarse & (kind == LINEAR) & ~few
+        whole = torch.zeros(anew.shape, dtype=start.dtype, device=anew.device)
+        halves = (
+            row[split].repeat_interleave(2),
+            *bisect(start[split], stop[split]),
+            kind[split].repeat_interleave(2),
         )
-        kinds = (torch.full_like(anew, LINEAR, dtype=torch.int8), kind[stays], kind[split].repeat_interleave(2))
-        return First(row, start, stop, None if found.kind is None else torch.cat(kinds)[order])
+        stays = [t[mine & ~split & ~few] for t in (row, start, stop, kind)]
+        row, start, stop, kind = _join((anew, whole, whole + 1.0, whole.to(torch.int8)), stays, halves)
+        return First(row, start, stop, None if self.found.kind is None else kind)
 
     def join(self, mended: Found) -> Found:
         """Return what was found here of the integrals that are done, and what search has found of the others."""
         first, again = self.found, ~self.done
         stays = self.done[first.row // self.pieces]
-        row, order = torch.cat((first.row[stays], mended.row)).sort(stable=True)
-        columns = (
-            (first.start, mended.start), (first.stop, mended.stop),
-            (first.cell_error, mended.cell_error), (_kinds(first), _kinds(mended)),
-        )  # fmt: skip
-        start, stop, cell_error, kind = (torch.cat((old[stays], new))[order] for old, new in columns)
-        tail = (1,) * (first.value.ndim - 1)
-        value = torch.where(again.reshape(-1, *tail), mended.value, first.value)
+        cells = _join([t[stays] for t in _columns(first)], _columns(mended))
+        value = torch.where(again.reshape(-1, *(1,) * (first.value.ndim - 1)), mended.value, first.value)
         error, status = (
-            torch.where(again, new, old)
-            for old, new in ((first.error, mended.error), (first.status, mended.status))
+            torch.where(again, mended.error, first.error),
+            torch.where(again, mended.status, first.status),
         )
         nfev = first.nfev + torch.where(again, mended.nfev, 0)
-        return Found(row, start, stop, cell_error, kind, value, error, status, nfev)
+        return Found(*cells, value=value, error=error, status=status, nfev=nfev)
+
+
+def _columns(found: Found) -> tuple[Tensor, ...]:
+    """Return what there is of each cell, its kind, too."""
+    kind = torch.zeros_like(found.row, dtype=torch.int8) if found.kind is None else found.kind
+    return found.row, found.start, found.stop, found.cell_error, kind
+
+
+def _join(*groups: Sequence[Tensor]) -> list[Tensor]:
+    """Return columns of cells, of which the first are their rows, sorted by these."""
+    columns = [torch.cat(column) for column in zip(*groups, strict=True)]
+    order = columns[0].argsort(stable=True)
+    return [column[order] for column in columns]
 
 
 def recheck(watch: Watch) -> Recheck:
@@ -139,7 +144,3 @@ def recheck(watch: Watch) -> Recheck:
     status = torch.where(verdict.met, int(Status.CONVERGED), int(Status.ROUNDOFF))
     value, error = unpack(task.integrand, dtype, sums)
     return Recheck(record(cells, value, error, status, count * mesh.first_nodes), done, marked, task.pieces.count)
-
-
-def _kinds(found: Found) -> Tensor:
-    return torch.full_like(found.row, LINEAR, dtype=torch.int8) if found.kind is None else found.kind
