@@ -7,7 +7,8 @@ INLINE Lanes largest_of(Lanes a, Lanes b) {
     return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
 }
 
-/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
+/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All
+ * but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
  * for sums and differences of values at mirrored nodes. */
 INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
@@ -121,7 +122,7 @@ INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t
     return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
-/* Sizes of one cell's values at the nodes; return the largest. Of complex ones the modulus counts, of several the sum. */
+/* Sizes of one cell's values at the nodes; return the largest. Of complex ones moduli count, of several the sum. */
 INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t n, int64_t columns, int64_t parts,
                        double *sizes) {
     double largest = 0.0;
