@@ -1,7 +1,7 @@
 """Plan, integrand and mesh to value, in ordinary torch: whatever differentiates torch differentiates this.
 
-It knows no search: who wants to tell what the cells are worth watches the values as an :class:`Observer`. Nor does it
-know a geometry: a mesh places the nodes.
+It knows no search: who wants to tell what the cells are worth watches the values as an :class:`Observer`. Nor does
+it know a geometry: a mesh places the nodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Observer(Protocol):
     """Is shown the values that a replay computes, a block of cells at a time."""
 
     def see(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
-        """See f at the nodes of the cells ``index`` ``(n,)``: ``(m, n, *event)``, and its factor ``(m or 1, n)``."""
+        """See f at the nodes of the cells at ``index``, ``(m, n, *event)``, and its factor ``(m or 1, n)``."""
         ...
 
     def restart(self) -> None:
@@ -91,20 +91,37 @@ def _sum_up(
     integrand: Integrand, plan: Plan, mesh: Mesh, size: int, observer: Observer | None, first: int = 0
 ) -> Tensor:
     """Return the sums over a plan that begins with the cell ``first`` of the one that is observed."""
-    layout, owner, functionals = mesh.lay_out(plan), plan.owner, plan.functionals
+    values: list[Tensor] = []
+    owners: list[Tensor] = []
+    for places, cells in plan.groups():
+        if observer is not None and places is None:
+            places = torch.arange(len(plan), device=plan.row.device)
+        index = None if places is None else places + first
+        values.append(_integrate(integrand, cells, mesh, size, observer, index))
+        owners.append(cells.owner)
+    if len(values) == 1:
+        return total(values[0], owners[0], plan.batch)
+    return total(torch.cat(values), torch.cat(owners), plan.batch)
+
+
+def _integrate(
+    integrand: Integrand, cells: Plan, mesh: Mesh, size: int, observer: Observer | None, places: Tensor | None
+) -> Tensor:
+    """Return the integral over each cell, ``(n, *event)``, ``size`` at a time; ``places`` are for the observer."""
+    layout, owner, functionals = mesh.lay_out(cells), cells.owner, cells.functionals
     blocks: list[Tensor] = []
     dtype = None
-    for low in range(0, max(1, len(plan)), size):
-        part = slice(low, min(len(plan), low + size))
-        x, factor = layout.nodes(plan.tau, part)
+    for low in range(0, max(1, len(cells)), size):
+        part = slice(low, min(len(cells), low + size))
+        x, factor = layout.nodes(cells.tau, part)
         y = integrand(x, owner[part])
-        if observer is not None:
-            observer.see(torch.arange(first + low, first + part.stop, device=owner.device), y, factor)
+        if observer is not None and places is not None:
+            observer.see(places[part], y, factor)
         blocks.append(weighted_sums(functionals, y, factor))
         dtype = y.dtype
     sums = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
-    value, index, column = sums[0], plan.extrapolated, plan.column
+    value, index, column = sums[0], cells.extrapolated, cells.column
     if index is not None and column is not None:
         ends = sums.index_select(1, index)
         value = value.index_copy(0, index, extrapolated_sums(ends[0], ends[1:], column))
-    return total(value, owner, plan.batch).to(dtype)
+    return value.to(dtype)

@@ -55,8 +55,8 @@ class Sampler:
 
     ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what replay
     makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch, outputs)`` each
-    column is the weighted sum over the outputs; else those of the outputs are kept apart. ``block`` is the number of
-    nodes to look at at a time.
+    column is the weighted sum over the outputs; else those of the outputs are kept apart. ``block`` is how many nodes
+    are looked at at a time.
     """
 
     columns: Callable[[IntervalPlan, Tensor, Tensor], Tensor]

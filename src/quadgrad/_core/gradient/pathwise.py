@@ -97,7 +97,7 @@ def _sums(
 ) -> tuple[Tensor, ...]:
     """Return each integral, and from the cells that touch ``here`` what tells whether its slope can be trusted.
 
-    That is the first null rules, the slope's rounding error, and, of cells that are extrapolated, the last two terms
+    That is the first null rules, the slope's rounding error, and, where cells are extrapolated, the last two terms
     of the series towards the end instead. A singularity that moves with the limit is differentiated as a difference
     of two large terms, in x and in the parameter; what rounding leaves of it is eps times the size of the first.
     """

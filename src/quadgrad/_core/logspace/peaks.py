@@ -187,7 +187,7 @@ def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Te
 def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """Return the log of the sum, the largest value and the promise of cells, and log f at their outermost nodes.
 
-    But for the sum, f is taken in the cell's own unit of length: what cells hold is compared, not how wide they are.
+    But for the sum f is taken in the cell's own unit of length: what cells hold is compared, not their width.
     """
     y = y if factor.shape[0] == 1 else y + beside((factor / scale).log().to(y.dtype), y)
     size = torch.logsumexp(y + beside((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)

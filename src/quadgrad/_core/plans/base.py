@@ -46,8 +46,8 @@ class Mesh(Protocol):
         """Return the same with others in their place."""
         ...
 
-    def part(self, low: int, high: int) -> Mesh:
-        """Return the mesh of the integrals from ``low`` to before ``high``."""
+    def part(self, first: int, last: int) -> Mesh:
+        """Return the mesh of the integrals from ``first`` to before ``last``."""
         ...
 
 
@@ -83,6 +83,8 @@ class Plan(Printed):
         Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     even : bool
         Whether all cells are of kind 0.
+    evenly, crowding : Tensor of int64, optional
+        The places of the cells of kind 0, and of the others, if there are both.
     extrapolated : Tensor of int64, optional
         The places of the cells whose integral is extrapolated, if there are any.
     """
@@ -98,6 +100,8 @@ class Plan(Printed):
     shares: Tensor | None = None
     inspected: bool = False
     even: bool = field(init=False)
+    evenly: Tensor | None = field(init=False)
+    crowding: Tensor | None = field(init=False)
     extrapolated: Tensor | None = field(init=False)
 
     geometry: ClassVar[str]
@@ -112,10 +116,10 @@ class Plan(Printed):
 
     def __post_init__(self) -> None:
         """Find out, once, what a later replay must not wait for the device to tell."""
-        even = not bool((self.kind != LINEAR).any())
-        extrapolated = None if even else (self.kind >= EXTRAPOLATED).nonzero().squeeze(1)
-        object.__setattr__(self, "even", even)
-        object.__setattr__(self, "extrapolated", extrapolated)
+        others, masks = int((self.kind != LINEAR).sum()), (self.linear, ~self.linear, self.kind >= EXTRAPOLATED)
+        mixed, some = 0 < others < len(self), others > 0
+        places = (m.nonzero().squeeze(1) if i else None for m, i in zip(masks, (mixed, mixed, some), strict=True))
+        vars(self).update(zip(("evenly", "crowding", "extrapolated"), places, strict=True), even=not some)
 
     @abstractmethod
     def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
@@ -190,7 +194,24 @@ class Plan(Printed):
 
     def take(self, index: Tensor | slice) -> Self:
         """Return the plan with some of its cells, by their places, a slice, or where a mask is true."""
-        return replace(self, **{name: getattr(self, name)[index] for name in self.columns})
+        return self._with(self._take(index))
+
+    def groups(self) -> list[tuple[Tensor | None, Self]]:
+        """Return parts whose nodes are all spread in one way, with the places of their cells; None if it is all.
+
+        Logarithms are dear: where few cells ask for them, the others should not pay.
+        """
+        if self.evenly is None or self.crowding is None or self.extrapolated is None:
+            return [(None, self)]
+        groups = (
+            (self.evenly, True, None),
+            (self.crowding, False, torch.searchsorted(self.crowding, self.extrapolated)),
+        )
+        same = {"evenly": None, "crowding": None}
+        return [
+            (index, self._with(self._take(index) | same | {"even": even, "extrapolated": ends}))
+            for index, even, ends in groups
+        ]
 
     def part_extrapolated(self) -> tuple[Self, Self | None]:
         """Return the plan without the cells whose integral is extrapolated, and these alone if there are any."""
@@ -207,16 +228,25 @@ class Plan(Printed):
 
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
-        columns = {name: getattr(self, name)[cells] for name in self.columns}
-        columns["row"] = columns["row"] - low * self.pieces
-        return replace(self, batch_shape=(high - low,), **columns)
+        columns = self._take(cells)
+        return self._with(columns | {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)})
 
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""
         moved = object.__new__(type(self))
-        for name, value in vars(self).items():
-            object.__setattr__(moved, name, value.to(device) if isinstance(value, Tensor) else value)
+        vars(moved).update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
         return moved
+
+    def _take(self, index: Tensor | slice) -> dict[str, Any]:
+        return {name: getattr(self, name)[index] for name in self.columns}
+
+    def _with(self, changes: dict[str, Any]) -> Self:
+        """Return the plan with some of its cells: quicker than ``replace``, which a single integral would notice."""
+        part = object.__new__(type(self))
+        vars(part).update(vars(self) | changes)
+        if not self.even and "even" not in changes:
+            part.__post_init__()
+        return part
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how to save it: by a function of the package, a version, and plain tensors and scalars."""

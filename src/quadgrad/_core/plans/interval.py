@@ -123,7 +123,7 @@ class IntervalPlan(Plan, geometry="interval"):
         return replace(halves, start=start, stop=stop)
 
     def close_in(self, cells: Tensor, octaves: Tensor) -> IntervalPlan:
-        """Return the plan with the cells at these places, which touch an end, parted so many octaves closer to it."""
+        """Return the plan with cells at these places, which touch an end, parted so many octaves closer to it."""
         if not len(cells):
             return self
         start, stop = self.start[cells], self.stop[cells]
