@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 __all__ = ["Bracket", "Dip", "find_zeros", "follow_dips"]
 
 Function = Callable[[Tensor], Tensor]
