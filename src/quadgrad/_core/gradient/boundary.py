@@ -41,8 +41,10 @@ READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
-"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece: a root that was
-computed is a few spacings off, and one spacing beside it the side is often the wrong one."""
+"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
+
+A root that was computed is a few spacings off, and one spacing beside it the side is often the wrong one.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Treatment:
     """How each of ``Limits.marks`` is differentiated, as bool tensors of shape ``(batch,)``.
 
     Where ``pathwise``, the nodes move with the mark and f is differentiated in x; where ``endless``, the
-    derivative is infinite, with the sign of f; elsewhere the boundary moves alone. Where ``singular``, f is not finite
-    at the mark.
+    derivative is infinite, with the sign of f; elsewhere the boundary moves alone. Where ``singular``, f is not
+    finite at the mark.
     """
 
     pathwise: tuple[Tensor, ...]

@@ -53,10 +53,10 @@ class Measured:
 class Sampler:
     """Where values come from, for cells, their nodes x ``(m, n)`` and the factors there.
 
-    ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what replay
-    makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch, outputs)`` each
-    column is the weighted sum over the outputs; else those of the outputs are kept apart. ``block`` is how many nodes
-    are looked at at a time.
+    ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what
+    replay makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch,
+    outputs)`` each column is the weighted sum over the outputs; else those of the outputs are kept apart.
+    ``block`` is how many nodes are looked at at a time.
     """
 
     columns: Callable[[IntervalPlan, Tensor, Tensor], Tensor]

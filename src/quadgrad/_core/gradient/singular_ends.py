@@ -40,10 +40,10 @@ WOBBLE = 4.0
 class SingularEnds:
     """What is known of the cells that are extrapolated, ``k`` of them, of columns or groups of columns.
 
-    ``value`` ``(k, columns)`` are the integrals of all columns; of groups ``size`` is the largest modulus, ``floor``
-    what rounding of f adds, ``noise`` what that of f and x does. ``error`` and ``gap`` ``(k, COLUMNS, columns)`` are
-    replay's error and how far it is from the derivative's own limit, in each column of the epsilon table. ``room``
-    ``(k,)`` are the octaves left before nodes coincide.
+    ``value`` ``(k, columns)`` are the integrals of all columns; of groups ``size`` is the largest modulus,
+    ``floor`` what rounding of f adds, ``noise`` what that of f and x does. ``error`` and ``gap`` ``(k, COLUMNS,
+    columns)`` are replay's error and how far it is from the derivative's own limit, in each column of the epsilon
+    table. ``room`` ``(k,)`` are the octaves left before nodes coincide.
     """
 
     owner: Tensor
@@ -132,9 +132,10 @@ def _replayed(
 ) -> tuple[Tensor, Tensor]:
     """Return replay's error and gap in each column of the epsilon table, shape ``(n, COLUMNS, columns)``.
 
-    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives. ``own``
-    is what the derivatives' own series give: value, error, the error but for the limit's, and that of a term. The
-    error follows from the gap, or from how far replay's last entries in that column are apart: the smaller counts.
+    ``terms`` ``(s, n, outputs)`` are those of f, ``changes`` ``(s, n, outputs, columns)`` their derivatives.
+    ``own`` is what the derivatives' own series give: value, error, the error but for the limit's, and that of a
+    term. The error follows from the gap, or from how far replay's last entries in that column are apart: the
+    smaller counts.
     """
     own_value, own_error, own_rest, own_part = own
     signs = torch.tensor([1.0 if k % 4 in (0, 3) else -1.0 for k in range(terms.shape[0])], device=terms.device)

@@ -109,8 +109,8 @@ def refuse_descending(problem: Problem) -> None:
 class LogSearch:
     """The search of one call: finds shifts and cells.
 
-    ``noise`` ``(batch,)`` is the relative rounding of the integrand with the shifts, because log f itself is rounded;
-    ``seen`` ``(batch, *event)`` tells where f was not zero everywhere.
+    ``noise`` ``(batch,)`` is the relative rounding of the integrand with the shifts, because log f itself is
+    rounded; ``seen`` ``(batch, *event)`` tells where f was not zero everywhere.
     """
 
     def __init__(self, problem: Problem, probe: Tensor) -> None:

@@ -162,7 +162,8 @@ class Layout:
     def octaves_left(self, spacing: float, nearest: float) -> Tensor:
         """Return how many octaves closer nodes may come to the end that cells with logarithmic nodes touch.
 
-        Until they are no farther apart than ``spacing`` times their own size, or ``nearest`` as a part of the piece.
+        Until they are no farther apart than ``spacing`` times their own size, or ``nearest`` as a part of the
+        piece.
         """
         assert self.outer is not None
         limit = (spacing * self.reach / self.extent).clamp_min(nearest)

@@ -241,7 +241,7 @@ class Plan(Printed):
         return {name: getattr(self, name)[index] for name in self.columns}
 
     def _with(self, changes: dict[str, Any]) -> Self:
-        """Return the plan with some of its cells: quicker than ``replace``, which a single integral would notice."""
+        """Return the plan with other cells: quicker than ``replace``, which a single integral would notice."""
         part = object.__new__(type(self))
         vars(part).update(vars(self) | changes)
         if not self.even and "even" not in changes:
