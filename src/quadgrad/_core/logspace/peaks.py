@@ -141,8 +141,7 @@ def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
 def _survey(task: Problem, first: IntervalPlan) -> _Slopes:
     """Evaluate log f on cells, a block of nodes at a time, and beside limits that evenly spread nodes leave out."""
     row, pieces = first.row, task.pieces
-    linear = torch.ones_like(row, dtype=torch.bool) if first.kind is None else first.kind == LINEAR
-    layout = lay_out(pieces, row, first.start, first.stop, first.kind)
+    linear, layout = first.linear, pieces.lay_out(first)
     rule, owner = task.rule.tensors(layout.scale.dtype, row.device), row // pieces.count
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
@@ -163,8 +162,7 @@ def _survey(task: Problem, first: IntervalPlan) -> _Slopes:
         rises = torch.where(y - inner[cell] > RISE, y, -torch.inf)
         top = top.index_copy(0, cell, torch.maximum(top[cell], y))
         promise = promise.index_copy(0, cell, torch.maximum(promise[cell], rises))
-    kind = torch.zeros_like(row, dtype=torch.int8) if first.kind is None else first.kind
-    return _Slopes(row, first.start, first.stop, kind, size, top, promise, wide, calls)
+    return _Slopes(row, first.start, first.stop, first.kind, size, top, promise, wide, calls)
 
 
 def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Tensor:

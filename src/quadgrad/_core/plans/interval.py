@@ -51,12 +51,12 @@ class IntervalPlan(Plan, geometry="interval"):
         """Return a plan of cells that are sorted by row, by default with evenly spread nodes and no error yet."""
         on = rule.tensors(torch.float64, row.device)
         kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
-        columns = (row, start, stop, torch.zeros_like(start) if error is None else error, kind)
+        error = torch.zeros_like(start) if error is None else error
         if torch.is_inference_mode_enabled():  # it may outlive that
-            columns = map(plain, columns)
+            row, start, stop, error, kind = map(plain, (row, start, stop, error, kind))
         return IntervalPlan(
             rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, tau=on.nodes,
-            weight=on.weights, shares=on.shares, **dict(zip(IntervalPlan.columns, columns, strict=True)),
+            weight=on.weights, shares=on.shares, row=row, start=start, stop=stop, error=error, kind=kind,
         )  # fmt: skip
 
     def with_cells(self, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor | None = None) -> IntervalPlan:

@@ -27,7 +27,7 @@ SPARE = 1.5
 
 
 def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
-    """Search ``problem.tile`` integrals at a time, from the cells given for all of them or else from whole pieces."""
+    """Search ``problem.tile`` integrals at a time, from given cells or else from whole pieces."""
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
