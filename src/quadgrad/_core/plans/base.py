@@ -192,7 +192,7 @@ class Plan(Printed):
 
     def place(self, mesh: Mesh) -> tuple[Tensor, Tensor]:
         """Return abscissae and weights on a mesh, see :meth:`nodes` and :meth:`weights`."""
-        x, factor = mesh.lay_out(self).nodes(self.tau.to(self.error), slice(None))
+        x, factor = mesh.lay_out(self).nodes(self.tau.to(self.error))
         return x, self.weight.to(factor)[:, None] * factor
 
     def take(self, index: Tensor | slice) -> Self:
