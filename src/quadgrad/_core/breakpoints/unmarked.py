@@ -8,13 +8,13 @@ Kinks, peaks and singularities fail one of the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from quadgrad._core.breakpoints.crossings import look
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.integrand import Argument, Integrand
@@ -109,12 +109,12 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
             middle = torch.where(upper.isfinite() & lower.isfinite(), 0.5 * lower + 0.5 * upper, 0.0)
             sides = torch.stack((place - away, place + away))
             x = torch.where(inside, sides, middle)
-            before = _flat(integrand(x, owner), x)
+            before = look(integrand, x, owner)
             jump = largest_component((before[1] - before[0]).abs())
             size = largest_component(before.abs().amax(0))
             for change in (delta, -delta):
                 nudged = _nudge(integrand, moved, change)
-                after = _flat(nudged(x, owner), x)
+                after = look(nudged, x, owner)
                 crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
                 stale = inside & (jump > delta**0.5 * size) & (crossed <= FLAT * jump)
                 if bool(stale.any()):
@@ -129,20 +129,6 @@ def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
         value = arguments[i].value.detach()
         arguments[i] = replace(arguments[i], value=value + change * (1.0 + 0.3 * place) * (1.0 + value.abs()))
     return replace(integrand, arguments=tuple(arguments))
-
-
-def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
-    """Return f at x of shape ``(m, k)``, a block at a time, its components along the last dimension."""
-    step = max(1, block // x.shape[0])
-    parts = [
-        _flat(integrand(x[:, i : i + step], owner[i : i + step]).detach(), x[:, i : i + step])
-        for i in range(0, max(1, x.shape[1]), step)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _flat(y: Tensor, x: Tensor) -> Tensor:
-    return y.reshape(*x.shape, math.prod(y.shape[2:]))
 
 
 def _worth_a_look(plan: IntervalPlan, limits: Limits, least: Least, block: int) -> IntervalPlan:
@@ -192,7 +178,7 @@ def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, l
     x = torch.minimum(x, limits.next_to(upper, torch.full_like(upper, -torch.inf)))
     # What passes an infinite end comes back from the other side.
     x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
-    y = _flat(integrand(x, owner).detach(), x)
+    y = look(integrand, x, owner)
     rise = _largest_rise(y)
     smallest = (least(owner) * (cells.stop - cells.start) / width[:3]).expand(3, -1)
     # A jump shows in the error times dx/dtau where it is, which may be anywhere in the cell.
@@ -221,7 +207,7 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
         if not bool(wide.any()):
             break
         x = torch.cat((left[None], left + (right - left) * steps, right[None]))
-        y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))
+        y = torch.cat((low[None], look(integrand, x[1:-1], owner, block), high[None]))
         rise = _largest_rise(y)
         at = rise.argmax(0, keepdim=True)
         tallest = rise.gather(0, at)[0]
@@ -236,7 +222,7 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
     outer = torch.stack((left - beside, right + beside))
     inside = (outer[0] > lowest) & (outer[1] < highest)
-    y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
+    y = look(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
     jump = largest_component((high - low).abs())
     rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
     noise = torch.finfo(integrand.call_dtype).eps ** 0.5 * largest_component(torch.maximum(low.abs(), high.abs()))

@@ -151,11 +151,7 @@ class _Estimate:
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
-        still = tuple(
-            replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a
-            for a in self.primal.integrand.arguments
-        )
-        core = replace(self.primal.integrand, arguments=still)
+        core = self.primal.integrand.with_still_arguments()
         x = self.primal.limits.detach().inner_points(self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
@@ -170,10 +166,10 @@ class _Estimate:
     ) -> None:
         """Add what comes through the arguments, and from tensors that f itself closes over."""
         primal = self.primal
-        plan = _part(self.plan, elements)
+        plan = self.plan.take(elements[self.plan.owner])
         arguments = tuple(
             i
-            for i, given in enumerate(primal.given)
+            for i, given in enumerate(primal.problem.given)
             if given is not None and given.requires_grad and any(_depends(given, t) for t in tensors)
         )
         own = [i for i in range(len(tensors)) if closed[i]]
@@ -189,7 +185,7 @@ class _Estimate:
         shape = self.plan.batch_shape
         errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for place, i in enumerate(arguments):
-            given, argument = primal.given[i], primal.integrand.arguments[i]
+            given, argument = primal.problem.given[i], primal.integrand.arguments[i]
             assert given is not None
             core = argument.value.shape[argument.value.ndim - argument.element_ndim :]
             error = _modulus(errors[place], given).reshape((*shape, *core))
@@ -199,7 +195,7 @@ class _Estimate:
 
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
-        primal, plan = self.primal, _part(self.plan, elements)
+        primal, plan = self.primal, self.plan.take(elements[self.plan.owner])
         moving = follow_marks(primal.limits, primal.treatment).pieces()
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
@@ -239,10 +235,10 @@ class _Estimate:
         given = (primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
         errors = reading_errors(*given, self.relative)
         found: list[tuple[Tensor, Tensor]] = []
-        for error, source in zip(errors[:2], primal.sources[:2], strict=True):
+        for error, source in zip(errors[:2], primal.problem.sources[:2], strict=True):
             if source is not None and source.requires_grad:
                 found.append((error.reshape(shape).sum_to_size(source.shape), source))
-        points = primal.sources[2] if len(primal.sources) > 2 else None
+        points = primal.problem.sources[2] if len(primal.problem.sources) > 2 else None
         if points is not None and points.requires_grad:
             error = torch.stack(errors[2:], dim=-1).reshape((*shape, -1))
             found.append((error.sum_to_size(points.shape), points))
@@ -259,20 +255,13 @@ class _Estimate:
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
-        return max(1, (self.primal.chunk_size or BLOCK) // max(1, columns))
+        return max(1, (self.primal.problem.chunk_size or BLOCK) // max(1, columns))
 
     def _task(self) -> Problem:
         """Return what the measurement needs to know."""
         primal = self.primal
         eps = Tolerance(primal.eps, 0.0, primal.eps)
         return replace(primal.problem, limits=primal.limits.detach(), tolerance=eps, stretches=None)
-
-
-def _part(plan: IntervalPlan, elements: Tensor) -> IntervalPlan:
-    """Return the cells of some integrals."""
-    if bool(elements.all()):
-        return plan
-    return plan.take(elements[plan.owner])
 
 
 def _real(tensor: Tensor) -> torch.dtype:

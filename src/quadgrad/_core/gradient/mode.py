@@ -92,26 +92,6 @@ class Primal:
         """Relative noise of one value of f: the coarsest of the dtypes on its way."""
         return self.problem.tolerance.eps
 
-    @property
-    def max_nfev(self) -> int:
-        """Most nodes to spend on one integral."""
-        return self.problem.max_nfev
-
-    @property
-    def chunk_size(self) -> int | None:
-        """Nodes to hold at a time; None leaves it to the mode."""
-        return self.problem.chunk_size
-
-    @property
-    def given(self) -> tuple[Tensor | None, ...]:
-        """The caller's own tensors behind the arguments."""
-        return self.problem.given
-
-    @property
-    def sources(self) -> tuple[Tensor | None, ...]:
-        """The caller's own tensors behind the limits' marks."""
-        return self.problem.sources
-
 
 @dataclass(frozen=True)
 class Differentiated:
