@@ -434,7 +434,7 @@ def memory_and_result(batch: int, gradient: bool, shape: tuple[int, ...] = ()) -
     plan = result.plan
     kept = (
         upper, result.value, result.error, result.status, result.nfev,
-        plan.row, plan.start, plan.stop, plan.error, p, *([p.grad] if gradient else []),
+        plan.row, plan.start, plan.stop, plan.error, plan.kind, p, *([p.grad] if gradient else []),
     )  # fmt: skip
     return memory.peak, sum(t.numel() * t.element_size() for t in kept)
 

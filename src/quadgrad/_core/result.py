@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,25 @@ SHOWN = 4
 """So many names of variables are printed."""
 
 
+class _Outcome(Printed):
+    """What results and derivatives have in common."""
+
+    status: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """Where the error meets its tolerance: bool, shape ``batch``."""
+        return self.status == int(Status.CONVERGED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to save it: by a function of the package and what has no gradient."""
+        contents = {name: value for name, value in vars(self).items() if name != "primal"}
+        contents = {name: v.detach() if isinstance(v, Tensor) else v for name, v in contents.items()}
+        return restore_result, (type(self).__name__, contents)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Derivative(Printed):
+class Derivative(_Outcome):
     """How far to trust the derivative that :class:`quadgrad.Resolve` searched.
 
     Attributes
@@ -47,22 +64,14 @@ class Derivative(Printed):
     nfev: Tensor
     plan: IntervalPlan
 
-    @property
-    def converged(self) -> Tensor:
-        """Where the derivative's error meets its tolerance: bool, shape ``batch``."""
-        return self.status == int(Status.CONVERGED)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduce(self)
-
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
         names = ", ".join(self.names[:SHOWN]) + f" and {len(self.names) - SHOWN} more" * (len(self.names) > SHOWN)
-        return f"Derivative with respect to {names}", _outcome(self) | {"plan": _first_line(self.plan)}
+        return f"Derivative with respect to {names}", _ended(self) | {"plan": _first_line(self.plan)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result(Printed):
+class Result(_Outcome):
     """Integrals, and how far to trust them; ``value, error = result`` unpacks as SciPy's does.
 
     ``torch.save`` and ``torch.load``, with its ``weights_only=True`` too, keep everything but the gradient and what
@@ -102,11 +111,6 @@ class Result(Printed):
         yield self.error
 
     @property
-    def converged(self) -> Tensor:
-        """Where the reported error meets the tolerance: bool, shape ``batch``."""
-        return self.status == int(Status.CONVERGED)
-
-    @property
     def message(self) -> str:
         """How the integrals ended, in a sentence for each way."""
         return describe(self.status) + self.detail
@@ -114,21 +118,18 @@ class Result(Printed):
     def __copy__(self) -> Result:
         return replace(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduce(self)
-
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
         heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
-        facts = {"value": show_numbers(self.value, 10)} | _outcome(self) | {"plan": _first_line(self.plan)}
+        facts = {"value": show_numbers(self.value, 10)} | _ended(self) | {"plan": _first_line(self.plan)}
         if self.derivative is not None:
             facts["derivative"] = (
-                f"{_outcome(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
+                f"{_ended(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
             )
         return heading, facts if bool(plain(self.converged).all()) else facts | {"message": self.message}
 
 
-def _outcome(result: Result | Derivative) -> dict[str, str]:
+def _ended(result: Result | Derivative) -> dict[str, str]:
     """Return error, status and nfev as they are printed."""
     numbers = plain(result.status).flatten().tolist()
     ends = [f"{numbers.count(s)} {s.name}" if len(numbers) > 1 else s.name for s in Status if s in numbers]
@@ -140,13 +141,6 @@ def _outcome(result: Result | Derivative) -> dict[str, str]:
 
 def _first_line(printed: Any) -> str:
     return repr(printed).splitlines()[0]
-
-
-def _reduce(result: Result | Derivative) -> tuple[Any, ...]:
-    """Say how to save it: by a function of the package and what has no gradient."""
-    contents = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "primal"}
-    contents = {name: v.detach() if isinstance(v, Tensor) else v for name, v in contents.items()}
-    return restore_result, (type(result).__name__, contents)
 
 
 def restore_result(kind: str, contents: dict[str, Any]) -> Result | Derivative:
@@ -186,15 +180,10 @@ def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     return Result(value, error, status, nfev, *context)
 
 
-def _flatten_derivative(found: Derivative) -> tuple[list[Any], tuple[Any, ...]]:
-    return [found.error, found.status, found.nfev], (found.names, found.plan)
-
-
-def _unflatten_derivative(leaves: Any, context: tuple[Any, ...]) -> Derivative:
-    (names, plan), (error, status, nfev) = context, leaves
-    return Derivative(names, error, status, nfev, plan)
-
-
 # As a leaf the plan would grow a lane dimension under vmap; it rides in the context.
 register_pytree(Result, _flatten, _unflatten)
-register_pytree(Derivative, _flatten_derivative, _unflatten_derivative)
+register_pytree(
+    Derivative,
+    lambda found: ([found.error, found.status, found.nfev], (found.names, found.plan)),
+    lambda leaves, context: Derivative(*[context[0], *leaves, context[1]]),
+)

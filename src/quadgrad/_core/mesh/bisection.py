@@ -22,7 +22,6 @@ from quadgrad._core.rules.rule import SHARES
 
 __all__ = ["Intervals", "Refinement", "Spots", "find_parts"]
 
-
 KEEP, REVERT, TURN, CLOSER, PART = range(5)
 """How to refine a cell: not at all; halve one whose logarithmic nodes did not help; give it such nodes, being at an
 end; part one that has them; bisect it, as often as its pole asks for, see :mod:`quadgrad._core.mesh.poles`."""
@@ -241,9 +240,9 @@ class Intervals:
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
-        refined, children, _, logarithmic, middles, further = counts
+        _, children, _, logarithmic, middles, further = counts
         linear = children - logarithmic + further
-        parent, low, high = find_parts(moves, refined, children, logarithmic, further)
+        parent, low, high = find_parts(moves, children, logarithmic, further)
         whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
         if linear:
             groups.append(
@@ -288,13 +287,12 @@ class Intervals:
         return cells
 
 
-def find_parts(
-    moves: Refinement, refined: int, children: int, logarithmic: int, further: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def find_parts(moves: Refinement, children: int, logarithmic: int, further: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parent of each child, and where in it the child begins and ends, from 0 to 1.
 
     A child begins at 0, at 0.5 or at another middle that is near the pole: sorting the parents' numbers plus these
-    places gives all of them in order.
+    places gives all of them in order. Of the ``children``, not counting the ``further`` ones beyond halves, so
+    many get ``logarithmic`` nodes: they come last.
     """
     move, n = moves.move, moves.move.shape[0]
     number = torch.arange(n, dtype=torch.float64, device=move.device)
