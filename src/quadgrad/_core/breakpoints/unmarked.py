@@ -27,10 +27,10 @@ __all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
 Least = Callable[[Tensor], Tensor]
 """The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
 
-PARTS = 16
+DIVISIONS = 16
 """Parts into which a suspect is divided at a time."""
 
-SHOWN = 0.02
+INSIDE = 0.02
 """Error of a cell that holds a jump, relative to its width times the difference across it; 0.1 and more."""
 
 OUTSIDE = 0.05
@@ -40,7 +40,7 @@ WITNESSED = 0.1
 """Least error of a cell with a jump next to its end, relative to that stretch's width times the jump: of 1,387
 random jumps, of 1e-9 to 10, that a look at all cells finds, a look at these finds all."""
 
-FLAT = 0.25
+BESIDE_JUMP = 0.25
 """Largest difference beside a jump, relative to the jump."""
 
 
@@ -101,7 +101,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
         return ""
     owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
-    delta = torch.finfo(limits.a.dtype).eps ** 0.5
+    delta = limits.rounding.eps**0.5
     with torch.no_grad():
         for i, place in enumerate(places):
             away = reading_distance(limits, i)
@@ -116,7 +116,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
                 nudged = _nudge(integrand, moved, change)
                 after = look(nudged, x, owner)
                 crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
-                stale = inside & (jump > delta**0.5 * size) & (crossed <= FLAT * jump)
+                stale = inside & (jump > delta**0.5 * size) & (crossed <= BESIDE_JUMP * jump)
                 if bool(stale.any()):
                     return f"x = {float(place[stale][0]):.6g}"
     return ""
@@ -183,7 +183,7 @@ def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, l
     smallest = (least(owner) * (cells.stop - cells.start) / width[:3]).expand(3, -1)
     # A jump shows in the error times dx/dtau where it is, which may be anywhere in the cell.
     shown = torch.stack((rise[0], cells.error / factor.amin(0), rise[2]))
-    share = rise.new_tensor([OUTSIDE, SHOWN, OUTSIDE])[:, None]
+    share = rise.new_tensor([OUTSIDE, INSIDE, OUTSIDE])[:, None]
     part, cell = (shown > torch.maximum(share * rise[1], smallest)).nonzero().unbind(1)
     ends, values = ((t[part, cell], t[part + 1, cell]) for t in (x, y))
     return _Suspects(owner[cell], *ends, *values, smallest[part, cell])
@@ -198,11 +198,11 @@ def _largest_rise(y: Tensor) -> Tensor:
 def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: int) -> tuple[Tensor, Tensor]:
     """Close in on the largest difference of each suspect; return whether it is a jump, and its place."""
     left, right, low, high = suspects.left, suspects.right, suspects.at_left, suspects.at_right
-    owner, eps = suspects.owner, torch.finfo(left.dtype).eps
+    owner, eps = suspects.owner, limits.rounding.eps
     finest = 2.0**-60 * (right - left)
-    steps = torch.arange(1, PARTS, device=left.device, dtype=left.dtype)[:, None] / PARTS
+    steps = torch.arange(1, DIVISIONS, device=left.device, dtype=left.dtype)[:, None] / DIVISIONS
     alive, reference = (right > left), None
-    for _ in range(4 * PARTS):
+    for _ in range(4 * DIVISIONS):
         wide = alive & (right - left > 4.0 * eps * torch.maximum(left.abs(), right.abs()) + finest)
         if not bool(wide.any()):
             break
@@ -226,7 +226,7 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     jump = largest_component((high - low).abs())
     rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
     noise = torch.finfo(integrand.call_dtype).eps ** 0.5 * largest_component(torch.maximum(low.abs(), high.abs()))
-    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
+    flat = (rough <= BESIDE_JUMP * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
     reference = jump if reference is None else reference
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
 

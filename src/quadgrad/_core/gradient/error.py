@@ -17,7 +17,7 @@ from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.replay import BLOCK
+from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
@@ -255,7 +255,7 @@ class _Estimate:
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
-        return max(1, (self.primal.problem.chunk_size or BLOCK) // max(1, columns))
+        return max(1, (self.primal.problem.chunk_size or REPLAY_BLOCK) // max(1, columns))
 
     def _task(self) -> Problem:
         """Return what the measurement needs to know."""
