@@ -112,7 +112,7 @@ def _nearest_edge(zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor]:
     edges = limits.edges().expand(zeros.place.shape[0], -1)
     distance = (zeros.place[:, :, None] - edges[:, None, :]).abs()
     nearest = distance.argmin(2)
-    noise = 64.0 * limits.rounding.eps * zeros.place.abs() + zeros.width
+    noise = 64.0 * torch.finfo(distance.dtype).eps * zeros.place.abs() + zeros.width
     return distance.gather(2, nearest[:, :, None]).squeeze(2) <= noise, edges.gather(1, nearest)
 
 

@@ -63,8 +63,7 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
         return y.gather(2, component[:, :, None]).squeeze(2)
 
     slope = _slope(function, start).T
-    eps = VALUE_ULPS * torch.finfo(g.call_dtype).eps
-    rounding = eps * zeros.size / slope.abs()
+    rounding = VALUE_ULPS * torch.finfo(slope.dtype).eps * zeros.size / slope.abs()
     sound = valid & zeros.vanishes & slope.isfinite() & (rounding <= FLAT_ZERO * zeros.reach)
     steep = torch.where(sound, slope, 1.0).T
     place = start
@@ -72,7 +71,7 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
         place = place - torch.where(sound.T, function(place), 0.0) / steep
     place = place + (start - place).detach()
     blur = torch.where(sound, zeros.width + rounding, zeros.width)
-    blur = torch.maximum(blur, eps * start.T.abs())
+    blur = torch.maximum(blur, VALUE_ULPS * torch.finfo(g.call_dtype).eps * start.T.abs())
     return torch.where(valid, place.T, torch.nan), blur, sound
 
 
