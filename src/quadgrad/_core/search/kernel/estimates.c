@@ -7,7 +7,8 @@ INLINE Lanes largest_of(Lanes a, Lanes b) {
     return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
 }
 
-/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
+/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All
+ * but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
  * for sums and differences of values at mirrored nodes. */
 INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
@@ -121,7 +122,7 @@ INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t
     return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
-/* Sizes of one cell's values at the nodes; return the largest. Of complex ones the modulus counts, of several the sum. */
+/* Sizes of one cell's values at the nodes; return the largest. Of complex ones moduli count, of several the sum. */
 INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t n, int64_t columns, int64_t parts,
                        double *sizes) {
     double largest = 0.0;
@@ -148,7 +149,8 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, con
         double whole = s->size[c] * scale[c];
         floor[c] = C.floor * eps * whole;
         noise[c] = smaller(C.place * set->eps * reach[c] * s->variation[c], whole) + floor[c];
-        side[c] = (s->right[c] > C.rougher * s->left[c] ? 1.0 : 0.0) - (s->left[c] > C.rougher * s->right[c] ? 1.0 : 0.0);
+        double left = s->left[c], right = s->right[c];
+        side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
         side[c] *= s->decay[c] >= C.unresolved ? 2.0 : 1.0;
         double allowed = C.beyond * s->highest[c];
         double hidden = gap(s->start[c], at_start[c], allowed) + gap(s->stop[c], at_stop[c], allowed);
@@ -171,15 +173,18 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, con
 }
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
-INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low, int64_t here,
-                          int64_t n, const double *y, const double *slope, const Layout *layout) {
+INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low,
+                          int64_t here, int64_t n, const double *y, const double *slope, const Layout *layout) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
     Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest;
     Summary summary, part;
     const double *values = 0;
     int64_t stride = n * columns;
-    if (columns > 1) memset(&summary, 0, sizeof summary), memset(scales, 0, sizeof scales), memset(reaches, 0, sizeof reaches);
+    if (columns > 1) {
+        memset(&summary, 0, sizeof summary);
+        memset(scales, 0, sizeof scales), memset(reaches, 0, sizeof reaches);
+    }
     for (int64_t c = 0; c < here; c++)
         scale[c] = layout->scale[low + c], reach[c] = fabs(layout->reach[low + c]);
     for (int64_t first = 0; first < here * columns; first += WIDE) {

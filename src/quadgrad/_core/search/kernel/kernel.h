@@ -41,8 +41,8 @@ enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
 
-/* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in Cells of cells.py; f at the
- * start, the stop and the middle is times the slope, and NaN where it is not known; of several columns these are sums.
+/* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in NewIntervals of cells.py; f at
+ * start, stop and middle is times the slope, and NaN where it is not known; of several columns these are sums.
  * The height is by how many steps it is below 1, or 0 where no pole is seen. Several columns' values stand in `columns`,
  * and `value` is the sum of their sizes; see `cell_at`. */
 typedef struct {

@@ -77,7 +77,8 @@ INLINE void put_row(const Layout *at, const Piece *pieces, const double *starts,
     for (int64_t c = 0; c < here; c++) x[c] = left[c] + tau[c * step] * width[c];
     if (!slope) return;
     for (int64_t c = 0; c < here; c++) {
-        double along, mapped = map_fraction(starts[c] + tau[c * step] * width[c], starts[c] >= 0.0, pieces[c], &along);
+        double along, fraction = starts[c] + tau[c * step] * width[c];
+        double mapped = map_fraction(fraction, starts[c] >= 0.0, pieces[c], &along);
         int bounded = !(pieces[c].up + pieces[c].down > 0.0);
         x[c] = bounded ? x[c] : mapped, slope[c] = bounded ? 1.0 : along;
     }
