@@ -222,6 +222,11 @@ class Integrand:
         captured = self.captured and replace(self.captured, first=self.captured.first + first)
         return replace(self, arguments=tuple(parts), captured=captured)
 
+    def with_still_arguments(self) -> Integrand:
+        """Return the integrand with arguments that carry no gradient."""
+        still = (replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in self.arguments)
+        return replace(self, arguments=tuple(still))
+
     def outside(self, stack: list[Any]) -> Integrand:
         """Return the integrand for those who are outside of the transforms ``stack``."""
         arguments = (replace(a, value=plain(a.value)) if isinstance(a.value, Tensor) else a for a in self.arguments)

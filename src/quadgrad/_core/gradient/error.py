@@ -17,7 +17,7 @@ from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.replay import BLOCK
+from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
@@ -151,11 +151,7 @@ class _Estimate:
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
-        still = tuple(
-            replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a
-            for a in self.primal.problem.integrand.arguments
-        )
-        core = replace(self.primal.problem.integrand, arguments=still)
+        core = self.primal.problem.integrand.with_still_arguments()
         x = self.primal.problem.limits.detach().inner_points(self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
@@ -170,7 +166,7 @@ class _Estimate:
     ) -> None:
         """Add what comes through the arguments, and from tensors that f itself closes over."""
         primal = self.primal
-        plan = _part(self.plan, elements)
+        plan = self.plan.take(elements[self.plan.owner])
         arguments = tuple(
             i
             for i, given in enumerate(primal.problem.given)
@@ -199,7 +195,7 @@ class _Estimate:
 
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
-        primal, plan = self.primal, _part(self.plan, elements)
+        primal, plan = self.primal, self.plan.take(elements[self.plan.owner])
         moving = follow_marks(primal.problem.limits, primal.treatment).pieces()
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
@@ -259,20 +255,13 @@ class _Estimate:
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
-        return max(1, (self.primal.problem.chunk_size or BLOCK) // max(1, columns))
+        return max(1, (self.primal.problem.chunk_size or REPLAY_BLOCK) // max(1, columns))
 
     def _task(self) -> Problem:
         """Return what the measurement needs to know."""
         primal = self.primal
         eps = Tolerance(primal.problem.tolerance.eps, 0.0, primal.problem.tolerance.eps)
         return replace(primal.problem, limits=primal.problem.limits.detach(), tolerance=eps, stretches=None)
-
-
-def _part(plan: IntervalPlan, elements: Tensor) -> IntervalPlan:
-    """Return the cells of some integrals."""
-    if bool(elements.all()):
-        return plan
-    return plan.take(elements[plan.owner])
 
 
 def _real(tensor: Tensor) -> torch.dtype:

@@ -25,13 +25,13 @@ from quadgrad._core.tolerance import Tolerance, make_tolerance
 
 __all__ = ["Resolve"]
 
-ROUNDS = 4
+SEARCHES = 4
 """Searches of the derivative at most: the size that its tolerance is relative to is known only afterwards."""
 
 ZERO = 5.0
 """A derivative below this many floors (50 eps times the integral of its modulus) is zero to rounding."""
 
-NOISE = 20.0
+HIDDEN = 20.0
 """No error is searched below this many times the rounding of f and x: null rules take that for roughness.
 
 20,000 peaks took 4300 nodes each with 5, and 840 with 20, at the same true errors.
@@ -147,7 +147,7 @@ class _Search:
         sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
         measured = measure(problem, plan, sampler, self.groups)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
-        for _ in range(ROUNDS):
+        for _ in range(SEARCHES):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
             late = (self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
@@ -228,7 +228,7 @@ class _Search:
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         variables = len(self.variables.names)
         idle = torch.stack([self.singular] * variables + [~self.with_value] * (len(self.groups) - variables), dim=1)
-        return asked.masked_fill(idle, torch.inf), NOISE * noise
+        return asked.masked_fill(idle, torch.inf), HIDDEN * noise
 
 
 def _better(

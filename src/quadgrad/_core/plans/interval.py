@@ -41,7 +41,7 @@ class IntervalPlan(Plan, geometry="interval"):
 
     columns: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
     if TYPE_CHECKING:
-        plot: Callable[..., Axes]  # quadgrad._plots puts it here, so that nothing below calls it
+        plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
 
     @staticmethod
     def of(
