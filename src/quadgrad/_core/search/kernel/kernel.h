@@ -164,6 +164,12 @@ INLINE double size_at(const double *columns, int64_t j, int64_t parts) {
     return parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);
 }
 
+INLINE double sum_of(const double *y, int64_t columns) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < columns; j++) sum += y[j];
+    return sum;
+}
+
 enum { COSTLY = 8 }; /* How much more work a cell with logarithmic nodes is. */
 
 /* Where n cells lie, one row of n numbers each: how far 0 is from where they are measured (finite pieces: their left

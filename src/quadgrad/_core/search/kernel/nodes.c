@@ -157,8 +157,7 @@ EXPORT void enter_starts(const Setting *set, Cell *cells, const int64_t *index, 
     int64_t tail = tail_of(set), columns = set->columns;
     PARALLEL(sharing(n, set->threads))
     for (int64_t i = 0; i < n; i++) {
-        double sum = 0.0;
-        for (int64_t j = 0; j < columns; j++) sum += y[i * columns + j] * (slope ? slope[i] : 1.0);
+        double sum = sum_of(y + i * columns, columns) * (slope ? slope[i] : 1.0);
         cell_at(cells, index[i], tail)->at_start = cell_at(cells, index[i] - 1, tail)->at_stop = sum;
     }
 }
