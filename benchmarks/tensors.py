@@ -152,8 +152,8 @@ def measure(scale: float = 1.0) -> Findings:
     return Findings(
         "Tensor path",
         f"The search of {n:,} peaks in tensor operations, on the CPU and without the compiled kernel: "
-        f"{cost.rounds} rounds, each one block of cells. Operations: views among them, f's own not. Reads: numbers, "
-        "and sizes that only the device knows. A further round: without what a call of wide peaks takes.",
+        f"{cost.rounds} rounds, each one block of cells. Operations: views among them, f's own not. Reads: "
+        "numbers, and sizes that only the device knows. A further round: without what a call of wide peaks takes.",
         [show_seconds(measured, ("worst\nerror",))] if measured else [],
         figures,
         notes,
