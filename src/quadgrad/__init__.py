@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from quadgrad import _plots as _plots  # gives plans their plot
-from quadgrad._config import show_config
+from quadgrad._config import keep_freed_memory, show_config
 from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
@@ -39,6 +39,7 @@ __all__ = [
     "UnmarkedJumpWarning",
     "element",
     "gradient_error",
+    "keep_freed_memory",
     "quad",
     "replay",
     "show_config",

@@ -133,7 +133,9 @@ class Captured:
     def evaluate(self, integrand: Integrand, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return the integrand at x of shape ``(m, n, *point)``, in the order of the columns."""
         count, device, n = self.lanes.count, x.device, x.shape[1]
-        whose = torch.arange(n, device=device) + (owner.start or 0) if isinstance(owner, slice) else owner
+        whose = owner
+        if isinstance(whose, slice):  # of one integral alone, or of one for each column
+            whose = torch.arange(whose.start, whose.stop, device=device).expand(n)
         lane = (whose + self.first) // self.batch
         counts = torch.bincount(lane, minlength=count)
         order = lane.argsort(stable=True)

@@ -25,7 +25,7 @@ from quadgrad._core._torch import (
     unwrap,
 )
 
-__all__ = ["Lanes", "plain"]
+__all__ = ["Lanes", "has_lanes", "plain"]
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -155,12 +155,6 @@ class Lanes:
         return add_lanes(plain(tensor), self.levels)
 
 
-def export(tensor: Tensor) -> Tensor:  # until their callers name what they mean
-    return plain(tensor)
-
-
-def largest(tensor: Tensor) -> Tensor:
-    return tensor if not belongs_to_transform(tensor) else plain(tensor)
-
-
-somewhere = largest
+def has_lanes(tensor: Tensor) -> bool:
+    """Whether a tensor is another one in each lane of a ``vmap``."""
+    return belongs_to_transform(tensor) and bool(unwrap(tensor)[1])

@@ -6,15 +6,18 @@ it know a geometry: a mesh places the nodes.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, outside_transforms
 from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
+from quadgrad._core.lanes import has_lanes, plain
 from quadgrad._core.plans.base import Mesh, Plan
 from quadgrad._core.recompute import Rows, Work, recompute
 from quadgrad._core.reduce import total
@@ -108,12 +111,19 @@ def _integrate(
     integrand: Integrand, cells: Plan, mesh: Mesh, size: int, observer: Observer | None, places: Tensor | None
 ) -> Tensor:
     """Return the integral over each cell, ``(n, *event)``, ``size`` at a time; ``places`` are for the observer."""
-    layout, owner, functionals = mesh.lay_out(cells), cells.owner, cells.functionals
+    place: Callable[[], AbstractContextManager[Any]] = nullcontext
+    fixed = in_transform() and not torch.compiler.is_compiling()
+    if fixed and not any(has_lanes(t) or carries_derivative(t) for t in mesh.tensors()):
+        # What carries no derivative is placed outside: under two levels an operation takes ten times as long.
+        place, mesh = outside_transforms, mesh.with_tensors([plain(t) for t in mesh.tensors()])
+    with place():
+        layout, owner, functionals = mesh.lay_out(cells), cells.owner, cells.functionals
     blocks: list[Tensor] = []
     dtype = None
     for low in range(0, max(1, len(cells)), size):
         part = slice(low, min(len(cells), low + size))
-        x, factor = layout.nodes(cells.tau, part)
+        with place():
+            x, factor = layout.nodes(cells.tau, part)
         y = integrand(x, owner[part])
         if observer is not None and places is not None:
             observer.see(places[part], y, factor)

@@ -7,16 +7,24 @@ results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import carries_derivative, forward_mode_open, in_differentiation, in_transform
+from quadgrad._core._torch import (
+    carries_derivative,
+    forward_mode_open,
+    in_differentiation,
+    in_transform,
+    without_derivatives,
+)
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Argument, Captured, Integrand
-from quadgrad._core.lanes import Lanes, plain
+from quadgrad._core.lanes import Lanes, has_lanes, plain
 from quadgrad._core.problem import BLOCK, Problem
 from quadgrad._core.result import Result
 from quadgrad._core.search.kernel.native import open_native
@@ -39,7 +47,9 @@ def open_call(
         problem.integrand, problem.opening = opened
         probe = opened[1].y
     else:
-        problem.integrand, probe = problem.integrand.probe(problem.limits.part(0, 1).detach().inner_points(1))
+        # Under a transform that differentiates, derivatives are asked for anyway: the probe need not have any.
+        with without_derivatives() if in_differentiation() else nullcontext():
+            problem.integrand, probe = problem.integrand.probe(problem.limits.part(0, 1).detach().inner_points(1))
     reached = [probe, *problem.limits.marks]
     if jumps is not None:
         problem.jumps, moving = _probe_jumps(problem, jumps)
@@ -56,9 +66,10 @@ def open_call(
 
 def _is_differentiated(reached: list[Tensor]) -> bool:
     """Whether derivatives may be asked of what depends on these tensors."""
-    if in_differentiation() or forward_mode_open():  # without grad mode, too
+    if forward_mode_open() or in_differentiation():  # without grad mode, too
         return True
-    return torch.is_grad_enabled() and any(carries_derivative(tensor) for tensor in reached)
+    look = carries_derivative if in_transform() else attrgetter("requires_grad")
+    return torch.is_grad_enabled() and any(map(look, reached))
 
 
 def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand, Tensor]:
@@ -113,11 +124,6 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
     integrand, jumps = join_integrand(problem.integrand), problem.jumps and join_integrand(problem.jumps)
     shape = lanes.sizes + problem.batch_shape
     return replace(joined, integrand=integrand, jumps=jumps, batch_shape=shape, given=())
-
-
-def has_lanes(tensor: Tensor) -> bool:
-    """Whether a tensor is different in each lane of a ``vmap``."""
-    return Lanes.of([tensor]) is not None
 
 
 def lower(result: Result, lanes: Lanes | None) -> Result:

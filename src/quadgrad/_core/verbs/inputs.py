@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import belongs_to_transform
 from quadgrad._core.integrand import Element, Integrand, make_argument
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits, stack_points
@@ -65,9 +66,12 @@ def flatten(
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
     arguments = tuple([make_argument(v, shape) for v in given])
-    ordered = isinstance(a, float) and isinstance(b, float) and a <= b
-    if not ordered and trusted is None:
+    if trusted is None and None not in (ends := (_number(a), _number(b))):
+        ordered = ends[0] <= ends[1]
+    elif trusted is None:
         ordered = not bool(plain(flat[1] < flat[0]).any())
+    else:
+        ordered = isinstance(a, float) and isinstance(b, float) and a <= b
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
@@ -150,14 +154,22 @@ def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) ->
         ) from None
 
 
+def _number(end: Any) -> float | None:
+    """Return a limit as a number if that is quick to ask for: several operations on a tensor are not."""
+    if isinstance(end, float):
+        return end
+    return end.item() if end.numel() == 1 and end.is_cpu and not belongs_to_transform(end) else None
+
+
 def _check_limits(a: Any, b: Any) -> bool:
     """Refuse NaN limits; return whether all limits are finite."""
     finite = True
     for name, end in (("a", a), ("b", b)):
-        if isinstance(end, float):
-            if math.isnan(end):
-                raise ValueError(f"limit {name} is NaN")
-            finite = finite and math.isfinite(end)
+        number = _number(end)
+        if number is not None and not math.isnan(number):
+            finite = finite and math.isfinite(number)
+        elif number is not None and isinstance(end, float):
+            raise ValueError(f"limit {name} is NaN")
         elif end.is_floating_point() and bool(plain(~end.isfinite()).any()):
             missing = plain(end.isnan())  # lanes of a transform in front
             bad = missing.nonzero()

@@ -68,7 +68,7 @@ def _integrate(
     found, limits = primal.found, primal.problem.limits.detach()
     failed = bool(found.status.any())
     asked = _warn_of_lost_gradients(primal, probe)
-    primal.value = oriented_value(found, limits)
+    primal.value = oriented_value(found, limits, failed)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
     if logs:
@@ -79,7 +79,9 @@ def _integrate(
     if asked and not found.plan.inspected:
         found.plan = replace(found.plan, inspected=True)
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    value, error = value.to(dtype.to_complex() if value.is_complex() else dtype), error.to(real_dtype(dtype))
+    if value.dtype != dtype:
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+        error = error.to(real_dtype(dtype))
     result = Result(
         _unflatten(value, shape),
         _unflatten(error, shape),

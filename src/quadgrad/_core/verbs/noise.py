@@ -24,7 +24,7 @@ def refuse_noise(problem: Problem, plan: IntervalPlan) -> None:
     if len(plan) == 0:
         return
     cell = plan.take(slice(0, 1))
-    x, _ = cell.place(problem.pieces)
+    x, _ = problem.pieces.lay_out(cell).nodes(plan.tau)
     once, again = (problem.integrand(x, cell.owner).detach() for _ in range(2))
     differs = (once - again).abs() > problem.tolerance.eps**0.5 * once.abs()
     if bool(differs.any()):

@@ -70,7 +70,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     with problem.outside() as plain:
         mended = search_tiles(plain, checked.unfinished())
         refuse_noise(plain, mended.plan)
-        known = oriented_value(mended, plain.limits)
+        known = oriented_value(mended, plain.limits, bool(mended.status.any()))
     again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
     refuse_disagreement(again, known, mended.error, problem.block)
     value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
@@ -78,10 +78,10 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)
 
 
-def oriented_value(found: Found, limits: Limits) -> Tensor:
+def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
     """Return the value with the sign of the limits' order, NaN where f was not finite."""
     value = limits.orient(found.value)
-    if bool(found.status.any()):
+    if failed:
         unknown = found.error.isinf().reshape(-1, *(1,) * (value.ndim - 1))
         value = value.masked_fill(unknown, torch.nan)
     return value
