@@ -60,11 +60,17 @@ def test_a_lower_column_is_taken_only_when_its_error_is_a_tenth_of_the_tolerance
 
 @pytest.mark.parametrize(("start", "away"), [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 2.0**-44), (64.0, None)])
 def test_how_close_to_a_limit_the_first_cell_is_looked_at(start: float, away: float | None) -> None:
-    """Where 16 eps of a number is more than 2^-44 of the piece, rounding is too near."""
+    """Where 2^-44 of the piece is a few spacings only, f is called in the middle instead."""
     f = Recorder(torch.cos)
     qg.quad(f, t64(start), start + 1.0, rtol=1e-10)
     closest = float((f.nodes - start).min())
     assert closest == (get_rule("gk21").nodes[0] + start - start if away is None else away)
+
+
+def test_in_single_precision_that_is_sixteen_eps() -> None:
+    f = Recorder(torch.cos)
+    qg.quad(f, torch.tensor(0.0), 1.0)
+    assert float(f.nodes.min()) == 2.0**-19
 
 
 def test_how_close_to_an_end_the_series_is_checked() -> None:

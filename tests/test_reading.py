@@ -69,10 +69,10 @@ def test_a_zero_that_is_uncertain_by_a_thousandth_of_its_stretch_is_flat(slope: 
 
 
 def test_a_derivative_that_is_a_value_of_f_is_off_by_ten_eps_of_it() -> None:
-    b = leaf(1.0)
+    b = leaf(2.0)
     result = qg.quad(lambda x: torch.full_like(x, 3.0), 0.0, b)
     (error,) = qg.gradient_error(result, (b,))
-    assert float(error) == pytest.approx(30 * 2.0**-52, rel=1e-12)
+    assert float(error) == 30 * 2.0**-52
 
 
 def narrow(x: Tensor, s: Tensor, width: float) -> Tensor:
