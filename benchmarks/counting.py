@@ -35,7 +35,7 @@ class Counting(TorchDispatchMode):
     Attributes
     ----------
     operations : Counter
-        Operators that start work on a device, by name.
+        Operators by name, views and memory that is not written among them.
     reads : Counter
         What the host waits for, by name: numbers, and sizes that only the device knows.
     """
@@ -55,6 +55,11 @@ class Counting(TorchDispatchMode):
         super().__exit__(*exception)
         self._conversions.__exit__(*exception)
 
+    @property
+    def launches(self) -> int:
+        """How many operators start work on a device."""
+        return sum(count for name, count in self.operations.items() if name not in FREE | READS)
+
     def uncounted(self, f: Any) -> Any:
         """Return a function whose own operations are not counted."""
 
@@ -72,8 +77,7 @@ class Counting(TorchDispatchMode):
         if not self._paused:
             if name in READS or name in SIZES or (name in ("index", "index_put_") and _has_mask(args[1])):
                 self.reads[name] += 1
-            if name not in FREE and name not in READS:
-                self.operations[name] += 1
+            self.operations[name] += 1
         return func(*args, **(kwargs or {}))
 
 

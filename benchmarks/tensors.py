@@ -15,9 +15,10 @@ from benchmarks.counting import Counting
 from benchmarks.findings import Figure, Findings, Measured, Target, compare, show_seconds
 from benchmarks.timing import Task, interleave
 
-__all__ = ["Round", "count_rounds", "measure"]
+__all__ = ["Cost", "count_rounds", "measure"]
 
 BATCH = 2_000
+BLOCK = 2**21
 NODES = 21
 """Nodes of the rule; f is called on as many rows, but for what is asked beside cells."""
 
@@ -26,13 +27,22 @@ OPERATIONS, READS = 350, 2
 
 
 @dataclass(frozen=True)
-class Round:
-    """How often f was called on cells, and what a round cost on the average, f's own operations left out."""
+class Cost:
+    """What a search asked of a device: how often f was called on cells, and what was counted, f's own left out."""
 
     rounds: int
-    operations: float
-    reads: float
     counting: Counting
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Operations, those that start work, reads."""
+        return self.counting.operations.total(), self.counting.launches, self.counting.reads.total()
+
+    def in_a_round(self, without: Cost | None = None) -> tuple[float, ...]:
+        """Return the totals over the rounds; ``without`` what another call took, and its rounds."""
+        rounds = self.rounds - (without.rounds if without else 0)
+        base = without.totals if without else (0, 0, 0)
+        return tuple((mine - other) / rounds for mine, other in zip(self.totals, base, strict=True))
 
 
 @contextmanager
@@ -47,23 +57,25 @@ def without_kernel() -> Iterator[None]:
         native.load = load
 
 
-def count_rounds(n: int = BATCH) -> Round:
-    """Count what the search of n peaks asks of a device in a round."""
-    problem, counting, sizes = peaks.make_peaks(n), Counting(), []
+def count_rounds(widths: float, n: int = BATCH) -> Cost:
+    """Count what the search of n peaks asks of a device; their widths are multiplied."""
+    problem, counting, rounds = peaks.make_peaks(n), Counting(), 0
 
     def f(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
-        if x.shape[0] == NODES:
-            sizes.append(x.shape[1])
+        nonlocal rounds
+        rounds += x.shape[0] == NODES
         return peaks.peak(x, c, e)
 
+    def integrate(f: Callable[..., Tensor]) -> qg.Result:
+        """Integrate so that every round's cells are one block."""
+        args = (problem.centre, widths * problem.width)
+        return qg.quad(f, 0.0, 1.0, args, rtol=peaks.RTOL, chunk_size=BLOCK)
+
     with without_kernel(), torch.no_grad():
-        peaks.integrate(problem, peaks.peak)  # tables are made once
+        integrate(peaks.peak)  # tables are made once
         with counting:
-            peaks.integrate(problem, counting.uncounted(f))
-    blocks = sum(size == max(sizes) for size in sizes)  # a round of many cells is several full blocks and a rest
-    rounds = len(sizes) - (blocks if blocks > 1 else 0)
-    operations, reads = sum(counting.operations.values()), sum(counting.reads.values())
-    return Round(rounds, operations / rounds, reads / rounds, counting)
+            integrate(counting.uncounted(f))
+    return Cost(rounds, counting)
 
 
 def on(device: str, scale: float) -> dict[str, tuple[Task, int, int, Callable[[], str]]]:
@@ -107,10 +119,15 @@ def on(device: str, scale: float) -> dict[str, tuple[Task, int, int, Callable[[]
 def measure(scale: float = 1.0) -> Findings:
     """Count a round; time peaks and distances on the GPU beside the CPU where there is one."""
     n = max(200, round(BATCH * scale))
-    cost = count_rounds(n)
+    cost, easy = count_rounds(1.0, n), count_rounds(1e6, n)
+    operations, launches, reads = cost.in_a_round()
+    further, _, more_reads = cost.in_a_round(easy)
     figures = [
-        Figure("operations in a round", cost.operations, None, Target(OPERATIONS), ""),
-        Figure("reads by the host in a round", cost.reads, None, Target(READS), ""),
+        Figure("operations of the call over its rounds", operations, None, Target(OPERATIONS), ""),
+        Figure("the same, those that start work on a device", launches, None, None, ""),
+        Figure("operations of a further round", further, None, Target(OPERATIONS), ""),
+        Figure("reads by the host, of the call over its rounds", reads, None, Target(READS), ""),
+        Figure("reads of a further round", more_reads, None, Target(READS), ""),
     ]
     most = ", ".join(f"{name} {count}" for name, count in cost.counting.operations.most_common(12))
     reads = ", ".join(f"{name} {count}" for name, count in cost.counting.reads.most_common())
@@ -135,8 +152,8 @@ def measure(scale: float = 1.0) -> Findings:
     return Findings(
         "Tensor path",
         f"The search of {n:,} peaks in tensor operations, on the CPU and without the compiled kernel: "
-        f"{cost.rounds} rounds. Operations are those that start work on a device, without views and without f's "
-        "own; reads are numbers, and sizes that only the device knows.",
+        f"{cost.rounds} rounds, each one block of cells. Operations: views among them, f's own not. Reads: "
+        "numbers, and sizes that only the device knows. A further round: without what a call of wide peaks takes.",
         [show_seconds(measured, ("worst\nerror",))] if measured else [],
         figures,
         notes,

@@ -5,7 +5,7 @@ Those of gk21 in double precision, at rtol 1e-4 and at 1e-10: nodes and status, 
 
 from __future__ import annotations
 
-__all__ = ["COUNTS", "RTOLS"]
+__all__ = ["COUNTS", "DERIVATIVES", "RTOLS"]
 
 RTOLS = (1e-4, 1e-10)
 
@@ -144,3 +144,33 @@ COUNTS: dict[str, tuple[int, int, int, int]] = {
     "vector with a zero": (23, 0, 23, 0),
     "vector with marked jumps": (69, 0, 69, 0),
 }
+
+DERIVATIVES: dict[str, tuple[int, int, int]] = {
+    "peak of width 1e-2 by its centre": (175, 457, 0),
+    "peak of width 1e-3 by its centre": (325, 528, 2),
+    "peak of width 1e-4 by its centre": (307, 803, 2),
+    "peak of width 1e-1 by its width": (87, 195, 0),
+    "peak of width 1e-4 by its width": (307, 509, 0),
+    "Beta function B(a, 3) at a = 1": (23, 226, 0),
+    "Beta function B(a, 2.5) at a = 0.2": (134, 318, 0),
+    "exp(-2 x) / x^s by s at s = 0": (65, 418, 0),
+    "exp(-2 x) / x^s by s at s = 0.8": (134, 441, 0),
+    "exp(-t x) / x^s by t": (180, 180, 0),
+    "x^s at s = 0": (23, 88, 0),
+    "x^s at s = -0.8": (88, 0, 0),
+    "square root of x + p at p = 0": (88, 69, 0),
+    "(x + p)^0.3 at p = 0": (88, 69, 0),
+    "logarithm of x + 1e-6": (134, 207, 0),
+    "hypotenuse of x and 1e-4": (23, 424, 0),
+    "elliptic integral E near m = 1": (23, 340, 0),
+    "kink abs(x - p)": (215, 1057, 0),
+    "softplus, a step 1e-4 wide": (215, 331, 0),
+    "Bessel function K by its order": (87, 364, 0),
+    "Bessel function J by its order": (23, 318, 0),
+    "Bessel function J0 by its argument": (23, 65, 0),
+    "Airy function, Laplace integral": (246, 387, 0),
+    "Airy function on a ray": (107, 197, 0),
+    "Gaussian by its rate": (23, 0, 0),
+    "damped wave by its frequency": (365, 722, 0),
+}
+"""Nodes of the value at rtol 1e-4, more of the derivative at 1e-9, and its status."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import quadgrad as qg
+from benchmarks.derivatives import ROWS
 from benchmarks.problems import PROBLEMS
-from counts import COUNTS, RTOLS
-from helpers import t64
+from counts import COUNTS, DERIVATIVES, RTOLS
+from helpers import leaf, t64
 from quadgrad._core.search.kernel import native
 from quadgrad._core.search.kernel.library import load
 
@@ -48,3 +49,13 @@ def test_many_peaks(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
         1e-8: 171_981,
         1e-10: 194_778,
     }
+
+
+def test_derivatives_searched_on_their_own() -> None:
+    spent = {}
+    for row in ROWS:
+        mode = qg.Resolve(rtol=1e-9)
+        result = qg.quad(row.f, row.a, row.b, (leaf(row.parameter),), rtol=1e-4, gradient=mode, on_failure="ignore")
+        derivative = result.derivative
+        spent[row.name] = (int(result.nfev), int(derivative.nfev), int(derivative.status))
+    assert spent == DERIVATIVES

@@ -51,9 +51,9 @@ def assert_same(compiled: qg.Result, plain: qg.Result) -> None:
     assert torch.equal(compiled.nfev, plain.nfev)
     known = plain.error.isfinite()
     assert torch.equal(known, compiled.error.isfinite())
-    apart = (compiled.value - plain.value)[known].abs()
-    eps = torch.finfo(plain.value.dtype).eps
-    assert (apart <= 0.1 * plain.error[known] + 8 * eps * plain.value[known].abs()).all()
+    eps, event = torch.finfo(plain.value.dtype).eps, plain.value.shape[plain.error.ndim :].numel()
+    apart, size = (t.abs().reshape(-1, event)[known.flatten()] for t in (compiled.value - plain.value, plain.value))
+    assert (apart <= 0.1 * plain.error[known][:, None] + 8 * eps * size).all()
 
 
 @pytest.mark.parametrize("limits", ((0.1, 0.7), (-3e5, 3e5 + 0.1), (1e-9, 1e3)))
@@ -295,3 +295,64 @@ def test_what_f_is_given_is_its_own(both) -> None:
 
     assert_same(*both(f, 0.0, 1.0, (c, e)))
     assert all(torch.equal(now, then) for call in kept for now, then in zip(call[:3], call[3:], strict=True))
+
+
+def vector(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    # All converge alike: where one were smooth to rounding, rounding would tell how the others are refined.
+    return torch.stack((peak(x, c, e), -2.0 * peak(x, c, e), (3.0 + x) * peak(x, c, e)), -1)
+
+
+def rotated(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    return peak(x, c, e) * torch.exp(5j * x)
+
+
+def matrix(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+    return torch.stack((vector(x, c, e), rotated(x, c, e)[..., None] * torch.ones(3)), -2)
+
+
+@pytest.mark.parametrize("options", ({}, {"chunk_size": 9}, {"max_nfev": 300}, {"rule": "gk15"}), ids=str)
+@pytest.mark.parametrize("f", (vector, rotated, matrix))
+def test_events_and_complex_values(f: Callable[..., Tensor], options: dict[str, int | str], both) -> None:
+    assert_same(*both(f, 0.0, 1.0, random_peaks(40), rtol=1e-8, **options))
+
+
+@pytest.mark.parametrize("f", (vector, rotated, matrix))
+def test_events_and_complex_values_shared_by_threads_and_from_a_plan(f: Callable[..., Tensor], both) -> None:
+    # Among so many some are reopened after all their cells had settled.
+    c, e = random_peaks(600)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compiled, plain = both(f, 0.0, 1.0, (c, e), rtol=1e-7)
+        assert_same(compiled, plain)
+        assert_same(*both(f, 0.0, 1.0, (c + 1e-3, e), rtol=1e-8, plan=compiled.plan))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("f", (vector, rotated, matrix))
+def test_events_and_complex_values_on_infinite_pieces(f: Callable[..., Tensor], both) -> None:
+    lower, upper = t64([0.0, -INF, -INF, 0.0, 2.0, 1.0]), t64([INF, 0.0, INF, 3.0, -1.0, 1.0])
+    decaying = lambda x, c, e: f(x, c, e) * torch.exp(-x.abs()).reshape(x.shape + (1,) * (f(x, c, e).ndim - x.ndim))
+    assert_same(*both(decaying, lower, upper, random_peaks(6), rtol=1e-8))
+
+
+def test_single_integrals_of_any_kind_have_no_probe(both) -> None:
+    """Their first call of f is that on the first cell, whatever it returns and wherever the limits are."""
+    for f in (vector, rotated, matrix):
+        for a, b in ((0.0, 1.0), (0.0, INF), (-INF, INF)):
+            calls: list[torch.Size] = []
+
+            def g(x: Tensor, f=f, calls=calls) -> Tensor:
+                calls.append(x.shape)
+                y = f(x, t64(0.3), t64(0.01))
+                return y * torch.exp(-x * x).reshape(x.shape + (1,) * (y.ndim - x.ndim))
+
+            qg.quad(g, t64(a), b)
+            assert calls[0] == (23, 1)
+            assert_same(*both(lambda x: g(x), t64(a), b))
+
+
+def test_an_event_without_components(both) -> None:
+    compiled, plain = both(lambda x: x[..., None][..., :0], 0.0, t64([1.0, 2.0]))
+    assert compiled.value.shape == plain.value.shape == (2, 0)

@@ -361,3 +361,33 @@ def test_singularity_that_moves_with_a_marked_interior_parameter(points: str, mo
     exact = p.detach() ** -0.25 - (1 - p.detach()) ** -0.25
     assert relative_error(torch.autograd.grad(result.value.sum(), p)[0], exact) <= 1e-8
     assert result.derivative is None or bool((result.derivative.error == inf).all())
+
+
+# ------------------------------------------------------------------------------------- where a search of it ends
+
+
+def peak_by_centre(centre: float, width: float, loose: float, tight: float) -> tuple[qg.Result, float]:
+    """Return the result and the derivative of a peak's area by its centre."""
+    c, peak = leaf(centre), lambda x, c: width / ((x - c) ** 2 + width**2)
+    mode = qg.Resolve(rtol=tight)
+    result = qg.quad(peak, 0.0, 1.0, (c,), rtol=loose, gradient=mode, on_failure="ignore")
+    return result, float(torch.autograd.grad(result.value, c)[0])
+
+
+@pytest.mark.parametrize(("off", "status"), [(0.0, "CONVERGED"), (1e-14, "CONVERGED"), (1e-12, "ROUNDOFF")])
+def test_a_derivative_of_fifty_eps_is_zero_to_rounding(off: float, status: str) -> None:
+    """By symmetry it is about -2.96 times how far the peak is off the middle, the integral of its modulus 19."""
+    result, slope = peak_by_centre(0.5 + off, 0.1, 1e-4, 1e-6)
+    assert abs(slope + 2.9586 * off) <= 1e-14
+    assert int(result.derivative.nfev) == 258
+    assert result.derivative.status == qg.Status[status]
+
+
+def test_the_size_that_a_derivatives_tolerance_is_relative_to_is_found_by_searching_again() -> None:
+    """The value's plan sees nothing of how its two flanks cancel: one search ends at 60 times the error."""
+    result, slope = peak_by_centre(0.499, 1e-3, 1e-1, 1e-3)
+    c = t64(0.499).requires_grad_()
+    exact = torch.autograd.grad(torch.atan((1 - c) / 1e-3) + torch.atan(c / 1e-3), c)[0]
+    assert result.derivative.converged
+    assert abs(slope - float(exact)) <= 1e-3 * abs(float(exact))
+    assert int(result.derivative.nfev) == 924

@@ -5,7 +5,7 @@ Each name has a canary in ``tests/test_torch_canary.py`` that fails when torch c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -151,7 +151,7 @@ def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:
 
 
 @contextmanager
-def without_derivatives() -> Iterator[None]:
+def without_derivatives() -> Generator[None]:
     """Return a context in which no derivative is computed, neither backward nor forward.
 
     Tangents are what costs most: with them an operation under ``jvp`` takes ten times as long.
@@ -160,7 +160,7 @@ def without_derivatives() -> Iterator[None]:
         if not forward_mode_open():
             yield
             return
-        with forward_ad._set_fwd_grad_enabled(False):
+        with forward_ad._set_fwd_grad_enabled(False):  # pyright: ignore[reportPrivateUsage]
             yield
 
 

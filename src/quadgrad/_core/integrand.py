@@ -133,9 +133,8 @@ class Captured:
     def evaluate(self, integrand: Integrand, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return the integrand at x of shape ``(m, n, *point)``, in the order of the columns."""
         count, device, n = self.lanes.count, x.device, x.shape[1]
-        if isinstance(owner, slice):
-            owner = torch.arange(n, device=device) + (owner.start or 0)
-        lane = (owner + self.first) // self.batch
+        whose = torch.arange(n, device=device) + (owner.start or 0) if isinstance(owner, slice) else owner
+        lane = (whose + self.first) // self.batch
         counts = torch.bincount(lane, minlength=count)
         order = lane.argsort(stable=True)
         # The place of each column among those of its lane, and for each lane a column to pad with: its own first
@@ -145,7 +144,7 @@ class Captured:
         lanes = torch.arange(count, device=device)
         spare = torch.where(counts > 0, order[begins.clamp_max(n - 1)], n + lanes)
         x = torch.cat((x, self.rest.to(x.dtype).expand(x.shape[0], *self.rest.shape)), dim=1)
-        owner = torch.cat((owner, (lanes * self.batch - self.first).clamp_min(0)))
+        whose = torch.cat((whose, (lanes * self.batch - self.first).clamp_min(0)))
         step = max(1, self.block // (count * x.shape[0]))
         parts: list[Tensor] = []
         for low in range(0, int(counts.max()), step):
@@ -154,7 +153,7 @@ class Captured:
             columns = spare[:, None].repeat(1, width)
             mine = here.nonzero().squeeze(1)
             columns[lane[mine], place[mine] - low] = mine
-            y = self._in_lanes(integrand, x[:, columns], owner[columns])
+            y = self._in_lanes(integrand, x[:, columns], whose[columns])
             parts.append(y[:, lane[mine], place[mine] - low])
         if len(parts) == 1:
             return parts[0]
@@ -222,6 +221,11 @@ class Integrand:
         parts = (a if a.shared else replace(a, value=a.value[first:last]) for a in self.arguments)
         captured = self.captured and replace(self.captured, first=self.captured.first + first)
         return replace(self, arguments=tuple(parts), captured=captured)
+
+    def with_still_arguments(self) -> Integrand:
+        """Return the integrand with arguments that carry no gradient."""
+        still = (replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in self.arguments)
+        return replace(self, arguments=tuple(still))
 
     def outside(self, stack: list[Any]) -> Integrand:
         """Return the integrand for those who are outside of the transforms ``stack``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -108,7 +108,7 @@ class Problem:
         return self._outside() if self.flowing or in_transform() else nullcontext(self)
 
     @contextmanager
-    def _outside(self) -> Iterator[Problem]:
+    def _outside(self) -> Generator[Problem]:
         if in_transform():
             with without_derivatives(), outside_transforms() as stack:
                 limits = self.limits.with_marks(tuple(plain(mark) for mark in self.limits.marks))

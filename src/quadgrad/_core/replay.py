@@ -19,9 +19,9 @@ from quadgrad._core.plans.base import Mesh, Plan
 from quadgrad._core.recompute import Rows, Work, recompute
 from quadgrad._core.reduce import total
 
-__all__ = ["BLOCK", "Observer", "replay_plan"]
+__all__ = ["REPLAY_BLOCK", "Observer", "replay_plan"]
 
-BLOCK = 2**16
+REPLAY_BLOCK = 2**16
 """Nodes evaluated at a time where the caller sets no ``chunk_size``: the arrays stay in the processor's cache."""
 
 

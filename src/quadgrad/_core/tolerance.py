@@ -40,7 +40,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of places and sums, the widest that the device has, whatever f is called in.
 
-    With sums in single precision search and replay, whose orders differ, would differ by more than an error of 1e-6.
+    With sums in single precision search and replay, whose orders differ, would differ by more than their errors.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 

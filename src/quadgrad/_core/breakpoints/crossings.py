@@ -7,7 +7,7 @@ which are narrow where the integrand jumps. A zero the first scan has missed is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -20,7 +20,7 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import total
 
-__all__ = ["Zeros", "scan_pieces", "scan_plan"]
+__all__ = ["Zeros", "look", "scan_pieces", "scan_plan"]
 
 _ENDS = (0.0, 2.0**-48, 2.0**-24, 2.0**-12, 2.0**-6, 2.0**-3, 0.25, 0.5)
 _NODES = 12
@@ -74,8 +74,8 @@ class Zeros:
         real = torch.arange(padded.place.shape[1], device=self.place.device) < self.place.shape[1]
         return replace(padded, place=torch.where(real, padded.place, torch.nan))
 
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.place, self.component, self.width, self.reach, self.size, self.vanishes
+    def _columns(self) -> list[Tensor]:
+        return [getattr(self, f.name) for f in fields(self)[:-1]]
 
 
 def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
@@ -119,7 +119,7 @@ def _nearest_edge(zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor]:
 def _scan(g: Integrand, x: Tensor, owner: Tensor, stretch: Tensor, batch: int, block: int) -> Zeros:
     """Find zeros between nodes ``(m, n)`` that ascend in each cell, and from cell to cell of one ``stretch``."""
     m = x.shape[0]
-    y = _sample(g, x, owner, block)
+    y = look(g, x, owner, block).transpose(0, 1).flatten(0, 1)
     x, owners, column = x.T.reshape(-1), owner.repeat_interleave(m), stretch.repeat_interleave(m)
     together = (column[1:] == column[:-1])[:, None]
     brackets, at, component = _brackets(x, y, together)
@@ -135,18 +135,14 @@ def _scan(g: Integrand, x: Tensor, owner: Tensor, stretch: Tensor, batch: int, b
     return _collect(g, crossing, touching, batch, block)
 
 
-def _sample(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
-    """Return the functions' values at nodes ``(m, n)``, cell by cell: ``(m n, components)``."""
-    return torch.cat([y.transpose(0, 1).flatten(0, 1) for _, y in _in_blocks(g, x, owner, block)])
-
-
-def _in_blocks(g: Integrand, x: Tensor, owner: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield some columns of x ``(m, n)`` at a time and the values there, ``(m, columns, components)``."""
+def look(g: Integrand, x: Tensor, owner: Tensor | slice, block: int | None = None) -> Tensor:
+    """Return a function's values at nodes ``(m, n)``, ``(m, n, components)``, a block at a time."""
+    if isinstance(owner, slice) or block is None:
+        y = g(x, owner).detach()
+        return y.reshape(*x.shape, math.prod(y.shape[2:]))
     step = max(1, block // x.shape[0])
-    for first in range(0, max(1, x.shape[1]), step):
-        part = slice(first, first + step)
-        y = g(x[:, part], owner[part]).detach()
-        yield part, y.reshape(*y.shape[:2], math.prod(y.shape[2:]))
+    parts = (slice(first, first + step) for first in range(0, max(1, x.shape[1]), step))
+    return torch.cat([look(g, x[:, part], owner[part]) for part in parts], dim=1)
 
 
 def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:
@@ -176,11 +172,8 @@ def _columns(g: Integrand, owner: Tensor, component: Tensor, block: int) -> Call
     """Return the components of g for one column each, without gradient, evaluated a block at a time."""
 
     def function(x: Tensor) -> Tensor:
-        parts: list[Tensor] = []
-        for part, y in _in_blocks(g, x, owner, block):
-            which = component[part].expand(x.shape[0], -1)[:, :, None]
-            parts.append(y.gather(2, which).squeeze(2))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        which = component.expand(x.shape[0], -1)[:, :, None]
+        return look(g, x, owner, block).gather(2, which).squeeze(2)
 
     return function
 

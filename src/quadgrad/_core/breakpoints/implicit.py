@@ -25,10 +25,10 @@ __all__ = ["attach_derivatives"]
 ORDER = 4
 """Derivatives of a zero are right up to this order."""
 
-NOISE = 4.0
+VALUE_ULPS = 4.0
 """The value of g is taken to be uncertain by this many eps times its magnitude near the zero."""
 
-FLAT = 1e-3
+FLAT_ZERO = 1e-3
 """Where that makes the zero uncertain by more than this share of the stretch it was found in, g is flat there."""
 
 
@@ -63,15 +63,15 @@ def attach_derivatives(g: Integrand, zeros: Zeros, limits: Limits) -> tuple[Tens
         return y.gather(2, component[:, :, None]).squeeze(2)
 
     slope = _slope(function, start).T
-    rounding = NOISE * torch.finfo(slope.dtype).eps * zeros.size / slope.abs()
-    sound = valid & zeros.vanishes & slope.isfinite() & (rounding <= FLAT * zeros.reach)
+    rounding = VALUE_ULPS * torch.finfo(slope.dtype).eps * zeros.size / slope.abs()
+    sound = valid & zeros.vanishes & slope.isfinite() & (rounding <= FLAT_ZERO * zeros.reach)
     steep = torch.where(sound, slope, 1.0).T
     place = start
     for _ in range(ORDER):
         place = place - torch.where(sound.T, function(place), 0.0) / steep
     place = place + (start - place).detach()
     blur = torch.where(sound, zeros.width + rounding, zeros.width)
-    blur = torch.maximum(blur, NOISE * torch.finfo(g.call_dtype).eps * start.T.abs())
+    blur = torch.maximum(blur, VALUE_ULPS * torch.finfo(g.call_dtype).eps * start.T.abs())
     return torch.where(valid, place.T, torch.nan), blur, sound
 
 

@@ -27,7 +27,7 @@ __all__ = ["Search", "Switches", "note_unmarked_jumps"]
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
 
-Search = Callable[[Problem, IntervalPlan | None], tuple[Found, IntervalPlan]]
+Search = Callable[[Problem, IntervalPlan | None], Found]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Switches:
             plan = replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
         return replace(self, zeros=zeros), plan
 
-    def search(self, search: Search, plan: IntervalPlan | None) -> tuple[Switches, Found, IntervalPlan]:
+    def search(self, search: Search, plan: IntervalPlan | None) -> tuple[Switches, Found]:
         """Search between the zeros, and anew as long as the plan shows others.
 
         Where f jumps, search has refined, and the function is seen to change sign on the plan's nodes.
@@ -69,11 +69,11 @@ class Switches:
         for scans in count(1):
             switches, plan = switches.fit(plan)
             between = _mark(self.problem, switches.zeros.place)
-            found, made = search(between, plan)
+            found = search(between, plan)
             spent = found.nfev + spent
-            missed = scan_plan(self.g, between.limits, made, self.problem.block)
+            missed = scan_plan(self.g, between.limits, found.plan, self.problem.block)
             if missed.count == 0 or scans == SCANS:
-                return switches, replace(found, nfev=spent), made
+                return switches, replace(found, nfev=spent)
             switches, plan = replace(switches, zeros=switches.zeros.join(missed)), None
         raise AssertionError  # the loop has no end of its own
 

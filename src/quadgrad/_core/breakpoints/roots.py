@@ -16,7 +16,7 @@ __all__ = ["Bracket", "Dip", "find_zeros", "follow_dips"]
 
 Function = Callable[[Tensor], Tensor]
 
-ROUNDS = 200
+MOST_STEPS = 200
 """Most steps of the root finder; bisection alone ends after 60 to 80."""
 
 _SPREAD = (0.2, 0.4, 0.6, 0.8)
@@ -50,7 +50,7 @@ def find_zeros(function: Function, bracket: Bracket) -> tuple[Tensor, Tensor, Te
     finest = 2.0**-60 * (bracket.right - bracket.left)
     x1, f1, x2, f2 = bracket.right, bracket.at_right, bracket.left, bracket.at_left
     t = torch.full_like(x1, 0.5)
-    for _ in range(ROUNDS):
+    for _ in range(MOST_STEPS):
         x = x1 + t * (x2 - x1)
         f = function(x[None])[0]
         same = (f >= 0) == (f1 >= 0)

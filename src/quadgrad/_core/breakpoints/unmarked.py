@@ -8,13 +8,13 @@ Kinks, peaks and singularities fail one of the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from quadgrad._core.breakpoints.crossings import look
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.integrand import Argument, Integrand
@@ -27,10 +27,10 @@ __all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
 Least = Callable[[Tensor], Tensor]
 """The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
 
-PARTS = 16
+DIVISIONS = 16
 """Parts into which a suspect is divided at a time."""
 
-SHOWN = 0.02
+INSIDE = 0.02
 """Error of a cell that holds a jump, relative to its width times the difference across it; 0.1 and more."""
 
 OUTSIDE = 0.05
@@ -40,7 +40,7 @@ WITNESSED = 0.1
 """Least error of a cell with a jump next to its end, relative to that stretch's width times the jump: of 1,387
 random jumps, of 1e-9 to 10, that a look at all cells finds, a look at these finds all."""
 
-FLAT = 0.25
+BESIDE_JUMP = 0.25
 """Largest difference beside a jump, relative to the jump."""
 
 
@@ -101,7 +101,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
         return ""
     owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
-    delta = torch.finfo(limits.a.dtype).eps ** 0.5
+    delta = limits.rounding.eps**0.5
     with torch.no_grad():
         for i, place in enumerate(places):
             away = reading_distance(limits, i)
@@ -109,14 +109,14 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
             middle = torch.where(upper.isfinite() & lower.isfinite(), 0.5 * lower + 0.5 * upper, 0.0)
             sides = torch.stack((place - away, place + away))
             x = torch.where(inside, sides, middle)
-            before = _flat(integrand(x, owner), x)
+            before = look(integrand, x, owner)
             jump = largest_component((before[1] - before[0]).abs())
             size = largest_component(before.abs().amax(0))
             for change in (delta, -delta):
                 nudged = _nudge(integrand, moved, change)
-                after = _flat(nudged(x, owner), x)
+                after = look(nudged, x, owner)
                 crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
-                stale = inside & (jump > delta**0.5 * size) & (crossed <= FLAT * jump)
+                stale = inside & (jump > delta**0.5 * size) & (crossed <= BESIDE_JUMP * jump)
                 if bool(stale.any()):
                     return f"x = {float(place[stale][0]):.6g}"
     return ""
@@ -129,20 +129,6 @@ def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
         value = arguments[i].value.detach()
         arguments[i] = replace(arguments[i], value=value + change * (1.0 + 0.3 * place) * (1.0 + value.abs()))
     return replace(integrand, arguments=tuple(arguments))
-
-
-def _evaluate(integrand: Integrand, x: Tensor, owner: Tensor, block: int) -> Tensor:
-    """Return f at x of shape ``(m, k)``, a block at a time, its components along the last dimension."""
-    step = max(1, block // x.shape[0])
-    parts = [
-        _flat(integrand(x[:, i : i + step], owner[i : i + step]).detach(), x[:, i : i + step])
-        for i in range(0, max(1, x.shape[1]), step)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _flat(y: Tensor, x: Tensor) -> Tensor:
-    return y.reshape(*x.shape, math.prod(y.shape[2:]))
 
 
 def _worth_a_look(plan: IntervalPlan, limits: Limits, least: Least, block: int) -> IntervalPlan:
@@ -192,12 +178,12 @@ def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, l
     x = torch.minimum(x, limits.next_to(upper, torch.full_like(upper, -torch.inf)))
     # What passes an infinite end comes back from the other side.
     x = torch.cat((torch.minimum(x[:1], x[1:2]), x[1:3], torch.maximum(x[3:], x[2:3])))
-    y = _flat(integrand(x, owner).detach(), x)
+    y = look(integrand, x, owner)
     rise = _largest_rise(y)
     smallest = (least(owner) * (cells.stop - cells.start) / width[:3]).expand(3, -1)
     # A jump shows in the error times dx/dtau where it is, which may be anywhere in the cell.
     shown = torch.stack((rise[0], cells.error / factor.amin(0), rise[2]))
-    share = rise.new_tensor([OUTSIDE, SHOWN, OUTSIDE])[:, None]
+    share = rise.new_tensor([OUTSIDE, INSIDE, OUTSIDE])[:, None]
     part, cell = (shown > torch.maximum(share * rise[1], smallest)).nonzero().unbind(1)
     ends, values = ((t[part, cell], t[part + 1, cell]) for t in (x, y))
     return _Suspects(owner[cell], *ends, *values, smallest[part, cell])
@@ -212,16 +198,16 @@ def _largest_rise(y: Tensor) -> Tensor:
 def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: int) -> tuple[Tensor, Tensor]:
     """Close in on the largest difference of each suspect; return whether it is a jump, and its place."""
     left, right, low, high = suspects.left, suspects.right, suspects.at_left, suspects.at_right
-    owner, eps = suspects.owner, torch.finfo(left.dtype).eps
+    owner, eps = suspects.owner, limits.rounding.eps
     finest = 2.0**-60 * (right - left)
-    steps = torch.arange(1, PARTS, device=left.device, dtype=left.dtype)[:, None] / PARTS
+    steps = torch.arange(1, DIVISIONS, device=left.device, dtype=left.dtype)[:, None] / DIVISIONS
     alive, reference = (right > left), None
-    for _ in range(4 * PARTS):
+    for _ in range(4 * DIVISIONS):
         wide = alive & (right - left > 4.0 * eps * torch.maximum(left.abs(), right.abs()) + finest)
         if not bool(wide.any()):
             break
         x = torch.cat((left[None], left + (right - left) * steps, right[None]))
-        y = torch.cat((low[None], _evaluate(integrand, x[1:-1], owner, block), high[None]))
+        y = torch.cat((low[None], look(integrand, x[1:-1], owner, block), high[None]))
         rise = _largest_rise(y)
         at = rise.argmax(0, keepdim=True)
         tallest = rise.gather(0, at)[0]
@@ -236,11 +222,11 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
     outer = torch.stack((left - beside, right + beside))
     inside = (outer[0] > lowest) & (outer[1] < highest)
-    y = _evaluate(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
+    y = look(integrand, torch.where(inside, outer, torch.stack((left, right))), owner, block)
     jump = largest_component((high - low).abs())
     rough = largest_component(torch.maximum((y[0] - low).abs(), (y[1] - high).abs()))
     noise = torch.finfo(integrand.call_dtype).eps ** 0.5 * largest_component(torch.maximum(low.abs(), high.abs()))
-    flat = (rough <= FLAT * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
+    flat = (rough <= BESIDE_JUMP * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
     reference = jump if reference is None else reference
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
 

@@ -21,7 +21,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.recompute import Rows
-from quadgrad._core.replay import BLOCK, Observer, replay_plan
+from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
@@ -239,7 +239,7 @@ def replay_with_limits(
     ``observer`` and ``rows`` are those of :func:`quadgrad._core.replay.replay_plan`.
     """
     pieces = follow_marks(limits, treatment).pieces()
-    total = replay_plan(integrand, plan, pieces, chunk_size or BLOCK, chunk_size is not None, observer, rows)
+    total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
         value = value + boundary_terms(integrand, limits, plan.batch, treatment)

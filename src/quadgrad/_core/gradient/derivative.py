@@ -106,11 +106,8 @@ def differentiate(
     cotangent : Tensor, shape ``(batch, *event)``, optional
         Weights of f's outputs for each integral: the derivative of their weighted sum is taken, one output.
     """
-    still = tuple(
-        replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in integrand.arguments
-    )
     count = output_count(integrand)
-    arguments = list(still)
+    arguments = list(integrand.with_still_arguments().arguments)
     if cotangent is not None:
         count = 1
         flat = as_reals(cotangent.detach(), 1)

@@ -17,7 +17,7 @@ from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.replay import BLOCK
+from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
@@ -86,7 +86,7 @@ def gradient_error(
             raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
     value = result.value.detach()
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
-    weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.integrand.event or ())
+    weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.problem.integrand.event or ())
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
         if primal.scaled is None:
@@ -151,12 +151,8 @@ class _Estimate:
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
-        still = tuple(
-            replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a
-            for a in self.primal.integrand.arguments
-        )
-        core = replace(self.primal.integrand, arguments=still)
-        x = self.primal.limits.detach().inner_points(self.plan.batch)[:1]
+        core = self.primal.problem.integrand.with_still_arguments()
+        x = self.primal.problem.limits.detach().inner_points(self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
             with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):
@@ -170,26 +166,26 @@ class _Estimate:
     ) -> None:
         """Add what comes through the arguments, and from tensors that f itself closes over."""
         primal = self.primal
-        plan = _part(self.plan, elements)
+        plan = self.plan.take(elements[self.plan.owner])
         arguments = tuple(
             i
-            for i, given in enumerate(primal.given)
+            for i, given in enumerate(primal.problem.given)
             if given is not None and given.requires_grad and any(_depends(given, t) for t in tensors)
         )
         own = [i for i in range(len(tensors)) if closed[i]]
         parameters = Parameters(tuple(f"wrt[{i}]" for i in own), tuple(tensors[i] for i in own))
-        variables = make_variables(primal.integrand, arguments, parameters)
+        variables = make_variables(primal.problem.integrand, arguments, parameters)
         if not len(plan) or not variables.sizes:
             return
-        integrand = differentiate(primal.integrand, variables, parameters, self.weight)
+        integrand = differentiate(primal.problem.integrand, variables, parameters, self.weight)
         weight = self.weight.reshape(self.weight.shape[0], -1)
-        each = differentiate(primal.integrand, variables, parameters)
-        sampler = sampler_of(integrand, primal.integrand, each, self._block(sum(variables.sizes)), weight)
+        each = differentiate(primal.problem.integrand, variables, parameters)
+        sampler = sampler_of(integrand, primal.problem.integrand, each, self._block(sum(variables.sizes)), weight)
         error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
         shape = self.plan.batch_shape
         errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for place, i in enumerate(arguments):
-            given, argument = primal.given[i], primal.integrand.arguments[i]
+            given, argument = primal.problem.given[i], primal.problem.integrand.arguments[i]
             assert given is not None
             core = argument.value.shape[argument.value.ndim - argument.element_ndim :]
             error = _modulus(errors[place], given).reshape((*shape, *core))
@@ -199,15 +195,15 @@ class _Estimate:
 
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
-        primal, plan = self.primal, _part(self.plan, elements)
-        moving = follow_marks(primal.limits, primal.treatment).pieces()
+        primal, plan = self.primal, self.plan.take(elements[self.plan.owner])
+        moving = follow_marks(primal.problem.limits, primal.treatment).pieces()
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
 
         def follow(cells: IntervalPlan, factor: Tensor) -> Tensor:
             """Return f, ``(m, n, outputs)``, with what moves a node and stretches a cell."""
             x, stretched = moving.lay_out(cells).nodes(cells.tau)
-            return primal.integrand(x, cells.owner).reshape(*x.shape, -1) * (stretched / factor)[..., None]
+            return primal.problem.integrand(x, cells.owner).reshape(*x.shape, -1) * (stretched / factor)[..., None]
 
         def columns(cells: IntervalPlan, x: Tensor, factor: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -236,13 +232,13 @@ class _Estimate:
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
         primal, shape = self.primal, self.plan.batch_shape
-        given = (primal.integrand, primal.limits, self.plan.batch, primal.treatment, self.weight)
+        given = (primal.problem.integrand, primal.problem.limits, self.plan.batch, primal.treatment, self.weight)
         errors = reading_errors(*given, self.relative)
         found: list[tuple[Tensor, Tensor]] = []
-        for error, source in zip(errors[:2], primal.sources[:2], strict=True):
+        for error, source in zip(errors[:2], primal.problem.sources[:2], strict=True):
             if source is not None and source.requires_grad:
                 found.append((error.reshape(shape).sum_to_size(source.shape), source))
-        points = primal.sources[2] if len(primal.sources) > 2 else None
+        points = primal.problem.sources[2] if len(primal.problem.sources) > 2 else None
         if points is not None and points.requires_grad:
             error = torch.stack(errors[2:], dim=-1).reshape((*shape, -1))
             found.append((error.sum_to_size(points.shape), points))
@@ -259,20 +255,13 @@ class _Estimate:
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
-        return max(1, (self.primal.chunk_size or BLOCK) // max(1, columns))
+        return max(1, (self.primal.problem.chunk_size or REPLAY_BLOCK) // max(1, columns))
 
     def _task(self) -> Problem:
         """Return what the measurement needs to know."""
         primal = self.primal
-        eps = Tolerance(primal.eps, 0.0, primal.eps)
-        return replace(primal.problem, limits=primal.limits.detach(), tolerance=eps, stretches=None)
-
-
-def _part(plan: IntervalPlan, elements: Tensor) -> IntervalPlan:
-    """Return the cells of some integrals."""
-    if bool(elements.all()):
-        return plan
-    return plan.take(elements[plan.owner])
+        eps = Tolerance(primal.problem.tolerance.eps, 0.0, primal.problem.tolerance.eps)
+        return replace(primal.problem, limits=primal.problem.limits.detach(), tolerance=eps, stretches=None)
 
 
 def _real(tensor: Tensor) -> torch.dtype:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quadgrad._core.gradient.boundary import Treatment, replay_with_limits
-from quadgrad._core.integrand import Integrand
-from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
@@ -39,9 +37,7 @@ class Primal:
     problem : Problem
         With the breakpoints that were found among its limits; these and the arguments may require grad.
     found : Found
-        What search found, of integrals from lower to upper limits.
-    plan : IntervalPlan
-        The cells it found them on.
+        What search found, of integrals from lower to upper limits, and the plan on which it did.
     value : Tensor, shape ``(batch, *event)``
         The integrals with the sign of the limits' order, without gradient.
     uninspected : IntervalPlan, optional
@@ -59,7 +55,6 @@ class Primal:
 
     problem: Problem
     found: Found
-    plan: IntervalPlan
     value: Tensor
     uninspected: IntervalPlan | None = None
     treatment: Treatment | None = None
@@ -67,50 +62,16 @@ class Primal:
     scaled: Scaled | None = None
     rows: Rows | None = None
 
+    @property
+    def plan(self) -> IntervalPlan:
+        """The cells on which search found the integrals."""
+        return self.found.plan
+
     def replay(self, plan: IntervalPlan | None = None) -> Tensor:
         """Return the integrals as a differentiable sum over a plan's cells, by default the value's own."""
-        own = plan is None or plan is self.plan
-        rows = self.rows if own else None
-        problem = self.problem
-        return replay_with_limits(
-            problem.integrand, self.plan if plan is None else plan, problem.limits, self.treatment,
-            problem.chunk_size, rows=rows,
-        )  # fmt: skip
-
-    @property
-    def integrand(self) -> Integrand:
-        """The user's function with its arguments, which may require grad."""
-        return self.problem.integrand
-
-    @property
-    def limits(self) -> Limits:
-        """The limits and breakpoints, which may require grad."""
-        return self.problem.limits
-
-    @property
-    def eps(self) -> float:
-        """Relative noise of one value of f: the coarsest of the dtypes on its way."""
-        return self.problem.tolerance.eps
-
-    @property
-    def max_nfev(self) -> int:
-        """Most nodes to spend on one integral."""
-        return self.problem.max_nfev
-
-    @property
-    def chunk_size(self) -> int | None:
-        """Nodes to hold at a time; None leaves it to the mode."""
-        return self.problem.chunk_size
-
-    @property
-    def given(self) -> tuple[Tensor | None, ...]:
-        """The caller's own tensors behind the arguments."""
-        return self.problem.given
-
-    @property
-    def sources(self) -> tuple[Tensor | None, ...]:
-        """The caller's own tensors behind the limits' marks."""
-        return self.problem.sources
+        problem, rows = self.problem, self.rows if plan is None or plan is self.plan else None
+        parts = (problem.integrand, self.plan if plan is None else plan, problem.limits, self.treatment)
+        return replay_with_limits(*parts, problem.chunk_size, rows=rows)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -115,12 +115,9 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
     IntegrandError
         Naming the tensor by its shape and, where there is one, the name it has in f's closure.
     """
-    plain = tuple(
-        replace(a, value=a.value.detach()) if isinstance(a.value, Tensor) else a for a in integrand.arguments
-    )
     still = tuple(tensor.detach() for tensor in declared.tensors)
     with torch.enable_grad(), Substitution(declared.tensors, still):
-        _, y = replace(integrand, arguments=plain).probe(x)
+        _, y = integrand.with_still_arguments().probe(x)
     if not carries_derivative(y):
         return
     names = dict(_captured(integrand.function))

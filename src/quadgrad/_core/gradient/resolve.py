@@ -19,22 +19,19 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.record import make_plan
-from quadgrad._core.search.start import First
-from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
 
 __all__ = ["Resolve"]
 
-ROUNDS = 4
+SEARCHES = 4
 """Searches of the derivative at most: the size that its tolerance is relative to is known only afterwards."""
 
 ZERO = 5.0
 """A derivative below this many floors (50 eps times the integral of its modulus) is zero to rounding."""
 
-NOISE = 20.0
+HIDDEN = 20.0
 """No error is searched below this many times the rounding of f and x: null rules take that for roughness.
 
 20,000 peaks took 4300 nodes each with 5, and 840 with 20, at the same true errors.
@@ -102,7 +99,7 @@ class Resolve(GradientMode):
 
     def apply(self, primal: Primal) -> Differentiated:
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""
-        integrand, limits, plan = primal.integrand, primal.limits, primal.plan
+        integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
         if plan.batch:
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
@@ -128,7 +125,7 @@ class _Search:
     def __init__(self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables) -> None:
         integrand, treatment = problem.integrand, primal.treatment
         self.primal, self.problem, self.variables = primal, problem, variables
-        self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.eps)
+        self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.problem.tolerance.eps)
         still = torch.zeros(problem.batch, dtype=torch.bool, device=primal.plan.row.device)
         moving, self.singular = (treatment.moving, treatment.moving_singular) if treatment else (still, still)
         self.with_value = moving if primal.scaled is None else ~still
@@ -150,7 +147,7 @@ class _Search:
         sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
         measured = measure(problem, plan, sampler, self.groups)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
-        for _ in range(ROUNDS):
+        for _ in range(SEARCHES):
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
             late = (self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
@@ -161,8 +158,8 @@ class _Search:
             again = late[plan.owner]
             scaled = _scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups)
             one = Tolerance(0.0, 1.0, self.tolerance.eps)
-            found = _search(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
-            plan = plan.take(~again).join(make_plan(found, problem.pieces, plan.batch_shape, problem.rule))
+            found = search_tiles(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
+            plan = plan.take(~again).join(found.plan)
             nfev, status = nfev + found.nfev, torch.maximum(status, found.status)
             measured = measure(problem, plan, sampler, self.groups)
         asked, _ = self._asked(measured)
@@ -187,7 +184,7 @@ class _Search:
         columns += [torch.zeros_like(size)] * (len(self.groups) - len(columns))
         if not columns:
             return size.new_zeros((batch, 0))
-        return (FLOOR * primal.eps * torch.stack(columns, dim=1)).nan_to_num(0.0, 0.0)
+        return (FLOOR * primal.problem.tolerance.eps * torch.stack(columns, dim=1)).nan_to_num(0.0, 0.0)
 
     def _size(self, argument: Argument) -> Tensor:
         """Return the largest modulus of each integral's argument, shape ``(batch,)``."""
@@ -212,7 +209,7 @@ class _Search:
 
     def _rounded_logarithm(self, scaled: Scaled, measured: Measured) -> Tensor:
         """Return what the rounding of log f does to the integral of each group."""
-        return scaled.rounding[:, None] * (measured.floor / (FLOOR * self.primal.eps))
+        return scaled.rounding[:, None] * (measured.floor / (FLOOR * self.primal.problem.tolerance.eps))
 
     def _sizes(self, measured: Measured) -> Tensor:
         """Return how large the integral of each group is, the largest of its columns."""
@@ -231,12 +228,7 @@ class _Search:
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         variables = len(self.variables.names)
         idle = torch.stack([self.singular] * variables + [~self.with_value] * (len(self.groups) - variables), dim=1)
-        return asked.masked_fill(idle, torch.inf), NOISE * noise
-
-
-def _search(problem: Problem, cells: IntervalPlan) -> Found:
-    """Search from the given cells; integrals without a cell are not searched."""
-    return search_tiles(problem, First(cells.row, cells.start, cells.stop, cells.kind))
+        return asked.masked_fill(idle, torch.inf), HIDDEN * noise
 
 
 def _better(

@@ -20,7 +20,6 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
-from quadgrad._core.search.start import First
 
 __all__ = ["Summit", "beside", "climb", "log_of_sum"]
 
@@ -53,7 +52,7 @@ class Summit:
     ``size`` has shape ``(batch, *event)``; it is -inf where f was zero, or not finite, at all nodes.
     """
 
-    first: First
+    first: IntervalPlan
     size: Tensor
     nfev: Tensor
 
@@ -88,7 +87,7 @@ class _Slopes:
         return _Slopes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Slopes)))
 
 
-def climb(task: Problem, first: First) -> Summit:
+def climb(task: Problem, first: IntervalPlan) -> Summit:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
     cells = _survey(task, first)
     cost, budget = 2 * task.rule.nodes.size, BUDGET * task.max_nfev
@@ -103,7 +102,7 @@ def climb(task: Problem, first: First) -> Summit:
             break
         start, stop = bisect(cells.start[hot], cells.stop[hot])
         row = cells.row[hot].repeat_interleave(2)
-        halves = _survey(task, First(row, start, stop))
+        halves = _survey(task, first.with_cells(row, start, stop))
         spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
         cells = _Slopes.join([cells.take(~hot), halves])
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
@@ -111,7 +110,7 @@ def climb(task: Problem, first: First) -> Summit:
         return Summit(first, size, spent)
     order = cells.row.sort(stable=True).indices
     row, start, stop, kind = (t[order] for t in (cells.row, cells.start, cells.stop, cells.kind))
-    return Summit(First(row, start, stop, None if first.kind is None else kind), size, spent)
+    return Summit(first.with_cells(row, start, stop, kind), size, spent)
 
 
 def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Tensor, block: int) -> Tensor:
@@ -139,11 +138,10 @@ def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
-def _survey(task: Problem, first: First) -> _Slopes:
+def _survey(task: Problem, first: IntervalPlan) -> _Slopes:
     """Evaluate log f on cells, a block of nodes at a time, and beside limits that evenly spread nodes leave out."""
     row, pieces = first.row, task.pieces
-    linear = torch.ones_like(row, dtype=torch.bool) if first.kind is None else first.kind == LINEAR
-    layout = lay_out(pieces, row, first.start, first.stop, first.kind)
+    linear, layout = first.linear, pieces.lay_out(first)
     rule, owner = task.rule.tensors(layout.scale.dtype, row.device), row // pieces.count
     step = max(1, task.block // task.rule.nodes.size)
     parts: list[tuple[Tensor, ...]] = []
@@ -164,8 +162,7 @@ def _survey(task: Problem, first: First) -> _Slopes:
         rises = torch.where(y - inner[cell] > RISE, y, -torch.inf)
         top = top.index_copy(0, cell, torch.maximum(top[cell], y))
         promise = promise.index_copy(0, cell, torch.maximum(promise[cell], rises))
-    kind = torch.zeros_like(row, dtype=torch.int8) if first.kind is None else first.kind
-    return _Slopes(row, first.start, first.stop, kind, size, top, promise, wide, calls)
+    return _Slopes(row, first.start, first.stop, first.kind, size, top, promise, wide, calls)
 
 
 def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Tensor:

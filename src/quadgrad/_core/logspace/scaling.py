@@ -25,8 +25,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Recheck
-from quadgrad._core.search.record import make_plan
-from quadgrad._core.search.start import First, first_cells
+from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
@@ -50,7 +49,7 @@ WRONG = 30.0
 """How far a shift was off at least if another search is to find something else."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, the compiler of torch 2.11 would not make it
 class _Exponential:
     """``exp(f - shift)``, the shift being the last argument."""
 
@@ -128,13 +127,11 @@ class LogSearch:
         self.tolerance = problem.tolerance
         self.allowed = max(self.tolerance.rtol, self.tolerance.atol)
 
-    def search(self, problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
+    def search(self, problem: Problem, plan: IntervalPlan | None) -> Found:
         """Search between limits and breakpoints; in what is found all integrals are 1, or 0."""
-        first = first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
-        found = self._search(problem, first, plan is None)
+        found = self._search(problem, first_cells(problem, plan), plan is None)
         self.noise = self._rounding(self.shift)
-        found = replace(found, error=found.error + self.noise)
-        return found, make_plan(found, problem.pieces, problem.batch_shape, problem.rule)
+        return replace(found, error=found.error + self.noise)
 
     def shifted(self, problem: Problem) -> Problem:
         """Return the problem whose integrals are 1, or 0."""
@@ -151,40 +148,39 @@ class LogSearch:
         near = finished == int(Status.ROUNDOFF)
         return error, torch.where(near & met, int(Status.CONVERGED), finished)
 
-    def _search(self, task: Problem, first: First, fresh: bool) -> Found:
+    def _search(self, task: Problem, first: IntervalPlan, fresh: bool) -> Found:
         """Search all integrals, and those whose shift was wrong again from the cells that were found."""
-        summit, count = climb(task, first), task.pieces.count
+        summit = climb(task, first)
         shift, nfev, self.seen = _usable(summit.size), summit.nfev, summit.size > -torch.inf
         everyone = torch.ones_like(nfev, dtype=torch.bool)
         found = self._in_levels(task, summit.first, shift, everyone, fresh and summit.first is first)
-        size, (found, shift) = summit.size, _normalize(found, shift, count)
+        size, (found, shift) = summit.size, _normalize(found, shift)
         for _ in range(AGAIN):
             missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
             lost = missed | found.error.isinf() | _is_beyond(shift, size)
             uneven = (found.error > self.allowed) & (found.status == int(Status.CONVERGED)) & ~lost
             if not bool((lost | uneven).any()):
                 break
-            known = First(found.row, found.start, found.stop, found.kind)
-            cells = _take(known, uneven, count)
+            cells = _take(found.plan, uneven)
             if bool(lost.any()):
-                summit = climb(task, _take(known, lost, count))
+                summit = climb(task, _take(found.plan, lost))
                 better, size = _usable(summit.size), torch.where(beside(lost, size), summit.size, size)
                 nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
                 lost = lost & (missed | (found.error.isinf() & off))
                 shift = torch.where(beside(lost, shift), better, shift)
-                cells = _join(cells, _take(summit.first, lost, count))
+                cells = cells.join(_take(summit.first, lost))
             ask = lost | uneven
             if not bool(ask.any()):
                 break
-            again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift, count)
-            found, shift = _replace(found, again, ask, count), torch.where(beside(ask, shift), other, shift)
+            again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
+            found, shift = _replace(found, again, ask), torch.where(beside(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
         status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
-    def _in_levels(self, task: Problem, first: First, shift: Tensor, who: Tensor, whole: bool) -> Found:
+    def _in_levels(self, task: Problem, first: IntervalPlan, shift: Tensor, who: Tensor, whole: bool) -> Found:
         """Search integrals, which have these cells, together with those that are as noisy."""
         eps, noise = task.tolerance.eps, self._rounding(shift)
         level = torch.log2((noise / (FLOOR * eps)).clamp_min(1.0)).div(math.log2(LEVEL)).floor()
@@ -196,10 +192,10 @@ class LogSearch:
             loud = QUIET * self.allowed if one < 0 else min(LEVEL * FLOOR * coarse, 0.5 * self.allowed)
             tolerance = Tolerance(-math.expm1(loud - self.allowed), 0.0, coarse)
             mine = who & (level == one)
-            part = first if bool(mine.all()) else _take(first, mine, task.pieces.count)
+            part = first if bool(mine.all()) else _take(first, mine)
             start = None if whole and part is first else part
             again = search_tiles(replace(scaled, tolerance=tolerance), start)
-            found = again if found is None else _replace(found, again, mine, task.pieces.count)
+            found = again if found is None else _replace(found, again, mine)
         assert found is not None
         return found
 
@@ -218,7 +214,7 @@ def _usable(size: Tensor) -> Tensor:
     return size.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _normalize(found: Found, shift: Tensor, pieces: int) -> tuple[Found, Tensor]:
+def _normalize(found: Found, shift: Tensor) -> tuple[Found, Tensor]:
     """Return the same integrals, with the shifts for which they are 1; errors are those of the worst component."""
     positive = (found.value > 0.0) & found.value.isfinite()
     other = shift + torch.where(positive, found.value, 1.0).log()
@@ -226,26 +222,15 @@ def _normalize(found: Found, shift: Tensor, pieces: int) -> tuple[Found, Tensor]
     value = torch.where(positive, found.value * scale, 0.0)
     most = largest_component(torch.where(positive, scale, 0.0))
     most = torch.where(most > 0.0, most, 1.0)
-    cell_error = found.cell_error * most[found.row // pieces]
-    return replace(found, value=value, error=found.error * most, cell_error=cell_error), other
+    plan = replace(found.plan, error=found.plan.error * most[found.plan.owner])
+    return Found(plan, value, found.error * most, found.status, found.nfev), other
 
 
-def _take(first: First, who: Tensor, pieces: int) -> First:
+def _take(plan: IntervalPlan, who: Tensor) -> IntervalPlan:
     """Return the cells of some integrals."""
-    mine = who[first.row // pieces]
-    kind = None if first.kind is None else first.kind[mine]
-    return First(first.row[mine], first.start[mine], first.stop[mine], kind)
+    return plan.take(who[plan.owner])
 
 
-def _join(one: First, other: First) -> First:
-    """Return the cells of both, sorted by row."""
-    row, order = torch.cat((one.row, other.row)).sort(stable=True)
-    start, stop = (torch.cat(pair)[order] for pair in ((one.start, other.start), (one.stop, other.stop)))
-    if one.kind is None or other.kind is None:
-        return First(row, start, stop)
-    return First(row, start, stop, torch.cat((one.kind, other.kind))[order])
-
-
-def _replace(found: Found, again: Found, who: Tensor, pieces: int) -> Found:
+def _replace(found: Found, again: Found, who: Tensor) -> Found:
     """Return what was found, and of some integrals what was found when they were searched again."""
-    return Recheck(found, ~who, who, pieces).join(again)
+    return Recheck(found, ~who, who).join(again)

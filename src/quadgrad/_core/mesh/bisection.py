@@ -8,11 +8,12 @@ same stands in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, First, NewIntervals, locate
+from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, NewIntervals, locate
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
 from quadgrad._core.mesh.protocol import Cells
@@ -109,10 +110,10 @@ class Intervals:
 
     # ------------------------------------------------------------------------------------------------ nodes
 
-    def start(self, first: First) -> list[NewIntervals]:
-        """Return the cells to start with, those with logarithmic nodes in a group of their own."""
+    def start(self, first: Any) -> list[NewIntervals]:
+        """Return the cells of a plan to start with, those with logarithmic nodes in a group of their own."""
         row, start, stop, kind = first.row, first.start, first.stop, first.kind
-        if kind is None:
+        if first.even:
             return [self._group(self._integral(row), row, start, stop)]
         groups = [
             self._group(self._integral(row[mine]), row[mine], start[mine], stop[mine], logarithmic)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
 
-__all__ = ["BESIDE", "First", "NewIntervals", "bisect", "locate"]
+__all__ = ["BESIDE", "NewIntervals", "bisect", "locate"]
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
@@ -23,21 +23,6 @@ LIMIT = 2.0**-44
 At least :data:`ULPS` eps, and not at all where rounding would move it onto the limit."""
 
 ULPS = 16.0
-
-
-@dataclass(frozen=True)
-class First:
-    """The cells to start from, sorted by row; ``kind`` is None where all have linear nodes."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    kind: Tensor | None = None
-
-    def part(self, cells: slice, shift: int) -> First:
-        """Return some of the cells, their rows counted from ``shift``."""
-        kind = None if self.kind is None else self.kind[cells]
-        return First(self.row[cells] - shift, self.start[cells], self.stop[cells], kind)
 
 
 @dataclass(slots=True)

@@ -138,12 +138,12 @@ class Layout:
     rate: Tensor | None = None
     image: _Image | None = None
 
-    def nodes(self, tau: Tensor, part: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return abscissae and factors at the nodes ``tau`` of some cells, see :func:`place`.
+    def nodes(self, tau: Tensor, part: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return abscissae and factors at the nodes ``tau`` of some cells or all, see :func:`place`.
 
         Each cell may have nodes of its own: ``tau`` ``(m, n)``.
         """
-        if isinstance(part, Tensor) or part != slice(None):
+        if part is not None:
             return self.part(part).nodes(tau)
         along, factor = tau if tau.ndim > 1 else tau[:, None], self.scale[None]
         if self.logarithmic is not None:

@@ -116,10 +116,13 @@ class Plan(Printed):
 
     def __post_init__(self) -> None:
         """Find out, once, what a later replay must not wait for the device to tell."""
-        others, masks = int((self.kind != LINEAR).sum()), (self.linear, ~self.linear, self.kind >= EXTRAPOLATED)
-        mixed, some = 0 < others < len(self), others > 0
-        places = (m.nonzero().squeeze(1) if i else None for m, i in zip(masks, (mixed, mixed, some), strict=True))
-        vars(self).update(zip(("evenly", "crowding", "extrapolated"), places, strict=True), even=not some)
+        others = int(self.kind.count_nonzero()) if len(self) else 0
+        vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
+        if others:
+            vars(self).update(extrapolated=(self.kind >= EXTRAPOLATED).nonzero().squeeze(1))
+        if 0 < others < len(self):
+            evenly, crowding = (mask.nonzero().squeeze(1) for mask in (self.linear, ~self.linear))
+            vars(self).update(evenly=evenly, crowding=crowding)
 
     @abstractmethod
     def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
@@ -189,7 +192,7 @@ class Plan(Printed):
 
     def place(self, mesh: Mesh) -> tuple[Tensor, Tensor]:
         """Return abscissae and weights on a mesh, see :meth:`nodes` and :meth:`weights`."""
-        x, factor = mesh.lay_out(self).nodes(self.tau.to(self.error), slice(None))
+        x, factor = mesh.lay_out(self).nodes(self.tau.to(self.error))
         return x, self.weight.to(factor)[:, None] * factor
 
     def take(self, index: Tensor | slice) -> Self:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import LOGARITHMIC, Pieces, lay_out
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.rules import Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +41,28 @@ class IntervalPlan(Plan, geometry="interval"):
 
     columns: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
     if TYPE_CHECKING:
-        plot: Callable[..., Axes]  # quadgrad._plots puts it here, so that nothing below calls it
+        plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
+
+    @staticmethod
+    def of(
+        rule: Rule, pieces: Pieces, batch_shape: tuple[int, ...], row: Tensor, start: Tensor, stop: Tensor,
+        error: Tensor | None = None, kind: Tensor | None = None,
+    ) -> IntervalPlan:  # fmt: skip
+        """Return a plan of cells that are sorted by row, by default with evenly spread nodes and no error yet."""
+        on = rule.tensors(torch.float64, row.device)
+        kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
+        error = torch.zeros_like(start) if error is None else error
+        if torch.is_inference_mode_enabled():  # it may outlive that
+            row, start, stop, error, kind = map(plain, (row, start, stop, error, kind))
+        return IntervalPlan(
+            rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, tau=on.nodes,
+            weight=on.weights, shares=on.shares, row=row, start=start, stop=stop, error=error, kind=kind,
+        )  # fmt: skip
+
+    def with_cells(self, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor | None = None) -> IntervalPlan:
+        """Return the plan with other cells, by default with evenly spread nodes, of which no error is known."""
+        kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
+        return replace(self, row=row, start=start, stop=stop, kind=kind, error=torch.zeros_like(start))
 
     @property
     def level(self) -> Tensor:

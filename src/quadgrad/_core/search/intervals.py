@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.interval import IntervalEstimate
 from quadgrad._core.mesh.bisection import Intervals
-from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.rounds import search_rounds
-from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
 
@@ -29,19 +29,19 @@ def interval_parts(task: Problem, held: Tensor | None = None) -> tuple[Intervals
     return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held)
 
 
-def search(task: Problem, first: First) -> Found:
+def search(task: Problem, first: IntervalPlan) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        return search_rounds(TensorBodies(task, *interval_parts(task), record), first)
+        return search_rounds(TensorBodies(task, *interval_parts(task), partial(record, task)), first)
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first)
 
 
-def record(cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Found:
+def record(problem: Problem, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Found:
     """Return the cells sorted by row; those of one row as they settled."""
     row, order = cells.whole[2].sort(stable=True)
-    start, stop, kind = (t.index_select(0, order) for t in (cells.real[0], cells.real[1], cells.whole[3]))
-    cell_error = cells.sums[-2].index_select(0, order).to(error.dtype)
-    kinds = kind.to(torch.int8) if bool((kind != LINEAR).any()) else None
-    return Found(row, start, stop, cell_error, kinds, value, error, status, nfev)
+    columns = (cells.real[0], cells.real[1], cells.sums[-2].to(error.dtype), cells.whole[3].to(torch.int8))
+    columns = (column.index_select(0, order) for column in columns)
+    plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, *columns)
+    return Found(plan, value, error, status, nfev)

@@ -6,7 +6,6 @@ Replay shows each block of values to :class:`Watch`, which keeps what search wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from quadgrad._core._torch import outside_transforms, without_derivatives
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, judge, mark
 from quadgrad._core.search.intervals import interval_parts, record
-from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import unpack
 from quadgrad._core.status import Status
@@ -38,7 +36,7 @@ class Watch:
     """Sees the values of a replay of the cells ``first``, until it is closed: a backward pass may repeat them."""
 
     task: Problem
-    first: First
+    first: IntervalPlan
     closed: bool = False
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
 
@@ -49,13 +47,13 @@ class Watch:
         task, first, y = self.task, self.first, plain(y)
         with without_derivatives(), outside_transforms():
             y = y.to(torch.complex128 if y.is_complex() else torch.float64)
-            kind = torch.zeros_like(index) if first.kind is None else first.kind[index]
+            kind = first.kind[index]
             for mine in (kind == LINEAR, kind != LINEAR):
                 here, own = index[mine], kind[mine]
                 if not len(here):
                     continue
                 mesh, estimate = interval_parts(task, own.to(torch.int64) - EXTRAPOLATED)
-                (new,) = mesh.start(First(first.row[here], first.start[here], first.stop[here], own))
+                (new,) = mesh.start(first.take(here))
                 places = mesh.place(new)
                 edges = task.integrand(places.x[[0, -1]], places.owner).detach()
                 seen = torch.cat((edges[:1], y[:, mine], edges[1:]))
@@ -76,58 +74,34 @@ class Watch:
 class Recheck:
     """What the cells that were replayed are worth.
 
-    ``done`` ``(batch,)`` tells which integrals may stop, ``coarse`` which cells have too large an error; each
-    integral has so many ``pieces``.
+    ``done`` ``(batch,)`` tells which integrals may stop, ``coarse`` which cells have too large an error.
     """
 
     found: Found
     done: Tensor
     coarse: Tensor
-    pieces: int
 
-    def unfinished(self) -> First:
+    def unfinished(self) -> IntervalPlan:
         """Return the cells of the integrals that may not stop; linear ones that are too coarse are halved.
 
         Pieces of few cells start anew: that costs little more, and does not keep cells that are needed no longer.
         """
-        row, start, stop, _, kind = _columns(self.found)
-        mine, few = ~self.done[row // self.pieces], torch.bincount(row)[row] <= FEW
-        anew, split = row[mine & few].unique(), mine & self.coarse & (kind == LINEAR) & ~few
-        whole = torch.zeros(anew.shape, dtype=start.dtype, device=anew.device)
-        halves = (
-            row[split].repeat_interleave(2),
-            *bisect(start[split], stop[split]),
-            kind[split].repeat_interleave(2),
-        )
-        stays = [t[mine & ~split & ~few] for t in (row, start, stop, kind)]
-        row, start, stop, kind = _join((anew, whole, whole + 1.0, whole.to(torch.int8)), stays, halves)
-        return First(row, start, stop, None if self.found.kind is None else kind)
+        plan = self.found.plan
+        mine, few = ~self.done[plan.owner], torch.bincount(plan.row)[plan.row] <= FEW
+        anew, split = plan.row[mine & few].unique(), mine & self.coarse & plan.linear & ~few
+        whole = torch.zeros(anew.shape, dtype=plan.start.dtype, device=anew.device)
+        stays = plan.take(mine & ~split & ~few).join(plan.take(split).halved())
+        return plan.with_cells(anew, whole, whole + 1.0).join(stays)
 
     def join(self, mended: Found) -> Found:
         """Return what was found here of the integrals that are done, and what search has found of the others."""
         first, again = self.found, ~self.done
-        stays = self.done[first.row // self.pieces]
-        cells = _join([t[stays] for t in _columns(first)], _columns(mended))
+        plan = first.plan.take(self.done[first.plan.owner]).join(mended.plan)
         value = torch.where(again.reshape(-1, *(1,) * (first.value.ndim - 1)), mended.value, first.value)
         error, status = (
-            torch.where(again, mended.error, first.error),
-            torch.where(again, mended.status, first.status),
+            torch.where(again, getattr(mended, name), getattr(first, name)) for name in ("error", "status")
         )
-        nfev = first.nfev + torch.where(again, mended.nfev, 0)
-        return Found(*cells, value=value, error=error, status=status, nfev=nfev)
-
-
-def _columns(found: Found) -> tuple[Tensor, ...]:
-    """Return what there is of each cell, its kind, too."""
-    kind = torch.zeros_like(found.row, dtype=torch.int8) if found.kind is None else found.kind
-    return found.row, found.start, found.stop, found.cell_error, kind
-
-
-def _join(*groups: Sequence[Tensor]) -> list[Tensor]:
-    """Return columns of cells, of which the first are their rows, sorted by these."""
-    columns = [torch.cat(column) for column in zip(*groups, strict=True)]
-    order = columns[0].argsort(stable=True)
-    return [column[order] for column in columns]
+        return Found(plan, value, error, status, first.nfev + torch.where(again, mended.nfev, 0))
 
 
 def recheck(watch: Watch) -> Recheck:
@@ -143,4 +117,4 @@ def recheck(watch: Watch) -> Recheck:
     done = verdict.done & (sum_by_owner(marked.to(torch.int64)[None], owner, n)[0] == 0)
     status = torch.where(verdict.met, int(Status.CONVERGED), int(Status.ROUNDOFF))
     value, error = unpack(task.integrand, dtype, sums)
-    return Recheck(record(cells, value, error, status, count * mesh.first_nodes), done, marked, task.pieces.count)
+    return Recheck(record(task, cells, value, error, status, count * mesh.first_nodes), done, marked)

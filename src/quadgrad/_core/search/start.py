@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from quadgrad._core.errors import PlanError
-from quadgrad._core.mesh.cells import First
-from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.rules import Rule
+from quadgrad._core.problem import Problem
 
-__all__ = ["First", "first_cells"]
+__all__ = ["first_cells"]
 
 
-def first_cells(
-    pieces: Pieces, batch_shape: tuple[int, ...], batch: int, rule: Rule, plan: IntervalPlan | None
-) -> First:
+def first_cells(problem: Problem, plan: IntervalPlan | None) -> IntervalPlan:
     """Return the whole pieces, or an earlier plan's cells; empty pieces get none."""
+    pieces, batch = problem.pieces, problem.batch
     occupied = pieces.upper > pieces.lower
     if plan is None and occupied.shape[0] == 1 and bool(occupied):  # shared limits that differ
         row = torch.arange(batch, device=occupied.device)
-        start = torch.zeros(batch, dtype=torch.float64, device=occupied.device)
-        return First(row, start, torch.ones_like(start))
-    occupied = occupied.expand(batch * pieces.count)
-    if plan is None:
+    else:
+        occupied = occupied.expand(batch * pieces.count)
         row = occupied.nonzero().squeeze(1)
-        start = torch.zeros(row.shape, dtype=torch.float64, device=row.device)
-        return First(row, start, torch.ones_like(start))
-    _check_plan(plan, pieces, batch_shape, rule)
-    row, start, stop, kind = plan.row, plan.start, plan.stop, plan.kind
-    if plan.batch_shape != batch_shape:
+    start = torch.zeros(row.shape, dtype=torch.float64, device=row.device)
+    whole = IntervalPlan.of(problem.rule, pieces, problem.batch_shape, row, start, start + 1.0)
+    if plan is None:
+        return whole
+    _check_plan(plan, problem)
+    if plan.batch_shape != problem.batch_shape:
         shift = torch.arange(batch, device=row.device) * pieces.count
-        row = (row[None, :] + shift[:, None]).reshape(-1)
-        start, stop, kind = (t.repeat(batch) for t in (start, stop, kind))
-    keep = occupied.index_select(0, row)
-    row, start, stop, kind = (t[keep] for t in (row, start, stop, kind))
-    missing = occupied.clone()
-    missing[row] = False
-    extra = missing.nonzero().squeeze(1)
-    row, order = torch.cat([row, extra]).sort(stable=True)
-    whole = torch.zeros(extra.shape, dtype=start.dtype, device=row.device)
-    start, stop, kind = (
-        torch.cat(pair)[order] for pair in ((start, whole), (stop, whole + 1.0), (kind, whole.to(torch.int8)))
-    )
-    return First(row, start, stop, None if plan.even else kind)
+        cells = {name: getattr(plan, name).repeat(batch) for name in plan.columns}
+        cells["row"] += shift.repeat_interleave(len(plan))
+        plan = replace(plan, batch_shape=problem.batch_shape, **cells)
+    plan = plan.take(occupied.index_select(0, plan.row))
+    return plan.join(whole.take(~torch.isin(row, plan.row)))
 
 
-def _check_plan(plan: IntervalPlan, pieces: Pieces, batch_shape: tuple[int, ...], rule: Rule) -> None:
-    if plan.rule != rule.name:
-        raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {rule.name!r}")
+def _check_plan(plan: IntervalPlan, problem: Problem) -> None:
+    pieces, batch_shape = problem.pieces, problem.batch_shape
+    if plan.rule != problem.rule.name:
+        raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {problem.rule.name!r}")
     if plan.pieces != pieces.count:
         raise PlanError(
             f"the plan has {plan.pieces - 1} breakpoints for each integral, the call has {pieces.count - 1}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -15,16 +16,9 @@ __all__ = ["Found", "noise"]
 
 @dataclass(slots=True)
 class Found:
-    """What search hands over: the cells sorted by row, and each integral's totals and end.
+    """What search hands over: the cells, and each integral's totals and end."""
 
-    ``kind`` is None where all cells have linear nodes.
-    """
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    cell_error: Tensor
-    kind: Tensor | None
+    plan: Any
     value: Tensor
     error: Tensor
     status: Tensor

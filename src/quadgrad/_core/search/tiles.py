@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
-from quadgrad._core.search.start import First, first_cells
+from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 
 __all__ = ["search_tiles"]
@@ -25,37 +26,40 @@ SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
 
 
-def search_tiles(task: Problem, whole: First | None) -> Found:
-    """Search ``task.tile`` integrals at a time, from the cells given for all of them or else from whole pieces."""
-    if task.batch <= task.tile:
-        return _search(task, whole)
-    tiles = _tiles(task, whole)
-    first = next(tiles)
-    columns = {field.name: _Column(getattr(first, field.name), task) for field in fields(Found)}
-    for found in tiles:
-        for name, column in columns.items():
-            column.append(getattr(found, name))
-    return Found(*(columns.pop(field.name).close() for field in fields(Found)))
+def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
+    """Search ``problem.tile`` integrals at a time, from given cells or else from whole pieces."""
+    if problem.batch <= problem.tile:
+        return _search(problem, whole)
+    columns: dict[str, _Column] = {}
+    for found in _tiles(problem, whole):
+        totals = (found.value, found.error, found.status, found.nfev)
+        cells = [getattr(found.plan, name) for name in IntervalPlan.columns]
+        for name, part in zip(_COLUMNS, (*totals, *cells), strict=True):
+            if name not in columns:
+                columns[name] = _Column(part, problem)
+            columns[name].append(part)
+    *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
+    plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
+    return Found(plan, *totals)
 
 
-def _tiles(task: Problem, whole: First | None) -> Iterator[Found]:
-    count, device = task.pieces.count, task.pieces.lower.device
-    lows = range(0, task.batch, task.tile)
-    cuts: list[int] = []
-    if whole is not None:
-        edges = torch.tensor([low * count for low in lows], device=device)
-        cuts = [*torch.searchsorted(whole.row, edges).tolist(), whole.row.shape[0]]
-    for i, low in enumerate(lows):
-        part = task.part(low, min(task.batch, low + task.tile))
-        first = None if whole is None else whole.part(slice(cuts[i], cuts[i + 1]), low * count)
-        found = _search(part, first)
-        kind = torch.zeros_like(found.row, dtype=torch.int8) if found.kind is None else found.kind
-        yield replace(found, row=found.row + low * count, kind=kind)
+_COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)
 
 
-def _search(task: Problem, first: First | None) -> Found:
-    found = search_native(task, first) if suits_native(task) else None
-    return found or search(task, first or first_cells(task.pieces, (task.batch,), task.batch, task.rule, None))
+def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
+    count = problem.pieces.count
+    for low in range(0, problem.batch, problem.tile):
+        high, first = min(problem.batch, low + problem.tile), None
+        if whole is not None:
+            edges = torch.searchsorted(whole.row, whole.row.new_tensor([low * count, high * count])).tolist()
+            first = whole.part(slice(*edges), low, high)
+        found = _search(problem.part(low, high), first)
+        yield replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
+
+
+def _search(problem: Problem, first: IntervalPlan | None) -> Found:
+    found = search_native(problem, first) if suits_native(problem) else None
+    return found or search(problem, first or first_cells(problem, None))
 
 
 class _Column:
@@ -66,7 +70,6 @@ class _Column:
         self.size = 0
         room = math.ceil(part.shape[0] * task.batch / min(task.tile, task.batch))
         self.room = part.new_empty((room, *part.shape[1:]))
-        self.append(part)
 
     def append(self, part: Tensor) -> None:
         """Add a part."""

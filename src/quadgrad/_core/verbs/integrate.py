@@ -75,7 +75,9 @@ def _integrate(
         value = take_logarithm(value, logs.shift)
         error, status = logs.finish(found)
         failed = bool(status.any())
-    made, shape = primal.plan, problem.batch_shape
+    shape = problem.batch_shape
+    if asked and not found.plan.inspected:
+        found.plan = replace(found.plan, inspected=True)
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     value, error = value.to(dtype.to_complex() if value.is_complex() else dtype), error.to(real_dtype(dtype))
     result = Result(
@@ -83,8 +85,8 @@ def _integrate(
         _unflatten(error, shape),
         _unflatten(status, shape),
         _unflatten(found.nfev, shape),
-        replace(made, inspected=True) if asked and not made.inspected else made,
-        offending_point(primal.problem, made, status) if failed else "",
+        found.plan,
+        offending_point(primal.problem, found.plan, status) if failed else "",
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
     )

@@ -13,7 +13,7 @@ from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.replay import BLOCK
+from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.tolerance import returned_dtype
 from quadgrad._core.verbs.inputs import flatten
 
@@ -75,7 +75,7 @@ def replay(
             ) from None
         treatment, shift = None, None
         if log:
-            shift = shift_on_plan(integrand, plan, limits.detach().pieces(), BLOCK)
+            shift = shift_on_plan(integrand, plan, limits.detach().pieces(), REPLAY_BLOCK)
             integrand = attach_shift(integrand, shift)
         if any(carries_gradient(mark) for mark in limits.marks):
             singular = singular_marks(integrand, limits, plan.batch)

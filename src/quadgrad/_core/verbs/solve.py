@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.breakpoints.marks import Switches
+from quadgrad._core.breakpoints.marks import Search, Switches
 from quadgrad._core.gradient.boundary import replay_with_limits
 from quadgrad._core.gradient.mode import Primal
 from quadgrad._core.gradient.pathwise import choose_treatment
@@ -16,34 +15,28 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.recheck import Watch, recheck
-from quadgrad._core.search.record import make_plan
-from quadgrad._core.search.start import First, first_cells
+from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.verbs.noise import refuse_disagreement, refuse_noise
 
 __all__ = ["oriented_value", "replay_kept", "search", "search_all"]
 
-Search = Callable[[Problem, IntervalPlan | None], tuple[Found, IntervalPlan]]
 
-
-def search(problem: Problem, plan: IntervalPlan | None) -> tuple[Found, IntervalPlan]:
+def search(problem: Problem, plan: IntervalPlan | None) -> Found:
     """Search a problem that is outside of all transforms, from whole pieces or the cells of a plan."""
-    found = search_tiles(problem, None if plan is None else _start(problem, plan))
-    return found, _record(problem, found)
+    return search_tiles(problem, None if plan is None else first_cells(problem, plan))
 
 
 def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
     """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
     with problem.outside() as plain:
         if problem.jumps is None:
-            found, made = find(plain, plan)
-            switches = None
+            found, switches = find(plain, plan), None
         else:
-            switches, found, made = Switches.open(plain).search(find, plan)
-    found.kind = None  # the plan has it
+            switches, found = Switches.open(plain).search(find, plan)
     problem = problem if switches is None else switches.attach(problem)
-    return Primal(problem, found, made, found.value, uninspected=made)
+    return Primal(problem, found, found.value, uninspected=found.plan)
 
 
 def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
@@ -60,48 +53,29 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     if len(plan) == 0:
         return None
     with problem.outside() as plain:
-        watch = Watch(plain, _start(plain, plan))
-    used = _with_cells(plan, watch.first, problem)
+        watch = Watch(plain, first_cells(plain, plan))
+    used = watch.first
     treatment = choose_treatment(problem, used)
     value = replay_with_limits(problem.integrand, used, problem.limits, treatment, problem.chunk_size, watch)
     with problem.outside() as plain:
         checked = recheck(watch)
     found, done = checked.found, checked.done
     if bool(done.all()):
-        made = replace(_record(problem, found), inspected=plan.inspected)
-        return Primal(problem, found, made, found.value, None if plan.inspected else made, treatment, value)
+        found.plan = replace(found.plan, inspected=plan.inspected)
+        return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
     # What is infinite would give NaN where it is replaced; zeros of jumps have to be looked for on the new cells.
     easy = problem.jumps is None and treatment is None and bool(done.any())
-    if not easy or bool(found.cell_error.isinf().any()):
+    if not easy or bool(found.plan.error.isinf().any()):
         return None
     with problem.outside() as plain:
         mended = search_tiles(plain, checked.unfinished())
-        refined = _record(plain, mended)
-        refuse_noise(plain, refined)
+        refuse_noise(plain, mended.plan)
         known = oriented_value(mended, plain.limits)
-    again = replay_with_limits(problem.integrand, refined, problem.limits, None, problem.chunk_size)
+    again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
     refuse_disagreement(again, known, mended.error, problem.block)
     value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
     found = checked.join(mended)
-    made = _record(problem, found)
-    return Primal(problem, found, made, found.value, refined if plan.inspected else made, None, value)
-
-
-def _start(problem: Problem, plan: IntervalPlan) -> First:
-    return first_cells(problem.pieces, problem.batch_shape, problem.batch, problem.rule, plan)
-
-
-def _record(problem: Problem, found: Found) -> IntervalPlan:
-    return make_plan(found, problem.pieces, problem.batch_shape, problem.rule)
-
-
-def _with_cells(plan: IntervalPlan, first: First, problem: Problem) -> IntervalPlan:
-    """Return the plan with other cells."""
-    kind = torch.zeros_like(first.row, dtype=torch.int8) if first.kind is None else first.kind
-    return replace(
-        plan, batch_shape=problem.batch_shape, row=first.row, start=first.start, stop=first.stop, kind=kind,
-        error=torch.zeros_like(first.start),
-    )  # fmt: skip
+    return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)
 
 
 def oriented_value(found: Found, limits: Limits) -> Tensor:

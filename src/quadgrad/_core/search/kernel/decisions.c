@@ -176,7 +176,8 @@ typedef struct {
     double value, largest, sizes, error, floor;
 } Sums;
 
-INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond, int64_t *next, double *totals, Sums *s) {
+INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond, int64_t *next, double *totals,
+                      Sums *s) {
     int64_t i = *next;
     for (const Cell *cell = cell_at(cells, i, tail); i < n && cell->row < beyond; cell = cell_at(cells, ++i, tail)) {
         s->error += cell->error, s->floor += cell->floor;

@@ -7,7 +7,8 @@ INLINE Lanes largest_of(Lanes a, Lanes b) {
     return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
 }
 
-/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
+/* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All
+ * but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
  * for sums and differences of values at mirrored nodes. */
 INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
@@ -45,46 +46,36 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
     }
 }
 
-/* What a group of cells, or their columns, are like; of several columns error, size, variation, decay and the halves'
- * null rules are the largest, the others, for which one number stands for f, the sum. */
-typedef struct {
-    Tile error, size, variation, decay, left, right, start, stop, highest, middle;
-} Summary;
+/* What a group of cells, or their columns, are like. Of several columns a cell has the largest of each quantity, or
+ * from START on, where one number stands for f, the sum. */
+enum { ERROR, SIZE, VARIATION, DECAY, LEFT, RIGHT, START, STOP, HIGHEST, MIDDLE, QUANTITIES };
+typedef Tile Summary[QUANTITIES];
 
 /* What the rule's sums say about columns, on the unit interval; scale and reach of each as in Layout. */
 INLINE void judge_columns(const Setting *set, double eps, const Tile *sums, const double *size, const double *scale,
-                          const double *reach, const double *middle, Summary *of) {
+                          const double *reach, const double *middle, Summary of) {
     const Tile *nulls = sums + 1, *halves = nulls + 2 * NULL_PAIRS, *slopes = halves + 2, *edges = slopes + 2;
     Tile unseen, tiny;
     for (int c = 0; c < WIDE; c++) {
         double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
-        of->size[c] = size[c], of->variation[c] = fabs(slopes[0][c]) + fabs(slopes[1][c]);
-        unseen[c] = size[c] + of->variation[c] * (blur / (2.0 * eps));
+        of[SIZE][c] = size[c], of[VARIATION][c] = fabs(slopes[0][c]) + fabs(slopes[1][c]);
+        unseen[c] = size[c] + of[VARIATION][c] * (blur / (2.0 * eps));
         tiny[c] = scale[c] > 0.0 ? DBL_MIN / scale[c] : DBL_MIN;
-        of->left[c] = fabs(halves[0][c]), of->right[c] = fabs(halves[1][c]);
-        of->start[c] = edges[0][c], of->stop[c] = edges[1][c], of->middle[c] = middle[c];
+        of[LEFT][c] = fabs(halves[0][c]), of[RIGHT][c] = fabs(halves[1][c]);
+        of[START][c] = edges[0][c], of[STOP][c] = edges[1][c], of[MIDDLE][c] = middle[c];
     }
-    null_rule_error(nulls, unseen, tiny, set->rule->order_gap, eps, of->error, of->decay, of->highest);
+    null_rule_error(nulls, unseen, tiny, set->rule->order_gap, eps, of[ERROR], of[DECAY], of[HIGHEST]);
 }
 
 /* Add what `width` columns from `first` on are like to the cells they belong to. */
-INLINE void add_columns(const Setting *set, const Summary *columns, int64_t first, int64_t width, Summary *cells) {
-    int64_t pair = set->parts == 2;
+INLINE void add_columns(const Setting *set, const Summary columns, int64_t first, int64_t width, Summary cells) {
     for (int64_t c = 0; c < width; c++) {
-        int64_t i = (first + c) / set->columns;
-        if (!pair) {
-            cells->error[i] = worse(cells->error[i], columns->error[c]);
-            cells->size[i] = worse(cells->size[i], columns->size[c]);
-        } else if (c % 2) {
-            cells->error[i] = worse(cells->error[i], modulus(columns->error[c - 1], columns->error[c]));
-            cells->size[i] = worse(cells->size[i], columns->size[c - 1] + columns->size[c]);
-        }
-        cells->variation[i] = worse(cells->variation[i], columns->variation[c]);
-        cells->decay[i] = worse(cells->decay[i], columns->decay[c]);
-        cells->left[i] = worse(cells->left[i], columns->left[c]);
-        cells->right[i] = worse(cells->right[i], columns->right[c]);
-        cells->start[i] += columns->start[c], cells->stop[i] += columns->stop[c];
-        cells->highest[i] += columns->highest[c], cells->middle[i] += columns->middle[c];
+        int64_t i = (first + c) / set->columns, whole = set->parts == 1 || c % 2;
+        double error = columns[ERROR][c], size = columns[SIZE][c];
+        if (set->parts == 2 && whole) error = modulus(columns[ERROR][c - 1], error), size += columns[SIZE][c - 1];
+        if (whole) cells[ERROR][i] = worse(cells[ERROR][i], error), cells[SIZE][i] = worse(cells[SIZE][i], size);
+        for (int q = VARIATION; q < START; q++) cells[q][i] = worse(cells[q][i], columns[q][c]);
+        for (int q = START; q < QUANTITIES; q++) cells[q][i] += columns[q][c];
     }
 }
 
@@ -121,7 +112,7 @@ INLINE uint8_t see_pole(const Rule *rule, double blind, const double *y, int64_t
     return sees ? (uint8_t)(-0.5 * C.steps * log2(square)) : 0;
 }
 
-/* Sizes of one cell's values at the nodes; return the largest. Of complex ones the modulus counts, of several the sum. */
+/* Sizes of one cell's values at the nodes; return the largest. Of complex ones moduli count, of several the sum. */
 INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t n, int64_t columns, int64_t parts,
                        double *sizes) {
     double largest = 0.0;
@@ -135,7 +126,7 @@ INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t 
 }
 
 /* Estimates of cells from those on the unit interval; see scale_estimates in null_rules.py. */
-INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, const double *scale, const double *reach,
+INLINE void estimate_cells(const Setting *set, double eps, const Summary s, const double *scale, const double *reach,
                            int64_t here, int64_t tail, Cell *cells, Tile factor) {
     Tile at_start = {0}, at_stop = {0}, width = {0}, noise, floor, side, error;
     int64_t refinable[WIDE];
@@ -145,17 +136,18 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, con
         at_start[c] = cell->at_start, at_stop[c] = cell->at_stop, width[c] = cell->stop - cell->start;
     }
     for (int c = 0; c < WIDE; c++) {
-        double whole = s->size[c] * scale[c];
+        double whole = s[SIZE][c] * scale[c];
         floor[c] = C.floor * eps * whole;
-        noise[c] = smaller(C.place * set->eps * reach[c] * s->variation[c], whole) + floor[c];
-        side[c] = (s->right[c] > C.rougher * s->left[c] ? 1.0 : 0.0) - (s->left[c] > C.rougher * s->right[c] ? 1.0 : 0.0);
-        side[c] *= s->decay[c] >= C.unresolved ? 2.0 : 1.0;
-        double allowed = C.beyond * s->highest[c];
-        double hidden = gap(s->start[c], at_start[c], allowed) + gap(s->stop[c], at_stop[c], allowed);
-        error[c] = larger(noise[c], (s->error[c] + hidden * inmost) * scale[c]);
+        noise[c] = smaller(C.place * set->eps * reach[c] * s[VARIATION][c], whole) + floor[c];
+        double left = s[LEFT][c], right = s[RIGHT][c];
+        side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
+        side[c] *= s[DECAY][c] >= C.unresolved ? 2.0 : 1.0;
+        double allowed = C.beyond * s[HIGHEST][c];
+        double hidden = gap(s[START][c], at_start[c], allowed) + gap(s[STOP][c], at_stop[c], allowed);
+        error[c] = larger(noise[c], (s[ERROR][c] + hidden * inmost) * scale[c]);
     }
     for (int c = 0; c < WIDE; c++) {
-        int lost = !(s->size[c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
+        int lost = !(s[SIZE][c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
         int resolvable = (scale[c] > reach[c] * finest) & (width[c] > narrowest);
         refinable[c] = resolvable & (lost | (error[c] > noise[c]));
         factor[c] = lost ? 0.0 : scale[c];
@@ -165,21 +157,24 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary *s, con
     }
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(cells, c, tail);
-        cell->error = error[c], cell->floor = floor[c], cell->at_middle = s->middle[c];
+        cell->error = error[c], cell->floor = floor[c], cell->at_middle = s[MIDDLE][c];
         cell->lean = (int8_t)side[c], cell->refinable = (int8_t)refinable[c];
     }
 }
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
-INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low, int64_t here,
-                          int64_t n, const double *y, const double *slope, const Layout *layout) {
+INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low,
+                          int64_t here, int64_t n, const double *y, const double *slope, const Layout *layout) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
     Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest;
     Summary summary, part;
     const double *values = 0;
     int64_t stride = n * columns;
-    if (columns > 1) memset(&summary, 0, sizeof summary), memset(scales, 0, sizeof scales), memset(reaches, 0, sizeof reaches);
+    if (columns > 1) {
+        memset(summary, 0, sizeof summary);
+        memset(scales, 0, sizeof scales), memset(reaches, 0, sizeof reaches);
+    }
     for (int64_t c = 0; c < here; c++)
         scale[c] = layout->scale[low + c], reach[c] = fabs(layout->reach[low + c]);
     for (int64_t first = 0; first < here * columns; first += WIDE) {
@@ -192,7 +187,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         const double *middle = values + m / 2 * stride;
         fold(rule, values, stride, sums, size, largest);
         if (columns == 1) {
-            judge_columns(set, eps, sums, size, scale, reach, middle, &summary);
+            judge_columns(set, eps, sums, size, scale, reach, middle, summary);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -200,17 +195,17 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             scales[c] = scale[at], reaches[c] = reach[at];
             cell_at(cells, low + at, tail)->columns[(first + c) % columns] = sums[0][c];
         }
-        judge_columns(set, eps, sums, size, scales, reaches, middle, &part);
-        add_columns(set, &part, first, width, &summary);
+        judge_columns(set, eps, sums, size, scales, reaches, middle, part);
+        add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);
-    estimate_cells(set, eps, &summary, scale, reach, here, tail, group, factor);
+    estimate_cells(set, eps, summary, scale, reach, here, tail, group, factor);
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(group, c, tail);
         if (columns > 1) scale_columns(cell, factor[c], columns, set->parts);
         else cell->value = factor[c] == 0.0 ? 0.0 : sums[0][c] * factor[c];
         cell->height = 0;
-        if (!(summary.decay[c] >= C.unresolved && cell->error < INFINITY)) continue;
+        if (!(summary[DECAY][c] >= C.unresolved && cell->error < INFINITY)) continue;
         if (columns == 1) {
             cell->height = see_pole(rule, blind, values + c, stride, largest[c], &cell->pole);
         } else {
@@ -220,12 +215,6 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             cell->height = see_pole(rule, blind, sizes, 1, most, &cell->pole);
         }
     }
-}
-
-INLINE double sum_of(const double *y, int64_t columns) {
-    double sum = 0.0;
-    for (int64_t j = 0; j < columns; j++) sum += y[j];
-    return sum;
 }
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there

@@ -41,8 +41,8 @@ enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
 enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
 
-/* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in Cells of cells.py; f at the
- * start, the stop and the middle is times the slope, and NaN where it is not known; of several columns these are sums.
+/* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in NewIntervals of cells.py; f at
+ * start, stop and middle is times the slope, and NaN where it is not known; of several columns these are sums.
  * The height is by how many steps it is below 1, or 0 where no pole is seen. Several columns' values stand in `columns`,
  * and `value` is the sum of their sizes; see `cell_at`. */
 typedef struct {
@@ -162,6 +162,12 @@ INLINE double modulus(double a, double b) {
 /* The size of the component that begins in a column. */
 INLINE double size_at(const double *columns, int64_t j, int64_t parts) {
     return parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);
+}
+
+INLINE double sum_of(const double *y, int64_t columns) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < columns; j++) sum += y[j];
+    return sum;
 }
 
 enum { COSTLY = 8 }; /* How much more work a cell with logarithmic nodes is. */

@@ -20,6 +20,7 @@ from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE
 from quadgrad._core.mesh.interval import LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
@@ -37,7 +38,6 @@ from quadgrad._core.search.kernel.library import (
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad._core.search.rounds import search_rounds
-from quadgrad._core.search.start import First
 from quadgrad._core.search.task import Found, noise
 
 __all__ = ["Opening", "open_native", "search_native", "suits_native"]
@@ -106,7 +106,7 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     return integrand, Opening(setting, room, slope, y)
 
 
-def search_native(task: Problem, first: First | None) -> Found | None:
+def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
 
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
@@ -157,7 +157,7 @@ class NativeBodies:
         spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
         self.spread = (c_void_p * len(spread))(*spread) if spread else ()
 
-    def open(self, first: First | None) -> None:
+    def open(self, first: IntervalPlan | None) -> None:
         """Take the given cells, or whole pieces."""
         batch, count, opening, memory = self.task.batch, self.task.pieces.count, self.task.opening, self.memory
         whole = first is None and count == 1
@@ -165,7 +165,7 @@ class NativeBodies:
             cells = numbers(first.row.shape[0], CELL + self.width).zero_()
             cells[:, START], cells[:, STOP] = first.start, first.stop
             cells.view(torch.int64)[:, ROW] = first.row
-            if first.kind is not None:
+            if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
                 cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
             self._enter(cells)
@@ -343,7 +343,9 @@ class NativeBodies:
             value = value.view(self.task.batch, *event)
         real = self.dtype.to_real() if self.parts == 2 else self.dtype
         value, total, error = _as(value, self.dtype), _as(self.error, real), _as(error, real)
-        return Found(row, start, stop, error, kind if ends else None, value, total, self.status, self.nfev)
+        cells = (row, start, stop, error, kind if ends else None)
+        plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
+        return Found(plan, value, total, self.status, self.nfev)
 
 
 def _spreads(argument: Argument) -> bool:

@@ -77,7 +77,8 @@ INLINE void put_row(const Layout *at, const Piece *pieces, const double *starts,
     for (int64_t c = 0; c < here; c++) x[c] = left[c] + tau[c * step] * width[c];
     if (!slope) return;
     for (int64_t c = 0; c < here; c++) {
-        double along, mapped = map_fraction(starts[c] + tau[c * step] * width[c], starts[c] >= 0.0, pieces[c], &along);
+        double along, fraction = starts[c] + tau[c * step] * width[c];
+        double mapped = map_fraction(fraction, starts[c] >= 0.0, pieces[c], &along);
         int bounded = !(pieces[c].up + pieces[c].down > 0.0);
         x[c] = bounded ? x[c] : mapped, slope[c] = bounded ? 1.0 : along;
     }
@@ -156,8 +157,7 @@ EXPORT void enter_starts(const Setting *set, Cell *cells, const int64_t *index, 
     int64_t tail = tail_of(set), columns = set->columns;
     PARALLEL(sharing(n, set->threads))
     for (int64_t i = 0; i < n; i++) {
-        double sum = 0.0;
-        for (int64_t j = 0; j < columns; j++) sum += y[i * columns + j] * (slope ? slope[i] : 1.0);
+        double sum = sum_of(y + i * columns, columns) * (slope ? slope[i] : 1.0);
         cell_at(cells, index[i], tail)->at_start = cell_at(cells, index[i] - 1, tail)->at_stop = sum;
     }
 }

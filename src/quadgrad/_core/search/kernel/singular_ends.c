@@ -99,8 +99,8 @@ INLINE int choose_column(const EndSummary *s, double rtol, double *doubt, double
 }
 
 /* A cell's estimates from those of its components; what is left to enter is its value. Return the column taken. */
-INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSummary *s, const Layout *layout, int64_t at,
-                        Cell *cell) {
+INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSummary *s, const Layout *layout,
+                        int64_t at, Cell *cell) {
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
     if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];

@@ -1,0 +1,267 @@
+"""Change one constant or comparison at a time, and see whether a test notices: ``python tests/mutations.py``.
+
+Run by hand, from the root of the repository; it is no test. Each mutation is made in a copy of ``src``, and the
+tests that should catch it run against the copy until the first one fails. What survives is printed last: a number
+that may be anything, or a test that is missing. ``--list`` prints the table, ``--check`` only looks whether every
+pattern is found once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CORE = Path("src", "quadgrad", "_core")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change.
+
+    Attributes
+    ----------
+    name : str
+        What is changed.
+    file : str
+        Below ``_core``, or a folder.
+    old, new : str
+        A regular expression that must match exactly once, and what replaces its first group, or all of it.
+    tests : str
+        Arguments for pytest: those that should notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+    def apply(self, source: Path) -> None:
+        """Change a copy of ``src``."""
+        place = source / self.file
+        paths = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        hits = [(path, hit) for path in paths for hit in re.finditer(self.old, path.read_text(), re.MULTILINE)]
+        if len(hits) != 1:
+            raise LookupError(f"{self.name}: {self.old!r} matches {len(hits)} times in {self.file}")
+        (path, hit), text = hits[0], hits[0][0].read_text()
+        low, high = hit.span(1 if hit.re.groups else 0)
+        path.write_text(text[:low] + self.new + text[high:])
+
+
+def constant(name: str, new: str) -> tuple[str, str]:
+    """Return pattern and replacement for a constant at the top of a module."""
+    return rf"^{name} = (.+)$", new
+
+
+COUNTS = "tests/test_counts.py -k kernel"
+DECISIONS = "tests/test_decide.py"
+ESTIMATES = "tests/test_estimates.py"
+READING = "tests/test_reading.py"
+JUMPS = "tests/test_jumps.py"
+ERRORS = "tests/test_gradient_error.py"
+RESOLVE = "tests/test_resolve.py -k 'is_zero_to_rounding or searching_again'"
+SEARCHED = "tests/test_counts.py -k searched"
+
+MUTATIONS = (
+    # ----------------------------------------------------------------------------------------- search
+    Mutation("share of the tolerance for a cell", "search/decide.py", *constant("SHARE", "1.0"), COUNTS),
+    Mutation("rounds of values that are not finite", "search/decide.py", *constant("PATIENCE", "7"), DECISIONS),
+    Mutation("what is faint", "search/decide.py", *constant("FAINT", "0.2"), DECISIONS),
+    Mutation("what is zero to rounding", "search/decide.py", r"(5\.0) \* totals\.floor", "10.0", DECISIONS),
+    Mutation(
+        "where rounding ends a search", "search/decide.py", r"allowed, (2\.0) \* totals\.floor", "4.0", DECISIONS
+    ),
+    Mutation(
+        "an error that is just allowed", "search/decide.py", r"met = error / allowed (<=) 1\.0", "<", DECISIONS
+    ),
+    Mutation(
+        "an error that is just the target", "search/decide.py", r"done = error / target (<=) 1\.0", "<", DECISIONS
+    ),
+    Mutation("a cell's error that is just allowed", "search/decide.py", r"each\.error (>) limit", ">=", DECISIONS),
+    Mutation("cells of a faint integral", "search/decide.py", r"(0\.5) \* totals\.error", "0.9", DECISIONS),
+    Mutation(
+        "the last round of values that are not finite",
+        "search/decide.py",
+        r"verdict\.bad (>) PATIENCE",
+        ">=",
+        DECISIONS,
+    ),
+    Mutation("why nothing is left to split", "search/decide.py", r"tolerance\.eps\*\*(0\.5)", "0.4", DECISIONS),
+    Mutation(
+        "a small error where nothing is left to split",
+        "search/decide.py",
+        r"totals\.error (>) tolerance\.eps",
+        ">=",
+        DECISIONS,
+    ),
+    # -------------------------------------------------------------------------------------- estimates
+    Mutation("floor of an error", "estimates/null_rules.py", *constant("FLOOR", "20.0"), ESTIMATES),
+    Mutation("rounding of x", "estimates/null_rules.py", *constant("PLACE", "0.6"), COUNTS),
+    Mutation("values beyond the nodes", "estimates/null_rules.py", *constant("BEYOND", "12.0"), ESTIMATES),
+    Mutation("safety of an error", "estimates/null_rules.py", *constant("SAFETY", "5.0"), COUNTS),
+    Mutation("what is no decay", "estimates/null_rules.py", *constant("SLOW", "0.95"), COUNTS),
+    Mutation(
+        "what one bisection cannot resolve", "estimates/null_rules.py", *constant("UNRESOLVED", "0.8"), COUNTS
+    ),
+    Mutation("where a pole is looked for", "estimates/null_rules.py", *constant("NEAR", "0.9"), COUNTS),
+    Mutation("how well a pole is known", "estimates/null_rules.py", *constant("UNSURE", "0.6"), COUNTS),
+    Mutation("steps of heights of poles", "estimates/null_rules.py", *constant("STEPS", "4.0"), COUNTS),
+    Mutation("when the rougher half is to blame", "estimates/null_rules.py", *constant("ROUGHER", "1e4"), COUNTS),
+    Mutation("when a lower column is taken", "estimates/singular_ends.py", *constant("CLOSE", "0.3"), ESTIMATES),
+    Mutation("the node nearest to an end", "estimates/singular_ends.py", *constant("NEAREST", "2.0**-240"), COUNTS),
+    # ------------------------------------------------------------------------------------------- mesh
+    Mutation("a pole at an end", "mesh", *constant("AT_END", "2.0**-4"), COUNTS),
+    Mutation("how far a cell at an end is split", "mesh", *constant("STEP", "2.0**-5"), COUNTS),
+    Mutation("how close to a limit f is looked at", "mesh", *constant("LIMIT", "2.0**-36"), ESTIMATES),
+    Mutation("the same in ulps", "mesh", *constant("ULPS", "256.0"), ESTIMATES),
+    Mutation("how close to an end the series is checked", "mesh", *constant("DEEPEST", "2.0**-200"), ESTIMATES),
+    Mutation("halvings before logarithmic nodes", "mesh", *constant("DEEP", "5.0"), COUNTS),
+    Mutation("halvings before they are tried again", "mesh", *constant("EVERY", "5.0"), COUNTS),
+    Mutation("how far faint cells are halved", "mesh", *constant("SCANNED", "2.0**-6"), COUNTS),
+    Mutation("octaves of a cell at an end", "mesh/interval.py", *constant("DEPTH", "10"), COUNTS),
+    Mutation("bisections at once", "mesh/poles.py", *constant("LEVELS", "10"), COUNTS),
+    # ------------------------------------------------------------------------------------ breakpoints
+    Mutation("order of a zero's derivatives", "breakpoints/implicit.py", *constant("ORDER", "3"), READING),
+    Mutation("how uncertain g is", "breakpoints/implicit.py", *constant("NOISE", "400.0"), READING),
+    Mutation("where g is flat", "breakpoints/implicit.py", *constant("FLAT", "1e-9"), READING),
+    Mutation("what is no zero but a jump", "breakpoints/crossings.py", *constant("VANISHED", "0.9"), READING),
+    Mutation("nodes of a scan", "breakpoints/crossings.py", *constant("_NODES", "8"), READING),
+    Mutation("scans", "breakpoints/marks.py", *constant("SCANS", "1"), JUMPS + " -k scan_misses"),
+    Mutation(
+        "steps of the root finder", "breakpoints/roots.py", *constant("ROUNDS", "10"), JUMPS + " -k scan_misses"
+    ),
+    Mutation(
+        "what shows a jump", "breakpoints/unmarked.py", *constant("SHOWN", "0.5"), JUMPS + " -k only_unmarked_jumps"
+    ),
+    Mutation(
+        "what shows one outside of the nodes",
+        "breakpoints/unmarked.py",
+        *constant("OUTSIDE", "1.0"),
+        JUMPS + " -k no_node_tells",
+    ),
+    Mutation(
+        "what is flat beside a jump", "breakpoints/unmarked.py", *constant("FLAT", "2.0"), JUMPS + " -k row_24"
+    ),
+    # --------------------------------------------------------------------------------------- gradient
+    Mutation("reading distance in ulps", "gradient/boundary.py", r"^AWAY_ULPS, AWAY_GAP = (64\.0)", "1.0", READING),
+    Mutation(
+        "reading distance in widths",
+        "gradient/boundary.py",
+        r"^AWAY_ULPS, AWAY_GAP = 64\.0, (2\.0\*\*-40)",
+        "2.0**-38",
+        READING,
+    ),
+    Mutation(
+        "reading distance in narrow pieces",
+        "gradient/boundary.py",
+        r"AWAY_GAP \* gap\), (0\.25) \* gap",
+        "0.5",
+        READING,
+    ),
+    Mutation(
+        "rounding of a value that is a derivative",
+        "gradient/boundary.py",
+        *constant("READ_ROUNDING", "5.0"),
+        READING,
+    ),
+    Mutation(
+        "what decays towards an end",
+        "gradient/pathwise.py",
+        *constant("DECAY", "0.5"),
+        "tests/test_gradients.py -k moves_with_the_limit",
+    ),
+    Mutation("what is smooth enough for its halves", "gradient/measure.py", *constant("FALLS_OFF", "0.9"), ERRORS),
+    Mutation(
+        "how much a difference of halves is trusted", "gradient/measure.py", *constant("CAUTION", "1.0"), ERRORS
+    ),
+    Mutation(
+        "how close to an end a derivative is drawn", "gradient/singular_ends.py", *constant("AIM", "10.0"), SEARCHED
+    ),
+    Mutation("searches of a derivative", "gradient/resolve.py", *constant("ROUNDS", "1"), RESOLVE),
+    Mutation("a derivative that is zero", "gradient/resolve.py", *constant("ZERO", "500.0"), RESOLVE),
+    Mutation(
+        "rounding below which no derivative is searched", "gradient/resolve.py", *constant("NOISE", "5.0"), SEARCHED
+    ),
+)
+
+
+def run(mutation: Mutation, folder: Path) -> tuple[str, float]:
+    """Return what became of a mutation, and the seconds that took."""
+    copy = folder / "src"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    mutation.apply(copy / "quadgrad" / "_core")
+    began = time.perf_counter()
+    done = run_tests(mutation.tests, copy)
+    outcome = {0: "SURVIVED", 1: "caught"}.get(done.returncode, f"no answer ({done.returncode})")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return f"{outcome:10s} {failed.group(1) if failed else ''}", time.perf_counter() - began
+
+
+def run_tests(tests: str, source: Path) -> subprocess.CompletedProcess[str]:
+    """Run some tests against a copy of ``src`` until the first one fails."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "-rfE",
+        *shlex.split(tests),
+    ]
+    paths = os.pathsep.join((str(source), str(ROOT)))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def main() -> int:
+    """Make the mutations whose names contain one of the words given, by default all."""
+    parser = argparse.ArgumentParser(description="Change one number at a time and see whether a test notices.")
+    parser.add_argument("words", nargs="*", help="parts of names of mutations")
+    parser.add_argument("--list", action="store_true", help="print the table")
+    parser.add_argument("--check", action="store_true", help="only look whether every pattern is found once")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.words or any(word in m.name for word in options.words)]
+    survived = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not (options.list or options.check):
+            for tests in dict.fromkeys(m.tests for m in chosen):
+                if run_tests(tests, ROOT / "src").returncode != 0:
+                    print(f"the tests do not pass as they are: {tests}")
+                    return 2
+        for mutation in chosen:
+            label = f"{mutation.name} ({mutation.file}): {mutation.new}"
+            if options.list:
+                print(label)
+                continue
+            try:
+                if options.check:
+                    shutil.copytree(ROOT / CORE, folder / "core", dirs_exist_ok=True)
+                    mutation.apply(folder / "core")
+                    continue
+                outcome, seconds = run(mutation, folder)
+            except LookupError as error:
+                outcome, seconds = str(error), 0.0
+            if "caught" not in outcome:
+                survived.append(label)
+            print(f"{label}: {outcome} ({seconds:.0f} s)", flush=True)
+    print(f"{len(chosen)} mutations, {len(survived)} not caught", *survived, sep="\n  ")
+    return bool(survived)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
