@@ -2,13 +2,14 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 import quadgrad as qg
-from quadgrad._demo import cells, distances, network, outcome, survival
+from quadgrad._demo import cells, distances, network, outcome, report, survival
 from quadgrad._demo.data import load_distances, load_lifetimes
 from quadgrad._demo.report import Report
 
@@ -216,3 +217,10 @@ def test_quad_is_called_once_for_all_flies(flies, monkeypatch):
     scale, shape = torch.tensor([55.0, 3.0], dtype=torch.float64)
     survival.negative_log_likelihood(survival.weibull_hazard, flies, (scale, shape))
     assert shapes == [(163,)]
+
+
+def test_the_report_says_why_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "describe", lambda: "none, and so slower: there was no compiler")
+    text = io.StringIO()
+    Report(Console(file=text, width=120)).closing([], Path("picture.png"), 1.0)
+    assert "The search's compiled kernel: none, and so slower: there was no compiler." in text.getvalue()
