@@ -20,7 +20,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.base import Mesh, Plan
 from quadgrad._core.reduce import total
 
-__all__ = ["Rows", "Work", "recompute"]
+__all__ = ["Rows", "WeightedSum", "recompute"]
 
 _CHANGED = (
     "the integrand is not deterministic: in the backward pass it depended on a tensor on which it had not depended "
@@ -75,7 +75,7 @@ class _Sum:
 
 
 @dataclass(frozen=True)
-class Work:
+class WeightedSum:
     """What there is to sum up: all of it, or the part of some consecutive cells."""
 
     integrand: Integrand
@@ -93,23 +93,27 @@ class Work:
             return 0 if ends[place].shape[0] == 1 else self.plan.pieces
         return 0 if self.integrand.arguments[place - len(ends)].shared else 1
 
-    def part(self, cells: slice, low: int, high: int) -> Work:
+    def part(self, cells: slice, low: int, high: int) -> WeightedSum:
         """Return the sum over some cells of the integrals from ``low`` to before ``high``."""
-        return Work(self.integrand.part(low, high), self.plan.part(cells, low, high), self.mesh.part(low, high))
+        return WeightedSum(
+            self.integrand.part(low, high), self.plan.part(cells, low, high), self.mesh.part(low, high)
+        )
 
-    def with_tensors(self, places: Sequence[int], tensors: Sequence[Tensor]) -> Work:
+    def with_tensors(self, places: Sequence[int], tensors: Sequence[Tensor]) -> WeightedSum:
         """Return the same with others at these places among :meth:`tensors`."""
         each = self.tensors()
         for place, tensor in zip(places, tensors, strict=True):
             each[place] = tensor
         count = len(each) - len(self.integrand.arguments)
         arguments = tuple(replace(a, value=v) for a, v in zip(self.integrand.arguments, each[count:], strict=True))
-        return Work(replace(self.integrand, arguments=arguments), self.plan, self.mesh.with_tensors(each[:count]))
+        return WeightedSum(
+            replace(self.integrand, arguments=arguments), self.plan, self.mesh.with_tensors(each[:count])
+        )
 
-    def seen_by(self, closure: Closure) -> Work:
+    def seen_by(self, closure: Closure) -> WeightedSum:
         """Return the same with a function whose closed-over tensors are replaced."""
         function = closure.around(self.integrand.function)
-        return Work(replace(self.integrand, function=function), self.plan, self.mesh)
+        return WeightedSum(replace(self.integrand, function=function), self.plan, self.mesh)
 
     def cuts(self, size: int) -> Iterator[_Cut]:
         """Cut into parts of at most ``size`` cells: of several whole integrals, or of one alone."""
@@ -128,11 +132,11 @@ class Work:
 _Cut = tuple[slice, int, int]
 """Which cells a part has, and from which integral to before which."""
 
-Sums = Callable[[Work, int], Tensor]
+Sums = Callable[[WeightedSum, int], Tensor]
 """The sums over a part, ``(batch, *event)``, which begins with the given cell of the whole plan."""
 
 
-def recompute(work: Work, size: int, sums: Sums, again: Sums, rows: Rows | None = None) -> Tensor | None:
+def recompute(work: WeightedSum, size: int, sums: Sums, again: Sums, rows: Rows | None = None) -> Tensor | None:
     """Return the sums over all cells, ``size`` of them at a time; None if not all can be seen that they depend on.
 
     ``sums`` is called once for each part, ``again`` for each in every backward pass. What ``sums`` returns is
@@ -162,7 +166,7 @@ def recompute(work: Work, size: int, sums: Sums, again: Sums, rows: Rows | None 
 
 
 def _evaluate(
-    work: Work, cut: _Cut, places: Sequence[int], closure: Closure, sums: Sums, connected: bool
+    work: WeightedSum, cut: _Cut, places: Sequence[int], closure: Closure, sums: Sums, connected: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the sums over one part, and the stand-ins for the tensors at these places that they are made of."""
     part = work.part(*cut)
@@ -189,7 +193,7 @@ class _Recomputed(torch.autograd.Function):
 class _Recipe:
     """How to evaluate the sums again: ``work`` carries no gradient, its tensors at ``places`` are given anew."""
 
-    work: Work
+    work: WeightedSum
     size: int
     sums: Sums
     places: list[int]
@@ -211,7 +215,7 @@ class _Recipe:
         return [sums.join() for sums in found]
 
     def _products(
-        self, work: Work, cut: _Cut, closed: list[Tensor], gradient: Tensor, connected: bool
+        self, work: WeightedSum, cut: _Cut, closed: list[Tensor], gradient: Tensor, connected: bool
     ) -> tuple[Tensor | None, ...]:
         """Return the same of one part; nothing if it depends on nothing."""
         closure = Closure(zip(self.closed, closed, strict=True))

@@ -19,7 +19,7 @@ from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import has_lanes, plain
 from quadgrad._core.plans.base import Mesh, Plan
-from quadgrad._core.recompute import Rows, Work, recompute
+from quadgrad._core.recompute import Rows, WeightedSum, recompute
 from quadgrad._core.reduce import total
 
 __all__ = ["REPLAY_BLOCK", "Observer", "replay_plan"]
@@ -72,10 +72,10 @@ def replay_plan(
     if kept or plan.batch == 0:
         return _sum_up(integrand, plan, mesh, size, observer)
 
-    def sums(work: Work, first: int, observer: Observer | None = observer) -> Tensor:
+    def sums(work: WeightedSum, first: int, observer: Observer | None = observer) -> Tensor:
         return _sum_up(work.integrand, work.plan, work.mesh, size, observer, first)
 
-    work = Work(integrand, plan, mesh)
+    work = WeightedSum(integrand, plan, mesh)
     value = recompute(work, size, sums, lambda work, first: sums(work, first, None), rows)
     if value is not None:
         return value
