@@ -17,9 +17,9 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed for the next call, in the whole process and for good.
 
     A library like glibc hands large blocks back to the system, and takes them again page by page, until one of 32
-    MiB has come and gone: then it expects more of them. What an integrand makes is then no new memory in every search:
-    10,000 integrals of 216 nodes each took 22.5 ms with it, and 28.9 ms without. It changes the process for all that
-    runs in it, which may hold up to 64 MiB more; so nothing but this function does it.
+    MiB has come and gone: then it expects more of them. What an integrand makes is then no new memory in every
+    search: 10,000 integrals of 216 nodes each took 22.5 ms with it, and 28.9 ms without. It changes the process for
+    all that runs in it, which may hold up to 64 MiB more; so nothing but this function does it.
 
     Examples
     --------

@@ -26,7 +26,7 @@ VERSION = 1
 class Layout(Protocol):
     """Cells of a mesh, ready to have nodes placed on them."""
 
-    def nodes(self, tau: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    def nodes(self, tau: Tensor, part: slice = ...) -> tuple[Tensor, Tensor]:
         """Return x ``(m, n, ...)`` at the nodes ``tau`` of some cells, and f's factor there, ``(m or 1, n)``."""
         ...
 

@@ -66,12 +66,12 @@ def flatten(
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
     arguments = tuple([make_argument(v, shape) for v in given])
-    if trusted is None and None not in (ends := (_number(a), _number(b))):
-        ordered = ends[0] <= ends[1]
-    elif trusted is None:
-        ordered = not bool(plain(flat[1] < flat[0]).any())
-    else:
+    if trusted is not None:
         ordered = isinstance(a, float) and isinstance(b, float) and a <= b
+    elif (lower := _number(a)) is not None and (upper := _number(b)) is not None:
+        ordered = lower <= upper
+    else:
+        ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
     originals = [v.tensor if isinstance(v, Element) else v for v in given]
