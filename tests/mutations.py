@@ -132,16 +132,19 @@ MUTATIONS = (
     Mutation("bisections at once", "mesh/poles.py", *constant("LEVELS", "10"), COUNTS),
     # ------------------------------------------------------------------------------------ breakpoints
     Mutation("order of a zero's derivatives", "breakpoints/implicit.py", *constant("ORDER", "3"), READING),
-    Mutation("how uncertain g is", "breakpoints/implicit.py", *constant("NOISE", "400.0"), READING),
-    Mutation("where g is flat", "breakpoints/implicit.py", *constant("FLAT", "1e-9"), READING),
+    Mutation("how uncertain g is", "breakpoints/implicit.py", *constant("VALUE_ULPS", "400.0"), READING),
+    Mutation("where g is flat", "breakpoints/implicit.py", *constant("FLAT_ZERO", "1e-9"), READING),
     Mutation("what is no zero but a jump", "breakpoints/crossings.py", *constant("VANISHED", "0.9"), READING),
     Mutation("nodes of a scan", "breakpoints/crossings.py", *constant("_NODES", "8"), READING),
     Mutation("scans", "breakpoints/marks.py", *constant("SCANS", "1"), JUMPS + " -k scan_misses"),
     Mutation(
-        "steps of the root finder", "breakpoints/roots.py", *constant("ROUNDS", "10"), JUMPS + " -k scan_misses"
+        "steps of the root finder", "breakpoints/roots.py", *constant("MOST_STEPS", "10"), JUMPS + " -k scan_misses"
     ),
     Mutation(
-        "what shows a jump", "breakpoints/unmarked.py", *constant("SHOWN", "0.5"), JUMPS + " -k only_unmarked_jumps"
+        "what shows a jump",
+        "breakpoints/unmarked.py",
+        *constant("INSIDE", "0.5"),
+        JUMPS + " -k only_unmarked_jumps",
     ),
     Mutation(
         "what shows one outside of the nodes",
@@ -150,7 +153,10 @@ MUTATIONS = (
         JUMPS + " -k no_node_tells",
     ),
     Mutation(
-        "what is flat beside a jump", "breakpoints/unmarked.py", *constant("FLAT", "2.0"), JUMPS + " -k row_24"
+        "what is flat beside a jump",
+        "breakpoints/unmarked.py",
+        *constant("BESIDE_JUMP", "2.0"),
+        JUMPS + " -k row_24",
     ),
     # --------------------------------------------------------------------------------------- gradient
     Mutation("reading distance in ulps", "gradient/boundary.py", r"^AWAY_ULPS, AWAY_GAP = (64\.0)", "1.0", READING),
@@ -187,10 +193,13 @@ MUTATIONS = (
     Mutation(
         "how close to an end a derivative is drawn", "gradient/singular_ends.py", *constant("AIM", "10.0"), SEARCHED
     ),
-    Mutation("searches of a derivative", "gradient/resolve.py", *constant("ROUNDS", "1"), RESOLVE),
+    Mutation("searches of a derivative", "gradient/resolve.py", *constant("SEARCHES", "1"), RESOLVE),
     Mutation("a derivative that is zero", "gradient/resolve.py", *constant("ZERO", "500.0"), RESOLVE),
     Mutation(
-        "rounding below which no derivative is searched", "gradient/resolve.py", *constant("NOISE", "5.0"), SEARCHED
+        "rounding below which no derivative is searched",
+        "gradient/resolve.py",
+        *constant("HIDDEN", "5.0"),
+        SEARCHED,
     ),
 )
 
