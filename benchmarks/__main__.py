@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+import quadgrad as qg
 from benchmarks import (
     bridge,
     distances,
@@ -64,6 +65,10 @@ def main() -> None:
         "--against", metavar="SRC",
         help="src folder of another commit, its kernel built: the pages transforms and shapes time it as well",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-freed-memory", action="store_true",
+        help="call qg.keep_freed_memory() first, which other commits did when they were imported",
+    )  # fmt: skip
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -73,7 +78,9 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
-    show_setting(console)
+    if options.keep_freed_memory:
+        qg.keep_freed_memory()
+    show_setting(console, options.keep_freed_memory)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
             more = {"seed": options.seed} if name == "families" else {}

@@ -25,7 +25,7 @@ NOISE = 1.05
 
 
 class Earlier:
-    """The process of another commit; its tasks can be timed in turn with ours."""
+    """The process of another commit, or another process of this one; its tasks can be timed in turn with ours."""
 
     def __init__(self, source: str, module: str) -> None:
         root = Path(__file__).parent.parent

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import quadgrad as qg
-from benchmarks.findings import Figure, Findings, Sheet, Target
+from benchmarks.earlier import Earlier
+from benchmarks.findings import Figure, Findings, Sheet, Target, compare
+from benchmarks.timing import Task, interleave
 
-__all__ = ["measure"]
+__all__ = ["make_tasks", "measure"]
 
 BATCH = 80_000
 WIDTH = 16
@@ -180,8 +182,34 @@ def measure(scale: float = 1.0) -> Findings:
                 target=Target(1.1),
             ),
             Figure("gradient with chunk_size off by", gradient_gap(chunked, free), target=Target(1e-12), unit=""),
+            gain_of_keeping(scale),
         ],
     )
+
+
+def make_tasks() -> dict[str, Task]:
+    """Return what is timed in processes that keep freed memory and in others: integrals of a cheap integrand."""
+    a = torch.linspace(0.5, 3.0, 10_000, dtype=torch.float64)
+    f = lambda t, a: torch.exp(-a * t / (1 - t)) * torch.cos(t / (1 - t)) / (1 - t) ** 2
+    integrate = lambda: qg.quad(f, 0.0, 1.0, (a,), rtol=1e-9)
+
+    def kept() -> None:
+        qg.keep_freed_memory()
+        integrate()
+
+    return {"as it is": integrate, "kept": kept}
+
+
+def gain_of_keeping(scale: float) -> Figure:
+    """Return how long 10,000 integrals take in a process that keeps freed memory, over one that does not."""
+    source = str(Path(qg.__file__).parent.parent)
+    processes = {name: Earlier(source, "benchmarks.memory") for name in ("as it is", "kept")}
+    seconds = interleave(
+        {name: process.task(name) for name, process in processes.items()}, max(5, round(21 * scale)), 2, 0.01
+    )
+    for process in processes.values():
+        process.close()
+    return compare("time of 10,000 integrals, keep_freed_memory() over none", seconds["kept"], seconds["as it is"])
 
 
 def growth(batch: int, gradient: bool) -> float:

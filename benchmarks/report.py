@@ -17,11 +17,12 @@ from benchmarks.findings import Figure, Findings, Sheet
 __all__ = ["show_findings", "show_setting"]
 
 
-def show_setting(console: Console) -> None:
+def show_setting(console: Console, kept: bool = False) -> None:
     """Print what every time depends on."""
     console.print(
         f"quadgrad {qg.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads, "
-        f"SciPy {scipy.__version__}, Python {platform.python_version()}, {platform.machine()}. "
+        f"SciPy {scipy.__version__}, Python {platform.python_version()}, {platform.machine()}"
+        f"{'; freed memory is kept, by qg.keep_freed_memory()' if kept else ''}. "
         "What is compared runs in turn, in one process. Figures come from the medians of times, beside them those "
         "from the best; a target counts as met when both meet it.",
         highlight=False,
