@@ -82,7 +82,7 @@ def singular(x: Any, m: Any) -> Any:
 
 
 def make_jobs(scale: float) -> list[Job]:
-    """Return what the issue of speed is about: two batches, three single integrals."""
+    """Return what are compared: two batches, three single integrals."""
     peaks = make_peaks(max(100, round(20_000 * scale)))
     redshift = make_redshifts(max(100, round(100_000 * scale)))
     nodes, weights = gauss(61)

@@ -175,16 +175,11 @@ def within_transforms(stack: list[Any]) -> AbstractContextManager[None]:
 
 
 def register_pytree(
-    cls: type,
-    flatten: Callable[[Any], tuple[list[Any], Any]],
-    unflatten: Callable[[Any, Any], Any],
+    cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[[Any, Any], Any]
 ) -> None:
     """Make torch's transforms accept and return instances of ``cls``."""
     _pytree.register_pytree_node(
-        cls,
-        flatten,
-        unflatten,
-        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        cls, flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}"
     )
 
 

@@ -19,14 +19,7 @@ from quadgrad._core._torch import carries_derivative, in_transform
 from quadgrad._core.gradient.parameters import Parameters, Substitution, is_differentiable
 from quadgrad._core.integrand import Argument, Integrand
 
-__all__ = [
-    "Variables",
-    "as_reals",
-    "differentiate",
-    "make_variables",
-    "output_count",
-    "variables_of",
-]
+__all__ = ["Variables", "as_reals", "differentiate", "make_variables", "output_count", "variables_of"]
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DEPTH",
-    "EXTRAPOLATED",
-    "LINEAR",
-    "LOGARITHMIC",
-    "Layout",
-    "Pieces",
-    "lay_out",
-    "place",
-]
+__all__ = ["DEPTH", "EXTRAPOLATED", "LINEAR", "LOGARITHMIC", "Layout", "Pieces", "lay_out", "place"]
 
 LINEAR, LOGARITHMIC, EXTRAPOLATED = 0, 1, 2
 """Kinds of cells, int8: nodes are spread evenly, or over the logarithm of the distance from an end of the piece.

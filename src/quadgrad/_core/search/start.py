@@ -38,6 +38,8 @@ def first_cells(problem: Problem, plan: IntervalPlan | None) -> IntervalPlan:
 
 def _check_plan(plan: IntervalPlan, problem: Problem) -> None:
     pieces, batch_shape = problem.pieces, problem.batch_shape
+    if not isinstance(plan, IntervalPlan):
+        raise PlanError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
     if plan.rule != problem.rule.name:
         raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {problem.rule.name!r}")
     if plan.pieces != pieces.count:

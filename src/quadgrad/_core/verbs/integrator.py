@@ -11,6 +11,7 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
+from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed
 from quadgrad._core.reduce import total
@@ -77,12 +78,10 @@ class Integrator(Printed):
     (50, 1)
     """
 
-    def __init__(
-        self, verb: Callable[..., Result] = quad, *, plan: IntervalPlan | None = None, **options: Any
-    ) -> None:
+    def __init__(self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, **options: Any) -> None:
         for name in options.keys() & {"args", "points", "jumps"}:
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
-        self.verb, self.plan, self.options = verb, plan, options
+        self.verb, self.plan, self.options = verb, cast("IntervalPlan | None", plan), options
         self.calls = self.started = self.refined = self.coarsened = self.nfev = 0
         self._due = self._pause = PAUSE
         self._allowed: Tensor | None = None
@@ -99,7 +98,7 @@ class Integrator(Printed):
             return call_eagerly(f, a, b, args, points=points, jumps=jumps)
         places = {name: v for name, v in (("points", points), ("jumps", jumps)) if v is not None}
 
-        def ask(plan: IntervalPlan | None, **changes: Any) -> Result:
+        def ask(plan: Plan | None, **changes: Any) -> Result:
             return self.verb(f, a, b, args, plan=plan, **places, **(self.options | changes))
 
         self.calls += 1

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.inputs import prepare
@@ -29,7 +30,7 @@ def quad(
     rule: str = "gk21",
     max_nfev: int | None = None,
     gradient: GradientMode = Reuse(),
-    plan: IntervalPlan | None = None,
+    plan: Plan | None = None,
     limit_gradient: Literal["auto", "boundary", "pathwise"] = "auto",
     vectorized: bool = True,
     log: bool = False,
@@ -67,7 +68,7 @@ def quad(
         Most nodes to spend on one integral, 30,000 unless given.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
-    plan : IntervalPlan, optional
+    plan : Plan, optional
         Cells to start from, of an earlier result. They are re-checked and refined where needed; with
         ``Reuse`` the values that the gradient needs anyway serve as the check. See :class:`quadgrad.Integrator`.
     limit_gradient : {"auto", "boundary", "pathwise"}
@@ -171,6 +172,7 @@ def quad(
         f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,
         limit_gradient=limit_gradient,
     )  # fmt: skip
+    plan = cast("IntervalPlan | None", plan)  # which search checks
     return integrate(problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure)
 
 

@@ -12,6 +12,7 @@ from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.mesh.limits import stack_points
+from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.tolerance import returned_dtype
@@ -22,7 +23,7 @@ __all__ = ["replay"]
 
 def replay(
     f: Callable[..., Any],
-    plan: IntervalPlan,
+    plan: Plan,
     a: Any,
     b: Any,
     args: Any = (),
@@ -39,7 +40,7 @@ def replay(
     ----------
     f : callable
         ``f(x, *args)`` as for :func:`quadgrad.quad`.
-    plan : IntervalPlan
+    plan : Plan
         From an earlier :class:`quadgrad.Result`.
     a, b : float or Tensor
         Limits, finite or infinite as the plan's were; broadcast to the plan's batch.
@@ -65,6 +66,8 @@ def replay(
     """
     with WithoutAutocast() as unaided:
         pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
+        if not isinstance(plan, IntervalPlan):
+            raise TypeError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
         if plan.pieces != pieces:
             raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
         try:
