@@ -136,7 +136,7 @@ MUTATIONS = (
     Mutation("where g is flat", "breakpoints/implicit.py", *constant("FLAT_ZERO", "1e-9"), READING),
     Mutation("what is no zero but a jump", "breakpoints/crossings.py", *constant("VANISHED", "0.9"), READING),
     Mutation("nodes of a scan", "breakpoints/crossings.py", *constant("_NODES", "8"), READING),
-    Mutation("scans", "breakpoints/marks.py", *constant("SCANS", "1"), JUMPS + " -k scan_misses"),
+    Mutation("scans", "breakpoints/jumps.py", *constant("SCANS", "1"), JUMPS + " -k scan_misses"),
     Mutation(
         "steps of the root finder", "breakpoints/roots.py", *constant("MOST_STEPS", "10"), JUMPS + " -k scan_misses"
     ),

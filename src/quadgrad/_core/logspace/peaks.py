@@ -21,7 +21,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["Summit", "beside", "climb", "log_of_sum"]
+__all__ = ["LogPeaks", "beside", "climb", "log_of_sum"]
 
 RISE = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
@@ -46,7 +46,7 @@ BUDGET = 0.25
 
 
 @dataclass(frozen=True)
-class Summit:
+class LogPeaks:
     """The cells from which to search, sorted by row, the logarithm of the rule's sum over them, the nodes it took.
 
     ``size`` has shape ``(batch, *event)``; it is -inf where f was zero, or not finite, at all nodes.
@@ -87,7 +87,7 @@ class _Slopes:
         return _Slopes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Slopes)))
 
 
-def climb(task: Problem, first: IntervalPlan) -> Summit:
+def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
     cells = _survey(task, first)
     cost, budget = 2 * task.rule.nodes.size, BUDGET * task.max_nfev
@@ -107,10 +107,10 @@ def climb(task: Problem, first: IntervalPlan) -> Summit:
         cells = _Slopes.join([cells.take(~hot), halves])
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
-        return Summit(first, size, spent)
+        return LogPeaks(first, size, spent)
     order = cells.row.sort(stable=True).indices
     row, start, stop, kind = (t[order] for t in (cells.row, cells.start, cells.stop, cells.kind))
-    return Summit(first.with_cells(row, start, stop, kind), size, spent)
+    return LogPeaks(first.with_cells(row, start, stop, kind), size, spent)
 
 
 def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Tensor, block: int) -> Tensor:

@@ -150,11 +150,11 @@ class LogSearch:
 
     def _search(self, task: Problem, first: IntervalPlan, fresh: bool) -> Found:
         """Search all integrals, and those whose shift was wrong again from the cells that were found."""
-        summit = climb(task, first)
-        shift, nfev, self.seen = _usable(summit.size), summit.nfev, summit.size > -torch.inf
+        peaks = climb(task, first)
+        shift, nfev, self.seen = _usable(peaks.size), peaks.nfev, peaks.size > -torch.inf
         everyone = torch.ones_like(nfev, dtype=torch.bool)
-        found = self._in_levels(task, summit.first, shift, everyone, fresh and summit.first is first)
-        size, (found, shift) = summit.size, _normalize(found, shift)
+        found = self._in_levels(task, peaks.first, shift, everyone, fresh and peaks.first is first)
+        size, (found, shift) = peaks.size, _normalize(found, shift)
         for _ in range(AGAIN):
             missed = largest_component((self.seen & (found.value == 0.0)).to(torch.int8)) > 0
             lost = missed | found.error.isinf() | _is_beyond(shift, size)
@@ -163,13 +163,13 @@ class LogSearch:
                 break
             cells = _take(found.plan, uneven)
             if bool(lost.any()):
-                summit = climb(task, _take(found.plan, lost))
-                better, size = _usable(summit.size), torch.where(beside(lost, size), summit.size, size)
-                nfev, self.seen = nfev + summit.nfev, self.seen | (summit.size > -torch.inf)
+                peaks = climb(task, _take(found.plan, lost))
+                better, size = _usable(peaks.size), torch.where(beside(lost, size), peaks.size, size)
+                nfev, self.seen = nfev + peaks.nfev, self.seen | (peaks.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
                 lost = lost & (missed | (found.error.isinf() & off))
                 shift = torch.where(beside(lost, shift), better, shift)
-                cells = cells.join(_take(summit.first, lost))
+                cells = cells.join(_take(peaks.first, lost))
             ask = lost | uneven
             if not bool(ask.any()):
                 break

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.marks import note_unmarked_jumps
+from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.breakpoints.marks import Search, Switches
+from quadgrad._core.breakpoints.jumps import Search, Switches
 from quadgrad._core.gradient.boundary import replay_with_limits
 from quadgrad._core.gradient.mode import Primal
 from quadgrad._core.gradient.pathwise import choose_treatment

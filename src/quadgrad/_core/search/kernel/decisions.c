@@ -23,14 +23,14 @@ INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
                   (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, 0.0f};
 }
 
-/* allowed_error in adaptive.py, of the value's largest component */
+/* allowed_error in search/decide.py, of the value's largest component */
 INLINE double allowed_error(const Round *round, double size, double floor) {
     double allowed = larger(round->rtol * size, round->atol);
     if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
     return larger(allowed, round->tiny);
 }
 
-/* to_scan in cells.py */
+/* what a faint integral is scanned for: mark in search/decide.py, unseen in mesh/bisection.py */
 INLINE int to_scan(const Cell *cell, double most) {
     if (!(cell->error >= C.faint * fabs(cell->value))) return 0;
     int rough = cell->error > cell->floor && cell->refinable;
@@ -39,7 +39,7 @@ INLINE int to_scan(const Cell *cell, double most) {
     return ((rough || cell->floor == 0.0) && wide) || (rough && cell->error > most);
 }
 
-/* plan_moves in cells.py, for one that is refined */
+/* propose in mesh/bisection.py, for one that is refined */
 INLINE int plan_move(const Cell *cell) {
     int lean = cell->lean;
     if (cell->kind != LINEAR) return lean > 0 ? REVERT : CLOSER;
@@ -79,7 +79,7 @@ INLINE Pole pole_of(const Cell *cell, const Round *round) {
 enum { WHOLE = 1 << LEVELS };
 
 /* The length of the part that begins at the given place, in parts of which a cell has WHOLE: the longest that bisection
- * allows there, and no longer than the pole allows, see parts.py. */
+ * allows there, and no longer than the pole allows, see mesh/poles.py. */
 INLINE int64_t part_at(int64_t at, Pole pole) {
     int64_t length = at ? at & -at : WHOLE / 2;
     for (; length > 1; length /= 2) {
@@ -133,7 +133,7 @@ INLINE void put_end(Children *out, int64_t row, double start, double stop, doubl
     cell->at_middle = NAN, cell->kind = LOGARITHMIC;
 }
 
-/* refine in cells.py, for one cell */
+/* split in mesh/bisection.py, for one cell */
 INLINE void refine(const Round *round, const Cell *cell, int move, Children *out) {
     int64_t row = cell->row;
     double start = cell->start, stop = cell->stop;
