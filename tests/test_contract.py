@@ -457,3 +457,12 @@ def test_memory_with_chunks_does_not_grow_with_the_nodes() -> None:
     whole = peak_memory("gk61", chunk_size=None) - peak_memory("gk15", chunk_size=None)
     assert grown <= one_array_of_the_extra_nodes / 10
     assert whole >= one_array_of_the_extra_nodes
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_half_precision_converges_where_its_own_spacing_would_forbid_to_split_a_cell(dtype: torch.dtype) -> None:
+    start = torch.linspace(0.0, 2.0, 8).to(dtype)
+    result = qg.quad(lambda x: (1 + x) ** -1.5, start, torch.tensor(float("inf"), dtype=dtype))
+    exact = 2.0 / (1.0 + start.float()).sqrt()
+    assert result.converged.all()
+    assert ((result.value - exact).abs() <= result.error).all()

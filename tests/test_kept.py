@@ -406,3 +406,9 @@ def test_infinite_derivative_of_a_limit_beside_an_integral_that_is_refined() -> 
     assert (to_limit == -inf).all()
     (exact,) = torch.autograd.grad(area(t64(0.3), e).sum(), e)
     assert relative_error(to_width, exact) <= 1e-6
+
+
+def test_empty_batch() -> None:
+    integrate = qg.Integrator()
+    for count in (0, 3, 0):
+        assert integrate(lambda x, c: c * x, 0.0, 1.0, args=(torch.ones(count),)).value.shape == (count,)

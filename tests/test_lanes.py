@@ -481,3 +481,16 @@ def test_gradient_of_what_all_lanes_share() -> None:
     value = vmap(lambda c: solve(lambda x: torch.exp(-shared * x) * c, t64(0.0), 1.0).value)(t64([1.0, 2.0, 3.0]))
     (slope,) = torch.autograd.grad(value.sum(), shared)
     assert relative_error(slope, 6 * grad(lambda p: (1 - torch.exp(-p)) / p)(shared.detach())) <= 1e-9
+
+
+@pytest.mark.parametrize("chunk_size", (1, 2, 3, 4, None))
+def test_tiles_of_lanes_that_capture_and_are_given_arguments(chunk_size: int | None) -> None:
+    """A tile has the arguments of its own integrals alone; lanes without one of these are padded with another's."""
+    c, s = torch.linspace(0.5, 1.0, 4, dtype=torch.float64), torch.linspace(0.0, 1.0, 4, dtype=torch.float64)
+
+    def area(c: Tensor, s: Tensor) -> Tensor:
+        f = lambda x, s: c * torch.sqrt(x - s)
+        return qg.quad(f, s, 1.0 + s, args=(s,), chunk_size=chunk_size).value
+
+    torch.testing.assert_close(vmap(area)(c, s), c * (2.0 / 3.0), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(vmap(grad(area))(c, s), torch.full_like(c, 2.0 / 3.0), rtol=1e-12, atol=0.0)

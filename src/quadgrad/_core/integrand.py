@@ -143,10 +143,16 @@ class Captured:
         # one, where f is as finite as it is anywhere, or else the harmless point.
         begins = counts.cumsum(0) - counts
         place = torch.empty_like(order).index_copy(0, order, torch.arange(n, device=device) - begins[lane[order]])
-        lanes = torch.arange(count, device=device)
-        spare = torch.where(counts > 0, order[begins.clamp_max(n - 1)], n + lanes)
-        x = torch.cat((x, self.rest.to(x.dtype).expand(x.shape[0], *self.rest.shape)), dim=1)
-        whose = torch.cat((whose, (lanes * self.batch - self.first).clamp_min(0)))
+        own = order[begins.clamp_max(n - 1)]
+        if (
+            integrand.stack is not None
+        ):  # search drops what it is padded with, and has the arguments of a tile alone
+            spare = torch.where(counts > 0, own, 0)
+        else:
+            lanes = torch.arange(count, device=device)
+            spare = torch.where(counts > 0, own, n + lanes)
+            x = torch.cat((x, self.rest.to(x.dtype).expand(x.shape[0], *self.rest.shape)), dim=1)
+            whose = torch.cat((whose, lanes * self.batch))
         step = max(1, self.block // (count * x.shape[0]))
         parts: list[Tensor] = []
         for low in range(0, int(counts.max()), step):

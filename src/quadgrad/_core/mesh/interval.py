@@ -36,7 +36,7 @@ class Pieces:
     """The pieces of all integrals, ``count`` for each, ascending: row ``owner * count + piece``.
 
     ``lower`` and ``upper`` each have shape ``(batch * count,)``, or ``(1,)`` where all integrals share it;
-    ``infinite`` tells whether any is infinite. ``x_dtype`` is the dtype in which f is called, which may be coarser.
+    ``infinite`` tells whether any is infinite. ``x_dtype`` is as in the limits.
     """
 
     lower: Tensor

@@ -25,7 +25,7 @@ class Limits:
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
     ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
     ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
-    from the place it stands for, ``x_dtype`` the dtype in which f is called, which may be coarser than theirs.
+    from the place it stands for, ``x_dtype`` the dtype in which f is called, or single precision if that is coarser.
     """
 
     a: Tensor
@@ -44,9 +44,6 @@ class Limits:
     def next_to(self, place: Tensor, towards: Tensor) -> Tensor:
         """Return the number after ``place`` on the way, among those that x is rounded to."""
         dtype = self.x_dtype or place.dtype
-        if dtype in (torch.float16, torch.bfloat16):  # nextafter is not made for them
-            step = (place.abs() * self.rounding.eps).clamp_min(self.rounding.tiny)
-            return torch.where(towards > place, place + step, torch.where(towards < place, place - step, place))
         return torch.nextafter(place.to(dtype), towards.to(dtype)).to(place.dtype)
 
     @property

@@ -114,8 +114,8 @@ class Integrator(Printed):
         tolerance = make_tolerance(self.options.get("rtol"), self.options.get("atol", 0.0), epsilon(value.dtype))
         # Plans of logarithms are those of integrals scaled to 1.
         size = torch.ones_like(value.abs()) if self.options.get("log") else value.abs()
-        size = size.reshape(result.plan.batch, -1)
-        size = size.amax(1) if size.numel() else size.new_zeros(result.plan.batch)
+        batch = result.plan.batch
+        size = size.reshape(batch, -1).amax(1) if size.numel() else size.new_zeros(batch)
         self._allowed = (tolerance.rtol * size).clamp_min(tolerance.atol)
         return result
 
