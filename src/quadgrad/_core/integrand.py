@@ -144,9 +144,8 @@ class Captured:
         begins = counts.cumsum(0) - counts
         place = torch.empty_like(order).index_copy(0, order, torch.arange(n, device=device) - begins[lane[order]])
         own = order[begins.clamp_max(n - 1)]
-        if (
-            integrand.stack is not None
-        ):  # search drops what it is padded with, and has the arguments of a tile alone
+        if integrand.stack is not None:
+            # search drops what it is padded with, and has the arguments of a tile alone
             spare = torch.where(counts > 0, own, 0)
         else:
             lanes = torch.arange(count, device=device)

@@ -25,7 +25,8 @@ class Limits:
     ``a`` and ``b`` have shape ``(batch,)``, or ``(1,)`` where all integrals share them; ``points``
     ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
     ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
-    from the place it stands for, ``x_dtype`` the dtype in which f is called, or single precision if that is coarser.
+    from the place it stands for, ``x_dtype`` the dtype in which f is called, or single precision if that is
+    coarser.
     """
 
     a: Tensor

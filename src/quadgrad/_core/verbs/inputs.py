@@ -79,7 +79,7 @@ def flatten(
     integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
     return (
         integrand,
-        # By half precision's own spacing hardly a cell could be split: of 300 tails 93 converged, and 300 by single's.
+        # By half precision's own spacing hardly a cell could be split: of 300 tails 93 converged, by single's all.
         Limits(flat[0], flat[1], marks, infinite, ordered, x_dtype=torch.promote_types(call_dtype, torch.float32)),
         shape,
         tuple(sources),
