@@ -16,9 +16,6 @@ from helpers import leaf, t64
 from quadgrad._core.search.kernel import native
 from quadgrad._core.search.kernel.library import load
 
-OPEN = {"complex inverse root"}
-"""Takes 226 nodes at 1e-10 for 180 since cells became columns of one stream: to be mended."""
-
 
 @pytest.mark.parametrize("rtol", RTOLS)
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])
@@ -29,11 +26,9 @@ def test_every_problem_of_the_table(engine: str, rtol: float, monkeypatch: pytes
         pytest.skip("the package was installed without its compiled kernel")
     spent, place = {}, 2 * RTOLS.index(rtol)
     for p in PROBLEMS:
-        if p.name in OPEN:
-            continue
         result = qg.quad(p.f, t64(p.a), t64(p.b), points=p.points or None, rtol=rtol, on_failure="ignore")
         spent[p.name] = (int(result.nfev), int(result.status))
-    assert spent == {name: counts[place : place + 2] for name, counts in COUNTS.items() if name not in OPEN}
+    assert spent == {name: counts[place : place + 2] for name, counts in COUNTS.items()}
 
 
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])

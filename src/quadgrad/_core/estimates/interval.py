@@ -136,16 +136,23 @@ class IntervalEstimate:
         assert layout.outer is not None and layout.rate is not None and places.steps is not None
         outer, inner, values = weighted[0], weighted[-1], _Values.of(weighted[1:-1])
         sums = weigh(self.rule, values.real, values.moduli)
+        nulls, size = sums.nulls, sums.size
+        if y.is_complex():  # in the moduli of both parts' null rules: beside a singularity one decays less evenly
+            nulls = torch.hypot(*nulls.unflatten(2, (-1, 2)).unbind(3))
+            size = (self.rule.weights @ values.y.abs().flatten(1)).reshape(nulls.shape[1:])
         # Near a singularity f changes as much as the distance does, which rounding of x does to it.
-        spread, mean = layout.reach * layout.rate * (-PLACE * self.info.eps), y.abs()
-        mean = (self.rule.weights @ mean.flatten(1)).reshape(y.shape[1:])
-        mean = mean[..., None].expand(*mean.shape, 2) if y.is_complex() else mean
-        blur = (_along(spread, sums.size) * mean.reshape(sums.size.shape)) if mean.numel() else sums.size
-        error, size, unresolved = self._null_rules(values, sums, blur, noise)
+        spread = layout.reach * layout.rate * (-PLACE * self.info.eps)
+        blur = _along(spread, size) * (self.rule.weights @ y.abs().flatten(1)).reshape(size.shape)
+        error, decay = null_rule_error(self.rule, nulls, size.add(blur, alpha=0.5 / noise), noise)
+        error, size, unresolved = (
+            largest_component(error),
+            largest_component(size),
+            largest_component(decay) >= UNRESOLVED,
+        )
         value, edges = values.components(sums.value), values.components(sums.edges, 2)
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
         known = torch.stack((outer, torch.where(_beside(touches, inner), edges[1], inner)))
-        gaps = (edges - known).abs() - BEYOND * values.components(sums.nulls[0]).abs()
+        gaps = (edges - known).abs() - BEYOND * nulls[0].reshape(value.shape)
         hidden = largest_component(gaps.clamp_min(0.0).sum(0)) * self.outermost
         shares = self.rule.shares.to(y.dtype)
         terms = (shares @ values.y.flatten(1)).reshape(len(shares), *value.shape)

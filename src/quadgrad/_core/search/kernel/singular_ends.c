@@ -163,8 +163,11 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
         weigh_sizes(rule, flat, parts, blur);
         for (int64_t i = 0; i < m; i++)
             for (int64_t c = 0; c < width; c++) flat[i][c] *= slope[(i + 1) * n + own[c]] * rows->scale[own[c]];
-        weigh_sizes(rule, flat, 1, size);
+        weigh_sizes(rule, flat, parts, size);
         weigh(rule->all, FUNCTIONALS + SHARES, m, flat, sums);
+        /* In the moduli of both parts' null rules: beside a singularity one decays less evenly. */
+        for (int i = 1; parts == 2 && i <= 2 * NULL_PAIRS; i++)
+            for (int64_t c = 0; c < WIDE; c += 2) sums[i][c] = sums[i][c + 1] = size_at(sums[i], c, 2);
         for (int64_t c = 0; c < width; c++) {
             blur[c] *= C.place * set->eps * rows->reach[own[c]] * -rows->rate[own[c]];
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
@@ -176,10 +179,9 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
                               number_at(y + last * columns, j, parts, slope[last] * rows->scale[at])};
             Cell *cell = cell_at(cells, at, tail);
             EndSummary *s = &summary[at - low];
-            s->error = worse(s->error, size_at(error, c, parts)), s->blur = worse(s->blur, blur[c]);
-            s->size = worse(s->size, parts == 2 ? size[c] + size[c + 1] : size[c]);
-            s->decay = worse(s->decay, parts == 2 ? larger(decay[c], decay[c + 1]) : decay[c]);
-            add_component(set, cell, sums, c, parts, size_at(highest, c, parts), ends, rows->steps[at],
+            s->error = worse(s->error, error[c]), s->blur = worse(s->blur, blur[c]);
+            s->size = worse(s->size, size[c]), s->decay = worse(s->decay, decay[c]);
+            add_component(set, cell, sums, c, parts, highest[c], ends, rows->steps[at],
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
