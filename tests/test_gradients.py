@@ -376,3 +376,27 @@ def test_singular_breakpoint_that_stays_is_refused_loudly() -> None:
         value = qg.quad(lambda x: (x - 0.3).abs() ** -0.25, 0.0, 1.0, points=p, rtol=1e-6).value
     value.backward()
     assert not torch.isfinite(p.grad)
+
+
+@pytest.mark.parametrize("mode", [qg.Reuse(), qg.Resolve()])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("a", [0.0, 1.0, [0.0, 0.0], [[1.0], [2.0]]])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, p: x * p,
+        lambda x, p: p / torch.sqrt(x),
+        lambda x, p: torch.sqrt(x * p),
+        lambda x, p: torch.stack([x * p, x - p], -1),
+    ],
+)
+def test_over_nothing_but_empty_intervals_the_gradient_is_zero(f, a, chunk_size, mode) -> None:
+    p = leaf(0.5)
+    value = qg.quad(f, t64(a), t64(a), args=(p,), chunk_size=chunk_size, gradient=mode).value
+    (first,) = torch.autograd.grad(value.sum(), p, create_graph=True)
+    assert not value.any() and first == 0.0
+
+    def total(p: torch.Tensor) -> torch.Tensor:
+        return qg.quad(f, t64(a), t64(a), args=(p,), chunk_size=chunk_size, gradient=mode).value.sum()
+
+    assert torch.func.hessian(total)(p.detach()) == 0.0

@@ -259,10 +259,9 @@ class Integrand:
         """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
             y = x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
-            # An empty batch has its gradient too, an empty one.
-            return y + sum(
-                a.value.sum() for a in self.arguments if isinstance(a.value, Tensor) and not a.value.numel()
-            )
+            # Where there is nothing to integrate arguments have their gradient too, zero, or an empty one.
+            nothing = [a.value.flatten()[:0].sum() for a in self.arguments if isinstance(a.value, Tensor)]
+            return y + sum(t.real if t.is_complex() else t for t in nothing)
         if self.captured is not None:
             return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])

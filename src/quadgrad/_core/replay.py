@@ -69,7 +69,7 @@ def replay_plan(
     """
     size = max(1, block // plan.tau.shape[0])
     kept = not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open()
-    if kept or plan.batch == 0:
+    if kept or len(plan) == 0:
         return _sum_up(integrand, plan, mesh, size, observer)
 
     def sums(work: WeightedSum, first: int, observer: Observer | None = observer) -> Tensor:
