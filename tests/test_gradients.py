@@ -400,3 +400,9 @@ def test_over_nothing_but_empty_intervals_the_gradient_is_zero(f, a, chunk_size,
         return qg.quad(f, t64(a), t64(a), args=(p,), chunk_size=chunk_size, gradient=mode).value.sum()
 
     assert torch.func.hessian(total)(p.detach()) == 0.0
+
+
+@pytest.mark.parametrize("place", [0.0, 1.0])
+def test_an_infinite_derivative_of_an_empty_interval_is_refused_with_its_reason(place: float) -> None:
+    with pytest.raises(qg.IntegrandError, match="f is infinite at a limit or breakpoint"):
+        qg.quad(lambda x: 1.0 / torch.sqrt((x - place).abs()), t64(place), leaf(place))

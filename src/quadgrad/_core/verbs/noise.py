@@ -18,6 +18,11 @@ _NOISY = (
     "dropout off (module.eval()), draw random numbers before the call and pass them in args"
 )
 
+_NO_NUMBER = (
+    "the integral is a number, and what its gradient is taken of is none: f is infinite at a limit or breakpoint "
+    "whose gradient is asked for (detach it if that is not wanted), or it is not deterministic"
+)
+
 
 def refuse_noise(problem: Problem, plan: IntervalPlan) -> None:
     """Call f of a problem that is outside of all transforms twice at the same nodes."""
@@ -36,7 +41,7 @@ def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block
     found = plain(replayed)
     parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
     if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
-        raise IntegrandError(_NOISY)
+        raise IntegrandError(_NO_NUMBER if bool(found.isnan().any()) else _NOISY)
 
 
 class ReplacedRows(Rows):
