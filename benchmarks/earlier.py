@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.findings import Figure, Target, compare
-from benchmarks.timing import Seconds, Task
+from benchmarks.timing import Seconds, Task, interleave
 
-__all__ = ["NOT_GIVEN", "Earlier", "no_slower"]
+__all__ = ["Earlier", "time_in_turn"]
 
 NOT_GIVEN = "Not beside an earlier commit: its src folder was not given with --against."
 NOISE = 1.05
@@ -65,12 +65,21 @@ class Earlier:
         self.process.communicate()
 
 
-def no_slower(names: Mapping[str, str], seconds: Mapping[str, Seconds]) -> list[Figure]:
-    """Return how long tasks take now over before; ``names``: of a task to that of the earlier one."""
-    return [
-        compare(f"{name}: now over before", seconds[name], seconds[earlier], Target(NOISE))
-        for name, earlier in names.items()
+def time_in_turn(
+    tasks: dict[str, Task], names: Iterable[str], against: str | None, module: str, repeats: int, pause: float
+) -> tuple[dict[str, Seconds], list[Figure], list[str]]:
+    """Time a page's tasks, those of these names beside the earlier commit's; return its figures and notes, too."""
+    if against is None:
+        return interleave(tasks, repeats, warm_up=2, pause=pause), [], [NOT_GIVEN]
+    earlier, before = Earlier(against, module), {name: f"{name}, the commit before" for name in names}
+    tasks = tasks | {renamed: earlier.task(name) for name, renamed in before.items()}
+    seconds = interleave(tasks, repeats, warm_up=2, pause=pause)
+    earlier.close()
+    figures = [
+        compare(f"{name}: now over before", seconds[name], seconds[renamed], Target(NOISE))
+        for name, renamed in before.items()
     ]
+    return seconds, figures, [f"The commit before: {earlier.version}"]
 
 
 def main() -> None:

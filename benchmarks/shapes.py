@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import quadgrad as qg
-from benchmarks.earlier import NOT_GIVEN, Earlier, no_slower
+from benchmarks.earlier import time_in_turn
 from benchmarks.findings import Findings, Measured, Target, compare, show_seconds
-from benchmarks.timing import Task, interleave, several
+from benchmarks.timing import Task, several
 
 __all__ = ["make_tasks", "measure"]
 
@@ -21,7 +21,6 @@ SIZES = (1, 100, 10_000)
 COMPONENTS = 100
 COMPLEX_BATCH = 100
 PAUSE = 0.005
-BEFORE = ", the commit before"
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,9 @@ COMPARISONS = (
 
 def measure(scale: float = 1.0, against: str | None = None) -> Findings:
     """Time each shape beside what it is compared with, and that beside an earlier commit."""
-    tasks, shapes, notes = make_tasks(), make_shapes(), [NOT_GIVEN]
-    before = {under: under + BEFORE for _, _, under, _ in COMPARISONS}
-    earlier = Earlier(against, "benchmarks.shapes") if against else None
-    if earlier is not None:
-        notes = [f"The commit before: {earlier.version}"]
-        tasks |= {renamed: earlier.task(name) for name, renamed in before.items()}
-    seconds = interleave(tasks, max(5, round(21 * scale)), warm_up=2, pause=PAUSE)
-    if earlier is not None:
-        earlier.close()
+    shapes, repeats = make_shapes(), max(5, round(21 * scale))
+    names = dict.fromkeys(under for _, _, under, _ in COMPARISONS)
+    seconds, slower, notes = time_in_turn(make_tasks(), names, against, "benchmarks.shapes", repeats, PAUSE)
     figures = [
         compare(label, seconds[over], seconds[under], Target(bound)) for label, over, under, bound in COMPARISONS
     ]
@@ -134,6 +127,6 @@ def measure(scale: float = 1.0, against: str | None = None) -> Findings:
         f"{COMPLEX_BATCH} integrals of exp((i k - 1) x); real and imaginary: its parts, in two calls. Errors are "
         "relative; of components, nodes are counted for each.",
         [show_seconds([shape.measured(name, seconds[name]) for name, shape in shapes.items()], ("true\nerror",))],
-        figures + (no_slower(before, seconds) if earlier is not None else []),
+        figures + slower,
         notes,
     )

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 import quadgrad as qg
-from benchmarks.earlier import NOT_GIVEN, Earlier, no_slower
+from benchmarks.earlier import time_in_turn
 from benchmarks.findings import Figure, Findings, Sheet, Target, compare, show_time
 from benchmarks.memory import MALLOC, MEBIBYTE, current_memory, peak_memory
-from benchmarks.timing import Seconds, Task, interleave, several
+from benchmarks.timing import Seconds, Task, several
 
 __all__ = ["make_tasks", "measure"]
 
@@ -35,8 +35,6 @@ PAUSE = 0.01
 WAYS = ("arguments", "captured")
 MANY, HARD, OSCILLATION = 1000, 17, 25_000.0
 """Lanes of which one is hard, which one, and a frequency for which an integral takes more than 4,000 cells."""
-
-BEFORE = ", the commit before"
 
 
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
@@ -204,21 +202,14 @@ def one_hard_lane() -> tuple[Sheet, list[Figure]]:
 
 def measure(scale: float = 1.0, against: str | None = None) -> Findings:
     """Time transforms beside what they are compared with, and that beside an earlier commit."""
-    tasks, notes = make_tasks(), [NOT_GIVEN]
-    before = {f"{name}, {way}": f"{name}, {way}{BEFORE}" for way in WAYS for name in REFERENCES}
-    earlier = Earlier(against, "benchmarks.transforms") if against else None
-    if earlier is not None:
-        notes = [f"The commit before: {earlier.version}"]
-        tasks |= {renamed: earlier.task(name) for name, renamed in before.items()}
-    seconds = interleave(tasks, max(5, round(21 * scale)), warm_up=2, pause=PAUSE)
-    if earlier is not None:
-        earlier.close()
+    names, repeats = [f"{name}, {way}" for way in WAYS for name in REFERENCES], max(5, round(21 * scale))
+    seconds, slower, notes = time_in_turn(make_tasks(), names, against, "benchmarks.transforms", repeats, PAUSE)
     figures = [
         compare(f"{label}, {way}", seconds[f"{over}, {way}"], seconds[f"{under}, {way}"], Target(bounds[place]))
         for label, over, under, bounds in COMPARISONS
         for place, way in enumerate(WAYS)
     ]
-    figures += no_slower(before, seconds) if earlier is not None else []
+    figures += slower
     figures += [
         Figure(f"lanes whose nfev is not that of a call of its own, {way}", nodes_differ(way), None, Target(0), "")
         for way in WAYS
