@@ -14,6 +14,7 @@ from torch.func import grad, hessian, vmap
 import quadgrad as qg
 from helpers import Recorder, leaf, relative_error, same_plan, t64
 from quadgrad._core.reduce import total
+from quadgrad._core.search.kernel import native
 
 
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
@@ -412,3 +413,28 @@ def test_empty_batch() -> None:
     integrate = qg.Integrator()
     for count in (0, 3, 0):
         assert integrate(lambda x, c: c * x, 0.0, 1.0, args=(torch.ones(count),)).value.shape == (count,)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "tensors"])
+@pytest.mark.parametrize("chunk_size", [21, 200, 10**6])
+def test_tiles_with_nothing_left_to_search_add_nothing_to_a_kept_plan(engine, chunk_size, monkeypatch) -> None:
+    if engine == "tensors":
+        monkeypatch.setattr(native, "load", lambda: None)
+
+    def peaks(x, e):
+        return e / ((x - 0.3) ** 2 + e**2)
+
+    def integrate(e, plan):
+        return qg.quad(peaks, 0.0, 1.0, (e,), plan=plan, rtol=1e-10, chunk_size=chunk_size)
+
+    wide = torch.full((100,), 0.05, dtype=torch.float64)
+    plan = integrate(wide, None).plan
+    e = wide.clone()
+    e[3] = 1e-3
+    e.requires_grad_()
+    result = integrate(e, plan)
+    exact = torch.atan(0.7 / e) + torch.atan(0.3 / e)
+    for value in (result.value, qg.replay(peaks, result.plan, 0.0, 1.0, (e,)), integrate(e, result.plan).value):
+        assert relative_error(value, exact) < 1e-9
+    others = torch.arange(100) != 3
+    assert torch.equal(result.plan.owner.bincount()[others], plan.owner.bincount()[others])

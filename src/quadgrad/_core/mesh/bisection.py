@@ -67,7 +67,6 @@ class Refinement:
     """
 
     move: Tensor
-    further: Tensor
     price: Tensor
     table: Tensor
     towards: Tensor | None = None
@@ -224,7 +223,7 @@ class Intervals:
             further = further.index_copy(0, towards, near.sum((0, 1)))
         _, children, nodes, _, _ = self.table.index_select(1, move).unbind()
         price = torch.stack((children, nodes, further, (self.nodes + 1) * further))
-        return Refinement(move, further, price, self.table, towards, middles, near)
+        return Refinement(move, price, self.table, towards, middles, near)
 
     def _pole(
         self, at_lower: Tensor, at_upper: Tensor, lean: Tensor, pole: Tensor, height: Tensor

@@ -32,7 +32,7 @@ class Bodies(Protocol[R]):
     """The state of one search: cells at hand, settled cells, and the books of all integrals."""
 
     def open(self, first: Any) -> None:
-        """Take the cells to start with, by default whole pieces, and open the books of all integrals."""
+        """Take the cells to start with, or, if None, whole pieces, and open the books of all integrals."""
         ...
 
     def evaluate(self) -> None:
@@ -53,7 +53,7 @@ class Bodies(Protocol[R]):
 
 
 def search_rounds(bodies: Bodies[R], first: Any) -> R:
-    """Search from the given cells, by default from whole pieces, until no integral runs or waits."""
+    """Search from the given cells, or from whole pieces, until no integral runs or waits."""
     bodies.open(first)
     bodies.evaluate()
     while True:

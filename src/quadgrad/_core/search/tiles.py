@@ -59,7 +59,10 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
     found = search_native(problem, first) if suits_native(problem) else None
-    return found or search(problem, first or first_cells(problem, None))
+    if found is not None:
+        return found
+    # No cell at all is a start, too: then a kept plan leaves nothing to do.
+    return search(problem, first_cells(problem, None) if first is None else first)
 
 
 class _Column:
