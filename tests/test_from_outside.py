@@ -17,7 +17,7 @@ from helpers import leaf, t64
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal
 from quadgrad._core.integrand import Integrand, make_argument
 from quadgrad._core.mesh.protocol import Cells
-from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.replay import replay_plan
 from quadgrad._core.result import Result
@@ -95,7 +95,7 @@ class Triangles:
     with_tensors = lambda self, tensors: Triangles(*tensors)
 
     def lay_out(self, cells: TrianglePlan | NewTriangles) -> SimpleNamespace:
-        whose = cells.owner if isinstance(cells, Plan) else cells.whose
+        whose = cells.owner if isinstance(cells, CellPlan) else cells.whose
         return SimpleNamespace(nodes=lambda tau, part: self.nodes(whose[part], cells.corners[part], tau))
 
     def nodes(self, whose: Tensor, corners: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def estimate(new: NewTriangles, places: SimpleNamespace, y: Tensor, noise: float
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class TrianglePlan(Plan, geometry="triangle"):
+class TrianglePlan(CellPlan, geometry="triangle"):
     corners: Tensor
     columns = ("row", "error", "kind", "corners")
     mesh = lambda self, vertices: Triangles(vertices)

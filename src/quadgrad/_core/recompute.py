@@ -17,7 +17,7 @@ from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
-from quadgrad._core.plans.base import Mesh, Plan
+from quadgrad._core.plans.cells import CellPlan, Mesh
 from quadgrad._core.reduce import total
 
 __all__ = ["Rows", "WeightedSum", "recompute"]
@@ -79,7 +79,7 @@ class WeightedSum:
     """What there is to sum up: all of it, or the part of some consecutive cells."""
 
     integrand: Integrand
-    plan: Plan
+    plan: CellPlan
     mesh: Mesh
 
     def tensors(self) -> list[Any]:

@@ -18,7 +18,7 @@ from quadgrad._core._torch import carries_derivative, forward_mode_open, in_tran
 from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import has_lanes, plain
-from quadgrad._core.plans.base import Mesh, Plan
+from quadgrad._core.plans.cells import CellPlan, Mesh
 from quadgrad._core.recompute import Rows, WeightedSum, recompute
 from quadgrad._core.reduce import total
 
@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 def replay_plan(
     integrand: Integrand,
-    plan: Plan,
+    plan: CellPlan,
     mesh: Mesh,
     block: int,
     thrifty: bool,
@@ -54,7 +54,7 @@ def replay_plan(
     Parameters
     ----------
     integrand : Integrand
-    plan : Plan
+    plan : CellPlan
     mesh : Mesh
         May carry gradients.
     block : int
@@ -91,7 +91,7 @@ def replay_plan(
 
 
 def _sum_up(
-    integrand: Integrand, plan: Plan, mesh: Mesh, size: int, observer: Observer | None, first: int = 0
+    integrand: Integrand, plan: CellPlan, mesh: Mesh, size: int, observer: Observer | None, first: int = 0
 ) -> Tensor:
     """Return the sums over a plan that begins with the cell ``first`` of the one that is observed."""
     values: list[Tensor] = []
@@ -108,7 +108,7 @@ def _sum_up(
 
 
 def _integrate(
-    integrand: Integrand, cells: Plan, mesh: Mesh, size: int, observer: Observer | None, places: Tensor | None
+    integrand: Integrand, cells: CellPlan, mesh: Mesh, size: int, observer: Observer | None, places: Tensor | None
 ) -> Tensor:
     """Return the integral over each cell, ``(n, *event)``, ``size`` at a time; ``places`` are for the observer."""
     place: Callable[[], AbstractContextManager[Any]] = nullcontext

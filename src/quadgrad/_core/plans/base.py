@@ -1,4 +1,4 @@
-"""What search found, in any geometry: a frozen record of cells, without gradient and without limits.
+"""What every plan has, whatever it was found for: a frozen record without gradient and without limits.
 
 A geometry adds its own columns in a class of its own, which is entered under a short name; a saved plan holds that
 name, a version and plain tensors, so that files do not depend on where our modules are.
@@ -7,53 +7,23 @@ name, a version and plain tensors, so that files do not depend on where our modu
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
-from quadgrad._core.printing import Printed, counted
+from quadgrad._core.printing import Printed
 
-__all__ = ["Layout", "Mesh", "Plan", "restore_plan"]
+__all__ = ["Plan", "restore_plan"]
 
 VERSION = 1
 """Of the file format: raise it when the meaning of what :meth:`Plan.__reduce__` writes changes."""
 
 
-class Layout(Protocol):
-    """Cells of a mesh, ready to have nodes placed on them."""
-
-    def nodes(self, tau: Tensor, part: slice = ...) -> tuple[Tensor, Tensor]:
-        """Return x ``(m, n, ...)`` at the nodes ``tau`` of some cells, and f's factor there, ``(m or 1, n)``."""
-        ...
-
-
-class Mesh(Protocol):
-    """Where cells lie, once there are limits: the one thing that replay asks of a geometry."""
-
-    def lay_out(self, cells: Any) -> Layout:
-        """Return the layout of a plan's cells."""
-        ...
-
-    def tensors(self) -> list[Tensor]:
-        """Return what may carry a gradient: tensors of one row for each of a plan's pieces, or one for all."""
-        ...
-
-    def with_tensors(self, tensors: list[Tensor]) -> Mesh:
-        """Return the same with others in their place."""
-        ...
-
-    def part(self, first: int, last: int) -> Mesh:
-        """Return the mesh of the integrals from ``first`` to before ``last``."""
-        ...
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Plan(Printed):
-    """The cells on which a rule integrates every element of a batch.
+    """What a search decided about every element of a batch: the cells of a rule, or the points of a sample.
 
     A plan can be looked at, saved (``torch.save``), moved to a device, passed to a later call
     (``quad(..., plan=plan)``, which re-checks it) or trusted (:func:`quadgrad.replay`). It holds no
@@ -61,178 +31,25 @@ class Plan(Printed):
 
     Attributes
     ----------
-    rule : str
-        The rule's name.
     batch_shape : tuple of int
         Shape of the batch the plan was made for.
-    pieces : int
-        Pieces of each integral: in one dimension one more than the number of breakpoints.
-    row : Tensor of int64, shape (n,)
-        ``owner * pieces + piece``, ascending.
-    error : Tensor, shape (n,)
-        Estimated error on each cell when it was searched.
-    kind : Tensor of int8, shape (n,)
-        0 where the rule's nodes are spread evenly. 1 where they are spread over the logarithm of the distance from
-        an end of the piece; 2 + c where such a cell touches the end and its integral is extrapolated to it, in
-        column c of the epsilon algorithm (0 is the plain sum).
-    tau, weight : Tensor, shape (m, ...) and (m,)
-        The rule on the unit cell.
-    shares : Tensor, shape (s, m), optional
-        What gives the terms of the extrapolated series: the integrals over equal parts of the unit cell.
-    inspected : bool
-        Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
-    even : bool
-        Whether all cells are of kind 0.
-    evenly, crowding : Tensor of int64, optional
-        The places of the cells of kind 0, and of the others, if there are both.
-    extrapolated : Tensor of int64, optional
-        The places of the cells whose integral is extrapolated, if there are any.
     """
 
-    rule: str
     batch_shape: tuple[int, ...]
-    pieces: int
-    row: Tensor
-    error: Tensor
-    kind: Tensor
-    tau: Tensor
-    weight: Tensor
-    shares: Tensor | None = None
-    inspected: bool = False
-    even: bool = field(init=False)
-    evenly: Tensor | None = field(init=False)
-    crowding: Tensor | None = field(init=False)
-    extrapolated: Tensor | None = field(init=False)
 
     geometry: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
-    """Fields with one entry for each cell."""
 
-    def __init_subclass__(cls, geometry: str, **options: Any) -> None:
+    def __init_subclass__(cls, geometry: str = "", **options: Any) -> None:
         """Enter a geometry under its name in files."""
         super().__init_subclass__(**options)
-        cls.geometry = geometry
-        _GEOMETRIES[geometry] = cls
-
-    def __post_init__(self) -> None:
-        """Find out, once, what a later replay must not wait for the device to tell."""
-        others = int(self.kind.count_nonzero()) if len(self) else 0
-        vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
-        if others:
-            vars(self).update(extrapolated=(self.kind >= EXTRAPOLATED).nonzero().squeeze(1))
-        if 0 < others < len(self):
-            evenly, crowding = (mask.nonzero().squeeze(1) for mask in (self.linear, ~self.linear))
-            vars(self).update(evenly=evenly, crowding=crowding)
-
-    @abstractmethod
-    def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
-        """Return where the cells lie between limits, which are broadcast over the plan's batch."""
+        if geometry:
+            cls.geometry = geometry
+            _GEOMETRIES[geometry] = cls
 
     @property
     def batch(self) -> int:
         """The number of integrals."""
         return math.prod(self.batch_shape)
-
-    @property
-    def owner(self) -> Tensor:
-        """The integral (flattened over the batch) of each cell, shape ``(n,)``."""
-        return self.row if self.pieces == 1 else self.row // self.pieces
-
-    @property
-    def piece(self) -> Tensor:
-        """The piece within its integral of each cell, shape ``(n,)``."""
-        return self.row % self.pieces
-
-    @property
-    def linear(self) -> Tensor:
-        """Which cells have evenly spread nodes, bool of shape ``(n,)``."""
-        return self.kind == LINEAR
-
-    @property
-    def functionals(self) -> Tensor:
-        """What replay asks of f on a cell, ``(k, m)``: the integral, and the terms of a series if any is summed."""
-        if self.extrapolated is None or self.shares is None:
-            return self.weight[None]
-        return torch.cat((self.weight[None], self.shares))
-
-    @property
-    def column(self) -> Tensor | None:
-        """In which columns of the epsilon table the integrals of ``extrapolated`` cells are."""
-        return None if self.extrapolated is None else self.kind.index_select(0, self.extrapolated) - EXTRAPOLATED
-
-    def with_column(self, column: Tensor) -> Self:
-        """Return the plan with other columns for its ``extrapolated`` cells."""
-        assert self.extrapolated is not None
-        return replace(
-            self, kind=self.kind.index_copy(0, self.extrapolated, (column + EXTRAPOLATED).to(torch.int8))
-        )
-
-    def __len__(self) -> int:
-        return self.row.shape[0]
-
-    def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
-        """Return the abscissae for the given limits, shape ``(m, n, ...)``.
-
-        Parameters
-        ----------
-        a, b : float or Tensor
-            Limits, broadcast over the plan's batch.
-        points : Tensor, optional
-            As many breakpoints as the plan was made with, along the last dimension.
-        """
-        return self.place(self.mesh(a, b, points))[0]
-
-    def weights(self, a: Any, b: Any, points: Any = None) -> Tensor:
-        """Return what each node's value is multiplied by, shape ``(m, n)``: positive also where ``a > b``.
-
-        Where a cell touches a singular end they belong to the part that its nodes cover; what
-        :func:`quadgrad.replay` extrapolates beyond is no weighted sum.
-        """
-        return self.place(self.mesh(a, b, points))[1]
-
-    def place(self, mesh: Mesh) -> tuple[Tensor, Tensor]:
-        """Return abscissae and weights on a mesh, see :meth:`nodes` and :meth:`weights`."""
-        x, factor = mesh.lay_out(self).nodes(self.tau.to(self.error))
-        return x, self.weight.to(factor)[:, None] * factor
-
-    def take(self, index: Tensor | slice) -> Self:
-        """Return the plan with some of its cells, by their places, a slice, or where a mask is true."""
-        return self._with(self._take(index))
-
-    def groups(self) -> list[tuple[Tensor | None, Self]]:
-        """Return parts whose nodes are all spread in one way, with the places of their cells; None if it is all.
-
-        Logarithms are dear: where few cells ask for them, the others should not pay.
-        """
-        if self.evenly is None or self.crowding is None or self.extrapolated is None:
-            return [(None, self)]
-        groups = (
-            (self.evenly, True, None),
-            (self.crowding, False, torch.searchsorted(self.crowding, self.extrapolated)),
-        )
-        same = {"evenly": None, "crowding": None}
-        return [
-            (index, self._with(self._take(index) | same | {"even": even, "extrapolated": ends}))
-            for index, even, ends in groups
-        ]
-
-    def part_extrapolated(self) -> tuple[Self, Self | None]:
-        """Return the plan without the cells whose integral is extrapolated, and these alone if there are any."""
-        if self.extrapolated is None or not len(self.extrapolated):
-            return self, None
-        rest = torch.ones_like(self.row, dtype=torch.bool).index_fill(0, self.extrapolated, False)
-        return self.take(rest), self.take(self.extrapolated)
-
-    def join(self, other: Self) -> Self:
-        """Return the plan with the cells of both, sorted by row; those of one row stay in their order."""
-        row, order = torch.cat((self.row, other.row)).sort(stable=True)
-        rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.columns[1:]}
-        return replace(self, row=row, **rest)
-
-    def part(self, cells: slice, low: int, high: int) -> Self:
-        """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
-        columns = self._take(cells)
-        return self._with(columns | {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)})
 
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""
@@ -240,41 +57,10 @@ class Plan(Printed):
         vars(moved).update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
         return moved
 
-    def _take(self, index: Tensor | slice) -> dict[str, Any]:
-        return {name: getattr(self, name)[index] for name in self.columns}
-
-    def _with(self, changes: dict[str, Any]) -> Self:
-        """Return the plan with other cells: quicker than ``replace``, which a single integral would notice."""
-        part = object.__new__(type(self))
-        vars(part).update(vars(self) | changes)
-        if not self.even and "even" not in changes:
-            part.__post_init__()
-        return part
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how to save it: by a function of the package, a version, and plain tensors and scalars."""
         contents = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return restore_plan, (VERSION, self.geometry, contents)
-
-    def _facts(self) -> tuple[str, dict[str, str]]:
-        """Return what is printed of the plan."""
-        heading = f"Plan of {counted(len(self), 'cell')} for {counted(self.batch, 'integral')}"
-        facts = {"rule": f"{self.rule}, {self.tau.shape[0]} nodes in each cell"}
-        if self.row.device.type == "meta":
-            return heading, facts
-        if self.batch != 1:
-            each = torch.bincount(self.owner, minlength=self.batch)
-            most = f"{int(each.min())} to {int(each.max())} of each" if self.batch else "none"
-            facts["batch"] = f"{self.batch_shape}, cells {most}"
-        if self.pieces > 1:
-            facts["pieces"] = f"{self.pieces} of each integral"
-        if not self.even:
-            touching = 0 if self.extrapolated is None else len(self.extrapolated)
-            spread = int((self.kind != LINEAR).sum())
-            facts["singular ends"] = f"{spread} cells beside them, {touching} extrapolated"
-        if len(self):
-            facts["error"] = f"{float(self.error.max()):.2g} at most in one cell"
-        return heading, facts
 
 
 _GEOMETRIES: dict[str, type[Plan]] = {}

@@ -13,7 +13,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import LOGARITHMIC, Pieces, lay_out
 from quadgrad._core.mesh.limits import Limits, stack_points
-from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.rules import Rule
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["IntervalPlan"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class IntervalPlan(Plan, geometry="interval"):
+class IntervalPlan(CellPlan, geometry="interval"):
     """The cells on which a rule integrates every element of a batch over its interval; see :class:`quadgrad.Plan`.
 
     Attributes
