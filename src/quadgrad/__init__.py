@@ -21,6 +21,7 @@ from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.integrator import Integrator
+from quadgrad._core.verbs.qmc import qmc
 from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.replay import replay
 
@@ -40,6 +41,7 @@ __all__ = [
     "element",
     "gradient_error",
     "keep_freed_memory",
+    "qmc",
     "quad",
     "replay",
     "show_config",

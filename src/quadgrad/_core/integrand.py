@@ -223,6 +223,10 @@ class Integrand:
     captured: Captured | None = None
     stack: list[Any] | None = None
 
+    def grid(self, x: Tensor) -> torch.Size:
+        """Return the shape of x without the dimensions of one point."""
+        return x.shape[: x.ndim - self.point_ndim]
+
     def part(self, first: int, last: int) -> Integrand:
         """Return the integrand of the integrals from ``first`` to before ``last``."""
         parts = (a if a.shared else replace(a, value=a.value[first:last]) for a in self.arguments)
@@ -258,7 +262,7 @@ class Integrand:
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
-            y = x.new_zeros((*x.shape[: x.ndim - self.point_ndim], *self.event), dtype=self.output_dtype)
+            y = x.new_zeros((*self.grid(x), *self.event), dtype=self.output_dtype)
             # Where there is nothing to integrate arguments have their gradient too, zero, or an empty one.
             nothing = [a.value.flatten()[:0].sum() for a in self.arguments if isinstance(a.value, Tensor)]
             return y + sum(t.real if t.is_complex() else t for t in nothing)
@@ -299,7 +303,7 @@ class Integrand:
                 "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
                 "quadgrad.bridge.wrap"
             )
-        grid = x.shape[: x.ndim - self.point_ndim]
+        grid = self.grid(x)
         if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
         return y

@@ -35,16 +35,16 @@ class Problem:
     """What is integrated, between which limits, how well, and how much of it at a time.
 
     ``limits``, and what ``integrand`` holds, may carry gradients; :meth:`outside` gives a problem without.
-    ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its
+    ``rule`` is that of the cells, None where points are sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its
     last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are breakpoints,
     ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to values, which
     search has to keep out.
     """
 
     integrand: Integrand
-    limits: Limits
+    limits: Any
     batch_shape: tuple[int, ...]
-    rule: Rule
+    rule: Any
     tolerance: Tolerance
     budget: int | None = None
     chunk_size: int | None = None

@@ -29,8 +29,8 @@ class Status(IntEnum):
     CONVERGED = 0, "The reported error meets the tolerance."
     MAX_NFEV = (
         1,
-        "The budget max_nfev ran out before the tolerance was met: raise max_nfev, loosen rtol or atol, "
-        "or name the hard places in points.",
+        "The budget ran out before the tolerance was met: raise max_nfev (n where points are sampled), loosen rtol "
+        "or atol, or name the hard places in points.",
     )
     ROUNDOFF = (
         2,
@@ -46,4 +46,9 @@ class Status(IntEnum):
         4,
         "The integral seems to diverge, or its singularity is too strong to resolve: check that it exists, "
         "name interior singularities in points, and move the singularity to 0 by a change of variable.",
+    )
+    SAMPLED = (
+        5,
+        "A sample of n points was asked for, and no tolerance: the error is the half-width of its confidence "
+        "interval.",
     )

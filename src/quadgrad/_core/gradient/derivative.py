@@ -133,7 +133,7 @@ def _elementwise(
     leaves: list[Tensor] = []
     with torch.enable_grad():
         for i in variables.arguments:
-            shape = x.shape + _core(core.arguments[i])
+            shape = core.grid(x) + _core(core.arguments[i])
             leaves.append(args[i].detach().expand(shape).clone().requires_grad_())
             args[i] = leaves[-1]
         still = tuple(tensor.detach() for tensor in declared.tensors)
@@ -157,10 +157,11 @@ def _nodewise(
     core: Integrand, variables: Variables, declared: Parameters, weighted: bool, x: Tensor, *given: Any
 ) -> Tensor:
     """Differentiate at each node by itself, all nodes under ``vmap``: what f closes over is shared by them."""
-    count = x.numel()
-    spread = [_spread(value, x, kind) for value, kind in zip(given, core.arguments, strict=False)]
+    grid = core.grid(x)
+    count, point = grid.numel(), x.shape[len(grid) :]
+    spread = [_spread(value, grid, kind) for value, kind in zip(given, core.arguments, strict=False)]
     dims = [None if value is None else 0 for value in spread]
-    weights = given[-1].expand(*x.shape, given[-1].shape[-1]).reshape(count, -1) if weighted else None
+    weights = given[-1].expand(*grid, given[-1].shape[-1]).reshape(count, -1) if weighted else None
     inner = [tensor.detach() for tensor in variables.parameters.tensors]
     rest = tuple(tensor.detach() for tensor in declared.tensors)
 
@@ -171,7 +172,7 @@ def _nodewise(
                 full[place] = leaf
             own = leaves[len(variables.arguments) :]
             with Substitution(declared.tensors, rest), Substitution(variables.parameters.tensors, own):
-                y = as_reals(core.evaluate(x.reshape(1, 1), full), 2).reshape(-1)
+                y = as_reals(core.evaluate(x.reshape(1, 1, *point), full), 2).reshape(-1)
             return y if weight is None else (y * weight).sum(0, keepdim=True)
 
         y, pull, *_ = torch.func.vjp(outputs, *(args[i] for i in variables.arguments), *inner)
@@ -179,13 +180,13 @@ def _nodewise(
         return torch.cat([as_reals(part, 0) for row in rows for part in row])
 
     every = torch.func.vmap(at_node, in_dims=(0, dims, None if weights is None else 0))
-    return every(x.reshape(-1), spread, weights).reshape(*x.shape, -1)
+    return every(x.reshape(count, *point), spread, weights).reshape(*grid, -1)
 
 
-def _spread(value: Any, x: Tensor, kind: Argument) -> Tensor | None:
+def _spread(value: Any, grid: torch.Size, kind: Argument) -> Tensor | None:
     """Return an argument with one entry for each node, in the rank that f expects beside x of shape (1, 1)."""
     if not isinstance(value, Tensor):
         return None
     core = _core(kind)
     lead = () if value.ndim == 0 else (1,)
-    return value.detach().expand(x.shape + core).reshape(x.numel(), *lead, *core)
+    return value.detach().expand(grid + core).reshape(grid.numel(), *lead, *core)

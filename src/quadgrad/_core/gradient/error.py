@@ -15,6 +15,7 @@ from quadgrad._core.gradient.derivative import as_reals, differentiate, make_var
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, Substitution
+from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.replay import REPLAY_BLOCK
@@ -75,7 +76,7 @@ def gradient_error(
     (True, True)
     """
     primal = result.primal
-    if not isinstance(primal, Primal) or in_transform():
+    if not isinstance(primal, Primal | SampledPrimal) or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -87,6 +88,10 @@ def gradient_error(
     value = result.value.detach()
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.problem.integrand.event or ())
+    if isinstance(primal, SampledPrimal):
+        plan = primal.plan if result.derivative is None else result.derivative.plan
+        errors = sampled_gradient_error(primal, plan, tensors, weight)
+        return errors[0] if isinstance(wrt, Tensor) else errors
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
         if primal.scaled is None:

@@ -40,6 +40,10 @@ class Parameters:
         ]
         return Parameters(tuple(name for name, _ in chosen), tuple(tensor for _, tensor in chosen))
 
+    def one(self, place: int) -> Parameters:
+        """Return one of them alone."""
+        return Parameters((self.names[place],), (self.tensors[place],))
+
 
 NONE = Parameters()
 

@@ -23,6 +23,8 @@ class Found:
     error: Tensor
     status: Tensor
     nfev: Tensor
+    lost: Tensor | None = None
+    """Of a sample: at how many points of each integral f was not finite."""
 
 
 def noise(problem: Problem) -> float:

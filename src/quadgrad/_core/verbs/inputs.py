@@ -12,13 +12,17 @@ from torch import Tensor
 from quadgrad._core._torch import belongs_to_transform
 from quadgrad._core.integrand import Element, Integrand, make_argument
 from quadgrad._core.lanes import plain
+from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["flatten", "prepare"]
+__all__ = ["flatten", "prepare", "prepare_box"]
+
+SAMPLED_RTOL = 1e-3
+"""The relative tolerance of a sample unless n or a tolerance is given: more costs most integrands millions of points."""
 
 
 def prepare(
@@ -85,6 +89,71 @@ def flatten(
         tuple(sources),
         passed,
     )
+
+
+def prepare_box(
+    f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, n: int | None,
+    tolerances: tuple[float | None, float], **options: Any,
+) -> Problem:  # fmt: skip
+    """Check and flatten the integrand, boxes and arguments of a sample; options are the problem's."""
+    integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
+    rtol, atol = tolerances
+    # A sample of n points has no tolerance, unless one was given.
+    rtol = SAMPLED_RTOL if rtol is None and atol == 0.0 else 0.0 if rtol is None else rtol
+    tolerance = make_tolerance(rtol, atol, epsilon(integrand.call_dtype))
+    return Problem(integrand, box, shape, None, tolerance, given=given, **options)
+
+
+def flatten_box(
+    f: Any, a: Any, b: Any, args: Any, vectorized: bool = True
+) -> tuple[Integrand, Box, tuple[int, ...], Sources]:
+    """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments."""
+    if not callable(f):
+        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
+    given = args if isinstance(args, tuple | list) else (args,)
+    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    corners = {"a": a, "b": b}
+    numbers = {name: _corner(v) for name, v in corners.items() if not isinstance(v, Tensor)}
+    tensors = _tensors(None, None, given) | {n: _limit(n, v) for n, v in corners.items() if n not in numbers}
+    call_dtype = _dtype(tensors, None)
+    first = next(iter(tensors.values()), None)
+    first = first.tensor if isinstance(first, Element) else first
+    device = torch.device("cpu") if first is None else first.device
+    wide = sum_dtype(device)
+    ends = [(numbers.get(n, corners[n])).to(device, wide) for n in ("a", "b")]
+    if max(end.ndim for end in ends) == 0:
+        raise ValueError(
+            "a and b are both single numbers: limits in d dimensions have shape (*batch, d), for example [0.0, 0.0]"
+        )
+    d = max(end.shape[-1] for end in ends if end.ndim)
+    for name, end in zip(("a", "b"), ends, strict=True):
+        if end.ndim and end.shape[-1] not in (1, d) or d == 0:
+            raise ValueError(
+                f"a of shape {tuple(ends[0].shape)} and b of shape {tuple(ends[1].shape)} differ in their last "
+                "dimension, which enumerates the coordinates"
+            )
+        if bool(plain(end.isnan()).any()):
+            bad = plain(end.isnan()).nonzero()[0]
+            raise ValueError(f"limit {name} is NaN at index {tuple(bad.tolist())}")
+    shapes = {n: t for n, t in tensors.items() if n not in corners}
+    shapes |= {n: Element(end, min(1, end.ndim)) for n, end in zip(("a", "b"), ends, strict=True)}
+    shape = _batch_shape(shapes, None)
+    infinite = any(bool(plain(end.isinf()).any()) for end in ends)
+    ends = [end if end.ndim and end.shape[-1] == d else end.expand(*end.shape[:-1], d) for end in ends]
+    flat = [
+        end.reshape(1, d) if end.shape[:-1].numel() == 1 else end.expand(*shape, d).reshape(-1, d) for end in ends
+    ]
+    integrand = Integrand(
+        f, tuple([make_argument(v, shape) for v in given]), len(shape), call_dtype, wide, vectorized, point_ndim=1
+    )
+    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
+    return integrand, Box(flat[0], flat[1], infinite, torch.promote_types(call_dtype, torch.float32)), shape, passed
+
+
+def _corner(value: Any) -> Tensor:
+    """Return a corner of Python or NumPy numbers as a tensor; Python's take no part in deciding the dtype."""
+    return _limit("a corner of the box", torch.as_tensor(value, dtype=None if hasattr(value, "__array__") else torch.float64))
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

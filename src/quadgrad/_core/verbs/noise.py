@@ -11,7 +11,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 
-__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise"]
+__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise", "refuse_unequal"]
 
 _NOISY = (
     "the integrand is not deterministic: called again at the same nodes it gave other values than before. Switch "
@@ -30,7 +30,12 @@ def refuse_noise(problem: Problem, plan: IntervalPlan) -> None:
         return
     cell = plan.take(slice(0, 1))
     x, _ = problem.pieces.lay_out(cell).nodes(plan.tau)
-    once, again = (problem.integrand(x, cell.owner).detach() for _ in range(2))
+    refuse_unequal(problem, x, cell.owner)
+
+
+def refuse_unequal(problem: Problem, x: Tensor, owner: Tensor | slice) -> None:
+    """Call f twice at the same nodes ``(m, n, *point)``."""
+    once, again = (problem.integrand(x, owner).detach() for _ in range(2))
     differs = (once - again).abs() > problem.tolerance.eps**0.5 * once.abs()
     if bool(differs.any()):
         raise IntegrandError(_NOISY)

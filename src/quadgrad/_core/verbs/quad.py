@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import LimitGradient
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import integrate
 
-__all__ = ["quad"]
+__all__ = ["check_options", "quad"]
 
 
 def quad(
@@ -167,7 +168,11 @@ def quad(
             gradient=gradient, plan=plan, limit_gradient=limit_gradient, vectorized=vectorized, log=log,
             chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
-    _check_options(limit_gradient, on_failure, chunk_size, gradient)
+    check_options(on_failure, chunk_size, gradient)
+    if limit_gradient not in get_args(LimitGradient):
+        raise ValueError(
+            f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, get_args(LimitGradient)))}"
+        )
     problem = prepare(
         f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,
         limit_gradient=limit_gradient,
@@ -176,13 +181,10 @@ def quad(
     return integrate(problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure)
 
 
-def _check_options(limit_gradient: str, on_failure: str, chunk_size: int | None, gradient: Any) -> None:
-    for name, given, known in (
-        ("limit_gradient", limit_gradient, ("auto", "boundary", "pathwise")),
-        ("on_failure", on_failure, ("warn", "raise", "ignore")),
-    ):
-        if given not in known:
-            raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
+def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> None:
+    """Refuse options of any verb that cannot be meant."""
+    if on_failure not in ("warn", "raise", "ignore"):
+        raise ValueError(f"on_failure={on_failure!r} is not one of 'warn', 'raise', 'ignore'")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r} must be a positive number of nodes")
     if not isinstance(gradient, GradientMode):

@@ -1,0 +1,119 @@
+"""Values at randomised points to value, error and effective number of samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.tolerance import real_dtype
+
+__all__ = ["Estimate", "FEWEST", "ReplicateSums", "half_width", "student_factor"]
+
+FEWEST = 400.0
+"""Effective samples below which a small scatter proves nothing: replicates may all have missed the same peak. Of 48
+corner peaks in 2 to 8 dimensions 20 were wrong without it, none with it."""
+
+FLOOR = 10.0
+"""The least error, in roundings of the integral of |f|."""
+
+
+@cache
+def student_factor(replicates: int, confidence: float) -> float:
+    """Return how many standard errors of the mean of so many replicates an interval extends to each side."""
+    return math.inf if replicates < 2 else float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
+
+
+def half_width(means: Tensor, confidence: float) -> Tensor:
+    """Return the half-width of Student's interval for the mean of ``(replicates, ...)``; of the modulus if complex."""
+    count = means.shape[0]
+    if count < 2:
+        return torch.full_like(means[0].abs(), torch.inf)
+    return means.std(0) * (student_factor(count, confidence) / math.sqrt(count))
+
+
+@dataclass(slots=True)
+class ReplicateSums:
+    """Sums over the points of a sample.
+
+    Attributes
+    ----------
+    first : Tensor, shape (replicates, batch, *event)
+        Of the values.
+    size, square : Tensor, shape (batch, *event)
+        Of their moduli, and of the squares of these.
+    lost : Tensor, shape (batch,)
+        The number of points where f was not finite.
+    """
+
+    first: Tensor
+    size: Tensor
+    square: Tensor
+    lost: Tensor
+
+    @staticmethod
+    def none(replicates: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> ReplicateSums:
+        """Return the sums over no points, for values of ``shape`` ``(batch, *event)``."""
+        real = real_dtype(dtype)
+        first = torch.zeros((replicates, *shape), dtype=dtype, device=device)
+        return ReplicateSums(first, *(torch.zeros(s, dtype=real, device=device) for s in (shape, shape, shape[:1])))
+
+    @staticmethod
+    def of(y: Tensor, weight: Tensor, replicates: int) -> ReplicateSums:
+        """Sum up values ``(replicates * m, batch, *event)`` times ``(1 or replicates * m, 1 or batch)``."""
+        values = y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))
+        modulus = values.abs()
+        finite = modulus.isfinite().flatten(2).all(2) if y.ndim > 2 else modulus.isfinite()
+        return ReplicateSums(
+            values.unflatten(0, (replicates, -1)).sum(1),
+            modulus.sum(0),
+            modulus.square_().sum(0),
+            (~finite).sum(0).to(modulus.dtype),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Return all sums."""
+        return [self.first, self.size, self.square, self.lost]
+
+    def add(self, others: list[Tensor], owner: Tensor | slice = slice(None)) -> None:
+        """Add the sums of some integrals, by default of all."""
+        for place, (whole, part) in enumerate(zip(self.tensors(), others, strict=True)):
+            own = (slice(None), owner) if place == 0 else owner
+            whole[own] = whole[own] + part
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the sums of a sample say: ``value`` ``(batch, *event)``, the rest ``(batch,)``.
+
+    ``error`` is not less than ``floor``, its rounding. ``effective`` is the effective number of samples,
+    (sum |f|)^2 / sum f^2 (Kish, *Survey Sampling*, 1965), of the component with fewest if ``every`` one has to be
+    seen, else of that with most.
+    """
+
+    value: Tensor
+    error: Tensor
+    floor: Tensor
+    effective: Tensor
+
+    @staticmethod
+    def of(sums: ReplicateSums, n: Tensor, confidence: float, noise: float, every: bool = True) -> Estimate:
+        """Estimate integrals from ``n`` ``(batch,)`` points in each replicate; see :class:`Estimate`."""
+        replicates, n = sums.first.shape[0], n.reshape(-1, *(1,) * (sums.size.ndim - 1))
+        means = sums.first / n
+        floor = largest_component(FLOOR * noise * sums.size / (replicates * n))
+        error = largest_component(half_width(means, confidence)).maximum(floor)
+        # Where squares underflow, and where there is nothing but zeros, nothing is known of the sample.
+        effective = torch.where(sums.square > 0.0, sums.size.square() / sums.square, 0.0)
+        effective = -largest_component(-effective) if every else largest_component(effective)
+        return Estimate(means.mean(0), error.nan_to_num(torch.inf), floor, effective.nan_to_num(0.0))
+
+    def scaled(self, scale: Tensor) -> Estimate:
+        """Return the estimate of integrals ``scale`` ``(batch,)`` times as large."""
+        value = self.value * scale.reshape(-1, *(1,) * (self.value.ndim - 1))
+        return replace(self, value=value, error=self.error * scale, floor=self.floor * scale)

@@ -1,0 +1,313 @@
+"""The gradient of a sample: that of the mean over its points, which the backward pass evaluates again.
+
+Nothing is kept for it but what the mean is differentiated with respect to, so that memory does not depend on how
+many points there are. A sum over ranks is one over fixed parts in their order, in the backward pass as in search:
+every rank holds the same bits of the whole gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.closure import Closure, stand_in, uncompiled
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.estimates.replicates import student_factor
+from quadgrad._core.gradient.derivative import differentiate, make_variables, variables_of
+from quadgrad._core.gradient.mode import Differentiated
+from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
+from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.ranks import PARTS
+from quadgrad._core.result import Derivative
+from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples
+from quadgrad._core.search.task import Found
+from quadgrad._core.tolerance import make_tolerance
+
+if TYPE_CHECKING:
+    from quadgrad._core.gradient.resolve import Resolve
+
+__all__ = ["SampledPrimal", "sampled_gradient_error"]
+
+_CHANGED = (
+    "in the backward pass the integrand depended on a tensor that requires grad and that it had not met at the first "
+    "points: pass such tensors in args, or let f use them at all points"
+)
+
+
+@dataclass(slots=True)
+class SampledPrimal:
+    """A problem after its sample: all that a gradient mode may need.
+
+    Attributes
+    ----------
+    problem : Problem
+        Limits and arguments may require grad.
+    found : Found
+        What the sample gave, and its plan.
+    sample : Sample
+        How it was taken.
+    """
+
+    problem: Problem
+    found: Found
+    sample: Sample
+
+    @property
+    def plan(self) -> PointsPlan:
+        """The points of which the value is the mean."""
+        return self.found.plan
+
+    @property
+    def value(self) -> Tensor:
+        """The integrals without gradient."""
+        return self.found.value
+
+    def replay(self, plan: PointsPlan | None = None) -> Tensor:
+        """Return the means over a plan's points, ``(batch, *event)``, by default the value's own."""
+        value = self.value if plan is None or plan is self.plan else None
+        return replay_sample(self.problem, self.sample, self.plan if plan is None else plan, value)
+
+    def resolve(self, mode: Resolve) -> Differentiated:
+        """Return the value with the derivatives of a sample that was doubled until they meet a tolerance."""
+        problem = self.problem
+        if problem.batch:
+            points = problem.limits.detach().inner_points(problem.batch)[:1]
+            refuse_undeclared(problem.integrand, mode.parameters, points)
+        with problem.outside() as plain:
+            derivative = _search_derivative(mode, plain, self)
+        replayed = self.replay(derivative.plan)
+        return Differentiated(self.value + (replayed - replayed.detach()), derivative)
+
+
+def _search_derivative(mode: Resolve, problem: Problem, primal: SampledPrimal) -> Derivative:
+    """Sample the derivative by each variable to its tolerance; the largest sample serves all."""
+    variables = variables_of(primal.problem.integrand, mode.parameters)
+    tolerance = make_tolerance(mode.rtol, mode.atol, primal.problem.tolerance.eps)
+    sample = replace(primal.sample, fixed=False, every=False)
+    sample = replace(sample, first=min(sample.first, max(1, sample.most // 2)))
+    each: list[Found] = []
+    places = [(i,) for i in variables.arguments] + [()] * len(variables.parameters.tensors)
+    for number, place in enumerate(places):
+        number -= len(variables.arguments)
+        one = make_variables(problem.integrand, place, Parameters() if place else variables.parameters.one(number))
+        integrand = differentiate(problem.integrand, one, mode.parameters)
+        each.append(search_samples(replace(problem, integrand=integrand, tolerance=tolerance), sample))
+    if not each:
+        nothing = torch.zeros_like(primal.found.status)
+        return Derivative((), nothing[:, None][:, :0].double(), nothing, nothing, primal.plan)
+    n = torch.stack([found.plan.n for found in each]).amax(0)
+    errors = torch.stack([found.error for found in each], dim=-1)
+    status, nfev = (torch.stack([getattr(f, name) for f in each]).amax(0) for name in ("status", "nfev"))
+    shape = problem.batch_shape
+    return Derivative(
+        variables.names, errors.reshape(*shape, -1), status.reshape(shape), nfev.reshape(shape),
+        replace(primal.plan, n=n),
+    )  # fmt: skip
+
+
+def sampled_gradient_error(
+    primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the half-width of Student's interval for each entry of a gradient, from those of all replicates.
+
+    Their running mean and square are kept (Welford, *Technometrics* 4, 1962), and no gradient but the last.
+    """
+    count = plan.replicates
+    means = [torch.zeros_like(t) for t in tensors]
+    squares = [torch.zeros_like(t.abs()) for t in tensors]
+    for number in range(count):
+        value = replay_sample(primal.problem, primal.sample, plan.replicate(number), primal.value)
+        gradients = torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
+        for i, gradient in enumerate(gradients):
+            new = torch.zeros_like(means[i]) if gradient is None else gradient
+            step = new - means[i]
+            means[i] = means[i] + step / (number + 1)
+            squares[i] = squares[i] + (step * (new - means[i]).conj()).real
+    factor = student_factor(count, primal.sample.confidence)
+    return tuple(factor * (square / (count * (count - 1))).sqrt() if count > 1 else square + torch.inf for square in squares)
+
+
+def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Tensor | None) -> Tensor:
+    """Return the means over a plan's points, ``(batch, *event)``, as a differentiable tensor.
+
+    ``value`` is what they are known to be; where it is not, it is summed up.
+    """
+    # Integrals with more points come first: those that are still active in a later round are then a slice.
+    n, order = plan.n.sort(descending=True, stable=True)
+    if bool((plan.n[1:] == plan.n[:-1]).all()):
+        mean = _Mean(problem, plan, sample, n.tolist())
+        return mean.differentiable(value)
+    mean = _Mean(_reorder(problem, order), plan.take(order), sample, n.tolist())
+    result = mean.differentiable(None if value is None else value[order])
+    return result.index_select(0, order.argsort())
+
+
+def _reorder(problem: Problem, order: Tensor) -> Problem:
+    arguments = tuple(a if a.shared else replace(a, value=a.value[order]) for a in problem.integrand.arguments)
+    return replace(
+        problem, integrand=replace(problem.integrand, arguments=arguments), limits=problem.limits.take(order),
+        stretches=None,
+    )  # fmt: skip
+
+
+_Block = tuple[int, int, int]
+"""A block of points: of how many integrals, the first ones; from which index; how many."""
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The means of all integrals of a problem, whose numbers of points ``n`` descend."""
+
+    problem: Problem
+    plan: PointsPlan
+    sample: Sample
+    n: list[int]
+
+    def differentiable(self, value: Tensor | None) -> Tensor:
+        """Return the means ``(batch, *event)``, which are ``value`` if it is given."""
+        if not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+            return self._summed_up()
+        closure, whole = Closure(), value
+        places = [i for i, t in enumerate(self.tensors()) if isinstance(t, Tensor) and t.requires_grad]
+        inputs: list[Tensor] = [self.tensors()[i] for i in places]
+        still = self.with_tensors(places, [t.detach() for t in inputs])
+        try:
+            first = next(iter(still.blocks()), None)
+            part, given = still.evaluate(first, places, closure, connected=False) if first else (None, [])
+            if part is not None and not closure.explains(part, given):
+                return self._summed_up()
+            if whole is None:
+                with torch.no_grad():
+                    whole = still._summed_up()
+        except RuntimeError:  # f may not bear the stand-ins
+            return self._summed_up()
+        # Views, which a closure around this one sees, unlike what a Function is given.
+        views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
+        return _Recomputed.apply(_Recipe(still, places, closure.tensors), [whole], *views)
+
+    def blocks(self) -> Iterator[_Block]:
+        """Return the blocks of points of all rounds, always cut in the same way."""
+        start = 0
+        for stop in sorted(set(self.n)):
+            active = sum(n >= stop for n in self.n)
+            width = block_width(self.problem, self.plan, active)
+            yield from ((active, low, count) for low, count in blocks(start, stop, width))
+            start = stop
+
+    def _summed_up(self) -> Tensor:
+        """Return the means in ordinary torch, which keeps what f makes."""
+        batch = len(self.n)
+        whole = None
+        for block in self.blocks():
+            part = self._block(block)
+            if part.shape[0] < batch:
+                part = torch.cat((part, part.new_zeros((batch - part.shape[0], *part.shape[1:]))))
+            whole = part if whole is None else whole + part
+        assert whole is not None
+        return whole
+
+    def _block(self, block: _Block) -> Tensor:
+        """Return what a block adds to the means of the first integrals."""
+        active, start, count = block
+        integrand, box, plan = self.problem.integrand, self.problem.limits, self.plan
+        if active < len(self.n):
+            first = slice(0, active)
+            integrand, box, plan = integrand.part(0, active), box.take(first), plan.take(first)
+        x, weight = plan.place(box, start, count)
+        y = integrand(x.expand(-1, active, -1), slice(0, active))
+        weight = weight / (plan.count * plan.n)
+        return (y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))).sum(0)
+
+    def tensors(self) -> list[Any]:
+        """Return what the means may be differentiated with respect to, beside what f closes over."""
+        return [*self.problem.limits.tensors(), *(a.value for a in self.problem.integrand.arguments)]
+
+    def with_tensors(self, places: Sequence[int], tensors: Sequence[Tensor]) -> _Mean:
+        """Return the same with others at these places among :meth:`tensors`."""
+        each = self.tensors()
+        for place, tensor in zip(places, tensors, strict=True):
+            each[place] = tensor
+        integrand = self.problem.integrand
+        arguments = tuple(replace(a, value=v) for a, v in zip(integrand.arguments, each[2:], strict=True))
+        problem = replace(
+            self.problem, integrand=replace(integrand, arguments=arguments), stretches=None,
+            limits=self.problem.limits.with_tensors(each[:2]),
+        )  # fmt: skip
+        return replace(self, problem=problem)
+
+    def evaluate(
+        self, block: _Block, places: Sequence[int], closure: Closure, connected: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what a block adds, and the stand-ins for the tensors at these places that it is made of."""
+        tensors = self.tensors()
+        with torch.enable_grad(), uncompiled:
+            given = [stand_in(tensors[place], connected) for place in places]
+            mean = self.with_tensors(places, given)
+            integrand = mean.problem.integrand
+            integrand = replace(integrand, function=closure.around(integrand.function))
+            return replace(mean, problem=replace(mean.problem, integrand=integrand))._block(block), given
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recipe: _Recipe, value: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.recipe = recipe
+        ctx.save_for_backward(*inputs)
+        return value.pop()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        with WithoutAutocast():  # as it was in the forward pass; f has a state of its own
+            return None, None, *ctx.recipe.differentiate(ctx.saved_tensors, gradients[0])
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to evaluate means again: ``mean`` carries no gradient, its tensors at ``places`` are given anew."""
+
+    mean: _Mean
+    places: list[int]
+    closed: list[Tensor]
+
+    def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Return the products with the gradient; differentiable if the grad mode says so."""
+        connected, count = torch.is_grad_enabled(), len(self.places)
+        mean = self.mean.with_tensors(self.places, saved[:count])
+        with torch.enable_grad():
+            closed = [stand_in(t, connected) for t in saved[count:]]
+        cuts = list(mean.blocks())
+        share = max(1, -(-len(cuts) // PARTS))
+
+        def part(number: int) -> list[Tensor]:
+            whole: list[Tensor] | None = None
+            for block in cuts[share * number : share * (number + 1)]:
+                products = self._products(mean, block, closed, gradient, connected)
+                whole = products if whole is None else [a + b for a, b in zip(whole, products, strict=True)]
+            assert whole is not None
+            return whole
+
+        none = lambda: [torch.zeros_like(t) for t in saved]
+        parts = -(-len(cuts) // share)
+        ranks = mean.sample.ranks
+        return ranks.fold(parts, part, none) if parts else none()
+
+    def _products(
+        self, mean: _Mean, block: _Block, closed: list[Tensor], gradient: Tensor, connected: bool
+    ) -> list[Tensor]:
+        """Return the same of one block."""
+        closure = Closure(zip(self.closed, closed, strict=True))
+        part, given = mean.evaluate(block, self.places, closure, connected)
+        if not closure.explains(part, given):
+            raise IntegrandError(_CHANGED)
+        tensors = (*given, *closed)
+        if not part.requires_grad:
+            return [torch.zeros_like(t) for t in tensors]
+        found = torch.autograd.grad(part, tensors, gradient[: block[0]], create_graph=connected, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]

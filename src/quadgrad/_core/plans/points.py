@@ -1,0 +1,99 @@
+"""What a sampling verb decided: which points, and how many. None of them is held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.lanes import plain
+from quadgrad._core.mesh.box import Box
+from quadgrad._core.mesh.grid import through_grid
+from quadgrad._core.plans.base import Plan
+from quadgrad._core.points import make_sequence
+from quadgrad._core.printing import counted
+
+__all__ = ["PointsPlan"]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PointsPlan(Plan, geometry="points"):
+    """The points on which every element of a batch is sampled; see :class:`quadgrad.Plan`.
+
+    Its size does not depend on how many there are: a point follows from seed, replicate and index.
+
+    Attributes
+    ----------
+    sequence : str
+        ``"sobol"``, ``"lattice"`` or ``"random"``.
+    d : int
+        Dimensions.
+    seed : int
+        Of the scrambling, or of the pseudo-random points.
+    replicates : int
+        Independent randomisations, from whose scatter the error is estimated.
+    n : Tensor of int64, shape (batch,)
+        Points of each integral in each replicate: the first ``n`` of the sequence.
+    grid : Tensor, shape (batch or 1, d, bins + 1), optional
+        The ends of the bins of an importance map (:func:`quadgrad.vegas`), 0 to 1 along every axis.
+    """
+
+    sequence: str
+    d: int
+    seed: int
+    replicates: int
+    n: Tensor
+    grid: Tensor | None = None
+    only: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many replicates there are, or 1 of :meth:`replicate`."""
+        return self.replicates if self.only is None else 1
+
+    def replicate(self, number: int) -> PointsPlan:
+        """Return the plan of one replicate alone."""
+        return replace(self, only=number)
+
+    def take(self, owner: Tensor | slice) -> PointsPlan:
+        """Return the plan of some integrals."""
+        grid = self.grid if self.grid is None or self.grid.shape[0] == 1 else self.grid[owner]
+        n = self.n[owner]
+        return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
+
+    def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
+        sequence = make_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
+        u = sequence.points(start, count)
+        u = (u if self.only is None else u[self.only : self.only + 1]).reshape(-1, 1, self.d)
+        return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
+
+    def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return the points of all replicates from index ``start``, and the volume element there.
+
+        Parameters
+        ----------
+        box : Box
+            Of the plan's integrals; may carry gradients.
+
+        Returns
+        -------
+        x : Tensor, shape (replicates * count, 1 or batch, d)
+        weight : Tensor, shape (1 or replicates * count, 1 or batch)
+        """
+        u, stretched = self.unit_points(start, count)
+        x, factor = box.place(u)
+        return x, factor if stretched is None else factor * stretched
+
+    def _facts(self) -> tuple[str, dict[str, str]]:
+        """Return what is printed of the plan."""
+        total = plain(self.n) * self.replicates
+        heading = f"Plan of {counted(self.batch, 'integral')} in {counted(self.d, 'dimension')}"
+        facts = {"points": f"{self.sequence}, seed {self.seed}, {counted(self.replicates, 'replicate')}"}
+        if total.numel() and total.device.type != "meta":
+            low, high = (f"{int(end):,}" for end in torch.aminmax(total))
+            facts["n"] = low if low == high else f"{low} to {high}"
+        if self.grid is not None:
+            facts["map"] = f"{self.grid.shape[2] - 1} bins along each axis"
+        return heading, facts

@@ -1,0 +1,172 @@
+"""How many points a sample needs: rounds that double it, until two in a row meet the tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.estimates.replicates import FEWEST, Estimate, ReplicateSums
+from quadgrad._core.mesh.box import Box
+from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.ranks import PARTS, Ranks
+from quadgrad._core.search.task import Found, noise
+from quadgrad._core.status import Status
+
+__all__ = ["BLOCK", "Sample", "blocks", "search_samples"]
+
+BLOCK = 2**14
+"""Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
+
+EXTREME = 2.0**400
+"""Values whose modulus is beyond this, or below its inverse, are scaled: their squares would leave the range."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What to sample, and when to stop.
+
+    ``first`` points of each replicate are taken in the first round, ``most`` in all. A sample is ``fixed`` where no
+    tolerance was asked for. ``every`` component of f has to be seen, or any will do.
+    """
+
+    plan: PointsPlan
+    first: int
+    most: int
+    fixed: bool
+    confidence: float
+    ranks: Ranks
+    every: bool = True
+
+
+def blocks(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
+    """Cut the points from ``start`` to before ``stop`` into blocks: where each begins, how many it has."""
+    for low in range(start, stop, width):
+        yield low, min(width, stop - low)
+
+
+def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
+    """Return how many points of each replicate to take at a time, for so many integrals: a power of two."""
+    event = 1
+    for size in problem.integrand.event or ():
+        event *= size
+    nodes = problem.chunk_size or max(1, BLOCK // max(1, event))
+    return 2 ** max(0, (nodes // max(1, plan.count * batch)).bit_length() - 1)
+
+
+def search_samples(problem: Problem, sample: Sample) -> Found:
+    """Sample every integral of a problem that is outside of all transforms, some at a time."""
+    size = max(1, (problem.chunk_size or BLOCK * PARTS) // sample.plan.replicates)
+    if problem.batch <= size:
+        return _Rounds(problem, sample).run()
+    parts = [(low, min(problem.batch, low + size)) for low in range(0, problem.batch, size)]
+    each = [
+        _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
+    ]
+    joined = [torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost")]
+    n = torch.cat([one.plan.n for one in each])
+    return Found(replace(sample.plan, n=n), *joined)
+
+
+class _Rounds:
+    """The rounds of some integrals: those that are done cost nothing more."""
+
+    def __init__(self, problem: Problem, sample: Sample) -> None:
+        self.problem, self.sample, self.plan = problem, sample, sample.plan
+        self.n = torch.zeros_like(self.plan.n)
+        self.sums = self._no_sums(problem.batch)
+        self.scale: Tensor | None = None
+
+    def _no_sums(self, batch: int) -> ReplicateSums:
+        integrand = self.problem.integrand
+        dtype = integrand.output_dtype or integrand.sum_dtype
+        return ReplicateSums.none(self.plan.count, (batch, *(integrand.event or ())), dtype, self.n.device)
+
+    def run(self) -> Found:
+        """Double the sample until every integral is done."""
+        sample = self.sample
+        status = torch.full_like(self.n, int(Status.SAMPLED if sample.fixed else Status.MAX_NFEV))
+        met = torch.zeros_like(status, dtype=torch.bool)
+        active = torch.arange(self.problem.batch, device=self.n.device)
+        start, stop = 0, sample.first
+        while active.numel():
+            self._add(active, start, stop)
+            met, done = self._judge(status, met)
+            if stop >= sample.most:
+                break
+            active = active[~done[active]]
+            start, stop = stop, min(2 * stop, sample.most)
+        estimate = self._estimate()
+        value = estimate.value.masked_fill(_like(self.sums.lost > 0, estimate.value), torch.nan)
+        return Found(
+            replace(self.plan, n=self.n), value, estimate.error, status, self.n * self.plan.replicates,
+            self.sums.lost,
+        )
+
+    def _judge(self, status: Tensor, met_before: Tensor) -> tuple[Tensor, Tensor]:
+        """Enter how integrals end; return which meet their tolerance in this round, and which are done."""
+        estimate, tolerance = self._estimate(), self.problem.tolerance
+        lost = self.sums.lost > 0
+        status.masked_fill_(lost, int(Status.NONFINITE))
+        if self.sample.fixed:
+            return met_before, lost
+        allowed = (tolerance.rtol * largest_component(estimate.value.abs())).clamp_min(tolerance.atol)
+        met = (estimate.error <= allowed) & (estimate.effective >= FEWEST) & ~lost
+        # One round that looks good is luck too often: 12 of 8,384 were wrong, of two in a row none.
+        finished = met & met_before
+        stuck = (estimate.error <= estimate.floor) & (estimate.floor > allowed)
+        status.masked_fill_(finished, int(Status.CONVERGED)).masked_fill_(stuck & ~lost, int(Status.ROUNDOFF))
+        return met, lost | finished | stuck
+
+    def _estimate(self) -> Estimate:
+        estimate = Estimate.of(self.sums, self.n.clamp_min(1), self.sample.confidence, noise(self.problem), self.sample.every)
+        return estimate if self.scale is None else estimate.scaled(self.scale)
+
+    def _add(self, active: Tensor, start: int, stop: int) -> None:
+        """Add the points from index ``start`` to before ``stop`` of some integrals."""
+        everyone = active.numel() == self.problem.batch
+        owner = slice(0, self.problem.batch) if everyone else active
+        plan, box = (self.plan, self.problem.pieces) if everyone else (self.plan.take(active), self.problem.pieces.take(active))
+        width = block_width(self.problem, plan, active.numel())
+        if self.scale is None and start == 0:
+            self.scale = self._scale_of(plan, box, owner, width)
+        cuts = list(blocks(start, stop, width))
+        share = -(-len(cuts) // PARTS)
+
+        def compute(part: int) -> list[Tensor]:
+            whole = self._no_sums(active.numel())
+            for low, count in cuts[share * part : share * (part + 1)]:
+                whole.add(self._block(plan, box, owner, low, count).tensors())
+            return whole.tensors()
+
+        parts = -(-len(cuts) // share)
+        none = lambda: self._no_sums(active.numel()).tensors()
+        self.sums.add(self.sample.ranks.fold(parts, compute, none), owner)
+        self.n[owner] = stop
+
+    def _block(
+        self, plan: PointsPlan, box: Box, owner: Tensor | slice, start: int, count: int
+    ) -> ReplicateSums:
+        x, weight = plan.place(box, start, count)
+        columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
+        y = self.problem.integrand(x.expand(-1, columns, -1), owner)
+        if self.scale is not None:
+            weight = weight / (self.scale if isinstance(owner, slice) else self.scale[owner])
+        return ReplicateSums.of(y, weight, plan.count)
+
+    def _scale_of(self, plan: PointsPlan, box: Box, owner: slice | Tensor, width: int) -> Tensor | None:
+        """Return what to divide the values of each integral by, if any are extreme; by the first few points."""
+        sums = self._block(plan, box, owner, 0, min(width, 16))
+        size = largest_component(sums.size)
+        extreme = (size > 0.0) & size.isfinite() & ((size > EXTREME) | (size < 1.0 / EXTREME))
+        if not bool(extreme.any()):
+            return None
+        return torch.where(extreme, torch.exp2(size.log2().round()), 1.0)
+
+
+def _like(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (values.ndim - 1))

@@ -1,0 +1,146 @@
+"""Quasi-Monte Carlo integration in any dimension, with an error from independent randomisations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+
+from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.plans.base import Plan
+from quadgrad._core.result import Result
+from quadgrad._core.verbs.inputs import prepare_box
+from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ranks
+
+__all__ = ["qmc"]
+
+
+def qmc(
+    f: Callable[..., Any],
+    a: Any,
+    b: Any,
+    args: Any = (),
+    *,
+    sequence: Literal["sobol", "lattice", "random"] = "sobol",
+    n: int | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    replicates: int = 16,
+    confidence: float = 0.99,
+    seed: int | None = None,
+    gradient: GradientMode = Reuse(),
+    plan: Plan | None = None,
+    vectorized: bool = True,
+    chunk_size: int | None = None,
+    group: Any = None,
+    on_failure: Literal["warn", "raise", "ignore"] = "warn",
+) -> Result:
+    """Integrate f over boxes in d dimensions by randomised quasi-Monte Carlo, for each element of a batch.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x, *args)`` with x of shape ``(..., d)``; each argument arrives broadcastable against
+        ``x.shape[:-1]``. Returns a tensor of that shape, optionally followed by *event* dimensions. Tensors that are
+        the same for the whole batch, such as a network, may be closed over and get their gradient too.
+    a, b : Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
+        Corners of the boxes; infinite sides are allowed. A single number stands for all coordinates.
+    args : tuple
+        Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
+        matrix for each element with :func:`quadgrad.element`.
+    sequence : {"sobol", "lattice", "random"}
+        Scrambled Sobol points, a randomly shifted rank-1 lattice, or pseudo-random points (plain Monte Carlo).
+    n : int, optional
+        The most points for one integral, in all replicates together, 2^22 unless given. It is rounded up to what
+        the sequence needs, which the message says. Without a tolerance it is a fixed sample: the status is
+        ``SAMPLED``.
+    rtol, atol : float, optional
+        Converged means ``error <= max(atol, rtol * abs(value))`` in two rounds in a row. ``rtol`` is 1e-3 unless n
+        or a tolerance is given.
+    replicates : int
+        Independent randomisations of the points, at least 2; the error is estimated from their scatter.
+    confidence : float
+        Of the interval whose half-width ``error`` is.
+    seed : int, optional
+        Of the randomisation: the same seed gives the same points (common random numbers), whatever the device, the
+        ranks and ``chunk_size``. 0, or the plan's, unless given.
+    gradient : GradientMode
+        :class:`quadgrad.Reuse` differentiates the sample; :class:`quadgrad.Resolve` doubles it until the derivative's
+        own error meets a tolerance.
+    plan : Plan, optional
+        Of an earlier result: its sequence, seed and number of points to begin with.
+    vectorized : bool
+        False if f accepts one point at a time, not supported yet for points of several coordinates.
+    chunk_size : int, optional
+        Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
+    group : torch.distributed.ProcessGroup, optional
+        Of ranks that all make this call with the same arguments, and share its work: all get the same bits.
+    on_failure : {"warn", "raise", "ignore"}
+        What to do when an integral does not converge.
+
+    Returns
+    -------
+    Result
+        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``error`` is the
+        half-width of a Student-t interval, of the event's worst component. ``plan`` holds no points: its size does
+        not depend on n.
+
+    Raises
+    ------
+    ValueError
+        Limits that are NaN, shapes that do not broadcast, unusable options, more dimensions than the sequence has;
+        arguments that differ between the ranks of a group.
+    TypeError
+        Complex limits.
+    IntegrandError
+        f breaks the calling contract or is not deterministic.
+    IntegrationError
+        An integral did not converge and ``on_failure="raise"``.
+
+    Warns
+    -----
+    IntegrationWarning
+        An integral did not converge.
+    SeveredGradientWarning
+        An argument requires grad but f's output does not depend on it through torch.
+
+    Notes
+    -----
+    The number of points doubles until the error meets the tolerance in two successive rounds, and until the
+    effective number of samples ``(sum |f|)^2 / sum f^2`` is at least 400: a small scatter proves nothing where all
+    replicates may have missed the same peak. What no sample saw does not converge.
+
+    Derivatives with respect to the limits move the points with them. Where f jumps, arguments that move the jump have
+    no derivative here; see :func:`quadgrad.quad` with ``jumps``, or integrate over the density of a distribution.
+
+    Examples
+    --------
+    A Gaussian in six dimensions, and how its integral changes with its width:
+
+    >>> import torch, quadgrad as qg
+    >>> s = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    >>> f = lambda x, s: torch.exp(-(x**2).sum(-1) / s**2)
+    >>> result = qg.qmc(f, [-3.0] * 6, 3.0, args=(s,), rtol=1e-2)
+    >>> side = torch.pi**0.5 * s * torch.erf(3 / s)
+    >>> bool(result.converged), bool((result.value - side**6).abs() <= result.error)
+    (True, True)
+    >>> (slope,) = torch.autograd.grad(result.value, s, retain_graph=True)
+    >>> (exact,) = torch.autograd.grad(side**6, s)
+    >>> bool((slope - exact).abs() <= qg.gradient_error(result, s))
+    True
+    """
+    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
+        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(qmc))
+        return call_eagerly(
+            f, a, b, args, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized,
+            chunk_size=chunk_size, group=group, on_failure=on_failure,
+        )  # fmt: skip
+    check_options(on_failure, chunk_size, gradient)
+    tolerances = (rtol, atol)
+    problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+    ranks = open_ranks(group, problem)
+    sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
+    return integrate_samples(problem, gradient, sample, said, on_failure)

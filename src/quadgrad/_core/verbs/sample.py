@@ -1,0 +1,159 @@
+"""What the sampling verbs do with a problem: sample, plan, replay, gradient, result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.errors import PlanError
+from quadgrad._core.gradient import GradientMode
+from quadgrad._core.gradient.mode import Differentiated, Primal
+from quadgrad._core.gradient.samples import SampledPrimal
+from quadgrad._core.nesting import InnerRecord, current_record
+from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.points import make_sequence
+from quadgrad._core.problem import Problem
+from quadgrad._core.ranks import Ranks
+from quadgrad._core.result import Result
+from quadgrad._core.search.sampling import Sample, search_samples
+from quadgrad._core.search.task import Found
+from quadgrad._core.status import Status
+from quadgrad._core.tolerance import real_dtype, returned_dtype
+from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.noise import refuse_unequal
+from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
+
+__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
+
+FIRST = 2**11
+"""Points of all replicates in the first round."""
+
+MOST = 2**22
+"""Points of all replicates at most, unless n says."""
+
+
+def open_ranks(group: Any, problem: Problem) -> Ranks:
+    """Return the ranks of a group, on which everything passed is the same."""
+    ranks = Ranks(group, problem.limits.a.device)
+    if not ranks.alone:
+        given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
+        given |= {"a": problem.limits.a, "b": problem.limits.b}
+        ranks.refuse_differences({name: v for name, v in given.items() if isinstance(v, Tensor)})
+    return ranks
+
+
+def make_sample(
+    problem: Problem, sequence: str, n: int | None, tolerances: tuple[float | None, float], replicates: int,
+    confidence: float, seed: int | None, plan: Plan | None, ranks: Ranks,
+) -> tuple[Sample, str]:  # fmt: skip
+    """Return how to sample a problem, and a sentence if n was rounded up."""
+    if isinstance(replicates, bool) or int(replicates) != replicates or replicates < 2:
+        raise ValueError(f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
+    if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
+        raise ValueError(f"n={n!r} must be a positive whole number of points, in all replicates together")
+    kept = _check_plan(problem, plan)
+    device, d = problem.limits.a.device, problem.limits.d
+    if kept is not None:
+        sequence, replicates = kept.sequence, kept.replicates
+        seed = kept.seed if seed is None else seed
+    points = make_sequence(sequence, d, 0 if seed is None else seed, replicates, device)
+    fixed = n is not None and tolerances == (None, 0.0)
+    wanted = -(-(MOST if n is None else int(n)) // replicates)
+    most = points.rounded(wanted)
+    first = min(most, points.rounded(-(-FIRST // replicates)))
+    if kept is not None and len(kept.n) and not fixed:
+        first = min(most, max(first, int(kept.n.amax()) // 2))
+    if fixed:
+        first = most
+    count = torch.full((problem.batch,), 0, dtype=torch.int64, device=device)
+    fresh = PointsPlan(
+        batch_shape=problem.batch_shape, sequence=sequence, d=d, seed=0 if seed is None else seed,
+        replicates=replicates, n=count, grid=None if kept is None else kept.grid,
+    )  # fmt: skip
+    said = ""
+    if n is not None and most * replicates != n:
+        said = f" n={n:,} was rounded up to {most * replicates:,}: {replicates} replicates of {most:,} points."
+    return Sample(fresh, first, most, fixed, confidence, ranks), said
+
+
+def _check_plan(problem: Problem, plan: Plan | None) -> PointsPlan | None:
+    if plan is None:
+        return None
+    if not isinstance(plan, PointsPlan):
+        raise TypeError(f"a plan of points is needed, as in quadgrad.qmc(...).plan, not {type(plan).__name__}")
+    d = problem.limits.d
+    if plan.d != d:
+        raise PlanError(f"the plan has {plan.d} dimensions, the integral {d}")
+    if plan.batch_shape not in ((), problem.batch_shape):
+        raise PlanError(f"the plan's batch is {plan.batch_shape}, the call's {problem.batch_shape}")
+    return plan
+
+
+def integrate_samples(
+    problem: Problem,
+    gradient: GradientMode,
+    sample: Sample,
+    said: str,
+    on_failure: Literal["warn", "raise", "ignore"],
+) -> Result:
+    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`."""
+    outer = current_record()
+    if not sample.ranks.alone and in_transform():
+        raise ValueError("group: under torch.func transforms the integral has to be computed by one process")
+    with InnerRecord() as inner, WithoutAutocast() as unaided:
+        problem.integrand.function = unaided.restore(problem.integrand.function)
+        problem, probe, lanes = open_call(problem, (problem.tolerance.rtol, problem.tolerance.atol), None, False)
+        if lanes is not None:
+            n = sample.plan.n.new_zeros(problem.batch)
+            grid = sample.plan.grid
+            grid = grid if grid is None or grid.shape[0] == 1 else grid.repeat(lanes.count, 1, 1)
+            plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
+            sample = replace(sample, plan=plan)
+        result = _integrate(problem, probe, gradient, sample, said)
+    failed = bool(((result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))).any())
+    if failed or inner.failures or outer is not None or result.derivative is not None:
+        report(result, inner, outer, on_failure)
+    return lower(result, lanes)
+
+
+def _integrate(problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str) -> Result:
+    with problem.outside() as plain:
+        found = search_samples(plain, sample)
+        if problem.flowing and plain.batch:
+            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))
+    primal = SampledPrimal(problem, found, sample)
+    warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else [])
+    derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
+    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
+    value, error, shape = derived.value, found.error, problem.batch_shape
+    if value.dtype != dtype:
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+        error = error.to(real_dtype(dtype))
+    return Result(
+        value.reshape(shape + tuple(value.shape[1:])),
+        error.reshape(shape),
+        found.status.reshape(shape),
+        found.nfev.reshape(shape),
+        found.plan,
+        said + _lost(found),
+        derived.derivative,
+        primal if problem.flowing and not in_transform() else None,
+    )
+
+
+def _lost(found: Found) -> str:
+    """Say of how many points f was not finite, for the first integral where it was not."""
+    lost: Any = found.lost
+    index = (lost > 0).nonzero().flatten()[:1].tolist()
+    if not index:
+        return ""
+    i = index[0]
+    return f" f was NaN or infinite at {int(lost[i]):,} of {int(found.nfev[i]):,} points (integral {i})."
