@@ -14,9 +14,7 @@ from quadgrad._core._torch import in_transform, outside_transforms, without_deri
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import BESIDE
-from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.mesh.limits import Limits
-from quadgrad._core.rules import Rule
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["BLOCK", "LimitGradient", "Problem"]
@@ -34,11 +32,12 @@ LimitGradient = Literal["auto", "boundary", "pathwise"]
 class Problem:
     """What is integrated, between which limits, how well, and how much of it at a time.
 
-    ``limits``, and what ``integrand`` holds, may carry gradients; :meth:`outside` gives a problem without.
-    ``rule`` is that of the cells, None where points are sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand along its
-    last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are breakpoints,
-    ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to values, which
-    search has to keep out.
+    ``limits`` is the domain of all integrals, in any geometry. They, and what ``integrand`` holds, may carry
+    gradients; :meth:`outside` gives a problem without. ``rule`` is that of the cells, None where points are
+    sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand
+    along its last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are
+    breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
+    values, which search has to keep out.
     """
 
     integrand: Integrand
@@ -54,10 +53,10 @@ class Problem:
     jumps: Integrand | None = None
     opening: Any = None
     flowing: bool = False
-    stretches: Pieces | None = None
+    stretches: Any = None
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> Any:
         """The stretches between limits and breakpoints."""
         if self.stretches is None:
             self.stretches = self.limits.detach().pieces()

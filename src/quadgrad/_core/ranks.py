@@ -151,4 +151,8 @@ def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
     import hashlib
 
     plain = tensor.detach().cpu().contiguous()
-    return tuple(plain.shape), str(plain.dtype), hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return (
+        tuple(plain.shape),
+        str(plain.dtype),
+        hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest(),
+    )

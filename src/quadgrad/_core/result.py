@@ -12,7 +12,6 @@ from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform, register_pytree
 from quadgrad._core.lanes import plain
-from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed, counted, show_numbers
 from quadgrad._core.status import Status
 
@@ -62,7 +61,7 @@ class Derivative(_Outcome):
     error: Tensor
     status: Tensor
     nfev: Tensor
-    plan: IntervalPlan
+    plan: Any
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
@@ -101,7 +100,7 @@ class Result(_Outcome):
     error: Tensor
     status: Tensor
     nfev: Tensor
-    plan: IntervalPlan
+    plan: Any
     detail: str = ""
     derivative: Derivative | None = None
     primal: Any = None

@@ -30,7 +30,7 @@ def student_factor(replicates: int, confidence: float) -> float:
 
 
 def half_width(means: Tensor, confidence: float) -> Tensor:
-    """Return the half-width of Student's interval for the mean of ``(replicates, ...)``; of the modulus if complex."""
+    """Return the half-width of Student's interval for a mean of ``(replicates, ...)``; of the modulus if complex."""
     count = means.shape[0]
     if count < 2:
         return torch.full_like(means[0].abs(), torch.inf)

@@ -13,8 +13,8 @@ from quadgrad._core.gradient.derivative import Variables, as_reals, differentiat
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
-from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.gradient.samples import SampledPrimal
+from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
@@ -101,7 +101,7 @@ class Resolve(GradientMode):
     def apply(self, primal: Primal | SampledPrimal) -> Differentiated:
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""
         if isinstance(primal, SampledPrimal):
-            return primal.resolve(self)
+            return primal.resolve(self.parameters, self.rtol, self.atol)
         integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
         if plan.batch:
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,16 +28,13 @@ from quadgrad._core.ranks import PARTS
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples
 from quadgrad._core.search.task import Found
-from quadgrad._core.tolerance import make_tolerance
-
-if TYPE_CHECKING:
-    from quadgrad._core.gradient.resolve import Resolve
+from quadgrad._core.tolerance import Tolerance, make_tolerance
 
 __all__ = ["SampledPrimal", "sampled_gradient_error"]
 
 _CHANGED = (
-    "in the backward pass the integrand depended on a tensor that requires grad and that it had not met at the first "
-    "points: pass such tensors in args, or let f use them at all points"
+    "in the backward pass the integrand depended on a tensor that requires grad and that it had not met at the "
+    "first points: pass such tensors in args, or let f use them at all points"
 )
 
 
@@ -74,22 +71,24 @@ class SampledPrimal:
         value = self.value if plan is None or plan is self.plan else None
         return replay_sample(self.problem, self.sample, self.plan if plan is None else plan, value)
 
-    def resolve(self, mode: Resolve) -> Differentiated:
+    def resolve(self, parameters: Parameters, rtol: float | None, atol: float) -> Differentiated:
         """Return the value with the derivatives of a sample that was doubled until they meet a tolerance."""
         problem = self.problem
         if problem.batch:
             points = problem.limits.detach().inner_points(problem.batch)[:1]
-            refuse_undeclared(problem.integrand, mode.parameters, points)
+            refuse_undeclared(problem.integrand, parameters, points)
         with problem.outside() as plain:
-            derivative = _search_derivative(mode, plain, self)
+            tolerance = make_tolerance(rtol, atol, problem.tolerance.eps)
+            derivative = _search_derivative(parameters, tolerance, plain, self)
         replayed = self.replay(derivative.plan)
         return Differentiated(self.value + (replayed - replayed.detach()), derivative)
 
 
-def _search_derivative(mode: Resolve, problem: Problem, primal: SampledPrimal) -> Derivative:
+def _search_derivative(
+    parameters: Parameters, tolerance: Tolerance, problem: Problem, primal: SampledPrimal
+) -> Derivative:
     """Sample the derivative by each variable to its tolerance; the largest sample serves all."""
-    variables = variables_of(primal.problem.integrand, mode.parameters)
-    tolerance = make_tolerance(mode.rtol, mode.atol, primal.problem.tolerance.eps)
+    variables = variables_of(primal.problem.integrand, parameters)
     sample = replace(primal.sample, fixed=False, every=False)
     sample = replace(sample, first=min(sample.first, max(1, sample.most // 2)))
     each: list[Found] = []
@@ -97,7 +96,7 @@ def _search_derivative(mode: Resolve, problem: Problem, primal: SampledPrimal) -
     for number, place in enumerate(places):
         number -= len(variables.arguments)
         one = make_variables(problem.integrand, place, Parameters() if place else variables.parameters.one(number))
-        integrand = differentiate(problem.integrand, one, mode.parameters)
+        integrand = differentiate(problem.integrand, one, parameters)
         each.append(search_samples(replace(problem, integrand=integrand, tolerance=tolerance), sample))
     if not each:
         nothing = torch.zeros_like(primal.found.status)
@@ -124,14 +123,18 @@ def sampled_gradient_error(
     squares = [torch.zeros_like(t.abs()) for t in tensors]
     for number in range(count):
         value = replay_sample(primal.problem, primal.sample, plan.replicate(number), primal.value)
-        gradients = torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
+        gradients = cast(
+            _Gradients, torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
+        )
         for i, gradient in enumerate(gradients):
             new = torch.zeros_like(means[i]) if gradient is None else gradient
             step = new - means[i]
             means[i] = means[i] + step / (number + 1)
             squares[i] = squares[i] + (step * (new - means[i]).conj()).real
     factor = student_factor(count, primal.sample.confidence)
-    return tuple(factor * (square / (count * (count - 1))).sqrt() if count > 1 else square + torch.inf for square in squares)
+    return tuple(
+        factor * (square / (count * (count - 1))).sqrt() if count > 1 else square + torch.inf for square in squares
+    )
 
 
 def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Tensor | None) -> Tensor:
@@ -156,6 +159,8 @@ def _reorder(problem: Problem, order: Tensor) -> Problem:
         stretches=None,
     )  # fmt: skip
 
+
+_Gradients = tuple[Tensor | None, ...]
 
 _Block = tuple[int, int, int]
 """A block of points: of how many integrals, the first ones; from which index; how many."""
@@ -309,5 +314,7 @@ class _Recipe:
         tensors = (*given, *closed)
         if not part.requires_grad:
             return [torch.zeros_like(t) for t in tensors]
-        found = torch.autograd.grad(part, tensors, gradient[: block[0]], create_graph=connected, allow_unused=True)
+        weight = gradient[: block[0]]
+        found = torch.autograd.grad(part, tensors, weight, create_graph=connected, allow_unused=True)
+        found = cast(_Gradients, found)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]

@@ -19,8 +19,9 @@ INNER = (0.4375, 0.5625)
 
 @dataclass(slots=True)
 class Box:
-    """Where each integral is taken: corners ``a`` and ``b`` of shape ``(batch, d)``, or ``(1, d)`` where all share it.
+    """Where each integral is taken.
 
+    The corners ``a`` and ``b`` have shape ``(batch, d)``, or ``(1, d)`` where all integrals share them.
     ``infinite`` tells whether any side is. ``x_dtype`` is the dtype in which f is called, or single precision if
     that is coarser.
     """

@@ -1,4 +1,4 @@
-"""Importance maps of the unit cube: a grid along each axis, whose bins are equally probable (Lepage's VEGAS map)."""
+"""Importance maps of the unit cube: a grid along each axis, with equally probable bins (Lepage's VEGAS map)."""
 
 from __future__ import annotations
 

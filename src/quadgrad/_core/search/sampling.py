@@ -67,7 +67,9 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
     each = [
         _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
     ]
-    joined = [torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost")]
+    joined = [
+        torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost")
+    ]
     n = torch.cat([one.plan.n for one in each])
     return Found(replace(sample.plan, n=n), *joined)
 
@@ -103,7 +105,11 @@ class _Rounds:
         estimate = self._estimate()
         value = estimate.value.masked_fill(_like(self.sums.lost > 0, estimate.value), torch.nan)
         return Found(
-            replace(self.plan, n=self.n), value, estimate.error, status, self.n * self.plan.replicates,
+            replace(self.plan, n=self.n),
+            value,
+            estimate.error,
+            status,
+            self.n * self.plan.replicates,
             self.sums.lost,
         )
 
@@ -123,14 +129,20 @@ class _Rounds:
         return met, lost | finished | stuck
 
     def _estimate(self) -> Estimate:
-        estimate = Estimate.of(self.sums, self.n.clamp_min(1), self.sample.confidence, noise(self.problem), self.sample.every)
+        estimate = Estimate.of(
+            self.sums, self.n.clamp_min(1), self.sample.confidence, noise(self.problem), self.sample.every
+        )
         return estimate if self.scale is None else estimate.scaled(self.scale)
 
     def _add(self, active: Tensor, start: int, stop: int) -> None:
         """Add the points from index ``start`` to before ``stop`` of some integrals."""
         everyone = active.numel() == self.problem.batch
         owner = slice(0, self.problem.batch) if everyone else active
-        plan, box = (self.plan, self.problem.pieces) if everyone else (self.plan.take(active), self.problem.pieces.take(active))
+        plan, box = (
+            (self.plan, self.problem.pieces)
+            if everyone
+            else (self.plan.take(active), self.problem.pieces.take(active))
+        )
         width = block_width(self.problem, plan, active.numel())
         if self.scale is None and start == 0:
             self.scale = self._scale_of(plan, box, owner, width)
@@ -148,9 +160,7 @@ class _Rounds:
         self.sums.add(self.sample.ranks.fold(parts, compute, none), owner)
         self.n[owner] = stop
 
-    def _block(
-        self, plan: PointsPlan, box: Box, owner: Tensor | slice, start: int, count: int
-    ) -> ReplicateSums:
+    def _block(self, plan: PointsPlan, box: Box, owner: Tensor | slice, start: int, count: int) -> ReplicateSums:
         x, weight = plan.place(box, start, count)
         columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)

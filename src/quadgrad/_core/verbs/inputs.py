@@ -22,7 +22,7 @@ from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working
 __all__ = ["flatten", "prepare", "prepare_box"]
 
 SAMPLED_RTOL = 1e-3
-"""The relative tolerance of a sample unless n or a tolerance is given: more costs most integrands millions of points."""
+"""The relative tolerance of a sample unless n or a tolerance is given: more costs millions of points."""
 
 
 def prepare(
@@ -113,14 +113,15 @@ def flatten_box(
     given = args if isinstance(args, tuple | list) else (args,)
     given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
     corners = {"a": a, "b": b}
-    numbers = {name: _corner(v) for name, v in corners.items() if not isinstance(v, Tensor)}
+    numbers: dict[str, Tensor] = {name: _corner(v) for name, v in corners.items() if not isinstance(v, Tensor)}
     tensors = _tensors(None, None, given) | {n: _limit(n, v) for n, v in corners.items() if n not in numbers}
     call_dtype = _dtype(tensors, None)
     first = next(iter(tensors.values()), None)
     first = first.tensor if isinstance(first, Element) else first
     device = torch.device("cpu") if first is None else first.device
     wide = sum_dtype(device)
-    ends = [(numbers.get(n, corners[n])).to(device, wide) for n in ("a", "b")]
+    ends = [numbers[n] if n in numbers else corners[n] for n in ("a", "b")]
+    ends = [end.to(device, wide) for end in ends]
     if max(end.ndim for end in ends) == 0:
         raise ValueError(
             "a and b are both single numbers: limits in d dimensions have shape (*batch, d), for example [0.0, 0.0]"
@@ -153,7 +154,9 @@ def flatten_box(
 
 def _corner(value: Any) -> Tensor:
     """Return a corner of Python or NumPy numbers as a tensor; Python's take no part in deciding the dtype."""
-    return _limit("a corner of the box", torch.as_tensor(value, dtype=None if hasattr(value, "__array__") else torch.float64))
+    return _limit(
+        "a corner of the box", torch.as_tensor(value, dtype=None if hasattr(value, "__array__") else torch.float64)
+    )
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

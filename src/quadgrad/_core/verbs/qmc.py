@@ -43,8 +43,8 @@ def qmc(
     ----------
     f : callable
         ``f(x, *args)`` with x of shape ``(..., d)``; each argument arrives broadcastable against
-        ``x.shape[:-1]``. Returns a tensor of that shape, optionally followed by *event* dimensions. Tensors that are
-        the same for the whole batch, such as a network, may be closed over and get their gradient too.
+        ``x.shape[:-1]``. Returns a tensor of that shape, optionally followed by *event* dimensions. Tensors that
+        are the same for the whole batch, such as a network, may be closed over and get their gradient too.
     a, b : Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
         Corners of the boxes; infinite sides are allowed. A single number stands for all coordinates.
     args : tuple
@@ -67,8 +67,8 @@ def qmc(
         Of the randomisation: the same seed gives the same points (common random numbers), whatever the device, the
         ranks and ``chunk_size``. 0, or the plan's, unless given.
     gradient : GradientMode
-        :class:`quadgrad.Reuse` differentiates the sample; :class:`quadgrad.Resolve` doubles it until the derivative's
-        own error meets a tolerance.
+        :class:`quadgrad.Reuse` differentiates the sample; :class:`quadgrad.Resolve` doubles it until the
+        derivative's own error meets a tolerance.
     plan : Plan, optional
         Of an earlier result: its sequence, seed and number of points to begin with.
     vectorized : bool
@@ -83,9 +83,9 @@ def qmc(
     Returns
     -------
     Result
-        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``error`` is the
-        half-width of a Student-t interval, of the event's worst component. ``plan`` holds no points: its size does
-        not depend on n.
+        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``error`` is
+        the half-width of a Student-t interval, of the event's worst component. ``plan`` holds no points: its size
+        does not depend on n.
 
     Raises
     ------
@@ -112,8 +112,9 @@ def qmc(
     effective number of samples ``(sum |f|)^2 / sum f^2`` is at least 400: a small scatter proves nothing where all
     replicates may have missed the same peak. What no sample saw does not converge.
 
-    Derivatives with respect to the limits move the points with them. Where f jumps, arguments that move the jump have
-    no derivative here; see :func:`quadgrad.quad` with ``jumps``, or integrate over the density of a distribution.
+    Derivatives with respect to the limits move the points with them. Where f jumps, arguments that move the jump
+    have no derivative here; see :func:`quadgrad.quad` with ``jumps``, or integrate over the density of a
+    distribution.
 
     Examples
     --------

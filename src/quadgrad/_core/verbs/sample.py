@@ -54,7 +54,9 @@ def make_sample(
 ) -> tuple[Sample, str]:  # fmt: skip
     """Return how to sample a problem, and a sentence if n was rounded up."""
     if isinstance(replicates, bool) or int(replicates) != replicates or replicates < 2:
-        raise ValueError(f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error")
+        raise ValueError(
+            f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error"
+        )
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
     if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
