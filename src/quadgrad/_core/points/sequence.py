@@ -90,6 +90,12 @@ class Sequence(ABC):
                 return torch.empty(self.replicates, 0, self.d, dtype=self.dtype, device=self.device)
             return self.digits.numbers(self.slice(start, count)).transpose(-1, -2)
 
+    @final
+    def random_bits(self, key: int) -> Tensor:
+        """Return 64 random bits for each replicate and dimension, int64 of shape ``(replicates, d)``."""
+        replicate = torch.arange(self.replicates, device=self.device)[:, None]
+        return hash_bits((self.seed, key), replicate, torch.arange(self.d, device=self.device))
+
     @abstractmethod
     def slice(self, start: int, count: int) -> Tensor:
         """Return digits of points below the bits of 1.0, shape ``(replicates, d, count)``, to be overwritten."""
