@@ -6,8 +6,8 @@ exceeds least, at the worst m, what the best component for that m alone would ha
 
 The figure is that of Korobov's space of smoothness 1. It is the mean over all points of products of ``omega(x) =
 2 pi**2 (x**2 - x + 1/6)``: of the mean product over all pairs that the new component forms with those before and,
-each a tenth as important as the one before, over all sets of three, four and five. With pairs alone the vector did as
-well as theirs on pairs, and with 2**14 points left an error of 2e-3 in a smooth function of four variables, not 7e-8.
+each a tenth as important as the one before, over all sets of three, four and five. With pairs alone the vector did
+as well as theirs on pairs, and 2**14 points left an error of 2e-3 in a smooth function of four variables, not 7e-8.
 
 For odd components the sums over points are correlations on the cyclic group that 5 generates, one for each power of
 two, and take no longer than Fourier transforms (Nuyens and Cools, *Math. Comp.* 75, 2006).

@@ -96,7 +96,7 @@ class Sobol(BinarySequence):
         one = 1 << (BITS - 1 - column)
         matrices = hash_bits((self.seed, MATRIX), replicate, dimension, column) & (one - 1) | one
         product = torch.zeros_like(matrices)
-        for b in range(len(column)):
+        for b in range(len(column)):  # all at once is 80 us faster at best, and 80 times slower in 1,000 dimensions
             # All ones where a number has digit b, which then adds column b.
             has_digit = directions << (63 - BITS + 1 + b) >> 63
             product.bitwise_xor_(has_digit & matrices[..., b, None])
