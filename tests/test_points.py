@@ -198,6 +198,18 @@ def test_items_have_independent_shifts_of_the_same_points(name: str, dtype: torc
     assert len(at_one.unique(dim=0)) == 400
 
 
+def test_only_points_of_the_sequence_are_shifted_and_by_integers() -> None:
+    sequence, keys = make_sequence("sobol", 3, dtype=torch.float32), torch.arange(2)
+    with pytest.raises(
+        TypeError, match=r"points of torch\.float64 are not of this sequence, which makes torch\.float32"
+    ):
+        sequence.shifted(torch.rand(4, 3, dtype=torch.float64), keys)
+    with pytest.raises(ValueError, match=r"points of shape \(4, 2\) are not of this sequence of d=3"):
+        sequence.shifted(torch.rand(4, 2), keys)
+    with pytest.raises(TypeError, match=r"keys of torch\.float32 are not integers"):
+        sequence.shifted(sequence.points(0, 4)[0], keys.float())
+
+
 def test_shifts_differ_from_those_of_replicates_and_other_seeds() -> None:
     keys = torch.arange(16)
     drawn = [
@@ -279,9 +291,10 @@ def test_all_digits_are_random() -> None:
     points = Sobol(3, seed=1, replicates=500).points(0, 2)
     digits = (points[..., None] * 2.0 ** torch.arange(1, BITS + 1)).floor() % 2  # (replicate, index, d, digit)
     assert (digits.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / 500**0.5
-    turned = (digits[:, 0] != digits[:, 1]).double().mean(dim=0)  # the second point is its own randomization
-    assert torch.equal(turned[:, 0], torch.ones(3, dtype=torch.float64))
-    assert (turned[:, 1:] - 0.5).abs().max() < 5 * 0.5 / 500**0.5
+    turned = (digits[:, 0] != digits[:, 1]).double()  # the first column of each scrambling matrix
+    assert (turned[..., 0] == 1).all()
+    for column in (turned[..., 1:], (turned - turned.roll(1, dims=1)).abs()[..., 1:]):  # alone, and beside another
+        assert (column.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / 500**0.5
 
 
 def test_scrambled_points_integrate_as_well_as_they_should() -> None:
@@ -403,9 +416,14 @@ def test_extreme_digits_are_neither_zero_nor_one(name: str, dtype: torch.dtype) 
     half = 0.5 ** (sequence.digits.count + 1)
     assert (lowest.item(), highest.item()) == (half, 1 - half)
     assert torch.equal(sequence.digits.digits(torch.stack([lowest, highest])), digits)
-    drawn = sequence.points(0, 1 << 22)
-    assert drawn.min() > 0
-    assert drawn.max() < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_million_float32_numbers_are_neither_zero_nor_one(name: str) -> None:
+    sequence = make_sequence(name, 10, seed=11, dtype=torch.float32)
+    extremes = [sequence.points(block << 16, 1 << 16).aminmax() for block in range(160)]
+    assert min(low for low, _ in extremes) == 0.5**24  # reached, so that it is a test
+    assert max(high for _, high in extremes) == 1 - 0.5**24
 
 
 # -------------------------------------------------------------------------------------------- hashing
