@@ -71,6 +71,7 @@ JUMPS = "tests/test_jumps.py"
 ERRORS = "tests/test_gradient_error.py"
 RESOLVE = "tests/test_resolve.py -k 'is_zero_to_rounding or searching_again'"
 SEARCHED = "tests/test_counts.py -k searched"
+POINTS = "tests/test_points.py"
 
 MUTATIONS = (
     # ----------------------------------------------------------------------------------------- search
@@ -200,6 +201,46 @@ MUTATIONS = (
         "gradient/resolve.py",
         *constant("HIDDEN", "5.0"),
         SEARCHED,
+    ),
+    # ----------------------------------------------------------------------------------------- points
+    Mutation(
+        "the middle of float64's digits",
+        "points/digits.py",
+        r"sub_\(1\.0 - 0\.5\*\*self\.count \* (0\.5)\)",
+        "0.0",
+        POINTS,
+    ),
+    Mutation("digits of float32", "points/digits.py", r"^FLOAT32 = .* (23), 0x", "22", POINTS),
+    Mutation("Gray's code", "points/sobol.py", r"directions\[\.\.\., (:-1)\]", "1:", POINTS),
+    Mutation("diagonal of a scramble", "points/sobol.py", r"\(one - 1\) \| (one)", "0", POINTS),
+    Mutation("digits behind the diagonal", "points/sobol.py", r"& (\(one - 1\)) \| one", "0", POINTS),
+    Mutation("digits before the diagonal", "points/sobol.py", r"& (\(one - 1\)) \| one", "(4 * one - 1)", POINTS),
+    Mutation("replicates of a scramble", "points/sobol.py", r"MATRIX\), (replicate), d", "replicate * 0", POINTS),
+    Mutation("dimensions of a scramble", "points/sobol.py", r"replicate, (dimension), c", "dimension * 0", POINTS),
+    Mutation("key of an item", "points/sequence.py", *constant("ITEM", "0x53484654"), POINTS),
+    Mutation(
+        "dimensions of an item's shift", "points/sequence.py", r"item, (dimension)\)", "dimension * 0", POINTS
+    ),
+    Mutation("replicates", "points/sequence.py", r"key\), (replicate), t", "replicate * 0", POINTS),
+    Mutation("terms for an index", "points/binary.py", r"stop (- 1)\)\.bit", "// 512", POINTS),
+    Mutation("where a group of blocks begins", "points/binary.py", r"number << (\(low \+ middle\))", "low", POINTS),
+    Mutation("a hash of fewer rounds", "points/hashing.py", r"return (mixed\.bitwise_xor_.*)$", "mixed", POINTS),
+    Mutation(
+        "order of keys",
+        "points/hashing.py",
+        r"bits = mix(\(\(key \+ 1\) \* GOLDEN \+ bits\))",
+        "(key) + bits",
+        POINTS,
+    ),
+    Mutation("length of a seed", "points/hashing.py", r"number (>>=) 64", "//= 2**63 *", POINTS),
+    Mutation("sign of a seed", "points/hashing.py", r"int\((number < 0)\)", "0", POINTS),
+    Mutation("digits of the lattice", "points/lattice.py", r"arange\((BITS - 1), B", "BITS - 2", POINTS),
+    Mutation(
+        "shifts of the lattice",
+        "points/lattice.py",
+        r"return (self\.random_bits\(SHIFT\))",
+        "self.random_bits(SHIFT)[:1].expand(self.replicates, -1)",
+        POINTS,
     ),
 )
 

@@ -7,6 +7,7 @@ import torch
 
 import quadgrad as qg
 from helpers import t64
+from quadgrad._core.points import SEQUENCES, make_sequence
 
 pytestmark = pytest.mark.gpu
 
@@ -76,3 +77,15 @@ def test_wrapped_functions_hand_their_results_back_to_the_device() -> None:
     torch.testing.assert_close(x.grad, torch.cos(x.detach()))
     second = torch.func.hessian(lambda x: qg.bridge.wrap(np.sin)(x).sum())(x.detach())
     torch.testing.assert_close(second.diag(), -y.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_points_have_the_same_bits_as_on_the_cpu(name: str, dtype: torch.dtype) -> None:
+    there, here = (make_sequence(name, 20, 3, 4, device, dtype) for device in ("cuda", "cpu"))
+    points = there.points(12345, 5000)
+    assert points.is_cuda
+    assert torch.equal(points.cpu(), here.points(12345, 5000))
+    keys = torch.arange(7)
+    shifted = there.shifted(points[0], keys.cuda())
+    assert torch.equal(shifted.cpu(), here.shifted(points[0].cpu(), keys))

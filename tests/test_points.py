@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 from torch import Tensor
 
-from quadgrad._core.points import SEQUENCES, Sequence, Sobol, joe_kuo, make_sequence
+from quadgrad._core.points import SEQUENCES, Lattice, Sequence, Sobol, joe_kuo, make_sequence
 from quadgrad._core.points.digits import BITS
 from quadgrad._core.points.hashing import fold_seed, hash_bits, hash_numbers, mix
 from quadgrad._core.points.joe_kuo import DIMENSIONS, direction_numbers
+from quadgrad._core.points.lattice import generating_vector
 
 NAMES = tuple(SEQUENCES)
 DTYPES = (torch.float64, torch.float32)
@@ -160,11 +161,15 @@ def test_bad_arguments_are_named() -> None:
         make_sequence("sobol", DIMENSIONS + 1)
     with pytest.raises(ValueError, match="pass replicates=1"):
         Sobol(2, replicates=2, scramble=False)
+    with pytest.raises(
+        ValueError, match=r'd=1025: .* up to 1,024 dimensions\. Pass sequence="sobol", which has 4,096'
+    ):
+        make_sequence("lattice", 1025)
 
 
 def test_numbers_of_points_are_rounded_up_to_what_spreads_evenly() -> None:
     for n, power in ((1, 1), (2, 2), (3, 4), (1000, 1024), (1024, 1024), (1025, 2048)):
-        assert make_sequence("sobol", 2).rounded(n) == power
+        assert make_sequence("sobol", 2).rounded(n) == make_sequence("lattice", 2).rounded(n) == power
         assert make_sequence("random", 2).rounded(n) == n
     with pytest.raises(ValueError, match="n=0 must be at least 1"):
         make_sequence("sobol", 2).rounded(0)
@@ -191,6 +196,18 @@ def test_items_have_independent_shifts_of_the_same_points(name: str, dtype: torc
     assert (at_one.var(dim=0) - 1 / 12).abs().max() < 5 * (1 / 180 / 400) ** 0.5
     assert torch.corrcoef(torch.cat([at_one[:-1].T, at_one[1:].T])).sub(torch.eye(6)).abs().max() < 5 / 20
     assert len(at_one.unique(dim=0)) == 400
+
+
+def test_only_points_of_the_sequence_are_shifted_and_by_integers() -> None:
+    sequence, keys = make_sequence("sobol", 3, dtype=torch.float32), torch.arange(2)
+    with pytest.raises(
+        TypeError, match=r"points of torch\.float64 are not of this sequence, which makes torch\.float32"
+    ):
+        sequence.shifted(torch.rand(4, 3, dtype=torch.float64), keys)
+    with pytest.raises(ValueError, match=r"points of shape \(4, 2\) are not of this sequence of d=3"):
+        sequence.shifted(torch.rand(4, 2), keys)
+    with pytest.raises(TypeError, match=r"keys of torch\.float32 are not integers"):
+        sequence.shifted(sequence.points(0, 4)[0], keys.float())
 
 
 def test_shifts_differ_from_those_of_replicates_and_other_seeds() -> None:
@@ -274,9 +291,10 @@ def test_all_digits_are_random() -> None:
     points = Sobol(3, seed=1, replicates=500).points(0, 2)
     digits = (points[..., None] * 2.0 ** torch.arange(1, BITS + 1)).floor() % 2  # (replicate, index, d, digit)
     assert (digits.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / 500**0.5
-    turned = (digits[:, 0] != digits[:, 1]).double().mean(dim=0)  # the second point is its own randomization
-    assert torch.equal(turned[:, 0], torch.ones(3, dtype=torch.float64))
-    assert (turned[:, 1:] - 0.5).abs().max() < 5 * 0.5 / 500**0.5
+    turned = (digits[:, 0] != digits[:, 1]).double()  # the first column of each scrambling matrix
+    assert (turned[..., 0] == 1).all()
+    for column in (turned[..., 1:], (turned - turned.roll(1, dims=1)).abs()[..., 1:]):  # alone, and beside another
+        assert (column.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / 500**0.5
 
 
 def test_scrambled_points_integrate_as_well_as_they_should() -> None:
@@ -286,6 +304,103 @@ def test_scrambled_points_integrate_as_well_as_they_should() -> None:
         return float((x.exp() / (np.e - 1)).prod(dim=-1).mean(dim=1).sub(1).square().mean().sqrt())
 
     assert error(1 << 12) < error(1 << 6) / 2 ** (1.2 * 6)
+
+
+# -------------------------------------------------------------------------------------------- lattice
+
+
+def reversed_digits(index: int) -> int:
+    """Return BITS binary digits of an index in reverse."""
+    return int(f"{index:0{BITS}b}"[::-1], 2)
+
+
+def test_lattice_points_are_multiples_of_the_generating_vector() -> None:
+    vector = generating_vector()[:7].tolist()
+    sequence = Lattice(7, seed=2, replicates=2)
+    digits = lambda points: (points * 2.0**BITS).floor().to(torch.int64)
+    origin = digits(sequence.points(0, 1))
+    for start in (0, 1000, (1 << 40) + 12345):
+        moved = (digits(sequence.points(start, 30)) - origin) % (1 << BITS)
+        expected = [[reversed_digits(i) * z % (1 << BITS) for z in vector] for i in range(start, start + 30)]
+        assert moved.tolist() == [expected, expected]
+
+
+def test_each_dimension_of_the_lattice_is_a_shifted_grid() -> None:
+    points = Lattice(1024, replicates=2).points(0, 256)
+    gaps = points.sort(dim=1).values.diff(dim=1)
+    assert (gaps - 1 / 256).abs().max() < 1e-15
+
+
+def merit(vector: np.ndarray, m: int) -> float:
+    """Return the mean over all pairs of components of the squared worst-case error in Korobov's space."""
+    multiples = np.arange(1 << m)[:, None] * vector % (1 << m) / (1 << m)
+    omega = 2 * np.pi**2 * (multiples * multiples - multiples + 1 / 6)
+    d = len(vector)
+    return float((omega.sum(axis=1) ** 2 - (omega**2).sum(axis=1)).mean() / (d * (d - 1)))
+
+
+@pytest.mark.parametrize(
+    ("d", "m", "bound"),  # what was measured, a little more
+    [(5, 8, 8e-3), (5, 12, 6.2e-5), (5, 16, 1.3e-6), (20, 10, 1.5e-3), (20, 16, 1.7e-6), (100, 12, 3e-4)],
+)
+def test_the_generating_vector_is_a_good_one(d: int, m: int, bound: float) -> None:
+    vector = generating_vector()
+    assert vector.shape == (1024,)
+    assert (vector % 2 == 1).all()
+    assert len(np.unique(vector)) == 1024
+    figure = merit(vector[:d], m)
+    assert figure < bound
+    numbers = np.random.default_rng(0)
+    others = [merit(2 * numbers.integers(0, 1 << 19, d) + 1, m) for _ in range(5)]
+    assert figure < np.median(others)
+
+
+def bumps(x: Tensor) -> Tensor:
+    """Return a smooth periodic function whose integral over the cube is 1; it has a kink in its derivative at 0."""
+    return (1 + 0.5 * torch.cos(2 * torch.pi * x) + x * x - x + 1 / 6).prod(dim=-1)
+
+
+def error(sequence: Sequence, n: int) -> float:
+    """Return the root mean square over replicates of the error for the function above."""
+    return float(bumps(sequence.points(0, n)).mean(dim=1).sub(1).square().mean().sqrt())
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "n", "bound"),
+    [
+        ("lattice", 2, 1 << 16, 1e-9), ("lattice", 4, 1 << 14, 4e-7), ("lattice", 8, 1 << 16, 2e-5),
+        ("sobol", 2, 1 << 16, 1e-7), ("sobol", 8, 1 << 16, 3e-3),
+    ],
+)  # fmt: skip
+def test_errors_for_smooth_periodic_functions_are_small(name: str, d: int, n: int, bound: float) -> None:
+    assert error(make_sequence(name, d, replicates=16), n) < bound
+
+
+# --------------------------------------------------------------------------------------------- random
+
+
+def test_random_points_are_as_good_as_random_and_no_better() -> None:
+    # Of each factor, the cosine, the polynomial, and what they have in common.
+    deviation = ((1 + 1 / 8 + 1 / 180 + 1 / (2 * np.pi**2)) ** 3 - 1) ** 0.5
+    for n in (100, 10_000):
+        assert error(make_sequence("random", 3, replicates=400), n) == pytest.approx(deviation / n**0.5, rel=0.15)
+
+
+def test_random_points_fill_cells_as_chance_would() -> None:
+    points = make_sequence("random", 4, seed=1).points(0, 1 << 16)[0]
+    cells = (points * 16).floor().to(torch.int64)
+    neighbours = torch.cat([cells[:, 0], cells[:-1, 2]]), torch.cat([cells[:, 3], cells[1:, 2]])
+    for x, y in (neighbours, (cells[:, 0], cells[:, 1])):
+        counts = torch.bincount(16 * x + y, minlength=256).double()
+        expected = len(x) / 256
+        chi = float(((counts - expected) ** 2 / expected).sum())
+        assert abs(chi - 255) < 5 * (2 * 255) ** 0.5
+
+
+def test_random_points_have_any_number_of_dimensions() -> None:
+    points = make_sequence("random", 100_000).points(0, 3)[0]
+    assert torch.corrcoef(points).sub(torch.eye(3)).abs().max() < 5 / 100_000**0.5
+    assert len(points.flatten().unique()) == 300_000
 
 
 # ----------------------------------------------------------------------------------- never 0, never 1
@@ -301,9 +416,14 @@ def test_extreme_digits_are_neither_zero_nor_one(name: str, dtype: torch.dtype) 
     half = 0.5 ** (sequence.digits.count + 1)
     assert (lowest.item(), highest.item()) == (half, 1 - half)
     assert torch.equal(sequence.digits.digits(torch.stack([lowest, highest])), digits)
-    drawn = sequence.points(0, 1 << 22)
-    assert drawn.min() > 0
-    assert drawn.max() < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_million_float32_numbers_are_neither_zero_nor_one(name: str) -> None:
+    sequence = make_sequence(name, 10, seed=11, dtype=torch.float32)
+    extremes = [sequence.points(block << 16, 1 << 16).aminmax() for block in range(160)]
+    assert min(low for low, _ in extremes) == 0.5**24  # reached, so that it is a test
+    assert max(high for _, high in extremes) == 1 - 0.5**24
 
 
 # -------------------------------------------------------------------------------------------- hashing

@@ -118,6 +118,19 @@ def test_a_wheel_built_without_a_compiler_holds_no_kernel(used_tree: Path) -> No
     assert "without its compiled kernel, and slower" in said
 
 
+def test_a_wheel_holds_the_tables_of_points_and_their_licence(used_tree: Path) -> None:
+    build(used_tree, CC="false")
+    (archive,) = (used_tree / "dist").iterdir()
+    with zipfile.ZipFile(archive) as wheel:
+        names = wheel.namelist()
+        assert {f"quadgrad/_core/points/{name}" for name in ("joe_kuo.npz", "lattice.csv")} <= set(names)
+        licences = [wheel.read(name).decode() for name in names if name.endswith("joe_kuo_LICENSE.txt")]
+    assert len(licences) == 2  # beside the table, and among the licences of the whole
+    for licence in licences:
+        assert "Copyright (c) 2008, Frances Y. Kuo and Stephen Joe" in licence
+        assert "Redistributions in binary form must reproduce the above copyright" in licence
+
+
 @pytest.mark.skipif(not shutil.which("cc") or MACHINE == "s390x", reason="needs a C compiler for another machine")
 def test_a_wheel_for_another_processor_holds_no_kernel_for_this_one(used_tree: Path) -> None:
     tag, kernels, said = build(used_tree, _PYTHON_HOST_PLATFORM="linux-s390x")

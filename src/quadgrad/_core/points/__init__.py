@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from quadgrad._core.points.lattice import Lattice
 from quadgrad._core.points.pseudorandom import Pseudorandom
 from quadgrad._core.points.sequence import Sequence
 from quadgrad._core.points.sobol import Sobol
 
-__all__ = ["SEQUENCES", "Pseudorandom", "Sequence", "Sobol", "make_sequence"]
+__all__ = ["SEQUENCES", "Lattice", "Pseudorandom", "Sequence", "Sobol", "make_sequence"]
 
-SEQUENCES: dict[str, type[Sequence]] = {kind.name: kind for kind in (Sobol, Pseudorandom)}
+SEQUENCES: dict[str, type[Sequence]] = {kind.name: kind for kind in (Sobol, Lattice, Pseudorandom)}
 """Sequences by their names: one from elsewhere is entered here before it is used."""
 
 
@@ -27,7 +28,7 @@ def make_sequence(
     Parameters
     ----------
     name : str
-        ``"sobol"`` or ``"random"``.
+        ``"sobol"``, ``"lattice"`` or ``"random"``.
     d, seed, replicates, device, dtype
         As for :class:`Sequence`.
 

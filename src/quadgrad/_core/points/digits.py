@@ -41,6 +41,10 @@ class Digits:
         """Return the leading digits of ``BITS`` digits in int64."""
         return digits if self.count == BITS else (digits >> (BITS - self.count)).to(self.integer)
 
+    def below_one(self, bits: Tensor) -> Tensor:
+        """Return the leading of the last ``BITS`` digits in int64, below the bits of 1.0; int64 is overwritten."""
+        return self.leading(bits.bitwise_and_((1 << BITS) - 1)).bitwise_or_(self.one)
+
     def numbers(self, digits: Tensor) -> Tensor:
         """Return the coordinates whose digits stand below the bits of 1.0, which are overwritten."""
         return digits.view(self.dtype).sub_(1.0 - 0.5**self.count * 0.5)

@@ -7,8 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from quadgrad._core.points.digits import BITS
-from quadgrad._core.points.hashing import hash_bits, mix
+from quadgrad._core.points.hashing import mix
 from quadgrad._core.points.sequence import Sequence, counted
 
 __all__ = ["Pseudorandom"]
@@ -25,16 +24,11 @@ class Pseudorandom(Sequence):
 
     def slice(self, start: int, count: int) -> Tensor:
         """Return digits of points below the bits of 1.0, shape ``(replicates, d, count)``."""
-        replicate = torch.arange(self.replicates, device=self.device)[:, None]
-        column = hash_bits((self.seed, POINT), replicate, torch.arange(self.d, device=self.device))
+        column = self.random_bits(POINT)
         # Columns that stepped through the finalizer one index at a time would repeat each other where their starts
         # lie close. Indices that are hashed first scatter: columns can then agree in single numbers only.
         index = mix(torch.arange(start, start + count, device=self.device))
-        bits = mix(column[..., None] + index)
-        digits = self.digits
-        if digits.count == BITS:
-            return bits.bitwise_right_shift_(64 - BITS).bitwise_and_((1 << BITS) - 1).bitwise_or_(digits.one)
-        return digits.leading((bits >> (64 - BITS)).bitwise_and_((1 << BITS) - 1)).bitwise_or_(digits.one)
+        return self.digits.below_one(mix(column[..., None] + index))
 
     def rounded(self, n: int) -> int:
         """Return n: any number of independent points is as good as it can be."""

@@ -90,6 +90,12 @@ class Sequence(ABC):
                 return torch.empty(self.replicates, 0, self.d, dtype=self.dtype, device=self.device)
             return self.digits.numbers(self.slice(start, count)).transpose(-1, -2)
 
+    @final
+    def random_bits(self, key: int) -> Tensor:
+        """Return 64 random bits for each replicate and dimension, int64 of shape ``(replicates, d)``."""
+        replicate = torch.arange(self.replicates, device=self.device)[:, None]
+        return hash_bits((self.seed, key), replicate, torch.arange(self.d, device=self.device))
+
     @abstractmethod
     def slice(self, start: int, count: int) -> Tensor:
         """Return digits of points below the bits of 1.0, shape ``(replicates, d, count)``, to be overwritten."""
@@ -120,9 +126,20 @@ class Sequence(ABC):
         -------
         Tensor, shape (*keys.shape, count, d)
             In memory like :meth:`points`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the points are not of this sequence's dtype and dimensions, or the keys are no integers.
         """
-        dimension = torch.arange(self.d, device=self.device)
-        bits = hash_bits((self.seed, ITEM), keys.to(torch.int64)[..., None], dimension)
+        if points.dtype != self.dtype:
+            raise TypeError(f"points of {points.dtype} are not of this sequence, which makes {self.dtype}")
+        if points.shape[-1] != self.d:
+            raise ValueError(f"points of shape {tuple(points.shape)} are not of this sequence of d={self.d}")
+        if keys.is_floating_point() or keys.is_complex():
+            raise TypeError(f"keys of {keys.dtype} are not integers: pass the numbers of items")
+        item, dimension = keys.to(self.device, torch.int64)[..., None], torch.arange(self.d, device=self.device)
+        bits = hash_bits((self.seed, ITEM), item, dimension)
         shift = self.digits.leading(bits & ((1 << BITS) - 1))
         digits = self.digits.digits(points.transpose(-1, -2))
         return self.digits.numbers(self.moved(digits, shift[..., None])).transpose(-1, -2)
