@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.printing import counted
 
 __all__ = ["PointsPlan"]
+
+_kept_sequence = lru_cache(maxsize=16)(make_sequence)
+"""To scramble anew for every block would cost as much as ten blocks of points."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -64,7 +68,7 @@ class PointsPlan(Plan, geometry="points"):
 
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
-        sequence = make_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
+        sequence = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
         u = sequence.points(start, count)
         u = (u if self.only is None else u[self.only : self.only + 1]).reshape(-1, 1, self.d)
         return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
