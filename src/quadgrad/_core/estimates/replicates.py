@@ -66,15 +66,18 @@ class ReplicateSums:
     @staticmethod
     def of(y: Tensor, weight: Tensor, replicates: int) -> ReplicateSums:
         """Sum up values ``(replicates * m, batch, *event)`` times ``(1 or replicates * m, 1 or batch)``."""
-        values = y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))
-        modulus = values.abs()
-        finite = modulus.isfinite().flatten(2).all(2) if y.ndim > 2 else modulus.isfinite()
-        return ReplicateSums(
-            values.unflatten(0, (replicates, -1)).sum(1),
-            modulus.sum(0),
-            modulus.square_().sum(0),
-            (~finite).sum(0).to(modulus.dtype),
-        )
+        weight = weight.reshape(weight.shape + (1,) * (y.ndim - 2))
+        constant = weight.shape[0] == 1
+        values = y if constant else y * weight
+        first = values.unflatten(0, (replicates, -1)).sum(1)
+        size, root = (torch.linalg.vector_norm(values, order, dim=0) for order in (1, 2))
+        if constant:
+            first, size, root = first * weight, size * weight[0].abs(), root * weight[0].abs()
+        if y.is_cpu and bool(first.isfinite().all()):  # where asking costs nothing
+            lost = size.new_zeros(y.shape[1])
+        else:
+            lost = (~values.isfinite().reshape(*y.shape[:2], -1).all(2)).sum(0).to(size.dtype)
+        return ReplicateSums(first, size, root.square(), lost)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""

@@ -92,38 +92,33 @@ class Box:
         factor : Tensor, shape (1 or m, 1 or batch)
             The volume element, with the sign of the limits' order.
         """
-        if not self.infinite:
-            side = self.b - self.a
-            return self._inside(self.a + u * side), side.prod(-1)[None]
+        if self.infinite:
+            return self._place_beyond(u)
+        side = self.b - self.a
+        margin = self._margin(self.a, self.b) * side.detach().sign()
+        return torch.addcmul(self.a + margin, u, side - 2.0 * margin), side.prod(-1)[None]
+
+    def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Do so where some sides are infinite."""
         lower, upper = torch.minimum(self.a, self.b), torch.maximum(self.a, self.b)
         below, above = lower == -torch.inf, upper == torch.inf
         both, rest = below & above, 1.0 - u
         # What is infinite is left out before it is used: its derivatives would be NaN.
         start, stop = lower.masked_fill(below, 0.0), upper.masked_fill(above, 0.0)
+        margin = self._margin(start, stop)
+        start, stop = start + margin, stop - margin
         whole = torch.tan(math.pi * (torch.where(both, u, 0.5) - 0.5))
-        x = torch.where(
-            both,
-            whole,
-            torch.where(above, start + u / rest, torch.where(below, stop - rest / u, start + u * (stop - start))),
-        )
-        stretch = torch.where(
-            both,
-            math.pi * (1.0 + whole * whole),
-            torch.where(above, rest**-2, torch.where(below, u**-2, stop - start)),
-        )
-        sign = torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
-        return self._inside(x), stretch.prod(-1) * sign
+        half = torch.where(above, start + u / rest, stop - rest / u)
+        x = torch.where(both, whole, torch.where(below | above, half, start + u * (stop - start)))
+        half = torch.where(above, rest, u) ** -2
+        whole = math.pi * (1.0 + whole * whole)
+        stretch = torch.where(both, whole, torch.where(below | above, half, stop - start))
+        return x, stretch.prod(-1) * torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
 
-    def _inside(self, x: Tensor) -> Tensor:
-        """Keep points that would be rounded to a limit, where f may be infinite, next to it."""
-        a, b = self.a.detach(), self.b.detach()
+    def _margin(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return how far from the limits to stay: what is rounded to one, where f may be infinite, is a node there."""
         rounding = torch.finfo(self.x_dtype)
-        lower, upper = torch.minimum(a, b), torch.maximum(a, b)
-        lower, upper = (
-            end + sign * torch.where(end.isinf(), 0.0, rounding.eps * end.abs()).clamp_min(rounding.tiny)
-            for end, sign in ((lower, 1.0), (upper, -1.0))
-        )
-        return torch.minimum(torch.maximum(x, lower), upper)
+        return (rounding.eps * torch.maximum(a.detach().abs(), b.detach().abs())).clamp_min(rounding.tiny)
 
     def tensors(self) -> list[Tensor]:
         """Return what may carry a gradient."""

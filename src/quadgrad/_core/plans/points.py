@@ -70,7 +70,9 @@ class PointsPlan(Plan, geometry="points"):
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
         sequence = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
         u = sequence.points(start, count)
-        u = (u if self.only is None else u[self.only : self.only + 1]).reshape(-1, 1, self.d)
+        u = u if self.only is None else u[self.only : self.only + 1]
+        # One coordinate after the other in memory: what f does with them then runs along the points.
+        u = u.permute(2, 0, 1).reshape(self.d, 1, -1).permute(2, 1, 0)
         return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
