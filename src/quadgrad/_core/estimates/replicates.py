@@ -26,15 +26,14 @@ FLOOR = 10.0
 @cache
 def student_factor(replicates: int, confidence: float) -> float:
     """Return how many standard errors of the mean of so many replicates an interval extends to each side."""
-    return math.inf if replicates < 2 else float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
+    return float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
 
 
 def half_width(means: Tensor, confidence: float) -> Tensor:
-    """Return the half-width of Student's interval for a mean of ``(replicates, ...)``; of the modulus if complex."""
+    """Return the half-width of Student's interval for means over the first dimension; of the modulus if complex."""
     count = means.shape[0]
-    if count < 2:
-        return torch.full_like(means[0].abs(), torch.inf)
-    return means.std(0) * (student_factor(count, confidence) / math.sqrt(count))
+    square = (means - means.mean(0)).abs().square().sum(0)  # `std` warns of an empty batch
+    return (square / (count - 1)).sqrt() * (student_factor(count, confidence) / math.sqrt(count))
 
 
 @dataclass(slots=True)

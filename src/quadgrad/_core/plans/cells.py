@@ -103,6 +103,13 @@ class CellPlan(Plan):
             evenly, crowding = (mask.nonzero().squeeze(1) for mask in (self.linear, ~self.linear))
             vars(self).update(evenly=evenly, crowding=crowding)
 
+    def same(self, other: Any) -> bool:
+        """Whether another plan has the same cells."""
+        if type(self) is not type(other) or len(self) != len(other):
+            return False
+        rest = [name for name in self.columns if name not in ("error", "kind")]
+        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in rest)
+
     @abstractmethod
     def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
         """Return where the cells lie between limits, which are broadcast over the plan's batch."""
@@ -143,6 +150,15 @@ class CellPlan(Plan):
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The number of cells."""
+        return len(self)
+
+    def coarser(self, allowed: Tensor) -> Self:
+        """Return the plan itself, where a geometry does not know how to merge cells."""
+        return self
 
     def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
         """Return the abscissae for the given limits, shape ``(m, n, ...)``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,19 @@ class PointsPlan(Plan, geometry="points"):
     def count(self) -> int:
         """How many replicates there are, or 1 of :meth:`replicate`."""
         return self.replicates if self.only is None else 1
+
+    @property
+    def size(self) -> int:
+        """The number of points of all integrals."""
+        return self.replicates * int(plain(self.n).sum())
+
+    def same(self, other: Any) -> bool:
+        """Whether another plan has as many points of the same kind, whatever their seed."""
+        return isinstance(other, PointsPlan) and self.sequence == other.sequence and torch.equal(self.n, other.n)
+
+    def coarser(self, allowed: Tensor) -> PointsPlan:
+        """Return a plan with half the points."""
+        return replace(self, n=self.n // 2)
 
     def replicate(self, number: int) -> PointsPlan:
         """Return the plan of one replicate alone."""
