@@ -19,7 +19,7 @@ from quadgrad._core.status import Status
 
 __all__ = ["BLOCK", "Sample", "blocks", "block_width", "search_samples", "tile_size"]
 
-BLOCK = 2**14
+BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
 
 EXTREME = 2.0**400
