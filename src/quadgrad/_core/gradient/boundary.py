@@ -25,7 +25,6 @@ from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
-    "boundary_terms",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
@@ -115,7 +114,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     return tuple(singular)
 
 
-def boundary_terms(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
@@ -242,5 +241,5 @@ def replay_with_limits(
     total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + boundary_terms(integrand, limits, plan.batch, treatment)
+        value = value + _boundary_sum(integrand, limits, plan.batch, treatment)
     return value

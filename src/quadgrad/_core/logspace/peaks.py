@@ -21,7 +21,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["LogPeaks", "beside", "climb", "log_of_sum"]
+__all__ = ["beside", "climb", "log_of_sum"]
 
 RISE = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""

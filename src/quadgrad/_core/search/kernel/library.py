@@ -24,7 +24,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE",
-    "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
+    "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
@@ -85,7 +85,7 @@ class Setting(Structure):
         lower, upper = lower.contiguous(), upper.contiguous()
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
-            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(rule_numbers(rule)),
+            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(_rule_numbers(rule)),
         )  # fmt: skip
         made.kept = (lower, upper)
         return made
@@ -163,7 +163,7 @@ def load() -> Any:
 
 
 @cache
-def rule_numbers(rule: Rule) -> RuleNumbers:
+def _rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
     half = rule.nodes.size // 2
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges

@@ -40,7 +40,7 @@ from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, 
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
 
-__all__ = ["Opening", "open_native", "search_native", "suits_native"]
+__all__ = ["open_native", "search_native", "suits_native"]
 
 START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
 """Columns of a cell: its place, f where it is known (three), the row as an integer, bytes (first the kind)."""
