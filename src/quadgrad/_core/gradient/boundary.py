@@ -20,6 +20,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
@@ -135,12 +136,7 @@ def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: T
 
 
 def reading_errors(
-    integrand: Integrand,
-    limits: Limits,
-    batch: int,
-    treatment: Treatment | None,
-    weight: Tensor,
-    relative: Tensor | None = None,
+    problem: Problem, treatment: Treatment | None, weight: Tensor, relative: Tensor | None
 ) -> list[Tensor]:
     """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
 
@@ -148,6 +144,7 @@ def reading_errors(
     ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
     derivative is infinite the error is, too.
     """
+    integrand, limits, batch = problem.integrand, problem.limits, problem.batch
     errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
     near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
     with torch.no_grad():
