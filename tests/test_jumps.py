@@ -315,6 +315,13 @@ def test_jump_that_jumps_does_not_know_of() -> None:
         qg.quad(f, t64(0.0), 1.0, jumps=lambda x: x - s[0])
 
 
+@pytest.mark.parametrize("far", (1.0, inf))
+def test_zeros_between_values_without_bound(far: float) -> None:
+    side = lambda x: torch.where(x > 1 / 3, far, -far)
+    result = qg.quad(lambda x: (x > 1 / 3).to(x.dtype), t64(0.0), 1.0, jumps=side)
+    assert relative_error(result.value, 2 / 3) <= 1e-15 and len(result.plan) == 2
+
+
 @pytest.mark.parametrize(
     ("jumps", "error", "sentence"),
     [

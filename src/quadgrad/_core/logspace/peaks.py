@@ -7,7 +7,7 @@ as large as it is anywhere, until search can see the peaks. Nothing is integrate
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import concatenate, take, total
 from quadgrad._core.rules import RuleTensors
 
 __all__ = ["beside", "climb", "log_of_sum"]
@@ -75,17 +75,6 @@ class _Slopes:
     wide: Tensor
     calls: Tensor
 
-    def take(self, mask: Tensor) -> _Slopes:
-        """Return the cells where ``mask``."""
-        return _Slopes(*(getattr(self, f.name)[mask] for f in fields(self)))
-
-    @staticmethod
-    def join(parts: list[_Slopes]) -> _Slopes:
-        """Return all parts as one."""
-        if len(parts) == 1:
-            return parts[0]
-        return _Slopes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Slopes)))
-
 
 def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
@@ -104,7 +93,7 @@ def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
         row = cells.row[hot].repeat_interleave(2)
         halves = _survey(task, first.with_cells(row, start, stop))
         spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
-        cells = _Slopes.join([cells.take(~hot), halves])
+        cells = concatenate([take(cells, ~hot), halves])
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
         return LogPeaks(first, size, spent)
