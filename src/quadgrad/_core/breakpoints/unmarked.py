@@ -74,8 +74,6 @@ def find_unmarked_jump(integrand: Integrand, plan: IntervalPlan, limits: Limits,
     block : int
         Nodes evaluated at a time.
     """
-    if len(plan) == 0:
-        return ""
     with torch.no_grad():
         plan = _worth_a_look(plan, limits, least, block)
         if len(plan) == 0:

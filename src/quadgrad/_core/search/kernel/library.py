@@ -71,9 +71,6 @@ class Setting(Structure):
         ("count", c_int64), ("infinite", c_int64), ("columns", c_int64), ("parts", c_int64), ("threads", c_int64),
         ("eps", c_double), ("tiny", c_double), ("rule", c_void_p),
     ]  # fmt: skip
-    columns: int
-    parts: int
-    threads: int
 
     @classmethod
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
@@ -100,16 +97,6 @@ class Round(Structure):
         *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
     ]
-    reopened: int
-    fresh: int
-    running: int
-    n_linear: int
-    n_ends: int
-    integrals: int
-    linear: int
-    ends: int
-    shares: int
-    moves: int
 
 
 class Tally(Structure):
@@ -118,10 +105,6 @@ class Tally(Structure):
     _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
     running: int
     waiting: int
-    linear: int
-    ends: int
-    pairs: int
-    settled: int
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -155,10 +138,10 @@ def load() -> Any:
         function = getattr(library, name)
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
-    known: dict[str, Any] = {status.name: int(status) for status in Status}
+    numbers: dict[str, Any] = {status.name: int(status) for status in Status}
     for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends):
-        known |= vars(module)
-    constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
+        numbers |= vars(module)
+    constants = _Constants(*(numbers[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None
 
 
