@@ -30,9 +30,8 @@ __all__ = ["Lanes", "has_lanes", "plain"]
 
 def plain(tensor: Tensor) -> Tensor:
     """Return a tensor without gradient and without what transforms have wrapped around it, lanes in front."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # which cannot follow a look at what is wrapped, and no transform is open there
+    if torch.compiler.is_compiling():
+        # Which cannot follow a look at what is wrapped, and no transform is open there.
         return tensor.detach()
     if in_transform() or belongs_to_transform(tensor):  # each operation there would wrap what it returns
         return unwrap(tensor)[0]

@@ -97,9 +97,8 @@ def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
         return LogPeaks(first, size, spent)
-    order = cells.row.sort(stable=True).indices
-    row, start, stop, kind = (t[order] for t in (cells.row, cells.start, cells.stop, cells.kind))
-    return LogPeaks(first.with_cells(row, start, stop, kind), size, spent)
+    cells = take(cells, cells.row.argsort(stable=True))
+    return LogPeaks(first.with_cells(cells.row, cells.start, cells.stop, cells.kind), size, spent)
 
 
 def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Tensor, block: int) -> Tensor:
@@ -219,15 +218,15 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     steepness = before.clamp_min(0.0) + behind.clamp_min(0.0)
     meet = ((from_right - left) / steepness).nan_to_num(0.0).clamp_min(0.0)
     crossing = left + before.clamp_min(0.0) * torch.minimum(meet, width)
-    known = torch.maximum(left, right)
+    higher = torch.maximum(left, right)
     peak = torch.where(before.isnan(), from_right, torch.where(behind.isnan(), from_left, crossing))
-    peak = torch.maximum(torch.where(peak.isnan(), known, peak), known).masked_fill(alone, torch.inf)
+    peak = torch.maximum(torch.where(peak.isnan(), higher, peak), higher).masked_fill(alone, torch.inf)
     # Up to the cell's own ends, as its outermost nodes tell.
     lower = y[:1] - slope[:1].clamp_max(0.0) * tau[0]
     upper = y[-1:] + slope[-1:].clamp_min(0.0) * (1.0 - tau[-1])
-    known = torch.cat((y[:1], known, y[-1:]))
+    higher = torch.cat((y[:1], higher, y[-1:]))
     peak = torch.cat((lower, peak, upper)).nan_to_num(-torch.inf, torch.inf)
-    return peak, torch.where(known > -torch.inf, peak - known, 0.0)
+    return peak, torch.where(higher > -torch.inf, peak - higher, 0.0)
 
 
 def _bends(before: Tensor, here: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class _Exponential:
     function: Callable[..., Any]
 
     def __call__(self, x: Any, *args: Any) -> Any:
-        *given, shift = args
-        y = self.function(x, *given)
+        *own, shift = args
+        y = self.function(x, *own)
         if isinstance(y, Tensor):
             return torch.exp(y - shift)
         with np.errstate(over="ignore"):  # a function of one number; what overflows is told by its infinity

@@ -123,7 +123,7 @@ class Rule:
         return np.asarray(polynomials, dtype=np.float64)
 
     def _of_interpolant(self, functionals: Array) -> Array:
-        """Return functionals of the interpolating polynomial ``(k, m)``, given what Legendre's polynomials yield."""
+        """Return functionals of the interpolating polynomial ``(k, m)``, given those of Legendre's."""
         return np.asarray(np.linalg.solve(self._legendre(self.nodes).T, functionals.T).T, dtype=np.float64)
 
     @cached_property

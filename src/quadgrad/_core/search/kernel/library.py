@@ -76,10 +76,7 @@ class Setting(Structure):
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
         """Return the setting of a search whose values have one column."""
         info = pieces.rounding
-        lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
-        if lower.dtype != torch.float64:
-            lower, upper = lower.double(), upper.double()
-        lower, upper = lower.contiguous(), upper.contiguous()
+        lower, upper = (end.resolve_neg().double().contiguous() for end in (pieces.lower, pieces.upper))
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
             pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(_rule_numbers(rule)),
