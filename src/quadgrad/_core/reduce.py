@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["concatenate", "one_number", "take", "total"]
+__all__ = ["concatenate", "one_number", "take", "total", "with_event"]
 
 _Record = TypeVar("_Record", bound=Any)
 """A dataclass of tensors whose first dimension enumerates cells."""
@@ -53,3 +53,8 @@ def one_number(y: Tensor) -> Tensor:
     if y.is_complex():
         y = torch.view_as_real(y)
     return y if y.ndim == 1 else y.flatten(1).sum(1)
+
+
+def with_event(t: Tensor, y: Tensor) -> Tensor:
+    """Give a tensor dimensions of size 1 for the event of ``y``."""
+    return t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
