@@ -8,7 +8,7 @@ have in the limit. How far the two are apart, the *gap*, depends on the column o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +60,6 @@ class SingularEnds:
         assert plan.column is not None
         chosen = plan.column.to(torch.int64)[:, None, None].expand(-1, 1, self.error.shape[2])
         return total(self.error.gather(1, chosen)[:, 0], self.owner, plan.batch)
-
-    @staticmethod
-    def join(parts: list[SingularEnds]) -> SingularEnds:
-        """Return all parts as one."""
-        return SingularEnds(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(SingularEnds)))
 
 
 def largest_of_groups(errors: Tensor, groups: Sequence[Tensor] | None) -> Tensor:
