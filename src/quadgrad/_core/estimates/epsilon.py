@@ -23,8 +23,8 @@ def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
     1, ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
     """
     size = terms.detach().abs().amax(0)
-    size = size.masked_fill(size == 0, 1.0)
-    still = torch.finfo(size.dtype).tiny ** 0.5
+    tiny = torch.finfo(size.dtype).tiny
+    size, still = size.clamp_min(tiny), tiny**0.5
     now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))
     before = now.new_zeros(len(now) + 1, *now.shape[1:])
     table = [now * size]
