@@ -39,7 +39,7 @@ def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parts of cells, all of which are bisected: whose, where they begin, how long they are."""
     middles, near = middles_near(place, high, SHAPE.along, part_numbers(place))
     n, move = len(place), torch.full_like(place, PART, dtype=torch.int64)
-    moves = Refinement(move, move, move, torch.arange(n), middles, near)
+    moves = Refinement(move, move, move, middles, near)
     parent, (low, end) = find_parts(moves, 2 * n, 0, int(near.sum()))
     return parent, low, end - low
 

@@ -117,8 +117,7 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table = [column.unbind() for column in extrapolate(terms, COLUMNS)]
-    sizes = terms.abs()
+    table, sizes = extrapolate(terms, COLUMNS), terms.abs()
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0

@@ -39,6 +39,9 @@ DEEP = 4.0
 EVERY = 4.0
 """Where logarithmic nodes did not help they are tried again after that many halvings."""
 
+FEW = 512
+"""So many cells are all looked at for what is near their poles: to have them counted first takes longer."""
+
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
 
@@ -62,16 +65,16 @@ class Spots:
 class Refinement:
     """How cells are to be refined: see :class:`quadgrad._core.mesh.protocol.Moves`.
 
-    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near``
-    it.
+    The cells ``towards``, or any if that is None, have a pole beside them, for which they are parted at those
+    ``middles`` that are ``near`` it.
     """
 
     move: Tensor
     price: Tensor
     table: Tensor
+    middles: Tensor
+    near: Tensor
     towards: Tensor | None = None
-    middles: Tensor | None = None
-    near: Tensor | None = None
 
     @property
     def splits(self) -> Tensor:
@@ -81,11 +84,8 @@ class Refinement:
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
         """Count cells that are refined, children, nodes, logarithmic children, middles asked for, further parts."""
         self.move = self.move * keep
-        counts = self.table.index_select(1, self.move).sum(1)
-        if self.near is None or self.towards is None:
-            return torch.cat((counts, counts.new_zeros(1)))
-        afford = afford & keep
-        self.near = self.near & afford.index_select(0, self.towards)
+        counts, afford = self.table.index_select(1, self.move).sum(1), afford & keep
+        self.near = self.near & (afford if self.towards is None else afford.index_select(0, self.towards))
         return torch.cat((counts, self.near.sum()[None]))
 
 
@@ -138,9 +138,12 @@ class Intervals:
         """Return the places between cells and the ones before them where f is not known."""
         if new.asked is None or not new.asked.shape[0]:
             return None
-        layout, row = new.layout.part(new.asked), new.row.index_select(0, new.asked)
+        owner = self._integral(new.row.index_select(0, new.asked))
+        if new.layout.image is None:
+            return Spots(owner, new.layout.base.index_select(0, new.asked), None)
+        layout = new.layout.part(new.asked)
         x, factor = layout.nodes(self.edge)
-        return Spots(self._integral(row), x[0], None if layout.image is None else factor[0] / layout.scale)
+        return Spots(owner, x[0], factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
@@ -208,16 +211,19 @@ class Intervals:
         lower = torch.where(linear, rough & ~tried, rightward)
         move = (linear + CLOSER).add(lower, alpha=-2) * marked
         asks, pole, high = self._pole(at_lower, at_upper | (stop == 1.0), lean, pole, height)
-        asks = asks & (move == PART)
-        further, count = torch.zeros_like(move), int(asks.sum())
-        towards = middles = near = None
-        if count:
-            towards = locate(asks, count)
-            middles, near = middles_near(pole[towards], high[towards], self.shape.along, self.numbers)
-            further = further.index_copy(0, towards, near.sum((0, 1)))
+        asks, towards = asks & (move == PART), None
+        if len(cells) > FEW:
+            towards = locate(asks, int(asks.sum()))
+            pole, high = pole.index_select(0, towards), high.index_select(0, towards)
+        else:
+            high = high.masked_fill(~asks, torch.inf)
+        middles, near = middles_near(pole, high, self.shape.along, self.numbers)
+        further = near.sum((0, 1))
+        if towards is not None:
+            further = torch.zeros_like(move).index_copy_(0, towards, further)
         _, children, nodes, _, _ = self.table.index_select(1, move).unbind()
         price = torch.stack((children, nodes, further, (self.nodes + 1) * further))
-        return Refinement(move, price, self.table, towards, middles, near)
+        return Refinement(move, price, self.table, middles, near, towards)
 
     def _pole(
         self, at_lower: Tensor, at_upper: Tensor, lean: Tensor, pole: Tensor, height: Tensor
@@ -287,8 +293,7 @@ def find_parts(moves: Refinement, children: int, logarithmic: int, further: int)
     splits = torch.cat((move, move.masked_fill(turned, KEEP)))
     begins = torch.cat((number, number + 0.5)).index_select(0, locate(splits, children))
     if further:
-        assert moves.towards is not None and moves.middles is not None and moves.near is not None
-        others = (moves.middles + moves.towards).flatten()
+        others = (moves.middles + (number if moves.towards is None else moves.towards)).flatten()
         begins = torch.cat((begins, others.index_select(0, locate(moves.near.flatten(), further))))
     begins = begins.sort().values
     parent = begins.floor()
