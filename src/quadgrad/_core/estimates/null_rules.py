@@ -138,7 +138,7 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     magnitude = nulls.abs_()
     tiny = torch.finfo(size.dtype).tiny
     pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(tiny)
-    above_noise = pairs[:-1].sub((2.0 * eps) * size + tiny).clamp_min_(0.0)
+    above_noise = pairs[:-1].sub(size, alpha=2.0 * eps).sub_(tiny).clamp_min_(0.0)
     decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
     continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)

@@ -222,33 +222,29 @@ def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, ki
         # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
         lower, upper = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
     span = upper - lower
-    # Where all nodes are logarithmic nobody asks for those that are spread evenly.
-    base, extent = (start, span) if isinstance(kind, int) else _stretch(lower, upper, span, start, stop)
     image, from_lower = None, start >= 0
+    end = torch.where(from_lower, lower, upper)
+    if isinstance(kind, int):  # nobody asks for nodes that are spread evenly
+        base, extent = end, span
+    else:
+        # From one rounded end to the other, so that neighbours leave no gap: far from 0 rounding moves an end, and
+        # all nodes with it, by as much as it moves a node.
+        right = torch.where(stop == 1.0, upper, torch.addcmul(end, span, stop))
+        middle = start == -0.5  # of the piece, which the cell before has from the lower end
+        base = torch.addcmul(torch.where(middle, lower, end), span, start.masked_fill(middle, 0.5))
+        extent = right - base
     if no_lower is not None and no_upper is not None:
         no_lower, no_upper = no_lower.expand(start.shape), no_upper.expand(start.shape)
         image, unbounded = _Image(no_lower, no_upper, from_lower, lower + upper), no_lower | no_upper
         image.origin = image.origin.expand(start.shape)
         base, extent = torch.where(unbounded, start, base), torch.where(unbounded, stop - start, extent)
-        lower, upper, span = (torch.where(unbounded, v, t) for v, t in ((0.0, lower), (0.0, upper), (1.0, span)))
+        end, span = torch.where(unbounded, 0.0, end), torch.where(unbounded, 1.0, span)
     if kind is None:
         return Layout(base, extent, extent, image=image)
     outer, inner = torch.where(from_lower, stop, start), torch.where(from_lower, start, stop)
     # A cell that touches the end gets nodes on its outer octaves only.
     rate = (inner / outer).masked_fill(inner == 0, 2.0**-DEPTH).log()
     logarithmic, span = kind != LINEAR, span.expand(start.shape)
-    base = _where(logarithmic, torch.where(from_lower, lower, upper), base)
     scale = _where(logarithmic, -rate * span, extent)
-    return Layout(base, _where(logarithmic, span, extent), scale, logarithmic, outer, rate, image)
-
-
-def _stretch(lower: Tensor, upper: Tensor, span: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """Return left end and width of cells: from one rounded end to the other, so that neighbours leave no gap.
-
-    Far from 0 rounding moves an end, and all nodes with it, by as much as it moves a node.
-    """
-    end = torch.where(start < 0, upper, lower)
-    right = torch.where(stop == 1.0, upper, torch.addcmul(end, span, stop))
-    middle = start == -0.5  # of the piece, which the cell before has from the lower end
-    left = torch.addcmul(torch.where(middle, lower, end), span, start.masked_fill(middle, 0.5))
-    return left, right - left
+    base, extent = _where(logarithmic, end, base), _where(logarithmic, span, extent)
+    return Layout(base, extent, scale, logarithmic, outer, rate, image)

@@ -101,19 +101,22 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
     return Verdict(met, done, bad, limit, done & (error >= FAINT * totals.size))
 
 
-def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, unseen: Tensor) -> Tensor:
+def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, unseen: Tensor | None) -> Tensor:
     """Tell which cells are to be split: those with too large an error, and of faint integrals what is ``unseen``.
 
     There more might be between the nodes. Beside such cells it is the one that has most of the integral's error.
+    Where no integral is faint ``unseen`` may be None.
     """
     owner, splittable, *_ = cells.whole.unbind()
-    most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan)
-    limit, most = torch.stack((verdict.limit, most)).index_select(1, owner).unbind()
     splittable = splittable > 0
+    large = (each.error > verdict.limit.index_select(0, owner)) & splittable
+    if unseen is None:
+        return large
+    most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan).index_select(0, owner)
     rough = (each.error > each.floor) & splittable
     scanned = ((rough | (each.floor == 0.0)) & unseen) | (rough & (each.error > most))
     scanned = scanned & (each.error >= FAINT * each.size) & (most >= 0.0)
-    return ((each.error > limit) & splittable) | scanned
+    return large | scanned
 
 
 def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
