@@ -16,7 +16,7 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: Tensor, columns: int) -> list[tuple[Tensor, ...]]:
+def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> list[tuple[Tensor, ...]]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
     The terms stand along the first dimension. Column 0 are the sums of the first 0, 1, ... terms; each entry of
@@ -29,12 +29,16 @@ def extrapolate(terms: Tensor, columns: int) -> list[tuple[Tensor, ...]]:
     before: Tensor | float = 0.0
     table = [(now * size).unbind()]
     for k in range(1, columns + 1):
-        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step.
-        # Instead of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
-        for instead in (still, torch.inf):
+        for second in (False, True):
             # Of all entries, the last ones having none behind them: to leave these out would take longer.
             behind = now.roll(-1, 0)
             step = behind - now
-            now, before = before + step.masked_fill(step.abs() <= still, instead).reciprocal(), behind
+            # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second step.
+            if differentiable:  # instead of inf it is 1 / still, beside which nothing counts either
+                step = step.masked_fill(step.abs() <= still, torch.inf if second else still)
+            turned = step.reciprocal()
+            if second and not differentiable:
+                turned = turned.nan_to_num(0.0, 0.0, 0.0)
+            now, before = before + turned, behind
         table.append((now * size).unbind()[: length - 2 * k])
     return table

@@ -117,7 +117,7 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table, sizes = extrapolate(terms, COLUMNS), terms.abs()
+    table, sizes = extrapolate(terms, COLUMNS, differentiable=False), terms.abs()
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0
@@ -130,7 +130,7 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
             better = held == k
         value = torch.where(align(better, value), table[k][-1], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
-    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(~converges | (column == 0), 1.0)
+    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(column == 0, 1.0)
     return value, torch.where(converges, doubt, SAFETY * largest_component(sizes.sum(0))), gain, column
 
 

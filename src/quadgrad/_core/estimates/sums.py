@@ -31,10 +31,9 @@ def extrapolated_sums(plain: Tensor, terms: Tensor, column: Tensor) -> Tensor:
 
     ``terms`` have shape ``(s, n, *event)``, their sums ``plain`` ``(n, *event)``, and ``column`` is ``(n,)``.
     """
-    tail = (1,) * (plain.ndim - 1)
-    harmless = 0.5 ** torch.arange(terms.shape[0], device=terms.device).reshape(-1, 1, *tail)
+    harmless = align(0.5 ** torch.arange(terms.shape[0], device=terms.device), terms)
     for c in range(1, COLUMNS):
-        chosen = (column == c).reshape(-1, *tail)
+        chosen = align(column == c, plain)
         # Where another column is taken, what this one cannot sum must not reach the gradient.
         limit = extrapolate(torch.where(chosen, terms, harmless.to(terms.dtype)), c)[c][-1]
         plain = torch.where(chosen, limit, plain)

@@ -18,10 +18,10 @@ from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import align, total
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["LogPeaks", "beside", "climb", "log_of_sum"]
+__all__ = ["LogPeaks", "climb", "log_of_sum"]
 
 RISE = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
@@ -120,7 +120,7 @@ def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Ten
     for first in range(0, max(1, len(plan)), step):
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
-        parts.append(torch.logsumexp(y + beside(weights[:, part].log().to(y.dtype), y), 0))
+        parts.append(torch.logsumexp(y + align(weights[:, part].log().to(y.dtype), y), 0))
     return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
@@ -134,7 +134,7 @@ def _log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
 def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     """Return the largest value of each owner, -inf where there is none."""
     lowest = values.new_full((count, *values.shape[1:]), -torch.inf)
-    index = beside(owner, values).expand(values.shape)
+    index = align(owner, values).expand(values.shape)
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
@@ -177,8 +177,8 @@ def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Te
     x, owner = torch.where(usable, x, middle), row // task.pieces.count
     blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
     y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
-    y = y + beside((factor / layout.scale).log().to(y.dtype), y)
-    return torch.where(beside(usable, y[0]), y[0], -torch.inf)
+    y = y + align((factor / layout.scale).log().to(y.dtype), y)
+    return torch.where(align(usable, y[0]), y[0], -torch.inf)
 
 
 def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -186,8 +186,8 @@ def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tu
 
     But for the sum f is taken in the cell's own unit of length: what cells hold is compared, not their width.
     """
-    y = y if factor.shape[0] == 1 else y + beside((factor / scale).log().to(y.dtype), y)
-    size = torch.logsumexp(y + beside((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
+    y = y if factor.shape[0] == 1 else y + align((factor / scale).log().to(y.dtype), y)
+    size = torch.logsumexp(y + align((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
     promise = torch.full_like(size, -torch.inf)
     rise = (y[1:] - y[:-1]).abs().amax(0)
     rough = (largest_component((~(rise <= RISE * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
@@ -218,7 +218,7 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     peaks and far from them, nothing is expected. Beside zeros of f there may be no line at all, and no bound.
     """
     outside = torch.full_like(y[:1], torch.nan)
-    width = beside(tau.diff()[:, None], y)
+    width = align(tau.diff()[:, None], y)
     slope = (y[1:] - y[:-1]) / width
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     before, behind = torch.cat((outside, slope[:-1])), torch.cat((-slope[1:], outside))
@@ -249,8 +249,3 @@ def _bends(before: Tensor, here: Tensor) -> Tensor:
 def _finite(y: Tensor) -> Tensor:
     """Return log f with what is no value left out: NaN and infinity count as zeros of f here."""
     return torch.where(y < torch.inf, y, -torch.inf)
-
-
-def beside(t: Tensor, y: Tensor) -> Tensor:
-    """Give a tensor dimensions of size 1 for the event of ``y``."""
-    return t.reshape(t.shape + (1,) * (y.ndim - t.ndim))

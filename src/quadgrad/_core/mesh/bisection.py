@@ -7,6 +7,7 @@ same stands in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,17 +115,18 @@ class Intervals:
         """Return the cells of a plan to start with, those with logarithmic nodes in a group of their own."""
         row, start, stop, kind = first.row, first.start, first.stop, first.kind
         if first.even:
-            return [self._group(row, start, stop, False)]
+            return [self._group(row, (start, stop), False)]
         groups = [
-            self._group(row[mine], start[mine], stop[mine], logarithmic)
+            self._group(row[mine], (start[mine], stop[mine]), logarithmic)
             for mine, logarithmic in ((kind == LINEAR, False), (kind != LINEAR, True))
         ]
         return [group for group in groups if len(group)] or groups[:1]
 
     def _group(
-        self, row: Tensor, start: Tensor, stop: Tensor, logarithmic: bool, owner: Tensor | None = None,
+        self, row: Tensor, ends: Iterable[Tensor], logarithmic: bool, owner: Tensor | None = None,
         known: Tensor | None = None, asked: Tensor | None = None,
     ) -> NewIntervals:  # fmt: skip
+        start, stop = ends
         layout = lay_out(self.pieces, row, start, stop, LOGARITHMIC if logarithmic else None)
         rows = self.nodes + BESIDE * (logarithmic or known is None)
         owner = self._integral(row) if owner is None else owner
@@ -234,9 +236,9 @@ class Intervals:
         """
         at_end = (at_lower & (pole < AT_END)) | (at_upper & (pole > 1.0 - AT_END))
         high = height.masked_fill(at_end, torch.inf) ** 2 * self.shape.across
-        none = ~is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
-        asks = ~none | (lean.abs() > 1.0)
-        return asks, torch.where(none, 0.5 + 0.125 * lean, pole), high.masked_fill(none, 2.0**-5)
+        near = is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
+        asks, high = near | (lean.abs() > 1.0), high.masked_fill(~near, 2.0**-5)
+        return asks, torch.where(near, pole, 0.5 + 0.125 * lean), high
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
@@ -258,10 +260,10 @@ class Intervals:
         if count:
             seen = outer[0] if self.blind else outer[0] | (halved[0] & (kind == LINEAR))
             asked, mine = locate(~seen[:count], middles + further), slice(0, count)
-            groups.append(self._group(row[mine], *places[:, mine], False, owner[mine], known[:, mine], asked))
+            groups.append(self._group(row[mine], places[:, mine], False, owner[mine], known[:, mine], asked))
         if logarithmic:
             mine = slice(count, None)
-            groups.append(self._group(row[mine], *places[:, mine], True, owner[mine], known[:, mine]))
+            groups.append(self._group(row[mine], places[:, mine], True, owner[mine], known[:, mine]))
         return groups
 
     def recall(self, cells: Cells) -> Cells:

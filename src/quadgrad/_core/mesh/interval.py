@@ -208,9 +208,9 @@ def _part(t: Any, cells: slice | Tensor) -> Any:
     return t[cells] if isinstance(cells, slice) else t.index_select(0, cells)
 
 
-def _where(here: Tensor | bool, one: Tensor, other: Tensor | float) -> Tensor:
+def _where(here: Tensor | bool, one: Tensor, other: Any) -> Tensor:
     """Return one where it is to be taken, or everywhere, else the other."""
-    return one if here is True else torch.where(here, one, other)
+    return torch.where(here, one, other) if isinstance(here, Tensor) else one
 
 
 def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | int | None) -> Layout:

@@ -97,7 +97,7 @@ class TensorBodies(Generic[R]):
             wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
-            wanted, spent = wanted + more * afford, spent + dear * afford
+            wanted, spent = wanted.addcmul(more, afford), spent.addcmul(dear, afford)
             code = finish(verdict, wanted, spent > task.max_nfev, rest)
             runs = code == RUN
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
