@@ -35,25 +35,6 @@ __all__ = ["IntervalEstimate"]
 
 
 @dataclass(slots=True)
-class _Values:
-    """f times dx/dtau at the nodes: its modulus ``size`` ``(m, n)``, summed over the event.
-
-    ``real`` and ``moduli`` are its real components and theirs, ``(m, n)`` or ``(m, n, components)``.
-    """
-
-    size: Tensor
-    real: Tensor
-    moduli: Tensor
-
-    @staticmethod
-    def of(y: Tensor) -> _Values:
-        size, real = y.abs(), reals(y, 2)
-        return _Values(
-            size.flatten(2).sum(2) if y.ndim > 2 else size, real, real.abs() if y.is_complex() else reals(size, 2)
-        )
-
-
-@dataclass(slots=True)
 class IntervalEstimate:
     """The estimate with a rule whose ``outermost`` node is that far from the edge.
 
@@ -79,8 +60,8 @@ class IntervalEstimate:
         return self._linear(new, weighted, noise)
 
     def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:
-        values, scale = _Values.of(weighted), new.layout.scale
-        sums = weigh(self.rule, values.real, values.moduli)
+        real, moduli, scale = reals(weighted, 2), weighted.abs(), new.layout.scale
+        sums = weigh(self.rule, real, real.abs() if weighted.is_complex() else reals(moduli, 2))
         # how far rounding moves a node, in parts of the cell
         spread = new.layout.reach / scale * (PLACE * self.info.eps)
         blur = sums.variation * align(spread.clamp_max(1.0), sums.variation)
@@ -95,7 +76,7 @@ class IntervalEstimate:
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
         wide = (spread < 0.25 * PLACE * self.outermost) & (new.stop - new.start > self.info.tiny**0.5)
         lost = error.isinf()
-        pole, height = see_pole(self.rule, values.size, noise)
+        pole, height = see_pole(self.rule, moduli.flatten(2).sum(2) if moduli.ndim > 2 else moduli, noise)
         height = height.masked_fill(lost | ~unresolved, torch.inf)
         left, right = (largest_component(half) for half in sums.halves.unbind())
         middle = one_number(weighted[len(weighted) // 2]) / scale

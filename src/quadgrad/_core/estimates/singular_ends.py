@@ -107,7 +107,8 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     drift = (rate - (before - earlier)).abs()
     expected = torch.addcmul(last + math.log(SHARES), steps, rate)
     # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
-    off = ((deep.abs().log() - expected).abs() - 2.0 * SHARES * steps * drift > LAWLESS) & (steps > 0)
+    off = torch.addcmul((deep.abs().log() - expected).abs(), steps, drift, value=-2.0 * SHARES)
+    off = (off > LAWLESS) & (steps > 0)
     return off.flatten(1).any(1) if off.ndim > 1 else off
 
 

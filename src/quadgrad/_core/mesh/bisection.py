@@ -95,7 +95,7 @@ class Intervals:
 
     def __init__(self, pieces: Pieces, rule: Rule, shape: Ellipse) -> None:
         self.pieces, self.shape = pieces, shape
-        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes
+        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes[:, None]
         self.nodes = m = tau.shape[0]
         self.first_nodes, self.eps, self.tiny = m + BESIDE, pieces.rounding.eps, pieces.rounding.tiny
         # Between halves f is known if a node was in the middle.
@@ -106,8 +106,7 @@ class Intervals:
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
         self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
         self.edges, self.numbers = tau.new_tensor([[0.0], [1.0]]), part_numbers(tau)
-        self.edge = self.edges[0]
-        self.tau_from_0 = torch.cat((self.edge, tau))
+        self.tau_from_0 = torch.cat((self.edges[:1], tau))
 
     # ------------------------------------------------------------------------------------------------ nodes
 
@@ -144,7 +143,7 @@ class Intervals:
         if new.layout.image is None:
             return Spots(owner, new.layout.base.index_select(0, new.asked), None)
         layout = new.layout.part(new.asked)
-        x, factor = layout.nodes(self.edge)
+        x, factor = layout.nodes(self.edges[:1])
         return Spots(owner, x[0], factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
@@ -177,7 +176,7 @@ class Intervals:
         if image is not None:
             known = known & ~torch.stack((image.no_lower, image.no_upper))
         at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
-        tau = torch.cat((at[:1], self.tau[:, None].expand(-1, len(new)), 1.0 - at[1:]))
+        tau = torch.cat((at[:1], self.tau.expand(-1, len(new)), 1.0 - at[1:]))
         return Spots(owner, *layout.nodes(tau), known=inside | known)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
@@ -192,7 +191,7 @@ class Intervals:
         if image is not None:  # that far out exp(x) overflows
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
         steps = (octaves * (SHARES / DEPTH)).masked_fill(~usable, 0.0)
-        tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), 1.0 + steps[None] / SHARES))
+        tau = torch.cat((self.tau_from_0.expand(-1, len(new)), 1.0 + steps[None] / SHARES))
         return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement
