@@ -22,7 +22,7 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
-from quadgrad._core.reduce import with_event
+from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
@@ -127,11 +127,11 @@ def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: T
     x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
     y = integrand(x, slice(0, batch))
     y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
-    means = (y * with_event(weight, y[0])).sum(1)
-    endless = with_event(torch.stack([term.endless.expand(batch) for term in terms]), means)
+    means = (y * align(weight, y[0])).sum(1)
+    endless = align(torch.stack([term.endless.expand(batch) for term in terms]), means)
     # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
     means = torch.where(endless, torch.sgn(means.detach().nan_to_num()), means)
-    widths = with_event(torch.stack([term.width.expand(batch) for term in terms]), means)
+    widths = align(torch.stack([term.width.expand(batch) for term in terms]), means)
     return (means * widths).sum(0)
 
 

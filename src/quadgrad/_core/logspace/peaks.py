@@ -18,7 +18,7 @@ from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import concatenate, take, total, with_event
+from quadgrad._core.reduce import align, concatenate, take, total
 from quadgrad._core.rules import RuleTensors
 
 __all__ = ["climb", "log_of_sum"]
@@ -108,7 +108,7 @@ def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Ten
     for first in range(0, max(1, len(plan)), step):
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
-        parts.append(torch.logsumexp(y + with_event(weights[:, part].log().to(y.dtype), y), 0))
+        parts.append(torch.logsumexp(y + align(weights[:, part].log().to(y.dtype), y), 0))
     return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
@@ -122,7 +122,7 @@ def _log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
 def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     """Return the largest value of each owner, -inf where there is none."""
     lowest = values.new_full((count, *values.shape[1:]), -torch.inf)
-    index = with_event(owner, values).expand(values.shape)
+    index = align(owner, values).expand(values.shape)
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
@@ -165,8 +165,8 @@ def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Te
     x, owner = torch.where(usable, x, middle), row // task.pieces.count
     blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
     y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
-    y = y + with_event((factor / layout.scale).log().to(y.dtype), y)
-    return torch.where(with_event(usable, y[0]), y[0], -torch.inf)
+    y = y + align((factor / layout.scale).log().to(y.dtype), y)
+    return torch.where(align(usable, y[0]), y[0], -torch.inf)
 
 
 def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -174,8 +174,8 @@ def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tu
 
     But for the sum f is taken in the cell's own unit of length: what cells hold is compared, not their width.
     """
-    y = y if factor.shape[0] == 1 else y + with_event((factor / scale).log().to(y.dtype), y)
-    size = torch.logsumexp(y + with_event((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
+    y = y if factor.shape[0] == 1 else y + align((factor / scale).log().to(y.dtype), y)
+    size = torch.logsumexp(y + align((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
     promise = torch.full_like(size, -torch.inf)
     rise = (y[1:] - y[:-1]).abs().amax(0)
     rough = (largest_component((~(rise <= RISE * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
@@ -206,7 +206,7 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     peaks and far from them, nothing is expected. Beside zeros of f there may be no line at all, and no bound.
     """
     outside = torch.full_like(y[:1], torch.nan)
-    width = with_event(tau.diff()[:, None], y)
+    width = align(tau.diff()[:, None], y)
     slope = (y[1:] - y[:-1]) / width
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     before, behind = torch.cat((outside, slope[:-1])), torch.cat((-slope[1:], outside))

@@ -24,7 +24,7 @@ from quadgrad._core.logspace.peaks import climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import with_event
+from quadgrad._core.reduce import align
 from quadgrad._core.search.recheck import Recheck
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -165,17 +165,17 @@ class LogSearch:
             cells = _take(found.plan, uneven)
             if bool(lost.any()):
                 peaks = climb(task, _take(found.plan, lost))
-                better, size = _usable(peaks.size), torch.where(with_event(lost, size), peaks.size, size)
+                better, size = _usable(peaks.size), torch.where(align(lost, size), peaks.size, size)
                 nfev, self.seen = nfev + peaks.nfev, self.seen | (peaks.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
                 lost = lost & (missed | (found.error.isinf() & off))
-                shift = torch.where(with_event(lost, shift), better, shift)
+                shift = torch.where(align(lost, shift), better, shift)
                 cells = cells.join(_take(peaks.first, lost))
             ask = lost | uneven
             if not bool(ask.any()):
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
-            found, shift = _replace(found, again, ask), torch.where(with_event(ask, shift), other, shift)
+            found, shift = _replace(found, again, ask), torch.where(align(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
         status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
