@@ -25,6 +25,7 @@ from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import PARTS
+from quadgrad._core.reduce import align
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples, tile_size
 from quadgrad._core.search.task import Found
@@ -227,7 +228,7 @@ class _Mean:
         x, weight = plan.place(box, start, count)
         y = integrand(x.expand(-1, active, -1), slice(0, active))
         weight = weight / (plan.count * plan.n)
-        return (y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))).sum(0)
+        return (y * align(weight, y)).sum(0)
 
     def tensors(self) -> list[Any]:
         """Return what the means may be differentiated with respect to, beside what f closes over."""
