@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def made_of_normals(distribution: Any, z: Tensor) -> Tensor:
     if isinstance(distribution, TransformedDistribution):
         x = made_of_normals(distribution.base_dist, z)
         for transform in distribution.transforms:
-            x = transform(x)
+            x = cast(Tensor, transform(x))
         return x
     raise ValueError(
         f"method='gauss' has nodes for normal distributions and what is made of them, not for {kind.__name__}: "

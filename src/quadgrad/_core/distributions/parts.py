@@ -32,7 +32,7 @@ class Parts:
     """Parameters ``(*batch, *element)`` of a distribution, and the function that builds it from others of the kind."""
 
     tensors: tuple[Element, ...]
-    build: Callable[[Sequence[Any]], Distribution]
+    build: Callable[[Sequence[Any]], Any]
 
 
 def take_apart(distribution: Distribution) -> Parts:
@@ -96,7 +96,7 @@ def _by_constructor(distribution: Any, extra: int) -> Parts:
             constants[name] = value
             continue
         if name in constraints:
-            value = value.expand(*distribution.batch_shape, *value.shape[value.ndim - core :])
+            value = value.expand((*distribution.batch_shape, *value.shape[value.ndim - core :]))
         found[name] = element(value, min(value.ndim, core + extra))
 
     def build(tensors: Sequence[Any]) -> Distribution:

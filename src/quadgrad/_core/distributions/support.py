@@ -65,14 +65,13 @@ def _ends(support: Any) -> tuple[End, End]:
     lower, upper = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
     if isinstance(support, constraints.independent):
         raise ValueError("the support is not one in one dimension")
-    if support in (constraints.real,) or (lower == -math.inf and upper == math.inf):
-        return -math.inf, math.inf
     return lower, upper
 
 
 def _through(distribution: Any) -> tuple[End, End]:
     """Return the ends of the image of the base's support: what torch says of it may be all numbers."""
-    ends, rising = list(limits_of(distribution.base_dist)), True
+    ends = [torch.as_tensor(end, dtype=torch.float64) for end in limits_of(distribution.base_dist)]
+    rising = True
     for transform in distribution.transforms:
         if not transform.bijective:
             raise ValueError(f"{type(transform).__name__} is not monotone: the ends of its image are not known")
@@ -80,8 +79,8 @@ def _through(distribution: Any) -> tuple[End, End]:
         signs = sign.sign() if isinstance(sign, Tensor) else torch.tensor(sign)
         if bool((signs != signs.flatten()[0]).any()):
             raise ValueError("the transforms rise in some integrals and fall in others")
-        rising = rising and bool(signs.flatten()[0] > 0) or (not rising and bool(signs.flatten()[0] < 0))
-        ends = [transform(end if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64)) for end in ends]
+        rising = rising == bool(signs.flatten()[0] > 0)
+        ends = [transform(end) for end in ends]
     lower, upper = ends if rising else ends[::-1]
     if any(bool(end.isnan().any()) for end in (lower, upper)):
         raise ValueError("the transforms do not tell the ends of their image")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.stats
@@ -18,7 +18,7 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 
 from quadgrad._core.distributions.quantiles import log_quantile
 
-__all__ = ["draw", "is_discrete", "refuse_no_transport", "uniforms"]
+__all__ = ["component_weights", "draw", "is_discrete", "refuse_no_transport", "uniforms"]
 
 
 def uniforms(distribution: Any) -> int:
@@ -80,10 +80,9 @@ def draw(distribution: Any, u: Tensor, rotation: Tensor | None = None) -> tuple[
         The probabilities of a mixture's components.
     """
     if isinstance(distribution, MixtureSameFamily):
-        weights = distribution.mixture_distribution.probs.movedim(-1, 0)
         component = distribution.component_distribution
         spread = u.unsqueeze(-2).expand(*u.shape[:-1], component.batch_shape[-1], u.shape[-1])
-        return draw(component, spread)[0].movedim(u.ndim - 1, 0), weights
+        return draw(component, spread)[0].movedim(u.ndim - 1, 0), component_weights(distribution)
     if isinstance(distribution, Independent):
         base, count = distribution.base_dist, distribution.reinterpreted_batch_ndims
         own = base.batch_shape[len(base.batch_shape) - count :]
@@ -94,11 +93,18 @@ def draw(distribution: Any, u: Tensor, rotation: Tensor | None = None) -> tuple[
     if isinstance(distribution, TransformedDistribution):
         x, weights = draw(distribution.base_dist, u, rotation)
         for transform in distribution.transforms:
-            x = transform(x)
+            x = cast(Tensor, transform(x))
         return x, weights
     single = _find(_SINGLE, distribution) or _find(_DISCRETE, distribution)
     number = u[..., 0]
     return (distribution.icdf(number) if single is None else single(distribution, number)), None
+
+
+def component_weights(distribution: Any) -> Tensor | None:
+    """Return the probabilities of a mixture's components, ``(components, *batch)``; None if it is no mixture."""
+    if isinstance(distribution, MixtureSameFamily):
+        return distribution.mixture_distribution.probs.movedim(-1, 0)
+    return component_weights(distribution.base_dist) if isinstance(distribution, TransformedDistribution) else None
 
 
 def is_discrete(distribution: Any) -> bool:

@@ -134,7 +134,7 @@ class _Run:
         ends = [e.detach() if rough and isinstance(e, Tensor) else e for e in (line.a, line.b)]
         args = question.arguments(line.anchor, line.scale, *more, detached=rough)
         options = {"chunk_size": o.chunk_size}
-        problem = prepare(integrand, *ends, args, line.points, True, "gk21", tolerances, **options)
+        problem = prepare(integrand, ends[0], ends[1], args, line.points, True, "gk21", tolerances, **options)
         problem.integrand.name = "function f (times the density)"
         if self.few:
             problem.budget = max(FEW_NODES, problem.max_nfev // 30)

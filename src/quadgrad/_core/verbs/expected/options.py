@@ -64,14 +64,14 @@ def finish(result: Result, function: Callable[[Tensor], Tensor], batch_shape: tu
     raw = result.value
     flat = raw.reshape(-1, raw.shape[-1])
     value = function(flat)
-    value = value.reshape(*batch_shape, *value.shape[1:])
+    value = value.reshape((*batch_shape, *value.shape[1:]))
     primal = None if result.primal is None else Finished(result.primal, function)
     return replace(result, value=value, primal=primal)
 
 
 def judge(result: Result, value: Tensor, error: Tensor, tolerances: tuple[float, float]) -> Result:
     """Return a result with another error, no longer converged where that does not meet the tolerance."""
-    size = value.detach().abs().reshape(*error.shape, -1).amax(-1)
+    size = value.detach().abs().reshape((*error.shape, -1)).amax(-1)
     allowed = (tolerances[0] * size).clamp_min(tolerances[1])
     missed = (result.status == int(Status.CONVERGED)) & ~(error <= allowed)
     status = torch.where(missed, int(Status.MAX_NFEV), result.status)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quadgrad._core.distributions.transport import draw, uniforms
+from quadgrad._core.distributions.transport import component_weights, draw, uniforms
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.integrand import element
 from quadgrad._core.nesting import InnerRecord
@@ -69,6 +69,7 @@ class Draws:
         lead = u.shape[:-1]
         if score:
             x = x.detach()
+            weights = component_weights(distribution)
         whole = x
         if weights is not None:  # of a mixture, whose components are drawn side by side
             x = x.flatten(0, 1)
@@ -169,7 +170,7 @@ class _Run:
         o, question = self.options, self.question
         corners = [torch.full((self.d,), v, dtype=question.wide, device=question.device) for v in (0.0, 1.0)]
         args = question.arguments(*more, detached=detached)
-        problem = prepare_box(draws, *corners, args, True, n, tolerances, chunk_size=o.chunk_size)
+        problem = prepare_box(draws, corners[0], corners[1], args, True, n, tolerances, chunk_size=o.chunk_size)
         problem.integrand.name = "function f (of draws)"
         ranks = open_ranks(o.group, problem)
         sample, said = make_sample(

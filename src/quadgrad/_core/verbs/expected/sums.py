@@ -74,18 +74,13 @@ class _Sum:
         shape = (x.shape[0], *question.batch_shape)
         x = x.expand(*shape, *question.distribution.event_shape)
         p = p.expand(shape)
-        args = self.args
-        y, likelihood = _values(question, x, args)
+        y, likelihood = question.values(x, self.args)
         columns = question.columns(y)
         weight = p if likelihood is None else p * likelihood
         # What cannot happen does not count, whatever f is there; its probability still has a derivative.
         impossible = (p == 0.0)[..., None] & ~columns.isfinite()
         terms = torch.where(impossible, 0.0, columns) * weight[..., None]
         return terms.sum(0), terms.detach().abs().sum(0), p.sum(0), weight.sum(0)
-
-
-def _values(question: Question, x: Tensor, args: list[Any]) -> tuple[Tensor, Tensor | None]:
-    return question.values(x, args)
 
 
 def sum_question(question: Question, options: Options) -> Result:
@@ -163,7 +158,7 @@ def _result(question: Question, options: Options, total: _Sum, last: Tensor, off
         value = value / denominator[..., None]
         error = 2.0 * error / denominator.detach().abs()
     error = error if off is None else error + off
-    value = value.reshape(*batch_shape, *event)
+    value = value.reshape((*batch_shape, *event))
     rtol, atol = options.tolerances
     largest = value.detach().abs().reshape(*batch_shape, -1).amax(-1)
     allowed = (rtol * largest).clamp_min(atol)
