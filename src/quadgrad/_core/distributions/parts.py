@@ -29,7 +29,7 @@ __all__ = ["Parts", "take_apart"]
 
 @dataclass(frozen=True)
 class Parts:
-    """Parameters ``(*batch, *element)`` of a distribution, and the function that builds it from others of the kind."""
+    """Parameters ``(*batch, *element)`` of a distribution, and the function that builds it from others."""
 
     tensors: tuple[Element, ...]
     build: Callable[[Sequence[Any]], Any]
@@ -63,7 +63,7 @@ def _take_apart(distribution: Any, extra: int) -> Parts:
     if type(distribution) is TransformedDistribution:
         whole = extra + len(distribution.event_shape)
         chain = [_take_transform_apart(t, whole) for t in distribution.transforms]
-        # An event that transforms alone make up stays a batch of the base, which is then this many dimensions longer.
+        # An event that transforms alone make up stays a batch of the base, which is longer by it.
         longer = len(distribution.base_dist.batch_shape) - len(distribution.batch_shape)
         base = _take_apart(distribution.base_dist, extra + max(0, longer))
         return _join([base, *chain], lambda made: TransformedDistribution(made[0], made[1:], validate_args=False))
@@ -109,9 +109,9 @@ def _by_constructor(distribution: Any, extra: int) -> Parts:
             raise ValueError(f"shapes {shapes[1]} instead of {shapes[0]}")
     except Exception as error:
         raise TypeError(
-            f"{kind.__name__} cannot be built from its parameters {', '.join(found) or '(none)'}: {error}. They are "
-            "found through arg_constraints and passed by name. Let its constructor accept them and validate_args, or "
-            "pass a function of params that returns the distribution, and params="
+            f"{kind.__name__} cannot be built from its parameters {', '.join(found) or '(none)'}: {error}. They "
+            "are found through arg_constraints and passed by name. Let its constructor accept them and "
+            "validate_args, or pass a function of params that returns the distribution, and params="
         ) from error
     return Parts(tuple(found.values()), build)
 

@@ -18,7 +18,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-__all__ = ["log_quantile"]
+__all__ = ["elementwise", "log_quantile"]
 
 STEP = 2.0**-8
 """Of a difference, in the logarithm of a parameter: truncation and rounding are both near 1e-12."""
@@ -107,13 +107,49 @@ class _LogQuantile(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, int]:
         family, orders, *tensors = inputs
-        moved = [t if lane is None else t.movedim(lane, 0) for t, lane in zip(tensors, in_dims[2:], strict=True)]
-        ndim = max(t.ndim - (lane is not None) for t, lane in zip(moved, in_dims[2:], strict=True))
-        aligned = [
-            t if lane is None else t.reshape(t.shape[0], *(1,) * (ndim - t.ndim + 1), *t.shape[1:])
-            for t, lane in zip(moved, in_dims[2:], strict=True)
-        ]
-        return _LogQuantile.apply(family, orders, *aligned), 0
+        return _LogQuantile.apply(family, orders, *_align(tensors, in_dims[2:])), 0
+
+
+def elementwise(function: Callable[..., Array], *tensors: Tensor) -> Tensor:
+    """Return a function of NumPy arrays, which are broadcast, without derivatives, at tensors; also under vmap."""
+    return _Elementwise.apply(function, *(t.detach() for t in tensors))
+
+
+class _Elementwise(torch.autograd.Function):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(function: Callable[..., Array], *tensors: Tensor) -> Tensor:
+        y = np.asarray(function(*(np.asarray(t.detach().cpu().double()) for t in tensors)))
+        wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+        return torch.as_tensor(y, dtype=wide).to(tensors[0].device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, int]:
+        function, *tensors = inputs
+        return _Elementwise.apply(function, *_align(tensors, in_dims[1:])), 0
+
+
+def _align(tensors: list[Any], lanes: tuple[int | None, ...]) -> list[Any]:
+    """Return tensors that broadcast, with the lanes of a vmap as their first dimension."""
+    pairs = list(zip(tensors, lanes, strict=True))
+    ndim = max(t.ndim - (lane is not None) for t, lane in pairs)
+    moved = [(t if lane is None else t.movedim(lane, 0), lane) for t, lane in pairs]
+    return [
+        t if lane is None else t.reshape(t.shape[0], *(1,) * (ndim - t.ndim + 1), *t.shape[1:]) for t, lane in moved
+    ]
 
 
 def _raised(orders: tuple[int, ...], place: int) -> tuple[int, ...]:
@@ -122,7 +158,7 @@ def _raised(orders: tuple[int, ...], place: int) -> tuple[int, ...]:
 
 @cache
 def _stencil(order: int) -> tuple[tuple[int, float], ...]:
-    """Return steps and coefficients of a difference of sixth order; higher ones are made of those of order 1 and 2."""
+    """Return steps and coefficients of a difference; orders above 2 are made of those of order 1 and 2."""
     first = np.array([-1 / 60, 3 / 20, -3 / 4, 0.0, 3 / 4, -3 / 20, 1 / 60])
     second = np.array([1 / 90, -3 / 20, 3 / 2, -49 / 18, 3 / 2, -3 / 20, 1 / 90])
     whole = np.ones(1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, distributions
 from torch.distributions import Independent, MixtureSameFamily
+
+from quadgrad._core.distributions.quantiles import elementwise
 
 __all__ = ["MOST_STATES", "finite_states", "probability", "window"]
 
@@ -77,21 +78,21 @@ def probability(distribution: Any, x: Tensor) -> Tensor:
 
 
 def window(distribution: Any) -> tuple[Tensor, Tensor] | None:
-    """Return from where to where almost all of a distribution over 0, 1, 2 ... lies, ``batch``; None if not known."""
-    if isinstance(distribution, distributions.Poisson):
-        ends = _ends(scipy.stats.poisson, distribution.rate)
-    elif isinstance(distribution, distributions.Geometric):
-        ends = _ends(scipy.stats.geom, distribution.probs, shift=1.0)
-    elif isinstance(distribution, distributions.NegativeBinomial):
-        ends = _ends(scipy.stats.nbinom, distribution.total_count, 1.0 - distribution.probs)
-    else:
-        return None
-    return ends
+    """Return from where to where almost all of one over 0, 1, 2 ... lies, both ``batch``; None if not known."""
+    kind = type(distribution)
+    if kind is distributions.Poisson:
+        return _ends(scipy.stats.poisson, distribution.rate)
+    if kind is distributions.Geometric:
+        return _ends(scipy.stats.geom, distribution.probs, shift=1.0)
+    if kind is distributions.NegativeBinomial:
+        return _ends(scipy.stats.nbinom, distribution.total_count, 1.0 - distribution.probs)
+    return None
 
 
 def _ends(kind: Any, *parameters: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor]:
-    values = [np.asarray(p.detach().cpu().double()) for p in parameters]
-    lower, upper = kind.ppf(TAIL, *values) - shift, kind.isf(TAIL, *values) - shift
-    like = parameters[0]
-    made = [torch.as_tensor(np.nan_to_num(e, nan=0.0), device=like.device) for e in (lower, upper)]
-    return made[0].clamp_min(0.0), torch.maximum(made[0].clamp_min(0.0), made[1])
+    ends = (
+        elementwise(lambda *p, quantile=quantile: quantile(TAIL, *p) - shift, *parameters)
+        for quantile in (kind.ppf, kind.isf)
+    )
+    lower, upper = (end.nan_to_num(0.0).clamp_min(0.0) for end in ends)
+    return lower, torch.maximum(lower, upper)

@@ -11,11 +11,12 @@ from torch import Tensor, distributions
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
 
 from quadgrad._core.distributions.transport import draw, uniforms
+from quadgrad._core.lanes import plain
 
 __all__ = ["Line", "lay_out_line", "limits_of", "support_moves"]
 
 QUANTILES = (1e-3, 0.25, 0.5, 0.75, 1.0 - 1e-3)
-"""Where the line is divided, and what its width is: half of a distribution may be a needle beside the other half."""
+"""Where the line is divided, and what its width is: one half may be a needle beside the other."""
 
 NORMAL_QUARTILES = 1.349
 """How far apart the quartiles of a standard normal distribution are."""
@@ -25,7 +26,7 @@ End = float | Tensor
 
 @dataclass(frozen=True)
 class Line:
-    """The support as the image of a stretch of z: ``x = anchor + scale * z``, on which the distribution is of order 1.
+    """The support as the image of a stretch of z, ``x = anchor + scale * z``, where the distribution is of order 1.
 
     ``a``, ``b`` are limits in z, which carry the gradient of the support's; the others are fixed. ``points``
     ``(*batch, k)`` divide it.
@@ -76,15 +77,18 @@ def _through(distribution: Any) -> tuple[End, End]:
         if not transform.bijective:
             raise ValueError(f"{type(transform).__name__} is not monotone: the ends of its image are not known")
         sign = transform.sign
-        signs = sign.sign() if isinstance(sign, Tensor) else torch.tensor(sign)
-        if bool((signs != signs.flatten()[0]).any()):
+        signs = plain(sign.sign() if isinstance(sign, Tensor) else torch.tensor(sign)).flatten()
+        if bool((signs != signs[0]).any()):
             raise ValueError("the transforms rise in some integrals and fall in others")
-        rising = rising == bool(signs.flatten()[0] > 0)
-        ends = [transform(end) for end in ends]
+        rising = rising == bool(signs[0] > 0)
+        # What infinity is mapped to does not move, and its derivative would be NaN.
+        ends = [
+            transform(end.detach()).detach() if bool(plain(end).isinf().all()) else transform(end) for end in ends
+        ]
     lower, upper = ends if rising else ends[::-1]
-    if any(bool(end.isnan().any()) for end in (lower, upper)):
+    if any(bool(plain(end).isnan().any()) for end in (lower, upper)):
         raise ValueError("the transforms do not tell the ends of their image")
-    infinite = [bool(end.isinf().all()) for end in (lower, upper)]
+    infinite = [bool(plain(end).isinf().all()) for end in (lower, upper)]
     return -math.inf if infinite[0] else lower, math.inf if infinite[1] else upper
 
 
@@ -128,7 +132,7 @@ def _has_tensors(transform: Any) -> bool:
 
 
 def lay_out_line(distribution: Any, still: Any, dtype: torch.dtype, device: torch.device) -> Line:
-    """Return the support of a distribution, and of the same without gradient, ``still``, as it is integrated over."""
+    """Return the line over which a distribution is integrated; ``still`` is the same one without gradient."""
     ends = [e.to(dtype) if isinstance(e, Tensor) else float(e) for e in limits_of(distribution)]
     finite = [isinstance(e, Tensor) or math.isfinite(e) for e in ends]
     places = _quantiles(still, dtype, device)

@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, distributions
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution
 
-from quadgrad._core.distributions.quantiles import log_quantile
+from quadgrad._core.distributions.quantiles import elementwise, log_quantile
 
 __all__ = ["component_weights", "draw", "is_discrete", "refuse_no_transport", "uniforms"]
 
@@ -204,10 +203,10 @@ def _by_scipy(kind: Any, *names: str, complement: bool = False) -> Callable[...,
     """Return the quantiles of one of SciPy's discrete distributions."""
 
     def quantile(p: Any, u: Tensor) -> Tensor:
-        values = [np.asarray(getattr(p, n).detach().cpu().double()) for n in names]
+        values = [getattr(p, n) for n in names]
         if complement:
             values[-1] = 1.0 - values[-1]
-        return torch.as_tensor(kind.ppf(np.asarray(u.detach().cpu().double()), *values)).to(u)
+        return elementwise(kind.ppf, u, *values).to(u.dtype)
 
     return quantile
 

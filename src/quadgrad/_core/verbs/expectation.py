@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor
 
 from quadgrad._core._torch import carries_derivative
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.distributions.support import limits_of, support_moves
 from quadgrad._core.distributions.transport import is_discrete, refuse_no_transport
-from quadgrad._core.errors import UnmarkedJumpWarning, warn
+from quadgrad._core.errors import SeveredGradientWarning, UnmarkedJumpWarning, warn
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
@@ -22,6 +22,7 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import make_tolerance, real_dtype, returned_dtype
+from quadgrad._core.verbs.expected.agreement import estimators_agree
 from quadgrad._core.verbs.expected.line import integrate_line
 from quadgrad._core.verbs.expected.options import Options
 from quadgrad._core.verbs.expected.question import Question, ask
@@ -35,7 +36,22 @@ __all__ = ["expectation"]
 
 Method = Literal["auto", "exact", "quad", "qmc", "iid", "antithetic", "gauss"]
 
-SAMPLING = ("qmc", "iid", "antithetic")
+_INSTEAD = "estimator='pathwise', or method='quad' in one dimension"
+
+_NEITHER = (
+    "method='quad' in one dimension, or detach the parameters: f's values do not depend on the draws through torch, so "
+    "that estimator='pathwise' gives nothing either"
+)
+
+_FLAT = (
+    "estimator='pathwise': f's values do not depend on the draws through torch, so that the derivatives by the "
+    "parameters of {} are lost. Use estimator='score'"
+)
+
+_MISSED = (
+    "estimator='pathwise' and estimator='score' disagree on the derivatives by the parameters of {}: f jumps, and how "
+    "the parameters move draws across the jump is missing from the pathwise ones. Use estimator='score'"
+)
 
 _JUMPS = (
     "f jumps, and something that it depends on, other than the distribution, requires grad: if that moves the jump, "
@@ -191,9 +207,7 @@ def expectation(
         if given not in known:
             raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
     make_tolerance(1.0 if rtol is None else rtol, atol or float(rtol == 0.0 and n is not None), 1e-16)
-    options = Options(
-        n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, group
-    )
+    options = Options(n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, group)
     outer = current_record()
     with InnerRecord() as record, WithoutAutocast() as unaided:
         weight = None if weight is None else unaided.restore(weight)
@@ -204,16 +218,12 @@ def expectation(
     if record.jump and reach.own:
         warn(_JUMPS, UnmarkedJumpWarning)
     record.jump = ""
-    failed = (result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))
-    if bool(_plain(failed).any()) or record.failures or outer is not None or result.derivative is not None:
-        report(result, record, outer, on_failure)
+    status = plain(result.status)
+    failed = (status != int(Status.CONVERGED)) & (status != int(Status.SAMPLED))
+    if bool(failed.any()) or record.failures or outer is not None or result.derivative is not None:
+        told = {name: plain(getattr(result, name)) for name in ("value", "error", "nfev")}
+        report(replace(result, status=status, **told), record, outer, on_failure)
     return result
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    from quadgrad._core.lanes import plain
-
-    return plain(tensor)
 
 
 def _narrow(result: Result, question: Question) -> Result:
@@ -245,7 +255,7 @@ def _answer(
         few = fallback and options.plan is None and _has_transport(question)
         _refuse_quad(question, reach)
         result = integrate_line(question, options, record, few)
-        if not few or bool(_plain(result.converged).all()):
+        if not few or bool(plain(result.converged).all()):
             return _say(result, " Integrated over the density, in which the parameters are differentiated.")
         record.jump, spent = "", result.nfev
         tried, method = " Tried by quad with 1,000 nodes first.", "qmc"
@@ -259,12 +269,12 @@ def _sample(
     tried: str,
 ) -> Result:  # fmt: skip
     refuse_no_transport(question.still())
-    chosen = _choose_estimator(question, reach, estimator)
+    chosen, why = _choose_estimator(question, reach, estimator)
     if options.plan is not None and not isinstance(options.plan, PointsPlan):
         raise TypeError(f"method={method!r} takes a plan of points, not {type(options.plan).__name__}")
     result = sample_question(question, options, record, method, chosen)
     name = {"qmc": "Scrambled points", "iid": "Pseudo-random draws", "antithetic": "Antithetic draws"}[method]
-    return _say(result, f" {name}; the estimator of derivatives is {chosen}.{tried}")
+    return _say(result, f" {name}; the estimator of derivatives is {chosen}{why}.{tried}")
 
 
 def _say(result: Result, sentence: str) -> Result:
@@ -310,51 +320,36 @@ def _has_transport(question: Question) -> bool:
     return True
 
 
-def _choose_estimator(question: Question, reach: Reach, estimator: str) -> Estimator:
-    """Return how the parameters are differentiated, or say why they cannot be."""
+def _choose_estimator(question: Question, reach: Reach, estimator: str) -> tuple[Estimator, str]:
+    """Return how the parameters are differentiated and why, or say why they cannot be."""
     discrete = is_discrete(question.distribution)
-    if not any(carries_derivative(t.tensor) for t in question.parts.tensors):
-        if estimator == "pathwise" and discrete:
-            raise ValueError(_no_path(question))
-        return "score" if estimator == "score" else "pathwise"
-    moves = support_moves(question.distribution)
-    if estimator == "auto":
-        estimator = "pathwise" if reach.by_draws and not discrete else "score"
-        if estimator == "score" and (moves or not reach.density):
-            estimator = "pathwise" if not discrete else estimator
-            why = "parameters move its support" if moves else "it has no log_prob"
-            raise ValueError(
-                f"f's values do not depend on the draws of {_name(question)} through torch, and for a score "
-                f"estimator {why}: no estimator gives the gradient. Detach the parameters, or use method='quad' "
-                "in one dimension"
-            )
     if estimator == "pathwise" and discrete:
         raise ValueError(_no_path(question))
-    if estimator == "score" and not reach.density:
-        raise ValueError(f"estimator='score' needs a density, and {_name(question)} has no log_prob")
-    if estimator == "score" and moves:
-        raise ValueError(
-            f"estimator='score' cannot tell how parameters that move the support of {_name(question)} change its "
-            "expectations: use estimator='pathwise', or method='quad' in one dimension"
-        )
-    if estimator == "pathwise" and not reach.by_draws:
-        warn_flat(question)
-    return "score" if estimator == "score" else "pathwise"
+    if not any(carries_derivative(t.tensor) for t in question.parts.tensors):
+        return ("score" if estimator == "score" else "pathwise"), ""
+    moves, name = support_moves(question.distribution), _name(question)
+    lacking = "it has no log_prob" if not reach.density else "parameters move its support" if moves else ""
+    path = reach.by_draws and not discrete
+    if estimator == "score" or (estimator == "auto" and not path):
+        if lacking:
+            raise ValueError(
+                f"estimator='score' weighs draws by their density, and of {name} {lacking}: it cannot tell how "
+                f"expectations change. Use {_INSTEAD if path else _NEITHER}"
+            )
+        return "score", "" if path else ", as f's values do not depend on the draws through torch" * (not discrete)
+    if not path:
+        warn(_FLAT.format(name), SeveredGradientWarning)
+        return "pathwise", ""
+    if lacking or estimators_agree(question):
+        return "pathwise", ""
+    if estimator == "auto":
+        return "score", ", as the pathwise one gives something else: f jumps"
+    warn(_MISSED.format(name), SeveredGradientWarning)
+    return "pathwise", ""
 
 
 def _no_path(question: Question) -> str:
     return (
         f"estimator='pathwise' needs draws that move with the parameters, and those of {_name(question)} do not (it "
         "has no rsample): use estimator='score', or method='exact' where its values can be gone through"
-    )
-
-
-def warn_flat(question: Question) -> None:
-    """Warn that nothing of the gradient by the parameters passes through f."""
-    from quadgrad._core.errors import SeveredGradientWarning
-
-    warn(
-        "estimator='pathwise': f's values do not depend on the draws through torch, so the derivatives by the "
-        f"parameters of {_name(question)} are lost. Use estimator='score'",
-        SeveredGradientWarning,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from quadgrad._core.distributions.support import Line, lay_out_line
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.integrand import element
+from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
@@ -173,7 +174,5 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
 
 
 def _say_missed(mass: Tensor, short: Tensor) -> str:
-    from quadgrad._core.lanes import plain
-
     places = plain(short).flatten().nonzero().flatten()[:1].tolist()
     return MISSED.format(float(plain(mass).flatten()[places[0]]), places[0]) if places else ""

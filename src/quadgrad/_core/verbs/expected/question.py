@@ -171,5 +171,3 @@ def _from_params(function: Callable[..., Any], params: Sequence[Any]) -> Parts:
         return function(*(p if e is None else next(left) for p, e in zip(params, elements, strict=True)))
 
     return Parts(tuple(e for e in elements if e is not None), build)
-
-

@@ -13,6 +13,7 @@ from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.distributions.transport import draw, uniforms
 from quadgrad._core.errors import SeveredGradientWarning, warn
 from quadgrad._core.integrand import Element
+from quadgrad._core.lanes import plain
 from quadgrad._core.points import make_sequence
 from quadgrad._core.verbs.expected.question import Question
 
@@ -70,7 +71,7 @@ def look(question: Question) -> Reach:
     with torch.enable_grad(), uncompiled:
         still = [a.detach() if isinstance(a, Tensor) else a for a in args]
         closed = bool(closure.tensors) and not _all_values(question, x.detach(), still).requires_grad
-    own = bool(places) or bool(closure.tensors)
+    own = any(slope is not None for slope in slopes) or (bool(closure.tensors) and not closed)
     return Reach(by_draws, density, severed, closed, own)
 
 
@@ -117,14 +118,12 @@ def _has_density(question: Question, x: Tensor) -> bool:
 
 
 def _depends_under_transform(question: Question, x: Tensor, args: list[Any]) -> bool:
-    """Tell the same where a transform is open, by a product with the Jacobian."""
+    """Tell it where a transform is open, by a product with the Jacobian."""
     if not x.is_floating_point():
         return False
     try:
         y, pull = torch.func.vjp(lambda x: _all_values(question, x, args), x)
         (slope,) = pull(torch.ones_like(y))
-        from quadgrad._core.lanes import plain
-
         return bool((plain(slope) != 0.0).any())
     except RuntimeError:  # f may not bear it
         return True

@@ -180,9 +180,7 @@ class _Run:
         return quietly(self.record, lambda: integrate_samples(problem, gradient, sample, said, "ignore"))
 
 
-def _sample_quotient(
-    run: _Run, draws: Draws, n: int | None, rotation: tuple[Any, ...]
-) -> tuple[Result, Tensor]:
+def _sample_quotient(run: _Run, draws: Draws, n: int | None, rotation: tuple[Any, ...]) -> tuple[Result, Tensor]:
     """Return the quotient of two means on the same points.
 
     About a quotient that a pilot has found, both are linear: the first component's error, relative to the second, is
@@ -248,9 +246,7 @@ def _principal_axes(question: Question) -> Any:
     kinds = torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal
     still = question.still()
     if not isinstance(still, kinds):
-        raise ValueError(
-            f"construction='pca' is for multivariate normal distributions, not {type(still).__name__}"
-        )
+        raise ValueError(f"construction='pca' is for multivariate normal distributions, not {type(still).__name__}")
     with torch.no_grad():
         rotation = torch.linalg.svd(still.scale_tril)[2].mT
     return element(rotation, 2)

@@ -15,6 +15,7 @@ from quadgrad._core.distributions.gauss import hermite_grid, made_of_normals
 from quadgrad._core.distributions.states import MOST_STATES, finite_states, probability, window
 from quadgrad._core.distributions.transport import uniforms
 from quadgrad._core.integrand import Element
+from quadgrad._core.lanes import plain
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import epsilon, returned_dtype
@@ -122,7 +123,7 @@ def _sum_windows(question: Question, distribution: Any, options: Options) -> Res
         total.add(torch.arange(count, dtype=lower.dtype, device=lower.device), weigh)
         return (total.modulus - before).amax(-1)
 
-    width = max(1, int((upper - lower).amax()) + 1) if lower.numel() else 1
+    width = max(1, int(plain(upper - lower).amax()) + 1) if lower.numel() else 1
     if width <= MOST_STATES:
         add(lower, width)
     low, high, small, last = lower, lower + width, 0, torch.full_like(lower, torch.inf)
@@ -131,7 +132,7 @@ def _sum_windows(question: Question, distribution: Any, options: Options) -> Res
         low, high = (low - width).clamp_min(0.0), high + width
         allowed = (rtol * _size(total.numerator)).clamp_min(atol)
         met = (added <= 0.1 * allowed) | (added <= question_eps(question) * _size(total.modulus))
-        small, last, width = (small + 1 if bool(met.all()) else 0), added, 2 * width
+        small, last, width = (small + 1 if bool(plain(met).all()) else 0), added, 2 * width
     if small < 2:
         last = torch.full_like(last, torch.inf)
     return _result(question, options, total, last)
@@ -187,20 +188,19 @@ def sum_nodes(question: Question, options: Options) -> Result:
     nodes = HERMITE_NODES if options.n is None else max(4, int(options.n ** (1.0 / d) + 1e-9))
     if nodes**d > MOST_STATES * 16:
         raise ValueError(
-            f"method='gauss': {nodes} nodes along each of {d} dimensions are {float(nodes**d):.1e} in all: give n, the "
-            "number of all nodes, or use method='qmc'"
+            f"method='gauss': {nodes} nodes along each of {d} dimensions are {float(nodes**d):.1e} in all: give n, "
+            "the number of all nodes, or use method='qmc'"
         )
     each: list[Result] = []
+    ones = (1,) * len(question.batch_shape)
     for count in (nodes, nodes - 1, max(2, nodes // 2)):
         z, weight = hermite_grid(count, d, question.dtype, question.device)
         total = _Sum(question, options.chunk_size)
         number = torch.arange(z.shape[0], device=z.device)
-        ones = (1,) * len(question.batch_shape)
 
         def weigh(part: Tensor, z: Tensor = z, weight: Tensor = weight) -> tuple[Tensor, Tensor]:
-            return weight[part].reshape(-1, *ones), made_of_normals(
-                distribution, z[part].reshape(part.shape[0], *ones, -1)
-            )
+            x = made_of_normals(distribution, z[part].reshape(part.shape[0], *ones, -1))
+            return weight[part].reshape(-1, *ones), x
 
         if each:
             with torch.no_grad():
