@@ -39,8 +39,8 @@ Method = Literal["auto", "exact", "quad", "qmc", "iid", "antithetic", "gauss"]
 _INSTEAD = "estimator='pathwise', or method='quad' in one dimension"
 
 _NEITHER = (
-    "method='quad' in one dimension, or detach the parameters: f's values do not depend on the draws through torch, so "
-    "that estimator='pathwise' gives nothing either"
+    "method='quad' in one dimension, or detach the parameters: f's values do not depend on draws through torch, "
+    "so that estimator='pathwise' gives nothing either"
 )
 
 _FLAT = (
@@ -49,14 +49,14 @@ _FLAT = (
 )
 
 _MISSED = (
-    "estimator='pathwise' and estimator='score' disagree on the derivatives by the parameters of {}: f jumps, and how "
-    "the parameters move draws across the jump is missing from the pathwise ones. Use estimator='score'"
+    "estimator='pathwise' and estimator='score' disagree on the derivatives by the parameters of {}: f jumps, and "
+    "how the parameters move draws across the jump is missing from the pathwise ones. Use estimator='score'"
 )
 
 _JUMPS = (
-    "f jumps, and something that it depends on, other than the distribution, requires grad: if that moves the jump, "
-    "its movement is missing from the gradient. Derivatives by the distribution's parameters are right. Where the "
-    "jump does not move, pass what f depends on detached, or take this warning for noted"
+    "f jumps, and something that it depends on, other than the distribution, requires grad: if that moves the "
+    "jump, its movement is missing from the gradient. Derivatives by the distribution's parameters are right. "
+    "Where the jump does not move, pass what f depends on detached, or take this warning for noted"
 )
 
 
@@ -118,7 +118,8 @@ def expectation(
         The most draws for one expectation, or nodes of ``"gauss"``. Without a tolerance it is a fixed sample: the
         status is ``SAMPLED``.
     rtol, atol : float, optional
-        Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is 1e-3 unless n or a tolerance is given.
+        Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is 1e-3 unless n or a tolerance is
+        given.
     replicates, confidence, seed
         Of the points, as for :func:`quadgrad.qmc`.
     construction : {"cholesky", "pca"}
@@ -144,8 +145,8 @@ def expectation(
     ------
     ValueError
         Shapes that do not broadcast, unusable options, a method that the distribution does not allow: no way from
-        uniform numbers to it, no density, a pathwise estimator for discrete draws, a score where parameters move the
-        support; more dimensions than the sequence has.
+        uniform numbers to it, no density, a pathwise estimator for discrete draws, a score where parameters move
+        the support; more dimensions than the sequence has.
     TypeError
         What is no distribution, or cannot be built again from its parameters.
     IntegrandError
@@ -166,8 +167,8 @@ def expectation(
     that derivatives of every order and all transforms work. Mixtures are summed over their components exactly.
     Where a support moves with parameters its ends are live limits.
 
-    With ``"quad"`` the density is integrated on the same points as f times the density. What its integral lacks of 1
-    is made part of the error.
+    With ``"quad"`` the density is integrated on the same points as f times the density. What its integral lacks of
+    1 is made part of the error.
 
     Examples
     --------
@@ -227,7 +228,7 @@ def expectation(
 
 
 def _narrow(result: Result, question: Question) -> Result:
-    """Return a result in the dtype of what the caller passed: inside, places and densities are in double precision."""
+    """Return a result in the dtype of what the caller passed: places and densities have a wider one."""
     dtype = returned_dtype(question.dtype, torch.float32)
     value = result.value
     value = value.to(dtype.to_complex() if value.is_complex() else dtype)

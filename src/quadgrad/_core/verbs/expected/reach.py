@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ def _depends_under_transform(question: Question, x: Tensor, args: list[Any]) -> 
     if not x.is_floating_point():
         return False
     try:
-        y, pull = torch.func.vjp(lambda x: _all_values(question, x, args), x)
+        y, pull = cast(Any, torch.func.vjp(lambda x: _all_values(question, x, args), x))
         (slope,) = pull(torch.ones_like(y))
         return bool((plain(slope) != 0.0).any())
     except RuntimeError:  # f may not bear it
