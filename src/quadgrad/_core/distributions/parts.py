@@ -92,6 +92,7 @@ def _by_constructor(distribution: Any, extra: int) -> Parts:
     for name in _names(distribution):
         value = getattr(distribution, name)
         core = constraints[name].event_dim if name in constraints else 0
+        core = max(core, getattr(value, "ndim", 0) - len(distribution.batch_shape))
         if not isinstance(value, Tensor):
             constants[name] = value
             continue

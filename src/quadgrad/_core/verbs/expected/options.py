@@ -69,10 +69,16 @@ def finish(result: Result, function: Callable[[Tensor], Tensor], batch_shape: tu
     return replace(result, value=value, primal=primal)
 
 
-def judge(result: Result, value: Tensor, error: Tensor, tolerances: tuple[float, float]) -> Result:
-    """Return a result with another error, no longer converged where that does not meet the tolerance."""
+def judge(result: Result, error: Tensor, tolerances: tuple[float, float], noise: Tensor | None = None) -> Result:
+    """Return a result with another error, no longer converged where that does not meet the tolerance.
+
+    ``noise`` is an error that is accepted in any case, that of rounding where terms cancel.
+    """
+    value = result.value
     size = value.detach().abs().reshape((*error.shape, -1)).amax(-1)
     allowed = (tolerances[0] * size).clamp_min(tolerances[1])
-    missed = (result.status == int(Status.CONVERGED)) & ~(error <= allowed)
+    missed = (result.status == int(Status.CONVERGED)) & ~(
+        error <= allowed if noise is None else error <= torch.maximum(allowed, noise)
+    )
     status = torch.where(missed, int(Status.MAX_NFEV), result.status)
     return replace(result, error=error, status=status)

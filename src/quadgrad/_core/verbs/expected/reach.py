@@ -45,7 +45,9 @@ def look(question: Question) -> Reach:
     with without_derivatives():
         x = _draws(question)
     if x is None:
-        return Reach(by_draws=True, density=True)
+        still = question.still()
+        anywhere = torch.full((*still.batch_shape, *still.event_shape), 0.5, dtype=question.wide)
+        return Reach(by_draws=True, density=_has_density(question, anywhere.to(question.device)))
     density = _has_density(question, x)
     args = [a.tensor if isinstance(a, Element) else a for a in question.args]
     if in_transform():
@@ -136,8 +138,8 @@ def warn_of_severed(reach: Reach) -> None:
         reasons.append("f uses tensors that require grad, such as a network's weights")
     if reasons:
         warn(
-            f"{' and '.join(reasons)}, but f's values do not depend on them through torch: they decide by comparison "
-            "(>, argmax, round), or something leaves torch (.item(), NumPy). Their gradient is missing, whatever the "
+            f"{' and '.join(reasons)}, but f's values do not depend on them through torch: they decide by "
+            "comparison (>, argmax, round), or something leaves torch (.item(), NumPy). Their gradient is missing, whatever the "
             "estimator: those of the distribution's parameters are there. Make the decision soft, or a random one "
             "whose probability is a parameter of the distribution; or detach them",
             SeveredGradientWarning,

@@ -183,8 +183,8 @@ class _Run:
 def _sample_quotient(run: _Run, draws: Draws, n: int | None, rotation: tuple[Any, ...]) -> tuple[Result, Tensor]:
     """Return the quotient of two means on the same points.
 
-    About a quotient that a pilot has found, both are linear: the first component's error, relative to the second, is
-    that of the quotient (the delta method), and the tolerance is asked of it.
+    About a quotient that a pilot has found, both are linear: the first component's error, relative to the second,
+    is that of the quotient (the delta method), and the tolerance is asked of it.
     """
     question, o = run.question, run.options
     pilot = run.pilot(replace(draws, estimator="pathwise"), n, rotation)
@@ -225,7 +225,7 @@ def divide(
     off = raw[..., :components].abs().amax(-1) / wide / part
     error = (result.error * (1.0 + off) / part).nan_to_num(torch.inf, torch.inf)
     answer = finish(result, function, shape)
-    return judge(answer, answer.value, error.to(answer.error.dtype), tolerances)
+    return judge(answer, error.to(answer.error.dtype), tolerances)
 
 
 def _components(distribution: Any) -> int:
@@ -240,8 +240,8 @@ def _components(distribution: Any) -> int:
 def _principal_axes(question: Question) -> Any:
     """Return the rotation that makes the first coordinates of a multivariate normal those that matter most.
 
-    It is fixed: the law of what is drawn is the same for every rotation, so derivatives go through the factor alone,
-    and not through eigenvectors, which have none where eigenvalues meet.
+    It is fixed: the law of what is drawn is the same for every rotation, so derivatives go through the factor
+    alone, and not through eigenvectors, which have none where eigenvalues meet.
     """
     kinds = torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal
     still = question.still()

@@ -30,14 +30,29 @@ BLOCK = 2**17
 ROUNDING = 10.0
 """The least error of a sum, in roundings of that of the moduli."""
 
+AT_MOST = 16 * MOST_STATES
+"""Values of one expectation over an infinite window."""
+
+MISSED = (
+    " The probabilities of the values that were summed up add up to {:.6g}, not to 1 (expectation {}): log_prob "
+    "loses its digits, or values were missed."
+)
+
 HERMITE_NODES = 32
 """Of a Gauss rule along each dimension unless n says."""
 
 
 def can_be_summed(question: Question) -> bool:
     """Whether the distribution is discrete with values that can be gone through."""
-    distribution = question.distribution
-    return finite_states(distribution) is not None or window(question.still()) is not None
+    if finite_states(question.distribution) is not None:
+        return True
+    found = window(question.still())
+    return found is not None and _width(*found) <= MOST_STATES
+
+
+def _width(lower: Tensor, upper: Tensor) -> int:
+    """Return how many states the widest window has."""
+    return max(1, int(plain(upper - lower).amax()) + 1) if lower.numel() else 1
 
 
 class _Sum:
@@ -123,12 +138,13 @@ def _sum_windows(question: Question, distribution: Any, options: Options) -> Res
         total.add(torch.arange(count, dtype=lower.dtype, device=lower.device), weigh)
         return (total.modulus - before).amax(-1)
 
-    width = max(1, int(plain(upper - lower).amax()) + 1) if lower.numel() else 1
-    if width <= MOST_STATES:
-        add(lower, width)
+    width = _width(lower, upper)
+    add(lower, width)
     low, high, small, last = lower, lower + width, 0, torch.full_like(lower, torch.inf)
-    while width <= MOST_STATES and small < 2 and total.count < 4 * MOST_STATES:
-        added = add(high, width) + add(low - width, width, within=low)
+    while small < 2 and total.count < AT_MOST:
+        added = add(high, width)
+        if bool(plain(low > 0.0).any()):
+            added = added + add(low - width, width, within=low)
         low, high = (low - width).clamp_min(0.0), high + width
         allowed = (rtol * _size(total.numerator)).clamp_min(atol)
         met = (added <= 0.1 * allowed) | (added <= question_eps(question) * _size(total.modulus))
@@ -152,7 +168,7 @@ def _result(question: Question, options: Options, total: _Sum, last: Tensor, off
     batch_shape, event = question.batch_shape, question.event
     mass = total.mass.detach()
     size = total.modulus.amax(-1)
-    error = last + ROUNDING * question_eps(question) * size + (mass - 1.0).abs() * size
+    error = last + ROUNDING * question_eps(question) * size + 2.0 * (mass - 1.0).abs() * size
     value = total.numerator
     if question.weight is not None:
         denominator = total.denominator
@@ -166,13 +182,17 @@ def _result(question: Question, options: Options, total: _Sum, last: Tensor, off
     # A sum that cancels to rounding is 0 as far as anyone can tell.
     met = (error <= allowed) | (error <= 5.0 * ROUNDING * question_eps(question) * size)
     broken = ~largest.isfinite()
+    short = ~((mass - 1.0).abs() <= max(rtol, 1e-6)) & ~broken
+    met = met & ~short
     status = torch.full(batch_shape, int(Status.MAX_NFEV), dtype=torch.int64, device=largest.device)
     status = torch.where(met, int(Status.CONVERGED), status)
     status = torch.where(broken, int(Status.NONFINITE), status)
     dtype = returned_dtype(question.dtype, torch.float32)
     nfev = torch.full(batch_shape, total.count, dtype=torch.int64, device=largest.device)
     error = torch.where(broken, torch.inf, error).to(dtype).detach().expand(batch_shape)
-    return Result(value, error, status, nfev, None)
+    places = plain(short).flatten().nonzero().flatten()[:1].tolist()
+    detail = MISSED.format(float(plain(mass).flatten()[places[0]]), places[0]) if places else ""
+    return Result(value, error, status, nfev, None, detail)
 
 
 def sum_nodes(question: Question, options: Options) -> Result:
