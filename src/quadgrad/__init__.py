@@ -20,6 +20,7 @@ from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator
 from quadgrad._core.verbs.qmc import qmc
 from quadgrad._core.verbs.quad import quad
@@ -39,6 +40,7 @@ __all__ = [
     "Status",
     "UnmarkedJumpWarning",
     "element",
+    "expectation",
     "gradient_error",
     "keep_freed_memory",
     "qmc",
