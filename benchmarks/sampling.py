@@ -1,7 +1,7 @@
 """Sampling to a tolerance beside QMCPy and SciPy's ``qmc_quad``: Keister's integral, and an Asian option.
 
-B. D. Keister, *Multidimensional quadrature algorithms*, *Computers in Physics* 10, 1996. The option is a call on the
-geometric mean of 16 prices, whose price is a closed form; its paths are constructed by principal components.
+B. D. Keister, *Multidimensional quadrature algorithms*, *Computers in Physics* 10, 1996. The option is a call on
+the geometric mean of 16 prices, whose price is a closed form; its paths are constructed by principal components.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ def measure(scale: float = 1.0) -> Findings:
             figures += _ratios(job, atol, seconds)
     return Findings(
         "Sampling to an absolute tolerance",
-        "The Asian option's paths by principal components, everywhere. quadgrad: 16 scrambles, two rounds in a row, "
-        "intervals at 99 %; QMCPy: its CubQMCNetG; SciPy: qmc_quad with 16 scrambles, doubled until its own error at "
-        "99 % meets the tolerance once" + ("" if installed else ". QMCPy is not installed"),
+        "The Asian option's paths by principal components, everywhere. quadgrad: 16 scrambles, two rounds in a "
+        "row, intervals at 99 %; QMCPy: its CubQMCNetG; SciPy: qmc_quad with 16 scrambles, doubled until its own "
+        "error at 99 % meets the tolerance once" + ("" if installed else ". QMCPy is not installed"),
         [Sheet(["", "median time", "points", "largest error"], rows)],
         figures,
     )

@@ -90,8 +90,9 @@ class PointsPlan(Plan, geometry="points"):
         u = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only).points(
             start, count
         )
-        # One coordinate after the other in memory: what f does with them then runs along the points.
-        u = u.permute(2, 0, 1).reshape(self.d, 1, -1).permute(2, 1, 0)
+        # One point after the other in memory: matrix products and norms of f take up to thirty times as long the
+        # other way round.
+        u = u.reshape(-1, 1, self.d)
         return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
