@@ -21,6 +21,7 @@ from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.integrator import Integrator
+from quadgrad._core.verbs.perturbation_loss import perturbation_loss
 from quadgrad._core.verbs.qmc import qmc
 from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.replay import replay
@@ -41,6 +42,7 @@ __all__ = [
     "element",
     "gradient_error",
     "keep_freed_memory",
+    "perturbation_loss",
     "qmc",
     "quad",
     "replay",

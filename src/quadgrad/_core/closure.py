@@ -84,6 +84,16 @@ class Closure(TorchFunctionMode):
         """What the function closes over, in the order in which it was met."""
         return [tensor for tensor, _ in self._known.values()]
 
+    @property
+    def stand_ins(self) -> list[Tensor]:
+        """What it sees in their place, in the same order."""
+        return [other for _, other in self._known.values()]
+
+    @property
+    def separable(self) -> bool:
+        """Whether stand-ins leave the function as it is: it took no derivative with respect to what it closes over."""
+        return not self._inseparable
+
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, which sees the stand-ins."""
 
@@ -96,10 +106,14 @@ class Closure(TorchFunctionMode):
 
     def explains(self, result: Tensor, given: Iterable[Tensor]) -> bool:
         """Whether all that a result depends on is one of the stand-ins, these or the function's own."""
-        known = [*given, *(other for _, other in self._known.values())]
-        foreign = [leaf for leaf in leaves_before(result, known) if id(leaf) not in self._leaves]
+        return not self.foreign(result, given) and self.separable
+
+    def foreign(self, result: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
+        """Return the leaves that a result depends on past the stand-ins: what torch functions did not show."""
+        leaves = leaves_before(result, [*given, *self.stand_ins])
+        unknown = [leaf for leaf in leaves if id(leaf) not in self._leaves]
         self._leaves.clear()
-        return not foreign and not self._inseparable
+        return unknown
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function with the stand-ins."""
