@@ -91,7 +91,7 @@ class Closure(TorchFunctionMode):
 
     @property
     def separable(self) -> bool:
-        """Whether stand-ins leave the function as it is: it took no derivative with respect to what it closes over."""
+        """Whether stand-ins leave the function as it is: it took no derivative by what it closes over."""
         return not self._inseparable
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
