@@ -76,7 +76,7 @@ def certify(
     Returns
     -------
     (label, probability, radius) : Certificate
-        Each of shape ``(B,)``; label is -1 and radius 0 where the bound is not above 1/2. Where decisions have
+        Each of shape ``(B,)``; label is -1 and radius 0 where the bound is not above 1/2. Where the noise has
         unequal scales, the radius is that of the smallest.
 
     Raises
