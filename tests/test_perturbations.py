@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch.distributions import (
     Independent,
     Normal,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import quadgrad as qg
+from benchmarks.perturbations import Live
 
 CPU = torch.device("cpu")
 NOISE = Normal(0.0, 0.25)
@@ -360,32 +359,6 @@ def test_without_gradient_nothing_is_kept() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- memory
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators make, and the most that lived at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.known:
-                    self.known.add(key)
-                    self.now += size
-                    weakref.finalize(storage, self.gone, key, size)
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def test_live_tensors_are_a_fifth_of_those_of_the_naive_step() -> None:
