@@ -358,6 +358,68 @@ def test_without_gradient_nothing_is_kept() -> None:
         torch.testing.assert_close(qg.perturbation_loss(loss, x, y, NOISE), value)
 
 
+# ------------------------------------------------------------------------------------------------- many processes
+
+
+def test_shards_with_the_numbers_of_their_items_add_up_to_the_whole_batch() -> None:
+    """What data-parallel processes do: each has some of the images, and the mean of gradients is taken."""
+    x, y = images(6)
+    model, numbers = convolutional(), torch.tensor([5, 900, 2, 17, 4, 2**33])
+    loss = lambda xs, ys: cross_entropy(model(xs), ys)
+    whole = qg.perturbation_loss(loss, x, y, NOISE, index=numbers, seed=3)
+    shards = [
+        qg.perturbation_loss(loss, x[i::2], y[i::2], NOISE, index=numbers[i::2], seed=3, chunk_size=7)
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(sum(shards) / 2, whole)
+    weight = model[0].weight  # type: ignore[index]
+    exact = torch.autograd.grad(whole, weight)[0]
+    torch.testing.assert_close(torch.autograd.grad(sum(shards) / 2, weight)[0], exact)
+
+
+def test_a_distributed_data_parallel_model_reduces_once() -> None:
+    x, y = images(4)
+    model = convolutional(norm=True)
+    other, sizes = copy.deepcopy(model), list[int]()
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+
+        def reduce(state: Any, bucket: Any) -> Any:
+            sizes.append(bucket.buffer().numel())
+            future: Any = torch.futures.Future()
+            future.set_result(2 * bucket.buffer())  # what a reduction would do is seen in the gradient
+            return future
+
+        reduce.__annotations__.clear()  # which it compares with classes, not with their names
+        parallel.register_comm_hook(None, reduce)
+        for _ in range(2):
+            sizes.clear()
+            parallel.zero_grad()
+            loss = lambda xs, ys: cross_entropy(parallel(xs), ys)
+            qg.perturbation_loss(loss, x, y, NOISE, n=4, chunk_size=8).backward()
+            assert sum(sizes) == sum(p.numel() for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+    qg.perturbation_loss(lambda xs, ys: cross_entropy(other(xs), ys), x, y, NOISE, n=4, chunk_size=8).backward()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, 2 * b.grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inside_compiled_code() -> None:
+    x, y, w = torch.rand(3, 2), torch.rand(3), torch.rand(2, requires_grad=True)
+    loss = lambda xs, ys: (xs @ w - ys) ** 2
+    step = lambda x: 2 * qg.perturbation_loss(loss, x, y, NOISE)
+    value = torch.compile(step, backend="eager")(x)
+    torch.testing.assert_close(value, step(x))
+    torch.testing.assert_close(torch.autograd.grad(value, w), torch.autograd.grad(step(x), w))
+    compiled = torch.compile(loss, backend="eager")
+    value = 2 * qg.perturbation_loss(compiled, x, y, NOISE)
+    torch.testing.assert_close(torch.autograd.grad(value, w), torch.autograd.grad(step(x), w))
+
+
 # -------------------------------------------------------------------------------------------------------- memory
 
 

@@ -1,8 +1,8 @@
 """Points for the perturbations of items: one evenly spread set, shifted anew for every item.
 
 They depend on the seed and on the item's key alone, not on the batch, the process or the order. The gradient of a
-loss over a batch then has two thirds of the error that independent points give it, and a fifth of what one set for
-all items does, with errors that add up.
+loss over a batch then has two thirds of the error that independent points give it, or less, and less than half of
+what one set for all items does, whose errors add up (a net on digits in mid-training: .111, .182 and .273).
 """
 
 from __future__ import annotations

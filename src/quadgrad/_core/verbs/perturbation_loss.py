@@ -61,7 +61,7 @@ def perturbation_loss(
         that share a batch must give it. Equal numbers get equal perturbations.
     chunk_size : int, optional
         Perturbed items in one call of ``loss``, at most: those of whole batches if one fits, otherwise of parts of
-        it. The larger of 256 and B unless given.
+        it. The larger of 256 and B unless given. Memory is that of one call.
 
     Returns
     -------
@@ -89,7 +89,9 @@ def perturbation_loss(
     evaluated once: dropout draws, and batch normalisation counts, what they would in a loop over the same chunks,
     statistics being those of a chunk. A backward pass with ``create_graph=True`` evaluates all of it again, with
     the same random numbers and without counting twice, and holds the graph of all chunks, as do calls under
-    ``torch.func`` transforms and forward mode. A model that was compiled runs as it is written.
+    ``torch.func`` transforms and forward mode. A model that was compiled runs as it is written. One in
+    ``DistributedDataParallel`` reduces once, in ``backward``; it needs ``static_graph=True`` in place of
+    ``find_unused_parameters=True``. To evaluate alone, call it under ``torch.no_grad()``.
 
     The points have the leading 23 digits in float32, so that normal perturbations stay within 5.3 standard
     deviations. Half precision is perturbed in float32 and rounded. Above 4,096 coordinates, the Sobol
