@@ -21,7 +21,7 @@ from quadgrad._core._torch import carries_derivative, leaves_behind
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
 
-__all__ = ["Parameters", "Substitution", "declare", "refuse_undeclared"]
+__all__ = ["Parameters", "Substitution", "closure_of", "declare", "refuse_undeclared"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
 
 def _captured(f: Any, depth: int = 4) -> Iterator[tuple[int, tuple[Tensor, str]]]:
     """Name the tensors that a function closes over, those of modules by their path."""
-    for name, value in _closure(f):
+    for name, value in closure_of(f):
         if isinstance(value, Tensor):
             yield id(value), (value, name)
         elif isinstance(value, Module):
@@ -158,7 +158,8 @@ def _captured(f: Any, depth: int = 4) -> Iterator[tuple[int, tuple[Tensor, str]]
             yield from _captured(value, depth - 1)
 
 
-def _closure(f: Any) -> Iterator[tuple[str, Any]]:
+def closure_of(f: Any) -> Iterator[tuple[str, Any]]:
+    """Name what a function closes over, or an object that is called holds."""
     if isinstance(f, functools.partial):
         yield from ((f"argument {i} of functools.partial", value) for i, value in enumerate(f.args))
         yield from f.keywords.items()

@@ -9,6 +9,7 @@ import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
@@ -141,7 +142,11 @@ def qmc(
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     tolerances = (rtol, atol)
-    problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
-    ranks = open_ranks(group, problem)
-    sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
-    return integrate_samples(problem, gradient, sample, said, on_failure)
+    with Ranks(group) as ranks:
+        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        open_ranks(
+            ranks, problem, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, chunk_size=chunk_size,
+        )  # fmt: skip
+        sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
+        return integrate_samples(problem, gradient, sample, said, on_failure)

@@ -38,13 +38,17 @@ MOST = 2**22
 """Points of all replicates at most, unless n says."""
 
 
-def open_ranks(group: Any, problem: Problem) -> Ranks:
-    """Return the ranks of a group, on which everything passed is the same."""
-    ranks = Ranks(group, problem.limits.a.device)
+def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
+    """Return the ranks of a group (or these, if they are given), on which everything passed is the same."""
+    ranks = group if isinstance(group, Ranks) else Ranks(group)
     if not ranks.alone:
-        given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
-        given |= {"a": problem.limits.a, "b": problem.limits.b}
-        ranks.refuse_differences({name: v for name, v in given.items() if isinstance(v, Tensor)})
+        with ranks:
+            ranks.check_device(problem.limits.a.device)
+            given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
+            marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
+            points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
+            options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
+            ranks.refuse_differences(given | marks | points | options)
     return ranks
 
 
@@ -107,12 +111,22 @@ def integrate_samples(
     on_failure: Literal["warn", "raise", "ignore"],
 ) -> Result:
     """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`."""
+    with sample.ranks:
+        return _share(problem, gradient, sample, said, on_failure)
+
+
+def _share(
+    problem: Problem,
+    gradient: GradientMode,
+    sample: Sample,
+    said: str,
+    on_failure: Literal["warn", "raise", "ignore"],
+) -> Result:
     outer = current_record()
-    if not sample.ranks.alone and in_transform():
-        raise ValueError("group: under torch.func transforms the integral has to be computed by one process")
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
-        problem, probe, lanes = open_call(problem, (problem.tolerance.rtol, problem.tolerance.atol), None, False)
+        tolerances = (problem.tolerance.rtol, problem.tolerance.atol)
+        problem, probe, lanes = open_call(problem, tolerances, None, False, sample.ranks)
         if lanes is not None:
             n = sample.plan.n.new_zeros(problem.batch)
             grid = sample.plan.grid
