@@ -1,8 +1,9 @@
 """The processes that share a call: each computes some parts of a sum, and all hold the same bits of the whole.
 
-Parts are fixed before it is known how many processes there are, and added in their order. Whatever a rank does next
-with the others is preceded by a header from each, which says what it is, or that this rank has failed: so none waits
-for one that has raised. None of it is torch's functional collectives, whose gradient depends on the number of ranks.
+Parts are fixed before it is known how many processes there are, and added in their order. Whatever a rank does
+next with the others is preceded by a header from each, which says what it is, or that this rank has failed: so none
+waits for one that has raised. None of it is torch's functional collectives, whose gradient depends on the number of
+ranks.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class Ranks:
         return layout.tensors(sums) if count else like
 
     def _waves_at_once(self, size: int) -> int:
-        """Return how many waves of parts of so many bytes to compute before the next message: alike on all ranks."""
+        """Return how many waves of parts of so many bytes the next message has: alike on all ranks."""
         if self._wave_seconds == 0.0:
             return 1
         return max(1, int(min(FASTER * self._waves, PATIENCE / self._wave_seconds, WAITING / max(1, size))))
@@ -231,12 +232,13 @@ class Ranks:
         probe = probe.detach().cpu()
         each = self.gather(probe)
         eps = torch.finfo(probe.dtype).eps if probe.dtype.is_floating_point or probe.is_complex() else 0.0
-        close = {"rtol": eps**0.5, "atol": 0.0, "equal_nan": True}
-        others = [
-            rank
-            for rank, one in enumerate(each)
-            if one.shape != each[0].shape or one.dtype != each[0].dtype or not torch.allclose(one, each[0], **close)
-        ]
+
+        def differs(one: Tensor, other: Tensor) -> bool:
+            if one.shape != other.shape or one.dtype != other.dtype:
+                return True
+            return not torch.allclose(one, other, rtol=eps**0.5, atol=0.0, equal_nan=True)
+
+        others = [rank for rank, one in enumerate(each) if differs(one, each[0])]
         if others:
             raise ValueError(
                 f"f differs between the ranks of the group: at the same point ranks {others} got another value "
