@@ -79,7 +79,76 @@ def sample_network(rank: int, world: int) -> list[Tensor]:
     return found
 
 
-SAME = (sample_arguments, sample_twice, sample_network)
+def quad_everything(rank: int, world: int) -> list[Tensor]:
+    """Arguments, both limits, breakpoints, a matrix that is closed over; two backward passes; uneven parts."""
+    a, b = leaf(torch.linspace(-1.0, 0.5, 70)), leaf(2.0)
+    s, p = leaf(torch.linspace(0.05, 1.0, 70)), leaf([[0.1, 0.7]])
+    c = leaf([0.3, 0.6])
+    f = lambda x, s: torch.stack((1 / (x**2 + s**2), (x - c[0]).abs() * c[1] * 2), -1)
+    result = qg.quad(f, a, b, (s,), points=p, rtol=1e-6, group=group_of(world))
+    weight = torch.linspace(1.0, 2.0, 140, dtype=torch.float64).reshape(70, 2)
+    first = torch.autograd.grad(result.value, (a, b, s, p, c), weight, retain_graph=True)
+    second = torch.autograd.grad(result.value, (a, b, s, p, c), 2 * weight)
+    return [*numbers(result), result.plan.row, result.plan.start, *first, *second]
+
+
+def quad_twice(rank: int, world: int) -> list[Tensor]:
+    """Third derivatives of a batch."""
+    s, c, b = leaf([0.5, 0.8, 1.2]), leaf(0.3), leaf(1.0)
+    h = c * c  # closed over, and not a leaf
+    f = lambda x, s: torch.exp(-(x**2) * s) * torch.cos(h * x)
+    value = qg.quad(f, t64(0.0), b, (s,), rtol=1e-10, group=group_of(world)).value
+    first = torch.autograd.grad((value**2).sum(), (s, c, b), create_graph=True)
+    second = torch.autograd.grad(sum((g**2).sum() for g in first), (s, c, b), create_graph=True)
+    third = torch.autograd.grad(sum(g.sum() for g in second), (s, c, b))
+    return [*(g.detach() for g in (*first, *second)), *third]
+
+
+def quad_single(rank: int, world: int) -> list[Tensor]:
+    """One integral, by the first rank, of a network; chunk_size; a warm start."""
+    net = make_network(1)
+    f = lambda x: net(x.reshape(-1, 1)).reshape(x.shape)
+    group = group_of(world)
+    result = qg.quad(f, t64(0.0), 1.0, group=group)
+    again = qg.quad(f, t64(0.0), 1.0, group=group, plan=result.plan, chunk_size=50)
+    found = []
+    for one in (result, again):
+        one.value.backward()
+        found += [*numbers(one), *(p.grad.clone() for p in net.parameters())]
+    return found
+
+
+def quad_kinds(rank: int, world: int) -> list[Tensor]:
+    """Resolve with declared parameters, jumps, logarithms, warm starts of a batch, failures."""
+    group, found = group_of(world), []
+    e, w = leaf([0.1, 0.02, 0.004]), leaf(1.5)
+    f = lambda x, e: w / (x**2 + e**2)
+    result = qg.quad(f, t64(-1.0), 1.0, (e,), rtol=1e-3, gradient=qg.Resolve(rtol=1e-9, params=w), group=group)
+    assert result.derivative is not None
+    found += [*numbers(result), result.derivative.error, result.derivative.status]
+    found += torch.autograd.grad(result.value.sum(), (e, w))
+    level = leaf([0.3, -0.2, 2.0])
+    step = lambda x, t: (torch.sin(10 * x) > t).to(x.dtype)
+    result = qg.quad(step, t64(0.0), 1.0, (level,), jumps=lambda x, t: torch.sin(10 * x) - t, group=group)
+    found += [*numbers(result), *torch.autograd.grad(result.value.sum(), level)]
+    count = leaf([400.0, 3000.0])
+    log_f = lambda rate, n: n * torch.log(rate) - 2 * rate - torch.lgamma(n + 1)
+    result = qg.quad(log_f, t64(0.0), torch.inf, (count,), log=True, group=group)
+    found += [*numbers(result), *torch.autograd.grad(result.value.sum(), count)]
+    k = leaf([[1.0, 2.0], [3.0, 4.0]])
+    g = lambda x, k: torch.sin(k * x) ** 2
+    cold = qg.quad(g, t64(0.0), 1.0, (k,), group=group)
+    warm = qg.quad(g, t64(0.0), 1.0, (k * 1.01,), plan=cold.plan, group=group)
+    error = qg.gradient_error(cold, k)
+    found += [*numbers(cold), *numbers(warm), *torch.autograd.grad((cold.value + warm.value).sum(), k), error]
+    with torch.no_grad():
+        hard = qg.quad(
+            lambda x, k: torch.sin(x * k) / x, t64(1.0), torch.inf, (k,), group=group, on_failure="ignore"
+        )
+    return [*found, *numbers(hard)]
+
+
+SAME = (sample_arguments, sample_twice, sample_network, quad_everything, quad_twice, quad_single, quad_kinds)
 """Scenarios whose results do not depend on the number of ranks."""
 
 

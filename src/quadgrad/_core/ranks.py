@@ -153,27 +153,52 @@ class Ranks:
     def _fold(self, count: int, compute: Compute, like: list[Tensor]) -> list[Tensor]:
         """Add up parts, one of each rank in a wave; several waves in a message, where they are short."""
         layout = _Layout(like)
-        sums = layout.empty(1)
-        wave, waves = 0, -(-count // self.count)
-        while wave < waves:
-            now = min(self._waves_at_once(layout.bytes), waves - wave)
-            own, began = layout.empty(now), time.perf_counter()
-            for row in range(now):
-                part = (wave + row) * self.count + self.rank
-                if part < count:
-                    layout.enter(own, row, compute(part))
-            seconds = max(self._meet(_SUM, time.perf_counter() - began, now * layout.bytes))
-            self._waves, self._wave_seconds = now, seconds / now
+        sums, wave = layout.empty(1), 0
+        while wave * self.count < count:
+            now, began = self._waves_at_once(count, wave, layout.bytes), time.perf_counter()
+            own = layout.empty(now)
+            for part in self._own(count, wave, now):
+                layout.enter(own, part // self.count - wave, compute(part))
+            self._pace(now, self._meet(_SUM, time.perf_counter() - began, now * layout.bytes))
             for whole, mine in zip(sums, own, strict=True):
                 self._add(whole[0], mine, wave, count)
             wave += now
         return layout.tensors(sums) if count else like
 
-    def _waves_at_once(self, size: int) -> int:
+    def deal(self, count: int, compute: Callable[[int], Any]) -> list[Any]:
+        """Return what ``compute`` returns for each part: something that pickles, of moderate size.
+
+        Each rank calls it for its own parts, as in :meth:`fold`, whose errors may be raised here, too.
+        """
+        if self.alone:
+            return [compute(part) for part in range(count)]
+        with self:
+            found: dict[int, Any] = {}
+            wave = 0
+            while wave * self.count < count:
+                now, began = self._waves_at_once(count, wave), time.perf_counter()
+                packed = pickle.dumps({part: compute(part) for part in self._own(count, wave, now)})
+                self._pace(now, self._meet(_GATHER, time.perf_counter() - began, now))
+                for each in self._collect_objects(packed):
+                    found.update(pickle.loads(each))
+                wave += now
+            return [found[part] for part in range(count)]
+
+    def _own(self, count: int, wave: int, waves: int) -> range:
+        """Return the parts of this rank in some waves."""
+        return range(wave * self.count + self.rank, min(count, (wave + waves) * self.count), self.count)
+
+    def _waves_at_once(self, count: int, wave: int, size: int = 0) -> int:
         """Return how many waves of parts of so many bytes the next message has: alike on all ranks."""
+        left = -(-count // self.count) - wave
         if self._wave_seconds == 0.0:
-            return 1
-        return max(1, int(min(FASTER * self._waves, PATIENCE / self._wave_seconds, WAITING / max(1, size))))
+            return min(left, 1)
+        most = min(FASTER * self._waves, PATIENCE / self._wave_seconds, WAITING / max(1, size))
+        return min(left, max(1, int(most)))
+
+    def _pace(self, waves: int, seconds: list[float]) -> None:
+        """Note how long the slowest rank has computed for some waves."""
+        self._waves, self._wave_seconds = waves, max(max(seconds), 1e-6) / waves
 
     def _add(self, whole: Tensor, own: Tensor, wave: int, count: int) -> None:
         """Add the parts of all ranks ``own`` ``(waves, n)`` to ``whole`` ``(n,)``, in their order."""
@@ -197,7 +222,7 @@ class Ranks:
             return [pickle.loads(each) for each in self._collect_objects(packed)]
 
     def refuse_differences(self, given: dict[str, Any]) -> None:
-        """Raise on all ranks if they were given different things: tensors, or what is told apart by its ``repr``.
+        """Raise on all ranks if they were given different things: tensors, numbers, texts.
 
         Raises
         ------
@@ -362,9 +387,11 @@ def _unpack(rank: int, whole: bytes | None, text: str, trace: str) -> Exception:
 def _fingerprint(value: Any) -> tuple[Any, ...]:
     """Return something small that differs if tensors or options do, what is shown of it first."""
     if not isinstance(value, Tensor):
-        return (repr(value),)
-    plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    digest = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        plain = value is None or isinstance(value, bool | int | float | complex | str | tuple)
+        return (repr(value) if plain else type(value).__name__,)  # other objects may show where they are in memory
+    plain = value.detach().resolve_conj().resolve_neg().cpu()
+    flat = plain.reshape(-1).clone(memory_format=torch.contiguous_format)
+    digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
     shown = f"{tuple(plain.shape)} of {plain.dtype}".replace("torch.", "")
     if plain.numel() <= 1:
         shown = f"{plain.tolist()}"

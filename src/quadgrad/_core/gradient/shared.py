@@ -85,7 +85,8 @@ class SharedGradient:
 
         def graph(number: int, given: Sequence[Tensor], connected: bool) -> tuple[list[Tensor], list[Tensor]]:
             variables, products = self.graph(number, given[:count], True)
-            weights = [stand_in(t, connected=False) for t in given[count:]]
+            with torch.enable_grad():
+                weights = [stand_in(t, connected=False) for t in given[count:]]
             chosen = [(p, w) for p, w in zip(products, weights, strict=True) if p.requires_grad]
             return [*variables, *weights], gradient_of(chosen, variables, connected)
 

@@ -32,7 +32,7 @@ from quadgrad._core.search.kernel.native import open_native
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.wrapped import refuse_wrapped
 
-__all__ = ["lower", "open_call"]
+__all__ = ["lower", "open_call", "open_ranks"]
 
 
 def open_call(
@@ -71,6 +71,20 @@ def open_call(
         return problem, probe, None
     lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes
+
+
+def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
+    """Return the ranks of a group (or these, if they are given), on which everything passed is the same."""
+    ranks = group if isinstance(group, Ranks) else Ranks(group)
+    if not ranks.alone:
+        with ranks:
+            ranks.check_device(problem.limits.a.device)
+            given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
+            marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
+            points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
+            options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
+            ranks.refuse_differences(given | marks | points | options)
+    return ranks
 
 
 def _is_differentiated(reached: list[Tensor]) -> bool:

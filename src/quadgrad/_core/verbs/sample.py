@@ -25,7 +25,7 @@ from quadgrad._core.search.sampling import Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
-from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.door import lower, open_call, open_ranks
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
 
@@ -36,20 +36,6 @@ FIRST = 2**11
 
 MOST = 2**22
 """Points of all replicates at most, unless n says."""
-
-
-def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
-    """Return the ranks of a group (or these, if they are given), on which everything passed is the same."""
-    ranks = group if isinstance(group, Ranks) else Ranks(group)
-    if not ranks.alone:
-        with ranks:
-            ranks.check_device(problem.limits.a.device)
-            given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
-            marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
-            points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
-            options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
-            ranks.refuse_differences(given | marks | points | options)
-    return ranks
 
 
 def make_sample(

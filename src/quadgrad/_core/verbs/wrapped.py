@@ -59,8 +59,8 @@ def _refuse_ddp(module: Module, inputs: Any) -> None:
 def _refuse_fsdp(module: Module, inputs: Any) -> None:
     raise IntegrandError(
         "f calls an FSDP module, which fetches its weights from all ranks, while each rank of the group calls f at "
-        "points of its own: it would hang. Integrate without group, every rank on the same points, or call a module "
-        "that is not sharded"
+        "points of its own: it would hang. Integrate without group, every rank on the same points, or call a "
+        "module that is not sharded"
     )
 
 
