@@ -35,9 +35,10 @@ def run(folder: Path, world: int, target: Callable[..., Any], *args: Any, timeou
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["rank_scenarios"])
-    names = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")}
-    os.environ["OMP_NUM_THREADS"] = "1"
+        context.set_forkserver_preload(["rank_scenarios", "rank_failures"])
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    # The server does not hear of our path in another way, and would import nothing beforehand.
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
     try:
         workers = [
             context.Process(target=_work, args=(folder, rank, world, target, args), daemon=True)
@@ -46,7 +47,7 @@ def run(folder: Path, world: int, target: Callable[..., Any], *args: Any, timeou
         for worker in workers:
             worker.start()
     finally:
-        for name, value in names.items():
+        for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     ends = time.monotonic() + timeout
     for worker in workers:

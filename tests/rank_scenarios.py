@@ -11,8 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 import quadgrad as qg
 from helpers import leaf, t64
 
-WORLD = object()
-
 
 def group_of(world: int) -> Any:
     """Return the group of all ranks; None where there is none."""
@@ -39,7 +37,7 @@ def sample_arguments(rank: int, world: int) -> list[Tensor]:
     width = leaf([0.5, 0.7, 0.9, 1.1, 1.3])
     upper = leaf([[1.0, 2.0, 1.5]])
     f = lambda x, s: torch.stack((torch.exp(-((x / s[..., None]) ** 2).sum(-1)), torch.cos(x.sum(-1) * s)), -1)
-    result = qg.qmc(f, t64([-1.0, 0.0, 0.0]), upper, (width,), rtol=1e-5, n=2**18, group=group_of(world),
+    result = qg.qmc(f, t64([-1.0, 0.0, 0.0]), upper, (width,), rtol=1e-5, n=2**16, group=group_of(world),
                     on_failure="ignore")  # fmt: skip
     weight = torch.linspace(1.0, 2.0, 10, dtype=torch.float64).reshape(5, 2)
     first = torch.autograd.grad(result.value, (width, upper), weight, retain_graph=True)
@@ -148,7 +146,44 @@ def quad_kinds(rank: int, world: int) -> list[Tensor]:
     return [*found, *numbers(hard)]
 
 
-SAME = (sample_arguments, sample_twice, sample_network, quad_everything, quad_twice, quad_single, quad_kinds)
+def checked(rank: int, world: int) -> list[Tensor]:
+    """First and second derivatives against finite differences of the values."""
+    group = group_of(world)
+    f = lambda x, s: torch.exp(-(x**2).sum(-1) * s)
+    sampled = lambda b, s: qg.qmc(f, t64([0.0, 0.0]), b, (s,), n=2**10, replicates=2, group=group).value
+    dealt = lambda b, s: qg.quad(lambda x, s: torch.exp(-x * s), t64(0.0), b, (s,), rtol=1e-12, group=group).value
+    done = [
+        check(function, (b, leaf([0.5, 0.8])))
+        for function, b in ((sampled, leaf([1.0, 1.5])), (dealt, leaf(1.3)))
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck)
+    ]
+    return [torch.tensor(done)]
+
+
+def sample_resolved(rank: int, world: int) -> list[Tensor]:
+    """A derivative that is searched too, how wrong gradients are, and integrals that need different numbers."""
+    s, c = leaf([0.3, 0.6, 1.2]), leaf(0.4)
+    f = lambda x, s: c * torch.exp(-(x**2).sum(-1) / s**2)
+    given = {"rtol": 1e-3, "n": 2**16, "group": group_of(world)}
+    result = qg.qmc(f, t64([0.0, 0.0]), 1.0, (s,), gradient=qg.Resolve(rtol=1e-2, params=c), **given)
+    plain = qg.qmc(f, t64([0.0, 0.0]), 1.0, (s,), **given)
+    assert result.derivative is not None
+    error = qg.gradient_error(plain, (s, c))
+    gradients = [g for one in (result, plain) for g in torch.autograd.grad(one.value.sum(), (s, c))]
+    return [*numbers(result), result.derivative.error, *numbers(plain), *gradients, *error]
+
+
+SAME = (
+    checked,
+    sample_resolved,
+    sample_arguments,
+    sample_twice,
+    sample_network,
+    quad_everything,
+    quad_twice,
+    quad_single,
+    quad_kinds,
+)
 """Scenarios whose results do not depend on the number of ranks."""
 
 

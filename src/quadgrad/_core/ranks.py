@@ -235,11 +235,11 @@ class Ranks:
         for name in dict.fromkeys(name for one in each for name in one):
             others = [rank for rank, one in enumerate(each) if one.get(name) != each[0].get(name)]
             if others:
-                shown = ", ".join(
-                    f"{each[rank].get(name, ('nothing',))[0]} on rank {rank}" for rank in (0, others[0])
-                )
+                one, other = (each[rank].get(name, ("nothing",))[0] for rank in (0, others[0]))
+                other = "other values" if one == other else other
                 raise ValueError(
-                    f"{name} differs between the ranks of the group ({shown}): a group shares one integral, so "
+                    f"{name} differs between the ranks of the group ({one} on rank 0, {other} on rank "
+                    f"{others[0]}): a group shares one integral, so "
                     "every rank passes the same limits, arguments and options. Ranks with data of their own need "
                     "no group"
                 )
@@ -294,7 +294,7 @@ class Ranks:
         try:
             self._meet(_FAILED)
             self._collect_objects(_pack(error, self.rank))
-        except RuntimeError as lost:
+        except Exception as lost:  # of the backend, or of what the device lacks: the error here comes first
             error.add_note(f"quadgrad: the other ranks of the group could not be told: {lost}")
 
     def _raise(self, reports: list[bytes]) -> None:
