@@ -46,8 +46,9 @@ class _Rank:
             raise error
         return torch.exp(-(x**2).sum(-1))
 
-    def search(self, after: int = 3, error: Exception = LookupError("a missing table")) -> None:
-        qg.qmc(lambda x: self.bad(x, after, error), ZERO, 1.0, n=2**18, group=self.group)
+    def search(self, after: int = 3, error: Exception | None = None) -> None:
+        wrong = error or LookupError("a missing table")
+        qg.qmc(lambda x: self.bad(x, after, wrong), ZERO, 1.0, n=2**18, group=self.group)
 
     def first_call(self) -> None:
         self.search(0)
@@ -161,8 +162,9 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 """What rank 1 passes instead."""
 
 TRIALS = (
-    "search", "first_call", "unusual", "slow", "backward", "dealt", "dealt_backward", "limit", *DIFFERENT, "network",
-    "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain", "unmatched", "works_again",
+    "search", "first_call", "unusual", "slow", "backward", "dealt", "dealt_backward", "limit", *DIFFERENT,
+    "network", "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain", "unmatched",
+    "works_again",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from quadgrad._core.estimates.replicates import FEWEST, Estimate, ReplicateSums
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.ranks import PARTS, Ranks
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
@@ -38,7 +39,7 @@ class Sample:
     """What to sample, and when to stop.
 
     ``first`` points of each replicate are taken in the first round, ``most`` in all. A sample is ``fixed`` where no
-    tolerance was asked for. ``every`` component of f has to be seen, or any will do.
+    tolerance was asked for. ``every`` component of f has to be seen, or any will do. ``advance`` is told of points.
     """
 
     plan: PointsPlan
@@ -48,6 +49,7 @@ class Sample:
     confidence: float
     ranks: Ranks
     every: bool = True
+    advance: Advance = nothing
 
 
 def blocks(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
@@ -170,6 +172,8 @@ class _Rounds:
             whole = self._no_sums(active.numel())
             for low, count in parts[part]:
                 whole.add(self._block(plan, box, owner, low, count).tensors())
+                # The other ranks add as many meanwhile.
+                self.sample.advance(count * plan.replicates * active.numel() * self.sample.ranks.count)
             return whole.tensors()
 
         none = lambda: self._no_sums(active.numel()).tensors()
