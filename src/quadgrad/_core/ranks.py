@@ -9,6 +9,7 @@ ranks.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import time
 import traceback
@@ -177,7 +178,7 @@ class Ranks:
             wave = 0
             while wave * self.count < count:
                 now, began = self._waves_at_once(count, wave), time.perf_counter()
-                packed = pickle.dumps({part: compute(part) for part in self._own(count, wave, now)})
+                packed = _dumps({part: compute(part) for part in self._own(count, wave, now)})
                 self._pace(now, self._meet(_GATHER, time.perf_counter() - began, now))
                 for each in self._collect_objects(packed):
                     found.update(pickle.loads(each))
@@ -217,7 +218,7 @@ class Ranks:
         if self.alone:
             return [value]
         with self:
-            packed = pickle.dumps(value)
+            packed = _dumps(value)
             self._meet(_GATHER)
             return [pickle.loads(each) for each in self._collect_objects(packed)]
 
@@ -356,6 +357,22 @@ class _Layout:
             flat[self._order[dtype]][0, low:high].reshape(like.shape).clone()
             for (dtype, low, high), like in zip(self._places, self._like, strict=True)
         ]
+
+
+class _Pickler(pickle.Pickler):
+    """Packs tensors as arrays: torch's own way takes 0.1 ms for each, and small ones are many."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Say how to pack tensors of the CPU."""
+        if type(value) is not Tensor or value.requires_grad or value.is_conj() or value.dtype is torch.bfloat16:
+            return NotImplemented
+        return torch.from_numpy, (value.numpy(),)
+
+
+def _dumps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
 def _pack(error: Exception, rank: int) -> bytes:
