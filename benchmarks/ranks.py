@@ -33,9 +33,8 @@ REPEATS = 7
 
 def make_network(d: int, width: int = 64) -> nn.Sequential:
     """Return a network of two layers with fixed weights."""
-    network = nn.Sequential(
-        nn.Linear(d, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
-    ).double()
+    layers = nn.Linear(d, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
+    network = nn.Sequential(*layers).to(torch.float64)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).reshape(parameter.shape))

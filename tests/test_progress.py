@@ -49,7 +49,8 @@ def test_without_rich_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert torch.equal(integrate(progress=True).value, integrate().value)
-    assert terminal.getvalue() == "quadgrad: progress is shown by rich: pip install 'quadgrad[cli]'\n"
+    assert terminal.getvalue().count("\n") == 1
+    assert "pip install 'quadgrad[cli]'" in terminal.getvalue()
 
 
 def test_the_bar_counts_points(monkeypatch: pytest.MonkeyPatch) -> None:
