@@ -107,5 +107,5 @@ def measure(scale: float = 1.0) -> Findings:
             ),
             Figure("hard corner peaks (37.5) converged and wrong", hard, target=Target(0.0), unit=""),
         ],
-        notes=[f"Stopped: {stopped.converged:,} of {stopped.integrals:,} converged, {stopped.wrong} of them wrong."],
+        notes=[f"With stopping {stopped.converged:,} of {stopped.integrals:,} converged, {stopped.wrong} wrong."],
     )  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from quadgrad._core.recompute import Rows
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.task import Found
 
-__all__ = ["Differentiated", "GradientMode", "Primal", "Scaled"]
+__all__ = ["Differentiated", "Finished", "GradientMode", "Primal", "Scaled"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class Primal:
         problem, rows = self.problem, self.rows if plan is None or plan is self.plan else None
         parts = (problem.integrand, self.plan if plan is None else plan, problem.limits, self.treatment)
         return replay_with_limits(*parts, problem.chunk_size, rows=rows)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A primal whose integrals ``(batch, components)`` are not yet what is reported: a function of them is.
+
+    ``function`` returns ``(batch, *event)``; it is differentiable, and made of torch operations.
+    """
+
+    primal: Any
+    function: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

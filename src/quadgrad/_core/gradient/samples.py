@@ -7,7 +7,7 @@ every rank holds the same bits of the whole gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
 from quadgrad._core.gradient.shared import SharedGradient
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
 from quadgrad._core.search.task import Found
@@ -112,17 +113,22 @@ def _search_derivative(
 
 
 def sampled_gradient_error(
-    primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor
-) -> tuple[Tensor, ...]:
+    primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor,
+    function: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the half-width of Student's interval for each entry of a gradient, from those of all replicates.
 
+    ``function``, if there is one, makes of the integrals that whose gradient it is, also in each replicate.
     Their running mean and square are kept (Welford, *Technometrics* 4, 1962), and no gradient but the last.
     """
     count = plan.replicates
     means = [torch.zeros_like(t) for t in tensors]
     squares = [torch.zeros_like(t.abs()) for t in tensors]
     for number in range(count):
-        value = replay_sample(primal.problem, primal.sample, plan.replicate(number), primal.value)
+        one = plan.replicate(number)
+        # The value matters where it is not linear in the integrals: then it has to be the replicate's own.
+        value = replay_sample(primal.problem, primal.sample, one, None if function else primal.value)
+        value = function(value) if function else value
         gradients = cast(
             _Gradients, torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
         )
@@ -247,7 +253,7 @@ class _Mean:
         x, weight = plan.place(box, start, count)
         y = integrand(x.expand(-1, active, -1), slice(0, active))
         weight = weight / (plan.count * plan.n)
-        return (y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))).sum(0)
+        return (y * align(weight, y)).sum(0)
 
     def tensors(self) -> list[Any]:
         """Return what the means may be differentiated with respect to, beside what f closes over."""

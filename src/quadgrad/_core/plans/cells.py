@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.printing import counted
@@ -102,9 +103,10 @@ class CellPlan(Plan):
         others = int(self.kind.count_nonzero()) if len(self) else 0
         vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
         if others:
-            vars(self).update(extrapolated=(self.kind >= EXTRAPOLATED).nonzero().squeeze(1))
+            ends = self.kind >= EXTRAPOLATED
+            vars(self).update(extrapolated=locate(ends, int(ends.count_nonzero())))
         if 0 < others < len(self):
-            evenly, crowding = (mask.nonzero().squeeze(1) for mask in (self.linear, ~self.linear))
+            evenly, crowding = locate(self.linear, len(self) - others), locate(~self.linear, others)
             vars(self).update(evenly=evenly, crowding=crowding)
 
     def same(self, other: Any) -> bool:

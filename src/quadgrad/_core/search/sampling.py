@@ -16,12 +16,13 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.ranks import PARTS, Ranks
+from quadgrad._core.reduce import align
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 
 __all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "search_samples", "tile_size"]
 
-BLOCK = 2**14
+BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
 
 LONGEST = 16
@@ -123,7 +124,7 @@ class _Rounds:
             active = active[~done[active]]
             start, stop = stop, min(2 * stop, sample.most)
         estimate = self._estimate()
-        value = estimate.value.masked_fill(_like(self.sums.lost > 0, estimate.value), torch.nan)
+        value = estimate.value.masked_fill(align(self.sums.lost > 0, estimate.value), torch.nan)
         return Found(
             replace(self.plan, n=self.n),
             value,
@@ -186,7 +187,7 @@ class _Rounds:
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
         if self.scale is not None:
             scale = self.scale if isinstance(owner, slice) else self.scale[owner]
-            y = y / scale.reshape(-1, *(1,) * (y.ndim - 2))
+            y = y / align(scale[None], y)
         return ReplicateSums.of(y, weight, plan.count)
 
     def _scale_of(self, plan: PointsPlan, box: Box, owner: slice | Tensor, width: int) -> Tensor | None:
@@ -197,7 +198,3 @@ class _Rounds:
         if not bool(extreme.any()):
             return None
         return torch.where(extreme, torch.exp2(size.log2().round()), 1.0)
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (values.ndim - 1))
