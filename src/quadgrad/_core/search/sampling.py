@@ -25,7 +25,7 @@ __all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "search_samples", 
 BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
 
-LONGEST = 16
+LONGEST = 4
 """Blocks in a part at most, where there are more than enough parts: ranks hear of an error after each."""
 
 EXTREME = 2.0**400
