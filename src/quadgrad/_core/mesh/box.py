@@ -40,6 +40,11 @@ class Box:
         return self.a.shape[1]
 
     @property
+    def empty(self) -> Tensor:
+        """Which boxes have no volume, ``(batch or 1,)``."""
+        return (self.a == self.b).any(1)
+
+    @property
     def marks(self) -> tuple[Tensor, ...]:
         """All places that can carry a gradient."""
         return self.a, self.b
@@ -116,7 +121,7 @@ class Box:
         return x, stretch.prod(-1) * torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
 
     def _margin(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return how far from the limits to stay: what is rounded to one, where f may be infinite, is a node there."""
+        """Return how far from the limits to stay, where f may be infinite: x is rounded before f sees it."""
         rounding = torch.finfo(self.x_dtype)
         return (rounding.eps * torch.maximum(a.detach().abs(), b.detach().abs())).clamp_min(rounding.tiny)
 
