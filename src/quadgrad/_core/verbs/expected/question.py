@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,21 @@ class Question:
     def still(self) -> Any:
         """Return the distribution without gradient, in the dtype of the sums."""
         return self.parts.build(floating([t.tensor.detach() for t in self.parts.tensors], self.wide))
+
+    def without_gradient(self, places: Sequence[int]) -> Question:
+        """Return the question with these arguments detached."""
+        if not places:
+            return self
+        args = list(self.args)
+        for i in places:
+            given = args[i]
+            args[i] = Element(given.tensor.detach(), given.ndim) if isinstance(given, Element) else given.detach()
+        return replace(self, args=tuple(args))
+
+    def with_still_parameters(self) -> Question:
+        """Return the question with the distribution's parameters detached."""
+        tensors = tuple(Element(t.tensor.detach(), t.ndim) for t in self.parts.tensors)
+        return replace(self, parts=replace(self.parts, tensors=tensors))
 
     def arguments(self, *more: Any, detached: bool = False) -> tuple[Any, ...]:
         """Return arguments and parameters, then ``more`` of a method's own, as those of one integrand."""
