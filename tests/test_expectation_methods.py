@@ -134,7 +134,7 @@ def test_errors_cover_in_a_thousand_samples(method: Any, name: str) -> None:
 
 
 def test_many_batches_that_converged_are_right() -> None:
-    """The exponential has rare large values, which scrambled points leave to chance: errors are judged after stopping."""
+    """An exponential has rare large values, which scrambled points leave to chance."""
     generator = torch.Generator().manual_seed(3)
     loc = torch.randn(300, 3, dtype=torch.float64, generator=generator)
     scale = 0.3 + 0.5 * torch.rand(300, 3, dtype=torch.float64, generator=generator)

@@ -141,7 +141,7 @@ def lay_out_line(distribution: Any, still: Any, dtype: torch.dtype, device: torc
         limits_of(distribution)
         components = distribution.component_distribution, still.component_distribution
         line = lay_out_line(*components, dtype, device)
-        ends = [e if isinstance(e, float) else e.expand(line.anchor.shape)[..., 0] for e in (line.a, line.b)]
+        ends = [e.expand(line.anchor.shape)[..., 0] if isinstance(e, Tensor) else e for e in (line.a, line.b)]
         points = line.points
         if points is not None:
             points = torch.stack(

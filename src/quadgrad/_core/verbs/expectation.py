@@ -354,6 +354,6 @@ def _choose_estimator(question: Question, reach: Reach, estimator: str) -> tuple
 
 def _no_path(question: Question) -> str:
     return (
-        f"estimator='pathwise' needs draws that move with the parameters, and those of {_name(question)} do not (it "
-        "has no rsample): use estimator='score', or method='exact' where its values can be gone through"
+        f"estimator='pathwise' needs draws that move with the parameters, and those of {_name(question)} do not "
+        "(it has no rsample): use estimator='score', or method='exact' where its values can be gone through"
     )

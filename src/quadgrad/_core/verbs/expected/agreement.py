@@ -1,7 +1,7 @@
 """Whether a pathwise derivative is all there is: where f jumps, it is not, and no warning would come from torch.
 
-Both estimators are taken from the same few draws in independent groups. Where f has no jump, the groups' differences
-have mean 0.
+Both estimators are taken from the same few draws in independent groups. Where f has no jump, the groups'
+differences have mean 0.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Weighed:
         if weights is not None:  # the components of a mixture side by side, each on its own scale
             distribution, z = distribution.component_distribution, z[..., None]
         x = anchor + width * z
-        # Where the density has underflowed f may be infinite, and so may the derivative of log_prob: the products are
-        # 0, not NaN.
+        # Where the density has underflowed f may be infinite, and so may the derivative of log_prob: the products
+        # are 0, not NaN.
         with torch.no_grad():
             seen = torch.exp(distribution.log_prob(x)) * width > 0.0
         x = torch.where(seen, x, inner)

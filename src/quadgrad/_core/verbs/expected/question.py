@@ -21,8 +21,8 @@ __all__ = ["Question", "ask", "core_ndim"]
 class Question:
     """The mean of f over a distribution, or the quotient of those of ``f * weight`` and of ``weight``.
 
-    ``args`` are the caller's, tensors and :class:`Element`. ``dtype`` is that in which f is called, ``wide`` that of
-    places and sums. ``event`` is f's, known once it was called.
+    ``args`` are the caller's, tensors and :class:`Element`. ``dtype`` is that in which f is called, ``wide`` that
+    of places and sums. ``event`` is f's, known once it was called.
     """
 
     f: Callable[..., Any]
@@ -117,14 +117,14 @@ def _flatten(value: Any, core: int, lead: Sequence[int]) -> Any:
 def _checked(name: str, y: Any, x: Tensor, count: int) -> Tensor:
     if not isinstance(y, Tensor):
         raise IntegrandError(
-            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled code "
-            "wrap it with quadgrad.bridge.wrap"
+            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled "
+            "code wrap it with quadgrad.bridge.wrap"
         )
     if y.shape[:count] != x.shape[:count]:
         raise IntegrandError(
             f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
-            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not be "
-            "closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not "
+            "be closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
         )
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
 
