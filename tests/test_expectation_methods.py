@@ -150,8 +150,8 @@ def test_errors_of_quotients_and_of_scores_cover_in_a_thousand_samples() -> None
     loc = leaf(0.0)
     for seed in range(200):
         value, error = qg.expectation(
-            lambda x: x, D.Normal(t64(0.0), t64(1.0)), weight=lambda x: torch.exp(-0.5 * (x - 1.5) ** 2), method="iid",
-            n=512, seed=seed,
+            lambda x: x, D.Normal(t64(0.0), t64(1.0)), weight=lambda x: torch.exp(-0.5 * (x - 1.5) ** 2),
+            method="iid", n=512, seed=seed,
         )  # fmt: skip
         inside += abs(value.item() - exact) <= error.item()
         result = qg.expectation(torch.sin, D.Normal(loc, 1.0), method="iid", estimator="score", n=512, seed=seed)
@@ -312,7 +312,7 @@ def test_one_dimension_is_left_for_points_where_f_has_many_kinks() -> None:
 
 
 class Nothing(D.Distribution):
-    arg_constraints = {"loc": D.constraints.real}  # noqa: RUF012
+    arg_constraints = {"loc": D.constraints.real}
     support = D.constraints.real
     has_rsample = True
 
