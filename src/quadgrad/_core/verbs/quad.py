@@ -187,7 +187,7 @@ def quad(
             limit_gradient=limit_gradient,
         )  # fmt: skip
         open_ranks(
-            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=repr(plan),
+            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
             limit_gradient=limit_gradient, vectorized=vectorized, log=log, chunk_size=chunk_size,
         )  # fmt: skip
         return integrate(
