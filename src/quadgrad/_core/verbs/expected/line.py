@@ -20,7 +20,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
-from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
+from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly, size_of
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.expected.samples import about, divide
 from quadgrad._core.verbs.inputs import prepare
@@ -33,6 +33,10 @@ FEW_NODES = 1000
 
 ROUGH = 0.1
 """The relative tolerance of a first search, whose value says how large the answer is."""
+
+LEAST = 1e-200
+"""Answers of a smaller modulus are not believed: what was seen may be the foot of a peak that was not, as of a bell of
+width 0.01 twenty-three standard deviations away, which is 1e-119 and was taken for 1e-204."""
 
 MISSED = (
     " The density integrates to {:.4g} on the points, not to 1 (expectation {}): a part of the distribution was "
@@ -83,7 +87,8 @@ class Weighed:
         """Return the same at draws x, for densities ``(components, *lead)`` and weights of a mixture."""
         question, density = self.question, density[..., None]
         y, likelihood = question.values(x, args)
-        columns = question.columns(y).reshape(*density.shape[:-1], -1)
+        columns = question.columns(y)
+        columns = columns.reshape((*density.shape[:-1], columns.shape[-1]))
         weigh = lambda parts: (parts if weights is None else parts * weights[..., None]).sum(0)
         if likelihood is not None:
             likelihood = likelihood.reshape(density.shape)
@@ -215,7 +220,7 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
         event, level = question.event, _mean_level(question, more[0].tensor)
         level = level.expand(*shape, level.shape[-1]).reshape(-1, level.shape[-1])
         answer = finish(found, lambda raw: (level + raw[..., :-1]).reshape(-1, *event), shape)
-    size = answer.value.detach().abs().reshape(*shape, -1).amax(-1)
+    size = size_of(answer.value, len(shape))
     error = answer.error + (lacking * size).nan_to_num(torch.inf).to(answer.error.dtype)
     # What the engine took for 0, whose terms cancel to rounding, is that.
     raw = found.value.detach().abs().amax(-1)
@@ -223,7 +228,8 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
     answer = judge(answer, error, options.tolerances, torch.where(cancels, 2.0 * found.error, 0.0).to(error.dtype))
     rtol = max(options.tolerances[0], 1e-6)
     short = (lacking > rtol) | lacking.isnan()
-    status = torch.where(short & (answer.status == int(Status.CONVERGED)), int(Status.MAX_NFEV), answer.status)
+    doubtful = short | ((size > 0.0) & (size < LEAST))
+    status = torch.where(doubtful & (answer.status == int(Status.CONVERGED)), int(Status.MAX_NFEV), answer.status)
     return replace(answer, status=status, detail=answer.detail + _say_missed(mass, short))
 
 

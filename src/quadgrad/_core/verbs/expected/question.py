@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +97,7 @@ class Question:
 
     def columns(self, y: Tensor) -> Tensor:
         """Return values ``(*lead, *event)`` with one dimension for the event."""
-        return y.reshape(*y.shape[: y.ndim - len(self.event)], -1)
+        return y.reshape((*y.shape[: y.ndim - len(self.event)], math.prod(self.event)))
 
 
 def core_ndim(given: Any) -> int:
