@@ -35,8 +35,8 @@ ROUGH = 0.1
 """The relative tolerance of a first search, whose value says how large the answer is."""
 
 LEAST = 1e-200
-"""Answers of a smaller modulus are not believed: what was seen may be the foot of a peak that was not, as of a bell of
-width 0.01 twenty-three standard deviations away, which is 1e-119 and was taken for 1e-204."""
+"""Answers of a smaller modulus are not believed: what was seen may be the foot of a peak that was not, as of a bell
+of width 0.01 twenty-three standard deviations away, which is 1e-119 and was taken for 1e-204."""
 
 MISSED = (
     " The density integrates to {:.4g} on the points, not to 1 (expectation {}): a part of the distribution was "
