@@ -107,6 +107,9 @@ def test_beyond_the_tables_each_coordinate_stays_even_and_blocks_are_matched_at_
     # leading digits would agree at all points or at none.
     agree = ((u[:, :, :4000] < 0.5) == (u[:, :, 4096:8096] < 0.5)).double().mean(0)
     assert float(((agree == 0) | (agree == 1)).double().mean()) < 0.01
+    levels = u.sort(0).values  # with scrambles and shifts of their own, fellows do not even take the same values
+    first, second, third = (levels[:, :, low : low + 4000] for low in (0, 4096, 8192))
+    assert not ((first == second) | (second == third)).any()
     few = points.points(points.shifts(torch.tensor([2, 9])), 10, 20)
     assert torch.equal(few[:, 0], u[10:20, 2])
 

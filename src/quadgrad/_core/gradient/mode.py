@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,10 @@ class GradientMode(ABC):
     """
 
     replays_value = False
+
+    def with_tensors(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> GradientMode:
+        """Return the mode that is meant where f sees others in the place of tensors that it closes over."""
+        return self
 
     @abstractmethod
     def apply(self, primal: Primal) -> Differentiated:

@@ -120,6 +120,7 @@ class PerturbedMean:
             leaves += [t for t in closure.foreign(part, given) if id(t) not in known]
             if part.requires_grad:
                 sums.add(part, [*given, *closure.stand_ins, *leaves], keep_graph=bool(leaves))
+            del part  # with what is left of its graph
         value, found = self._mean(parts), sums.of([*given, *closure.stand_ins, *leaves])
         if "x" in names and found[0] is None:
             warn(_SEVERED, SeveredGradientWarning)
