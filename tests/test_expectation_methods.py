@@ -39,7 +39,8 @@ def asked(method: str, estimator: str = "auto", **options: Any) -> Any:
 
 METHODS = [
     ("quad", "auto", {}, 1e-6), ("gauss", "auto", {}, 1e-10), ("qmc", "pathwise", {"n": 2**15}, 2e-2),
-    ("qmc", "score", {"n": 2**17}, 0.6), ("antithetic", "pathwise", {"n": 2**16}, 0.1), ("iid", "auto", {"n": 2**16}, 0.2),
+    ("qmc", "score", {"n": 2**17}, 0.6), ("antithetic", "pathwise", {"n": 2**16}, 0.1),
+    ("iid", "auto", {"n": 2**16}, 0.2),
 ]  # fmt: skip
 
 
@@ -396,3 +397,41 @@ def test_no_warning_where_nothing_is_wrong() -> None:
         for f in (lambda x: (x > 0.5).double(), torch.relu, lambda x: torch.ones_like(x)):
             qg.expectation(f, D.Normal(leaf(0.3), leaf(0.7)))
             qg.expectation(f, D.Normal(leaf(0.3), leaf(0.7)), n=2**12)
+
+
+def test_expectations_inside_of_integrals_and_of_nothing() -> None:
+    s = leaf(1.3)
+
+    def inner(t: Tensor, s: Tensor) -> Tensor:
+        normal = D.Normal(torch.zeros_like(t), s.expand(t.shape))
+        return qg.expectation(lambda x, t: torch.exp(-x * x * t), normal, (t,), rtol=1e-9).value
+
+    value = qg.quad(inner, t64(0.0), t64(1.0), (s,), rtol=1e-6).value
+    exact = ((1 + 2 * s**2).sqrt() - 1) / s**2
+    assert torch.allclose(value, exact, rtol=1e-7)
+    assert torch.allclose(*(torch.autograd.grad(v, s, retain_graph=True)[0] for v in (value, exact)), rtol=1e-7)
+    for make in (lambda p: D.Normal(p, 1.0), D.Bernoulli):
+        assert qg.expectation(lambda x: x, make(torch.zeros(0))).value.shape == (0,)
+    assert qg.expectation(lambda x: x, D.Normal(torch.zeros(0), 1.0), n=64).value.shape == (0,)
+
+
+def test_matrices_for_each_element_and_complex_values() -> None:
+    a = torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    normal = D.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    form = lambda x, a: torch.einsum("...i,...ij,...j->...", x, a, x)
+    value, error = qg.expectation(form, normal, (qg.element(a, 2),), atol=1e-3)
+    assert bool(((value - a.diagonal(dim1=-1, dim2=-2).sum(-1)).abs() <= error).all())
+    scale = leaf(1.0)
+    wave = qg.expectation(lambda x: torch.exp(1j * x), D.Normal(t64(0.5), scale)).value
+    exact = torch.exp(0.5j - 0.5 * scale**2)
+    assert abs(wave - exact) < 1e-3
+    slopes = [torch.autograd.grad(v.real, scale, retain_graph=True)[0] for v in (wave, exact)]
+    assert abs(slopes[0] - slopes[1]) < 1e-3
+
+
+def test_the_foot_of_a_peak_that_was_not_seen_is_not_believed() -> None:
+    bell = lambda x: torch.exp(-(((x - 3.0) / 0.01) ** 2))
+    result = qg.expectation(bell, D.Normal(t64(-4.418973723582019), t64(0.3191230239688659)), method="quad",
+                            on_failure="ignore")  # fmt: skip
+    exact = 1.1002683356202393e-119
+    assert not bool(result.converged) or abs(result.value.item() - exact) <= result.error.item()

@@ -34,6 +34,10 @@ FEW_NODES = 1000
 ROUGH = 0.1
 """The relative tolerance of a first search, whose value says how large the answer is."""
 
+LEAST = 1e-200
+"""Answers of a smaller modulus are not believed: what was seen may be the foot of a peak that was not, as of a bell
+of width 0.01 twenty-three standard deviations away, which is 1e-119 and was taken for 1e-204."""
+
 MISSED = (
     " The density integrates to {:.4g} on the points, not to 1 (expectation {}): a part of the distribution was "
     "missed, or its log_prob is not that of a probability density."
@@ -224,7 +228,8 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
     answer = judge(answer, error, options.tolerances, torch.where(cancels, 2.0 * found.error, 0.0).to(error.dtype))
     rtol = max(options.tolerances[0], 1e-6)
     short = (lacking > rtol) | lacking.isnan()
-    status = torch.where(short & (answer.status == int(Status.CONVERGED)), int(Status.MAX_NFEV), answer.status)
+    doubtful = short | ((size > 0.0) & (size < LEAST))
+    status = torch.where(doubtful & (answer.status == int(Status.CONVERGED)), int(Status.MAX_NFEV), answer.status)
     return replace(answer, status=status, detail=answer.detail + _say_missed(mass, short))
 
 
