@@ -209,10 +209,12 @@ def expectation(
         if given not in known:
             raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
     make_tolerance(1.0 if rtol is None else rtol, atol or float(rtol == 0.0 and n is not None), 1e-16)
-    ranks = Ranks(group)  # before a record is opened: what stands inside an integrand cannot be shared
-    options = Options(n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks)
     outer = current_record()
-    with InnerRecord() as record, WithoutAutocast() as unaided:
+    # Ranks come first: what has a record open is an integrand, inside of which nothing can be shared.
+    with Ranks(group) as ranks, InnerRecord() as record, WithoutAutocast() as unaided:
+        options = Options(
+            n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks
+        )
         weight = None if weight is None else unaided.restore(weight)
         question = ask(unaided.restore(f), distribution, args, params, weight)
         reach = look(question)
