@@ -23,11 +23,10 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.sampling import Sample, search_samples
 from quadgrad._core.search.task import Found
-from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
-from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
 __all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
 
@@ -120,8 +119,7 @@ def integrate_samples(
             plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
             sample = replace(sample, plan=plan)
         result = _integrate(problem, probe, gradient, sample, said)
-    failed = bool(((result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))).any())
-    if failed or inner.failures or outer is not None or result.derivative is not None:
+    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
