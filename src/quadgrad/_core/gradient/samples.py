@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.closure import Closure, stand_in, uncompiled
+from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.replicates import student_factor
 from quadgrad._core.gradient.derivative import differentiate, make_variables, variables_of
@@ -210,7 +210,8 @@ class _Mean:
             return self._summed_up()
         # Views, which a closure around this one sees, unlike what a Function is given.
         views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
-        return _Recomputed.apply(_Recipe(still, places, closure.tensors), [whole], *views)
+        constants = Unchanged(t for i, t in enumerate(self.tensors()) if i not in places)
+        return _Recomputed.apply(_Recipe(still, places, closure.tensors, constants), [whole], *views)
 
     def blocks(self) -> Iterator[_Block]:
         """Return the blocks of points of all rounds, always cut in the same way."""
@@ -297,9 +298,11 @@ class _Recipe:
     mean: _Mean
     places: list[int]
     closed: list[Tensor]
+    constants: Unchanged
 
     def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return the products with the gradient; differentiable if the grad mode says so."""
+        self.constants.check()
         connected, count = torch.is_grad_enabled(), len(self.places)
         mean = self.mean.with_tensors(self.places, saved[:count])
         with torch.enable_grad():

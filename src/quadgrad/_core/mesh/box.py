@@ -100,8 +100,10 @@ class Box:
         if self.infinite:
             return self._place_beyond(u)
         side = self.b - self.a
-        margin = self._margin(self.a, self.b, side) * side.detach().sign()
-        return torch.addcmul(self.a + margin, u, side - 2.0 * margin), side.prod(-1)[None]
+        margin = self._margin(self.a, self.b, side)
+        # Points are held back, not drawn together: that would be off by as much as x is rounded.
+        low, high = torch.minimum(self.a, self.b) + margin, torch.maximum(self.a, self.b) - margin
+        return torch.addcmul(self.a, u, side).clamp(low, high), side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Do so where some sides are infinite."""
@@ -110,13 +112,12 @@ class Box:
         both, rest = below & above, 1.0 - u
         # What is infinite is left out before it is used: its derivatives would be NaN.
         start, stop = lower.masked_fill(below, 0.0), upper.masked_fill(above, 0.0)
-        # The volume is that between the limits: a margin may be a good part of a narrow side.
         side = stop - start
         margin = self._margin(start, stop, torch.where(below | above, torch.inf, side))
-        start, stop = start + margin, stop - margin
         whole = torch.tan(math.pi * (torch.where(both, u, 0.5) - 0.5))
         half = torch.where(above, start + u / rest, stop - rest / u)
-        x = torch.where(both, whole, torch.where(below | above, half, start + u * (stop - start)))
+        x = torch.where(both, whole, torch.where(below | above, half, start + u * side))
+        x = x.clamp((start + margin).masked_fill(below, -torch.inf), (stop - margin).masked_fill(above, torch.inf))
         half = torch.where(above, rest, u) ** -2
         whole = math.pi * (1.0 + whole * whole)
         stretch = torch.where(both, whole, torch.where(below | above, half, side))
