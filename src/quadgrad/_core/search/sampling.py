@@ -103,6 +103,9 @@ class _Rounds:
         self.n = torch.zeros_like(self.plan.n)
         self.sums = self._no_sums(problem.batch)
         self.scale: Tensor | None = None
+        empty = problem.pieces.empty
+        # There f may be infinite everywhere, which it is asked for the sake of derivatives by the limits only.
+        self.empty = empty if bool(empty.any()) else None
 
     def _no_sums(self, batch: int) -> ReplicateSums:
         integrand = self.problem.integrand
@@ -185,6 +188,9 @@ class _Rounds:
         x, weight = plan.place(box, start, count)
         columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
+        if self.empty is not None:
+            empty = self.empty if isinstance(owner, slice) or self.empty.shape[0] == 1 else self.empty[owner]
+            y = y.masked_fill(align(empty[None], y), 0.0)
         if self.scale is not None:
             scale = self.scale if isinstance(owner, slice) else self.scale[owner]
             y = y / align(scale[None], y)

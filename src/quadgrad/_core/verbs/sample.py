@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -21,13 +22,12 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
-from quadgrad._core.search.sampling import Sample, search_samples
+from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
 from quadgrad._core.search.task import Found
-from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call, open_ranks
 from quadgrad._core.verbs.noise import refuse_unequal
-from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
 __all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
 
@@ -38,20 +38,26 @@ MOST = 2**22
 """Points of all replicates at most, unless n says."""
 
 
+LIMIT = 2**52
+"""Points that can be told apart."""
+
+
 def make_sample(
     problem: Problem, sequence: str, n: int | None, tolerances: tuple[float | None, float], replicates: int,
     confidence: float, seed: int | None, plan: Plan | None, ranks: Ranks,
 ) -> tuple[Sample, str]:  # fmt: skip
     """Return how to sample a problem, and a sentence if n was rounded up."""
-    if isinstance(replicates, bool) or int(replicates) != replicates or replicates < 2:
+    if not _is_whole(replicates) or replicates < 2:
         raise ValueError(
             f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error"
         )
-    if not 0.0 < confidence < 1.0:
+    if not isinstance(confidence, Real) or not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
-    if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
+    if n is not None and (not _is_whole(n) or n < 1):
         raise ValueError(f"n={n!r} must be a positive whole number of points, in all replicates together")
-    kept = _check_plan(problem, plan)
+    if n is not None and n > LIMIT:
+        raise ValueError(f"n={n!r} is more than 2**52: so many points cannot be told apart")
+    kept, replicates = _check_plan(problem, plan), int(replicates)
     device, d = problem.limits.a.device, problem.limits.d
     if kept is not None:
         sequence, replicates = kept.sequence, kept.replicates
@@ -74,6 +80,10 @@ def make_sample(
     if n is not None and most * replicates != n:
         said = f" n={n:,} was rounded up to {most * replicates:,}: {replicates} replicates of {most:,} points."
     return Sample(fresh, first, most, fixed, confidence, ranks), said
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and float(number).is_integer()
 
 
 def _check_plan(problem: Problem, plan: Plan | None) -> PointsPlan | None:
@@ -120,8 +130,7 @@ def _share(
             plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
             sample = replace(sample, plan=plan)
         result = _integrate(problem, probe, gradient, sample, said)
-    failed = bool(((result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))).any())
-    if failed or inner.failures or outer is not None or result.derivative is not None:
+    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
@@ -130,7 +139,8 @@ def _integrate(problem: Problem, probe: Tensor, gradient: GradientMode, sample: 
     with problem.outside() as plain:
         found = search_samples(plain, sample)
         if problem.flowing and plain.batch:
-            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))
+            some = min(plain.batch, plain.chunk_size or BLOCK)
+            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None, :some], slice(0, some))
     primal = SampledPrimal(problem, found, sample)
     warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else [])
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
