@@ -94,7 +94,10 @@ class Box:
         """
         if not self.infinite:
             side = self.b - self.a
-            return self._inside(self.a + u * side), side.prod(-1)[None]
+            # In place: memory fresh from the system would cost more than the sum.
+            return self._inside((u * side).add_(self.a)), side.prod(-1)[None]
+        # The last bin of a map may be so narrow that a point in it is rounded to 1.
+        u = u.clamp(max=1.0 - 2.0**-53)
         lower, upper = torch.minimum(self.a, self.b), torch.maximum(self.a, self.b)
         below, above = lower == -torch.inf, upper == torch.inf
         both, rest = below & above, 1.0 - u
@@ -115,7 +118,7 @@ class Box:
         return self._inside(x), stretch.prod(-1) * sign
 
     def _inside(self, x: Tensor) -> Tensor:
-        """Keep points that would be rounded to a limit, where f may be infinite, next to it."""
+        """Keep points that would be rounded to a limit, where f may be infinite, next to it; x is overwritten."""
         a, b = self.a.detach(), self.b.detach()
         rounding = torch.finfo(self.x_dtype)
         lower, upper = torch.minimum(a, b), torch.maximum(a, b)
@@ -123,7 +126,7 @@ class Box:
             end + sign * torch.where(end.isinf(), 0.0, rounding.eps * end.abs()).clamp_min(rounding.tiny)
             for end, sign in ((lower, 1.0), (upper, -1.0))
         )
-        return torch.minimum(torch.maximum(x, lower), upper)
+        return x.clamp_(min=lower).clamp_(max=upper)
 
     def tensors(self) -> list[Tensor]:
         """Return what may carry a gradient."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import outside_transforms
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
-from quadgrad._core.mesh.grid import through_grid
+from quadgrad._core.mesh.grid import Placed, grid_table, through_grid
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.printing import counted
@@ -66,12 +67,29 @@ class PointsPlan(Plan, geometry="points"):
         n = self.n[owner]
         return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
 
-    def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
+    def unit_points(self, start: int, count: int) -> Tensor:
+        """Return the points of all replicates from index ``start``, ``(d, replicates * count)``."""
         sequence = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
         u = sequence.points(start, count)
-        u = (u if self.only is None else u[self.only : self.only + 1]).reshape(-1, 1, self.d)
-        return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
+        u = u if self.only is None else u[self.only : self.only + 1]
+        return u.permute(2, 0, 1).reshape(self.d, -1)
+
+    def mapped(self, u: Tensor) -> Placed:
+        """Return where points ``(d, m)`` of the cube come to lie; see :func:`through_grid`."""
+        assert self.grid is not None
+        # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return through_grid(self._axes, self._table, u)
+
+    @cached_property
+    def _axes(self) -> Tensor:
+        assert self.grid is not None
+        return self.grid.transpose(0, 1).contiguous()
+
+    @cached_property
+    def _table(self) -> Tensor:
+        assert self.grid is not None
+        return grid_table(self.grid)
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the points of all replicates from index ``start``, and the volume element there.
@@ -84,11 +102,15 @@ class PointsPlan(Plan, geometry="points"):
         Returns
         -------
         x : Tensor, shape (replicates * count, 1 or batch, d)
+            In memory one dimension follows another: ``x[..., j]`` is contiguous, and what f does with it quick.
         weight : Tensor, shape (1 or replicates * count, 1 or batch)
         """
-        u, stretched = self.unit_points(start, count)
-        x, factor = box.place(u)
-        return x, factor if stretched is None else factor * stretched
+        u = self.unit_points(start, count)
+        if self.grid is None:
+            return box.place(u.T[:, None])
+        y, stretched, _ = self.mapped(u)
+        x, factor = box.place(y.permute(2, 1, 0))
+        return x, factor * stretched.T
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""

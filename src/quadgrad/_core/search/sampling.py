@@ -17,10 +17,13 @@ from quadgrad._core.ranks import PARTS, Ranks
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 
-__all__ = ["BLOCK", "Sample", "blocks", "search_samples"]
+__all__ = ["BLOCK", "Sample", "block_width", "blocks", "integrals_at_a_time", "search_samples"]
 
 BLOCK = 2**14
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
+
+TABLE = 2**16
+"""Bins of all maps that are used at a time, unless that is one map: their ends and widths stay in the cache."""
 
 EXTREME = 2.0**400
 """Values whose modulus is beyond this, or below its inverse, are scaled: their squares would leave the range."""
@@ -58,9 +61,17 @@ def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
     return 2 ** max(0, (nodes // max(1, plan.count * batch)).bit_length() - 1)
 
 
+def integrals_at_a_time(problem: Problem, plan: PointsPlan) -> int:
+    """Return how many integrals are sampled together, by a plan that may have maps."""
+    size = (problem.chunk_size or BLOCK * PARTS) // plan.replicates
+    if plan.grid is not None:
+        size = min(size, TABLE // plan.grid[0].numel())
+    return max(1, size)
+
+
 def search_samples(problem: Problem, sample: Sample) -> Found:
     """Sample every integral of a problem that is outside of all transforms, some at a time."""
-    size = max(1, (problem.chunk_size or BLOCK * PARTS) // sample.plan.replicates)
+    size = integrals_at_a_time(problem, sample.plan)
     if problem.batch <= size:
         return _Rounds(problem, sample).run()
     parts = [(low, min(problem.batch, low + size)) for low in range(0, problem.batch, size)]
@@ -68,7 +79,7 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
         _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
     ]
     joined = [
-        torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost")
+        torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost", "effective")
     ]
     n = torch.cat([one.plan.n for one in each])
     return Found(replace(sample.plan, n=n), *joined)
@@ -111,6 +122,7 @@ class _Rounds:
             status,
             self.n * self.plan.replicates,
             self.sums.lost,
+            estimate.effective,
         )
 
     def _judge(self, status: Tensor, met_before: Tensor) -> tuple[Tensor, Tensor]:

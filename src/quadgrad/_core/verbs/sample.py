@@ -21,6 +21,7 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
+from quadgrad._core.search.importance import Training, judge_maps, train_maps
 from quadgrad._core.search.sampling import Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -105,8 +106,12 @@ def integrate_samples(
     sample: Sample,
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None = None,
 ) -> Result:
-    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`."""
+    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`.
+
+    With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`).
+    """
     outer = current_record()
     if not sample.ranks.alone and in_transform():
         raise ValueError("group: under torch.func transforms the integral has to be computed by one process")
@@ -119,16 +124,25 @@ def integrate_samples(
             grid = grid if grid is None or grid.shape[0] == 1 else grid.repeat(lanes.count, 1, 1)
             plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
             sample = replace(sample, plan=plan)
-        result = _integrate(problem, probe, gradient, sample, said)
+            if training is not None and training.kept is not None and training.kept.shape[0] > 1:
+                training = replace(training, kept=training.kept.repeat(lanes.count))
+        result = _integrate(problem, probe, gradient, sample, said, training)
     failed = bool(((result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))).any())
     if failed or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
 
-def _integrate(problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str) -> Result:
+def _integrate(
+    problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
+) -> Result:
     with problem.outside() as plain:
+        if training is not None:
+            sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
+        if training is not None:
+            found, more = judge_maps(found)
+            said += more
         if problem.flowing and plain.batch:
             refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))
     primal = SampledPrimal(problem, found, sample)
