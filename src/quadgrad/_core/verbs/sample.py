@@ -141,7 +141,7 @@ def _integrate(
             sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
         if training is not None:
-            found, more = judge_maps(found)
+            found, more = judge_maps(found, training)
             said += more
         if problem.flowing and plain.batch:
             refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))

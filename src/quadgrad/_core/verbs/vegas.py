@@ -18,11 +18,14 @@ from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ran
 
 __all__ = ["vegas"]
 
-SMALLEST, LARGEST = 2**13, 2**17
+FEWEST, USUAL, LARGEST = 2**11, 2**13, 2**17
 """Points of one iteration of the training, in all replicates together."""
 
-MODEST = 32
-"""An iteration has about this part of n."""
+
+def training_size(n: int | None, replicates: int) -> int:
+    """Return how many points of each replicate an iteration has: few beside n, as far as maps can be learnt so."""
+    wanted = USUAL if n is None else min(max(n // 32, min(USUAL, max(FEWEST, n // 8))), LARGEST)
+    return 2 ** (max(1, wanted // replicates) - 1).bit_length()
 
 
 def vegas(
@@ -70,8 +73,9 @@ def vegas(
         Converged means ``error <= max(atol, rtol * abs(value))`` in two rounds in a row. ``rtol`` is 1e-3 unless n
         or a tolerance is given.
     iterations : int
-        Of the training, at most: an integral whose map has settled takes no further part. Each has 8,192 points, or
-        a thirty-second of an n that was given if that is more, and at most 131,072; ``nfev`` counts them.
+        Of the training, at most: an integral whose map has settled takes no further part. Each has about 8,192
+        points, fewer (from 2,048) if n is below 65,536, and up to 131,072 if a thirty-second of n is more. ``nfev``
+        counts them.
     bins : int
         Of the map, along each axis.
     replicates : int
@@ -165,8 +169,7 @@ def vegas(
     problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
     ranks = open_ranks(group, problem)
     sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
-    wanted = SMALLEST if n is None else min(max(SMALLEST, n // MODEST), LARGEST)
-    size = 2 ** max(0, round(wanted / sample.plan.replicates) - 1).bit_length()
     kept = plan.share if isinstance(plan, ImportancePlan) else None
+    size = training_size(n, sample.plan.replicates)
     training = Training(size, int(iterations), int(bins), kept)
     return integrate_samples(problem, gradient, sample, said, on_failure, training)
