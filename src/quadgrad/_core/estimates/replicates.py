@@ -68,13 +68,14 @@ class ReplicateSums:
         """Sum up values ``(replicates * m, batch, *event)`` times ``(1 or replicates * m, 1 or batch)``."""
         values = y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))
         modulus = values.abs()
-        finite = modulus.isfinite().flatten(2).all(2) if y.ndim > 2 else modulus.isfinite()
-        return ReplicateSums(
-            values.unflatten(0, (replicates, -1)).sum(1),
-            modulus.sum(0),
-            modulus.square_().sum(0),
-            (~finite).sum(0).to(modulus.dtype),
-        )
+        size = modulus.sum(0)
+        if size.is_cpu and bool(size.isfinite().all()):  # a look at the sums is quicker than one at each value
+            lost = size.new_zeros(size.shape[:1])
+        else:
+            finite = modulus.isfinite().flatten(2).all(2) if y.ndim > 2 else modulus.isfinite()
+            lost = (~finite).sum(0).to(modulus.dtype)
+        first = values.unflatten(0, (replicates, -1)).sum(1)
+        return ReplicateSums(first, size, modulus.square_().sum(0), lost)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["EVEN", "Placed", "even_grid", "grid_table", "through_grid"]
 
-EVEN = 0.0625
+EVEN = 0.03125
 """The share of points that no map moves: those whose first coordinate is below it. A power of two, so that they are a
 net in the other coordinates, and as many in every block of Sobol points."""
 
@@ -39,7 +39,7 @@ def grid_table(grid: Tensor) -> Tensor:
     return torch.stack((ends[..., :-1], ends.diff(dim=-1).mul_(grid.shape[2] - 1))).reshape(2, -1)
 
 
-def through_grid(grid: Tensor, table: Tensor, u: Tensor) -> Placed:
+def through_grid(grid: Tensor, table: Tensor, u: Tensor, with_bins: bool = False) -> Placed:
     """Map points of the unit cube through the grids of all integrals.
 
     Parameters
@@ -48,31 +48,43 @@ def through_grid(grid: Tensor, table: Tensor, u: Tensor) -> Placed:
         The ends of the bins, ascending from 0 to 1.
     table : Tensor
         Of :func:`grid_table`.
-    u : Tensor, shape (d, m)
-        One axis follows another in memory, so that each operation runs along it.
+    u : Tensor, shape (d, ...)
+        Points; in any order in memory.
+    with_bins : bool
+        Whether the numbers of the bins are asked for; otherwise those of points that stay in place are not right.
 
     Returns
     -------
     y : Tensor, shape (d, batch, m)
-        Where the points come to lie, in the unit cube.
+        Where the points come to lie, in the unit cube. One axis follows another in memory, so that each operation
+        runs along it.
     factor : Tensor, shape (batch, m)
         The inverse of their density there.
     bin : Tensor of int32, shape (d, batch, m)
         Into which bin each falls: its column in the table.
     """
-    (d, batch, ends), m = grid.shape, u.shape[1]
-    bins = ends - 1
-    place = u * (bins * BELOW_ONE)
-    even = (u[0] < EVEN).nonzero().flatten()
+    d, batch, ends = grid.shape
+    bins, m = ends - 1, u[0].numel()
+    place = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    torch.mul(u, bins * BELOW_ONE, out=place)
+    place = place.reshape(d, m)
+    even = (place[0] < EVEN * bins * BELOW_ONE).nonzero().flatten()
+    stay = place.index_select(1, even).mul_(1.0 / (bins * BELOW_ONE))
     # Those that stay are negative here: their modulus is some bin, until they are entered where they belong.
     place[0].sub_(EVEN * bins).mul_(BELOW_ONE / (1.0 - EVEN)).abs_()
     bin = place.to(torch.int32)[:, None] + _first(grid)
     flat = bin.flatten()
-    stretch = table[1].index_select(0, flat).reshape(d, batch, m)
-    y = table[0].index_select(0, flat).reshape(d, batch, m)
+    both = torch.empty((2, d, batch, m), dtype=table.dtype, device=table.device)
+    for column, entry in zip(table, both, strict=True):
+        torch.index_select(column, 0, flat, out=entry.view(-1))
+    y, stretch = both
     y.addcmul_(place.frac_()[:, None], stretch, value=1.0 / bins)
     if even.numel():
-        _leave_in_place(grid, table, u.index_select(1, even), even, (y, stretch, bin))
+        stay[0].mul_(1.0 / EVEN)
+        number, entry = _find(grid, table, stay)
+        both.index_copy_(3, even, entry)
+        if with_bins:
+            bin.index_copy_(2, even, number)
     # Written so that a product of stretches that overflows, or vanishes, is harmless.
     density = stretch.prod(0).reciprocal_()
     return y, density.mul_(1.0 - EVEN).add_(EVEN).reciprocal_(), bin
@@ -84,14 +96,11 @@ def _first(grid: Tensor) -> Tensor:
     return torch.arange(0, d * batch * (ends - 1), ends - 1, dtype=torch.int32, device=device).view(d, batch, 1)
 
 
-def _leave_in_place(grid: Tensor, table: Tensor, u: Tensor, where: Tensor, placed: Placed) -> None:
-    """Enter points ``(d, k)`` that stay where they are, at the places ``where``, with the bins they are in."""
+def _find(grid: Tensor, table: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bins ``(d, batch, k)`` in which places ``(d, k)`` are, and the places with the bins' stretches."""
     d, batch, ends = grid.shape
-    u[0].mul_(1.0 / EVEN)
-    spread = u[:, None].expand(d, batch, u.shape[1])
-    number = torch.searchsorted(grid, spread.contiguous(), right=True, out_int32=True)
+    spread = y[:, None].expand(d, batch, y.shape[1]).contiguous()
+    number = torch.searchsorted(grid, spread, right=True, out_int32=True)
     number = number.sub_(1).clamp_(0, ends - 2).add_(_first(grid))
-    y, stretch, bin = placed
-    y.index_copy_(2, where, spread)
-    stretch.index_copy_(2, where, table[1].index_select(0, number.flatten()).reshape(number.shape))
-    bin.index_copy_(2, where, number)
+    stretch = table[1].index_select(0, number.flatten()).reshape(number.shape)
+    return number, torch.stack((spread, stretch))

@@ -68,18 +68,17 @@ class PointsPlan(Plan, geometry="points"):
         return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
 
     def unit_points(self, start: int, count: int) -> Tensor:
-        """Return the points of all replicates from index ``start``, ``(d, replicates * count)``."""
+        """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
         sequence = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
         u = sequence.points(start, count)
-        u = u if self.only is None else u[self.only : self.only + 1]
-        return u.permute(2, 0, 1).reshape(self.d, -1)
+        return (u if self.only is None else u[self.only : self.only + 1]).permute(2, 0, 1)
 
-    def mapped(self, u: Tensor) -> Placed:
-        """Return where points ``(d, m)`` of the cube come to lie; see :func:`through_grid`."""
+    def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
+        """Return where :meth:`unit_points` come to lie; see :func:`through_grid`."""
         assert self.grid is not None
         # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
         with outside_transforms(), torch.inference_mode(False), torch.no_grad():
-            return through_grid(self._axes, self._table, u)
+            return through_grid(self._axes, self._table, self.unit_points(start, count), with_bins)
 
     @cached_property
     def _axes(self) -> Tensor:
@@ -105,10 +104,9 @@ class PointsPlan(Plan, geometry="points"):
             In memory one dimension follows another: ``x[..., j]`` is contiguous, and what f does with it quick.
         weight : Tensor, shape (1 or replicates * count, 1 or batch)
         """
-        u = self.unit_points(start, count)
         if self.grid is None:
-            return box.place(u.T[:, None])
-        y, stretched, _ = self.mapped(u)
+            return box.place(self.unit_points(start, count).reshape(self.d, -1).T[:, None])
+        y, stretched, _ = self.mapped(start, count)
         x, factor = box.place(y.permute(2, 1, 0))
         return x, factor * stretched.T
 

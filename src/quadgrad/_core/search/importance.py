@@ -301,14 +301,14 @@ class _Training:
         moments: Tensor,
     ) -> ReplicateSums:  # fmt: skip
         """Return the sums over a block of points, and add to the second moments of all bins."""
-        places, stretched, bin = plan.mapped(plan.unit_points(start, count))
+        places, stretched, bin = plan.mapped(start, count, with_bins=True)
         x, factor = box.place(places.permute(2, 1, 0))
         weight = factor * stretched.T
         y = self.problem.integrand(x, owner)
         y = y if scale is None else y / scale
         size = y.abs()
         size = (size.flatten(2).sum(2) if size.ndim > 2 else size) * weight
-        square = size.square_().nan_to_num_(0.0, 0.0, 0.0).T.expand(bin.shape).reshape(-1)
+        square = size.square_().T.expand(bin.shape).reshape(-1)
         where = bin.reshape(-1).long()
         if moments.is_cpu:
             moments.scatter_add_(0, where, square)

@@ -24,7 +24,7 @@ FEWEST, USUAL, LARGEST = 2**11, 2**13, 2**17
 
 def training_size(n: int | None, replicates: int) -> int:
     """Return how many points of each replicate an iteration has: few beside n, as far as maps can be learnt so."""
-    wanted = USUAL if n is None else min(max(n // 32, min(USUAL, max(FEWEST, n // 8))), LARGEST)
+    wanted = USUAL if n is None else min(max(n // 64, min(USUAL, max(FEWEST, n // 8))), LARGEST)
     return 2 ** (max(1, wanted // replicates) - 1).bit_length()
 
 
@@ -74,7 +74,7 @@ def vegas(
         or a tolerance is given.
     iterations : int
         Of the training, at most: an integral whose map has settled takes no further part. Each has about 8,192
-        points, fewer (from 2,048) if n is below 65,536, and up to 131,072 if a thirty-second of n is more. ``nfev``
+        points, fewer (from 2,048) if n is below 65,536, and up to 131,072 if a sixty-fourth of n is more. ``nfev``
         counts them.
     bins : int
         Of the map, along each axis.
@@ -130,7 +130,7 @@ def vegas(
     Notes
     -----
     The map is Lepage's (*J. Comput. Phys.* 27, 1978; 439, 2021): a grid along each axis, so it learns peaks that
-    are near a product, and ridges along axes. One sixteenth of the points is not mapped, and all are weighed by the
+    are near a product, and ridges along axes. One point in 32 is not mapped, and all are weighed by the
     density of the mixture (Owen and Zhou, 2000): what the training did not see is met as often as by
     :func:`quadgrad.qmc` with so many points. Events are mapped for the sum of their components' moduli, each
     divided by its mean.
