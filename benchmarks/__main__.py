@@ -13,6 +13,7 @@ from rich.console import Console
 import quadgrad as qg
 from benchmarks import (
     bridge,
+    coverage,
     distances,
     families,
     gradients,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "shapes": shapes.measure,
     "tensors": tensors.measure,
     "points": points.measure,
+    "coverage": coverage.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,

@@ -157,7 +157,7 @@ MUTATIONS = (
         "what is flat beside a jump",
         "breakpoints/unmarked.py",
         *constant("BESIDE_JUMP", "2.0"),
-        JUMPS + " -k row_24",
+        JUMPS + " -k marked_by_what",
     ),
     # --------------------------------------------------------------------------------------- gradient
     Mutation("reading distance in ulps", "gradient/boundary.py", r"^AWAY_ULPS, AWAY_GAP = (64\.0)", "1.0", READING),

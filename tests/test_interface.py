@@ -180,7 +180,7 @@ WARNED = [
 
 
 @pytest.mark.parametrize(("function", "way"), WARNED, ids=lambda v: v if isinstance(v, str) else v.__name__)
-def test_row_80_warnings_name_the_line_of_the_caller(function: Callable[[Tensor], Tensor], way: str) -> None:
+def test_warnings_name_the_line_of_the_caller(function: Callable[[Tensor], Tensor], way: str) -> None:
     torch.compiler.reset()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -202,7 +202,7 @@ def test_warnings_of_a_replayed_plan() -> None:
     assert all("# this line is named" in linecache.getline(w.filename, w.lineno) for w in caught) and caught
 
 
-def test_row_84_one_line_for_a_training_that_warns_in_every_step() -> None:
+def test_one_line_for_a_training_that_warns_in_every_step() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for step in range(50):

@@ -315,6 +315,13 @@ def test_jump_that_jumps_does_not_know_of() -> None:
         qg.quad(f, t64(0.0), 1.0, jumps=lambda x: x - s[0])
 
 
+@pytest.mark.parametrize("far", (1.0, inf))
+def test_zeros_between_values_without_bound(far: float) -> None:
+    side = lambda x: torch.where(x > 1 / 3, far, -far)
+    result = qg.quad(lambda x: (x > 1 / 3).to(x.dtype), t64(0.0), 1.0, jumps=side)
+    assert relative_error(result.value, 2 / 3) <= 1e-15 and len(result.plan) == 2
+
+
 @pytest.mark.parametrize(
     ("jumps", "error", "sentence"),
     [
@@ -330,21 +337,21 @@ def test_unusable_jumps(jumps, error: type[Exception], sentence: str) -> None:
         qg.quad(step, 0.0, 1.0, (leaf([0.3, 0.4]),), jumps=jumps)
 
 
-# ------------------------------------------------------------------------- row 24: marked, and not marked
+# --------------------------------------------------------------------------------- marked, and not marked
 
 
 MARKED = {"points": lambda s: {"points": s}, "jumps": lambda s: {"jumps": distance}}
 
 
 @pytest.mark.parametrize("mark", MARKED)
-def test_row_24_derivative_of_a_step(mark: str) -> None:
+def test_derivative_of_a_step(mark: str) -> None:
     s = leaf(0.3)
     value = qg.quad(step, -1.0, 1.0, (s,), **MARKED[mark](s)).value
     value.backward()
     assert relative_error(value, 0.7) <= 1e-14 and relative_error(s.grad, -1.0) <= 1e-14
 
 
-def test_row_24_unmarked_step_warns() -> None:
+def test_unmarked_step_warns() -> None:
     s = leaf(0.3)
     told_of = told(lambda: qg.quad(step, -1.0, 1.0, (s,)))
     assert len(told_of) == 1
@@ -359,19 +366,19 @@ def weighted(x: Tensor, theta: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "mark", [lambda p: {"points": p[2]}, lambda p: {"jumps": lambda x: x - p[2]}], ids=["points", "jumps"]
 )
-def test_row_24_weighted_step_inside_a_sum(mark) -> None:
+def test_weighted_step_inside_a_sum(mark) -> None:
     theta = leaf([0.5, 2.0, 0.3])
     value = qg.quad(partial(weighted, theta=theta), t64(0.0), 1.0, rtol=1e-12, **mark(theta)).value
     closed = lambda p: torch.expm1(p[0]) / p[0] + p[1] * (1 - p[2])
     assert relative_error(torch.autograd.grad(value, theta)[0], grad(closed)(theta.detach())) <= READ
 
 
-def test_row_24_weighted_step_inside_a_sum_unmarked() -> None:
+def test_weighted_step_inside_a_sum_unmarked() -> None:
     theta = leaf([0.5, 2.0, 0.3])
     assert len(told(lambda: qg.quad(partial(weighted, theta=theta), t64(0.0), 1.0))) == 1
 
 
-def test_row_24_kinks_need_no_mark() -> None:
+def test_kinks_need_no_mark() -> None:
     t = leaf(0.3)
     value = qg.quad(lambda x, t: torch.relu(torch.sin(10 * x) - t), 0.0, 1.0, (t,), rtol=1e-10).value
     value.backward()  # warnings are errors
@@ -379,7 +386,7 @@ def test_row_24_kinks_need_no_mark() -> None:
 
 
 @pytest.mark.parametrize("shift", (0.0, 0.25))
-def test_row_24_marked_by_what_carries_no_gradient(shift: float) -> None:
+def test_marked_by_what_carries_no_gradient(shift: float) -> None:
     s = leaf(0.3)
     f = lambda x, s: torch.exp(x) * step(x, s + shift)
     sentence = r"moves with an argument that does"

@@ -452,13 +452,22 @@ def test_failure_is_that_of_its_lane(capture: bool) -> None:
     assert result.status.tolist() == [qg.Status.CONVERGED, qg.Status.MAX_NFEV, qg.Status.CONVERGED]
 
 
-def test_error_of_a_gradient_is_asked_for_outside_of_vmap() -> None:
-    def one(p: Tensor) -> Tensor:
-        result = solve(lambda x, p: torch.exp(-p * x), t64(0.0), 1.0, (p,))
-        return qg.gradient_error(result, p)
+@pytest.mark.parametrize("capture", [False, True])
+def test_error_of_a_gradient_is_asked_for_outside_of_transforms(capture: bool) -> None:
+    def one(p: Tensor) -> qg.Result:
+        f = (lambda x: torch.exp(-p * x)) if capture else (lambda x, p: torch.exp(-p * x))
+        return solve(f, t64(0.0), 1.0, () if capture else (p,))
 
-    with pytest.raises((qg.IntegrandError, ValueError, RuntimeError), match="vmap|transform|outside"):
-        vmap(one)(RATES)
+    leaves = RATES.clone().requires_grad_()
+    inside = lambda p: qg.gradient_error(one(p), p)
+    for ask in (
+        lambda: vmap(inside)(RATES),
+        lambda: vmap(grad(inside))(RATES),
+        lambda: grad(inside)(RATES[0]),
+        lambda: qg.gradient_error(vmap(one)(leaves), leaves),
+    ):
+        with pytest.raises(ValueError, match="needs a result with a gradient, computed outside of torch.func"):
+            ask()
 
 
 def test_ensemble_of_networks() -> None:

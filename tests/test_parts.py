@@ -12,7 +12,7 @@ import quadgrad as qg
 from helpers import t64
 from quadgrad._core.estimates.null_rules import STEPS, UNRESOLVED, null_rule_error, see_pole, weigh
 from quadgrad._core.mesh.bisection import PART, Refinement, find_parts
-from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near
+from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near, part_numbers
 from quadgrad._core.rules import get_rule
 
 SHAPE = ellipse(1e-8, 21)
@@ -37,10 +37,10 @@ def look(f, rule: str = "gk21", eps: float = 2.0**-52) -> tuple[Tensor, Tensor]:
 
 def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parts of cells, all of which are bisected: whose, where they begin, how long they are."""
-    middles, near = middles_near(place, high, SHAPE.along)
+    middles, near = middles_near(place, high, SHAPE.along, part_numbers(place))
     n, move = len(place), torch.full_like(place, PART, dtype=torch.int64)
-    moves = Refinement(move, move, move, torch.arange(n), middles, near)
-    parent, low, end = find_parts(moves, 2 * n, 0, int(near.sum()))
+    moves = Refinement(move, move, move, middles, near)
+    parent, (low, end) = find_parts(moves, 2 * n, 0, int(near.sum()))
     return parent, low, end - low
 
 

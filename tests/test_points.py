@@ -461,3 +461,10 @@ def test_seeds_that_fit_stay_as_they_are() -> None:
     folded = {fold_seed(seed) for seed in longer}
     assert len(folded) == len(longer)
     assert all(-(2**63) <= seed < 2**63 for seed in folded)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_one_replicate_alone_is_that_of_all(name: str) -> None:
+    every = make_sequence(name, 3, seed=5, replicates=4)
+    for number in range(4):
+        assert torch.equal(every.replicate(number).points(7, 50)[0], every.points(7, 50)[number])

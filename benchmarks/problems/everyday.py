@@ -155,7 +155,7 @@ EVERYDAY: tuple[Problem, ...] = (
         points=(0.3,),
         features=(0.3,),
     ),
-    # Row 1 of the pitfalls: a tolerance tested panel by panel ends 5e-6 away. The value is mpmath's.
+    # A tolerance tested panel by panel ends 5e-6 away. The value is mpmath's.
     problem(
         "wiggle with a kink",
         lambda x, m: m.sin(50 * x) * m.exp(-3 * x) * m.sqrt(abs(x - 0.37)),

@@ -59,7 +59,7 @@ LOCALIZED: tuple[Problem, ...] = (
         "smooth peak",
         features=(-10, 0, 10),
     ),
-    # Pitfall 8: 8.9e-22 is what SciPy finds.
+    # SciPy finds 8.9e-22.
     problem(
         "normal density far out",
         lambda x, m: m.exp(-(((x - 116) / 3.81) ** 2) / 2) / (3.81 * (2 * pi) ** 0.5),

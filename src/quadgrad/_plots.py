@@ -113,10 +113,10 @@ def _draw_cells(ax: Axes, ends: Tensor, error: Tensor) -> None:
     low, high = scale.transform(ax.get_ylim())
     ax.set_ylim(bottom=scale.inverted().transform([low - 0.15 * (high - low)])[0])
     bars = [[(left, 0.0), (right, 0.0), (right, 0.06), (left, 0.06)] for left, right in ends.T.tolist()]
-    known = error[error.isfinite() & (error > 0.0)].tolist() or [1.0]
-    norm = LogNorm(min(known), max(max(known), 10.0 * min(known)), clip=True)
+    positive = error[error.isfinite() & (error > 0.0)].tolist() or [1.0]
+    norm = LogNorm(min(positive), max(max(positive), 10.0 * min(positive)), clip=True)
     options: dict[str, Any] = {"norm": norm, "cmap": "plasma_r", "edgecolors": "face", "transform": band}
-    drawn = PolyCollection(bars, array=error.clamp(min(known)).nan_to_num().numpy(), **options)
+    drawn = PolyCollection(bars, array=error.clamp(min(positive)).nan_to_num().numpy(), **options)
     ax.add_collection(drawn, autolim=False)
     ax.vlines(ends.flatten().tolist(), 0.06, 0.1, transform=band, color="0.3", lw=0.5)
     ax.figure.colorbar(drawn, ax=ax, label="error of the cell")

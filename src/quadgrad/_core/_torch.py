@@ -29,7 +29,6 @@ __all__ = [
     "forward_mode_open",
     "in_differentiation",
     "in_transform",
-    "leaves_before",
     "leaves_behind",
     "made_since",
     "nodes_made",
@@ -86,17 +85,15 @@ def dispatch_mode_open() -> bool:
     return mode is not None
 
 
-def leaves_behind(tensor: Tensor) -> list[Tensor]:
-    """Return the leaves of a tensor's autograd graph, the tensor itself if it is one."""
-    return leaves_before(tensor, ())
+def leaves_behind(tensor: Tensor, ends: Iterable[Tensor] = ()) -> list[Tensor]:
+    """Return the leaves of a tensor's autograd graph, the tensor itself if it is one.
 
-
-def leaves_before(tensor: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
-    """Return the same, going no further where the graph reaches one of the known tensors, which are no leaves."""
+    The graph is followed no further where it reaches one of ``ends``, which are no leaves.
+    """
     if tensor.grad_fn is None:
         return [tensor] if tensor.requires_grad else []
-    found: list[Tensor] = []
-    seen: set[Any] = {t.grad_fn for t in known}
+    leaves: list[Tensor] = []
+    seen: set[Any] = {t.grad_fn for t in ends}
     waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -104,9 +101,9 @@ def leaves_before(tensor: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):  # the node that accumulates into a leaf
-            found.append(node.variable)
+            leaves.append(node.variable)
         waiting.extend(before for before, _ in node.next_functions)
-    return found
+    return leaves
 
 
 def nodes_made() -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 
-from quadgrad._core._torch import belongs_to_transform, leaves_before, made_since, nodes_made, outside_transforms
+from quadgrad._core._torch import belongs_to_transform, leaves_behind, made_since, nodes_made, outside_transforms
 
 __all__ = ["Closure", "stand_in", "uncompiled"]
 
@@ -67,14 +67,14 @@ class Closure(TorchFunctionMode):
 
     Parameters
     ----------
-    known : iterable of pairs of Tensor, optional
-        Tensors and their stand-ins. If it is None, they are found, and get one that is not connected.
+    stand_ins : iterable of pairs of Tensor, optional
+        Tensors and what stands in for them. If it is None, they are found, and get one that is not connected.
     """
 
-    def __init__(self, known: Iterable[tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(self, stand_ins: Iterable[tuple[Tensor, Tensor]] | None = None) -> None:
         super().__init__()
-        self._finds = known is None
-        self._known = {id(tensor): (tensor, other) for tensor, other in known or ()}
+        self._finds = stand_ins is None
+        self._pairs = {id(tensor): (tensor, other) for tensor, other in stand_ins or ()}
         self._leaves: dict[int, Tensor] = {}
         self._start = nodes_made()
         self._inseparable = False
@@ -82,7 +82,7 @@ class Closure(TorchFunctionMode):
     @property
     def tensors(self) -> list[Tensor]:
         """What the function closes over, in the order in which it was met."""
-        return [tensor for tensor, _ in self._known.values()]
+        return [tensor for tensor, _ in self._pairs.values()]
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, which sees the stand-ins."""
@@ -94,10 +94,10 @@ class Closure(TorchFunctionMode):
 
         return call
 
-    def explains(self, result: Tensor, given: Iterable[Tensor]) -> bool:
-        """Whether all that a result depends on is one of the stand-ins, these or the function's own."""
-        known = [*given, *(other for _, other in self._known.values())]
-        foreign = [leaf for leaf in leaves_before(result, known) if id(leaf) not in self._leaves]
+    def explains(self, result: Tensor, others: Iterable[Tensor]) -> bool:
+        """Whether all that a result depends on is a stand-in, one of these or of others, or the function's own."""
+        ends = [*others, *(other for _, other in self._pairs.values())]
+        foreign = [leaf for leaf in leaves_behind(result, ends) if id(leaf) not in self._leaves]
         self._leaves.clear()
         return not foreign and not self._inseparable
 
@@ -106,7 +106,7 @@ class Closure(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ATTRIBUTES:
             return func(*args, **kwargs)
-        if func is torch.autograd.grad and self._finds and self._meets_known(args):
+        if func is torch.autograd.grad and self._finds and self._meets_one(args):
             self._inseparable = True  # the derivative along all paths is asked for, of which a stand-in cuts some
         result = func(*self._replace(args), **(self._replace(kwargs) if kwargs else kwargs))
         if func in _MAKE_A_LEAF or kwargs.get("requires_grad"):
@@ -114,29 +114,29 @@ class Closure(TorchFunctionMode):
             self._leaves[id(leaf)] = leaf  # the function's own
         return result
 
-    def _replace(self, given: Any) -> Any:
-        if isinstance(given, Tensor):
-            return self._stand_in(given)
-        if type(given) is tuple or type(given) is list:
-            return type(given)(map(self._replace, given))
-        if type(given) is dict:
-            return {name: self._replace(value) for name, value in given.items()}
-        return given
+    def _replace(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._stand_in(value)
+        if type(value) is tuple or type(value) is list:
+            return type(value)(map(self._replace, value))
+        if type(value) is dict:
+            return {name: self._replace(each) for name, each in value.items()}
+        return value
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
-        found = self._known.get(id(tensor))
-        if found is not None:
-            return found[1]
+        pair = self._pairs.get(id(tensor))
+        if pair is not None:
+            return pair[1]
         if not self._finds or not tensor.requires_grad or made_since(tensor, self._start):
             return tensor
         if id(tensor) in self._leaves or belongs_to_transform(tensor):
             return tensor
         with outside_transforms(), torch.enable_grad():
             other = stand_in(tensor, connected=False)
-        self._known[id(tensor)] = tensor, other
+        self._pairs[id(tensor)] = tensor, other
         return other
 
-    def _meets_known(self, given: Any) -> bool:
-        if isinstance(given, Tensor):
-            return self._stand_in(given) is not given
-        return isinstance(given, tuple | list) and any(map(self._meets_known, given))
+    def _meets_one(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            return self._stand_in(value) is not value
+        return isinstance(value, tuple | list) and any(map(self._meets_one, value))

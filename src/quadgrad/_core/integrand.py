@@ -292,8 +292,8 @@ class Integrand:
             if self.vectorized:
                 y = self.function(x, *args)
             else:
-                columns = [_column(a, x, kind) for a, kind in zip(args, self.arguments, strict=True)]
-                y = _one_by_one(self.function, x, columns)
+                columns = [_column(a, self.grid(x), kind) for a, kind in zip(args, self.arguments, strict=True)]
+                y = _one_by_one(self.function, x, self.grid(x), columns)
         except Exception as error:
             error.add_note(f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}")
             raise
@@ -309,10 +309,10 @@ class Integrand:
         return y
 
 
-def _one_by_one(function: Callable[..., Any], x: Tensor, columns: list[Sequence[Any]]) -> Tensor:
-    """Call a function of one number at every node."""
+def _one_by_one(function: Callable[..., Any], x: Tensor, grid: torch.Size, columns: list[Sequence[Any]]) -> Tensor:
+    """Call a function of one number, or of the list of one point's coordinates, at every node."""
     try:
-        nodes = x.detach().flatten().tolist()
+        nodes = x.detach().reshape(-1, *x.shape[len(grid) :]).tolist()
     except RuntimeError as error:
         raise IntegrandError(
             "vectorized=False calls f with Python floats, which torch.func transforms do not allow: "
@@ -324,15 +324,15 @@ def _one_by_one(function: Callable[..., Any], x: Tensor, columns: list[Sequence[
     else:
         y = torch.from_numpy(np.asarray(values))
         y = y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
-    return y.reshape(x.shape + y.shape[1:]).to(x.device)
+    return y.reshape(grid + y.shape[1:]).to(x.device)
 
 
-def _column(argument: Any, x: Tensor, kind: Argument) -> Sequence[Any]:
+def _column(argument: Any, grid: torch.Size, kind: Argument) -> Sequence[Any]:
     """Return the argument's entry for each node: a float, or a tensor if it requires grad or is no scalar."""
     if not isinstance(argument, Tensor):
-        return [argument] * x.numel()
+        return [argument] * grid.numel()
     core = argument.shape[argument.ndim - kind.element_ndim :]
-    spread = argument.expand(x.shape + core).reshape((x.numel(), *core))
+    spread = argument.expand(grid + core).reshape((grid.numel(), *core))
     return spread.unbind(0) if core or kind.value.requires_grad else spread.tolist()
 
 

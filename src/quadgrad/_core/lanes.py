@@ -30,9 +30,8 @@ __all__ = ["Lanes", "has_lanes", "plain"]
 
 def plain(tensor: Tensor) -> Tensor:
     """Return a tensor without gradient and without what transforms have wrapped around it, lanes in front."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # which cannot follow a look at what is wrapped, and no transform is open there
+    if torch.compiler.is_compiling():
+        # Which cannot follow a look at what is wrapped, and no transform is open there.
         return tensor.detach()
     if in_transform() or belongs_to_transform(tensor):  # each operation there would wrap what it returns
         return unwrap(tensor)[0]
@@ -42,8 +41,8 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-class _Lift(torch.autograd.Function):
-    """Each lane's tensor to one that has all: at the levels of ``carrier`` lanes become leading dimensions."""
+class _Border(torch.autograd.Function):
+    """What is the same on both ways across; ``carrier`` tells the levels to cross."""
 
     generate_vmap_rule = False
 
@@ -55,6 +54,10 @@ class _Lift(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
         ctx.save_for_forward(inputs[1])
+
+
+class _Lift(_Border):
+    """Each lane's tensor to one that has all: at the levels of ``carrier`` lanes become leading dimensions."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -74,16 +77,8 @@ class _Lift(torch.autograd.Function):
         return _Lift.apply(lanes, carrier.movedim(carried, 0)), None
 
 
-class _Lower(torch.autograd.Function):
+class _Lower(_Border):
     """One tensor that has all lanes to each lane's own; the inverse of :class:`_Lift`."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(tensor: Tensor, carrier: Tensor) -> Tensor:
-        return tensor.clone()
-
-    setup_context = _Lift.setup_context
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -17,7 +17,7 @@ from quadgrad._core.mesh.cells import BESIDE
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.tolerance import Tolerance
 
-__all__ = ["BLOCK", "LimitGradient", "Problem"]
+__all__ = ["BLOCK", "Problem"]
 
 BLOCK = 2**17
 """Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""

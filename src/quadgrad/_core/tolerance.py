@@ -58,9 +58,9 @@ def epsilon(*dtypes: torch.dtype) -> float:
 
 def make_tolerance(rtol: float | None, atol: float, eps: float) -> Tolerance:
     """Check the tolerances and fill in the default ``rtol = sqrt(eps)``."""
-    for name, given in (("rtol", rtol), ("atol", atol)):
-        if given is not None and not (math.isfinite(given) and given >= 0.0):
-            raise ValueError(f"{name}={given!r} must be a finite number, zero or positive")
+    for name, number in (("rtol", rtol), ("atol", atol)):
+        if number is not None and not (math.isfinite(number) and number >= 0.0):
+            raise ValueError(f"{name}={number!r} must be a finite number, zero or positive")
     if rtol is None:
         rtol = math.sqrt(eps)
     if rtol == 0.0 and atol == 0.0:

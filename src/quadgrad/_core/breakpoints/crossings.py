@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from quadgrad._core.breakpoints.roots import Bracket, Dip, find_zeros, follow_dips
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import place
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import concatenate, take, total
 
 __all__ = ["Zeros", "look", "scan_pieces", "scan_plan"]
 
@@ -56,9 +57,8 @@ class Zeros:
 
     def join(self, other: Zeros) -> Zeros:
         """Return the zeros of both."""
-        touching = torch.cat((self.touching, other.touching))
-        columns = zip(self._columns(), other._columns(), strict=True)
-        return Zeros(*(torch.cat(pair, dim=1) for pair in columns), touching=touching).trim()
+        columns = (torch.cat(pair, dim=1) for pair in zip(self._columns(), other._columns(), strict=True))
+        return Zeros(*columns, touching=torch.cat((self.touching, other.touching))).trim()
 
     def trim(self) -> Zeros:
         """Return the zeros in ascending order without columns that are empty everywhere."""
@@ -67,15 +67,22 @@ class Zeros:
 
     def pad(self, count: int) -> Zeros:
         """Return the zeros with at least ``count`` columns."""
-        missing = max(0, count - self.place.shape[1])
-        empty = (t.new_zeros((t.shape[0], missing)) for t in self._columns())
-        columns = (torch.cat(pair, dim=1) for pair in zip(self._columns(), empty, strict=True))
-        padded = Zeros(*columns, touching=self.touching)
-        real = torch.arange(padded.place.shape[1], device=self.place.device) < self.place.shape[1]
-        return replace(padded, place=torch.where(real, padded.place, torch.nan))
+        missing = (0, max(0, count - self.place.shape[1]))
+        place, *others = self._columns()
+        return Zeros(
+            pad(place, missing, value=torch.nan), *(pad(t, missing) for t in others), touching=self.touching
+        )
 
     def _columns(self) -> list[Tensor]:
         return [getattr(self, f.name) for f in fields(self)[:-1]]
+
+
+@dataclass(frozen=True)
+class _Crossings(Bracket):
+    """Brackets of the functions' components, with the integrals that they belong to."""
+
+    owner: Tensor
+    component: Tensor
 
 
 def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
@@ -90,21 +97,19 @@ def scan_pieces(g: Integrand, limits: Limits, batch: int, block: int) -> Zeros:
     tau = (torch.arange(_NODES, dtype=torch.float64, device=row.device) + 0.5) / _NODES
     row, start, stop = row.repeat_interleave(n), start.repeat(row.shape[0]), stop.repeat(row.shape[0])
     x = place(pieces, row, start, stop, None, tau)[0].to(pieces.lower.dtype)
-    found = _scan(g, x, row // pieces.count, row // pieces.count, batch, block)
-    near, edge = _nearest_edge(found, limits)
-    return replace(found, place=torch.where(near, edge, found.place))
+    zeros = _scan(g, x, row // pieces.count, row // pieces.count, batch, block)
+    near, edge = _nearest_edge(zeros, limits)
+    return replace(zeros, place=torch.where(near, edge, zeros.place))
 
 
 def scan_plan(g: Integrand, limits: Limits, plan: IntervalPlan, block: int) -> Zeros:
     """Scan the nodes of a plan for zeros that are not breakpoints of it."""
     order = plan.order
     x = plan.place(limits.pieces())[0][:, order].sort(dim=0).values  # nodes that close in on an end may descend
-    found = _scan(g, x, plan.owner[order], plan.row[order], plan.batch, block)
-    if found.place.shape[1] == 0:
-        return found
+    zeros = _scan(g, x, plan.owner[order], plan.row[order], plan.batch, block)
     # Rounding may move a change of sign across the breakpoint that was made of it.
-    near, _ = _nearest_edge(found, limits)
-    return replace(found, place=torch.where(near, torch.nan, found.place)).trim()
+    near, _ = _nearest_edge(zeros, limits)
+    return replace(zeros, place=torch.where(near, torch.nan, zeros.place)).trim()
 
 
 def _nearest_edge(zeros: Zeros, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -120,19 +125,19 @@ def _scan(g: Integrand, x: Tensor, owner: Tensor, stretch: Tensor, batch: int, b
     """Find zeros between nodes ``(m, n)`` that ascend in each cell, and from cell to cell of one ``stretch``."""
     m = x.shape[0]
     y = look(g, x, owner, block).transpose(0, 1).flatten(0, 1)
-    x, owners, column = x.T.reshape(-1), owner.repeat_interleave(m), stretch.repeat_interleave(m)
+    x, owner, column = x.T.reshape(-1), owner.repeat_interleave(m), stretch.repeat_interleave(m)
     together = (column[1:] == column[:-1])[:, None]
-    brackets, at, component = _brackets(x, y, together)
-    crossing = [(brackets, owners[at], component)]
+    crossings = [_crossings(x, y, owner, together)]
     dips, at, component = _dips(x, y, together)
     touching = x.new_zeros(0)
     if at.shape[0]:
-        bottom, crosses, touches = follow_dips(_columns(g, owners[at], component, block), dips)
+        bottom, crosses, touches = follow_dips(_columns(g, owner[at], component, block), dips)
         touching = torch.where(touches, bottom.x[1], torch.nan)
-        for side in (slice(0, 2), slice(1, 3)):
-            ends, values = bottom.x[side], bottom.y[side].masked_fill(~crosses, torch.nan)
-            crossing.append((Bracket(ends[0], ends[1], values[0], values[1]), owners[at], component))
-    return _collect(g, crossing, touching, batch, block)
+        y = bottom.y.masked_fill(~crosses, torch.nan)
+        for left, right in ((0, 1), (1, 2)):
+            sides = (bottom.x[left], bottom.x[right], y[left], y[right])
+            crossings.append(_Crossings(*sides, owner[at], component))
+    return _collect(g, concatenate(crossings), touching, batch, block)
 
 
 def look(g: Integrand, x: Tensor, owner: Tensor | slice, block: int | None = None) -> Tensor:
@@ -145,13 +150,11 @@ def look(g: Integrand, x: Tensor, owner: Tensor | slice, block: int | None = Non
     return torch.cat([look(g, x[:, part], owner[part]) for part in parts], dim=1)
 
 
-def _brackets(x: Tensor, y: Tensor, together: Tensor) -> tuple[Bracket, Tensor, Tensor]:
-    """Return neighbours of opposite sign, the index of the left one and the component."""
-    known = ~y.isnan()
-    changes = ((y[1:] >= 0) != (y[:-1] >= 0)) & known[1:] & known[:-1] & together
+def _crossings(x: Tensor, y: Tensor, owner: Tensor, together: Tensor) -> _Crossings:
+    """Return neighbours of opposite sign."""
+    changes = ((y[1:] >= 0) != (y[:-1] >= 0)) & ~y[1:].isnan() & ~y[:-1].isnan() & together
     at, component = changes.nonzero().unbind(1)
-    left, right = (torch.where(changes[at, component], y[i, component], torch.nan) for i in (at, at + 1))
-    return Bracket(x[at], x[at + 1], left, right), at, component
+    return _Crossings(x[at], x[at + 1], y[at, component], y[at + 1, component], owner[at], component)
 
 
 def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
@@ -162,10 +165,8 @@ def _dips(x: Tensor, y: Tensor, together: Tensor) -> tuple[Dip, Tensor, Tensor]:
     dips = (middle <= size[:-2]) & (middle <= size[2:]) & (rise > 0) & (middle <= rise)
     dips = dips & (sign[1:-1] == sign[:-2]) & (sign[1:-1] == sign[2:]) & together[1:] & together[:-1]
     before, component = dips.nonzero().unbind(1)
-    at = before + 1
-    around = torch.stack((before, at, at + 1))
-    y = torch.where(dips[before, component], y[around, component], torch.nan)
-    return Dip(x[around], y), at, component
+    around = torch.stack((before, before + 1, before + 2))
+    return Dip(x[around], y[around, component]), before + 1, component
 
 
 def _columns(g: Integrand, owner: Tensor, component: Tensor, block: int) -> Callable[[Tensor], Tensor]:
@@ -178,35 +179,24 @@ def _columns(g: Integrand, owner: Tensor, component: Tensor, block: int) -> Call
     return function
 
 
-def _collect(
-    g: Integrand, crossing: list[tuple[Bracket, Tensor, Tensor]], touching: Tensor, batch: int, block: int
-) -> Zeros:
+def _collect(g: Integrand, crossings: _Crossings, touching: Tensor, batch: int, block: int) -> Zeros:
     """Find the zeros between all brackets and set them out by integral."""
-    owner, order = torch.cat([who for _, who, _ in crossing]).sort(stable=True)
-    component = torch.cat([which for _, _, which in crossing])[order]
-    bracket = Bracket(*(torch.cat([getattr(b, f.name) for b, _, _ in crossing])[order] for f in fields(Bracket)))
-    valid = (bracket.at_left >= 0) != (bracket.at_right >= 0)
-    valid = valid & ~bracket.at_left.isnan() & ~bracket.at_right.isnan()
+    crossings = take(crossings, crossings.owner.argsort(stable=True))
+    owner, component, left, right = crossings.owner, crossings.component, crossings.at_left, crossings.at_right
+    valid = ((left >= 0) != (right >= 0)) & ~left.isnan() & ~right.isnan()
     n = owner.shape[0]
     counts = total(torch.ones_like(owner), owner, batch)
     k = int(counts.max()) if n else 0
-    size = torch.maximum(bracket.at_left.abs(), bracket.at_right.abs())
-    size = torch.where(size.isinf(), torch.minimum(bracket.at_left.abs(), bracket.at_right.abs()), size)
-    place, width, value = bracket.left, size, size
+    size = torch.maximum(left.abs(), right.abs())
+    size = torch.where(size.isinf(), torch.minimum(left.abs(), right.abs()), size)
+    place, width, value = crossings.left, size, size
     if n:
-        place, width, value = find_zeros(_columns(g, owner, component, block), bracket)
-    reach = (bracket.right - bracket.left).abs()
+        place, width, value = find_zeros(_columns(g, owner, component, block), crossings)
+    reach = (crossings.right - crossings.left).abs()
     # Nothing can be told of a stretch that is hardly wider than rounding, next to a breakpoint say.
     vanishes = (value.abs() <= VANISHED * size) | (reach <= 64.0 * torch.finfo(reach.dtype).eps * place.abs())
-    slot = owner * k + torch.arange(n, device=owner.device) - (counts.cumsum(0) - counts)[owner]
-
-    def set_out(values: Tensor, empty: float) -> Tensor:
-        out = torch.full((batch * k,), empty, dtype=values.dtype, device=values.device)
-        return out.index_copy(0, slot, values).reshape(batch, k)
-
-    place = torch.where(valid, place, torch.nan)
-    return Zeros(
-        set_out(place, torch.nan), set_out(component, 0), set_out(width, 0.0),
-        set_out(reach, 0.0), set_out(size, 0.0),
-        set_out(vanishes, 0), touching=touching,
-    ).trim()  # fmt: skip
+    slot = owner, torch.arange(n, device=owner.device) - (counts.cumsum(0) - counts)[owner]
+    columns = (torch.where(valid, place, torch.nan), component, width, reach, size, vanishes)
+    table = [values.new_zeros((batch, k)).index_put(slot, values) for values in columns]
+    table[0] = place.new_full((batch, k), torch.nan).index_put(slot, columns[0])
+    return Zeros(*table, touching=touching).trim()

@@ -41,10 +41,9 @@ class Switches:
     @staticmethod
     def open(problem: Problem) -> Switches:
         """Scan the integrals for the zeros of ``jumps``."""
-        assert problem.jumps is not None
-        return Switches(
-            problem, problem.jumps, scan_pieces(problem.jumps, problem.limits, problem.batch, problem.block)
-        )
+        g = problem.jumps
+        assert g is not None
+        return Switches(problem, g, scan_pieces(g, problem.limits, problem.batch, problem.block))
 
     def fit(self, plan: IntervalPlan | None) -> tuple[Switches, IntervalPlan | None]:
         """Return zeros and plan for the same number of pieces; search gives those without a cell one.
@@ -52,10 +51,10 @@ class Switches:
         One column of zeros at least where derivatives flow: an integral that a moving jump has left must stay
         differentiable.
         """
-        given = _given(self.problem.limits)
-        least = max(int(self.problem.flowing), 0 if plan is None else plan.pieces - 1 - given)
+        points = _points(self.problem.limits)
+        least = max(int(self.problem.flowing), 0 if plan is None else plan.pieces - 1 - points)
         zeros = self.zeros.pad(least)
-        pieces = given + zeros.place.shape[1] + 1
+        pieces = points + zeros.place.shape[1] + 1
         if plan is not None and plan.pieces < pieces:
             plan = replace(plan, pieces=pieces, row=plan.owner * pieces + plan.piece)
         return replace(self, zeros=zeros), plan
@@ -86,11 +85,11 @@ class Switches:
             _note_doubtful_zeros(self.zeros, plain(sound))
         # Zeros come first: of two marks at one place the first is differentiated.
         marked = _mark(problem, place)
-        blur = torch.cat((blur, blur.new_zeros(problem.batch, _given(problem.limits))), dim=1)
+        blur = torch.cat((blur, blur.new_zeros(problem.batch, _points(problem.limits))), dim=1)
         return marked.between(replace(marked.limits, blur=blur), marked.sources)
 
 
-def _given(limits: Limits) -> int:
+def _points(limits: Limits) -> int:
     """Return the number of breakpoints of each integral."""
     return 0 if limits.points is None else limits.points.shape[1]
 
@@ -98,11 +97,11 @@ def _given(limits: Limits) -> int:
 def _mark(problem: Problem, place: Tensor) -> Problem:
     """Return the problem with places among its breakpoints; all of these share a source in the caller's shape."""
     limits, batch = problem.limits, problem.batch
-    k = _given(limits) + place.shape[1]
+    k = _points(limits) + place.shape[1]
     if k == 0:
         return problem
-    given = place.new_zeros((batch, 0)) if limits.points is None else limits.points.expand(batch, -1)
-    source = torch.cat((place, given), dim=1).reshape(*problem.batch_shape, k)
+    points = place.new_zeros((batch, 0)) if limits.points is None else limits.points.expand(batch, -1)
+    source = torch.cat((place, points), dim=1).reshape(*problem.batch_shape, k)
     a, b = limits.a.expand(batch), limits.b.expand(batch)
     marked = Limits(a, b, source.reshape(batch, k), limits.infinite, limits.ordered)
     return problem.between(marked, (*problem.sources[:2], *(source,) * k))

@@ -9,7 +9,7 @@ Kinks, peaks and singularities fail one of the two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.reduce import concatenate
 
 __all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
 
@@ -73,8 +74,6 @@ def find_unmarked_jump(integrand: Integrand, plan: IntervalPlan, limits: Limits,
     block : int
         Nodes evaluated at a time.
     """
-    if len(plan) == 0:
-        return ""
     with torch.no_grad():
         plan = _worth_a_look(plan, limits, least, block)
         if len(plan) == 0:
@@ -154,10 +153,7 @@ def _suspects(integrand: Integrand, plan: IntervalPlan, limits: Limits, least: L
     """Return the stretches that a jump may lie in: a cell's outermost nodes and ends are what they end at."""
     step = max(1, block // 4)
     parts = (plan.take(slice(first, first + step)) for first in range(0, len(plan), step))
-    suspects = [_suspects_among(integrand, cells, limits, least) for cells in parts]
-    if len(suspects) == 1:
-        return suspects[0]
-    return _Suspects(*(torch.cat([getattr(part, f.name) for part in suspects]) for f in fields(_Suspects)))
+    return concatenate([_suspects_among(integrand, cells, limits, least) for cells in parts])
 
 
 def _suspects_among(integrand: Integrand, cells: IntervalPlan, limits: Limits, least: Least) -> _Suspects:

@@ -16,23 +16,29 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: Tensor, columns: int) -> list[Tensor]:
+def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> list[tuple[Tensor, ...]]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
-    The terms, and the entries of a column, stand along the first dimension. Column 0 are the sums of the first 0,
-    1, ... terms; each entry of column k uses 2 k terms, the last entry the last ones.
+    The terms stand along the first dimension. Column 0 are the sums of the first 0, 1, ... terms; each entry of
+    column k uses 2 k terms, the last entry the last ones.
     """
-    size = terms.detach().abs().amax(0)
-    size = size.masked_fill(size == 0, 1.0)
-    still = torch.finfo(size.dtype).tiny ** 0.5
+    size, length = terms.detach().abs().amax(0), len(terms) + 1
+    tiny = torch.finfo(size.dtype).tiny
+    size, still = size.clamp_min(tiny), tiny**0.5
     now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))
-    before = now.new_zeros(len(now) + 1, *now.shape[1:])
-    table = [now * size]
-    for _ in range(columns):
-        # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second half-step.
-        # Instead of inf it is 1 / still, beside which nothing counts either, and whose derivative is no NaN.
-        for instead in (still, torch.inf):
-            step = now.diff(dim=0)
-            before, now = now, before[1:-1] + step.masked_fill(step.abs() <= still, instead).reciprocal()
-        table.append(now * size)
+    before: Tensor | float = 0.0
+    table = [(now * size).unbind()]
+    for k in range(1, columns + 1):
+        for second in (False, True):
+            # Of all entries, the last ones having none behind them: to leave these out would take longer.
+            behind = now.roll(-1, 0)
+            step = behind - now
+            # Where a sequence stands still its limit is reached: 1 / inf = 0 is to be added in the second step.
+            if differentiable:  # instead of inf it is 1 / still, beside which nothing counts either
+                step = step.masked_fill(step.abs() <= still, torch.inf if second else still)
+            turned = step.reciprocal()
+            if second and not differentiable:
+                turned = turned.nan_to_num(0.0, 0.0, 0.0)
+            now, before = before + turned, behind
+        table.append((now * size).unbind()[: length - 2 * k])
     return table

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import (
     BEYOND,
+    PARTS,
     PLACE,
     UNRESOLVED,
     Sums,
@@ -25,39 +26,12 @@ from quadgrad._core.estimates.null_rules import (
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, conclude
 from quadgrad._core.mesh.bisection import Spots
 from quadgrad._core.mesh.cells import STEP, NewIntervals
-from quadgrad._core.mesh.interval import EXTRAPOLATED, LOGARITHMIC
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC
 from quadgrad._core.mesh.protocol import Cells
-from quadgrad._core.reduce import one_number
+from quadgrad._core.reduce import align, apply, mean, one_number, reals
 from quadgrad._core.rules import RuleTensors
 
 __all__ = ["IntervalEstimate"]
-
-
-@dataclass(slots=True)
-class _Values:
-    """f times dx/dtau at the nodes: ``y`` ``(m, n, *event)``, its modulus ``(m, n)``, summed over the event.
-
-    ``real`` and ``moduli`` are its real components and theirs, ``(m, n)`` or ``(m, n, components)``.
-    """
-
-    y: Tensor
-    size: Tensor
-    real: Tensor
-    moduli: Tensor
-
-    @staticmethod
-    def of(y: Tensor) -> _Values:
-        size, real = y.abs(), torch.view_as_real(y) if y.is_complex() else y
-        moduli = real.abs() if y.is_complex() else size
-        if real.ndim == 2:
-            return _Values(y, size, real, moduli)
-        return _Values(y, size[..., None].flatten(2).sum(2), real.flatten(2), moduli.flatten(2))
-
-    def components(self, real: Tensor, *lead: int) -> Tensor:
-        """Return what stands in real components as the values do, ``(*lead, n, *event)``."""
-        if self.y.is_complex():
-            real = torch.view_as_complex(real.unflatten(-1, (-1, 2)))
-        return real.reshape(*lead, *self.y.shape[1:]) if self.y.ndim > 2 or self.y.is_complex() else real
 
 
 @dataclass(slots=True)
@@ -77,43 +51,36 @@ class IntervalEstimate:
     def __call__(self, new: NewIntervals, places: Spots, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
         assert places.factor is not None
-        weighted = y * _beside(places.factor, y)
+        weighted = y * align(places.factor, y)
         if new.logarithmic:
             return self._logarithmic(new, places, y[1:-1], weighted, noise)
         if places.known is not None:
             edges = torch.stack((one_number(weighted[0]), one_number(weighted[-1]))) / new.layout.scale
-            new.at_start, new.at_stop = torch.where(places.known, edges, torch.nan).unbind()
-            weighted = weighted[1:-1]
+            new.known, weighted = edges.masked_fill(~places.known, torch.nan), weighted[1:-1]
         return self._linear(new, weighted, noise)
 
-    def _null_rules(self, values: _Values, sums: Sums, blur: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return error and size ``(n,)``, and whether bisecting once will not be enough."""
+    def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:
+        real, moduli, scale = reals(weighted, 2), weighted.abs(), new.layout.scale
+        sums = weigh(self.rule, real, real.abs() if weighted.is_complex() else reals(moduli, 2))
+        # how far rounding moves a node, in parts of the cell
+        spread = new.layout.reach / scale * (PLACE * self.info.eps)
+        blur = sums.variation * align(spread.clamp_max(1.0), sums.variation)
         # Decay is looked for above the rounding of x, too.
         error, decay = null_rule_error(self.rule, sums.nulls, sums.size.add(blur, alpha=0.5 / noise), noise)
-        size = sums.size
-        if values.y.is_complex():
+        size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
+        if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
             error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
-        return largest_component(error), largest_component(size), largest_component(decay) >= UNRESOLVED
-
-    def _linear(self, new: NewIntervals, weighted: Tensor, noise: float) -> Cells:
-        values, layout = _Values.of(weighted), new.layout
-        sums, scale = weigh(self.rule, values.real, values.moduli), layout.scale
-        spread = (layout.reach / scale) * (
-            PLACE * self.info.eps
-        )  # how far rounding moves a node, in parts of the cell
-        blur = sums.variation * _along(spread.clamp_max(1.0), sums.variation)
-        error, size, unresolved = self._null_rules(values, sums, blur, noise)
-        error = error + self._hidden(new, sums)
+        error, size = largest_component(error) + self._hidden(new, sums), largest_component(size)
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
         wide = (spread < 0.25 * PLACE * self.outermost) & (new.stop - new.start > self.info.tiny**0.5)
         lost = error.isinf()
-        pole, height = see_pole(self.rule, values.size, noise)
+        pole, height = see_pole(self.rule, moduli.flatten(2).sum(2) if moduli.ndim > 2 else moduli, noise)
         height = height.masked_fill(lost | ~unresolved, torch.inf)
         left, right = (largest_component(half) for half in sums.halves.unbind())
         middle = one_number(weighted[len(weighted) // 2]) / scale
-        value, kind = sums.value.masked_fill(_along(lost, sums.value), 0.0), torch.zeros_like(new.row)
+        value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(left, right, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), improvable & wide, kind, hints)
 
@@ -124,53 +91,44 @@ class IntervalEstimate:
         :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
         between the two, they differ by at least as much as it matters.
         """
-        known = torch.stack((new.at_start, new.at_stop)) * new.layout.scale
         edges, allowed = sums.edges, sums.nulls[0]
         if edges.ndim > 2:
             edges, allowed = edges.sum(2), allowed.sum(1)
-        gaps = (edges - known).abs().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
+        gaps = (edges - new.known * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
         return gaps.nan_to_num(0.0, 0.0, 0.0).sum(0) * self.outermost
 
     def _logarithmic(self, new: NewIntervals, places: Spots, y: Tensor, weighted: Tensor, noise: float) -> Cells:
-        layout, touches = new.layout, new.start * new.stop == 0.0
+        layout, touches, tiny = new.layout, new.start * new.stop == 0.0, self.info.tiny
         assert layout.outer is not None and layout.rate is not None and places.steps is not None
-        outer, inner, values = weighted[0], weighted[-1], _Values.of(weighted[1:-1])
-        sums = weigh(self.rule, values.real, values.moduli)
-        nulls, size = sums.nulls, sums.size
-        if y.is_complex():  # in the moduli of both parts' null rules: beside a singularity one decays less evenly
-            nulls = torch.hypot(*nulls.unflatten(2, (-1, 2)).unbind(3))
-            size = (self.rule.weights @ values.y.abs().flatten(1)).reshape(nulls.shape[1:])
+        if y.ndim > 2:
+            y, weighted = y.flatten(2), weighted.flatten(2)
+        ends, values = weighted[:: len(weighted) - 1], weighted[1:-1]
+        value, nulls, _, _, edges = apply(self.rule.functionals, values).split(PARTS)
+        # In the moduli of both parts' null rules: beside a singularity one decays less evenly.
+        nulls, size = nulls.abs() if y.is_complex() else nulls, mean(self.rule.weights, values.abs())
         # Near a singularity f changes as much as the distance does, which rounding of x does to it.
-        spread = layout.reach * layout.rate * (-PLACE * self.info.eps)
-        blur = _along(spread, size) * (self.rule.weights @ y.abs().flatten(1)).reshape(size.shape)
+        reach, rate = layout.reach, layout.rate
+        blur = mean(self.rule.weights, y.abs()) * align(reach * rate * (-PLACE * self.info.eps), size)
         error, decay = null_rule_error(self.rule, nulls, size.add(blur, alpha=0.5 / noise), noise)
-        error, size, unresolved = (
-            largest_component(error),
-            largest_component(size),
-            largest_component(decay) >= UNRESOLVED,
-        )
-        value, edges = values.components(sums.value), values.components(sums.edges, 2)
+        unresolved = largest_component(decay) >= UNRESOLVED
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
-        known = torch.stack((outer, torch.where(_beside(touches, inner), edges[1], inner)))
-        gaps = (edges - known).abs() - BEYOND * nulls[0].reshape(value.shape)
-        hidden = largest_component(gaps.clamp_min(0.0).sum(0)) * self.outermost
-        shares = self.rule.shares.to(y.dtype)
-        terms = (shares @ values.y.flatten(1)).reshape(len(shares), *value.shape)
-        errors, deep = (error, hidden, largest_component(blur)), (inner, places.steps)
-        end = conclude(value, terms, touches, errors, size, (self.rtol, noise), deep, self.held)
-        lost, rate = end.error.isinf(), layout.rate
-        step = 1.0 - (1.0 - STEP) * touches
+        gaps = (edges - ends).abs().sub_(nulls[0], alpha=BEYOND).clamp_min_(0.0)
+        gaps[1].masked_fill_(align(touches, size), 0.0)
+        error, hidden, blur, size = (largest_component(t) for t in (error, gaps.sum(0), blur, size))
+        terms, errors = apply(self.rule.shares, values), (error, hidden * self.outermost, blur)
+        deep = (ends[1], places.steps)
+        end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), deep, self.held)
+        lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
-        worth = (end.curable > end.floor + end.blur) & ~(touches & (end.blur >= 0.5 * STEP * end.error))
+        worth = (end.curable > end.floor + end.blur) & (end.blur * touches < (0.5 * STEP) * end.error)
         nearest = (layout.outer * torch.exp(rate)).abs() * step
-        wide = nearest * layout.extent > 4.0 * self.info.eps * layout.reach
-        wide = wide & (nearest > max(NEAREST, self.info.tiny**0.5)) & (rate < -SHORTEST)
+        wide = nearest * layout.extent > 4.0 * self.info.eps * reach
+        wide = wide & (nearest > max(NEAREST, tiny**0.5)) & (rate < -SHORTEST)
         kind = LOGARITHMIC + (end.column + (EXTRAPOLATED - LOGARITHMIC)) * touches
-        columns = _Values.of(end.value[None]).real[0].masked_fill(_along(lost, sums.value), 0.0)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
-        hints = (unresolved.to(rate.dtype), none, none, unknown)
-        totals = (columns, end.error, end.floor.masked_fill(lost, 0.0))
-        return _enter(new, totals, (lost | worth) & wide, kind, hints)
+        columns = reals(end.value, 1)
+        totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
+        return _enter(new, totals, (lost | worth) & wide, kind, (unresolved, none, none, unknown))
 
 
 def _enter(
@@ -183,16 +141,6 @@ def _enter(
     """Return cells, of which value, error and floor are known, lean, pole, height and f in the middle."""
     value, error, floor = sums
     totals = torch.stack(sums) if value.ndim == 1 else torch.cat((value.T, error[None], floor[None]))
-    whole = (new.owner, splittable.to(torch.int64), new.row, kind)
-    real = (new.start, new.stop, *hints, new.at_start, new.at_stop)
+    whole = (new.owner, splittable, new.row, kind)
+    real = (new.start, new.stop, *hints, *new.known.unbind())
     return Cells(totals, torch.stack(whole), torch.stack(real))
-
-
-def _along(per_cell: Tensor, columns: Tensor) -> Tensor:
-    """Return one number for each cell in a shape that broadcasts with ``columns``."""
-    return per_cell if columns.ndim == 1 else per_cell[:, None]
-
-
-def _beside(factor: Tensor, y: Tensor) -> Tensor:
-    """Return ``factor`` in a shape that broadcasts with ``y``, which has event dimensions beyond its own."""
-    return factor.reshape(factor.shape + (1,) * (y.ndim - factor.ndim)) if y.ndim > factor.ndim else factor

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quadgrad._core.reduce import apply, mean
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.rules.rule import FUNCTIONALS, NULL_PAIRS
 
 __all__ = [
-    "BEYOND", "FLOOR", "PLACE", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error", "largest_component",
-    "null_rule_error", "see_pole", "weigh",
+    "BEYOND", "FLOOR", "PARTS", "PLACE", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error",
+    "largest_component", "null_rule_error", "see_pole", "weigh",
 ]  # fmt: skip
 
 PARTS = (1, 2 * NULL_PAIRS, 2, 2, FUNCTIONALS - 5 - 2 * NULL_PAIRS)
@@ -72,10 +73,8 @@ class Sums:
 
 def weigh(rule: RuleTensors, values: Tensor, moduli: Tensor) -> Sums:
     """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, and of their ``moduli``."""
-    flat, magnitude = (values, moduli) if values.ndim == 2 else (values.flatten(1), moduli.flatten(1))
-    value, nulls, halves, slopes, edges = (rule.functionals @ flat).unflatten(1, values.shape[1:]).split(PARTS)
-    size = (rule.weights @ magnitude).reshape(values.shape[1:])
-    return Sums(value[0], size, nulls, halves.abs_(), slopes.abs_().sum(0), edges)
+    value, nulls, halves, slopes, edges = apply(rule.functionals, values).split(PARTS)
+    return Sums(value[0], mean(rule.weights, moduli), nulls, halves.abs_(), slopes.abs_().sum(0), edges)
 
 
 def bound_error(curable: Tensor, size: Tensor, rounding: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,8 +98,8 @@ def largest_component(size: Tensor) -> Tensor:
 
 def blame(left: Tensor, right: Tensor, unresolved: Tensor) -> Tensor:
     """Return -1 or 1 where the left or right half alone is to blame for the error, doubled where ``unresolved``."""
-    side = (right > ROUGHER * left).to(left.dtype) - (left > ROUGHER * right).to(left.dtype)
-    return side * (1.0 + unresolved.to(left.dtype))
+    weight = 1 + unresolved
+    return (right > ROUGHER * left) * weight - (left > ROUGHER * right) * weight
 
 
 def see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -112,21 +111,21 @@ def see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tenso
     fall like an exponential.
     """
     at = (size >= NEAR * size.amax(0)).to(torch.int8).argmax(0)
-    first, second, span, away, tau, inner = rule.distances.index_select(1, at).split((1, 1, 1, 2, 1, 1))
+    around = rule.distances.index_select(1, at)
+    (first, second, span, _, _, tau, inner), away = around.unbind(), around[3:5]
     near, others = size.gather(0, rule.neighbours.index_select(1, at)).split((3, 2))
-    before, here, after = near.reciprocal().split(1)
+    before, here, after = near.reciprocal().unbind()
     rise = (here - before) / first
     bend = ((after - here) / second - rise) / span
     rise = torch.addcmul(rise, bend, first)
     ratio = torch.addcmul(here, away, torch.addcmul(rise, bend, away)) * others
     off = ((ratio - 1.0).abs() / torch.maximum(ratio.clamp_max(1.0), inner)).amax(0)
-    unsure, offset = UNSURE * off * span, rise / (2.0 * bend)
+    offset = rise / (2.0 * bend)
     # What is not finite anywhere makes the square so, too, and no pole is seen.
     least = torch.addcmul(here, rise, offset, value=-0.5) / bend
-    square = torch.maximum(torch.maximum(least, unsure * unsure), eps ** (2.0 / 3.0) * span * span)
-    place = (tau - offset).float().to(size.dtype)
+    square = torch.maximum(least, ((UNSURE * off) ** 2).clamp_min(eps ** (2.0 / 3.0)) * span * span)
     height = torch.exp2((-0.5 * STEPS * square.log2()).floor() / -STEPS)
-    return place[0], height.masked_fill(~((bend > 0.0) & (square < 1.0)), torch.inf)[0]
+    return (tau - offset).float(), height.masked_fill(~((bend > 0.0) & (square < 1.0)), torch.inf)
 
 
 def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -139,7 +138,7 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     magnitude = nulls.abs_()
     tiny = torch.finfo(size.dtype).tiny
     pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(tiny)
-    above_noise = pairs[:-1].sub((2.0 * eps) * size + tiny).clamp_min_(0.0)
+    above_noise = pairs[:-1].sub(size, alpha=2.0 * eps).sub_(tiny).clamp_min_(0.0)
     decay = above_noise.div_(pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
     continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)

@@ -26,15 +26,14 @@ FLOOR = 10.0
 @cache
 def student_factor(replicates: int, confidence: float) -> float:
     """Return how many standard errors of the mean of so many replicates an interval extends to each side."""
-    return math.inf if replicates < 2 else float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
+    return float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
 
 
 def half_width(means: Tensor, confidence: float) -> Tensor:
-    """Return the half-width of Student's interval for a mean of ``(replicates, ...)``; of the modulus if complex."""
+    """Return the half-width of Student's interval for means over the first dimension; of the modulus if complex."""
     count = means.shape[0]
-    if count < 2:
-        return torch.full_like(means[0].abs(), torch.inf)
-    return means.std(0) * (student_factor(count, confidence) / math.sqrt(count))
+    square = (means - means.mean(0)).abs().square().sum(0)  # `std` warns of an empty batch
+    return (square / (count - 1)).sqrt() * (student_factor(count, confidence) / math.sqrt(count))
 
 
 @dataclass(slots=True)
@@ -66,16 +65,18 @@ class ReplicateSums:
     @staticmethod
     def of(y: Tensor, weight: Tensor, replicates: int) -> ReplicateSums:
         """Sum up values ``(replicates * m, batch, *event)`` times ``(1 or replicates * m, 1 or batch)``."""
-        values = y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))
-        modulus = values.abs()
-        size = modulus.sum(0)
-        if size.is_cpu and bool(size.isfinite().all()):  # a look at the sums is quicker than one at each value
-            lost = size.new_zeros(size.shape[:1])
-        else:
-            finite = modulus.isfinite().flatten(2).all(2) if y.ndim > 2 else modulus.isfinite()
-            lost = (~finite).sum(0).to(modulus.dtype)
+        weight = weight.reshape(weight.shape + (1,) * (y.ndim - 2))
+        constant = weight.shape[0] == 1
+        values = y if constant else y * weight
         first = values.unflatten(0, (replicates, -1)).sum(1)
-        return ReplicateSums(first, size, modulus.square_().sum(0), lost)
+        size, root = (torch.linalg.vector_norm(values, order, dim=0) for order in (1, 2))
+        if constant:
+            first, size, root = first * weight, size * weight[0].abs(), root * weight[0].abs()
+        if y.is_cpu and bool(first.isfinite().all()):  # where asking costs nothing
+            lost = size.new_zeros(y.shape[1])
+        else:
+            lost = (~values.isfinite().reshape(*y.shape[:2], -1).all(2)).sum(0).to(size.dtype)
+        return ReplicateSums(first, size, root.square(), lost)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""

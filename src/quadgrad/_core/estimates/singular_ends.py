@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import FLOOR, SAFETY, largest_component
+from quadgrad._core.reduce import align
 from quadgrad._core.rules.rule import SHARES
 
 __all__ = ["NEAREST", "SHORTEST", "Concluded", "conclude"]
@@ -82,15 +83,15 @@ def conclude(
     rtol, eps = tolerances
     unseen, hidden, blur = errors
     beyond, doubt, gain, column = to_the_end(terms, rtol, held)
-    value = torch.where(touches.reshape(-1, *(1,) * (value.ndim - 1)), beyond, value)
-    doubt, gain = doubt.masked_fill(~touches, 0.0), gain.masked_fill(~touches, 1.0)
+    value, inside = torch.where(align(touches, value), beyond, value), ~touches
+    doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
         lawless = breaks_the_law(terms, *deep) & touches
         missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
         doubt = torch.where(lawless, torch.maximum(doubt, missed), doubt)
     size = torch.maximum(size, largest_component(value.abs()))
     floor, blur = (FLOOR * eps) * size, torch.minimum(gain * blur, size)
-    curable = doubt + gain * unseen + hidden
+    curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
     return Concluded(value, error, floor, blur, doubt, curable, column)
 
@@ -102,11 +103,12 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     ``deep`` is ``steps`` terms beyond the last one.
     """
     earlier, before, last = terms[-3:].abs().log().unbind()
-    rate, drift = last - before, (last - 2.0 * before + earlier).abs()
-    steps = steps.reshape(-1, *(1,) * (last.ndim - 1))
+    rate, steps = last - before, align(steps, last)
+    drift = (rate - (before - earlier)).abs()
     expected = torch.addcmul(last + math.log(SHARES), steps, rate)
     # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
-    off = ((deep.abs().log() - expected).abs() - 2.0 * SHARES * steps * drift > LAWLESS) & (steps > 0)
+    off = torch.addcmul((deep.abs().log() - expected).abs(), steps, drift, value=-2.0 * SHARES)
+    off = (off > LAWLESS) & (steps > 0)
     return off.flatten(1).any(1) if off.ndim > 1 else off
 
 
@@ -116,10 +118,9 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table = [column.unbind() for column in extrapolate(terms, COLUMNS)]
-    last, before = terms[-1].abs(), terms[-2].abs()
+    table, sizes = extrapolate(terms, COLUMNS, differentiable=False), terms.abs()
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
-    ratio = largest_component((last / before).nan_to_num(0.0, torch.inf).masked_fill(last == 0, 0.0))
+    ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0
     value, doubts = table[0][-1], _doubts(table)
     doubt, column = doubts[0], torch.zeros_like(ratio, dtype=torch.int64)
@@ -128,13 +129,13 @@ def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[
             better = (doubts[k] < doubt) & (doubt > CLOSE * rtol * largest_component(value.abs())) & converges
         else:
             better = held == k
-        value = torch.where(better.reshape(-1, *(1,) * (value.ndim - 1)), table[k][-1], value)
+        value = torch.where(align(better, value), table[k][-1], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
-    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(~converges | (column == 0), 1.0)
-    return value, torch.where(converges, doubt, SAFETY * largest_component(terms.abs().sum(0))), gain, column
+    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(column == 0, 1.0)
+    return value, torch.where(converges, doubt, SAFETY * largest_component(sizes.sum(0))), gain, column
 
 
-def _doubts(table: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _doubts(table: list[tuple[Tensor, ...]]) -> list[Tensor]:
     """Return the errors of the columns' last entries: how far the entries around them in the table are apart.
 
     Two of them may agree by accident, hence three differences where the column above has but one entry.
@@ -143,13 +144,5 @@ def _doubts(table: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     above = (first[-1], second[-1], third[-1], first[-1], second[-1], second[-1], second[-2])
     below = (none[-1], first[-1], second[-1], first[-2], second[-2], second[-2], second[-3])
     higher, within, before = (torch.stack(above) - torch.stack(below)).abs().split((3, 3, 1))
-    apart = SAFETY * (higher + within)
-    apart[-1] += before[0]
-    apart = (
-        apart
-        if apart.ndim == 2
-        else apart.flatten(2).amax(2)
-        if apart.numel()
-        else apart.new_zeros(apart.shape[:2])
-    )
-    return apart.unbind()
+    first, second, third = (SAFETY * (higher + within)).unbind()
+    return [largest_component(apart) for apart in (first, second, third + before[0])]

@@ -8,6 +8,7 @@ from torch import Tensor
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import PLACE
 from quadgrad._core.mesh.interval import Layout
+from quadgrad._core.reduce import align, apply, mean
 from quadgrad._core.rules import RuleTensors
 
 __all__ = ["blur_of_x", "extrapolated_sums", "weighted_sums"]
@@ -18,10 +19,10 @@ def weighted_sums(functionals: Tensor, y: Tensor, factor: Tensor) -> Tensor:
 
     ``y`` is f at the nodes, ``(m, n, *event)``, and ``factor`` ``(m or 1, n)`` what it is to be multiplied by.
     """
-    factor = factor.reshape(factor.shape + (1,) * (y.ndim - 2))
+    factor = align(factor, y)
     at_once = factor.shape[0] == 1  # what is the same at all nodes of a cell need not meet each of them
     y = y.to(torch.promote_types(y.dtype, factor.dtype)) if at_once else y * factor
-    sums = (functionals.to(y.dtype) @ y.flatten(1)).reshape(len(functionals), *y.shape[1:])
+    sums = apply(functionals, y)
     return sums * factor if at_once else sums
 
 
@@ -30,10 +31,9 @@ def extrapolated_sums(plain: Tensor, terms: Tensor, column: Tensor) -> Tensor:
 
     ``terms`` have shape ``(s, n, *event)``, their sums ``plain`` ``(n, *event)``, and ``column`` is ``(n,)``.
     """
-    tail = (1,) * (plain.ndim - 1)
-    harmless = 0.5 ** torch.arange(terms.shape[0], device=terms.device).reshape(-1, 1, *tail)
+    harmless = align(0.5 ** torch.arange(terms.shape[0], device=terms.device), terms)
     for c in range(1, COLUMNS):
-        chosen = (column == c).reshape(-1, *tail)
+        chosen = align(column == c, plain)
         # Where another column is taken, what this one cannot sum must not reach the gradient.
         limit = extrapolate(torch.where(chosen, terms, harmless.to(terms.dtype)), c)[c][-1]
         plain = torch.where(chosen, limit, plain)
@@ -48,7 +48,7 @@ def blur_of_x(rule: RuleTensors, layout: Layout, y: Tensor, variation: Tensor, e
     """
     reach = (PLACE * eps) * layout.reach
     blur = variation * (reach / layout.scale).clamp_max(1.0)[:, None]
-    if layout.logarithmic is None or layout.rate is None:
+    if not isinstance(layout.logarithmic, Tensor) or layout.rate is None:
         return blur
-    mean = (rule.weights @ y.abs().flatten(1)).reshape(blur.shape)
-    return torch.where(layout.logarithmic[:, None], mean * (reach * -layout.rate)[:, None], blur)
+    size = mean(rule.weights, y.abs())
+    return torch.where(layout.logarithmic[:, None], size * (reach * -layout.rate)[:, None], blur)

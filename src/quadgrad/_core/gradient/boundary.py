@@ -20,12 +20,13 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
+from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
-    "boundary_terms",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
@@ -115,7 +116,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     return tuple(singular)
 
 
-def boundary_terms(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
@@ -126,22 +127,16 @@ def boundary_terms(integrand: Integrand, limits: Limits, batch: int, treatment: 
     x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
     y = integrand(x, slice(0, batch))
     y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
-    tail = (1,) * (y.ndim - 3)
-    means = (y * weight.reshape(1, -1, 1, *tail)).sum(1)
-    endless = torch.stack([term.endless.expand(batch) for term in terms]).reshape(len(terms), batch, *tail)
+    means = (y * align(weight, y[0])).sum(1)
+    endless = align(torch.stack([term.endless.expand(batch) for term in terms]), means)
     # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
     means = torch.where(endless, torch.sgn(means.detach().nan_to_num()), means)
-    widths = torch.stack([term.width.expand(batch) for term in terms])
-    return (means * widths.reshape(len(terms), batch, *tail)).sum(0)
+    widths = align(torch.stack([term.width.expand(batch) for term in terms]), means)
+    return (means * widths).sum(0)
 
 
 def reading_errors(
-    integrand: Integrand,
-    limits: Limits,
-    batch: int,
-    treatment: Treatment | None,
-    weight: Tensor,
-    relative: Tensor | None = None,
+    problem: Problem, treatment: Treatment | None, weight: Tensor, relative: Tensor | None
 ) -> list[Tensor]:
     """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
 
@@ -149,6 +144,7 @@ def reading_errors(
     ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
     derivative is infinite the error is, too.
     """
+    integrand, limits, batch = problem.integrand, problem.limits, problem.batch
     errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
     near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
     with torch.no_grad():
@@ -242,5 +238,5 @@ def replay_with_limits(
     total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + boundary_terms(integrand, limits, plan.batch, treatment)
+        value = value + _boundary_sum(integrand, limits, plan.batch, treatment)
     return value

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import carries_derivative, in_transform
-from quadgrad._core.gradient.parameters import Parameters, Substitution, is_differentiable
+from quadgrad._core._torch import in_transform
+from quadgrad._core.gradient.parameters import Parameters, is_variable
 from quadgrad._core.integrand import Argument, Integrand
 
 __all__ = ["Variables", "as_reals", "differentiate", "make_variables", "output_count", "variables_of"]
@@ -45,20 +45,15 @@ class Variables:
 
     def groups(self, count: int) -> list[Tensor]:
         """Return for each variable the columns of the derivative integrand, for ``count`` real outputs of f."""
-        width, first, found = sum(self.sizes), 0, list[Tensor]()
-        for size in self.sizes:
-            columns = torch.arange(first, first + size)
-            found.append((columns + width * torch.arange(count)[:, None]).flatten())
-            first += size
-        return found
+        width = sum(self.sizes)
+        columns = torch.arange(count * width).reshape(count, width)
+        return [group.flatten() for group in columns.split(self.sizes, dim=1)]
 
 
 def variables_of(integrand: Integrand, parameters: Parameters) -> Variables:
     """Return everything declared that a derivative is asked of."""
-    arguments = tuple(
-        i for i, a in enumerate(integrand.arguments) if is_differentiable(a.value) and carries_derivative(a.value)
-    )
-    return make_variables(integrand, arguments, parameters.wanted())
+    arguments = tuple(i for i, a in enumerate(integrand.arguments) if is_variable(a.value))
+    return make_variables(integrand, arguments, parameters.differentiated())
 
 
 def make_variables(integrand: Integrand, arguments: tuple[int, ...], parameters: Parameters) -> Variables:
@@ -99,12 +94,10 @@ def differentiate(
     cotangent : Tensor, shape ``(batch, *event)``, optional
         Weights of f's outputs for each integral: the derivative of their weighted sum is taken, one output.
     """
-    count = output_count(integrand)
-    arguments = list(integrand.with_still_arguments().arguments)
+    count, arguments = output_count(integrand), integrand.with_still_arguments().arguments
     if cotangent is not None:
-        count = 1
         flat = as_reals(cotangent.detach(), 1)
-        arguments.append(Argument(flat, shared=False, element_ndim=1))
+        count, arguments = 1, (*arguments, Argument(flat, shared=False, element_ndim=1))
     nodewise = bool(variables.parameters.tensors) or in_transform() or integrand.stack is not None
     way, core = _nodewise if nodewise else _elementwise, replace(integrand, stack=None, captured=None)
     function = partial(way, core, variables, declared, cotangent is not None)
@@ -112,7 +105,7 @@ def differentiate(
     return replace(
         integrand,
         function=function,
-        arguments=tuple(arguments),
+        arguments=arguments,
         vectorized=True,
         event=(count * sum(variables.sizes),),
         output_dtype=sums.to_real() if sums.is_complex else sums,
@@ -126,20 +119,18 @@ def as_reals(y: Tensor, lead: int) -> Tensor:
 
 
 def _elementwise(
-    core: Integrand, variables: Variables, declared: Parameters, weighted: bool, x: Tensor, *given: Any
+    core: Integrand, variables: Variables, declared: Parameters, weighted: bool, x: Tensor, *args: Any
 ) -> Tensor:
     """Differentiate by one backward pass for each output: f is elementwise, so its arguments may differ by node."""
-    args = list(given[: len(core.arguments)])
-    leaves: list[Tensor] = []
+    own, leaves = list(args[: len(core.arguments)]), list[Tensor]()
     with torch.enable_grad():
         for i in variables.arguments:
             shape = core.grid(x) + _core(core.arguments[i])
-            leaves.append(args[i].detach().expand(shape).clone().requires_grad_())
-            args[i] = leaves[-1]
-        still = tuple(tensor.detach() for tensor in declared.tensors)
-        with Substitution(declared.tensors, still):
-            y = as_reals(core.evaluate(x, args), 2)
-        outputs = [(y * given[-1]).sum()] if weighted else list(y.flatten(0, 1).sum(0))
+            leaves.append(own[i].detach().expand(shape).clone().requires_grad_())
+            own[i] = leaves[-1]
+        with declared.held_still():
+            y = as_reals(core.evaluate(x, own), 2)
+        outputs = [(y * args[-1]).sum()] if weighted else list(y.flatten(0, 1).sum(0))
         rows = [_gradient(output, leaves) for output in outputs]
     return torch.cat([as_reals(part, 2) for row in rows for part in row], dim=2)
 
@@ -147,35 +138,32 @@ def _elementwise(
 def _gradient(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     if not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    found = cast(
-        "tuple[Tensor | None, ...]", torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
-    )
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+    return list(torch.autograd.grad(output, leaves, retain_graph=True, materialize_grads=True))
 
 
 def _nodewise(
-    core: Integrand, variables: Variables, declared: Parameters, weighted: bool, x: Tensor, *given: Any
+    core: Integrand, variables: Variables, declared: Parameters, weighted: bool, x: Tensor, *args: Any
 ) -> Tensor:
     """Differentiate at each node by itself, all nodes under ``vmap``: what f closes over is shared by them."""
     grid = core.grid(x)
     count, point = grid.numel(), x.shape[len(grid) :]
-    spread = [_spread(value, grid, kind) for value, kind in zip(given, core.arguments, strict=False)]
+    spread = [_spread(value, grid, kind) for value, kind in zip(args, core.arguments, strict=False)]
     dims = [None if value is None else 0 for value in spread]
-    weights = given[-1].expand(*grid, given[-1].shape[-1]).reshape(count, -1) if weighted else None
+    weights = args[-1].expand(*grid, args[-1].shape[-1]).reshape(count, -1) if weighted else None
     inner = [tensor.detach() for tensor in variables.parameters.tensors]
-    rest = tuple(tensor.detach() for tensor in declared.tensors)
+    rest = [tensor.detach() for tensor in declared.tensors]
 
-    def at_node(x: Tensor, args: list[Any], weight: Tensor | None) -> Tensor:
+    def at_node(x: Tensor, tensors: list[Any], weight: Tensor | None) -> Tensor:
         def outputs(*leaves: Tensor) -> Tensor:
-            full = [given[i] if value is None else value for i, value in enumerate(args)]
+            full = [args[i] if value is None else value for i, value in enumerate(tensors)]
             for place, leaf in zip(variables.arguments, leaves, strict=False):
                 full[place] = leaf
             own = leaves[len(variables.arguments) :]
-            with Substitution(declared.tensors, rest), Substitution(variables.parameters.tensors, own):
+            with declared.replaced(rest), variables.parameters.replaced(own):
                 y = as_reals(core.evaluate(x.reshape(1, 1, *point), full), 2).reshape(-1)
             return y if weight is None else (y * weight).sum(0, keepdim=True)
 
-        y, pull, *_ = torch.func.vjp(outputs, *(args[i] for i in variables.arguments), *inner)
+        y, pull, *_ = torch.func.vjp(outputs, *(tensors[i] for i in variables.arguments), *inner)
         rows = [pull(one) for one in torch.eye(y.shape[0], dtype=y.dtype, device=y.device)]
         return torch.cat([as_reals(part, 0) for row in rows for part in row])
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform
+from quadgrad._core.closure import Closure
 from quadgrad._core.gradient.boundary import follow_marks, reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Primal, Scaled
-from quadgrad._core.gradient.parameters import Parameters, Substitution
+from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -111,13 +112,12 @@ def _of_logarithms(
     zero = primal.value == 0.0
     weight = torch.where(zero, 0.0, weight / primal.value.masked_fill(zero, 1.0))
     columns = weight.reshape(weight.shape[0], -1)
-    found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+    each: list[tuple[Tensor, ...]] = []
     for i in range(columns.shape[1]):
         one = torch.zeros_like(columns)
         one[:, i] = columns[:, i]
-        errors = _Estimate(primal, plan, one.reshape(weight.shape), scaled.error).of(tensors)
-        found = [total + error for total, error in zip(found, errors, strict=True)]
-    return tuple(found)
+        each.append(_Estimate(primal, plan, one.reshape(weight.shape), scaled.error).of(tensors))
+    return tuple(sum(errors, _zeros(t)) for t, *errors in zip(tensors, *each, strict=True))
 
 
 @dataclass(frozen=True)
@@ -135,24 +135,21 @@ class _Estimate:
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
-        found = [torch.zeros(t.shape, dtype=_real(t), device=t.device) for t in tensors]
+        errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
             treatment = self.primal.treatment
             still = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
             follows = still if treatment is None else treatment.moving
-            plain = [i for i in range(len(tensors)) if not computed[i]]
-            direct = [found[i] for i in plain]
-            self._add_direct(tuple(tensors[i] for i in plain), [closed[i] for i in plain], ~follows, direct)
-            for i, error in zip(plain, direct, strict=True):
-                found[i] = error
-            for i, tensor in enumerate(tensors):
+            plain = {i: tensor for i, tensor in every.items() if not computed[i]}
+            self._add_direct(plain, [i for i in plain if closed[i]], ~follows, errors)
+            for i, tensor in every.items():
                 along = torch.ones_like(follows) if computed[i] else follows
                 if bool(along.any()):
-                    found[i] = found[i] + self._along_graph(tensor, along)
+                    errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
-            self._propagate(error, source, tensors, found)
-        return tuple(found)
+            self._propagate(error, source, every, errors)
+        return tuple(errors)
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""
@@ -160,43 +157,40 @@ class _Estimate:
         x = self.primal.problem.limits.detach().inner_points(self.plan.batch)[:1]
         masks: list[list[bool]] = []
         for replaced in ((), tensors):
-            with torch.enable_grad(), Substitution(replaced, tuple(t.detach() for t in replaced)):
+            with torch.enable_grad(), Closure((t, t.detach()) for t in replaced):
                 y = core.probe(x)[1]
             reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
             masks.append([g is not None for g in reached])
         return masks[0], masks[1]
 
     def _add_direct(
-        self, tensors: tuple[Tensor, ...], closed: list[bool], elements: Tensor, found: list[Tensor]
+        self, tensors: dict[int, Tensor], closed: list[int], elements: Tensor, errors: list[Tensor]
     ) -> None:
-        """Add what comes through the arguments, and from tensors that f itself closes over."""
-        primal = self.primal
+        """Add what comes through the arguments, and from those of the tensors that f itself closes over."""
+        problem, f = self.primal.problem, self.primal.problem.integrand
         plan = self.plan.take(elements[self.plan.owner])
         arguments = tuple(
             i
-            for i, given in enumerate(primal.problem.given)
-            if given is not None and given.requires_grad and any(_depends(given, t) for t in tensors)
+            for i, source in enumerate(problem.given)
+            if source is not None and source.requires_grad and any(_depends(source, t) for t in tensors.values())
         )
-        own = [i for i in range(len(tensors)) if closed[i]]
-        parameters = Parameters(tuple(f"wrt[{i}]" for i in own), tuple(tensors[i] for i in own))
-        variables = make_variables(primal.problem.integrand, arguments, parameters)
+        parameters = Parameters.of((f"wrt[{i}]", tensors[i]) for i in closed)
+        variables = make_variables(f, arguments, parameters)
         if not len(plan) or not variables.sizes:
             return
-        integrand = differentiate(primal.problem.integrand, variables, parameters, self.weight)
+        weighted, each = (differentiate(f, variables, parameters, w) for w in (self.weight, None))
         weight = self.weight.reshape(self.weight.shape[0], -1)
-        each = differentiate(primal.problem.integrand, variables, parameters)
-        sampler = sampler_of(integrand, primal.problem.integrand, each, self._block(sum(variables.sizes)), weight)
+        sampler = sampler_of(weighted, f, each, self._block(sum(variables.sizes)), weight)
         error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
-        shape = self.plan.batch_shape
-        errors = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
-        for place, i in enumerate(arguments):
-            given, argument = primal.problem.given[i], primal.problem.integrand.arguments[i]
-            assert given is not None
+        columns = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
+        for error, i in zip(columns, arguments, strict=False):
+            source, argument = problem.given[i], f.arguments[i]
+            assert source is not None
             core = argument.value.shape[argument.value.ndim - argument.element_ndim :]
-            error = _modulus(errors[place], given).reshape((*shape, *core))
-            self._propagate(error.sum_to_size(given.shape), given, tensors, found)
-        for error, i in zip(errors[len(arguments) :], own, strict=True):
-            found[i] = found[i] + _modulus(error.sum(0), tensors[i]).reshape(tensors[i].shape)
+            error = _modulus(error, source).reshape((*plan.batch_shape, *core))
+            self._propagate(error.sum_to_size(source.shape), source, tensors, errors)
+        for error, i in zip(columns[len(arguments) :], closed, strict=True):
+            errors[i] = errors[i] + _modulus(error.sum(0), tensors[i]).reshape(tensors[i].shape)
 
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
@@ -236,27 +230,21 @@ class _Estimate:
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
-        primal, shape = self.primal, self.plan.batch_shape
-        given = (primal.problem.integrand, primal.problem.limits, self.plan.batch, primal.treatment, self.weight)
-        errors = reading_errors(*given, self.relative)
-        found: list[tuple[Tensor, Tensor]] = []
-        for error, source in zip(errors[:2], primal.problem.sources[:2], strict=True):
-            if source is not None and source.requires_grad:
-                found.append((error.reshape(shape).sum_to_size(source.shape), source))
-        points = primal.problem.sources[2] if len(primal.problem.sources) > 2 else None
-        if points is not None and points.requires_grad:
-            error = torch.stack(errors[2:], dim=-1).reshape((*shape, -1))
-            found.append((error.sum_to_size(points.shape), points))
-        return found
+        shape, sources = self.plan.batch_shape, self.primal.problem.sources
+        errors = reading_errors(self.primal.problem, self.primal.treatment, self.weight, self.relative)
+        readings = [(error.reshape(shape), source) for error, source in zip(errors[:2], sources[:2], strict=True)]
+        if len(sources) > 2:  # breakpoints share one
+            readings.append((torch.stack(errors[2:], dim=-1).reshape((*shape, -1)), sources[2]))
+        return [(e.sum_to_size(s.shape), s) for e, s in readings if s is not None and s.requires_grad]
 
-    def _propagate(self, error: Tensor, source: Tensor, tensors: tuple[Tensor, ...], found: list[Tensor]) -> None:
+    def _propagate(self, error: Tensor, source: Tensor, tensors: dict[int, Tensor], errors: list[Tensor]) -> None:
         """Add the error of a gradient with respect to ``source`` to those of what it was computed from."""
-        for i, tensor in enumerate(tensors):
+        for i, tensor in tensors.items():
             if source is tensor:
-                found[i] = found[i] + error
+                errors[i] = errors[i] + error
             elif _depends(source, tensor):
                 spread = (error.unsqueeze(-1).expand(*error.shape, 2) if source.is_complex() else error).flatten()
-                found[i] = found[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
+                errors[i] = errors[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
@@ -269,8 +257,9 @@ class _Estimate:
         return replace(primal.problem, limits=primal.problem.limits.detach(), tolerance=eps, stretches=None)
 
 
-def _real(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+def _zeros(tensor: Tensor) -> Tensor:
+    """Return real zeros, one for each entry."""
+    return torch.zeros_like(tensor.detach(), dtype=tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)
 
 
 def _modulus(error: Tensor, like: Tensor) -> Tensor:
@@ -289,20 +278,18 @@ def _depends(source: Tensor, tensor: Tensor) -> bool:
 
 def _rows(outputs: Tensor, tensor: Tensor) -> Tensor:
     """Return the Jacobian, shape ``(outputs, *tensor.shape)``."""
-    zeros = tensor.new_zeros((outputs.shape[0], *tensor.shape))
-    if not outputs.requires_grad:
-        return zeros
-    one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
-    (found,) = torch.autograd.grad(
-        outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
-    )
-    rows = cast("Tensor | None", found)
-    return zeros if rows is None else rows.detach()
+    rows = None
+    if outputs.requires_grad:
+        one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
+        (rows,) = torch.autograd.grad(
+            outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    return tensor.new_zeros((outputs.shape[0], *tensor.shape)) if rows is None else rows.detach()
 
 
 def _weighted_rows(outputs: Tensor, tensor: Tensor, weights: Tensor) -> Tensor:
     """Return the sum of the Jacobian's absolute rows times ``weights``, some rows at a time."""
-    total = torch.zeros(tensor.shape, dtype=_real(tensor), device=tensor.device)
+    total = _zeros(tensor)
     for first in range(0, outputs.shape[0], ROWS):
         part = slice(first, first + ROWS)
         size = _rows(outputs[part], tensor).abs()

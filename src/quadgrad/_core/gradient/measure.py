@@ -17,7 +17,7 @@ from quadgrad._core.gradient.singular_ends import SingularEnds, largest_of_group
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import concatenate, total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import noise
 
@@ -118,7 +118,7 @@ def measure(
     ends = None
     if extrapolated is not None:
         parts = (extrapolated.take(slice(i, i + step)) for i in range(0, len(extrapolated), step))
-        ends = SingularEnds.join(
+        ends = concatenate(
             [measure_ends(problem, rule, cells, sampler.outputs, sampler.weight, groups) for cells in parts]
         )
         value = value + total(ends.value, ends.owner, problem.batch)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
 
 from quadgrad._core._torch import carries_derivative, leaves_behind
+from quadgrad._core.closure import Closure
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
 
-__all__ = ["Parameters", "Substitution", "declare", "refuse_undeclared"]
+__all__ = ["Parameters", "declare", "is_variable", "refuse_undeclared"]
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,34 @@ class Parameters:
     names: tuple[str, ...] = ()
     tensors: tuple[Tensor, ...] = ()
 
-    def wanted(self) -> Parameters:
+    @staticmethod
+    def of(named: Iterable[tuple[str, Tensor]]) -> Parameters:
+        """Return tensors with their names."""
+        pairs = list(named)
+        return Parameters(tuple(name for name, _ in pairs), tuple(tensor for _, tensor in pairs))
+
+    def differentiated(self) -> Parameters:
         """Return those that a derivative is asked of."""
-        chosen = [
-            (name, tensor)
-            for name, tensor in zip(self.names, self.tensors, strict=True)
-            if is_differentiable(tensor) and carries_derivative(tensor)
-        ]
-        return Parameters(tuple(name for name, _ in chosen), tuple(tensor for _, tensor in chosen))
+        pairs = zip(self.names, self.tensors, strict=True)
+        return Parameters.of((name, t) for name, t in pairs if is_variable(t))
+
+    def replaced(self, tensors: Iterable[Tensor]) -> Closure:
+        """Return a context in which torch computes with others in their place, wherever f has them from."""
+        return Closure(zip(self.tensors, tensors, strict=True))
+
+    def held_still(self) -> Closure:
+        """Return a context in which no derivative flows to them."""
+        return self.replaced(tensor.detach() for tensor in self.tensors)
 
     def one(self, place: int) -> Parameters:
         """Return one of them alone."""
         return Parameters((self.names[place],), (self.tensors[place],))
 
 
-NONE = Parameters()
-
-
-def is_differentiable(value: Any) -> bool:
-    """Whether the value is a tensor of real or complex numbers."""
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+def is_variable(value: Any) -> bool:
+    """Whether the value is a tensor of real or complex numbers to which derivatives flow."""
+    numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return numbers and carries_derivative(value)
 
 
 def declare(params: Any) -> Parameters:
@@ -61,12 +69,10 @@ def declare(params: Any) -> Parameters:
     TypeError
         If it holds anything else.
     """
-    if params is None:
-        return NONE
-    found: dict[int, tuple[str, Tensor]] = {}
+    pairs: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _named(params, "params"):
-        found.setdefault(id(tensor), (name, tensor))
-    return Parameters(tuple(name for name, _ in found.values()), tuple(tensor for _, tensor in found.values()))
+        pairs.setdefault(id(tensor), (name, tensor))
+    return Parameters.of(pairs.values())
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -88,29 +94,6 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-class Substitution(TorchFunctionMode):
-    """Inside, every torch function that is given one of ``old`` computes with the one of ``new`` in its place.
-
-    Unlike ``torch.func.functional_call`` it reaches closed-over tensors too, not only those of a module.
-    """
-
-    def __init__(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._new = {id(one): other for one, other in zip(old, new, strict=True)}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*self._exchange(args), **self._exchange(kwargs or {}))
-
-    def _exchange(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._new.get(id(value), value)
-        if type(value) in (list, tuple):
-            return type(value)(self._exchange(each) for each in value)
-        if type(value) is dict:
-            return {key: self._exchange(each) for key, each in value.items()}
-        return value
-
-
 def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> None:
     """Raise if f at the node ``x`` depends on a tensor that is neither an argument nor declared.
 
@@ -119,19 +102,18 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
     IntegrandError
         Naming the tensor by its shape and, where there is one, the name it has in f's closure.
     """
-    still = tuple(tensor.detach() for tensor in declared.tensors)
-    with torch.enable_grad(), Substitution(declared.tensors, still):
+    with torch.enable_grad(), declared.held_still():
         _, y = integrand.with_still_arguments().probe(x)
     if not carries_derivative(y):
         return
-    names = dict(_captured(integrand.function))
-    known = {id(tensor): name for name, tensor in zip(declared.names, declared.tensors, strict=True)}
-    lost = [t for t in leaves_behind(y) if id(t) not in known]
+    captured = {id(tensor): (name, tensor) for name, tensor in _captured(integrand.function)}
+    allowed = {id(tensor) for tensor in declared.tensors}
+    lost = [t for t in leaves_behind(y) if id(t) not in allowed]
     if not lost:
-        lost = [t for t, _ in names.values() if id(t) not in known and carries_derivative(t)]
+        lost = [t for _, t in captured.values() if id(t) not in allowed and carries_derivative(t)]
     if lost:
         text = ", ".join(
-            f"a tensor of shape {tuple(t.shape)}" + (f" ({names[id(t)][1]})" if id(t) in names else "")
+            f"a tensor of shape {tuple(t.shape)}" + (f" ({captured[id(t)][0]})" if id(t) in captured else "")
             for t in lost
         )
     else:
@@ -142,18 +124,13 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
     )
 
 
-def _captured(f: Any, depth: int = 4) -> Iterator[tuple[int, tuple[Tensor, str]]]:
+def _captured(f: Any, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
     """Name the tensors that a function closes over, those of modules by their path."""
     for name, value in _closure(f):
-        if isinstance(value, Tensor):
-            yield id(value), (value, name)
-        elif isinstance(value, Module):
-            for path, tensor in value.named_parameters():
-                yield id(tensor), (tensor, f"{name}.{path}")
+        if isinstance(value, Tensor | Module):
+            yield from _named(value, name)
         elif isinstance(value, list | tuple):
-            for i, each in enumerate(value):
-                if isinstance(each, Tensor):
-                    yield id(each), (each, f"{name}[{i}]")
+            yield from ((f"{name}[{i}]", each) for i, each in enumerate(value) if isinstance(each, Tensor))
         elif callable(value) and depth and not inspect.isclass(value):
             yield from _captured(value, depth - 1)
 

@@ -8,7 +8,7 @@ the first case does the rule agree with itself on the derivative there.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ __all__ = ["choose_treatment"]
 DECAY = 0.999
 """Largest ratio of neighbouring terms of a series towards an end that is taken for decay."""
 
-_Grads = tuple[Tensor | None, ...]
-
 AGREEMENT = 1e-3
 """Largest null rule of a trusted derivative, relative to the derivative or to the mean of abs(f)."""
 
@@ -42,10 +40,10 @@ def choose_treatment(problem: Problem, plan: IntervalPlan) -> Treatment | None:
     if mode == "boundary" or not any(carries_gradient(mark) for mark in limits.marks):
         return None
     no = torch.zeros((plan.batch,), dtype=torch.bool, device=limits.a.device)
+    singular = singular_marks(integrand, limits, plan.batch)
     if mode == "pathwise":
         finite = (plain(mark).isfinite() & carries_gradient(mark) | no for mark in limits.marks)
-        return Treatment(tuple(finite), (no,) * len(limits.marks), singular_marks(integrand, limits, plan.batch))
-    singular = singular_marks(integrand, limits, plan.batch)
+        return Treatment(tuple(finite), (no,) * len(singular), singular)
     if not any(bool(mask.any()) for mask in singular):
         return None
     pathwise, endless = list(singular), [no] * len(singular)
@@ -73,8 +71,7 @@ def _trusted(
     marks = list(fixed.marks)
     marks[index] = torch.where(mask, mark, here)
     with torch.enable_grad():
-        parts = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
-        value, null, noise, before, last = parts
+        value, null, noise, before, last = _sums(integrand, plan, limits.with_marks(tuple(marks)), fixed, here)
         judged = (value, null, before, last)
         if mark.requires_grad and not (in_transform() or forward_mode_open()):
             slopes = _slopes_behind(tuple(part * mask for part in judged), mark.expand(plan.batch))
@@ -121,7 +118,7 @@ def _sums(
     return total(parts, plan.owner, plan.batch).unbind(1)
 
 
-def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | None]:
+def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor]:
     """Return the derivative of integrals by their own marks, with everything else that moves with the mark.
 
     What moves with it is what was computed from the same leaves. With J the derivative of the marks by the leaves
@@ -130,22 +127,16 @@ def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor | No
     """
     leaves = leaves_behind(mark)
     seed = torch.zeros_like(mark, requires_grad=True)
-    back = cast("_Grads", torch.autograd.grad(mark, leaves, seed, create_graph=True, allow_unused=True))
-    reached = [(leaf, b) for leaf, b in zip(leaves, back, strict=True) if b is not None]
-    moving = [leaf for leaf, _ in reached]
+    back = torch.autograd.grad(mark, leaves, seed, create_graph=True, materialize_grads=True)
 
-    def forward(directions: list[Tensor]) -> Tensor:
-        total = sum(((b * d).sum() for (_, b), d in zip(reached, directions, strict=True)), torch.zeros(()))
+    def forward(directions: Sequence[Tensor]) -> Tensor:
+        total = sum(((b * d).sum() for b, d in zip(back, directions, strict=True)), torch.zeros(()))
         return torch.autograd.grad(total, seed, retain_graph=True)[0]
 
-    rows = forward([torch.ones_like(leaf) for leaf in moving])
+    rows = forward([torch.ones_like(leaf) for leaf in leaves])
     rows = torch.where(rows == 0.0, 1.0, rows)
-    slopes: list[Tensor | None] = []
-    for value in values:
-        found = cast("_Grads", torch.autograd.grad(value.sum(), moving, retain_graph=True, allow_unused=True))
-        known = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(moving, found, strict=True)]
-        slopes.append(forward(known) / rows**2)
-    return slopes
+    pulled = (torch.autograd.grad(v.sum(), leaves, retain_graph=True, materialize_grads=True) for v in values)
+    return [forward(each) / rows**2 for each in pulled]
 
 
 def _slope(value: Tensor, source: Tensor, column: int | None, shape: tuple[int, ...]) -> Tensor | None:
@@ -159,9 +150,6 @@ def _slope(value: Tensor, source: Tensor, column: int | None, shape: tuple[int, 
             return tangent
     if not source.requires_grad or not value.requires_grad:
         return None
-    (found,) = torch.autograd.grad(value.sum(), source, retain_graph=True, allow_unused=True)
-    slope = cast("Tensor | None", found)
-    if slope is None:
-        return torch.zeros_like(value)
+    (slope,) = torch.autograd.grad(value.sum(), source, retain_graph=True, materialize_grads=True)
     slope = slope if column is None else slope[..., column]
     return slope.expand(shape).reshape(-1)

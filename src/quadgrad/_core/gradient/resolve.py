@@ -148,26 +148,24 @@ class _Search:
             return self._outcome(plan.start.new_zeros((plan.batch, len(names))), status, nfev, plan)
         problem = replace(self.problem, integrand=self.integrand, tolerance=self.tolerance, opening=None)
         sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
-        measured = measure(problem, plan, sampler, self.groups)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
-        for _ in range(SEARCHES):
+        searches = 0
+        while True:
+            measured = measure(problem, plan, sampler, self.groups)
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
-            late = (self._error(measured, plan) / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
-            if not bool((late & (status == 0)).any()):
+            now = (plan, self._error(measured, plan), asked)
+            late = (now[1] / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
+            if searches == SEARCHES or not bool((late & (status == 0)).any()):
                 break
-            before = before or (plan, self._error(measured, plan), asked)
+            before, searches = before or now, searches + 1
             plan = draw_closer(plan, measured.ends, asked, late)
             again = late[plan.owner]
             scaled = _scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups)
             one = Tolerance(0.0, 1.0, self.tolerance.eps)
-            found = search_tiles(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
-            plan = plan.take(~again).join(found.plan)
-            nfev, status = nfev + found.nfev, torch.maximum(status, found.status)
-            measured = measure(problem, plan, sampler, self.groups)
-        asked, _ = self._asked(measured)
-        plan = choose_columns(plan, measured.ends, asked)
-        now = (plan, self._error(measured, plan), asked)
+            refined = search_tiles(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
+            plan = plan.take(~again).join(refined.plan)
+            nfev, status = nfev + refined.nfev, torch.maximum(status, refined.status)
         plan, error, asked = now if before is None else _better(before, now)
         met = (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
@@ -241,24 +239,24 @@ def _better(
 
     Search may lead into rounding: beside a strong singularity away from 0, fewer cells are better.
     """
-    (old, first, wanted), (plan, error, asked) = before, now
-    wanted = torch.minimum(wanted, asked)
-    was_better = (first / wanted).amax(1) < (error / asked).amax(1)
+    (old, first, earlier), (plan, error, asked) = before, now
+    earlier = torch.minimum(earlier, asked)
+    was_better = (first / earlier).amax(1) < (error / asked).amax(1)
     if not bool(was_better.any()):
         return now
     plan = old.take(was_better[old.owner]).join(plan.take(~was_better[plan.owner]))
     chosen = was_better[:, None]
-    return plan, torch.where(chosen, first, error), torch.where(chosen, wanted, asked)
+    return plan, torch.where(chosen, first, error), torch.where(chosen, earlier, asked)
 
 
 def _with_value(derivative: Integrand, integrand: Integrand) -> Integrand:
     """Append to the columns of each output of f the output itself."""
-    given_count, count = len(integrand.arguments), output_count(integrand)
+    own, count = len(integrand.arguments), output_count(integrand)
     core = replace(integrand, stack=None, captured=None)
 
-    def function(x: Tensor, *given: Any) -> Tensor:
-        y = as_reals(core.evaluate(x, list(given[:given_count])), 2)
-        columns = derivative.function(x, *given).unflatten(2, (count, -1))
+    def function(x: Tensor, *args: Any) -> Tensor:
+        y = as_reals(core.evaluate(x, list(args[:own])), 2)
+        columns = derivative.function(x, *args).unflatten(2, (count, -1))
         return torch.cat((columns, y[..., None]), dim=3).flatten(2)
 
     (width,) = derivative.event or (0,)
@@ -268,12 +266,11 @@ def _with_value(derivative: Integrand, integrand: Integrand) -> Integrand:
 def _scaled(integrand: Integrand, scale: Tensor, groups: list[Tensor]) -> Integrand:
     """Multiply the columns of each group by the scale of its integral, leaving out those of scale 0."""
     group_of = torch.cat([torch.full_like(columns, i) for i, columns in enumerate(groups)])
-    order = torch.cat(groups).argsort()
-    group_of = group_of[order]
+    group_of = group_of[torch.cat(groups).argsort()]
 
-    def function(x: Tensor, *given: Any) -> Tensor:
-        factor = given[-1].index_select(1, group_of)
-        return torch.where(factor > 0.0, integrand.function(x, *given[:-1]) * factor, 0.0)
+    def function(x: Tensor, *args: Any) -> Tensor:
+        factor = args[-1].index_select(1, group_of)
+        return torch.where(factor > 0.0, integrand.function(x, *args[:-1]) * factor, 0.0)
 
     weight = Argument(scale, shared=False, element_ndim=1)
     return replace(integrand, function=function, arguments=(*integrand.arguments, weight))

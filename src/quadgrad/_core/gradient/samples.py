@@ -26,7 +26,7 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import PARTS
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples
+from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, make_tolerance
 
@@ -132,9 +132,7 @@ def sampled_gradient_error(
             means[i] = means[i] + step / (number + 1)
             squares[i] = squares[i] + (step * (new - means[i]).conj()).real
     factor = student_factor(count, primal.sample.confidence)
-    return tuple(
-        factor * (square / (count * (count - 1))).sqrt() if count > 1 else square + torch.inf for square in squares
-    )
+    return tuple(factor * (square / (count * (count - 1))).sqrt() for square in squares)
 
 
 def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Tensor | None) -> Tensor:
@@ -144,20 +142,21 @@ def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Ten
     """
     # Integrals with more points come first: those that are still active in a later round are then a slice.
     n, order = plan.n.sort(descending=True, stable=True)
-    if bool((plan.n[1:] == plan.n[:-1]).all()):
-        mean = _Mean(problem, plan, sample, n.tolist())
-        return mean.differentiable(value)
-    mean = _Mean(_reorder(problem, order), plan.take(order), sample, n.tolist())
-    result = mean.differentiable(None if value is None else value[order])
-    return result.index_select(0, order.argsort())
+    equal = bool((n == n[:1]).all())
+    parts: list[Tensor] = []
+    for owner in order.split(tile_size(problem, plan)):
+        whole = equal and owner.numel() == plan.batch
+        mean = _Mean(problem if whole else _part(problem, owner), plan.take(owner), sample, plan.n[owner].tolist())
+        parts.append(mean.differentiable(None if value is None else value[owner]))
+    result = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return result if equal else result.index_select(0, order.argsort())
 
 
-def _reorder(problem: Problem, order: Tensor) -> Problem:
-    arguments = tuple(a if a.shared else replace(a, value=a.value[order]) for a in problem.integrand.arguments)
-    return replace(
-        problem, integrand=replace(problem.integrand, arguments=arguments), limits=problem.limits.take(order),
-        stretches=None,
-    )  # fmt: skip
+def _part(problem: Problem, owner: Tensor) -> Problem:
+    """Return the problem of some integrals, in this order."""
+    arguments = tuple(a if a.shared else replace(a, value=a.value[owner]) for a in problem.integrand.arguments)
+    integrand, limits = replace(problem.integrand, arguments=arguments), problem.limits.take(owner)
+    return replace(problem, integrand=integrand, limits=limits, stretches=None, batch_shape=tuple(owner.shape))
 
 
 _Gradients = tuple[Tensor | None, ...]

@@ -8,7 +8,7 @@ have in the limit. How far the two are apart, the *gap*, depends on the column o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from quadgrad._core.estimates.sums import blur_of_x
 from quadgrad._core.mesh.interval import DEPTH
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import apply, total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import noise
 
@@ -61,11 +61,6 @@ class SingularEnds:
         chosen = plan.column.to(torch.int64)[:, None, None].expand(-1, 1, self.error.shape[2])
         return total(self.error.gather(1, chosen)[:, 0], self.owner, plan.batch)
 
-    @staticmethod
-    def join(parts: list[SingularEnds]) -> SingularEnds:
-        """Return all parts as one."""
-        return SingularEnds(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(SingularEnds)))
-
 
 def largest_of_groups(errors: Tensor, groups: Sequence[Tensor] | None) -> Tensor:
     """Return the largest of each group's columns, which stand along the last dimension."""
@@ -97,7 +92,7 @@ def measure_ends(
     weights = None if weight is None else weight[owner]
     joined = _join_outputs(y, weights)
     values = (joined * factor[..., None]).flatten(1)
-    sums, terms, eps = weigh(rule, values, values.abs()), _shares(rule.shares, values), noise(problem)
+    sums, terms, eps = weigh(rule, values, values.abs()), apply(rule.shares, values), noise(problem)
     blur = blur_of_x(
         rule, layout, joined, sums.value.reshape(joined.shape[1:]), problem.pieces.rounding.eps
     ).flatten()
@@ -114,17 +109,14 @@ def measure_ends(
     value, own_error, rest, of_term, floor, blur = (
         t.unflatten(0, (len(cells), -1)) for t in (value, end.error, rest, of_term, floor, blur)
     )
-    terms, changes = (_shares(rule.shares, t) for t in (f * factor[..., None], y * factor[..., None, None]))
+    terms, changes = (apply(rule.shares, t) for t in (f * factor[..., None], y * factor[..., None, None]))
     error, gap = _replayed(terms, changes, weights, (value, own_error, rest, of_term), eps)
     size, floor, rounding, error, gap = (
         largest_of_groups(t, groups) for t in (value.abs(), floor, floor + blur, error, gap)
     )
-    room = layout.octaves_left(4.0 * problem.pieces.rounding.eps, max(NEAREST, problem.pieces.rounding.tiny**0.5))
+    numbers = problem.pieces.rounding
+    room = layout.octaves_left(4.0 * numbers.eps, max(NEAREST, numbers.tiny**0.5)).floor().clamp_min(0.0)
     return SingularEnds(owner, value, size, floor, rounding, error, gap, room)
-
-
-def _shares(shares: Tensor, y: Tensor) -> Tensor:
-    return (shares.to(y.dtype) @ y.flatten(1)).unflatten(1, y.shape[1:])
 
 
 def _replayed(

@@ -7,7 +7,7 @@ as large as it is anywhere, until search can see the peaks. Nothing is integrate
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import align, concatenate, take, total
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["LogPeaks", "beside", "climb", "log_of_sum"]
+__all__ = ["climb", "log_of_sum"]
 
 RISE = 20.0
 """How much larger log f may be between nodes than at them where search can be left alone with a peak."""
@@ -75,17 +75,6 @@ class _Slopes:
     wide: Tensor
     calls: Tensor
 
-    def take(self, mask: Tensor) -> _Slopes:
-        """Return the cells where ``mask``."""
-        return _Slopes(*(getattr(self, f.name)[mask] for f in fields(self)))
-
-    @staticmethod
-    def join(parts: list[_Slopes]) -> _Slopes:
-        """Return all parts as one."""
-        if len(parts) == 1:
-            return parts[0]
-        return _Slopes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Slopes)))
-
 
 def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
@@ -104,13 +93,12 @@ def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
         row = cells.row[hot].repeat_interleave(2)
         halves = _survey(task, first.with_cells(row, start, stop))
         spent = spent + total(halves.calls, row // task.pieces.count, task.batch)
-        cells = _Slopes.join([cells.take(~hot), halves])
+        cells = concatenate([take(cells, ~hot), halves])
     size = _log_total(cells.size, cells.row // task.pieces.count, task.batch)
     if cells.row.shape == first.row.shape:
         return LogPeaks(first, size, spent)
-    order = cells.row.sort(stable=True).indices
-    row, start, stop, kind = (t[order] for t in (cells.row, cells.start, cells.stop, cells.kind))
-    return LogPeaks(first.with_cells(row, start, stop, kind), size, spent)
+    cells = take(cells, cells.row.argsort(stable=True))
+    return LogPeaks(first.with_cells(cells.row, cells.start, cells.stop, cells.kind), size, spent)
 
 
 def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Tensor, block: int) -> Tensor:
@@ -120,7 +108,7 @@ def log_of_sum(integrand: Integrand, plan: IntervalPlan, x: Tensor, weights: Ten
     for first in range(0, max(1, len(plan)), step):
         part = slice(first, min(len(plan), first + step))
         y = _finite(integrand(x[:, part], owner[part]).detach())
-        parts.append(torch.logsumexp(y + beside(weights[:, part].log().to(y.dtype), y), 0))
+        parts.append(torch.logsumexp(y + align(weights[:, part].log().to(y.dtype), y), 0))
     return _log_total(parts[0] if len(parts) == 1 else torch.cat(parts), owner, plan.batch)
 
 
@@ -134,7 +122,7 @@ def _log_total(logs: Tensor, owner: Tensor, count: int) -> Tensor:
 def _largest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     """Return the largest value of each owner, -inf where there is none."""
     lowest = values.new_full((count, *values.shape[1:]), -torch.inf)
-    index = beside(owner, values).expand(values.shape)
+    index = align(owner, values).expand(values.shape)
     return lowest.scatter_reduce(0, index, values, "amax")
 
 
@@ -177,8 +165,8 @@ def _beside_limit(task: Problem, row: Tensor, middle: Tensor, lower: bool) -> Te
     x, owner = torch.where(usable, x, middle), row // task.pieces.count
     blocks = (slice(i, i + task.block) for i in range(0, max(1, row.shape[0]), task.block))
     y = _finite(torch.cat([task.integrand(x[:, part], owner[part]).detach() for part in blocks], dim=1))
-    y = y + beside((factor / layout.scale).log().to(y.dtype), y)
-    return torch.where(beside(usable, y[0]), y[0], -torch.inf)
+    y = y + align((factor / layout.scale).log().to(y.dtype), y)
+    return torch.where(align(usable, y[0]), y[0], -torch.inf)
 
 
 def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -186,8 +174,8 @@ def _describe(rule: RuleTensors, y: Tensor, factor: Tensor, scale: Tensor) -> tu
 
     But for the sum f is taken in the cell's own unit of length: what cells hold is compared, not their width.
     """
-    y = y if factor.shape[0] == 1 else y + beside((factor / scale).log().to(y.dtype), y)
-    size = torch.logsumexp(y + beside((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
+    y = y if factor.shape[0] == 1 else y + align((factor / scale).log().to(y.dtype), y)
+    size = torch.logsumexp(y + align((rule.weights[:, None] * scale).log().to(y.dtype), y), 0)
     promise = torch.full_like(size, -torch.inf)
     rise = (y[1:] - y[:-1]).abs().amax(0)
     rough = (largest_component((~(rise <= RISE * GENTLE)).to(torch.int8)) > 0).nonzero().squeeze(1)
@@ -218,7 +206,7 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     peaks and far from them, nothing is expected. Beside zeros of f there may be no line at all, and no bound.
     """
     outside = torch.full_like(y[:1], torch.nan)
-    width = beside(tau.diff()[:, None], y)
+    width = align(tau.diff()[:, None], y)
     slope = (y[1:] - y[:-1]) / width
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     before, behind = torch.cat((outside, slope[:-1])), torch.cat((-slope[1:], outside))
@@ -230,15 +218,15 @@ def _between(y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     steepness = before.clamp_min(0.0) + behind.clamp_min(0.0)
     meet = ((from_right - left) / steepness).nan_to_num(0.0).clamp_min(0.0)
     crossing = left + before.clamp_min(0.0) * torch.minimum(meet, width)
-    known = torch.maximum(left, right)
+    higher = torch.maximum(left, right)
     peak = torch.where(before.isnan(), from_right, torch.where(behind.isnan(), from_left, crossing))
-    peak = torch.maximum(torch.where(peak.isnan(), known, peak), known).masked_fill(alone, torch.inf)
+    peak = torch.maximum(torch.where(peak.isnan(), higher, peak), higher).masked_fill(alone, torch.inf)
     # Up to the cell's own ends, as its outermost nodes tell.
     lower = y[:1] - slope[:1].clamp_max(0.0) * tau[0]
     upper = y[-1:] + slope[-1:].clamp_min(0.0) * (1.0 - tau[-1])
-    known = torch.cat((y[:1], known, y[-1:]))
+    higher = torch.cat((y[:1], higher, y[-1:]))
     peak = torch.cat((lower, peak, upper)).nan_to_num(-torch.inf, torch.inf)
-    return peak, torch.where(known > -torch.inf, peak - known, 0.0)
+    return peak, torch.where(higher > -torch.inf, peak - higher, 0.0)
 
 
 def _bends(before: Tensor, here: Tensor) -> Tensor:
@@ -249,8 +237,3 @@ def _bends(before: Tensor, here: Tensor) -> Tensor:
 def _finite(y: Tensor) -> Tensor:
     """Return log f with what is no value left out: NaN and infinity count as zeros of f here."""
     return torch.where(y < torch.inf, y, -torch.inf)
-
-
-def beside(t: Tensor, y: Tensor) -> Tensor:
-    """Give a tensor dimensions of size 1 for the event of ``y``."""
-    return t.reshape(t.shape + (1,) * (y.ndim - t.ndim))

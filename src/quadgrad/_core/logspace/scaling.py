@@ -20,10 +20,11 @@ from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import plain
-from quadgrad._core.logspace.peaks import beside, climb, log_of_sum
+from quadgrad._core.logspace.peaks import climb, log_of_sum
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 from quadgrad._core.search.recheck import Recheck
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -56,8 +57,8 @@ class _Exponential:
     function: Callable[..., Any]
 
     def __call__(self, x: Any, *args: Any) -> Any:
-        *given, shift = args
-        y = self.function(x, *given)
+        *own, shift = args
+        y = self.function(x, *own)
         if isinstance(y, Tensor):
             return torch.exp(y - shift)
         with np.errstate(over="ignore"):  # a function of one number; what overflows is told by its infinity
@@ -164,17 +165,17 @@ class LogSearch:
             cells = _take(found.plan, uneven)
             if bool(lost.any()):
                 peaks = climb(task, _take(found.plan, lost))
-                better, size = _usable(peaks.size), torch.where(beside(lost, size), peaks.size, size)
+                better, size = _usable(peaks.size), torch.where(align(lost, size), peaks.size, size)
                 nfev, self.seen = nfev + peaks.nfev, self.seen | (peaks.size > -torch.inf)
                 off = largest_component((better - shift).abs()) > WRONG
                 lost = lost & (missed | (found.error.isinf() & off))
-                shift = torch.where(beside(lost, shift), better, shift)
+                shift = torch.where(align(lost, shift), better, shift)
                 cells = cells.join(_take(peaks.first, lost))
             ask = lost | uneven
             if not bool(ask.any()):
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
-            found, shift = _replace(found, again, ask), torch.where(beside(ask, shift), other, shift)
+            found, shift = _replace(found, again, ask), torch.where(align(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
         status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)

@@ -7,6 +7,7 @@ same stands in the kernel's ``decisions.c`` and ``nodes.c``, for one cell at a t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, NewIntervals, locate
-from quadgrad._core.mesh.interval import DEPTH, LINEAR, Pieces, lay_out
-from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near
+from quadgrad._core.mesh.interval import DEPTH, LINEAR, LOGARITHMIC, Pieces, lay_out
+from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near, part_numbers
 from quadgrad._core.mesh.protocol import Cells
-from quadgrad._core.reduce import one_number
+from quadgrad._core.reduce import align, one_number
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules.rule import SHARES
 
@@ -38,6 +39,9 @@ DEEP = 4.0
 
 EVERY = 4.0
 """Where logarithmic nodes did not help they are tried again after that many halvings."""
+
+FEW = 512
+"""So many cells are all looked at for what is near their poles: to have them counted first takes longer."""
 
 SCANNED = 2.0**-7
 """Faint cells are halved to this part of their piece before a faint integral is believed."""
@@ -62,16 +66,16 @@ class Spots:
 class Refinement:
     """How cells are to be refined: see :class:`quadgrad._core.mesh.protocol.Moves`.
 
-    The cells ``towards`` have a pole beside them, for which they are parted at those ``middles`` that are ``near``
-    it.
+    The cells ``towards``, or any if that is None, have a pole beside them, for which they are parted at those
+    ``middles`` that are ``near`` it.
     """
 
     move: Tensor
     price: Tensor
     table: Tensor
+    middles: Tensor
+    near: Tensor
     towards: Tensor | None = None
-    middles: Tensor | None = None
-    near: Tensor | None = None
 
     @property
     def splits(self) -> Tensor:
@@ -81,11 +85,8 @@ class Refinement:
     def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
         """Count cells that are refined, children, nodes, logarithmic children, middles asked for, further parts."""
         self.move = self.move * keep
-        counts = self.table.index_select(1, self.move).sum(1)
-        if self.near is None or self.towards is None:
-            return torch.cat((counts, counts.new_zeros(1)))
-        afford = afford & keep
-        self.near = self.near & afford.index_select(0, self.towards)
+        counts, afford = self.table.index_select(1, self.move).sum(1), afford & keep
+        self.near = self.near & (afford if self.towards is None else afford.index_select(0, self.towards))
         return torch.cat((counts, self.near.sum()[None]))
 
 
@@ -94,7 +95,7 @@ class Intervals:
 
     def __init__(self, pieces: Pieces, rule: Rule, shape: Ellipse) -> None:
         self.pieces, self.shape = pieces, shape
-        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes
+        self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes[:, None]
         self.nodes = m = tau.shape[0]
         self.first_nodes, self.eps, self.tiny = m + BESIDE, pieces.rounding.eps, pieces.rounding.tiny
         # Between halves f is known if a node was in the middle.
@@ -104,8 +105,8 @@ class Intervals:
         children = (0, 2, 1, 2, 2)
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
         self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
-        self.edge = tau.new_zeros(1)
-        self.tau_from_0 = torch.cat((self.edge, tau))
+        self.edges, self.numbers = tau.new_tensor([[0.0], [1.0]]), part_numbers(tau)
+        self.tau_from_0 = torch.cat((self.edges[:1], tau))
 
     # ------------------------------------------------------------------------------------------------ nodes
 
@@ -113,24 +114,23 @@ class Intervals:
         """Return the cells of a plan to start with, those with logarithmic nodes in a group of their own."""
         row, start, stop, kind = first.row, first.start, first.stop, first.kind
         if first.even:
-            return [self._group(self._integral(row), row, start, stop)]
+            return [self._group(row, (start, stop), False)]
         groups = [
-            self._group(self._integral(row[mine]), row[mine], start[mine], stop[mine], logarithmic)
+            self._group(row[mine], (start[mine], stop[mine]), logarithmic)
             for mine, logarithmic in ((kind == LINEAR, False), (kind != LINEAR, True))
         ]
         return [group for group in groups if len(group)] or groups[:1]
 
     def _group(
-        self, owner: Tensor, row: Tensor, start: Tensor, stop: Tensor, logarithmic: bool = False,
-        edges: tuple[Tensor, Tensor] | None = None, asked: Tensor | None = None,
+        self, row: Tensor, ends: Iterable[Tensor], logarithmic: bool, owner: Tensor | None = None,
+        known: Tensor | None = None, asked: Tensor | None = None,
     ) -> NewIntervals:  # fmt: skip
-        kind = torch.ones_like(row) if logarithmic else None
-        layout = lay_out(self.pieces, row, start, stop, kind)
-        unknown = start.new_full(start.shape, torch.nan)
-        rows = self.nodes if edges and not logarithmic else self.nodes + BESIDE
-        return NewIntervals(
-            owner, row, start, stop, *(edges or (unknown, unknown)), rows, logarithmic, asked, layout
-        )
+        start, stop = ends
+        layout = lay_out(self.pieces, row, start, stop, LOGARITHMIC if logarithmic else None)
+        rows = self.nodes + BESIDE * (logarithmic or known is None)
+        owner = self._integral(row) if owner is None else owner
+        known = start.new_full((2, len(start)), torch.nan) if known is None else known
+        return NewIntervals(owner, row, start, stop, known, rows, logarithmic, asked, layout)
 
     def _integral(self, row: Tensor) -> Tensor:
         return row if self.pieces.count == 1 else row // self.pieces.count
@@ -139,16 +139,19 @@ class Intervals:
         """Return the places between cells and the ones before them where f is not known."""
         if new.asked is None or not new.asked.shape[0]:
             return None
-        layout, row = new.layout.part(new.asked), new.row.index_select(0, new.asked)
-        x, factor = layout.nodes(self.edge)
-        return Spots(self._integral(row), x[0], None if layout.image is None else factor[0] / layout.scale)
+        owner = self._integral(new.row.index_select(0, new.asked))
+        if new.layout.image is None:
+            return Spots(owner, new.layout.base.index_select(0, new.asked), None)
+        layout = new.layout.part(new.asked)
+        x, factor = layout.nodes(self.edges[:1])
+        return Spots(owner, x[0], factor[0] / layout.scale)
 
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
         assert new.asked is not None
-        known = one_number(y if places.factor is None else y * places.factor.reshape(-1, *(1,) * (y.ndim - 1)))
-        new.at_start.index_copy_(0, new.asked, known)
-        new.at_stop.index_copy_(0, new.asked - 1, known)
+        known = one_number(y if places.factor is None else y * align(places.factor, y))
+        new.known[0].index_copy_(0, new.asked, known)
+        new.known[1].index_copy_(0, new.asked - 1, known)
 
     def place(self, new: NewIntervals) -> Spots:
         """Return where f is called: at the nodes, before and behind them at the edges where that is asked for."""
@@ -173,7 +176,7 @@ class Intervals:
         if image is not None:
             known = known & ~torch.stack((image.no_lower, image.no_upper))
         at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
-        tau = torch.cat((at[:1], self.tau[:, None].expand(-1, len(new)), 1.0 - at[1:]))
+        tau = torch.cat((at[:1], self.tau.expand(-1, len(new)), 1.0 - at[1:]))
         return Spots(owner, *layout.nodes(tau), known=inside | known)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
@@ -183,102 +186,84 @@ class Intervals:
         series goes on as it seems to.
         """
         layout, image = new.layout, new.layout.image
-        assert layout.outer is not None and layout.rate is not None
-        depth = (ULPS * self.eps * layout.reach / layout.extent).clamp_min(max(DEEPEST, self.tiny**0.5))
-        octaves = torch.log2(layout.outer.abs() / depth) - DEPTH
+        octaves = layout.octaves_left(ULPS * self.eps, max(DEEPEST, self.tiny**0.5))
         usable = (new.start * new.stop == 0.0) & (octaves > DEPTH)
         if image is not None:  # that far out exp(x) overflows
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
-        inmost = torch.where(usable, (depth / layout.outer.abs()).log() / layout.rate, 1.0)
-        tau = torch.cat((self.tau_from_0[:, None].expand(-1, len(new)), inmost[None]))
         steps = (octaves * (SHARES / DEPTH)).masked_fill(~usable, 0.0)
+        tau = torch.cat((self.tau_from_0.expand(-1, len(new)), 1.0 + steps[None] / SHARES))
         return Spots(owner, *layout.nodes(tau), steps=steps)
 
     # ------------------------------------------------------------------------------------------- refinement
 
     def unseen(self, cells: Cells) -> Tensor:
         """Tell which cells are wide, or at an end with nodes spread evenly."""
-        start, stop = cells.real[0], cells.real[1]
+        start, stop, *_ = cells.real.unbind()
         return ((cells.whole[3] == LINEAR) & (start * stop == 0.0)) | (stop - start > SCANNED)
 
     def propose(self, cells: Cells, marked: Tensor) -> Refinement:
         """Say how the marked cells are refined."""
-        _, _, _, kind = cells.whole.unbind()
         start, stop, lean, pole, height, *_ = cells.real.unbind()
-        at_lower, at_upper, linear = start == 0.0, stop == 0.0, kind == LINEAR
-        level = -torch.log2(stop - start)
+        at_lower, at_upper, linear = start == 0.0, stop == 0.0, cells.whole[3] == LINEAR
+        level, rightward = -torch.log2(stop - start), lean > 0.0
         tried = torch.where(level > 2.0, level % EVERY >= 2.0, level < 1.0)
-        rightward = lean > 0.0
         rough = (at_lower & (lean < 0.0)) | (at_upper & rightward) | ((at_lower | at_upper) & (level >= DEEP))
         # TURN is 2 below PART, and so is REVERT below CLOSER: where logarithms are of no help they are given up.
         lower = torch.where(linear, rough & ~tried, rightward)
-        move = ((CLOSER + linear.to(torch.int64)) - 2 * lower) * marked
-        pole, high = self._pole(at_lower, at_upper | (stop == 1.0), lean, pole, height)
-        asks = (high < torch.inf) & (move == PART)
-        further, count = torch.zeros_like(move), int(asks.sum())
-        towards = middles = near = None
-        if count:
-            towards = locate(asks, count)
-            middles, near = middles_near(pole[towards], high[towards], self.shape.along)
-            further = further.index_copy(0, towards, near.sum((0, 1)))
+        move = (linear + CLOSER).add(lower, alpha=-2) * marked
+        asks, pole, high = self._pole(at_lower, at_upper | (stop == 1.0), lean, pole, height)
+        asks, towards = asks & (move == PART), None
+        if len(cells) > FEW:
+            towards = locate(asks, int(asks.sum()))
+            pole, high = pole.index_select(0, towards), high.index_select(0, towards)
+        else:
+            high = high.masked_fill(~asks, torch.inf)
+        middles, near = middles_near(pole, high, self.shape.along, self.numbers)
+        further = near.sum((0, 1))
+        if towards is not None:
+            further = torch.zeros_like(move).index_copy_(0, towards, further)
         _, children, nodes, _, _ = self.table.index_select(1, move).unbind()
         price = torch.stack((children, nodes, further, (self.nodes + 1) * further))
-        return Refinement(move, price, self.table, towards, middles, near)
+        return Refinement(move, price, self.table, middles, near, towards)
 
     def _pole(
         self, at_lower: Tensor, at_upper: Tensor, lean: Tensor, pole: Tensor, height: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the pole towards which cells are bisected, and its squared height; infinite where there is none.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tell which cells ask for more than one bisection; return towards what pole, and its squared height.
 
-        Where none asks for more, the half that is to blame is bisected, too, if bisecting once is not enough.
+        Where none is near, the half that is to blame is bisected, too, if bisecting once is not enough.
         """
         at_end = (at_lower & (pole < AT_END)) | (at_upper & (pole > 1.0 - AT_END))
         high = height.masked_fill(at_end, torch.inf) ** 2 * self.shape.across
-        asks = is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
-        blamed = torch.full_like(high, 2.0**-5).masked_fill(lean.abs() <= 1.0, torch.inf)
-        return torch.where(asks, pole, 0.5 + 0.125 * lean), torch.where(asks, high, blamed)
+        near = is_near((pole - 0.5).abs() - 0.25, high, self.shape.along, 0.0625)  # beside either half
+        asks, high = near | (lean.abs() > 1.0), high.masked_fill(~near, 2.0**-5)
+        return asks, torch.where(near, pole, 0.5 + 0.125 * lean), high
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""
         _, children, _, logarithmic, middles, further = counts
-        linear = children - logarithmic + further
-        parent, low, high = find_parts(moves, children, logarithmic, further)
-        whole, real, groups = cells.whole.index_select(1, parent), cells.real.index_select(1, parent), []
-        if linear:
-            groups.append(
-                self._part(whole[:, :linear], real[:, :linear], low[:linear], high[:linear], middles + further)
-            )
+        parent, ends = find_parts(moves, children, logarithmic, further)
+        owner, _, row, kind = cells.whole.index_select(1, parent).unbind()
+        real, count = cells.real.index_select(1, parent), len(parent) - logarithmic
+        start, stop, _, _, _, middle, *_ = real.unbind()
+        outer, halved = ends == self.edges, ends == 0.5
+        places = torch.addcmul(start, stop - start, ends)
+        known = torch.where(outer, real[6:], middle.masked_fill(~halved, torch.nan))
         if logarithmic:
-            groups.append(self._close_in(whole[:, linear:], real[:, linear:], low[linear:], high[linear:]))
+            places[:, count:] = _part_close_in(start[count:], stop[count:])
+            # Of cells that turn to logarithmic nodes it is kept, in case that they are reverted.
+            known[:, count:].masked_fill_(kind[count:] != LINEAR, torch.nan)
+        places = torch.where(outer, real[:2], places)
+        places = places.add(places[0] >= 0.5, alpha=-1.0)  # beyond the middle of a whole piece: see bisect
+        groups = list[NewIntervals]()
+        if count:
+            seen = outer[0] if self.blind else outer[0] | (halved[0] & (kind == LINEAR))
+            asked, mine = locate(~seen[:count], middles + further), slice(0, count)
+            groups.append(self._group(row[mine], places[:, mine], False, owner[mine], known[:, mine], asked))
+        if logarithmic:
+            mine = slice(count, None)
+            groups.append(self._group(row[mine], places[:, mine], True, owner[mine], known[:, mine]))
         return groups
-
-    def _part(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor, asked: int) -> NewIntervals:
-        """Return the parts of cells that are bisected; between ``asked`` of them f is not known."""
-        owner, _, row, kind = whole.unbind()
-        start, stop, _, _, _, middle, at_start, at_stop = real.unbind()
-        span, first, last = stop - start, low == 0.0, high == 1.0
-        stop = torch.where(last, stop, torch.addcmul(start, span, high))
-        start = torch.addcmul(start, span, low)
-        turn = ((start >= 0.5) & ~first).to(start.dtype)  # beyond the middle of a whole piece: see bisect
-        at_start = torch.where(first, at_start, middle.masked_fill(low != 0.5, torch.nan))
-        at_stop = torch.where(last, at_stop, middle.masked_fill(high != 0.5, torch.nan))
-        between = locate(~first & ((low != 0.5) | (kind != LINEAR) | self.blind), asked)
-        return self._group(owner, row, start - turn, stop - turn, edges=(at_start, at_stop), asked=between)
-
-    def _close_in(self, whole: Tensor, real: Tensor, low: Tensor, high: Tensor) -> NewIntervals:
-        """Return cells that get logarithmic nodes, and parts of those that have them.
-
-        These are parted at the logarithm's middle, or close to the end if they touch it. What is known at the edges
-        of the others is kept, in case that they are reverted.
-        """
-        owner, _, row, kind = whole.unbind()
-        start, stop, *_, at_start, at_stop = real.unbind()
-        total, parted = start + stop, kind != LINEAR
-        mean = (start.abs().sqrt() * stop.abs().sqrt()).copysign(total)
-        middle = torch.where(start * stop == 0.0, total * STEP, mean)
-        start, stop = torch.where(low == 0.0, start, middle), torch.where(high == 1.0, stop, middle)
-        edges = (at_start.masked_fill(parted, torch.nan), at_stop.masked_fill(parted, torch.nan))
-        return self._group(owner, row, start, stop, True, edges)
 
     def recall(self, cells: Cells) -> Cells:
         """Forget poles, and f at the edges: the kernel's books of settled cells do not have them."""
@@ -287,8 +272,15 @@ class Intervals:
         return cells
 
 
-def find_parts(moves: Refinement, children: int, logarithmic: int, further: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the parent of each child, and where in it the child begins and ends, from 0 to 1.
+def _part_close_in(start: Tensor, stop: Tensor) -> Tensor:
+    """Return where cells with logarithmic nodes are parted: in the logarithm's middle or, if at an end, near it."""
+    total = start + stop
+    mean = (start.abs().sqrt() * stop.abs().sqrt()).copysign(total)
+    return torch.where(start * stop == 0.0, total * STEP, mean)
+
+
+def find_parts(moves: Refinement, children: int, logarithmic: int, further: int) -> tuple[Tensor, Tensor]:
+    """Return the parent of each child, and where in it the child begins and ends, ``(2, n)``, from 0 to 1.
 
     A child begins at 0, at 0.5 or at another middle that is near the pole: sorting the parents' numbers plus these
     places gives all of them in order. Of the ``children``, not counting the ``further`` ones beyond halves, so
@@ -299,17 +291,15 @@ def find_parts(moves: Refinement, children: int, logarithmic: int, further: int)
     turned = move == TURN
     if logarithmic:
         number = number + n * (turned | (move == CLOSER))
-    splits = moves.splits
-    begins = torch.stack((number, number + 0.5)).flatten()
-    begins = begins.index_select(0, locate(torch.stack((splits, splits & ~turned)).flatten(), children))
+    splits = torch.cat((move, move.masked_fill(turned, KEEP)))
+    begins = torch.cat((number, number + 0.5)).index_select(0, locate(splits, children))
     if further:
-        assert moves.towards is not None and moves.middles is not None and moves.near is not None
-        others = (moves.middles + moves.towards).flatten()
+        others = (moves.middles + (number if moves.towards is None else moves.towards)).flatten()
         begins = torch.cat((begins, others.index_select(0, locate(moves.near.flatten(), further))))
     begins = begins.sort().values
     parent = begins.floor()
     low = begins - parent
     high = low.roll(-1)
-    high = high.masked_fill(high == 0.0, 1.0)
+    ends = torch.stack((low, high.masked_fill(high == 0.0, 1.0)))
     parent = parent.to(torch.int64)
-    return (parent % n if logarithmic else parent), low, high
+    return (parent % n if logarithmic else parent), ends

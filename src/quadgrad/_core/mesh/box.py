@@ -40,6 +40,11 @@ class Box:
         return self.a.shape[1]
 
     @property
+    def empty(self) -> Tensor:
+        """Which boxes have no volume, ``(batch or 1,)``."""
+        return (self.a == self.b).any(1)
+
+    @property
     def marks(self) -> tuple[Tensor, ...]:
         """All places that can carry a gradient."""
         return self.a, self.b
@@ -92,10 +97,16 @@ class Box:
         factor : Tensor, shape (1 or m, 1 or batch)
             The volume element, with the sign of the limits' order.
         """
-        if not self.infinite:
-            side = self.b - self.a
-            # In place: memory fresh from the system would cost more than the sum.
-            return self._inside((u * side).add_(self.a)), side.prod(-1)[None]
+        if self.infinite:
+            return self._place_beyond(u)
+        side = self.b - self.a
+        sign = side.detach().sign()
+        start, stop = (margin * sign for margin in self._margins(self.a, self.b))
+        # In place: memory fresh from the system would cost more than the sum.
+        return (u * (side - start - stop)).add_(self.a + start), side.prod(-1)[None]
+
+    def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Do so where some sides are infinite."""
         # The last bin of a map may be so narrow that a point in it is rounded to 1.
         u = u.clamp(max=1.0 - 2.0**-53)
         lower, upper = torch.minimum(self.a, self.b), torch.maximum(self.a, self.b)
@@ -103,30 +114,27 @@ class Box:
         both, rest = below & above, 1.0 - u
         # What is infinite is left out before it is used: its derivatives would be NaN.
         start, stop = lower.masked_fill(below, 0.0), upper.masked_fill(above, 0.0)
+        margins = self._margins(start, stop)
+        start, stop = start + margins[0], stop - margins[1]
         whole = torch.tan(math.pi * (torch.where(both, u, 0.5) - 0.5))
-        x = torch.where(
-            both,
-            whole,
-            torch.where(above, start + u / rest, torch.where(below, stop - rest / u, start + u * (stop - start))),
-        )
-        stretch = torch.where(
-            both,
-            math.pi * (1.0 + whole * whole),
-            torch.where(above, rest**-2, torch.where(below, u**-2, stop - start)),
-        )
-        sign = torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
-        return self._inside(x), stretch.prod(-1) * sign
+        half = torch.where(above, start + u / rest, stop - rest / u)
+        x = torch.where(both, whole, torch.where(below | above, half, start + u * (stop - start)))
+        half = torch.where(above, rest, u) ** -2
+        whole = math.pi * (1.0 + whole * whole)
+        stretch = torch.where(both, whole, torch.where(below | above, half, stop - start))
+        return x, stretch.prod(-1) * torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
 
-    def _inside(self, x: Tensor) -> Tensor:
-        """Keep points that would be rounded to a limit, where f may be infinite, next to it; x is overwritten."""
-        a, b = self.a.detach(), self.b.detach()
-        rounding = torch.finfo(self.x_dtype)
-        lower, upper = torch.minimum(a, b), torch.maximum(a, b)
-        lower, upper = (
-            end + sign * torch.where(end.isinf(), 0.0, rounding.eps * end.abs()).clamp_min(rounding.tiny)
-            for end, sign in ((lower, 1.0), (upper, -1.0))
+    def _margins(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far from a and from b to stay, where f may be infinite: x is rounded before f sees it.
+
+        Places are counted from a, so that they have all digits of their distance from it where it is zero.
+        """
+        rounding, first = torch.finfo(self.x_dtype), a.detach().abs()
+        last = torch.maximum(first, b.detach().abs())
+        return (
+            (rounding.eps * first).clamp_min(rounding.tiny),
+            (rounding.eps * last).clamp_min(rounding.tiny),
         )
-        return x.clamp_(min=lower).clamp_(max=upper)
 
     def tensors(self) -> list[Tensor]:
         """Return what may carry a gradient."""

@@ -29,8 +29,8 @@ ULPS = 16.0
 class NewIntervals:
     """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
-    ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_start`` and
-    ``at_stop`` are f there, as one number, times the slope; NaN where it is not known. It is to be asked for
+    ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``known``
+    ``(2, n)`` is f there, as one number, times the slope; NaN where it is not known. It is to be asked for
     between the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
 
@@ -38,8 +38,7 @@ class NewIntervals:
     row: Tensor
     start: Tensor
     stop: Tensor
-    at_start: Tensor
-    at_stop: Tensor
+    known: Tensor
     rows: int
     logarithmic: bool
     asked: Tensor | None
@@ -50,8 +49,8 @@ class NewIntervals:
 
     def part(self, cells: slice) -> NewIntervals:
         """Return some of the cells."""
-        names = ("owner", "row", "start", "stop", "at_start", "at_stop")
-        return replace(self, **{name: getattr(self, name)[cells] for name in names}, layout=self.layout.part(cells))
+        columns = {name: getattr(self, name)[..., cells] for name in ("owner", "row", "start", "stop", "known")}
+        return replace(self, **columns, layout=self.layout.part(cells))
 
 
 def locate(mask: Tensor, count: int) -> Tensor:

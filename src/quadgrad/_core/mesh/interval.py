@@ -124,7 +124,7 @@ class Layout:
     base: Tensor
     extent: Tensor
     scale: Tensor
-    logarithmic: Tensor | None = None
+    logarithmic: Tensor | bool | None = None
     outer: Tensor | None = None
     rate: Tensor | None = None
     image: _Image | None = None
@@ -141,8 +141,8 @@ class Layout:
             assert self.outer is not None and self.rate is not None
             # Nodes run from the far edge towards the end, so that no end of theirs is a fraction of 0.
             fraction = self.outer * torch.exp(along * self.rate)
-            factor = factor * torch.where(self.logarithmic, fraction.abs(), 1.0)
-            along = torch.where(self.logarithmic, fraction, along)
+            factor = factor * _where(self.logarithmic, fraction.abs(), 1.0)
+            along = _where(self.logarithmic, fraction, along)
         x = torch.addcmul(self.base, along, self.extent)
         return (x, factor) if self.image is None else self.image.nodes(x, factor)
 
@@ -157,8 +157,8 @@ class Layout:
         piece.
         """
         assert self.outer is not None
-        limit = (spacing * self.reach / self.extent).clamp_min(nearest)
-        return (torch.log2(self.outer.abs() / limit) - DEPTH).floor().clamp_min(0.0)
+        limit = (self.reach * spacing / self.extent).clamp_min(nearest)
+        return torch.log2(self.outer.abs() / limit) - DEPTH
 
     @property
     def reach(self) -> Tensor:
@@ -203,13 +203,18 @@ class _Image:
 
 
 def _part(t: Any, cells: slice | Tensor) -> Any:
-    if t is None or isinstance(t, _Image):
-        return t and t.part(cells)
+    if not isinstance(t, Tensor):
+        return t.part(cells) if isinstance(t, _Image) else t
     return t[cells] if isinstance(cells, slice) else t.index_select(0, cells)
 
 
-def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | None) -> Layout:
-    """Return the layout of cells, see :func:`place`."""
+def _where(here: Tensor | bool, one: Tensor, other: Any) -> Tensor:
+    """Return one where it is to be taken, or everywhere, else the other."""
+    return torch.where(here, one, other) if isinstance(here, Tensor) else one
+
+
+def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, kind: Tensor | int | None) -> Layout:
+    """Return the layout of cells, see :func:`place`; of cells that are all of the same kind if that is a number."""
     lower, upper = (end.to(start.dtype) for end in pieces.ends(row))
     no_lower = no_upper = None
     if pieces.infinite:
@@ -217,32 +222,29 @@ def lay_out(pieces: Pieces, row: Tensor | slice, start: Tensor, stop: Tensor, ki
         # Placeholders keep inf - inf, whose gradient is NaN, out of the branch that is not taken.
         lower, upper = lower.masked_fill(no_lower, 0.0), upper.masked_fill(no_upper, 0.0)
     span = upper - lower
-    base, extent = _stretch(lower, upper, span, start, stop)
     image, from_lower = None, start >= 0
+    end = torch.where(from_lower, lower, upper)
+    if isinstance(kind, int):  # nobody asks for nodes that are spread evenly
+        base, extent = end, span
+    else:
+        # From one rounded end to the other, so that neighbours leave no gap: far from 0 rounding moves an end, and
+        # all nodes with it, by as much as it moves a node.
+        right = torch.where(stop == 1.0, upper, torch.addcmul(end, span, stop))
+        middle = start == -0.5  # of the piece, which the cell before has from the lower end
+        base = torch.addcmul(torch.where(middle, lower, end), span, start.masked_fill(middle, 0.5))
+        extent = right - base
     if no_lower is not None and no_upper is not None:
         no_lower, no_upper = no_lower.expand(start.shape), no_upper.expand(start.shape)
         image, unbounded = _Image(no_lower, no_upper, from_lower, lower + upper), no_lower | no_upper
         image.origin = image.origin.expand(start.shape)
         base, extent = torch.where(unbounded, start, base), torch.where(unbounded, stop - start, extent)
-        lower, upper, span = (torch.where(unbounded, v, t) for v, t in ((0.0, lower), (0.0, upper), (1.0, span)))
+        end, span = torch.where(unbounded, 0.0, end), torch.where(unbounded, 1.0, span)
     if kind is None:
         return Layout(base, extent, extent, image=image)
     outer, inner = torch.where(from_lower, stop, start), torch.where(from_lower, start, stop)
     # A cell that touches the end gets nodes on its outer octaves only.
-    rate = torch.log(torch.where(inner == 0, 2.0**-DEPTH, inner / outer))
-    logarithmic = kind != LINEAR
-    base = torch.where(logarithmic, torch.where(from_lower, lower, upper), base)
-    scale = torch.where(logarithmic, -rate * span, extent)
-    return Layout(base, torch.where(logarithmic, span, extent), scale, logarithmic, outer, rate, image)
-
-
-def _stretch(lower: Tensor, upper: Tensor, span: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """Return left end and width of cells: from one rounded end to the other, so that neighbours leave no gap.
-
-    Far from 0 rounding moves an end, and all nodes with it, by as much as it moves a node.
-    """
-    end = torch.where(start < 0, upper, lower)
-    right = torch.where(stop == 1.0, upper, torch.addcmul(end, span, stop))
-    middle = start == -0.5  # of the piece, which the cell before has from the lower end
-    left = torch.addcmul(torch.where(middle, lower, end), span, start.masked_fill(middle, 0.5))
-    return left, right - left
+    rate = (inner / outer).masked_fill(inner == 0, 2.0**-DEPTH).log()
+    logarithmic, span = kind != LINEAR, span.expand(start.shape)
+    scale = _where(logarithmic, -rate * span, extent)
+    base, extent = _where(logarithmic, end, base), _where(logarithmic, span, extent)
+    return Layout(base, extent, scale, logarithmic, outer, rate, image)

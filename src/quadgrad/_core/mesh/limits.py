@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import derivatives_open
 from quadgrad._core.mesh.interval import Pieces, lay_out
+from quadgrad._core.reduce import align
 
 __all__ = ["Limits", "stack_points"]
 
@@ -82,8 +83,7 @@ class Limits:
         """Return integrals ``(batch, *event)`` from lower to upper limits with the sign of the limits' order."""
         if self.ordered:
             return value
-        swapped = (self.b < self.a).reshape(-1, *(1,) * (value.ndim - 1))
-        return torch.where(swapped, -value, value)
+        return torch.where(align(self.b < self.a, value), -value, value)
 
     def inner_points(self, batch: int) -> Tensor:
         """Return a harmless point of each integral, ``(batch,)``: not in the middle, where singularities may be."""

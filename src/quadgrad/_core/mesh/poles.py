@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LEVELS", "Ellipse", "ellipse", "is_near", "middles_near"]
+__all__ = ["LEVELS", "Ellipse", "ellipse", "is_near", "middles_near", "part_numbers"]
 
 LEVELS = 20
 """How many times a cell is bisected at once, at most."""
@@ -40,7 +40,7 @@ def ellipse(rtol: float, m: int) -> Ellipse:
     return Ellipse(1.0 / length**2, 1.0 / (length**2 - 1.0))
 
 
-def is_near(apart: Tensor, high: Tensor, along: float, quarter: Tensor | float) -> Tensor:
+def is_near(apart: Tensor, high: Tensor, along: float, quarter: float) -> Tensor:
     """Tell whether poles are in the ellipse around parts whose width, squared, is four times ``quarter``.
 
     ``apart`` is how far along the cell a pole is from the part's middle, ``high`` its squared height, times
@@ -49,16 +49,20 @@ def is_near(apart: Tensor, high: Tensor, along: float, quarter: Tensor | float) 
     return apart * apart * along + high < quarter
 
 
-def middles_near(pole: Tensor, high: Tensor, along: float) -> tuple[Tensor, Tensor]:
+def part_numbers(like: Tensor) -> Tensor:
+    """Return into how many parts a cell falls at each level but the whole's, ``(LEVELS - 1, 1)``."""
+    return torch.exp2(torch.arange(1, LEVELS, dtype=like.dtype, device=like.device))[:, None]
+
+
+def middles_near(pole: Tensor, high: Tensor, along: float, number: Tensor) -> tuple[Tensor, Tensor]:
     """Return middles ``(2, LEVELS - 1, n)`` of parts, and which parts are bisected because a pole ``(n,)`` is near.
 
     Ellipses are at most :data:`LONGEST` times as long as their parts. So at each level no others can be near than
     the two parts between whose middles the pole is, and as those of halves are within that of the whole, what is
     near is part of what is near at the level above. A cell that is bisected anyway has one part more for each.
     """
-    number = torch.exp2(torch.arange(1, LEVELS, dtype=pole.dtype, device=pole.device))[:, None]
-    left = (pole * number - 0.5).floor()
-    part = torch.stack((left, left + 1.0))
-    middle = (part + 0.5) / number
-    near = is_near(pole - middle, high, along, 0.25 / (number * number))
-    return middle, near & (part >= 0.0) & (part < number)
+    place = pole * number  # lengths in parts of each level
+    left = (place - 0.5).floor() + 0.5
+    middle = torch.stack((left, left + 1.0))
+    near = is_near(place - middle, high * number * number, along, 0.25)
+    return middle / number, near & (middle > 0.0) & (middle < number)

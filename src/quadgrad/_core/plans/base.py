@@ -7,6 +7,7 @@ name, a version and plain tensors, so that files do not depend on where our modu
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -50,6 +51,19 @@ class Plan(Printed):
     def batch(self) -> int:
         """The number of integrals."""
         return math.prod(self.batch_shape)
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How much there is to evaluate: cells, or points."""
+
+    @abstractmethod
+    def same(self, other: Any) -> bool:
+        """Whether another plan evaluates at the same places."""
+
+    @abstractmethod
+    def coarser(self, allowed: Tensor) -> Self:
+        """Return a plan that may do as well, where an error ``(batch,)`` is allowed: search has to see."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.printing import counted
@@ -98,10 +99,18 @@ class CellPlan(Plan):
         others = int(self.kind.count_nonzero()) if len(self) else 0
         vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
         if others:
-            vars(self).update(extrapolated=(self.kind >= EXTRAPOLATED).nonzero().squeeze(1))
+            ends = self.kind >= EXTRAPOLATED
+            vars(self).update(extrapolated=locate(ends, int(ends.count_nonzero())))
         if 0 < others < len(self):
-            evenly, crowding = (mask.nonzero().squeeze(1) for mask in (self.linear, ~self.linear))
+            evenly, crowding = locate(self.linear, len(self) - others), locate(~self.linear, others)
             vars(self).update(evenly=evenly, crowding=crowding)
+
+    def same(self, other: Any) -> bool:
+        """Whether another plan has the same cells."""
+        if type(self) is not type(other) or len(self) != len(other):
+            return False
+        rest = [name for name in self.columns if name not in ("error", "kind")]
+        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in rest)
 
     @abstractmethod
     def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
@@ -143,6 +152,15 @@ class CellPlan(Plan):
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The number of cells."""
+        return len(self)
+
+    def coarser(self, allowed: Tensor) -> Self:
+        """Return the plan itself, where a geometry does not know how to merge cells."""
+        return self
 
     def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
         """Return the abscissae for the given limits, shape ``(m, n, ...)``.

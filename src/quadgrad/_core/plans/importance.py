@@ -157,7 +157,9 @@ class IterationLog(Printed):
         facts: dict[str, str] = {}
         for i in range(rows):
             took = ~self.shares[i].isnan()
-            error, share = (t[i][took].median() if bool(took.any()) else torch.nan for t in (self.errors, self.shares))
+            error, share = (
+                t[i][took].median() if bool(took.any()) else torch.nan for t in (self.errors, self.shares)
+            )
             first = show_numbers(self.values[i, 0], 6) if batch == 1 else f"{int(took.sum()):,}"
             facts[str(i + 1)] = f"{first:>12}  +- {float(error):<8.2g} {100.0 * float(share):6.2f} %"
         return heading, facts

@@ -14,12 +14,16 @@ from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import LOGARITHMIC, Pieces, lay_out
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.cells import CellPlan
+from quadgrad._core.reduce import total
 from quadgrad._core.rules import Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["IntervalPlan"]
+
+MERGED = 5e-4
+"""Siblings are tried as one cell if the error of each is below this share of an even part of the allowed error."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -108,6 +112,11 @@ class IntervalPlan(CellPlan, geometry="interval"):
             marks = stack_points(points).to(device, dtype)
             marks = marks.expand(*self.batch_shape, self.pieces - 1).reshape(self.batch, -1)
         return Limits(flat[0], flat[1], marks, self.infinite)
+
+    def coarser(self, allowed: Tensor) -> IntervalPlan:
+        """Return the plan with siblings merged whose errors are far below their share of what is allowed."""
+        count = total(torch.ones_like(self.error), self.owner, self.batch)
+        return self.merge(self.error <= MERGED * (allowed / count)[self.owner])
 
     def merge(self, mask: Tensor) -> IntervalPlan:
         """Return the plan with siblings merged: each pair of halves of one cell, both of which are in ``mask``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,18 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.grid import Placed, grid_table, through_grid
 from quadgrad._core.plans.base import Plan
-from quadgrad._core.points import make_sequence
+from quadgrad._core.points import Sequence, make_sequence
 from quadgrad._core.printing import counted
 
 __all__ = ["PointsPlan"]
 
-_kept_sequence = lru_cache(maxsize=16)(make_sequence)
-"""To scramble anew for every block would cost as much as ten blocks of points."""
+
+@lru_cache(maxsize=32)  # to scramble anew for every block would cost as much as ten blocks of points
+def _kept_sequence(
+    name: str, d: int, seed: int, replicates: int, device: torch.device, only: int | None
+) -> Sequence:
+    sequence = make_sequence(name, d, seed, replicates, device)
+    return sequence if only is None else sequence.replicate(only)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -57,6 +63,19 @@ class PointsPlan(Plan, geometry="points"):
         """How many replicates there are, or 1 of :meth:`replicate`."""
         return self.replicates if self.only is None else 1
 
+    @property
+    def size(self) -> int:
+        """The number of points of all integrals."""
+        return self.replicates * int(plain(self.n).sum())
+
+    def same(self, other: Any) -> bool:
+        """Whether another plan has as many points of the same kind, whatever their seed."""
+        return isinstance(other, PointsPlan) and self.sequence == other.sequence and torch.equal(self.n, other.n)
+
+    def coarser(self, allowed: Tensor) -> PointsPlan:
+        """Return a plan with half the points."""
+        return replace(self, n=self.n // 2)
+
     def replicate(self, number: int) -> PointsPlan:
         """Return the plan of one replicate alone."""
         return replace(self, only=number)
@@ -69,9 +88,8 @@ class PointsPlan(Plan, geometry="points"):
 
     def unit_points(self, start: int, count: int) -> Tensor:
         """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
-        sequence = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device)
-        u = sequence.points(start, count)
-        return (u if self.only is None else u[self.only : self.only + 1]).permute(2, 0, 1)
+        key = (self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only)
+        return _kept_sequence(*key).points(start, count).permute(2, 0, 1)
 
     def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
         """Return where :meth:`unit_points` come to lie; see :func:`through_grid`."""

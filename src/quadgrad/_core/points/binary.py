@@ -8,7 +8,7 @@ slice or takes two values. So a point costs one operation, on tables that are sm
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ class BinarySequence(Sequence):
 
     _tables: dict[int, Tensor] | None = None
     """Sums by the binary digit that they begin with; each starts with the sums of fewer digits."""
+
+    def replicate(self, number: int) -> Self:
+        """Return one replicate alone, which makes tables of its own."""
+        one = super().replicate(number)
+        one._steps = one._origin = one._tables = None
+        return one
 
     @abstractmethod
     def make_origin(self) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, final
+from copy import copy
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class Sequence(ABC):
     """
 
     name: ClassVar[str]
+    first = 0
+    """The number of the first replicate."""
 
     def __init__(
         self,
@@ -90,11 +93,21 @@ class Sequence(ABC):
                 return torch.empty(self.replicates, 0, self.d, dtype=self.dtype, device=self.device)
             return self.digits.numbers(self.slice(start, count)).transpose(-1, -2)
 
+    def replicate(self, number: int) -> Self:
+        """Return one replicate alone."""
+        one = copy(self)
+        one.first, one.replicates = self.first + number, 1
+        return one
+
     @final
     def random_bits(self, key: int) -> Tensor:
         """Return 64 random bits for each replicate and dimension, int64 of shape ``(replicates, d)``."""
-        replicate = torch.arange(self.replicates, device=self.device)[:, None]
-        return hash_bits((self.seed, key), replicate, torch.arange(self.d, device=self.device))
+        return hash_bits((self.seed, key), self.numbers()[:, None], torch.arange(self.d, device=self.device))
+
+    @final
+    def numbers(self) -> Tensor:
+        """Return the numbers of the replicates, by which their random bits are known."""
+        return torch.arange(self.first, self.first + self.replicates, device=self.device)
 
     @abstractmethod
     def slice(self, start: int, count: int) -> Tensor:

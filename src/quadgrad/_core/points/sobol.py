@@ -90,7 +90,7 @@ class Sobol(BinarySequence):
         Column b of a matrix has a one in place b, which keeps it regular, and random digits behind. The numbers
         have digits in their first ``count`` places alone, so other columns are not made.
         """
-        replicate = torch.arange(self.replicates, device=self.device)[:, None, None]
+        replicate = self.numbers()[:, None, None]
         dimension = torch.arange(self.d, device=self.device)[:, None]
         column = torch.arange(directions.shape[-1], device=self.device)
         one = 1 << (BITS - 1 - column)

@@ -85,8 +85,7 @@ class Rule:
     def _coefficients(self) -> Array:
         """Row j gives the integrand's coefficient in the orthonormal polynomial of degree j."""
         root = np.sqrt(self.weights)
-        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, self.nodes.size - 1)
-        orthonormal, _ = np.linalg.qr(root[:, None] * vandermonde)
+        orthonormal, _ = np.linalg.qr(root[:, None] * self._legendre(self.nodes))
         return (orthonormal * root[:, None]).T
 
     @cached_property
@@ -104,10 +103,7 @@ class Rule:
     @cached_property
     def edges(self) -> Array:
         """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
-        m = self.nodes.size
-        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
-        ends = np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), m - 1)
-        return np.asarray(np.linalg.solve(vandermonde.T, ends.T).T, dtype=np.float64)
+        return self._of_interpolant(self._legendre(np.array([0.0, 1.0])))
 
     @cached_property
     def functionals(self) -> Array:
@@ -117,13 +113,18 @@ class Rule:
     @cached_property
     def shares(self) -> Array:
         """The interpolating polynomial's integrals over equal parts of the unit interval, ``(SHARES, m)``."""
-        m = self.nodes.size
-        gauss, weights = np.polynomial.legendre.leggauss((m + 1) // 2)
+        gauss, weights = np.polynomial.legendre.leggauss((self.nodes.size + 1) // 2)
         places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
-        moments = np.polynomial.legendre.legvander(2.0 * places - 1.0, m - 1)
-        vandermonde = np.polynomial.legendre.legvander(2.0 * self.nodes - 1.0, m - 1)
-        shares = np.linalg.solve(vandermonde.T, (weights @ moments).T / (2.0 * SHARES)).T
-        return np.asarray(shares, dtype=np.float64)
+        return self._of_interpolant(weights @ self._legendre(places) / (2.0 * SHARES))
+
+    def _legendre(self, places: Array) -> Array:
+        """Return as many Legendre polynomials as there are nodes at places in the unit interval."""
+        polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, self.nodes.size - 1)
+        return np.asarray(polynomials, dtype=np.float64)
+
+    def _of_interpolant(self, functionals: Array) -> Array:
+        """Return functionals of the interpolating polynomial ``(k, m)``, given those of Legendre's."""
+        return np.asarray(np.linalg.solve(self._legendre(self.nodes).T, functionals.T).T, dtype=np.float64)
 
     @cached_property
     def surroundings(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
@@ -167,9 +168,8 @@ class Rule:
         wrappers that must not outlive it.
         """
         key = (dtype, device)
-        found = self._cache.get(key)
-        if found is not None:
-            return found
+        if key in self._cache:
+            return self._cache[key]
         distances, neighbours = self.surroundings
         columns = (self.nodes, self.weights, self.functionals, self.shares, distances)
         made = RuleTensors(

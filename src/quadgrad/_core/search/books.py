@@ -43,15 +43,14 @@ class Books:
         self.whole = torch.zeros((2, n), dtype=torch.int64, device=sums.device)
         self.settled: list[Cells] = []
 
-    def settle(self, cells: Cells, running: Running) -> None:
+    def settle(self, cells: Cells, who: Tensor) -> None:
         """Put cells away, under the number of their integrals among all."""
+        cells.whole[0] = who
         if len(cells) or not self.settled:
-            cells.whole[0] = running.whole[0].index_select(0, cells.whole[0])
             self.settled.append(cells)
 
-    def enter(self, running: Running, code: Tensor, sums: Tensor) -> None:
+    def enter(self, who: Tensor, code: Tensor, nfev: Tensor, sums: Tensor) -> None:
         """Keep how integrals have ended, and their sums."""
-        who, _, nfev, _ = running.whole.unbind()
         self.whole.index_copy_(1, who, torch.stack((code, nfev)))
         self.sums.index_copy_(1, who, sums)
 

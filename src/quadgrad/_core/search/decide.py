@@ -83,9 +83,9 @@ def allowed_error(tolerance: Tolerance, totals: Totals) -> Tensor:
 
     The floor is 10 eps times the integral of abs(f); a value below 50 eps times it is zero to rounding.
     """
-    allowed, zero = (tolerance.rtol * totals.largest).clamp_min(tolerance.atol), 5.0 * totals.floor
+    allowed, zero = tolerance.rtol * totals.largest, 5.0 * totals.floor
     allowed = torch.where(totals.largest <= zero, torch.maximum(allowed, zero), allowed)
-    return allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
+    return allowed.clamp_min(max(tolerance.atol, torch.finfo(allowed.dtype).tiny))
 
 
 def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reopened: bool = False) -> Verdict:
@@ -101,26 +101,31 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
     return Verdict(met, done, bad, limit, done & (error >= FAINT * totals.size))
 
 
-def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, unseen: Tensor) -> Tensor:
+def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, unseen: Tensor | None) -> Tensor:
     """Tell which cells are to be split: those with too large an error, and of faint integrals what is ``unseen``.
 
     There more might be between the nodes. Beside such cells it is the one that has most of the integral's error.
+    Where no integral is faint ``unseen`` may be None.
     """
-    most = torch.where(verdict.faint, 0.5 * totals.error, torch.nan)
-    limit, most = torch.stack((verdict.limit, most)).index_select(1, cells.whole[0]).unbind()
-    splittable = cells.whole[1] > 0
+    owner, splittable, *_ = cells.whole.unbind()
+    splittable = splittable > 0
+    large = (each.error > verdict.limit.index_select(0, owner)) & splittable
+    if unseen is None:
+        return large
+    most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan).index_select(0, owner)
     rough = (each.error > each.floor) & splittable
     scanned = ((rough | (each.floor == 0.0)) & unseen) | (rough & (each.error > most))
     scanned = scanned & (each.error >= FAINT * each.size) & (most >= 0.0)
-    return ((each.error > limit) & splittable) | scanned
+    return large | scanned
 
 
 def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
     """Return :data:`RUN` where children are wanted, ``stuck`` where none are, or how the integral ends."""
-    code = torch.where(wanted > 0, RUN, stuck)
-    code = code.masked_fill(over, int(Status.MAX_NFEV)).masked_fill(verdict.bad > PATIENCE, int(Status.NONFINITE))
-    ends = torch.where(verdict.met, int(Status.CONVERGED), int(Status.ROUNDOFF))
-    return torch.where(verdict.done & (wanted == 0), ends, code)
+    runs, code = wanted > 0, stuck if isinstance(stuck, Tensor) else torch.full_like(wanted, stuck)
+    code = code.masked_fill(runs, RUN).masked_fill(over, int(Status.MAX_NFEV))
+    code = code.masked_fill(verdict.bad > PATIENCE, int(Status.NONFINITE))
+    ends = verdict.done & ~runs
+    return code.masked_fill(ends, int(Status.ROUNDOFF)).masked_fill(ends & verdict.met, int(Status.CONVERGED))
 
 
 def stuck(tolerance: Tolerance, totals: Totals) -> Tensor:

@@ -20,7 +20,7 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import PARTS
-from quadgrad._core.search.sampling import Sample, block_width, blocks, integrals_at_a_time
+from quadgrad._core.search.sampling import Sample, block_width, blocks, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
@@ -71,7 +71,7 @@ def train_maps(problem: Problem, sample: Sample, training: Training) -> Sample:
     """Return how to sample a problem through maps that were learnt for it; it is outside of all transforms."""
     plan = sample.plan
     bins = training.bins if plan.grid is None else plan.grid.shape[2] - 1
-    size = integrals_at_a_time(problem, replace(plan, grid=even_grid(1, plan.d, bins, problem.limits.a)))
+    size = tile_size(problem, replace(plan, grid=even_grid(1, plan.d, bins, problem.limits.a)))
     parts = [(low, min(problem.batch, low + size)) for low in range(0, problem.batch, size)] or [(0, 0)]
     each: list[ImportancePlan] = []
     for low, high in parts:

@@ -17,14 +17,13 @@ from quadgrad._core.ranks import PARTS, Ranks
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 
-__all__ = ["BLOCK", "Sample", "block_width", "blocks", "integrals_at_a_time", "search_samples"]
+__all__ = ["BLOCK", "Sample", "blocks", "block_width", "search_samples", "tile_size"]
 
-BLOCK = 2**14
-"""Points of all integrals in a part of the batch, over :data:`PARTS`."""
+BLOCK = 2**16
+"""Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
 
-NUMBERS = 2**18
-"""Coordinates and values of a block of points: they stay in the processor's cache, and calls cost little beside them.
-In 2, 5 and 10 dimensions the best of powers of two, or within a tenth of it."""
+NUMBERS = 2**19
+"""Coordinates and values of a block of points, which are fewer then in many dimensions."""
 
 HELD = 2**24
 """Bytes that are asked for and given back before a sample: the C library then keeps what a block frees for the next
@@ -65,13 +64,13 @@ def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
     event = 1
     for size in problem.integrand.event or ():
         event *= size
-    nodes = problem.chunk_size or max(1, NUMBERS // (plan.d + 1 + event))
+    nodes = problem.chunk_size or max(1, min(BLOCK // max(1, event), NUMBERS // (plan.d + 1 + event)))
     return 2 ** max(0, (nodes // max(1, plan.count * batch)).bit_length() - 1)
 
 
-def integrals_at_a_time(problem: Problem, plan: PointsPlan) -> int:
-    """Return how many integrals are sampled together, by a plan that may have maps."""
-    size = (problem.chunk_size or BLOCK * PARTS) // plan.replicates
+def tile_size(problem: Problem, plan: PointsPlan) -> int:
+    """Return how many integrals to sample together."""
+    size = (problem.chunk_size or BLOCK * PARTS) // plan.count
     if plan.grid is not None:
         size = min(size, TABLE // plan.grid[0].numel())
     return max(1, size)
@@ -81,7 +80,7 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
     """Sample every integral of a problem that is outside of all transforms, some at a time."""
     if sample.plan.n.is_cpu:
         torch.empty(HELD, dtype=torch.uint8)
-    size = integrals_at_a_time(problem, sample.plan)
+    size = tile_size(problem, sample.plan)
     if problem.batch <= size:
         return _Rounds(problem, sample).run()
     parts = [(low, min(problem.batch, low + size)) for low in range(0, problem.batch, size)]
@@ -89,7 +88,8 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
         _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
     ]
     joined = [
-        torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost", "effective")
+        torch.cat([getattr(one, name) for one in each])
+        for name in ("value", "error", "status", "nfev", "lost", "effective")
     ]
     n = torch.cat([one.plan.n for one in each])
     return Found(replace(sample.plan, n=n), *joined)
@@ -145,7 +145,7 @@ class _Rounds:
         allowed = (tolerance.rtol * largest_component(estimate.value.abs())).clamp_min(tolerance.atol)
         met = (estimate.error <= allowed) & (estimate.effective >= FEWEST) & ~lost
         # One round that looks good is luck too often: 12 of 8,384 were wrong, of two in a row none.
-        finished = met & met_before
+        finished = (met & met_before) | (self.problem.pieces.empty & ~lost)
         stuck = (estimate.error <= estimate.floor) & (estimate.floor > allowed)
         status.masked_fill_(finished, int(Status.CONVERGED)).masked_fill_(stuck & ~lost, int(Status.ROUNDOFF))
         return met, lost | finished | stuck
@@ -187,7 +187,8 @@ class _Rounds:
         columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
         if self.scale is not None:
-            weight = weight / (self.scale if isinstance(owner, slice) else self.scale[owner])
+            scale = self.scale if isinstance(owner, slice) else self.scale[owner]
+            y = y / scale.reshape(-1, *(1,) * (y.ndim - 2))
         return ReplicateSums.of(y, weight, plan.count)
 
     def _scale_of(self, plan: PointsPlan, box: Box, owner: slice | Tensor, width: int) -> Tensor | None:

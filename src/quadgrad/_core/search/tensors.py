@@ -86,30 +86,34 @@ class TensorBodies(Generic[R]):
     def decide(self) -> Count:
         """Judge all running integrals, put away what has settled, and split the other cells."""
         task, mesh, cells, running = self.task, self.mesh, self.cells, self.running
-        owner, (_, count, nfev, bad) = cells.whole[0], running.whole.unbind()
+        owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n, is_complex = len(running), self.dtype.is_complex
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
         totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
-        moves = mesh.propose(cells, mark(verdict, totals, cells, each, mesh.unseen(cells)))
-        wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
-        spent = spent + nfev
-        afford = spent + dear <= task.max_nfev  # else as few children as can be
-        wanted, spent = wanted + more * afford, spent + dear * afford
-        code = finish(
-            verdict, wanted, spent > task.max_nfev, stuck(task.tolerance, totals) if self.reopened else WAIT
-        )
-        runs = code == RUN
-        counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
-        n_run, n_wait, *counts = torch.cat((torch.stack((runs.sum(), (code == WAIT).sum())), counts)).tolist()
+        unseen, rest = None, stuck(task.tolerance, totals) if self.reopened else WAIT
+        while True:
+            moves = mesh.propose(cells, mark(verdict, totals, cells, each, unseen))
+            wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
+            spent = spent + nfev
+            afford = spent + dear <= task.max_nfev  # else as few children as can be
+            wanted, spent = wanted.addcmul(more, afford), spent.addcmul(dear, afford)
+            code = finish(verdict, wanted, spent > task.max_nfev, rest)
+            runs = code == RUN
+            counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
+            integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
+            n_run, n_wait, n_faint, *counts = torch.cat((integrals, counts)).tolist()
+            if not n_faint or unseen is not None:
+                break
+            unseen = mesh.unseen(cells)  # which is rare, and known only now
         self.waiting, self.reopened = self.waiting + n_wait, False
         if n_run < n:
-            gone = locate(~runs, n - n_run)
-            self.books.enter(running.take(gone), code.index_select(0, gone), sums.index_select(1, gone))
+            self.books.enter(who, code, nfev, sums)  # of those that run on, too: they will be entered again
         settled = cells.take(locate(~moves.splits, len(cells) - counts[0])) if counts[0] else cells
+        owner = settled.whole[0]
         if n_run:
-            sums = running.sums + sum_by_owner(settled.sums, settled.whole[0], n)
-            going = Running(torch.stack((running.whole[0], wanted, spent, verdict.bad)), sums)
+            sums = running.sums + sum_by_owner(settled.sums, owner, n)
+            going = Running(torch.stack((who, wanted, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
                 going = going.take(locate(runs, n_run))
@@ -117,7 +121,7 @@ class TensorBodies(Generic[R]):
                 for new in self.new:
                     new.owner = place.index_select(0, new.owner)
             self.running = going
-        self.books.settle(settled, running)
+        self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
 
     def withdraw(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,18 +13,15 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
-from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed
-from quadgrad._core.reduce import total
 from quadgrad._core.result import Result
-from quadgrad._core.search.decide import SHARE
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.quad import quad
 
 __all__ = ["Integrator"]
 
-FAR = 1e-3
-"""Siblings are tried as one cell if the error of each is below this share of what a cell may have."""
+EACH_CALL = {"args", "points", "jumps", "params", "seed"}
+"""What is passed in each call."""
 
 WORTH = 0.1
 """Merging is tried if it may save this share of the cells, and kept up if it does."""
@@ -35,16 +33,18 @@ PAUSE = 10
 class Integrator(Printed):
     """Integrate again and again with the same options, on a plan that is kept, checked and mended.
 
-    Call it as you call the verb. The plan of the call before is replayed; the values at its nodes give
-    integral, gradient and error in one pass. Where an error exceeds its tolerance, search refines the plan; from
-    time to time halves of a cell whose errors are far below what they may be are tried as one. So each result is
-    checked as that of a fresh call is, at less than half the evaluations. A plan that does not fit (another
-    batch shape, other kinds of limits) is given up for a fresh one.
+    Call it as you call the verb. Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at
+    its nodes give integral, gradient and error in one pass. Where an error exceeds its tolerance, search refines
+    the plan; from time to time halves of a cell whose errors are far below what they may be are tried as one. So
+    each result is checked as that of a fresh call is, at less than half the evaluations. A plan that does not fit
+    (another batch shape, other kinds of limits) is given up for a fresh one. Of the verbs that sample, the number
+    of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives fresh points, the same seed
+    the same ones.
 
     Parameters
     ----------
     verb : callable
-        :func:`quadgrad.quad`, or what is called as it is.
+        :func:`quadgrad.quad`, :func:`quadgrad.qmc` or another that takes a function and its domain.
     plan : Plan, optional
         The plan to start from; afterwards, the one kept.
     **options
@@ -79,27 +79,33 @@ class Integrator(Printed):
     """
 
     def __init__(self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, **options: Any) -> None:
-        for name in options.keys() & {"args", "points", "jumps"}:
+        for name in options.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
-        self.verb, self.plan, self.options = verb, cast("IntervalPlan | None", plan), options
+        self.verb, self.plan, self.options = verb, plan, options
         self.calls = self.started = self.refined = self.coarsened = self.nfev = 0
         self._due = self._pause = PAUSE
         self._allowed: Tensor | None = None
         # An empty batch, whose last dimension may be that of space: each verb checks its options as it always does.
         with torch.no_grad():
-            verb(lambda x: x, torch.zeros(0, 1), torch.ones(0, 1), **options)
+            verb(lambda x: x, *_empty_domain(verb), **options)
 
-    def __call__(
-        self, f: Callable[..., Any], a: Any, b: Any, args: Any = (), *, points: Any = None, jumps: Any = None
-    ) -> Result:
-        """Integrate f from a to b; see the verb for arguments, result, errors and warnings."""
+    def __call__(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:
+        """Integrate f over a domain: arguments, result, errors and warnings are those of the verb.
+
+        Raises
+        ------
+        TypeError
+            If an option is given that is fixed by the integrator.
+        """
         if torch.compiler.is_compiling():  # one graph break, as of the verb alone
             call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
-            return call_eagerly(f, a, b, args, points=points, jumps=jumps)
-        places = {name: v for name, v in (("points", points), ("jumps", jumps)) if v is not None}
+            return call_eagerly(f, *domain, **given)
+        for name in given.keys() - EACH_CALL:
+            raise TypeError(f"{name} is an option of the integrator: give it when the integrator is made")
+        given = {name: value for name, value in given.items() if value is not None}
 
         def ask(plan: Plan | None, **changes: Any) -> Result:
-            return self.verb(f, a, b, args, plan=plan, **places, **(self.options | changes))
+            return self.verb(f, *domain, plan=plan, **(self.options | given | changes))
 
         self.calls += 1
         try:
@@ -131,21 +137,20 @@ class Integrator(Printed):
         """Keep the result's plan; return whether its cells are others than before."""
         before, self.plan = self.plan, result.plan
         self.nfev += int(plain(result.nfev).sum())
-        return before is None or not torch.equal(before.start, result.plan.start)
+        return before is None or not before.same(result.plan)
 
     def _coarsen(self, ask: Callable[..., Result]) -> None:
-        """Merge siblings with small errors, and search from there: what was too coarse is bisected again."""
+        """Search from a coarser plan: what was too coarse is refined again."""
         plan, allowed = self.plan, self._allowed
         self._due = self.calls + self._pause
-        if plan is None or allowed is None or len(plan) == 0:
+        if plan is None or allowed is None or plan.size == 0:
             return
-        count = total(torch.ones_like(plan.error), plan.owner, plan.batch)
-        merged = plan.merge(plan.error <= FAR * SHARE * (allowed / count)[plan.owner])
-        if len(merged) > (1.0 - WORTH) * len(plan):
+        coarser = plan.coarser(allowed)
+        if coarser.size > (1.0 - WORTH) * plan.size:
             return
         with torch.no_grad():
-            self._enter(ask(merged, on_failure="ignore"))
-        worth = len(self.plan or ()) <= (1.0 - WORTH) * len(plan)
+            self._enter(ask(coarser, on_failure="ignore"))
+        worth = self.plan is not None and self.plan.size <= (1.0 - WORTH) * plan.size
         self.coarsened += int(worth)
         self._pause = PAUSE if worth else 3 * self._pause
         self._due = self.calls + self._pause
@@ -157,3 +162,10 @@ class Integrator(Printed):
         calls = f"{self.calls:,}: {self.started} from scratch, {self.refined} refined, {self.coarsened} coarsened"
         plan = repr(self.plan).splitlines()[0]
         return f"Integrator of {verb}({options})", {"calls": calls, "nfev": f"{self.nfev:,}", "plan": plan}
+
+
+def _empty_domain(verb: Callable[..., Any]) -> tuple[Any, ...]:
+    """Return a domain of no integrals, of the kind that a verb takes."""
+    if "distribution" in inspect.signature(verb).parameters:
+        return (torch.distributions.Normal(torch.zeros(0), torch.ones(0)),)
+    return torch.zeros(0, 1), torch.ones(0, 1)

@@ -72,7 +72,7 @@ def qmc(
     plan : Plan, optional
         Of an earlier result: its sequence, seed and number of points to begin with.
     vectorized : bool
-        False if f accepts one point at a time, not supported yet for points of several coordinates.
+        False if f accepts one point at a time, as a list of d Python floats.
     chunk_size : int, optional
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
@@ -123,8 +123,8 @@ def qmc(
     >>> import torch, quadgrad as qg
     >>> s = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     >>> f = lambda x, s: torch.exp(-(x**2).sum(-1) / s**2)
-    >>> result = qg.qmc(f, [-3.0] * 6, 3.0, args=(s,), rtol=1e-2)
-    >>> side = torch.pi**0.5 * s * torch.erf(3 / s)
+    >>> result = qg.qmc(f, [-1.0] * 6, 1.0, args=(s,))
+    >>> side = torch.pi**0.5 * s * torch.erf(1 / s)
     >>> bool(result.converged), bool((result.value - side**6).abs() <= result.error)
     (True, True)
     >>> (slope,) = torch.autograd.grad(result.value, s, retain_graph=True)

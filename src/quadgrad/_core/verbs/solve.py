@@ -14,6 +14,7 @@ from quadgrad._core.gradient.pathwise import choose_treatment
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 from quadgrad._core.search.recheck import Watch, recheck
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -73,7 +74,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         known = oriented_value(mended, plain.limits, bool(mended.status.any()))
     again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
     refuse_disagreement(again, known, mended.error, problem.block)
-    value = torch.where(done.reshape(-1, *(1,) * (value.ndim - 1)), value, again)
+    value = torch.where(align(done, value), value, again)
     found = checked.join(mended)
     return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)
 
@@ -82,6 +83,5 @@ def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:
     """Return the value with the sign of the limits' order, NaN where f was not finite."""
     value = limits.orient(found.value)
     if failed:
-        unknown = found.error.isinf().reshape(-1, *(1,) * (value.ndim - 1))
-        value = value.masked_fill(unknown, torch.nan)
+        value = value.masked_fill(align(found.error.isinf(), value), torch.nan)
     return value

@@ -24,7 +24,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE",
-    "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
+    "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
@@ -71,21 +71,15 @@ class Setting(Structure):
         ("count", c_int64), ("infinite", c_int64), ("columns", c_int64), ("parts", c_int64), ("threads", c_int64),
         ("eps", c_double), ("tiny", c_double), ("rule", c_void_p),
     ]  # fmt: skip
-    columns: int
-    parts: int
-    threads: int
 
     @classmethod
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
         """Return the setting of a search whose values have one column."""
         info = pieces.rounding
-        lower, upper = pieces.lower.resolve_neg(), pieces.upper.resolve_neg()
-        if lower.dtype != torch.float64:
-            lower, upper = lower.double(), upper.double()
-        lower, upper = lower.contiguous(), upper.contiguous()
+        lower, upper = (end.resolve_neg().double().contiguous() for end in (pieces.lower, pieces.upper))
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
-            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(rule_numbers(rule)),
+            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(_rule_numbers(rule)),
         )  # fmt: skip
         made.kept = (lower, upper)
         return made
@@ -100,16 +94,6 @@ class Round(Structure):
         *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
     ]
-    reopened: int
-    fresh: int
-    running: int
-    n_linear: int
-    n_ends: int
-    integrals: int
-    linear: int
-    ends: int
-    shares: int
-    moves: int
 
 
 class Tally(Structure):
@@ -118,10 +102,6 @@ class Tally(Structure):
     _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
     running: int
     waiting: int
-    linear: int
-    ends: int
-    pairs: int
-    settled: int
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -155,15 +135,15 @@ def load() -> Any:
         function = getattr(library, name)
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
-    known: dict[str, Any] = {status.name: int(status) for status in Status}
+    numbers: dict[str, Any] = {status.name: int(status) for status in Status}
     for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends):
-        known |= vars(module)
-    constants = _Constants(*(known[name.upper()] for name in _REALS + _INTEGERS))
+        numbers |= vars(module)
+    constants = _Constants(*(numbers[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None
 
 
 @cache
-def rule_numbers(rule: Rule) -> RuleNumbers:
+def _rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
     half = rule.nodes.size // 2
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges
