@@ -14,8 +14,8 @@ from torch import Tensor
 __all__ = ["EVEN", "Placed", "even_grid", "grid_table", "through_grid"]
 
 EVEN = 0.03125
-"""The share of points that no map moves: those whose first coordinate is below it. A power of two, so that they are a
-net in the other coordinates, and as many in every block of Sobol points."""
+"""The share of points that no map moves: those whose first coordinate is below it. A power of two, so that they are
+as many in every block of Sobol points, and as evenly spread."""
 
 BELOW_ONE = 1.0 - 2.0**-50
 """By which places are shrunk, so that none is rounded up to the number of bins: cheaper than a look at each."""

@@ -114,7 +114,7 @@ class ImportancePlan(PointsPlan, geometry="importance"):
             grid=self.grid,
         )  # fmt: skip
         infinite = any(bool(plain(end.isinf()).any()) for end in ends)
-        x, weight = drawn.place(Box(*ends, infinite, like.dtype), 0, int(n))
+        x, weight = drawn.place(Box(ends[0], ends[1], infinite, like.dtype), 0, int(n))
         x, weight = x.expand(-1, self.batch, -1), weight.expand(int(n), self.batch) / n
         return x.reshape(-1, *self.batch_shape, self.d), weight.reshape(-1, *self.batch_shape)
 
@@ -124,7 +124,8 @@ class ImportancePlan(PointsPlan, geometry="importance"):
         unlearnt = int((~self.learnt).sum())
         if unlearnt:
             facts["map"] += " (not settled" + (")" if self.batch == 1 else f" for {unlearnt:,} of {self.batch:,})")
-        facts["effective"] = f"{show_numbers(self.share, 2)} of the samples"
+        share = plain(self.share).reshape(self.batch_shape if self.share.shape[0] == self.batch else ())
+        facts["effective"] = f"{show_numbers(share, 2)} of the samples"
         return heading, facts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -86,27 +86,35 @@ class PointsPlan(Plan, geometry="points"):
         n = self.n[owner]
         return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
 
-    def unit_points(self, start: int, count: int) -> Tensor:
+    def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
+        if self.grid is None:
+            # One coordinate after the other in memory: what f does with them then runs along the points.
+            return self._cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
+        y, factor, _ = self.mapped(start, count)
+        return y.permute(2, 1, 0), factor.T
+
+    def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
+        """Return where points come to lie, the map's volume element, and their bins; see :func:`through_grid`."""
+        # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return through_grid(*self._map, self._cube(start, count), with_bins)
+
+    def _cube(self, start: int, count: int) -> Tensor:
         """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
         key = (self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only)
         return _kept_sequence(*key).points(start, count).permute(2, 0, 1)
 
-    def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
-        """Return where :meth:`unit_points` come to lie; see :func:`through_grid`."""
-        assert self.grid is not None
-        # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
-        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
-            return through_grid(self._axes, self._table, self.unit_points(start, count), with_bins)
+    def to(self, device: torch.device | str) -> Self:
+        """Return the plan on another device."""
+        moved = super().to(device)
+        vars(moved).pop("_map", None)
+        return moved
 
     @cached_property
-    def _axes(self) -> Tensor:
+    def _map(self) -> tuple[Tensor, Tensor]:
         assert self.grid is not None
-        return self.grid.transpose(0, 1).contiguous()
-
-    @cached_property
-    def _table(self) -> Tensor:
-        assert self.grid is not None
-        return grid_table(self.grid)
+        return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the points of all replicates from index ``start``, and the volume element there.
@@ -122,11 +130,9 @@ class PointsPlan(Plan, geometry="points"):
             In memory one dimension follows another: ``x[..., j]`` is contiguous, and what f does with it quick.
         weight : Tensor, shape (1 or replicates * count, 1 or batch)
         """
-        if self.grid is None:
-            return box.place(self.unit_points(start, count).reshape(self.d, -1).T[:, None])
-        y, stretched, _ = self.mapped(start, count)
-        x, factor = box.place(y.permute(2, 1, 0))
-        return x, factor * stretched.T
+        u, stretched = self.unit_points(start, count)
+        x, factor = box.place(u)
+        return x, factor if stretched is None else factor * stretched
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""

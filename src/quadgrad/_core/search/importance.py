@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.estimates.replicates import ReplicateSums, half_width
+from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.grid import even_grid
 from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.plans.points import PointsPlan
@@ -34,11 +35,11 @@ DAMPING = 0.75
 say. Of 0.5, 0.75 and 1 the one with which none of eight integrands was far from its best (see ADR 27)."""
 
 GRADING = 2.0
-"""A bin beside one that is r times as narrow is cut into log(1 + 2 r) / 2 at least. Without that the last bin before
-a tail reaches far into it, and what f does at its inner end is a spike among points: ten times the error."""
+"""A bin beside one that is r times as narrow is cut into log(1 + 2 r) / 2 at least. Without that the last bin before a
+tail reaches far into it, and what f does at its inner end is a spike among points: up to 8 times the error."""
 
 SETTLED = 0.1
-"""A map has settled if its effective share changes by less than this, relatively, from one iteration to the next."""
+"""A map has settled if its effective share changes by no more than this, relatively, in two iterations in a row."""
 
 FALLEN = 0.2
 """A kept map is refined where its effective share has fallen by more than this, relatively."""
@@ -297,7 +298,7 @@ class _Training:
         return self.grid.new_zeros(self.plan.d * batch * self.bins)
 
     def _block(
-        self, plan: PointsPlan, owner: slice | Tensor, box: object, start: int, count: int, scale: Tensor | None,
+        self, plan: PointsPlan, owner: slice | Tensor, box: Box, start: int, count: int, scale: Tensor | None,
         moments: Tensor,
     ) -> ReplicateSums:  # fmt: skip
         """Return the sums over a block of points, and add to the second moments of all bins."""
