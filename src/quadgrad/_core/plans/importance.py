@@ -121,9 +121,11 @@ class ImportancePlan(PointsPlan, geometry="importance"):
     def _facts(self) -> tuple[str, dict[str, str]]:
         heading, facts = super()._facts()
         facts["map"] += f", learnt in {counted(self.shares.shape[0], 'iteration')}"
-        unlearnt = int((~self.learnt).sum())
+        unlearnt = 0 if self.learnt.is_meta else int((~self.learnt).sum())
         if unlearnt:
             facts["map"] += " (not settled" + (")" if self.batch == 1 else f" for {unlearnt:,} of {self.batch:,})")
+        if self.share.is_meta:
+            return heading, facts
         share = plain(self.share).reshape(self.batch_shape if self.share.shape[0] == self.batch else ())
         facts["effective"] = f"{show_numbers(share, 2)} of the samples"
         return heading, facts

@@ -72,7 +72,7 @@ def tile_size(problem: Problem, plan: PointsPlan) -> int:
     """Return how many integrals to sample together."""
     size = (problem.chunk_size or BLOCK * PARTS) // plan.count
     if plan.grid is not None:
-        size = min(size, TABLE // plan.grid[0].numel())
+        size = min(size, TABLE // max(1, plan.grid.shape[1] * plan.grid.shape[2]))
     return max(1, size)
 
 
