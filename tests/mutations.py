@@ -72,6 +72,10 @@ ERRORS = "tests/test_gradient_error.py"
 RESOLVE = "tests/test_resolve.py -k 'is_zero_to_rounding or searching_again'"
 SEARCHED = "tests/test_counts.py -k searched"
 POINTS = "tests/test_points.py"
+PERTURBED = "tests/test_perturbations.py"
+NOISE = "tests/test_perturbations_noise.py"
+DATA = "tests/test_perturbations_data.py -k 'not spawn and not forked'"
+CERTIFY = "tests/test_perturbations_certify.py"
 
 MUTATIONS = (
     # ----------------------------------------------------------------------------------------- search
@@ -242,6 +246,51 @@ MUTATIONS = (
         "self.random_bits(SHIFT)[:1].expand(self.replicates, -1)",
         POINTS,
     ),
+    # ---------------------------------------------------------------------------------- perturbations
+    Mutation("seeds of blocks", "perturbations/noise.py", r"hash_numbers\((seed, BLOCK, g)\)", "seed", NOISE),
+    Mutation("orders of blocks", "perturbations/noise.py", r"points = (points\[order\])", "points", NOISE),
+    Mutation("shifts of items", "perturbations/noise.py", r"moved_by\(some, (shift)\)", "shift[:1]", NOISE),
+    Mutation("items of a chunk", "perturbations/averaged.py", r"\[(shift\[b:c\]) for", "shift[: c - b]", NOISE),
+    Mutation(
+        "points of a chunk",
+        "perturbations/averaged.py",
+        r"for shift in self\.shifts\], (j, k)\)",
+        "0, k - j",
+        NOISE,
+    ),
+    Mutation("sums of a third chunk", "perturbations/averaged.py", r"(\.add_\(gradient\))", "", PERTURBED),
+    Mutation(
+        "sums in single precision",
+        "perturbations/averaged.py",
+        r"gradient, key = (_widened\(gradient\))",
+        "gradient",
+        PERTURBED,
+    ),
+    Mutation(
+        "leaves past the stand-ins", "perturbations/averaged.py", r"leaves \+= (\[t for .*)$", "[]", PERTURBED
+    ),
+    Mutation("chunks that ran before", "perturbations/averaged.py", r"number (\+ 1), state", "* 0", PERTURBED),
+    Mutation(
+        "random numbers of another time", "perturbations/again.py", r"^    (state\.put_back\(\))", "pass", PERTURBED
+    ),
+    Mutation("random numbers afterwards", "perturbations/again.py", r"(now\.put_back\(\))", "pass", PERTURBED),
+    Mutation("what was written", "perturbations/again.py", r"(written\.put_back\(\))", "pass", PERTURBED),
+    Mutation("running statistics", "perturbations/again.py", r"return (value\.clone\(\)) if", "value", PERTURBED),
+    Mutation("a loss that changes", "perturbations/averaged.py", r"eps\) \*\* (0\.5)", "0.0", PERTURBED),
+    Mutation(
+        "autocast around a call",
+        "perturbations/averaged.py",
+        r"loss=(unaided\.restore\(self\.loss\))",
+        "self.loss",
+        PERTURBED,
+    ),
+    Mutation("epochs", "verbs/perturbed.py", r"self\.seed, EPOCH, (epoch)\)", "0", DATA),
+    Mutation("epochs of workers", "verbs/perturbed.py", r"int64\)(\.share_memory_\(\))", "", DATA),
+    Mutation("what is kept for an epoch", "verbs/perturbed.py", r"key = (epoch), x", "0", DATA),
+    Mutation("points that choose a class", "verbs/certify.py", r"counts\((n0), n\)", "0", CERTIFY),
+    Mutation("items of a certificate", "verbs/certify.py", r"CERTIFY, (i)\)", "0", CERTIFY),
+    Mutation("the bound", "verbs/certify.py", r"n - hits (\+ 1), alpha", "", CERTIFY),
+    Mutation("scores that are NaN", "verbs/certify.py", r"isnan\(\)\.any\(1\), (-1)\)", "0", CERTIFY),
 )
 
 

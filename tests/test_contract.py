@@ -280,7 +280,7 @@ def test_breakpoints_join_the_batch() -> None:
 
 def test_every_status_carries_a_sentence() -> None:
     names = [s.name for s in qg.Status]
-    assert names == ["CONVERGED", "MAX_NFEV", "ROUNDOFF", "NONFINITE", "DIVERGENT"]
+    assert names == ["CONVERGED", "MAX_NFEV", "ROUNDOFF", "NONFINITE", "DIVERGENT", "SAMPLED"]
     assert qg.Status.CONVERGED == 0
     assert all(s.message.endswith(".") and len(s.message.split()) >= 5 for s in qg.Status)
 

@@ -20,7 +20,11 @@ from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.certify import certify
+from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator
+from quadgrad._core.verbs.perturbation_loss import perturbation_loss
+from quadgrad._core.verbs.perturbed import Perturbed
 from quadgrad._core.verbs.qmc import qmc
 from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.replay import replay
@@ -32,6 +36,7 @@ __all__ = [
     "IntegrationError",
     "IntegrationWarning",
     "Integrator",
+    "Perturbed",
     "Plan",
     "Resolve",
     "Result",
@@ -39,9 +44,12 @@ __all__ = [
     "SeveredGradientWarning",
     "Status",
     "UnmarkedJumpWarning",
+    "certify",
     "element",
+    "expectation",
     "gradient_error",
     "keep_freed_memory",
+    "perturbation_loss",
     "qmc",
     "quad",
     "replay",

@@ -84,6 +84,16 @@ class Closure(TorchFunctionMode):
         """What the function closes over, in the order in which it was met."""
         return [tensor for tensor, _ in self._pairs.values()]
 
+    @property
+    def stand_ins(self) -> list[Tensor]:
+        """What it sees in their place, in the same order."""
+        return [other for _, other in self._pairs.values()]
+
+    @property
+    def separable(self) -> bool:
+        """Whether stand-ins leave the function as it is: it took no derivative by what it closes over."""
+        return not self._inseparable
+
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, which sees the stand-ins."""
 
@@ -96,10 +106,14 @@ class Closure(TorchFunctionMode):
 
     def explains(self, result: Tensor, others: Iterable[Tensor]) -> bool:
         """Whether all that a result depends on is a stand-in, one of these or of others, or the function's own."""
-        ends = [*others, *(other for _, other in self._pairs.values())]
-        foreign = [leaf for leaf in leaves_behind(result, ends) if id(leaf) not in self._leaves]
+        return not self.foreign(result, others) and self.separable
+
+    def foreign(self, result: Tensor, others: Iterable[Tensor]) -> list[Tensor]:
+        """Return the leaves that a result depends on past the stand-ins: what torch functions did not show."""
+        leaves = leaves_behind(result, [*others, *self.stand_ins])
+        unknown = [leaf for leaf in leaves if id(leaf) not in self._leaves]
         self._leaves.clear()
-        return not foreign and not self._inseparable
+        return unknown
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function with the stand-ins."""

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["InnerRecord", "current_record"]
 
 
 @dataclass
 class InnerRecord:
-    """The worst relative error of inner integrals, what those that failed had to say, the first jump not marked."""
+    """What a call has to say when it is done.
+
+    The worst relative error of inner integrals, what those that failed had to say, the first jump not marked, and,
+    of a part of a batch, the numbers of arguments on which f does not depend although they require grad.
+    """
 
     noise: float = 0.0
     failures: dict[str, int] = field(default_factory=lambda: {})
     jump: str = ""
+    severed: tuple[str, ...] = ()
     _token: Token[InnerRecord | None] | None = None
 
     def __enter__(self) -> InnerRecord:
@@ -30,6 +36,17 @@ class InnerRecord:
         """Leave it to the surrounding integral again."""
         if self._token is not None:
             _record.reset(self._token)
+
+    @staticmethod
+    def current() -> InnerRecord:
+        """Return the record that is open."""
+        record = current_record()
+        assert record is not None
+        return record
+
+    def __reduce__(self) -> Any:
+        """Leave out what is this process' own."""
+        return InnerRecord, (self.noise, self.failures, self.jump, self.severed)
 
     def note(self, noise: float, failures: dict[str, int]) -> None:
         """Enter what an inner call reports."""

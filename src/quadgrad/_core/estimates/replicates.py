@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.reduce import align
 from quadgrad._core.tolerance import real_dtype
 
 __all__ = ["Estimate", "FEWEST", "ReplicateSums", "half_width", "student_factor"]
@@ -65,7 +66,7 @@ class ReplicateSums:
     @staticmethod
     def of(y: Tensor, weight: Tensor, replicates: int) -> ReplicateSums:
         """Sum up values ``(replicates * m, batch, *event)`` times ``(1 or replicates * m, 1 or batch)``."""
-        weight = weight.reshape(weight.shape + (1,) * (y.ndim - 2))
+        weight = align(weight, y)
         constant = weight.shape[0] == 1
         values = y if constant else y * weight
         first = values.unflatten(0, (replicates, -1)).sum(1)
@@ -106,7 +107,7 @@ class Estimate:
     @staticmethod
     def of(sums: ReplicateSums, n: Tensor, confidence: float, noise: float, every: bool = True) -> Estimate:
         """Estimate integrals from ``n`` ``(batch,)`` points in each replicate; see :class:`Estimate`."""
-        replicates, n = sums.first.shape[0], n.reshape(-1, *(1,) * (sums.size.ndim - 1))
+        replicates, n = sums.first.shape[0], align(n, sums.size)
         means = sums.first / n
         floor = largest_component(FLOOR * noise * sums.size / (replicates * n))
         error = largest_component(half_width(means, confidence)).maximum(floor)
@@ -117,5 +118,6 @@ class Estimate:
 
     def scaled(self, scale: Tensor) -> Estimate:
         """Return the estimate of integrals ``scale`` ``(batch,)`` times as large."""
-        value = self.value * scale.reshape(-1, *(1,) * (self.value.ndim - 1))
-        return replace(self, value=value, error=self.error * scale, floor=self.floor * scale)
+        return replace(
+            self, value=self.value * align(scale, self.value), error=self.error * scale, floor=self.floor * scale
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from quadgrad._core.closure import Closure
 from quadgrad._core.gradient.boundary import follow_marks, reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
-from quadgrad._core.gradient.mode import Primal, Scaled
+from quadgrad._core.gradient.mode import Finished, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.plans.interval import IntervalPlan
@@ -76,7 +76,9 @@ def gradient_error(
     >>> bool(true > 1e-4), bool(true <= error)
     (True, True)
     """
-    primal = result.primal
+    primal, function = result.primal, None
+    if isinstance(primal, Finished):
+        primal, function = primal.primal, primal.function
     if not isinstance(primal, Primal | SampledPrimal) or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
@@ -88,11 +90,14 @@ def gradient_error(
             raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
     value = result.value.detach()
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
-    weight = weight.expand(value.shape).reshape(primal.plan.batch, *primal.problem.integrand.event or ())
+    event = value.shape[len(primal.problem.batch_shape) :]
+    weight = weight.expand(value.shape).reshape(primal.plan.batch, *event)
     if isinstance(primal, SampledPrimal):
         plan = primal.plan if result.derivative is None else result.derivative.plan
-        errors = sampled_gradient_error(primal, plan, tensors, weight)
+        errors = sampled_gradient_error(primal, plan, tensors, weight, function)
         return errors[0] if isinstance(wrt, Tensor) else errors
+    if function is not None:
+        weight = cast(Tensor, torch.autograd.functional.vjp(function, primal.value.detach(), weight)[1])
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
         if primal.scaled is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from quadgrad._core.recompute import Rows
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.task import Found
 
-__all__ = ["Differentiated", "GradientMode", "Primal", "Scaled"]
+__all__ = ["Differentiated", "Finished", "GradientMode", "Primal", "Scaled"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,17 @@ class Primal:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A primal whose integrals ``(batch, components)`` are not yet what is reported: a function of them is.
+
+    ``function`` returns ``(batch, *event)``; it is differentiable, and made of torch operations.
+    """
+
+    primal: Any
+    function: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Differentiated:
     """The integrals, ``(batch, *event)``, as a differentiable tensor, and what a mode says of the derivative."""
 
@@ -90,6 +103,10 @@ class GradientMode(ABC):
     """
 
     replays_value = False
+
+    def with_tensors(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> GradientMode:
+        """Return the mode that is meant where f sees others in the place of tensors that it closes over."""
+        return self
 
     @abstractmethod
     def apply(self, primal: Primal) -> Differentiated:

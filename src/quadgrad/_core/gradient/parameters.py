@@ -21,7 +21,7 @@ from quadgrad._core.closure import Closure
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
 
-__all__ = ["Parameters", "declare", "is_variable", "refuse_undeclared"]
+__all__ = ["Parameters", "closure_of", "declare", "is_variable", "refuse_undeclared"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
 
 def _captured(f: Any, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
     """Name the tensors that a function closes over, those of modules by their path."""
-    for name, value in _closure(f):
+    for name, value in closure_of(f):
         if isinstance(value, Tensor | Module):
             yield from _named(value, name)
         elif isinstance(value, list | tuple):
@@ -135,7 +135,8 @@ def _captured(f: Any, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
             yield from _captured(value, depth - 1)
 
 
-def _closure(f: Any) -> Iterator[tuple[str, Any]]:
+def closure_of(f: Any) -> Iterator[tuple[str, Any]]:
+    """Name what a function closes over, or an object that is called holds."""
     if isinstance(f, functools.partial):
         yield from ((f"argument {i} of functools.partial", value) for i, value in enumerate(f.args))
         yield from f.keywords.items()

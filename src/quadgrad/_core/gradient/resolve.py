@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,6 +98,14 @@ class Resolve(GradientMode):
         make_tolerance(self.rtol, self.atol, 1.0)
         # Once: an iterator such as ``module.parameters()`` would be empty in the next call.
         object.__setattr__(self, "parameters", declare(self.params))
+
+    def with_tensors(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> Resolve:
+        """Return the mode that declares others in the place of some tensors; see :class:`GradientMode`."""
+        others = {id(one): other for one, other in zip(old, new, strict=True)}
+        mode = replace(self, params=None)
+        names, tensors = self.parameters.names, self.parameters.tensors
+        object.__setattr__(mode, "parameters", Parameters(names, tuple(others.get(id(t), t) for t in tensors)))
+        return mode
 
     def apply(self, primal: Primal | SampledPrimal) -> Differentiated:
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""

@@ -7,7 +7,7 @@ every rank holds the same bits of the whole gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,11 +22,12 @@ from quadgrad._core.estimates.replicates import student_factor
 from quadgrad._core.gradient.derivative import differentiate, make_variables, variables_of
 from quadgrad._core.gradient.mode import Differentiated
 from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
+from quadgrad._core.gradient.shared import SharedGradient
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.ranks import PARTS
+from quadgrad._core.reduce import align
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.sampling import Sample, block_width, blocks, search_samples, tile_size
+from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, make_tolerance
 
@@ -112,17 +113,22 @@ def _search_derivative(
 
 
 def sampled_gradient_error(
-    primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor
-) -> tuple[Tensor, ...]:
+    primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor,
+    function: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the half-width of Student's interval for each entry of a gradient, from those of all replicates.
 
+    ``function``, if there is one, makes of the integrals that whose gradient it is, also in each replicate.
     Their running mean and square are kept (Welford, *Technometrics* 4, 1962), and no gradient but the last.
     """
     count = plan.replicates
     means = [torch.zeros_like(t) for t in tensors]
     squares = [torch.zeros_like(t.abs()) for t in tensors]
     for number in range(count):
-        value = replay_sample(primal.problem, primal.sample, plan.replicate(number), primal.value)
+        one = plan.replicate(number)
+        # The value matters where it is not linear in the integrals: then it has to be the replicate's own.
+        value = replay_sample(primal.problem, primal.sample, one, None if function else primal.value)
+        value = function(value) if function else value
         gradients = cast(
             _Gradients, torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
         )
@@ -187,11 +193,9 @@ class _Mean:
             part, given = still.evaluate(first, places, closure, connected=False) if first else (None, [])
             if part is not None and not closure.explains(part, given):
                 return self._summed_up()
-            if whole is None:
-                with torch.no_grad():
-                    whole = still._summed_up()
         except RuntimeError:  # f may not bear the stand-ins
             return self._summed_up()
+        whole = still._shared() if whole is None else whole
         # Views, which a closure around this one sees, unlike what a Function is given.
         views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
         return _Recomputed.apply(_Recipe(still, places, closure.tensors), [whole], *views)
@@ -204,6 +208,28 @@ class _Mean:
             width = block_width(self.problem, self.plan, active)
             yield from ((active, low, count) for low, count in blocks(start, stop, width))
             start = stop
+
+    def parts(self) -> list[list[_Block]]:
+        """Return the blocks in parts, each for one rank: alike for any number of ranks."""
+        return cut(list(self.blocks()))
+
+    def _shared(self) -> Tensor:
+        """Return the means without derivatives, which ranks add up together."""
+        parts = self.parts()
+        integrand = self.problem.integrand
+        shape, dtype = (len(self.n), *(integrand.event or ())), integrand.output_dtype or integrand.sum_dtype
+
+        def none() -> list[Tensor]:
+            return [torch.zeros(shape, dtype=dtype, device=self.plan.n.device)]
+
+        def compute(number: int) -> list[Tensor]:
+            whole = none()
+            for block in parts[number]:
+                whole[0][: block[0]] += self._block(block)
+            return whole
+
+        with torch.no_grad():
+            return self.sample.ranks.fold(len(parts), compute, none)[0]
 
     def _summed_up(self) -> Tensor:
         """Return the means in ordinary torch, which keeps what f makes."""
@@ -227,7 +253,7 @@ class _Mean:
         x, weight = plan.place(box, start, count)
         y = integrand(x.expand(-1, active, -1), slice(0, active))
         weight = weight / (plan.count * plan.n)
-        return (y * weight.reshape(weight.shape + (1,) * (y.ndim - 2))).sum(0)
+        return (y * align(weight, y)).sum(0)
 
     def tensors(self) -> list[Any]:
         """Return what the means may be differentiated with respect to, beside what f closes over."""
@@ -282,25 +308,41 @@ class _Recipe:
 
     def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return the products with the gradient; differentiable if the grad mode says so."""
-        connected, count = torch.is_grad_enabled(), len(self.places)
-        mean = self.mean.with_tensors(self.places, saved[:count])
-        with torch.enable_grad():
-            closed = [stand_in(t, connected) for t in saved[count:]]
-        cuts = list(mean.blocks())
-        share = max(1, -(-len(cuts) // PARTS))
+        parts = self.mean.parts()
+        if not parts:
+            return [torch.zeros_like(t) for t in saved]
+        if self.mean.sample.ranks.alone:
+            connected = torch.is_grad_enabled()
+            with torch.enable_grad():
+                closed = [stand_in(t, connected) for t in saved[len(self.places) :]]
+            mean = self.mean.with_tensors(self.places, saved[: len(self.places)])
+            return self.mean.sample.ranks.fold(
+                len(parts),
+                lambda number: self._sum(mean, parts[number], closed, gradient, connected),
+                lambda: [torch.zeros_like(t) for t in saved],
+            )
 
-        def part(number: int) -> list[Tensor]:
-            whole: list[Tensor] | None = None
-            for block in cuts[share * number : share * (number + 1)]:
-                products = self._products(mean, block, closed, gradient, connected)
-                whole = products if whole is None else [a + b for a, b in zip(whole, products, strict=True)]
-            assert whole is not None
-            return whole
+        def graph(number: int, given: Sequence[Tensor], connected: bool) -> tuple[list[Tensor], list[Tensor]]:
+            with torch.enable_grad():
+                own = [stand_in(t, connected=False) for t in given]
+            *tensors, weight = own if connected else given
+            mean = self.mean.with_tensors(self.places, tensors[: len(self.places)])
+            with torch.set_grad_enabled(connected):
+                return own, self._sum(mean, parts[number], own[len(self.places) : -1], weight, connected)
 
-        none = lambda: [torch.zeros_like(t) for t in saved]
-        parts = -(-len(cuts) // share)
-        ranks = mean.sample.ranks
-        return ranks.fold(parts, part, none) if parts else none()
+        spans, dealt = [(0, 0)] * len(parts), (False,) * (len(saved) + 1)
+        return SharedGradient(self.mean.sample.ranks, spans, dealt, graph, len(saved)).of([*saved, gradient])
+
+    def _sum(
+        self, mean: _Mean, part: list[_Block], closed: list[Tensor], gradient: Tensor, connected: bool
+    ) -> list[Tensor]:
+        """Return what some blocks add."""
+        whole: list[Tensor] | None = None
+        for block in part:
+            products = self._products(mean, block, closed, gradient, connected)
+            whole = products if whole is None else [a + b for a, b in zip(whole, products, strict=True)]
+        assert whole is not None
+        return whole
 
     def _products(
         self, mean: _Mean, block: _Block, closed: list[Tensor], gradient: Tensor, connected: bool

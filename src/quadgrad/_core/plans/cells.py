@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.printing import counted
 
 __all__ = ["CellPlan", "Layout", "Mesh"]
+
+
+AnyPlan = TypeVar("AnyPlan", bound="CellPlan")
 
 
 class Layout(Protocol):
@@ -220,6 +224,23 @@ class CellPlan(Plan):
         row, order = torch.cat((self.row, other.row)).sort(stable=True)
         rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.columns[1:]}
         return replace(self, row=row, **rest)
+
+    @staticmethod
+    def join_batches(plans: Sequence[AnyPlan], batch_shape: tuple[int, ...]) -> AnyPlan:
+        """Return the plan of all integrals of some plans, one after the other.
+
+        Those with fewer pieces get empty ones behind their own.
+        """
+        pieces = max(plan.pieces for plan in plans)
+        low, rows = 0, list[Tensor]()
+        for plan in plans:
+            rows.append((plan.owner + low) * pieces + plan.piece)
+            low += plan.batch
+        columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
+        inspected = all(plan.inspected for plan in plans)
+        return replace(
+            plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, row=torch.cat(rows), **columns
+        )
 
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""

@@ -145,17 +145,41 @@ class Sequence(ABC):
         TypeError, ValueError
             If the points are not of this sequence's dtype and dimensions, or the keys are no integers.
         """
-        if points.dtype != self.dtype:
-            raise TypeError(f"points of {points.dtype} are not of this sequence, which makes {self.dtype}")
-        if points.shape[-1] != self.d:
-            raise ValueError(f"points of shape {tuple(points.shape)} are not of this sequence of d={self.d}")
+        self._refuse_others(points)
+        shift = self.shifts(keys)
+        digits = self.digits.digits(points.transpose(-1, -2))
+        return self.digits.numbers(self.moved(digits, shift[..., None])).transpose(-1, -2)
+
+    @final
+    def shifts(self, keys: Tensor) -> Tensor:
+        """Return the shifts that :meth:`shifted` gives the points of each key, for :meth:`moved_by`.
+
+        Parameters
+        ----------
+        keys : Tensor of int64, any shape
+
+        Returns
+        -------
+        Tensor of int32 or int64, shape (*keys.shape, d)
+            Of the size of a number of this sequence's dtype.
+        """
         if keys.is_floating_point() or keys.is_complex():
             raise TypeError(f"keys of {keys.dtype} are not integers: pass the numbers of items")
         item, dimension = keys.to(self.device, torch.int64)[..., None], torch.arange(self.d, device=self.device)
         bits = hash_bits((self.seed, ITEM), item, dimension)
-        shift = self.digits.leading(bits & ((1 << BITS) - 1))
-        digits = self.digits.digits(points.transpose(-1, -2))
-        return self.digits.numbers(self.moved(digits, shift[..., None])).transpose(-1, -2)
+        return self.digits.leading(bits & ((1 << BITS) - 1))
+
+    @final
+    def moved_by(self, points: Tensor, shifts: Tensor) -> Tensor:
+        """Return points moved by shifts, which are broadcast: their last dimensions are those of the cube."""
+        self._refuse_others(points)
+        return self.digits.numbers(self.moved(self.digits.digits(points), shifts))
+
+    def _refuse_others(self, points: Tensor) -> None:
+        if points.dtype != self.dtype:
+            raise TypeError(f"points of {points.dtype} are not of this sequence, which makes {self.dtype}")
+        if points.shape[-1] != self.d:
+            raise ValueError(f"points of shape {tuple(points.shape)} are not of this sequence of d={self.d}")
 
 
 def counted(argument: str, value: Any) -> int:

@@ -7,6 +7,7 @@ variances, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +21,7 @@ from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
 from quadgrad._core.problem import Problem
-from quadgrad._core.ranks import PARTS
-from quadgrad._core.search.sampling import Sample, block_width, blocks, tile_size
+from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
@@ -102,8 +102,11 @@ def train_maps(problem: Problem, sample: Sample, training: Training) -> Sample:
     return replace(sample, plan=joined)
 
 
-def judge_maps(found: Found, training: Training) -> tuple[Found, str]:
-    """Enter how well the maps did; return a sentence on it. What has not learnt its map has not converged."""
+def judge_maps(found: Found, training: Training, empty: Tensor) -> tuple[Found, str]:
+    """Enter how well the maps did; return a sentence on it. What has not learnt its map has not converged.
+
+    ``empty`` ``(batch or 1,)`` tells which boxes have no volume.
+    """
     plan: ImportancePlan = found.plan
     assert found.effective is not None
     share = (found.effective / found.nfev.clamp_min(1)).nan_to_num(0.0)
@@ -112,8 +115,8 @@ def judge_maps(found: Found, training: Training) -> tuple[Found, str]:
     found = replace(found, plan=replace(plan, share=share), nfev=spent)
     low, high = (f"{100.0 * float(end):.2g} %" for end in torch.aminmax(share)) if share.numel() else ("", "")
     said = f" The effective share of samples is {low if low == high else f'{low} to {high}'}." if low else ""
-    # A sample that is worse than the last iteration has met what that one did not.
-    unlearnt = ~plan.learnt | (share < (1.0 - FALLEN) * plan.share)
+    # A sample that is worse than the last iteration has met what that one did not. In an empty box there is nothing.
+    unlearnt = (~plan.learnt | (share < (1.0 - FALLEN) * plan.share)) & ~empty
     found.plan = replace(found.plan, learnt=~unlearnt)
     if bool(unlearnt.any()):
         first = int(unlearnt.nonzero()[0])
@@ -294,25 +297,24 @@ class _Training:
         box = self.problem.pieces if everyone else self.problem.pieces.take(active)
         plan = replace(self.plan.take(owner), grid=self.grid[owner])
         width = block_width(self.problem, plan, active.numel())
-        cuts = list(blocks(start, start + self.training.size, width))
-        share = -(-len(cuts) // PARTS)
+        parts = cut(list(blocks(start, start + self.training.size, width)))
         sums = self._nothing(active.numel())
         ranks = self.sample.ranks
         none = lambda: [*self._nothing(active.numel()).tensors(), self._no_moments(active.numel())]
 
-        def compute(part: int, scale: Tensor | None, cuts: list[tuple[int, int]]) -> list[Tensor]:
+        def compute(cuts: Sequence[tuple[int, int]], scale: Tensor | None) -> list[Tensor]:
             whole, moments = self._nothing(active.numel()), self._no_moments(active.numel())
-            for low, count in cuts[share * part : share * (part + 1)]:
+            for low, count in cuts:
                 block = self._block(plan, owner, box, low, count, scale, moments)
                 whole.add(block.tensors())
             return [*whole.tensors(), moments]
 
         if scale is None:
             # Components of very different sizes, and squares that would leave the range, ask for a first look.
-            few = min(cuts[0][1], FIRST_LOOK)
-            first = ranks.fold(1, lambda _: compute(0, None, [(start, few)]), none)
+            few = min(parts[0][0][1], FIRST_LOOK)
+            first = ranks.fold(1, lambda _: compute([(start, few)], None), none)
             scale = _Seen(ReplicateSums(*first[:4]), first[4], torch.ones_like(sums.size), few).next_scale()
-        *found, moments = ranks.fold(-(-len(cuts) // share), lambda part: compute(part, scale, cuts), none)
+        *found, moments = ranks.fold(len(parts), lambda part: compute(parts[part], scale), none)
         shaped = moments.reshape(plan.d, active.numel(), self.bins).transpose(0, 1)
         return _Seen(ReplicateSums(*found), shaped, scale, self.training.size)
 
@@ -332,7 +334,7 @@ class _Training:
         places, stretched, bin = plan.mapped(start, count, with_bins=True)
         x, factor = box.place(places.permute(2, 1, 0))
         weight = factor * stretched.T
-        y = self.problem.integrand(x, owner)
+        y = self.problem.integrand(x.contiguous(), owner)
         y = y if scale is None else y / scale
         size = y.abs()
         size = (size.flatten(2).sum(2) if size.ndim > 2 else size) * weight

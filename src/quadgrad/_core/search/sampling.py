@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from quadgrad._core.estimates.replicates import FEWEST, Estimate, ReplicateSums
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.ranks import PARTS, Ranks
+from quadgrad._core.reduce import align
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 
-__all__ = ["BLOCK", "Sample", "blocks", "block_width", "search_samples", "tile_size"]
+__all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "search_samples", "tile_size"]
 
 BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
@@ -32,8 +35,14 @@ one. Otherwise the system takes it and returns it zeroed, which cost half of the
 TABLE = 2**16
 """Bins of all maps that are used at a time, unless that is one map: their ends and widths stay in the cache."""
 
+LONGEST = 16
+"""Blocks in a part at most, where there are more than enough parts: ranks hear of an error after each."""
+
 EXTREME = 2.0**400
 """Values whose modulus is beyond this, or below its inverse, are scaled: their squares would leave the range."""
+
+
+Block = TypeVar("Block")
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Sample:
     """What to sample, and when to stop.
 
     ``first`` points of each replicate are taken in the first round, ``most`` in all. A sample is ``fixed`` where no
-    tolerance was asked for. ``every`` component of f has to be seen, or any will do.
+    tolerance was asked for. ``every`` component of f has to be seen, or any will do. ``advance`` is told of points.
     """
 
     plan: PointsPlan
@@ -51,12 +60,19 @@ class Sample:
     confidence: float
     ranks: Ranks
     every: bool = True
+    advance: Advance = nothing
 
 
 def blocks(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """Cut the points from ``start`` to before ``stop`` into blocks: where each begins, how many it has."""
     for low in range(start, stop, width):
         yield low, min(width, stop - low)
+
+
+def cut(each: list[Block]) -> list[list[Block]]:
+    """Return blocks in parts of a sum, which do not depend on how many ranks share them."""
+    share = max(1, min(LONGEST, -(-len(each) // PARTS)))
+    return [each[low : low + share] for low in range(0, len(each), share)]
 
 
 def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
@@ -124,7 +140,7 @@ class _Rounds:
             active = active[~done[active]]
             start, stop = stop, min(2 * stop, sample.most)
         estimate = self._estimate()
-        value = estimate.value.masked_fill(_like(self.sums.lost > 0, estimate.value), torch.nan)
+        value = estimate.value.masked_fill(align(self.sums.lost > 0, estimate.value), torch.nan)
         return Found(
             replace(self.plan, n=self.n),
             value,
@@ -168,18 +184,18 @@ class _Rounds:
         width = block_width(self.problem, plan, active.numel())
         if self.scale is None and start == 0:
             self.scale = self._scale_of(plan, box, owner, width)
-        cuts = list(blocks(start, stop, width))
-        share = -(-len(cuts) // PARTS)
+        parts = cut(list(blocks(start, stop, width)))
 
         def compute(part: int) -> list[Tensor]:
             whole = self._no_sums(active.numel())
-            for low, count in cuts[share * part : share * (part + 1)]:
+            for low, count in parts[part]:
                 whole.add(self._block(plan, box, owner, low, count).tensors())
+                # The other ranks add as many meanwhile.
+                self.sample.advance(count * plan.replicates * active.numel() * self.sample.ranks.count)
             return whole.tensors()
 
-        parts = -(-len(cuts) // share)
         none = lambda: self._no_sums(active.numel()).tensors()
-        self.sums.add(self.sample.ranks.fold(parts, compute, none), owner)
+        self.sums.add(self.sample.ranks.fold(len(parts), compute, none), owner)
         self.n[owner] = stop
 
     def _block(self, plan: PointsPlan, box: Box, owner: Tensor | slice, start: int, count: int) -> ReplicateSums:
@@ -188,7 +204,7 @@ class _Rounds:
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
         if self.scale is not None:
             scale = self.scale if isinstance(owner, slice) else self.scale[owner]
-            y = y / scale.reshape(-1, *(1,) * (y.ndim - 2))
+            y = y / align(scale[None], y)
         return ReplicateSums.of(y, weight, plan.count)
 
     def _scale_of(self, plan: PointsPlan, box: Box, owner: slice | Tensor, width: int) -> Tensor | None:
@@ -199,7 +215,3 @@ class _Rounds:
         if not bool(extreme.any()):
             return None
         return torch.where(extreme, torch.exp2(size.log2().round()), 1.0)
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (values.ndim - 1))

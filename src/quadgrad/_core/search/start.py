@@ -10,7 +10,7 @@ from quadgrad._core.errors import PlanError
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 
-__all__ = ["first_cells"]
+__all__ = ["first_cells", "refuse_misfit"]
 
 
 def first_cells(problem: Problem, plan: IntervalPlan | None) -> IntervalPlan:
@@ -36,10 +36,17 @@ def first_cells(problem: Problem, plan: IntervalPlan | None) -> IntervalPlan:
     return plan.join(whole.take(~torch.isin(row, plan.row)))
 
 
-def _check_plan(plan: IntervalPlan, problem: Problem) -> None:
-    pieces, batch_shape = problem.pieces, problem.batch_shape
+def refuse_misfit(plan: IntervalPlan, batch_shape: tuple[int, ...]) -> None:
+    """Refuse what is no plan of intervals, or one of another batch."""
     if not isinstance(plan, IntervalPlan):
         raise PlanError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
+    if plan.batch_shape not in ((), batch_shape):
+        raise PlanError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")
+
+
+def _check_plan(plan: IntervalPlan, problem: Problem) -> None:
+    pieces = problem.pieces
+    refuse_misfit(plan, problem.batch_shape)
     if plan.rule != problem.rule.name:
         raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {problem.rule.name!r}")
     if plan.pieces != pieces.count:
@@ -51,5 +58,3 @@ def _check_plan(plan: IntervalPlan, problem: Problem) -> None:
         raise PlanError(
             f"the plan was made for {kinds[plan.infinite]} limits, the call has {kinds[pieces.infinite]} ones"
         )
-    if plan.batch_shape not in ((), batch_shape):
-        raise PlanError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")

@@ -26,20 +26,29 @@ from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Argument, Captured, Integrand
 from quadgrad._core.lanes import Lanes, has_lanes, plain
 from quadgrad._core.problem import BLOCK, Problem
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.kernel.native import open_native
 from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.wrapped import refuse_wrapped
 
-__all__ = ["lower", "open_call"]
+__all__ = ["lower", "open_call", "open_ranks"]
 
 
 def open_call(
-    problem: Problem, tolerances: tuple[float | None, float], jumps: Callable[..., Any] | None, alone: bool
-) -> tuple[Problem, Tensor, Lanes | None]:
+    problem: Problem, tolerances: tuple[float | None, float], jumps: Callable[..., Any] | None, alone: bool,
+    ranks: Ranks | None = None,
+) -> tuple[Problem, Tensor, Lanes | None]:  # fmt: skip
     """Return the problem knowing f's output, what f returned, and the lanes that were joined to the batch.
 
-    A single integral that is ``alone``, to be searched once, is opened by the nodes of its first cell.
+    A single integral that is ``alone``, to be searched once, is opened by the nodes of its first cell. Ranks that
+    share the call look whether f is one that they can share.
     """
+    if ranks is not None and not ranks.alone:
+        with refuse_wrapped(problem.integrand.function, jumps):
+            opened = open_call(problem, tolerances, jumps, False)
+        ranks.refuse_other_values(opened[1])
+        return opened
     opened = None
     if alone and problem.batch_shape == () and not in_transform():
         opened = open_native(problem.integrand, problem.pieces, problem.rule)
@@ -62,6 +71,20 @@ def open_call(
         return problem, probe, None
     lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes
+
+
+def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
+    """Return the ranks of a group (or these, if they are given), on which everything passed is the same."""
+    ranks = group if isinstance(group, Ranks) else Ranks(group)
+    if not ranks.alone:
+        with ranks:
+            ranks.check_device(problem.limits.a.device)
+            given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
+            marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
+            points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
+            options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
+            ranks.refuse_differences(given | marks | points | options)
+    return ranks
 
 
 def _is_differentiated(reached: list[Tensor]) -> bool:

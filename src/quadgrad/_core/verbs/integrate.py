@@ -20,9 +20,11 @@ from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
+from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
@@ -40,24 +42,35 @@ def integrate(
     jumps: Callable[..., Any] | None = None,
     log: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
+    ranks: Ranks | None = None,
 ) -> Result:
-    """Integrate what was checked and flattened, in any geometry; the options are those of :func:`quadgrad.quad`."""
+    """Integrate what was checked and flattened, in any geometry; the options are those of :func:`quadgrad.quad`.
+
+    ``ranks`` share the batch.
+    """
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
         jumps = None if jumps is None else unaided.restore(jumps)
         alone = plan is None and jumps is None and not log
-        problem, probe, lanes = open_call(problem, tolerances, jumps, alone)
-        result, failed = _integrate(problem, probe, gradient, plan, log)
+        problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks)
+        if ranks is None or ranks.alone or problem.batch == 0:
+            result, failed = _integrate(problem, probe, gradient, plan, log)
+        else:
+            one = lambda part, mode, cells, first: _integrate(part, probe, mode, cells, log, first)[0]
+            result = integrate_dealt(problem, gradient, plan, ranks, one)
+            result = replace(result, primal=None) if log else result
+            failed = bool(result.status.any())
     if failed or inner.failures or inner.jump or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure, log)
     return lower(result, lanes)
 
 
 def _integrate(
-    problem: Problem, probe: Tensor, gradient: GradientMode, plan: IntervalPlan | None, log: bool
-) -> tuple[Result, bool]:
-    """Return the integrals, and whether any failed."""
+    problem: Problem, probe: Tensor, gradient: GradientMode, plan: IntervalPlan | None, log: bool,
+    first: int | None = None,
+) -> tuple[Result, bool]:  # fmt: skip
+    """Return the integrals, and whether any failed; of a part of a batch, those from the ``first`` on."""
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
@@ -67,7 +80,7 @@ def _integrate(
         primal.scaled = Scaled(primal.found.error, logs.noise)
     found, limits = primal.found, primal.problem.limits.detach()
     failed = bool(found.status.any())
-    asked = _warn_of_lost_gradients(primal, probe)
+    asked = _warn_of_lost_gradients(primal, probe, apart=first is not None)
     primal.value = oriented_value(found, limits, failed)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
@@ -88,7 +101,7 @@ def _integrate(
         _unflatten(status, shape),
         _unflatten(found.nfev, shape),
         found.plan,
-        offending_point(primal.problem, found.plan, status) if failed else "",
+        offending_point(primal.problem, found.plan, status, first or 0) if failed else "",
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
     )
@@ -121,7 +134,7 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
     return derived
 
 
-def _warn_of_lost_gradients(primal: Primal, probe: Tensor) -> bool:
+def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
     problem = primal.problem
     lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
@@ -129,7 +142,10 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor) -> bool:
         return False
     least = _least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):
-        warn_if_severed(lost)
+        if apart:
+            InnerRecord.current().severed = tuple(lost)
+        else:
+            warn_if_severed(lost)
     return True
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.progress import show_progress
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
@@ -35,6 +38,7 @@ def qmc(
     vectorized: bool = True,
     chunk_size: int | None = None,
     group: Any = None,
+    progress: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
     """Integrate f over boxes in d dimensions by randomised quasi-Monte Carlo, for each element of a batch.
@@ -77,6 +81,8 @@ def qmc(
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
         Of ranks that all make this call with the same arguments, and share its work: all get the same bits.
+    progress : bool
+        Whether to show a bar on standard error, if that is a terminal; it goes away. It needs rich.
     on_failure : {"warn", "raise", "ignore"}
         What to do when an integral does not converge.
 
@@ -137,11 +143,17 @@ def qmc(
         return call_eagerly(
             f, a, b, args, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
             confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized,
-            chunk_size=chunk_size, group=group, on_failure=on_failure,
+            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     tolerances = (rtol, atol)
-    problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
-    ranks = open_ranks(group, problem)
-    sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
-    return integrate_samples(problem, gradient, sample, said, on_failure)
+    with Ranks(group) as ranks:
+        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        open_ranks(
+            ranks, problem, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
+            confidence=confidence, seed=seed, gradient=gradient, plan=repr(plan), chunk_size=chunk_size,
+        )  # fmt: skip
+        sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
+        most = sample.most * sample.plan.replicates * problem.batch
+        with show_progress(progress and ranks.rank == 0, most) as advance:
+            return integrate_samples(problem, gradient, replace(sample, advance=advance), said, on_failure)

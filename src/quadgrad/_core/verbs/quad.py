@@ -11,7 +11,9 @@ from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import LimitGradient
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import integrate
 
@@ -36,6 +38,7 @@ def quad(
     vectorized: bool = True,
     log: bool = False,
     chunk_size: int | None = None,
+    group: Any = None,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
     """Integrate f from a to b, adaptively and differentiably, for each element of a batch.
@@ -86,6 +89,10 @@ def quad(
         was wrong, may spend ``max_nfev`` anew.
     chunk_size : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
+    group : torch.distributed.ProcessGroup, optional
+        Of ranks that all make this call with the same arguments, and share its batch: each integrates a part of it,
+        and all get the same bits of the whole, the gradient included. Backward passes, too, are made by all. For
+        integrands that are dear: cheap ones take no longer on one process.
     on_failure : {"warn", "raise", "ignore"}
         What to do when an integral does not converge.
 
@@ -99,7 +106,7 @@ def quad(
     ------
     ValueError
         Limits that are NaN, shapes that do not broadcast, unusable tolerances or options; with ``log``, descending
-        limits: such an integral is negative.
+        limits: such an integral is negative; arguments that differ between the ranks of a group.
     TypeError
         Complex limits.
     IntegrandError
@@ -166,19 +173,26 @@ def quad(
         return call_eagerly(
             f, a, b, args, points=points, jumps=jumps, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
             gradient=gradient, plan=plan, limit_gradient=limit_gradient, vectorized=vectorized, log=log,
-            chunk_size=chunk_size, on_failure=on_failure,
+            chunk_size=chunk_size, group=group, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     if limit_gradient not in get_args(LimitGradient):
         raise ValueError(
             f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, get_args(LimitGradient)))}"
         )
-    problem = prepare(
-        f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,
-        limit_gradient=limit_gradient,
-    )  # fmt: skip
     plan = cast("IntervalPlan | None", plan)  # which search checks
-    return integrate(problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure)
+    with Ranks(group) as ranks:
+        problem = prepare(
+            f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,
+            limit_gradient=limit_gradient,
+        )  # fmt: skip
+        open_ranks(
+            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=repr(plan),
+            limit_gradient=limit_gradient, vectorized=vectorized, log=log, chunk_size=chunk_size,
+        )  # fmt: skip
+        return integrate(
+            problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure, ranks=ranks
+        )
 
 
 def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> None:

@@ -81,8 +81,11 @@ def _noise(result: Result, log: bool) -> float:
     return float(error / size) if float(size) > 0.0 else 0.0
 
 
-def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
-    """Return a sentence with an x at which f is not finite, for the first integral that failed for it."""
+def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
+    """Return a sentence with an x at which f is not finite, for the first integral that failed for it.
+
+    Integrals are counted from ``first``.
+    """
     owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
     if owners.numel() == 0:
         return ""
@@ -96,7 +99,7 @@ def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor) -> str
     bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
     found = x[bad][:1].tolist()
     y_bad = y[bad].flatten()[:1].tolist()
-    return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {index})." if found else ""
+    return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {first + index})." if found else ""
 
 
 def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> list[str]:

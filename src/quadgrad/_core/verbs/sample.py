@@ -26,7 +26,7 @@ from quadgrad._core.search.sampling import Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
-from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.door import lower, open_call, open_ranks
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
 
@@ -37,16 +37,6 @@ FIRST = 2**11
 
 MOST = 2**22
 """Points of all replicates at most, unless n says."""
-
-
-def open_ranks(group: Any, problem: Problem) -> Ranks:
-    """Return the ranks of a group, on which everything passed is the same."""
-    ranks = Ranks(group, problem.limits.a.device)
-    if not ranks.alone:
-        given = {f"args[{i}]": a.value for i, a in enumerate(problem.integrand.arguments)}
-        given |= {"a": problem.limits.a, "b": problem.limits.b}
-        ranks.refuse_differences({name: v for name, v in given.items() if isinstance(v, Tensor)})
-    return ranks
 
 
 def make_sample(
@@ -112,12 +102,23 @@ def integrate_samples(
 
     With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`).
     """
+    with sample.ranks:
+        return _share(problem, gradient, sample, said, on_failure, training)
+
+
+def _share(
+    problem: Problem,
+    gradient: GradientMode,
+    sample: Sample,
+    said: str,
+    on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None,
+) -> Result:
     outer = current_record()
-    if not sample.ranks.alone and in_transform():
-        raise ValueError("group: under torch.func transforms the integral has to be computed by one process")
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
-        problem, probe, lanes = open_call(problem, (problem.tolerance.rtol, problem.tolerance.atol), None, False)
+        tolerances = (problem.tolerance.rtol, problem.tolerance.atol)
+        problem, probe, lanes = open_call(problem, tolerances, None, False, sample.ranks)
         if lanes is not None:
             n = sample.plan.n.new_zeros(problem.batch)
             grid = sample.plan.grid
@@ -141,7 +142,7 @@ def _integrate(
             sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
         if training is not None:
-            found, more = judge_maps(found, training)
+            found, more = judge_maps(found, training, plain.pieces.empty)
             said += more
         if problem.flowing and plain.batch:
             refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))

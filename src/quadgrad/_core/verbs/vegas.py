@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -10,11 +11,14 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.importance import ImportancePlan
+from quadgrad._core.progress import show_progress
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.importance import Training
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ranks
+from quadgrad._core.verbs.sample import integrate_samples, make_sample
 
 __all__ = ["vegas"]
 
@@ -47,6 +51,7 @@ def vegas(
     vectorized: bool = True,
     chunk_size: int | None = None,
     group: Any = None,
+    progress: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
     """Integrate f over boxes in d dimensions by adaptive importance sampling (VEGAS), for each element of a batch.
@@ -97,6 +102,8 @@ def vegas(
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
         Of ranks that all make this call with the same arguments, and share its work: all get the same bits.
+    progress : bool
+        Show a progress bar of the sample, where output goes to a terminal.
     on_failure : {"warn", "raise", "ignore"}
         What to do when an integral does not converge.
 
@@ -159,17 +166,23 @@ def vegas(
         return call_eagerly(
             f, a, b, args, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
             confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized,
-            chunk_size=chunk_size, group=group, on_failure=on_failure,
+            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     for name, value, least in (("iterations", iterations, 1), ("bins", bins, 2)):
         if isinstance(value, bool) or int(value) != value or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number, {least} at least")
     tolerances = (rtol, atol)
-    problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
-    ranks = open_ranks(group, problem)
-    sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
-    kept = plan.share if isinstance(plan, ImportancePlan) else None
-    size = training_size(n, sample.plan.replicates)
-    training = Training(size, int(iterations), int(bins), kept)
-    return integrate_samples(problem, gradient, sample, said, on_failure, training)
+    with Ranks(group) as ranks:
+        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        open_ranks(
+            ranks, problem, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
+            confidence=confidence, seed=seed, gradient=gradient, plan=repr(plan), chunk_size=chunk_size,
+        )  # fmt: skip
+        sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
+        kept = plan.share if isinstance(plan, ImportancePlan) else None
+        training = Training(training_size(n, sample.plan.replicates), int(iterations), int(bins), kept)
+        most = sample.most * sample.plan.replicates * problem.batch
+        with show_progress(progress and ranks.rank == 0, most) as advance:
+            sample = replace(sample, advance=advance)
+            return integrate_samples(problem, gradient, sample, said, on_failure, training)

@@ -1,0 +1,1 @@
+"""What expectations need to know of torch's distributions: parameters, supports, states, transports."""

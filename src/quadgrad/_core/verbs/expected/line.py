@@ -1,0 +1,188 @@
+"""Expectations in one dimension, as integrals of f times the density over the support.
+
+The parameters sit in the density, so that a jump or kink of f does no harm to their derivatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.distributions.support import Line, lay_out_line
+from quadgrad._core.gradient import Reuse
+from quadgrad._core.integrand import element
+from quadgrad._core.lanes import plain
+from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.result import Result
+from quadgrad._core.status import Status
+from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
+from quadgrad._core.verbs.expected.question import Question
+from quadgrad._core.verbs.expected.samples import about, divide
+from quadgrad._core.verbs.inputs import prepare
+from quadgrad._core.verbs.integrate import integrate
+
+__all__ = ["FEW_NODES", "integrate_line"]
+
+FEW_NODES = 1000
+"""Nodes of one integral beyond which sampling is tried instead: kinks of a network take 16 million at 1e-8."""
+
+ROUGH = 0.1
+"""The relative tolerance of a first search, whose value says how large the answer is."""
+
+MISSED = (
+    " The density integrates to {:.4g} on the points, not to 1 (expectation {}): a part of the distribution was "
+    "missed, or its log_prob is not that of a probability density."
+)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The integrand: components of f times the density; once it is known how large they are, also the density.
+
+    Then a ``level`` near the answer is subtracted from f. The expectation is the same, but derivatives of a density
+    integrate to 0, and of what they are multiplied by only the variation matters: that of x^2 over a normal
+    distribution at 1e6 of width 0.01 by the width had been wrong by 2e5. The density is multiplied by the answer's
+    ``scale``, so that tolerances mean the same for all components; its integral shows what was missed.
+    """
+
+    question: Question
+    quotient: bool = False
+    scaled: bool = False
+
+    def __call__(self, z: Tensor, *tensors: Any) -> Tensor:
+        """Return the components at z of any shape."""
+        question = self.question
+        args, parameters, (anchor, width, *more) = question.split(tensors)
+        distribution = question.parts.build(parameters)
+        x = anchor + width * z.to(question.wide)
+        density = torch.exp(distribution.log_prob(x)) * width
+        # Far out f may be infinite where the density has underflowed; their product is 0, not NaN.
+        seen = density > 0.0
+        density = torch.where(seen, density, 0.0)
+        y, likelihood = question.values(torch.where(seen, x, anchor), args)
+        columns = question.columns(y)
+        if likelihood is not None:
+            likelihood = likelihood[..., None]
+            if self.quotient:
+                ratio, size, scale = more
+                relative = likelihood / size[..., None]
+                columns, likelihood = (columns - ratio) * relative, scale[..., None] * relative
+            else:
+                columns = columns * likelihood
+            columns = torch.cat((columns, likelihood.to(columns.dtype)), dim=-1)
+        elif self.scaled:
+            columns = columns - more[0]
+        density = density[..., None]
+        columns = columns * density
+        if self.scaled:
+            columns = torch.cat((columns, (more[-1][..., None] * density).to(columns.dtype)), dim=-1)
+        return columns if question.wide != torch.float64 or question.dtype == torch.float64 else _narrow(columns)
+
+
+def _narrow(columns: Tensor) -> Tensor:
+    """Return values in single precision, whose rounding they have."""
+    return columns.to(torch.complex64 if columns.is_complex() else torch.float32)
+
+
+def integrate_line(question: Question, options: Options, record: InnerRecord, few: bool) -> Result:
+    """Return the answer of quadrature; ``few`` nodes alone are spent if something else can be tried.
+
+    Raises
+    ------
+    ValueError
+        If the ends of the support are not known.
+    """
+    line = lay_out_line(question.distribution, question.still(), question.wide, question.device)
+    rtol, atol = options.tolerances
+    run = _Run(question, options, record, line, few)
+    rough = run.ask(Weighed(question), (), (max(rtol, ROUGH), atol), options.plan, rough=True)
+    if question.weight is not None:
+        about_it = about(rough, options)
+        more: tuple[Any, ...] = (element(about_it[0], 1), *about_it[1:])
+    else:
+        level = rough.value.detach().nan_to_num(0.0, 0.0, 0.0)
+        more = (element(level, 1), _scale(rough, options))
+    # A plan that was found under a transform is that of all lanes.
+    plan = rough.plan if rough.plan.batch_shape == question.batch_shape else None
+    whole = Weighed(question, quotient=question.weight is not None, scaled=True)
+    found = run.ask(whole, more, (rtol, atol), plan, rough=False)
+    found = replace(found, nfev=found.nfev + rough.nfev)
+    return _answer(question, options, found, more)
+
+
+def _scale(rough: Result, options: Options) -> Tensor:
+    """Return how large the answer is, or the largest that need not be told from 0."""
+    rtol, atol = options.tolerances
+    size = rough.value.detach().abs().amax(-1)
+    size = torch.where(size > rough.error, size, torch.maximum(size, rough.error))
+    least = atol / rtol if rtol > 0.0 else 0.0
+    size = size.clamp_min(least) if rtol > 0.0 else torch.full_like(size, atol)
+    return torch.where((size > 0.0) & size.isfinite(), size, 1.0)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How the engine of :func:`quadgrad.quad` is asked."""
+
+    question: Question
+    options: Options
+    record: InnerRecord
+    line: Line
+    few: bool
+
+    def ask(
+        self, integrand: Weighed, more: tuple[Any, ...], tolerances: tuple[float, float], plan: Any, rough: bool
+    ) -> Result:
+        """Integrate over the line; roughly, and without gradient, to learn how large the answer is."""
+        question, line, o = self.question, self.line, self.options
+        ends = [e.detach() if rough and isinstance(e, Tensor) else e for e in (line.a, line.b)]
+        args = question.arguments(line.anchor, line.scale, *more, detached=rough)
+        options = {"chunk_size": o.chunk_size}
+        problem = prepare(integrand, ends[0], ends[1], args, line.points, True, "gk21", tolerances, **options)
+        problem.integrand.name = "function f (times the density)"
+        if self.few:
+            problem.budget = max(FEW_NODES, problem.max_nfev // 30)
+            problem.budget = max(problem.budget, 2 * (problem.rule.nodes.size + 2) * problem.pieces.count)
+        gradient = Reuse() if rough else o.gradient
+        compute = lambda: integrate(problem, tolerances, gradient, plan=plan, on_failure="ignore")
+        if not rough:
+            return quietly(self.record, compute)
+        with torch.no_grad():
+            return quietly(InnerRecord(), compute)
+
+
+def _answer(question: Question, options: Options, found: Result, more: tuple[Any, ...]) -> Result:
+    """Return what the components say: the answer, whose error includes what the density lacks."""
+    scale = more[-1]
+    shape = found.value.shape[:-1]
+    mass = (found.value[..., -1].detach().real / scale.expand(shape)).reshape(shape)
+    lacking = (mass - 1.0).abs()
+    if question.weight is not None:
+        ratio = more[0].tensor
+        part = replace(found, value=found.value[..., :-1])
+        answer = divide(question, part, ratio, scale, (0.0, torch.inf))
+        if answer.primal is not None:
+            inner = answer.primal.function
+            answer = replace(answer, primal=replace(answer.primal, function=lambda raw: inner(raw[..., :-1])))
+    else:
+        event, level = question.event, more[0].tensor
+        level = level.expand(*shape, level.shape[-1]).reshape(-1, level.shape[-1])
+        answer = finish(found, lambda raw: (level + raw[..., :-1]).reshape(-1, *event), shape)
+    size = answer.value.detach().abs().reshape(*shape, -1).amax(-1)
+    error = answer.error + (lacking * size).nan_to_num(torch.inf).to(answer.error.dtype)
+    # What the engine took for 0, whose terms cancel to rounding, is that.
+    raw = found.value.detach().abs().amax(-1)
+    cancels = found.error > (options.tolerances[0] * raw).clamp_min(options.tolerances[1])
+    answer = judge(answer, error, options.tolerances, torch.where(cancels, 2.0 * found.error, 0.0).to(error.dtype))
+    rtol = max(options.tolerances[0], 1e-6)
+    short = (lacking > rtol) | lacking.isnan()
+    status = torch.where(short & (answer.status == int(Status.CONVERGED)), int(Status.MAX_NFEV), answer.status)
+    return replace(answer, status=status, detail=answer.detail + _say_missed(mass, short))
+
+
+def _say_missed(mass: Tensor, short: Tensor) -> str:
+    places = plain(short).flatten().nonzero().flatten()[:1].tolist()
+    return MISSED.format(float(plain(mass).flatten()[places[0]]), places[0]) if places else ""

@@ -1,0 +1,84 @@
+"""The options of a call, and how what the engine found becomes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.gradient.mode import Finished, GradientMode
+from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.result import Result
+from quadgrad._core.status import Status
+
+__all__ = ["DEFAULT_RTOL", "Options", "finish", "judge", "quietly"]
+
+DEFAULT_RTOL = 1e-3
+"""The relative tolerance unless n or a tolerance is given."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How well, with how much, and by which derivative."""
+
+    n: int | None
+    replicates: int
+    confidence: float
+    seed: int | None
+    plan: Any
+    rtol: float | None
+    atol: float
+    gradient: GradientMode
+    construction: str
+    chunk_size: int | None
+    group: Any
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """The tolerances as they are where nothing is sampled."""
+        rtol = DEFAULT_RTOL if self.rtol is None and self.atol == 0.0 else 0.0 if self.rtol is None else self.rtol
+        return rtol, self.atol
+
+
+def quietly(record: InnerRecord, compute: Callable[[], Result]) -> Result:
+    """Return a result of the engine; what it would have warned of is entered in a record.
+
+    Its own failure is not: that will be judged, and told, by the caller.
+    """
+    with InnerRecord() as inner:
+        result = compute()
+    failures = {sentence: n for sentence, n in inner.failures.items() if sentence != result.message}
+    record.note(0.0, failures)
+    record.jump = record.jump or inner.jump
+    return result
+
+
+def finish(result: Result, function: Callable[[Tensor], Tensor], batch_shape: tuple[int, ...]) -> Result:
+    """Return a result whose value is a function of what was integrated, also for :func:`quadgrad.gradient_error`.
+
+    ``function`` maps ``(batch, components)`` to ``(batch, *event)``.
+    """
+    raw = result.value
+    flat = raw.reshape(-1, raw.shape[-1])
+    value = function(flat)
+    value = value.reshape((*batch_shape, *value.shape[1:]))
+    primal = None if result.primal is None else Finished(result.primal, function)
+    return replace(result, value=value, primal=primal)
+
+
+def judge(result: Result, error: Tensor, tolerances: tuple[float, float], noise: Tensor | None = None) -> Result:
+    """Return a result with another error, no longer converged where that does not meet the tolerance.
+
+    ``noise`` is an error that is accepted in any case, that of rounding where terms cancel.
+    """
+    value = result.value
+    size = value.detach().abs().reshape((*error.shape, -1)).amax(-1)
+    allowed = (tolerances[0] * size).clamp_min(tolerances[1])
+    missed = (result.status == int(Status.CONVERGED)) & ~(
+        error <= allowed if noise is None else error <= torch.maximum(allowed, noise)
+    )
+    status = torch.where(missed, int(Status.MAX_NFEV), result.status)
+    return replace(result, error=error, status=status)

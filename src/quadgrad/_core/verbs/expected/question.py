@@ -1,0 +1,173 @@
+"""What is asked for: f, perhaps a weight, and a distribution whose parameters travel as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.distributions.parts import Parts, floating, take_apart
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.integrand import Element, element
+from quadgrad._core.tolerance import sum_dtype, working_dtype
+
+__all__ = ["Question", "ask", "core_ndim"]
+
+
+@dataclass(slots=True)
+class Question:
+    """The mean of f over a distribution, or the quotient of those of ``f * weight`` and of ``weight``.
+
+    ``args`` are the caller's, tensors and :class:`Element`. ``dtype`` is that in which f is called, ``wide`` that of
+    places and sums. ``event`` is f's, known once it was called.
+    """
+
+    f: Callable[..., Any]
+    weight: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    distribution: Any
+    parts: Parts
+    batch_shape: tuple[int, ...]
+    dtype: torch.dtype
+    wide: torch.dtype
+    device: torch.device
+    event: tuple[int, ...] = ()
+
+    @property
+    def event_ndim(self) -> int:
+        """The number of dimensions of one value of the distribution."""
+        return len(self.distribution.event_shape)
+
+    def still(self) -> Any:
+        """Return the distribution without gradient, in the dtype of the sums."""
+        return self.parts.build(floating([t.tensor.detach() for t in self.parts.tensors], self.wide))
+
+    def arguments(self, *more: Any, detached: bool = False) -> tuple[Any, ...]:
+        """Return arguments and parameters, then ``more`` of a method's own, as those of one integrand."""
+        parameters = self.parts.tensors
+        if detached:
+            parameters = tuple(Element(t.tensor.detach(), t.ndim) for t in parameters)
+        return (*self.args, *parameters, *more)
+
+    def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], list[Any], Sequence[Any]]:
+        """Return arguments, parameters in the dtype of the sums, and the method's own among those that arrived."""
+        first, last = len(self.args), len(self.args) + len(self.parts.tensors)
+        return tensors[:first], floating(tensors[first:last], self.wide), tensors[last:]
+
+    def values(self, x: Tensor, args: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Return f at x ``(*lead, *event)``: ``(*lead, *f's event)``, and the weights ``lead``."""
+        lead = x.shape[: x.ndim - self.event_ndim]
+        if x.is_floating_point():
+            x = x.to(self.dtype)
+        if not self.batch_shape:  # as one distribution gives it, whatever lanes of a transform have joined
+            x = x.reshape(-1, *self.distribution.event_shape)
+            args = [_flatten(a, core_ndim(own), lead) for a, own in zip(args, self.args, strict=True)]
+        count = x.ndim - self.event_ndim
+        y = _checked("f", self.f(x, *args), x, count)
+        self.event = tuple(y.shape[count:])
+        weight = None
+        if self.weight is not None:
+            weight = _checked("weight", self.weight(x, *args), x, count)
+            if weight.ndim > count:
+                raise IntegrandError(
+                    f"weight returned shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}: one number for "
+                    f"each draw is needed, {tuple(x.shape[:count])}"
+                )
+            weight = weight.reshape(lead)
+        return y.reshape(*lead, *self.event), weight
+
+    def columns(self, y: Tensor) -> Tensor:
+        """Return values ``(*lead, *event)`` with one dimension for the event."""
+        return y.reshape(*y.shape[: y.ndim - len(self.event)], -1)
+
+
+def core_ndim(given: Any) -> int:
+    """Return the number of dimensions that each element of an argument has."""
+    return given.ndim if isinstance(given, Element) else 0
+
+
+def _flatten(value: Any, core: int, lead: Sequence[int]) -> Any:
+    """Return an argument for draws in one dimension."""
+    if not isinstance(value, Tensor):
+        return value
+    shape = value.shape[value.ndim - core :]
+    if value.shape[: value.ndim - core].numel() == 1:
+        return value.reshape(shape)
+    return value.expand(*lead, *shape).reshape(-1, *shape)
+
+
+def _checked(name: str, y: Any, x: Tensor, count: int) -> Tensor:
+    if not isinstance(y, Tensor):
+        raise IntegrandError(
+            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled code "
+            "wrap it with quadgrad.bridge.wrap"
+        )
+    if y.shape[:count] != x.shape[:count]:
+        raise IntegrandError(
+            f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not be "
+            "closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
+        )
+    return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
+
+
+def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Question:
+    """Check what the caller passed, and return it."""
+    for name, function in (("f", f), ("weight", weight)):
+        if not callable(function) and not (name == "weight" and function is None):
+            raise TypeError(f"{name} must be a function {name}(x, *args), not {type(function).__name__}")
+    params = params if isinstance(params, tuple | list) else (params,)
+    if not isinstance(distribution, torch.distributions.Distribution):
+        if not callable(distribution):
+            raise TypeError(
+                "distribution must be a torch.distributions.Distribution or a function of params that returns one, "
+                f"not {type(distribution).__name__}"
+            )
+        made = distribution(*(p.tensor if isinstance(p, Element) else p for p in params))
+        if not isinstance(made, torch.distributions.Distribution):
+            raise TypeError(f"distribution(*params) returned {type(made).__name__}, not a Distribution")
+        try:
+            parts = take_apart(made)
+        except TypeError:
+            parts = _from_params(distribution, params)
+        distribution = made
+    elif params:
+        raise ValueError("params are passed on to a function that returns the distribution: this is one already")
+    else:
+        parts = take_apart(distribution)
+    args = args if isinstance(args, tuple | list) else (args,)
+    args = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args)
+    tensors = [v.tensor if isinstance(v, Element) else v for v in (*args, *parts.tensors)]
+    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    device = tensors[-1].device if tensors else torch.device("cpu")
+    shapes = {f"args[{i}]": tuple(_lead(v)) for i, v in enumerate(args) if isinstance(v, Tensor | Element)}
+    shapes["distribution.batch_shape"] = tuple(distribution.batch_shape)
+    try:
+        batch_shape = tuple(torch.broadcast_shapes(*shapes.values()))
+    except RuntimeError:
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"the batch shapes do not broadcast: {shown}. Dimensions that belong to one draw are made part of the "
+            "event by torch.distributions.Independent, those of one argument by quadgrad.element(t, ndim=k)"
+        ) from None
+    wide = sum_dtype(device)
+    return Question(f, weight, args, distribution, parts, batch_shape, working_dtype(tensors), wide, device)
+
+
+def _lead(value: Tensor | Element) -> torch.Size:
+    tensor = value.tensor if isinstance(value, Element) else value
+    return tensor.shape[: tensor.ndim - core_ndim(value)]
+
+
+def _from_params(function: Callable[..., Any], params: Sequence[Any]) -> Parts:
+    """Return the parts of a distribution that only the caller's function can build."""
+    elements = [p if isinstance(p, Element) else element(p, 0) if isinstance(p, Tensor) else None for p in params]
+
+    def build(tensors: Sequence[Any]) -> Any:
+        left = iter(tensors)
+        return function(*(p if e is None else next(left) for p, e in zip(params, elements, strict=True)))
+
+    return Parts(tuple(e for e in elements if e is not None), build)

@@ -1,0 +1,252 @@
+"""Expectations by sampling: points of the unit cube become draws inside of the integrand.
+
+So the engine of :func:`quadgrad.qmc` does all the rest: rounds, errors, gradients, ranks, transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.distributions.transport import component_weights, draw, uniforms
+from quadgrad._core.gradient import Reuse
+from quadgrad._core.integrand import element
+from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.points.hashing import hash_numbers
+from quadgrad._core.result import Result
+from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
+from quadgrad._core.verbs.expected.question import Question
+from quadgrad._core.verbs.inputs import SAMPLED_RTOL, prepare_box
+from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ranks
+
+__all__ = ["Draws", "sample_question"]
+
+PILOT = 2**11
+"""Draws of an independent sample before the one that counts, where something has to be known of the answer."""
+
+PILOT_KEY = 0x50494C54
+"""Key of its seed."""
+
+Estimator = Literal["pathwise", "score"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The integrand over the unit cube: ``f(T(u))``, T the transport, or of two draws that mirror each other.
+
+    Under ``score`` the draws carry no gradient, and each value is weighed by the ratio of its density to the same
+    density without gradient: 1, with the derivatives of the expectation, of every order (Glynn, *Comm. ACM* 33,
+    1990). What f depends on otherwise keeps its derivative. ``level``, a number for each component of f that does
+    not depend on the draws, is subtracted from what is weighed: the expectation is the same, with less scatter.
+
+    With a quotient, the components are ``(f - ratio) weight / size`` and ``scale weight / size``.
+    """
+
+    question: Question
+    estimator: Estimator
+    mirrored: bool = False
+    rotated: bool = False
+    quotient: bool = False
+
+    def __call__(self, u: Tensor, *tensors: Any) -> Tensor:
+        """Return the integrand at points ``(*lead, d)`` of the unit cube."""
+        y = self._at(u, tensors)
+        return 0.5 * (y + self._at(1.0 - u, tensors)) if self.mirrored else y
+
+    def _at(self, u: Tensor, tensors: Sequence[Any]) -> Tensor:
+        question = self.question
+        args, parameters, more = question.split(tensors)
+        distribution = question.parts.build(parameters)
+        score = self.estimator == "score"
+        source = question.parts.build([p.detach() for p in parameters]) if score else distribution
+        rotation = more[-1] if self.rotated else None
+        x, weights = draw(source, u.to(question.wide), rotation)
+        lead = u.shape[:-1]
+        if score:
+            x = x.detach()
+            weights = component_weights(distribution)
+        whole = x
+        if weights is not None:  # of a mixture, whose components are drawn side by side
+            x = x.flatten(0, 1)
+        y, likelihood = question.values(x, args)
+        if likelihood is not None:
+            y = self._quotient(y, likelihood, more)
+        inner = y.ndim - (x.ndim - question.event_ndim)
+        if weights is not None:
+            y = y.unflatten(0, (weights.shape[0], lead[0]))
+        if score:
+            ratio = _ratio(distribution, whole, weights is not None, len(lead))
+            ratio = ratio.reshape(*ratio.shape, *(1,) * inner)
+            level = 0.0 if self.quotient else more[0]
+            y = (y - level) * ratio + level
+        if weights is not None:
+            missing = y.ndim - inner - weights.ndim
+            weights = weights.reshape(weights.shape[0], *(1,) * missing, *weights.shape[1:], *(1,) * inner)
+            y = (weights * y).sum(0)
+        return y
+
+    def _quotient(self, y: Tensor, likelihood: Tensor, more: Sequence[Any]) -> Tensor:
+        columns = self.question.columns(y)
+        likelihood = likelihood[..., None]
+        if not self.quotient:
+            return torch.cat((columns * likelihood, likelihood.to(columns.dtype)), dim=-1)
+        ratio, size, scale = more[:3]
+        # The weights of a mixture's components stand in front, which broadcasts.
+        relative = likelihood / size[..., None]
+        return torch.cat(((columns - ratio) * relative, (scale[..., None] * relative).to(columns.dtype)), dim=-1)
+
+
+def _ratio(distribution: Any, x: Tensor, mixture: bool, lead: int) -> Tensor:
+    """Return densities over what they are: 1, differentiable."""
+    if mixture:
+        log = distribution.component_distribution.log_prob(x.movedim(0, lead)).movedim(lead, 0)
+    else:
+        log = distribution.log_prob(x)
+    still = log.detach()
+    # Where rounding has put a draw outside of the support, its density is nothing to divide by.
+    possible = still.isfinite()
+    return torch.exp(torch.where(possible, log - torch.where(possible, still, 0.0), 0.0))
+
+
+def sample_question(
+    question: Question, options: Options, record: InnerRecord, method: str, estimator: Estimator
+) -> Result:
+    """Return the answer of a sample."""
+    d = uniforms(question.still())
+    mirrored = method == "antithetic"
+    draws = Draws(question, estimator, mirrored, options.construction == "pca")
+    rotation = (_principal_axes(question),) if draws.rotated else ()
+    sequence = "sobol" if method == "qmc" else "random"
+    run = _Run(question, options, record, d, sequence)
+    each = (2 if mirrored else 1) * _components(question.distribution)
+    n = options.n if options.n is None else -(-options.n // (2 if mirrored else 1))
+    if question.weight is not None:
+        result, spent = _sample_quotient(run, draws, n, rotation)
+    elif estimator == "score":
+        # The mean of f itself, from points that have nothing to do with those it is taken from.
+        plain = replace(draws, estimator="pathwise")
+        level = run.pilot(plain, n, rotation)
+        event = len(question.event)
+        result = run.whole(draws, n, (element(level.value, event), *rotation))
+        spent = level.nfev
+    else:
+        result, spent = run.whole(draws, n, rotation), 0
+    return replace(result, nfev=(result.nfev + spent) * each)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How the engine of :func:`quadgrad.qmc` is asked."""
+
+    question: Question
+    options: Options
+    record: InnerRecord
+    d: int
+    sequence: str
+
+    def whole(self, draws: Draws, n: int | None, more: tuple[Any, ...]) -> Result:
+        """Sample until the tolerance is met, or n is spent."""
+        o = self.options
+        return self._ask(draws, n, more, (o.rtol, o.atol), o.seed, o.plan, False)
+
+    def pilot(self, draws: Draws, n: int | None, more: tuple[Any, ...]) -> Result:
+        """Return a small sample, without gradient, of points of its own."""
+        kept = self.options.plan
+        seed = self.options.seed if self.options.seed is not None else kept.seed if kept is not None else 0
+        n = PILOT if n is None else min(n, PILOT)
+        with torch.no_grad():
+            found = self._ask(draws, n, more, (None, 0.0), hash_numbers(seed, PILOT_KEY), None, True)
+        return replace(found, value=found.value.detach().nan_to_num(0.0, 0.0, 0.0), error=found.error.detach())
+
+    def _ask(
+        self, draws: Draws, n: int | None, more: tuple[Any, ...], tolerances: tuple[float | None, float],
+        seed: int | None, plan: PointsPlan | None, detached: bool,
+    ) -> Result:  # fmt: skip
+        o, question = self.options, self.question
+        corners = [torch.full((self.d,), v, dtype=question.wide, device=question.device) for v in (0.0, 1.0)]
+        args = question.arguments(*more, detached=detached)
+        problem = prepare_box(draws, corners[0], corners[1], args, True, n, tolerances, chunk_size=o.chunk_size)
+        problem.integrand.name = "function f (of draws)"
+        ranks = open_ranks(o.group, problem)
+        sample, said = make_sample(
+            problem, self.sequence, n, tolerances, o.replicates, o.confidence, seed, plan, ranks
+        )
+        gradient = Reuse() if detached else o.gradient
+        return quietly(self.record, lambda: integrate_samples(problem, gradient, sample, said, "ignore"))
+
+
+def _sample_quotient(run: _Run, draws: Draws, n: int | None, rotation: tuple[Any, ...]) -> tuple[Result, Tensor]:
+    """Return the quotient of two means on the same points.
+
+    About a quotient that a pilot has found, both are linear: the first component's error, relative to the second,
+    is that of the quotient (the delta method), and the tolerance is asked of it.
+    """
+    question, o = run.question, run.options
+    pilot = run.pilot(replace(draws, estimator="pathwise"), n, rotation)
+    ratio, size, scale = about(pilot, o)
+    quotient = replace(draws, quotient=True)
+    result = run.whole(quotient, n, (element(ratio, 1), size, scale, *rotation))
+    fixed = n is not None and (o.rtol, o.atol) == (None, 0.0)
+    rtol = 0.0 if fixed or o.rtol is None and o.atol > 0.0 else SAMPLED_RTOL if o.rtol is None else o.rtol
+    return divide(question, result, ratio, scale, (rtol, o.atol)), pilot.nfev
+
+
+def about(pilot: Result, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a pilot says of numerators and a denominator: quotient, denominator, the quotient's scale."""
+    size = pilot.value[..., -1]
+    size = torch.where(size.abs() > 0.0, size, 1.0).real
+    ratio = pilot.value[..., :-1] / size[..., None]
+    rtol, atol = options.tolerances
+    least = atol / rtol if rtol > 0.0 else 1.0
+    scale = ratio.abs().amax(-1).clamp_min(least)
+    return ratio, size, torch.where(scale > 0.0, scale, 1.0)
+
+
+def divide(
+    question: Question, result: Result, ratio: Tensor, scale: Tensor, tolerances: tuple[float, float]
+) -> Result:
+    """Return the quotient that the components of :class:`Draws` make up, and its error."""
+    shape = result.value.shape[:-1]
+    center = ratio.expand(*shape, -1).reshape(-1, ratio.shape[-1])
+    width = scale.expand(shape).reshape(-1, 1)
+    event, components = question.event, ratio.shape[-1]
+
+    def function(raw: Tensor) -> Tensor:
+        quotient = center + width * raw[..., :components] / raw[..., components : components + 1]
+        return quotient.reshape(-1, *event)
+
+    raw, wide = result.value.detach(), scale.expand(shape)
+    part = raw[..., components].abs() / wide
+    off = raw[..., :components].abs().amax(-1) / wide / part
+    error = (result.error * (1.0 + off) / part).nan_to_num(torch.inf, torch.inf)
+    answer = finish(result, function, shape)
+    return judge(answer, error.to(answer.error.dtype), tolerances)
+
+
+def _components(distribution: Any) -> int:
+    """Return how many values of f one point takes."""
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        return int(distribution.component_distribution.batch_shape[-1])
+    if isinstance(distribution, torch.distributions.TransformedDistribution):
+        return _components(distribution.base_dist)
+    return 1
+
+
+def _principal_axes(question: Question) -> Any:
+    """Return the rotation that makes the first coordinates of a multivariate normal those that matter most.
+
+    It is fixed: the law of what is drawn is the same for every rotation, so derivatives go through the factor
+    alone, and not through eigenvectors, which have none where eigenvalues meet.
+    """
+    kinds = torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal
+    still = question.still()
+    if not isinstance(still, kinds):
+        raise ValueError(f"construction='pca' is for multivariate normal distributions, not {type(still).__name__}")
+    with torch.no_grad():
+        rotation = torch.linalg.svd(still.scale_tril)[2].mT
+    return element(rotation, 2)
