@@ -30,8 +30,27 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(folder: Path, world: int, target: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Outcome]:
-    """Return what ``target(rank, world, *args)`` did on each rank of a fresh group."""
+@dataclass
+class Group:
+    """Processes that were started, and the folder in which each leaves what it did."""
+
+    folder: Path
+    workers: list[Any]
+
+    def outcomes(self, timeout: float = 60.0) -> list[Outcome]:
+        """Wait for the processes, end those that hang, and return what each did."""
+        ends = time.monotonic() + timeout
+        for worker in self.workers:
+            worker.join(max(0.0, ends - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        paths = [self.folder / f"{rank}.pickle" for rank in range(len(self.workers))]
+        return [pickle.loads(p.read_bytes()) if p.exists() else Outcome(error=LOST) for p in paths]
+
+
+def start(folder: Path, world: int, target: Callable[..., Any], *args: Any) -> Group:
+    """Start ``target(rank, world, *args)`` on each rank of a fresh group."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
@@ -49,14 +68,7 @@ def run(folder: Path, world: int, target: Callable[..., Any], *args: Any, timeou
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    ends = time.monotonic() + timeout
-    for worker in workers:
-        worker.join(max(0.0, ends - time.monotonic()))
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
-    paths = [folder / f"{rank}.pickle" for rank in range(world)]
-    return [pickle.loads(p.read_bytes()) if p.exists() else Outcome(error=LOST) for p in paths]
+    return Group(folder, workers)
 
 
 def _work(folder: Path, rank: int, world: int, target: Callable[..., Any], args: tuple[Any, ...]) -> None:

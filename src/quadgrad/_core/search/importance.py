@@ -115,7 +115,7 @@ def judge_maps(found: Found, training: Training, empty: Tensor) -> tuple[Found, 
     found = replace(found, plan=replace(plan, share=share), nfev=spent)
     low, high = (f"{100.0 * float(end):.2g} %" for end in torch.aminmax(share)) if share.numel() else ("", "")
     said = f" The effective share of samples is {low if low == high else f'{low} to {high}'}." if low else ""
-    # A sample that is worse than the last iteration has met what that one did not. In an empty box there is nothing.
+    # A sample that is worse than the last iteration has met what that one did not. In an empty box is nothing.
     unlearnt = (~plan.learnt | (share < (1.0 - FALLEN) * plan.share)) & ~empty
     found.plan = replace(found.plan, learnt=~unlearnt)
     if bool(unlearnt.any()):

@@ -35,7 +35,7 @@ one. Otherwise the system takes it and returns it zeroed, which cost half of the
 TABLE = 2**16
 """Bins of all maps that are used at a time, unless that is one map: their ends and widths stay in the cache."""
 
-LONGEST = 16
+LONGEST = 4
 """Blocks in a part at most, where there are more than enough parts: ranks hear of an error after each."""
 
 EXTREME = 2.0**400

@@ -215,6 +215,7 @@ def expectation(
         question = ask(unaided.restore(f), distribution, args, params, weight)
         reach = look(question)
         warn_of_severed(reach)
+        question = question.without_gradient(reach.severed)
         result = _narrow(_answer(question, options, record, reach, method, estimator), question)
     if record.jump and reach.own:
         warn(_JUMPS, UnmarkedJumpWarning)
@@ -271,6 +272,8 @@ def _sample(
 ) -> Result:  # fmt: skip
     refuse_no_transport(question.still())
     chosen, why = _choose_estimator(question, reach, estimator)
+    if chosen == "pathwise" and not reach.by_draws:  # which was told
+        question = question.with_still_parameters()
     if options.plan is not None and not isinstance(options.plan, PointsPlan):
         raise TypeError(f"method={method!r} takes a plan of points, not {type(options.plan).__name__}")
     result = sample_question(question, options, record, method, chosen)
@@ -351,6 +354,6 @@ def _choose_estimator(question: Question, reach: Reach, estimator: str) -> tuple
 
 def _no_path(question: Question) -> str:
     return (
-        f"estimator='pathwise' needs draws that move with the parameters, and those of {_name(question)} do not (it "
-        "has no rsample): use estimator='score', or method='exact' where its values can be gone through"
+        f"estimator='pathwise' needs draws that move with the parameters, and those of {_name(question)} do not "
+        "(it has no rsample): use estimator='score', or method='exact' where its values can be gone through"
     )

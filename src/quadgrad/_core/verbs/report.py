@@ -74,6 +74,8 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
 
 def _noise(result: Result, log: bool) -> float:
     """Return how noisy a surrounding integrand is: the largest error over the largest value."""
+    if result.error.numel() == 0:
+        return 0.0
     error = result.error.amax()
     if log:  # that of what it is the logarithm of
         return float(error)

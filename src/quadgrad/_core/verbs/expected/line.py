@@ -5,6 +5,7 @@ The parameters sit in the density, so that a jump or kink of f does no harm to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.distributions.support import Line, lay_out_line
+from quadgrad._core.distributions.transport import component_weights
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.integrand import element
 from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
-from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
+from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly, size_of
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.expected.samples import about, divide
 from quadgrad._core.verbs.inputs import prepare
@@ -55,17 +57,37 @@ class Weighed:
     def __call__(self, z: Tensor, *tensors: Any) -> Tensor:
         """Return the components at z of any shape."""
         question = self.question
-        args, parameters, (anchor, width, *more) = question.split(tensors)
+        args, parameters, (anchor, width, inner, *more) = question.split(tensors)
         distribution = question.parts.build(parameters)
-        x = anchor + width * z.to(question.wide)
-        density = torch.exp(distribution.log_prob(x)) * width
-        # Far out f may be infinite where the density has underflowed; their product is 0, not NaN.
-        seen = density > 0.0
-        density = torch.where(seen, density, 0.0)
-        y, likelihood = question.values(torch.where(seen, x, anchor), args)
+        weights = component_weights(distribution)
+        z = z.to(question.wide)
+        if weights is not None:  # the components of a mixture side by side, each on its own scale
+            distribution, z = distribution.component_distribution, z[..., None]
+        x = anchor + width * z
+        # Where the density has underflowed f may be infinite, and so may the derivative of log_prob: the products
+        # are 0, not NaN.
+        with torch.no_grad():
+            seen = torch.exp(distribution.log_prob(x)) * width > 0.0
+        x = torch.where(seen, x, inner)
+        density = torch.where(seen, torch.exp(distribution.log_prob(x)) * width, 0.0)
+        if weights is None:
+            return self._components(x, density[None], args, more, None)
+        x, density = (t.movedim(-1, 0) for t in (x, density))
+        missing = density.ndim - weights.ndim
+        weights = weights.reshape(weights.shape[0], *(1,) * missing, *weights.shape[1:])
+        return self._components(x.flatten(0, 1), density, args, more, weights)
+
+    def _components(
+        self, x: Tensor, density: Tensor, args: Sequence[Any], more: Sequence[Any], weights: Tensor | None
+    ) -> Tensor:
+        """Return the same at draws x, for densities ``(components, *lead)`` and weights of a mixture."""
+        question, density = self.question, density[..., None]
+        y, likelihood = question.values(x, args)
         columns = question.columns(y)
+        columns = columns.reshape((*density.shape[:-1], columns.shape[-1]))
+        weigh = lambda parts: (parts if weights is None else parts * weights[..., None]).sum(0)
         if likelihood is not None:
-            likelihood = likelihood[..., None]
+            likelihood = likelihood.reshape(density.shape)
             if self.quotient:
                 ratio, size, scale = more
                 relative = likelihood / size[..., None]
@@ -74,17 +96,20 @@ class Weighed:
                 columns = columns * likelihood
             columns = torch.cat((columns, likelihood.to(columns.dtype)), dim=-1)
         elif self.scaled:
-            columns = columns - more[0]
-        density = density[..., None]
-        columns = columns * density
+            level = more[0].movedim(-2, 0)
+            columns = columns - level.reshape(level.shape[0], *(1,) * (columns.ndim - level.ndim), *level.shape[1:])
+        elif weights is not None:  # each component's own answer will be its level
+            return self._narrow((columns * density).movedim(0, -2).flatten(-2))
+        columns = weigh(columns * density)
         if self.scaled:
-            columns = torch.cat((columns, (more[-1][..., None] * density).to(columns.dtype)), dim=-1)
-        return columns if question.wide != torch.float64 or question.dtype == torch.float64 else _narrow(columns)
+            columns = torch.cat((columns, (more[-1][..., None] * weigh(density)).to(columns.dtype)), dim=-1)
+        return self._narrow(columns)
 
-
-def _narrow(columns: Tensor) -> Tensor:
-    """Return values in single precision, whose rounding they have."""
-    return columns.to(torch.complex64 if columns.is_complex() else torch.float32)
+    def _narrow(self, columns: Tensor) -> Tensor:
+        """Return values of an f in single precision in that, whose rounding they have."""
+        if self.question.wide != torch.float64 or self.question.dtype == torch.float64:
+            return columns
+        return columns.to(torch.complex64 if columns.is_complex() else torch.float32)
 
 
 def integrate_line(question: Question, options: Options, record: InnerRecord, few: bool) -> Result:
@@ -103,14 +128,32 @@ def integrate_line(question: Question, options: Options, record: InnerRecord, fe
         about_it = about(rough, options)
         more: tuple[Any, ...] = (element(about_it[0], 1), *about_it[1:])
     else:
-        level = rough.value.detach().nan_to_num(0.0, 0.0, 0.0)
-        more = (element(level, 1), _scale(rough, options))
+        rough, level = _level(question, rough)
+        more = (element(level, 2), _scale(rough, options))
     # A plan that was found under a transform is that of all lanes.
     plan = rough.plan if rough.plan.batch_shape == question.batch_shape else None
     whole = Weighed(question, quotient=question.weight is not None, scaled=True)
     found = run.ask(whole, more, (rtol, atol), plan, rough=False)
-    found = replace(found, nfev=found.nfev + rough.nfev)
+    weights = component_weights(question.distribution)
+    each = 1 if weights is None else weights.shape[0]
+    found = replace(found, nfev=(found.nfev + rough.nfev) * each)
     return _answer(question, options, found, more)
+
+
+def _level(question: Question, rough: Result) -> tuple[Result, Tensor]:
+    """Return the rough answer, and what is subtracted from f, ``(*batch, components of the mixture or 1, f's)``."""
+    value = rough.value.detach().nan_to_num(0.0, 0.0, 0.0)
+    weights = component_weights(question.still())
+    if weights is None:
+        return rough, value[..., None, :]
+    level = value.unflatten(-1, (weights.shape[0], -1))
+    return replace(rough, value=(weights.movedim(0, -1)[..., None] * level).sum(-2)), level
+
+
+def _mean_level(question: Question, level: Tensor) -> Tensor:
+    """Return the mean of the components' levels, ``(*batch, f's)``, differentiable by the mixture's weights."""
+    weights = component_weights(question.distribution)
+    return level[..., 0, :] if weights is None else (weights.movedim(0, -1)[..., None] * level).sum(-2)
 
 
 def _scale(rough: Result, options: Options) -> Tensor:
@@ -139,7 +182,9 @@ class _Run:
         """Integrate over the line; roughly, and without gradient, to learn how large the answer is."""
         question, line, o = self.question, self.line, self.options
         ends = [e.detach() if rough and isinstance(e, Tensor) else e for e in (line.a, line.b)]
-        args = question.arguments(line.anchor, line.scale, *more, detached=rough)
+        mixed = int(component_weights(question.distribution) is not None)
+        own = (element(t, mixed) for t in (line.anchor, line.scale, line.inner))
+        args = question.arguments(*own, *more, detached=rough)
         options = {"chunk_size": o.chunk_size}
         problem = prepare(integrand, ends[0], ends[1], args, line.points, True, "gk21", tolerances, **options)
         problem.integrand.name = "function f (times the density)"
@@ -168,10 +213,10 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
             inner = answer.primal.function
             answer = replace(answer, primal=replace(answer.primal, function=lambda raw: inner(raw[..., :-1])))
     else:
-        event, level = question.event, more[0].tensor
+        event, level = question.event, _mean_level(question, more[0].tensor)
         level = level.expand(*shape, level.shape[-1]).reshape(-1, level.shape[-1])
         answer = finish(found, lambda raw: (level + raw[..., :-1]).reshape(-1, *event), shape)
-    size = answer.value.detach().abs().reshape(*shape, -1).amax(-1)
+    size = size_of(answer.value, len(shape))
     error = answer.error + (lacking * size).nan_to_num(torch.inf).to(answer.error.dtype)
     # What the engine took for 0, whose terms cancel to rounding, is that.
     raw = found.value.detach().abs().amax(-1)

@@ -14,7 +14,7 @@ from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 
-__all__ = ["DEFAULT_RTOL", "Options", "finish", "judge", "quietly"]
+__all__ = ["DEFAULT_RTOL", "Options", "finish", "judge", "quietly", "size_of"]
 
 DEFAULT_RTOL = 1e-3
 """The relative tolerance unless n or a tolerance is given."""
@@ -69,13 +69,19 @@ def finish(result: Result, function: Callable[[Tensor], Tensor], batch_shape: tu
     return replace(result, value=value, primal=primal)
 
 
+def size_of(value: Tensor, rank: int) -> Tensor:
+    """Return the modulus of the largest component of values ``(*batch, *event)``."""
+    modulus = value.detach().abs()
+    return modulus.flatten(rank).amax(rank) if modulus.ndim > rank else modulus
+
+
 def judge(result: Result, error: Tensor, tolerances: tuple[float, float], noise: Tensor | None = None) -> Result:
     """Return a result with another error, no longer converged where that does not meet the tolerance.
 
     ``noise`` is an error that is accepted in any case, that of rounding where terms cancel.
     """
     value = result.value
-    size = value.detach().abs().reshape((*error.shape, -1)).amax(-1)
+    size = size_of(value, error.ndim)
     allowed = (tolerances[0] * size).clamp_min(tolerances[1])
     missed = (result.status == int(Status.CONVERGED)) & ~(
         error <= allowed if noise is None else error <= torch.maximum(allowed, noise)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ __all__ = ["Question", "ask", "core_ndim"]
 class Question:
     """The mean of f over a distribution, or the quotient of those of ``f * weight`` and of ``weight``.
 
-    ``args`` are the caller's, tensors and :class:`Element`. ``dtype`` is that in which f is called, ``wide`` that of
-    places and sums. ``event`` is f's, known once it was called.
+    ``args`` are the caller's, tensors and :class:`Element`. ``dtype`` is that in which f is called, ``wide`` that
+    of places and sums. ``event`` is f's, known once it was called.
     """
 
     f: Callable[..., Any]
@@ -44,6 +45,21 @@ class Question:
     def still(self) -> Any:
         """Return the distribution without gradient, in the dtype of the sums."""
         return self.parts.build(floating([t.tensor.detach() for t in self.parts.tensors], self.wide))
+
+    def without_gradient(self, places: Sequence[int]) -> Question:
+        """Return the question with these arguments detached."""
+        if not places:
+            return self
+        args = list(self.args)
+        for i in places:
+            given = args[i]
+            args[i] = Element(given.tensor.detach(), given.ndim) if isinstance(given, Element) else given.detach()
+        return replace(self, args=tuple(args))
+
+    def with_still_parameters(self) -> Question:
+        """Return the question with the distribution's parameters detached."""
+        tensors = tuple(Element(t.tensor.detach(), t.ndim) for t in self.parts.tensors)
+        return replace(self, parts=replace(self.parts, tensors=tensors))
 
     def arguments(self, *more: Any, detached: bool = False) -> tuple[Any, ...]:
         """Return arguments and parameters, then ``more`` of a method's own, as those of one integrand."""
@@ -81,7 +97,7 @@ class Question:
 
     def columns(self, y: Tensor) -> Tensor:
         """Return values ``(*lead, *event)`` with one dimension for the event."""
-        return y.reshape(*y.shape[: y.ndim - len(self.event)], -1)
+        return y.reshape((*y.shape[: y.ndim - len(self.event)], math.prod(self.event)))
 
 
 def core_ndim(given: Any) -> int:
@@ -102,14 +118,14 @@ def _flatten(value: Any, core: int, lead: Sequence[int]) -> Any:
 def _checked(name: str, y: Any, x: Tensor, count: int) -> Tensor:
     if not isinstance(y, Tensor):
         raise IntegrandError(
-            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled code "
-            "wrap it with quadgrad.bridge.wrap"
+            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled "
+            "code wrap it with quadgrad.bridge.wrap"
         )
     if y.shape[:count] != x.shape[:count]:
         raise IntegrandError(
             f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
-            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not be "
-            "closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not "
+            "be closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
         )
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
 

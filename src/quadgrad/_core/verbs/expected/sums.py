@@ -19,7 +19,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import epsilon, returned_dtype
-from quadgrad._core.verbs.expected.options import Options
+from quadgrad._core.verbs.expected.options import Options, size_of
 from quadgrad._core.verbs.expected.question import Question
 
 __all__ = ["can_be_summed", "sum_nodes", "sum_question"]
@@ -177,7 +177,7 @@ def _result(question: Question, options: Options, total: _Sum, last: Tensor, off
     error = error if off is None else error + off
     value = value.reshape((*batch_shape, *event))
     rtol, atol = options.tolerances
-    largest = value.detach().abs().reshape(*batch_shape, -1).amax(-1)
+    largest = size_of(value, len(batch_shape))
     allowed = (rtol * largest).clamp_min(atol)
     # A sum that cancels to rounding is 0 as far as anyone can tell.
     met = (error <= allowed) | (error <= 5.0 * ROUNDING * question_eps(question) * size)
@@ -228,9 +228,9 @@ def sum_nodes(question: Question, options: Options) -> Result:
         else:
             total.add(number, weigh)
         each.append(_result(question, options, total, torch.zeros(())))
-    gaps = [(each[0].value - e.value).detach().abs().reshape(*question.batch_shape, -1).amax(-1) for e in each[1:]]
+    gaps = [size_of(each[0].value - e.value, len(ones)) for e in each[1:]]
     error = each[0].error + torch.maximum(*gaps)
-    largest = each[0].value.detach().abs().reshape(*question.batch_shape, -1).amax(-1)
+    largest = size_of(each[0].value, len(ones))
     allowed = (options.tolerances[0] * largest).clamp_min(options.tolerances[1])
     fixed = options.n is not None and options.rtol is None and options.atol == 0.0
     missed = (error > allowed) & (each[0].status == int(Status.CONVERGED))

@@ -1,0 +1,398 @@
+"""Methods and estimators of expectations: transforms, coverage, what is noticed, what is refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributions as D
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import quadgrad as qg
+from quadgrad._core.distributions.quantiles import log_quantile
+from tests.helpers import leaf, t64
+
+CUBIC = lambda x, c: x**3 * c
+
+
+def cubic(m: Tensor, s: Tensor) -> Tensor:
+    """Return E 2 x^3."""
+    return 2 * (m**3 + 3 * m * s**2)
+
+
+def asked(method: str, estimator: str = "auto", **options: Any) -> Any:
+    """Return it as an expectation finds it."""
+
+    def value(m: Tensor, s: Tensor) -> Tensor:
+        normal = D.Normal(m, s, validate_args=False)
+        options.setdefault("rtol", 1e-8 if method == "quad" else None)
+        return qg.expectation(
+            CUBIC, normal, (t64(2.0),), method=method, estimator=estimator, on_failure="ignore", **options
+        ).value
+
+    return value
+
+
+METHODS = [
+    ("quad", "auto", {}, 1e-6), ("gauss", "auto", {}, 1e-10), ("qmc", "pathwise", {"n": 2**15}, 2e-2),
+    ("qmc", "score", {"n": 2**17}, 0.6), ("antithetic", "pathwise", {"n": 2**16}, 0.1), ("iid", "auto", {"n": 2**16}, 0.2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "estimator", "options", "off"), METHODS)
+def test_derivatives_of_all_orders_under_every_transform(
+    method: str, estimator: str, options: dict[str, Any], off: float
+) -> None:
+    f = asked(method, estimator, **options)
+    m, s = t64([0.5, 1.0]), t64([0.8, 0.6])
+    near = lambda a, b: torch.allclose(a, b, rtol=0.0, atol=off)
+    assert near(f(m[0], s[0]), cubic(m[0], s[0]))
+    assert near(grad(f, 1)(m[0], s[0]), grad(cubic, 1)(m[0], s[0]))
+    assert near(jacfwd(f, 1)(m[0], s[0]), grad(cubic, 1)(m[0], s[0]))
+    assert near(hessian(f, 1)(m[0], s[0]), hessian(cubic, 1)(m[0], s[0]))
+    ours, exact = (jvp(g, (m[0], s[0]), (t64(1.0), t64(0.5))) for g in (f, cubic))
+    assert near(ours[0], exact[0]) and near(ours[1], exact[1])
+    assert near(vmap(f)(m, s), cubic(m, s))
+    assert near(vmap(grad(f, 1))(m, s), vmap(grad(cubic, 1))(m, s))
+    assert near(vmap(hessian(f))(m, s), vmap(hessian(cubic))(m, s))
+    assert near(jacrev(f)(m, s), jacrev(cubic)(m, s))
+    a, b = leaf(m), leaf(s)
+    (first,) = torch.autograd.grad(f(a, b).sum(), b, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), b)
+    assert near(first, 12 * m * s) and near(second, 12 * m)
+
+
+def test_lanes_are_what_calls_one_by_one_are() -> None:
+    m, s = t64([0.5, 1.0, -2.0]), t64([0.8, 0.6, 0.1])
+    for method, options in (("quad", {}), ("qmc", {"n": 2**12}), ("exact", {})):
+        make = (lambda a, b: D.Poisson(b, validate_args=False)) if method == "exact" else (
+            lambda a, b: D.Normal(a, b, validate_args=False)
+        )  # fmt: skip
+        f = lambda a, b, make=make, method=method, options=options: (
+            qg.expectation(lambda x: x * x, make(a, b), method=method, **options).value
+        )
+        each = torch.stack([f(a, b) for a, b in zip(m, s, strict=True)])
+        assert torch.allclose(vmap(f)(m, s), each, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("gamma", [[0.05, 0.5, 1.0, 3.0, 40.0, 1e3]]),
+        ("beta", [[0.05, 0.5, 1.0, 3.0, 40.0, 1e3], [0.5, 0.5, 2.0, 3.0, 10.0, 5.0]]),
+        ("student", [[0.5, 1.0, 2.5, 5.0, 40.0, 1e3]]),
+    ],
+)
+def test_derivatives_of_quantiles(family: str, values: list[list[float]]) -> None:
+    parameters = [leaf(v) for v in values]
+    u = t64([0.03, 0.2, 0.4, 0.6, 0.9, 0.999])
+    f = lambda *p: log_quantile(family, u, *p)
+    assert torch.autograd.gradcheck(f, parameters, eps=1e-5, rtol=1e-6, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, parameters, eps=1e-5, atol=1e-4, rtol=1e-4, check_fwd_over_rev=True)
+    lanes = vmap(lambda u, *p: log_quantile(family, u, *p))(u, *parameters)
+    assert torch.equal(lanes, f(*parameters))
+
+
+def test_derivative_of_a_quantile_is_that_of_the_inverse_function() -> None:
+    import mpmath as mp
+
+    u, a = 0.3, 0.7
+    inverse = lambda a: mp.findroot(lambda x: mp.gammainc(a, 0, x, regularized=True) - u, 0.15)
+    with mp.workdps(30):
+        exact = [float(mp.diff(inverse, a, n)) for n in (0, 1, 2)]
+    a = leaf(a)
+    x = torch.exp(log_quantile("gamma", t64(u), a))
+    (first,) = torch.autograd.grad(x, a, create_graph=True)
+    (second,) = torch.autograd.grad(first, a)
+    for found, true, digits in zip((x, first, second), exact, (1e-13, 1e-10, 1e-7), strict=True):
+        assert abs(found.item() - true) <= digits * abs(true)
+
+
+COVERED = {
+    "wave": (lambda x: torch.cos(x.sum(-1)), math.cos(0.5) * math.exp(-0.5 * 1.58)),
+    "square": (lambda x: x.square().sum(-1), 0.21 + 1.58),
+    "exponential": (lambda x: x.sum(-1).exp(), math.exp(0.5 + 0.5 * 1.58)),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("qmc", "wave"), ("qmc", "square"), ("iid", "exponential"), ("iid", "wave"), ("antithetic", "wave")],
+)
+def test_errors_cover_in_a_thousand_samples(method: Any, name: str) -> None:
+    normal = D.Independent(D.Normal(t64([0.2, -0.1, 0.4]), t64([1.0, 0.7, 0.3])), 1)
+    f, exact = COVERED[name]
+    inside = 0
+    for seed in range(1000):
+        value, error = qg.expectation(f, normal, method=method, n=1024, seed=seed)
+        inside += abs(value.item() - exact) <= error.item()
+    assert inside >= 975
+
+
+def test_many_batches_that_converged_are_right() -> None:
+    """An exponential has rare large values, which scrambled points leave to chance."""
+    generator = torch.Generator().manual_seed(3)
+    loc = torch.randn(300, 3, dtype=torch.float64, generator=generator)
+    scale = 0.3 + 0.5 * torch.rand(300, 3, dtype=torch.float64, generator=generator)
+    normal = D.Independent(D.Normal(loc, scale), 1)
+    result = qg.expectation(lambda x: x.sum(-1).exp(), normal, rtol=1e-2)
+    exact = torch.exp(loc.sum(-1) + 0.5 * scale.square().sum(-1))
+    assert bool(result.converged.all())
+    assert int(((result.value - exact).abs() <= 1e-2 * exact).sum()) >= 299
+
+
+def test_errors_of_quotients_and_of_scores_cover_in_a_thousand_samples() -> None:
+    exact, inside, near = 1.5 / 2.0, 0, 0
+    loc = leaf(0.0)
+    for seed in range(200):
+        value, error = qg.expectation(
+            lambda x: x, D.Normal(t64(0.0), t64(1.0)), weight=lambda x: torch.exp(-0.5 * (x - 1.5) ** 2),
+            method="iid", n=512, seed=seed,
+        )  # fmt: skip
+        inside += abs(value.item() - exact) <= error.item()
+        result = qg.expectation(torch.sin, D.Normal(loc, 1.0), method="iid", estimator="score", n=512, seed=seed)
+        error = qg.gradient_error(result, loc)
+        (slope,) = torch.autograd.grad(result.value, loc)
+        near += abs(slope.item() - math.exp(-0.5)) <= error.item()
+    assert inside >= 195 and near >= 195
+
+
+def test_a_mean_of_scores_keeps_what_f_itself_depends_on() -> None:
+    loc = leaf([0.2, -0.3])
+    normal = D.Independent(D.Normal(loc, torch.ones(2).double()), 1)
+    f = lambda x: (x * loc).sum(-1) ** 2
+    exact = (loc.square().sum()) ** 2 + loc.square().sum()
+    result = qg.expectation(f, normal, estimator="score", rtol=1e-3)
+    (slope,) = torch.autograd.grad(result.value, loc, retain_graph=True)
+    assert abs(result.value - exact) <= result.error
+    assert bool(((slope - torch.autograd.grad(exact, loc)[0]).abs() <= 1.5 * qg.gradient_error(result, loc)).all())
+
+
+def test_hard_decisions_of_many_discrete_draws() -> None:
+    p = leaf([0.3] * 20)
+    result = qg.expectation(lambda x: (x.sum(-1) >= 10.0).double(), D.Independent(D.Bernoulli(p), 1), rtol=1e-2)
+    assert "score" in result.message
+    q = [math.comb(20, k) * 0.3**k * 0.7 ** (20 - k) for k in range(21)]
+    assert abs(result.value.item() - sum(q[10:])) <= result.error.item()
+    exact = math.comb(19, 9) * 0.3**9 * 0.7**10  # that the others are nine
+    error = qg.gradient_error(result, p)
+    (slope,) = torch.autograd.grad(result.value, p)
+    assert bool(((slope - exact).abs() <= 1.5 * error).all())
+
+
+def test_a_jump_that_paths_do_not_see_is_noticed() -> None:
+    loc, scale = leaf([0.1, 0.2]), leaf([1.0, 1.5])
+    normal = D.Independent(D.Normal(loc, scale), 1)
+    f = lambda x: (x.sum(-1) > 1.0) * x.sum(-1)
+    mean, width = loc.sum(), scale.square().sum().sqrt()
+    z = (mean - 1) / width
+    exact = mean * torch.special.ndtr(z) + width * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    result = qg.expectation(f, normal)
+    assert "score" in result.message and "jumps" in result.message
+    slopes = torch.autograd.grad(result.value, (loc, scale), retain_graph=True)
+    for slope, true, error in zip(
+        slopes, torch.autograd.grad(exact, (loc, scale)), qg.gradient_error(result, (loc, scale)), strict=True
+    ):
+        assert bool(((slope - true).abs() <= 1.5 * error).all())
+    with pytest.warns(qg.SeveredGradientWarning, match="f jumps"):
+        qg.expectation(f, normal, estimator="pathwise")
+    smooth = qg.expectation(lambda x: torch.relu(x.sum(-1)), normal)
+    assert "is pathwise" in smooth.message
+
+
+def test_what_no_estimator_reaches_is_warned_about() -> None:
+    normal = D.Independent(D.Normal(leaf([0.1, 0.2]), torch.ones(2).double()), 1)
+    net = torch.nn.Linear(2, 1).double()
+    with pytest.warns(qg.SeveredGradientWarning, match="network's weights"):
+        qg.expectation(lambda x: (net(x)[..., 0] > 0).double(), normal, n=2**12)
+    with pytest.warns(qg.SeveredGradientWarning, match=r"args\[0\] requires grad"):
+        qg.expectation(lambda x, c: (x > c).double(), D.Normal(0.0, leaf(1.0)), (leaf(0.3),))
+    with pytest.warns(qg.UnmarkedJumpWarning, match="f jumps"):
+        qg.expectation(lambda x, c: (x > c) * c, D.Normal(0.0, leaf(1.0)), (leaf(0.3),))
+    with pytest.warns(qg.SeveredGradientWarning, match="do not depend on the draws"):
+        qg.expectation(lambda x: (x.sum(-1) > 0).double(), normal, estimator="pathwise", n=2**12)
+
+
+def test_the_gradient_of_a_network_that_is_closed_over() -> None:
+    torch_state = torch.get_rng_state()
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    torch.set_rng_state(torch_state)
+    loc = leaf([0.1, 0.2])
+    normal = D.Independent(D.Normal(loc, torch.ones(2).double()), 1)
+    f = lambda x: net(x)[..., 0]
+    result = qg.expectation(f, normal, n=2**14, atol=0.0)
+    tensors = [loc, *net.parameters()]
+    slopes = torch.autograd.grad(result.value, tensors)
+    z = torch.special.ndtri(torch.rand(2**16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    naive = torch.autograd.grad(f(loc + z).mean(), tensors)
+    for ours, theirs in zip(slopes, naive, strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-2)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_shapes_and_dtypes_that_f_sees() -> None:
+    seen: list[tuple[torch.Size, torch.dtype]] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append((x.shape, x.dtype))
+        return torch.stack((x.sum((-1, -2)), x.square().sum((-1, -2))), -1)
+
+    normal = D.Independent(D.Normal(torch.zeros(3, 4), torch.ones(3, 4)), 2)
+    result = qg.expectation(f, normal, n=256)
+    assert {shape[1:] for shape, _ in seen} == {(3, 4)} and {dtype for _, dtype in seen} == {torch.float32}
+    assert result.value.shape == (2,) and result.value.dtype == torch.float32 and result.error.shape == ()
+    whole = qg.expectation(f, D.Independent(D.Normal(torch.zeros(5, 2, 3, 4), torch.ones(3, 4)), 2), n=256)
+    assert whole.value.shape == (5, 2, 2) and whole.error.shape == (5, 2)
+    assert torch.allclose(whole.value, result.value.expand(5, 2, 2))
+
+
+def test_plans_continue_and_decide_the_method() -> None:
+    normal = D.Normal(leaf([0.3, 1.0]), t64(0.7))
+    line = qg.expectation(torch.exp, normal)
+    again = qg.expectation(torch.exp, normal, plan=line.plan)
+    assert torch.allclose(line.value, again.value, rtol=1e-6) and "density" in again.message
+    points = qg.expectation(torch.exp, normal, n=2**12, seed=5)
+    kept = qg.expectation(torch.exp, normal, plan=points.plan, n=2**12)
+    assert torch.equal(points.value, kept.value) and kept.plan.seed == 5
+    other = qg.expectation(torch.exp, normal, n=2**12, seed=6)
+    assert not torch.equal(points.value, other.value)
+
+
+def test_chunks_and_resolved_derivatives() -> None:
+    s = leaf(0.7)
+    f = lambda x: torch.cos(3 * x)
+    exact = torch.exp(-0.5 * 9 * s**2)
+    for method in ("quad", "qmc"):
+        result = qg.expectation(
+            f, D.Normal(t64(0.0), s), method=method, chunk_size=1000, gradient=qg.Resolve(rtol=1e-3), rtol=1e-2
+        )
+        assert bool(result.derivative.converged.all())
+        (slope,) = torch.autograd.grad(result.value, s)
+        assert abs(slope - torch.autograd.grad(exact, s, retain_graph=True)[0]) <= 3e-3
+    p = leaf([0.3] * 12)
+    small = qg.expectation(lambda x: x.prod(-1), D.Independent(D.Bernoulli(p), 1), chunk_size=100)
+    (slope,) = torch.autograd.grad(small.value, p)
+    assert torch.allclose(slope, torch.full_like(p, 0.3**11))
+
+
+def test_what_is_missed_is_not_converged() -> None:
+    class Half(D.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) - math.log(2.0)
+
+    result = qg.expectation(lambda x: x * x, Half(t64(0.0), t64(1.0)), method="quad", on_failure="ignore")
+    assert not bool(result.converged) and "integrates to 0.5" in result.message
+    assert abs(result.value - 1.0) <= result.error
+    needle = lambda x: torch.exp(-(((x - 5.0) / 1e-4) ** 2))
+    result = qg.expectation(needle, D.Normal(t64(0.0), t64(1.0)), on_failure="ignore", n=2**12, rtol=1e-3)
+    assert not bool(result.converged)
+    large = qg.expectation(lambda x: x, D.Poisson(t64([3.0, 1e6])), rtol=1e-12, on_failure="ignore")
+    assert bool(large.converged[0]) and not bool(large.converged[1])  # log_prob has lost nine digits
+    assert bool(((large.value - t64([3.0, 1e6])).abs() <= large.error).all())
+    heavy = qg.expectation(torch.abs, D.Cauchy(t64(0.0), t64(1.0)), on_failure="ignore", n=2**12, rtol=1e-3)
+    assert not bool(heavy.converged)
+
+
+def test_f_that_is_infinite_somewhere() -> None:
+    result = qg.expectation(lambda x: torch.log(x - 1.0), D.Normal(t64(0.0), t64(1.0)), on_failure="ignore")
+    assert int(result.status) == int(qg.Status.NONFINITE)
+    values = qg.expectation(lambda x: 1.0 / x, D.Bernoulli(t64([0.5, 1.0])), on_failure="ignore")
+    assert values.status.tolist() == [int(qg.Status.NONFINITE), int(qg.Status.CONVERGED)]
+
+
+def test_one_dimension_is_left_for_points_where_f_has_many_kinks() -> None:
+    f = lambda x: torch.relu(torch.sin(500 * x))
+    result = qg.expectation(f, D.Normal(t64(0.0), t64(1.0)), rtol=1e-3)
+    assert bool(result.converged) and "Tried by quad" in result.message
+    assert abs(result.value.item() - 1 / math.pi) <= result.error.item()
+
+
+class Nothing(D.Distribution):
+    arg_constraints = {"loc": D.constraints.real}
+    support = D.constraints.real
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, validate_args: Any = None) -> None:
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+
+class OnlyPoints(Nothing):
+    def icdf(self, value: Tensor) -> Tensor:
+        return self.loc + torch.logit(value)
+
+
+class Stubborn(D.Normal):
+    def __init__(self, pair: tuple[Tensor, Tensor]) -> None:
+        super().__init__(*pair)
+
+
+def test_bad_input() -> None:
+    x, normal, p = (lambda x: x), D.Normal(leaf(0.0), t64(1.0)), leaf(0.3)
+    cases: list[tuple[type[Exception], str, Any]] = [
+        (ValueError, "estimator='score'", lambda: qg.expectation(x, D.Bernoulli(p), estimator="pathwise")),
+        (ValueError, "no log_prob", lambda: qg.expectation(x, OnlyPoints(p), estimator="score")),
+        (ValueError, "no log_prob", lambda: qg.expectation(x, OnlyPoints(p), method="quad")),
+        (ValueError, "no way is known", lambda: qg.expectation(x, Nothing(p))),
+        (ValueError, "move", lambda: qg.expectation(x, D.Uniform(leaf(0.0), 1.0), estimator="score")),
+        (ValueError, "4,096", lambda: qg.expectation(
+            lambda x: x.sum(-1), D.Independent(D.Normal(torch.zeros(5000), torch.ones(5000)), 1))),
+        (ValueError, "cannot be gone through", lambda: qg.expectation(x, normal, method="exact")),
+        (ValueError, "not continuous", lambda: qg.expectation(x, D.Bernoulli(p), method="quad")),
+        (ValueError, "normal distributions", lambda: qg.expectation(x, D.Gamma(p, 1.0), method="gauss")),
+        (ValueError, "nodes along each", lambda: qg.expectation(
+            lambda x: x.sum(-1), D.Independent(D.Normal(torch.zeros(9), torch.ones(9)), 1), method="gauss")),
+        (ValueError, "pca", lambda: qg.expectation(x, normal, method="qmc", construction="pca")),
+        (ValueError, "method='best'", lambda: qg.expectation(x, normal, method="best")),  # type: ignore[arg-type]
+        (ValueError, "params", lambda: qg.expectation(x, normal, params=(p,))),
+        (ValueError, "broadcast", lambda: qg.expectation(
+            lambda x, c: x * c, D.Normal(torch.zeros(3), 1.0), (torch.zeros(2),))),
+        (ValueError, "rtol", lambda: qg.expectation(x, normal, rtol=-1.0)),
+        (ValueError, "replicates", lambda: qg.expectation(x, normal, n=64, replicates=1)),
+        (TypeError, "torch.distributions.Distribution", lambda: qg.expectation(x, 3.0)),  # type: ignore[arg-type]
+        (TypeError, "returned float", lambda: qg.expectation(x, lambda: 3.0)),  # type: ignore[arg-type,return-value]
+        (TypeError, "cannot be built", lambda: qg.expectation(x, Stubborn((p, p)))),
+        (qg.IntegrandError, "one value for each draw", lambda: qg.expectation(lambda x: x.sum(), normal)),
+        (qg.IntegrandError, "returned float", lambda: qg.expectation(lambda x: 1.0, normal)),
+        (qg.IntegrandError, "one number for each draw", lambda: qg.expectation(
+            x, normal, weight=lambda x: torch.stack((x, x), -1))),
+    ]  # fmt: skip
+    for kind, text, call in cases:
+        with pytest.raises(kind, match=text):
+            call()
+
+
+def test_a_class_that_only_a_function_of_its_parameters_can_build() -> None:
+    loc, scale = leaf([0.3, 0.5]), leaf(0.7)
+    result = qg.expectation(lambda x: x * x, lambda a, b: Stubborn((a, b)), params=(loc, scale))
+    slopes = torch.autograd.grad(result.value.sum(), (loc, scale))
+    assert torch.allclose(result.value, loc**2 + scale**2, rtol=1e-3)
+    assert torch.allclose(slopes[0], 2 * loc, rtol=1e-3) and torch.allclose(slopes[1], 4 * scale, rtol=1e-3)
+    points = qg.expectation(torch.exp, lambda a: OnlyPoints(a), params=(loc - 2.0,), n=2**12)
+    assert points.value.shape == (2,)
+
+
+def test_a_group_of_one_rank_gives_the_same_bits(tmp_path: Any) -> None:
+    from torch import distributed
+
+    normal = D.Independent(D.Normal(leaf([0.1, 0.2]), torch.ones(2).double()), 1)
+    f = lambda x: torch.exp(x.sum(-1))
+    alone = qg.expectation(f, normal, n=2**14)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        together = qg.expectation(f, normal, n=2**14, group=distributed.group.WORLD)
+        assert torch.equal(alone.value, together.value) and torch.equal(alone.error, together.error)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_no_warning_where_nothing_is_wrong() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for f in (lambda x: (x > 0.5).double(), torch.relu, lambda x: torch.ones_like(x)):
+            qg.expectation(f, D.Normal(leaf(0.3), leaf(0.7)))
+            qg.expectation(f, D.Normal(leaf(0.3), leaf(0.7)), n=2**12)
