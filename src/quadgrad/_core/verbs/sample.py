@@ -22,6 +22,7 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
+from quadgrad._core.search.importance import Training, judge_maps, train_maps
 from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import real_dtype, returned_dtype
@@ -105,10 +106,14 @@ def integrate_samples(
     sample: Sample,
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None = None,
 ) -> Result:
-    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`."""
+    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`.
+
+    With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`).
+    """
     with sample.ranks:
-        return _share(problem, gradient, sample, said, on_failure)
+        return _share(problem, gradient, sample, said, on_failure, training)
 
 
 def _share(
@@ -117,6 +122,7 @@ def _share(
     sample: Sample,
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None,
 ) -> Result:
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
@@ -129,15 +135,24 @@ def _share(
             grid = grid if grid is None or grid.shape[0] == 1 else grid.repeat(lanes.count, 1, 1)
             plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
             sample = replace(sample, plan=plan)
-        result = _integrate(problem, probe, gradient, sample, said)
+            if training is not None and training.kept is not None and training.kept.shape[0] > 1:
+                training = replace(training, kept=training.kept.repeat(lanes.count))
+        result = _integrate(problem, probe, gradient, sample, said, training)
     if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
 
-def _integrate(problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str) -> Result:
+def _integrate(
+    problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
+) -> Result:
     with problem.outside() as plain:
+        if training is not None:
+            sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
+        if training is not None:
+            found, more = judge_maps(found, training, plain.pieces.empty)
+            said += more
         if problem.flowing and plain.batch:
             some = min(plain.batch, plain.chunk_size or BLOCK)
             refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None, :some], slice(0, some))
