@@ -94,7 +94,7 @@ def peer(f: Callable[[Any], Any], d: int, n: int, turns: tuple[int, int] = (5, 1
     import vegas
 
     def call(seed: int) -> tuple[float, float, int]:
-        np.random.seed(seed)  # its own way to fix its numbers
+        np.random.seed(seed)  # noqa: NPY002  (its own way to fix its numbers)
         integrator, each = vegas.Integrator([[0.0, 1.0]] * d), n // sum(turns)
         integrator(vegas.lbatchintegrand(f), nitn=turns[0], neval=each)
         found = integrator(vegas.lbatchintegrand(f), nitn=turns[1], neval=each)
@@ -269,7 +269,7 @@ def measure(scale: float = 1.0) -> Findings:
     figures.append(Figure("ridge: largest error over the reported one", worst, target=Target(1.0)))
     return Findings(
         "VEGAS",
-        f"exp(-625 |x - 1/2|^2) in 5 dimensions with about {n:,} samples, the ridge in 4 with a sixty-fourth of them, "
+        f"exp(-625 |x - 1/2|^2) in 5 dimensions with about {n:,} samples, the ridge in 4 with 1/64 of them, "
         f"{seeds} seeds, float64, in turn; samples of training and of warm-up count. Standard errors are the "
         "reported ones, relative to the integral; torchquad reports none, so its true one stands there.",
         [

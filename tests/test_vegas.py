@@ -462,6 +462,7 @@ result.value.sum().backward()
 kept = qg.vegas(f, [0.0] * 3, 1.0, (s + 600.0,), group=group, plan=result.plan, **options)
 torch.save([result.value.detach(), result.error, result.plan.grid, s.grad, kept.value.detach(), kept.plan.grid],
            f"{folder}/{rank}.pt")
+distributed.barrier()  # gloo aborts a process that leaves while another one still listens to it
 distributed.destroy_process_group()
 """
 
