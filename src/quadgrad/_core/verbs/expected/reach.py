@@ -140,7 +140,7 @@ def warn_of_severed(reach: Reach) -> None:
         warn(
             f"{' and '.join(reasons)}, but f's values do not depend on them through torch: they decide by "
             "comparison (>, argmax, round), or something leaves torch (.item(), NumPy). Their gradient is missing, "
-            "whatever the estimator: those of the distribution's parameters are there. Make the decision soft, or a "
-            "random one whose probability is a parameter of the distribution; or detach them",
+            "whatever the estimator: those of the distribution's parameters are there. Make the decision soft, or "
+            "a random one whose probability is a parameter of the distribution; or detach them",
             SeveredGradientWarning,
         )
