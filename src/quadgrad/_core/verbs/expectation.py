@@ -19,6 +19,7 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import make_tolerance, real_dtype, returned_dtype
@@ -208,9 +209,11 @@ def expectation(
         if given not in known:
             raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
     make_tolerance(1.0 if rtol is None else rtol, atol or float(rtol == 0.0 and n is not None), 1e-16)
-    options = Options(n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, group)
     outer = current_record()
-    with InnerRecord() as record, WithoutAutocast() as unaided:
+    with Ranks(group) as ranks, InnerRecord() as record, WithoutAutocast() as unaided:
+        options = Options(
+            n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks
+        )
         weight = None if weight is None else unaided.restore(weight)
         question = ask(unaided.restore(f), distribution, args, params, weight)
         reach = look(question)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core.gradient.mode import Finished, GradientMode
 from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 
@@ -34,7 +35,7 @@ class Options:
     gradient: GradientMode
     construction: str
     chunk_size: int | None
-    group: Any
+    ranks: Ranks
 
     @property
     def tolerances(self) -> tuple[float, float]:

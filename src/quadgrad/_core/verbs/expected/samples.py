@@ -172,7 +172,7 @@ class _Run:
         args = question.arguments(*more, detached=detached)
         problem = prepare_box(draws, corners[0], corners[1], args, True, n, tolerances, chunk_size=o.chunk_size)
         problem.integrand.name = "function f (of draws)"
-        ranks = open_ranks(o.group, problem)
+        ranks = open_ranks(o.ranks, problem)
         sample, said = make_sample(
             problem, self.sequence, n, tolerances, o.replicates, o.confidence, seed, plan, ranks
         )
