@@ -64,7 +64,8 @@ class Runs:
         rms = math.sqrt(sum(e * e for e in self.off) / count)
         return (
             label, show_time(sum(self.seconds) / count), f"{sum(self.samples) / count:,.0f}",
-            f"{self.rate() / 1e6:.1f} M", f"{math.sqrt(self.mean_square()):.1e}", f"{rms:.1e}", f"{self.cost():.1e}",
+            f"{self.rate() / 1e6:.1f} M", f"{math.sqrt(self.mean_square()):.1e}", f"{rms:.1e}",
+            f"{self.cost():.1e}",
         )  # fmt: skip
 
 
