@@ -103,7 +103,7 @@ class Box:
         margin = self._margin(self.a, self.b, side)
         # Points are held back, not drawn together: that would be off by as much as x is rounded.
         low, high = torch.minimum(self.a, self.b) + margin, torch.maximum(self.a, self.b) - margin
-        return torch.addcmul(self.a, u, side).clamp(low, high), side.prod(-1)[None]
+        return torch.addcmul(self.a, u, side).clamp_(low, high), side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Do so where some sides are infinite."""
