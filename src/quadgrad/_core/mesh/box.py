@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import derivatives_open
+from quadgrad._core._torch import derivatives_open, in_transform
 
 __all__ = ["Box"]
 
@@ -103,7 +103,10 @@ class Box:
         margin = self._margin(self.a, self.b, side)
         # Points are held back, not drawn together: that would be off by as much as x is rounded.
         low, high = torch.minimum(self.a, self.b) + margin, torch.maximum(self.a, self.b) - margin
-        return torch.addcmul(self.a, u, side).clamp_(low, high), side.prod(-1)[None]
+        x = torch.addcmul(self.a, u, side)
+        # In place where it can be, in a fresh tensor: `vmap` has no rule for that.
+        x = x.clamp(low, high) if in_transform() else x.clamp_(low, high)
+        return x, side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Do so where some sides are infinite."""
