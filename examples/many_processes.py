@@ -36,9 +36,8 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand((count, DIMENSIONS), generator=generator, dtype=torch.float64).sqrt()
 
 
-def main() -> None:
+def train() -> None:
     """Train, and look whether all processes hold the same."""
-    distributed.init_process_group("gloo")
     rank, world = distributed.get_rank(), distributed.get_world_size()
     ddp = DistributedDataParallel(make_network())
     optimiser = torch.optim.Adam(ddp.parameters(), lr=3e-2)
@@ -62,7 +61,12 @@ def main() -> None:
     same = all(torch.equal(one, each[0]) for one in each)
     if rank == 0:
         print(f"{world} processes hold {'the same' if same else 'different'} weights, to the last bit")
-    distributed.barrier()  # gloo may abort a process that another one leaves behind
+
+
+def main() -> None:
+    """Train in a group. It is destroyed when nothing holds it any more: gloo may abort a process otherwise."""
+    distributed.init_process_group("gloo")
+    train()
     distributed.destroy_process_group()
 
 

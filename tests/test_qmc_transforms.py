@@ -201,3 +201,12 @@ def test_points_near_the_limits_are_not_drawn_together() -> None:
     a = torch.tensor([1000.0, 1000.0])
     result = qg.qmc(lambda x: ((x.double() - 1000.0) ** 2).sum(-1), a, a + 1.0, rtol=1e-4)
     assert result.converged and abs(float(result.value) - 2 / 3) <= 2 / 3 * 1e-4
+
+
+def test_lanes_of_limits_warn_of_nothing() -> None:
+    a = t64([[-1.0, -0.5], [0.0, 0.25]])
+    value = lambda a: qg.qmc(bell, a, 2.0, (t64(0.5),), n=64).value
+    found = torch.func.vmap(torch.func.grad(value))(a)
+    plain = a.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(value(plain).sum(), plain)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import derivatives_open
+from quadgrad._core._torch import derivatives_open, in_transform
 
 __all__ = ["Box"]
 
@@ -104,7 +104,10 @@ class Box:
         first, last = (margin * sign for margin in self._margins(self.a, self.b, side))
         near, far = self.a + first, self.b - last
         # Points are held back, not drawn together: that would be off by as much as x is rounded.
-        x = torch.addcmul(self.a, u, side).clamp(torch.minimum(near, far), torch.maximum(near, far))
+        low, high = torch.minimum(near, far), torch.maximum(near, far)
+        x = torch.addcmul(self.a, u, side)
+        # In place where it can be, in a fresh tensor: `vmap` has no rule for that.
+        x = x.clamp(low, high) if in_transform() else x.clamp_(low, high)
         return x, side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
