@@ -31,6 +31,7 @@ from benchmarks import (
     tensors,
     training,
     transforms,
+    vegas,
 )
 from benchmarks.findings import Findings
 from benchmarks.report import show_findings, show_setting
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "coverage": coverage.measure,
     "sampling": sampling.measure,
     "perturbations": perturbations.measure,
+    "vegas": vegas.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,

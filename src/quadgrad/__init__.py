@@ -28,6 +28,7 @@ from quadgrad._core.verbs.perturbed import Perturbed
 from quadgrad._core.verbs.qmc import qmc
 from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.replay import replay
+from quadgrad._core.verbs.vegas import vegas
 
 __all__ = [
     "GradientMode",
@@ -53,6 +54,7 @@ __all__ = [
     "quad",
     "replay",
     "show_config",
+    "vegas",
 ]
 __version__ = "0.1.0"
 _restore_plan, _restore_result = restore_plan, restore_result  # files name them

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 
 from quadgrad._core._torch import belongs_to_transform, leaves_behind, made_since, nodes_made, outside_transforms
 
-__all__ = ["Closure", "stand_in", "uncompiled"]
+__all__ = ["Closure", "Unchanged", "stand_in", "uncompiled"]
 
 _ATTRIBUTES = get_default_nowrap_functions()
 """What reads a tensor's own gradient or base."""
@@ -154,3 +154,30 @@ class Closure(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self._stand_in(value) is not value
         return isinstance(value, tuple | list) and any(map(self._meets_one, value))
+
+
+class Unchanged:
+    """Tensors that a function was given, and that a backward pass which calls it again needs as they were.
+
+    Torch itself looks after those that are differentiated with respect to.
+    """
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        each = [t for t in tensors if isinstance(t, Tensor) and not t.is_inference()]
+        self._versions = [(tensor, tensor._version) for tensor in each]
+
+    def check(self) -> None:
+        """Raise if one of them was changed in place.
+
+        Raises
+        ------
+        RuntimeError
+            As torch raises one for what it keeps.
+        """
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"a limit or argument of shape {tuple(tensor.shape)} was modified by an inplace operation "
+                    "after it was integrated with, and the backward pass calls the integrand again: pass a clone "
+                    "of it, or go backward before it is changed"
+                )

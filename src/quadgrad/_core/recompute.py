@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.closure import Closure, stand_in, uncompiled
+from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.cells import CellPlan, Mesh
@@ -162,7 +162,8 @@ def recompute(work: WeightedSum, size: int, sums: Sums, again: Sums, rows: Rows 
         return whole
     # Views, which a closure around this one sees, unlike what a Function is given.
     views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
-    return _Recomputed.apply(_Recipe(still, size, again, places, closure.tensors), [whole], *views)
+    constants = Unchanged(t for i, t in enumerate(work.tensors()) if i not in places)
+    return _Recomputed.apply(_Recipe(still, size, again, places, closure.tensors, constants), [whole], *views)
 
 
 def _evaluate(
@@ -198,9 +199,11 @@ class _Recipe:
     sums: Sums
     places: list[int]
     closed: list[Tensor]
+    constants: Unchanged
 
     def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
         """Return the products with the gradient; differentiable if the grad mode says so."""
+        self.constants.check()
         connected, count = torch.is_grad_enabled(), len(self.places)
         rows = [self.work.rows_of(place) for place in self.places] + [0] * len(self.closed)
         found = [Rows(r * self.work.plan.batch, gradient) if r else _Sum() for r in rows]

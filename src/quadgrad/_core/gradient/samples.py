@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.closure import Closure, stand_in, uncompiled
+from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.replicates import student_factor
 from quadgrad._core.gradient.derivative import differentiate, make_variables, variables_of
@@ -151,8 +151,12 @@ def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Ten
     equal = bool((n == n[:1]).all())
     parts: list[Tensor] = []
     for owner in order.split(tile_size(problem, plan)):
-        whole = equal and owner.numel() == plan.batch
-        mean = _Mean(problem if whole else _part(problem, owner), plan.take(owner), sample, plan.n[owner].tolist())
+        one, number = problem, None
+        if not (equal and owner.numel() == plan.batch):
+            one = _part(problem, owner)
+            # An f that captures lanes is called with all integrals' arguments: their places tell lanes apart.
+            number = owner if problem.integrand.captured else None
+        mean = _Mean(one, plan.take(owner), sample, plan.n[owner].tolist(), number)
         parts.append(mean.differentiable(None if value is None else value[owner]))
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result if equal else result.index_select(0, order.argsort())
@@ -160,8 +164,10 @@ def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Ten
 
 def _part(problem: Problem, owner: Tensor) -> Problem:
     """Return the problem of some integrals, in this order."""
-    arguments = tuple(a if a.shared else replace(a, value=a.value[owner]) for a in problem.integrand.arguments)
-    integrand, limits = replace(problem.integrand, arguments=arguments), problem.limits.take(owner)
+    integrand, limits = problem.integrand, problem.limits.take(owner)
+    if integrand.captured is None:
+        arguments = tuple(a if a.shared else replace(a, value=a.value[owner]) for a in integrand.arguments)
+        integrand = replace(integrand, arguments=arguments)
     return replace(problem, integrand=integrand, limits=limits, stretches=None, batch_shape=tuple(owner.shape))
 
 
@@ -173,12 +179,16 @@ _Block = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Mean:
-    """The means of all integrals of a problem, whose numbers of points ``n`` descend."""
+    """The means of all integrals of a problem, whose numbers of points ``n`` descend.
+
+    ``owner`` tells which of the integrand's integrals they are, if these are more or in another order.
+    """
 
     problem: Problem
     plan: PointsPlan
     sample: Sample
     n: list[int]
+    owner: Tensor | None = None
 
     def differentiable(self, value: Tensor | None) -> Tensor:
         """Return the means ``(batch, *event)``, which are ``value`` if it is given."""
@@ -198,7 +208,8 @@ class _Mean:
         whole = still._shared() if whole is None else whole
         # Views, which a closure around this one sees, unlike what a Function is given.
         views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
-        return _Recomputed.apply(_Recipe(still, places, closure.tensors), [whole], *views)
+        constants = Unchanged(t for i, t in enumerate(self.tensors()) if i not in places)
+        return _Recomputed.apply(_Recipe(still, places, closure.tensors, constants), [whole], *views)
 
     def blocks(self) -> Iterator[_Block]:
         """Return the blocks of points of all rounds, always cut in the same way."""
@@ -249,9 +260,11 @@ class _Mean:
         integrand, box, plan = self.problem.integrand, self.problem.limits, self.plan
         if active < len(self.n):
             first = slice(0, active)
-            integrand, box, plan = integrand.part(0, active), box.take(first), plan.take(first)
+            integrand = integrand if self.owner is not None else integrand.part(0, active)
+            box, plan = box.take(first), plan.take(first)
         x, weight = plan.place(box, start, count)
-        y = integrand(x.expand(-1, active, -1), slice(0, active))
+        owner = slice(0, active) if self.owner is None else self.owner[:active]
+        y = integrand(x.expand(-1, active, -1), owner)
         weight = weight / (plan.count * plan.n)
         return (y * align(weight, y)).sum(0)
 
@@ -305,9 +318,11 @@ class _Recipe:
     mean: _Mean
     places: list[int]
     closed: list[Tensor]
+    constants: Unchanged
 
     def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return the products with the gradient; differentiable if the grad mode says so."""
+        self.constants.check()
         parts = self.mean.parts()
         if not parts:
             return [torch.zeros_like(t) for t in saved]

@@ -100,30 +100,44 @@ class Box:
         if self.infinite:
             return self._place_beyond(u)
         side = self.b - self.a
-        margin = self._margin(self.a, self.b) * side.detach().sign()
-        return torch.addcmul(self.a + margin, u, side - 2.0 * margin), side.prod(-1)[None]
+        sign = side.detach().sign()
+        first, last = (margin * sign for margin in self._margins(self.a, self.b, side))
+        near, far = self.a + first, self.b - last
+        # Points are held back, not drawn together: that would be off by as much as x is rounded.
+        x = torch.addcmul(self.a, u, side).clamp(torch.minimum(near, far), torch.maximum(near, far))
+        return x, side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Do so where some sides are infinite."""
+        # The last bin of a map may be so narrow that a point in it is rounded to 1.
+        u = u.clamp(max=1.0 - 2.0**-53)
         lower, upper = torch.minimum(self.a, self.b), torch.maximum(self.a, self.b)
         below, above = lower == -torch.inf, upper == torch.inf
         both, rest = below & above, 1.0 - u
         # What is infinite is left out before it is used: its derivatives would be NaN.
         start, stop = lower.masked_fill(below, 0.0), upper.masked_fill(above, 0.0)
-        margin = self._margin(start, stop)
-        start, stop = start + margin, stop - margin
+        side = stop - start
+        first, last = self._margins(start, stop, torch.where(below | above, torch.inf, side))
         whole = torch.tan(math.pi * (torch.where(both, u, 0.5) - 0.5))
         half = torch.where(above, start + u / rest, stop - rest / u)
-        x = torch.where(both, whole, torch.where(below | above, half, start + u * (stop - start)))
+        x = torch.where(both, whole, torch.where(below | above, half, start + u * side))
+        x = x.clamp((start + first).masked_fill(below, -torch.inf), (stop - last).masked_fill(above, torch.inf))
         half = torch.where(above, rest, u) ** -2
         whole = math.pi * (1.0 + whole * whole)
-        stretch = torch.where(both, whole, torch.where(below | above, half, stop - start))
+        stretch = torch.where(both, whole, torch.where(below | above, half, side))
         return x, stretch.prod(-1) * torch.where(self.b < self.a, -1.0, 1.0).prod(-1)
 
-    def _margin(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return how far from the limits to stay, where f may be infinite: x is rounded before f sees it."""
-        rounding = torch.finfo(self.x_dtype)
-        return (rounding.eps * torch.maximum(a.detach().abs(), b.detach().abs())).clamp_min(rounding.tiny)
+    def _margins(self, a: Tensor, b: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far from a and from b to stay, where f may be infinite: x is rounded before f sees it.
+
+        Places are counted from a, so that they have all digits of their distance from it where it is zero. A margin
+        is at most a quarter of a side, which a few numbers may fill.
+        """
+        rounding, first = torch.finfo(self.x_dtype), a.detach().abs()
+        most = 0.25 * side.detach().abs()
+        ends = first, torch.maximum(first, b.detach().abs())
+        near, far = ((rounding.eps * end).clamp_min(rounding.tiny).minimum(most) for end in ends)
+        return near, far
 
     def tensors(self) -> list[Tensor]:
         """Return what may carry a gradient."""

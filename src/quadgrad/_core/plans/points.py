@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import outside_transforms
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
-from quadgrad._core.mesh.grid import through_grid
+from quadgrad._core.mesh.grid import Placed, grid_table, through_grid
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.points import Sequence, make_sequence
 from quadgrad._core.printing import counted
@@ -87,13 +88,32 @@ class PointsPlan(Plan, geometry="points"):
 
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
-        u = _kept_sequence(self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only).points(
-            start, count
-        )
-        # One point after the other in memory: matrix products and norms of f take up to thirty times as long the
-        # other way round.
-        u = u.reshape(-1, 1, self.d)
-        return (u, None) if self.grid is None else through_grid(self.grid, u)[:2]
+        if self.grid is None:
+            return self._cube(start, count).permute(1, 2, 0).reshape(-1, 1, self.d), None
+        y, factor, _ = self.mapped(start, count)
+        return y.permute(2, 1, 0), factor.T
+
+    def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
+        """Return where points come to lie, the map's volume element, and their bins; see :func:`through_grid`."""
+        # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return through_grid(*self._map, self._cube(start, count), with_bins)
+
+    def _cube(self, start: int, count: int) -> Tensor:
+        """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
+        key = (self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only)
+        return _kept_sequence(*key).points(start, count).permute(2, 0, 1)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the plan on another device."""
+        moved = super().to(device)
+        vars(moved).pop("_map", None)
+        return moved
+
+    @cached_property
+    def _map(self) -> tuple[Tensor, Tensor]:
+        assert self.grid is not None
+        return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the points of all replicates from index ``start``, and the volume element there.
@@ -110,7 +130,9 @@ class PointsPlan(Plan, geometry="points"):
         """
         u, stretched = self.unit_points(start, count)
         x, factor = box.place(u)
-        return x, factor if stretched is None else factor * stretched
+        # One point after the other in memory: matrix products and norms of f take up to thirty times as long the
+        # other way round.
+        return x.contiguous(), factor if stretched is None else factor * stretched
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""

@@ -44,6 +44,6 @@ def make_sequence(
     >>> sobol.points(0, sobol.rounded(1000)).shape
     torch.Size([16, 1024, 3])
     """
-    if name not in SEQUENCES:
+    if not isinstance(name, str) or name not in SEQUENCES:
         raise ValueError(f"sequence={name!r} is not known: choose one of {', '.join(map(repr, SEQUENCES))}")
     return SEQUENCES[name](d, seed, replicates, device, dtype)

@@ -25,6 +25,16 @@ __all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "search_samples", 
 BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
 
+NUMBERS = 2**19
+"""Coordinates and values of a block of points, which are fewer then in many dimensions."""
+
+HELD = 2**24
+"""Bytes that are asked for and given back before a sample: the C library then keeps what a block frees for the next
+one. Otherwise the system takes it and returns it zeroed, which cost half of the time."""
+
+TABLE = 2**16
+"""Bins of all maps that are used at a time, unless that is one map: their ends and widths stay in the cache."""
+
 LONGEST = 4
 """Blocks in a part at most, where there are more than enough parts: ranks hear of an error after each."""
 
@@ -70,17 +80,22 @@ def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
     event = 1
     for size in problem.integrand.event or ():
         event *= size
-    nodes = problem.chunk_size or max(1, BLOCK // max(1, event))
+    nodes = problem.chunk_size or max(1, min(BLOCK // max(1, event), NUMBERS // (plan.d + 1 + event)))
     return 2 ** max(0, (nodes // max(1, plan.count * batch)).bit_length() - 1)
 
 
 def tile_size(problem: Problem, plan: PointsPlan) -> int:
     """Return how many integrals to sample together."""
-    return max(1, (problem.chunk_size or BLOCK * PARTS) // plan.count)
+    size = (problem.chunk_size or BLOCK * PARTS) // plan.count
+    if plan.grid is not None:
+        size = min(size, TABLE // max(1, plan.grid.shape[1] * plan.grid.shape[2]))
+    return max(1, size)
 
 
 def search_samples(problem: Problem, sample: Sample) -> Found:
     """Sample every integral of a problem that is outside of all transforms, some at a time."""
+    if sample.plan.n.is_cpu:
+        torch.empty(HELD, dtype=torch.uint8)
     size = tile_size(problem, sample.plan)
     if problem.batch <= size:
         return _Rounds(problem, sample).run()
@@ -89,7 +104,8 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
         _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
     ]
     joined = [
-        torch.cat([getattr(one, name) for one in each]) for name in ("value", "error", "status", "nfev", "lost")
+        torch.cat([getattr(one, name) for one in each])
+        for name in ("value", "error", "status", "nfev", "lost", "effective")
     ]
     n = torch.cat([one.plan.n for one in each])
     return Found(replace(sample.plan, n=n), *joined)
@@ -103,6 +119,9 @@ class _Rounds:
         self.n = torch.zeros_like(self.plan.n)
         self.sums = self._no_sums(problem.batch)
         self.scale: Tensor | None = None
+        empty = problem.pieces.empty
+        # There f may be infinite everywhere, which it is asked for the sake of derivatives by the limits only.
+        self.empty = empty if bool(empty.any()) else None
 
     def _no_sums(self, batch: int) -> ReplicateSums:
         integrand = self.problem.integrand
@@ -132,6 +151,7 @@ class _Rounds:
             status,
             self.n * self.plan.replicates,
             self.sums.lost,
+            estimate.effective,
         )
 
     def _judge(self, status: Tensor, met_before: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +205,9 @@ class _Rounds:
         x, weight = plan.place(box, start, count)
         columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
+        if self.empty is not None:
+            empty = self.empty if isinstance(owner, slice) or self.empty.shape[0] == 1 else self.empty[owner]
+            y = y.masked_fill(align(empty[None], y), 0.0)
         if self.scale is not None:
             scale = self.scale if isinstance(owner, slice) else self.scale[owner]
             y = y / align(scale[None], y)

@@ -25,6 +25,8 @@ class Found:
     nfev: Tensor
     lost: Tensor | None = None
     """Of a sample: at how many points of each integral f was not finite."""
+    effective: Tensor | None = None
+    """Of a sample: the effective number of points."""
 
 
 def noise(problem: Problem) -> float:

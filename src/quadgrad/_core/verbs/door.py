@@ -83,6 +83,8 @@ def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
             marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
             points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
             options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
+            if "plan" in options:
+                options["plan"] = repr(options["plan"])
             ranks.refuse_differences(given | marks | points | options)
     return ranks
 

@@ -210,6 +210,7 @@ def expectation(
             raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
     make_tolerance(1.0 if rtol is None else rtol, atol or float(rtol == 0.0 and n is not None), 1e-16)
     outer = current_record()
+    # Ranks come first: what has a record open is an integrand, inside of which nothing can be shared.
     with Ranks(group) as ranks, InnerRecord() as record, WithoutAutocast() as unaided:
         options = Options(
             n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks

@@ -113,15 +113,15 @@ def flatten_box(
     given = args if isinstance(args, tuple | list) else (args,)
     given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
     corners = {"a": a, "b": b}
-    numbers: dict[str, Tensor] = {name: _corner(v) for name, v in corners.items() if not isinstance(v, Tensor)}
-    tensors = _tensors(None, None, given) | {n: _limit(n, v) for n, v in corners.items() if n not in numbers}
-    call_dtype = _dtype(tensors, None)
-    first = next(iter(tensors.values()), None)
+    tensors = _tensors(None, None, given)
+    passed_in = {label: t for name, v in corners.items() for label, t in _passed_in(name, v)}
+    first = next(iter((tensors | passed_in).values()), None)
     first = first.tensor if isinstance(first, Element) else first
     device = torch.device("cpu") if first is None else first.device
+    arrays = {name: torch.as_tensor(v) for name, v in corners.items() if _is_array(v)}
+    call_dtype = _dtype(tensors | passed_in | arrays, None)
     wide = sum_dtype(device)
-    ends = [numbers[n] if n in numbers else corners[n] for n in ("a", "b")]
-    ends = [end.to(device, wide) for end in ends]
+    ends = [_corner(name, v, device, wide) for name, v in corners.items()]
     if max(end.ndim for end in ends) == 0:
         raise ValueError(
             "a and b are both single numbers: limits in d dimensions have shape (*batch, d), for example [0.0, 0.0]"
@@ -136,8 +136,7 @@ def flatten_box(
         if bool(plain(end.isnan()).any()):
             bad = plain(end.isnan()).nonzero()[0]
             raise ValueError(f"limit {name} is NaN at index {tuple(bad.tolist())}")
-    shapes = {n: t for n, t in tensors.items() if n not in corners}
-    shapes |= {n: Element(end, min(1, end.ndim)) for n, end in zip(("a", "b"), ends, strict=True)}
+    shapes = tensors | {n: Element(end, min(1, end.ndim)) for n, end in zip(("a", "b"), ends, strict=True)}
     shape = _batch_shape(shapes, None)
     infinite = any(bool(plain(end.isinf()).any()) for end in ends)
     ends = [end if end.ndim and end.shape[-1] == d else end.expand(*end.shape[:-1], d) for end in ends]
@@ -152,11 +151,33 @@ def flatten_box(
     return integrand, Box(flat[0], flat[1], infinite, torch.promote_types(call_dtype, torch.float32)), shape, passed
 
 
-def _corner(value: Any) -> Tensor:
-    """Return a corner of Python or NumPy numbers as a tensor; Python's take no part in deciding the dtype."""
-    return _limit(
-        "a corner of the box", torch.as_tensor(value, dtype=None if hasattr(value, "__array__") else torch.float64)
-    )
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, Tensor)
+
+
+def _passed_in(name: str, value: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors that a corner is made of, with the names by which the caller knows them."""
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    if not isinstance(value, list | tuple):
+        return []
+    return [pair for i, each in enumerate(value) for pair in _passed_in(f"{name}[{i}]", each)]
+
+
+def _corner(name: str, value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a corner of the boxes as a real tensor; tensors in a list keep their gradient."""
+    if isinstance(value, list | tuple) and _passed_in(name, value):
+        each = [_corner(f"{name}[{i}]", v, device, dtype) for i, v in enumerate(value)]
+        if len({one.shape for one in each}) > 1:
+            shown = ", ".join(str(tuple(one.shape)) for one in each)
+            raise ValueError(f"{name} is a list of tensors of different shapes: {shown}")
+        return torch.stack(each)
+    if not isinstance(value, Tensor | Element | complex):
+        try:
+            value = torch.as_tensor(value, dtype=None if _is_array(value) else dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}={value!r} is no real number, or list of them: {error}") from None
+    return _limit(name, value).to(device, dtype)
 
 
 def _flatten_points(points: Tensor, batch_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

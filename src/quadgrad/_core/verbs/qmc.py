@@ -151,7 +151,7 @@ def qmc(
         problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
         open_ranks(
             ranks, problem, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=repr(plan), chunk_size=chunk_size,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, chunk_size=chunk_size,
         )  # fmt: skip
         sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
         most = sample.most * sample.plan.replicates * problem.batch

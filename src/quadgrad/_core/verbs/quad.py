@@ -187,7 +187,7 @@ def quad(
             limit_gradient=limit_gradient,
         )  # fmt: skip
         open_ranks(
-            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=repr(plan),
+            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
             limit_gradient=limit_gradient, vectorized=vectorized, log=log, chunk_size=chunk_size,
         )  # fmt: skip
         return integrate(
@@ -199,7 +199,7 @@ def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> Non
     """Refuse options of any verb that cannot be meant."""
     if on_failure not in ("warn", "raise", "ignore"):
         raise ValueError(f"on_failure={on_failure!r} is not one of 'warn', 'raise', 'ignore'")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r} must be a positive number of nodes")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size={chunk_size!r} must be a positive whole number of nodes")
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")

@@ -24,7 +24,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result, describe
 from quadgrad._core.status import Status
 
-__all__ = ["offending_point", "report", "severed_arguments", "warn_if_severed"]
+__all__ = ["did_fail", "offending_point", "report", "severed_arguments", "warn_if_severed"]
 
 
 def report(
@@ -41,9 +41,10 @@ def report(
         sentences.append(_count("derivatives", result.derivative.status))
     if outer is not None:
         failures = dict(inner.failures)
-        failed = int((result.status != int(Status.CONVERGED)).sum())
-        if failed:
-            failures[result.message] = failures.get(result.message, 0) + failed
+        failed = did_fail(result.status)
+        if bool(failed.any()):
+            sentence = describe(result.status[failed]) + result.detail
+            failures[sentence] = failures.get(sentence, 0) + int(failed.sum())
         outer.note(_noise(result, log), failures)
     if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
         return
@@ -60,9 +61,14 @@ def report(
 
 def _count(what: str, status: Tensor, detail: str = "") -> str:
     """Say how many did not converge, and why, or nothing."""
-    failed = int((status != int(Status.CONVERGED)).sum())
+    failed = int(did_fail(status).sum())
     why = f"{failed} of {status.numel()} {what} did not converge. "
     return why + describe(status) + detail if failed else ""
+
+
+def did_fail(status: Tensor) -> Tensor:
+    """Whether integrals did not become what was asked for: a fixed sample was not asked to converge."""
+    return (status != int(Status.CONVERGED)) & (status != int(Status.SAMPLED))
 
 
 def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -21,13 +22,13 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
-from quadgrad._core.search.sampling import Sample, search_samples
+from quadgrad._core.search.importance import Training, judge_maps, train_maps
+from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
 from quadgrad._core.search.task import Found
-from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call, open_ranks
 from quadgrad._core.verbs.noise import refuse_unequal
-from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
 __all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
 
@@ -38,20 +39,26 @@ MOST = 2**22
 """Points of all replicates at most, unless n says."""
 
 
+LIMIT = 2**52
+"""Points that can be told apart."""
+
+
 def make_sample(
     problem: Problem, sequence: str, n: int | None, tolerances: tuple[float | None, float], replicates: int,
     confidence: float, seed: int | None, plan: Plan | None, ranks: Ranks,
 ) -> tuple[Sample, str]:  # fmt: skip
     """Return how to sample a problem, and a sentence if n was rounded up."""
-    if isinstance(replicates, bool) or int(replicates) != replicates or replicates < 2:
+    if not _is_whole(replicates) or replicates < 2:
         raise ValueError(
             f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error"
         )
-    if not 0.0 < confidence < 1.0:
+    if not isinstance(confidence, Real) or not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
-    if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
+    if n is not None and (not _is_whole(n) or n < 1):
         raise ValueError(f"n={n!r} must be a positive whole number of points, in all replicates together")
-    kept = _check_plan(problem, plan)
+    if n is not None and n > LIMIT:
+        raise ValueError(f"n={n!r} is more than 2**52: so many points cannot be told apart")
+    kept, replicates = _check_plan(problem, plan), int(replicates)
     device, d = problem.limits.a.device, problem.limits.d
     if kept is not None:
         sequence, replicates = kept.sequence, kept.replicates
@@ -76,6 +83,10 @@ def make_sample(
     return Sample(fresh, first, most, fixed, confidence, ranks), said
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and float(number).is_integer()
+
+
 def _check_plan(problem: Problem, plan: Plan | None) -> PointsPlan | None:
     if plan is None:
         return None
@@ -95,10 +106,14 @@ def integrate_samples(
     sample: Sample,
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None = None,
 ) -> Result:
-    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`."""
+    """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`.
+
+    With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`).
+    """
     with sample.ranks:
-        return _share(problem, gradient, sample, said, on_failure)
+        return _share(problem, gradient, sample, said, on_failure, training)
 
 
 def _share(
@@ -107,6 +122,7 @@ def _share(
     sample: Sample,
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
+    training: Training | None,
 ) -> Result:
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
@@ -119,18 +135,27 @@ def _share(
             grid = grid if grid is None or grid.shape[0] == 1 else grid.repeat(lanes.count, 1, 1)
             plan = replace(sample.plan, batch_shape=problem.batch_shape, n=n, grid=grid)
             sample = replace(sample, plan=plan)
-        result = _integrate(problem, probe, gradient, sample, said)
-    failed = bool(((result.status != int(Status.CONVERGED)) & (result.status != int(Status.SAMPLED))).any())
-    if failed or inner.failures or outer is not None or result.derivative is not None:
+            if training is not None and training.kept is not None and training.kept.shape[0] > 1:
+                training = replace(training, kept=training.kept.repeat(lanes.count))
+        result = _integrate(problem, probe, gradient, sample, said, training)
+    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
 
-def _integrate(problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str) -> Result:
+def _integrate(
+    problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
+) -> Result:
     with problem.outside() as plain:
+        if training is not None:
+            sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
+        if training is not None:
+            found, more = judge_maps(found, training, plain.pieces.empty)
+            said += more
         if problem.flowing and plain.batch:
-            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None], slice(0, plain.batch))
+            some = min(plain.batch, plain.chunk_size or BLOCK)
+            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None, :some], slice(0, some))
     primal = SampledPrimal(problem, found, sample)
     warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else [])
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
