@@ -168,7 +168,8 @@ def _result(question: Question, options: Options, total: _Sum, last: Tensor, off
     batch_shape, event = question.batch_shape, question.event
     mass = total.mass.detach()
     size = total.modulus.amax(-1)
-    error = last + ROUNDING * question_eps(question) * size + 2.0 * (mass - 1.0).abs() * size
+    resolution = total.count * torch.finfo(question.wide).smallest_normal * torch.finfo(question.wide).eps
+    error = last + resolution + ROUNDING * question_eps(question) * size + 2.0 * (mass - 1.0).abs() * size
     value = total.numerator
     if question.weight is not None:
         denominator = total.denominator
