@@ -53,7 +53,7 @@ def train() -> None:
         optimiser.step()
         if rank == 0 and step % 10 == 9:
             error = float(mass.error / mass.value.detach())
-            print(f"step {step + 1}: loss {float(loss):.3f}, integral known to {error:.0e}")
+            print(f"step {step + 1}: loss {loss.item():.3f}, integral known to {error:.0e}")
     # The negative entropy of the true density is 3 (log 2 - 1/2) = 0.579.
     weights = torch.cat([parameter.detach().flatten() for parameter in ddp.parameters()])
     each = [torch.empty_like(weights) for _ in range(world)]

@@ -205,6 +205,14 @@ def test_a_jump_that_paths_do_not_see_is_noticed() -> None:
     assert "is pathwise" in smooth.message
 
 
+def test_a_kink_of_correlated_draws_is_no_jump() -> None:
+    loc, factor = leaf([0.1, 0.2]), leaf([[1.0, 0.0], [0.5, 1.5]])
+    result = qg.expectation(lambda x: torch.relu(x.sum(-1)), D.MultivariateNormal(loc, scale_tril=factor))
+    assert "is pathwise" in result.message
+    (slope,) = torch.autograd.grad(result.value, factor)
+    assert slope[0, 1] == 0  # no part of a lower triangle
+
+
 def test_what_no_estimator_reaches_is_warned_about() -> None:
     normal = D.Independent(D.Normal(leaf([0.1, 0.2]), torch.ones(2).double()), 1)
     net = torch.nn.Linear(2, 1).double()

@@ -295,7 +295,10 @@ class Integrand:
                 columns = [_column(a, self.grid(x), kind) for a, kind in zip(args, self.arguments, strict=True)]
                 y = _one_by_one(self.function, x, self.grid(x), columns)
         except Exception as error:
-            error.add_note(f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}")
+            note = f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}"
+            if self.point_ndim:
+                note += ". Coordinate i is x[..., i]; beside x an argument is c[..., None], or an element"
+            error.add_note(note)
             raise
         if not isinstance(y, Tensor):
             raise IntegrandError(
@@ -305,7 +308,7 @@ class Integrand:
             )
         grid = self.grid(x)
         if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
-            raise IntegrandError(_wrong_shape(self.name, x, y, args, event))
+            raise IntegrandError(_wrong_shape(self.name, x, y, args, event, self.point_ndim))
         return y
 
 
@@ -348,11 +351,18 @@ def _shapes(x: Tensor, args: Sequence[Any]) -> str:
     return f"; x of shape {tuple(x.shape)}, args of shapes [{shapes}]"
 
 
-def _wrong_shape(name: str, x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None) -> str:
+def _wrong_shape(
+    name: str, x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None, point_ndim: int
+) -> str:
     tail = "any event shape" if event is None else f"the event shape {event}"
+    expected, columns = f"x.shape = {tuple(x.shape)}", "one column for each cell"
+    spread = "x's shape (torch.full_like(x, c))"
+    if point_ndim:
+        expected, columns = f"x.shape[:-1] = {tuple(x.shape[:-1])}", "points along the last dimension of x"
+        spread = "x.shape[:-1] (c.expand(x.shape[:-1])). Coordinate i is x[..., i], the sum of all x.sum(-1)"
     return (
-        f"the {name} returned shape {tuple(y.shape)}; expected x.shape = {tuple(x.shape)} followed by {tail}"
-        f"{_shapes(x, args)}. The integrand is called with one column for each cell, so a tensor with the batch "
+        f"the {name} returned shape {tuple(y.shape)}; expected {expected} followed by {tail}"
+        f"{_shapes(x, args)}. The integrand is called with {columns}, so a tensor with the batch "
         "shape must not be closed over: pass it in args; pass a vector, matrix or sequence for each element as "
-        "quadgrad.element(t, ndim=k). A constant integrand must be spread to x's shape (torch.full_like(x, c))"
+        f"quadgrad.element(t, ndim=k). A constant integrand must be spread to {spread}"
     )

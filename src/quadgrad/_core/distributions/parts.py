@@ -101,7 +101,10 @@ def _by_constructor(distribution: Any, extra: int) -> Parts:
         found[name] = element(value, min(value.ndim, core + extra))
 
     def build(tensors: Sequence[Any]) -> Distribution:
-        return kind(**constants, **dict(zip(found, tensors, strict=True)), validate_args=False)
+        given = dict(zip(found, tensors, strict=True))
+        if isinstance(given.get("scale_tril"), Tensor):  # draws would depend on what lies above, densities not
+            given["scale_tril"] = given["scale_tril"].tril()
+        return kind(**constants, **given, validate_args=False)
 
     try:
         again = build([v.tensor for v in found.values()])

@@ -102,7 +102,10 @@ def expectation(
     weight : callable, optional
         ``weight(x, *args)``, one number for each draw: the answer is then the quotient of the means of
         ``f * weight`` and of ``weight``, taken on the same points, and ``error`` that of the quotient. With a prior
-        as the distribution and the likelihood as weight it is a posterior mean.
+        as the distribution and the likelihood as weight it is a posterior mean. Where
+        the likelihood is much narrower than the prior, few draws count: take a distribution near the posterior, and
+        prior times likelihood over its density as weight. A constant factor cancels: choose it so that the weight
+        does not underflow.
     method : {"auto", "exact", "quad", "qmc", "iid", "antithetic", "gauss"}
         ``"exact"`` sums over the states of a discrete distribution, up to 2^16 of them, or over a window of 0, 1, 2
         ... that is doubled until two additions are below the tolerance. ``"quad"`` integrates f times the density,

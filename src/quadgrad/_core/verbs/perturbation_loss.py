@@ -97,7 +97,7 @@ def perturbation_loss(
     deviations. Half precision is perturbed in float32 and rounded. Above 4,096 coordinates, the Sobol
     tables' limit, sets of 4,096 are matched at random (Owen, *ACM Trans. Model. Comput. Simul.* 8, 1998).
 
-    A decision (argmax, >) has gradient zero here: perturb a margin, a probability or a cross-entropy.
+    A decision (argmax, >) has no gradient here: perturb a margin, a probability or a cross-entropy.
 
     Examples
     --------

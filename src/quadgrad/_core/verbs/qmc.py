@@ -47,10 +47,12 @@ def qmc(
     ----------
     f : callable
         ``f(x, *args)`` with x of shape ``(..., d)``; each argument arrives broadcastable against
-        ``x.shape[:-1]``. Returns a tensor of that shape, optionally followed by *event* dimensions. Tensors that
-        are the same for the whole batch, such as a network, may be closed over and get their gradient too.
+        ``x.shape[:-1]``, as ``c[..., None]`` against x. Returns a tensor of that shape, optionally followed by
+        *event* dimensions: an f that is elementwise in x has an event of d values. Tensors that are the same for
+        the whole batch, such as a network, may be closed over and get their gradient too.
     a, b : Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
-        Corners of the boxes; infinite sides are allowed. A single number stands for all coordinates.
+        Corners of the boxes, all lower limits in a and all upper ones in b, not a pair for each coordinate;
+        infinite sides are allowed. A single number stands for all coordinates.
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
         matrix for each element with :func:`quadgrad.element`.

@@ -129,7 +129,8 @@ def warn_if_severed(lost: list[str]) -> None:
     if lost:
         warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
-            "leaves torch (.item(), float(), .detach(), NumPy) and the gradient is lost. "
-            "quadgrad.bridge.wrap differentiates such functions. If f does not depend on it, pass it detached",
+            "leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison (>, argmax, round), and "
+            "the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. If f does not depend on "
+            "it, pass it detached",
             SeveredGradientWarning,
         )

@@ -62,11 +62,13 @@ def vegas(
     Parameters
     ----------
     f : callable
-        ``f(x, *args)`` with x of shape ``(..., d)``; each argument arrives broadcastable against ``x.shape[:-1]``.
-        Returns a tensor of that shape, optionally followed by *event* dimensions, which share a map. Tensors that
-        are the same for the whole batch, such as a network, may be closed over and get their gradient too.
+        ``f(x, *args)`` with x of shape ``(..., d)``; each argument arrives broadcastable against ``x.shape[:-1]``,
+        as ``c[..., None]`` against x. Returns a tensor of that shape, optionally followed by *event* dimensions,
+        which share a map: an f that is elementwise in x has an event of d values. Tensors that are the same for
+        the whole batch, such as a network, may be closed over and get their gradient too.
     a, b : Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
-        Corners of the boxes; infinite sides are allowed. A single number stands for all coordinates.
+        Corners of the boxes, all lower limits in a and all upper ones in b, not a pair for each coordinate;
+        infinite sides are allowed. A single number stands for all coordinates.
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
         matrix for each element with :func:`quadgrad.element`.
@@ -97,7 +99,7 @@ def vegas(
         Of an earlier result: its maps, seed and number of points. One iteration shows whether a map still does as
         well as it did; it is used as it is then, and refined otherwise.
     vectorized : bool
-        False if f accepts one point at a time, not supported yet for points of several coordinates.
+        False if f accepts one point at a time, as a list of d Python floats.
     chunk_size : int, optional
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
@@ -151,7 +153,7 @@ def vegas(
 
     >>> import torch, quadgrad as qg
     >>> centre = torch.tensor(0.02, dtype=torch.float64, requires_grad=True)
-    >>> f = lambda x, c: torch.exp(-625 * ((x - c) ** 2).sum(-1))
+    >>> f = lambda x, c: torch.exp(-625 * ((x - c[..., None]) ** 2).sum(-1))
     >>> result = qg.vegas(f, [0.0] * 5, 1.0, args=(centre,), rtol=1e-3)
     >>> side = torch.pi**0.5 / 50 * (1 + torch.erf(25 * centre))
     >>> bool(result.converged), bool((result.value - side**5).abs() <= result.error)
