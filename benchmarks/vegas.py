@@ -293,7 +293,7 @@ def measure_all(scale: float) -> Findings:
         "VEGAS",
         f"exp(-625 |x - 1/2|^2) in 5 dimensions with about {n:,} samples, the ridge in 4 with 1/64 of them, "
         f"{seeds} seeds, float64, one thread, in turn; samples of training and of warm-up count. Errors are "
-        "the standard errors reported, relative to the integral; torchquad reports none: its true one stands there.",
+        "the reported standard errors, relative to the integral; torchquad has none: its true one stands here.",
         [
             Sheet(HEADINGS, [each.row(f"peak, {name}") for name, each in runs.items()]
                   + [each.row(f"ridge, {name}") for name, each in ridges.items()]),

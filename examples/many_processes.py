@@ -62,6 +62,7 @@ def main() -> None:
     same = all(torch.equal(one, each[0]) for one in each)
     if rank == 0:
         print(f"{world} processes hold {'the same' if same else 'different'} weights, to the last bit")
+    distributed.barrier()  # gloo may abort a process that another one leaves behind
     distributed.destroy_process_group()
 
 
