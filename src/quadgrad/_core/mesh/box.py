@@ -105,9 +105,10 @@ class Box:
         near, far = self.a + first, self.b - last
         # Points are held back, not drawn together: that would be off by as much as x is rounded.
         low, high = torch.minimum(near, far), torch.maximum(near, far)
-        x = torch.addcmul(self.a, u, side)
-        # In place where it can be, in a fresh tensor: `vmap` has no rule for that.
-        x = x.clamp(low, high) if in_transform() else x.clamp_(low, high)
+        if in_transform():  # `vmap` has no rule for what is done in place
+            x = torch.addcmul(self.a, u, side).clamp(low, high)
+        else:  # one bound after the other: a third of the time of addcmul and of clamp with both
+            x = (u * side).add_(self.a).clamp_(min=low).clamp_(max=high)
         return x, side.prod(-1)[None]
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:

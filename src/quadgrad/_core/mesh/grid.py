@@ -72,7 +72,8 @@ def through_grid(grid: Tensor, table: Tensor, u: Tensor, with_bins: bool = False
     stay = place.index_select(1, even).mul_(1.0 / (bins * BELOW_ONE))
     # Those that stay are negative here: their modulus is some bin, until they are entered where they belong.
     place[0].sub_(EVEN * bins).mul_(BELOW_ONE / (1.0 - EVEN)).abs_()
-    bin = place.to(torch.int32)[:, None] + _first(grid)
+    bin = place.to(torch.int32)[:, None]
+    bin = bin.add_(_first(grid)) if batch == 1 else bin + _first(grid)
     flat = bin.flatten()
     both = torch.empty((2, d, batch, m), dtype=table.dtype, device=table.device)
     for column, entry in zip(table, both, strict=True):

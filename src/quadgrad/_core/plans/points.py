@@ -89,7 +89,7 @@ class PointsPlan(Plan, geometry="points"):
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
         if self.grid is None:
-            return self._cube(start, count).permute(1, 2, 0).reshape(-1, 1, self.d), None
+            return self._cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
         y, factor, _ = self.mapped(start, count)
         return y.permute(2, 1, 0), factor.T
 
@@ -130,8 +130,8 @@ class PointsPlan(Plan, geometry="points"):
         """
         u, stretched = self.unit_points(start, count)
         x, factor = box.place(u)
-        # One point after the other in memory: matrix products and norms of f take up to thirty times as long the
-        # other way round.
+        # So far one axis followed another in memory, along which operations run. Now it is one point after another:
+        # matrix products and norms of f take up to thirty times as long the other way round.
         return x.contiguous(), factor if stretched is None else factor * stretched
 
     def _facts(self) -> tuple[str, dict[str, str]]:
