@@ -454,3 +454,64 @@ def test_a_jump_that_one_of_two_searches_misses_does_not_converge(rtol: float) -
         lambda x: (x > 0.3).double(), D.Beta(a, b), method="quad", rtol=rtol, on_failure="ignore"
     )
     assert abs(result.value.item() - exact) <= result.error.item()
+
+
+def test_derivatives_of_what_jumps_are_warned_about_where_draws_are_taken() -> None:
+    eye = torch.eye(2).double()
+    still, moving = (D.MultivariateNormal(loc, eye) for loc in (torch.zeros(2).double(), leaf([0.3, 0.3])))
+    w = leaf(0.5)
+    for f in (
+        lambda x: torch.where(x[..., 0] > w, x[..., 1] * w + 1.0, -x[..., 0]),
+        lambda x: (x[..., 0] > w) * w,
+    ):
+        for normal in (still, moving):
+            with pytest.warns(qg.UnmarkedJumpWarning, match="f jumps"):
+                qg.expectation(f, normal, n=2**12)
+    for normal in (still, moving):  # a kink is no jump, and weights that scale the height of one do not move it
+        qg.expectation(lambda x: torch.relu(x[..., 0] - w), normal, n=2**12)
+        qg.expectation(lambda x: (x[..., 0] > 0.3).double(), normal, n=2**12)
+
+
+def test_a_rule_whose_nodes_do_not_tell_derivatives_says_so() -> None:
+    normal = D.Normal(leaf(0.3), t64(1.0))
+    with pytest.warns(qg.SeveredGradientWarning, match="gauss"):
+        qg.expectation(lambda x: (x > 0.3).double(), normal, method="gauss", n=32)
+    with pytest.warns(qg.SeveredGradientWarning, match="gauss.*jumps"):
+        qg.expectation(lambda x: torch.where(x > 0.3, x, -x), normal, method="gauss", n=32)
+    qg.expectation(torch.tanh, normal, method="gauss", n=32)
+
+
+def test_a_batch_truncated_by_a_distribution_function() -> None:
+    def truncated(loc: torch.Tensor) -> D.Distribution:
+        ends = [torch.special.ndtr(end - loc) for end in (0.0, 1.0)]
+        return D.TransformedDistribution(
+            D.Uniform(*ends), [D.CumulativeDistributionTransform(D.Normal(loc, t64(1.0))).inv]
+        )
+
+    loc = leaf([0.3, -0.6, 2.0])
+    density = lambda x: torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    mass = torch.special.ndtr(1.0 - loc) - torch.special.ndtr(-loc)
+    exact = loc + (density(-loc) - density(1.0 - loc)) / mass
+    wanted = torch.autograd.grad(exact.sum(), loc)[0]
+    for method, close in (("quad", 1e-9), ("qmc", 1e-3)):
+        value = qg.expectation(lambda x: x, truncated, params=(loc,), method=method).value
+        assert torch.allclose(value, exact, rtol=close)
+        assert torch.allclose(torch.autograd.grad(value.sum(), loc)[0], wanted, rtol=close)
+
+
+class InOnePrecision(D.Exponential):
+    """As some of torch's: the density cannot be had in double precision."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Compare with a constant of torch's default precision."""
+        if self.rate.dtype == torch.float64:
+            raise RuntimeError("Double did not match Float")
+        return super().log_prob(value)
+
+
+def test_a_density_that_can_be_had_in_one_precision_only() -> None:
+    for dtype in (torch.float32, torch.float64):
+        rate = torch.tensor(2.0, dtype=dtype, requires_grad=True)
+        result = qg.expectation(lambda x: x, InOnePrecision(rate))
+        assert bool(result.converged) and abs(result.value - 0.5) <= result.error
+        assert abs(torch.autograd.grad(result.value, rate)[0] + 0.25) < 1e-3

@@ -15,6 +15,7 @@ from torch.distributions import (
     Independent,
     Normal,
 )
+from torch.utils.checkpoint import checkpoint
 
 import quadgrad as qg
 from benchmarks.perturbations import Live
@@ -261,6 +262,23 @@ def test_what_later_chunks_meet_first_gets_its_gradient() -> None:
     xs = torch.cat(perturbed(x, y, n=4)).unflatten(0, (4, 4))
     for i, gradient in enumerate(gradients):
         torch.testing.assert_close(gradient, xs[:, i].sum(0) / 16)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_checkpoint_that_hides_its_weights_is_refused(leaf: bool) -> None:
+    x, y = torch.rand(3, 2), torch.arange(3.0)
+    inner, outer = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+    def loss(reentrant: bool) -> Any:
+        start = lambda xs: xs.requires_grad_() if leaf else inner(xs)
+        return lambda xs, ys: outer(checkpoint(inner, start(xs), use_reentrant=reentrant)).sum(1)
+
+    with pytest.raises(qg.IntegrandError, match="use_reentrant=False"):
+        qg.perturbation_loss(loss(True), x, y, NOISE, n=4)
+    value = qg.perturbation_loss(loss(False), x, y, NOISE, n=4)
+    slopes = torch.autograd.grad(value, inner.parameters())
+    naive = torch.autograd.grad(loss(False)(torch.cat(perturbed(x, y, n=4)), y).mean(), inner.parameters())
+    torch.testing.assert_close(slopes, naive)
 
 
 def test_a_loss_that_differentiates_what_it_closes_over() -> None:

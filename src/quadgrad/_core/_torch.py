@@ -85,10 +85,13 @@ def dispatch_mode_open() -> bool:
     return mode is not None
 
 
-def leaves_behind(tensor: Tensor, ends: Iterable[Tensor] = ()) -> list[Tensor]:
+def leaves_behind(
+    tensor: Tensor, ends: Iterable[Tensor] = (), look_at: Callable[[Any], None] | None = None
+) -> list[Tensor]:
     """Return the leaves of a tensor's autograd graph, the tensor itself if it is one.
 
-    The graph is followed no further where it reaches one of ``ends``, which are no leaves.
+    The graph is followed no further where it reaches one of ``ends``, which are no leaves. ``look_at`` is called
+    with each node.
     """
     if tensor.grad_fn is None:
         return [tensor] if tensor.requires_grad else []
@@ -100,6 +103,8 @@ def leaves_behind(tensor: Tensor, ends: Iterable[Tensor] = ()) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if look_at is not None:
+            look_at(node)
         if hasattr(node, "variable"):  # the node that accumulates into a leaf
             leaves.append(node.variable)
         waiting.extend(before for before, _ in node.next_functions)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 
 from quadgrad._core._torch import belongs_to_transform, leaves_behind, made_since, nodes_made, outside_transforms
+from quadgrad._core.errors import IntegrandError
 
 __all__ = ["Closure", "Unchanged", "stand_in", "uncompiled"]
 
@@ -109,11 +110,26 @@ class Closure(TorchFunctionMode):
         return not self.foreign(result, others) and self.separable
 
     def foreign(self, result: Tensor, others: Iterable[Tensor]) -> list[Tensor]:
-        """Return the leaves that a result depends on past the stand-ins: what torch functions did not show."""
-        leaves = leaves_behind(result, [*others, *self.stand_ins])
+        """Return the leaves that a result depends on past the stand-ins: what torch functions did not show.
+
+        Raises
+        ------
+        IntegrandError
+            If a reentrant checkpoint hides them.
+        """
+        leaves = leaves_behind(result, [*others, *self.stand_ins], self._refuse)
         unknown = [leaf for leaf in leaves if id(leaf) not in self._leaves]
         self._leaves.clear()
         return unknown
+
+    @staticmethod
+    def _refuse(node: Any) -> None:
+        """Refuse a node that hides parameters: they get gradients in ``backward()`` only, and elsewhere none."""
+        if node.name() == "CheckpointFunctionBackward":
+            raise IntegrandError(
+                "torch.utils.checkpoint with use_reentrant=True hides from torch.autograd.grad what it evaluates "
+                "again, and gradients of its weights would be missing: pass use_reentrant=False"
+            )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function with the stand-ins."""

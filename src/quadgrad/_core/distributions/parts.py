@@ -146,6 +146,9 @@ def _take_transform_apart(transform: Any, whole: int) -> Any:
         count = transform.reinterpreted_batch_ndims
         base = _take_transform_apart(transform.base_transform, whole)
         return _join([base], lambda made: transforms.IndependentTransform(made[0], count))
+    if isinstance(transform, transforms.CumulativeDistributionTransform):
+        base = _take_apart(transform.distribution, whole)
+        return _join([base], lambda made: kind(made[0]))
     names = {transforms.AffineTransform: ("loc", "scale"), transforms.PowerTransform: ("exponent",)}.get(kind, ())
     if not names and getattr(transform, "_inv", None) is not None and kind.__name__ == "_InverseTransform":
         base = _take_transform_apart(transform.inv, whole)

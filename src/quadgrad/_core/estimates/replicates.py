@@ -23,6 +23,9 @@ corner peaks in 2 to 8 dimensions 20 were wrong without it, none with it."""
 FLOOR = 10.0
 """The least error, in roundings of the integral of |f|."""
 
+VARIES = 1e-6
+"""By how much the mean square of values that are not all the same exceeds the square of their mean, at least."""
+
 
 @cache
 def student_factor(replicates: int, confidence: float) -> float:
@@ -110,7 +113,14 @@ class Estimate:
         replicates, n = sums.first.shape[0], align(n, sums.size)
         means = sums.first / n
         floor = largest_component(FLOOR * noise * sums.size / (replicates * n))
-        error = largest_component(half_width(means, confidence)).maximum(floor)
+        width = half_width(means, confidence)
+        # Of a step replicates count points, and all may count the same: a scatter of 0 then says no more than that
+        # one point in a replicate falls on the other side less often than would have been seen.
+        tied = (means == means[0]).all(0)
+        varies = sums.square / (replicates * n) > means[0].abs().square() * (1.0 + VARIES)
+        unseen = 1.0 - (1.0 - confidence) ** (1.0 / replicates)
+        width = torch.where(tied & varies, unseen * sums.square / (sums.size * n), width)
+        error = largest_component(width).maximum(floor)
         # Where squares underflow, and where there is nothing but zeros, nothing is known of the sample.
         effective = torch.where(sums.square > 0.0, sums.size.square() / sums.square, 0.0)
         effective = -largest_component(-effective) if every else largest_component(effective)

@@ -49,6 +49,11 @@ _FLAT = (
     "parameters of {} are lost. Use estimator='score'"
 )
 
+_RULE = (
+    "method='gauss' differentiates its nodes, and f {}: what the parameters of {} change there is missing from the "
+    "derivatives. Use method='auto' or method='qmc'"
+)
+
 _MISSED = (
     "estimator='pathwise' and estimator='score' disagree on the derivatives by the parameters of {}: f jumps, and "
     "how the parameters move draws across the jump is missing from the pathwise ones. Use estimator='score'"
@@ -259,6 +264,7 @@ def _answer(
             )
         return _say(sum_question(question, options), " A sum over states; the probabilities are differentiated.")
     if method == "gauss":
+        _warn_of_nodes(question, reach)
         return _say(sum_nodes(question, options), " A Gauss-Hermite rule; the nodes are differentiated.")
     if method == "quad":
         few = fallback and options.plan is None and _has_transport(question)
@@ -279,6 +285,8 @@ def _sample(
 ) -> Result:  # fmt: skip
     refuse_no_transport(question.still())
     chosen, why = _choose_estimator(question, reach, estimator)
+    if reach.own and _jumps(question, reach, options, why):
+        record.jump = "f jumps"
     if chosen == "pathwise" and not reach.by_draws:  # which was told
         question = question.with_still_parameters()
     if options.plan is not None and not isinstance(options.plan, PointsPlan):
@@ -357,6 +365,29 @@ def _choose_estimator(question: Question, reach: Reach, estimator: str) -> tuple
         return "score", ", as the pathwise one gives something else: f jumps"
     warn(_MISSED.format(name), SeveredGradientWarning)
     return "pathwise", ""
+
+
+def _jumps(question: Question, reach: Reach, options: Options, why: str) -> bool:
+    """Tell, where it can be told, whether f jumps between draws."""
+    if is_discrete(question.distribution):
+        return False
+    if not reach.by_draws:
+        return reach.varies
+    if any(carries_derivative(t.tensor) for t in question.parts.tensors):
+        return "f jumps" in why
+    if options.plan is not None or not reach.density or support_moves(question.distribution):
+        return False  # who keeps a plan was told when it was made
+    return not estimators_agree(question)
+
+
+def _warn_of_nodes(question: Question, reach: Reach) -> None:
+    """Warn of what derivatives of a rule's nodes do not see."""
+    if not any(carries_derivative(t.tensor) for t in question.parts.tensors):
+        return
+    if not reach.by_draws:
+        warn(_RULE.format("does not depend on them through torch", _name(question)), SeveredGradientWarning)
+    elif reach.density and not support_moves(question.distribution) and not estimators_agree(question):
+        warn(_RULE.format("jumps", _name(question)), SeveredGradientWarning)
 
 
 def _no_path(question: Question) -> str:

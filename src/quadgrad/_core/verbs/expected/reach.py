@@ -30,7 +30,7 @@ class Reach:
     ``by_draws`` tells whether their derivatives by the draws are there and not all 0, ``density`` whether the
     distribution has one. ``severed`` are the numbers of arguments that require grad, and that no value depends on;
     ``closed`` tells that f uses other tensors that require grad, without any value depending on one. ``own``: f
-    depends on something else that carries a gradient than the draws.
+    depends on something else that carries a gradient than the draws. ``varies``: not all draws have the same value.
     """
 
     by_draws: bool
@@ -38,6 +38,7 @@ class Reach:
     severed: tuple[int, ...] = ()
     closed: bool = False
     own: bool = False
+    varies: bool = False
 
 
 def look(question: Question) -> Reach:
@@ -74,7 +75,8 @@ def look(question: Question) -> Reach:
         still = [a.detach() if isinstance(a, Tensor) else a for a in args]
         closed = bool(closure.tensors) and not _all_values(question, x.detach(), still).requires_grad
     own = any(slope is not None for slope in slopes) or (bool(closure.tensors) and not closed)
-    return Reach(by_draws, density, severed, closed, own)
+    varies = bool((y.detach() != y.detach()[:1]).any())
+    return Reach(by_draws, density, severed, closed, own, varies)
 
 
 def _all_values(question: Question, x: Tensor, args: Any) -> Tensor:
@@ -115,6 +117,8 @@ def _has_density(question: Question, x: Tensor) -> bool:
         with without_derivatives():
             question.still().log_prob(x.to(question.wide) if x.is_floating_point() else x)
     except NotImplementedError:
+        return False
+    except RuntimeError:  # some of torch's own do not bear every dtype
         return False
     return True
 
