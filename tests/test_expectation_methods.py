@@ -515,3 +515,20 @@ def test_a_density_that_can_be_had_in_one_precision_only() -> None:
         result = qg.expectation(lambda x: x, InOnePrecision(rate))
         assert bool(result.converged) and abs(result.value - 0.5) <= result.error
         assert abs(torch.autograd.grad(result.value, rate)[0] + 0.25) < 1e-3
+
+
+@pytest.mark.parametrize("options", ({"n": 1024}, {"rtol": 1e-2, "n": 2**13}))
+def test_a_weight_that_is_zero_at_all_draws_says_so(options: dict[str, Any]) -> None:
+    cloud = D.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    weight = lambda x: torch.exp(-1e6 * ((x - 50.0) ** 2).sum(-1))
+    with pytest.warns(qg.IntegrationWarning, match="weight was 0 at all draws"):
+        result = qg.expectation(lambda x: x[..., 0], cloud, weight=weight, **options)
+    assert result.status == qg.Status.NONFINITE and result.value.isnan()
+
+
+def test_more_dimensions_than_the_tables_have() -> None:
+    cloud = D.Independent(D.Normal(torch.zeros(5000), torch.ones(5000)), 1)
+    with pytest.raises(ValueError, match="up to 4,096 dimensions: pass method='iid'"):
+        qg.expectation(lambda x: x.mean(-1), cloud, n=64)
+    result = qg.expectation(lambda x: x.mean(-1), cloud, method="iid", n=64)
+    assert result.value.abs() <= 3 * result.error

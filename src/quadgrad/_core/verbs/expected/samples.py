@@ -15,10 +15,13 @@ from torch import Tensor
 from quadgrad._core.distributions.transport import component_weights, draw, uniforms
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.integrand import element
+from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import hash_numbers
+from quadgrad._core.points.joe_kuo import DIMENSIONS
 from quadgrad._core.result import Result
+from quadgrad._core.status import Status
 from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.inputs import SAMPLED_RTOL, prepare_box
@@ -122,6 +125,11 @@ def sample_question(
     draws = Draws(question, estimator, mirrored, options.construction == "pca")
     rotation = (_principal_axes(question),) if draws.rotated else ()
     sequence = "sobol" if method == "qmc" else "random"
+    if method == "qmc" and d > DIMENSIONS:
+        raise ValueError(
+            f"one draw takes {d:,} numbers, and scrambled Sobol points have up to {DIMENSIONS:,} dimensions: pass "
+            "method='iid', which draws pseudo-random numbers"
+        )
     run = _Run(question, options, record, d, sequence)
     each = (2 if mirrored else 1) * _components(question.distribution)
     n = options.n if options.n is None else -(-options.n // (2 if mirrored else 1))
@@ -129,8 +137,7 @@ def sample_question(
         result, spent = _sample_quotient(run, draws, n, rotation)
     elif estimator == "score":
         # The mean of f itself, from points that have nothing to do with those it is taken from.
-        plain = replace(draws, estimator="pathwise")
-        level = run.pilot(plain, n, rotation)
+        level = run.pilot(replace(draws, estimator="pathwise"), n, rotation)
         event = len(question.event)
         result = run.whole(draws, n, (element(level.value, event), *rotation))
         spent = level.nfev
@@ -207,6 +214,12 @@ def about(pilot: Result, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     return ratio, size, torch.where(scale > 0.0, scale, 1.0)
 
 
+_UNSEEN = (
+    " The weight was 0 at all draws of {count}, and the quotient is 0 / 0: it is too narrow for the distribution, "
+    "or underflows (multiply it by a constant, which leaves the quotient as it is)."
+)
+
+
 def divide(
     question: Question, result: Result, ratio: Tensor, scale: Tensor, tolerances: tuple[float, float]
 ) -> Result:
@@ -225,7 +238,13 @@ def divide(
     off = raw[..., :components].abs().amax(-1) / wide / part
     error = (result.error * (1.0 + off) / part).nan_to_num(torch.inf, torch.inf)
     answer = finish(result, function, shape)
-    return judge(answer, error.to(answer.error.dtype), tolerances)
+    answer = judge(answer, error.to(answer.error.dtype), tolerances)
+    unseen = part == 0.0
+    count = int(plain(unseen).sum())
+    if not count:
+        return answer
+    status = torch.where(unseen, int(Status.NONFINITE), answer.status)
+    return replace(answer, status=status, detail=answer.detail + _UNSEEN.format(count=count))
 
 
 def _components(distribution: Any) -> int:
