@@ -122,7 +122,22 @@ COVERED = {
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("qmc", "wave"), ("qmc", "square"), ("iid", "exponential"), ("iid", "wave"), ("antithetic", "wave")],
+    [
+        ("qmc", "wave"),
+        ("qmc", "square"),
+        ("qmc", "exponential"),
+        ("iid", "exponential"),
+        ("iid", "wave"),
+        ("antithetic", "wave"),
+        pytest.param(
+            "antithetic",
+            "exponential",
+            marks=pytest.mark.xfail(
+                raises=AssertionError,
+                reason="972 do: few pairs of draws hold most of the mean, and means of 32 are skewed",
+            ),
+        ),
+    ],
 )
 def test_errors_cover_in_a_thousand_samples(method: Any, name: str) -> None:
     normal = D.Independent(D.Normal(t64([0.2, -0.1, 0.4]), t64([1.0, 0.7, 0.3])), 1)
@@ -132,6 +147,31 @@ def test_errors_cover_in_a_thousand_samples(method: Any, name: str) -> None:
         value, error = qg.expectation(f, normal, method=method, n=1024, seed=seed)
         inside += abs(value.item() - exact) <= error.item()
     assert inside >= 975
+
+
+@pytest.mark.parametrize("n", (512, 4096))
+@pytest.mark.parametrize("d", (1, 3))
+def test_errors_cover_where_f_is_unbounded(d: int, n: int) -> None:
+    """Of points that are not drawn towards the tails 90 to 97 % of intervals held the truth."""
+    normal = D.Independent(D.Normal(torch.zeros(d).double(), torch.ones(d).double()), 1)
+    exact, seeds = math.exp(0.5 * d), 400
+    results = [qg.expectation(lambda x: x.sum(-1).exp(), normal, method="qmc", n=n, seed=s) for s in range(seeds)]
+    inside = sum(abs(r.value.item() - exact) <= r.error.item() for r in results)
+    assert inside >= 0.975 * seeds
+
+
+def test_points_are_drawn_towards_tails_element_by_element() -> None:
+    loc = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    normal = D.Independent(D.Normal(loc, torch.ones(2).double()), 1)
+    rate = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    f = lambda x, rate: (rate * x[..., 0]).exp() * torch.cos(x[..., 1])
+    result = qg.expectation(f, normal, (rate,), method="qmc", n=2**14)
+    exact = torch.exp(0.5 * rate**2 - 0.5)
+    assert bool(((result.value - exact).abs() <= result.error).all())
+    (slope,) = torch.autograd.grad(result.value.sum(), loc, retain_graph=True)
+    error = qg.gradient_error(result, loc)
+    assert bool(((slope - torch.stack((rate * exact, 0 * exact), -1)).abs() <= error).all())
+    assert error.max() < 0.05 * exact.max()
 
 
 def test_many_batches_that_converged_are_right() -> None:
