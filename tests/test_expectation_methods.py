@@ -39,7 +39,7 @@ def asked(method: str, estimator: str = "auto", **options: Any) -> Any:
 
 METHODS = [
     ("quad", "auto", {}, 1e-6), ("gauss", "auto", {}, 1e-10), ("qmc", "pathwise", {"n": 2**15}, 2e-2),
-    ("qmc", "score", {"n": 2**17}, 0.6), ("antithetic", "pathwise", {"n": 2**16}, 0.1),
+    ("qmc", "score", {"n": 2**17}, 0.15), ("antithetic", "pathwise", {"n": 2**16}, 0.1),
     ("iid", "auto", {"n": 2**16}, 0.2),
 ]  # fmt: skip
 
@@ -50,21 +50,22 @@ def test_derivatives_of_all_orders_under_every_transform(
 ) -> None:
     f = asked(method, estimator, **options)
     m, s = t64([0.5, 1.0]), t64([0.8, 0.6])
-    near = lambda a, b: torch.allclose(a, b, rtol=0.0, atol=off)
+    near = lambda a, b, factor=1.0: torch.allclose(a, b, rtol=0.0, atol=factor * off)
+    bend = 5.0 if estimator == "score" else 1.0  # a second derivative has the score's square for its weight
     assert near(f(m[0], s[0]), cubic(m[0], s[0]))
     assert near(grad(f, 1)(m[0], s[0]), grad(cubic, 1)(m[0], s[0]))
     assert near(jacfwd(f, 1)(m[0], s[0]), grad(cubic, 1)(m[0], s[0]))
-    assert near(hessian(f, 1)(m[0], s[0]), hessian(cubic, 1)(m[0], s[0]))
+    assert near(hessian(f, 1)(m[0], s[0]), hessian(cubic, 1)(m[0], s[0]), bend)
     ours, exact = (jvp(g, (m[0], s[0]), (t64(1.0), t64(0.5))) for g in (f, cubic))
     assert near(ours[0], exact[0]) and near(ours[1], exact[1])
     assert near(vmap(f)(m, s), cubic(m, s))
     assert near(vmap(grad(f, 1))(m, s), vmap(grad(cubic, 1))(m, s))
-    assert near(vmap(hessian(f))(m, s), vmap(hessian(cubic))(m, s))
+    assert near(vmap(hessian(f))(m, s), vmap(hessian(cubic))(m, s), bend)
     assert near(jacrev(f)(m, s), jacrev(cubic)(m, s))
     a, b = leaf(m), leaf(s)
     (first,) = torch.autograd.grad(f(a, b).sum(), b, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), b)
-    assert near(first, 12 * m * s) and near(second, 12 * m)
+    assert near(first, 12 * m * s) and near(second, 12 * m, bend)
 
 
 def test_lanes_are_what_calls_one_by_one_are() -> None:
