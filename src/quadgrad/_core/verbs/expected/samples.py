@@ -38,7 +38,7 @@ PILOT_KEY = 0x50494C54
 """Key of its seed."""
 
 MOST_SPREAD = 12
-"""Dimensions up to which it is tried to draw points towards the tails: each costs 7 % of the effective samples."""
+"""Dimensions up to which it is tried to draw points towards the tails: each costs an eighth of the effective samples where f is constant."""
 
 WORTH = 1.2
 """It is done if the error of a small sample is less than this share of what it is without."""
