@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Options:
     construction: str
     chunk_size: int | None
     ranks: Ranks
+
+    def compared(self) -> dict[str, Any]:
+        """Return what has to be the same on all ranks."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ranks"}
+        return own | {"plan": repr(self.plan)}
 
     @property
     def tolerances(self) -> tuple[float, float]:
