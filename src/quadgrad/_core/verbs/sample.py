@@ -26,11 +26,11 @@ from quadgrad._core.search.importance import Training, judge_maps, train_maps
 from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import real_dtype, returned_dtype
-from quadgrad._core.verbs.door import lower, open_call, open_ranks
+from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
-__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
+__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample"]
 
 FIRST = 2**11
 """Points of all replicates in the first round."""

@@ -176,10 +176,10 @@ def vegas(
             raise ValueError(f"{name}={value!r} must be a whole number, {least} at least")
     tolerances = (rtol, atol)
     with Ranks(group) as ranks:
-        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
         open_ranks(
             ranks, problem, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=repr(plan), chunk_size=chunk_size,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, chunk_size=chunk_size,
         )  # fmt: skip
         sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
         kept = plan.share if isinstance(plan, ImportancePlan) else None
