@@ -95,6 +95,10 @@ class _Rank:
         f = lambda x, s, *rest: torch.exp(-(x**2).sum(-1) * s)
         qg.qmc(f, given.pop("a"), 1.0, given.pop("args"), group=self.group, **given)
 
+    def draws(self) -> None:
+        normal = torch.distributions.Normal(t64(0.0), t64(1.0))
+        qg.expectation(torch.exp, normal, n=2**10, seed=self.rank % 2, group=self.group)
+
     def network(self) -> None:
         net = make_network(2)
         with torch.no_grad():
@@ -163,8 +167,8 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 
 TRIALS = (
     "search", "first_call", "unusual", "slow", "backward", "dealt", "dealt_backward", "limit", *DIFFERENT,
-    "network", "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain", "unmatched",
-    "works_again",
+    "draws", "network", "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain",
+    "unmatched", "works_again",
 )  # fmt: skip
 
 

@@ -143,13 +143,13 @@ def test_points_through_the_transport(name: str) -> None:
     truth = exact(*given)
     assert result.status.unique().tolist() == [int(qg.Status.SAMPLED)]
     assert "is pathwise" in result.message and "score" not in result.message
-    assert bool(((result.value - truth).abs() <= 1.2 * result.error).all())
+    assert bool(((result.value - truth).abs() <= result.error).all())
     slopes = torch.autograd.grad(result.value.sum(), given, retain_graph=True)
     wanted = torch.autograd.grad(truth.sum(), given)
     for slope, true, error in zip(slopes, wanted, qg.gradient_error(result, given), strict=True):
-        assert bool(((slope - true).abs() <= 2.0 * error + 1e-9 * truth.abs().max()).all())
-        # Of a mixture the derivative by the second component's probability scatters most.
-        assert bool((error <= (0.6 if name == "mixture" else 0.15) * true.abs().max().clamp_min(0.1)).all())
+        assert bool(((slope - true).abs() <= error + 1e-9 * truth.abs().max()).all())
+        # The mixture's answer is 5e7, and its error 1.6.
+        assert bool((error <= (0.6 if name == "mixture" else 3e-4) * true.abs().max().clamp_min(0.1)).all())
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -174,13 +174,14 @@ def test_expected_improvement_far_in_the_tail(z: float) -> None:
     exact = 0.3 * float(mp.npdf(z) + z * mp.ncdf(z))
     assert bool(result.converged)
     assert abs(result.value.item() - exact) <= min(result.error.item(), 1e-6 * exact)
-    slopes = torch.autograd.grad(result.value, (mean, scale, best), retain_graph=True)
-    exact = [float(v) for v in (mp.ncdf(z), mp.npdf(z), -mp.ncdf(z))]
-    for slope, true in zip(slopes[:2], exact[:2], strict=True):
-        assert abs(slope.item() - true) <= 1e-6 * abs(true)
-    # The derivative of f by its own argument jumps where nothing is marked: its error says how well that is known.
-    error = qg.gradient_error(result, best)
-    assert abs(slopes[2].item() - exact[2]) <= error.item() <= 1e-2 * abs(exact[2])
+    given = mean, scale, best
+    slopes = torch.autograd.grad(result.value, given, retain_graph=True)
+    truths = mp.ncdf(z), mp.npdf(z), -mp.ncdf(z)
+    # f's own derivative by best jumps at best, where nothing divides the line; the density's are smooth.
+    for slope, true, error, off in zip(
+        slopes, truths, qg.gradient_error(result, given), (1e-8, 1e-8, 2e-4), strict=True
+    ):
+        assert abs(slope.item() - float(true)) <= min(error.item(), off * abs(float(true)))
 
 
 def test_a_density_that_torch_knows_to_seven_digits_does_not_converge_beyond() -> None:

@@ -27,8 +27,9 @@ from torch.distributions import (
 
 import quadgrad as qg
 from benchmarks.perturbations import digits, gradient_errors, make_model, trained
+from quadgrad._core.distributions.transport import standard_normal
 from quadgrad._core.perturbations.noise import Noise
-from quadgrad._core.perturbations.transport import Transport, standard_normal
+from quadgrad._core.perturbations.transport import Transport
 from quadgrad._core.points import make_sequence
 
 CPU = torch.device("cpu")

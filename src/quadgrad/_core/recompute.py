@@ -6,9 +6,9 @@ values nor graph of the integrand. :mod:`quadgrad._core.replay` says what the su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.cells import CellPlan, Mesh
 from quadgrad._core.reduce import total
 
-__all__ = ["Rows", "WeightedSum", "recompute"]
+__all__ = ["Rows", "WeightedSum", "recompute", "with_gradient"]
 
 _CHANGED = (
     "the integrand is not deterministic: in the backward pass it depended on a tensor on which it had not depended "
@@ -160,10 +160,9 @@ def recompute(work: WeightedSum, size: int, sums: Sums, again: Sums, rows: Rows 
     whole = value.join()
     if whole is None or not depends:
         return whole
-    # Views, which a closure around this one sees, unlike what a Function is given.
-    views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
     constants = Unchanged(t for i, t in enumerate(work.tensors()) if i not in places)
-    return _Recomputed.apply(_Recipe(still, size, again, places, closure.tensors, constants), [whole], *views)
+    recipe = _Recipe(still, size, again, places, closure.tensors, constants)
+    return with_gradient(whole, recipe, (*inputs, *closure.tensors))
 
 
 def _evaluate(
@@ -177,9 +176,23 @@ def _evaluate(
         return sums(part.with_tensors(places, given).seen_by(closure), cut[0].start), given
 
 
+class Recipe(Protocol):
+    """How the derivatives of a value are made."""
+
+    def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> Sequence[Tensor | None]:
+        """Return the products with the gradient; differentiable if the grad mode says so."""
+        ...
+
+
+def with_gradient(value: Tensor, recipe: Recipe, tensors: Iterable[Tensor]) -> Tensor:
+    """Return a value whose backward pass asks a recipe for the products with respect to these tensors."""
+    # Views, which a closure around this one sees, unlike what a Function is given.
+    return _Recomputed.apply(recipe, [value], *(t.view_as(t) for t in tensors))
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recipe: _Recipe, value: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, recipe: Recipe, value: list[Tensor], *inputs: Tensor) -> Tensor:
         ctx.recipe = recipe
         ctx.save_for_backward(*inputs)
         return value.pop()

@@ -54,7 +54,7 @@ class Derivative(_Outcome):
     nfev : Tensor of int64, shape ``batch``
         Nodes at which the derivative was computed.
     plan : Plan
-        The cells on which the value is differentiated.
+        The cells or points on which the value is differentiated.
     """
 
     names: tuple[str, ...]
@@ -85,9 +85,10 @@ class Result(_Outcome):
     status : Tensor of int64, shape ``batch``
         A :class:`Status` for each integral.
     nfev : Tensor of int64, shape ``batch``
-        Nodes at which search called the integrand.
-    plan : Plan
-        The cells that were used; None where ``vmap(chunk_size=)`` joined several calls.
+        Nodes or points at which search called the integrand.
+    plan : Plan or None
+        The cells or points that were used; None where an expectation was a sum, and where ``vmap(chunk_size=)``
+        joined several calls.
     detail : str
         More on a failure, for :attr:`message`.
     derivative : Derivative or None

@@ -27,6 +27,7 @@ def widened(u: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     z = torch.special.ndtri(u)
     # torch.special.ndtr is 0 from -8.3 on, and has few digits before.
     wide = 0.5 * torch.erfc(z * (-spread / math.sqrt(2.0))[..., None])
-    info = torch.finfo(u.dtype)
     weight = torch.exp((0.5 * (1.0 - spread * spread)) * (z * z).sum(-1)) * spread ** u.shape[-1]
-    return wide.clamp(info.tiny, 1.0 - 0.5 * info.eps), weight
+    # As far from 0 as from 1: transports form 2 u - 1, of which less would make -1, and of that minus infinity.
+    margin = 0.5 * torch.finfo(u.dtype).eps
+    return wide.clamp(margin, 1.0 - margin), weight

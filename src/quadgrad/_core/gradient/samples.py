@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import forward_mode_open, in_transform
-from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.replicates import student_factor
@@ -25,6 +24,7 @@ from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
 from quadgrad._core.gradient.shared import SharedGradient
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.recompute import with_gradient
 from quadgrad._core.reduce import align
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
@@ -206,10 +206,9 @@ class _Mean:
         except RuntimeError:  # f may not bear the stand-ins
             return self._summed_up()
         whole = still._shared() if whole is None else whole
-        # Views, which a closure around this one sees, unlike what a Function is given.
-        views = [t.view_as(t) for t in (*inputs, *closure.tensors)]
         constants = Unchanged(t for i, t in enumerate(self.tensors()) if i not in places)
-        return _Recomputed.apply(_Recipe(still, places, closure.tensors, constants), [whole], *views)
+        recipe = _Recipe(still, places, closure.tensors, constants)
+        return with_gradient(whole, recipe, (*inputs, *closure.tensors))
 
     def blocks(self) -> Iterator[_Block]:
         """Return the blocks of points of all rounds, always cut in the same way."""
@@ -270,7 +269,7 @@ class _Mean:
 
     def tensors(self) -> list[Any]:
         """Return what the means may be differentiated with respect to, beside what f closes over."""
-        return [*self.problem.limits.tensors(), *(a.value for a in self.problem.integrand.arguments)]
+        return [*self.problem.limits.marks, *(a.value for a in self.problem.integrand.arguments)]
 
     def with_tensors(self, places: Sequence[int], tensors: Sequence[Tensor]) -> _Mean:
         """Return the same with others at these places among :meth:`tensors`."""
@@ -281,7 +280,7 @@ class _Mean:
         arguments = tuple(replace(a, value=v) for a, v in zip(integrand.arguments, each[2:], strict=True))
         problem = replace(
             self.problem, integrand=replace(integrand, arguments=arguments), stretches=None,
-            limits=self.problem.limits.with_tensors(each[:2]),
+            limits=self.problem.limits.with_marks(tuple(each[:2])),
         )  # fmt: skip
         return replace(self, problem=problem)
 
@@ -296,19 +295,6 @@ class _Mean:
             integrand = mean.problem.integrand
             integrand = replace(integrand, function=closure.around(integrand.function))
             return replace(mean, problem=replace(mean.problem, integrand=integrand))._block(block), given
-
-
-class _Recomputed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, recipe: _Recipe, value: list[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.recipe = recipe
-        ctx.save_for_backward(*inputs)
-        return value.pop()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        with WithoutAutocast():  # as it was in the forward pass; f has a state of its own
-            return None, None, *ctx.recipe.differentiate(ctx.saved_tensors, gradients[0])
 
 
 @dataclass(frozen=True)
@@ -346,7 +332,9 @@ class _Recipe:
                 return own, self._sum(mean, parts[number], own[len(self.places) : -1], weight, connected)
 
         spans, dealt = [(0, 0)] * len(parts), (False,) * (len(saved) + 1)
-        return SharedGradient(self.mean.sample.ranks, spans, dealt, graph, len(saved)).of([*saved, gradient])
+        return SharedGradient(self.mean.sample.ranks, spans, dealt, graph, len(saved)).differentiate(
+            saved, gradient
+        )
 
     def _sum(
         self, mean: _Mean, part: list[_Block], closed: list[Tensor], gradient: Tensor, connected: bool

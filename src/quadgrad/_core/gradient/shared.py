@@ -53,6 +53,10 @@ class SharedGradient:
             return list(cast("tuple[Tensor, ...]", _Gradient.apply(self, *inputs)))
         return self.compute(inputs)
 
+    def differentiate(self, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Return the same of parts whose last tensor is what their gradient is multiplied by."""
+        return self.of([*saved, gradient])
+
     def compute(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradient without derivatives; what is dealt is joined, what is not is added up."""
         places = [i for i in range(self.outputs) if self.dealt[i]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ class Box:
     b: Tensor
     infinite: bool
     x_dtype: torch.dtype
-    points: None = None
-    shareable: bool = True
-    count: int = 1
+
+    points: ClassVar[None] = None
+    shareable: ClassVar[bool] = True
 
     @property
     def d(self) -> int:
@@ -142,11 +142,3 @@ class Box:
         ends = first, torch.maximum(first, b.detach().abs())
         near, far = ((rounding.eps * end).clamp_min(rounding.tiny).minimum(most) for end in ends)
         return near, far
-
-    def tensors(self) -> list[Tensor]:
-        """Return what may carry a gradient."""
-        return [self.a, self.b]
-
-    def with_tensors(self, tensors: list[Any]) -> Box:
-        """Return the box with other corners."""
-        return replace(self, a=tensors[0], b=tensors[1])

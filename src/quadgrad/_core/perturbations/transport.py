@@ -20,18 +20,11 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-__all__ = ["Transport", "standard_normal"]
+from quadgrad._core.distributions.transport import standard_normal
+
+__all__ = ["Transport"]
 
 GAUSSIAN = (MultivariateNormal, LowRankMultivariateNormal)
-
-
-def standard_normal(points: Tensor) -> Tensor:
-    """Return normal quantiles of points of a sequence.
-
-    Exact in the tails too: a point is the middle of an interval, ``2 u - 1`` has no rounding error, and none is 0
-    or 1 (``Normal.icdf(1e-17)`` is minus infinity). ``ndtri`` is no better there and takes four times as long.
-    """
-    return torch.erfinv(2.0 * points - 1.0) * math.sqrt(2.0)
 
 
 @dataclass(frozen=True)

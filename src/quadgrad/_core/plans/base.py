@@ -26,9 +26,9 @@ VERSION = 1
 class Plan(Printed):
     """What a search decided about every element of a batch: the cells of a rule, or the points of a sample.
 
-    A plan can be looked at, saved (``torch.save``), moved to a device, passed to a later call
-    (``quad(..., plan=plan)``, which re-checks it) or trusted (:func:`quadgrad.replay`). It holds no
-    limits: nodes follow from the limits given to it.
+    A plan can be looked at, saved (``torch.save``), moved to a device, passed to a later call of the verb that made
+    it (``quad(..., plan=plan)``, which estimates errors anew), or, if it has cells, trusted
+    (:func:`quadgrad.replay`). It holds no limits: nodes and points follow from the limits given to it.
 
     Attributes
     ----------

@@ -12,6 +12,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
+from quadgrad._core.points.sequence import is_whole
 from quadgrad._core.printing import Printed, counted, show_numbers
 
 __all__ = ["ImportancePlan", "IterationLog"]
@@ -92,7 +93,7 @@ class ImportancePlan(PointsPlan, geometry="importance"):
         >>> x.shape, round(mean.item(), 3)
         (torch.Size([4096, 3]), 0.3)
         """
-        if isinstance(n, bool) or int(n) != n or n < 1:
+        if not is_whole(n) or n < 1:
             raise ValueError(f"n={n!r} must be a positive whole number of points")
         like = self.share
         ends: list[Tensor] = []

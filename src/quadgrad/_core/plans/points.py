@@ -48,6 +48,8 @@ class PointsPlan(Plan, geometry="points"):
         Points of each integral in each replicate: the first ``n`` of the sequence.
     grid : Tensor, shape (batch or 1, d, bins + 1), optional
         The ends of the bins of an importance map (:func:`quadgrad.vegas`), 0 to 1 along every axis.
+    only : int, optional
+        The number of the one replicate that :meth:`replicate` has left.
     """
 
     sequence: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from copy import copy
+from numbers import Real
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -180,6 +181,11 @@ class Sequence(ABC):
             raise TypeError(f"points of {points.dtype} are not of this sequence, which makes {self.dtype}")
         if points.shape[-1] != self.d:
             raise ValueError(f"points of shape {tuple(points.shape)} are not of this sequence of d={self.d}")
+
+
+def is_whole(number: Any) -> bool:
+    """Whether something is a number without a fraction, of any type but bool: n may be given as 1e6."""
+    return isinstance(number, Real) and not isinstance(number, bool) and float(number).is_integer()
 
 
 def counted(argument: str, value: Any) -> int:

@@ -22,6 +22,7 @@ from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import PARTS, Ranks
+from quadgrad._core.recompute import with_gradient
 from quadgrad._core.result import Result
 from quadgrad._core.search.start import refuse_misfit
 from quadgrad._core.search.task import Found
@@ -219,24 +220,11 @@ def _attach(whole: Result, problem: Problem, inputs: _Inputs, parts: SharedParts
     """Return the result with a value that is differentiable."""
     dealt = [_is_dealt(problem, place) for place in inputs.places] + [False] * len(inputs.closed) + [True]
     gradient = SharedGradient(parts.ranks, parts.spans, tuple(dealt), parts.graph, len(dealt) - 1)
-    # Views, which a closure around this one sees, unlike what a Function is given.
     tensors = _tensors(problem)
-    views = [t.view_as(t) for t in (*(tensors[place] for place in inputs.places), *inputs.closed)]
     flat = whole.value.reshape(problem.batch, *problem.integrand.event or ())
-    value = _Dealt.apply(gradient, [flat], *views).reshape(whole.value.shape)
+    value = with_gradient(flat.clone(), gradient, (*(tensors[place] for place in inputs.places), *inputs.closed))
+    value = value.reshape(whole.value.shape)
     found = Found(whole.plan, flat, whole.error.flatten(), whole.status.flatten(), whole.nfev.flatten())
     # What gradient_error needs to know of singular limits, zeros and logarithms is not gathered.
     known = problem.jumps is None and not any(mark.requires_grad for mark in problem.limits.marks)
     return replace(whole, value=value, primal=Primal(problem, found, flat) if known else None)
-
-
-class _Dealt(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: SharedGradient, value: list[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.gradient = gradient
-        ctx.save_for_backward(*inputs)
-        return value[0].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *weights: Tensor) -> Any:
-        return None, None, *ctx.gradient.of([*ctx.saved_tensors, *weights])

@@ -224,6 +224,7 @@ def expectation(
             n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks
         )
         weight = None if weight is None else unaided.restore(weight)
+        ranks.refuse_differences({"method": method, "estimator": estimator} | options.compared())
         question = ask(unaided.restore(f), distribution, args, params, weight)
         reach = look(question)
         warn_of_severed(reach)

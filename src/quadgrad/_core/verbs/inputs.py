@@ -19,7 +19,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["flatten", "prepare", "prepare_box"]
+__all__ = ["flatten", "prepare", "prepare_box", "sampled_tolerances"]
 
 SAMPLED_RTOL = 1e-3
 """The relative tolerance of a sample unless n or a tolerance is given: more costs millions of points."""
@@ -92,16 +92,18 @@ def flatten(
 
 
 def prepare_box(
-    f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, n: int | None,
-    tolerances: tuple[float | None, float], **options: Any,
+    f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, tolerances: tuple[float | None, float],
+    **options: Any,
 ) -> Problem:  # fmt: skip
     """Check and flatten the integrand, boxes and arguments of a sample; options are the problem's."""
     integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
-    rtol, atol = tolerances
-    # A sample of n points has no tolerance, unless one was given.
-    rtol = SAMPLED_RTOL if rtol is None and atol == 0.0 else 0.0 if rtol is None else rtol
-    tolerance = make_tolerance(rtol, atol, epsilon(integrand.call_dtype))
+    tolerance = make_tolerance(*sampled_tolerances(*tolerances), epsilon(integrand.call_dtype))
     return Problem(integrand, box, shape, None, tolerance, given=given, **options)
+
+
+def sampled_tolerances(rtol: float | None, atol: float) -> tuple[float, float]:
+    """Return the tolerances of a sample; where none is given it is the usual one, also of one that is fixed."""
+    return (SAMPLED_RTOL if atol == 0.0 else 0.0) if rtol is None else rtol, atol
 
 
 def flatten_box(

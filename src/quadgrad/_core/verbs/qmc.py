@@ -13,9 +13,10 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ranks
+from quadgrad._core.verbs.sample import integrate_samples, make_sample
 
 __all__ = ["qmc"]
 
@@ -150,7 +151,7 @@ def qmc(
     check_options(on_failure, chunk_size, gradient)
     tolerances = (rtol, atol)
     with Ranks(group) as ranks:
-        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
         open_ranks(
             ranks, problem, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
             confidence=confidence, seed=seed, gradient=gradient, plan=plan, chunk_size=chunk_size,

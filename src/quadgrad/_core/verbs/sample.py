@@ -19,6 +19,7 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points import make_sequence
+from quadgrad._core.points.sequence import is_whole
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
@@ -26,11 +27,11 @@ from quadgrad._core.search.importance import Training, judge_maps, train_maps
 from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import real_dtype, returned_dtype
-from quadgrad._core.verbs.door import lower, open_call, open_ranks
+from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
-__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "open_ranks"]
+__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample"]
 
 FIRST = 2**11
 """Points of all replicates in the first round."""
@@ -48,13 +49,13 @@ def make_sample(
     confidence: float, seed: int | None, plan: Plan | None, ranks: Ranks,
 ) -> tuple[Sample, str]:  # fmt: skip
     """Return how to sample a problem, and a sentence if n was rounded up."""
-    if not _is_whole(replicates) or replicates < 2:
+    if not is_whole(replicates) or replicates < 2:
         raise ValueError(
             f"replicates={replicates!r} must be a whole number, 2 at least: their scatter is the error"
         )
     if not isinstance(confidence, Real) or not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
-    if n is not None and (not _is_whole(n) or n < 1):
+    if n is not None and (not is_whole(n) or n < 1):
         raise ValueError(f"n={n!r} must be a positive whole number of points, in all replicates together")
     if n is not None and n > LIMIT:
         raise ValueError(f"n={n!r} is more than 2**52: so many points cannot be told apart")
@@ -81,10 +82,6 @@ def make_sample(
     if n is not None and most * replicates != n:
         said = f" n={n:,} was rounded up to {most * replicates:,}: {replicates} replicates of {most:,} points."
     return Sample(fresh, first, most, fixed, confidence, ranks), said
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and float(number).is_integer()
 
 
 def _check_plan(problem: Problem, plan: Plan | None) -> PointsPlan | None:

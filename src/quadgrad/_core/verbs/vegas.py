@@ -11,6 +11,7 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.importance import ImportancePlan
+from quadgrad._core.points.sequence import is_whole
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
@@ -172,14 +173,14 @@ def vegas(
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     for name, value, least in (("iterations", iterations, 1), ("bins", bins, 2)):
-        if isinstance(value, bool) or int(value) != value or value < least:
+        if not is_whole(value) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number, {least} at least")
     tolerances = (rtol, atol)
     with Ranks(group) as ranks:
-        problem = prepare_box(f, a, b, args, vectorized, n, tolerances, chunk_size=chunk_size)
+        problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
         open_ranks(
             ranks, problem, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=repr(plan), chunk_size=chunk_size,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, chunk_size=chunk_size,
         )  # fmt: skip
         sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
         kept = plan.share if isinstance(plan, ImportancePlan) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.inputs import sampled_tolerances
 
-__all__ = ["DEFAULT_RTOL", "Options", "finish", "judge", "quietly", "size_of"]
-
-DEFAULT_RTOL = 1e-3
-"""The relative tolerance unless n or a tolerance is given."""
+__all__ = ["Options", "finish", "judge", "quietly", "size_of"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,20 @@ class Options:
     chunk_size: int | None
     ranks: Ranks
 
+    def compared(self) -> dict[str, Any]:
+        """Return what has to be the same on all ranks."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ranks"}
+        return own | {"plan": repr(self.plan)}
+
     @property
     def tolerances(self) -> tuple[float, float]:
-        """The tolerances as they are where nothing is sampled."""
-        rtol = DEFAULT_RTOL if self.rtol is None and self.atol == 0.0 else 0.0 if self.rtol is None else self.rtol
-        return rtol, self.atol
+        """The tolerances, the usual ones where none is given."""
+        return sampled_tolerances(self.rtol, self.atol)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether n is asked for, and no tolerance."""
+        return self.n is not None and (self.rtol, self.atol) == (None, 0.0)
 
 
 def quietly(record: InnerRecord, compute: Callable[[], Result]) -> Result:

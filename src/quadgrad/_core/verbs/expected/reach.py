@@ -15,6 +15,7 @@ from quadgrad._core.errors import SeveredGradientWarning, warn
 from quadgrad._core.integrand import Element
 from quadgrad._core.lanes import plain
 from quadgrad._core.points import make_sequence
+from quadgrad._core.points.joe_kuo import DIMENSIONS
 from quadgrad._core.verbs.expected.question import Question
 
 __all__ = ["Reach", "look", "warn_of_severed"]
@@ -98,7 +99,7 @@ def _draws(question: Question) -> Tensor | None:
     shape = (DRAWS, *question.batch_shape, *still.event_shape)
     try:
         d = uniforms(still)
-        u = make_sequence("sobol" if d <= 4096 else "random", d, device=question.device).points(0, DRAWS)[0]
+        u = make_sequence("sobol" if d <= DIMENSIONS else "random", d, device=question.device).points(0, DRAWS)[0]
         u = u.to(question.wide).reshape(DRAWS, *(1,) * len(question.batch_shape), d)
         x, weights = draw(still, u.expand(DRAWS, *question.batch_shape, d))
         x = x if weights is None else x[0]

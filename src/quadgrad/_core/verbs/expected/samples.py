@@ -24,10 +24,11 @@ from quadgrad._core.points.joe_kuo import DIMENSIONS
 from quadgrad._core.reduce import align
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly
 from quadgrad._core.verbs.expected.question import Question
-from quadgrad._core.verbs.inputs import SAMPLED_RTOL, prepare_box
-from quadgrad._core.verbs.sample import integrate_samples, make_sample, open_ranks
+from quadgrad._core.verbs.inputs import prepare_box
+from quadgrad._core.verbs.sample import integrate_samples, make_sample
 
 __all__ = ["Draws", "sample_question"]
 
@@ -38,7 +39,8 @@ PILOT_KEY = 0x50494C54
 """Key of its seed."""
 
 MOST_SPREAD = 12
-"""Dimensions up to which it is tried to draw points towards the tails: each costs 7 % of the effective samples."""
+"""Dimensions up to which it is tried to draw points towards the tails: each costs an eighth of the effective
+samples of an f that varies little."""
 
 WORTH = 1.2
 """It is done if the error of a small sample is less than this share of what it is without."""
@@ -205,7 +207,7 @@ class _Run:
         o, question = self.options, self.question
         corners = [torch.full((self.d,), v, dtype=question.wide, device=question.device) for v in (0.0, 1.0)]
         args = question.arguments(*more, detached=detached)
-        problem = prepare_box(draws, corners[0], corners[1], args, True, n, tolerances, chunk_size=o.chunk_size)
+        problem = prepare_box(draws, corners[0], corners[1], args, True, tolerances, chunk_size=o.chunk_size)
         problem.integrand.name = "function f (of draws)"
         ranks = open_ranks(o.ranks, problem)
         sample, said = make_sample(
@@ -226,9 +228,8 @@ def _sample_quotient(run: _Run, draws: Draws, n: int | None, rotation: tuple[Any
     ratio, size, scale = about(pilot, o)
     quotient = replace(draws, quotient=True)
     result = run.whole(quotient, n, (element(ratio, 1), size, scale, *rotation))
-    fixed = n is not None and (o.rtol, o.atol) == (None, 0.0)
-    rtol = 0.0 if fixed or o.rtol is None and o.atol > 0.0 else SAMPLED_RTOL if o.rtol is None else o.rtol
-    return divide(question, result, ratio, scale, (rtol, o.atol)), pilot.nfev
+    tolerances = (0.0, 0.0) if o.fixed else o.tolerances
+    return divide(question, result, ratio, scale, tolerances), pilot.nfev
 
 
 def about(pilot: Result, options: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -233,10 +233,9 @@ def sum_nodes(question: Question, options: Options) -> Result:
     error = each[0].error + torch.maximum(*gaps)
     largest = size_of(each[0].value, len(ones))
     allowed = (options.tolerances[0] * largest).clamp_min(options.tolerances[1])
-    fixed = options.n is not None and options.rtol is None and options.atol == 0.0
     missed = (error > allowed) & (each[0].status == int(Status.CONVERGED))
     status = torch.where(missed, int(Status.MAX_NFEV), each[0].status)
-    if fixed:
+    if options.fixed:
         status = torch.where(each[0].status == int(Status.NONFINITE), each[0].status, int(Status.SAMPLED))
     nfev = sum(e.nfev for e in each)
     return replace(each[0], error=error, status=status, nfev=torch.as_tensor(nfev))
