@@ -92,7 +92,9 @@ MUTATIONS = (
     Mutation(
         "an error that is just the target", "search/decide.py", r"done = error / target (<=) 1\.0", "<", DECISIONS
     ),
-    Mutation("a cell's error that is just allowed", "search/decide.py", r"each\.error (>) limit", ">=", DECISIONS),
+    Mutation(
+        "a cell's error that is just allowed", "search/decide.py", r"each\.error (>) verdict", ">=", DECISIONS
+    ),
     Mutation("cells of a faint integral", "search/decide.py", r"(0\.5) \* totals\.error", "0.9", DECISIONS),
     Mutation(
         "the last round of values that are not finite",
@@ -225,7 +227,7 @@ MUTATIONS = (
     Mutation(
         "dimensions of an item's shift", "points/sequence.py", r"item, (dimension)\)", "dimension * 0", POINTS
     ),
-    Mutation("replicates", "points/sequence.py", r"key\), (replicate), t", "replicate * 0", POINTS),
+    Mutation("replicates", "points/sequence.py", r"key\), (self\.numbers\(\))\[", "(self.numbers() * 0)", POINTS),
     Mutation("terms for an index", "points/binary.py", r"stop (- 1)\)\.bit", "// 512", POINTS),
     Mutation("where a group of blocks begins", "points/binary.py", r"number << (\(low \+ middle\))", "low", POINTS),
     Mutation("a hash of fewer rounds", "points/hashing.py", r"return (mixed\.bitwise_xor_.*)$", "mixed", POINTS),

@@ -182,7 +182,7 @@ def test_points_are_drawn_towards_tails_element_by_element() -> None:
 
 
 def test_many_batches_that_converged_are_right() -> None:
-    """An exponential has rare large values, which scrambled points leave to chance."""
+    """An exponential has rare large values, which points that are not drawn towards the tails leave to chance."""
     generator = torch.Generator().manual_seed(3)
     loc = torch.randn(300, 3, dtype=torch.float64, generator=generator)
     scale = 0.3 + 0.5 * torch.rand(300, 3, dtype=torch.float64, generator=generator)
@@ -190,7 +190,7 @@ def test_many_batches_that_converged_are_right() -> None:
     result = qg.expectation(lambda x: x.sum(-1).exp(), normal, rtol=1e-2)
     exact = torch.exp(loc.sum(-1) + 0.5 * scale.square().sum(-1))
     assert bool(result.converged.all())
-    assert int(((result.value - exact).abs() <= 1e-2 * exact).sum()) >= 299
+    assert bool(((result.value - exact).abs() <= result.error.minimum(1e-2 * exact)).all())
 
 
 def test_errors_of_quotients_and_of_scores_cover_in_two_hundred_samples() -> None:

@@ -103,12 +103,7 @@ def support_moves(distribution: Any) -> bool:
         if support_moves(distribution.base_dist):
             return True
         return not _is_whole(distribution.base_dist) and any(map(_has_tensors, distribution.transforms))
-    try:
-        support = distribution.support
-    except (NotImplementedError, AttributeError):
-        return False
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = _constraint(distribution)
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     moving = any(isinstance(bound, Tensor) and bound.is_floating_point() for bound in bounds)
     return moving and not bool(getattr(support, "is_discrete", False))
@@ -116,13 +111,18 @@ def support_moves(distribution: Any) -> bool:
 
 def _is_whole(distribution: Any) -> bool:
     """Whether the support is known to be all numbers."""
+    return any(_constraint(distribution) is whole for whole in (constraints.real, constraints.real_vector))
+
+
+def _constraint(distribution: Any) -> Any:
+    """Return what torch says of each number of a value; None if it says nothing."""
     try:
         support = distribution.support
     except (NotImplementedError, AttributeError):
-        return False
+        return None
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real or support is constraints.real_vector
+    return support
 
 
 def _has_tensors(transform: Any) -> bool:

@@ -43,7 +43,8 @@ MOST_SPREAD = 12
 samples of an f that varies little."""
 
 WORTH = 1.2
-"""It is done if the error of a small sample is less than this share of what it is without."""
+"""It is done if the error of a small sample is less than so many times what it is without: more than once, as
+replicates that have all missed the tails make the latter too small."""
 
 Estimator = Literal["pathwise", "score"]
 
