@@ -124,8 +124,8 @@ def expectation(
         the message says which it took. Sums over states and quad need neither: there the parameters sit in the
         density.
     n : int, optional
-        The most draws for one expectation, or nodes of ``"gauss"``. Without a tolerance it is a fixed sample: the
-        status is ``SAMPLED``.
+        The most draws for one expectation, or nodes of ``"gauss"``; what was drawn before to choose how, which the
+        message tells of, comes on top. Without a tolerance it is a fixed sample: the status is ``SAMPLED``.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is 1e-3 unless n or a tolerance is
         given.

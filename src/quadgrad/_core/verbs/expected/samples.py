@@ -162,6 +162,10 @@ def sample_question(
         if spread is not None:
             draws, rotation = replace(draws, spread=True), (spread, *rotation)
         result = run.whole(draws, n, rotation)
+        if isinstance(spent, Tensor):  # which is in nfev, and was not asked for
+            way = "evenly" if spread is None else "towards the tails"
+            said = f" Two small samples came first; points are drawn {way}."
+            result = replace(result, detail=result.detail + said)
     return replace(result, nfev=(result.nfev + spent) * each)
 
 
