@@ -194,6 +194,8 @@ class _Mean:
         """Return the means ``(batch, *event)``, which are ``value`` if it is given."""
         if not torch.is_grad_enabled() or in_transform() or forward_mode_open():
             return self._summed_up()
+        if self.plan.only is not None and self.sample.ranks.alone and len(list(self.blocks())) == 1:
+            return self._summed_up()  # of one block, differentiated at once: to look at it first would cost as much
         closure, whole = Closure(), value
         places = [i for i, t in enumerate(self.tensors()) if isinstance(t, Tensor) and t.requires_grad]
         inputs: list[Tensor] = [self.tensors()[i] for i in places]
