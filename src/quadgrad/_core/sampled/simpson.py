@@ -6,17 +6,15 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from quadgrad._core.sampled.difference import integrate
 from quadgrad._core.sampled.parabolas import bends, divisor, simpson_error, simpson_gap_errors
 from quadgrad._core.sampled.running import accumulate
 from quadgrad._core.sampled.samples import Samples, prepare, require_increasing
 from quadgrad._core.sampled.trapezoid import running_trapezoids, trapezoid_sum
-from quadgrad._core.sampled.tridiagonal import interleave
 from quadgrad._core.tolerance import real_dtype
 
-__all__ = ["cumulative_simpson", "even_weights", "simpson", "uneven_weights"]
+__all__ = ["cumulative_simpson", "simpson"]
 
 
 @overload
@@ -43,8 +41,8 @@ def simpson(
     -------
     Tensor, or (Tensor, Tensor) with ``return_error``
         Integrals of y's shape without ``dim``, differentiable any number of times with respect to y, x and dx; and
-        their errors, real and without gradient: the difference from the rule on every second sample, infinity for
-        two samples.
+        their errors, real and without gradient: the difference from the rule on every second sample, or twice what
+        third differences say, whichever is more; infinity for two samples.
 
     Raises
     ------
@@ -144,38 +142,38 @@ def simpson_sum(samples: Samples) -> Tensor:
         return trapezoid_sum(samples)
     gaps, y = samples.gaps, samples.y
     if gaps is None:
-        weights = even_weights(samples.count, dtype=real_dtype(y.dtype), device=y.device)
-    else:
-        weights = uneven_weights(gaps)
-    return (weights * y).sum(-1, keepdim=True)
+        weights = _even_weights(samples.count, dtype=real_dtype(y.dtype), device=y.device)
+        return (weights * y).sum(-1, keepdim=True) / 3
+    total = _pairs(gaps, y).sum(-1, keepdim=True)
+    return total if samples.count % 2 else total + _last_gap(gaps, y)
 
 
-def even_weights(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the weights of three samples or more with spacing 1."""
-    weights = torch.full((n,), 2 / 3, dtype=dtype, device=device)
-    weights[1::2] = 4 / 3
-    weights[0] = 1 / 3
+def _even_weights(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return three times the weights of three samples or more with spacing 1: these numbers have no rounding."""
+    weights = torch.full((n,), 2.0, dtype=dtype, device=device)
+    weights[1::2] = 4.0
+    weights[0] = 1.0
     if n % 2:
-        weights[-1] = 1 / 3
+        weights[-1] = 1.0
     else:
-        weights[-3:] = torch.tensor([4 / 3 - 1 / 12, 1 / 3 + 2 / 3, 5 / 12], dtype=dtype, device=device)
+        weights[-3:] = torch.tensor([4.0 - 0.25, 1.0 + 2.0, 1.25], dtype=dtype, device=device)
     return weights
 
 
-def uneven_weights(gaps: Tensor) -> Tensor:
-    """Return the weights of three samples or more at these distances, whose shape may be y's or a single row's."""
+def _pairs(gaps: Tensor, y: Tensor) -> Tensor:
+    """Return the integral over each pair of gaps, of the parabola through its three samples."""
     even = gaps.shape[-1] - gaps.shape[-1] % 2
     first, second = gaps[..., 0:even:2], gaps[..., 1:even:2]
     both, under_first, under_second = first + second, divisor(first), divisor(second)
-    third = both / 6
-    left = third * (2.0 - second / under_first)
-    middle = third * (both / under_first) * (both / under_second)
-    right = third * (2.0 - first / under_second)
-    weights = pad(interleave(left, middle), (0, 1)) + pad(interleave(torch.zeros_like(right), right), (1, 0))
-    if even == gaps.shape[-1]:
-        return weights
-    before, last = gaps[..., -2], gaps[..., -1]
-    own = last * (2 * last + 3 * before) / divisor(6 * (before + last))
-    middle = last * (last + 3 * before) / divisor(6 * before)
-    other = -(last**3) / divisor(6 * before * (before + last))
-    return pad(weights, (0, 1)) + pad(torch.stack((other, middle, own), -1), (gaps.shape[-1] - 2, 0))
+    left = (2.0 - second / under_first) * y[..., 0:even:2]
+    middle = (both / under_first) * (both / under_second) * y[..., 1:even:2]
+    right = (2.0 - first / under_second) * y[..., 2 : even + 1 : 2]
+    return both * (left + middle + right) / 6
+
+
+def _last_gap(gaps: Tensor, y: Tensor) -> Tensor:
+    """Return the integral over the last gap, of the parabola through the last three samples (Cartwright's)."""
+    before, last = gaps[..., -2:-1], gaps[..., -1:]
+    right = last * (2 * last + 3 * before) / divisor(6 * (before + last)) * y[..., -1:]
+    middle = last * (last + 3 * before) / divisor(6 * before) * y[..., -2:-1]
+    return right + middle - last**3 / divisor(6 * before * (before + last)) * y[..., -3:-2]

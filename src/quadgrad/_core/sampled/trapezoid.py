@@ -46,8 +46,8 @@ def trapezoid(
     -------
     Tensor, or (Tensor, Tensor) with ``return_error``
         Integrals of y's shape without ``dim``, differentiable any number of times with respect to y, x and dx; and
-        their errors, real and without gradient: the difference from the rule on every second sample, infinity for
-        two samples.
+        their errors, real and without gradient: the difference from the rule on every second sample, or twice that
+        from Simpson's rule, whichever is more; infinity for two samples.
 
     Raises
     ------
