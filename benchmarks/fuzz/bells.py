@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.fuzz.sample import Draw, Family, Sample
 
-__all__ = ["BELLS"]
+__all__ = ["BELLS", "grain"]
 
 NAN = float("nan")
 INF = torch.inf
@@ -36,6 +36,15 @@ def zeros(x: Tensor, *_: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
+def grain(a: Tensor, b: Tensor) -> Tensor:
+    """Return a length that float32 resolves in an interval, its grid 64 times."""
+    return 64 * torch.finfo(torch.float32).eps * torch.maximum(a.abs(), b.abs())
+
+
+def no_narrower(a: Tensor, b: Tensor, c: Tensor, w: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    return (c, torch.maximum(w, grain(a, b)), *rest)
+
+
 def marked_needles(draw: Draw) -> Sample:
     """A bell of a thousandth to a billionth of the interval, alone, its centre marked, and one to three marks."""
     a, b, h = draw.interval()
@@ -46,7 +55,7 @@ def marked_needles(draw: Draw) -> Sample:
     # Marks are a part of the sample that moves with it: arguments that f does not use.
     return Sample(
         bell, a, b, (*args, *pads.unbind(-1)), bell_area,
-        points=lambda c, w, *more: torch.stack([c, *more], dim=-1), without=zeros, wrt=(0, 1),
+        points=lambda c, w, *more: torch.stack([c, *more], dim=-1), without=zeros, wrt=(0, 1), coarse=no_narrower,
     )  # fmt: skip
 
 
@@ -70,7 +79,7 @@ def grounded(draw: Draw, low: float, high: float, marked: bool) -> Sample:
 
     return Sample(
         f, a, b, args, area, points=(lambda c, *_: c[..., None]) if marked else None,
-        without=lambda x, c, w, high, start, k: wave(x, start, k), wrt=(0, 1, 2, 4),
+        without=lambda x, c, w, high, start, k: wave(x, start, k), wrt=(0, 1, 2, 4), coarse=no_narrower,
     )  # fmt: skip
 
 
@@ -93,7 +102,7 @@ def wide(draw: Draw, decades: float, place: str) -> Sample:
     return Sample(
         bell, a, a + length, (a + length * at, width * draw.uniform(0.7, 1.4)), bell_area,
         points=(lambda c, w: c[..., None]) if place == "marked" else None, without=zeros,
-        log_f=lambda x, c, w: -(((x - c) / w) ** 2),
+        log_f=lambda x, c, w: -(((x - c) / w) ** 2), coarse=no_narrower,
     )  # fmt: skip
 
 

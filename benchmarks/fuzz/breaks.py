@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import families
+from benchmarks.fuzz.bells import grain
 from benchmarks.fuzz.sample import Draw, Family, Sample
 
 __all__ = ["BREAKS"]
@@ -68,7 +69,8 @@ def boxes(draw: Draw) -> Sample:
 def marked_boxes(draw: Draw) -> Sample:
     """A box down to a billionth of the interval wide, its edges breakpoints that move."""
     s = families.box(draw, -9)
-    return Sample(s.f, s.a, s.b, s.args, s.closed_form, points=at(0, 1))
+    wider = lambda a, b, left, right, high: (left, torch.maximum(right, left + grain(a, b)), high)
+    return Sample(s.f, s.a, s.b, s.args, s.closed_form, points=at(0, 1), coarse=wider)
 
 
 def two_powers(a: Any, b: Any, c: Any, p: Any) -> Any:

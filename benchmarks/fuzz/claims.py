@@ -46,7 +46,10 @@ class Claims:
     budget : int or None
         What no integral may spend more than.
     warned : bool
-        Whether a warning of a gradient was given.
+        Whether a warning was given.
+    ended : Tensor of bool, or None
+        Where a NaN would be silent, if not where ``converged``: derivatives whose error is infinite count as not
+        converged, and yet must not be NaN without a word.
     log : bool
         Whether it is the logarithm.
     eps : float
@@ -72,6 +75,7 @@ class Claims:
     eps: float = EPS
     slack: float = 50 * EPS
     share: float | None = None
+    ended: Tensor | None = None
 
     def judge(self) -> Verdict:
         """Compare all claims with the truth."""
@@ -79,11 +83,12 @@ class Claims:
         same = (self.found == self.exact).reshape(len(apart), -1).all(1)  # infinities too
         true = torch.where(same, 0.0, apart)
         broken = true.isnan() | self.reported.isnan()
-        over = (true - 2 * self.eps * size - DENORMAL > self.reported.double()) & self.converged & ~broken
+        least = self.reported.double() * (1 + 8 * EPS) + 2 * self.eps * size + DENORMAL
+        over = (true > least) & self.converged & ~broken
         beyond = over & ~(true <= self.allowed)
-        least = (self.eps * size).clamp_min(DENORMAL)
-        ratio = (self.reported.double() / true.clamp_min(least))[self.converged & ~broken]
-        silent = broken & self.converged & (not self.warned)
+        visible = torch.maximum(true, (self.eps * size).clamp_min(DENORMAL))
+        ratio = (self.reported.double() / visible)[self.converged & ~broken]
+        silent = broken & (self.converged if self.ended is None else self.ended) & (not self.warned)
         spent = self.nodes > self.budget if self.nodes is not None and self.budget else torch.zeros_like(over)
         return Verdict(true, beyond, over & ~beyond, silent, spent, ratio)
 

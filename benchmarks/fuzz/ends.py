@@ -123,11 +123,16 @@ def frullani(draw: Draw) -> Sample:
 
 
 def one_minus_cosine(draw: Draw) -> Sample:
-    """(1 - cos(w x)) / x^2 on [0, L]: noise over next to nothing towards 0."""
+    """(1 - cos(w x)) / x^2 on [0, L]: noise over next to nothing towards 0.
+
+    Where w x is below 1.5e-8 the cosine is 1 and f is 0, which takes up to 1.5e-7 of the integral away.
+    """
     length = draw.length(-2, 2)
     area = lambda a, b, w: w * mp.si(w * b) - (1 - mp.cos(w * b)) / b
     f = lambda x, w: (1 - torch.cos(w * x)) / x**2
-    return Sample(f, torch.zeros_like(length), length, (draw.decades(-1, 1.5) / length,), area, ends=False)
+    return Sample(
+        f, torch.zeros_like(length), length, (draw.decades(-1, 1.5) / length,), area, ends=False, finest=1e-6
+    )
 
 
 def inverse_logarithms(draw: Draw) -> Sample:

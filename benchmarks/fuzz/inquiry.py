@@ -13,10 +13,7 @@ from benchmarks.fuzz.claims import Claims
 from benchmarks.fuzz.sample import Sample, join
 from benchmarks.fuzz.ways import WAYS, Call, call
 
-__all__ = ["rounding", "unseen"]
-
-NEAR = 4.0
-"""f differs from f without its feature if it does so by this many eps of the scale of f without it."""
+__all__ = ["contrast", "rounding"]
 
 FAINT = 1e4
 """Nothing below so many times the smallest normal number is a scale."""
@@ -67,13 +64,18 @@ def _values(sample: Sample, x: Tensor, place: int | None) -> Tensor:
     moving = args[place - 2].expand_as(x).clone().requires_grad_()
     args[place - 2] = moving
     y = sample.f(x, *args)
-    y = y.real if y.is_complex() else y
-    (slope,) = torch.autograd.grad(y.sum(), moving, allow_unused=True)
-    return torch.zeros_like(x, dtype=torch.float64) if slope is None else slope.double()
+    parts = torch.view_as_real(y).unbind(-1) if y.is_complex() else (y,)
+    slopes = [
+        torch.autograd.grad(part.sum(), moving, retain_graph=True, materialize_grads=True)[0] for part in parts
+    ]
+    return torch.stack(slopes, dim=-1).double()
 
 
-def unseen(way: str, this: Call, seed: int) -> bool:
-    """Whether at every node of a call f was what it is without its feature (either of the two of a pair)."""
+def contrast(way: str, this: Call, seed: int) -> float:
+    """Return by how much f differs from f without its feature at any node of a call, over the scale of the latter.
+
+    Infinite where there is no hidden feature; of a pair that of the one that shows less.
+    """
     watched: list[tuple[Sample, list[Any]]] = []
 
     def watch(sample: Sample) -> Sample:
@@ -90,16 +92,16 @@ def unseen(way: str, this: Call, seed: int) -> bool:
         return replace(sample, f=listen(sample.f), log_f=listen(sample.log_f) if sample.log_f else None)
 
     if this.sample.without is None or way == "vmap":
-        return False
+        return torch.inf
     again = Call(watch(this.sample), watch(this.other) if this.other else None, seed)
     list(WAYS[way](again))
-    return any(heard and all(_alike(sample, block) for block in heard) for sample, heard in watched)
+    shown = [[_contrast(sample, block) for block in heard] for sample, heard in watched if heard]
+    return min((max(blocks) for blocks in shown), default=torch.inf)
 
 
-def _alike(sample: Sample, block: tuple[Tensor, ...]) -> bool:
-    """Whether f differs nowhere from f without its feature."""
+def _contrast(sample: Sample, block: tuple[Tensor, ...]) -> float:
+    """Return the largest difference at some nodes."""
     assert sample.without is not None
     y, plain = sample.f(*block), sample.without(*block)
-    limits = torch.finfo(y.dtype)
-    scale = max(float(plain.abs().max()), FAINT * limits.tiny)
-    return bool(((y - plain).abs() < NEAR * limits.eps * scale).all())
+    scale = max(float(plain.abs().max()), FAINT * torch.finfo(y.dtype).tiny)
+    return float((y - plain).abs().max()) / scale

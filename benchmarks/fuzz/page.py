@@ -111,6 +111,7 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         Figure(f"false success, of {gradient.claims:,} entries of gradients", gradient.false, unit=""),
         Figure(f"false success of both, of {claims:,}", false, target=Target(3), unit=""),
         Figure("errors understated", understated, target=Target(10), unit=""),
+        Figure("of these two, seen by less than the tolerance", value.faint + gradient.faint, unit=""),
         Figure("crashes", value.crashes, target=Target(0), unit=""),
         Figure("NaN without a status or a warning", value.silent + gradient.silent, target=Target(0), unit=""),
         Figure("ways that disagree", value.disagreements, target=Target(0), unit=""),
@@ -123,9 +124,10 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         )
     return Findings(
         f"Fuzz: {claims:,} claims about values and gradients, seed {seed}",
-        f"{len(totals.values)} families in {len(totals.by_way)} ways, {seconds / 60:.1f} minutes. A claim: a number "
-        "and its reported error. False success: CONVERGED, and the error above the tolerance and above the "
-        "reported one; understated: above the reported one alone. Two ulp of the exact number are left out: it is "
+        f"{len(totals.values)} families in {len(totals.by_way)} ways, {seconds / 60:.1f} minutes. "
+        "A claim: a number and its reported error. False success: CONVERGED, and the error above the tolerance and "
+        "above the reported one; understated: above the reported one alone; faint, of these: f differed at no node "
+        "from f without its feature by more than the tolerance. Two ulp of the exact number are left out, which is "
         "rounded once from 50 digits. Beside these stand what is within the rounding of x and f on the cells "
         "(rounding), what at no node differed by 4 eps of its scale from f without its feature (unseen), "
         "derivatives of values that were false already (follow); then NaN without a word, crashes, ways that "
@@ -139,7 +141,7 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         figures,
         [
             *list_cases(totals.cases),
-            f"Again: python -m benchmarks fuzz --seed {seed} --only 'family:way:turn' (one task), 'family', ':way'. "
+            f"Again: python -m benchmarks fuzz --seed {seed} --only 'family:way:turn', for all: 'family', ':way'. "
             f"Cases: at most {SHOWN} of a family and kind. The integrals of a task: "
             "benchmarks.fuzz.tasks.draw(family, task.count, task.number).",
         ],
@@ -147,7 +149,7 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
 
 
 HEADINGS = (
-    "claims", "conv.", "false", "under-\nstated", "round-\ning", "un-\nseen", "fol-\nlow",
+    "claims", "conv.", "false", "under-\nstated", "faint", "round-\ning", "un-\nseen", "fol-\nlow",
     "NaN, crash,\ndisagree, over", "nodes", "pessi-\nmism",
 )  # fmt: skip
 
@@ -160,7 +162,7 @@ def rows(counts: Mapping[str, Count]) -> list[tuple[str, ...]]:
 def row(name: str, count: Count) -> tuple[str, ...]:
     """Return the numbers of a family or way."""
     noisy = count.noisy_false + count.noisy_understated
-    numbers = (count.false, count.understated, noisy, count.unseeable, count.following)
+    numbers = (count.false, count.understated, count.faint, noisy, count.unseeable, count.following)
     broken = (count.silent, count.crashes, count.disagreements, count.overspent)
     share = f"{100 * count.converged / count.claims:.1f}" if count.claims else ""
     nodes = f"{statistics.median(count.nodes):,.0f}" if count.nodes else ""

@@ -1,8 +1,9 @@
 """Random integrals whose values and derivatives are known: what a family draws, and its exact numbers.
 
-A family gives a closed form in mpmath. Values are that form at the very floats that quad is given, in 50 digits,
-rounded once: 1/2 ulp. Derivatives are its central differences with a relative step of 1e-25 in 80 digits, which
-leaves 40 digits or more before they are rounded once: each has the same accuracy, and no formula of its own.
+A family gives a closed form in mpmath. Values are that form at the very floats that quad is given, in 50
+digits, rounded once: 1/2 ulp. Derivatives are its central differences with a relative step of 1e-30 in 120
+digits, by limits in 420 (an integrand may be 1e-300 of its integral there): 40 digits or more are right before
+they are rounded once. So each has the same accuracy, and no formula of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from benchmarks import families
 
 __all__ = ["Draw", "Family", "Sample", "join"]
 
-DIGITS, FINE_DIGITS, STEP = 50, 80, mp.mpf(10) ** -25
+DIGITS, STEP = 50, mp.mpf(10) ** -30
+FINE_DIGITS, LIMIT_DIGITS = 120, 420
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class Sample:
         Whether derivatives with respect to finite limits are claimed.
     single : bool
         Whether float32 can hold f.
+    coarse : callable or None
+        Returns the parameters that float32 can hold, from limits and parameters: nothing narrower than its grid.
+    finest : float
+        The finest relative tolerance that f in floating point allows, where that is no rounding of single values.
     """
 
     f: Callable[..., Tensor]
@@ -95,6 +101,8 @@ class Sample:
     wrt: tuple[int, ...] | None = None
     ends: bool = True
     single: bool = True
+    coarse: Callable[..., tuple[Tensor, ...]] | None = None
+    finest: float = 0.0
 
     @property
     def count(self) -> int:
@@ -115,7 +123,8 @@ class Sample:
 
     def to(self, dtype: torch.dtype) -> Sample:
         """Return the integrals with limits and parameters rounded to another dtype."""
-        return replace(self, a=self.a.to(dtype), b=self.b.to(dtype), args=tuple(arg.to(dtype) for arg in self.args))
+        args = self.args if self.coarse is None else self.coarse(self.a, self.b, *self.args)
+        return replace(self, a=self.a.to(dtype), b=self.b.to(dtype), args=tuple(arg.to(dtype) for arg in args))
 
     def logarithm(self) -> Sample:
         """Return the integrals with f given by its logarithm."""
@@ -140,9 +149,11 @@ class Sample:
     def slope(self, place: int, log: bool = False) -> Tensor:
         """Return the derivatives with respect to a limit (place 0 and 1) or a parameter (from 2 on)."""
         slopes: list[Any] = []
-        with mp.workdps(FINE_DIGITS):
+        with mp.workdps(LIMIT_DIGITS if place < 2 else FINE_DIGITS):
             for row in self._rows():
-                step = STEP * max(abs(row[place]), mp.mpf(10) ** -30)
+                length = abs(row[1] - row[0])
+                scale = length if place < 2 and mp.isfinite(length) else mp.mpf(10) ** -20
+                step = STEP * max(abs(row[place]), scale)
                 up, down = ([*row[:place], row[place] + way * step, *row[place + 1 :]] for way in (1, -1))
                 high, low = (_list(self.closed_form(*moved)) for moved in (up, down))
                 size = _list(self.closed_form(*row)) if log else [mp.mpf(1)] * len(high)
@@ -201,6 +212,7 @@ def join(one: Sample, other: Sample, as_complex: bool) -> Sample:
         points=points if one.points else None,
         without=both(one.without, other.without) if one.without and other.without else None,
         wrt=(*one.variables, *(split + i for i in other.variables)), ends=one.ends, single=one.single,
+        finest=one.finest,
     )  # fmt: skip
 
 

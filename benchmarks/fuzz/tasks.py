@@ -16,7 +16,7 @@ from benchmarks.fuzz.bells import BELLS
 from benchmarks.fuzz.breaks import BREAKS
 from benchmarks.fuzz.claims import Claims, Verdict
 from benchmarks.fuzz.ends import ENDS
-from benchmarks.fuzz.inquiry import rounding, unseen
+from benchmarks.fuzz.inquiry import contrast, rounding
 from benchmarks.fuzz.sample import Draw, Family, Sample
 from benchmarks.fuzz.waves import WAVES
 from benchmarks.fuzz.ways import SMALL, WAYS, Call, DisagreementError, suits
@@ -27,6 +27,9 @@ FAMILIES: dict[str, Family] = BELLS | ENDS | BREAKS | WAVES
 
 ASKED = 300
 """Integrals of a task that are asked about; more are counted as they are."""
+
+NEAR = 4.0
+"""What differs at no node by so many eps from f without its feature cannot be seen."""
 
 KEPT = 6
 """Cases of a task and kind that are kept."""
@@ -61,6 +64,7 @@ class Count:
 
     ``false`` and ``understated`` are those that nothing excuses. Beside them stand what the rounding of f explains
     (``noisy``), misses that no node could see, and derivatives of a value that was itself false (``following``).
+    ``faint``, of the false and understated: what differed at every node by less than the tolerance.
     """
 
     claims: int = 0
@@ -71,6 +75,7 @@ class Count:
     noisy_understated: int = 0
     unseeable: int = 0
     following: int = 0
+    faint: int = 0
     silent: int = 0
     overspent: int = 0
     crashes: int = 0
@@ -106,7 +111,7 @@ class Outcome:
     gradients: Count = field(default_factory=Count)
     cases: list[Case] = field(default_factory=list[Case])
     seconds: float = 0.0
-    unseen: dict[int, bool] = field(default_factory=dict[int, bool])
+    contrast: dict[int, float] = field(default_factory=dict[int, float])
 
 
 def draw(family: str, count: int, seed: int) -> tuple[Sample, Sample | None]:
@@ -191,8 +196,9 @@ def _enter(
                     false.add(i)
                 elif claims.place is not None and i in false:
                     excuse = "following"
-                name = f"{excuse}_{shown}" if excuse == "noisy" else excuse or shown
-                setattr(count, name, getattr(count, name) + 1)
+                names = {"noisy": [f"noisy_{shown}"], "faint": ["faint", shown], "": [shown]}.get(excuse, [excuse])
+                for name in names:
+                    setattr(count, name, getattr(count, name) + 1)
             kept = sum((case.kind, case.excuse) == (shown, excuse) for case in outcome.cases)
             if kept >= KEPT:
                 continue
@@ -207,7 +213,7 @@ def _ask(
     verdict: Verdict, kind: str,
 ) -> tuple[str, str]:  # fmt: skip
     """Return whether a claim is false or understated, and what excuses it."""
-    part, known = slice(i, i + 1), outcome.unseen
+    part, known = slice(i, i + 1), outcome.contrast
     single = lambda: Call(sample.part(part), other.part(part) if other else None, task.number)
     true, reported = float(verdict.true[i]), float(claims.reported[i])
     if first + i not in known and len(known) >= ASKED:
@@ -215,14 +221,18 @@ def _ask(
     try:
         noise, size = rounding(task.way, single(), claims)
         if first + i not in known:
-            known[first + i] = unseen(task.way, single(), task.number)
+            known[first + i] = contrast(task.way, single(), task.number)
     except Exception:  # alone it may fail in another way, which has a task of its own
         return kind, ""
     if true <= claims.slack * size:
         kind = "understated"
     if true - reported <= noise:
         return kind, "noisy"
-    return kind, "unseeable" if known[first + i] else ""
+    shown = known[first + i]
+    if shown < NEAR * claims.eps:
+        return kind, "unseeable"
+    size = float(claims.exact[i].abs().max())
+    return kind, "faint" if size > 0 and shown < float(claims.allowed[i]) / size else ""
 
 
 def describe(claims: Claims, verdict: Verdict, i: int) -> str:
