@@ -24,7 +24,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.importance import Training, judge_maps, train_maps
-from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
+from quadgrad._core.search.sampling import BLOCK, Sample, hold_memory, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
@@ -144,6 +144,7 @@ def _integrate(
     problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
 ) -> Result:
     with problem.outside() as plain:
+        hold_memory(sample.plan.n.device)
         if training is not None:
             sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)
