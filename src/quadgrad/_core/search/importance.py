@@ -307,12 +307,13 @@ class _Training:
         # One change that is small is luck too often: shares of tails jump.
         settled = calm & self.calm[active]
         self.calm[active] = calm
-        singular = _is_singular(self.grid[active], seen.moments)
-        self.learnt[active] = enough & (change <= STEADY) & ~singular
+        learnt = enough & (change <= STEADY)
         if iteration == 0 and self.training.kept is not None:
             kept = self.training.kept.expand(self.problem.batch)[active]
-            settled = enough & (share >= (1.0 - FALLEN) * kept)
-            self.learnt[active] = settled & ~singular
+            learnt = settled = enough & (share >= (1.0 - FALLEN) * kept)
+        last = settled if iteration + 1 < self.training.iterations else torch.ones_like(settled)
+        owner = active[last]
+        self.learnt[owner] = learnt[last] & ~_is_singular(self.grid[owner], seen.moments[last])
         self.share[active] = share
         return settled
 

@@ -37,6 +37,8 @@ def map_native(plan: PointsPlan, flat: Flat | None, start: int, count: int, with
     if u.dtype != torch.float64 or grid.dtype != torch.float64 or u.stride(2) != 1:
         return None
     m = u.shape[1] * count
+    if batch > 1:  # which all read it: a copy costs little beside them, and then loops are as long as can be
+        u = u.reshape(d, 1, m)
     real = {"dtype": torch.float64}
     if flat is None:
         place, steps = torch.empty((d, batch, m), **real).permute(2, 1, 0), (1, m, batch * m)
@@ -48,7 +50,7 @@ def map_native(plan: PointsPlan, flat: Flat | None, start: int, count: int, with
     factor = torch.empty((m, batch), **real)
     bin = torch.empty((d, batch, m) if with_bins else 0, dtype=torch.int64)
     maps = Maps(
-        d, batch, ends - 1, u.shape[1], count, torch.get_num_threads(), u.stride(1), u.stride(0), *steps,
+        d, batch, ends - 1, u.shape[1], u.shape[2], torch.get_num_threads(), u.stride(1), u.stride(0), *steps,
         d if len(box[0]) > 1 else 0, EVEN, BELOW_ONE, u.data_ptr(), grid.data_ptr(), table.data_ptr(),
         *(t.data_ptr() for t in box), place.data_ptr(), factor.data_ptr(), bin.data_ptr() if with_bins else None,
     )  # fmt: skip

@@ -15,10 +15,10 @@ typedef struct {
 } Maps;
 
 /* In which bin a place is: the last that does not begin behind it. */
-INLINE int64_t bin_at(const double *ends, int64_t bins, double place) {
+INLINE int32_t bin_at(const double *ends, int64_t bins, double place) {
     int64_t at = 0;
     for (int64_t left = bins; left > 1; left -= left / 2) at += ends[at + left / 2] <= place ? left / 2 : 0;
-    return at;
+    return (int32_t)at;
 }
 
 /* One axis of n points: where they come to lie, by what the map stretches there, and in which bin. */
@@ -40,7 +40,7 @@ INLINE void map_axis(const Maps *to, int64_t axis, int64_t who, const double *re
     for (int k = 0; k < evens; k++) {
         int i = even[k];
         y[i] = axis ? u[i] : u[i] / to->even;
-        bin[i] = (int32_t)bin_at(grid, bins, y[i]);
+        bin[i] = bin_at(grid, bins, y[i]);
         stretch[i] = stretches[bin[i]];
     }
 }
