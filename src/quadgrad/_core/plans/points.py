@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import torch
 from torch import Tensor
@@ -141,6 +141,13 @@ class PointsPlan(Plan, geometry="points"):
         # So far one axis followed another in memory, along which operations run. Now it is one point after another:
         # matrix products and norms of f take up to thirty times as long the other way round.
         return x.contiguous(), factor if stretched is None else factor * stretched
+
+    def plot(self, *args: Any, **options: Any) -> Never:
+        """Say that there are no cells to draw."""
+        raise TypeError(
+            "a plan of points has no cells, of which plot draws a picture. print(plan) tells what it holds; a plan "
+            "of vegas also has plan.log, what its training saw, and plan.sample(n), points as they are spread"
+        )
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""
