@@ -340,20 +340,22 @@ class _Training:
             looked.append(evaluate(*parts[0][0]))
             return [looked[0].first(FIRST_LOOK, plan.count).size]
 
-        def compute(part: int) -> list[Tensor]:
-            whole, moments = self._nothing(batch), self._no_moments(batch)
-            for low, count in parts[part]:
-                block = looked.pop() if looked else evaluate(low, count)
-                block.y = block.y / scale
-                block.add_moments(moments)
-                whole.add(ReplicateSums.of(block.y, block.weight, plan.count).tensors())
-            return [*whole.tensors(), moments]
-
         if scale is None:
             # Components of very different sizes, and squares that would leave the range, ask for a first look. What
             # f has returned is kept: the first part of the sum begins with it.
             (size,) = ranks.fold(1, look, lambda: [self._nothing(batch).size])
             scale = _usable(size / (min(parts[0][0][1], FIRST_LOOK) * plan.count), torch.ones_like(size))
+        by = scale
+
+        def compute(part: int) -> list[Tensor]:
+            whole, moments = self._nothing(batch), self._no_moments(batch)
+            for low, count in parts[part]:
+                block = looked.pop() if looked else evaluate(low, count)
+                block.y = block.y / by
+                block.add_moments(moments)
+                whole.add(ReplicateSums.of(block.y, block.weight, plan.count).tensors())
+            return [*whole.tensors(), moments]
+
         nothing = lambda: [*self._nothing(batch).tensors(), self._no_moments(batch)]
         *sums, moments = ranks.fold(len(parts), compute, nothing)
         shaped = moments.reshape(plan.d, batch, self.bins).transpose(0, 1)

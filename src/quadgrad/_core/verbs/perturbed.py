@@ -129,7 +129,7 @@ class Perturbed(Printed, Dataset[tuple[Any, ...]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take it; what comes from a file or a copy has an epoch of its own."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._epoch.share_memory_()
 
     def _number(self, index: Any) -> int:

@@ -10,6 +10,7 @@ from quadgrad._core.mesh.box import Flat
 from quadgrad._core.mesh.grid import BELOW_ONE, EVEN, Placed
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.search.kernel.library import Maps, load
+from quadgrad._core.search.kernel.memory import INTEGERS, numbers
 
 __all__ = ["map_native"]
 
@@ -39,16 +40,15 @@ def map_native(plan: PointsPlan, flat: Flat | None, start: int, count: int, with
     m = u.shape[1] * count
     if batch > 1:  # which all read it: a copy costs little beside them, and then loops are as long as can be
         u = u.reshape(d, 1, m)
-    real = {"dtype": torch.float64}
     if flat is None:
-        place, steps = torch.empty((d, batch, m), **real).permute(2, 1, 0), (1, m, batch * m)
-        low, high = torch.zeros((1, d), **real), torch.ones((1, d), **real)
+        place, steps = numbers(d, batch, m).permute(2, 1, 0), (1, m, batch * m)
+        low, high = numbers(1, d).zero_(), numbers(1, d).fill_(1.0)
         flat = Flat(low, high, low, high)
     else:
-        place, steps = torch.empty((m, batch, d), **real), (batch * d, d, 1)
-    box = [t.contiguous() for t in torch.broadcast_tensors(*flat)]
-    factor = torch.empty((m, batch), **real)
-    bin = torch.empty((d, batch, m) if with_bins else 0, dtype=torch.int64)
+        place, steps = numbers(m, batch, d), (batch * d, d, 1)
+    box = [t.resolve_neg().contiguous() for t in torch.broadcast_tensors(*flat)]
+    factor = numbers(m, batch)
+    bin = INTEGERS.new_empty((d, batch, m) if with_bins else 0)
     maps = Maps(
         d, batch, ends - 1, u.shape[1], u.shape[2], torch.get_num_threads(), u.stride(1), u.stride(0), *steps,
         d if len(box[0]) > 1 else 0, EVEN, BELOW_ONE, u.data_ptr(), grid.data_ptr(), table.data_ptr(),
