@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quadgrad import _plots as _plots  # gives plans their plot
 from quadgrad._config import keep_freed_memory, show_config
+from quadgrad._core.antiderivative.curve import Antiderivative
 from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
@@ -20,6 +21,7 @@ from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
 from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator
@@ -31,6 +33,7 @@ from quadgrad._core.verbs.replay import replay
 from quadgrad._core.verbs.vegas import vegas
 
 __all__ = [
+    "Antiderivative",
     "GradientMode",
     "IntegrandError",
     "IntegrationError",
@@ -44,6 +47,7 @@ __all__ = [
     "SeveredGradientWarning",
     "Status",
     "UnmarkedJumpWarning",
+    "antiderivative",
     "certify",
     "element",
     "expectation",

@@ -27,6 +27,7 @@ from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
     "Treatment",
+    "boundary_sum",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
@@ -116,7 +117,7 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     return tuple(singular)
 
 
-def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
@@ -238,5 +239,5 @@ def replay_with_limits(
     total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + _boundary_sum(integrand, limits, plan.batch, treatment)
+        value = value + boundary_sum(integrand, limits, plan.batch, treatment)
     return value
