@@ -80,8 +80,8 @@ def _matrices(rule: Rule) -> tuple[np.ndarray, ...]:
 def chebyshev_sum(coefficients: Tensor, cell: Tensor, t: Tensor) -> Tensor:
     """Return the polynomials ``(m, n, *event)`` of the given cells ``(p,)`` at t ``(p,)``: ``(p, *event)``.
 
-    Clenshaw's recurrence: powers of t would take two thirds of the time and lose digits beyond 21 nodes. Coefficients
-    are fetched degree by degree: whole rows of them would leave the cache.
+    Clenshaw's recurrence: powers of t would take two thirds of the time, and lose digits beyond 21 nodes.
+    Coefficients are fetched degree by degree: whole rows of them would leave the cache.
     """
     last, before = None, coefficients[-1].index_select(0, cell)
     t = align(t, before)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,60 +13,32 @@ from quadgrad._core._torch import (
     carries_derivative,
     forward_mode_open,
     in_differentiation,
-    in_transform,
-    outside_transforms,
     without_derivatives,
 )
-from quadgrad._core.antiderivative.derivative import follow
+from quadgrad._core.antiderivative.derivative import follow, stretch
 from quadgrad._core.antiderivative.heights import Heights, Values, sample
 from quadgrad._core.antiderivative.inverse import Inverse
-from quadgrad._core.antiderivative.places import Places
+from quadgrad._core.antiderivative.places import Spots
+from quadgrad._core.antiderivative.points import Curve, Points, keep_inside, receive, thinking
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.errors import IntegrandError, IntegrationWarning, warn
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import Treatment, boundary_sum, carries_gradient, singular_marks
-from quadgrad._core.lanes import Lanes, plain
-from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.lanes import plain
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed, counted
-from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align, total
+from quadgrad._core.reduce import align, reals, total
 from quadgrad._core.result import describe
 from quadgrad._core.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Antiderivative", "Curve", "Points"]
+__all__ = ["Antiderivative"]
 
-
-@dataclass(frozen=True)
-class Curve:
-    """A searched problem and its curve, flattened over the batch and all lanes, without derivatives.
-
-    ``signs`` ``(batch, 2)`` are the integrals of f's positive and negative part, ``error`` ``(batch,)`` that of the
-    curve, ``sizes`` ``(batch,)`` its largest modulus. ``dtype`` is that of heights.
-    """
-
-    problem: Problem
-    limits: Limits
-    values: Values
-    places: Places
-    signs: Tensor
-    error: Tensor
-    sizes: Tensor
-    dtype: torch.dtype
-    lanes: Lanes | None = None
-
-
-@dataclass(frozen=True)
-class Points:
-    """What the caller passed, flattened: ``(p,)``, and whose it is; ``restore`` gives results the caller's shape."""
-
-    flat: Tensor
-    fixed: Tensor
-    owner: Tensor
-    restore: Callable[[Tensor], Tensor]
+DRAWN = [(k + 0.5) / 32.0 for k in range(32)]
+"""Where in each cell a picture shows the curve."""
 
 
 class Antiderivative(Printed):
@@ -134,8 +105,8 @@ class Antiderivative(Printed):
             If f has changed since: with parameters that require grad, it is called anew on the plan's nodes.
         """
         with WithoutAutocast():
-            points = self._receive(x, "x")
-            return points.restore(self._at(self._inside(points), complement))
+            points = keep_inside(receive(x, "x", self._curve, self._flows()), self._curve)
+            return points.restore(self._at(points, complement))
 
     def inverse(self, y: Any, *, complement: bool = False) -> Tensor:
         """Return x at which the integral from a to x is y, or, as a ``complement``, that from x to b.
@@ -160,49 +131,64 @@ class Antiderivative(Printed):
             If f changes its sign, is complex or has components; or if there is no such x between a and b.
         """
         with WithoutAutocast():
-            return self._inverse(self._receive(y, "y"), complement)
+            return self._inverse(receive(y, "y", self._curve, self._flows()), complement)
 
     # ------------------------------------------------------------------------------------------ evaluation
 
-    def _at(self, points: Points, complement: bool, attached: Tensor | None = None) -> Tensor:
-        """Return heights ``(p, *event)``; ``attached`` takes the place of x where that is differentiated."""
-        curve = self._curve
-        limits, flows = curve.problem.limits, self._flows()
-        with self._thinking():
-            turned = (curve.limits.b < curve.limits.a).expand(curve.problem.batch)
+    def _at(self, points: Points, complement: bool) -> Tensor:
+        """Return heights ``(p, *event)``."""
+        curve, flows = self._curve, self._flows()
+        turned, spots, value = (curve.limits.b < curve.limits.a).expand(curve.problem.batch), None, None
+        with thinking():
             sides = [side for side in (True, False) if bool((turned == (side == complement)).any())]
-            value = None if flows else self._stored(points, sides, turned, complement)
-            spots = curve.places.find(points.fixed, points.owner) if flows else None
+            shift = self._beside(points)
+            lost = points.fixed.isnan() | ~curve.error.isfinite().index_select(0, points.owners)
+            if flows:
+                spots = curve.places.find(points.fixed, points.owners)
+            else:
+                each = [self._side(side).evaluate(points.fixed, points.owner, curve.places) for side in sides]
+                value = self._oriented(each, points, turned, complement)
+        shift, lost = points.lowered(shift), points.lowered(lost)
         if spots is not None:
-            values = self._replay()
-            heights = [values.heights(curve.places, side) for side in sides]
-            value = self._oriented([h.at(spots, curve.places) for h in heights], points, turned, sides, complement)
-            value = self._with_boundaries(value, points, limits, turned, complement)
+            parts = (points.lowered(t) for t in vars(spots).values() if t is not None)
+            spots, values = Spots(*parts), self._replay()
+            each = [values.heights(curve.places, side).at(spots, curve.places) for side in sides]
+            value = self._oriented(each, points, turned, complement)
+            value = self._with_boundaries(value, points, turned, complement)
         assert value is not None
-        value = torch.where(align(points.fixed.isnan(), value), torch.nan, value)
-        moving = points.flat if attached is None else attached
-        if carries_derivative(moving):
-            sign = -1.0 if complement else 1.0
-            value = follow(value, moving, lambda x: sign * self._slope(x, points.owner))
+        value = torch.where(align(lost, value), torch.nan, value)
+        if carries_derivative(points.flat):
+            sign, integrand = -1.0 if complement else 1.0, curve.problem.integrand
+            if flows:
+                slope = lambda x: sign * integrand(x + shift, points.owner)
+                value = stretch(value, points.flat, slope)
+            else:
+                slope = lambda x: sign * integrand((x + shift)[None], points.owner)[0]
+                value = follow(value, points.flat, slope)
         return value.to(curve.dtype.to_complex() if value.is_complex() else curve.dtype)
 
-    def _stored(self, points: Points, sides: list[bool], turned: Tensor, complement: bool) -> Tensor:
-        curve = self._curve
-        each = [self._side(side).evaluate(points.fixed, points.owner, curve.places) for side in sides]
-        return self._oriented(each, points, turned, sides, complement)
+    def _beside(self, points: Points) -> Tensor:
+        """Return how far from each point f is read as its derivative: at a limit, right beside it, inside."""
+        limits, at = self._curve.limits, points.fixed
+        ends = [
+            end.expand(self._curve.problem.batch).index_select(0, points.owners) for end in (limits.a, limits.b)
+        ]
+        shift = torch.zeros_like(at)
+        for end, other in (ends, ends[::-1]):
+            beside = (at == end) & end.isfinite() & (end != other)
+            shift = torch.where(beside, limits.next_to(end, other) - end, shift)
+        return shift
 
-    def _oriented(
-        self, each: list[Tensor], points: Points, turned: Tensor, sides: list[bool], complement: bool
-    ) -> Tensor:
-        """Return integrals with the sign of the limits' order, from those on each side of x that was asked for."""
+    def _oriented(self, each: list[Tensor], points: Points, turned: Tensor, complement: bool) -> Tensor:
+        """Return integrals with the sign of the limits' order, from those on the sides of x that were asked for."""
         if not each:
             return self._curve.values.at_nodes.new_zeros((len(points.fixed), *self._event))
-        if len(each) == 1:
-            return -each[0] if sides[0] == complement else each[0]
         mine = turned.index_select(0, points.owner)
-        upward, downward = each
-        return torch.where(align(mine != complement, upward), -downward if not complement else downward, upward
-                           if not complement else -upward)  # fmt: skip
+        value = each[0]
+        if len(each) > 1:
+            upward, downward = each
+            value = torch.where(align(mine == complement, upward), upward, downward)
+        return torch.where(align(mine, value), -value, value)
 
     @property
     def _event(self) -> tuple[int, ...]:
@@ -221,18 +207,11 @@ class Antiderivative(Printed):
             return False
         return torch.is_grad_enabled() or in_differentiation() or forward_mode_open()
 
-    @contextmanager
-    def _thinking(self) -> Generator[None]:
-        """Leave all transforms and derivatives."""
-        outside: AbstractContextManager[Any] = outside_transforms() if in_transform() else nullcontext()
-        with without_derivatives(), outside:
-            yield
-
     def _replay(self) -> Values:
         """Return f's values on the plan's nodes with their derivatives."""
         curve = self._curve
         values = sample(curve.problem.integrand, curve.values.plan, curve.limits.pieces(), 2**40)
-        with self._thinking():
+        with thinking():
             now, before = (
                 total((v.at_nodes.abs() * v.plan.weight.reshape(-1, 1, *(1,) * len(self._event))).sum(0),
                       v.plan.owner, v.plan.batch)
@@ -241,30 +220,15 @@ class Antiderivative(Printed):
             gap = largest_component((now - before).abs())
             if bool((gap > curve.error + 1e3 * curve.problem.tolerance.eps * largest_component(before)).any()):
                 raise IntegrandError(
-                    "the integrand gives other values than when its antiderivative was made: what it depends on has "
-                    "changed since (an optimizer's step, say), or it is not deterministic. Make the antiderivative "
-                    "anew, or call it under torch.no_grad()"
+                    "the integrand gives other values than when its antiderivative was made: what it depends on "
+                    "has changed since (an optimizer's step, say), or it is not deterministic. Make the "
+                    "antiderivative anew, or call it under torch.no_grad()"
                 )
         return values
 
-    def _slope(self, x: Tensor, owner: Tensor) -> Tensor:
-        """Return f at x ``(p,)``, at a limit that right beside it; infinite where it is so at a limit."""
-        curve = self._curve
-        limits = curve.limits
-        ends = [end.expand(curve.problem.batch).index_select(0, owner) for end in (limits.a, limits.b)]
-        with self._thinking():
-            at = plain(x)
-            shift = torch.zeros_like(at)
-            for end, other in (ends, ends[::-1]):
-                beside = limits.next_to(end, other)
-                shift = torch.where((at == end) & end.isfinite() & (end != other), beside - end, shift)
-        return curve.problem.integrand((x + shift)[None], owner)[0]
-
-    def _with_boundaries(
-        self, value: Tensor, points: Points, limits: Limits, turned: Tensor, complement: bool
-    ) -> Tensor:
+    def _with_boundaries(self, value: Tensor, points: Points, turned: Tensor, complement: bool) -> Tensor:
         """Add zeros with the derivatives by limits and breakpoints: those between x and the end that counts."""
-        curve, batch = self._curve, self._curve.problem.batch
+        curve, batch, limits = self._curve, self._curve.problem.batch, self._curve.problem.limits
         moving = [i for i, mark in enumerate(limits.marks) if carries_gradient(mark) and i != int(not complement)]
         if not moving:
             return value
@@ -283,9 +247,10 @@ class Antiderivative(Printed):
             assert isinstance(zero, Tensor)
             zero = zero.index_select(0, points.owner)
             if i > 1:
-                place = fixed[i].expand(batch).index_select(0, points.owner)
-                below = place < points.fixed
-                counts = below == (turned.index_select(0, points.owner) == complement)
+                with thinking():
+                    below = fixed[i].expand(batch).index_select(0, points.owners) < points.fixed
+                    counts = below == (turned.index_select(0, points.owners) == complement)
+                counts = points.lowered(counts)
                 zero = torch.where(align(counts, zero), zero, 0.0)
             value = value + zero
         return value
@@ -293,33 +258,33 @@ class Antiderivative(Printed):
     # --------------------------------------------------------------------------------------------- inverse
 
     def _inverse(self, points: Points, complement: bool) -> Tensor:
-        curve = self._curve
-        with self._thinking():
+        curve, owner = self._curve, points.owners
+        with thinking():
             sign = self._direction()
             turned = (curve.limits.b < curve.limits.a).expand(curve.problem.batch)
-            upward = (turned == complement).index_select(0, points.owner)
-            # From the end that the integral belongs to; where that is the upper one of a > b, its sign is turned.
-            orientation = sign.index_select(0, points.owner) * torch.where(turned, -1.0, 1.0)[points.owner]
-            height = self._reachable(points, orientation, complement)
+            upward = (turned == complement).index_select(0, owner)
+            height = self._reachable(points, (sign * torch.where(turned, -1.0, 1.0))[owner], complement)
             x = torch.full_like(height, torch.nan)
             for side in (True, False):
                 mine = ((upward == side) & ~height.isnan()).nonzero().squeeze(1)
                 if len(mine):
-                    owner = points.owner[mine]
-                    x[mine] = self._keep_inside(self._invert(side, sign).solve(height[mine], owner), owner)
-            x = self._at_ends(x, height, points.owner, upward)
+                    x[mine] = self._invert(side, sign).solve(height[mine], owner[mine])
+            x = self._at_ends(x, height, owner, upward)
         if self._flows() or carries_derivative(points.flat):
-            x = self._attach(x, points, complement)
+            return points.restore(self._attach(x, points, complement).to(curve.dtype))
         return points.restore(x.to(curve.dtype))
 
     def _attach(self, x: Tensor, points: Points, complement: bool) -> Tensor:
-        """Return x with its derivatives: each of Newton's steps on a residual of 0 doubles the order that is right."""
-        with self._thinking():
-            # What is not moved by a finite slope (a singular end, NaN) has no derivative to speak of.
-            slope = plain(self._slope(x.nan_to_num(0.0), points.owner)) * (-1.0 if complement else 1.0)
-        fixed = replace(points, fixed=x, flat=x)
+        """Return x with its derivatives, by Newton's steps on a residual of 0: each doubles the order that is right."""
+        fixed = replace(points, fixed=x)
+        with thinking():
+            shift = self._beside(fixed)
+        x, place = points.lowered(x), points.lowered((x + shift).nan_to_num(0.0))
+        with without_derivatives():
+            slope = self._curve.problem.integrand(place[None], points.owner)[0].detach()
+        slope = -slope if complement else slope
         for _ in range(2):
-            residual = points.flat - self._at(fixed, complement, attached=x)
+            residual = points.flat - self._at(replace(fixed, flat=x), complement)
             x = x + (residual - residual.detach()) / slope
         return x
 
@@ -350,16 +315,16 @@ class Antiderivative(Printed):
     def _reachable(self, points: Points, orientation: Tensor, complement: bool) -> Tensor:
         """Return y as a positive integral, what is beyond the range by less than its error moved onto it."""
         curve = self._curve
-        whole = curve.sizes.index_select(0, points.owner)
-        slack = curve.error.index_select(0, points.owner) + 4.0 * torch.finfo(whole.dtype).eps * whole
-        height = points.fixed * orientation
+        whole = curve.sizes.index_select(0, points.owners)
+        slack = curve.error.index_select(0, points.owners) + 4.0 * torch.finfo(whole.dtype).eps * whole
+        height = (points.fixed * orientation).masked_fill(slack.isinf(), torch.nan)
         bad = (height < -slack) | (height > whole + slack)
         if bool(bad.any()):
-            i = int(bad.nonzero()[0])
+            i, owner = int(bad.nonzero()[0]), points.owners
             ends = sorted((0.0, float(whole[i] * orientation[i])))
             what = "integral from x to b" if complement else "integral from a to x"
             raise ValueError(
-                f"y = {float(points.fixed[i]):.10g} is no {what} (integral {int(points.owner[i])}): they are between "
+                f"y = {float(points.fixed[i]):.10g} is no {what} (integral {int(owner[i])}): they are between "
                 f"{ends[0]:.10g} and {ends[1]:.10g}"
             )
         return torch.minimum(height.clamp_min(0.0), whole)
@@ -369,89 +334,39 @@ class Antiderivative(Printed):
         curve = self._curve
         lower, upper = (
             edge.expand(curve.problem.batch).index_select(0, owner)
-            for edge in (torch.minimum(curve.limits.a, curve.limits.b), torch.maximum(curve.limits.a, curve.limits.b))
+            for edge in (
+                torch.minimum(curve.limits.a, curve.limits.b),
+                torch.maximum(curve.limits.a, curve.limits.b),
+            )
         )
+        x = torch.minimum(torch.maximum(x, lower), upper)  # what rounding has put beyond a limit
         whole = curve.sizes.index_select(0, owner)
         x = torch.where(height <= 0.0, torch.where(upward, lower, upper), x)
         return torch.where((height >= whole) & (height > 0.0), torch.where(upward, upper, lower), x)
 
-    # ------------------------------------------------------------------------------------- what comes and goes
+    def drawn(self, element: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what a picture of one integral shows, of an infinite interval as far as nodes reach.
 
-    def _receive(self, given: Any, name: str) -> Points:
-        """Broadcast what was passed with the batch, lanes of transforms included, and flatten it."""
-        curve = self._curve
-        device, dtype = curve.limits.a.device, curve.limits.a.dtype
-        given = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=None if hasattr(given, "dtype")
-                                                                        else dtype)  # fmt: skip
-        if given.is_complex():
-            raise TypeError(f"{name} is a complex tensor ({given.dtype}): it must be real")
-        own, made = curve.lanes, curve.problem.batch_shape
-        batch = made[len(own.sizes) :] if own else made
-        try:
-            shape = torch.broadcast_shapes(given.shape, batch)
-        except RuntimeError:
-            raise ValueError(
-                f"{name} of shape {tuple(given.shape)} does not broadcast with the batch {tuple(batch)}: give each "
-                f"integral several with shape (n, {', '.join('1' * len(batch))})"
-            ) from None
-        lanes = Lanes.of([given, *([own.carrier] if own else [])]) if in_transform() else None
-        spread = given.to(device, dtype).expand(shape)
-        mine = own.count if own else 1
-        others = lanes.count // mine if lanes else 1
-        lifted = lanes.lift(spread) if lanes else spread
-        extra = shape[: len(shape) - len(batch)].numel()
-        inner = curve.problem.batch // mine if curve.problem.batch else 0
-        # Lanes in which F was made stand beside its batch, all others in front.
-        flat = lifted.reshape(mine, others * extra, inner).movedim(0, 1).reshape(-1)
-        owner = torch.arange(curve.problem.batch, device=device).repeat(others * extra)
-
-        def restore(value: Tensor) -> Tensor:
-            rest = value.shape[1:]
-            value = value.reshape(others * extra, mine, inner, *rest).movedim(1, 0)
-            if lanes is None:
-                return value.reshape(*shape, *rest)
-            return lanes.lower(value.reshape(lanes.count, *shape, *rest))
-
-        with self._thinking():
-            fixed = plain(flat)
-        return Points(flat, fixed, owner, restore)
-
-    def _inside(self, points: Points) -> Points:
-        """Refuse points outside of their limits, but for the rounding of x, and put those onto them."""
-        limits, batch = self._curve.limits, self._curve.problem.batch
-        with self._thinking():
-            ends = torch.stack([end.expand(batch) for end in (limits.a, limits.b)]).aminmax(dim=0)
-            if batch == 1:
-                low, high = ends.min, ends.max
-            else:
-                low, high = (end.index_select(0, points.owner) for end in ends)
-            x, eps = points.fixed, 2.0 * limits.rounding.eps
-            if x.numel() == 0:
-                return points
-            bad = (x < low) | (x > high)
-            if not bool(bad.any()):
-                return points
-            bad = (x < low - eps * low.abs()) | (x > high + eps * high.abs())
-            if bool(bad.any()):
-                i = int(bad.nonzero()[0])
-                which = int(points.owner[i])
-                a, b = (float(end.expand(batch)[which]) for end in (limits.a, limits.b))
-                of = f" of integral {which}" if batch > 1 else ""
-                raise ValueError(
-                    f"x = {float(x[i]):.17g} is outside of the interval [{a:.10g}, {b:.10g}]{of}: the antiderivative "
-                    "is known there alone. Make it on a wider one"
-                )
-            return replace(points, fixed=torch.minimum(torch.maximum(x, low), high))
-
-    @property
-    def _batch_shape(self) -> tuple[int, ...]:
-        return tuple(self.status.shape)
-
-    def _keep_inside(self, x: Tensor, owner: Tensor) -> Tensor:
-        """Take back what rounding has put beyond a limit."""
-        a, b = (end.expand(self._curve.problem.batch) for end in (self._curve.limits.a, self._curve.limits.b))
-        lower, upper = (edge.index_select(0, owner) for edge in (torch.minimum(a, b), torch.maximum(a, b)))
-        return torch.minimum(torch.maximum(x, lower), upper)
+        That is x ``(p,)`` and heights ``(p, components)``, ascending, the ends ``(2, n)`` of its cells, and errors.
+        """
+        curve, plan = self._curve, self.plan
+        if not 0 <= element < plan.batch:
+            raise IndexError(f"element={element} is not in a batch of {plan.batch} antiderivatives")
+        with thinking():
+            cells = plan.take(plan.owner == element)
+            layout = lay_out(curve.limits.pieces(), cells.row, cells.start, cells.stop, None)
+            inner, ends = (layout.nodes(plan.tau.new_tensor(at))[0] for at in (DRAWN, (0.0, 1.0)))
+            x = (
+                torch.cat((inner, ends.clamp(inner.min(), inner.max()) if plan.infinite else ends))
+                if len(cells)
+                else inner
+            )
+            x = x.flatten().sort().values
+            y = self._side(True).evaluate(x, torch.full_like(x, element, dtype=torch.int64), curve.places)
+            if bool((curve.limits.b < curve.limits.a).expand(plan.batch)[element]):
+                y = y - self._side(True).evaluate(x[-1:], torch.full((1,), element, device=x.device), curve.places)
+            ends = ends.clamp(x.min(), x.max()) if len(cells) else ends
+        return x.cpu(), reals(y, 1).reshape(len(x), -1).cpu(), ends.cpu(), cells.error.cpu()
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""

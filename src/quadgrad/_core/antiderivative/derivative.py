@@ -1,4 +1,8 @@
-"""The derivative of a curve by x is f itself, of any order: f is called when it is asked for, and not before."""
+"""The derivative of a curve by x is f itself.
+
+Where nothing else is differentiated f is called when its values are asked for, and not before. Mixed derivatives
+ask for a term in ordinary torch, in which x and the parameters of f meet.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["follow"]
+from quadgrad._core.gradient.boundary import NODES, WEIGHTS
+from quadgrad._core.reduce import align
+
+__all__ = ["follow", "stretch"]
 
 Slope = Callable[[Tensor], Tensor]
-"""f at points ``(p,)``: ``(p, *event)``."""
+"""f at points ``(..., p)``: ``(..., p, *event)``."""
 
 
 class _Follow(torch.autograd.Function):
@@ -47,10 +54,23 @@ class _Follow(torch.autograd.Function):
         if moved is None:
             return pushed
         slope = ctx.slope(x)
-        moved = moved.reshape(moved.shape + (1,) * (slope.ndim - moved.ndim)) * slope
+        moved = align(moved, slope) * slope
         return moved if pushed is None else pushed + moved
 
 
 def follow(value: Tensor, x: Tensor, slope: Slope) -> Tensor:
     """Return heights ``(p, *event)`` at x ``(p,)``, differentiable with respect to x."""
-    return _Follow.apply(value, x, slope)  # pyright: ignore[reportReturnType]
+    return _Follow.apply(value, x, slope)
+
+
+def stretch(value: Tensor, x: Tensor, slope: Slope) -> Tensor:
+    """Return the same, differentiable with respect to what f depends on, too: mixed derivatives up to order 6.
+
+    The integral over the stretch from x to where it may move, of zero width, is added. ``slope`` is called with
+    points ``(m, p)``.
+    """
+    move = x - x.detach()
+    nodes, weights = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in (NODES, WEIGHTS))
+    y = slope(x.detach() + move * nodes[:, None])
+    mean = (y * align(weights, y)).sum(0)
+    return value + align(move, mean) * mean

@@ -1,4 +1,4 @@
-"""How high a curve is: its value at the ends of all cells, and polynomials in between. All of it is differentiable."""
+"""How high a curve is: sums up to the ends of all cells, and polynomials in between, all of it differentiable."""
 
 from __future__ import annotations
 
@@ -107,15 +107,14 @@ class Heights:
         share, t = (spots.below, 2.0 * spots.below - 1.0) if self.upward else (spots.above, 1.0 - 2.0 * spots.above)
         value = chebyshev_sum(self.means, cell, t)
         value = self.sums.index_select(0, cell) + align(share, value) * value
-        if self.tails is None or spots.tails is None or spots.tail is None or spots.depth is None:
+        if self.tails is None or spots.tail is None or spots.depth is None:
             return value
-        beyond = self.tails.at(spots.tail, spots.depth)
-        which = cell.index_select(0, spots.tails)
+        number = spots.tail.clamp_min(0)
+        beyond = self.tails.at(number, spots.depth)
         # From the end that is near, all that counts is beyond x; from the other one, what is this side of it.
-        near = (places.sign.index_select(0, which) > 0) == self.upward
-        whole = self.tails.whole.index_select(0, spots.tail)
-        beyond = torch.where(align(near, beyond), beyond, whole - beyond)
-        return value.index_copy(0, spots.tails, self.sums.index_select(0, which) + beyond)
+        near = (places.sign.index_select(0, cell) > 0) == self.upward
+        beyond = torch.where(align(near, beyond), beyond, self.tails.whole.index_select(0, number) - beyond)
+        return torch.where(align(spots.tail >= 0, value), self.sums.index_select(0, cell) + beyond, value)
 
     def evaluate(self, x: Tensor, owner: Tensor, places: Places) -> Tensor:
         """Return the same of x ``(p,)`` of the given integrals, a block of points at a time."""

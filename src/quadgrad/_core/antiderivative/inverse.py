@@ -1,4 +1,4 @@
-"""Where a curve that only rises reaches a height: Newton's steps in the cell that is known to hold it, bracketed."""
+"""Where a curve that only rises reaches a height: bracketed Newton's steps in the cell that is known to hold it."""
 
 from __future__ import annotations
 

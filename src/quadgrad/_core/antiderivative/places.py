@@ -19,7 +19,7 @@ __all__ = ["Lookup", "Places", "Spots", "running_sums"]
 
 
 class Lookup:
-    """For each of ``count`` owners an ascending list of values, all in one: which is the last not above another?
+    """For each of ``count`` owners an ascending list of values, all in one, to find the last not above another.
 
     The lists of several owners are kept as one list of whole numbers, of owners first and of ranks among all values
     second: no list is padded to the longest.
@@ -37,7 +37,8 @@ class Lookup:
             self.keys = owner * (len(values) + 1) + rank.masked_fill(first, 0)
 
     def find(self, value: Tensor, owner: Tensor) -> Tensor:
-        """Return the place ``(p,)`` of the last value of an owner that is not above the given one, or of his first."""
+        """Return the place ``(p,)`` of an owner's last value that is not above the given one, or of its first."""
+        value = value.contiguous()
         if self.count == 1:
             return torch.searchsorted(self.keys, value, right=True)
         rank = torch.searchsorted(self.ranks, value, right=True)
@@ -46,16 +47,15 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Spots:
-    """Points of a curve: the cell of each, how far it is from the cell's lower and upper end as parts of it.
+    """Points ``(p,)`` of a curve: the cell of each, and how far it is from either end, as parts of the cell.
 
-    ``tails`` are the places among the points of those in tails, ``tail`` which one, and ``depth`` the logarithm by
-    which they are closer to the end than its nodes.
+    Where there are any tails, ``tail`` is the number of the one that a point is in, or -1, and ``depth`` the
+    logarithm by which it is closer to the end than the nodes.
     """
 
     cell: Tensor
     below: Tensor
     above: Tensor
-    tails: Tensor | None = None
     tail: Tensor | None = None
     depth: Tensor | None = None
 
@@ -140,7 +140,7 @@ class Places:
         v = x
         if self.no_lower is not None:
             v = self._fraction(x, cell)
-        where, near = None, None
+        near = v
         if self.logarithmic:
             sign = self.sign.index_select(0, cell)
             distance = v if self.no_lower is not None else v - self.origin.index_select(0, cell)
@@ -148,13 +148,15 @@ class Places:
             v = torch.where(sign == 0.0, v, sign * near)
         low, high, scale = (t.index_select(0, cell) for t in (self.low, self.high, self.scale))
         below, above = ((v - low) * scale).clamp(0.0, 1.0), ((high - v) * scale).clamp(0.0, 1.0)
-        if len(self.tails) == 0 or near is None:
+        if not len(self.tails):
             return Spots(cell, below, above)
-        number = self.number.index_select(0, cell)
-        where = (number >= 0).nonzero().squeeze(1)
-        tail, cell_of = number[where], cell[where]
-        inner = torch.where(self.sign[cell_of] > 0, self.low[cell_of], -self.high[cell_of])
-        return Spots(cell, below, above, where, tail, (inner - near[where]).clamp_min(0.0))
+        tail = self.number.index_select(0, cell)
+        depth = (self.inner(cell) - near).clamp_min(0.0).masked_fill(tail < 0, 0.0)
+        return Spots(cell, below, above, tail, depth)
+
+    def inner(self, cell: Tensor) -> Tensor:
+        """Return the logarithm of the distance at which tails begin, of cells ``(p,)`` that are tails."""
+        return torch.where(self.sign.index_select(0, cell) > 0, self.low[cell], -self.high[cell])
 
     def x(self, cell: Tensor, share: Tensor, upward: bool) -> Tensor:
         """Return x at a part of each cell ``(p,)`` from its lower end, or from its upper one."""
@@ -166,8 +168,7 @@ class Places:
     def in_tail(self, cell: Tensor, depth: Tensor) -> Tensor:
         """Return x so deep in the tails at ``cell``."""
         sign = self.sign.index_select(0, cell)
-        inner = torch.where(sign > 0, self.low.index_select(0, cell), -self.high.index_select(0, cell))
-        return self.from_coordinate(cell, sign * torch.exp(inner - depth))
+        return self.from_coordinate(cell, sign * torch.exp(self.inner(cell) - depth))
 
     def from_coordinate(self, cell: Tensor, w: Tensor) -> Tensor:
         """Return x, given x itself, its distance from a singular end, or its fraction of an infinite piece."""

@@ -21,7 +21,7 @@ from quadgrad._core.estimates.sums import blur_of_x
 from quadgrad._core.mesh.interval import DEPTH, EXTRAPOLATED
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align, apply, concatenate, reals, take, total
+from quadgrad._core.reduce import apply, concatenate, reals, take, total
 from quadgrad._core.search.task import Found, noise
 
 __all__ = ["Refined", "refine"]
@@ -52,8 +52,8 @@ class _Cells:
     ``values`` ``(n, m, *event)`` are f dx/dtau at the nodes, ``whole`` the integrals beyond them. ``inside`` is the
     error of the curve in the cell, of which finer cells would not mend ``floor``; ``law`` is that of the tail.
     ``least`` is the smallest modulus of f dx/dtau at the nodes, ``rising`` and ``falling`` the integrals of its
-    positive and negative part. ``room`` are the octaves that are left to the end, in cells that touch one, which are
-    ``sharp`` where x is 0 there, and is not rounded. ``fixed`` cells are not refined further.
+    positive and negative part. ``room`` are the octaves that are left to the end, in cells that touch one; they
+    are ``sharp`` where x is 0 there, and is not rounded. ``fixed`` cells are not refined further.
     """
 
     row: Tensor
@@ -78,13 +78,14 @@ class _Cells:
 class Refined:
     """The cells of a curve in ascending order, f on them, and how far off the curve is anywhere.
 
-    ``error``, ``height`` (the largest modulus of the curve), ``nfev``, and ``rising`` and ``falling``, the integrals
-    of f's positive and negative part, have shape ``(batch,)``; these two are 0 where they are not asked for.
+    ``error``, ``height`` (the largest modulus of the curve), ``size`` (that of the integral over all cells), ``nfev``,
+    and ``rising`` and ``falling``, the integrals of f's positive and negative part, have shape ``(batch,)``.
     """
 
     values: Values
     error: Tensor
     height: Tensor
+    size: Tensor
     nfev: Tensor
     rising: Tensor
     falling: Tensor
@@ -242,13 +243,18 @@ class _Refinement:
         unscaled = columns / layout.nodes(rule.nodes)[1][..., None]
         blur = blur_of_x(rule, layout, unscaled, sums.variation, problem.pieces.rounding.eps)
         error, _ = null_rule_error(rule, sums.nulls, sums.size + 0.5 / eps * blur, eps)
-        floor = largest_component((FLOOR * eps) * sums.size + blur)
+        # Rounding of x moves a point by so much of its cell, and the curve by so much of f dx/dtau.
+        spread = (layout.reach / layout.scale).abs() * problem.pieces.rounding.eps
+        moved = (columns.abs().amax((0, 2)) * spread).masked_fill(~plan.linear, 0.0)
+        floor = largest_component((FLOOR * eps) * sums.size + blur) + moved
         inside = torch.maximum(largest_component(error) * self.per_degree, floor)
         inside = inside.nan_to_num(torch.inf, torch.inf)
         whole, law, kind = self._tails(plan, values, touches)
         least, positive = columns[..., 0].abs().amin(0), columns[..., 0]
         if columns.shape[2] != 1:  # several components, or a complex one, have no inverse: they count as both
-            positive = torch.ones_like(positive) * (1.0 - 2.0 * (torch.arange(len(positive)) % 2))[:, None].to(positive)
+            positive = torch.ones_like(positive) * (1.0 - 2.0 * (torch.arange(len(positive)) % 2))[:, None].to(
+                positive
+            )
         weights = rule.weights[:, None]
         rising, falling = ((weights * (side * positive).clamp_min(0.0)).sum(0) for side in (1.0, -1.0))
         return _Cells(
@@ -290,7 +296,7 @@ class _Refinement:
 
     def _sort(self) -> None:
         """Put the cells in ascending order."""
-        row, order = self.cells.row.sort(stable=True)
+        _, order = self.cells.row.sort(stable=True)
         self.cells = take(self.cells, order)
         self.cells = take(self.cells, self._plan(self.cells).order)
         owner = self.owner
@@ -300,9 +306,8 @@ class _Refinement:
         cells, found, batch = self.cells, self.found, self.problem.batch
         plan = replace(self._plan(cells), inspected=found.plan.inspected)
         inside = found.error.new_zeros(batch).scatter_reduce(0, self.owner, cells.inside, "amax")
-        error = found.error.reshape(-1) + inside
+        error = (found.error.reshape(-1) + inside).nan_to_num(torch.inf, torch.inf)
         rising, falling = self._sums(cells.rising), self._sums(cells.falling)
-        return Refined(
-            Values.of(plan, cells.values.movedim(1, 0).contiguous()), error, self._height(), self.nfev,
-            rising, falling,
-        )  # fmt: skip
+        size = largest_component(self._sums(cells.integral + cells.whole).abs())
+        values = Values.of(plan, cells.values.movedim(1, 0).contiguous())
+        return Refined(values, error, self._height(), size, self.nfev, rising, falling)

@@ -1,8 +1,8 @@
 """What the antiderivative does between a singular end and the last node beside it.
 
 There the integral T from x to the end, as a function of y, the logarithm by which x is closer to the end than the
-last node, is taken to be ``T(0) (1 + drift y) exp(-(rate + drift) y)``. Without drift that is the integral of a power
-of the distance; with it, of a power times a logarithm, or of anything whose exponent changes as slowly.
+last node, is taken to be ``T(0) (1 + drift y) exp(-(rate + drift) y)``. Without drift that is the integral of a
+power of the distance; with it, of a power times a logarithm, or of anything whose exponent changes as slowly.
 """
 
 from __future__ import annotations

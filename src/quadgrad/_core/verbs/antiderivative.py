@@ -95,9 +95,10 @@ def antiderivative(
 
     Notes
     -----
-    The derivative by x is f(x), which is called when it is asked for. With parameters that require grad, each F(x) calls
-    f once on the plan's nodes, so that every value has a graph of its own, unless gradients are switched off. The
-    derivative by parameters is that of the polynomials: as accurate as the cells, found for F, are for it.
+    The derivative by x is f(x), which is called when it is asked for. Where f depends on what requires grad, each
+    F(x) calls f on the plan's nodes, and beside x, so that every value has a graph of its own, unless gradients are
+    switched off. The derivative by parameters is that of the polynomials: as accurate as cells that were found for
+    F are for it. Mixed derivatives are right up to the sixth order, those by x alone up to any.
 
     Cells are those of :func:`quadgrad.quad`, bisected until the highest coefficients of f on each are small; the
     polynomials interpolate f in the cell's own variable, which is the logarithm of the distance beside a singular
@@ -140,11 +141,13 @@ def antiderivative(
         detail = offending_point(problem, found.plan, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     signs = torch.stack((refined.rising, refined.falling), 1)
-    sizes = (refined.rising - refined.falling).abs()
-    curve = Curve(problem, limits, refined.values, places, signs, refined.error, sizes, real_dtype(dtype), lanes)
+    curve = Curve(
+        problem, limits, refined.values, places, signs, refined.error, refined.size, real_dtype(dtype), lanes
+    )
     shape = problem.batch_shape
-    each = (t.reshape(shape) for t in (refined.error, refined.error, status, refined.nfev))
-    result = lower(Result(*each, refined.values.plan, detail), lanes)
+    each = (refined.height, refined.error, status, refined.nfev)
+    height, error, status, nfev = (t.reshape(shape) for t in each)
+    result = lower(Result(height, error, status, nfev, refined.values.plan, detail), lanes)
     if failed or inner.failures or outer is not None:
         report(result, inner, outer, on_failure)
     return Antiderivative(curve, result.error, result.status, result.nfev, result.plan, detail)
@@ -159,12 +162,11 @@ def _search(problem: Problem) -> tuple[Found, Refined]:
 
 
 def _judge(problem: Problem, found: Found, refined: Refined) -> Tensor:
-    """Return a status for each curve: that of the search where it has failed and the curve is not good enough."""
-    tolerance, error = problem.tolerance, refined.error
-    # As for one integral, what is zero to rounding has converged.
-    enough = tolerance.atol + tolerance.rtol * refined.height
-    status = found.status.reshape(-1)
-    out = refined.nfev >= problem.max_nfev
-    unmet = torch.where(out, int(Status.MAX_NFEV), int(Status.ROUNDOFF))
-    unmet = torch.where(status == int(Status.CONVERGED), unmet, status)
-    return torch.where(error <= enough, int(Status.CONVERGED), unmet).to(status.dtype)
+    """Return a status for each curve: it may be good enough where the integral over all of [a, b] is not."""
+    tolerance, error, status = problem.tolerance, refined.error, found.status.reshape(-1)
+    allowed = tolerance.atol + tolerance.rtol * refined.height
+    senseless = (status == int(Status.NONFINITE)) | (status == int(Status.DIVERGENT)) | ~error.isfinite()
+    spent = torch.where(refined.nfev >= problem.max_nfev, int(Status.MAX_NFEV), int(Status.ROUNDOFF))
+    spent = torch.where(error.isfinite(), spent, int(Status.NONFINITE))
+    unmet = torch.where(status == int(Status.CONVERGED), spent, status)
+    return torch.where((error <= allowed) & ~senseless, int(Status.CONVERGED), unmet).to(status.dtype)
