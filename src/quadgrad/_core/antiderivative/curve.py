@@ -275,7 +275,7 @@ class Antiderivative(Printed):
         return points.restore(x.to(curve.dtype))
 
     def _attach(self, x: Tensor, points: Points, complement: bool) -> Tensor:
-        """Return x with its derivatives, by Newton's steps on a residual of 0: each doubles the order that is right."""
+        """Return x with its derivatives: each of Newton's steps on a residual of 0 doubles the right order."""
         fixed = replace(points, fixed=x)
         with thinking():
             shift = self._beside(fixed)

@@ -43,9 +43,9 @@ class Curve:
 class Points:
     """What the caller passed, flattened: ``(p,)``, and whose it is; ``restore`` gives results the caller's shape.
 
-    ``fixed`` is the same without derivatives, ``eps`` the spacing of numbers of its dtype. Where derivatives of f are
-    asked for, lanes that F was made without stay hidden in ``flat``: in each of them parameters have a gradient of
-    their own. They stand in front of ``fixed``, and whatever is found for that is to be :meth:`lowered`.
+    ``fixed`` is the same without derivatives, ``eps`` the spacing of numbers of its dtype. Where f's derivatives
+    are asked for, lanes that F was made without stay hidden in ``flat``: in each of them parameters have a gradient
+    of their own. They stand in front of ``fixed``, and whatever is found for that is to be :meth:`lowered`.
     """
 
     flat: Tensor

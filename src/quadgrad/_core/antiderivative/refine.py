@@ -26,8 +26,11 @@ from quadgrad._core.search.task import Found, noise
 
 __all__ = ["Refined", "refine"]
 
-BELOW = 1e-20
-"""Where f keeps its sign the curve is accurate relative to its nearer end, down to this part of the whole."""
+BELOW = 1e-25
+"""Where f keeps its sign the curve is accurate relative to its nearer end, down to this part of the whole ..."""
+
+REALISTIC = 50.0
+"""... to no less than so many times the noise of one value of f."""
 
 HALF = 0.5
 """The part of the tolerance that the curve inside a cell may take; the other half is left to the integrals."""
@@ -50,10 +53,11 @@ class _Cells:
     """What is known of ``n`` cells; of all columns the first dimension is n.
 
     ``values`` ``(n, m, *event)`` are f dx/dtau at the nodes, ``whole`` the integrals beyond them. ``inside`` is the
-    error of the curve in the cell, of which finer cells would not mend ``floor``; ``law`` is that of the tail.
-    ``least`` is the smallest modulus of f dx/dtau at the nodes, ``rising`` and ``falling`` the integrals of its
-    positive and negative part. ``room`` are the octaves that are left to the end, in cells that touch one; they
-    are ``sharp`` where x is 0 there, and is not rounded. ``fixed`` cells are not refined further.
+    error of the curve in the cell, of which finer cells would not mend ``floor``: the rounding of f, and ``blur``,
+    that of x; ``law`` is that of the tail. ``least`` is the smallest modulus of f dx/dtau at the nodes, ``rising``
+    and ``falling`` the integrals of its positive and negative part. ``room`` are the octaves that are left to the
+    end, in cells that touch one; they are ``sharp`` where x is 0 there, and is not rounded. ``fixed`` cells are not
+    refined further.
     """
 
     row: Tensor
@@ -65,6 +69,7 @@ class _Cells:
     whole: Tensor
     inside: Tensor
     floor: Tensor
+    blur: Tensor
     law: Tensor
     least: Tensor
     rising: Tensor
@@ -78,8 +83,8 @@ class _Cells:
 class Refined:
     """The cells of a curve in ascending order, f on them, and how far off the curve is anywhere.
 
-    ``error``, ``height`` (the largest modulus of the curve), ``size`` (that of the integral over all cells), ``nfev``,
-    and ``rising`` and ``falling``, the integrals of f's positive and negative part, have shape ``(batch,)``.
+    ``error``, ``height`` (the largest modulus of the curve), ``size`` (that of the whole integral), ``nfev``, and
+    ``rising`` and ``falling``, the integrals of f's positive and negative part, have shape ``(batch,)``.
     """
 
     values: Values
@@ -119,9 +124,11 @@ class _Refinement:
     def run(self) -> Refined:
         """Refine until every integral's curve is as accurate as was asked for, or cannot become so."""
         for _ in range(ROUNDS):
-            allowed, tail_allowed = self._allowed()
-            cells = self.cells
+            allowed, relative = self._allowed()
+            cells, tail_allowed = self.cells, 2.0 * TAIL * allowed
             curable = (cells.inside > torch.maximum(allowed, 2.0 * cells.floor)) & ~cells.fixed
+            # What rounding of f leaves is less in the part of a cell where f is small.
+            curable |= (cells.inside > torch.maximum(relative, 4.0 * cells.blur)) & ~cells.fixed
             # Where rounding of x does not count, no law is needed in the end; where it does, nodes that are closer
             # to the end know less than the law.
             left = torch.where(cells.sharp, largest_component(cells.whole.abs()), cells.law)
@@ -137,20 +144,20 @@ class _Refinement:
     # -------------------------------------------------------------------------------------------- one round
 
     def _allowed(self) -> tuple[Tensor, Tensor]:
-        """Return what the error inside each cell may be, and what may be left to its tail, ``(n,)``."""
+        """Return what the error inside each cell may be, ``(n,)``: for the tolerance, and to be small beside F.
+
+        That is the integral from the nearer end; asked for where f keeps its sign.
+        """
         cells, owner = self.cells, self.owner
         moduli = largest_component((cells.integral + cells.whole).abs())
         height = self._height()
-        allowed = self.atol + self.rtol * height
-        relative = (allowed / height).nan_to_num(0.0, 0.0)[owner]
+        allowed = HALF * (self.atol + self.rtol * height)
+        relative = (allowed / height).nan_to_num(0.0, 0.0).clamp_min(REALISTIC * self.noise)[owner]
         below, above = (self._running(moduli, upward) for upward in (True, False))
         near = torch.minimum(torch.maximum(below, cells.least), torch.maximum(above, cells.least))
-        # A tail's law is accurate relative to itself.
-        near = torch.maximum(near, BELOW * height[owner] / relative.clamp_min(torch.finfo(near.dtype).tiny))
+        own = torch.maximum(relative * near, BELOW * height[owner])
         keeps_sign = ~((self._sums(cells.rising) > 0) & (self._sums(cells.falling) > 0))[owner]
-        whole, own = allowed[owner], relative * near
-        whole = torch.where(keeps_sign, torch.minimum(whole, own), whole)
-        return HALF * whole, TAIL * allowed[owner]
+        return allowed[owner], own.masked_fill(~keeps_sign, torch.inf)
 
     def _height(self) -> Tensor:
         """Return the largest modulus of each curve at the edges of cells, ``(batch,)``."""
@@ -246,7 +253,8 @@ class _Refinement:
         # Rounding of x moves a point by so much of its cell, and the curve by so much of f dx/dtau.
         spread = (layout.reach / layout.scale).abs() * problem.pieces.rounding.eps
         moved = (columns.abs().amax((0, 2)) * spread).masked_fill(~plan.linear, 0.0)
-        floor = largest_component((FLOOR * eps) * sums.size + blur) + moved
+        blur = largest_component(blur) + moved
+        floor = largest_component((FLOOR * eps) * sums.size) + blur
         inside = torch.maximum(largest_component(error) * self.per_degree, floor)
         inside = inside.nan_to_num(torch.inf, torch.inf)
         whole, law, kind = self._tails(plan, values, touches)
@@ -259,7 +267,7 @@ class _Refinement:
         rising, falling = ((weights * (side * positive).clamp_min(0.0)).sum(0) for side in (1.0, -1.0))
         return _Cells(
             plan.row, plan.start, plan.stop, kind, values.movedim(0, 1), apply(rule.weights[None], values)[0],
-            whole, torch.where(touches, inside + law, inside), floor, law, least, rising, falling,
+            whole, torch.where(touches, inside + law, inside), floor, blur, law, least, rising, falling,
             self._room(plan, touches), layout.reach == 0.0, inside.isinf(),
         )  # fmt: skip
 
@@ -291,7 +299,9 @@ class _Refinement:
         y = torch.full_like(plan.start[touches], -2.0 * DEPTH * math.log(2.0) / len(terms))
         missed = largest_component((tails.at(back, y) - (tails.whole + terms[-2:].sum(0))).abs())
         size = largest_component(tails.whole.abs())
-        law[touches] = torch.minimum(SAFETY * missed, size) + doubt.nan_to_num(torch.inf, torch.inf)
+        law[touches] = torch.minimum((SAFETY * missed).nan_to_num(torch.inf), size) + doubt.nan_to_num(
+            torch.inf, torch.inf
+        )
         return whole, law, kind
 
     def _sort(self) -> None:

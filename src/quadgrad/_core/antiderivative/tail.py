@@ -19,6 +19,9 @@ __all__ = ["Tails", "fit_tails"]
 STEADY = 1e-9
 """A law that bends by less than this part of its decay is taken to be straight: rounding of f makes as much."""
 
+BENT = 2.0
+"""Nor by more than so many units: what is left is then below the rounding of what came before."""
+
 NEWTON_STEPS = 12
 """Enough for equations that are convex, from a start on the steep side that knows the first digit."""
 
@@ -73,7 +76,7 @@ def fit_tails(whole: Tensor, edge: Tensor, share: Tensor, width: float) -> Tails
     # T(-width) tells how the law bends; a derivative of f's would be noise, high coefficients weigh most in it.
     grown = torch.log1p((share / torch.where(usable, whole, 1.0)).detach().clamp_min(0.0))
     bend = torch.where(usable, rate.detach() * width - grown, 0.0)  # = -z - log(1 - z), z = drift * width
-    bend = torch.where(bend > STEADY * grown, bend, 0.0).clamp_max(30.0)
+    bend = torch.where(bend > STEADY * grown, bend, 0.0).clamp_max(BENT)
     z = -torch.expm1(-bend - (2.0 * bend).sqrt())
     for _ in range(NEWTON_STEPS):
         z = z - torch.where(z > 0.0, (-z - torch.log1p(-z) - bend) * (1.0 - z) / z.clamp_min(tiny), 0.0)

@@ -62,7 +62,7 @@ def antiderivative(
     rtol, atol : float, optional
         Converged means that F is off by at most ``atol + rtol * max|F|`` at any x. ``rtol`` is the square root of
         the dtype's eps unless given. Where f keeps its sign F is accurate relative to itself, too, and its
-        complement likewise, down to 1e-20 of the whole.
+        complement likewise, down to 1e-25 of the whole.
     rule : str
         ``"gk15"`` to ``"gk61"`` (Gauss-Kronrod) or ``"cc<n>"`` (open Clenshaw-Curtis): F has a degree of as many as
         the rule has nodes.
@@ -140,10 +140,9 @@ def antiderivative(
         failed = bool(status.any())
         detail = offending_point(problem, found.plan, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    signs = torch.stack((refined.rising, refined.falling), 1)
-    curve = Curve(
-        problem, limits, refined.values, places, signs, refined.error, refined.size, real_dtype(dtype), lanes
-    )
+    signs = torch.stack((refined.rising, refined.falling), dim=1)
+    sizes = (refined.error, refined.size)
+    curve = Curve(problem, limits, refined.values, places, signs, *sizes, real_dtype(dtype), lanes)
     shape = problem.batch_shape
     each = (refined.height, refined.error, status, refined.nfev)
     height, error, status, nfev = (t.reshape(shape) for t in each)
