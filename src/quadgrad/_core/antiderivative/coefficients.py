@@ -77,7 +77,7 @@ def _matrices(rule: Rule) -> tuple[np.ndarray, ...]:
     return *(to_chebyshev @ each @ to_legendre for each in (below, above, own)), rule.edges[1]
 
 
-def chebyshev_sum(coefficients: Tensor, cell: Tensor, t: Tensor) -> Tensor:
+def chebyshev_sum(coefficients: Tensor, cell: Tensor, t: Tensor, differentiable: bool = True) -> Tensor:
     """Return the polynomials ``(m, n, *event)`` of the given cells ``(p,)`` at t ``(p,)``: ``(p, *event)``.
 
     Clenshaw's recurrence: powers of t would take two thirds of the time, and lose digits beyond 21 nodes.
@@ -85,11 +85,15 @@ def chebyshev_sum(coefficients: Tensor, cell: Tensor, t: Tensor) -> Tensor:
     """
     last, before = None, coefficients[-1].index_select(0, cell)
     t = align(t, before)
-    twice = 2.0 * t
-    for each in coefficients[1:-1].flip(0):
+    twice, overwrites = 2.0 * t, not differentiable and not before.is_complex()
+    for each in reversed(coefficients[1:-1].unbind()):
         now = each.index_select(0, cell)
-        now = torch.addcmul(now, twice, before) if before.dtype == twice.dtype else now + twice * before
-        now = now if last is None else now - last
+        if overwrites:  # memory that is not asked for anew
+            now.addcmul_(twice, before)
+            now = now if last is None else now.sub_(last)
+        else:
+            now = now + twice * before
+            now = now if last is None else now - last
         last, before = before, now
     first = coefficients[0].index_select(0, cell) + t * before
     return first if last is None else first - last

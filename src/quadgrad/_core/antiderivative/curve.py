@@ -18,7 +18,6 @@ from quadgrad._core._torch import (
 from quadgrad._core.antiderivative.derivative import follow, stretch
 from quadgrad._core.antiderivative.heights import Heights, Values, sample
 from quadgrad._core.antiderivative.inverse import Inverse
-from quadgrad._core.antiderivative.places import Spots
 from quadgrad._core.antiderivative.points import Curve, Points, keep_inside, receive, thinking
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.errors import IntegrandError, IntegrationWarning, warn
@@ -150,8 +149,7 @@ class Antiderivative(Printed):
                 value = self._oriented(each, points, turned, complement)
         shift, lost = points.lowered(shift), points.lowered(lost)
         if spots is not None:
-            parts = (points.lowered(t) for t in vars(spots).values() if t is not None)
-            spots, values = Spots(*parts), self._replay()
+            spots, values = spots.map(points.lowered), self._replay()
             each = [values.heights(curve.places, side).at(spots, curve.places) for side in sides]
             value = self._oriented(each, points, turned, complement)
             value = self._with_boundaries(value, points, turned, complement)

@@ -103,28 +103,45 @@ class Heights:
 
     def at(self, spots: Spots, places: Places) -> Tensor:
         """Return the integrals at points ``(p,)``: ``(p, *event)``."""
-        cell = spots.cell
-        share, t = (spots.below, 2.0 * spots.below - 1.0) if self.upward else (spots.above, 1.0 - 2.0 * spots.above)
-        value = chebyshev_sum(self.means, cell, t)
-        value = self.sums.index_select(0, cell) + align(share, value) * value
-        if self.tails is None or spots.tail is None or spots.depth is None:
+        value = self._in_cells(spots, differentiable=True)
+        if self.tails is None or spots.tail is None:
             return value
+        return torch.where(align(spots.tail >= 0, value), self._in_tails(self.tails, spots, places), value)
+
+    def _in_cells(self, spots: Spots, differentiable: bool) -> Tensor:
+        share = spots.shares[self.upward]
+        t = 2.0 * share - 1.0 if self.upward else 1.0 - 2.0 * share
+        value = chebyshev_sum(self.means, spots.cell, t, differentiable)
+        return self.sums.index_select(0, spots.cell) + align(share, value) * value
+
+    def _in_tails(self, tails: Tails, spots: Spots, places: Places) -> Tensor:
+        assert spots.tail is not None and spots.depth is not None
         number = spots.tail.clamp_min(0)
-        beyond = self.tails.at(number, spots.depth)
+        beyond = tails.at(number, spots.depth)
         # From the end that is near, all that counts is beyond x; from the other one, what is this side of it.
-        near = (places.sign.index_select(0, cell) > 0) == self.upward
-        beyond = torch.where(align(near, beyond), beyond, self.tails.whole.index_select(0, number) - beyond)
-        return torch.where(align(spots.tail >= 0, value), self.sums.index_select(0, cell) + beyond, value)
+        near = (places.sign.index_select(0, spots.cell) > 0) == self.upward
+        beyond = torch.where(align(near, beyond), beyond, tails.whole.index_select(0, number) - beyond)
+        return self.sums.index_select(0, spots.cell) + beyond
+
+    def _at_once(self, x: Tensor, owner: Tensor, places: Places) -> Tensor:
+        """Return the same without derivatives: tails are looked at where they are."""
+        spots = places.find(x, owner, (self.upward,))
+        value = self._in_cells(spots, differentiable=False)
+        if self.tails is not None and spots.tail is not None:
+            where = (spots.tail >= 0).nonzero().squeeze(1)
+            if len(where):
+                value[where] = self._in_tails(self.tails, spots.map(lambda t: t[where]), places)
+        return value
 
     def evaluate(self, x: Tensor, owner: Tensor, places: Places) -> Tensor:
         """Return the same of x ``(p,)`` of the given integrals, a block of points at a time."""
         size = BLOCK if x.device.type == "cpu" else 64 * BLOCK
         if len(x) <= size:
-            return self.at(places.find(x, owner), places)
+            return self._at_once(x, owner, places)
         value = self.sums.new_empty((len(x), *self.sums.shape[1:]))
         for low in range(0, len(x), size):
             part = slice(low, low + size)
-            value[part] = self.at(places.find(x[part], owner[part]), places)
+            value[part] = self._at_once(x[part], owner[part], places)
         return value
 
 

@@ -82,8 +82,8 @@ class Inverse:
         turn = 1.0 if heights.upward else -1.0
         for _ in range(STEPS):
             t = turn * (2.0 * share - 1.0)
-            excess = torch.addcmul(-rest, share, sign * chebyshev_sum(heights.means, cell, t))
-            slope = sign * chebyshev_sum(self.slopes, cell, t)
+            excess = torch.addcmul(-rest, share, sign * chebyshev_sum(heights.means, cell, t, False))
+            slope = sign * chebyshev_sum(self.slopes, cell, t, False)
             low, high = torch.where(excess <= 0.0, share, low), torch.where(excess >= 0.0, share, high)
             step = share - excess / slope
             inside = (step >= low) & (step <= high)

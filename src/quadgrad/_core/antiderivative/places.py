@@ -7,6 +7,7 @@ piece, or the logarithm of the distance from a singular end. A cell that touches
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,17 +48,22 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Spots:
-    """Points ``(p,)`` of a curve: the cell of each, and how far it is from either end, as parts of the cell.
+    """Points ``(p,)`` of a curve: the cell of each, and how far it is from its ends.
 
+    ``shares`` are parts of the cell, from its lower end where the key is True, and from its upper one.
     Where there are any tails, ``tail`` is the number of the one that a point is in, or -1, and ``depth`` the
     logarithm by which it is closer to the end than the nodes.
     """
 
     cell: Tensor
-    below: Tensor
-    above: Tensor
+    shares: dict[bool, Tensor]
     tail: Tensor | None = None
     depth: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Spots:
+        """Return the spots with everything changed in the same way."""
+        rest = (None if t is None else change(t) for t in (self.tail, self.depth))
+        return Spots(change(self.cell), {side: change(t) for side, t in self.shares.items()}, *rest)
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,8 @@ class Places:
         begin = torch.where(twice & again, last[source], edges[0][source])
         return _with_empty(plan, source, tail, begin, (low, high, origin, sign, no_lower, no_upper, from_lower))
 
-    def find(self, x: Tensor, owner: Tensor) -> Spots:
-        """Return where points ``(p,)`` are that lie between their integrals' limits."""
+    def find(self, x: Tensor, owner: Tensor, sides: Sequence[bool] = (True, False)) -> Spots:
+        """Return where points ``(p,)`` are that lie between their integrals' limits, measured from some ends."""
         cell = self.lookup.find(x, owner)
         v = x
         if self.no_lower is not None:
@@ -146,13 +152,16 @@ class Places:
             distance = v if self.no_lower is not None else v - self.origin.index_select(0, cell)
             near = torch.log(distance.abs())
             v = torch.where(sign == 0.0, v, sign * near)
-        low, high, scale = (t.index_select(0, cell) for t in (self.low, self.high, self.scale))
-        below, above = ((v - low) * scale).clamp(0.0, 1.0), ((high - v) * scale).clamp(0.0, 1.0)
+        scale = self.scale.index_select(0, cell)
+        shares: dict[bool, Tensor] = {}
+        for upward in sides:
+            away = v - self.low.index_select(0, cell) if upward else self.high.index_select(0, cell) - v
+            shares[upward] = away.mul_(scale).clamp_(0.0, 1.0)
         if not len(self.tails):
-            return Spots(cell, below, above)
+            return Spots(cell, shares)
         tail = self.number.index_select(0, cell)
         depth = (self.inner(cell) - near).clamp_min(0.0).masked_fill(tail < 0, 0.0)
-        return Spots(cell, below, above, tail, depth)
+        return Spots(cell, shares, tail, depth)
 
     def inner(self, cell: Tensor) -> Tensor:
         """Return the logarithm of the distance at which tails begin, of cells ``(p,)`` that are tails."""
