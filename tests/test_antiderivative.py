@@ -408,6 +408,12 @@ def test_bad_input() -> None:
         )  # fmt: skip
 
 
+def test_a_jump_that_is_not_marked_is_warned_of() -> None:
+    place = leaf(0.37)
+    with pytest.warns(qg.UnmarkedJumpWarning):
+        qg.antiderivative(lambda x, p: p * (x > p).to(x.dtype), 0.0, t64(1.0), (place,))
+
+
 def test_printed_saved_and_drawn() -> None:
     F = qg.antiderivative(lambda x: x**-0.5, 0.0, t64([1.0, 2.0]))
     assert repr(F).splitlines()[0] == "Antiderivative of 2 integrands"

@@ -13,6 +13,7 @@ from quadgrad._core.antiderivative.curve import Antiderivative, Curve
 from quadgrad._core.antiderivative.places import Places
 from quadgrad._core.antiderivative.refine import Refined, refine
 from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.problem import Problem
@@ -22,6 +23,7 @@ from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import prepare
+from quadgrad._core.verbs.integrate import least_jump
 from quadgrad._core.verbs.noise import refuse_noise
 from quadgrad._core.verbs.quad import check_options
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
@@ -92,6 +94,8 @@ def antiderivative(
         F did not reach its tolerance, or a derivative with respect to a limit is infinite.
     SeveredGradientWarning
         An argument requires grad but f's output does not depend on it through torch.
+    UnmarkedJumpWarning
+        f jumps where nothing is marked, and derivatives are asked for.
 
     Notes
     -----
@@ -135,8 +139,11 @@ def antiderivative(
             status = _judge(plain, found, refined)
             places = Places.of(refined.values.plan, plain.pieces)
             limits = plain.limits
-        if problem.batch:
-            warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
+        lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
+        if problem.flowing or lost:
+            least = least_jump(found, problem.tolerance)
+            if not note_unmarked_jumps(problem, refined.values.plan, least):
+                warn_if_severed(lost)
         failed = bool(status.any())
         detail = offending_point(problem, found.plan, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
@@ -147,7 +154,7 @@ def antiderivative(
     each = (refined.height, refined.error, status, refined.nfev)
     height, error, status, nfev = (t.reshape(shape) for t in each)
     result = lower(Result(height, error, status, nfev, refined.values.plan, detail), lanes)
-    if failed or inner.failures or outer is not None:
+    if failed or inner.failures or inner.jump or outer is not None:
         report(result, inner, outer, on_failure)
     return Antiderivative(curve, result.error, result.status, result.nfev, result.plan, detail)
 
