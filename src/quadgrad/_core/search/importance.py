@@ -313,7 +313,7 @@ class _Training:
             # Components of very different sizes, and squares that would leave the range, ask for a first look.
             few = min(parts[0][0][1], FIRST_LOOK)
             first = ranks.fold(1, lambda _: compute([(start, few)], None), none)
-            scale = _Seen(ReplicateSums(*first[:4]), first[4], torch.ones_like(sums.size), few).next_scale()
+            scale = _Seen(ReplicateSums(*first[:-1]), first[-1], torch.ones_like(sums.size), few).next_scale()
         *found, moments = ranks.fold(len(parts), lambda part: compute(parts[part], scale), none)
         shaped = moments.reshape(plan.d, active.numel(), self.bins).transpose(0, 1)
         return _Seen(ReplicateSums(*found), shaped, scale, self.training.size)
