@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -127,8 +127,9 @@ def test_decisions_that_all_points_agree_on() -> None:
     cube = D.Independent(D.Uniform(t64([0.0] * 3), t64(1.0)), 1)
     for threshold, value in ((-1.0, 1.0), (1.0, 0.0)):
         f = lambda x: (x[..., 0] > threshold).double()  # noqa: B023
-        for options in ({"method": "qmc"}, {"method": "iid"}):
-            result = qg.expectation(f, cube, n=2048, **options)
+        methods: tuple[Any, ...] = ("qmc", "iid")
+        for method in methods:
+            result = qg.expectation(f, cube, n=2048, method=method)
             assert result.value == value and abs(result.error - UNSEEN / 2048) < 1e-12
     two = qg.expectation(lambda x: torch.stack(((x[..., 0] > 0.4).double(), x[..., 1]), -1), cube, n=2048)
     assert ((two.value - t64([0.6, 0.5])).abs() <= two.error).all()
@@ -159,7 +160,7 @@ HEAVY: dict[str, tuple[Any, Callable[[Tensor], Tensor], float]] = {
 
 
 def test_moments_of_heavy_tails_are_met() -> None:
-    """Of evenly drawn points 85 to 96 % of intervals held the truth, of those at a deviation of 1.4 95 to 99 %."""
+    """Of evenly drawn points 85 to 96 % of intervals held the truth, of those at a deviation of 1.4 93 to 99 %."""
     held, seeds = 0, 30
     for distribution, f, exact in HEAVY.values():
         for seed in range(seeds):
@@ -225,6 +226,7 @@ def test_errors_of_gradients_where_replicates_are_skewed() -> None:
     for seed in range(seeds):
         s = leaf(0.8)
         result = qg.expectation(lambda x: x**2, D.LogNormal(t64(0.0), s), method="qmc", n=512, seed=seed)
-        (slope,) = torch.autograd.grad(result.value, s, retain_graph=True)
-        held += int(abs(slope.item() - 4 * 0.8 * math.exp(2 * 0.64)) <= qg.gradient_error(result, s).item())
+        error = cast(Tensor, qg.gradient_error(result, s))
+        (slope,) = torch.autograd.grad(result.value, s)
+        held += int(abs(slope.item() - 4 * 0.8 * math.exp(2 * 0.64)) <= float(error))
     assert held >= 0.95 * seeds
