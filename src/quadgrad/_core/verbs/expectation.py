@@ -177,9 +177,9 @@ def expectation(
     that derivatives of every order and all transforms work. Mixtures are summed over their components exactly.
     Where a support moves with parameters its ends are live limits.
 
-    Errors of samples are those of :func:`quadgrad.qmc`. A decision, of which no derivative by the draws is there and
-    that takes few values, also has an error where all draws agree: ``log(1 / (1 - confidence)) / n`` times its value,
-    or times 1 where it was 0.
+    Errors of samples are those of :func:`quadgrad.qmc`. A decision, of which no derivative by the draws is there
+    and that takes few values, also has an error where all draws agree: ``log(1 / (1 - confidence)) / n`` times its
+    value, or times 1 where it was 0.
 
     With ``"quad"`` the density is integrated on the same points as f times the density. What its integral lacks of
     1 is made part of the error.
