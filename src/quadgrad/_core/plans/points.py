@@ -48,6 +48,9 @@ class PointsPlan(Plan, geometry="points"):
         Points of each integral in each replicate: the first ``n`` of the sequence.
     grid : Tensor, shape (batch or 1, d, bins + 1), optional
         The ends of the bins of an importance map (:func:`quadgrad.vegas`), 0 to 1 along every axis.
+    spread : Tensor, shape (batch,), optional
+        How far points are drawn towards the tails (:func:`quadgrad.expectation`), 1 where they are not; None if
+        that was not tried.
     only : int, optional
         The number of the one replicate that :meth:`replicate` has left.
     """
@@ -58,6 +61,7 @@ class PointsPlan(Plan, geometry="points"):
     replicates: int
     n: Tensor
     grid: Tensor | None = None
+    spread: Tensor | None = None
     only: int | None = None
 
     @property
@@ -85,8 +89,8 @@ class PointsPlan(Plan, geometry="points"):
     def take(self, owner: Tensor | slice) -> PointsPlan:
         """Return the plan of some integrals."""
         grid = self.grid if self.grid is None or self.grid.shape[0] == 1 else self.grid[owner]
-        n = self.n[owner]
-        return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
+        n, spread = self.n[owner], None if self.spread is None else self.spread[owner]
+        return replace(self, n=n, grid=grid, spread=spread, batch_shape=(n.shape[0],))
 
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
@@ -159,4 +163,6 @@ class PointsPlan(Plan, geometry="points"):
             facts["n"] = low if low == high else f"{low} to {high}"
         if self.grid is not None:
             facts["map"] = f"{self.grid.shape[2] - 1} bins along each axis"
+        if self.spread is not None and bool((plain(self.spread) > 1.0).any()):
+            facts["drawn"] = "towards the tails"
         return heading, facts

@@ -51,7 +51,8 @@ class Sample:
     """What to sample, and when to stop.
 
     ``first`` points of each replicate are taken in the first round, ``most`` in all. A sample is ``fixed`` where no
-    tolerance was asked for. ``every`` component of f has to be seen, or any will do. ``advance`` is told of points.
+    tolerance was asked for. ``every`` component of f has to be seen, or any will do. f is known to be constant but
+    for jumps with ``steps``. ``advance`` is told of points.
     """
 
     plan: PointsPlan
@@ -61,6 +62,7 @@ class Sample:
     confidence: float
     ranks: Ranks
     every: bool = True
+    steps: bool = False
     advance: Advance = nothing
 
 
@@ -175,8 +177,9 @@ class _Rounds:
         return met, lost | finished | stuck
 
     def _estimate(self) -> Estimate:
+        sample = self.sample
         estimate = Estimate.of(
-            self.sums, self.n.clamp_min(1), self.sample.confidence, noise(self.problem), self.sample.every
+            self.sums, self.n.clamp_min(1), sample.confidence, noise(self.problem), sample.every, sample.steps
         )
         return estimate if self.scale is None else estimate.scaled(self.scale)
 

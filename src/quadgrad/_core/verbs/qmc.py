@@ -124,6 +124,10 @@ def qmc(
     effective number of samples ``(sum |f|)^2 / sum f^2`` is at least 400: a small scatter proves nothing where all
     replicates may have missed the same peak. What no sample saw does not converge.
 
+    Student's interval is widened where the replicates are more skewed than normal ones are by chance (Johnson,
+    *J. Am. Stat. Assoc.* 73, 1978). Where f takes two values, of which one is 0 or minus the other, their distance
+    times ``log(1 / (1 - confidence)) / n`` comes on top: what so many points may all have missed.
+
     Derivatives with respect to the limits move the points with them. Where f jumps, arguments that move the jump
     have no derivative here; see :func:`quadgrad.quad` with ``jumps``, or integrate over the density of a
     distribution.
