@@ -80,7 +80,6 @@ class Triangles:
     vertices: Tensor
     count = 1
     shareable = False
-    first_nodes = len(WEIGHTS)
 
     # What a problem asks of its domain.
     marks = property(lambda self: (self.vertices,))

@@ -99,9 +99,6 @@ class Moves(Protocol):
 class Mesh(Protocol):
     """A geometry, with the domains of all integrals of a call."""
 
-    first_nodes: int
-    """At how many places f is called for a cell that a search starts with."""
-
     def start(self, first: Any) -> Sequence[NewCells]:
         """Return the cells to start with, in groups that differ in their nodes."""
         ...

@@ -60,7 +60,8 @@ class TensorBodies(Generic[R]):
         sums = torch.zeros((components + 2, n), dtype=torch.float64, device=owner.device)
         count = sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
         who = torch.arange(n, device=owner.device)
-        whole = torch.stack((who, count, count * self.mesh.first_nodes, torch.zeros_like(who)))
+        rows = torch.cat([new.owner.new_full((len(new),), new.rows) for new in self.new])
+        whole = torch.stack((who, count, sum_by_owner(rows[None], owner, n)[0], torch.zeros_like(who)))
         self.running, self.books = Running(whole, sums), Books(n, sums)
 
     def evaluate(self) -> None:

@@ -247,7 +247,7 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
         int64_t more = moves.parts - 2 * moves.parted; /* than halves */
         int64_t pairs = moves.number[REVERT] + more, linear = 2 * moves.number[REVERT] + moves.parts;
         int64_t ends = moves.number[TURN] + 2 * moves.number[CLOSER];
-        int64_t cost = one.nfev + m * (linear + ends) + pairs + C.beside * ends;
+        int64_t cost = one.nfev + m * (linear + ends) + pairs + C.beside_end * ends;
         if (cost > round->max_nfev && more > 0) {
             linear -= more, pairs -= more, cost -= more * (m + 1);
             replace_moves(round, first, next, HALVE);

@@ -32,16 +32,16 @@ CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
 
-LAYOUT, END_LAYOUT = 3, 6
+LAYOUT, END_LAYOUT = 3, 7
 """How many numbers tell where a cell with evenly spread nodes is, and one with logarithmic nodes."""
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "drifting", "far", "layer",
 )  # fmt: skip
 _INTEGERS = (
-    "beside", "patience", "functionals", "shares", "levels",
+    "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
     "converged", "max_nfev", "roundoff", "nonfinite", "divergent",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ class RuleNumbers(Structure):
     """A rule in double precision."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("nodes", "all", "even", "odd")),
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks")),
         *((name, c_int64) for name in ("m", "order_gap")),
     ]
 
@@ -110,10 +110,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin": (Setting, *"nppp"),
     "open_books": (Setting, *"pnpnnpp"),
     "spread": tuple("pnpnpn"),
-    "place": (Setting, *"npnpppn"),
+    "place": (Setting, *"nnpnpppn"),
     "place_starts": (Setting, *"ppnppppn"),
     "enter_starts": (Setting, *"ppnpp"),
-    "measure": (Setting, *"nxpnpppn"),
+    "measure": (Setting, *"nnxpnpppn"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppp"),
     "judge": (Round, Tally),
@@ -149,7 +149,8 @@ def _rule_numbers(rule: Rule) -> RuleNumbers:
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges
     even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
     odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
-    tables = (rule.nodes, np.vstack([rule.functionals, rule.shares]), even[:, : half + 1], odd[:, :half])
+    functionals = np.vstack([rule.functionals, rule.shares, rule.at_looks])
+    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks)
     kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
     made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
     made.kept = kept
