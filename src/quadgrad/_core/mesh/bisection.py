@@ -43,9 +43,6 @@ EVERY = 4.0
 FEW = 512
 """So many cells are all looked at for what is near their poles: to have them counted first takes longer."""
 
-SCANNED = 2.0**-7
-"""Faint cells are halved to this part of their piece before a faint integral is believed."""
-
 
 @dataclass(slots=True)
 class Spots:
@@ -210,11 +207,6 @@ class Intervals:
         return Spots(owner, *layout.nodes(tau), steps=steps, steps_near=steps_near, looks=True)
 
     # ------------------------------------------------------------------------------------------- refinement
-
-    def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are wide, or at an end with nodes spread evenly."""
-        start, stop, *_ = cells.real.unbind()
-        return ((cells.whole[3] == LINEAR) & (start * stop == 0.0)) | (stop - start > SCANNED)
 
     def propose(self, cells: Cells, marked: Tensor) -> Refinement:
         """Say how the marked cells are refined."""

@@ -115,10 +115,6 @@ class Mesh(Protocol):
         """Place the nodes of cells."""
         ...
 
-    def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen."""
-        ...
-
     def propose(self, cells: Cells, marked: Tensor) -> Moves:
         """Say how the marked cells would be split."""
         ...

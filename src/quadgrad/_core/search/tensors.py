@@ -92,9 +92,9 @@ class TensorBodies(Generic[R]):
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
         totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
-        unseen, rest = None, stuck(task.tolerance, totals) if self.reopened else WAIT
+        follow, rest = False, stuck(task.tolerance, totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, each, unseen))
+            moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
             wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
@@ -104,9 +104,9 @@ class TensorBodies(Generic[R]):
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
             integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
             n_run, n_wait, n_faint, *counts = torch.cat((integrals, counts)).tolist()
-            if not n_faint or unseen is not None:
+            if not n_faint or follow:
                 break
-            unseen = mesh.unseen(cells)  # which is rare, and known only now
+            follow = True  # which is rare, and known only now
         self.waiting, self.reopened = self.waiting + n_wait, False
         if n_run < n:
             self.books.enter(who, code, nfev, sums)  # of those that run on, too: they will be entered again

@@ -85,7 +85,7 @@ typedef struct {
 /* The constants of the Python modules, under their names there. */
 typedef struct {
     double floor, place, beyond, safety, slow, unresolved, rougher, near, unsure, at_end, steps;
-    double faint, scanned, step, deep, every, limit, ulps, share;
+    double faint, step, deep, every, limit, ulps, share;
     double close, nearest, deepest, lawless, shortest, depth, rounded, settling, drifting, far, layer;
     int64_t beside, whole, beside_end, patience, functionals, shares, levels, looks;
     int64_t converged, max_nfev, roundoff, nonfinite, divergent;
@@ -112,9 +112,9 @@ typedef struct {
 INLINE int64_t tail_of(const Setting *set) { return set->columns > 1 ? set->columns : 0; }
 
 /* How many integrals run on and wait; how many cells are new, of how many pairs of these f is not known between them,
- * and how many have settled. */
+ * how many have settled, and how many integrals ended of which next to nothing was seen. */
 typedef struct {
-    int64_t running, waiting, linear, ends, pairs, settled;
+    int64_t running, waiting, linear, ends, pairs, settled, faint;
 } Tally;
 
 /* A thread's part of a round: integrals from `low` to before `high`, their cells of both kinds, and what they make of
@@ -129,7 +129,7 @@ typedef struct {
  * integrals, the sums over settled cells where there are several columns, the totals of those that stopped (with
  * several columns, of all), and how many cells have settled by row. */
 typedef struct {
-    double rtol, atol, eps, tiny, along, across;
+    double rtol, atol, eps, nothing, along, across;
     int64_t max_nfev, reopened, fresh, running, n_linear, n_ends;
     const Setting *setting;
     Integral *integrals;

@@ -27,7 +27,7 @@ __all__ = [
     "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
-CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
+CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 13
 """How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of.
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
@@ -37,7 +37,7 @@ LAYOUT, END_LAYOUT = 3, 7
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
-    "at_end", "steps", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
+    "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
     "deepest", "lawless", "shortest", "depth", "rounded", "settling", "drifting", "far", "layer",
 )  # fmt: skip
 _INTEGERS = (
@@ -89,7 +89,7 @@ class Round(Structure):
     """What is asked, a round's integrals and cells, and where the totals go."""
 
     _fields_ = [
-        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
+        *((name, c_double) for name in ("rtol", "atol", "eps", "nothing", "along", "across")),
         *((name, c_int64) for name in ("max_nfev", "reopened", "fresh", "running", "n_linear", "n_ends")),
         *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
@@ -97,11 +97,15 @@ class Round(Structure):
 
 
 class Tally(Structure):
-    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled."""
+    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled.
 
-    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
+    Also how many integrals have ended of which next to nothing was seen.
+    """
+
+    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled", "faint")]
     running: int
     waiting: int
+    faint: int
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -119,7 +123,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "judge": (Round, Tally),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
-    "collect": (Setting, *"ppnnpppppp"),
+    "collect": (Setting, *"ppnnppppppp"),
 }
 _RETURNING = ("configure", "begin", "collect")
 

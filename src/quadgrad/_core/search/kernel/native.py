@@ -147,7 +147,7 @@ class NativeBodies:
         tolerance = task.tolerance
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
-            tolerance.rtol, tolerance.atol, tolerance.eps, torch.finfo(self.dtype).tiny,
+            tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
             *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, sys.maxsize)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
@@ -346,9 +346,12 @@ class NativeBodies:
         n, event = self.settled - self.withdrawn, self.task.integrand.event
         row, kind = INTEGERS.new_empty(n), BYTES.new_empty(n) if self.mixed else None
         start, stop, error = numbers(n), numbers(n), numbers(n)
+        components, several = self.columns // self.parts, self.task.pieces.count > 1
+        seen = numbers(self.counts.shape[0], components).zero_() if several or components > 1 else None
         ends = self.kernel.collect(
             self.setting, *self.leaves, self.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
+            None if seen is None else seen.data_ptr(),
         )  # fmt: skip
         self.memory.leave()
         value = self.value if self.parts == 1 else self.value.view(torch.complex128)
@@ -358,7 +361,8 @@ class NativeBodies:
         value, total, error = _as(value, self.dtype), _as(self.error, real), _as(error, real)
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
-        return Found(plan, value, total, self.status, self.nfev)
+        faint = self.tally.faint > 0 if seen is None else None
+        return Found(plan, value, total, self.status, self.nfev, faint, seen)
 
 
 def _spreads(argument: Argument) -> bool:
