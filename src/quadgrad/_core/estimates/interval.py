@@ -83,7 +83,7 @@ class IntervalEstimate:
             error = torch.maximum(error, largest_component(self._between(weighted, looks, blur, noise)))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
-        wide = (spread < 0.25 * PLACE * self.outermost) & (new.stop - new.start > self.info.tiny**0.5)
+        blunt, narrow = spread >= 0.25 * PLACE * self.outermost, new.stop - new.start <= self.info.tiny**0.5
         lost = error.isinf()
         pole, height = see_pole(self.rule, moduli.flatten(2).sum(2) if moduli.ndim > 2 else moduli, noise)
         height = height.masked_fill(lost | ~unresolved, torch.inf)
@@ -91,7 +91,17 @@ class IntervalEstimate:
         middle = one_number(weighted[len(weighted) // 2]) / scale
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(left, right, unresolved), pole, height, middle)
-        return _enter(new, (value, error, floor), improvable & wide, kind, hints)
+        return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
+
+    def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
+        """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
+
+        Nor can it be done where nodes are ``blunt``: rounded by as much as they are apart. In single precision that
+        is no more than rounding, and double precision the remedy; there it is a singularity.
+        """
+        single = self.info.eps > torch.finfo(torch.float64).eps
+        stays = blunt | narrow
+        return worth * (1 - stays.to(torch.int64) - (narrow if single else stays).to(torch.int64))
 
     def _gaps(self, new: NewIntervals, sums: Sums) -> Tensor:
         """Return how much f is off between a cell's ends and its outermost nodes, where the rule sees nothing, ``(2, n)``.
@@ -145,8 +155,8 @@ class IntervalEstimate:
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
         worth = (end.curable > end.floor + end.blur) & (end.blur * touches < (0.5 * STEP) * end.error)
         nearest = (layout.outer * torch.exp(rate)).abs() * step
-        wide = nearest * layout.extent > 4.0 * self.info.eps * reach
-        wide = wide & (nearest > max(NEAREST, tiny**0.5)) & (rate < -SHORTEST)
+        blunt = nearest * layout.extent <= 4.0 * self.info.eps * reach
+        narrow = (nearest <= max(NEAREST, tiny**0.5)) | (rate >= -SHORTEST)
         kind = LOGARITHMIC + (end.column + (EXTRAPOLATED - LOGARITHMIC)) * touches
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
         near = looks[-1].masked_fill(align(places.steps_near == 0.0, looks[-1]), torch.nan)
@@ -157,7 +167,7 @@ class IntervalEstimate:
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
-        return _enter(new, totals, (lost | worth) & wide, kind, (unresolved, none, none, unknown))
+        return _enter(new, totals, self._splittable(lost | worth, blunt, narrow), kind, (unresolved, none, none, unknown))
 
 
 def _enter(

@@ -103,7 +103,10 @@ def conclude(
         missed = unexplained(terms, *deep[2:], errors[0] + errors[1], beyond - terms.sum(0))
         doubt = doubt + missed.masked_fill(~touches, 0.0)
     size = torch.maximum(size, largest_component(value.abs()))
-    floor, blur = (FLOOR * eps) * size, torch.minimum(gain * blur, size)
+    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms are others by as much;
+    # that of two sequences, or a logarithm, once more.
+    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.5, gain) - 1.0
+    floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
     return Concluded(value, error, floor, blur, doubt, curable, column)

@@ -26,7 +26,8 @@ class Cells:
     sums : Tensor, shape (components + 2, n)
         The value's real components, the error, and the part of it that rounding explains, which no splitting mends.
     whole : Tensor of int64, shape (2 + more, n)
-        The integral among those still running, whether splitting can help, and what the geometry adds.
+        The integral among those still running; 1 where splitting can help, -1 where it would if cells could be
+        narrower, else 0; and what the geometry adds.
     real : Tensor of float64, shape (any, n)
         Where the cells are, and hints for splitting them: the geometry's own business.
     """

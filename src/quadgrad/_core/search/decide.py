@@ -124,10 +124,10 @@ def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) 
     return code.masked_fill(ends, int(Status.ROUNDOFF)).masked_fill(ends & verdict.met, int(Status.CONVERGED))
 
 
-def stuck(tolerance: Tolerance, totals: Totals) -> Tensor:
+def stuck(tolerance: Tolerance, totals: Totals, narrow: Tensor) -> Tensor:
     """Say why an integral that has not converged has no cell left to split.
 
-    Its cells are as narrow as the nodes can resolve: rounding, unless the error left is large.
+    Rounding, unless the error is large and most of it that of cells as ``narrow`` as nodes can resolve.
     """
-    large = totals.error > tolerance.eps**0.5 * totals.largest
+    large = (totals.error > tolerance.eps**0.5 * totals.largest) & (narrow >= 0.5 * totals.error)
     return torch.where(large, int(Status.DIVERGENT), int(Status.ROUNDOFF))

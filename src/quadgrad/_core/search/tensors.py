@@ -92,7 +92,7 @@ class TensorBodies(Generic[R]):
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
         totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
-        follow, rest = False, stuck(task.tolerance, totals) if self.reopened else WAIT
+        follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
             moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
             wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
@@ -124,6 +124,12 @@ class TensorBodies(Generic[R]):
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
+
+    def _stuck(self, totals: Totals) -> Tensor:
+        """Say how integrals end of which all cells are at hand, and none can be split."""
+        owner, splittable, *_ = self.cells.whole.unbind()
+        errors = self.cells.sums[-2].masked_fill(splittable >= 0, 0.0)
+        return stuck(self.task.tolerance, totals, sum_by_owner(errors[None], owner, len(self.running))[0])
 
     def withdraw(self) -> None:
         """Take the integrals that wait back, with all their cells."""

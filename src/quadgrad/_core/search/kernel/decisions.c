@@ -15,12 +15,12 @@ INLINE void pack(const Cell *cell, const Leaves *leaves, int64_t place) {
     copy(cell->columns, leaves->tail, leaf->columns);
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
-    leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
+    leaves->tag[place] = cell->row * 256 + cell->kind * 32 + (cell->refinable + 1) * 8 + cell->lean + 2;
 }
 
 INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
     return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
-                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, 0.0f};
+                  (int8_t)(tag % 256 / 32), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 4 - 1), 0, 0.0f};
 }
 
 /* allowed_error in search/decide.py, of the value's largest component */
@@ -32,7 +32,7 @@ INLINE double allowed_error(const Round *round, double size, double floor) {
 
 /* which cell of a faint integral is followed: mark in search/decide.py */
 INLINE int to_follow(const Cell *cell, double most) {
-    int rough = cell->error > cell->floor && cell->refinable;
+    int rough = cell->error > cell->floor && cell->refinable > 0;
     return rough && cell->error > most && cell->error >= C.faint * fabs(cell->value);
 }
 
@@ -170,14 +170,14 @@ static void replace_moves(const Round *round, const int64_t *first, const int64_
 /* An integral's sums over its cells at hand and those that have settled; of a value of several columns, which go to the
  * totals, the size of the largest component and the sum of all sizes. */
 typedef struct {
-    double value, largest, sizes, error, floor;
+    double value, largest, sizes, error, floor, narrow;
 } Sums;
 
 INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond, int64_t *next, double *totals,
                       Sums *s) {
     int64_t i = *next;
     for (const Cell *cell = cell_at(cells, i, tail); i < n && cell->row < beyond; cell = cell_at(cells, ++i, tail)) {
-        s->error += cell->error, s->floor += cell->floor;
+        s->error += cell->error, s->floor += cell->floor, s->narrow += cell->refinable < 0 ? cell->error : 0.0;
         if (tail) add(cell->columns, tail, totals);
         else s->value += cell->value;
     }
@@ -206,7 +206,7 @@ INLINE Moves plan_moves(const Round *round, int64_t tail, const int64_t *first, 
         int8_t *moves = round->moves + (kind ? round->n_linear : 0);
         for (int64_t c = first[kind]; c < stop[kind]; c++) {
             const Cell *cell = cell_at(cells, c, tail);
-            int split = (cell->error > limit && cell->refinable) || (follow && to_follow(cell, most));
+            int split = (cell->error > limit && cell->refinable > 0) || (follow && to_follow(cell, most));
             int move = split ? plan_move(cell) : KEEP;
             moves[c] = (int8_t)move;
             if (move == PART) made.parts += count_parts(pole_of(cell, round)), made.parted++;
@@ -253,7 +253,7 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && round->reopened)
-            code = error > sqrt(round->eps) * sums.largest ? C.divergent : C.roundoff;
+            code = error > sqrt(round->eps) * sums.largest && sums.narrow >= 0.5 * error ? C.divergent : C.roundoff;
         if (cost > round->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
@@ -394,7 +394,7 @@ EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t
             double *sizes = seen + here * (set->columns / set->parts);
             for (int64_t j = 0; seen && j < set->columns; j += set->parts)
                 sizes[j / set->parts] += leaves.tail ? size_at(leaf->columns, j, set->parts) : fabs(leaf->value);
-            if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 16)) != LINEAR;
+            if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 32)) != LINEAR;
         }
     }
     for (int t = 0; t < threads; t++) all += n_ends[t];

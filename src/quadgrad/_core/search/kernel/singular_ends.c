@@ -24,7 +24,7 @@ INLINE Number reciprocal(Number z, double rest) {
 
 /* What the components of one cell's value amount to, each the largest; see to_the_end in singular_ends.py. */
 typedef struct {
-    double doubts[COLUMNS], limits[COLUMNS], apart[COLUMNS], ratio, total, value, error, decay, size, blur, hidden;
+    double doubts[COLUMNS], limits[COLUMNS], apart[COLUMNS], ratio, total, last, value, error, decay, size, blur, hidden;
     double missed[COLUMNS];
     int lawless;
 } EndSummary;
@@ -105,7 +105,7 @@ INLINE void add_unexplained(const Number *terms, Number edge, double near, doubl
 INLINE void add_series(const Number *terms, double deep, double steps, Number *limits, EndSummary *s) {
     double last = size_of(terms[SHARES - 1]), before = size_of(terms[SHARES - 2]), total = 0.0;
     for (int i = 0; i < SHARES; i++) total += size_of(terms[i]);
-    s->total = worse(s->total, total);
+    s->total = worse(s->total, total), s->last = worse(s->last, last);
     s->ratio = worse(s->ratio, before > 0.0 ? last / before : last > 0.0 ? 2.0 : 0.0);
     s->lawless |= breaks_the_law(terms, deep, steps);
     extrapolate(terms, limits, s);
@@ -130,7 +130,8 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
     if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
-    double whole = larger(s->size, value), floor = C.floor * eps * whole, place = smaller(gain * s->blur, whole);
+    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(gain) : gain) - 1.0;
+    double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
     double all = larger(curable + place, rounding);
     int lost = !(all < INFINITY) || !(rounding < INFINITY);
@@ -138,10 +139,10 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
     double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
     if (touches) edge *= C.step;
-    int wide = edge * layout->span[at] > 4.0 * set->eps * reach && edge > larger(C.nearest, sqrt(set->tiny)) &&
-               -layout->rate[at] > C.shortest;
+    int blunt = !(edge * layout->span[at] > 4.0 * set->eps * reach);
+    int narrow = !(edge > larger(C.nearest, sqrt(set->tiny)) && -layout->rate[at] > C.shortest);
     cell->error = all, cell->floor = lost ? 0.0 : floor;
-    cell->refinable = wide && (lost || worth);
+    cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow);
     cell->lean = s->decay >= C.unresolved;
     cell->kind = (int8_t)(LOGARITHMIC + 1 + column);
     return column;

@@ -99,6 +99,12 @@ INLINE double largest_gap(int64_t m, const Tile *nodes, const Tile *looks, const
     return most > 0.0 && most < INFINITY ? most : 0.0;
 }
 
+/* _splittable in interval.py */
+INLINE int splittable(const Setting *set, int worth, int blunt, int narrow) {
+    int stays = blunt | narrow;
+    return worth * (1 - stays - (set->eps > DBL_EPSILON ? narrow : stays));
+}
+
 /* Scale a cell's columns, and enter their sizes' sum. */
 INLINE void scale_columns(Cell *cell, double factor, int64_t columns, int64_t parts) {
     cell->value = 0.0;
