@@ -76,8 +76,12 @@ class IntervalEstimate:
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
             error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
-        gaps = self._gaps(new, sums)
+        gaps, highest = self._gaps(new, sums)
         error, size = largest_component(error) + gaps.sum(0) * self.outermost, largest_component(size)
+        if looks is None and (image := new.layout.image) is not None:
+            # At infinity any power may begin below the coefficients that are seen: there their decay is not continued.
+            far = (image.no_lower & (new.start == 0.0)) | (image.no_upper & (new.stop == 0.0))
+            error = torch.maximum(error, highest * far)
         if looks is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
             error = torch.maximum(error, largest_component(self._between(weighted, looks, blur, noise)))
@@ -103,8 +107,9 @@ class IntervalEstimate:
         stays = blunt | narrow
         return worth * (1 - stays.to(torch.int64) - (narrow if single else stays).to(torch.int64))
 
-    def _gaps(self, new: NewIntervals, sums: Sums) -> Tensor:
-        """Return how much f is off between a cell's ends and its outermost nodes, where the rule sees nothing, ``(2, n)``.
+    def _gaps(self, new: NewIntervals, sums: Sums) -> tuple[Tensor, Tensor]:
+        """Return how much f is off between a cell's ends and its outermost nodes, where the rule sees nothing, ``(2, n)``,
+        and the highest coefficients ``(n,)``.
 
         Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
         :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
@@ -114,7 +119,7 @@ class IntervalEstimate:
         if edges.ndim > 2:
             edges, allowed = edges.sum(2), allowed.sum(1)
         gaps = (edges - new.known * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
-        return gaps.nan_to_num(0.0, 0.0, 0.0)
+        return gaps.nan_to_num(0.0, 0.0, 0.0), allowed
 
     def _between(self, values: Tensor, looks: Tensor, blur: Tensor, noise: float) -> Tensor:
         """Return how far the interpolating polynomial of ``values`` is from f at places between the nodes.

@@ -129,13 +129,16 @@ INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t 
 
 /* Estimates of cells from those on the unit interval; see scale_estimates in null_rules.py. */
 INLINE void estimate_cells(const Setting *set, double eps, const Summary s, const double *scale, const double *reach,
-                           int64_t here, int64_t tail, Cell *cells, Tile factor) {
-    Tile at_start = {0}, at_stop = {0}, width = {0}, noise, floor, side, error;
+                           int64_t here, int64_t tail, int64_t looks, Cell *cells, Tile factor) {
+    Tile at_start = {0}, at_stop = {0}, width = {0}, far = {0}, noise, floor, side, error;
     int64_t refinable[WIDE];
     double inmost = set->rule->nodes[0], finest = 4.0 * set->eps / inmost, narrowest = sqrt(set->tiny);
     for (int64_t c = 0; c < here; c++) {
         const Cell *cell = cell_at(cells, c, tail);
         at_start[c] = cell->at_start, at_stop[c] = cell->at_stop, width[c] = cell->stop - cell->start;
+        if (looks || !set->infinite) continue;
+        Piece p = piece_of(set, cell->row);
+        if ((p.down > 0.0 && cell->start == 0.0) || (p.up > 0.0 && cell->stop == 0.0)) far[c] = s[HIGHEST][c];
     }
     for (int c = 0; c < WIDE; c++) {
         double whole = s[SIZE][c] * scale[c];
@@ -146,7 +149,7 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary s, cons
         double left = s[LEFT][c] + at_left, right = s[RIGHT][c] + at_right, hidden = at_left + at_right;
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
         side[c] *= s[DECAY][c] >= C.unresolved ? 2.0 : 1.0;
-        error[c] = larger(noise[c], larger(s[BETWEEN][c], s[ERROR][c] + hidden * inmost) * scale[c]);
+        error[c] = larger(noise[c], larger(far[c], larger(s[BETWEEN][c], s[ERROR][c] + hidden * inmost)) * scale[c]);
     }
     for (int c = 0; c < WIDE; c++) {
         int lost = !(s[SIZE][c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
@@ -223,7 +226,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);
-    estimate_cells(set, eps, summary, scale, reach, here, tail, group, factor);
+    estimate_cells(set, eps, summary, scale, reach, here, tail, looks, group, factor);
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(group, c, tail);
         if (columns > 1) scale_columns(cell, factor[c], columns, set->parts);
