@@ -267,6 +267,7 @@ def test_a_rule(gauss20: str) -> None:
     singular = qg.quad(lambda x: x**-0.5, t64(0.0), 1.0, rule=gauss20, rtol=1e-9)
     assert singular.converged and abs(float(singular.value) - 2) <= float(singular.error)
     again = qg.quad(peak, 0.0, 1.0, (c.detach(), e), rule=gauss20, plan=result.plan, rtol=1e-9)
+    # With both edges: of cells that are no whole piece.
     assert torch.equal(again.nfev, 22 * torch.bincount(result.plan.owner))
 
 

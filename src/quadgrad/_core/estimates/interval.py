@@ -154,7 +154,9 @@ class IntervalEstimate:
         hidden, terms = gaps.sum(0) * self.outermost, apply(self.rule.shares, values)
         errors = (error, hidden, blur)
         size = largest_component(size)
-        deep = (ends[1], places.steps, edges[1], looks[-1], places.steps_near)
+        fraction = torch.exp(rate * (1.0 + places.steps_near / SHARES * touches))
+        shaken = self.info.eps * reach / (layout.extent * layout.outer.abs() * fraction)
+        deep = (ends[1], places.steps, edges[1], looks[-1], places.steps_near, shaken)
         end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), deep, self.held)
         lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
@@ -166,7 +168,6 @@ class IntervalEstimate:
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
         near = looks[-1].masked_fill(align(places.steps_near == 0.0, looks[-1]), torch.nan)
         inner = torch.where(align(touches, near), near, ends[1])
-        fraction = torch.exp(rate * (1.0 + places.steps_near / SHARES * touches))
         known = torch.stack((one_number(ends[0]), one_number(inner) / fraction)) / (layout.scale * layout.outer.abs())
         new.known = torch.where(new.start >= 0.0, known.flip(0), known)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)

@@ -31,6 +31,9 @@ NEAREST = 2.0**-480
 LAWLESS = math.log(1e6)
 """How far f may be there from what the series makes of it, as a logarithm: powers of logarithms are less far."""
 
+SETTLED = 0.5
+"""A drift of which so much is left from term to term is that of a logarithm."""
+
 SETTLING, DRIFTING = 0.9, 4.0
 """How much of a drift of rates is left from term to term at most, and how much more than that it is trusted to be."""
 
@@ -68,7 +71,7 @@ def conclude(
     errors: tuple[Tensor, Tensor, Tensor],
     size: Tensor,
     tolerances: tuple[float, float],
-    deep: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None,
+    deep: tuple[Tensor, ...] | None = None,
     held: Tensor | None = None,
 ) -> Concluded:
     """Sum up cells with logarithmic nodes, to the end where they touch it.
@@ -87,7 +90,8 @@ def conclude(
         The relative tolerance, and the noise of one value of f.
     deep : tuple of Tensor, optional
         f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``; then
-        the interpolating polynomial at the innermost edge, and both of the former for a place where a first cell looks.
+        the interpolating polynomial at the innermost edge, both of the former for a place where a first cell looks, and
+        how much of its distance from the end rounding of x may change.
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
@@ -129,7 +133,7 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
 
 
 def unexplained(
-    terms: Tensor, edge: Tensor, near: Tensor, steps: Tensor, error: Tensor, remainder: Tensor
+    terms: Tensor, edge: Tensor, near: Tensor, steps: Tensor, shaken: Tensor, error: Tensor, remainder: Tensor
 ) -> Tensor:
     """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
 
@@ -150,10 +154,14 @@ def unexplained(
     # Of terms that grow nothing is expected: no integral would.
     expected = edge.abs() * rate.exp().masked_fill(rates[-1] >= 0.0, 0.0)
     slack = torch.expm1((2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR))
-    gap = (near - expected).abs()
+    # Of a singularity rounding of x changes f, by its power of the distance.
+    power = (rates[-1] * (SHARES / (DEPTH * math.log(2.0))) + 1.0).abs()
+    gap = ((near - expected).abs() - align(shaken, near) * power * torch.maximum(near, expected)).clamp_min(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
     part = torch.minimum(layer, remainder.abs() * (gap / torch.minimum(expected, near).clamp_min(tiny)))
+    # Beside a logarithm rates settle in another way, and what is expected is off by itself.
+    part = part.masked_fill(settles > SETTLED, 0.0)
     missed = torch.where(gap > slack * torch.minimum(expected, near), layer, part)
     return largest_component(missed.masked_fill(steps == 0.0, 0.0).nan_to_num(0.0, 0.0))
 

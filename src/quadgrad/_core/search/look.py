@@ -53,7 +53,7 @@ class _Faint:
 
 def look_again(problem: Problem, found: Found, search: Search) -> Found:
     """Look at the pieces of which nothing was seen, and search on around what is seen there."""
-    if found.faint is False:
+    if found.faint is False or 0 in found.value.shape:
         return found
     faint = _faint_pieces(problem, found)
     if faint is None:
@@ -118,7 +118,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
 
 def is_faint(problem: Problem, found: Found) -> Tensor:
     """Tell of which integrals a piece was hardly seen, ``(batch,)``."""
-    faint = _faint_pieces(problem, found)
+    faint = None if 0 in found.value.shape else _faint_pieces(problem, found)
     answer = torch.zeros_like(found.status, dtype=torch.bool)
     if faint is not None:
         answer[faint.row // problem.pieces.count] = True

@@ -362,7 +362,7 @@ class NativeBodies:
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
-        return Found(plan, value, total, self.status, self.nfev, faint, seen)
+        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen)
 
 
 def _spreads(argument: Argument) -> bool:
