@@ -58,7 +58,7 @@ def test_a_lower_column_is_taken_only_when_its_error_is_a_tenth_of_the_tolerance
     assert abs(float(result.value) - 1 / 1.8097) <= float(result.error) <= 1e-9
 
 
-@pytest.mark.parametrize(("start", "away"), [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 21 * 2.0**-48), (64.0, 65 * 2.0**-48), (1e12, None)])
+@pytest.mark.parametrize(("start", "away"), [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 21 * 2.0**-48), (64.0, 65 * 2.0**-48), (2e11, None)])
 def test_how_close_to_a_limit_the_first_cell_is_looked_at(start: float, away: float | None) -> None:
     """Where 2^-44 of the piece is a few spacings only sixteen of these; in the middle where nodes are no farther."""
     f = Recorder(torch.cos)

@@ -109,7 +109,7 @@ def conclude(
     size = torch.maximum(size, largest_component(value.abs()))
     # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms are others by as much;
     # that of two sequences, or a logarithm, once more.
-    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.5, gain) - 1.0
+    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.25, gain) - 1.0
     floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)

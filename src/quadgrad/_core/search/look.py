@@ -25,8 +25,10 @@ from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
 
-GRID, COARSEST = 11, 6
-"""A single piece is looked at in 2^11 - 1 places; several share them by their widths, but each has 2^6 - 1."""
+GRID, BESIDE, COARSEST = 11, 8, 6
+"""A single piece is looked at in 2^11 - 1 places, first in 2^8 - 1 of these. Several share them by their widths, but
+each has 2^6 - 1. Beside pieces or components that were seen it is no more than 2^8 - 1: there needles elsewhere would not
+be looked for at all."""
 
 INFINITE = 12
 """How many octaves close to an infinite end places come: farther out exp(x) overflows."""
@@ -69,15 +71,22 @@ def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> F
     owner = faint.row // problem.pieces.count
     nfev, status = found.nfev.clone(), found.status.clone()
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
-    levels = _levels(problem, faint.row)
+    levels = _levels(problem, found, faint.row)
     for level in levels.unique().tolist():
         mine = levels == level
         part = _Faint(faint.row[mine], faint.components[mine])
-        spent, seen = _look(problem, part, int(level), nfev)
-        nfev.index_add_(0, owner[mine], spent)
-        over = owner[mine][spent == 0]
-        status[over] = int(Status.MAX_NFEV)
-        cells += seen
+        for stage, before in ((min(level, BESIDE), 0), (level, BESIDE)):
+            if stage <= before or not len(part.row):
+                continue
+            own = part.row // problem.pieces.count
+            spent, seen = _look(problem, part, stage, nfev, before)
+            nfev.index_add_(0, own, spent)
+            status[own[spent == 0]] = int(Status.MAX_NFEV)
+            cells += seen
+            left = spent > 0
+            for around, *_ in seen:
+                left = left & ~torch.isin(part.row, around)
+            part = _Faint(part.row[left], part.components[left])
     found = replace(found, nfev=nfev, status=status)
     return found if not cells else _search_on(problem, found, cells, search)
 
@@ -144,18 +153,24 @@ def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) ->
     return heights.nan_to_num(0.0, 0.0, 0.0), owner
 
 
-def _levels(problem: Problem, row: Tensor) -> Tensor:
+def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
     """Return how often each piece is halved for its grid: pieces of one integral share what a single one gets."""
     lower, upper = (end.double().expand(problem.batch * problem.pieces.count) for end in (problem.pieces.lower, problem.pieces.upper))
     width = (upper - lower).reshape(problem.batch, -1)
     finite = torch.where(width.isinf(), 0.0, width)
     share = torch.where(width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
     level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
-    return level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
+    level = level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
+    alone = largest_component(found.value.abs()) <= problem.tolerance.nothing
+    return torch.where(alone[row // problem.pieces.count], level, level.clamp_max(BESIDE))
 
 
-def _places(level: int, problem: Problem, row: Tensor) -> Tensor:
-    """Return places ``(m, k)``: a grid, and closer and closer to both ends."""
+def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
+    """Return places ``(m, k)``: a grid, and closer and closer to both ends; or what is new after a coarser grid."""
+    if before:
+        new = torch.arange(1, 2**level, device=row.device)
+        new = new[new % 2 ** (level - before) != 0].double() * 2.0**-level
+        return new[:, None].expand(-1, len(row))
     even = torch.arange(1, 2**level, dtype=torch.float64, device=row.device) * 2.0**-level
     deepest = round(-torch.log2(torch.tensor(LIMIT)).item())
     close = torch.exp2(-torch.arange(level + 1, deepest + 1, dtype=torch.float64, device=row.device))
@@ -170,10 +185,12 @@ def _places(level: int, problem: Problem, row: Tensor) -> Tensor:
     return torch.cat((lower.flip(0).expand(-1, n), even[:, None].expand(-1, n), (1.0 - upper).expand(-1, n)))
 
 
-def _look(problem: Problem, faint: _Faint, level: int, nfev: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+def _look(
+    problem: Problem, faint: _Faint, level: int, nfev: Tensor, before: int = 0
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
     """Look at pieces; return what that costs each, 0 where it cannot be afforded, and cells around what was seen."""
     row, wanted = faint.row, faint.components
-    tau = _places(level, problem, row)
+    tau = _places(level, before, problem, row)
     spent = torch.full_like(row, len(tau))
     # Twice: what is seen is looked at more closely.
     afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev

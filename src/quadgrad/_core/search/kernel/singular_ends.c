@@ -132,7 +132,7 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
     if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
-    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(gain) : gain) - 1.0;
+    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(sqrt(gain)) : gain) - 1.0;
     double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
     double all = larger(curable + place, rounding);
