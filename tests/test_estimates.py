@@ -58,11 +58,14 @@ def test_a_lower_column_is_taken_only_when_its_error_is_a_tenth_of_the_tolerance
     assert abs(float(result.value) - 1 / 1.8097) <= float(result.error) <= 1e-9
 
 
-@pytest.mark.parametrize(("start", "away"), [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 21 * 2.0**-48), (64.0, 65 * 2.0**-48), (2e11, None)])
+@pytest.mark.parametrize(
+    ("start", "away"),
+    [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 21 * 2.0**-48), (64.0, 65 * 2.0**-48), (2e11, None)],
+)
 def test_how_close_to_a_limit_the_first_cell_is_looked_at(start: float, away: float | None) -> None:
-    """Where 2^-44 of the piece is a few spacings only sixteen of these; in the middle where nodes are no farther."""
+    """Where 2^-44 of the piece is a few spacings, sixteen of these; in the middle where nodes are no farther."""
     f = Recorder(torch.cos)
-    qg.quad(f, t64(start), start + 1.0, rtol=1e-10)
+    qg.quad(f, t64(start), start + 1.0, rtol=1e-10, on_failure="ignore")
     closest, nearest = float((f.nodes - start).min()), float(get_rule("gk21").nodes[0] + start - start)
     assert closest == pytest.approx(nearest if away is None else away, rel=0.05)
 

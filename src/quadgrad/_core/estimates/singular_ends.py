@@ -35,7 +35,7 @@ SETTLED = 0.5
 """A drift of which so much is left from term to term is that of a logarithm."""
 
 SETTLING, DRIFTING = 0.9, 4.0
-"""How much of a drift of rates is left from term to term at most, and how much more than that it is trusted to be."""
+"""How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
 LAYER = 2.0
 """A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""
@@ -90,8 +90,8 @@ def conclude(
         The relative tolerance, and the noise of one value of f.
     deep : tuple of Tensor, optional
         f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``; then
-        the interpolating polynomial at the innermost edge, both of the former for a place where a first cell looks, and
-        how much of its distance from the end rounding of x may change.
+        the interpolating polynomial at the innermost edge, both of the former for a place where a first cell looks,
+        and how much of its distance from the end rounding of x may change.
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
@@ -101,13 +101,14 @@ def conclude(
     value, inside = torch.where(align(touches, value), beyond, value), ~touches
     doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
-        lawless = breaks_the_law(terms, *deep[:2]) & touches
+        lawless = breaks_the_law(terms, deep[0], deep[1]) & touches
         missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
         doubt = torch.where(lawless, torch.maximum(doubt, missed), doubt)
-        missed = unexplained(terms, *deep[2:], errors[0] + errors[1], beyond - terms.sum(0))
+        edge, near, steps, shaken = deep[2:]
+        missed = unexplained(terms, (edge, near, steps, shaken), errors[0] + errors[1], beyond - terms.sum(0))
         doubt = doubt + missed.masked_fill(~touches, 0.0)
     size = torch.maximum(size, largest_component(value.abs()))
-    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms are others by as much;
+    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms differ by as much;
     # that of two sequences, or a logarithm, once more.
     last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.25, gain) - 1.0
     floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
@@ -133,16 +134,17 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
 
 
 def unexplained(
-    terms: Tensor, edge: Tensor, near: Tensor, steps: Tensor, shaken: Tensor, error: Tensor, remainder: Tensor
+    terms: Tensor, seen: tuple[Tensor, Tensor, Tensor, Tensor], error: Tensor, remainder: Tensor
 ) -> Tensor:
     """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
 
     What is seen there may begin right behind the innermost node, whose place the ``edge`` of the interpolating
     polynomial is: a layer too thin for all nodes, or one that f jumps to. Farther out than :func:`breaks_the_law`
     looks it can be told to many digits: the rates of the terms tend to that of the singularity as a geometric
-    sequence. Where f is off by more than what they leave open, all of what is there is unexplained, else the part of
+    sequence. Where f is off by more than what they leave open, all that is there is unexplained, else the part of
     the ``remainder``, the integral beyond the terms, that f is off by.
     """
+    edge, near, steps, shaken = seen
     tiny, steps = torch.finfo(terms.dtype).tiny, align(steps, edge)
     sizes, near = terms[-4:].abs().clamp_min(tiny), near.abs()
     rates = sizes.log().diff(dim=0)
@@ -153,7 +155,9 @@ def unexplained(
     rate = rate - ahead * settles**1.5 * (1.0 - settles**steps) / (1.0 - settles)
     # Of terms that grow nothing is expected: no integral would.
     expected = edge.abs() * rate.exp().masked_fill(rates[-1] >= 0.0, 0.0)
-    slack = torch.expm1((2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR))
+    slack = torch.expm1(
+        (2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR)
+    )
     # Of a singularity rounding of x changes f, by its power of the distance.
     power = (rates[-1] * (SHARES / (DEPTH * math.log(2.0))) + 1.0).abs()
     gap = ((near - expected).abs() - align(shaken, near) * power * torch.maximum(near, expected)).clamp_min(0.0)

@@ -1,9 +1,9 @@
 """The look for needles: where search saw next to nothing of a piece, f is called on a grid of places.
 
 A small error says that f was sampled well enough between the nodes, if there is nothing between them that they do
-not see at all. Of a piece where f is nothing at every node that is no more than a guess. So each such piece (and each
-event component) is looked at once, when all else is done: on a grid that halving meets, so that what is seen lies
-on the edge of two cells and stays in sight until it is resolved. How fine the grid is: ADR 36.
+not see at all. Of a piece where f is nothing at every node that is no more than a guess. So each such piece (and
+each event component) is looked at once, when all else is done: on a grid that halving meets, so that what is seen
+lies on the edge of two cells and stays in sight until it is resolved. How fine the grid is: ADR 36.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from quadgrad._core.status import Status
 __all__ = ["GRID", "is_faint", "look_again"]
 
 GRID, BESIDE, COARSEST = 11, 8, 6
-"""A single piece is looked at in 2^11 - 1 places, first in 2^8 - 1 of these. Several share them by their widths, but
-each has 2^6 - 1. Beside pieces or components that were seen it is no more than 2^8 - 1: there needles elsewhere would not
-be looked for at all."""
+"""A single piece is looked at in 2^11 - 1 places, first in 2^8 - 1 of these. Several share them by their widths,
+but each has 2^6 - 1. Beside pieces or components that were seen it is no more than 2^8 - 1: there needles elsewhere
+would not be looked for at all."""
 
 INFINITE = 12
 """How many octaves close to an infinite end places come: farther out exp(x) overflows."""
@@ -68,7 +68,6 @@ def look_again(problem: Problem, found: Found, search: Search) -> Found:
 
 
 def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
-    owner = faint.row // problem.pieces.count
     nfev, status = found.nfev.clone(), found.status.clone()
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
     levels = _levels(problem, found, faint.row)
@@ -135,9 +134,9 @@ def is_faint(problem: Problem, found: Found) -> Tensor:
 
 
 def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``, 0 where not finite.
+    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``.
 
-    With the slope, times dx / dplace.
+    They are 0 where not finite; with the slope, times dx / dplace.
     """
     zeros = torch.zeros_like(tau[0])
     layout = lay_out(problem.pieces, row, zeros, zeros + 1.0, None)
@@ -155,10 +154,15 @@ def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) ->
 
 def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
     """Return how often each piece is halved for its grid: pieces of one integral share what a single one gets."""
-    lower, upper = (end.double().expand(problem.batch * problem.pieces.count) for end in (problem.pieces.lower, problem.pieces.upper))
+    lower, upper = (
+        end.double().expand(problem.batch * problem.pieces.count)
+        for end in (problem.pieces.lower, problem.pieces.upper)
+    )
     width = (upper - lower).reshape(problem.batch, -1)
     finite = torch.where(width.isinf(), 0.0, width)
-    share = torch.where(width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
+    share = torch.where(
+        width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    )
     level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
     level = level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
     alone = largest_component(found.value.abs()) <= problem.tolerance.nothing
@@ -176,7 +180,11 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
     close = torch.exp2(-torch.arange(level + 1, deepest + 1, dtype=torch.float64, device=row.device))
     ends = [end.double() for end in problem.pieces.ends(row)]
     nearest = [
-        torch.where(end.isinf(), 2.0**-INFINITE, (end.abs() / (ends[1] - ends[0])).nan_to_num(0.0) * (16.0 * problem.pieces.rounding.eps))
+        torch.where(
+            end.isinf(),
+            2.0**-INFINITE,
+            (end.abs() / (ends[1] - ends[0])).nan_to_num(0.0) * (16.0 * problem.pieces.rounding.eps),
+        )
         for end in ends
     ]
     middle = torch.full_like(close, 0.5)[:, None]
@@ -188,11 +196,10 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
 def _look(
     problem: Problem, faint: _Faint, level: int, nfev: Tensor, before: int = 0
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Look at pieces; return what that costs each, 0 where it cannot be afforded, and cells around what was seen."""
+    """Look at pieces; return what that costs each, 0 where it is too much, and cells around what was seen."""
     row, wanted = faint.row, faint.components
     tau = _places(level, before, problem, row)
     spent = torch.full_like(row, len(tau))
-    # Twice: what is seen is looked at more closely.
     afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev
     spent = spent * afford
     if not bool(afford.any()):
@@ -223,7 +230,6 @@ def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Te
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
     open_, cost = torch.ones_like(row, dtype=torch.bool), 0
     for _ in range(ZOOMS):
-        tau = place + offsets * (step * (1.0 - 2.0**-20))
         tau = place + offsets * step
         inside = (tau > 0.0) & (tau < 1.0)
         heights, _ = _heights(problem, row, torch.where(inside, tau, place))
@@ -261,10 +267,8 @@ def _cells_around(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Ten
     return columns[0], columns[1], columns[2]
 
 
-def _search_on(
-    problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search
-) -> Found:
-    """Search on from the cells around what was seen, and what was found of the other pieces of the same integrals."""
+def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search) -> Found:
+    """Search on from cells around what was seen, and what was found of other pieces of the same integrals."""
     row, start, stop = (torch.cat(column) for column in zip(*seen, strict=True))
     plan, count = found.plan, problem.pieces.count
     again = torch.zeros_like(found.status, dtype=torch.bool)
