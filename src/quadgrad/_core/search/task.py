@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,10 @@ class Found:
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+    faint: bool | None = field(default=None, kw_only=True)
+    """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
+    seen: Tensor | None = field(default=None, kw_only=True)
+    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
 
 
 def noise(problem: Problem) -> float:

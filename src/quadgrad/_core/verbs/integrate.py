@@ -122,16 +122,16 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
     """Return the value as a differentiable tensor, and what a mode says of the derivative."""
     if primal.replayed is not None:
         return Differentiated(primal.replayed)
-    problem, searched, error = primal.problem, primal.value, primal.found.error
+    problem, searched, found = primal.problem, primal.value, primal.found
     with problem.outside() as plain:
         refuse_noise(plain, primal.plan)
     primal.treatment = choose_treatment(problem, primal.plan)
     # What was turned around or put on another scale is not what a replay sums up.
     if primal.scaled is None and searched is primal.found.value and problem.chunk_size is not None:
-        primal.rows = ReplacedRows(searched, error)
+        primal.rows = ReplacedRows(searched, found)
     derived = gradient.apply(primal)
     primal.rows = None
-    refuse_disagreement(derived.value, searched, error, problem.block)
+    refuse_disagreement(derived.value, searched, found, problem.block)
     if primal.scaled is None and not in_transform():
         primal.value = derived.value.detach()  # search's value is held no longer
     return derived

@@ -73,7 +73,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         refuse_noise(plain, mended.plan)
         known = oriented_value(mended, plain.limits, bool(mended.status.any()))
     again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
-    refuse_disagreement(again, known, mended.error, problem.block)
+    refuse_disagreement(again, known, mended, problem.block)
     value = torch.where(align(done, value), value, again)
     found = checked.join(mended)
     return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)
