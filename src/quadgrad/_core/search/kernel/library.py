@@ -135,7 +135,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "judge": (Round, Tally),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
-    "collect": (Setting, *"ppnnnppppppp"),
+    "collect": (Setting, *"ppnnppppppp"),
     "map_points": (Maps,),
 }
 _RETURNING = ("configure", "begin", "collect")
