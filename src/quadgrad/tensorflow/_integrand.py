@@ -34,11 +34,13 @@ class Function:
             raise TypeError(f"{name} must be a function f(x, *args), not {type(f).__name__}")
         self.f, self.name, self.point_ndim = f, name, point_ndim
         self.dtype: Any = tf.float32
+        self.cast = True
 
     def __call__(self, x: Any, args: Sequence[Any]) -> Any:
         """Return f at x, in the dtype that f returns; x and floating arguments are cast to the working dtype."""
-        x = _cast(x, self.dtype)
-        args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
+        if self.cast:
+            x = _cast(x, self.dtype)
+            args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
         try:
             y = self.f(x, *args)
         except Exception as error:
