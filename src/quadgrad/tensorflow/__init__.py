@@ -13,6 +13,7 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.status import Status
 from quadgrad.tensorflow import _framework as _framework  # says what to do where there is no TensorFlow
 from quadgrad.tensorflow._call import element
+from quadgrad.tensorflow._fixed import replay
 from quadgrad.tensorflow._quad import quad
 from quadgrad.tensorflow._result import Result
 
@@ -27,6 +28,7 @@ __all__ = [
     "UnmarkedJumpWarning",
     "element",
     "quad",
+    "replay",
 ]
 
 
