@@ -136,7 +136,7 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         return tensor
 
     items = args if isinstance(args, tuple | list) else (args,)
-    ends = [take(n, tf.stack(v, -1) if isinstance(v, list | tuple) else v) for n, v in (("a", a), ("b", b))]
+    ends = [take(name, _stack(end)) for name, end in (("a", a), ("b", b))]
     if points is not None:
         plain = isinstance(points, list | tuple | np.ndarray)
         points = _stack(points) if plain else take("points", points)
