@@ -6,7 +6,9 @@ tensors that f closes over, and the handles of variables, which puts it in order
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
 
@@ -49,7 +51,11 @@ class Traced:
         self.specs = [_spec(v) for v in inputs.args if _tensor_of(v) is not None]
         x = tf.TensorSpec([None] * (2 + function.point_ndim), function.dtype)
         traced = tf.function(self._call, autograph=False)
-        self.concrete = traced.get_concrete_function(x, *self.specs)
+        token = _depth.set(_depth.get() + 1)
+        try:
+            self.concrete = traced.get_concrete_function(x, *self.specs)
+        finally:
+            _depth.reset(token)
         self.captured: list[Any] = list(self.concrete.captured_inputs)
         self.output: Any = self.concrete.outputs[0]
 
@@ -136,6 +142,8 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
     entering = list({id(v): v for v in [*tensors, *(c for t in traced for c in t.captured)]}.values())
     places = {id(v): i for i, v in enumerate(entering)}
 
+    refuse_few_threads()
+
     def outside(*values: Any) -> list[Any]:
         given = inputs.with_tensors([values[places[id(t)]] for t in tensors])
         functions = [t.outside([values[places[id(c)]] for c in t.captured]) for t in traced]
@@ -144,9 +152,33 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
     floats = [c for t in traced for c in t.captured if c.dtype.is_floating or c.dtype.is_complex]
     found = tf.py_function(
         outside, [*map(_stopped, entering), _tag()], list(dtypes),
-        name="quadgrad_searches_in_Python_which_pfor_cannot_vectorize__pass_the_batch_in_args_or_fall_back_to_a_while_loop",
+        name="quadgrad_searches_in_Python__vectorized_map_needs_its_while_loop",
     )  # fmt: skip
     return [tf.stop_gradient(v) for v in found]
+
+
+def refuse_few_threads() -> None:
+    """Refuse a search that would wait for itself for ever.
+
+    A ``py_function`` holds a thread of the pool in which TensorFlow runs operations, and calls f, which asks the pool
+    for another; a search inside of f holds one more.
+
+    Raises
+    ------
+    NotImplementedError
+        Naming the setting that helps.
+    """
+    wanted = 2 + _depth.get()
+    if (tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1) < wanted:
+        raise NotImplementedError(
+            f"a search in a graph needs {wanted} threads between operations, and TensorFlow has fewer: call "
+            f"tf.config.threading.set_inter_op_parallelism_threads({wanted}) at the start of the program, or "
+            "integrate outside of tf.function"
+        )
+
+
+_depth: ContextVar[int] = ContextVar("quadgrad_traced_inside", default=0)
+"""How many integrands are being traced, one inside of the other."""
 
 
 def _stopped(tensor: Any) -> Any:

@@ -118,8 +118,7 @@ def _no_leaf(_: Any) -> Tensor:
 
 
 _WORDS = {
-    "args[{}] requires grad": "a tape watches args[{}]",
-    " requires grad, but the integrand's": " is differentiated by a tape, but the integrand's",
+    " requires grad, but the integrand's output does not": " is watched by a tape, but the integrand's output is not",
     "leaves torch (.item(), float(), .detach(), NumPy)": "leaves TensorFlow (.numpy(), float(), NumPy), stops the "
     "gradient (tf.stop_gradient)",
     "what leaves torch": "what leaves TensorFlow",
