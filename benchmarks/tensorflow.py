@@ -107,9 +107,9 @@ def measure(scale: float = 1.0) -> Findings:
 
     return Findings(
         "TensorFlow beside torch",
-        f"float64. One integral of a sin(b x) over [0, 1]; {PEAKS:,} peaks w / ((x - c)^2 + w^2) over [0, 1] with w from "
-        "1e-3 to 0.1, gradient by c and w; the squares by tf.square and torch.square, or by x**2. TensorFlow, torch and "
-        "tf.function in turn. (Columns per node count one for each integral.)",
+        f"float64. One integral of a sin(b x) over [0, 1]; {PEAKS:,} peaks w / ((x - c)^2 + w^2) over [0, 1] with "
+        "w from 1e-3 to 0.1, gradient by c and w; the squares by tf.square and torch.square, or by x**2. Nodes are "
+        "not counted: one stands for each integral.",
         [show_seconds(measured, ())],
         [
             milliseconds("TensorFlow", 5.0),

@@ -1,5 +1,8 @@
 """quadgrad.tensorflow: what cannot be meant or done is refused with a sentence, what is lost is warned of."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -139,13 +142,34 @@ def test_a_saved_model_that_would_have_to_search_is_refused(tmp_path):
 
 
 def test_a_pool_that_would_wait_for_itself_is_refused(monkeypatch):
+    sin = tf.function(tf.sin, autograph=False)
     monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 1)
     with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(2\)"):
-        graph(lambda: qgt.quad(tf.sin, 0.0, 1.0).value)
+        graph(lambda: qgt.quad(sin, 0.0, 1.0).value)
     monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
-    inner = lambda x: qgt.quad(lambda y, x: x * y, 0.0, 1.0, (x,)).value
+    assert float(graph(lambda: qgt.quad(sin, 0.0, 1.0).value)) == pytest.approx(1 - np.cos(1), rel=1e-6)
     with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(3\)"):
-        graph(lambda: qgt.quad(inner, 0.0, 1.0).value)
+        graph(lambda: qgt.quad(lambda x: qgt.quad(lambda y, x: sin(x * y), 0.0, 1.0, (x,)).value, 0.0, 1.0).value)
+
+
+def test_one_thread_is_enough_for_what_has_no_functions_and_branches():
+    code = """
+import tensorflow as tf
+tf.config.threading.set_inter_op_parallelism_threads(1)
+tf.config.threading.set_intra_op_parallelism_threads(1)
+import quadgrad.tensorflow as qgt
+def inner(x):
+    return qgt.quad(lambda y, x: tf.reduce_sum(tf.stack([tf.exp(-x * y), x * y], -1), -1), 0.0, 1.0, (x,)).value
+@tf.function(autograph=False)
+def run(b):
+    with tf.GradientTape() as tape:
+        tape.watch(b)
+        value = qgt.quad(inner, 0.0, b, jumps=lambda x: x - b / 2).value
+    return value, tape.gradient(value, b)
+print([round(float(v), 5) for v in run(tf.constant(1.0))])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split() == ["[1.0466,", "1.13212]"], ended.stderr[-2000:]
 
 
 def differentiate(f, **options):

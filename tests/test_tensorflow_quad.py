@@ -326,3 +326,12 @@ def test_modules_elements_and_mixed_dtypes():
         value, slope = way(run, c)
         assert np.allclose(value, [2.0, 1.0], rtol=1e-14)
         assert slope.dtype == tf.float32 and np.allclose(slope, [[1, 1 / 2, 1 / 3]] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_empty_intervals_and_empty_batches(way):
+    run = gradients(lambda b: qgt.quad(lambda x, b: tf.cos(b * x), b - b + ONE, ONE + b, (b,)).value)
+    value, slope = way(run, tf.constant(0.0, D))
+    assert float(value) == 0.0 and abs(slope - 1.0) < 1e-14
+    value, slope = way(run, tf.zeros([0, 2], D))
+    assert value.shape == slope.shape == (0, 2)

@@ -22,6 +22,7 @@ from quadgrad._core.tolerance import returned_dtype
 from quadgrad.tensorflow._call import Element, Inputs, Leaves
 from quadgrad.tensorflow._crossing import is_tensor, tensorflow_dtype, to_tensorflow, torch_dtype
 from quadgrad.tensorflow._framework import tf
+from quadgrad.tensorflow._inline import Inline
 from quadgrad.tensorflow._integrand import Function
 from quadgrad.tensorflow._recording import call_with_captures, in_xla
 from quadgrad.tensorflow._replay import replay, take_logarithm
@@ -58,6 +59,7 @@ class Traced:
             _depth.reset(token)
         self.captured: list[Any] = list(self.concrete.captured_inputs)
         self.output: Any = self.concrete.outputs[0]
+        self.inline = Inline.of(self.concrete)
 
     def _call(self, x: Any, *tensors: Any) -> Any:
         rest = iter(tensors)
@@ -72,12 +74,15 @@ class Traced:
         point = self.function.point_ndim
 
         def call(x: Any, *args: Any) -> Any:
-            grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
-            flat = grid if len(grid) == 2 else (-1, 1)
             tensors = [a for a in args if is_tensor(a)]
             tensors = [_fit(a, spec) for a, spec in zip(tensors, self.specs, strict=True)]
-            y = call_with_captures(self.concrete, [tf.reshape(x, (*flat, *end)), *tensors], captured)
-            return tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
+            grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
+            flat = x if len(grid) == 2 else tf.reshape(x, (-1, 1, *end))
+            if self.inline is not None:
+                y = self.inline([flat, *tensors, *captured])
+            else:
+                y = call_with_captures(self.concrete, [flat, *tensors], captured)
+            return y if len(grid) == 2 else tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
 
         outside = Function(call, self.function.name, point)
         outside.cast = False
@@ -101,6 +106,8 @@ def _spec(value: Any) -> Any:
 
 def _fit(value: Any, spec: Any) -> Any:
     """Return what the engine gives as an argument in the rank that was traced."""
+    if value.shape.rank == spec.shape.rank:
+        return value
     ndim = max(0, spec.shape.rank - 1)
     core = tuple(value.shape)[value.shape.rank - ndim :] if ndim else ()
     return tf.reshape(value, (-1, *core) if spec.shape.rank else ())
@@ -144,7 +151,8 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
     entering = list({id(v): v for v in [*tensors, *(c for t in traced for c in t.captured)]}.values())
     places = {id(v): i for i, v in enumerate(entering)}
 
-    refuse_few_threads()
+    if any(t.inline is None for t in traced):
+        refuse_few_threads()
 
     def outside(*values: Any) -> list[Any]:
         given = inputs.with_tensors([values[places[id(t)]] for t in tensors])
@@ -173,7 +181,8 @@ def refuse_few_threads() -> None:
     wanted = 2 + _depth.get()
     if (tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1) < wanted:
         raise NotImplementedError(
-            f"a search in a graph needs {wanted} threads between operations, and TensorFlow has fewer: call "
+            "f calls a tf.function, loops (tf.while_loop, tf.map_fn) or branches (tf.cond): to search it in a "
+            f"graph needs {wanted} threads between operations, and TensorFlow has fewer: call "
             f"tf.config.threading.set_inter_op_parallelism_threads({wanted}) at the start of the program, or "
             "integrate outside of tf.function"
         )
