@@ -1,5 +1,9 @@
 """Keras models as integrands: trained as torch's twin is, and in half precision."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +92,19 @@ def test_a_model_is_sampled_in_several_dimensions():
         value = qgt.qmc(f, tf.zeros(3, D), 1.0, n=2**10).value
     assert np.isclose(value, 1.5, rtol=1e-3)
     assert np.allclose(tape.gradient(value, layer.kernel), 0.5, rtol=1e-2)
+
+
+def test_a_model_on_keras_torch_backend_belongs_to_torchs_quad():
+    code = """
+import keras, torch, quadgrad as qg
+layer = keras.layers.Dense(1, dtype="float64", kernel_initializer="ones")
+layer.build((None, 1))
+f = lambda x: layer(x.reshape(-1, 1)).reshape(x.shape)
+value = qg.quad(f, 0.0, torch.tensor(2.0, dtype=torch.float64)).value
+(slope,) = torch.autograd.grad(value, layer.kernel.value)
+print(round(float(value.detach()), 12), round(float(slope), 12))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": "torch"}
+    )
+    assert ended.stdout.split() == ["2.0", "2.0"], ended.stderr[-2000:]

@@ -1,7 +1,7 @@
 """A traced function run operation by operation, in the thread that calls it.
 
-A search in a graph holds a thread of the pool in which TensorFlow runs operations, and a function that it calls asks
-the pool for another: on one core it would wait for itself for ever, and on busy ones each call waits for its turn.
+A search in a graph holds a thread of the pool in which TensorFlow runs operations, and a function that it calls
+asks the pool for another: on one core it would wait for itself for ever, on busy ones each call waits for its turn.
 """
 
 from __future__ import annotations
