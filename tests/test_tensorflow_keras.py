@@ -97,6 +97,7 @@ def test_a_model_is_sampled_in_several_dimensions():
 def test_a_model_on_keras_torch_backend_belongs_to_torchs_quad():
     code = """
 import keras, torch, quadgrad as qg
+keras.config.set_floatx("float64")  # else inputs are rounded to single precision
 layer = keras.layers.Dense(1, dtype="float64", kernel_initializer="ones")
 layer.build((None, 1))
 f = lambda x: layer(x.reshape(-1, 1)).reshape(x.shape)
