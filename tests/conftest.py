@@ -1,4 +1,9 @@
-"""What every test shares: hypothesis' settings, and skipping of GPU tests where there is no GPU."""
+"""What every test shares: hypothesis' settings, a quiet TensorFlow, and which tests run where.
+
+Tests marked ``gpu`` are skipped where there is no GPU; those that import TensorFlow run in one worker.
+"""
+
+import os
 
 import pytest
 import torch
@@ -9,6 +14,12 @@ from hypothesis import settings
 settings.register_profile("quadgrad", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, derandomize=False, max_examples=1000)
 settings.load_profile("quadgrad")
+
+# Read when TensorFlow is imported. Warnings are seen, which way it computes is not told; one thread, as for torch.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its sums would depend on the processor, and it says so
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
