@@ -67,11 +67,12 @@ for _name in __all__:
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
+    from quadgrad import tensorflow as tensorflow
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name == "bridge":
+    if name in ("bridge", "tensorflow"):
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")
