@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import dlpack
 
 from quadgrad.tensorflow._framework import tf
 
@@ -80,4 +79,4 @@ def to_tensorflow(tensor: Tensor) -> Any:
         return tf.zeros(tuple(tensor.shape), tensorflow_dtype(tensor.dtype))
     if tensor.data_ptr() % ALIGNMENT:
         tensor = tensor.clone()
-    return tf.experimental.dlpack.from_dlpack(dlpack.to_dlpack(tensor))
+    return tf.experimental.dlpack.from_dlpack(tensor.__dlpack__())

@@ -11,9 +11,9 @@ try:
     import tensorflow as _tensorflow
 except ImportError as error:
     raise ImportError(
-        "quadgrad.tensorflow needs TensorFlow, which is not installed: pip install 'quadgrad[tensorflow]' (the newest "
-        "Python has no wheels yet). Functions of torch tensors, NumPy and SciPy do without: quadgrad.quad, "
-        "quadgrad.bridge.wrap"
+        "quadgrad.tensorflow needs TensorFlow, which is not installed: pip install 'quadgrad[tensorflow]' (the "
+        "newest Python has no wheels yet). Functions of torch tensors, NumPy and SciPy do without: "
+        "quadgrad.quad, quadgrad.bridge.wrap"
     ) from error
 
 __all__ = ["tf"]
