@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import FrameType
 
 __all__ = [
     "BridgeError",
@@ -15,8 +18,16 @@ __all__ = [
     "PlanError",
     "SeveredGradientWarning",
     "UnmarkedJumpWarning",
+    "calling_frame",
+    "speaker",
     "warn",
 ]
+
+Speaker = Callable[[str, type[Warning]], tuple[str, FrameType | None] | None]
+
+speaker: ContextVar[Speaker | None] = ContextVar("quadgrad_speaker", default=None)
+"""How a front for another framework puts a warning, and which frame it names where the stack does not tell (None: the
+stack does). It returns None where there is nothing to say."""
 
 
 class IntegrandError(ValueError):
@@ -52,15 +63,18 @@ class BridgeWarning(UserWarning):
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn the caller: the first line up the stack that is neither ours nor torch's.
+    """Warn the caller: the first line up the stack that is neither ours nor a framework's.
 
     Python shows a text once for each line. Here texts that differ by numbers alone are one text: a training that
     warns in one step, of an x, warns in the next step of another x.
     """
-    frame = inspect.currentframe()
-    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("quadgrad", "torch"):
-        frame = frame.f_back
-    assert frame is not None
+    frame, speak = None, speaker.get()
+    if speak is not None:
+        said = speak(message, category)
+        if said is None:
+            return
+        message, frame = said
+    frame = frame or calling_frame()
     names, line = frame.f_globals, frame.f_lineno
     shown = names.setdefault("__warningregistry__", {})
     text, kind = (message, category, line), (re.sub(r"-?\d[\d.,e+-]*", "#", message), category, line)
@@ -71,3 +85,15 @@ def warn(message: str, category: type[Warning]) -> None:
     warnings.warn_explicit(message, category, frame.f_code.co_filename, line, names.get("__name__"), shown)
     if shown.pop(text, False):  # only of filters that show a text once is there an entry
         shown[kind] = True
+
+
+def calling_frame() -> FrameType:
+    """Return the first frame up the stack that is neither ours nor a framework's."""
+    frame = inspect.currentframe()
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _FRAMEWORKS:
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+_FRAMEWORKS = ("quadgrad", "torch", "tensorflow", "keras")

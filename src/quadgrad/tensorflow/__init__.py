@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from quadgrad._core.errors import (
+    IntegrandError,
+    IntegrationError,
+    IntegrationWarning,
+    SeveredGradientWarning,
+    UnmarkedJumpWarning,
+)
+from quadgrad._core.plans.base import Plan
+from quadgrad._core.status import Status
 from quadgrad.tensorflow import _framework as _framework  # says what to do where there is no TensorFlow
+from quadgrad.tensorflow._call import element
+from quadgrad.tensorflow._quad import quad
+from quadgrad.tensorflow._result import Result
 
-__all__: list[str] = []
+__all__ = [
+    "IntegrandError",
+    "IntegrationError",
+    "IntegrationWarning",
+    "Plan",
+    "Result",
+    "SeveredGradientWarning",
+    "Status",
+    "UnmarkedJumpWarning",
+    "element",
+    "quad",
+]
 
 
 def __dir__() -> list[str]:

@@ -79,6 +79,7 @@ class Switches:
     def attach(self, problem: Problem) -> Problem:
         """Return the problem as it is inside the transforms, with zeros among its breakpoints, differentiable."""
         place, blur = self.zeros.place, self.zeros.width
+        sound = ~place.isnan()
         if problem.flowing:
             assert problem.jumps is not None
             place, blur, sound = attach_derivatives(problem.jumps, self.zeros, self.problem.limits)
@@ -86,7 +87,8 @@ class Switches:
         # Zeros come first: of two marks at one place the first is differentiated.
         marked = _mark(problem, place)
         blur = torch.cat((blur, blur.new_zeros(problem.batch, _points(problem.limits))), dim=1)
-        return marked.between(replace(marked.limits, blur=blur), marked.sources)
+        marked = marked.between(replace(marked.limits, blur=blur), marked.sources)
+        return replace(marked, zeros=(self.zeros.component, plain(sound)))
 
 
 def _points(limits: Limits) -> int:

@@ -26,17 +26,21 @@ from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
+    "BOUNDARY_RULE",
+    "Reading",
     "Treatment",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
     "reading_errors",
+    "readings",
     "replay_with_limits",
     "singular_marks",
 ]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
-_NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+_NODES, _WEIGHTS = BOUNDARY_RULE = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+"""Nodes and weights on the stretch between a limit and the moved one."""
 
 READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
@@ -158,27 +162,50 @@ def reading_errors(
     return errors
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Where f is read for the derivative by one mark, on one side of it, and with which sign; ``(batch,)`` each.
+
+    ``mark`` is its place among ``Limits.marks``; the rest is as in :class:`_Term`.
+    """
+
+    mark: int
+    start: Tensor
+    sign: Tensor | float
+    endless: Tensor
+    usable: Tensor
+
+
+def readings(limits: Limits, batch: int, treatment: Treatment | None, times: int = 1) -> list[Reading]:
+    """Return where f is read beside all marks that carry a gradient, at ``times`` the least distance."""
+    fixed = limits.detach()
+    inner = fixed.inner_points(batch)
+    none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
+    treatment = treatment or Treatment(none, none, none)
+    found: list[Reading] = []
+    for i, mark in enumerate(limits.marks):
+        if not carries_gradient(mark):
+            continue
+        usable, sides = _limit_sides(fixed, i, times) if i < 2 else _breakpoint_sides(fixed, i - 2, times)
+        usable = usable & ~treatment.pathwise[i]
+        for start, sign in sides:
+            found.append(Reading(i, torch.where(usable, start, inner), sign, treatment.endless[i], usable))
+    return found
+
+
 def _terms(limits: Limits, batch: int, treatment: Treatment | None, times: int) -> list[tuple[int, _Term]]:
     """Return the boundary terms of all marks that carry a gradient, with the marks' places among all.
 
     f is read beside the mark, at the given number of times the least distance.
     """
     fixed = limits.detach()
-    inner = fixed.inner_points(batch)
-    none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
-    treatment = treatment or Treatment(none, none, none)
     terms: list[tuple[int, _Term]] = []
-    for i, mark in enumerate(limits.marks):
-        if not carries_gradient(mark):
-            continue
-        usable, sides = _limit_sides(fixed, i, times) if i < 2 else _breakpoint_sides(fixed, i - 2, times)
-        usable, endless = usable & ~treatment.pathwise[i], treatment.endless[i]
-        move = torch.where(usable, mark - fixed.marks[i], 0.0)
-        steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
-        for start, sign in sides:
-            width = sign * torch.where(endless, steep, move)
-            start = torch.where(usable, start, inner)
-            terms.append((i, _Term(start, torch.where(endless, 0.0, move), width, endless, usable)))
+    for read in readings(limits, batch, treatment, times):
+        move = torch.where(read.usable, limits.marks[read.mark] - fixed.marks[read.mark], 0.0)
+        steep = torch.where(read.endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+        width = read.sign * torch.where(read.endless, steep, move)
+        move = torch.where(read.endless, 0.0, move)
+        terms.append((read.mark, _Term(read.start, move, width, read.endless, read.usable)))
     return terms
 
 
