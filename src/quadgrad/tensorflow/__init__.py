@@ -15,6 +15,7 @@ from quadgrad.tensorflow import _framework as _framework  # says what to do wher
 from quadgrad.tensorflow._call import element
 from quadgrad.tensorflow._quad import quad
 from quadgrad.tensorflow._result import Result
+from quadgrad.tensorflow._wrap import wrap
 
 __all__ = [
     "IntegrandError",
@@ -27,6 +28,7 @@ __all__ = [
     "UnmarkedJumpWarning",
     "element",
     "quad",
+    "wrap",
 ]
 
 
