@@ -458,7 +458,7 @@ def test_only_submit_is_asked_of_an_executor() -> None:
 
 def test_second_derivatives_forget_what_was_known_of_a_function_that_has_changed():
     scale = np.array(2.0)
-    f = wrap(lambda x: scale * x**2)
+    f = bridge.wrap(lambda x: scale * x**2)
     x = torch.tensor([0.7, 1.5], dtype=torch.float64, requires_grad=True)
     for value in (2.0, 3.0):
         scale[...] = value
