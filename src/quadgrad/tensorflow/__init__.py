@@ -13,6 +13,8 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.status import Status
 from quadgrad.tensorflow import _framework as _framework  # says what to do where there is no TensorFlow
 from quadgrad.tensorflow._call import element
+from quadgrad.tensorflow._fixed import replay
+from quadgrad.tensorflow._qmc import gradient_error, qmc
 from quadgrad.tensorflow._quad import quad
 from quadgrad.tensorflow._result import Result
 from quadgrad.tensorflow._wrap import wrap
@@ -27,7 +29,10 @@ __all__ = [
     "Status",
     "UnmarkedJumpWarning",
     "element",
+    "gradient_error",
+    "qmc",
     "quad",
+    "replay",
     "wrap",
 ]
 

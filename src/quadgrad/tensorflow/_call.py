@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.integrand import Element as TorchElement
-from quadgrad.tensorflow._crossing import is_tensor, to_torch
+from quadgrad.tensorflow._crossing import is_tensor, to_torch, torch_dtype
 from quadgrad.tensorflow._framework import tf
 from quadgrad.tensorflow._recording import is_watched
 
@@ -66,8 +67,9 @@ def element(t: Any, ndim: int) -> Element:
 class Inputs:
     """Limits, arguments and breakpoints: numbers as they are, all else as tensors.
 
-    ``a``, ``b`` are numbers or tensors, ``points`` a tensor or None, ``args`` numbers and other objects, tensors and
-    :class:`Element`. ``originals`` maps the identity of a tensor to the variable it was read from.
+    ``a``, ``b`` are numbers or tensors, ``points`` a tensor, an array of plain numbers or None, ``args`` numbers and
+    other objects, tensors and :class:`Element`. ``originals`` maps the identity of a tensor to the variable that it
+    was read from.
     """
 
     a: Any
@@ -88,7 +90,15 @@ class Inputs:
         def other(v: Any) -> Any:
             return Element(others[id(v.tensor)], v.ndim) if isinstance(v, Element) else others.get(id(v), v)
 
-        return Inputs(other(self.a), other(self.b), tuple(map(other, self.args)), other(self.points))
+        originals = {id(others[i]): v for i, v in self.originals.items() if i in others}
+        return Inputs(other(self.a), other(self.b), tuple(map(other, self.args)), other(self.points), originals)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The working dtype: that of all floating tensors together, or TensorFlow's own default."""
+        found = [torch_dtype(t.dtype) for t in self.tensors()]
+        found = [d.to_real() if d.is_complex else d for d in found if d.is_floating_point or d.is_complex]
+        return reduce(torch.promote_types, found) if found else torch.float32
 
 
 def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
@@ -126,18 +136,19 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         return tensor
 
     items = args if isinstance(args, tuple | list) else (args,)
-    ends = [take(n, v if np.isscalar(v) or is_tensor(v) else _stack(v)) for n, v in (("a", a), ("b", b))]
+    ends = [take(name, _stack(end)) for name, end in (("a", a), ("b", b))]
     if points is not None:
-        points = _stack(points) if isinstance(points, list | tuple) else take("points", points)
-        points = points if is_tensor(points) else tf.constant(points, tf.float64)
-        points = points[None] if points.shape.rank == 0 else points
+        plain = isinstance(points, list | tuple | np.ndarray)
+        points = _stack(points) if plain else take("points", points)
+        points = points if is_tensor(points) else np.asarray(points, np.float64)
+        points = points[None] if len(points.shape) == 0 else points
     return Inputs(*ends, tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
 
 
 def _stack(values: Any) -> Any:
-    """Return a list of numbers or tensors as one tensor, enumerated along its last dimension."""
+    """Return a list that holds tensors as one tensor, enumerated along its last dimension; all else as it is."""
     if not isinstance(values, list | tuple) or not any(is_tensor(v) for v in values):
-        return tf.constant(values, tf.float64) if isinstance(values, list | tuple) else values
+        return values
     dtype = next(v.dtype for v in values if is_tensor(v))
     each = [tf.cast(v, dtype) for v in values]
     shape = each[0]
@@ -168,4 +179,6 @@ class Leaves:
         """Return the leaf of a tensor, and what is none as it is."""
         if isinstance(value, Element):
             return TorchElement(self.of(value.tensor), value.ndim)
+        if isinstance(value, np.ndarray):  # breakpoints that are plain numbers
+            return torch.from_numpy(value)
         return self._by_identity[id(value)] if is_tensor(value) else value

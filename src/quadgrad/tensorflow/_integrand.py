@@ -34,11 +34,13 @@ class Function:
             raise TypeError(f"{name} must be a function f(x, *args), not {type(f).__name__}")
         self.f, self.name, self.point_ndim = f, name, point_ndim
         self.dtype: Any = tf.float32
+        self.cast = True
 
     def __call__(self, x: Any, args: Sequence[Any]) -> Any:
         """Return f at x, in the dtype that f returns; x and floating arguments are cast to the working dtype."""
-        x = _cast(x, self.dtype)
-        args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
+        if self.cast:
+            x = _cast(x, self.dtype)
+            args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
         try:
             y = self.f(x, *args)
         except Exception as error:
@@ -167,10 +169,6 @@ def _cross(value: Any) -> Any:
     return to_tensorflow(value) if isinstance(value, Tensor) else value
 
 
-def _is_variable(value: Any) -> bool:
-    return is_tensor(value) and (value.dtype.is_floating or value.dtype.is_complex)
-
-
 class _Taped(torch.autograd.Function):
     """A call of f that torch differentiates once, by a tape."""
 
@@ -181,8 +179,8 @@ class _Taped(torch.autograd.Function):
         given = [to_tensorflow(x), *map(_cross, rest[count:])]
         ctx.inputs = [given[0], *view.sources, *given[1:]]
         with tf.GradientTape(persistent=True) as tape:
-            for value in ctx.inputs:
-                if _is_variable(value) or getattr(value, "dtype", None) == tf.resource:
+            for value, needed in zip(ctx.inputs, ctx.needs_input_grad[2:], strict=True):
+                if needed:
                     tape.watch(value)
             y = view.function(given[0], given[1:])
             connected = view.always or is_watched(y)
@@ -196,14 +194,9 @@ class _Taped(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Ask the tape."""
-        asked = [
-            v if _is_variable(v) and needed else None
-            for v, needed in zip(ctx.inputs, ctx.needs_input_grad[2:], strict=True)
-        ]
+        needed = ctx.needs_input_grad[2:]
+        asked = [value for value, one in zip(ctx.inputs, needed, strict=True) if one]
         with silence():
-            found = ctx.tape.gradient(
-                ctx.y, [v for v in asked if v is not None], output_gradients=to_tensorflow(gradient)
-            )
-        found = iter(found)
-        each = [None if v is None else next(found) for v in asked]
+            found = iter(ctx.tape.gradient(ctx.y, asked, output_gradients=to_tensorflow(gradient)))
+        each = [next(found) if one else None for one in needed]
         return None, None, *(None if g is None else to_torch(tf.convert_to_tensor(g)) for g in each)

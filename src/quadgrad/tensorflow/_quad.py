@@ -10,8 +10,10 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.problem import LimitGradient
 from quadgrad._core.verbs.quad import check_options
 from quadgrad.tensorflow._call import take_inputs
+from quadgrad.tensorflow._crossing import tensorflow_dtype
 from quadgrad.tensorflow._eager import integrate_eagerly
 from quadgrad.tensorflow._framework import tf
+from quadgrad.tensorflow._graph import integrate_in_graph
 from quadgrad.tensorflow._integrand import Function
 from quadgrad.tensorflow._result import Result
 from quadgrad.tensorflow._search import Options
@@ -52,6 +54,11 @@ def quad(
     inputs = take_inputs(a, b, args, points)
     function = Function(f)
     switches = None if jumps is None else Function(jumps, "function given as jumps")
+    if not tf.executing_eagerly():
+        function.dtype = tensorflow_dtype(inputs.dtype)
+        if switches is not None:
+            switches.dtype = function.dtype
+        return integrate_in_graph(function, switches, inputs, options)
     return integrate_eagerly(function, switches, inputs, options)
 
 

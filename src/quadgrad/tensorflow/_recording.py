@@ -9,10 +9,10 @@ import inspect
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tensorflow.python.eager import (  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
     forwardprop_util as _forwardprop,  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 )
-from tensorflow.python.eager import (  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
     record as _record,  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from quadgrad.tensorflow._call import Inputs
 from quadgrad.tensorflow._crossing import is_tensor
 from quadgrad.tensorflow._framework import tf
@@ -60,7 +62,9 @@ def replay(
         if jumps is not None:
             g = make_values(jumps, arguments)
             marks.append([zeros_with_derivatives(g, searched.place, searched.component, searched.sound)])
-        if inputs.points is not None:
+        if isinstance(inputs.points, np.ndarray):
+            marks += [None] * inputs.points.shape[-1]
+        elif inputs.points is not None:
             k = tf.shape(inputs.points)[-1:]
             shape = tf.concat([tf.cast(batch_shape, tf.int32), k], 0)
             marks.append([tf.reshape(tf.broadcast_to(inputs.points, shape), tf.concat([[batch], k], 0))])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.errors import SeveredGradientWarning, speaker
+from quadgrad._core.errors import SeveredGradientWarning, Site, speaker
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal
 from quadgrad._core.gradient.written import Written, write_out
 from quadgrad._core.result import Result as TorchResult
@@ -76,7 +75,7 @@ class HandOver(GradientMode):
 
 
 def search(
-    function: Function, jumps: Function | None, inputs: Inputs, leaves: Leaves, captured: list[Any], recorded: bool,
+    function: Function, jumps: Function | None, inputs: Inputs, leaves: Leaves, captured: Sequence[Any], recorded: bool,
     always: bool, options: Options, mode: GradientMode,
 ) -> TorchResult:  # fmt: skip
     """Search integrals of a TensorFlow function; return the engine's result.
@@ -88,7 +87,7 @@ def search(
         Eager.
     leaves : Leaves
         The same in torch.
-    captured : list
+    captured : sequence
         Tensors and variables that f closes over, where they are known.
     recorded : bool
         Whether derivatives may be asked for.
@@ -119,8 +118,7 @@ def _no_leaf(_: Any) -> Tensor:
 
 
 _WORDS = {
-    "args[{}] requires grad": "a tape watches args[{}]",
-    " requires grad, but the integrand's": " is differentiated by a tape, but the integrand's",
+    " requires grad, but the integrand's output does not": " is watched by a tape, but the integrand's output is not",
     "leaves torch (.item(), float(), .detach(), NumPy)": "leaves TensorFlow (.numpy(), float(), NumPy), stops the "
     "gradient (tf.stop_gradient)",
     "what leaves torch": "what leaves TensorFlow",
@@ -135,18 +133,18 @@ _WORDS = {
 
 
 @contextmanager
-def speaking(frame: FrameType | None = None, symbolic: bool = False) -> Generator[None]:
-    """Put warnings in TensorFlow's words, naming the line of ``frame`` if it is given.
+def speaking(site: Site | None = None, symbolic: bool = False) -> Generator[None]:
+    """Put warnings in TensorFlow's words, naming the line ``site`` if it is given.
 
     Where the call is ``symbolic``, nobody can tell whether an argument is differentiated, or that this was lost.
     """
 
-    def speak(message: str, category: type[Warning]) -> tuple[str, FrameType | None] | None:
+    def speak(message: str, category: type[Warning]) -> tuple[str, Site | None] | None:
         if symbolic and category is SeveredGradientWarning:
             return None
         for theirs, ours in _WORDS.items():
             message = message.replace(theirs, ours)
-        return message, frame
+        return message, site
 
     token = speaker.set(speak)
     try:

@@ -16,7 +16,7 @@ from quadgrad.tensorflow._call import Element
 from quadgrad.tensorflow._crossing import is_tensor
 from quadgrad.tensorflow._framework import tf
 
-__all__ = ["Arguments", "Values", "align", "boundary_sum", "cell_sum", "moves", "zeros_with_derivatives"]
+__all__ = ["Arguments", "Values", "align", "boundary_sum", "cell_sum", "is_shared", "moves", "zeros_with_derivatives"]
 
 ORDER = 4
 """Derivatives of the zeros of ``jumps`` are right up to this order."""
@@ -41,12 +41,24 @@ def _flatten(value: Any, batch_shape: Any) -> tuple[Any, bool]:
     tensor, ndim = (value.tensor, value.ndim) if isinstance(value, Element) else (value, 0)
     if not is_tensor(tensor):
         return tensor, True
-    split = tensor.shape.rank - ndim
-    core = tf.shape(tensor)[split:] if None in tensor.shape[split:] else list(tensor.shape[split:])
-    if all(size == 1 for size in tensor.shape[:split]):
+    rank = tensor.shape.rank
+    static = None if rank is None else tensor.shape[rank - ndim :]
+    if static is not None and static.is_fully_defined():
+        core = static.as_list()
+    else:
+        core = tf.shape(tensor)[tf.rank(tensor) - ndim :]
+    if is_shared(value):
         return tf.reshape(tensor, tf.concat([[1], core], 0) if ndim else []), True
     whole = tf.concat([tf.cast(batch_shape, tf.int32), tf.cast(core, tf.int32)], 0)
-    return tf.reshape(tf.broadcast_to(tensor, whole), tf.concat([[-1], tf.cast(core, tf.int32)], 0)), False
+    flat = tf.reshape(tf.broadcast_to(tensor, whole), tf.concat([[-1], tf.cast(core, tf.int32)], 0))
+    return tf.ensure_shape(flat, [None, *([None] * ndim if static is None else static)]), False
+
+
+def is_shared(value: Any) -> bool:
+    """Whether all integrals are known to share an argument."""
+    tensor, ndim = (value.tensor, value.ndim) if isinstance(value, Element) else (value, 0)
+    rank = tensor.shape.rank
+    return rank is not None and all(size == 1 for size in tensor.shape[: rank - ndim])
 
 
 def align(weights: Any, y: Any) -> Any:

@@ -123,12 +123,13 @@ def write_out(plan: IntervalPlan, limits: Limits, treatment: Treatment | None) -
     pieces = fixed.pieces()
     x, factor = pieces.lay_out(plan).nodes(plan.tau)
     rule, factor = plan.weight.to(dtype), factor.expand_as(x)
-    weights, functionals = rule[:, None] * factor, rule[None]
+    weights = rule[:, None] * factor
+    shares = rule.new_zeros(0, len(rule)) if plan.shares is None else plan.shares.to(dtype)
+    functionals = torch.cat((rule[None], shares))
     ends = column = plan.row.new_zeros(0)
     if plan.extrapolated is not None and plan.column is not None and len(plan.extrapolated):
         ends, column = plan.extrapolated, plan.column.to(torch.int64)
         weights = weights.index_fill(1, ends, 0.0)
-        functionals = plan.functionals.to(dtype)
     none = x.new_zeros(1, 1)
     still = plan.row.new_zeros(len(plan))
     lower_mark, upper_mark, lower, upper, rate, end_rate = (
