@@ -19,7 +19,7 @@ def run(text: str, name: str) -> dict[str, object]:
     Where TensorFlow is not installed, the blocks that use it are left out, and the test counts as skipped.
     """
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.REPORT_NDIFF)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}  # where functions on the page say they are from
     said = io.StringIO()
     left_out = 0
     for match in BLOCK.finditer(text):
