@@ -141,8 +141,14 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         plain = isinstance(points, list | tuple | np.ndarray)
         points = _stack(points) if plain else take("points", points)
         points = points if is_tensor(points) else np.asarray(points, np.float64)
-        points = points[None] if len(points.shape) == 0 else points
+        points = _at_least_one_dimension(points)
     return Inputs(*ends, tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
+
+
+def _at_least_one_dimension(points: Any) -> Any:
+    if not is_tensor(points) or points.shape.rank is not None:
+        return points[None] if len(points.shape) == 0 else points
+    return tf.reshape(points, tf.concat([tf.shape(points), tf.ones([tf.cast(tf.rank(points) == 0, tf.int32)], tf.int32)], 0))
 
 
 def _stack(values: Any) -> Any:

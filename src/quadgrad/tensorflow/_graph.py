@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.errors import Site, calling_site
+from quadgrad._core.errors import calling_site
 from quadgrad._core.gradient.written import Written
 from quadgrad._core.rules.rule import SHARES
 from quadgrad._core.tolerance import returned_dtype
@@ -192,20 +192,25 @@ def integrate_in_graph(function: Function, jumps: Function | None, inputs: Input
     traced = [Traced(one, inputs) for one in (function, jumps) if one is not None]
     output = torch_dtype(traced[0].output.dtype)
     real = returned_dtype(inputs.dtype, output.to_real() if output.is_complex else output)
-    names = [*_RANKS, "place", "component", "sound", *(["shift"] if options.log else [])]
-    dtypes = [_dtype(name) for name in names] + [tensorflow_dtype(real), tf.int64, tf.int64, tf.int64]
-    run = lambda given, functions, captured: _search(given, functions, captured, options, site)
+    names = [*_RANKS, "direction", "place", "component", "sound", *(["shift"] if options.log else [])]
+    dtypes = [_dtype(name) for name in names]
+    dtypes[len(_RANKS)] = tf.complex128 if output.is_complex else tf.float64
+    dtypes += [tensorflow_dtype(real), tf.int64, tf.int64, tf.int64]
+    ends = {"limit a": inputs.a, "limit b": inputs.b}
+    still = [name for name, end in ends.items() if is_tensor(end) and tf.get_static_value(end) is not None]
+    still += ["limit a and limit b"] if len(still) == 2 else []
+    run = lambda given, functions, captured: _search(given, functions, captured, options, (site, True, still))
     found = run_outside(run, inputs, traced, dtypes)
     event = traced[0].output.shape[2:]
     each = dict(zip(names, found, strict=False))
-    ranks = _RANKS | {"place": 2, "component": 2, "sound": 2, "shift": 1 + event.rank}
+    ranks = _RANKS | {"direction": 2 + event.rank, "place": 2, "component": 2, "sound": 2, "shift": 1 + event.rank}
     each = {name: tf.ensure_shape(v, [None] * ranks[name]) for name, v in each.items()}
     each["end_functionals"] = tf.ensure_shape(each["end_functionals"], [1 + SHARES, None])
     error, status, nfev, shape = found[-4:]
     batch_shape = tf.ensure_shape(shape, [None])
     batch = tf.cast(tf.shape(each["orientation"])[0], tf.int32)
     searched = Searched(
-        Written(**{n: each[n] for n in _RANKS}, moving=True), (), each["place"], each["component"], each["sound"],
+        Written(**{n: each[n] for n in _RANKS}, moving=True), (), each["direction"], each["place"], each["component"], each["sound"],
         each.get("shift"),
     )  # fmt: skip
     movable = any(is_tensor(v) for v in (inputs.a, inputs.b, inputs.points)) or jumps is not None
@@ -246,16 +251,16 @@ def _static_shape(inputs: Inputs) -> Any:
 
 
 def _search(
-    inputs: Inputs, functions: Sequence[Function], captured: Sequence[Any], options: Options, site: Site
+    inputs: Inputs, functions: Sequence[Function], captured: Sequence[Any], options: Options, warnings: Any
 ) -> list[Tensor]:
     """Search, outside of the graph, and return what replay needs in the order in which the graph expects it."""
     function, jumps = functions[0], functions[1] if len(functions) > 1 else None
     leaves, kept = Leaves(inputs, everything=True), list[Searched]()
-    with speaking(site, symbolic=True):
+    with speaking(*warnings):
         found = search(function, jumps, inputs, leaves, captured, True, True, options, HandOver(kept.append))
     (searched,) = kept
     written = [getattr(searched.written, name) for name in _RANKS]
-    rest = [searched.place, searched.component, searched.sound]
+    rest = [searched.direction, searched.place, searched.component, searched.sound]
     if searched.shift is not None:
         rest.append(searched.shift)
     shape = torch.tensor(searched.batch_shape, dtype=torch.int64)

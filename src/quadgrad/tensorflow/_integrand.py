@@ -57,11 +57,8 @@ class Function:
                 f"the {self.name} returned {y.dtype.name}, which has no derivatives: tf.cast it to x.dtype"
             )
         grid = x.shape[: x.shape.rank - self.point_ndim]
-        if y.shape.rank is None:
-            raise IntegrandError(
-                f"the rank of what the {self.name} returned is not known in this graph: end it by "
-                "tf.reshape(y, tf.shape(x)) or tf.ensure_shape"
-            )
+        if y.shape.rank is None:  # where a graph does not know, there is no event: it says so when it runs
+            y = tf.ensure_shape(y, grid)
         if y.shape.rank < grid.rank or not y.shape[: grid.rank].is_compatible_with(grid):
             raise IntegrandError(_wrong_shape(self, x, y, args))
         return y

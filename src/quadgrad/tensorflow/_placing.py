@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from quadgrad._core.gradient.boundary import AWAY_GAP, AWAY_ULPS
@@ -173,5 +174,11 @@ def _read_beside(
 
 
 def _next_to(place: Any, towards: Any, dtype: Any) -> Any:
-    """Return the number after ``place`` on the way, among those that x is rounded to."""
-    return tf.cast(tf.math.nextafter(tf.cast(place, dtype), tf.cast(towards, dtype)), place.dtype)
+    """Return a number one or two after ``place`` on the way, among those that x is rounded to.
+
+    Not tf.math.nextafter, which pfor cannot vectorise.
+    """
+    numbers = np.finfo(dtype.as_numpy_dtype)
+    rounded = tf.cast(place, dtype)
+    step = tf.maximum(tf.abs(rounded) * numbers.eps, tf.constant(numbers.tiny, dtype))
+    return tf.cast(rounded + tf.sign(tf.cast(towards, dtype) - rounded) * step, place.dtype)

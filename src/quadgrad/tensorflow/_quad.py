@@ -43,7 +43,75 @@ def quad(
     group: Any = None,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
-    """Integrate f from a to b."""
+    """Integrate a TensorFlow function from a to b, adaptively and differentiably, for each element of a batch.
+
+    The TensorFlow twin of :func:`quadgrad.quad`: the same search, options, statuses and warnings. Derivatives are
+    those of TensorFlow's own operations: ``tf.GradientTape`` (nested, persistent, ``jacobian``), forward accumulators,
+    ``tf.function``, ``tf.map_fn``.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x, *args)`` of TensorFlow tensors, elementwise over the batch: ``x`` has any shape and each argument
+        arrives broadcastable against it; returns a tensor of that shape, optionally followed by *event* dimensions.
+        Variables, models and tensors that are the same for the whole batch may be closed over and get their gradient
+        too. A Keras model wants one row for each point: ``tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))``.
+    a, b : float, tf.Tensor or tf.Variable, shape ``batch`` (broadcast)
+        Limits; infinite ones are allowed, also mixed within the batch.
+    args : tuple
+        Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or matrix for each
+        element with :func:`quadgrad.tensorflow.element`.
+    points : tf.Tensor or sequence, shape ``(*batch, k)``, optional
+        Breakpoints: places where f jumps, has a kink or is singular. A tensor is differentiated, its jump included.
+    jumps : callable, optional
+        ``g(x, *args)``, called as f is: its zeros are found, become breakpoints, and are differentiated by the
+        implicit function theorem.
+    rtol, atol, rule, max_nfev, plan, limit_gradient, log, on_failure
+        As in :func:`quadgrad.quad`.
+    chunk_size : int, optional
+        Nodes evaluated at a time. A tape keeps what f makes of all of them.
+    gradient, vectorized, group
+        Not in TensorFlow: what is differentiated is the sum on the value's own cells, as by :class:`quadgrad.Reuse`.
+
+    Returns
+    -------
+    Result
+        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``plan``, which is
+        None in a ``tf.function``. Half precision is summed, and returned, in float32.
+
+    Raises
+    ------
+    NotImplementedError
+        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where TensorFlow has too
+        few threads; of options that are torch's alone.
+    TypeError, ValueError, IntegrandError, IntegrationError
+        As in :func:`quadgrad.quad`. While a graph runs, TensorFlow shows them as an error of its own, which holds the
+        text.
+
+    Warns
+    -----
+    IntegrationWarning, SeveredGradientWarning, UnmarkedJumpWarning
+        As in :func:`quadgrad.quad`.
+
+    Notes
+    -----
+    Outside of a ``tf.function`` f is called as it is. Inside, it is traced once for the search, which runs in Python
+    whenever the graph runs, and is part of the graph for the replay: what f takes from Python is frozen then, as
+    everything is. Such a graph cannot be compiled by XLA, saved, or vectorised by ``tf.vectorized_map`` without its
+    while loop: integrate a batch instead.
+
+    Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints,
+    float32 if there are none; arguments are cast to it.
+
+    Examples
+    --------
+    >>> import tensorflow as tf, quadgrad.tensorflow as qgt
+    >>> theta = tf.Variable([1.0, 2.0], dtype=tf.float64)
+    >>> with tf.GradientTape() as tape:
+    ...     value, error = qgt.quad(lambda x: theta[0] * tf.sin(theta[1] * x), 0.0, tf.constant(1.0, tf.float64))
+    >>> value.numpy().round(12), tape.gradient(value, theta).numpy().round(12)
+    (np.float64(0.708073418274), array([0.70807342, 0.100612  ]))
+    """
     refuse_torch_only(gradient=gradient, vectorized=vectorized, group=group)
     check_options(on_failure, chunk_size, Reuse())
     if limit_gradient not in get_args(LimitGradient):

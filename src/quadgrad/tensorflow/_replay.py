@@ -72,7 +72,7 @@ def replay(
     total = cell_sum(values, w, d, batch, columns, block)
     total = align(w.orientation, total) * total
     if d is not None:
-        total = total + boundary_sum(values, w, d, batch)
+        total = total + boundary_sum(values, w, d, batch, searched.direction)
     return total
 
 

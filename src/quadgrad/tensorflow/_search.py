@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from quadgrad._core.errors import SeveredGradientWarning, Site, speaker
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal
 from quadgrad._core.gradient.written import Written, write_out
+from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result as TorchResult
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import integrate
@@ -41,13 +42,15 @@ class Options:
 class Searched:
     """What a replay needs beside the call: the plan written out, the zeros of ``jumps`` and the scale of logarithms.
 
-    ``place`` ``(batch, k)`` are the zeros, ``component`` and ``sound`` as in
+    ``direction`` ``(r, batch, *event)`` is f's sign at readings whose derivative is infinite: f itself may have an
+    infinite derivative there and is not read again. ``place`` ``(batch, k)`` are the zeros, ``component`` and ``sound`` as in
     :class:`quadgrad._core.problem.Problem`; ``shift`` ``(batch, *event)`` is what is subtracted from the logarithm
     of f.
     """
 
     written: Written
     batch_shape: tuple[int, ...]
+    direction: Tensor
     place: Tensor
     component: Tensor
     sound: Tensor
@@ -64,14 +67,27 @@ class HandOver(GradientMode):
         """Write the call out and hand it over; see :class:`quadgrad._core.gradient.GradientMode`."""
         problem = primal.problem
         written = write_out(primal.plan, problem.limits, primal.treatment)
+        written, direction = _read_endless(problem, written)
         place = component = written.x.new_zeros((problem.batch, 0))
         sound = place > 0.0
         if problem.zeros is not None and problem.limits.points is not None:
             component, sound = problem.zeros
             place = problem.limits.points.detach()[:, : component.shape[1]]
         shift = None if primal.scaled is None else problem.integrand.arguments[-1].value
-        value = self.replay(Searched(written, problem.batch_shape, place, component.to(torch.int64), sound, shift))
+        value = self.replay(Searched(written, problem.batch_shape, direction, place, component.to(torch.int64), sound, shift))
         return Differentiated(primal.value if value is None else value)
+
+
+@torch.no_grad()
+def _read_endless(problem: Problem, written: Written) -> tuple[Written, Tensor]:
+    """Return f's sign where a derivative is infinite, and let it be read at some harmless place instead."""
+    event, endless = problem.integrand.event or (), written.endless
+    if not bool(endless.any()):
+        shape, dtype = (*written.start.shape, *event), problem.integrand.output_dtype
+        return written, written.start.new_zeros(shape, dtype=dtype)
+    direction = torch.sgn(problem.integrand(written.start, slice(0, problem.batch)).nan_to_num())
+    inner = problem.limits.detach().inner_points(problem.batch)
+    return replace(written, start=torch.where(endless, inner, written.start)), direction
 
 
 def search(
@@ -133,14 +149,18 @@ _WORDS = {
 
 
 @contextmanager
-def speaking(site: Site | None = None, symbolic: bool = False) -> Generator[None]:
+def speaking(site: Site | None = None, symbolic: bool = False, still: Sequence[str] = ()) -> Generator[None]:
     """Put warnings in TensorFlow's words, naming the line ``site`` if it is given.
 
-    Where the call is ``symbolic``, nobody can tell whether an argument is differentiated, or that this was lost.
+    Where the call is ``symbolic``, nobody can tell whether an argument is differentiated, or that this was lost. Limits
+    that stand ``still`` are constants, of which it is unlikely: an infinite derivative by them is given, not told.
     """
 
     def speak(message: str, category: type[Warning]) -> tuple[str, Site | None] | None:
         if symbolic and category is SeveredGradientWarning:
+            return None
+        begin, _, rest = message.partition("the derivative with respect to ")
+        if not begin and rest.partition(" is infinite")[0] in still:
             return None
         for theirs, ours in _WORDS.items():
             message = message.replace(theirs, ours)

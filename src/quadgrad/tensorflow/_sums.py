@@ -158,8 +158,11 @@ def _limit(terms: Any, column: int) -> Any:
     return now[-1] * size
 
 
-def boundary_sum(values: Values, w: Any, d: Any, batch: Any) -> Any:
-    """Return zeros ``(batch, *event)`` with the derivatives by the boundaries, those of limits and breakpoints."""
+def boundary_sum(values: Values, w: Any, d: Any, batch: Any, direction: Any = None) -> Any:
+    """Return zeros ``(batch, *event)`` with the derivatives by the boundaries, those of limits and breakpoints.
+
+    ``direction`` ``(r, batch, *event)`` is f's sign where they are infinite, if they are anywhere.
+    """
     nodes, weights = (tf.constant(each, d.dtype) for each in BOUNDARY_RULE)
     move = tf.gather(d, w.mark)
     move = tf.where(w.sign == 0.0, tf.zeros_like(move), move)
@@ -170,9 +173,9 @@ def boundary_sum(values: Values, w: Any, d: Any, batch: Any) -> Any:
     y = values(tf.reshape(x, [-1, batch]), tf.range(tf.cast(batch, tf.int64)))
     y = tf.reshape(y, tf.concat([tf.shape(x), tf.shape(y)[2:]], 0))
     means = tf.reduce_sum(align(weights[:, None], y[0]) * y, 1)
-    endless = align(tf.cast(w.endless, tf.float64), tf.math.real(means)) > 0
-    # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
-    means = tf.where(endless, tf.sign(tf.stop_gradient(means)), means)
+    if direction is not None:  # the sign is enough there
+        endless = align(tf.cast(w.endless, tf.float64), tf.math.real(means)) > 0
+        means = tf.where(endless, tf.cast(direction, means.dtype), means)
     return tf.reduce_sum(align(width, means) * means, 0)
 
 
