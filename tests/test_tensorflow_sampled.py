@@ -60,15 +60,15 @@ def test_values_are_scipys(rule, spacing):
             np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13, err_msg=f"{shape} {dim} {dtype}")
 
 
-@pytest.mark.parametrize("ranks", [False, True], ids=["nothing known", "ranks known"])
-@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize(("ranks", "dim"), [(False, -1), (True, -2)], ids=["nothing known", "ranks known"])
 @pytest.mark.parametrize("rule", RULES)
 def test_one_graph_for_all_shapes(rule, dim, ranks):
     for spacing in ("x", "dx of rows"):
         _, given = samples((3, 3), dim, spacing)
         wide = [tf.TensorSpec([None, None] if ranks else None, tf.float64)]
         specs = wide + [tf.TensorSpec([None] * v.ndim if ranks else None, tf.float64) for v in given.values()]
-        call = lambda y, v, name=next(iter(given)): getattr(qgt, rule)(y, dim=dim, **{name: v})
+        (name,) = given
+        call = lambda y, v, name=name: getattr(qgt, rule)(y, dim=dim, **{name: v})
         graph = tf.function(call, input_signature=specs)
         for n in (2, 3, 4, 5):
             y, given = samples((n, 3) if dim == -2 else (3, n), dim, spacing)
@@ -91,9 +91,9 @@ def test_compiled_with_and_without_known_shapes(rule, n):
         np.testing.assert_allclose(call(tf.constant(y), tf.constant(given["x"])), expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize(("compile", "n"), [(None, 2), (None, 5), (None, 6), (False, 6), (True, 5)])
+@pytest.mark.parametrize(("compiled", "n"), [(None, 2), (None, 5), (None, 6), (True, 6)])
 @pytest.mark.parametrize("rule", RULES)
-def test_two_derivatives_by_y_x_and_dx_are_torchs(rule, n, compile):
+def test_two_derivatives_by_y_x_and_dx_are_torchs(rule, n, compiled):
     y, weights = rng.normal(size=(2, n)), rng.normal(size=(2, n))
     x, dx = np.cumsum(rng.uniform(0.5, 1.5, size=(2, n)), -1), np.array([[0.4], [1.3]])
 
@@ -112,7 +112,7 @@ def test_two_derivatives_by_y_x_and_dx_are_torchs(rule, n, compile):
             again = tf.add_n([tf.reduce_sum(g * g) for g in first])
         return *first, *outer.gradient(again, [y, x, dx])
 
-    call = derivatives if compile is None else tf.function(derivatives, jit_compile=compile)
+    call = tf.function(derivatives, jit_compile=compiled) if compiled is not None else derivatives
     found = call(*map(tf.constant, (y, x, dx)))
     leaves = [torch.tensor(v, requires_grad=True) for v in (y, x, dx)]
     loss = total(qg, *leaves, torch.tensor(weights), torch.sum)

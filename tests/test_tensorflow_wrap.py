@@ -1,4 +1,4 @@
-"""NumPy and SciPy functions in TensorFlow: values and derivatives are the bridge's, whatever differentiates them."""
+"""NumPy and SciPy functions in TensorFlow: values and derivatives are the bridge's, whatever asks for them."""
 
 from __future__ import annotations
 
@@ -93,6 +93,16 @@ class TestGamma:
             np.testing.assert_allclose(found, np.diag(slope(POINTS)), rtol=first)
             found = outer.jacobian(dy, x, experimental_use_pfor=pfor)
             np.testing.assert_allclose(found, np.diag(curvature(POINTS)), rtol=second)
+
+    def test_the_derivative_of_a_jacobian_by_pfor(self, options, first, second):
+        x, f = tf.constant(POINTS), wrap(gamma, **options)
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = f(x)
+            jacobian = tape.jacobian(y, x)
+        np.testing.assert_allclose(outer.gradient(jacobian, x), curvature(POINTS), rtol=second)
 
     def test_forward_mode(self, options, first, second):
         x, v, f = tf.constant(POINTS), np.array([1.0, -2.0, 0.5]), wrap(gamma, **options)

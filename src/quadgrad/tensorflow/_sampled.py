@@ -1,7 +1,7 @@
 """Integrals of samples in TensorFlow's own operations: what :mod:`quadgrad._core.sampled` is for torch.
 
-The formulas are the same, and SciPy's. They are differentiated as they stand, work in graphs that know no shapes, and
-compile; errors, which have no gradient, are computed by torch.
+The formulas are the same, and SciPy's. They are differentiated as they stand, work in graphs that know no shapes,
+and compile; errors, which have no gradient, are computed by torch.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ class _Samples:
         paired = tf.complex128 if real == tf.float64 else tf.complex64
         dtype = paired if y.dtype.is_complex else real
         self.y = self._last(tf.cast(y, dtype))
-        self.count = self.y.shape[-1] if self.y.shape.rank else None
-        self.count = tf.shape(self.y)[-1] if self.count is None else self.count
+        known: int | None = self.y.shape[-1] if self.y.shape.rank else None
+        self.count: Any = tf.shape(self.y)[-1] if known is None else known
         self.x = None if x is None else tf.cast(self._last(x), real)
         self.dx = tf.cast(self._last(dx), dtype) if x is None else None
         ones = lambda: tf.ones([tf.maximum(self.count - 1, 0)], dtype)
@@ -272,8 +272,8 @@ class _Samples:
                 running = tf.concat([tf.broadcast_to(first, shape), running + first], -1)
             except (tf.errors.InvalidArgumentError, ValueError):
                 raise ValueError(
-                    f"initial of shape {first.shape} is neither a number nor one for each row: that has size 1 along "
-                    f"dim={self.dim} and otherwise y's sizes"
+                    f"initial of shape {first.shape} is neither a number nor one for each row: that has size 1 "
+                    f"along dim={self.dim} and otherwise y's sizes"
                 ) from None
         running = self._last(running, back=True)
         return running if rule is None else (running, self._error(rule, initial, running))
@@ -339,7 +339,7 @@ def _trapezoids(samples: _Samples) -> Any:
 
 
 def _parabolas(samples: _Samples) -> Any:
-    """Return the integral of the parabolas over pairs of gaps; a last gap without a partner takes the last three."""
+    """Return the integral of parabolas over pairs of gaps; a last gap without a partner takes the last three."""
     pairs = tf.reduce_sum(_pairs(samples.gaps, samples.y, samples.count), -1, keepdims=True)
     if isinstance(samples.count, int) and samples.count % 2:
         return pairs
@@ -405,8 +405,8 @@ def _as_real(name: str, value: Any) -> Any:
     tensor = _as_tensor(name, value)
     if tensor.dtype.is_complex:
         raise TypeError(
-            f"{name} is complex ({tensor.dtype.name}): samples stand on the real line. For an integral along a path "
-            "z(t) multiply the samples by dz/dt and give t"
+            f"{name} is complex ({tensor.dtype.name}): samples stand on the real line. For an integral along a "
+            "path z(t) multiply the samples by dz/dt and give t"
         )
     return tensor
 
@@ -449,8 +449,8 @@ def _checked(y: Any, x: Any, dx: Any, dim: int, least: int, rule: str) -> Any:
         if dx.shape.rank and not fits(dx.shape, 1):
             raise ValueError(
                 f"dx of shape {tuple(dx.shape)} is neither a number nor one for each row of y of shape "
-                f"{tuple(y.shape)}: that has size 1 along dim={dim} and broadcasts (tf.expand_dims); places that are "
-                "not evenly spaced are given by x"
+                f"{tuple(y.shape)}: that has size 1 along dim={dim} and broadcasts (tf.expand_dims); places that "
+                "are not evenly spaced are given by x"
             )
         return x
     if x.shape.rank is not None and 1 < x.shape.rank < y.shape.rank:

@@ -221,8 +221,8 @@ def _unknown(value: Any, position: int, name: str) -> TypeError:
     kind = type(value).__name__
     if kind == "KerasTensor":
         return TypeError(
-            f"{name}: input {position} is Keras' symbolic {kind}, which has no numbers yet: call the function inside "
-            "a layer's call, or through keras.layers.Lambda"
+            f"{name}: input {position} is Keras' symbolic {kind}, which has no numbers yet: call the function "
+            "inside a layer's call, or through keras.layers.Lambda"
         )
     if isinstance(value, torch.Tensor):
         return TypeError(f"{name}: input {position} is a torch tensor, which belongs to quadgrad.bridge.wrap")
@@ -452,9 +452,9 @@ def _specs_in_graph(task: Task, inputs: Tensors) -> list[Any]:
             if whole:
                 raise
             raise BridgeError(
-                f"{task.callee.name} raised {type(error).__name__}: {error}. It was called while a graph is traced, "
-                f"with ones of shape {' and '.join(str(spec.shape) for spec in signature)}, as of the inputs' shapes "
-                f"no more is known than {' and '.join(map(str, shapes))}: say in out_shape=... what it returns"
+                f"{task.callee.name} raised {type(error).__name__}: {error}. It was called while a graph is traced "
+                f"with ones of shape {' and '.join(str(spec.shape) for spec in signature)}, as of the inputs' "
+                f"shapes no more is known than {' and '.join(map(str, shapes))}: say in out_shape=... what it returns"
             ) from error
     first, last = found[0], found[-1]
     if [len(y.shape) for y in first] != [len(y.shape) for y in last] or any(s.rank is None for s in shapes):
