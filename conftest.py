@@ -17,8 +17,8 @@ settings.register_profile("quadgrad", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, derandomize=False, max_examples=1000)
 settings.load_profile("quadgrad")
 
-# TensorFlow reads these when it is imported: warnings are printed, news are not. One thread for each operation, as for
-# torch, but not one for all: a Python function in a graph would hold the only one while it calls TensorFlow.
+# TensorFlow reads these when it is imported: warnings are printed, news are not. One thread for each operation, as
+# for torch, but not one for all: a Python function in a graph would hold it while it waits for TensorFlow.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # sums that depend on the processor, announced by two lines
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.xdist_group("tensorflow")
 
 import quadgrad as qg  # noqa: E402  (what follows needs TensorFlow)
 import quadgrad.tensorflow as qgt  # noqa: E402
-from tests.tensorflow_problems import D, ONE, ZERO, eager, gradients, graph  # noqa: E402
+from tests.tensorflow_problems import ONE, ZERO, D, eager, gradients, graph  # noqa: E402
 
 B = np.array([0.5, 1.0, 1.7])
 INF = float("inf")
@@ -66,7 +66,9 @@ def test_replay_is_saved_and_vectorized(tmp_path):
 
     tf.saved_model.save(Fixed(), str(tmp_path))
     assert np.isclose(tf.saved_model.load(str(tmp_path))(2 * ONE), 1 - np.cos(2), rtol=1e-14)
-    many = tf.vectorized_map(lambda b: qgt.replay(tf.sin, plan, ZERO, b), tf.constant(B), fallback_to_while_loop=False)
+    many = tf.vectorized_map(
+        lambda b: qgt.replay(tf.sin, plan, ZERO, b), tf.constant(B), fallback_to_while_loop=False
+    )
     assert np.allclose(many, 1 - np.cos(B), rtol=1e-13)
 
 

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.xdist_group("tensorflow")
 
 import quadgrad as qg  # noqa: E402  (what follows needs TensorFlow)
 import quadgrad.tensorflow as qgt  # noqa: E402
-from tests.tensorflow_problems import D, ONE, ZERO, eager, graph  # noqa: E402
+from tests.tensorflow_problems import ONE, ZERO, D, eager, graph  # noqa: E402
 
 THETA = tf.constant([1.0, 2.0], D)
 
@@ -49,7 +49,9 @@ def test_a_parameter_vector_is_told_to_be_an_element(way):
     with pytest.raises(TypeError, match=r"args\[0\] is a quadgrad.element, of torch"):
         way(lambda: qgt.quad(f, ZERO, ONE, (qg.element(torch.ones(2), 1),)).value)
     right = lambda x, t: t[..., 0] * tf.sin(t[..., 1] * x)
-    assert float(way(lambda: qgt.quad(right, ZERO, ONE, (qgt.element(THETA, 1),)).value)) == pytest.approx(0.708073418)
+    assert float(way(lambda: qgt.quad(right, ZERO, ONE, (qgt.element(THETA, 1),)).value)) == pytest.approx(
+        0.708073418
+    )
 
 
 @pytest.mark.parametrize("way", [eager, graph])
@@ -121,9 +123,7 @@ def test_xla_is_refused_where_it_would_have_to_search():
 
 def test_vectorized_map_without_its_loop_says_what_is_missing():
     with pytest.raises(ValueError, match=r"(?s)quadgrad_searches_in_Python.*fallback_to_while_loop"):
-        tf.vectorized_map(
-            lambda t: qgt.quad(lambda x: t * x, ZERO, ONE).value, THETA, fallback_to_while_loop=False
-        )
+        tf.vectorized_map(lambda t: qgt.quad(lambda x: t * x, ZERO, ONE).value, THETA, fallback_to_while_loop=False)
 
 
 def test_a_saved_model_that_would_have_to_search_is_refused(tmp_path):
@@ -187,7 +187,9 @@ def test_a_lost_gradient_is_told_in_tensorflows_words():
 
 @pytest.mark.parametrize("way", [eager, graph])
 def test_failures(way):
-    run = lambda on_failure: way(lambda: [*vars(qgt.quad(lambda x: 1 / x, ZERO, ONE, on_failure=on_failure)).values()][:3])
+    run = lambda on_failure: way(
+        lambda: [*vars(qgt.quad(lambda x: 1 / x, ZERO, ONE, on_failure=on_failure)).values()][:3]
+    )
     with pytest.warns(qgt.IntegrationWarning, match="1 of 1 integrals did not converge") as caught:
         _, error, status = run("warn")
     assert caught[0].filename == __file__ and int(status) == qgt.Status.DIVERGENT and float(error) > 1
@@ -205,4 +207,6 @@ def test_noise_is_refused():
 
 def test_what_is_public():
     public = ["IntegrandError", "Result", "element", "gradient_error", "qmc", "quad", "replay"]
-    assert set(public) <= set(dir(qgt)) and not [n for n in dir(qgt) if n.startswith("_") and not n.startswith("__")]
+    assert set(public) <= set(dir(qgt)) and not [
+        n for n in dir(qgt) if n.startswith("_") and not n.startswith("__")
+    ]

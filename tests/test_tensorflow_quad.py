@@ -11,7 +11,15 @@ pytestmark = pytest.mark.xdist_group("tensorflow")
 import quadgrad as qg  # noqa: E402  (what follows needs TensorFlow)
 import quadgrad.tensorflow as qgt  # noqa: E402
 from tests.tensorflow_problems import (  # noqa: E402
-    WAYS, D, ONE, ZERO, eager, exact_gamma, gamma, gradients, graph,
+    ONE,
+    WAYS,
+    ZERO,
+    D,
+    eager,
+    exact_gamma,
+    gamma,
+    gradients,
+    graph,
 )  # fmt: skip
 
 VALUE, SLOPE = 0.708073418273571, 0.100612004276055
@@ -99,7 +107,9 @@ def test_a_limit_that_a_singularity_moves_with(way, how):
 @pytest.mark.parametrize("way", [eager, graph])
 def test_a_singularity_that_stays_has_an_infinite_derivative(way):
     with pytest.warns(qgt.IntegrationWarning, match="the derivative with respect to limit b is infinite") as caught:
-        _, slope = way(gradients(lambda b: qgt.quad(lambda x: (0.7 - x) ** -0.5, 0.0, b).value), tf.constant(0.7, D))
+        _, slope = way(
+            gradients(lambda b: qgt.quad(lambda x: (0.7 - x) ** -0.5, 0.0, b).value), tf.constant(0.7, D)
+        )
     assert np.isposinf(slope) and caught[0].filename == __file__
 
 

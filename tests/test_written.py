@@ -1,4 +1,4 @@
-"""A plan written out as arrays: a replay in NumPy gives torch's own values, and what is differentiated its gradients."""
+"""A plan written out as arrays: a replay in NumPy gives torch's own values, and moves as torch's gradients say."""
 
 import numpy as np
 import pytest

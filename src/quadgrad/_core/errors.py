@@ -24,6 +24,7 @@ __all__ = [
     "warn",
 ]
 
+
 class Site(NamedTuple):
     """A line of somebody's code: its file, its number, and the names of its module."""
 

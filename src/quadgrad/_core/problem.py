@@ -37,8 +37,9 @@ class Problem:
     sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand
     along its last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
-    values, which search has to keep out. ``zeros`` are those of ``jumps`` as they stand first among the breakpoints:
-    by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch, k)``.
+    values, which search has to keep out. ``zeros`` are those of ``jumps`` as they stand first among the
+    breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
+    k)``.
     """
 
     integrand: Integrand

@@ -1,6 +1,7 @@
 """What the caller passed: checked, with names, and the same numbers as torch sees them.
 
-Shapes, dtypes and NaN are checked by the engine, with its own sentences; here is what only TensorFlow can get wrong.
+Shapes, dtypes and NaN are checked by the engine, with its own sentences; here is what only TensorFlow can get
+wrong.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def element(t: Any, ndim: int) -> Element:
 class Inputs:
     """Limits, arguments and breakpoints: numbers as they are, all else as tensors.
 
-    ``a``, ``b`` are numbers or tensors, ``points`` a tensor, an array of plain numbers or None, ``args`` numbers and
-    other objects, tensors and :class:`Element`. ``originals`` maps the identity of a tensor to the variable that it
-    was read from.
+    ``a``, ``b`` are numbers or tensors, ``points`` a tensor, an array of plain numbers or None, ``args`` numbers
+    and other objects, tensors and :class:`Element`. ``originals`` maps the identity of a tensor to the variable
+    that it was read from.
     """
 
     a: Any
@@ -118,8 +119,8 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
             raise TypeError(f"{name} is a quadgrad.element, of torch: mark it by quadgrad.tensorflow.element")
         if isinstance(value, Tensor):
             raise TypeError(
-                f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, with "
-                "a function of torch tensors"
+                f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, "
+                "with a function of torch tensors"
             )
         if type(value).__name__ == "KerasTensor":
             raise TypeError(
@@ -142,13 +143,15 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         points = _stack(points) if plain else take("points", points)
         points = points if is_tensor(points) else np.asarray(points, np.float64)
         points = _at_least_one_dimension(points)
-    return Inputs(*ends, tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
+    return Inputs(ends[0], ends[1], tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
 
 
 def _at_least_one_dimension(points: Any) -> Any:
     if not is_tensor(points) or points.shape.rank is not None:
         return points[None] if len(points.shape) == 0 else points
-    return tf.reshape(points, tf.concat([tf.shape(points), tf.ones([tf.cast(tf.rank(points) == 0, tf.int32)], tf.int32)], 0))
+    return tf.reshape(
+        points, tf.concat([tf.shape(points), tf.ones([tf.cast(tf.rank(points) == 0, tf.int32)], tf.int32)], 0)
+    )
 
 
 def _stack(values: Any) -> Any:

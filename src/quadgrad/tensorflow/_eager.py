@@ -1,4 +1,4 @@
-"""A call outside of graphs: f is called as it is, and never made a ``tf.function``, which would freeze its closure."""
+"""A call outside of graphs: f is called as it is, never made a ``tf.function``, which would freeze its closure."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ def integrate_eagerly(function: Function, jumps: Function | None, inputs: Inputs
         block = options.chunk_size and max(1, options.chunk_size // written.x.shape[0])
         batch, movable = written.orientation.shape[0], len(written.mark) > 0
         crossed = cross(searched)
-        value = replay(
-            function, jumps, inputs, crossed, searched.batch_shape, batch, columns, movable, block
-        )
+        value = replay(function, jumps, inputs, crossed, searched.batch_shape, batch, columns, movable, block)
         replayed.append(value if searched.shift is None else take_logarithm(value, crossed.shift))
         return to_torch(value)
 
     with speaking():
         found = search(function, jumps, inputs, leaves, [], recorded, False, options, HandOver(in_tensorflow))
+    error, status, nfev = (to_tensorflow(v) for v in (found.error, found.status, found.nfev))
     value = found.value
     if replayed:
         kept = tf.reshape(tf.cast(replayed[0], tensorflow_dtype(value.dtype)), tuple(value.shape))
     else:
         kept = to_tensorflow(value)
-    return Result(kept, *map(to_tensorflow, (found.error, found.status, found.nfev)), found.plan, found.detail)
+    return Result(kept, error, status, nfev, found.plan, found.detail)
 
 
 def cross(searched: Searched) -> Any:
@@ -53,4 +52,3 @@ def cross(searched: Searched) -> Any:
     written = Written(**{n: to_tensorflow(v) if isinstance(v, Tensor) else v for n, v in each.items()})
     rest = {n: v for n, v in vars(searched).items() if isinstance(v, Tensor)}
     return replace(searched, written=written, **{n: to_tensorflow(v) for n, v in rest.items()})
-

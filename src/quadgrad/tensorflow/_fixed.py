@@ -51,8 +51,8 @@ def replay(
     points : tf.Tensor, optional
         As many breakpoints as the plan was made with.
     log : bool
-        Whether f returns a logarithm, as for :func:`quadgrad.tensorflow.quad`: then that of the sum is returned, NaN
-        where ``a > b``.
+        Whether f returns a logarithm, as for :func:`quadgrad.tensorflow.quad`: then that of the sum is returned,
+        NaN where ``a > b``.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def replay(
 
     asked = [is_tensor(inputs.a), is_tensor(inputs.b), *[is_tensor(inputs.points)] * (pieces - 1)]
     x_dtype = tensorflow_dtype(torch.promote_types(inputs.dtype, torch.float32))
-    placed, moves = place(plan, *ends, marks, asked, x_dtype, singular)
+    placed, moves = place(plan, ends[0], ends[1], marks, asked, x_dtype, singular)
     shift = None
     if log:
         shift = _scale(values, placed, batch)
@@ -119,5 +119,3 @@ def _scale(values: Values, placed: Any, batch: int) -> Any:
     y = tf.stop_gradient(tf.reduce_max(values(placed.x, placed.owner), 0))
     most = tf.math.unsorted_segment_max(y, placed.owner, batch)
     return tf.where(tf.math.is_finite(most) & (most > np.finfo(np.float64).min), most, tf.zeros_like(most))
-
-

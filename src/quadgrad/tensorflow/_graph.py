@@ -116,8 +116,8 @@ def refuse_xla(verb: str) -> None:
     """
     if in_xla():
         raise NotImplementedError(
-            f"quadgrad.tensorflow.{verb} searches, which XLA cannot compile (jit_compile=True): call it outside, or "
-            "keep the plan of an earlier result and compile quadgrad.tensorflow.replay"
+            f"quadgrad.tensorflow.{verb} searches, which XLA cannot compile (jit_compile=True): call it outside, "
+            "or keep the plan of an earlier result and compile quadgrad.tensorflow.replay"
         )
 
 
@@ -128,7 +128,9 @@ def _tag() -> Any:
     """Return a resource that no model tracks: a SavedModel, which cannot hold a search, refuses it by its name."""
     if not _TAG:
         with tf.init_scope():
-            name = "quadgrad_SEARCHES_IN_PYTHON_which_cannot_be_saved/save_a_plan_and_call_quadgrad.tensorflow.replay"
+            name = (
+                "quadgrad_SEARCHES_IN_PYTHON_which_cannot_be_saved/save_a_plan_and_call_quadgrad.tensorflow.replay"
+            )
             _TAG.append(tf.Variable(0, trainable=False, name=name))
     return _TAG[0].handle
 
@@ -160,8 +162,8 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
 def refuse_few_threads() -> None:
     """Refuse a search that would wait for itself for ever.
 
-    A ``py_function`` holds a thread of the pool in which TensorFlow runs operations, and calls f, which asks the pool
-    for another; a search inside of f holds one more.
+    A ``py_function`` holds a thread of the pool in which TensorFlow runs operations, and calls f, which asks the
+    pool for another; a search inside of f holds one more.
 
     Raises
     ------
@@ -210,8 +212,8 @@ def integrate_in_graph(function: Function, jumps: Function | None, inputs: Input
     batch_shape = tf.ensure_shape(shape, [None])
     batch = tf.cast(tf.shape(each["orientation"])[0], tf.int32)
     searched = Searched(
-        Written(**{n: each[n] for n in _RANKS}, moving=True), (), each["direction"], each["place"], each["component"], each["sound"],
-        each.get("shift"),
+        Written(**{n: each[n] for n in _RANKS}, moving=True), (), each["direction"], each["place"],
+        each["component"], each["sound"], each.get("shift"),
     )  # fmt: skip
     movable = any(is_tensor(v) for v in (inputs.a, inputs.b, inputs.points)) or jumps is not None
     value = replay(function, jumps, inputs, searched, batch_shape, batch, (0, 1, 2), movable)

@@ -79,8 +79,8 @@ def _describe(y: Any) -> str:
     """Say what was returned instead of a tensor, and what to do about it."""
     if isinstance(y, np.ndarray | np.generic):
         return (
-            "NumPy numbers, which carry no gradient: use the functions of tf and tf.math, or wrap what needs NumPy by "
-            "quadgrad.tensorflow.wrap"
+            "NumPy numbers, which carry no gradient: use the functions of tf and tf.math, or wrap what needs NumPy "
+            "by quadgrad.tensorflow.wrap"
         )
     if isinstance(y, Tensor):
         return "a torch.Tensor: integrate it by quadgrad.quad, or wrap it by quadgrad.tensorflow.wrap"
@@ -102,6 +102,9 @@ _ELEMENT = (
 )
 
 
+_ROWS = "A Keras model wants one row for each point: tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))"
+
+
 def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> str:
     """Say how f was called when it raised, and what usually helps."""
     text = f"quadgrad.tensorflow: raised by the {function.name}. {_shapes(x, args)}"
@@ -110,14 +113,12 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
         text += f". {_ELEMENT}"
     if any(word in said for word in ("double", "float", "half", "dtype")):
         text += (
-            ". x has the dtype of the tensors among limits, args and points (Python numbers do not count; float32 if "
-            "there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in theirs, "
-            "such as tf.constant(0.0, tf.float64)"
+            ". x has the dtype of the tensors among limits, args and points (Python numbers do not count; float32 "
+            "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
+            "theirs, such as tf.constant(0.0, tf.float64)"
         )
     if any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
-        text += (
-            ". A Keras model wants one row for each point: tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))"
-        )
+        text += f". {_ROWS}"
     return text
 
 
@@ -126,8 +127,8 @@ def _wrong_shape(function: Function, x: Any, y: Any, args: Sequence[Any]) -> str
     return (
         f"the {function.name} returned shape {y.shape}; expected {like} = "
         f"{x.shape[: x.shape.rank - function.point_ndim]} with or without event dimensions behind it. "
-        f"{_shapes(x, args)}. A tensor with the shape of the batch must not be closed over: pass it in args. {_ELEMENT}. "
-        "A Keras model wants one row for each point: tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))"
+        f"{_shapes(x, args)}. A tensor with the shape of the batch must not be closed over: pass it in args. "
+        f"{_ELEMENT}. {_ROWS}"
     )
 
 
@@ -138,8 +139,8 @@ class View:
     ----------
     function : Function
     sources, leaves : sequence
-        Tensors or variables that f may close over although they are passed, and their leaves in torch: a limit, above
-        all. f's derivatives by these are what it closes over, beside those by x and its arguments.
+        Tensors or variables that f may close over although they are passed, and their leaves in torch: a limit,
+        above all. f's derivatives by these are what it closes over, beside those by x and its arguments.
     recorded : bool
         Whether derivatives may be asked for at all.
     always : bool
@@ -188,9 +189,9 @@ class _Taped(torch.autograd.Function):
         return values
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:
         """Ask the tape."""
+        (gradient,) = gradients
         needed = ctx.needs_input_grad[2:]
         asked = [value for value, one in zip(ctx.inputs, needed, strict=True) if one]
         with silence():

@@ -1,7 +1,7 @@
-"""Nodes and boundary terms of a plan between limits that only the graph knows: no search, nothing of torch at run time.
+"""Nodes and boundary terms of a plan between limits that only the graph knows: no search, no torch when it runs.
 
-Where the limits are known, :mod:`quadgrad._core.gradient.written` does the same; here a graph, or XLA, does it when it
-runs.
+Where the limits are known, :mod:`quadgrad._core.gradient.written` does the same; here a graph, or XLA, does it when
+it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Placed", "place"]
 
 @dataclass
 class Placed:
-    """What :class:`quadgrad._core.gradient.written.Written` holds, with nodes and weights that carry derivatives."""
+    """What :class:`quadgrad._core.gradient.written.Written` holds, with derivatives in nodes and weights."""
 
     x: Any
     weights: Any
@@ -63,8 +63,8 @@ def place(
     marks = [a, b, *columns]
     fixed = [tf.stop_gradient(mark) for mark in marks]
     followed, moves = fixed, tf.zeros([0, plan.batch], a.dtype)
+    inner, pathwise = _inner_points(fixed[0], fixed[1]), None
     if any(asked):
-        inner = _inner_points(*fixed[:2])
         pathwise = singular(tf.stack([tf.where(tf.math.is_finite(m), m, inner) for m in fixed]))
         followed = [
             tf.where(pathwise[i], mark, still) if asked[i] else still
@@ -83,7 +83,9 @@ def _inner_points(a: Any, b: Any) -> Any:
     """Return a harmless point of each integral."""
     low, high = tf.math.is_finite(a), tf.math.is_finite(b)
     start, stop = (tf.where(ok, end, tf.zeros_like(end)) for ok, end in ((low, a), (high, b)))
-    beside = tf.where(low, start + tf.sign(b - start) * INNER, tf.where(high, stop + tf.sign(a - stop) * INNER, INNER))
+    beside = tf.where(
+        low, start + tf.sign(b - start) * INNER, tf.where(high, stop + tf.sign(a - stop) * INNER, INNER)
+    )
     return tf.where(low & high, start + INNER * (stop - start), beside)
 
 

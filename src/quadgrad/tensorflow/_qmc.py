@@ -66,8 +66,8 @@ def qmc(
     ----------
     f : callable
         ``f(x, *args)`` of TensorFlow tensors, x of shape ``(..., d)``; each argument arrives broadcastable against
-        ``x.shape[:-1]``, as ``c[..., None]`` against x. Returns a tensor of that shape, optionally followed by *event*
-        dimensions. Variables, models and tensors that are the same for the whole batch may be closed over.
+        ``x.shape[:-1]``, as ``c[..., None]`` against x. Returns a tensor of that shape, optionally followed by
+        *event* dimensions. Variables, models and tensors that are the same for the whole batch may be closed over.
     a, b : tf.Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
         Corners of the boxes; infinite sides are allowed.
     args : tuple
@@ -76,8 +76,8 @@ def qmc(
     sequence, n, rtol, atol, replicates, confidence, seed, plan, progress, on_failure
         As in :func:`quadgrad.qmc`.
     chunk_size : int, optional
-        Values of f computed at a time by search. The differentiated replay evaluates all points at once: a tape keeps
-        what f makes of them.
+        Values of f computed at a time by search. The differentiated replay evaluates all points at once: a tape
+        keeps what f makes of them.
     gradient, vectorized, group
         Not in TensorFlow: the sample itself is differentiated.
 
@@ -129,9 +129,7 @@ def qmc(
             problem = prepare_box(view, *ends, others, True, (rtol, atol), chunk_size=chunk_size)
             if not given.tensors():  # TensorFlow's default, whatever torch's is
                 problem.integrand.call_dtype = problem.limits.x_dtype = torch.float32
-            made, said = make_sample(
-                problem, sequence, n, (rtol, atol), replicates, confidence, seed, plan, ranks
-            )
+            made, said = make_sample(problem, sequence, n, (rtol, atol), replicates, confidence, seed, plan, ranks)
             with show_progress(progress, made.most * made.plan.replicates * problem.batch) as advance:
                 return integrate_samples(problem, mode, replace(made, advance=advance), said, on_failure)
 
@@ -189,8 +187,8 @@ def _sample_eagerly(function: Function, inputs: Inputs, sample: Any, passed: Any
     kept = to_tensorflow(value)
     if replayed:
         kept = tf.reshape(tf.cast(replayed[0], tensorflow_dtype(value.dtype)), tuple(value.shape))
-    rest = map(to_tensorflow, (found.error, found.status, found.nfev))
-    return Result(kept, *rest, found.plan, found.detail, again[0] if again else None)
+    error, status, nfev = (to_tensorflow(v) for v in (found.error, found.status, found.nfev))
+    return Result(kept, error, status, nfev, found.plan, found.detail, again[0] if again else None)
 
 
 def _cross(points: Points) -> Points:
@@ -229,8 +227,8 @@ def _sample_in_graph(function: Function, inputs: Inputs, sample: Any) -> Result:
 def gradient_error(result: Result, wrt: Any, grad_outputs: Any = None) -> Any:
     """Estimate the absolute error of ``tape.gradient(result.value, wrt)`` of a sample.
 
-    Each replicate of the points is differentiated by itself; the error is the half-width of Student's interval for the
-    mean of these gradients, with the confidence that the sample was taken with.
+    Each replicate of the points is differentiated by itself; the error is the half-width of Student's interval for
+    the mean of these gradients, with the confidence that the sample was taken with.
 
     Parameters
     ----------
@@ -254,8 +252,8 @@ def gradient_error(result: Result, wrt: Any, grad_outputs: Any = None) -> Any:
     again = result.primal
     if not isinstance(again, _Again):
         raise ValueError(
-            "gradient_error in TensorFlow is that of a sample: of a result of quadgrad.tensorflow.qmc that was computed "
-            "outside of a graph and under a tape. Of quad, compare the gradients at two tolerances"
+            "gradient_error in TensorFlow is that of a sample: of a result of quadgrad.tensorflow.qmc that was "
+            "computed outside of a graph and under a tape. Of quad, compare the gradients at two tolerances"
         )
     several = isinstance(wrt, list | tuple)
     tensors, each = list(wrt) if several else [wrt], list[list[Any]]()
@@ -270,11 +268,9 @@ def gradient_error(result: Result, wrt: Any, grad_outputs: Any = None) -> Any:
     for i, gradients in enumerate(zip(*each, strict=True)):
         if any(g is None for g in gradients):
             raise ValueError(
-                f"wrt[{i}]: the sample does not depend on it. Give limits and arguments as they were passed, or what f "
-                "closes over: from what they were computed, nothing is known here"
+                f"wrt[{i}]: the sample does not depend on it. Give limits and arguments as they were passed, or "
+                "what f closes over: from what they were computed, nothing is known here"
             )
         means = torch.stack([to_torch(tf.convert_to_tensor(g)) for g in gradients])
         errors.append(to_tensorflow(half_width(means, again.confidence)))
     return tuple(errors) if several else errors[0]
-
-

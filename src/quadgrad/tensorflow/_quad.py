@@ -46,16 +46,17 @@ def quad(
     """Integrate a TensorFlow function from a to b, adaptively and differentiably, for each element of a batch.
 
     The TensorFlow twin of :func:`quadgrad.quad`: the same search, options, statuses and warnings. Derivatives are
-    those of TensorFlow's own operations: ``tf.GradientTape`` (nested, persistent, ``jacobian``), forward accumulators,
-    ``tf.function``, ``tf.map_fn``.
+    those of TensorFlow's own operations: ``tf.GradientTape`` (nested, persistent, ``jacobian``), forward
+    accumulators, ``tf.function``, ``tf.map_fn``.
 
     Parameters
     ----------
     f : callable
         ``f(x, *args)`` of TensorFlow tensors, elementwise over the batch: ``x`` has any shape and each argument
         arrives broadcastable against it; returns a tensor of that shape, optionally followed by *event* dimensions.
-        Variables, models and tensors that are the same for the whole batch may be closed over and get their gradient
-        too. A Keras model wants one row for each point: ``tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))``.
+        Variables, models and tensors that are the same for the whole batch may be closed over and get their
+        gradient too. A Keras model wants one row for each point: ``tf.reshape(model(tf.reshape(x, [-1, 1])),
+        tf.shape(x))``.
     a, b : float, tf.Tensor or tf.Variable, shape ``batch`` (broadcast)
         Limits; infinite ones are allowed, also mixed within the batch.
     args : tuple
@@ -71,22 +72,23 @@ def quad(
     chunk_size : int, optional
         Nodes evaluated at a time. A tape keeps what f makes of all of them.
     gradient, vectorized, group
-        Not in TensorFlow: what is differentiated is the sum on the value's own cells, as by :class:`quadgrad.Reuse`.
+        Not in TensorFlow: what is differentiated is the sum on the value's own cells, as by
+        :class:`quadgrad.Reuse`.
 
     Returns
     -------
     Result
-        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``plan``, which is
-        None in a ``tf.function``. Half precision is summed, and returned, in float32.
+        ``value`` of shape ``batch + event``; ``error``, ``status`` and ``nfev`` of shape ``batch``; ``plan``, which
+        is None in a ``tf.function``. Half precision is summed, and returned, in float32.
 
     Raises
     ------
     NotImplementedError
-        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where TensorFlow has too
-        few threads; of options that are torch's alone.
+        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where TensorFlow has
+        too few threads; of options that are torch's alone.
     TypeError, ValueError, IntegrandError, IntegrationError
-        As in :func:`quadgrad.quad`. While a graph runs, TensorFlow shows them as an error of its own, which holds the
-        text.
+        As in :func:`quadgrad.quad`. While a graph runs, TensorFlow shows them as an error of its own, which holds
+        the text.
 
     Warns
     -----
@@ -95,10 +97,10 @@ def quad(
 
     Notes
     -----
-    Outside of a ``tf.function`` f is called as it is. Inside, it is traced once for the search, which runs in Python
-    whenever the graph runs, and is part of the graph for the replay: what f takes from Python is frozen then, as
-    everything is. Such a graph cannot be compiled by XLA, saved, or vectorised by ``tf.vectorized_map`` without its
-    while loop: integrate a batch instead.
+    Outside of a ``tf.function`` f is called as it is. Inside, it is traced once for the search, which runs in
+    Python whenever the graph runs, and is part of the graph for the replay: what f takes from Python is frozen
+    then, as everything is. Such a graph cannot be compiled by XLA, saved, or vectorised by ``tf.vectorized_map``
+    without its while loop: integrate a batch instead.
 
     Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints,
     float32 if there are none; arguments are cast to it.
@@ -150,6 +152,6 @@ def refuse_torch_only(gradient: Any = None, vectorized: bool = True, group: Any 
         )
     if group is not None:
         raise NotImplementedError(
-            "group: ranks share the batch in quadgrad.quad only; under tf.distribute each replica calls this on its "
-            "own part"
+            "group: ranks share the batch in quadgrad.quad only; under tf.distribute each replica calls this on "
+            "its own part"
         )

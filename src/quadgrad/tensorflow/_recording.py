@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
-    forwardprop_util as _forwardprop,  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    forwardprop_util as _forwardprop,
 )
 from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
-    record as _record,  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    record as _record,
 )
 
 __all__ = ["call_with_captures", "in_xla", "is_recording", "is_watched", "record_operation", "silence"]

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result as TorchResult
 from quadgrad._core.result import describe
@@ -79,7 +77,6 @@ class Result(Printed):
         """Return what is printed: the same as of torch's results."""
         if tf.is_symbolic_tensor(self.value):
             return "Result of integrals in a graph", {"value": str(self.value)}
-        numbers = [to_torch(tf.stop_gradient(t)) for t in (self.value, self.error, self.status, self.nfev)]
-        with torch.no_grad():
-            heading, facts = TorchResult(*numbers, self.plan, self.detail)._facts()  # pyright: ignore[reportPrivateUsage]
-        return heading, facts
+        value, error, status, nfev = map(to_torch, (self.value, self.error, self.status, self.nfev))
+        twin = TorchResult(value, error, status, nfev, self.plan, self.detail)
+        return twin._facts()  # pyright: ignore[reportPrivateUsage]

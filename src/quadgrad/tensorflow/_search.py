@@ -40,12 +40,12 @@ class Options:
 
 @dataclass
 class Searched:
-    """What a replay needs beside the call: the plan written out, the zeros of ``jumps`` and the scale of logarithms.
+    """What a replay needs beside the call: the plan written out, the zeros of ``jumps``, the scale of logarithms.
 
     ``direction`` ``(r, batch, *event)`` is f's sign at readings whose derivative is infinite: f itself may have an
-    infinite derivative there and is not read again. ``place`` ``(batch, k)`` are the zeros, ``component`` and ``sound`` as in
-    :class:`quadgrad._core.problem.Problem`; ``shift`` ``(batch, *event)`` is what is subtracted from the logarithm
-    of f.
+    infinite derivative there and is not read again. ``place`` ``(batch, k)`` are the zeros, ``component`` and
+    ``sound`` as in :class:`quadgrad._core.problem.Problem`; ``shift`` ``(batch, *event)`` is what is subtracted
+    from the logarithm of f.
     """
 
     written: Written
@@ -74,7 +74,9 @@ class HandOver(GradientMode):
             component, sound = problem.zeros
             place = problem.limits.points.detach()[:, : component.shape[1]]
         shift = None if primal.scaled is None else problem.integrand.arguments[-1].value
-        value = self.replay(Searched(written, problem.batch_shape, direction, place, component.to(torch.int64), sound, shift))
+        value = self.replay(
+            Searched(written, problem.batch_shape, direction, place, component.to(torch.int64), sound, shift)
+        )
         return Differentiated(primal.value if value is None else value)
 
 
@@ -91,8 +93,8 @@ def _read_endless(problem: Problem, written: Written) -> tuple[Written, Tensor]:
 
 
 def search(
-    function: Function, jumps: Function | None, inputs: Inputs, leaves: Leaves, captured: Sequence[Any], recorded: bool,
-    always: bool, options: Options, mode: GradientMode,
+    function: Function, jumps: Function | None, inputs: Inputs, leaves: Leaves, captured: Sequence[Any], recorded:
+    bool, always: bool, options: Options, mode: GradientMode,
 ) -> TorchResult:  # fmt: skip
     """Search integrals of a TensorFlow function; return the engine's result.
 
@@ -112,7 +114,9 @@ def search(
     options : Options
     mode : GradientMode
     """
-    view = View(function, [*leaves.sources, *captured], [*leaves.tensors, *map(_no_leaf, captured)], recorded, always)
+    view = View(
+        function, [*leaves.sources, *captured], [*leaves.tensors, *map(_no_leaf, captured)], recorded, always
+    )
     with torch.enable_grad():
         problem = prepare(
             view, leaves.of(inputs.a), leaves.of(inputs.b), tuple(map(leaves.of, inputs.args)),
@@ -134,7 +138,7 @@ def _no_leaf(_: Any) -> Tensor:
 
 
 _WORDS = {
-    " requires grad, but the integrand's output does not": " is watched by a tape, but the integrand's output is not",
+    " requires grad, but the integrand's output does not": " is watched by a tape, but f's output is not",
     "leaves torch (.item(), float(), .detach(), NumPy)": "leaves TensorFlow (.numpy(), float(), NumPy), stops the "
     "gradient (tf.stop_gradient)",
     "what leaves torch": "what leaves TensorFlow",
@@ -152,8 +156,9 @@ _WORDS = {
 def speaking(site: Site | None = None, symbolic: bool = False, still: Sequence[str] = ()) -> Generator[None]:
     """Put warnings in TensorFlow's words, naming the line ``site`` if it is given.
 
-    Where the call is ``symbolic``, nobody can tell whether an argument is differentiated, or that this was lost. Limits
-    that stand ``still`` are constants, of which it is unlikely: an infinite derivative by them is given, not told.
+    Where the call is ``symbolic``, nobody can tell whether an argument is differentiated, or that this was lost.
+    Limits that stand ``still`` are constants, of which it is unlikely: an infinite derivative by them is given, not
+    told.
     """
 
     def speak(message: str, category: type[Warning]) -> tuple[str, Site | None] | None:
@@ -171,4 +176,3 @@ def speaking(site: Site | None = None, symbolic: bool = False, still: Sequence[s
         yield
     finally:
         speaker.reset(token)
-

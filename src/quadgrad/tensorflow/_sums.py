@@ -1,4 +1,4 @@
-"""The replay of a plan that was written out, in TensorFlow's own operations: whatever differentiates these, does it.
+"""The replay of a plan that was written out, in TensorFlow's own operations: what differentiates these, does it.
 
 Sums over cells are segment sums: what scatters cannot be vectorised by ``pfor``, which ``tape.jacobian`` uses.
 """
@@ -16,7 +16,16 @@ from quadgrad.tensorflow._call import Element
 from quadgrad.tensorflow._crossing import is_tensor
 from quadgrad.tensorflow._framework import tf
 
-__all__ = ["Arguments", "Values", "align", "boundary_sum", "cell_sum", "is_shared", "moves", "zeros_with_derivatives"]
+__all__ = [
+    "Arguments",
+    "Values",
+    "align",
+    "boundary_sum",
+    "cell_sum",
+    "is_shared",
+    "moves",
+    "zeros_with_derivatives",
+]
 
 ORDER = 4
 """Derivatives of the zeros of ``jumps`` are right up to this order."""
@@ -72,8 +81,8 @@ def align(weights: Any, y: Any) -> Any:
 def moves(marks: Sequence[Any], batch_shape: Any, batch: Any, dtype: Any) -> Any:
     """Return zeros ``(1 + marks, batch)`` whose derivatives by their marks are 1; the last row has none.
 
-    A mark is None where it has no derivatives, a tensor that broadcasts with the batch, or ``(batch, k)`` in a list: k
-    marks at once.
+    A mark is None where it has no derivatives, a tensor that broadcasts with the batch, or ``(batch, k)`` in a
+    list: k marks at once.
     """
     rows: list[Any] = []
     for mark in [*marks, None]:
@@ -103,6 +112,7 @@ def cell_sum(values: Values, w: Any, d: Any, batch: Any, columns: Sequence[int],
         x, wider = x + w.lower * lower + w.upper * upper, upper - lower
         weights = weights + w.rate * wider
         factor = factor + w.end_rate * tf.gather(wider, w.extrapolated)
+    y: Any = None
     if block is None:
         y = values(x, w.owner)
         sums = tf.reduce_sum(align(weights, y) * y, 0)
@@ -182,8 +192,8 @@ def boundary_sum(values: Values, w: Any, d: Any, batch: Any, direction: Any = No
 def zeros_with_derivatives(g: Values, place: Any, component: Any, sound: Any) -> Any:
     """Return the zeros ``(batch, k)`` of ``jumps`` with the derivatives of the implicit function theorem.
 
-    See :mod:`quadgrad._core.breakpoints.implicit`: Newton steps with a fixed slope, of which each makes one more order
-    of derivatives right. Those that are not ``sound`` have none.
+    See :mod:`quadgrad._core.breakpoints.implicit`: Newton steps with a fixed slope, of which each makes one more
+    order of derivatives right. Those that are not ``sound`` have none.
     """
     sound, start = tf.transpose(sound), tf.transpose(place)
     start = tf.where(sound, start, tf.reduce_mean(tf.where(sound, start, tf.zeros_like(start)), 0, keepdims=True))

@@ -454,7 +454,7 @@ def _specs_in_graph(task: Task, inputs: Tensors) -> list[Any]:
             raise BridgeError(
                 f"{task.callee.name} raised {type(error).__name__}: {error}. It was called while a graph is traced "
                 f"with ones of shape {' and '.join(str(spec.shape) for spec in signature)}, as of the inputs' "
-                f"shapes no more is known than {' and '.join(map(str, shapes))}: say in out_shape=... what it returns"
+                f"shapes no more is known than {' and '.join(map(str, shapes))}: give out_shape=..."
             ) from error
     first, last = found[0], found[-1]
     if [len(y.shape) for y in first] != [len(y.shape) for y in last] or any(s.rank is None for s in shapes):

@@ -4,8 +4,8 @@ With these a replay is a few sums::
 
     x, weights = written.x, written.weights                                 # (m, n)
     value[i] = sum over the cells j of i of sum_k weights[k, j] * f(x[k, j])  # extrapolated cells weigh 0 here ...
-    value[i] += sum over the extrapolated j of epsilon(end_functionals @ (end_factor * f(x[:, j])))    # ... but here
-    value[i] *= orientation[i]
+    value[i] += sum over the extrapolated j of epsilon(end_functionals @ (end_factor * f(x[:, j])))    # ... but
+    here value[i] *= orientation[i]
 
 and, with a zero ``d[mark, i]`` whose derivative by the mark is 1 (the mark minus itself without gradient; one more
 row of plain zeros stands for no mark),
@@ -14,8 +14,8 @@ row of plain zeros stands for no mark),
     weights += rate * (d[upper_mark, owner] - d[lower_mark, owner])         # end_factor too, with end_rate
     value[i] += sum over the readings r of mean of f over start[r, i] + d[r, i] * [0, 1] * sign[r, i] * d[r, i]
 
-Nodes are affine in the ends of their piece and weights in its width, so that every derivative is exact. What has to be
-decided, such as which nodes move, was decided before.
+Nodes are affine in the ends of their piece and weights in its width, so that every derivative is exact. What has to
+be decided, such as which nodes move, was decided before.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Written:
     owner : Tensor of int64, shape (n,)
         The integral of each cell, ascending.
     extrapolated, column : Tensor of int64, shape (k,)
-        Cells whose integral is extrapolated to the end that they touch, and the columns of the epsilon table in which
-        it is.
+        Cells whose integral is extrapolated to the end that they touch, and the columns of the epsilon table in
+        which it is.
     end_functionals : Tensor, shape (1 + s, m)
         The rule's weights, whose sum is column 0, and those of the terms of the series.
     end_factor, end_rate : Tensor, shape (m, k)
