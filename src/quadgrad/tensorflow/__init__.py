@@ -17,6 +17,8 @@ from quadgrad.tensorflow._fixed import replay
 from quadgrad.tensorflow._qmc import gradient_error, qmc
 from quadgrad.tensorflow._quad import quad
 from quadgrad.tensorflow._result import Result
+from quadgrad.tensorflow._sampled import cumulative_simpson, cumulative_trapezoid, simpson, trapezoid
+from quadgrad.tensorflow._wrap import wrap
 
 __all__ = [
     "IntegrandError",
@@ -27,11 +29,16 @@ __all__ = [
     "SeveredGradientWarning",
     "Status",
     "UnmarkedJumpWarning",
+    "cumulative_simpson",
+    "cumulative_trapezoid",
     "element",
     "gradient_error",
     "qmc",
     "quad",
     "replay",
+    "simpson",
+    "trapezoid",
+    "wrap",
 ]
 
 

@@ -117,7 +117,7 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
             "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
             "theirs, such as tf.constant(0.0, tf.float64)"
         )
-    if "ndim" in said or "rank" in said or "dimension" in said:
+    if any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
         text += f". {_ROWS}"
     return text
 

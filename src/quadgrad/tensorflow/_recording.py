@@ -16,7 +16,7 @@ from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
     record as _record,
 )
 
-__all__ = ["call_with_captures", "in_xla", "is_recording", "is_watched", "silence"]
+__all__ = ["call_with_captures", "in_xla", "is_recording", "is_watched", "record_operation", "silence"]
 
 _forward: Any = _forwardprop
 _tapes: Any = _record
@@ -31,6 +31,11 @@ def is_watched(tensor: Any) -> bool:
     """Whether a tape or an accumulator differentiates by an eager tensor or variable, or what it was made of."""
     tensor = getattr(tensor, "handle", tensor)  # of a variable
     return _tapes.should_record_backprop([tensor]) or bool(_forward.pack_tangents([tensor]).tangents)
+
+
+def record_operation(outputs: list[Any], inputs: list[Any], gradient: Any) -> None:
+    """Tell tapes and accumulators how tensors came from others: ``gradient(*gradients of outputs)``."""
+    _tapes.record_operation("quadgrad", outputs, inputs, gradient)
 
 
 def silence() -> AbstractContextManager[None]:
