@@ -81,14 +81,15 @@ def measure_ends(
     problem: Problem,
     rule: RuleTensors,
     cells: IntervalPlan,
-    sample: Callable[[IntervalPlan, Tensor, Tensor], tuple[Tensor, Tensor]],
+    sample: Callable[[IntervalPlan, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     weight: Tensor | None,
     groups: Sequence[Tensor] | None,
 ) -> SingularEnds:
     """Look at cells that are extrapolated; see :class:`.Sampler` for ``sample`` and ``weight``."""
     layout, owner = problem.pieces.lay_out(cells), cells.owner
     x, factor = layout.nodes(rule.nodes)
-    f, y = sample(cells, x, factor)
+    # Sums are formed in double precision, whatever f is called with.
+    f, y = (t.to(torch.promote_types(t.dtype, factor.dtype)) for t in sample(cells, rule.nodes, x, factor))
     weights = None if weight is None else weight[owner]
     joined = _join_outputs(y, weights)
     values = (joined * factor[..., None]).flatten(1)
