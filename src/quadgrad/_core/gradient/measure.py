@@ -114,7 +114,7 @@ def measure(
         error = cell.error
         if sharp:
             halves = _look(problem, rule, cells.halved(), sampler, alone=False)
-            error = torch.minimum(error, _compare(cell, halves) + cell.floor + cell.rounding)
+            error = _compare(cell, halves)
         each = torch.stack((error + cell.hidden, cell.floor, cell.floor + cell.rounding), dim=1)
         value = value + total(cell.value, cells.owner, problem.batch)
         errors = errors + total(largest_of_groups(each, groups), cells.owner, problem.batch)
@@ -175,9 +175,12 @@ def _compare(cell: _Look, halves: _Look) -> Tensor:
     """Return the error of cells by comparison with their halves.
 
     A cell is off by the difference, and by the error of the halves, which counts unless they or the cell are
-    smooth: then it is a small part of the difference.
+    smooth: then it is a small part of the difference. The null rules may tell that it is less, but not that it is
+    less than the difference.
     """
     value, error, falls_off = (t.unflatten(0, (-1, 2)) for t in (halves.value, halves.error, halves.falls_off))
-    difference = CAUTION * (cell.value - value.sum(1)).abs()
+    difference = (cell.value - value.sum(1)).abs()
     smooth = cell.falls_off | falls_off.all(1)
-    return (difference + error.sum(1).masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
+    compared = CAUTION * difference + error.sum(1).masked_fill(smooth, 0.0) + cell.floor + cell.rounding
+    least = torch.minimum(cell.error, compared.nan_to_num(torch.inf, torch.inf))
+    return torch.maximum(least, difference.nan_to_num(0.0))
