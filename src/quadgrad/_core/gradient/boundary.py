@@ -144,8 +144,8 @@ def reading_errors(
 ) -> list[Tensor]:
     """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
 
-    f is read beside the mark, not at it: read at other distances, too, it tells what that costs, by how it rises and
-    by how far it is from rising evenly. There f is a staircase, and its next value is often the same. ``weight``
+    f is read beside the mark, not at it: read at other distances, too, it tells what that costs, by how it rises
+    and by how far it is from rising evenly. There f is a staircase: its next value is often the same. ``weight``
     ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
     derivative is infinite the error is, too.
     """
@@ -204,7 +204,9 @@ def _limit_sides(fixed: Limits, index: int, reading: int) -> tuple[Tensor, list[
     return fixed.marks[index].isfinite(), [(start, -1.0 if index == 0 else 1.0)]
 
 
-def _breakpoint_sides(fixed: Limits, index: int, reading: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+def _breakpoint_sides(
+    fixed: Limits, index: int, reading: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
     """Tell the same of a breakpoint, which has two sides."""
     here, *earlier = fixed.marks[index + 2], *fixed.marks[2 : index + 2]
     usable = (here > torch.minimum(fixed.a, fixed.b)) & (here < torch.maximum(fixed.a, fixed.b))

@@ -1,7 +1,7 @@
 """Between a cell's ends and its outermost nodes no rule sees anything: the derivative integrand beside the ends.
 
-Search asks f at the ends of its first cells, and knows from then on what lies there. A plan does not keep it, nor is
-it the derivative that was asked: ``d/dh (h * (x > c))`` may jump where f changes by less than its tolerance.
+Search asks f at the ends of its first cells, and knows from then on what lies there. A plan does not keep it, nor
+is it the derivative that was asked: ``d/dh (h * (x > c))`` may jump where f changes by less than its tolerance.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Edges:
     def hidden(self, rule: RuleTensors, sums: Sums, values: Tensor) -> Tensor:
         """Return the error ``(n, columns)``, from f times the factors ``(2, n, columns)`` there.
 
-        Were the integrand smooth its interpolating polynomial would meet it, but for :data:`BEYOND` times its highest
-        coefficients. If a jump or a kink lies between, they differ by at least as much as it matters.
+        Were the integrand smooth its interpolating polynomial would meet it, but for :data:`BEYOND` times its
+        highest coefficients. If a jump or a kink lies between, they differ by at least as much as it matters.
         """
         allowed = sums.nulls[0].abs() + sums.nulls[1].abs()
         gaps = ((sums.edges - values).abs() - BEYOND * allowed).clamp_min(0.0)

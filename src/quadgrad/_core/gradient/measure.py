@@ -27,8 +27,14 @@ __all__ = ["Measured", "Sampler", "measure", "sampler_of", "split_outputs"]
 FALLS_OFF = 0.5
 """Decay per pair of degrees below which a cell's error falls so fast under bisection that its halves show it."""
 
-CAUTION = 3.0
-"""How many times the difference between a smooth cell and its halves its error is taken for."""
+CAUTION = 5.0
+"""How many times the difference between a smooth cell and its halves its error is taken for.
+
+A kink of order 3 between the edge and the first node of both left the halves off by two thirds of the cell's error.
+"""
+
+CONTRADICTED = 2.0
+"""The same at least, where the null rules tell of less: the halves may be off in the same direction."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where values come from, for cells, places tau on them, ``(m,)`` or ``(m, n)``, x and the factors there, ``(m, n)``.
+    """Where values come from, for cells, places tau on them, ``(m,)`` or ``(m, n)``, and x and the factors there.
 
     ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what
     replay makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch,
@@ -100,8 +106,8 @@ def measure(
     With ``groups``, on each cell the largest error among the columns of a group counts. The null rules' estimate is
     safe, and for a smooth integrand several decades too large. With ``sharp``, cells are compared with their own
     halves, for which the integrand is called at twice as many nodes again; those that are extrapolated are not.
-    What lies between a cell's ends and its outermost nodes is seen by no rule: there the interpolating polynomial is
-    compared with the integrand beside the ends.
+    What lies between a cell's ends and its outermost nodes is seen by no rule: there the interpolating polynomial
+    is compared with the integrand beside the ends.
     """
     rule = problem.rule.tensors(plan.start.dtype, plan.row.device)
     step = max(1, sampler.block // problem.rule.nodes.size)
@@ -183,4 +189,4 @@ def _compare(cell: _Look, halves: _Look) -> Tensor:
     smooth = cell.falls_off | falls_off.all(1)
     compared = CAUTION * difference + error.sum(1).masked_fill(smooth, 0.0) + cell.floor + cell.rounding
     least = torch.minimum(cell.error, compared.nan_to_num(torch.inf, torch.inf))
-    return torch.maximum(least, difference.nan_to_num(0.0))
+    return torch.maximum(least, CONTRADICTED * difference.nan_to_num(0.0))
