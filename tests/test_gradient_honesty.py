@@ -86,6 +86,18 @@ def test_a_searched_derivative_sees_it(feature: Callable[..., Tensor]) -> None:
         assert bool((true <= derivative_of(result).error[:, 0]).all())
 
 
+@pytest.mark.parametrize("feature", (step, kink))
+def test_between_the_cells_at_a_singular_end(feature: Callable[..., Tensor]) -> None:
+    """There nodes are spread over the logarithm, and so are the gaps before the first of them."""
+    c = beside_edges(25, tuple(2.0**-k for k in (1, 2, 4, 6, 7, 8)))
+    h = torch.full_like(c, FAINT).requires_grad_()
+    f = lambda x, h, c: x**-0.3 + h * feature(x, c)
+    result = qg.quad(f, 0.0, 1.0, (h, c), rtol=1e-6)
+    (slope,) = torch.autograd.grad(result.value.sum(), h, retain_graph=True)
+    true = (slope - areas(feature, c)).abs()
+    assert bool((true <= error_of(result, h)).all())
+
+
 def test_the_place_of_a_kink() -> None:
     """The derivative by c is a step."""
     c = beside_edges(60, (0.0, 0.25, 0.5, 1.0)).requires_grad_()

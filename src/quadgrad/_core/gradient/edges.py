@@ -30,14 +30,16 @@ class Edges:
     usable: Tensor
 
     def hidden(self, rule: RuleTensors, sums: Sums, values: Tensor) -> Tensor:
-        """Return the error ``(n, columns)``, from f times the factors ``(2, n, columns)`` there.
+        """Return the error ``(n, columns)``, from f times the factors ``(2, n, columns)`` there, or at the first.
 
         Were the integrand smooth its interpolating polynomial would meet it, but for :data:`BEYOND` times its
         highest coefficients. If a jump or a kink lies between, they differ by at least as much as it matters.
         """
-        allowed = sums.nulls[0].abs() + sums.nulls[1].abs()
-        gaps = ((sums.edges - values).abs() - BEYOND * allowed).clamp_min(0.0)
-        return gaps.nan_to_num(0.0, 0.0, 0.0).masked_fill(~self.usable[..., None], 0.0).sum(0) * rule.nodes[0]
+        count, columns = len(values), values.shape[1:]
+        allowed = BEYOND * (sums.nulls[0].abs() + sums.nulls[1].abs()).reshape(columns)
+        gaps = (sums.edges[:count].reshape(values.shape) - values).abs().sub_(allowed).clamp_min_(0.0)
+        gaps = gaps.nan_to_num(0.0, 0.0, 0.0).masked_fill(~self.usable[:count, :, None], 0.0)
+        return gaps.sum(0) * rule.nodes[0]
 
 
 def look_at_edges(rule: RuleTensors, layout: Layout, eps: float) -> Edges:
