@@ -105,4 +105,4 @@ def _gap_bends(y: Tensor, gaps: Tensor | None) -> tuple[Tensor, Tensor]:
         return bent / 24, bent / 24
     before, after = gaps[..., :-1], gaps[..., 1:]
     span = divisor(before + after)
-    return bent * (before / span) ** 2 * before / 6, bent * (after / span) ** 2 * after / 6
+    return bent * ((before / span) ** 2 * before / 6), bent * ((after / span) ** 2 * after / 6)
