@@ -1,5 +1,6 @@
 """quadgrad.tensorflow: what cannot be meant or done is refused with a sentence, what is lost is warned of."""
 
+import math
 import subprocess
 import sys
 
@@ -70,6 +71,15 @@ def test_a_model_without_rows_is_told_to_reshape(way):
     with pytest.raises(Exception) as error:
         way(lambda: qgt.quad(lambda x: tf.squeeze(layer(x[0]), -1), 0.0, 1.0).value)
     assert "tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))" in told(error)
+
+
+@pytest.mark.parametrize("f", [math.exp, lambda x: x if x > 0.5 else 0 * x])
+def test_a_function_of_one_number_is_told_what_it_wants(f):
+    with pytest.raises(Exception) as error:
+        qgt.quad(f, ZERO, ONE)
+    assert "quadgrad.tensorflow.wrap(f, scalars=True)" in told(error) and "vectorized=False" not in told(error)
+    scalar = qgt.wrap(lambda x: f(x), scalars=True)
+    assert qgt.quad(scalar, ZERO, tf.constant(0.25, D)).converged
 
 
 def test_inputs_of_other_libraries():

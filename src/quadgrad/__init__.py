@@ -1,4 +1,11 @@
-"""quadgrad: integrals you can differentiate."""
+"""quadgrad: integrals you can differentiate.
+
+``quad`` integrates a torch function between limits, ``qmc`` and ``vegas`` over boxes, ``expectation`` over a
+distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
+``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
+``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
+functions. ``help(quadgrad.quad)`` tells more.
+"""
 
 from __future__ import annotations
 

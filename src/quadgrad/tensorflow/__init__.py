@@ -1,4 +1,10 @@
-"""Integrals you can differentiate, of TensorFlow functions, in TensorFlow tensors."""
+"""Integrals you can differentiate, of TensorFlow functions, in TensorFlow tensors.
+
+``quad``, ``qmc``, ``replay``, ``trapezoid``, ``simpson``, ``cumulative_trapezoid`` and ``cumulative_simpson`` have
+the names, options and results of torch's in :mod:`quadgrad`; ``element`` marks vectors in ``args``,
+``gradient_error`` estimates the error of a ``qmc``'s gradient; ``wrap`` makes NumPy and SciPy code differentiable.
+``antiderivative``, ``spline``, ``romb``, ``expectation``, ``vegas`` and ``Integrator`` are torch's alone.
+"""
 
 from __future__ import annotations
 

@@ -111,6 +111,7 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         Tensors of torch, of Keras' symbolic kind, or torch's :func:`quadgrad.element`.
     """
     originals: dict[int, Any] = {}
+    read: dict[int, Any] = {}  # each variable once: the search knows by it that an argument moves with a limit
 
     def take(name: str, value: Any) -> Any:
         if isinstance(value, Element):
@@ -131,7 +132,7 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
             return tf.constant(value)
         if not is_tensor(value):
             return value
-        tensor = tf.convert_to_tensor(value)
+        tensor = read.setdefault(id(value), tf.convert_to_tensor(value))
         if tensor is not value:
             originals[id(tensor)] = value
         return tensor

@@ -117,7 +117,12 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
             "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
             "theirs, such as tf.constant(0.0, tf.float64)"
         )
-    if any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
+    if "ambiguous" in said or "scalar" in said:
+        text += (
+            ". f is called with many x at once: tf.where decides for each, tf.math's functions stand in for those "
+            "of math, and quadgrad.tensorflow.wrap(f, scalars=True) takes a function of one number"
+        )
+    elif any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
         text += f". {_ROWS}"
     return text
 
