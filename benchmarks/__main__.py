@@ -16,6 +16,7 @@ from benchmarks import (
     coverage,
     distances,
     families,
+    fuzz,
     gradients,
     memory,
     peaks,
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,
+    "fuzz": fuzz.measure,
     "peers": peers.measure,
     "gradients": gradients.measure,
 }
@@ -85,6 +87,12 @@ def main() -> None:
         "--keep-freed-memory", action="store_true",
         help="call qg.keep_freed_memory() first, which other commits did when they were imported",
     )  # fmt: skip
+    parser.add_argument("--minutes", type=float, help="of the page fuzz (default: until it has enough claims)")
+    parser.add_argument("--claims", type=int, help="of the page fuzz, about so many (default 1,100,000)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TASK",
+        help="of the page fuzz, and again for more: 'family', ':way', 'family:way', 'family:way:turn'",
+    )  # fmt: skip
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -99,7 +107,8 @@ def main() -> None:
     show_setting(console, options.keep_freed_memory)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            more = {"seed": options.seed} if name == "families" else {}
+            more = {"seed": options.seed} if name in ("families", "fuzz") else {}
+            more |= {key: getattr(options, key) for key in ("minutes", "claims", "only")} if name == "fuzz" else {}
             more |= {"against": options.against} if name in AGAINST else {}
             findings = BENCHMARKS[name](options.scale, **more)
         show_findings(findings, console)

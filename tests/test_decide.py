@@ -84,24 +84,22 @@ def test_cells_with_more_than_their_share_are_split_if_they_can_be() -> None:
     verdict = judge(TOLERANCE, totals([1.0], [1.0]), torch.tensor([4]), none(1))
     limit = float(verdict.limit)
     each = totals([1.0] * 3, [limit, limit / BELOW, limit / BELOW])
-    marked = mark(
-        verdict, totals([1.0], [1.0]), cells(3, [True, True, False]), each, torch.zeros(3, dtype=torch.bool)
-    )
+    marked = mark(verdict, totals([1.0], [1.0]), cells(3, [True, True, False]), each, True)
     assert marked.tolist() == [False, True, False]
 
 
-def test_of_a_faint_integral_what_is_unseen_is_split_and_what_has_most_of_its_error() -> None:
+def test_of_a_faint_integral_what_has_most_of_its_error_is_followed() -> None:
     """Done, but only because the absolute tolerance is larger than all that was seen."""
     tolerance, whole = Tolerance(RTOL, 1.0, EPS), totals([1.0], [0.1])
     verdict = judge(tolerance, whole, torch.tensor([4]), none(1))
     assert verdict.done.tolist() == verdict.faint.tolist() == [True]
     assert not judge(tolerance, totals([1.0], [0.1 * BELOW]), torch.tensor([4]), none(1)).faint
     half = 0.05
-    each = totals([0.0, 0.0, 0.0, 1.0], [half / BELOW, half, half * BELOW, half * BELOW])
-    seen = torch.tensor([False, False, True, True])
-    marked = mark(verdict, whole, cells(4, [True] * 4), each, seen)
-    # The last one is unseen, but its error is small beside its own value.
-    assert marked.tolist() == [True, False, True, False]
+    each = totals([0.0, 0.0, 1.0, 0.0], [half / BELOW, half, half / BELOW, half / BELOW], [0.0, 0.0, 0.0, 1.0])
+    marked = mark(verdict, whole, cells(4, [True] * 4), each, True)
+    # The third has an error that is small beside its own value, the last one no error but rounding.
+    assert marked.tolist() == [True, False, False, False]
+    assert not mark(verdict, whole, cells(4, [True] * 4), each, False).any()
 
 
 def test_values_that_are_not_finite_are_given_six_rounds() -> None:
@@ -126,5 +124,10 @@ def test_how_integrals_end() -> None:
 
 def test_an_error_above_the_root_of_eps_is_no_rounding() -> None:
     root = 2.0**-26
-    ends = stuck(TOLERANCE, totals([1.0, 1.0], [root, root / BELOW]))
+    ends = stuck(TOLERANCE, totals([1.0, 1.0], [root, root / BELOW]), t64([root, root]))
     assert ends.tolist() == [qg.Status.ROUNDOFF, qg.Status.DIVERGENT]
+
+
+def test_an_error_that_cells_have_which_could_be_halved_no_further_for_rounding_is_rounding() -> None:
+    ends = stuck(TOLERANCE, totals([1.0, 1.0], [1.0, 1.0]), t64([0.5, 0.5 * BELOW]))
+    assert ends.tolist() == [qg.Status.DIVERGENT, qg.Status.ROUNDOFF]

@@ -80,7 +80,6 @@ class Triangles:
     vertices: Tensor
     count = 1
     shareable = False
-    first_nodes = len(WEIGHTS)
 
     # What a problem asks of its domain.
     marks = property(lambda self: (self.vertices,))
@@ -105,7 +104,6 @@ class Triangles:
 
     # What search asks of it beside.
     beside = lambda self, new: None
-    unseen = lambda self, cells: torch.zeros_like(cells.whole[0], dtype=torch.bool)
     recall = lambda self, cells: cells
     propose = lambda self, cells, marked: Quartered(marked.long())
 

@@ -120,7 +120,7 @@ def test_rules(rule: str, both) -> None:
     assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, rule=rule))
 
 
-@pytest.mark.parametrize("max_nfev", (23, 100, 1_000))
+@pytest.mark.parametrize("max_nfev", (26, 100, 1_000))
 def test_budgets(max_nfev: int, both) -> None:
     assert_same(*both(peak, 0.0, 1.0, random_peaks(40), rtol=1e-8, max_nfev=max_nfev))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform, outside_transforms, without_derivatives
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.cells import BESIDE
+from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.tolerance import Tolerance
 
@@ -82,7 +82,7 @@ class Problem:
     @property
     def max_nfev(self) -> int:
         """The most nodes to spend on one integral."""
-        least = (self.rule.nodes.size + BESIDE) * self.pieces.count
+        least = (self.rule.nodes.size + WHOLE) * self.pieces.count
         if self.budget is None:
             return max(MAX_NFEV, 4 * least)
         if self.budget < least:

@@ -21,6 +21,15 @@ class Tolerance:
     atol: float
     eps: float
 
+    @property
+    def nothing(self) -> float:
+        """What no integral can be told from 0 by: the smallest normal number over eps, of the dtype of the sums.
+
+        Below it nothing is relative to anything: errors underflow before they are small beside their values.
+        """
+        info = torch.finfo(torch.float64 if self.eps < torch.finfo(torch.float32).eps else torch.float32)
+        return info.tiny / info.eps
+
 
 def working_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """Return the promoted real dtype of all floating (or complex) tensors, or torch's default dtype."""

@@ -18,7 +18,7 @@ from quadgrad._core.rules import RuleTensors
 from quadgrad._core.rules.rule import FUNCTIONALS, NULL_PAIRS
 
 __all__ = [
-    "BEYOND", "FLOOR", "PARTS", "PLACE", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error",
+    "BEYOND", "FLOOR", "PARTS", "PLACE", "ROUNDED", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error",
     "largest_component", "null_rule_error", "see_pole", "weigh",
 ]  # fmt: skip
 
@@ -34,6 +34,9 @@ PLACE = 0.3
 BEYOND = 6.0
 """An interpolating polynomial misses a smooth integrand at the ends by at most this many times its highest pair of
 coefficients: the ratio is below it for 99 % of waves, peaks, exponentials and Gaussians with gk15 and gk21."""
+
+ROUNDED = 4.0
+"""Rounding of x may move one value of f by this many times the cell's share of :data:`PLACE`."""
 
 SAFETY = 10.0
 SLOW = 0.9

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import FLOOR, SAFETY, largest_component
+from quadgrad._core.mesh.interval import DEPTH
 from quadgrad._core.reduce import align
 from quadgrad._core.rules.rule import SHARES
 
@@ -29,6 +30,15 @@ NEAREST = 2.0**-480
 
 LAWLESS = math.log(1e6)
 """How far f may be there from what the series makes of it, as a logarithm: powers of logarithms are less far."""
+
+SETTLING, DRIFTING = 0.9, 4.0
+"""How much of a drift of rates is left from term to term at most, and how much more than that it is trusted to be."""
+
+LAYER = 2.0
+"""A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""
+
+FAR = 50.0
+"""The logarithm of a factor that stands for any."""
 
 SHORTEST = 2.0**-20
 """Cells with logarithmic nodes are not refined when the logarithms of their ends are closer."""
@@ -58,7 +68,7 @@ def conclude(
     errors: tuple[Tensor, Tensor, Tensor],
     size: Tensor,
     tolerances: tuple[float, float],
-    deep: tuple[Tensor, Tensor] | None = None,
+    deep: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None,
     held: Tensor | None = None,
 ) -> Concluded:
     """Sum up cells with logarithmic nodes, to the end where they touch it.
@@ -69,28 +79,34 @@ def conclude(
     terms : Tensor, shape (SHARES, k, *event)
         The integrals over equal shares of the cell.
     touches : Tensor of bool, shape (k,)
-    errors : tuple of Tensor, shape (k,)
+    errors : tuple of Tensor, shape (k, *event)
         That of the null rules, what is hidden at the edges, and what rounding of x adds.
     size : Tensor, shape (k,)
         The integral of abs(f).
     tolerances : tuple of float
         The relative tolerance, and the noise of one value of f.
     deep : tuple of Tensor, optional
-        f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``.
+        f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``; then
+        the interpolating polynomial at the innermost edge, and both of the former for a place where a first cell looks.
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
     rtol, eps = tolerances
-    unseen, hidden, blur = errors
+    unseen, hidden, blur = (largest_component(error) for error in errors)
     beyond, doubt, gain, column = to_the_end(terms, rtol, held)
     value, inside = torch.where(align(touches, value), beyond, value), ~touches
     doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
-        lawless = breaks_the_law(terms, *deep) & touches
+        lawless = breaks_the_law(terms, *deep[:2]) & touches
         missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
         doubt = torch.where(lawless, torch.maximum(doubt, missed), doubt)
+        missed = unexplained(terms, *deep[2:], errors[0] + errors[1], beyond - terms.sum(0))
+        doubt = doubt + missed.masked_fill(~touches, 0.0)
     size = torch.maximum(size, largest_component(value.abs()))
-    floor, blur = (FLOOR * eps) * size, torch.minimum(gain * blur, size)
+    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms are others by as much;
+    # that of two sequences, or a logarithm, once more.
+    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.5, gain) - 1.0
+    floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
     return Concluded(value, error, floor, blur, doubt, curable, column)
@@ -110,6 +126,36 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     off = torch.addcmul((deep.abs().log() - expected).abs(), steps, drift, value=-2.0 * SHARES)
     off = (off > LAWLESS) & (steps > 0)
     return off.flatten(1).any(1) if off.ndim > 1 else off
+
+
+def unexplained(
+    terms: Tensor, edge: Tensor, near: Tensor, steps: Tensor, error: Tensor, remainder: Tensor
+) -> Tensor:
+    """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
+
+    What is seen there may begin right behind the innermost node, whose place the ``edge`` of the interpolating
+    polynomial is: a layer too thin for all nodes, or one that f jumps to. Farther out than :func:`breaks_the_law`
+    looks it can be told to many digits: the rates of the terms tend to that of the singularity as a geometric
+    sequence. Where f is off by more than what they leave open, all of what is there is unexplained, else the part of
+    the ``remainder``, the integral beyond the terms, that f is off by.
+    """
+    tiny, steps = torch.finfo(terms.dtype).tiny, align(steps, edge)
+    sizes, near = terms[-4:].abs().clamp_min(tiny), near.abs()
+    rates = sizes.log().diff(dim=0)
+    before, drift = rates.diff(dim=0).unbind()
+    settles = (drift / torch.where(before == 0.0, torch.inf, before)).clamp(0.0, SETTLING)
+    ahead = drift * settles / (1.0 - settles)
+    rate = torch.addcmul(ahead * steps, steps, rates[-1])
+    rate = rate - ahead * settles**1.5 * (1.0 - settles**steps) / (1.0 - settles)
+    # Of terms that grow nothing is expected: no integral would.
+    expected = edge.abs() * rate.exp().masked_fill(rates[-1] >= 0.0, 0.0)
+    slack = torch.expm1((2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR))
+    gap = (near - expected).abs()
+    # In units of the integral over the logarithm: f times the distance of the innermost node.
+    layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
+    part = torch.minimum(layer, remainder.abs() * (gap / torch.minimum(expected, near).clamp_min(tiny)))
+    missed = torch.where(gap > slack * torch.minimum(expected, near), layer, part)
+    return largest_component(missed.masked_fill(steps == 0.0, 0.0).nan_to_num(0.0, 0.0))
 
 
 def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

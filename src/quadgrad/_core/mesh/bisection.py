@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import BESIDE, LIMIT, STEP, ULPS, NewIntervals, locate
+from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, LIMIT, STEP, ULPS, WHOLE, NewIntervals, locate
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, LOGARITHMIC, Pieces, lay_out
 from quadgrad._core.mesh.poles import Ellipse, is_near, middles_near, part_numbers
 from quadgrad._core.mesh.protocol import Cells
@@ -43,16 +43,14 @@ EVERY = 4.0
 FEW = 512
 """So many cells are all looked at for what is near their poles: to have them counted first takes longer."""
 
-SCANNED = 2.0**-7
-"""Faint cells are halved to this part of their piece before a faint integral is believed."""
-
 
 @dataclass(slots=True)
 class Spots:
     """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by.
 
     Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``steps`` ``(n,)`` is how
-    many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0.
+    many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0, and
+    ``steps_near`` the same of the place at :data:`LIMIT`. ``looks`` tells whether places between nodes are last.
     """
 
     owner: Tensor
@@ -60,6 +58,8 @@ class Spots:
     factor: Tensor | None
     known: Tensor | None = None
     steps: Tensor | None = None
+    steps_near: Tensor | None = None
+    looks: bool = False
 
 
 @dataclass(slots=True)
@@ -97,11 +97,12 @@ class Intervals:
         self.pieces, self.shape = pieces, shape
         self.tau = tau = rule.tensors(torch.float64, pieces.lower.device).nodes[:, None]
         self.nodes = m = tau.shape[0]
-        self.first_nodes, self.eps, self.tiny = m + BESIDE, pieces.rounding.eps, pieces.rounding.tiny
+        self.looks = rule.tensors(torch.float64, pieces.lower.device).looks[:, None]
+        self.eps, self.tiny = pieces.rounding.eps, pieces.rounding.tiny
         # Between halves f is known if a node was in the middle.
         asks = self.blind = int(abs(rule.nodes[m // 2] - 0.5) > 1e-14)
         # Of each move, from KEEP to PART: cells refined, children, nodes, logarithmic children, middles asked for.
-        beside = (0, 1, BESIDE, 2 * BESIDE, asks)
+        beside = (0, 1, BESIDE_END, 2 * BESIDE_END, asks)
         children = (0, 2, 1, 2, 2)
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
         self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
@@ -111,23 +112,26 @@ class Intervals:
     # ------------------------------------------------------------------------------------------------ nodes
 
     def start(self, first: Any) -> list[NewIntervals]:
-        """Return the cells of a plan to start with, those with logarithmic nodes in a group of their own."""
+        """Return the cells of a plan to start with: whole pieces, others, those with logarithmic nodes."""
         row, start, stop, kind = first.row, first.start, first.stop, first.kind
-        if first.even:
-            return [self._group(row, (start, stop), False)]
+        whole, linear = stop - start == 1.0, kind == LINEAR
+        if first.even and bool(whole.all()):
+            return [self._group(row, (start, stop), False, looks=True)]
         groups = [
-            self._group(row[mine], (start[mine], stop[mine]), logarithmic)
-            for mine, logarithmic in ((kind == LINEAR, False), (kind != LINEAR, True))
-        ]
+            self._group(row[mine], (start[mine], stop[mine]), logarithmic, looks=looks)
+            for mine, logarithmic, looks in (
+                (whole & linear, False, True), (~whole & linear, False, False), (~linear, True, True),
+            )
+        ]  # fmt: skip
         return [group for group in groups if len(group)] or groups[:1]
 
     def _group(
         self, row: Tensor, ends: Iterable[Tensor], logarithmic: bool, owner: Tensor | None = None,
-        known: Tensor | None = None, asked: Tensor | None = None,
+        known: Tensor | None = None, asked: Tensor | None = None, looks: bool = False,
     ) -> NewIntervals:  # fmt: skip
         start, stop = ends
         layout = lay_out(self.pieces, row, start, stop, LOGARITHMIC if logarithmic else None)
-        rows = self.nodes + BESIDE * (logarithmic or known is None)
+        rows = self.nodes + (BESIDE_END if logarithmic else WHOLE if looks else BESIDE * (known is None))
         owner = self._integral(row) if owner is None else owner
         known = start.new_full((2, len(start)), torch.nan) if known is None else known
         return NewIntervals(owner, row, start, stop, known, rows, logarithmic, asked, layout)
@@ -163,43 +167,46 @@ class Intervals:
     def _look_at_edges(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of first cells between their edges.
 
-        At the end of a piece that is right beside it, because f must not be called there. Where rounding would move
-        it onto the end, and where that is infinite (so far out ``exp(x)`` overflows), it is in the middle instead.
+        At the end of a piece that is right beside it, because f must not be called there: as close as rounding does
+        not move it onto the end. Where nodes are as close, and where the end is infinite (so far out ``exp(x)``
+        overflows), it is in the middle instead.
         """
         layout, start, stop = new.layout, new.start, new.stop
-        near = max(LIMIT, ULPS * self.eps)
         inside = torch.stack((start != 0.0, (stop != 0.0) & (stop != 1.0)))
         origin, image = layout.base, layout.image
         if image is not None:
             origin = torch.where(image.no_lower | image.no_upper, image.origin, origin)
-        known = (near * layout.extent > 4.0 * self.eps * (origin.abs() + layout.extent)).expand(2, -1)
+        near = (origin.abs() / layout.extent + 1.0).mul_(ULPS * self.eps).clamp_min_(LIMIT)
+        known = (near < 0.25 * self.tau[0]).expand(2, -1)
         if image is not None:
             known = known & ~torch.stack((image.no_lower, image.no_upper))
-        at = torch.full_like(start, 0.5).masked_fill(known, near).masked_fill(inside, 0.0)
+        at = torch.where(known, near, 0.5).masked_fill(inside, 0.0)
+        looks = new.rows == self.nodes + WHOLE
         tau = torch.cat((at[:1], self.tau.expand(-1, len(new)), 1.0 - at[1:]))
-        return Spots(owner, *layout.nodes(tau), known=inside | known)
+        tau = torch.cat((tau, self.looks.expand(-1, len(new)))) if looks else tau
+        return Spots(owner, *layout.nodes(tau), known=inside | known, looks=looks)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of cells with logarithmic nodes between their edges.
 
         Where the cell touches the end, the inner edge is as close to it as numbers allow: f there shows whether the
-        series goes on as it seems to.
+        series goes on as it seems to. So does f at :data:`LIMIT`, where the first cell has seen it already.
         """
         layout, image = new.layout, new.layout.image
         octaves = layout.octaves_left(ULPS * self.eps, max(DEEPEST, self.tiny**0.5))
-        usable = (new.start * new.stop == 0.0) & (octaves > DEPTH)
+        nearer = layout.octaves_left(ULPS * self.eps, max(LIMIT, ULPS * self.eps))
+        usable = new.start * new.stop == 0.0
         if image is not None:  # that far out exp(x) overflows
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
-        steps = (octaves * (SHARES / DEPTH)).masked_fill(~usable, 0.0)
-        tau = torch.cat((self.tau_from_0.expand(-1, len(new)), 1.0 + steps[None] / SHARES))
-        return Spots(owner, *layout.nodes(tau), steps=steps)
+        steps, steps_near = (
+            (beyond * (SHARES / DEPTH)).masked_fill(~(usable & (beyond > least)), 0.0)
+            for beyond, least in ((octaves, DEPTH), (nearer, 1.0))
+        )
+        looks, beyond = self.looks.expand(-1, len(new)), 1.0 + torch.stack((steps, steps_near)) / SHARES
+        tau = torch.cat((self.tau_from_0.expand(-1, len(new)), beyond[:1], looks, beyond[1:]))
+        return Spots(owner, *layout.nodes(tau), steps=steps, steps_near=steps_near, looks=True)
 
     # ------------------------------------------------------------------------------------------- refinement
-
-    def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are wide, or at an end with nodes spread evenly."""
-        start, stop, *_ = cells.real.unbind()
-        return ((cells.whole[3] == LINEAR) & (start * stop == 0.0)) | (stop - start > SCANNED)
 
     def propose(self, cells: Cells, marked: Tensor) -> Refinement:
         """Say how the marked cells are refined."""
@@ -251,8 +258,6 @@ class Intervals:
         known = torch.where(outer, real[6:], middle.masked_fill(~halved, torch.nan))
         if logarithmic:
             places[:, count:] = _part_close_in(start[count:], stop[count:])
-            # Of cells that turn to logarithmic nodes it is kept, in case that they are reverted.
-            known[:, count:].masked_fill_(kind[count:] != LINEAR, torch.nan)
         places = torch.where(outer, real[:2], places)
         places = places.add(places[0] >= 0.5, alpha=-1.0)  # beyond the middle of a whole piece: see bisect
         groups = list[NewIntervals]()

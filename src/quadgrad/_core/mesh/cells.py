@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.mesh.interval import Layout
+from quadgrad._core.rules.rule import LOOKS
 
-__all__ = ["BESIDE", "NewIntervals", "bisect", "locate"]
+__all__ = ["BESIDE", "BESIDE_END", "WHOLE", "NewIntervals", "bisect", "locate"]
 
 STEP = 2.0**-6
 """The part of a cell at an end that is left to the extrapolation when the cell is refined."""
 
 BESIDE = 2
-"""Calls of f for a first cell, and for one with logarithmic nodes, beside those at its nodes: at its edges."""
+"""Calls of f for a cell that a search starts with beside those at its nodes: at its edges."""
+
+WHOLE = BESIDE + LOOKS
+"""The same for a whole piece: at its edges and at :data:`LOOKS` places between the nodes."""
+
+BESIDE_END = WHOLE + 1
+"""The same for a cell with logarithmic nodes: at :data:`LIMIT`, too."""
 
 LIMIT = 2.0**-44
 """How close to a limit f is called for the first cell, as a part of it: a thin layer there must not hide.

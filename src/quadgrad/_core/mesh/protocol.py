@@ -26,7 +26,8 @@ class Cells:
     sums : Tensor, shape (components + 2, n)
         The value's real components, the error, and the part of it that rounding explains, which no splitting mends.
     whole : Tensor of int64, shape (2 + more, n)
-        The integral among those still running, whether splitting can help, and what the geometry adds.
+        The integral among those still running; 1 where splitting can help, -1 where it would if cells could be
+        narrower, else 0; and what the geometry adds.
     real : Tensor of float64, shape (any, n)
         Where the cells are, and hints for splitting them: the geometry's own business.
     """
@@ -99,9 +100,6 @@ class Moves(Protocol):
 class Mesh(Protocol):
     """A geometry, with the domains of all integrals of a call."""
 
-    first_nodes: int
-    """At how many places f is called for a cell that a search starts with."""
-
     def start(self, first: Any) -> Sequence[NewCells]:
         """Return the cells to start with, in groups that differ in their nodes."""
         ...
@@ -116,10 +114,6 @@ class Mesh(Protocol):
 
     def place(self, new: Any) -> Places:
         """Place the nodes of cells."""
-        ...
-
-    def unseen(self, cells: Cells) -> Tensor:
-        """Tell which cells are too wide, or too near a boundary, to be believed when next to nothing is seen."""
         ...
 
     def propose(self, cells: Cells, marked: Tensor) -> Moves:

@@ -25,12 +25,17 @@ FUNCTIONALS = 7 + 2 * NULL_PAIRS
 SHARES = 6
 """Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
 
+LOOKS, LOOK_BESIDE = 3, 0.19
+"""Places between the nodes where cells that nothing else vouches for are compared with f, the outer ones so far from the ends by number of nodes;
+see ADR 37."""
+
 
 @dataclass(frozen=True)
 class RuleTensors:
     """The rule on a device, in the dtype of the sums.
 
-    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; around each node, see
+    Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
+    ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; around each node, see
     :attr:`Rule.surroundings`, distances ``(7, m)`` and neighbours ``(5, m)``; :attr:`Rule.order_gap`.
     """
 
@@ -38,6 +43,8 @@ class RuleTensors:
     weights: torch.Tensor
     functionals: torch.Tensor
     shares: torch.Tensor
+    looks: torch.Tensor
+    at_looks: torch.Tensor
     distances: torch.Tensor
     neighbours: torch.Tensor
     order_gap: int
@@ -117,6 +124,22 @@ class Rule:
         places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
         return self._of_interpolant(weights @ self._legendre(places) / (2.0 * SHARES))
 
+    @cached_property
+    def looks(self) -> Array:
+        """Places ``(LOOKS,)`` between the nodes: of all triples the one that leaves the fewest small kinks unseen.
+
+        Each is between two nodes, by the angle whose cosine they are; the middle one beside the middle, where there
+        is a node already.
+        """
+        m, angles = self.nodes.size, np.arccos(1.0 - 2.0 * self.nodes)
+        before = np.array([round(m * LOOK_BESIDE) - 1, (m - 1) // 2 - 1, m - 1 - round(m * LOOK_BESIDE)])
+        return np.asarray(0.5 - 0.5 * np.cos(0.5 * (angles[before] + angles[before + 1])), dtype=np.float64)
+
+    @cached_property
+    def at_looks(self) -> Array:
+        """The values of the interpolating polynomial there, ``(LOOKS, m)``."""
+        return self._of_interpolant(self._legendre(self.looks))
+
     def _legendre(self, places: Array) -> Array:
         """Return as many Legendre polynomials as there are nodes at places in the unit interval."""
         polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, self.nodes.size - 1)
@@ -171,7 +194,9 @@ class Rule:
         if key in self._cache:
             return self._cache[key]
         distances, neighbours = self.surroundings
-        columns = (self.nodes, self.weights, self.functionals, self.shares, distances)
+        columns = (
+            self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, distances,
+        )  # fmt: skip
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),
             neighbours=torch.as_tensor(neighbours, device=device),

@@ -85,7 +85,7 @@ def allowed_error(tolerance: Tolerance, totals: Totals) -> Tensor:
     """
     allowed, zero = tolerance.rtol * totals.largest, 5.0 * totals.floor
     allowed = torch.where(totals.largest <= zero, torch.maximum(allowed, zero), allowed)
-    return allowed.clamp_min(max(tolerance.atol, torch.finfo(allowed.dtype).tiny))
+    return allowed.clamp_min(max(tolerance.atol, tolerance.nothing))
 
 
 def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reopened: bool = False) -> Verdict:
@@ -101,22 +101,18 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
     return Verdict(met, done, bad, limit, done & (error >= FAINT * totals.size))
 
 
-def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, unseen: Tensor | None) -> Tensor:
-    """Tell which cells are to be split: those with too large an error, and of faint integrals what is ``unseen``.
-
-    There more might be between the nodes. Beside such cells it is the one that has most of the integral's error.
-    Where no integral is faint ``unseen`` may be None.
+def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
+    """Tell which cells are to be split: those with too large an error, and, if that is to be followed, of faint
+    integrals the one that has most of the error: what was seen there, however little, may be the foot of more.
     """
     owner, splittable, *_ = cells.whole.unbind()
     splittable = splittable > 0
     large = (each.error > verdict.limit.index_select(0, owner)) & splittable
-    if unseen is None:
+    if not follow:
         return large
     most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan).index_select(0, owner)
     rough = (each.error > each.floor) & splittable
-    scanned = ((rough | (each.floor == 0.0)) & unseen) | (rough & (each.error > most))
-    scanned = scanned & (each.error >= FAINT * each.size) & (most >= 0.0)
-    return large | scanned
+    return large | (rough & (each.error > most) & (each.error >= FAINT * each.size) & (most >= 0.0))
 
 
 def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
@@ -128,10 +124,10 @@ def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) 
     return code.masked_fill(ends, int(Status.ROUNDOFF)).masked_fill(ends & verdict.met, int(Status.CONVERGED))
 
 
-def stuck(tolerance: Tolerance, totals: Totals) -> Tensor:
+def stuck(tolerance: Tolerance, totals: Totals, narrow: Tensor) -> Tensor:
     """Say why an integral that has not converged has no cell left to split.
 
-    Its cells are as narrow as the nodes can resolve: rounding, unless the error left is large.
+    Rounding, unless the error is large and most of it that of cells as ``narrow`` as nodes can resolve.
     """
-    large = totals.error > tolerance.eps**0.5 * totals.largest
+    large = (totals.error > tolerance.eps**0.5 * totals.largest) & (narrow >= 0.5 * totals.error)
     return torch.where(large, int(Status.DIVERGENT), int(Status.ROUNDOFF))

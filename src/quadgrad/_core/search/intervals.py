@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
@@ -44,4 +46,15 @@ def record(problem: Problem, cells: Cells, value: Tensor, error: Tensor, status:
     columns = (cells.real[0], cells.real[1], cells.sums[-2].to(error.dtype), cells.whole[3].to(torch.int8))
     columns = (column.index_select(0, order) for column in columns)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, *columns)
-    return Found(plan, value, error, status, nfev)
+    return Found(plan, value, error, status, nfev, seen=_seen(problem, cells))
+
+
+def _seen(problem: Problem, cells: Cells) -> Tensor | None:
+    """Return the sums of the sizes of cells' components over each piece, where these are several."""
+    count = problem.pieces.count
+    components = cells.sums[:-2]
+    if len(components) == 2 * math.prod(problem.integrand.event or ()):  # real and imaginary parts
+        components = torch.hypot(components[0::2], components[1::2])
+    if count == 1 and len(components) == 1:
+        return None
+    return sum_by_owner(components.abs(), cells.whole[2], problem.batch * count).T

@@ -20,6 +20,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, judge, mark
 from quadgrad._core.search.intervals import interval_parts, record
+from quadgrad._core.search.look import is_faint
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import unpack
 from quadgrad._core.status import Status
@@ -39,6 +40,7 @@ class Watch:
     first: IntervalPlan
     closed: bool = False
     parts: list[tuple[Tensor, Cells]] = field(default_factory=list[tuple[Tensor, Cells]])
+    spent: list[Tensor] = field(default_factory=list[Tensor])
 
     def see(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
         """Look at the values on some cells, and call f at their edges, too."""
@@ -48,26 +50,30 @@ class Watch:
         with without_derivatives(), outside_transforms():
             y = y.to(torch.complex128 if y.is_complex() else torch.float64)
             kind = first.kind[index]
-            for mine in (kind == LINEAR, kind != LINEAR):
+            whole, linear, m = first.stop[index] - first.start[index] == 1.0, kind == LINEAR, len(y)
+            for mine in (whole & linear, ~whole & linear, ~linear):
                 here, own = index[mine], kind[mine]
                 if not len(here):
                     continue
                 mesh, estimate = interval_parts(task, own.to(torch.int64) - EXTRAPOLATED)
                 (new,) = mesh.start(first.take(here))
                 places = mesh.place(new)
-                edges = task.integrand(places.x[[0, -1]], places.owner).detach()
-                seen = torch.cat((edges[:1], y[:, mine], edges[1:]))
+                beside = task.integrand(torch.cat((places.x[:1], places.x[m + 1 :])), places.owner).detach()
+                seen = torch.cat((beside[:1], y[:, mine], beside[1:]))
+                self.spent.append(torch.full_like(here, new.rows))
                 self.parts.append((here, estimate(new, places, seen, noise(task))))
 
     def restart(self) -> None:
         """Forget what was seen: all of it comes again."""
         self.parts.clear()
+        self.spent.clear()
 
-    def close(self) -> Cells:
-        """Return all cells in the order of ``first``."""
+    def close(self) -> tuple[Cells, Tensor]:
+        """Return all cells in the order of ``first``, and at how many places f was called for each."""
         self.closed = True
         index, cells = torch.cat([index for index, _ in self.parts]), Cells.join([cells for _, cells in self.parts])
-        return cells.take(index.argsort())
+        order = index.argsort()
+        return cells.take(order), torch.cat(self.spent)[order]
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,17 @@ class Recheck:
 
 def recheck(watch: Watch) -> Recheck:
     """Judge the cells that were replayed, as search does."""
-    task, cells = watch.task, watch.close()
-    mesh, owner, n = interval_parts(task)[0], cells.whole[0], task.batch
+    task, (cells, spent) = watch.task, watch.close()
+    owner, n = cells.whole[0], task.batch
     dtype = task.integrand.output_dtype or task.integrand.sum_dtype
     sums, count = sum_by_owner(cells.sums, owner, n), sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
     totals, each = (Totals.of(t, dtype.is_complex) for t in (sums, cells.sums))
     verdict = judge(task.tolerance, totals, count, torch.zeros_like(count))
-    marked = mark(verdict, totals, cells, each, mesh.unseen(cells))
+    marked = mark(verdict, totals, cells, each, True)
     # Of what is done a cell is marked only where that is faint, and more might be between the nodes.
     done = verdict.done & (sum_by_owner(marked.to(torch.int64)[None], owner, n)[0] == 0)
     status = torch.where(verdict.met, int(Status.CONVERGED), int(Status.ROUNDOFF))
     value, error = unpack(task.integrand, dtype, sums)
-    return Recheck(record(task, cells, value, error, status, count * mesh.first_nodes), done, marked)
+    nfev = sum_by_owner(spent[None], owner, n)[0]
+    found = record(task, cells, value, error, status, nfev)
+    return Recheck(found, done & ~is_faint(task, found), marked)

@@ -60,7 +60,8 @@ class TensorBodies(Generic[R]):
         sums = torch.zeros((components + 2, n), dtype=torch.float64, device=owner.device)
         count = sum_by_owner(torch.ones_like(owner)[None], owner, n)[0]
         who = torch.arange(n, device=owner.device)
-        whole = torch.stack((who, count, count * self.mesh.first_nodes, torch.zeros_like(who)))
+        rows = torch.cat([new.owner.new_full((len(new),), new.rows) for new in self.new])
+        whole = torch.stack((who, count, sum_by_owner(rows[None], owner, n)[0], torch.zeros_like(who)))
         self.running, self.books = Running(whole, sums), Books(n, sums)
 
     def evaluate(self) -> None:
@@ -91,9 +92,9 @@ class TensorBodies(Generic[R]):
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
         totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
-        unseen, rest = None, stuck(task.tolerance, totals) if self.reopened else WAIT
+        follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, each, unseen))
+            moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
             wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
@@ -103,9 +104,9 @@ class TensorBodies(Generic[R]):
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
             integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
             n_run, n_wait, n_faint, *counts = torch.cat((integrals, counts)).tolist()
-            if not n_faint or unseen is not None:
+            if not n_faint or follow:
                 break
-            unseen = mesh.unseen(cells)  # which is rare, and known only now
+            follow = True  # which is rare, and known only now
         self.waiting, self.reopened = self.waiting + n_wait, False
         if n_run < n:
             self.books.enter(who, code, nfev, sums)  # of those that run on, too: they will be entered again
@@ -123,6 +124,12 @@ class TensorBodies(Generic[R]):
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
+
+    def _stuck(self, totals: Totals) -> Tensor:
+        """Say how integrals end of which all cells are at hand, and none can be split."""
+        owner, splittable, *_ = self.cells.whole.unbind()
+        errors = self.cells.sums[-2].masked_fill(splittable >= 0, 0.0)
+        return stuck(self.task.tolerance, totals, sum_by_owner(errors[None], owner, len(self.running))[0])
 
     def withdraw(self) -> None:
         """Take the integrals that wait back, with all their cells."""

@@ -17,6 +17,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
+from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 
@@ -58,6 +59,10 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
+    return look_again(problem, _search_cells(problem, first), _search_cells)
+
+
+def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
     found = search_native(problem, first) if suits_native(problem) else None
     if found is not None:
         return found

@@ -27,7 +27,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
-from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
+from quadgrad._core.verbs.noise import ReplacedRows, explained, refuse_disagreement, refuse_noise
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
 
@@ -122,7 +122,8 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
     """Return the value as a differentiable tensor, and what a mode says of the derivative."""
     if primal.replayed is not None:
         return Differentiated(primal.replayed)
-    problem, searched, error = primal.problem, primal.value, primal.found.error
+    problem, searched, found = primal.problem, primal.value, primal.found
+    error = explained(found.error, found.status)
     with problem.outside() as plain:
         refuse_noise(plain, primal.plan)
     primal.treatment = choose_treatment(problem, primal.plan)

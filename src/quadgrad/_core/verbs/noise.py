@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
@@ -10,8 +11,13 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
+from quadgrad._core.status import Status
 
-__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise", "refuse_unequal"]
+__all__ = ["ReplacedRows", "explained", "refuse_disagreement", "refuse_noise", "refuse_unequal"]
+
+APART = 4.0
+"""Search and replay differ by at most so many times the error: of 20,000 random singular ends each, in columns that
+amplify rounding, by 2.2 times at most, else by 0.8 times."""
 
 _NOISY = (
     "the integrand is not deterministic: called again at the same nodes it gave other values than before. Switch "
@@ -84,6 +90,11 @@ class ReplacedRows(Rows):
         if _disagrees(self._sums, self._searched[rows], self._error[rows]):
             raise IntegrandError(_NOISY)
         self._searched[rows].copy_(self._sums)
+
+
+def explained(error: Tensor, status: Tensor) -> Tensor:
+    """Return by how much search and replay may differ, ``(batch,)``: not at all bounded where search has failed."""
+    return (APART * error).masked_fill(status != int(Status.CONVERGED), torch.inf)
 
 
 def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:

@@ -15,28 +15,25 @@ INLINE void pack(const Cell *cell, const Leaves *leaves, int64_t place) {
     copy(cell->columns, leaves->tail, leaf->columns);
     leaf->start = cell->start, leaf->stop = cell->stop;
     leaf->value = cell->value, leaf->error = cell->error, leaf->floor = cell->floor;
-    leaves->tag[place] = cell->row * 256 + cell->kind * 16 + cell->refinable * 8 + cell->lean + 2;
+    leaves->tag[place] = cell->row * 256 + cell->kind * 32 + (cell->refinable + 1) * 8 + cell->lean + 2;
 }
 
 INLINE Cell unpack(const Leaf *leaf, int64_t tag) {
     return (Cell){leaf->start, leaf->stop, leaf->value, leaf->error, leaf->floor, NAN, NAN, NAN, tag / 256,
-                  (int8_t)(tag % 256 / 16), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 2), 0, 0.0f};
+                  (int8_t)(tag % 256 / 32), (int8_t)(tag % 8 - 2), (int8_t)(tag / 8 % 4 - 1), 0, 0.0f};
 }
 
 /* allowed_error in search/decide.py, of the value's largest component */
 INLINE double allowed_error(const Round *round, double size, double floor) {
     double allowed = larger(round->rtol * size, round->atol);
     if (size <= 5.0 * floor) allowed = larger(allowed, 5.0 * floor);
-    return larger(allowed, round->tiny);
+    return larger(allowed, round->nothing);
 }
 
-/* what a faint integral is scanned for: mark in search/decide.py, unseen in mesh/bisection.py */
-INLINE int to_scan(const Cell *cell, double most) {
-    if (!(cell->error >= C.faint * fabs(cell->value))) return 0;
-    int rough = cell->error > cell->floor && cell->refinable;
-    int at_end = cell->start == 0.0 || cell->stop == 0.0;
-    int wide = (cell->kind == LINEAR && at_end) || cell->stop - cell->start > C.scanned;
-    return ((rough || cell->floor == 0.0) && wide) || (rough && cell->error > most);
+/* which cell of a faint integral is followed: mark in search/decide.py */
+INLINE int to_follow(const Cell *cell, double most) {
+    int rough = cell->error > cell->floor && cell->refinable > 0;
+    return rough && cell->error > most && cell->error >= C.faint * fabs(cell->value);
 }
 
 /* propose in mesh/bisection.py, for one that is refined */
@@ -173,14 +170,14 @@ static void replace_moves(const Round *round, const int64_t *first, const int64_
 /* An integral's sums over its cells at hand and those that have settled; of a value of several columns, which go to the
  * totals, the size of the largest component and the sum of all sizes. */
 typedef struct {
-    double value, largest, sizes, error, floor;
+    double value, largest, sizes, error, floor, narrow;
 } Sums;
 
 INLINE void add_cells(const Cell *cells, int64_t n, int64_t tail, int64_t beyond, int64_t *next, double *totals,
                       Sums *s) {
     int64_t i = *next;
     for (const Cell *cell = cell_at(cells, i, tail); i < n && cell->row < beyond; cell = cell_at(cells, ++i, tail)) {
-        s->error += cell->error, s->floor += cell->floor;
+        s->error += cell->error, s->floor += cell->floor, s->narrow += cell->refinable < 0 ? cell->error : 0.0;
         if (tail) add(cell->columns, tail, totals);
         else s->value += cell->value;
     }
@@ -202,14 +199,14 @@ typedef struct {
 
 /* Say for each cell of an integral from `first` to before `stop` what becomes of it. */
 INLINE Moves plan_moves(const Round *round, int64_t tail, const int64_t *first, const int64_t *stop, double limit,
-                        int scan, double most) {
+                        int follow, double most) {
     Moves made = {.parts = 0};
     for (int kind = 0; kind < 2; kind++) {
         const Cell *cells = kind ? round->ends : round->linear;
         int8_t *moves = round->moves + (kind ? round->n_linear : 0);
         for (int64_t c = first[kind]; c < stop[kind]; c++) {
             const Cell *cell = cell_at(cells, c, tail);
-            int split = (cell->error > limit && cell->refinable) || (scan && to_scan(cell, most));
+            int split = (cell->error > limit && cell->refinable > 0) || (follow && to_follow(cell, most));
             int move = split ? plan_move(cell) : KEEP;
             moves[c] = (int8_t)move;
             if (move == PART) made.parts += count_parts(pole_of(cell, round)), made.parted++;
@@ -241,13 +238,13 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
         double target = larger(tolerance, 2.0 * sums.floor);
         int met = error / tolerance <= 1.0, done = error / target <= 1.0;
         int64_t bad = isinf(error) ? one.bad + 1 : 0;
-        int idle = done || bad > C.patience, scan = done && error >= C.faint * sums.sizes;
+        int idle = done || bad > C.patience, faint = done && error >= C.faint * sums.sizes;
         double limit = idle ? INFINITY : target * ((round->reopened ? 1.0 : C.share) / (double)one.count);
-        Moves moves = plan_moves(round, tail, first, next, limit, scan, 0.5 * error);
+        Moves moves = plan_moves(round, tail, first, next, limit, faint, 0.5 * error);
         int64_t more = moves.parts - 2 * moves.parted; /* than halves */
         int64_t pairs = moves.number[REVERT] + more, linear = 2 * moves.number[REVERT] + moves.parts;
         int64_t ends = moves.number[TURN] + 2 * moves.number[CLOSER];
-        int64_t cost = one.nfev + m * (linear + ends) + pairs + C.beside * ends;
+        int64_t cost = one.nfev + m * (linear + ends) + pairs + C.beside_end * ends;
         if (cost > round->max_nfev && more > 0) {
             linear -= more, pairs -= more, cost -= more * (m + 1);
             replace_moves(round, first, next, HALVE);
@@ -256,10 +253,11 @@ INLINE void decide(const Round *round, int64_t tail, Share *share) {
         done = done && wanted == 0;
         int64_t code = wanted > 0 ? RUN : WAIT;
         if (code == WAIT && round->reopened)
-            code = error > sqrt(round->eps) * sums.largest ? C.divergent : C.roundoff;
+            code = error > sqrt(round->eps) * sums.largest && sums.narrow >= 0.5 * error ? C.divergent : C.roundoff;
         if (cost > round->max_nfev) code = C.max_nfev;
         if (bad > C.patience) code = C.nonfinite;
         if (done) code = met ? C.converged : C.roundoff;
+        made.faint += done && (faint || sums.largest <= round->nothing);
         if (code == RUN) {
             one.count = wanted, one.nfev = cost, one.bad = bad;
             round->integrals[share->low + made.running++] = one;
@@ -317,11 +315,11 @@ EXPORT void judge(const Round *round, Tally *tally) {
         if (tail) decide(round, tail, share);
         else decide(round, 0, share);
     }
-    *tally = (Tally){.waiting = waiting};
+    *tally = (Tally){.waiting = waiting, .faint = tally->faint};
     for (int t = 0; t < threads; t++) {
         const Tally *made = &round->shares[t].made;
         tally->running += made->running, tally->waiting += made->waiting, tally->settled += made->settled;
-        tally->linear += made->linear, tally->ends += made->ends, tally->pairs += made->pairs;
+        tally->faint += made->faint, tally->linear += made->linear, tally->ends += made->ends, tally->pairs += made->pairs;
     }
 }
 
@@ -372,9 +370,10 @@ EXPORT void withdraw(const Setting *set, Leaf *settled, int64_t *tags, int64_t a
 }
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
- * `counts` in each of the rows. Return how many have logarithmic nodes; 0 if their kinds are not asked for. */
+ * `counts` in each of the rows. Return how many have logarithmic nodes; 0 if their kinds are not asked for. Enter the
+ * sums of the sizes of components (rows, components), if these are asked for. */
 EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t n, int64_t rows, int64_t *counts,
-                       int64_t *row, double *start, double *stop, double *error, int8_t *kind) {
+                       int64_t *row, double *start, double *stop, double *error, int8_t *kind, double *seen) {
     Leaves leaves = {settled, tags, tail_of(set)};
     int64_t n_ends[READERS] = {0}, place = 0, all = 0;
     for (int64_t r = 0; r < rows; r++) {
@@ -392,7 +391,10 @@ EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t
             const Leaf *leaf = leaf_at(&leaves, i);
             int64_t to = counts[here]++;
             row[to] = here, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-            if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 16)) != LINEAR;
+            double *sizes = seen + here * (set->columns / set->parts);
+            for (int64_t j = 0; seen && j < set->columns; j += set->parts)
+                sizes[j / set->parts] += leaves.tail ? size_at(leaf->columns, j, set->parts) : fabs(leaf->value);
+            if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 32)) != LINEAR;
         }
     }
     for (int t = 0; t < threads; t++) all += n_ends[t];

@@ -48,7 +48,7 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
 
 /* What a group of cells, or their columns, are like. Of several columns a cell has the largest of each quantity, or
  * from START on, where one number stands for f, the sum. */
-enum { ERROR, SIZE, VARIATION, DECAY, LEFT, RIGHT, START, STOP, HIGHEST, MIDDLE, QUANTITIES };
+enum { ERROR, SIZE, BETWEEN, VARIATION, DECAY, LEFT, RIGHT, START, STOP, HIGHEST, MIDDLE, QUANTITIES };
 typedef Tile Summary[QUANTITIES];
 
 /* What the rule's sums say about columns, on the unit interval; scale and reach of each as in Layout. */
@@ -62,6 +62,7 @@ INLINE void judge_columns(const Setting *set, double eps, const Tile *sums, cons
         unseen[c] = size[c] + of[VARIATION][c] * (blur / (2.0 * eps));
         tiny[c] = scale[c] > 0.0 ? DBL_MIN / scale[c] : DBL_MIN;
         of[LEFT][c] = fabs(halves[0][c]), of[RIGHT][c] = fabs(halves[1][c]);
+        of[BETWEEN][c] = 0.0;
         of[START][c] = edges[0][c], of[STOP][c] = edges[1][c], of[MIDDLE][c] = middle[c];
     }
     null_rule_error(nulls, unseen, tiny, set->rule->order_gap, eps, of[ERROR], of[DECAY], of[HIGHEST]);
@@ -74,6 +75,7 @@ INLINE void add_columns(const Setting *set, const Summary columns, int64_t first
         double error = columns[ERROR][c], size = columns[SIZE][c];
         if (set->parts == 2 && whole) error = modulus(columns[ERROR][c - 1], error), size += columns[SIZE][c - 1];
         if (whole) cells[ERROR][i] = worse(cells[ERROR][i], error), cells[SIZE][i] = worse(cells[SIZE][i], size);
+        cells[BETWEEN][i] = larger(cells[BETWEEN][i], columns[BETWEEN][c]);
         for (int q = VARIATION; q < START; q++) cells[q][i] = worse(cells[q][i], columns[q][c]);
         for (int q = START; q < QUANTITIES; q++) cells[q][i] += columns[q][c];
     }
@@ -127,29 +129,32 @@ INLINE double sizes_of(int64_t m, const double *y, const double *slope, int64_t 
 
 /* Estimates of cells from those on the unit interval; see scale_estimates in null_rules.py. */
 INLINE void estimate_cells(const Setting *set, double eps, const Summary s, const double *scale, const double *reach,
-                           int64_t here, int64_t tail, Cell *cells, Tile factor) {
-    Tile at_start = {0}, at_stop = {0}, width = {0}, noise, floor, side, error;
+                           int64_t here, int64_t tail, int64_t looks, Cell *cells, Tile factor) {
+    Tile at_start = {0}, at_stop = {0}, width = {0}, far = {0}, noise, floor, side, error;
     int64_t refinable[WIDE];
     double inmost = set->rule->nodes[0], finest = 4.0 * set->eps / inmost, narrowest = sqrt(set->tiny);
     for (int64_t c = 0; c < here; c++) {
         const Cell *cell = cell_at(cells, c, tail);
         at_start[c] = cell->at_start, at_stop[c] = cell->at_stop, width[c] = cell->stop - cell->start;
+        if (looks || !set->infinite) continue;
+        Piece p = piece_of(set, cell->row);
+        if ((p.down > 0.0 && cell->start == 0.0) || (p.up > 0.0 && cell->stop == 0.0)) far[c] = s[HIGHEST][c];
     }
     for (int c = 0; c < WIDE; c++) {
         double whole = s[SIZE][c] * scale[c];
         floor[c] = C.floor * eps * whole;
         noise[c] = smaller(C.place * set->eps * reach[c] * s[VARIATION][c], whole) + floor[c];
-        double left = s[LEFT][c], right = s[RIGHT][c];
+        double allowed = C.beyond * s[HIGHEST][c];
+        double at_left = gap(s[START][c], at_start[c], allowed), at_right = gap(s[STOP][c], at_stop[c], allowed);
+        double left = s[LEFT][c] + at_left, right = s[RIGHT][c] + at_right, hidden = at_left + at_right;
         side[c] = (right > C.rougher * left ? 1.0 : 0.0) - (left > C.rougher * right ? 1.0 : 0.0);
         side[c] *= s[DECAY][c] >= C.unresolved ? 2.0 : 1.0;
-        double allowed = C.beyond * s[HIGHEST][c];
-        double hidden = gap(s[START][c], at_start[c], allowed) + gap(s[STOP][c], at_stop[c], allowed);
-        error[c] = larger(noise[c], (s[ERROR][c] + hidden * inmost) * scale[c]);
+        error[c] = larger(noise[c], larger(far[c], larger(s[BETWEEN][c], s[ERROR][c] + hidden * inmost)) * scale[c]);
     }
     for (int c = 0; c < WIDE; c++) {
         int lost = !(s[SIZE][c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
-        int resolvable = (scale[c] > reach[c] * finest) & (width[c] > narrowest);
-        refinable[c] = resolvable & (lost | (error[c] > noise[c]));
+        int blunt = !(scale[c] > reach[c] * finest), narrow = !(width[c] > narrowest);
+        refinable[c] = splittable(set, lost | (error[c] > noise[c]), blunt, narrow);
         factor[c] = lost ? 0.0 : scale[c];
         error[c] = lost ? INFINITY : error[c];
         floor[c] = !(scale[c] > 0.0) ? set->tiny : lost ? 0.0 : floor[c];
@@ -162,9 +167,27 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary s, cons
     }
 }
 
+/* _between in interval.py: how far f at the looks, the rows of y behind the nodes and an edge, is from the polynomial. */
+INLINE void look_between(const Setting *set, double eps, const double *y, const double *slope, int64_t n,
+                         int64_t columns, int64_t low, int64_t first, int64_t width, const double *values,
+                         int64_t stride, const double *scale, const double *reach, Summary of) {
+    const Rule *rule = set->rule;
+    int64_t m = rule->m;
+    Tile nodes[MOST_NODES], looks[LOOKS], seen[LOOKS];
+    for (int64_t i = 0; i < m; i++) memcpy(nodes[i], values + i * stride, sizeof(Tile));
+    load(y + (m + 1) * n * columns, slope ? slope + (m + 1) * n : slope, LOOKS, n, columns, low, first, width, seen);
+    weigh(rule->all + (FUNCTIONALS + SHARES) * m, LOOKS, m, nodes, looks);
+    for (int64_t c = 0; c < width; c += set->parts) {
+        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0), varies = of[VARIATION][c];
+        if (set->parts == 2) varies = larger(varies, of[VARIATION][c + 1]);
+        of[BETWEEN][c] = largest_gap(m, nodes, looks, seen, c, set->parts, C.floor * eps, C.rounded * blur * varies);
+    }
+}
+
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
 INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low,
-                          int64_t here, int64_t n, const double *y, const double *slope, const Layout *layout) {
+                          int64_t here, int64_t n, const double *y, const double *slope, const Layout *layout,
+                          int64_t looks) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
     Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest;
@@ -188,6 +211,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         fold(rule, values, stride, sums, size, largest);
         if (columns == 1) {
             judge_columns(set, eps, sums, size, scale, reach, middle, summary);
+            if (looks)
+                look_between(set, eps, y, slope, n, 1, low, first, width, values, stride, scale, reach, summary);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -196,10 +221,12 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             cell_at(cells, low + at, tail)->columns[(first + c) % columns] = sums[0][c];
         }
         judge_columns(set, eps, sums, size, scales, reaches, middle, part);
+        if (looks)
+            look_between(set, eps, y, slope, n, columns, low, first, width, values, stride, scales, reaches, part);
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);
-    estimate_cells(set, eps, summary, scale, reach, here, tail, group, factor);
+    estimate_cells(set, eps, summary, scale, reach, here, tail, looks, group, factor);
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(group, c, tail);
         if (columns > 1) scale_columns(cell, factor[c], columns, set->parts);
@@ -218,8 +245,9 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
 }
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
- * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. Layout as in `place`. */
-EXPORT void measure(const Setting *set, int64_t edges, double eps, Cell *cells, int64_t n, const double *y,
+ * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. With looks their rows come
+ * last. Layout as in `place`. */
+EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps, Cell *cells, int64_t n, const double *y,
                     const double *slope, double *layout, int64_t stride) {
     const Layout rows = rows_of(layout, stride);
     int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
@@ -236,7 +264,7 @@ EXPORT void measure(const Setting *set, int64_t edges, double eps, Cell *cells, 
             cell->at_start = isnan(cell->at_start) ? NAN : before;
             cell->at_stop = isnan(cell->at_stop) ? NAN : after;
         }
-        if (columns == 1) measure_group(set, 1, eps, blind, cells, low, here, n, inner, along, &rows);
-        else measure_group(set, columns, eps, blind, cells, low, here, n, inner, along, &rows);
+        if (columns == 1) measure_group(set, 1, eps, blind, cells, low, here, n, inner, along, &rows, looks);
+        else measure_group(set, columns, eps, blind, cells, low, here, n, inner, along, &rows, looks);
     }
 }

@@ -39,7 +39,7 @@ enum { LINEAR, LOGARITHMIC, EXTRAPOLATED }; /* and beyond: the column that extra
 enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
-enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, COLUMNS = 3, LEVELS = 20 };
+enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, LOOKS = 3, COLUMNS = 3, LEVELS = 20 };
 
 /* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in NewIntervals of cells.py; f at
  * start, stop and middle is times the slope, and NaN where it is not known; of several columns these are sums.
@@ -85,16 +85,17 @@ typedef struct {
 /* The constants of the Python modules, under their names there. */
 typedef struct {
     double floor, place, beyond, safety, slow, unresolved, rougher, near, unsure, at_end, steps;
-    double faint, scanned, step, deep, every, limit, ulps, share;
-    double close, nearest, deepest, lawless, shortest, depth;
-    int64_t beside, patience, functionals, shares, levels;
+    double faint, step, deep, every, limit, ulps, share;
+    double close, nearest, deepest, lawless, shortest, depth, rounded, settling, drifting, far, layer;
+    int64_t beside, whole, beside_end, patience, functionals, shares, levels, looks;
     int64_t converged, max_nfev, roundoff, nonfinite, divergent;
 } Constants;
 
 /* A rule with m nodes, which are symmetric. `all` has rows of m numbers: the weights, 2 NULL_PAIRS nulls, 2 halves,
- * 2 slopes, 2 edges, and the shares. Those before the shares stand also in `even` and `odd`, see `fold`. */
+ * 2 slopes, 2 edges, the shares, and the looks, whose places are beside the nodes. Those before the shares stand also in
+ * `even` and `odd`, see `fold`. */
 typedef struct {
-    const double *nodes, *all, *even, *odd;
+    const double *nodes, *all, *even, *odd, *looks;
     int64_t m, order_gap;
 } Rule;
 
@@ -111,9 +112,9 @@ typedef struct {
 INLINE int64_t tail_of(const Setting *set) { return set->columns > 1 ? set->columns : 0; }
 
 /* How many integrals run on and wait; how many cells are new, of how many pairs of these f is not known between them,
- * and how many have settled. */
+ * how many have settled, and how many integrals ended of which next to nothing was seen. */
 typedef struct {
-    int64_t running, waiting, linear, ends, pairs, settled;
+    int64_t running, waiting, linear, ends, pairs, settled, faint;
 } Tally;
 
 /* A thread's part of a round: integrals from `low` to before `high`, their cells of both kinds, and what they make of
@@ -128,7 +129,7 @@ typedef struct {
  * integrals, the sums over settled cells where there are several columns, the totals of those that stopped (with
  * several columns, of all), and how many cells have settled by row. */
 typedef struct {
-    double rtol, atol, eps, tiny, along, across;
+    double rtol, atol, eps, nothing, along, across;
     int64_t max_nfev, reopened, fresh, running, n_linear, n_ends;
     const Setting *setting;
     Integral *integrals;
@@ -174,15 +175,16 @@ enum { COSTLY = 8 }; /* How much more work a cell with logarithmic nodes is. */
 
 /* Where n cells lie, one row of n numbers each: how far 0 is from where they are measured (finite pieces: their left
  * end), what multiplies a weighted sum, both as in Layout of interval.py; whose they are; for cells with logarithmic
- * nodes also the rate, the span, the steps as in singular_ends.py, and room for three extrapolations of each column. */
+ * nodes also the rate, the span, the steps to both places close to the end as in singular_ends.py, and room for three extrapolations of each column. */
 typedef struct {
     double *reach, *scale;
     int64_t *owner;
-    double *rate, *span, *steps, *limits;
+    double *rate, *span, *steps, *near, *limits;
 } Layout;
 
 INLINE Layout rows_of(double *rows, int64_t n) {
-    return (Layout){rows, rows + n, (int64_t *)(rows + 2 * n), rows + 3 * n, rows + 4 * n, rows + 5 * n, rows + 6 * n};
+    return (Layout){rows, rows + n, (int64_t *)(rows + 2 * n), rows + 3 * n, rows + 4 * n, rows + 5 * n, rows + 6 * n,
+                    rows + 7 * n};
 }
 
 /* A piece: its ends, 0 where infinite, and whether they are. */

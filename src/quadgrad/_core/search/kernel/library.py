@@ -27,21 +27,21 @@ __all__ = [
     "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
-CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 12
+CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 13
 """How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of.
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
 
-LAYOUT, END_LAYOUT = 3, 6
+LAYOUT, END_LAYOUT = 3, 7
 """How many numbers tell where a cell with evenly spread nodes is, and one with logarithmic nodes."""
 
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
-    "at_end", "steps", "faint", "scanned", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth",
+    "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "drifting", "far", "layer",
 )  # fmt: skip
 _INTEGERS = (
-    "beside", "patience", "functionals", "shares", "levels",
+    "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
     "converged", "max_nfev", "roundoff", "nonfinite", "divergent",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ class RuleNumbers(Structure):
     """A rule in double precision."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("nodes", "all", "even", "odd")),
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks")),
         *((name, c_int64) for name in ("m", "order_gap")),
     ]
 
@@ -89,7 +89,7 @@ class Round(Structure):
     """What is asked, a round's integrals and cells, and where the totals go."""
 
     _fields_ = [
-        *((name, c_double) for name in ("rtol", "atol", "eps", "tiny", "along", "across")),
+        *((name, c_double) for name in ("rtol", "atol", "eps", "nothing", "along", "across")),
         *((name, c_int64) for name in ("max_nfev", "reopened", "fresh", "running", "n_linear", "n_ends")),
         *((name, c_void_p) for name in ("setting", "integrals", "linear", "ends", "shares", "moves")),
         *((name, c_void_p) for name in ("held", "values", "errors", "status", "nfev", "settled")),
@@ -97,11 +97,15 @@ class Round(Structure):
 
 
 class Tally(Structure):
-    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled."""
+    """How many integrals run on and how many wait; how many cells are new, pairs to ask between, and settled.
 
-    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled")]
+    Also how many integrals have ended of which next to nothing was seen.
+    """
+
+    _fields_ = [(name, c_int64) for name in ("running", "waiting", "linear", "ends", "pairs", "settled", "faint")]
     running: int
     waiting: int
+    faint: int
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -110,16 +114,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin": (Setting, *"nppp"),
     "open_books": (Setting, *"pnpnnpp"),
     "spread": tuple("pnpnpn"),
-    "place": (Setting, *"npnpppn"),
+    "place": (Setting, *"nnpnpppn"),
     "place_starts": (Setting, *"ppnppppn"),
     "enter_starts": (Setting, *"ppnpp"),
-    "measure": (Setting, *"nxpnpppn"),
+    "measure": (Setting, *"nnxpnpppn"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppp"),
     "judge": (Round, Tally),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
-    "collect": (Setting, *"ppnnpppppp"),
+    "collect": (Setting, *"ppnnppppppp"),
 }
 _RETURNING = ("configure", "begin", "collect")
 
@@ -149,7 +153,8 @@ def _rule_numbers(rule: Rule) -> RuleNumbers:
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges
     even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
     odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
-    tables = (rule.nodes, np.vstack([rule.functionals, rule.shares]), even[:, : half + 1], odd[:, :half])
+    functionals = np.vstack([rule.functionals, rule.shares, rule.at_looks])
+    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks)
     kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
     made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
     made.kept = kept

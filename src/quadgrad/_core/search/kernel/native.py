@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from quadgrad._core.integrand import Argument, Integrand
-from quadgrad._core.mesh.cells import BESIDE
+from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
 from quadgrad._core.mesh.interval import LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
@@ -95,13 +95,13 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     """
     if pieces.count > 1 or not _is_open(pieces, rule):
         return None
-    kernel, setting, rows = load(), Setting.of(pieces, rule), rule.nodes.size + BESIDE
+    kernel, setting, rows = load(), Setting.of(pieces, rule), rule.nodes.size + WHOLE
     room, x, slope = numbers(CELL + LAYOUT), numbers(rows, 1), numbers(rows) if pieces.infinite else None
     cell = room.data_ptr()
     layout = cell + 8 * CELL
     if kernel.begin(byref(setting), 1, cell, None, layout) == 0:
         return None
-    kernel.place(byref(setting), True, cell, 1, x.data_ptr(), _pointer(slope), layout, 1)
+    kernel.place(byref(setting), True, True, cell, 1, x.data_ptr(), _pointer(slope), layout, 1)
     integrand, y = integrand.probe(x)
     return integrand, Opening(setting, room, slope, y)
 
@@ -143,11 +143,11 @@ class NativeBodies:
         self.status, self.nfev = INTEGERS.new_empty(batch), INTEGERS.new_empty(batch)
         self.counts = INTEGERS.new_zeros(batch * count)
         self.settled = self.withdrawn = self.pairs = 0
-        self.mixed, self.first, self.tally = False, True, Tally()
+        self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
         tolerance = task.tolerance
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
-            tolerance.rtol, tolerance.atol, tolerance.eps, torch.finfo(self.dtype).tiny,
+            tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
             *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, sys.maxsize)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
@@ -162,6 +162,7 @@ class NativeBodies:
         batch, count, opening, memory = self.task.batch, self.task.pieces.count, self.task.opening, self.memory
         whole = first is None and count == 1
         if first is not None:
+            self.planned = True
             cells = numbers(first.row.shape[0], CELL + self.width).zero_()
             cells[:, START], cells[:, STOP] = first.start, first.stop
             cells.view(torch.int64)[:, ROW] = first.row
@@ -182,7 +183,7 @@ class NativeBodies:
             whole = whole and n == batch
             self._hold(room, n, 0)
         self.round.integrals = self.books.data_ptr()
-        self.round.fresh = (self.m + BESIDE) * whole
+        self.round.fresh = (self.m + WHOLE) * whole
         self.one_each = whole
 
     def _enter(self, cells: Tensor) -> None:
@@ -206,31 +207,45 @@ class NativeBodies:
         """Call f between cells, at the nodes of those with evenly spread ones, and of the others."""
         if self.pairs:
             self._call_between()
-        self._measure()
+        if self.first and self.planned:
+            self._measure_planned()
+        else:
+            self._measure(self.linear, self.layout, self.first, self.first)
         self._measure_ends()
         self.first = self.one_each = False
 
-    def _measure(self) -> None:
-        """Apply the rule to cells with evenly spread nodes; to first ones with their edges."""
-        task, opening, first, low, n = self.task, self.task.opening, self.first, 0, self.linear.n
-        rows = self.m + BESIDE * first
-        for part in self.linear.parts(max(1, task.block // rows)):
-            layout = self.layout.data_ptr() + 8 * low
+    def _measure_planned(self) -> None:
+        """Measure the cells of a plan: whole pieces with looks, others without."""
+        n, width, layout = self.linear.n, self.linear.width, self.layout.view(LAYOUT, -1)
+        cells = self.linear.room[: n * width].view(n, width)
+        whole = cells[:, STOP] - cells[:, START] == 1.0
+        for looks, mine in ((True, whole), (False, ~whole)):
+            index = mine.nonzero().squeeze(1)
+            taken = cells[index]
+            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks)
+            cells[index] = taken
+
+    def _measure(self, cells: _Cells, layouts: Tensor, first: bool, looks: bool) -> None:
+        """Apply the rule to cells with evenly spread nodes; to first ones with their edges, to whole pieces with looks."""
+        task, opening, low, n = self.task, self.task.opening, 0, cells.n
+        rows = self.m + (WHOLE if looks else BESIDE * first)
+        for part in cells.parts(max(1, task.block // rows)):
+            layout = layouts.data_ptr() + 8 * low
             if first and opening is not None:
                 slope, y = _pointer(opening.slope), self._read(opening.y.detach())
             else:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
-                self.kernel.place(self.setting, first, part.pointer, part.n, x.data_ptr(), slope, layout, n)
+                self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
-                y = self._call(x, whose if self.one_each else self.layout[2 * n :][whose])
+                y = self._call(x, whose if self.one_each else layouts[2 * n :][whose])
             self.kernel.measure(
-                self.setting, first, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
+                self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
             low += part.n
 
     def _measure_ends(self) -> None:
         """Apply the rule to cells with logarithmic nodes."""
-        task, rows = self.task, self.m + BESIDE
+        task, rows = self.task, self.m + BESIDE_END
         for part in self.ends.parts(max(1, task.block // rows)):
             n = part.n
             x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
@@ -331,9 +346,12 @@ class NativeBodies:
         n, event = self.settled - self.withdrawn, self.task.integrand.event
         row, kind = INTEGERS.new_empty(n), BYTES.new_empty(n) if self.mixed else None
         start, stop, error = numbers(n), numbers(n), numbers(n)
+        components, several = self.columns // self.parts, self.task.pieces.count > 1
+        seen = numbers(self.counts.shape[0], components).zero_() if several or components > 1 else None
         ends = self.kernel.collect(
             self.setting, *self.leaves, self.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),
+            None if seen is None else seen.data_ptr(),
         )  # fmt: skip
         self.memory.leave()
         value = self.value if self.parts == 1 else self.value.view(torch.complex128)
@@ -343,7 +361,8 @@ class NativeBodies:
         value, total, error = _as(value, self.dtype), _as(self.error, real), _as(error, real)
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
-        return Found(plan, value, total, self.status, self.nfev)
+        faint = self.tally.faint > 0 if seen is None else None
+        return Found(plan, value, total, self.status, self.nfev, faint, seen)
 
 
 def _spreads(argument: Argument) -> bool:

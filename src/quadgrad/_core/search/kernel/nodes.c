@@ -10,7 +10,7 @@ EXPORT int64_t source(void) { return SOURCE; }
 /* Return whether the caller's rules are those it was made for. */
 EXPORT int64_t configure(const Constants *constants) {
     C = *constants;
-    return C.functionals == FUNCTIONALS && C.shares == SHARES && C.levels == LEVELS;
+    return C.functionals == FUNCTIONALS && C.shares == SHARES && C.levels == LEVELS && C.looks == LOOKS;
 }
 
 /* The integrals of cells that were not yet searched, and where those with linear nodes lie. */
@@ -20,9 +20,11 @@ EXPORT void open_books(const Setting *set, const Cell *linear, int64_t n_linear,
     Layout to = rows_of(layout, n_linear);
     for (int64_t i = 0; i < n_linear; i++) lay_out(set, cell_at(linear, i, tail), &to, i);
     for (int64_t i = 0; i < batch; i++) integrals[i] = (Integral){.who = i};
-    for (int64_t i = 0; i < n_linear; i++) integrals[cell_at(linear, i, tail)->row / count].count++;
-    for (int64_t i = 0; i < n_ends; i++) integrals[cell_at(ends, i, tail)->row / count].count++;
-    for (int64_t i = 0; i < batch; i++) integrals[i].nfev = integrals[i].count * (set->rule->m + C.beside);
+    for (int64_t i = 0; i < n_linear + n_ends; i++) {
+        const Cell *cell = i < n_linear ? cell_at(linear, i, tail) : cell_at(ends, i - n_linear, tail);
+        int64_t beside = i >= n_linear ? C.beside_end : cell->stop - cell->start == 1.0 ? C.whole : C.beside;
+        integrals[cell->row / count].count++, integrals[cell->row / count].nfev += set->rule->m + beside;
+    }
 }
 
 INLINE int is_empty(const Setting *set, int64_t row) {
@@ -56,7 +58,7 @@ EXPORT int64_t begin(const Setting *set, int64_t batch, Cell *cells, Integral *i
             }
             if (!integrals || (n == batch && count == 1)) continue;
             integrals[who] = (Integral){
-                .who = who, .count = next - before, .nfev = (next - before) * (set->rule->m + C.beside)};
+                .who = who, .count = next - before, .nfev = (next - before) * (set->rule->m + C.whole)};
         }
     }
     return n;
@@ -88,9 +90,9 @@ INLINE void put_row(const Layout *at, const Piece *pieces, const double *starts,
  * them, or, where that cannot be told from the end, and next to infinity, in the middle: there f is then not known. */
 INLINE void choose_edges(const Setting *set, Cell *cell, Piece p, double left, double width, double *first,
                          double *last) {
-    double near = larger(C.limit, C.ulps * set->eps), middle = set->rule->nodes[set->rule->m / 2];
-    double away = p.up + p.down > 0.0 ? p.lower + p.upper : left;
-    int beside = near * width > 4.0 * set->eps * (fabs(away) + width);
+    double away = p.up + p.down > 0.0 ? p.lower + p.upper : left, middle = set->rule->nodes[set->rule->m / 2];
+    double near = larger(C.limit, (fabs(away) / width + 1.0) * C.ulps * set->eps);
+    int beside = near < 0.25 * set->rule->nodes[0];
     int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
     int at_start = inner_start || (beside && !(p.down > 0.0)), at_stop = inner_stop || (beside && !(p.up > 0.0));
     *first = inner_start ? 0.0 : at_start ? near : middle;
@@ -100,9 +102,9 @@ INLINE void choose_edges(const Setting *set, Cell *cell, Piece p, double left, d
 
 enum { TOGETHER = 64 };
 
-/* Nodes x (m, n) of cells with linear nodes, or (m + 2, n) with their edges; the slope there, if any piece is infinite.
- * The cells lie where the layout says, whose rows are `stride` long. */
-EXPORT void place(const Setting *set, int64_t edges, Cell *cells, int64_t n, double *x, double *slope, double *layout,
+/* Nodes x (m, n) of cells with linear nodes, or (m + 2, n) with their edges, or with the looks behind these; the slope
+ * there, if any piece is infinite. The cells lie where the layout says, whose rows are `stride` long. */
+EXPORT void place(const Setting *set, int64_t edges, int64_t looks, Cell *cells, int64_t n, double *x, double *slope, double *layout,
                   int64_t stride) {
     Layout at = rows_of(layout, stride);
     int64_t tail = tail_of(set), m = set->rule->m;
@@ -117,8 +119,8 @@ EXPORT void place(const Setting *set, int64_t edges, Cell *cells, int64_t n, dou
             if (edges)
                 choose_edges(set, cell, pieces[c], at.reach[low + c], at.scale[low + c], &first[c], &last[c]);
         }
-        for (int64_t i = edges ? -1 : 0; i < m + (edges ? 1 : 0); i++, to += n) {
-            const double *tau = i < 0 ? first : i == m ? last : set->rule->nodes + i;
+        for (int64_t i = edges ? -1 : 0; i < m + (edges ? 1 : 0) + (looks ? LOOKS : 0); i++, to += n) {
+            const double *tau = i < 0 ? first : i < m ? set->rule->nodes + i : i == m ? last : set->rule->looks + i - m - 1;
             int64_t step = i < 0 || i == m;
             put_row(&at, pieces, starts, low, here, tau, step, x + to, slope ? slope + to : slope);
         }
@@ -162,9 +164,9 @@ EXPORT void enter_starts(const Setting *set, Cell *cells, const int64_t *index, 
     }
 }
 
-/* Places (m + 2, n) of cells with logarithmic nodes and what f has to be multiplied by there, but for the scale: a
- * cell's outer edge, the nodes, and the inner edge or, where that is an end, a place as close to it as numbers allow.
- * See place_ends in singular_ends.py. */
+/* Places (m + 3 + LOOKS, n) of cells with logarithmic nodes and what f has to be multiplied by there, but for the scale:
+ * a cell's outer edge, the nodes, the inner edge or, where that is an end, a place as close to it as numbers allow,
+ * the looks, and where first cells look. See _look_deep in mesh/bisection.py. */
 EXPORT void place_ends(const Setting *set, const Cell *cells, int64_t n, double *x, double *slope, double *layout) {
     const double *tau = set->rule->nodes;
     int64_t m = set->rule->m, tail = tail_of(set);
@@ -178,15 +180,20 @@ EXPORT void place_ends(const Setting *set, const Cell *cells, int64_t n, double 
         double end = from_lower ? p.lower : p.upper, span = bounded ? p.upper - p.lower : 1.0, reach = fabs(end);
         double rate = log(inner == 0.0 ? exp2(-C.depth) : inner / outer), deepest = 0.0;
         to.owner[c] = cell->row / set->count, to.scale[c] = -rate * span, to.reach[c] = reach;
-        to.rate[c] = rate, to.span[c] = span, to.steps[c] = 0.0;
+        to.rate[c] = rate, to.span[c] = span, to.steps[c] = 0.0, to.near[c] = 0.0;
         if (inner == 0.0 && !(from_lower ? p.down : p.up)) { /* out there exp(x) overflows */
-            double depth = larger(C.ulps * set->eps * reach / span, larger(C.deepest, sqrt(set->tiny)));
-            double octaves = log2(fabs(outer) / depth) - C.depth;
+            double least = C.ulps * set->eps * reach / span;
+            double depth = larger(least, larger(C.deepest, sqrt(set->tiny)));
+            double near = larger(least, larger(C.limit, C.ulps * set->eps));
+            double octaves = log2(fabs(outer) / depth) - C.depth, nearer = log2(fabs(outer) / near) - C.depth;
             if (octaves > C.depth) deepest = copysign(depth, outer), to.steps[c] = octaves * (SHARES / C.depth);
+            if (nearer > 1.0) to.near[c] = nearer * (SHARES / C.depth);
         }
-        for (int64_t i = 0; i < m + 2; i++) {
-            double along = 1.0, fraction = outer * exp(rate * (i == 0 ? 0.0 : i > m ? 1.0 : tau[i - 1]));
-            if (i > m && deepest != 0.0) fraction = deepest;
+        for (int64_t i = 0; i < m + 3 + LOOKS; i++) {
+            double where = i == 0 ? 0.0 : i <= m ? tau[i - 1] : i == m + 1 ? 1.0
+                         : i < m + 2 + LOOKS ? set->rule->looks[i - m - 2] : 1.0 + to.near[c] / SHARES;
+            double along = 1.0, fraction = outer * exp(rate * where);
+            if (i == m + 1 && deepest != 0.0) fraction = deepest;
             x[i * n + c] = bounded ? end + span * fraction
                                    : map_fraction(fraction, from_lower, p, &along);
             slope[i * n + c] = along * fabs(fraction);

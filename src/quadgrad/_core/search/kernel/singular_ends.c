@@ -24,7 +24,8 @@ INLINE Number reciprocal(Number z, double rest) {
 
 /* What the components of one cell's value amount to, each the largest; see to_the_end in singular_ends.py. */
 typedef struct {
-    double doubts[COLUMNS], limits[COLUMNS], apart[COLUMNS], ratio, total, value, error, decay, size, blur, hidden;
+    double doubts[COLUMNS], limits[COLUMNS], apart[COLUMNS], ratio, total, last, value, error, decay, size, blur, hidden;
+    double missed[COLUMNS];
     int lawless;
 } EndSummary;
 
@@ -76,11 +77,35 @@ static int breaks_the_law(const Number *terms, double deep, double steps) {
     return fabs(expected) < INFINITY && off > C.lawless + 2.0 * SHARES * steps * drift;
 }
 
+/* unexplained in singular_ends.py, of one component, for each column */
+INLINE void add_unexplained(const Number *terms, Number edge, double near, double steps, double error,
+                            const Number *limits, EndSummary *s) {
+    double rates[3], logs[4], remainder[COLUMNS];
+    Number sum = {0};
+    for (int i = 0; i < SHARES; i++) sum.a += terms[i].a, sum.b += terms[i].b;
+    for (int k = 0; k < COLUMNS; k++) remainder[k] = size_of(minus(limits[k], sum));
+    for (int i = 0; i < 4; i++) logs[i] = log(larger(size_of(terms[SHARES - 4 + i]), DBL_MIN));
+    for (int i = 0; i < 3; i++) rates[i] = logs[i + 1] - logs[i];
+    double before = rates[1] - rates[0], drift = rates[2] - rates[1];
+    double settles = before == 0.0 ? 0.0 : smaller(larger(drift / before, 0.0), C.settling), left = 1.0 - settles;
+    double ahead = drift * settles / left;
+    double rate = ahead * steps + steps * rates[2];
+    rate -= ahead * settles * sqrt(settles) * (1.0 - pow(settles, steps)) / left;
+    double expected = rates[2] >= 0.0 ? 0.0 : size_of(edge) * exp(rate), last = larger(size_of(terms[SHARES - 1]), DBL_MIN);
+    double slack = expm1(smaller(2.0 * steps * (C.drifting * fabs(drift) / left + error / last), C.far));
+    double gap = fabs(near - expected), least = smaller(expected, near);
+    double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
+    for (int k = 0; k < COLUMNS; k++) {
+        double missed = gap > slack * least ? layer : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
+        if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
+    }
+}
+
 /* A component of a cell that touches its end: the series that goes on there, of which `deep` is one value. */
 INLINE void add_series(const Number *terms, double deep, double steps, Number *limits, EndSummary *s) {
     double last = size_of(terms[SHARES - 1]), before = size_of(terms[SHARES - 2]), total = 0.0;
     for (int i = 0; i < SHARES; i++) total += size_of(terms[i]);
-    s->total = worse(s->total, total);
+    s->total = worse(s->total, total), s->last = worse(s->last, last);
     s->ratio = worse(s->ratio, before > 0.0 ? last / before : last > 0.0 ? 2.0 : 0.0);
     s->lawless |= breaks_the_law(terms, deep, steps);
     extrapolate(terms, limits, s);
@@ -95,6 +120,7 @@ INLINE int choose_column(const EndSummary *s, double rtol, double *doubt, double
     *doubt = diverges ? C.safety * s->total : s->doubts[best];
     *gain = best == 0 ? 1.0 : 1.0 / (room * room);
     if (s->lawless) *doubt = larger(*doubt, C.safety * s->apart[best]);
+    *doubt += s->missed[best];
     return best;
 }
 
@@ -104,7 +130,8 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
     if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
-    double whole = larger(s->size, value), floor = C.floor * eps * whole, place = smaller(gain * s->blur, whole);
+    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(gain) : gain) - 1.0;
+    double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
     double all = larger(curable + place, rounding);
     int lost = !(all < INFINITY) || !(rounding < INFINITY);
@@ -112,10 +139,10 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
     double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
     if (touches) edge *= C.step;
-    int wide = edge * layout->span[at] > 4.0 * set->eps * reach && edge > larger(C.nearest, sqrt(set->tiny)) &&
-               -layout->rate[at] > C.shortest;
+    int blunt = !(edge * layout->span[at] > 4.0 * set->eps * reach);
+    int narrow = !(edge > larger(C.nearest, sqrt(set->tiny)) && -layout->rate[at] > C.shortest);
     cell->error = all, cell->floor = lost ? 0.0 : floor;
-    cell->refinable = wide && (lost || worth);
+    cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow);
     cell->lean = s->decay >= C.unresolved;
     cell->kind = (int8_t)(LOGARITHMIC + 1 + column);
     return column;
@@ -129,20 +156,38 @@ INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t whole, double *
             sums[c] += rule->all[i] * (whole == 2 ? size_at(y[i], c & -2, 2) : fabs(y[i][c]));
 }
 
-/* Enter what a component is like, which begins at column j of the cell `at`, and in column c of the tile. */
+/* Enter what a component is like, which begins in column c of the tile. */
 INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
-                          double highest, const Number *values, double steps, Number *limits, EndSummary *s) {
+                          double highest, double error, const Number *values, double steps, double near,
+                          Number *limits, EndSummary *s) {
     const Tile *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
     Number terms[SHARES], at_edges[2];
     for (int i = 0; i < SHARES; i++) terms[i] = number_at(shares[i], c, parts, 1.0);
     for (int i = 0; i < 2; i++) at_edges[i] = number_at(edges[i], c, parts, 1.0);
     double hidden = larger(size_of(minus(at_edges[0], values[0])) - C.beyond * highest, 0.0);
-    if (cell->start == 0.0 || cell->stop == 0.0)
+    if (cell->start == 0.0 || cell->stop == 0.0) {
         add_series(terms, size_of(values[1]), steps, limits, s);
-    else
+        error += hidden * set->rule->nodes[0];
+        if (near > 0.0) add_unexplained(terms, at_edges[1], size_of(values[2]), near, error, limits, s);
+    } else {
         hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
+    }
     s->hidden = worse(s->hidden, hidden * set->rule->nodes[0]);
     s->value = worse(s->value, size_at(sums[0], c, parts));
+}
+
+/* Enter f at both edges of a cell with logarithmic nodes, in case that it is halved after all; at an end, f as close to
+ * it as a first cell looks. */
+INLINE void enter_edges(const Setting *set, Cell *cell, const double *y, const double *slope, int64_t n, int64_t at,
+                        const Layout *rows) {
+    int64_t m = set->rule->m, columns = set->columns, touches = cell->start == 0.0 || cell->stop == 0.0;
+    int64_t last = touches ? m + 2 + LOOKS : m + 1;
+    double outer = cell->start >= 0.0 ? cell->stop : cell->start;
+    double inner = outer * exp(rows->rate[at] * (1.0 + (touches ? rows->near[at] / SHARES : 0.0)));
+    double far = sum_of(y + at * columns, columns) * slope[at] / fabs(outer);
+    double close = sum_of(y + (last * n + at) * columns, columns) * slope[last * n + at] / fabs(inner);
+    if (touches && rows->near[at] == 0.0) close = NAN;
+    cell->at_start = cell->start >= 0.0 ? close : far, cell->at_stop = cell->start >= 0.0 ? far : close;
 }
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure_ends`. */
@@ -157,14 +202,17 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
     Number *limits = (Number *)rows->limits + low * columns / parts * COLUMNS;
     for (int64_t first = 0; first < all; first += WIDE) {
         int64_t width = all - first < WIDE ? all - first : WIDE, own[WIDE];
-        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES], blur, size, unseen = {0}, error, decay, highest;
+        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES + LOOKS], looks[LOOKS], blur, size, unseen = {0}, error, decay, highest;
         for (int64_t c = 0; c < width; c++) own[c] = low + (first + c) / columns;
         load(y + n * columns, NULL, m, n, columns, low, first, width, flat);
         weigh_sizes(rule, flat, parts, blur);
         for (int64_t i = 0; i < m; i++)
             for (int64_t c = 0; c < width; c++) flat[i][c] *= slope[(i + 1) * n + own[c]] * rows->scale[own[c]];
         weigh_sizes(rule, flat, parts, size);
-        weigh(rule->all, FUNCTIONALS + SHARES, m, flat, sums);
+        weigh(rule->all, FUNCTIONALS + SHARES + LOOKS, m, flat, sums);
+        load(y + (m + 2) * n * columns, NULL, LOOKS, n, columns, low, first, width, looks);
+        for (int64_t i = 0; i < LOOKS; i++)
+            for (int64_t c = 0; c < width; c++) looks[i][c] *= slope[(m + 2 + i) * n + own[c]] * rows->scale[own[c]];
         /* In the moduli of both parts' null rules: beside a singularity one decays less evenly. */
         for (int i = 1; parts == 2 && i <= 2 * NULL_PAIRS; i++)
             for (int64_t c = 0; c < WIDE; c += 2) sums[i][c] = sums[i][c + 1] = size_at(sums[i], c, 2);
@@ -174,14 +222,18 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
         }
         null_rule_error(sums + 1, unseen, tiny, rule->order_gap, eps, error, decay, highest);
         for (int64_t c = 0; c < width; c += parts) {
-            int64_t j = (first + c) % columns, at = own[c], last = (m + 1) * n + at;
-            Number ends[2] = {number_at(y + at * columns, j, parts, slope[at] * rows->scale[at]),
-                              number_at(y + last * columns, j, parts, slope[last] * rows->scale[at])};
+            int64_t j = (first + c) % columns, at = own[c], last = (m + 1) * n + at, near = last + (LOOKS + 1) * n;
+            Number ends[3] = {number_at(y + at * columns, j, parts, slope[at] * rows->scale[at]),
+                              number_at(y + last * columns, j, parts, slope[last] * rows->scale[at]),
+                              number_at(y + near * columns, j, parts, slope[near] * rows->scale[at])};
             Cell *cell = cell_at(cells, at, tail);
             EndSummary *s = &summary[at - low];
+            double between = largest_gap(m, flat, sums + FUNCTIONALS + SHARES, looks, c, parts, C.floor * eps,
+                                         C.rounded * blur[c]);
+            error[c] = larger(error[c], between);
             s->error = worse(s->error, error[c]), s->blur = worse(s->blur, blur[c]);
             s->size = worse(s->size, size[c]), s->decay = worse(s->decay, decay[c]);
-            add_component(set, cell, sums, c, parts, highest[c], ends, rows->steps[at],
+            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, rows->steps[at], rows->near[at],
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
@@ -190,6 +242,7 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
     for (int64_t c = 0; c < here; c++) {
         Cell *cell = cell_at(cells, low + c, tail);
         const Number *limit = limits + c * columns / parts * COLUMNS;
+        enter_edges(set, cell, y, slope, n, low + c, rows);
         int column = estimate_end(set, eps, rtol, &summary[c], rows, low + c, cell);
         double *value = tail ? cell->columns : &cell->value;
         for (int64_t j = 0; j < columns && column >= 0; j += parts, limit += COLUMNS) {
@@ -202,7 +255,8 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
     }
 }
 
-/* Apply the rule to cells with logarithmic nodes: estimate_ends in singular_ends.py. Values y (m + 2, n, columns). */
+/* Apply the rule to cells with logarithmic nodes: estimate_ends in singular_ends.py. Values y (m + 3 + LOOKS, n,
+ * columns). */
 EXPORT void measure_ends(const Setting *set, double eps, double rtol, Cell *cells, int64_t n, const double *y,
                          const double *slope, double *layout) {
     int64_t group = group_of(set->columns);

@@ -84,6 +84,27 @@ INLINE void load(const double *y, const double *slope, int64_t m, int64_t n, int
     }
 }
 
+/* By how much f at the looks differs most from what the polynomial of the nodes is there, but for rounding, in columns
+ * from c on that are one component. What is not finite tells nothing. */
+INLINE double largest_gap(int64_t m, const Tile *nodes, const Tile *looks, const Tile *seen, int64_t c, int64_t parts,
+                          double eps, double blur) {
+    double most = 0.0, largest = 0.0;
+    for (int64_t i = 0; i < m; i++)
+        largest = larger(largest, parts == 2 ? modulus(nodes[i][c], nodes[i][c + 1]) : fabs(nodes[i][c]));
+    for (int k = 0; k < LOOKS; k++) {
+        double a = looks[k][c] - seen[k][c], b = parts == 2 ? looks[k][c + 1] - seen[k][c + 1] : 0.0;
+        most = worse(most, parts == 2 ? modulus(a, b) : fabs(a));
+    }
+    most -= eps * largest + blur;
+    return most > 0.0 && most < INFINITY ? most : 0.0;
+}
+
+/* _splittable in interval.py */
+INLINE int splittable(const Setting *set, int worth, int blunt, int narrow) {
+    int stays = blunt | narrow;
+    return worth * (1 - stays - (set->eps > DBL_EPSILON ? narrow : stays));
+}
+
 /* Scale a cell's columns, and enter their sizes' sum. */
 INLINE void scale_columns(Cell *cell, double factor, int64_t columns, int64_t parts) {
     cell->value = 0.0;

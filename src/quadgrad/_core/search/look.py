@@ -1,0 +1,268 @@
+"""The look for needles: where search saw next to nothing of a piece, f is called on a grid of places.
+
+A small error says that f was sampled well enough between the nodes, if there is nothing between them that they do
+not see at all. Of a piece where f is nothing at every node that is no more than a guess. So each such piece (and each
+event component) is looked at once, when all else is done: on a grid that halving meets, so that what is seen lies
+on the edge of two cells and stays in sight until it is resolved. How fine the grid is: ADR 36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import FLOOR, largest_component
+from quadgrad._core.mesh.cells import LIMIT, bisect
+from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.decide import FAINT
+from quadgrad._core.search.task import Found
+from quadgrad._core.status import Status
+
+__all__ = ["GRID", "is_faint", "look_again"]
+
+GRID, COARSEST = 11, 6
+"""A single piece is looked at in 2^11 - 1 places; several share them by their widths, but each has 2^6 - 1."""
+
+INFINITE = 12
+"""How many octaves close to an infinite end places come: farther out exp(x) overflows."""
+
+ZOOM, ZOOMS = 16, 8
+"""Where something is seen, places are put 16 times as closely around the highest one, until f is level there."""
+
+LEVEL = 0.5
+"""Two neighbours of the highest place that have this part of its height show how wide it is."""
+
+HIGHER = 10.0
+"""What is not so much higher than what search has seen is no needle."""
+
+Search = Callable[[Problem, IntervalPlan], Found]
+
+
+@dataclass
+class _Faint:
+    """Pieces of which little was seen: their ``row``, and of which components ``(k, components)``."""
+
+    row: Tensor
+    components: Tensor
+
+
+def look_again(problem: Problem, found: Found, search: Search) -> Found:
+    """Look at the pieces of which nothing was seen, and search on around what is seen there."""
+    if found.faint is False:
+        return found
+    faint = _faint_pieces(problem, found)
+    if faint is None:
+        return found
+    found = _look_at(problem, found, faint, search) if len(faint.row) else found
+    # Where errors underflow the value itself is what is known of them.
+    value = largest_component(found.value.abs())
+    underflown = value <= problem.tolerance.nothing
+    return replace(found, error=torch.where(underflown, torch.maximum(found.error, value), found.error))
+
+
+def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
+    owner = faint.row // problem.pieces.count
+    nfev, status = found.nfev.clone(), found.status.clone()
+    cells: list[tuple[Tensor, Tensor, Tensor]] = []
+    levels = _levels(problem, faint.row)
+    for level in levels.unique().tolist():
+        mine = levels == level
+        part = _Faint(faint.row[mine], faint.components[mine])
+        spent, seen = _look(problem, part, int(level), nfev)
+        nfev.index_add_(0, owner[mine], spent)
+        over = owner[mine][spent == 0]
+        status[over] = int(Status.MAX_NFEV)
+        cells += seen
+    found = replace(found, nfev=nfev, status=status)
+    return found if not cells else _search_on(problem, found, cells, search)
+
+
+def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
+    """Return the pieces whose error is not small beside what was seen of them, or that have components not seen."""
+    plan, nothing = found.plan, problem.tolerance.nothing
+    count = problem.pieces.count
+    done = (found.status == int(Status.CONVERGED)).repeat_interleave(count)
+    if found.seen is None:
+        sizes, errors = found.value.abs().double().reshape(-1, 1), found.error.double()
+    else:
+        sizes = found.seen
+        errors = torch.zeros_like(sizes[:, 0]).index_add_(0, plan.row, plan.error.double())
+    unseen = sizes <= nothing
+    rough = errors >= FAINT * sizes.sum(1)
+    candidates = (unseen.any(1) | rough) & done
+    if not bool(candidates.any()):
+        return None
+    occupied = torch.zeros_like(candidates)
+    occupied[plan.row] = True
+    row = (candidates & occupied).nonzero().squeeze(1)
+    if not len(row):
+        return _Faint(row, unseen[row])
+    # What cancels was seen all the same: f at the nodes of the whole piece tells.
+    heights, _ = _heights(problem, row, plan.tau[:, None].expand(-1, len(row)), slope=True)
+    modulus = torch.einsum("m,mkc->kc", plan.weight.to(heights.dtype), heights)
+    rough = rough[row] & (errors[row] >= FAINT * modulus.sum(1))
+    # Unless cells that came later have seen nothing of it: errors are never below the floor of what was seen, and
+    # what cancels in one cell does not in several.
+    dropped = 2.0 * errors[row, None] < FLOOR * problem.tolerance.eps * modulus
+    if found.seen is not None:
+        dropped = dropped | (torch.bincount(plan.row, minlength=len(candidates))[row] > 1)[:, None]
+    components = (unseen[row] & ((modulus <= nothing) | dropped)) | rough[:, None]
+    mine = components.any(1)
+    return _Faint(row[mine], components[mine])
+
+
+def is_faint(problem: Problem, found: Found) -> Tensor:
+    """Tell of which integrals a piece was hardly seen, ``(batch,)``."""
+    faint = _faint_pieces(problem, found)
+    answer = torch.zeros_like(found.status, dtype=torch.bool)
+    if faint is not None:
+        answer[faint.row // problem.pieces.count] = True
+    return answer
+
+
+def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``, 0 where not finite.
+
+    With the slope, times dx / dplace.
+    """
+    zeros = torch.zeros_like(tau[0])
+    layout = lay_out(problem.pieces, row, zeros, zeros + 1.0, None)
+    owner, step = row // problem.pieces.count, max(1, problem.block // max(1, len(tau)))
+    parts: list[Tensor] = []
+    for low in range(0, len(row), step):
+        part = slice(low, low + step)
+        x, factor = layout.nodes(tau[:, part], part)
+        y = problem.integrand(x, owner[part]).detach()
+        size = y.abs().double().reshape(*y.shape[:2], -1)
+        parts.append(size * factor[..., None] if slope else size)
+    heights = torch.cat(parts, 1)
+    return heights.nan_to_num(0.0, 0.0, 0.0), owner
+
+
+def _levels(problem: Problem, row: Tensor) -> Tensor:
+    """Return how often each piece is halved for its grid: pieces of one integral share what a single one gets."""
+    lower, upper = (end.double().expand(problem.batch * problem.pieces.count) for end in (problem.pieces.lower, problem.pieces.upper))
+    width = (upper - lower).reshape(problem.batch, -1)
+    finite = torch.where(width.isinf(), 0.0, width)
+    share = torch.where(width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
+    level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
+    return level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
+
+
+def _places(level: int, problem: Problem, row: Tensor) -> Tensor:
+    """Return places ``(m, k)``: a grid, and closer and closer to both ends."""
+    even = torch.arange(1, 2**level, dtype=torch.float64, device=row.device) * 2.0**-level
+    deepest = round(-torch.log2(torch.tensor(LIMIT)).item())
+    close = torch.exp2(-torch.arange(level + 1, deepest + 1, dtype=torch.float64, device=row.device))
+    ends = [end.double() for end in problem.pieces.ends(row)]
+    nearest = [
+        torch.where(end.isinf(), 2.0**-INFINITE, (end.abs() / (ends[1] - ends[0])).nan_to_num(0.0) * (16.0 * problem.pieces.rounding.eps))
+        for end in ends
+    ]
+    middle = torch.full_like(close, 0.5)[:, None]
+    lower, upper = (torch.where(close[:, None] > least, close[:, None], middle) for least in nearest)
+    n = len(row)
+    return torch.cat((lower.flip(0).expand(-1, n), even[:, None].expand(-1, n), (1.0 - upper).expand(-1, n)))
+
+
+def _look(problem: Problem, faint: _Faint, level: int, nfev: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Look at pieces; return what that costs each, 0 where it cannot be afforded, and cells around what was seen."""
+    row, wanted = faint.row, faint.components
+    tau = _places(level, problem, row)
+    spent = torch.full_like(row, len(tau))
+    # Twice: what is seen is looked at more closely.
+    afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev
+    spent = spent * afford
+    if not bool(afford.any()):
+        return spent, []
+    kept = afford.nonzero().squeeze(1)
+    row, wanted, tau = row[kept], wanted[kept], tau[:, kept]
+    heights, _ = _heights(problem, row, tau)
+    heights = heights.masked_fill(~wanted, 0.0)
+    most = heights.amax(0)
+    # Each component by its own height: one that is small beside the others is not to be lost.
+    height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
+    seen = (most > 0.0).any(1)
+    if not bool(seen.any()):
+        return spent, []
+    index = seen.nonzero().squeeze(1)
+    row, wanted, most = row[index], wanted[index], most[index]
+    at = height[:, index].argmax(0)
+    place = tau[:, index].gather(0, at[None])[0]
+    below = torch.minimum(place, 1.0 - place)
+    step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
+    place, step, more = _zoom(problem, row, wanted, place, step)
+    spent[kept[index]] += more
+    return spent, [_cells_around(row, place, step)]
+
+
+def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the highest places near the given ones, how far beside them f is no longer level, and what it cost."""
+    offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
+    open_, cost = torch.ones_like(row, dtype=torch.bool), 0
+    for _ in range(ZOOMS):
+        tau = place + offsets * (step * (1.0 - 2.0**-20))
+        tau = place + offsets * step
+        inside = (tau > 0.0) & (tau < 1.0)
+        heights, _ = _heights(problem, row, torch.where(inside, tau, place))
+        heights = heights.masked_fill(~wanted, 0.0)
+        most = heights.amax(0)
+        height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
+        at = height.argmax(0)
+        cost += len(offsets)
+        sides = torch.stack((at - 1, at + 1)).clamp(0, len(offsets) - 1)
+        level = height.gather(0, sides).amin(0) >= LEVEL
+        place = torch.where(open_, tau.gather(0, at[None])[0].clamp(0.0, 1.0), place)
+        place = torch.where((place > 0.0) & (place < 1.0), place, 0.5)
+        finer = step / ZOOM
+        done = level | (finer < 2.0**-48) | (finer < 2.0**-50 * place)
+        step = torch.where(open_, finer, step)
+        open_ = open_ & ~done
+        if not bool(open_.any()):
+            break
+    return place, step, cost
+
+
+def _cells_around(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, start and stop of cells that are halved towards places until they are as narrow as the steps."""
+    index = torch.arange(len(row), device=row.device)
+    start = torch.zeros_like(place)
+    stop = start + 1.0
+    settled: list[tuple[Tensor, Tensor, Tensor]] = []
+    while len(index):
+        begin, end = torch.where(start < 0.0, 1.0 + start, start), torch.where(start < 0.0, 1.0 + stop, stop)
+        near = (place[index] >= begin) & (place[index] <= end) & (stop - start > step[index])
+        settled.append((row[index[~near]], start[~near], stop[~near]))
+        index = index[near].repeat_interleave(2)
+        start, stop = bisect(start[near], stop[near])
+    columns = [torch.cat(column) for column in zip(*settled, strict=True)]
+    return columns[0], columns[1], columns[2]
+
+
+def _search_on(
+    problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search
+) -> Found:
+    """Search on from the cells around what was seen, and what was found of the other pieces of the same integrals."""
+    row, start, stop = (torch.cat(column) for column in zip(*seen, strict=True))
+    plan, count = found.plan, problem.pieces.count
+    again = torch.zeros_like(found.status, dtype=torch.bool)
+    again[row // count] = True
+    spent = int(found.nfev[again].max())
+    left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * count
+    if left <= least:
+        return replace(found, status=found.status.masked_fill(again, int(Status.MAX_NFEV)))
+    others = plan.take(again[plan.owner] & ~torch.isin(plan.row, row))
+    first = plan.with_cells(row, start, stop, torch.full_like(row, LINEAR, dtype=torch.int8)).join(others)
+    mended = search(replace(problem, budget=left, opening=None), first)
+    whole = plan.take(~again[plan.owner]).join(mended.plan)
+    shape = (-1, *(1,) * (found.value.ndim - 1))
+    value = torch.where(again.reshape(shape), mended.value, found.value)
+    error, status = (
+        torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
+    )
+    return Found(whole, value, error, status, found.nfev + torch.where(again, mended.nfev, 0))
