@@ -12,6 +12,7 @@ from rich.console import Console
 
 import quadgrad as qg
 from benchmarks import (
+    antiderivative,
     bridge,
     coverage,
     distances,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "sampling": sampling.measure,
     "perturbations": perturbations.measure,
     "vegas": vegas.measure,
+    "antiderivative": antiderivative.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,

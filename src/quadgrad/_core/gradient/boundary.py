@@ -26,7 +26,10 @@ from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
+    "NODES",
+    "WEIGHTS",
     "Treatment",
+    "boundary_sum",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
@@ -36,7 +39,8 @@ __all__ = [
 ]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
-_NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+NODES, WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+"""Gauss' rule on the unit interval: of an integral between a limit and where it may move."""
 
 READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
@@ -116,17 +120,17 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     return tuple(singular)
 
 
-def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
         return 0.0
     inner = limits.a.detach()
-    tau = torch.tensor(_NODES, dtype=inner.dtype, device=inner.device)[:, None]
-    weight = torch.tensor(_WEIGHTS, dtype=inner.dtype, device=inner.device)
+    tau = torch.tensor(NODES, dtype=inner.dtype, device=inner.device)[:, None]
+    weight = torch.tensor(WEIGHTS, dtype=inner.dtype, device=inner.device)
     x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
     y = integrand(x, slice(0, batch))
-    y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
+    y = y.reshape(len(terms), len(NODES), *y.shape[1:])
     means = (y * align(weight, y[0])).sum(1)
     endless = align(torch.stack([term.endless.expand(batch) for term in terms]), means)
     # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
@@ -238,5 +242,5 @@ def replay_with_limits(
     total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + _boundary_sum(integrand, limits, plan.batch, treatment)
+        value = value + boundary_sum(integrand, limits, plan.batch, treatment)
     return value

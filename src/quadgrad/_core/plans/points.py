@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import torch
 from torch import Tensor
@@ -91,17 +91,21 @@ class PointsPlan(Plan, geometry="points"):
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
         if self.grid is None:
-            return self._cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
+            return self.cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
         y, factor, _ = self.mapped(start, count)
-        return y.permute(2, 1, 0), factor.T
+        return y, factor
 
     def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
-        """Return where points come to lie, the map's volume element, and their bins; see :func:`through_grid`."""
+        """Return points ``(m, batch, d)`` of the unit cube, the volume element ``(m, batch)``, and their bins.
+
+        See :func:`through_grid`; one axis follows another in memory.
+        """
         # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
         with outside_transforms(), torch.inference_mode(False), torch.no_grad():
-            return through_grid(*self._map, self._cube(start, count), with_bins)
+            y, factor, bin = through_grid(*self.map, self.cube(start, count), with_bins)
+        return y.permute(2, 1, 0), factor.T, bin
 
-    def _cube(self, start: int, count: int) -> Tensor:
+    def cube(self, start: int, count: int) -> Tensor:
         """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
         key = (self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only)
         return _kept_sequence(*key).points(start, count).permute(2, 0, 1)
@@ -109,13 +113,15 @@ class PointsPlan(Plan, geometry="points"):
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""
         moved = super().to(device)
-        vars(moved).pop("_map", None)
+        vars(moved).pop("map", None)
         return moved
 
     @cached_property
-    def _map(self) -> tuple[Tensor, Tensor]:
+    def map(self) -> tuple[Tensor, Tensor]:
+        """The grid and the table of :func:`through_grid`."""
         assert self.grid is not None
-        return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the points of all replicates from index ``start``, and the volume element there.
@@ -135,6 +141,13 @@ class PointsPlan(Plan, geometry="points"):
         # So far one axis followed another in memory, along which operations run. Now it is one point after another:
         # matrix products and norms of f take up to thirty times as long the other way round.
         return x.contiguous(), factor if stretched is None else factor * stretched
+
+    def plot(self, *args: Any, **options: Any) -> Never:
+        """Say that there are no cells to draw."""
+        raise TypeError(
+            "a plan of points has no cells, of which plot draws a picture. print(plan) tells what it holds; a plan "
+            "of vegas also has plan.log, what its training saw, and plan.sample(n), points as they are spread"
+        )
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""
