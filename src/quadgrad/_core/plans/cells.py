@@ -71,6 +71,9 @@ class CellPlan(Plan):
         The rule on the unit cell.
     shares : Tensor, shape (s, m), optional
         What gives the terms of the extrapolated series: the integrals over equal parts of the unit cell.
+    stalled : Tensor of int64, shape (batch,), optional
+        How integrals ended that did not converge on these cells, else 0: they are not refined again before their
+        error grows. See :class:`quadgrad.Integrator`.
     inspected : bool
         Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     even : bool
@@ -90,6 +93,7 @@ class CellPlan(Plan):
     weight: Tensor
     shares: Tensor | None = None
     inspected: bool = False
+    stalled: Tensor | None = None
     even: bool = field(init=False)
     evenly: Tensor | None = field(init=False)
     crowding: Tensor | None = field(init=False)
@@ -239,12 +243,14 @@ class CellPlan(Plan):
         columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
         inspected = all(plan.inspected for plan in plans)
         return replace(
-            plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, row=torch.cat(rows), **columns
+            plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, stalled=None, row=torch.cat(rows), **columns
         )
 
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
         columns = self._take(cells)
+        if self.stalled is not None:
+            columns["stalled"] = self.stalled[low:high]
         return self._with(columns | {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)})
 
     def _take(self, index: Tensor | slice) -> dict[str, Any]:

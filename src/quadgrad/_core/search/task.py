@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 
-__all__ = ["Found", "noise"]
+__all__ = ["Found", "noise", "replace_some"]
 
 
 @dataclass(slots=True)
@@ -31,6 +33,14 @@ class Found:
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+
+
+def replace_some(found: Found, again: Found, who: Tensor) -> Found:
+    """Return what was found, and of some integrals ``(batch,)`` what was found when they were searched again."""
+    plan = found.plan.take(~who[found.plan.owner]).join(again.plan)
+    value = torch.where(align(who, found.value), again.value, found.value)
+    error, status = (torch.where(who, getattr(again, name), getattr(found, name)) for name in ("error", "status"))
+    return Found(plan, value, error, status, found.nfev + torch.where(who, again.nfev, 0))
 
 
 def noise(problem: Problem) -> float:

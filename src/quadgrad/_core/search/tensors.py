@@ -64,20 +64,28 @@ class TensorBodies(Generic[R]):
         whole = torch.stack((who, count, sum_by_owner(rows[None], owner, n)[0], torch.zeros_like(who)))
         self.running, self.books = Running(whole, sums), Books(n, sums)
 
+    def first_errors(self) -> Tensor:
+        """Return the error of each integral on the cells that the search starts with."""
+        return sum_by_owner(self.cells.sums[-2:-1], self.cells.whole[0], len(self.running))[0]
+
+    def spent(self) -> Tensor:
+        """Return the nodes spent on each integral that runs, to be written to."""
+        return self.running.whole[2]
+
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate."""
         mesh, parts = self.mesh, list[Cells]()
         for group in self.new:
             beside = mesh.beside(group)
             if beside is not None:
-                mesh.enter(group, beside, self._wide(call_beside(self.task, beside)))
+                mesh.enter(group, beside, self.widen(call_beside(self.task, beside)))
             for new in _cut(group, max(1, self.task.block // group.rows)):
                 places = mesh.place(new)
-                y = self._wide(self.task.integrand(places.x, places.owner).detach())
+                y = self.widen(self.task.integrand(places.x, places.owner).detach())
                 parts.append(self.estimate(new, places, y, noise(self.task)))
         self.cells = Cells.join(parts)
 
-    def _wide(self, y: Tensor) -> Tensor:
+    def widen(self, y: Tensor) -> Tensor:
         """Return values in double precision."""
         if y.is_complex() and not self.dtype.is_complex:
             raise TurnsComplexError

@@ -21,7 +21,7 @@ from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 
-__all__ = ["search_tiles"]
+__all__ = ["look_closer", "search_tiles"]
 
 SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
@@ -59,7 +59,12 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
-    return look_again(problem, _search_cells(problem, first), _search_cells)
+    return look_closer(problem, _search_cells(problem, first))
+
+
+def look_closer(problem: Problem, found: Found) -> Found:
+    """Look for what search may have missed, and search on around what is seen."""
+    return look_again(problem, found, _search_cells)
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:

@@ -7,7 +7,6 @@ the tests check. From here f is called, and memory is set aside.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from ctypes import addressof, byref, c_void_p
 from dataclasses import dataclass
@@ -37,13 +36,16 @@ from quadgrad._core.search.kernel.library import (
     load,
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
-from quadgrad._core.search.rounds import search_rounds
+from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found, noise
 
-__all__ = ["open_native", "search_native", "suits_native"]
+__all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
 
-START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
-"""Columns of a cell: its place, f where it is known (three), the row as an integer, bytes (first the kind)."""
+MOST = 2**62
+"""No budget is larger: what a round would cost is added to what is spent."""
+
+START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
+"""Columns of a cell: its place, its error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
@@ -112,12 +114,12 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return search_rounds(NativeBodies(task), first)
-    except _UnreadableError:
+        return search_cells(NativeBodies(task), task, first)
+    except UnreadableError:
         return None
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """What f returns are not the numbers that were expected, or not in memory."""
 
 
@@ -148,7 +150,7 @@ class NativeBodies:
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
-            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, sys.maxsize)), 0, 0, batch, 0, 0,
+            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
@@ -208,25 +210,54 @@ class NativeBodies:
         if self.pairs:
             self._call_between()
         if self.first and self.planned:
-            self._measure_planned()
+            self._measure_planned(0, self.linear.n)
         else:
             self._measure(self.linear, self.layout, self.first, self.first)
         self._measure_ends()
         self.first = self.one_each = False
 
-    def _measure_planned(self) -> None:
-        """Measure the cells of a plan: whole pieces with looks, others without."""
-        n, width, layout = self.linear.n, self.linear.width, self.layout.view(LAYOUT, -1)
-        cells = self.linear.room[: n * width].view(n, width)
+    def see(self, low: int, y: Tensor) -> None:
+        """Measure cells of a plan, from the number ``low`` on, by f at their nodes, ``(m, n, *event)``."""
+        self._measure_planned(low, low + y.shape[1], self._read(y))
+
+    def close_first(self) -> None:
+        """Take note that all cells of a plan are measured."""
+        self.first = self.one_each = False
+
+    def first_errors(self) -> Tensor:
+        """Return the error of each integral on the cells of a plan."""
+        errors = numbers(self.task.batch).zero_()
+        for cells in (self.linear, self.ends):
+            columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
+            owner = columns.view(torch.int64)[:, ROW] // self.task.pieces.count
+            errors.index_add_(0, owner, columns[:, ERROR])
+        return errors
+
+    def spent(self) -> Tensor:
+        """Return the nodes spent on each integral so far, to be written to."""
+        return self.books.view(torch.int64)[:, NFEV]
+
+    def _measure_planned(self, low: int, high: int, y: Tensor | None = None) -> None:
+        """Measure cells of a plan: whole pieces with looks, others without; ``y`` is f at their nodes if known."""
+        n, width = self.linear.n, self.linear.width
+        layout, cells = self.layout.view(LAYOUT, -1)[:, low:high], self.linear.room[: n * width].view(n, width)
+        cells = cells[low:high]
         whole = cells[:, STOP] - cells[:, START] == 1.0
         for looks, mine in ((True, whole), (False, ~whole)):
             index = mine.nonzero().squeeze(1)
-            taken = cells[index]
-            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks)
+            if len(index) == 0:
+                continue
+            taken, known = cells[index], None if y is None else y[:, index]
+            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, known)
             cells[index] = taken
 
-    def _measure(self, cells: _Cells, layouts: Tensor, first: bool, looks: bool) -> None:
-        """Apply the rule to cells with evenly spread nodes; to first ones with their edges, to whole pieces with looks."""
+    def _measure(
+        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, known: Tensor | None = None
+    ) -> None:
+        """Apply the rule to cells with evenly spread nodes; to first ones with their edges, to whole pieces with looks.
+
+        Where f is ``known`` at the nodes it is called beside and between them alone.
+        """
         task, opening, low, n = self.task, self.task.opening, 0, cells.n
         rows = self.m + (WHOLE if looks else BESIDE * first)
         for part in cells.parts(max(1, task.block // rows)):
@@ -237,7 +268,12 @@ class NativeBodies:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
-                y = self._call(x, whose if self.one_each else layouts[2 * n :][whose])
+                whose = whose if self.one_each else layouts[2 * n :][whose]
+                if known is None:
+                    y = self._call(x, whose)
+                else:
+                    beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), whose)
+                    y = torch.cat((beside[:1], known[:, low : low + part.n], beside[1:]))
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
@@ -293,12 +329,12 @@ class NativeBodies:
         """Return numbers in double precision, contiguous, in memory."""
         if y.is_complex():
             if self.parts == 1:
-                raise _UnreadableError
+                raise UnreadableError
             y = y.resolve_conj()
         y = y.resolve_neg()
         y = _as(y, torch.float64 if self.parts == 1 else torch.complex128).contiguous()
         if not _in_memory(y):
-            raise _UnreadableError
+            raise UnreadableError
         return y
 
     def decide(self) -> Tally:
