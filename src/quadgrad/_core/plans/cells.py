@@ -199,6 +199,12 @@ class CellPlan(Plan):
         """Return the plan with some of its cells, by their places, a slice, or where a mask is true."""
         return self._with(self._take(index))
 
+    def noted(self, inspected: bool = False, stalled: Tensor | None = None) -> Self:
+        """Return the plan with other notes about its cells."""
+        plan = object.__new__(type(self))
+        vars(plan).update(vars(self), inspected=inspected, stalled=stalled)
+        return plan
+
     def groups(self) -> list[tuple[Tensor | None, Self]]:
         """Return parts whose nodes are all spread in one way, with the places of their cells; None if it is all.
 
@@ -243,7 +249,13 @@ class CellPlan(Plan):
         columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
         inspected = all(plan.inspected for plan in plans)
         return replace(
-            plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, stalled=None, row=torch.cat(rows), **columns
+            plans[0],
+            batch_shape=batch_shape,
+            pieces=pieces,
+            inspected=inspected,
+            stalled=None,
+            row=torch.cat(rows),
+            **columns,
         )
 
     def part(self, cells: slice, low: int, high: int) -> Self:

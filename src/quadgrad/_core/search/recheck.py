@@ -34,9 +34,8 @@ class Watch:
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.problem, self.first = problem, first
         self._closed = self._unreadable = False
-        # Logarithmic nodes are extrapolated in the plan's columns; the kernel chooses columns itself.
-        native = first.even and suits_native(problem)
-        self._sight: _NativeSight | _TensorSight = (_NativeSight if native else _TensorSight)(problem, first)
+        sight = _NativeSight if suits_native(problem) else _TensorSight
+        self._sight: _NativeSight | _TensorSight = sight(problem, first)
 
     def see(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
         """Look at the values on some cells, and call f beside their nodes, too."""
@@ -65,18 +64,19 @@ class Watch:
 
 
 class _NativeSight:
-    """Cells with evenly spread nodes, as the kernel estimates them; they are seen in their order."""
+    """Cells as the kernel estimates them: it has those with logarithmic nodes behind the others."""
 
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
-        self.bodies, self.low = NativeBodies(problem), 0
+        self.bodies = NativeBodies(problem)
         self.bodies.open(first)
+        self.place = None if first.even else (first.kind != LINEAR).sort(stable=True).indices.argsort()
 
     def see(self, index: Tensor, y: Tensor) -> None:
-        self.bodies.see(self.low, y)
-        self.low += y.shape[1]
+        if len(index):  # a block of neighbours of one kind
+            self.bodies.see(int(index[0] if self.place is None else self.place[index[0]]), y)
 
     def restart(self) -> None:
-        self.low = 0
+        pass
 
     def close(self) -> NativeBodies:
         self.bodies.close_first()
@@ -84,7 +84,7 @@ class _NativeSight:
 
 
 class _TensorSight:
-    """Cells of any kind, by tensor operations; those that are extrapolated are so in the columns of the plan."""
+    """Cells as tensor operations estimate them."""
 
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.problem, self.first = problem, first

@@ -1,7 +1,7 @@
 """Integrals that did not converge on a kept plan: they are looked at again, and not refined again.
 
-What keeps an integral from converging, noise or a budget that is spent, is there in the next call, too. To refine its
-cells in each call would make the plan grow, call by call, and buy nothing.
+What keeps an integral from converging, noise or a budget that is spent, is there in the next call, too. To refine
+its cells in each call would make the plan grow, call by call, and buy nothing.
 """
 
 from __future__ import annotations

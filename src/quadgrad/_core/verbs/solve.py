@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
+from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.recheck import Watch
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -66,7 +65,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         return None
     refined = _refined(first, found.plan)
     if refined is None:
-        found.plan = replace(found.plan, inspected=plan.inspected)
+        found.plan = found.plan.noted(inspected=plan.inspected)
         return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
     if problem.jumps is not None:  # whose zeros have to be looked for on the new cells
         return None
@@ -85,12 +84,16 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
 
 
 def _refined(first: IntervalPlan, plan: IntervalPlan) -> Tensor | None:
-    """Tell which integrals have other cells than before, ``(batch,)``; None if none has: search refines, and no more.
+    """Tell which integrals have other cells than before, ``(batch,)``; None if none has. Search only refines.
 
     A cell that turned to logarithmic nodes is as wide as it was.
     """
-    before, after = (torch.bincount(p.owner, 1.0 + 16.0 * (p.kind > LINEAR), p.batch) for p in (first, plan))
-    refined = before != after
+    if first.even and plan.even and len(first) == len(plan):
+        return None
+    # Cells of either kind are counted apart: what one has lost the other may have won.
+    kinds = (torch.stack((p.kind == LINEAR, p.kind != LINEAR)).long() for p in (first, plan))
+    before, after = (sum_by_owner(k, p.owner, p.batch) for k, p in zip(kinds, (first, plan), strict=True))
+    refined = (before != after).any(0)
     return refined if bool(refined.any()) else None
 
 

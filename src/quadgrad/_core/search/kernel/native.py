@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
-from quadgrad._core.mesh.interval import LINEAR, Pieces
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -44,8 +44,11 @@ __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "s
 MOST = 2**62
 """No budget is larger: what a round would cost is added to what is spent."""
 
+HELD = 64
+"""Added to the kind of a cell whose column is held, see ``kernel.h``."""
+
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: its place, its error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+"""Columns of a cell: its place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
@@ -171,7 +174,7 @@ class NativeBodies:
             if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
                 cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
-            self._enter(cells)
+            self._enter(cells, first.even)
         elif opening is not None:
             self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
             self._hold(torch.cat((opening.room[:CELL], self.held)) if self.width else opening.room, 1, 0)
@@ -188,10 +191,12 @@ class NativeBodies:
         self.round.fresh = (self.m + WHOLE) * whole
         self.one_each = whole
 
-    def _enter(self, cells: Tensor) -> None:
+    def _enter(self, cells: Tensor, even: bool) -> None:
         """Take cells, sorted by row, and open the books of all integrals as if they never had others."""
-        linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
-        room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
+        room, n = cells, len(cells)
+        if not even:
+            linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
+            room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
         self._hold(room.flatten(), n, len(cells) - n)
         self.books, self.layout = numbers(self.task.batch, INTEGRAL), numbers(n * LAYOUT)
         self.kernel.open_books(
@@ -213,12 +218,24 @@ class NativeBodies:
             self._measure_planned(0, self.linear.n)
         else:
             self._measure(self.linear, self.layout, self.first, self.first)
-        self._measure_ends()
+        self._measure_ends(self.ends)
         self.first = self.one_each = False
 
     def see(self, low: int, y: Tensor) -> None:
-        """Measure cells of a plan, from the number ``low`` on, by f at their nodes, ``(m, n, *event)``."""
-        self._measure_planned(low, low + y.shape[1], self._read(y))
+        """Measure cells of a plan, from the number ``low`` on, by f at their nodes, ``(m, n, *event)``.
+
+        Those with evenly spread nodes come first, and none is in a block with others. What is extrapolated is so in
+        the columns of the plan.
+        """
+        y, ends = self._read(y), low - self.linear.n
+        if ends < 0:
+            self._measure_planned(low, low + y.shape[1], y)
+        else:
+            n, width = y.shape[1], self.ends.width
+            cells = _Cells(self.ends.room, n, width, self.ends.at + ends * width)
+            kind = cells.room[cells.at :][: n * width].view(n, width).view(torch.int8)[:, 8 * FLAGS]
+            kind += HELD * (kind >= EXTRAPOLATED)
+            self._measure_ends(cells, y)
 
     def close_first(self) -> None:
         """Take note that all cells of a plan are measured."""
@@ -243,6 +260,10 @@ class NativeBodies:
         layout, cells = self.layout.view(LAYOUT, -1)[:, low:high], self.linear.room[: n * width].view(n, width)
         cells = cells[low:high]
         whole = cells[:, STOP] - cells[:, START] == 1.0
+        kinds = int(whole.sum())
+        if high - low == n and kinds in (0, n):  # no need to take cells out and put them back
+            self._measure(self.linear, self.layout, True, kinds == n, y)
+            return
         for looks, mine in ((True, whole), (False, ~whole)):
             index = mine.nonzero().squeeze(1)
             if len(index) == 0:
@@ -254,7 +275,7 @@ class NativeBodies:
     def _measure(
         self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, known: Tensor | None = None
     ) -> None:
-        """Apply the rule to cells with evenly spread nodes; to first ones with their edges, to whole pieces with looks.
+        """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
 
         Where f is ``known`` at the nodes it is called beside and between them alone.
         """
@@ -268,29 +289,33 @@ class NativeBodies:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
-                whose = whose if self.one_each else layouts[2 * n :][whose]
-                if known is None:
-                    y = self._call(x, whose)
-                else:
-                    beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), whose)
-                    y = torch.cat((beside[:1], known[:, low : low + part.n], beside[1:]))
+                owner = whose if self.one_each else layouts[2 * n :][whose]
+                y = self._call_unknown(x, owner, None if known is None else known[:, whose])
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
             low += part.n
 
-    def _measure_ends(self) -> None:
-        """Apply the rule to cells with logarithmic nodes."""
-        task, rows = self.task, self.m + BESIDE_END
-        for part in self.ends.parts(max(1, task.block // rows)):
+    def _measure_ends(self, cells: _Cells, known: Tensor | None = None) -> None:
+        """Apply the rule to cells with logarithmic nodes; f is ``known`` at the nodes or not at all."""
+        task, rows, low = self.task, self.m + BESIDE_END, 0
+        for part in cells.parts(max(1, task.block // rows)):
             n = part.n
             x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
             slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
             self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
-            y = self._call(x, layout[2 * n : 3 * n])
+            y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
             )
+            low += n
+
+    def _call_unknown(self, x: Tensor, owner: Tensor | slice, known: Tensor | None) -> Tensor:
+        """Return f at x; at the nodes, which come second, it may be known."""
+        if known is None:
+            return self._call(x, owner)
+        beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), owner)
+        return torch.cat((beside[:1], known, beside[1:]))
 
     def _call_between(self) -> None:
         """Call f between some new cells and the ones before them."""
@@ -370,7 +395,7 @@ class NativeBodies:
         )  # fmt: skip
         self.withdrawn += n
         owner = cells.view(torch.int64)[:, ROW] // self.task.pieces.count
-        self._enter(cells[owner.argsort(stable=True)])
+        self._enter(cells[owner.argsort(stable=True)], not self.mixed)
         self.books = self.books[waits]
         self.books.view(torch.int64)[:, NFEV] = self.nfev[waits]
         self.held.zero_()
