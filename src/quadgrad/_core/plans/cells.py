@@ -167,8 +167,15 @@ class CellPlan(Plan):
         return len(self)
 
     def coarser(self, allowed: Tensor) -> Self:
-        """Return the plan itself, where a geometry does not know how to merge cells."""
+        """Return a plan that may do as well, where an error ``(batch,)`` is allowed: search has to see.
+
+        It is the plan itself where a geometry does not know how to merge cells.
+        """
         return self
+
+    def common(self) -> Self | None:
+        """Return cells ``()`` that many of the integrals share, to start others from; None if that is no help."""
+        return None
 
     def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
         """Return the abscissae for the given limits, shape ``(m, n, ...)``.

@@ -23,12 +23,15 @@ __all__ = ["Stallable", "search_cells", "search_on"]
 GROWN = 4.0
 """By how much the error of what has stalled may grow before its cells are refined again."""
 
+REGION = 3
+"""Where values are not finite in so many cells of a plan, and in half of them, that is a region and no place."""
+
 
 class Stallable(Bodies[Found], Protocol):
-    """Bodies that tell of the integrals of a plan what its cells are worth, and may be told to leave some alone."""
+    """Bodies that tell of the cells of a plan what they are worth, and may be told to leave some integrals alone."""
 
-    def first_errors(self) -> Tensor:
-        """Return the error of each integral, the sum over the cells of the plan, which were just evaluated."""
+    def first_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the integral and the error of each cell of the plan, which were just evaluated."""
         ...
 
     def spent(self) -> Tensor:
@@ -44,16 +47,24 @@ def search_cells(bodies: Stallable, problem: Problem, first: IntervalPlan | None
 
 
 def search_on(bodies: Stallable, problem: Problem, first: IntervalPlan | None) -> Found:
-    """Search from cells that have been evaluated; those of integrals that have stalled are not refined."""
-    if first is None or first.stalled is None or not problem.batch:
+    """Search from cells that have been evaluated; those that refinement does not help are left as they are."""
+    if first is None or not len(first):
         return finish_rounds(bodies)
-    before = total(first.error.double(), first.owner, problem.batch)
-    held = (first.stalled > 0) & (bodies.first_errors() <= GROWN * before)
+    owner, error = bodies.first_errors()
+    lost, count = error.isinf(), problem.batch
+    ends = torch.zeros_like(owner[:1]).expand(count) if first.stalled is None else first.stalled
+    if bool(lost.any()):
+        bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
+        ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
+    elif first.stalled is None:
+        return finish_rounds(bodies)
+    grown = total(error, owner, count) > GROWN * total(first.error.double(), first.owner, count)
+    held = (ends > 0) & (~grown | (ends == int(Status.NONFINITE)))
     spent = bodies.spent()
-    count = spent.clone()
+    nfev = spent.clone()
     spent.masked_fill_(held, problem.max_nfev)  # which leaves nothing to refine with
     found = finish_rounds(bodies)
-    found.nfev = torch.where(held, count, found.nfev)
-    failed = held & (found.status != int(Status.CONVERGED)) & (found.status != int(Status.NONFINITE))
-    found.status = torch.where(failed, first.stalled, found.status)
+    found.nfev = torch.where(held, nfev, found.nfev)
+    failed = held & (found.status != int(Status.CONVERGED))
+    found.status = torch.where(failed, ends, found.status)
     return found

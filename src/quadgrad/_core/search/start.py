@@ -50,7 +50,9 @@ def refuse_misfit(plan: IntervalPlan, batch_shape: tuple[int, ...]) -> None:
     if not isinstance(plan, IntervalPlan):
         raise PlanError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
     if plan.batch_shape not in ((), batch_shape):
-        raise PlanError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")
+        error = PlanError(f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {batch_shape}")
+        error.batch_shape = batch_shape
+        raise error
 
 
 def _check_plan(plan: IntervalPlan, problem: Problem) -> None:

@@ -25,14 +25,14 @@ class Found:
     error: Tensor
     status: Tensor
     nfev: Tensor
-    faint: bool | None = None
-    """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
-    seen: Tensor | None = None
-    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
     lost: Tensor | None = None
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+    faint: bool | None = None
+    """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
+    seen: Tensor | None = None
+    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
 
 
 def replace_some(found: Found, again: Found, who: Tensor) -> Found:

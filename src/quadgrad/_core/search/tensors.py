@@ -64,9 +64,9 @@ class TensorBodies(Generic[R]):
         whole = torch.stack((who, count, sum_by_owner(rows[None], owner, n)[0], torch.zeros_like(who)))
         self.running, self.books = Running(whole, sums), Books(n, sums)
 
-    def first_errors(self) -> Tensor:
-        """Return the error of each integral on the cells that the search starts with."""
-        return sum_by_owner(self.cells.sums[-2:-1], self.cells.whole[0], len(self.running))[0]
+    def first_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the integral and the error of each cell that the search starts with."""
+        return self.cells.whole[0], self.cells.sums[-2]
 
     def spent(self) -> Tensor:
         """Return the nodes spent on each integral that runs, to be written to."""

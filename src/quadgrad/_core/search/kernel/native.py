@@ -241,14 +241,11 @@ class NativeBodies:
         """Take note that all cells of a plan are measured."""
         self.first = self.one_each = False
 
-    def first_errors(self) -> Tensor:
-        """Return the error of each integral on the cells of a plan."""
-        errors = numbers(self.task.batch).zero_()
-        for cells in (self.linear, self.ends):
-            columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
-            owner = columns.view(torch.int64)[:, ROW] // self.task.pieces.count
-            errors.index_add_(0, owner, columns[:, ERROR])
-        return errors
+    def first_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the integral and the error of each cell of a plan."""
+        n, width = self.linear.n + self.ends.n, self.linear.width
+        cells = self.linear.room[: n * width].view(n, width)
+        return cells.view(torch.int64)[:, ROW] // self.task.pieces.count, cells[:, ERROR]
 
     def spent(self) -> Tensor:
         """Return the nodes spent on each integral so far, to be written to."""
@@ -423,7 +420,7 @@ class NativeBodies:
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
-        return Found(plan, value, total, self.status, self.nfev, faint, seen)
+        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen)
 
 
 def _spreads(argument: Argument) -> bool:
