@@ -21,8 +21,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.kernel.native import NativeBodies, UnreadableError, suits_native
 from quadgrad._core.search.stalled import search_on
-from quadgrad._core.search.task import Found, noise
-from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+from quadgrad._core.search.task import Found, hear, noise
+from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error
 from quadgrad._core.search.tiles import look_closer
 
 __all__ = ["Watch"]
@@ -92,7 +92,7 @@ class _TensorSight:
         self.parts: list[tuple[Tensor, Cells]] = []
 
     def see(self, index: Tensor, y: Tensor) -> None:
-        problem, first = self.problem, self.first
+        problem, first, off = self.problem, self.first, hear(y)
         y, m, kind = self.bodies.widen(y), len(y), first.kind[index]
         whole, linear = first.stop[index] - first.start[index] == 1.0, kind == LINEAR
         for mine in (whole & linear, ~whole & linear, ~linear):
@@ -105,7 +105,8 @@ class _TensorSight:
             beside = problem.integrand(torch.cat((places.x[:1], places.x[m + 1 :])), places.owner).detach()
             beside = self.bodies.widen(beside)
             seen = torch.cat((beside[:1], y[:, mine], beside[1:]))
-            self.parts.append((here, estimate(new, places, seen, noise(problem))))
+            cells = estimate(new, places, seen, noise(problem))
+            self.parts.append((here, add_inner_error(problem, cells, None if off is None else off[:, mine])))
 
     def restart(self) -> None:
         self.parts.clear()

@@ -28,7 +28,7 @@ REGION = 3
 
 
 class Stallable(Bodies[Found], Protocol):
-    """Bodies that tell of the cells of a plan what they are worth, and may be told to leave some integrals alone."""
+    """Bodies that tell what the cells of a plan are worth, and may be told to leave some integrals alone."""
 
     def first_errors(self) -> tuple[Tensor, Tensor]:
         """Return the integral and the error of each cell of the plan, which were just evaluated."""

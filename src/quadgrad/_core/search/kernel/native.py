@@ -37,7 +37,7 @@ from quadgrad._core.search.kernel.library import (
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad._core.search.stalled import search_cells
-from quadgrad._core.search.task import Found, noise
+from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
 
@@ -48,7 +48,7 @@ HELD = 64
 """Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: its place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+"""Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
@@ -227,15 +227,17 @@ class NativeBodies:
         Those with evenly spread nodes come first, and none is in a block with others. What is extrapolated is so in
         the columns of the plan.
         """
-        y, ends = self._read(y), low - self.linear.n
+        off, y, ends = hear(y), self._read(y), low - self.linear.n
         if ends < 0:
             self._measure_planned(low, low + y.shape[1], y)
+            cells = _Cells(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
         else:
             n, width = y.shape[1], self.ends.width
             cells = _Cells(self.ends.room, n, width, self.ends.at + ends * width)
             kind = cells.room[cells.at :][: n * width].view(n, width).view(torch.int8)[:, 8 * FLAGS]
             kind += HELD * (kind >= EXTRAPOLATED)
             self._measure_ends(cells, y)
+        self._add_inner_error(cells, off)
 
     def close_first(self) -> None:
         """Take note that all cells of a plan are measured."""
@@ -288,9 +290,12 @@ class NativeBodies:
                 whose = slice(low, low + part.n)
                 owner = whose if self.one_each else layouts[2 * n :][whose]
                 y = self._call_unknown(x, owner, None if known is None else known[:, whose])
+            off = None if known is not None else hear(y)
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
+            if off is not None:
+                self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
 
     def _measure_ends(self, cells: _Cells, known: Tensor | None = None) -> None:
@@ -302,10 +307,20 @@ class NativeBodies:
             slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
             self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
             y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
+            off = None if known is not None else hear(y)
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
             )
+            self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
             low += n
+
+    def _add_inner_error(self, cells: _Cells, off: Tensor | None) -> None:
+        """Add what integrals inside f are off at the nodes to the errors of cells: refinement does not mend it."""
+        if off is not None:
+            columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
+            row, kind = columns.view(torch.int64)[:, ROW], columns.view(torch.int8)[:, 8 * FLAGS]
+            more = inner_error(self.task, off, row, columns[:, START], columns[:, STOP], kind)
+            columns[:, ERROR : ERROR + 2] += more[:, None]
 
     def _call_unknown(self, x: Tensor, owner: Tensor | slice, known: Tensor | None) -> Tensor:
         """Return f at x; at the nodes, which come second, it may be known."""
@@ -333,6 +348,7 @@ class NativeBodies:
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x as the kernel reads it; ``owner`` is a slice, or numbers to be read as integers."""
         integrand = self.task.integrand
+        hear_anew()
         if not isinstance(owner, slice):
             owner = slice(0, 1) if self.task.batch == 1 else owner.view(torch.int64)
         if isinstance(owner, slice) or not self.spread:
