@@ -37,7 +37,7 @@ class PlanError(ValueError):
 
 
 class IntegrationWarning(UserWarning):
-    """Some integrals did not converge, or a derivative with respect to a limit is infinite."""
+    """Some integrals did not converge, a derivative with respect to a limit is infinite, or a gradient NaN."""
 
 
 class SeveredGradientWarning(UserWarning):

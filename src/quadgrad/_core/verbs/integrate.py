@@ -17,6 +17,7 @@ from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
 from quadgrad._core.gradient.pathwise import choose_treatment
+from quadgrad._core.gradient.watched import Watched
 from quadgrad._core.lanes import plain
 from quadgrad._core.logspace.scaling import LogSearch, take_logarithm
 from quadgrad._core.nesting import InnerRecord, current_record
@@ -96,6 +97,8 @@ def _integrate(
     first: int | None = None,
 ) -> tuple[Result, bool]:  # fmt: skip
     """Return the integrals, and whether any failed; of a part of a batch, those from the ``first`` on."""
+    watched = Watched(problem.integrand)
+    problem.integrand = watched.integrand
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
@@ -107,6 +110,7 @@ def _integrate(
     failed = bool(found.status.any())
     asked = _warn_of_lost_gradients(primal, probe, apart=first is not None)
     primal.value = oriented_value(found, limits, failed)
+    watched.told(primal)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
     if problem.flowing and len(found.plan) == 0 and not in_transform():
