@@ -13,7 +13,7 @@ from torch import Tensor
 import quadgrad as qg
 from helpers import leaf, t64
 
-# ------------------------------------------------------------------------------------- breakpoints, jumps and limits
+# ------------------------------------------------------------------------- breakpoints, jumps and limits
 
 
 def step(x: Tensor, s: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_a_blurred_zero_shows_in_the_error_of_the_derivative() -> None:
     assert abs(float(slope) + math.exp(-210)) <= float(result.derivative.error)
 
 
-# ------------------------------------------------------------------------------------------------ gradients that are NaN
+# ------------------------------------------------------------------------------------ gradients that are NaN
 
 
 def occupied(x: Tensor, eta: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def honest(result: qg.Result, exact: Tensor) -> bool:
     return bool(((result.value - exact).abs() <= result.error).all())
 
 
-# ------------------------------------------------------------------------------------ budgets, and what cannot converge
+# ------------------------------------------------------------------------ budgets, and what cannot converge
 
 
 CENTRES, WIDTHS = draw(12, seed=1), 10 ** (-1 - 3 * draw(12, seed=2))
@@ -92,7 +92,7 @@ def test_what_has_stalled_is_tried_again() -> None:
     assert statuses[0] == qg.Status.MAX_NFEV and statuses[-1] == qg.Status.CONVERGED
 
 
-# -------------------------------------------------------------------------------------------------------- minibatches
+# -------------------------------------------------------------------------------------------- minibatches
 
 
 def test_a_plan_shrinks_as_fast_as_it_grew() -> None:
@@ -186,7 +186,7 @@ def test_cells_in_common_cover_each_piece_once() -> None:
     assert qg.quad(lambda x: torch.ones_like(x), t64([0.0]), 1.0).plan.common() is None
 
 
-# ---------------------------------------------------------------------------------------------------------- bad steps
+# ---------------------------------------------------------------------------------------------- bad steps
 
 
 @pytest.mark.parametrize("keyed", (True, False))
@@ -209,7 +209,7 @@ def test_a_step_with_nan_leaves_the_cells_as_they_were(keyed: bool, gradient: bo
     assert sizes[2] < sizes[0] and kept.started == 1 and kept.refined == 0
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.mark.parametrize("reentrant", (False, True))
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_raises_in_the_backward_pass_leaves_nothing_behind() -
     assert honest(again, area(t64(0.3), e)) and kept.calls == 4 and kept.started == 1
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------------- files
 
 
 class Model(nn.Module):

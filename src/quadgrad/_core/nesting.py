@@ -20,11 +20,11 @@ __all__ = ["InnerRecord", "current_record"]
 class InnerRecord:
     """What a call has to say when it is done.
 
-    The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any, what
-    those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of arguments on
-    which f does not depend although they require grad. ``depth`` tells how many integrals surround the inner ones,
-    ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
-    those of which the nodes are known, over f, ``sums`` of both over all nodes.
+    The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
+    what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
+    arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
+    inner ones, ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error
+    of f for those of which the nodes are known, over f, ``sums`` of both over all nodes.
     """
 
     noise: float = 0.0
@@ -77,8 +77,8 @@ class InnerRecord:
     def take(self, y: Tensor, nodes: int) -> Tensor | None:
         """Return how far f ``y`` ``(m, n, *event)`` may be off for the errors of inner integrals, ``(m, n)``.
 
-        None if there are none, or not one or several for each of the ``nodes``; then their relative error counts for
-        all nodes alike.
+        None if there are none, or not one or several for each of the ``nodes``; then their relative error counts
+        for all nodes alike.
         """
         heard, self.heard = self.heard, []
         if not heard:
@@ -96,7 +96,7 @@ class InnerRecord:
         height = y.abs().double().reshape(nodes, -1).amax(1)
         # In proportion to f: what f makes of an inner integral is most often a multiple of it.
         off = (errors * torch.where(sizes > 0.0, height[:, None] / sizes, 1.0)).nan_to_num(0.0, 0.0, 0.0).sum(1)
-        # Null rules have to know how small a difference says nothing; what single nodes are off beyond that is added.
+        # Null rules have to know what a small difference says nothing of; what nodes are off beyond that is added.
         self.sums = (self.sums[0] + float(off.sum()), self.sums[1] + float(height.nan_to_num(0.0, 0.0).sum()))
         self.typical = self.sums[0] / self.sums[1] if self.sums[1] > 0.0 else 0.0
         return (off - self.typical * height).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).reshape(y.shape[:2])

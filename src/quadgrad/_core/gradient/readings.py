@@ -21,8 +21,8 @@ ROWS = 512
 def reading_errors_by(primal: Primal, tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Return the errors of derivatives with respect to tensors that come from reading f, ``(batch, tensors)``.
 
-    Of each tensor that of its worst entry. None inside transforms, where it cannot be told, and where no limit and no
-    breakpoint depends on any of the tensors.
+    Of each tensor that of its worst entry. None inside transforms, where it cannot be told, and where no limit or
+    breakpoint requires grad.
     """
     problem, batch = primal.problem, primal.plan.batch
     marks = [mark for mark in problem.limits.marks if carries_gradient(mark)]
@@ -56,11 +56,11 @@ def _slopes(mark: Tensor, tensor: Tensor) -> Tensor | None:
     parts: list[Tensor] = []
     for low in range(0, len(mark), ROWS):
         some = mark[low : low + ROWS]
-        (rows,) = torch.autograd.grad(
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
             some, (tensor,), torch.eye(len(some), dtype=mark.dtype, device=mark.device), retain_graph=True,
             allow_unused=True, is_grads_batched=True,
         )  # fmt: skip
-        if rows is None:
+        if found[0] is None:
             return None
-        parts.append(as_reals(rows, 1).abs().amax(1))
+        parts.append(as_reals(found[0], 1).abs().amax(1))
     return torch.cat(parts)

@@ -19,7 +19,7 @@ __all__ = ["Watched"]
 
 
 class Watched:
-    """Arguments whose gradients are looked at in the backward pass; :meth:`told` says of which integrals they are."""
+    """Arguments whose gradients are looked at in the backward pass; :meth:`told` says of which integrals."""
 
     def __init__(self, integrand: Integrand) -> None:
         """Put what looks at its gradient in the place of each argument that may get one."""
@@ -52,7 +52,7 @@ class Watched:
         return replace(argument, value=watched)
 
     def _report(self, index: int) -> None:
-        """Say at which x the derivative is NaN, and what f is there; nothing where the integral itself is no number."""
+        """Say at which x the derivative is NaN, and what f is there; nothing where the integral is no number."""
         primal = self.primal
         if primal is None or not bool(primal.found.value.isfinite().all()):
             return
@@ -61,11 +61,11 @@ class Watched:
         if place is not None:
             x, y = place
             warn(
-                f"the gradient with respect to args[{index}] is NaN although the integral is finite: at x = {x:.6g}, "
-                f"where f = {y:.3g}, the derivative of f is NaN. Most often that is 0 times infinity: a factor "
-                "underflows to 0, and the derivative of another one, such as exp, overflows. Write f so that "
-                "nothing overflows where it is 0 (torch.clamp what goes into exp, use torch.sigmoid, or select by "
-                "torch.where what goes in, not what comes out), or end the interval before",
+                f"the gradient with respect to args[{index}] is NaN although the integral is finite: at "
+                f"x = {x:.6g}, where f = {y:.3g}, the derivative of f is NaN. Most often that is 0 times infinity: "
+                "a factor underflows to 0, and the derivative of another one, such as exp, overflows. Write f so "
+                "that nothing overflows where it is 0 (torch.clamp what goes into exp, use torch.sigmoid, or select "
+                "by torch.where what goes in, not what comes out), or end the interval before",
                 IntegrationWarning,
             )
 

@@ -176,7 +176,7 @@ class LogSearch:
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
             found, shift = replace_some(found, again, ask), torch.where(align(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
-        status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
+        status = _unless_finite(task, found).masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
@@ -204,6 +204,23 @@ class LogSearch:
         return (ROUNDING * self.tolerance.eps) * largest_component(shift.abs())
 
 
+def _unless_finite(task: Problem, found: Found) -> Tensor:
+    """Return the status of all integrals; values that only a wrong scale has made infinite are told as a budget.
+
+    Where peaks are too narrow to be reached, the scale is that of their feet, and exp overflows higher up.
+    """
+    lost = found.status == int(Status.NONFINITE)
+    if not bool(lost.any()):
+        return found.status
+    cells = found.plan.take(lost[found.plan.owner] & found.plan.error.isinf())
+    y = task.integrand(cells.place(task.pieces)[0], cells.owner).detach()
+    bad = ~(y < torch.inf)  # NaN, too
+    infinite = torch.zeros_like(lost).index_put(
+        (cells.owner,), bad.transpose(0, 1).flatten(1).any(1), accumulate=True
+    )
+    return found.status.masked_fill(lost & ~infinite, int(Status.MAX_NFEV))
+
+
 def _is_beyond(shift: Tensor, size: Tensor) -> Tensor:
     """Tell which integrals are far more than the sum over the nodes: extrapolated from what rounding has left."""
     return largest_component((shift - size).nan_to_num(0.0, 0.0, 0.0)) > WRONG
@@ -229,4 +246,3 @@ def _normalize(found: Found, shift: Tensor) -> tuple[Found, Tensor]:
 def _take(plan: IntervalPlan, who: Tensor) -> IntervalPlan:
     """Return the cells of some integrals."""
     return plan.take(who[plan.owner])
-

@@ -41,7 +41,8 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
             columns[name].append(part)
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
-    return Found(plan, *totals)
+    value, error, status, nfev = totals
+    return Found(plan, value, error, status, nfev)
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)

@@ -16,6 +16,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.plans.interval import MERGED
+from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
@@ -37,8 +38,8 @@ CELLS = 2**20
 """Cells kept for keys at most, unless the caller says: of 42 bytes each."""
 
 DEAR, CHEAP = 1.25, 0.9
-"""Of what a start costs: where a kept plan costs more than the first, the next call starts anew; where it costs less
-than the second, keeping is worth it again."""
+"""Of what a start costs: where a kept plan costs more than the first, the next call starts anew; where it costs
+less than the second, keeping is worth it again."""
 
 COUNTS = ("calls", "started", "refined", "coarsened", "nfev")
 """What is counted."""
@@ -67,8 +68,8 @@ class Integrator(Printed, torch.nn.Module):
     shape, each datum gets the cells it had when it was last seen.
 
     It is a :class:`torch.nn.Module` without parameters: as an attribute of a model it is in the model's
-    ``state_dict`` (which ``torch.load(..., weights_only=True)`` reads) and moves with it; a ``state_dict`` that lacks
-    it loads, too.
+    ``state_dict`` (which ``torch.load(..., weights_only=True)`` reads) and moves with it; a ``state_dict`` that
+    lacks it loads, too.
     Inside :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
 
     Parameters
@@ -154,7 +155,7 @@ class Integrator(Printed, torch.nn.Module):
         self._repeats = Repeats()
 
     def __call__(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:
-        """Call :meth:`forward`, which ``torch.compile`` does not look into: one graph break, as of the verb alone."""
+        """Call :meth:`forward`, into which ``torch.compile`` does not look: one graph break, as of the verb."""
         if torch.compiler.is_compiling():
             call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
             return call_eagerly(f, *domain, **given)
@@ -213,7 +214,7 @@ class Integrator(Printed, torch.nn.Module):
         """Keep a number of points; try half of it from time to time."""
         before, self.plan = self.plan, plan
         self.refined += int(plan is not None and before is not None and not before.same(plan))
-        if plan is None or not hasattr(plan, "coarser"):
+        if not isinstance(plan, PointsPlan):
             return
         if self._before:
             worth = plan.size <= (1.0 - WORTH) * self._before
@@ -231,7 +232,7 @@ class Integrator(Printed, torch.nn.Module):
                 f"key has shape {tuple(keys.shape)}, and the batch is {plan.batch_shape}: one for each"
             )
         same = isinstance(start, CellPlan) and start.batch_shape == plan.batch_shape
-        self.refined += int(same and not start.same(plan))
+        self.refined += int(same and start is not None and not start.same(plan))
         if not plan.batch:
             return
         status = plain(result.status).reshape(-1)
@@ -308,7 +309,7 @@ class Integrator(Printed, torch.nn.Module):
         for name, count in state["counts"].items():
             setattr(self, name, count)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # pyright: ignore
         """Load; that there is nothing for an integrator is no fault: it begins anew."""
         if prefix + EXTRA in state_dict:
             super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -138,9 +138,9 @@ def quad(
 
     **Double integrals.** f may call ``quad`` itself: x is a batch of nodes, and so are the limits of the inner
     integral and its arguments. What the inner integrals are off at each node is part of the outer error and of its
-    status; their warnings become one. An integral inside another aims at a tenth of its tolerance, so that the outer
-    one, which most often has the same, has room for what is left. Gradients, those of limits that depend on x too,
-    go through both.
+    status; their warnings become one. An integral inside another aims at a tenth of its tolerance, so that the
+    outer one, which most often has the same, has room for what is left. Gradients, those of limits that depend on x
+    too, go through both.
 
     Examples
     --------
