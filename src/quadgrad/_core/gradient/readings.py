@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def _slopes(mark: Tensor, tensor: Tensor) -> Tensor | None:
     parts: list[Tensor] = []
     for low in range(0, len(mark), ROWS):
         some = mark[low : low + ROWS]
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        found: Any = torch.autograd.grad(
             some, (tensor,), torch.eye(len(some), dtype=mark.dtype, device=mark.device), retain_graph=True,
             allow_unused=True, is_grads_batched=True,
         )  # fmt: skip
