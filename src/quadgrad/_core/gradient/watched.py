@@ -39,7 +39,9 @@ class Watched:
             return argument
         watched = value.view_as(value)
 
-        def look(gradient: Tensor) -> None:
+        def look(gradient: Tensor | None) -> None:
+            if gradient is None:  # the argument takes no part in what is differentiated
+                return
             try:
                 total = gradient.sum()
                 lost = bool(total != total)
