@@ -35,7 +35,7 @@ from quadgrad._core.status import Status
 from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
 from quadgrad._core.verbs.expectation import expectation
-from quadgrad._core.verbs.integrator import Integrator
+from quadgrad._core.verbs.integrator import Integrator, restore_integrator
 from quadgrad._core.verbs.perturbation_loss import perturbation_loss
 from quadgrad._core.verbs.perturbed import Perturbed
 from quadgrad._core.verbs.qmc import qmc
@@ -79,7 +79,7 @@ __all__ = [
     "vegas",
 ]
 __version__ = "0.1.0"
-_restore_plan, _restore_result = restore_plan, restore_result  # files name them
+_restore_plan, _restore_result, _restore_integrator = restore_plan, restore_result, restore_integrator  # in files
 
 # Tracebacks and files then name what callers import. Classes with annotated fields stay where their annotations are
 # understood.

@@ -51,11 +51,16 @@ class IntegrationError(ArithmeticError):
 
 
 class PlanError(ValueError):
-    """A plan does not fit the call it is passed to: other rule, batch, number of breakpoints or kind of limits."""
+    """A plan does not fit the call it is passed to: other rule, batch, number of breakpoints or kind of limits.
+
+    ``batch_shape`` is the call's, if it is the batch that does not fit.
+    """
+
+    batch_shape: tuple[int, ...] | None = None
 
 
 class IntegrationWarning(UserWarning):
-    """Some integrals did not converge, or a derivative with respect to a limit is infinite."""
+    """Some integrals did not converge, a derivative with respect to a limit is infinite, or a gradient NaN."""
 
 
 class SeveredGradientWarning(UserWarning):

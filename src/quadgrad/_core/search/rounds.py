@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Bodies", "Tally", "search_rounds"]
+__all__ = ["Bodies", "Tally", "finish_rounds", "search_rounds"]
 
 R = TypeVar("R", covariant=True)
 
@@ -56,6 +56,11 @@ def search_rounds(bodies: Bodies[R], first: Any) -> R:
     """Search from the given cells, or from whole pieces, until no integral runs or waits."""
     bodies.open(first)
     bodies.evaluate()
+    return finish_rounds(bodies)
+
+
+def finish_rounds(bodies: Bodies[R]) -> R:
+    """Decide on cells that are estimated, and search on until no integral runs or waits."""
     while True:
         tally = bodies.decide()
         if tally.running:

@@ -21,7 +21,7 @@ from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 
-__all__ = ["search_tiles"]
+__all__ = ["look_closer", "search_tiles"]
 
 SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
@@ -41,7 +41,8 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
             columns[name].append(part)
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
-    return Found(plan, *totals)
+    value, error, status, nfev = totals
+    return Found(plan, value, error, status, nfev)
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)
@@ -59,7 +60,12 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
-    return look_again(problem, _search_cells(problem, first), _search_cells)
+    return look_closer(problem, _search_cells(problem, first))
+
+
+def look_closer(problem: Problem, found: Found) -> Found:
+    """Look for what search may have missed, and search on around what is seen."""
+    return look_again(problem, found, _search_cells)
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
