@@ -23,7 +23,8 @@ class InnerRecord:
     The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
     what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
     arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
-    inner ones, ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error
+    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or for parts of one.
+    ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error
     of f for those of which the nodes are known, over f, ``sums`` of both over all nodes.
     """
 
@@ -32,6 +33,7 @@ class InnerRecord:
     failures: dict[str, int] = field(default_factory=lambda: {})
     jump: str = ""
     severed: tuple[str, ...] = ()
+    kept_by_a_verb: bool = False
     depth: int = 1
     sums: tuple[float, float] = (0.0, 0.0)
     typical: float = 0.0
@@ -41,7 +43,7 @@ class InnerRecord:
     def __enter__(self) -> InnerRecord:
         """Collect the reports of inner integrals from here on."""
         outer = current_record()
-        self.depth = 1 if outer is None else 1 + outer.depth
+        self.depth = (0 if outer is None else outer.depth) + (not self.kept_by_a_verb)
         self._token = _record.set(self)
         return self
 
