@@ -121,7 +121,8 @@ class Resolve(GradientMode):
         replayed = primal.replay(derivative.plan)
         derivative = self._with_readings(primal, derivative, variables)
         still = replayed.detach()
-        lost = (plain(primal.value).isfinite() & ~plain(still).isfinite()).reshape(plan.batch, -1).any(1)
+        lost = plain(primal.value).isfinite() & ~plain(still).isfinite()
+        lost = lost.flatten(1).any(1) if lost.ndim > 1 else lost
         if bool(lost.any()):
             # The derivative is not finite and was searched where f is not, either.
             derivative = _give_up(derivative, plan, lost)

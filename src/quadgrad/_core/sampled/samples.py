@@ -109,7 +109,8 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
     try:
         return torch.from_numpy(np.array(value)).to(device)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {error}") from None
+        why = "what can be called is integrated by quad" if callable(value) else error
+        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {why}") from None
 
 
 def as_real(name: str, value: Any, device: torch.device | None = None) -> Tensor:
