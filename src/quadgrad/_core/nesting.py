@@ -23,9 +23,9 @@ class InnerRecord:
     The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
     what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
     arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
-    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or for parts of one.
-    ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error
-    of f for those of which the nodes are known, over f, ``sums`` of both over all nodes.
+    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one.
+    ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
+    those of which the nodes are known, over f, ``sums`` of both over all nodes.
     """
 
     noise: float = 0.0

@@ -63,7 +63,8 @@ def integrate(
         alone = plan is None and jumps is None and not log
         problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks)
         asked = problem.tolerance
-        if outer is not None and outer.depth:  # whose tolerance, most often the same, has to have room for what is off here
+        if outer is not None and outer.depth:
+            # Its tolerance, most often the same, has to have room for what is off here.
             share, least = ROOM**outer.depth, min(asked.rtol, LEAST * asked.eps)
             problem.tolerance = replace(asked, rtol=max(share * asked.rtol, least), atol=share * asked.atol)
         if problem.opening is None:
