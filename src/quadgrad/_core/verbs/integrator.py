@@ -129,7 +129,8 @@ class Integrator(Printed, torch.nn.Module):
         self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, key: Any = None,
         max_cells: int = CELLS, **options: Any,
     ) -> None:  # fmt: skip
-        for name in options.keys() & (EACH_CALL - {"seed"}):
+        accepted = inspect.signature(verb).parameters
+        for name in options.keys() & accepted.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
         super().__init__()
         self.verb, self.options = verb, options
