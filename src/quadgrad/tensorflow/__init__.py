@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from quadgrad._core.errors import (
+    BridgeError,
+    BridgeWarning,
     IntegrandError,
     IntegrationError,
     IntegrationWarning,
@@ -21,6 +23,8 @@ from quadgrad.tensorflow._sampled import cumulative_simpson, cumulative_trapezoi
 from quadgrad.tensorflow._wrap import wrap
 
 __all__ = [
+    "BridgeError",
+    "BridgeWarning",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",

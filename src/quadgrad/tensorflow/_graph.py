@@ -7,7 +7,7 @@ tensors that f closes over, and the handles of variables, which puts it in order
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.errors import calling_site
 from quadgrad._core.gradient.written import Written
 from quadgrad._core.rules.rule import SHARES
 from quadgrad._core.tolerance import returned_dtype
@@ -24,7 +23,7 @@ from quadgrad.tensorflow._crossing import is_tensor, tensorflow_dtype, to_tensor
 from quadgrad.tensorflow._framework import tf
 from quadgrad.tensorflow._inline import Inline
 from quadgrad.tensorflow._integrand import Function
-from quadgrad.tensorflow._recording import call_with_captures, in_xla
+from quadgrad.tensorflow._recording import call_with_captures, calling_line, in_xla
 from quadgrad.tensorflow._replay import replay, take_logarithm
 from quadgrad.tensorflow._result import Result
 from quadgrad.tensorflow._search import HandOver, Options, Searched, search, speaking
@@ -65,28 +64,36 @@ class Traced:
         rest = iter(tensors)
         return self.function(x, [v if _tensor_of(v) is None else next(rest) for v in self.args])
 
-    def outside(self, captured: Sequence[Any]) -> Function:
-        """Return the function to be called eagerly, with these tensors in the place of those it captured."""
+    def outside(self, places: dict[int, int]) -> Callable[[Sequence[Any]], Function]:
+        """Return what makes the function to be called eagerly of the values of tensors, enumerated by ``places``.
+
+        It holds no tensor of the graph: TensorFlow never frees a graph that one of its Python functions refers to.
+        """
         # What is no part of the graph keeps its identity, by which tapes know it.
-        captured = [
-            new if tf.is_symbolic_tensor(old) else old for old, new in zip(self.captured, captured, strict=True)
-        ]
-        point = self.function.point_ndim
+        kept = [None if tf.is_symbolic_tensor(t) else t for t in self.captured]
+        at = [places[id(t)] for t in self.captured]
+        name, specs, point = self.function.name, self.specs, self.function.point_ndim
+        called: Any = self.inline
+        if called is None:
+            concrete, count = self.concrete, len(self.concrete.inputs) - len(at)
+            called = lambda given: call_with_captures(concrete, given[:count], given[count:])
 
-        def call(x: Any, *args: Any) -> Any:
-            tensors = [a for a in args if is_tensor(a)]
-            tensors = [_fit(a, spec) for a, spec in zip(tensors, self.specs, strict=True)]
-            grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
-            flat = x if len(grid) == 2 else tf.reshape(x, (-1, 1, *end))
-            if self.inline is not None:
-                y = self.inline([flat, *tensors, *captured])
-            else:
-                y = call_with_captures(self.concrete, [flat, *tensors], captured)
-            return y if len(grid) == 2 else tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
+        def fill(values: Sequence[Any]) -> Function:
+            captured = [values[i] if k is None else k for i, k in zip(at, kept, strict=True)]
 
-        outside = Function(call, self.function.name, point)
-        outside.cast = False
-        return outside
+            def call(x: Any, *args: Any) -> Any:
+                tensors = [a for a in args if is_tensor(a)]
+                tensors = [_fit(a, spec) for a, spec in zip(tensors, specs, strict=True)]
+                grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
+                flat = x if len(grid) == 2 else tf.reshape(x, (-1, 1, *end))
+                y = called([flat, *tensors, *captured])
+                return y if len(grid) == 2 else tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
+
+            outside = Function(call, name, point)
+            outside.cast = False
+            return outside
+
+        return fill
 
 
 def _tensor_of(value: Any) -> Any:
@@ -132,14 +139,18 @@ _TAG: list[Any] = []
 
 
 def _tag() -> Any:
-    """Return a resource that no model tracks: a SavedModel, which cannot hold a search, refuses it by its name."""
+    """Return what is read from a resource that no model tracks: a SavedModel, which holds no search, refuses its name.
+
+    Only what is read: a resource itself would bind searches to its device, also those of other replicas. And read
+    by itself: of what a variable reads, graphs keep the variable, which Keras then saves with a model.
+    """
     if not _TAG:
         with tf.init_scope():
             name = (
                 "quadgrad_SEARCHES_IN_PYTHON_which_cannot_be_saved/save_a_plan_and_call_quadgrad.tensorflow.replay"
             )
             _TAG.append(tf.Variable(0, trainable=False, name=name))
-    return _TAG[0].handle
+    return tf.raw_ops.ReadVariableOp(resource=_TAG[0].handle, dtype=_TAG[0].dtype)
 
 
 def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequence[Any]) -> list[Any]:
@@ -150,16 +161,16 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
     tensors = inputs.tensors()
     entering = list({id(v): v for v in [*tensors, *(c for t in traced for c in t.captured)]}.values())
     places = {id(v): i for i, v in enumerate(entering)}
-
     if any(t.inline is None for t in traced):
         refuse_few_threads()
+    fill, functions = inputs.emptied(), [t.outside(places) for t in traced]
+    given = [places[id(t)] for t in tensors]
+    floats = [places[id(c)] for t in traced for c in t.captured if c.dtype.is_floating or c.dtype.is_complex]
 
     def outside(*values: Any) -> list[Any]:
-        given = inputs.with_tensors([values[places[id(t)]] for t in tensors])
-        functions = [t.outside([values[places[id(c)]] for c in t.captured]) for t in traced]
-        return [to_tensorflow(v) for v in run(given, functions, [values[places[id(c)]] for c in floats])]
+        called = [function(values) for function in functions]
+        return [to_tensorflow(v) for v in run(fill([values[i] for i in given]), called, [values[i] for i in floats])]
 
-    floats = [c for t in traced for c in t.captured if c.dtype.is_floating or c.dtype.is_complex]
     found = tf.py_function(
         outside, [*map(_stopped, entering), _tag()], list(dtypes),
         name="quadgrad_searches_in_Python__vectorized_map_needs_its_while_loop",
@@ -199,7 +210,7 @@ def _stopped(tensor: Any) -> Any:
 def integrate_in_graph(function: Function, jumps: Function | None, inputs: Inputs, options: Options) -> Result:
     """Put search and replay into the graph."""
     refuse_xla("quad")
-    site = calling_site()
+    site = calling_line()
     traced = [Traced(one, inputs) for one in (function, jumps) if one is not None]
     output = torch_dtype(traced[0].output.dtype)
     real = returned_dtype(inputs.dtype, output.to_real() if output.is_complex else output)
