@@ -142,6 +142,8 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
                 f"{name} is a {type(value).__name__}: give a dense tensor, .to_tensor() or tf.sparse.to_dense, or, of "
                 "rows of several lengths, .flat_values, whose integrals are a batch"
             )
+        if is_tensor(getattr(value, "value", None)):  # a variable of Keras, which tapes do not know
+            value = value.value
         if not is_tensor(value) and hasattr(value, "__array__"):
             return tf.constant(np.asarray(value))
         if not is_tensor(value):
