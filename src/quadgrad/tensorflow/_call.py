@@ -125,23 +125,7 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
     def take(name: str, value: Any) -> Any:
         if isinstance(value, Element):
             return Element(take(name, value.tensor), value.ndim)
-        if isinstance(value, TorchElement):
-            raise TypeError(f"{name} is a quadgrad.element, of torch: mark it by quadgrad.tensorflow.element")
-        if isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, "
-                "with a function of torch tensors"
-            )
-        if type(value).__name__ == "KerasTensor":
-            raise TypeError(
-                f"{name} is a symbolic tensor of Keras, which holds no numbers yet: call this in the call() of a "
-                "keras.layers.Layer"
-            )
-        if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}: give a dense tensor, .to_tensor() or tf.sparse.to_dense, or, of "
-                "rows of several lengths, .flat_values, whose integrals are a batch"
-            )
+        _refuse(name, value)
         if is_tensor(getattr(value, "value", None)):  # a variable of Keras, which tapes do not know
             value = value.value
         if not is_tensor(value) and hasattr(value, "__array__"):
@@ -161,6 +145,28 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         points = points if is_tensor(points) else np.asarray(points, np.float64)
         points = _at_least_one_dimension(points)
     return Inputs(ends[0], ends[1], tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
+
+
+def _refuse(name: str, value: Any) -> None:
+    """Refuse what belongs to another library, or is not one dense array."""
+    kind = type(value).__name__
+    if isinstance(value, TorchElement):
+        raise TypeError(f"{name} is a quadgrad.element, of torch: mark it by quadgrad.tensorflow.element")
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, "
+            "with a function of torch tensors"
+        )
+    if kind == "KerasTensor":
+        raise TypeError(
+            f"{name} is a symbolic tensor of Keras, which holds no numbers yet: call this in the call() of a "
+            "keras.layers.Layer"
+        )
+    if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
+        raise TypeError(
+            f"{name} is a {kind}: give a dense tensor, .to_tensor() or tf.sparse.to_dense, or, of rows of several "
+            "lengths, .flat_values, whose integrals are a batch"
+        )
 
 
 def _at_least_one_dimension(points: Any) -> Any:

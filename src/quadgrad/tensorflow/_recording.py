@@ -20,14 +20,23 @@ from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
 from quadgrad._core.errors import Site, calling_site
 from quadgrad.tensorflow._framework import tf
 
-__all__ = ["add_note", "call_with_captures", "calling_line", "in_xla", "is_recording", "is_watched", "record_operation", "silence"]
+__all__ = [
+    "add_note",
+    "calling_line",
+    "function_graph",
+    "in_xla",
+    "is_recording",
+    "is_watched",
+    "record_operation",
+    "silence",
+]
 
 _forward: Any = _forwardprop
 _tapes: Any = _record
 
 
 def add_note(error: Exception, note: str) -> None:
-    """Add a note to an exception; where a graph is traced to its text, of which AutoGraph makes another exception."""
+    """Add a note to an exception; in a graph to its text, of which AutoGraph makes another exception."""
     if note in str(error) or note in getattr(error, "__notes__", ()):
         return
     if not tf.executing_eagerly() and type(error) in (TypeError, ValueError) and len(error.args) == 1:
@@ -68,9 +77,14 @@ def silence() -> AbstractContextManager[None]:
     return _tapes.stop_recording()
 
 
-def call_with_captures(concrete: Any, inputs: list[Any], captures: list[Any]) -> Any:
-    """Call a concrete function with other tensors in the place of those that it captured where it was traced."""
-    return concrete._call_flat(inputs, captures)
+def function_graph(graph: Any, name: str) -> Any:
+    """Return the graph of a function that an operation of ``graph`` calls."""
+    while graph is not None:
+        found = graph._get_function(name)
+        if found is not None:
+            return found.graph
+        graph = getattr(graph, "outer_graph", None)
+    raise NotImplementedError(f"f calls {name}, which TensorFlow does not find: integrate outside of tf.function")
 
 
 def in_xla() -> bool:
