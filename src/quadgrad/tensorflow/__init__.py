@@ -9,6 +9,8 @@ the names, options and results of torch's in :mod:`quadgrad`; ``element`` marks 
 from __future__ import annotations
 
 from quadgrad._core.errors import (
+    BridgeError,
+    BridgeWarning,
     IntegrandError,
     IntegrationError,
     IntegrationWarning,
@@ -27,6 +29,8 @@ from quadgrad.tensorflow._sampled import cumulative_simpson, cumulative_trapezoi
 from quadgrad.tensorflow._wrap import wrap
 
 __all__ = [
+    "BridgeError",
+    "BridgeWarning",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",

@@ -86,8 +86,8 @@ def quad(
     Raises
     ------
     NotImplementedError
-        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where TensorFlow has
-        too few threads; of options that are torch's alone.
+        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where f uses
+        operations that are not TensorFlow's own; of options that are torch's alone.
     TypeError, ValueError, IntegrandError, IntegrationError
         As in :func:`quadgrad.quad`. While a graph runs, TensorFlow shows them as an error of its own, which holds
         the text.
