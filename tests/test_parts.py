@@ -30,9 +30,8 @@ def look(f, rule: str = "gk21", eps: float = 2.0**-52) -> tuple[Tensor, Tensor]:
     y = f(tensors.nodes[:, None])
     values = torch.view_as_real(y) if y.is_complex() else y
     sums = weigh(tensors, values.flatten(1), values.flatten(1).abs())
-    _, decay = null_rule_error(tensors, sums.nulls, sums.size, eps)
-    pole, height = see_pole(tensors, y.abs(), eps)
-    return pole, torch.where(decay.amax() >= UNRESOLVED, height, torch.inf)
+    _, decay, _ = null_rule_error(tensors, sums.nulls, sums.size, eps)
+    return see_pole(tensors, y.abs(), eps, decay.amax() >= UNRESOLVED)
 
 
 def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:

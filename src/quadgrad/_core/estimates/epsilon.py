@@ -26,7 +26,7 @@ def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> lis
     tiny = torch.finfo(size.dtype).tiny
     size, still = size.clamp_min(tiny), tiny**0.5
     now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))
-    before: Tensor | float = 0.0
+    before: Tensor | None = None
     table = [(now * size).unbind()]
     for k in range(1, columns + 1):
         for second in (False, True):
@@ -39,6 +39,6 @@ def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> lis
             turned = step.reciprocal()
             if second and not differentiable:
                 turned = turned.nan_to_num(0.0, 0.0, 0.0)
-            now, before = before + turned, behind
+            now, before = turned if before is None else before + turned, behind
         table.append((now * size).unbind()[: length - 2 * k])
     return table

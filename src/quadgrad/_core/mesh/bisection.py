@@ -48,18 +48,20 @@ FEW = 512
 class Spots:
     """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by.
 
-    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``steps`` ``(n,)`` is how
-    many terms of its series beyond the nodes the last place of a cell with logarithmic ones is, or 0, and
-    ``steps_near`` the same of the place at :data:`LIMIT`. ``looks`` tells whether places between nodes are last.
+    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``looks`` tells whether
+    places between nodes are last. Of cells with logarithmic nodes, ``touches`` ``(n,)`` tells which reach an end,
+    ``steps`` ``(2, n)`` is how many terms of its series beyond the nodes the last two places are, or 0: one far
+    beyond, one at :data:`LIMIT`, where ``near`` is the factor, but for that of the map of an infinite piece.
     """
 
     owner: Tensor
     x: Tensor
     factor: Tensor | None
     known: Tensor | None = None
-    steps: Tensor | None = None
-    steps_near: Tensor | None = None
     looks: bool = False
+    touches: Tensor | None = None
+    steps: Tensor | None = None
+    near: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -107,7 +109,11 @@ class Intervals:
         table = ((0, 1, 1, 1, 1), children, [m * c + b for c, b in zip(children, beside, strict=True)])
         self.table = torch.tensor((*table, (0, 0, 1, 2, 0), (0, 1, 0, 0, asks)), device=tau.device)
         self.edges, self.numbers = tau.new_tensor([[0.0], [1.0]]), part_numbers(tau)
-        self.tau_from_0 = torch.cat((self.edges[:1], tau))
+        # Of cells with logarithmic nodes: their places, all but the last two; how close to the end these are.
+        self.deep = torch.cat((self.edges[:1], tau, self.looks))
+        nearest = max(DEEPEST, self.tiny**0.5), max(LIMIT, ULPS * self.eps)
+        self.nearest, self.least = tau.new_tensor(nearest)[:, None], tau.new_tensor([[DEPTH], [1.0]])
+        self.none = tau.new_zeros(())
 
     # ------------------------------------------------------------------------------------------------ nodes
 
@@ -192,19 +198,18 @@ class Intervals:
         Where the cell touches the end, the inner edge is as close to it as numbers allow: f there shows whether the
         series goes on as it seems to. So does f at :data:`LIMIT`, where the first cell has seen it already.
         """
-        layout, image = new.layout, new.layout.image
-        octaves = layout.octaves_left(ULPS * self.eps, max(DEEPEST, self.tiny**0.5))
-        nearer = layout.octaves_left(ULPS * self.eps, max(LIMIT, ULPS * self.eps))
-        usable = new.start * new.stop == 0.0
+        layout, image, usable = new.layout, new.layout.image, new.start * new.stop == 0.0
+        touches, octaves = usable, layout.octaves_left(ULPS * self.eps, self.nearest)
         if image is not None:  # that far out exp(x) overflows
             usable = usable & ~torch.where(image.from_lower, image.no_lower, image.no_upper)
-        steps, steps_near = (
-            (beyond * (SHARES / DEPTH)).masked_fill(~(usable & (beyond > least)), 0.0)
-            for beyond, least in ((octaves, DEPTH), (nearer, 1.0))
-        )
-        looks, beyond = self.looks.expand(-1, len(new)), 1.0 + torch.stack((steps, steps_near)) / SHARES
-        tau = torch.cat((self.tau_from_0.expand(-1, len(new)), beyond[:1], looks, beyond[1:]))
-        return Spots(owner, *layout.nodes(tau), steps=steps, steps_near=steps_near, looks=True)
+        steps = torch.where((octaves > self.least) & usable, octaves, self.none) * (SHARES / DEPTH)
+        beyond = steps / SHARES + 1.0
+        x, factor = layout.nodes(torch.cat((self.deep.expand(-1, len(new)), beyond)))
+        near = factor[-1]
+        if image is not None:
+            assert layout.outer is not None and layout.rate is not None
+            near = layout.scale * (layout.outer * torch.exp(layout.rate * beyond[1])).abs()
+        return Spots(owner, x, factor, looks=True, touches=touches, steps=steps, near=near)
 
     # ------------------------------------------------------------------------------------------- refinement
 
