@@ -119,10 +119,10 @@ def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: b
 
 def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
     """Return :data:`RUN` where children are wanted, ``stuck`` where none are, or how the integral ends."""
-    runs, code = wanted > 0, stuck if isinstance(stuck, Tensor) else torch.full_like(wanted, stuck)
-    code = code.masked_fill(runs, RUN).masked_fill(over, int(Status.MAX_NFEV))
-    code = code.masked_fill(verdict.bad > PATIENCE, int(Status.NONFINITE))
-    ends = verdict.done & ~runs
+    runs = wanted > 0
+    code = stuck.masked_fill(runs, RUN) if isinstance(stuck, Tensor) else (RUN - stuck) * runs + stuck
+    code = code.masked_fill(over, int(Status.MAX_NFEV)).masked_fill(verdict.bad > PATIENCE, int(Status.NONFINITE))
+    ends = verdict.done > runs
     return code.masked_fill(ends, int(Status.ROUNDOFF)).masked_fill(ends & verdict.met, int(Status.CONVERGED))
 
 
