@@ -16,13 +16,14 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> list[tuple[Tensor, ...]]:
+def extrapolate(terms: Tensor, columns: int, sizes: Tensor | None = None) -> list[tuple[Tensor, ...]]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
     The terms stand along the first dimension. Column 0 are the sums of the first 0, 1, ... terms; each entry of
-    column k uses 2 k terms, the last entry the last ones.
+    column k uses 2 k terms, the last entry the last ones. With the ``sizes`` of the terms no derivative is asked for.
     """
-    size, length = terms.detach().abs().amax(0), len(terms) + 1
+    differentiable, length = sizes is None, len(terms) + 1
+    size = (terms.detach().abs() if sizes is None else sizes).amax(0)
     tiny = torch.finfo(size.dtype).tiny
     size, still = size.clamp_min(tiny), tiny**0.5
     now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))

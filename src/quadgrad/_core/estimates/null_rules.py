@@ -119,12 +119,11 @@ def see_pole(rule: RuleTensors, size: Tensor, eps: float, unresolved: Tensor) ->
     fall like an exponential. What is not ``unresolved`` has none.
     """
     at = torch.minimum(size, NEAR * size.amax(0)).argmax(0)
-    parabola, (span, tau, inner) = _around(rule, at)
+    span, tau, inner, one = rule.around.index_select(1, at).unbind()
     near, others = size.gather(0, rule.neighbours.index_select(1, at)).split((3, 2))
-    numbers = (parabola * near.reciprocal()[:, None]).sum(0)
-    (rise, bend, twice, here), ahead = numbers[:4].unbind(), numbers[4:]
-    ratio = ahead * others
-    off = ((ratio - 1.0).abs() / torch.maximum(ratio.clamp_max(1.0), inner)).amax(0)
+    numbers, ahead = (rule.parabolas.index_select(2, at) * near.reciprocal()[:, None]).sum(0).split((4, 2))
+    (rise, bend, twice, here), ratio = numbers.unbind(), ahead * others
+    off = ((ratio - 1.0).abs() / ratio.clamp(inner, one)).amax(0)
     offset = rise / twice
     # What is not finite anywhere makes the square so, too, and no pole is seen.
     least = torch.addcmul(here, rise, offset, value=-0.5) / bend
@@ -133,12 +132,6 @@ def see_pole(rule: RuleTensors, size: Tensor, eps: float, unresolved: Tensor) ->
     # A pole as high as the cell is wide is none, nor is a parabola's greatest value one.
     height = torch.exp2(steps.clamp_min_(0.0) / -STEPS)
     return (tau - offset).float(), height / (unresolved & (bend > 0.0))
-
-
-def _around(rule: RuleTensors, at: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the parabolas' coefficients at nodes, ``(3, 6, n)``, and what follows them, see the rule."""
-    parabola, other = rule.parabolas.index_select(1, at).split((18, 3))
-    return parabola.unflatten(0, (3, 6)), other.unbind()
 
 
 def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ series that the epsilon algorithm sums to the end (:mod:`quadgrad._core.estimate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,14 +136,14 @@ def see_deep(
     Return where f is not at all what is expected (it breaks the law), ``(k,)``, and what integral may be missed then;
     and what may be missed elsewhere.
     """
-    seen, far = deep.values.abs(), align(deep.steps, deep.values)
+    (deepest, near), far = deep.values.abs().unbind(), align(deep.steps, deep.values).unbind()
     # Where all is nothing, or next to it, that is what the series says.
     tiny = torch.finfo(sizes.dtype).tiny
     logs = sizes[-4:].clamp_min(tiny).log()
     rates = logs.diff(dim=0)
-    drifts, remainder = rates.diff(dim=0), remainder.abs()
-    lawless = breaks_the_law(logs[-1], rates[-1], drifts[1], seen[0].clamp_min(tiny), far[0])
-    missed = unexplained(logs[-1], rates[-1], drifts, (seen[1], far[1], deep), error, remainder)
+    drifts, remainder, last, rate = rates.diff(dim=0).unbind(), remainder.abs(), logs[-1], rates[-1]
+    lawless = breaks_the_law(last, rate, drifts[1], deepest.clamp_min(tiny), far[0])
+    missed = unexplained(last, rate, drifts, (near, far[1], deep), error, remainder)
     return lawless, (SAFETY * largest_component(remainder), missed)
 
 
@@ -161,7 +162,12 @@ def breaks_the_law(last: Tensor, rate: Tensor, drift: Tensor, deep: Tensor, step
 
 
 def unexplained(
-    last: Tensor, rate: Tensor, drifts: Tensor, seen: tuple[Tensor, Tensor, Deep], error: Tensor, remainder: Tensor
+    last: Tensor,
+    rate: Tensor,
+    drifts: Sequence[Tensor],
+    seen: tuple[Tensor, Tensor, Deep],
+    error: Tensor,
+    remainder: Tensor,
 ) -> Tensor:
     """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
 
@@ -171,7 +177,7 @@ def unexplained(
     sequence. Where f is off by more than what they leave open, all that is there is unexplained, else the part of
     the ``remainder``, the integral beyond the terms, that f is off by.
     """
-    (near, steps, deep), (before, drift), tiny = seen, drifts.unbind(), torch.finfo(last.dtype).tiny
+    (near, steps, deep), (before, drift), tiny = seen, drifts, torch.finfo(last.dtype).tiny
     settles = (drift / before).nan_to_num_(0.0, 0.0, 0.0).clamp_(0.0, SETTLING)
     left = 1.0 - settles
     drift, grows = drift / left, rate >= 0.0
@@ -201,7 +207,7 @@ def to_the_end(
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table = extrapolate(terms, COLUMNS, differentiable=False)
+    table = extrapolate(terms, COLUMNS, sizes)
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0

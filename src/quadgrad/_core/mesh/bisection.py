@@ -268,7 +268,7 @@ class Intervals:
         owner, _, row, kind = cells.whole.index_select(1, parent).unbind()
         real, count = cells.real.index_select(1, parent), len(parent) - logarithmic
         start, stop, _, _, _, middle, *_ = real.unbind()
-        outer, places = ends == self.edges, torch.lerp(start, stop, ends)
+        outer, places, low = ends == self.edges, torch.lerp(start, stop, ends), ends[0]
         known = torch.where(outer, real[6:], middle.masked_fill(ends != 0.5, torch.nan))
         if logarithmic:
             mine = slice(count, None)
@@ -278,7 +278,7 @@ class Intervals:
         groups = list[NewIntervals]()
         if count:
             # Not where a cell begins at its parent's edge, nor in the middle, where evenly spread nodes saw f.
-            asked = ends[0] if self.blind else ends[0] * (ends[0] - 0.5 + kind)
+            asked = low if self.blind else low * (low - 0.5 + kind)
             asked = locate(asked[:count] if logarithmic else asked, middles + further)
             columns = (row, owner, places, known)
             row_, owner_, places_, known_ = (t[..., :count] for t in columns) if logarithmic else columns
@@ -320,12 +320,13 @@ def find_parts(moves: Refinement, children: int, logarithmic: int, further: int)
     many get ``logarithmic`` nodes: they come last.
     """
     n = moves.move.shape[0]
-    number = torch.arange(n, dtype=torch.float64, device=moves.move.device)
+    second, parent = torch.nonzero_static(moves.chosen[:2], size=children).unbind(1)
+    begins = parent.to(torch.float64).add_(second, alpha=0.5)
     if logarithmic:
-        number = number.add_(moves.chosen[2] > 0, alpha=n)
-    begins = torch.cat((number, number + 0.5)).index_select(0, locate(moves.chosen[:2].flatten(), children))
+        begins = begins.add_(moves.chosen[2].index_select(0, parent) > 0, alpha=n)
     if further:
-        others = (moves.middles + (number if moves.towards is None else moves.towards)).flatten()
+        towards = torch.arange(n, device=parent.device) if moves.towards is None else moves.towards
+        others = (moves.middles + towards).flatten()
         begins = torch.cat((begins, others.index_select(0, locate(moves.near.flatten(), further))))
     begins = begins.sort().values
     parent, low = begins.to(torch.int64), begins.frac()

@@ -37,7 +37,7 @@ class RuleTensors:
 
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
     ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; around each node, see :attr:`Rule.parabolas`,
-    coefficients ``(21, m)`` and neighbours ``(5, m)``; :attr:`Rule.order_gap`.
+    coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``; :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
@@ -47,6 +47,7 @@ class RuleTensors:
     looks: torch.Tensor
     at_looks: torch.Tensor
     parabolas: torch.Tensor
+    around: torch.Tensor
     neighbours: torch.Tensor
     order_gap: int
 
@@ -151,14 +152,14 @@ class Rule:
         return np.asarray(np.linalg.solve(self._legendre(self.nodes).T, functionals.T).T, dtype=np.float64)
 
     @cached_property
-    def parabolas(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    def parabolas(self) -> tuple[Array, Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
         """The parabola through values at each node, or its neighbour if it is outermost, and those beside it.
 
-        Of each node coefficients ``(21, m)`` and neighbours ``(5, m)``. These are the nodes before, here and after,
-        and one more on either side, or two on one where the other has none left. The first 18 coefficients are, for
-        values before, here and after, those of six numbers each: the parabola's slope here, its second derivative
-        over 2, the same without, its value here and at the other two nodes. Then follow the distance from before to
-        after; where here is; and 1 unless the node was an outermost one, then 0.
+        Of each node the coefficients ``(3, 6, m)`` with which values before, here and after make the parabola's
+        slope here, its second derivative over 2, the same without, its value here and at two other nodes. Then
+        ``(4, m)`` the distance from before to after; where here is; 1 unless the node was an outermost one, then 0;
+        and 1. And the neighbours ``(5, m)``: the nodes before, here and after, and one more on either side, or two
+        on one where the other has none left.
         """
         m, tau = self.nodes.size, self.nodes
         here = np.arange(m).clip(1, m - 2)
@@ -169,8 +170,8 @@ class Rule:
         bend = np.stack((1.0 / (first * span), -1.0 / (first * second), 1.0 / (second * span)))
         slope = np.stack((-1.0 / first, 1.0 / first, 0.0 * first)) + bend * first
         others = (value + away * (slope + bend * away) for away in (tau[left] - tau[here], tau[right] - tau[here]))
-        rows = np.stack((slope, bend, 2.0 * bend, value, *others), axis=1).reshape(-1, m)
-        return np.vstack((rows, span, tau[here], here == np.arange(m))), neighbours
+        rows = np.stack((slope, bend, 2.0 * bend, value, *others), axis=1)
+        return rows, np.stack((span, tau[here], here == np.arange(m), np.ones(m))), neighbours
 
     @cached_property
     def mirrored(self) -> bool:
@@ -194,9 +195,10 @@ class Rule:
         key = (dtype, device)
         if key in self._cache:
             return self._cache[key]
-        parabolas, neighbours = self.parabolas
+        parabolas, around, neighbours = self.parabolas
         columns = (
             self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, parabolas,
+            around,
         )  # fmt: skip
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),

@@ -82,7 +82,7 @@ class TensorBodies(Generic[R]):
             for new in _cut(group, max(1, self.task.block // group.rows)):
                 places = mesh.place(new)
                 hear_anew()
-                y = self.widen(self.task.integrand(places.x, places.owner).detach())
+                y = self.widen(_still(self.task.integrand(places.x, places.owner)))
                 off = hear(y)
                 parts.append(add_inner_error(self.task, self.estimate(new, places, y, noise(self.task)), off))
         self.cells = Cells.join(parts)
@@ -173,9 +173,15 @@ def _cut(new: NewCells, size: int) -> Iterator[NewCells]:
 def call_beside(task: Problem, places: Places) -> Tensor:
     """Return f at single places, a block of them at a time, ``(k, *event)``."""
     x, owner, size = places.x, places.owner, task.block
-    blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
-    y = [task.integrand(x[None, block], owner[block]).detach()[0] for block in blocks]
-    return y[0] if len(y) == 1 else torch.cat(y)
+    if x.shape[0] <= size:
+        return _still(task.integrand(x[None], owner))[0]
+    blocks = (slice(low, low + size) for low in range(0, x.shape[0], size))
+    return torch.cat([_still(task.integrand(x[None, block], owner[block]))[0] for block in blocks])
+
+
+def _still(y: Tensor) -> Tensor:
+    """Return values without a gradient."""
+    return y.detach() if y.requires_grad else y
 
 
 def unpack(integrand: Integrand, dtype: torch.dtype, sums: Tensor) -> tuple[Tensor, Tensor]:
