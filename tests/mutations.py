@@ -93,7 +93,7 @@ MUTATIONS = (
         "an error that is just the target", "search/decide.py", r"done = error / target (<=) 1\.0", "<", DECISIONS
     ),
     Mutation(
-        "a cell's error that is just allowed", "search/decide.py", r"each\.error (>) verdict", ">=", DECISIONS
+        "a cell's error that is just allowed", "search/decide.py", r"sums\[-2\] (>) verdict", ">=", DECISIONS
     ),
     Mutation("cells of a faint integral", "search/decide.py", r"(0\.5) \* totals\.error", "0.9", DECISIONS),
     Mutation(

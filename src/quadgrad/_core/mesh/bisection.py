@@ -120,7 +120,7 @@ class Intervals:
         self.edges, self.parts = tau.new_tensor([[0.0], [1.0]]), part_numbers(tau)
         # Beside an end poles do not count: how close, and from which edge of the cell.
         self.inward, self.at_end = tau.new_tensor([[1.0], [-1.0]]), tau.new_tensor([[AT_END], [AT_END - 1.0]])
-        self.blamed, self.nowhere = tau.new_tensor(2.0**-5), tau.new_tensor(torch.inf)
+        self.middle, self.blamed, self.nowhere = tau.new_tensor([0.5, 2.0**-5, torch.inf]).unbind()
         self.turning = _turning(tau)
         # Of cells with logarithmic nodes: their places, all but the last two; how close to the end these are.
         self.deep = torch.cat((self.edges[:1], tau, self.looks))
@@ -259,7 +259,7 @@ class Intervals:
         high = height.masked_fill(at_end, torch.inf) ** 2 * self.shape.across
         near = is_near((pole - 0.5).abs_().sub_(0.25), high, self.shape.along, 0.0625)  # beside either half
         asks, high = near | (lean.abs() > 1.0), torch.where(near, high, self.blamed)
-        return asks, torch.where(near, pole, (0.125 * lean).add_(0.5)), high
+        return asks, torch.where(near, pole, torch.add(self.middle, lean, alpha=0.125)), high
 
     def split(self, cells: Cells, moves: Refinement, counts: list[int]) -> list[NewIntervals]:
         """Return the children, those of one cell next to each other, in order; logarithmic ones in a group."""

@@ -103,7 +103,7 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
     return Verdict(met, done, bad, lost, limit, done & (error >= FAINT * totals.size))
 
 
-def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
+def mark(verdict: Verdict, totals: Totals, cells: Cells, is_complex: bool, follow: bool) -> Tensor:
     """Tell which cells are to be split: those with too large an error.
 
     If that is to be followed, of faint integrals also the one that has most of the error: what was seen there,
@@ -111,9 +111,10 @@ def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: b
     """
     owner, splittable, *_ = cells.whole.unbind()
     splittable = splittable > 0
-    large = (each.error > verdict.limit.index_select(0, owner)) & splittable
+    large = (cells.sums[-2] > verdict.limit.index_select(0, owner)) & splittable
     if not follow:
         return large
+    each = Totals.of(cells.sums, is_complex)
     most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan).index_select(0, owner)
     rough = (each.error > each.floor) & splittable
     return large | (rough & (each.error > most) & (each.error >= FAINT * each.size) & (most >= 0.0))

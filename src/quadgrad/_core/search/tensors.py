@@ -100,11 +100,11 @@ class TensorBodies(Generic[R]):
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n, is_complex = len(running), self.dtype.is_complex
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
+        totals = Totals.of(sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
+            moves = mesh.propose(cells, mark(verdict, totals, cells, is_complex, follow))
             wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
