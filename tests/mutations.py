@@ -95,11 +95,11 @@ MUTATIONS = (
     Mutation(
         "a cell's error that is just allowed", "search/decide.py", r"sums\[-2\] (>) verdict", ">=", DECISIONS
     ),
-    Mutation("cells of a faint integral", "search/decide.py", r"(0\.5) \* totals\.error", "0.9", DECISIONS),
+    Mutation("cells of a faint integral", "search/decide.py", r"most = \((0\.5) \* totals\.error", "0.9", DECISIONS),
     Mutation(
         "the last round of values that are not finite",
         "search/decide.py",
-        r"verdict\.bad (>) PATIENCE",
+        r"lost = bad (>) PATIENCE",
         ">=",
         DECISIONS,
     ),

@@ -140,8 +140,9 @@ def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.
     """
     tiny = torch.finfo(size.dtype).tiny
-    pairs = nulls.abs().unflatten(0, (NULL_PAIRS, 2)).sum(1).clamp_min_(tiny)
-    decay = (pairs[:-1].sub(size, alpha=2.0 * eps).sub_(tiny) / pairs[1:]).amax(0)
+    seen = nulls.abs().unflatten(0, (NULL_PAIRS, 2)).sum(1)
+    pairs = seen.clamp_min(tiny)
+    decay = (seen[:-1].sub(size, alpha=2.0 * eps) / pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
     continued = pairs[-1] * (decay / SLOW).clamp_(0.0, 1.0) ** (rule.order_gap + NULL_PAIRS - 1)
     return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay, pairs[0]
