@@ -134,7 +134,6 @@ MUTATIONS = (
     Mutation("how close to an end the series is checked", "mesh", *constant("DEEPEST", "2.0**-200"), ESTIMATES),
     Mutation("halvings before logarithmic nodes", "mesh", *constant("DEEP", "5.0"), COUNTS),
     Mutation("halvings before they are tried again", "mesh", *constant("EVERY", "5.0"), COUNTS),
-    Mutation("how far faint cells are halved", "mesh", *constant("SCANNED", "2.0**-6"), COUNTS),
     Mutation("octaves of a cell at an end", "mesh/interval.py", *constant("DEPTH", "10"), COUNTS),
     Mutation("bisections at once", "mesh/poles.py", *constant("LEVELS", "10"), COUNTS),
     # ------------------------------------------------------------------------------------ breakpoints
