@@ -92,10 +92,10 @@ MUTATIONS = (
     Mutation(
         "an error that is just the target", "search/decide.py", r"done = error / target (<=) 1\.0", "<", DECISIONS
     ),
+    Mutation("a cell's error that is just allowed", "search/decide.py", r"sums\[-2\] (>) verdict", ">=", DECISIONS),
     Mutation(
-        "a cell's error that is just allowed", "search/decide.py", r"sums\[-2\] (>) verdict", ">=", DECISIONS
+        "cells of a faint integral", "search/decide.py", r"most = \((0\.5) \* totals\.error", "0.9", DECISIONS
     ),
-    Mutation("cells of a faint integral", "search/decide.py", r"most = \((0\.5) \* totals\.error", "0.9", DECISIONS),
     Mutation(
         "the last round of values that are not finite",
         "search/decide.py",

@@ -242,7 +242,7 @@ class _Refinement:
         """Call f on new cells and tell how accurate the curve is on each."""
         problem, rule, eps = self.problem, self.rule, self.noise
         self.nfev += torch.bincount(plan.owner, minlength=problem.batch) * len(rule.nodes)
-        touches = plan.kind >= EXTRAPOLATED
+        touches = plan.touches
         values = sample(problem.integrand, plan, problem.pieces, problem.block).at_nodes
         layout, columns = problem.pieces.lay_out(plan), reals(values, 2)
         columns = columns[..., None] if columns.ndim == 2 else columns

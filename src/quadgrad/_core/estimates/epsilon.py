@@ -20,7 +20,8 @@ def extrapolate(terms: Tensor, columns: int, sizes: Tensor | None = None) -> lis
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
     The terms stand along the first dimension. Column 0 are the sums of the first 0, 1, ... terms; each entry of
-    column k uses 2 k terms, the last entry the last ones. With the ``sizes`` of the terms no derivative is asked for.
+    column k uses 2 k terms, the last entry the last ones. With the ``sizes`` of the terms the entries cannot be
+    differentiated.
     """
     differentiable, length = sizes is None, len(terms) + 1
     size = (terms.detach().abs() if sizes is None else sizes).amax(0)

@@ -101,9 +101,9 @@ def largest_component(size: Tensor) -> Tensor:
 
 
 def blame(halves: Tensor, unresolved: Tensor) -> Tensor:
-    """Return -1 or 1 where one of the ``halves`` ``(2, n)`` alone is to blame for the error, doubled where unresolved.
+    """Return -1 or 1 where the left or right half alone is to blame for the error, doubled where ``unresolved``.
 
-    That is the left one, or the right one.
+    How rough they are is told by ``halves`` ``(2, n)``.
     """
     rougher = halves.sub(halves.flip(0), alpha=ROUGHER) > 0.0
     left, right = (rougher * unresolved.add(1)).unbind()

@@ -116,9 +116,9 @@ def conclude(
 class Deep:
     """What is seen of cells that touch an end much closer to it than their nodes are, one column for each cell.
 
-    ``values`` ``(2, k, *event)`` are f times the innermost node's factor at two places: far beyond the series' terms
-    and where a first cell looks; ``steps`` ``(2, k)`` is how many terms beyond the last one these are, 0 if f was not
-    called there. ``edge`` ``(k, *event)`` is the interpolating polynomial at the innermost edge, and ``shaken``
+    ``values`` ``(2, k, *event)`` are f times dx/dtau at two places: far beyond the series' terms, and where a first
+    cell looks; ``steps`` ``(2, k)`` is how many terms beyond the last one these are, 0 if f was not called there.
+    ``edge`` ``(k, *event)`` is the interpolating polynomial at the innermost edge, and ``shaken``
     ``(k,)`` the part of the nearer place's distance from the end that rounding of x may change.
     """
 
@@ -131,7 +131,7 @@ class Deep:
 def see_deep(
     terms: Tensor, sizes: Tensor, deep: Deep, error: Tensor, remainder: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compare f closer to the end with what the series makes of it, of which ``remainder`` lies beyond the terms.
+    """Compare f closer to the end with what the series makes of it; its ``remainder`` lies beyond the terms.
 
     Return where f is not at all what is expected (it breaks the law), ``(k,)``, and what integral may be missed then;
     and what may be missed elsewhere.

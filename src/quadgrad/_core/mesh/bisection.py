@@ -72,9 +72,9 @@ class Refinement:
     """How cells are to be refined: see :class:`quadgrad._core.mesh.protocol.Moves`.
 
     The cells ``towards``, or any if that is None, have a pole beside them, for which they are parted at those
-    ``middles`` that are ``near`` it. Each column of the ``table`` is for a move: whether a cell is refined, whether it
-    has a second child, how many logarithmic ones, and how many middles are asked for. These columns are ``chosen``
-    for the cells once it is known which are refined.
+    ``middles`` that are ``near`` it. Each column of the ``table`` is for a move: whether a cell is refined, and has
+    a second child, how many logarithmic ones, and how many middles are asked for. ``chosen`` ``(4, n)`` are those of
+    the cells, once it is known which are refined.
     """
 
     move: Tensor
@@ -132,8 +132,7 @@ class Intervals:
 
     def start(self, first: Any) -> list[NewIntervals]:
         """Return the cells of a plan to start with: whole pieces, others, those with logarithmic nodes."""
-        row, start, stop, kind = first.row, first.start, first.stop, first.kind
-        whole, linear = stop - start == 1.0, kind == LINEAR
+        row, start, stop, whole, linear = first.row, first.start, first.stop, first.whole, first.linear
         if first.even and bool(whole.all()):
             return [self._group(row, (start, stop), False, looks=True)]
         groups = [

@@ -74,6 +74,11 @@ class IntervalPlan(CellPlan, geometry="interval"):
         return replace(self, row=row, start=start, stop=stop, kind=kind, error=torch.zeros_like(start))
 
     @property
+    def whole(self) -> Tensor:
+        """Which cells are whole pieces, bool of shape ``(n,)``."""
+        return self.stop - self.start == 1.0
+
+    @property
     def level(self) -> Tensor:
         """How often a piece was halved to give each cell, shape ``(n,)``."""
         return torch.log2(self.stop - self.start).neg().round().to(torch.int64)

@@ -173,7 +173,7 @@ class NativeBodies:
             cells.view(torch.int64)[:, ROW] = first.row
             if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
-                cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
+                cells[~first.linear, AT_START : AT_START + 3] = torch.nan
             self._enter(cells, first.even)
         elif opening is not None:
             self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
