@@ -133,8 +133,8 @@ def see_deep(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Compare f closer to the end with what the series makes of it; its ``remainder`` lies beyond the terms.
 
-    Return where f is not at all what is expected (it breaks the law), ``(k,)``, and what integral may be missed then;
-    and what may be missed elsewhere.
+    Return where f is not at all what is expected, ``(k,)``, see :func:`breaks_the_law`; what integral may be missed
+    then, and what in any case.
     """
     (deepest, near), far = deep.values.abs().unbind(), align(deep.steps, deep.values).unbind()
     # Where all is nothing, or next to it, that is what the series says.

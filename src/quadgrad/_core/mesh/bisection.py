@@ -73,8 +73,8 @@ class Refinement:
 
     The cells ``towards``, or any if that is None, have a pole beside them, for which they are parted at those
     ``middles`` that are ``near`` it. Each column of the ``table`` is for a move: whether a cell is refined, and has
-    a second child, how many logarithmic ones, and how many middles are asked for. ``chosen`` ``(4, n)`` are those of
-    the cells, once it is known which are refined.
+    a second child, how many logarithmic ones, and how many middles are asked for. ``chosen`` ``(4, n)`` are those
+    of the cells, once it is known which are refined.
     """
 
     move: Tensor

@@ -37,7 +37,8 @@ class RuleTensors:
 
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
     ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; around each node, see
-    :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``; :attr:`Rule.order_gap`.
+    :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``;
+    :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
