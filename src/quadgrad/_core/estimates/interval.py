@@ -58,10 +58,10 @@ class IntervalEstimate:
         m = self.rule.nodes.shape[0]
         if new.logarithmic:
             return self._logarithmic(new, places, y, weighted, noise)
-        if places.known is None:
+        if places.seen is None:
             return self._linear(new, weighted, None, noise)
         edges = torch.stack((one_number(weighted[0]), one_number(weighted[m + 1]))) / new.layout.scale
-        new.known = edges.masked_fill(~places.known, torch.nan)
+        new.at_edges = edges.masked_fill(~places.seen, torch.nan)
         return self._linear(new, weighted[1 : m + 1], weighted[m + 2 :] if places.looks else None, noise)
 
     def _linear(self, new: NewIntervals, weighted: Tensor, looks: Tensor | None, noise: float) -> Cells:
@@ -126,7 +126,7 @@ class IntervalEstimate:
         edges = sums.edges
         if edges.ndim > 2:
             edges, allowed = edges.sum(2), allowed.sum(1)
-        gaps = (edges - new.known * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
+        gaps = (edges - new.at_edges * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
         return gaps.nan_to_num(0.0, 0.0, 0.0), allowed
 
     def _between(self, gaps: Tensor, moduli: Tensor, blur: Tensor, noise: float) -> Tensor:
@@ -175,14 +175,14 @@ class IntervalEstimate:
         narrow = (nearest <= max(NEAREST, tiny**0.5)) | (rate >= -SHORTEST)
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
         if layout.image is None:
-            known = y[:: m + BESIDE_END - 1]
+            at_edges = y[:: m + BESIDE_END - 1]
         else:
-            known = torch.stack((weighted[0], weighted[-1])) / align(
+            at_edges = torch.stack((weighted[0], weighted[-1])) / align(
                 torch.stack((layout.scale * layout.outer.abs(), places.near)), weighted
             )
-        outer, inner = (one_number(f) for f in known.unbind())
-        known = torch.stack((outer, inner.masked_fill(touches & (steps[1] == 0.0), torch.nan)))
-        new.known = torch.where(new.start >= 0.0, known.flip(0), known)
+        outer, inner = (one_number(f) for f in at_edges.unbind())
+        at_edges = torch.stack((outer, inner.masked_fill(touches & (steps[1] == 0.0), torch.nan)))
+        new.at_edges = torch.where(new.start >= 0.0, at_edges.flip(0), at_edges)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
@@ -201,5 +201,5 @@ def _enter(
     value, error, floor = sums
     totals = torch.stack(sums) if value.ndim == 1 else torch.cat((value.T, error[None], floor[None]))
     whole = (new.owner, splittable, new.row, kind)
-    real = (new.start, new.stop, *hints, *new.known.unbind())
+    real = (new.start, new.stop, *hints, *new.at_edges.unbind())
     return Cells(totals, torch.stack(whole), torch.stack(real))

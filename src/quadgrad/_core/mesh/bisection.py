@@ -51,7 +51,7 @@ FEW = 512
 class Spots:
     """Where f is called: of the nodes ``(m, n)``, or of single places ``(k,)``, with what to multiply it by.
 
-    Of first cells, f at the edges ``(2, n)`` is ``known`` only where the place is there; ``looks`` tells whether
+    Of first cells, f at the edges ``(2, n)`` is ``seen`` only where the place is there; ``looks`` tells whether
     places between nodes are last. Of cells with logarithmic nodes, ``touches`` ``(n,)`` tells which reach an end,
     ``steps`` ``(2, n)`` is how many terms of its series beyond the nodes the last two places are, or 0: one far
     beyond, one at :data:`LIMIT`, where ``near`` is the factor, but for that of the map of an infinite piece.
@@ -60,7 +60,7 @@ class Spots:
     owner: Tensor
     x: Tensor
     factor: Tensor | None
-    known: Tensor | None = None
+    seen: Tensor | None = None
     looks: bool = False
     touches: Tensor | None = None
     steps: Tensor | None = None
@@ -145,14 +145,14 @@ class Intervals:
 
     def _group(
         self, row: Tensor, ends: Iterable[Tensor], logarithmic: bool, owner: Tensor | None = None,
-        known: Tensor | None = None, asked: Tensor | None = None, looks: bool = False,
+        at_edges: Tensor | None = None, asked: Tensor | None = None, looks: bool = False,
     ) -> NewIntervals:  # fmt: skip
         start, stop = ends
         layout = lay_out(self.pieces, row, start, stop, LOGARITHMIC if logarithmic else None)
-        rows = self.nodes + (BESIDE_END if logarithmic else WHOLE if looks else BESIDE * (known is None))
+        rows = self.nodes + (BESIDE_END if logarithmic else WHOLE if looks else BESIDE * (at_edges is None))
         owner = self._integral(row) if owner is None else owner
-        known = start.new_full((2, len(start)), torch.nan) if known is None else known
-        return NewIntervals(owner, row, start, stop, known, rows, logarithmic, asked, layout)
+        at_edges = start.new_full((2, len(start)), torch.nan) if at_edges is None else at_edges
+        return NewIntervals(owner, row, start, stop, at_edges, rows, logarithmic, asked, layout)
 
     def _integral(self, row: Tensor) -> Tensor:
         return row if self.pieces.count == 1 else row // self.pieces.count
@@ -171,9 +171,9 @@ class Intervals:
     def enter(self, new: NewIntervals, places: Spots, y: Tensor) -> None:
         """Take note of f there, ``(k, *event)``."""
         assert new.asked is not None
-        known = one_number(y if places.factor is None else y * align(places.factor, y))
-        new.known[0].index_copy_(0, new.asked, known)
-        new.known[1].index_copy_(0, new.asked - 1, known)
+        between = one_number(y if places.factor is None else y * align(places.factor, y))
+        new.at_edges[0].index_copy_(0, new.asked, between)
+        new.at_edges[1].index_copy_(0, new.asked - 1, between)
 
     def place(self, new: NewIntervals) -> Spots:
         """Return where f is called: at the nodes, before and behind them at the edges where that is asked for."""
@@ -195,14 +195,14 @@ class Intervals:
         if image is not None:
             origin = torch.where(image.no_lower | image.no_upper, image.origin, origin)
         near = (origin.abs() / layout.extent + 1.0).mul_(ULPS * self.eps).clamp_min_(LIMIT)
-        known = (near < 0.25 * self.tau[0]).expand(2, -1)
+        seen = (near < 0.25 * self.tau[0]).expand(2, -1)
         if image is not None:
-            known = known & ~torch.stack((image.no_lower, image.no_upper))
-        at = torch.where(known, near, 0.5).masked_fill(inside, 0.0)
+            seen = seen & ~torch.stack((image.no_lower, image.no_upper))
+        at = torch.where(seen, near, 0.5).masked_fill(inside, 0.0)
         looks = new.rows == self.nodes + WHOLE
         tau = torch.cat((at[:1], self.tau.expand(-1, len(new)), 1.0 - at[1:]))
         tau = torch.cat((tau, self.looks.expand(-1, len(new)))) if looks else tau
-        return Spots(owner, *layout.nodes(tau), known=inside | known, looks=looks)
+        return Spots(owner, *layout.nodes(tau), seen=inside | seen, looks=looks)
 
     def _look_deep(self, new: NewIntervals, owner: Tensor) -> Spots:
         """Return the nodes of cells with logarithmic nodes between their edges.
@@ -268,23 +268,23 @@ class Intervals:
         real, count = cells.real.index_select(1, parent), len(parent) - logarithmic
         start, stop, _, _, _, middle, *_ = real.unbind()
         outer, places, low = ends == self.edges, torch.lerp(start, stop, ends), ends[0]
-        known = torch.where(outer, real[6:], middle.masked_fill(ends != 0.5, torch.nan))
+        at_edges = torch.where(outer, real[6:], middle.masked_fill(ends != 0.5, torch.nan))
         if logarithmic:
-            mine = slice(count, None)
-            closer = torch.where(outer[:, mine], real[:2, mine], _part_close_in(real[:2, mine]))
+            parted = real[:2, count:]
+            closer = torch.where(outer[:, count:], parted, _part_close_in(parted))
             places = torch.cat((places[:, :count], closer), 1)
         places = places.add(places[0] >= 0.5, alpha=-1.0)  # beyond the middle of a whole piece: see bisect
-        groups = list[NewIntervals]()
-        if count:
-            # Not where a cell begins at its parent's edge, nor in the middle, where evenly spread nodes saw f.
-            asked = low if self.blind else low * (low - 0.5 + kind)
-            asked = locate(asked[:count] if logarithmic else asked, middles + further)
-            columns = (row, owner, places, known)
-            row_, owner_, places_, known_ = (t[..., :count] for t in columns) if logarithmic else columns
-            groups.append(self._group(row_, places_, False, owner_, known_, asked))
+        # Not where a cell begins at its parent's edge, nor in the middle, where evenly spread nodes saw f.
+        asked = low if self.blind else low * (low - 0.5 + kind)
+        columns, groups = (row, owner, places, at_edges, asked), list[NewIntervals]()
         if logarithmic:
-            row, owner, places, known = (t[..., count:] for t in (row, owner, places, known))
-            groups.append(self._group(row, places, True, owner, known))
+            columns, closing_in = zip(*(t.split((count, logarithmic), -1) for t in columns), strict=True)
+            row, owner, places, at_edges, _ = closing_in
+            groups.append(self._group(row, places, True, owner, at_edges))
+        if count:
+            row, owner, places, at_edges, asked = columns
+            asked = locate(asked, middles + further)
+            groups.insert(0, self._group(row, places, False, owner, at_edges, asked))
         return groups
 
     def recall(self, cells: Cells) -> Cells:

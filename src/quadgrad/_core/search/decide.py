@@ -120,9 +120,9 @@ def mark(verdict: Verdict, totals: Totals, cells: Cells, is_complex: bool, follo
     return large | (rough & (each.error > most) & (each.error >= FAINT * each.size) & (most >= 0.0))
 
 
-def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
-    """Return :data:`RUN` where children are wanted, ``stuck`` where none are, or how the integral ends."""
-    runs = wanted > 0
+def finish(verdict: Verdict, children: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
+    """Return :data:`RUN` where there are to be children, ``stuck`` where none are, or how the integral ends."""
+    runs = children > 0
     code = stuck.masked_fill(runs, RUN) if isinstance(stuck, Tensor) else (RUN - stuck) * runs + stuck
     code = code.masked_fill(over, int(Status.MAX_NFEV)).masked_fill(verdict.lost, int(Status.NONFINITE))
     ends = verdict.done > runs

@@ -105,11 +105,11 @@ class TensorBodies(Generic[R]):
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
             moves = mesh.propose(cells, mark(verdict, totals, cells, is_complex, follow))
-            wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
+            children, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
-            wanted, spent = wanted.addcmul(more, afford), spent.addcmul(dear, afford)
-            code = finish(verdict, wanted, spent > task.max_nfev, rest)
+            children, spent = children.addcmul(more, afford), spent.addcmul(dear, afford)
+            code = finish(verdict, children, spent > task.max_nfev, rest)
             runs = code == RUN
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
             integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
@@ -124,7 +124,7 @@ class TensorBodies(Generic[R]):
         owner = settled.whole[0]
         if n_run:
             sums = running.sums + sum_by_owner(settled.sums, owner, n)
-            going = Running(torch.stack((who, wanted, spent, verdict.bad)), sums)
+            going = Running(torch.stack((who, children, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
                 going = going.take(locate(runs, n_run))

@@ -53,9 +53,9 @@ def flatten(
 
     With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
     """
-    given = _take_arguments(f, args)
+    args = _take_arguments(f, args)
     a, b = _limit("a", a), _limit("b", b)
-    tensors = _tensors(a, b, given)
+    tensors = _tensors(a, b, args)
     call_dtype = _dtype(tensors, points)
     points = None if points is None else stack_points(points)
     first = next(iter(tensors.values()), points) if trusted is None else trusted.row
@@ -65,7 +65,7 @@ def flatten(
     wide = sum_dtype(device)
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
-    arguments = tuple([make_argument(v, shape) for v in given])
+    arguments = tuple([make_argument(v, shape) for v in args])
     if trusted is not None:
         ordered = isinstance(a, float) and isinstance(b, float) and a <= b
     elif (lower := _number(a)) is not None and (upper := _number(b)) is not None:
@@ -74,7 +74,7 @@ def flatten(
         ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    originals = [tensor_and_ndim(v)[0] for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
     return (
@@ -91,8 +91,8 @@ def _take_arguments(f: Any, args: Any) -> list[Any]:
     """Return the arguments of a function, one or several, arrays as tensors."""
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = args if isinstance(args, tuple | list) else (args,)
-    return [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    args = args if isinstance(args, tuple | list) else (args,)
+    return [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args]
 
 
 def prepare_box(
@@ -114,9 +114,9 @@ def flatten_box(
     f: Any, a: Any, b: Any, args: Any, vectorized: bool = True
 ) -> tuple[Integrand, Box, tuple[int, ...], Sources]:
     """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments."""
-    given = _take_arguments(f, args)
+    args = _take_arguments(f, args)
     corners = {"a": a, "b": b}
-    tensors = _tensors(None, None, given)
+    tensors = _tensors(None, None, args)
     passed_in = {label: t for name, v in corners.items() for label, t in _passed_in(name, v)}
     first = next(iter((tensors | passed_in).values()), None)
     device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
@@ -146,9 +146,9 @@ def flatten_box(
         end.reshape(1, d) if end.shape[:-1].numel() == 1 else end.expand(*shape, d).reshape(-1, d) for end in ends
     ]
     integrand = Integrand(
-        f, tuple([make_argument(v, shape) for v in given]), len(shape), call_dtype, wide, vectorized, point_ndim=1
+        f, tuple([make_argument(v, shape) for v in args]), len(shape), call_dtype, wide, vectorized, point_ndim=1
     )
-    originals = [tensor_and_ndim(v)[0] for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     return integrand, Box(flat[0], flat[1], infinite, torch.promote_types(call_dtype, torch.float32)), shape, passed
 
