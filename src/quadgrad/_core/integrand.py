@@ -20,7 +20,7 @@ from quadgrad._core._torch import within_transforms
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.lanes import Lanes, plain
 
-__all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
+__all__ = ["Argument", "Element", "Integrand", "element", "make_argument", "tensor_and_ndim"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,11 @@ def element(t: Tensor, ndim: int) -> Element:
     return Element(t, ndim)
 
 
+def tensor_and_ndim(value: Any) -> tuple[Any, int]:
+    """Return what is passed to f, and how many of its last dimensions belong to each element of the batch."""
+    return (value.tensor, value.ndim) if isinstance(value, Element) else (value, 0)
+
+
 @dataclass(slots=True)
 class Argument:
     """One of ``args``, flattened over the batch: a number, or ``(batch or 1, *element)``."""
@@ -91,11 +96,8 @@ class Argument:
 
 def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     """Broadcast an argument over the batch and flatten it."""
-    if isinstance(given, Element):
-        tensor, ndim = given.tensor, given.ndim
-    elif isinstance(given, Tensor):
-        tensor, ndim = given, 0
-    else:
+    tensor, ndim = tensor_and_ndim(given)
+    if not isinstance(tensor, Tensor):
         return Argument(given, shared=True)
     if tensor.ndim == 0:
         return Argument(tensor, shared=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.tolerance import Tolerance
 
-__all__ = ["BLOCK", "Problem"]
+__all__ = ["BLOCK", "LIMIT_GRADIENTS", "LimitGradient", "Problem"]
 
 BLOCK = 2**17
 """Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""
@@ -26,6 +26,7 @@ MAX_NFEV = 30_000
 """Most nodes to spend on one integral, unless the caller says."""
 
 LimitGradient = Literal["auto", "boundary", "pathwise"]
+LIMIT_GRADIENTS = get_args(LimitGradient)
 
 
 @dataclass(slots=True)

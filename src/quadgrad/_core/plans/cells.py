@@ -107,8 +107,7 @@ class CellPlan(Plan):
         others = int(self.kind.count_nonzero()) if len(self) else 0
         vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
         if others:
-            ends = self.kind >= EXTRAPOLATED
-            vars(self).update(extrapolated=locate(ends, int(ends.count_nonzero())))
+            vars(self).update(extrapolated=locate(self.touches, int(self.touches.count_nonzero())))
         if 0 < others < len(self):
             evenly, crowding = locate(self.linear, len(self) - others), locate(~self.linear, others)
             vars(self).update(evenly=evenly, crowding=crowding)
@@ -138,6 +137,11 @@ class CellPlan(Plan):
     def linear(self) -> Tensor:
         """Which cells have evenly spread nodes, bool of shape ``(n,)``."""
         return self.kind == LINEAR
+
+    @property
+    def touches(self) -> Tensor:
+        """Which cells are extrapolated to the end that they touch, bool of shape ``(n,)``."""
+        return self.kind >= EXTRAPOLATED
 
     @property
     def functionals(self) -> Tensor:
@@ -297,7 +301,7 @@ class CellPlan(Plan):
             facts["pieces"] = f"{self.pieces} of each integral"
         if not self.even:
             touching = 0 if self.extrapolated is None else len(self.extrapolated)
-            spread = int((self.kind != LINEAR).sum())
+            spread = int(self.kind.count_nonzero())
             facts["singular ends"] = f"{spread} cells beside them, {touching} extrapolated"
         if len(self):
             facts["error"] = f"{float(self.error.max()):.2g} at most in one cell"

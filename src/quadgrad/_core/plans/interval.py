@@ -54,7 +54,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
     ) -> IntervalPlan:  # fmt: skip
         """Return a plan of cells that are sorted by row, by default with evenly spread nodes and no error yet."""
         on, even = rule.tensors(torch.float64, row.device), kind is None
-        kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
+        kind = row.new_zeros(row.shape, dtype=torch.int8) if kind is None else kind
         error = torch.zeros_like(start) if error is None else error
         if torch.is_inference_mode_enabled():  # it may outlive that
             row, start, stop, error, kind = map(plain, (row, start, stop, error, kind))
@@ -72,6 +72,11 @@ class IntervalPlan(CellPlan, geometry="interval"):
         """Return the plan with other cells, by default with evenly spread nodes, of which no error is known."""
         kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
         return replace(self, row=row, start=start, stop=stop, kind=kind, error=torch.zeros_like(start))
+
+    @property
+    def whole(self) -> Tensor:
+        """Which cells are whole pieces, bool of shape ``(n,)``."""
+        return self.stop - self.start == 1.0
 
     @property
     def level(self) -> Tensor:

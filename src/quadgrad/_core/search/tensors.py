@@ -82,7 +82,7 @@ class TensorBodies(Generic[R]):
             for new in _cut(group, max(1, self.task.block // group.rows)):
                 places = mesh.place(new)
                 hear_anew()
-                y = self.widen(self.task.integrand(places.x, places.owner).detach())
+                y = self.widen(_still(self.task.integrand(places.x, places.owner)))
                 off = hear(y)
                 parts.append(add_inner_error(self.task, self.estimate(new, places, y, noise(self.task)), off))
         self.cells = Cells.join(parts)
@@ -100,16 +100,16 @@ class TensorBodies(Generic[R]):
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n, is_complex = len(running), self.dtype.is_complex
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
+        totals = Totals.of(sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
-            wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
+            moves = mesh.propose(cells, mark(verdict, totals, cells, is_complex, follow))
+            children, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
-            wanted, spent = wanted.addcmul(more, afford), spent.addcmul(dear, afford)
-            code = finish(verdict, wanted, spent > task.max_nfev, rest)
+            children, spent = children.addcmul(more, afford), spent.addcmul(dear, afford)
+            code = finish(verdict, children, spent > task.max_nfev, rest)
             runs = code == RUN
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
             integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
@@ -124,7 +124,7 @@ class TensorBodies(Generic[R]):
         owner = settled.whole[0]
         if n_run:
             sums = running.sums + sum_by_owner(settled.sums, owner, n)
-            going = Running(torch.stack((who, wanted, spent, verdict.bad)), sums)
+            going = Running(torch.stack((who, children, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
                 going = going.take(locate(runs, n_run))
@@ -173,9 +173,15 @@ def _cut(new: NewCells, size: int) -> Iterator[NewCells]:
 def call_beside(task: Problem, places: Places) -> Tensor:
     """Return f at single places, a block of them at a time, ``(k, *event)``."""
     x, owner, size = places.x, places.owner, task.block
-    blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
-    y = [task.integrand(x[None, block], owner[block]).detach()[0] for block in blocks]
-    return y[0] if len(y) == 1 else torch.cat(y)
+    if x.shape[0] <= size:
+        return _still(task.integrand(x[None], owner))[0]
+    blocks = (slice(low, low + size) for low in range(0, x.shape[0], size))
+    return torch.cat([_still(task.integrand(x[None, block], owner[block]))[0] for block in blocks])
+
+
+def _still(y: Tensor) -> Tensor:
+    """Return values without a gradient."""
+    return y.detach() if y.requires_grad else y
 
 
 def unpack(integrand: Integrand, dtype: torch.dtype, sums: Tensor) -> tuple[Tensor, Tensor]:

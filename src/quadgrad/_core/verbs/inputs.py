@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform
-from quadgrad._core.integrand import Element, Integrand, make_argument
+from quadgrad._core.integrand import Element, Integrand, make_argument, tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
@@ -53,23 +53,19 @@ def flatten(
 
     With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
     """
-    if not callable(f):
-        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = args if isinstance(args, tuple | list) else (args,)
-    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    args = _take_arguments(f, args)
     a, b = _limit("a", a), _limit("b", b)
-    tensors = _tensors(a, b, given)
+    tensors = _tensors(a, b, args)
     call_dtype = _dtype(tensors, points)
     points = None if points is None else stack_points(points)
     first = next(iter(tensors.values()), points) if trusted is None else trusted.row
-    first = first.tensor if isinstance(first, Element) else first
-    device = torch.device("cpu") if first is None else first.device
+    device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
     shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
     infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
     wide = sum_dtype(device)
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
-    arguments = tuple([make_argument(v, shape) for v in given])
+    arguments = tuple([make_argument(v, shape) for v in args])
     if trusted is not None:
         ordered = isinstance(a, float) and isinstance(b, float) and a <= b
     elif (lower := _number(a)) is not None and (upper := _number(b)) is not None:
@@ -78,7 +74,7 @@ def flatten(
         ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
     return (
@@ -89,6 +85,14 @@ def flatten(
         tuple(sources),
         passed,
     )
+
+
+def _take_arguments(f: Any, args: Any) -> list[Any]:
+    """Return the arguments of a function, one or several, arrays as tensors."""
+    if not callable(f):
+        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
+    args = args if isinstance(args, tuple | list) else (args,)
+    return [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args]
 
 
 def prepare_box(
@@ -110,16 +114,12 @@ def flatten_box(
     f: Any, a: Any, b: Any, args: Any, vectorized: bool = True
 ) -> tuple[Integrand, Box, tuple[int, ...], Sources]:
     """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments."""
-    if not callable(f):
-        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = args if isinstance(args, tuple | list) else (args,)
-    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    args = _take_arguments(f, args)
     corners = {"a": a, "b": b}
-    tensors = _tensors(None, None, given)
+    tensors = _tensors(None, None, args)
     passed_in = {label: t for name, v in corners.items() for label, t in _passed_in(name, v)}
     first = next(iter((tensors | passed_in).values()), None)
-    first = first.tensor if isinstance(first, Element) else first
-    device = torch.device("cpu") if first is None else first.device
+    device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
     arrays = {name: torch.as_tensor(v) for name, v in corners.items() if _is_array(v)}
     call_dtype = _dtype(tensors | passed_in | arrays, None)
     wide = sum_dtype(device)
@@ -146,9 +146,9 @@ def flatten_box(
         end.reshape(1, d) if end.shape[:-1].numel() == 1 else end.expand(*shape, d).reshape(-1, d) for end in ends
     ]
     integrand = Integrand(
-        f, tuple([make_argument(v, shape) for v in given]), len(shape), call_dtype, wide, vectorized, point_ndim=1
+        f, tuple([make_argument(v, shape) for v in args]), len(shape), call_dtype, wide, vectorized, point_ndim=1
     )
-    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     return integrand, Box(flat[0], flat[1], infinite, torch.promote_types(call_dtype, torch.float32)), shape, passed
 
@@ -228,17 +228,15 @@ def _limit(name: str, value: Any) -> Any:
 
 def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
     """Return the working dtype of everything the caller passed as a tensor."""
-    each = [v.tensor if isinstance(v, Element) else v for v in tensors.values()]
+    each = [tensor_and_ndim(v)[0] for v in tensors.values()]
     if points is not None:
         each += [p for p in (points if isinstance(points, list | tuple) else (points,)) if isinstance(p, Tensor)]
     return working_dtype(each)
 
 
 def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
-    shapes = {
-        name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
-        for name, v in tensors.items()
-    }
+    each = {name: tensor_and_ndim(v) for name, v in tensors.items()}
+    shapes = {name: tuple(t.shape[: t.ndim - ndim]) for name, (t, ndim) in each.items()}
     if points is not None:
         shapes["points"] = tuple(points.shape[:-1])
     different = {shape for shape in shapes.values() if shape}

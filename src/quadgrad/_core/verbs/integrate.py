@@ -31,7 +31,14 @@ from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import did_fail, offending_point, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import (
+    any_failed,
+    did_fail,
+    offending_point,
+    report,
+    severed_arguments,
+    warn_if_severed,
+)
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
 
 __all__ = ["integrate", "least_jump"]
@@ -108,7 +115,7 @@ def _integrate(
         primal.problem = logs.shifted(primal.problem)
         primal.scaled = Scaled(primal.found.error, logs.noise)
     found, limits = primal.found, primal.problem.limits.detach()
-    failed = bool(found.status.any())
+    failed = any_failed(found.status)
     asked = _warn_of_lost_gradients(primal, probe, apart=first is not None)
     primal.value = oriented_value(found, limits, failed)
     watched.told(primal)
@@ -119,7 +126,7 @@ def _integrate(
     if logs:
         value = take_logarithm(value, logs.shift)
         error, status = logs.finish(found)
-        failed = bool(status.any())
+        failed = any_failed(status)
     shape = problem.batch_shape
     if asked and not found.plan.inspected:
         found.plan = replace(found.plan, inspected=True)

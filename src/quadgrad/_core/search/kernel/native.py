@@ -173,7 +173,7 @@ class NativeBodies:
             cells.view(torch.int64)[:, ROW] = first.row
             if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
-                cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
+                cells[~first.linear, AT_START : AT_START + 3] = torch.nan
             self._enter(cells, first.even)
         elif opening is not None:
             self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
@@ -267,16 +267,16 @@ class NativeBodies:
             index = mine.nonzero().squeeze(1)
             if len(index) == 0:
                 continue
-            taken, known = cells[index], None if y is None else y[:, index]
-            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, known)
+            taken, at_nodes = cells[index], None if y is None else y[:, index]
+            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, at_nodes)
             cells[index] = taken
 
     def _measure(
-        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, known: Tensor | None = None
+        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None
     ) -> None:
         """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
 
-        Where f is ``known`` at the nodes it is called beside and between them alone.
+        Where f is known at the nodes, ``at_nodes``, it is called beside and between them alone.
         """
         task, opening, low, n = self.task, self.task.opening, 0, cells.n
         rows = self.m + (WHOLE if looks else BESIDE * first)
@@ -289,8 +289,8 @@ class NativeBodies:
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
                 owner = whose if self.one_each else layouts[2 * n :][whose]
-                y = self._call_unknown(x, owner, None if known is None else known[:, whose])
-            off = None if known is not None else hear(y)
+                y = self._call_unknown(x, owner, None if at_nodes is None else at_nodes[:, whose])
+            off = None if at_nodes is not None else hear(y)
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
@@ -298,16 +298,18 @@ class NativeBodies:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
 
-    def _measure_ends(self, cells: _Cells, known: Tensor | None = None) -> None:
-        """Apply the rule to cells with logarithmic nodes; f is ``known`` at the nodes or not at all."""
+    def _measure_ends(self, cells: _Cells, at_nodes: Tensor | None = None) -> None:
+        """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""
         task, rows, low = self.task, self.m + BESIDE_END, 0
         for part in cells.parts(max(1, task.block // rows)):
             n = part.n
             x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
             slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
             self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
-            y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
-            off = None if known is not None else hear(y)
+            y = self._call_unknown(
+                x, layout[2 * n : 3 * n], None if at_nodes is None else at_nodes[:, low : low + n]
+            )
+            off = None if at_nodes is not None else hear(y)
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
             )
@@ -322,12 +324,12 @@ class NativeBodies:
             more = inner_error(self.task, off, row, columns[:, START], columns[:, STOP], kind)
             columns[:, ERROR : ERROR + 2] += more[:, None]
 
-    def _call_unknown(self, x: Tensor, owner: Tensor | slice, known: Tensor | None) -> Tensor:
+    def _call_unknown(self, x: Tensor, owner: Tensor | slice, at_nodes: Tensor | None) -> Tensor:
         """Return f at x; at the nodes, which come second, it may be known."""
-        if known is None:
+        if at_nodes is None:
             return self._call(x, owner)
         beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), owner)
-        return torch.cat((beside[:1], known, beside[1:]))
+        return torch.cat((beside[:1], at_nodes, beside[1:]))
 
     def _call_between(self) -> None:
         """Call f between some new cells and the ones before them."""

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import uncompiled
 from quadgrad._core.distributions.transport import uniforms
-from quadgrad._core.integrand import Element
+from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.points import make_sequence
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.expected.samples import Draws
@@ -53,7 +53,7 @@ def estimators_agree(question: Question) -> bool:
     u = make_sequence("random", d, 0, GROUPS, question.device).points(0, draws)
     u = u.transpose(0, 1).to(question.wide).reshape(draws, GROUPS, *(1,) * rank, d)
     u = u.expand(draws, GROUPS, *question.batch_shape, d)
-    args = [a.tensor if isinstance(a, Element) else a for a in question.args]
+    args = [tensor_and_ndim(a)[0] for a in question.args]
     args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
     with torch.enable_grad(), uncompiled:
         leaves = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quadgrad._core.distributions.parts import Parts, floating, take_apart
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.integrand import Element, element
+from quadgrad._core.integrand import Element, element, tensor_and_ndim
 from quadgrad._core.tolerance import sum_dtype, working_dtype
 
 __all__ = ["Question", "ask", "core_ndim"]
@@ -156,7 +156,7 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
         parts = take_apart(distribution)
     args = args if isinstance(args, tuple | list) else (args,)
     args = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args)
-    tensors = [v.tensor if isinstance(v, Element) else v for v in (*args, *parts.tensors)]
+    tensors = [tensor_and_ndim(v)[0] for v in (*args, *parts.tensors)]
     tensors = [t for t in tensors if isinstance(t, Tensor)]
     device = tensors[-1].device if tensors else torch.device("cpu")
     shapes = {f"args[{i}]": tuple(_lead(v)) for i, v in enumerate(args) if isinstance(v, Tensor | Element)}
@@ -174,8 +174,8 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
 
 
 def _lead(value: Tensor | Element) -> torch.Size:
-    tensor = value.tensor if isinstance(value, Element) else value
-    return tensor.shape[: tensor.ndim - core_ndim(value)]
+    tensor, ndim = tensor_and_ndim(value)
+    return tensor.shape[: tensor.ndim - ndim]
 
 
 def _from_params(function: Callable[..., Any], params: Sequence[Any]) -> Parts:
