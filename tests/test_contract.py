@@ -466,3 +466,25 @@ def test_half_precision_converges_where_its_own_spacing_would_forbid_to_split_a_
     exact = 2.0 / (1.0 + start.float()).sqrt()
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error).all()
+
+
+def test_a_function_of_one_number_is_not_called_where_nothing_is_integrated() -> None:
+    """In Python 1 / 0 raises, and a logarithm of 0 too, where a tensor would be infinite."""
+
+    def f(x: float, c: float) -> float:
+        assert x > 0.0
+        return c / x
+
+    c = t64([2.0, 2.0, 4.0]).requires_grad_()
+    ends = t64([0.0, 1.0, 0.0]), t64([0.0, 2.0, 0.0])
+    value = qg.quad(f, *ends, (c,), vectorized=False).value
+    value.sum().backward()
+    torch.testing.assert_close(value, t64([0.0, 2.0 * math.log(2.0), 0.0]))
+    torch.testing.assert_close(c.grad, t64([0.0, math.log(2.0), 0.0]))
+    assert qg.quad(f, 0.0, 0.0, 1.0, vectorized=False).value == 0.0
+    single = c[0].detach().requires_grad_()
+    qg.quad(f, 0.0, 0.0, (single,), vectorized=False).value.backward()
+    assert single.grad == 0.0
+    b = t64(3.0).requires_grad_()
+    (slope,) = torch.autograd.grad(qg.quad(f, 3.0, b, 6.0, vectorized=False).value, b)
+    torch.testing.assert_close(slope, t64(2.0))  # f(b), read beside it

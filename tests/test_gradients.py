@@ -402,6 +402,22 @@ def test_over_nothing_but_empty_intervals_the_gradient_is_zero(f, a, chunk_size,
     assert torch.func.hessian(total)(p.detach()) == 0.0
 
 
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 10}, {"log": True}])
+@pytest.mark.parametrize("a", [[], 1.0, [1.0, 2.0]])
+def test_over_nothing_a_captured_network_has_a_gradient_of_zero(a, options) -> None:
+    net = torch.nn.Linear(1, 1, dtype=torch.float64)
+    qg.quad(lambda x: net(x[..., None])[..., 0] ** 2, t64(a), t64(a), **options).value.sum().backward()
+    assert net.weight.grad is not None and net.weight.grad == 0.0
+
+
+@pytest.mark.parametrize("verb", [qg.qmc, qg.vegas])
+def test_no_boxes_at_all_give_a_captured_network_a_gradient_of_zero(verb) -> None:
+    net = torch.nn.Linear(2, 1, dtype=torch.float64)
+    corners = torch.zeros(0, 2, dtype=torch.float64)
+    verb(lambda x: net(x)[..., 0], corners, corners + 1.0, n=1024).value.sum().backward()
+    assert net.weight.grad is not None and not net.weight.grad.any()
+
+
 @pytest.mark.parametrize("place", [0.0, 1.0])
 def test_an_infinite_derivative_of_an_empty_interval_is_refused_with_its_reason(place: float) -> None:
     with pytest.raises(qg.IntegrandError, match="f is infinite at a limit or breakpoint"):

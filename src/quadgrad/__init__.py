@@ -19,6 +19,10 @@ from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.result import Result, restore_result
+from quadgrad._core.sampled.romberg import romb
+from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
+from quadgrad._core.sampled.spline import Spline, spline
+from quadgrad._core.sampled.trapezoid import cumulative_trapezoid, trapezoid
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.certify import certify
 from quadgrad._core.verbs.expectation import expectation
@@ -42,9 +46,12 @@ __all__ = [
     "Result",
     "Reuse",
     "SeveredGradientWarning",
+    "Spline",
     "Status",
     "UnmarkedJumpWarning",
     "certify",
+    "cumulative_simpson",
+    "cumulative_trapezoid",
     "element",
     "expectation",
     "gradient_error",
@@ -53,7 +60,11 @@ __all__ = [
     "qmc",
     "quad",
     "replay",
+    "romb",
     "show_config",
+    "simpson",
+    "spline",
+    "trapezoid",
     "vegas",
 ]
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 from quadgrad._core._torch import belongs_to_transform, leaves_behind, made_since, nodes_made, outside_transforms
 from quadgrad._core.errors import IntegrandError
 
-__all__ = ["Closure", "Unchanged", "stand_in", "uncompiled"]
+__all__ = ["Closure", "Unchanged", "stand_in", "uncompiled", "with_no_share_of"]
 
 _ATTRIBUTES = get_default_nowrap_functions()
 """What reads a tensor's own gradient or base."""
@@ -35,6 +35,18 @@ def stand_in(tensor: Tensor, connected: bool) -> Tensor:
     """
     source = tensor if connected else tensor.detach().requires_grad_()
     return source.view_as(source)
+
+
+def with_no_share_of(result: Tensor, value: Tensor) -> Tensor:
+    """Return the value, whose gradient is zero by all leaves that a result depends on.
+
+    Not by way of the result: its own derivative may be infinite, and infinity times 0 is NaN.
+    """
+    if not (result.requires_grad and torch.is_grad_enabled()):
+        return value
+    for leaf in leaves_behind(result):
+        value = value + leaf.flatten()[:0].sum().real.to(value.device, value.dtype)
+    return value
 
 
 class _Uncompiled:

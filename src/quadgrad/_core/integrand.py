@@ -76,8 +76,8 @@ class Argument:
             return self.value
         return self.value[owner] if isinstance(owner, slice) else self.value.index_select(0, owner)
 
-    def first(self, rank: int) -> Any:
-        """Return the argument of the first integral with ``rank`` leading dimensions of size 1."""
+    def one(self, rank: int, index: int = 0) -> Any:
+        """Return the argument of one integral with ``rank`` leading dimensions of size 1."""
         if not isinstance(self.value, Tensor):
             return self.value
         if self.value.ndim == 0 == rank:
@@ -85,7 +85,7 @@ class Argument:
         core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
         if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
             return self.value.new_ones((1,) * rank + core) + 0.0 * self.value.sum()  # and whether it has a gradient
-        one = self.value if self.shared else self.value[:1]
+        one = self.value if self.shared else self.value[index : index + 1]
         return one.reshape((1,) * rank + core)
 
 
@@ -243,8 +243,8 @@ class Integrand:
         arguments = (replace(a, value=plain(a.value)) if isinstance(a.value, Tensor) else a for a in self.arguments)
         return replace(self, arguments=tuple(arguments), stack=stack)
 
-    def probe(self, x: Tensor) -> tuple[Integrand, Tensor]:
-        """Call f at nodes of the first integral; return the integrand knowing its output, and the output.
+    def probe(self, x: Tensor, index: int = 0) -> tuple[Integrand, Tensor]:
+        """Call f at nodes of one integral; return the integrand knowing its output, and the output.
 
         ``x`` is one node of shape ``(1, *point)``, or, of a single integral, nodes of shape ``(m, 1, *point)``.
         """
@@ -252,20 +252,31 @@ class Integrand:
         if self.rank and grid == 1:
             x = x.reshape((1,) * (self.rank + 1) + x.shape[1:])
             grid = self.rank + 1
-        y = self._call(x, [a.first(self.rank) for a in self.arguments])
-        known = Integrand(  # quicker than `replace`, which a single integral would notice
+        y = self._call(x, [a.one(self.rank, index) for a in self.arguments])
+        return self.returning(y, tuple(y.shape[grid:])), y
+
+    def unprobed(self) -> tuple[Integrand, Tensor]:
+        """Return the same where f is never called: it is taken for a number, with the gradient of its arguments."""
+        y = torch.zeros((), dtype=self.call_dtype) + self._nothing()
+        return self.returning(y, ()), y
+
+    def returning(self, y: Tensor, event: tuple[int, ...]) -> Integrand:
+        """Return the integrand knowing its output."""
+        return Integrand(  # quicker than `replace`, which a single integral would notice
             self.function, self.arguments, self.rank, self.call_dtype, self.sum_dtype, self.vectorized,
-            tuple(y.shape[grid:]), self._widen(y).dtype, self.name, self.point_ndim, self.captured, self.stack,
+            event, self._widen(y).dtype, self.name, self.point_ndim, self.captured, self.stack,
         )  # fmt: skip
-        return known, y
+
+    def _nothing(self) -> Tensor | int:
+        """Return 0 with the gradient of all arguments, which is zero, or an empty one."""
+        nothing = [a.value.flatten()[:0].sum() for a in self.arguments if isinstance(a.value, Tensor)]
+        return sum(t.real if t.is_complex() else t for t in nothing)
 
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
             y = x.new_zeros((*self.grid(x), *self.event), dtype=self.output_dtype)
-            # Where there is nothing to integrate arguments have their gradient too, zero, or an empty one.
-            nothing = [a.value.flatten()[:0].sum() for a in self.arguments if isinstance(a.value, Tensor)]
-            return y + sum(t.real if t.is_complex() else t for t in nothing)
+            return y + self._nothing()
         if self.captured is not None:
             return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])

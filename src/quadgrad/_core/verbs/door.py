@@ -58,7 +58,7 @@ def open_call(
     else:
         # Under a transform that differentiates, derivatives are asked for anyway: the probe need not have any.
         with without_derivatives() if in_differentiation() else nullcontext():
-            problem.integrand, probe = problem.integrand.probe(problem.limits.part(0, 1).detach().inner_points(1))
+            problem.integrand, probe = _probe(problem)
     reached = [probe, *problem.limits.marks]
     if jumps is not None:
         problem.jumps, moving = _probe_jumps(problem, jumps)
@@ -71,6 +71,20 @@ def open_call(
         return problem, probe, None
     lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes
+
+
+def _probe(problem: Problem) -> tuple[Integrand, Tensor]:
+    """Call f at an inner point of the first integral.
+
+    A function of one number may raise where a tensor would be infinite: over nothing it is not called.
+    """
+    integrand, limits, index = problem.integrand, problem.limits, 0
+    if not (integrand.vectorized or in_transform() or problem.batch == 0):
+        wide = (limits.a != limits.b).nonzero()[:1].flatten().tolist()
+        if not wide and not _is_differentiated([*limits.marks]):
+            return integrand.unprobed()
+        index = wide[0] if wide else 0
+    return integrand.probe(limits.part(index, index + 1).detach().inner_points(1), index)
 
 
 def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:

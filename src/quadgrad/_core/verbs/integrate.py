@@ -13,6 +13,7 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
+from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal, Reuse, Scaled
 from quadgrad._core.gradient.pathwise import choose_treatment
@@ -84,6 +85,8 @@ def _integrate(
     primal.value = oriented_value(found, limits, failed)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
+    if problem.flowing and len(found.plan) == 0 and not in_transform():
+        value = with_no_share_of(probe, value)
     if logs:
         value = take_logarithm(value, logs.shift)
         error, status = logs.finish(found)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.errors import PlanError
 from quadgrad._core.gradient import GradientMode
 from quadgrad._core.gradient.mode import Differentiated, Primal
@@ -158,6 +159,8 @@ def _integrate(
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     value, error, shape = derived.value, found.error, problem.batch_shape
+    if problem.flowing and problem.batch == 0 and not in_transform():
+        value = with_no_share_of(probe, value)
     if value.dtype != dtype:
         value = value.to(dtype.to_complex() if value.is_complex() else dtype)
         error = error.to(real_dtype(dtype))
