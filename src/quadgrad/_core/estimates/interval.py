@@ -57,7 +57,7 @@ class IntervalEstimate:
         weighted = y * align(places.factor, y)
         m = self.rule.nodes.shape[0]
         if new.logarithmic:
-            return self._logarithmic(new, places, y[1 : m + 1], weighted, noise)
+            return self._logarithmic(new, places, y, weighted, noise)
         if places.known is None:
             return self._linear(new, weighted, None, noise)
         edges = torch.stack((one_number(weighted[0]), one_number(weighted[m + 1]))) / new.layout.scale
@@ -138,6 +138,7 @@ class IntervalEstimate:
         if y.ndim > 2:
             y, weighted = y.flatten(2), weighted.flatten(2)
         m = self.rule.nodes.shape[0]
+        y, y_deep, y_near = y[1 : m + 1], y[m + 1], y[-1]
         ends, values, looks = weighted[: m + 2 : m + 1], weighted[1 : m + 1], weighted[m + 2 :]
         value, nulls, _, _, edges = apply(self.rule.functionals, values).split(PARTS)
         # In the moduli of both parts' null rules: beside a singularity one decays less evenly.
@@ -154,7 +155,12 @@ class IntervalEstimate:
         hidden, terms = gaps.sum(0) * self.outermost, apply(self.rule.shares, values)
         errors = (error, hidden, blur)
         size = largest_component(size)
-        deep = (ends[1], places.steps, edges[1], looks[-1], places.steps_near)
+        # Where f cancels so close to the end that it is not finite, it says nothing of the series.
+        steps, steps_near = (
+            steps.masked_fill(~(f.isfinite() if f.ndim == 1 else f.isfinite().all(1)), 0.0)
+            for steps, f in ((places.steps, y_deep), (places.steps_near, y_near))
+        )
+        deep = (ends[1], steps, edges[1], looks[-1], steps_near)
         end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), deep, self.held)
         lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
