@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform, outside_transforms, without_derivatives
@@ -37,7 +38,7 @@ class Problem:
     sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand
     along its last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
-    values, which search has to keep out.
+    values, which search has to keep out, ``reaches`` whether search is to look for places where f is rough.
     """
 
     integrand: Integrand
@@ -54,6 +55,7 @@ class Problem:
     opening: Any = None
     flowing: bool = False
     stretches: Any = None
+    reaches: bool = False
 
     @property
     def pieces(self) -> Any:
@@ -97,6 +99,17 @@ class Problem:
             self, integrand=self.integrand.part(first, last), limits=self.limits.part(first, last),
             stretches=self.pieces.part(first, last), batch_shape=(last - first,),
         )  # fmt: skip
+
+    def with_found(self, places: Tensor | None) -> Problem:
+        """Return the problem with places ``(batch, k)`` that search has found among its breakpoints."""
+        if places is None:
+            return self
+        limits = self.limits.with_found(places, self.batch)
+        source = places if len(self.sources) < 3 or self.sources[2] is None else self.sources[2]
+        if source is not places:
+            source = torch.cat((source.expand(*self.batch_shape, -1), places.reshape(*self.batch_shape, -1)), dim=-1)
+        points = limits.points.shape[1]
+        return self.between(limits, (*self.sources[:2], *(source,) * points))
 
     def between(self, limits: Limits, sources: tuple[Tensor | None, ...] = ()) -> Problem:
         """Return the problem with other limits, or breakpoints."""

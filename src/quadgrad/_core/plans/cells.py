@@ -98,6 +98,9 @@ class CellPlan(Plan):
     columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
     """Fields with one entry for each cell."""
 
+    of_integrals: ClassVar[tuple[str, ...]] = ()
+    """Optional fields with one row for each integral, NaN where there is less to say of it than of others."""
+
     def __post_init__(self) -> None:
         """Find out, once, what a later replay must not wait for the device to tell."""
         others = int(self.kind.count_nonzero()) if len(self) else 0
@@ -238,6 +241,8 @@ class CellPlan(Plan):
             low += plan.batch
         columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
         inspected = all(plan.inspected for plan in plans)
+        for name in plans[0].of_integrals:
+            columns[name] = _pad_and_join([getattr(plan, name) for plan in plans], [plan.batch for plan in plans])
         return replace(
             plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, row=torch.cat(rows), **columns
         )
@@ -245,7 +250,8 @@ class CellPlan(Plan):
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
         columns = self._take(cells)
-        return self._with(columns | {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)})
+        columns |= {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)}
+        return self._with(columns | {name: t[low:high] for name in self.of_integrals if (t := getattr(self, name)) is not None})
 
     def _take(self, index: Tensor | slice) -> dict[str, Any]:
         return {name: getattr(self, name)[index] for name in self.columns}
@@ -277,3 +283,14 @@ class CellPlan(Plan):
         if len(self):
             facts["error"] = f"{float(self.error.max()):.2g} at most in one cell"
         return heading, facts
+
+
+def _pad_and_join(parts: list[Tensor | None], counts: list[int]) -> Any:
+    """Return the rows of all parts, with NaN where one has fewer columns than another; None if none has any."""
+    width = max(0 if part is None else part.shape[1] for part in parts)
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
+        return None
+    each = [like.new_empty((n, 0)) if part is None else part for part, n in zip(parts, counts, strict=True)]
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=torch.nan) for part in each])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Bodies", "Tally", "search_rounds"]
+__all__ = ["Bodies", "Tally", "Watcher", "search_rounds"]
 
 R = TypeVar("R", covariant=True)
 
@@ -52,15 +52,24 @@ class Bodies(Protocol[R]):
         ...
 
 
-def search_rounds(bodies: Bodies[R], first: Any) -> R:
+class Watcher(Protocol):
+    """Is shown a search each time its new cells are evaluated, and may end integrals."""
+
+    def see(self, search: Any) -> None: ...
+
+
+def search_rounds(bodies: Bodies[R], first: Any, watcher: Watcher | None = None) -> R:
     """Search from the given cells, or from whole pieces, until no integral runs or waits."""
     bodies.open(first)
     bodies.evaluate()
     while True:
+        if watcher is not None:
+            watcher.see(bodies)
         tally = bodies.decide()
         if tally.running:
             bodies.evaluate()
         elif tally.waiting:
             bodies.withdraw()
+            watcher = None  # rounds are counted no longer as they would be for one integral alone
         else:
             return bodies.close()

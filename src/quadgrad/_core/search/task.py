@@ -11,7 +11,18 @@ from quadgrad._core.estimates.null_rules import FLOOR
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
 
-__all__ = ["Found", "noise"]
+__all__ = ["Found", "Places", "noise"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough; where it is ``strong``
+    the place matters for derivatives.
+    """
+
+    owner: Tensor
+    place: Tensor
+    strong: Tensor
 
 
 @dataclass(slots=True)
@@ -31,6 +42,8 @@ class Found:
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+    found_places: Places | None = None
+    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
 
 
 def noise(problem: Problem) -> float:

@@ -20,6 +20,7 @@ from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
+from quadgrad._core.search.piles import AtHand
 from quadgrad._core.search.task import noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
@@ -124,6 +125,16 @@ class TensorBodies(Generic[R]):
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
+
+    def at_hand(self) -> AtHand:
+        """Return the cells that are not judged yet."""
+        cells = self.cells
+        return AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)
+        self.running.whole[2] += spent[self.running.whole[0]]
 
     def _stuck(self, totals: Totals) -> Tensor:
         """Say how integrals end of which all cells are at hand, and none can be split."""

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import concatenate
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, Places
 
 __all__ = ["search_tiles"]
 
@@ -32,7 +33,10 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
-    for found in _tiles(problem, whole):
+    places: list[Places] = []
+    for low, found in _tiles(problem, whole):
+        if (here := found.found_places) is not None:
+            places.append(Places(here.owner + low, here.place, here.strong))
         totals = (found.value, found.error, found.status, found.nfev)
         cells = [getattr(found.plan, name) for name in IntervalPlan.columns]
         for name, part in zip(_COLUMNS, (*totals, *cells), strict=True):
@@ -41,13 +45,13 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
             columns[name].append(part)
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
-    return Found(plan, *totals)
+    return Found(plan, *totals, found_places=concatenate(places) if places else None)
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)
 
 
-def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
+def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[tuple[int, Found]]:
     count = problem.pieces.count
     for low in range(0, problem.batch, problem.tile):
         high, first = min(problem.batch, low + problem.tile), None
@@ -55,7 +59,7 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
             edges = torch.searchsorted(whole.row, whole.row.new_tensor([low * count, high * count])).tolist()
             first = whole.part(slice(*edges), low, high)
         found = _search(problem.part(low, high), first)
-        yield replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
+        yield low, replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:

@@ -15,6 +15,7 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
+from quadgrad._core.search.reach import search_reaching
 from quadgrad._core.search.recheck import Watch, recheck
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -32,11 +33,13 @@ def search(problem: Problem, plan: IntervalPlan | None) -> Found:
 def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
     """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
     with problem.outside() as plain:
-        if problem.jumps is None:
+        if problem.jumps is None and find is search:
+            found, switches = search_reaching(plain, find, plan), None
+        elif problem.jumps is None:
             found, switches = find(plain, plan), None
         else:
             switches, found = Switches.open(plain).search(find, plan)
-    problem = problem if switches is None else switches.attach(problem)
+    problem = problem.with_found(found.plan.places) if switches is None else switches.attach(problem)
     return Primal(problem, found, found.value, uninspected=found.plan)
 
 
@@ -53,6 +56,9 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         problem = switches.attach(problem)
     if len(plan) == 0:
         return None
+    places = plan.places
+    if places is not None:
+        problem = problem.with_found(places.expand(problem.batch, -1))
     with problem.outside() as plain:
         watch = Watch(plain, first_cells(plain, plan))
     used = watch.first
@@ -62,10 +68,10 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         checked = recheck(watch)
     found, done = checked.found, checked.done
     if bool(done.all()):
-        found.plan = replace(found.plan, inspected=plan.inspected)
+        found.plan = replace(found.plan, inspected=plan.inspected, places=watch.first.places)
         return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
     # What is infinite would give NaN where it is replaced; zeros of jumps have to be looked for on the new cells.
-    easy = problem.jumps is None and treatment is None and bool(done.any())
+    easy = problem.jumps is None and treatment is None and places is None and bool(done.any())
     if not easy or bool(found.plan.error.isinf().any()):
         return None
     with problem.outside() as plain:

@@ -37,16 +37,17 @@ from quadgrad._core.search.kernel.library import (
     load,
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
+from quadgrad._core.search.piles import AtHand, watched
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
 
 __all__ = ["open_native", "search_native", "suits_native"]
 
-START, STOP, AT_START, ROW, FLAGS = 0, 1, 5, 8, 9
-"""Columns of a cell: its place, f where it is known (three), the row as an integer, bytes (first the kind)."""
+START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
+"""Columns of a cell: its place, its error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
-NFEV = 5
-"""Column of an integral: the evaluations, as an integer."""
+WHO, NFEV = 3, 5
+"""Columns of an integral: which it is, and the evaluations, as integers."""
 
 
 def suits_native(task: Problem) -> bool:
@@ -112,7 +113,7 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return search_rounds(NativeBodies(task), first)
+        return watched(task, lambda watcher: search_rounds(NativeBodies(task), first, watcher))
     except _UnreadableError:
         return None
 
@@ -322,6 +323,23 @@ class NativeBodies:
         self.settled, self.pairs = settled, tally.pairs
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
+
+    def at_hand(self) -> AtHand:
+        """Return the cells that are not judged yet."""
+        reals, integers, kinds = list[Tensor](), list[Tensor](), list[Tensor]()
+        for part in (self.linear, self.ends):
+            cells = part.room[part.at : part.at + part.n * part.width].view(part.n, part.width)
+            reals.append(cells[:, [START, STOP, ERROR]])
+            integers.append(cells.view(torch.int64)[:, ROW])
+            kinds.append(cells.view(torch.int8)[:, 8 * FLAGS])
+        start, stop, error = torch.cat(reals).unbind(1)
+        return AtHand(torch.cat(integers), start, stop, error, torch.cat(kinds))
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        spent = torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
+        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        books[:, NFEV] += spent[books[:, WHO]]
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""

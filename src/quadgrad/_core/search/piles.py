@@ -1,0 +1,260 @@
+"""Places inside a piece where cells pile up: jumps, kinks and singularities that nobody marked.
+
+Bisection closes in on such a place by one bit a round. Once a few rounds have, the place is found from f alone, and
+search starts anew with a breakpoint there (:mod:`quadgrad._core.search.reach`). That a breakpoint lies where there is
+nothing costs a cell, so that what is found here decides about nothing but nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.task import Found, Places, noise
+
+__all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
+
+FIRST, EVERY = 5, 1
+"""The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
+
+TRIALS = 3
+"""How often an integral is looked at."""
+
+WORST = 1e-6
+"""A cell is among the worst if its error is above this part of the largest of its integral."""
+
+MOST = 64
+"""More places are not looked for at once in one integral."""
+
+TOGETHER = 4
+"""Cells in a row in which there may be one place; where more are to be split f is rough all over."""
+
+DIVISIONS = 8
+"""Intervals between places where f is called: of these the two around the greatest bend are divided next."""
+
+SMOOTH = 1.0 / 10.0
+"""The bend of a smooth function falls to 1/16 when intervals are quartered, that of a kink to 1/4."""
+
+SURE = 3
+"""So many times they are quartered before that is judged."""
+
+STOPPED = 2**40
+"""Nodes that an integral is charged with to have it end as beyond its budget."""
+
+STRONG = 1e-6
+"""A bend between neighbouring numbers, relative to f around, from which on the place of a parameter's matters."""
+
+
+@dataclass(slots=True)
+class AtHand:
+    """Cells of a search that were evaluated and not yet judged: columns ``(n,)``."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    error: Tensor
+    kind: Tensor
+
+
+class Stoppable(Protocol):
+    """A search that can be looked at between its rounds."""
+
+    def at_hand(self) -> AtHand:
+        """Return the cells at hand."""
+        ...
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        ...
+
+
+@dataclass
+class Piles:
+    """Looks at one search from time to time; what it found: integrals, places, and whether f is rough there."""
+
+    problem: Problem
+    rounds: int = 0
+    owner: list[Tensor] = field(default_factory=list[Tensor])
+    place: list[Tensor] = field(default_factory=list[Tensor])
+    strong: list[Tensor] = field(default_factory=list[Tensor])
+    tried: Tensor | None = None
+
+    def see(self, search: Stoppable) -> None:
+        """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
+        self.rounds += 1
+        if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
+            return
+        row, low, high = clusters(self.problem, search.at_hand())
+        owner, batch = row // self.problem.pieces.count, self.problem.batch
+        if not len(row):
+            return
+        tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
+        known = self._holds(owner, low, high)
+        fresh = ~known & (tried[owner] < TRIALS)
+        index = locate(fresh, int(fresh.sum()))
+        if not len(index):
+            return
+        place, found, strong, spent = zoom(self.problem, owner[index], low[index], high[index])
+        mine = owner[index]
+        search.charge(mine, spent)
+        if bool(found.any()):
+            self.owner.append(mine[found])
+            self.place.append(place[found])
+            self.strong.append(strong[found])
+        # In vain: sooner or later it is given up.
+        vain = mine[~found].unique()
+        self.tried = tried.index_add(0, vain, torch.ones_like(vain))
+        known = known.index_copy(0, index, found)
+        open_ = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill(0, owner[~known], True)
+        some = torch.zeros_like(open_).index_fill(0, owner[known], True)
+        stopped = locate(some & ~open_, int((some & ~open_).sum()))
+        search.charge(stopped, torch.full_like(stopped, STOPPED))
+
+    def _holds(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Tell in which stretches a place was found already."""
+        known = torch.zeros_like(owner, dtype=torch.bool)
+        for whose, place in zip(self.owner, self.place, strict=True):
+            known |= ((owner[:, None] == whose) & (low[:, None] <= place) & (place <= high[:, None])).any(1)
+        return known
+
+
+def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
+    """Run a search, watched if that is wanted, and enter in its outcome what was found."""
+    if not problem.reaches:
+        return search(None)
+    piles = Piles(problem)
+    found = search(piles)
+    if piles.owner:
+        found.nfev = torch.where(found.nfev >= STOPPED, found.nfev - STOPPED, found.nfev)
+        found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.strong))
+    return found
+
+
+def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, lower and upper end in x of the stretches in which bisection closes in on something.
+
+    That are few neighbouring cells with most of the error. Integrals with many such cells in a row are left out, and
+    cells at an end of their piece, which has nodes of its own.
+    """
+    count = problem.pieces.count
+    owner = cells.row // count
+    worst = torch.zeros(problem.batch, dtype=cells.error.dtype, device=owner.device)
+    error = cells.error.nan_to_num(torch.inf)
+    worst.scatter_reduce_(0, owner, error, "amax")
+    bad = (error >= WORST * worst[owner]) & (error > 0.0)
+    number = torch.zeros_like(worst).index_add_(0, owner, bad.to(worst.dtype))
+    bad = bad & (number[owner] <= TOGETHER * MOST)
+    index = locate(bad, int(bad.sum()))
+    row, start, stop, linear = (t[index] for t in (cells.row, cells.start, cells.stop, cells.kind == LINEAR))
+    # In ascending order, measured from the lower end: a neighbour begins where a cell ends, but in the middle.
+    half = 2 * row + (start < 0.0)
+    order = start.argsort(stable=True)
+    order = order[half[order].argsort(stable=True)]
+    row, start, stop, linear = row[order], start[order], stop[order], linear[order]
+    joined = (row[1:] == row[:-1]) & ((start[1:] == stop[:-1]) | ((stop[:-1] == 0.5) & (start[1:] == -0.5)))
+    first = torch.cat((torch.ones_like(row[:1], dtype=torch.bool), ~joined))
+    group = first.cumsum(0) - 1
+    n = int(first.sum())
+    size = torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, torch.ones_like(row))
+    at_end = (start == 0.0) | (stop == 0.0) | (stop == 1.0) | ~linear
+    ends = torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, at_end.to(torch.int64))
+    last = torch.cat((~joined, torch.ones_like(row[:1], dtype=torch.bool)))
+    row, left, right = row[first], locate(first, n), locate(last, n)
+    long = size > TOGETHER
+    rough = torch.zeros(problem.batch, dtype=torch.bool, device=row.device)
+    rough[row[long] // count] = True
+    good = (ends == 0) & ~rough[row // count]
+    edges = [
+        lay_out(problem.pieces, row, start[i], stop[i], None).nodes(start.new_tensor([0.0, 1.0]))[0]
+        for i in (left, right)
+    ]
+    low, high = edges[0][0], edges[1][1]
+    # What lies on the edge of two cells may be seen by one of them alone.
+    beside = 0.25 * torch.stack((edges[0][1] - low, high - edges[1][0]))
+    return row[good], (low - beside[0])[good], (high + beside[1])[good]
+
+
+def zoom(
+    problem: Problem, owner: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Close in on the greatest bend of f between ``low`` and ``high`` ``(k,)``.
+
+    Returns the place, whether f is not smooth there, whether it is far from continuous, and the nodes spent.
+    """
+    eps, ulp, k = noise(problem), problem.pieces.rounding.eps, len(owner)
+    steps = torch.arange(DIVISIONS + 1, dtype=low.dtype, device=low.device)[:, None] / DIVISIONS
+    place, found, strong = low.clone(), torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(owner, dtype=torch.bool)
+    spent, index = torch.zeros_like(owner), torch.arange(k, device=owner.device)
+    history: list[Tensor] = []
+    seen: Tensor | None = None
+    size: Tensor | None = None
+    whole = high - low
+    while len(index):
+        x = low + (high - low) * steps
+        if seen is None:
+            y = _values(problem, owner, x)
+            size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+        else:
+            new = [1, 2, 3, 5, 6, 7]
+            y = torch.empty((DIVISIONS + 1, *seen.shape[1:]), dtype=seen.dtype, device=seen.device)
+            y[[0, 4, 8]], y[new] = seen, _values(problem, owner, x[new])
+        assert size is not None
+        spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
+        bend, at = _bends(y, size)
+        # As close as numbers are: what is left is the bend between neighbours.
+        close = (high - low) <= 2.0 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
+        close = close | ((high - low) < problem.pieces.rounding.tiny ** 0.5)
+        even = bend <= 16.0 * eps
+        nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
+        history.append(bend)
+        now = low + (high - low) * (at.to(low.dtype) / DIVISIONS)
+        place[index] = torch.where(even, place[index], now)
+        falls = torch.zeros_like(even)
+        if len(history) > SURE:
+            falls = bend < SMOOTH**SURE * history[-1 - SURE]
+        # A bend that rounding hides is that of a kink, or of something smooth.
+        known = close & ~even
+        if len(history) > SURE:
+            known = known | (nothing & ~falls)
+            known = known | (even & ~falls & (history[-2] > SMOOTH ** (SURE - 1) * history[-1 - SURE]))
+        found[index] = known
+        strong[index] = known & close & (bend > STRONG)
+        going = ~(close | even | falls | (nothing & (len(history) > SURE)))
+        if not bool(going.any()):
+            break
+        triple = (at[None] + torch.tensor([[-1], [0], [1]], device=at.device))[:, :, None].expand(3, *y.shape[1:])
+        seen = y.gather(0, triple)[:, going]
+        step = (high - low) / DIVISIONS
+        middle = now
+        low, high = (middle - step)[going], (middle + step)[going]
+        history = [h[going] for h in history]
+        owner, index, size = owner[going], index[going], size[going]
+    return place, found, strong, spent
+
+
+def _bends(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest second difference of values ``(m, k, c)``, relative to their sizes, and at which node."""
+    scale = torch.where(size > 0.0, size, 1.0)
+    bends = ((y[2:] - 2.0 * y[1:-1] + y[:-2]).abs() / scale).nan_to_num(torch.inf, torch.inf).amax(2)
+    wild = ~y[1:-1].abs().isfinite().all(2)  # the pole itself rather than its neighbours
+    bends = torch.where(wild, torch.inf, bends.clamp_max(torch.finfo(bends.dtype).max))
+    most, at = bends.max(0)
+    return most, at + 1
+
+
+def _values(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
+    """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
+    step = max(1, problem.block // len(x))
+    parts = [
+        problem.integrand(x[:, low : low + step], owner[low : low + step]).detach() for low in range(0, x.shape[1], step)
+    ]
+    y = torch.cat(parts, 1)
+    y = y.reshape(*x.shape, -1)
+    return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
