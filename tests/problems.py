@@ -34,7 +34,7 @@ HOPELESS: tuple[Hopeless, ...] = (
     Hopeless("1/x at infinity", lambda x: 1 / x, 1, inf),
     Hopeless("not a number on a region", lambda x: torch.sqrt(x - 0.3), 0, 1),
     Hopeless("infinite on a region", lambda x: torch.where(x < 0.3, inf, x), 0, 1),
-    Hopeless("peak with one round to spend", lambda x: 1e-5 / ((x - 0.3) ** 2 + 1e-10), 0, 1, 23),
+    Hopeless("peak with one round to spend", lambda x: 1e-5 / ((x - 0.3) ** 2 + 1e-10), 0, 1, 26),
     Hopeless("sin(1/x) with few nodes to spend", lambda x: torch.sin(1 / x), 0, 1, 210),
 )
 

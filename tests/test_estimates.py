@@ -54,17 +54,20 @@ def test_a_jump_between_a_limit_and_the_nodes_counts_above_what_the_polynomial_m
 def test_a_lower_column_is_taken_only_when_its_error_is_a_tenth_of_the_tolerance() -> None:
     """The first column would do for x^0.81, by half of the tolerance; the second one is exact."""
     result = qg.quad(lambda x: x**0.8097, t64(0.0), 1.0, rtol=1e-5)
-    assert (int(result.nfev), bool(result.converged)) == (88, True)
+    assert (int(result.nfev), bool(result.converged)) == (95, True)
     assert abs(float(result.value) - 1 / 1.8097) <= float(result.error) <= 1e-9
 
 
-@pytest.mark.parametrize(("start", "away"), [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 2.0**-44), (64.0, None)])
+@pytest.mark.parametrize(
+    ("start", "away"),
+    [(0.0, 2.0**-44), (2.0, 2.0**-44), (20.0, 21 * 2.0**-48), (64.0, 65 * 2.0**-48), (2e11, None)],
+)
 def test_how_close_to_a_limit_the_first_cell_is_looked_at(start: float, away: float | None) -> None:
-    """Where 2^-44 of the piece is a few spacings only, f is called in the middle instead."""
+    """Where 2^-44 of the piece is a few spacings, sixteen of these; in the middle where nodes are no farther."""
     f = Recorder(torch.cos)
-    qg.quad(f, t64(start), start + 1.0, rtol=1e-10)
-    closest = float((f.nodes - start).min())
-    assert closest == (get_rule("gk21").nodes[0] + start - start if away is None else away)
+    qg.quad(f, t64(start), start + 1.0, rtol=1e-10, on_failure="ignore")
+    closest, nearest = float((f.nodes - start).min()), float(get_rule("gk21").nodes[0] + start - start)
+    assert closest == pytest.approx(nearest if away is None else away, rel=0.05)
 
 
 def test_in_single_precision_that_is_sixteen_eps() -> None:

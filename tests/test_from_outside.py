@@ -267,7 +267,9 @@ def test_a_rule(gauss20: str) -> None:
     singular = qg.quad(lambda x: x**-0.5, t64(0.0), 1.0, rule=gauss20, rtol=1e-9)
     assert singular.converged and abs(float(singular.value) - 2) <= float(singular.error)
     again = qg.quad(peak, 0.0, 1.0, (c.detach(), e), rule=gauss20, plan=result.plan, rtol=1e-9)
-    assert torch.equal(again.nfev, 22 * torch.bincount(result.plan.owner))
+    # With both edges; with logarithmic nodes also at looks, and close to the end.
+    spent = torch.where(result.plan.kind == 0, 22, 26)
+    assert torch.equal(again.nfev, torch.zeros(3, dtype=torch.int64).index_add_(0, result.plan.owner, spent))
 
 
 # --------------------------------------------------------------------------------------------- a gradient mode

@@ -261,17 +261,19 @@ def test_reversed_limits_and_one_at_a_time() -> None:
 
 
 def test_without_gradient_zeros_are_plain_breakpoints() -> None:
-    result = qg.quad(step, 0.0, 1.0, (t64([0.3, 0.55]),), jumps=distance)
+    risen = lambda x, s: step(x, s) + 1
+    result = qg.quad(risen, 0.0, 1.0, (t64([0.3, 0.55]),), jumps=distance)
     assert not result.value.requires_grad
-    assert result.nfev.tolist() == [46, 46]
+    assert result.nfev.tolist() == [52, 52]
 
 
 def test_zeros_cost_f_nothing_and_chunk_bounds_calls() -> None:
-    f, g, s = Recorder(step), Recorder(distance), leaf(torch.linspace(0.1, 0.9, 500))
+    risen = lambda x, s: step(x, s) + 1  # of what is 0 on one side more is looked at
+    f, g, s = Recorder(risen), Recorder(distance), leaf(torch.linspace(0.1, 0.9, 500))
     result = qg.quad(f, 0.0, 1.0, (s,), jumps=g, chunk_size=105)
     result.value.sum().backward()
     assert relative_error(s.grad, -torch.ones(500)) <= 1e-12
-    assert (result.nfev == 46).all()
+    assert (result.nfev == 52).all()
     assert f.largest_call <= 3 * 2 * 500  # the two boundary terms of all breakpoints
     assert g.largest_call <= 500  # the Newton steps that carry the derivatives
 

@@ -1,4 +1,4 @@
-"""What search must not overlook: needles, thin layers, small kinks, sums that underflow; by kind, against closed forms.
+"""What search must not overlook: needles, thin layers, small kinks, sums that underflow; against closed forms.
 
 Each kind was once reported as converged and wrong, because nothing looked where it was.
 """
@@ -36,7 +36,7 @@ def needle(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     return torch.exp(-(((x - c) / w) ** 2))
 
 
-# ---------------------------------------------------------------------------------------------- needles at breakpoints
+# -- needles at breakpoints ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("others", [0, 1, 2])
@@ -46,7 +46,8 @@ def test_needles_at_breakpoints(draw: Callable[..., Tensor], rtol: float, others
     c, w = draw(0.05, 0.95, n), 10 ** draw(-9, -3, n)
     points = torch.stack((c, *(draw(0, 1, n) for _ in range(others))), -1)
     result = qg.quad(needle, t64(0.0), 1.0, (c, w), points=points, rtol=rtol, on_failure="ignore")
-    # Neighbouring numbers are 1e-16 apart: so much of a width is not to be told, and keeps the narrowest from converging.
+    # Neighbouring numbers are 1e-16 apart: so much of a width cannot be told, and
+    # keeps the narrowest from converging.
     blurred = torch.finfo(torch.float64).eps * c / w
     assert lies(result, w * pi**0.5, ROUNDING + blurred) == 0
     assert result.converged[blurred < 1e-3 * rtol].all()
@@ -83,14 +84,14 @@ def test_needles_at_breakpoints_in_single_precision(width: float) -> None:
 @pytest.mark.parametrize("width", [1e-3, 1e-5, 1e-7])
 def test_a_kept_plan_follows_a_needle_at_a_breakpoint(width: float) -> None:
     solver = qg.Integrator(rtol=1e-6)
-    for w in (0.5, width, 2 * width):
-        w, c = leaf(w), t64(0.3)
+    c = t64(0.3)
+    for w in map(leaf, (0.5, width, 2 * width)):
         result = solver(lambda x, w: needle(x, c, w), t64(0.0), 1.0, (w,), points=[c])
         exact = w.detach() * pi**0.5 / 2 * (torch.erf(0.7 / w.detach()) + torch.erf(0.3 / w.detach()))
         assert result.converged and lies(result, exact) == 0
 
 
-# --------------------------------------------------------------------------------------- next to nothing, not nothing
+# -- next to nothing, not nothing ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rtol", TOLERANCES)
@@ -122,7 +123,7 @@ def test_what_is_hardly_a_number_counts_as_nothing(draw: Callable[..., Tensor]) 
     assert lies(result, exact) == 0
 
 
-# ------------------------------------------------------------------------------------------- layers beside a limit
+# -- layers beside a limit -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rtol", TOLERANCES)
@@ -162,7 +163,7 @@ def test_breaks_beside_the_edges_of_cells(draw: Callable[..., Tensor], broken: s
     assert lies(result, exact + torch.expm1(k) / k) == 0
 
 
-# ------------------------------------------------------------------------------------- no wide cell believed alone
+# -- no wide cell believed alone -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rtol", [1e-8, 1e-10])
@@ -198,7 +199,7 @@ def test_a_network_with_kinks_behind_an_exponential(draw: Callable[..., Tensor])
     assert result.converged.all() and lies(result, pieces.sum(1)) == 0
 
 
-# ------------------------------------------------------------------------------------------- underflow, zero, rounding
+# -- underflow, zero, rounding ---------------------------------------------------------------------------
 
 
 def test_a_complex_peak_whose_square_underflows(draw: Callable[..., Tensor]) -> None:

@@ -79,7 +79,7 @@ class IntervalEstimate:
         gaps, highest = self._gaps(new, sums)
         error, size = largest_component(error) + gaps.sum(0) * self.outermost, largest_component(size)
         if looks is None and (image := new.layout.image) is not None:
-            # At infinity any power may begin below the coefficients that are seen: there their decay is not continued.
+            # At infinity any power may begin below the coefficients seen: there their decay is not continued.
             far = (image.no_lower & (new.start == 0.0)) | (image.no_upper & (new.stop == 0.0))
             error = torch.maximum(error, highest * far)
         if looks is not None:
@@ -108,8 +108,9 @@ class IntervalEstimate:
         return worth * (1 - stays.to(torch.int64) - (narrow if single else stays).to(torch.int64))
 
     def _gaps(self, new: NewIntervals, sums: Sums) -> tuple[Tensor, Tensor]:
-        """Return how much f is off between a cell's ends and its outermost nodes, where the rule sees nothing, ``(2, n)``,
-        and the highest coefficients ``(n,)``.
+        """Return how much f is off between a cell's ends and its outermost nodes, and the highest coefficients.
+
+        That is ``(2, n)``, where the rule sees nothing, and ``(n,)``.
 
         Were the integrand smooth there, its interpolating polynomial would meet its known value at the end, but for
         :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
@@ -160,7 +161,9 @@ class IntervalEstimate:
             steps.masked_fill(~(f.isfinite() if f.ndim == 1 else f.isfinite().all(1)), 0.0)
             for steps, f in ((places.steps, y_deep), (places.steps_near, y_near))
         )
-        deep = (ends[1], steps, edges[1], looks[-1], steps_near)
+        fraction = torch.exp(rate * (1.0 + places.steps_near / SHARES * touches))
+        shaken = self.info.eps * reach / (layout.extent * layout.outer.abs() * fraction)
+        deep = (ends[1], steps, edges[1], looks[-1], steps_near, shaken)
         end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), deep, self.held)
         lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
@@ -172,13 +175,16 @@ class IntervalEstimate:
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
         near = looks[-1].masked_fill(align(places.steps_near == 0.0, looks[-1]), torch.nan)
         inner = torch.where(align(touches, near), near, ends[1])
-        fraction = torch.exp(rate * (1.0 + places.steps_near / SHARES * touches))
-        known = torch.stack((one_number(ends[0]), one_number(inner) / fraction)) / (layout.scale * layout.outer.abs())
+        known = torch.stack((one_number(ends[0]), one_number(inner) / fraction)) / (
+            layout.scale * layout.outer.abs()
+        )
         new.known = torch.where(new.start >= 0.0, known.flip(0), known)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
-        return _enter(new, totals, self._splittable(lost | worth, blunt, narrow), kind, (unresolved, none, none, unknown))
+        return _enter(
+            new, totals, self._splittable(lost | worth, blunt, narrow), kind, (unresolved, none, none, unknown)
+        )
 
 
 def _enter(

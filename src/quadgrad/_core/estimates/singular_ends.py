@@ -31,8 +31,11 @@ NEAREST = 2.0**-480
 LAWLESS = math.log(1e6)
 """How far f may be there from what the series makes of it, as a logarithm: powers of logarithms are less far."""
 
+SETTLED = 0.5
+"""A drift of which so much is left from term to term is that of a logarithm."""
+
 SETTLING, DRIFTING = 0.9, 4.0
-"""How much of a drift of rates is left from term to term at most, and how much more than that it is trusted to be."""
+"""How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
 LAYER = 2.0
 """A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""
@@ -68,7 +71,7 @@ def conclude(
     errors: tuple[Tensor, Tensor, Tensor],
     size: Tensor,
     tolerances: tuple[float, float],
-    deep: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None,
+    deep: tuple[Tensor, ...] | None = None,
     held: Tensor | None = None,
 ) -> Concluded:
     """Sum up cells with logarithmic nodes, to the end where they touch it.
@@ -87,7 +90,8 @@ def conclude(
         The relative tolerance, and the noise of one value of f.
     deep : tuple of Tensor, optional
         f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``; then
-        the interpolating polynomial at the innermost edge, and both of the former for a place where a first cell looks.
+        the interpolating polynomial at the innermost edge, both of the former for a place where a first cell looks,
+        and how much of its distance from the end rounding of x may change.
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
@@ -97,15 +101,16 @@ def conclude(
     value, inside = torch.where(align(touches, value), beyond, value), ~touches
     doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
-        lawless = breaks_the_law(terms, *deep[:2]) & touches
+        lawless = breaks_the_law(terms, deep[0], deep[1]) & touches
         missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
         doubt = torch.where(lawless, torch.maximum(doubt, missed), doubt)
-        missed = unexplained(terms, *deep[2:], errors[0] + errors[1], beyond - terms.sum(0))
+        edge, near, steps, shaken = deep[2:]
+        missed = unexplained(terms, (edge, near, steps, shaken), errors[0] + errors[1], beyond - terms.sum(0))
         doubt = doubt + missed.masked_fill(~touches, 0.0)
     size = torch.maximum(size, largest_component(value.abs()))
-    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms are others by as much;
+    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms differ by as much;
     # that of two sequences, or a logarithm, once more.
-    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.5, gain) - 1.0
+    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.25, gain) - 1.0
     floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
@@ -129,16 +134,17 @@ def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
 
 
 def unexplained(
-    terms: Tensor, edge: Tensor, near: Tensor, steps: Tensor, error: Tensor, remainder: Tensor
+    terms: Tensor, seen: tuple[Tensor, Tensor, Tensor, Tensor], error: Tensor, remainder: Tensor
 ) -> Tensor:
     """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
 
     What is seen there may begin right behind the innermost node, whose place the ``edge`` of the interpolating
     polynomial is: a layer too thin for all nodes, or one that f jumps to. Farther out than :func:`breaks_the_law`
     looks it can be told to many digits: the rates of the terms tend to that of the singularity as a geometric
-    sequence. Where f is off by more than what they leave open, all of what is there is unexplained, else the part of
+    sequence. Where f is off by more than what they leave open, all that is there is unexplained, else the part of
     the ``remainder``, the integral beyond the terms, that f is off by.
     """
+    edge, near, steps, shaken = seen
     tiny, steps = torch.finfo(terms.dtype).tiny, align(steps, edge)
     sizes, near = terms[-4:].abs().clamp_min(tiny), near.abs()
     rates = sizes.log().diff(dim=0)
@@ -149,11 +155,17 @@ def unexplained(
     rate = rate - ahead * settles**1.5 * (1.0 - settles**steps) / (1.0 - settles)
     # Of terms that grow nothing is expected: no integral would.
     expected = edge.abs() * rate.exp().masked_fill(rates[-1] >= 0.0, 0.0)
-    slack = torch.expm1((2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR))
-    gap = (near - expected).abs()
+    slack = torch.expm1(
+        (2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR)
+    )
+    # Of a singularity rounding of x changes f, by its power of the distance.
+    power = (rates[-1] * (SHARES / (DEPTH * math.log(2.0))) + 1.0).abs()
+    gap = ((near - expected).abs() - align(shaken, near) * power * torch.maximum(near, expected)).clamp_min(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
     part = torch.minimum(layer, remainder.abs() * (gap / torch.minimum(expected, near).clamp_min(tiny)))
+    # Beside a logarithm rates settle in another way, and what is expected is off by itself.
+    part = part.masked_fill(settles > SETTLED, 0.0)
     missed = torch.where(gap > slack * torch.minimum(expected, near), layer, part)
     return largest_component(missed.masked_fill(steps == 0.0, 0.0).nan_to_num(0.0, 0.0))
 

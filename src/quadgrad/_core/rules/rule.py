@@ -26,8 +26,9 @@ SHARES = 6
 """Equal parts of a cell whose integrals are extrapolated: three columns of the epsilon algorithm."""
 
 LOOKS, LOOK_BESIDE = 3, 0.19
-"""Places between the nodes where cells that nothing else vouches for are compared with f, the outer ones so far from the ends by number of nodes;
-see ADR 37."""
+"""Places between the nodes where cells that nothing else vouches for are compared with f, see ADR 37.
+
+The outer ones are so far from the ends, as a part of the number of nodes."""
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,10 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
 
 
 def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
-    """Tell which cells are to be split: those with too large an error, and, if that is to be followed, of faint
-    integrals the one that has most of the error: what was seen there, however little, may be the foot of more.
+    """Tell which cells are to be split: those with too large an error.
+
+    If that is to be followed, of faint integrals also the one that has most of the error: what was seen there,
+    however little, may be the foot of more.
     """
     owner, splittable, *_ = cells.whole.unbind()
     splittable = splittable > 0

@@ -1,9 +1,9 @@
 """The look for needles: where search saw next to nothing of a piece, f is called on a grid of places.
 
 A small error says that f was sampled well enough between the nodes, if there is nothing between them that they do
-not see at all. Of a piece where f is nothing at every node that is no more than a guess. So each such piece (and each
-event component) is looked at once, when all else is done: on a grid that halving meets, so that what is seen lies
-on the edge of two cells and stays in sight until it is resolved. How fine the grid is: ADR 36.
+not see at all. Of a piece where f is nothing at every node that is no more than a guess. So each such piece (and
+each event component) is looked at once, when all else is done: on a grid that halving meets, so that what is seen
+lies on the edge of two cells and stays in sight until it is resolved. How fine the grid is: ADR 36.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
 
-GRID, COARSEST = 11, 6
-"""A single piece is looked at in 2^11 - 1 places; several share them by their widths, but each has 2^6 - 1."""
+GRID, BESIDE, COARSEST = 11, 8, 6
+"""A single piece is looked at in 2^11 - 1 places, first in 2^8 - 1 of these. Several share them by their widths,
+but each has 2^6 - 1. Beside pieces or components that were seen it is no more than 2^8 - 1: there needles elsewhere
+would not be looked for at all."""
 
 INFINITE = 12
 """How many octaves close to an infinite end places come: farther out exp(x) overflows."""
@@ -53,7 +55,7 @@ class _Faint:
 
 def look_again(problem: Problem, found: Found, search: Search) -> Found:
     """Look at the pieces of which nothing was seen, and search on around what is seen there."""
-    if found.faint is False:
+    if found.faint is False or 0 in found.value.shape:
         return found
     faint = _faint_pieces(problem, found)
     if faint is None:
@@ -66,18 +68,24 @@ def look_again(problem: Problem, found: Found, search: Search) -> Found:
 
 
 def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
-    owner = faint.row // problem.pieces.count
     nfev, status = found.nfev.clone(), found.status.clone()
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
-    levels = _levels(problem, faint.row)
+    levels = _levels(problem, found, faint.row)
     for level in levels.unique().tolist():
         mine = levels == level
         part = _Faint(faint.row[mine], faint.components[mine])
-        spent, seen = _look(problem, part, int(level), nfev)
-        nfev.index_add_(0, owner[mine], spent)
-        over = owner[mine][spent == 0]
-        status[over] = int(Status.MAX_NFEV)
-        cells += seen
+        for stage, before in ((min(level, BESIDE), 0), (level, BESIDE)):
+            if stage <= before or not len(part.row):
+                continue
+            own = part.row // problem.pieces.count
+            spent, seen = _look(problem, part, stage, nfev, before)
+            nfev.index_add_(0, own, spent)
+            status[own[spent == 0]] = int(Status.MAX_NFEV)
+            cells += seen
+            left = spent > 0
+            for around, *_ in seen:
+                left = left & ~torch.isin(part.row, around)
+            part = _Faint(part.row[left], part.components[left])
     found = replace(found, nfev=nfev, status=status)
     return found if not cells else _search_on(problem, found, cells, search)
 
@@ -123,7 +131,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
 
 def is_faint(problem: Problem, found: Found) -> Tensor:
     """Tell of which integrals a piece was hardly seen, ``(batch,)``."""
-    faint = _faint_pieces(problem, found)
+    faint = None if 0 in found.value.shape else _faint_pieces(problem, found)
     answer = torch.zeros_like(found.status, dtype=torch.bool)
     if faint is not None:
         answer[faint.row // problem.pieces.count] = True
@@ -131,9 +139,9 @@ def is_faint(problem: Problem, found: Found) -> Tensor:
 
 
 def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``, 0 where not finite.
+    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``.
 
-    With the slope, times dx / dplace.
+    They are 0 where not finite; with the slope, times dx / dplace.
     """
     zeros = torch.zeros_like(tau[0])
     layout = lay_out(problem.pieces, row, zeros, zeros + 1.0, None)
@@ -149,24 +157,39 @@ def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) ->
     return heights.nan_to_num(0.0, 0.0, 0.0), owner
 
 
-def _levels(problem: Problem, row: Tensor) -> Tensor:
+def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
     """Return how often each piece is halved for its grid: pieces of one integral share what a single one gets."""
-    lower, upper = (end.double().expand(problem.batch * problem.pieces.count) for end in (problem.pieces.lower, problem.pieces.upper))
+    lower, upper = (
+        end.double().expand(problem.batch * problem.pieces.count)
+        for end in (problem.pieces.lower, problem.pieces.upper)
+    )
     width = (upper - lower).reshape(problem.batch, -1)
     finite = torch.where(width.isinf(), 0.0, width)
-    share = torch.where(width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
+    share = torch.where(
+        width.isinf(), 1.0, finite / finite.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    )
     level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
-    return level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
+    level = level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
+    alone = largest_component(found.value.abs()) <= problem.tolerance.nothing
+    return torch.where(alone[row // problem.pieces.count], level, level.clamp_max(BESIDE))
 
 
-def _places(level: int, problem: Problem, row: Tensor) -> Tensor:
-    """Return places ``(m, k)``: a grid, and closer and closer to both ends."""
+def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
+    """Return places ``(m, k)``: a grid, and closer and closer to both ends; or what is new after a coarser grid."""
+    if before:
+        new = torch.arange(1, 2**level, device=row.device)
+        new = new[new % 2 ** (level - before) != 0].double() * 2.0**-level
+        return new[:, None].expand(-1, len(row))
     even = torch.arange(1, 2**level, dtype=torch.float64, device=row.device) * 2.0**-level
     deepest = round(-torch.log2(torch.tensor(LIMIT)).item())
     close = torch.exp2(-torch.arange(level + 1, deepest + 1, dtype=torch.float64, device=row.device))
     ends = [end.double() for end in problem.pieces.ends(row)]
     nearest = [
-        torch.where(end.isinf(), 2.0**-INFINITE, (end.abs() / (ends[1] - ends[0])).nan_to_num(0.0) * (16.0 * problem.pieces.rounding.eps))
+        torch.where(
+            end.isinf(),
+            2.0**-INFINITE,
+            (end.abs() / (ends[1] - ends[0])).nan_to_num(0.0) * (16.0 * problem.pieces.rounding.eps),
+        )
         for end in ends
     ]
     middle = torch.full_like(close, 0.5)[:, None]
@@ -175,12 +198,13 @@ def _places(level: int, problem: Problem, row: Tensor) -> Tensor:
     return torch.cat((lower.flip(0).expand(-1, n), even[:, None].expand(-1, n), (1.0 - upper).expand(-1, n)))
 
 
-def _look(problem: Problem, faint: _Faint, level: int, nfev: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Look at pieces; return what that costs each, 0 where it cannot be afforded, and cells around what was seen."""
+def _look(
+    problem: Problem, faint: _Faint, level: int, nfev: Tensor, before: int = 0
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Look at pieces; return what that costs each, 0 where it is too much, and cells around what was seen."""
     row, wanted = faint.row, faint.components
-    tau = _places(level, problem, row)
+    tau = _places(level, before, problem, row)
     spent = torch.full_like(row, len(tau))
-    # Twice: what is seen is looked at more closely.
     afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev
     spent = spent * afford
     if not bool(afford.any()):
@@ -211,7 +235,6 @@ def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Te
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
     open_, cost = torch.ones_like(row, dtype=torch.bool), 0
     for _ in range(ZOOMS):
-        tau = place + offsets * (step * (1.0 - 2.0**-20))
         tau = place + offsets * step
         inside = (tau > 0.0) & (tau < 1.0)
         heights, _ = _heights(problem, row, torch.where(inside, tau, place))
@@ -249,10 +272,8 @@ def _cells_around(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Ten
     return columns[0], columns[1], columns[2]
 
 
-def _search_on(
-    problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search
-) -> Found:
-    """Search on from the cells around what was seen, and what was found of the other pieces of the same integrals."""
+def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search) -> Found:
+    """Search on from cells around what was seen, and what was found of other pieces of the same integrals."""
     row, start, stop = (torch.cat(column) for column in zip(*seen, strict=True))
     plan, count = found.plan, problem.pieces.count
     again = torch.zeros_like(found.status, dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -34,16 +34,16 @@ class Found:
     error: Tensor
     status: Tensor
     nfev: Tensor
-    faint: bool | None = None
-    """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
-    seen: Tensor | None = None
-    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
     lost: Tensor | None = None
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
-    found_places: Places | None = None
+    found_places: Places | None = field(default=None, kw_only=True)
     """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
+    faint: bool | None = field(default=None, kw_only=True)
+    """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
+    seen: Tensor | None = field(default=None, kw_only=True)
+    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
 
 
 def noise(problem: Problem) -> float:

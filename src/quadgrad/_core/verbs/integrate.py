@@ -27,7 +27,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
-from quadgrad._core.verbs.noise import ReplacedRows, explained, refuse_disagreement, refuse_noise
+from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
 
@@ -123,16 +123,15 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
     if primal.replayed is not None:
         return Differentiated(primal.replayed)
     problem, searched, found = primal.problem, primal.value, primal.found
-    error = explained(found.error, found.status)
     with problem.outside() as plain:
         refuse_noise(plain, primal.plan)
     primal.treatment = choose_treatment(problem, primal.plan)
     # What was turned around or put on another scale is not what a replay sums up.
     if primal.scaled is None and searched is primal.found.value and problem.chunk_size is not None:
-        primal.rows = ReplacedRows(searched, error)
+        primal.rows = ReplacedRows(searched, found)
     derived = gradient.apply(primal)
     primal.rows = None
-    refuse_disagreement(derived.value, searched, error, problem.block)
+    refuse_disagreement(derived.value, searched, found, problem.block)
     if primal.scaled is None and not in_transform():
         primal.value = derived.value.detach()  # search's value is held no longer
     return derived

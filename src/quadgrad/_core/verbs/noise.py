@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
@@ -11,9 +10,10 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
+from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
-__all__ = ["ReplacedRows", "explained", "refuse_disagreement", "refuse_noise", "refuse_unequal"]
+__all__ = ["ReplacedRows", "refuse_disagreement", "refuse_noise", "refuse_unequal"]
 
 APART = 4.0
 """Search and replay differ by at most so many times the error: of 20,000 random singular ends each, in columns that
@@ -47,11 +47,11 @@ def refuse_unequal(problem: Problem, x: Tensor, owner: Tensor | slice) -> None:
         raise IntegrandError(_NOISY)
 
 
-def refuse_disagreement(replayed: Tensor, searched: Tensor, error: Tensor, block: int) -> None:
-    """Compare what replay and search have found, given the error of the latter, ``block`` integrals at a time."""
+def refuse_disagreement(replayed: Tensor, searched: Tensor, known: Found, block: int) -> None:
+    """Compare what replay and search have found, ``known`` of the latter, ``block`` integrals at a time."""
     found = plain(replayed)
-    parts = (slice(first, first + block) for first in range(0, error.shape[0], block))
-    if any(_disagrees(found[part], searched[part], error[part]) for part in parts):
+    parts = (slice(first, first + block) for first in range(0, known.error.shape[0], block))
+    if any(_disagrees(found[part], searched[part], known, part) for part in parts):
         raise IntegrandError(_NO_NUMBER if bool(found.isnan().any()) else _NOISY)
 
 
@@ -61,9 +61,9 @@ class ReplacedRows(Rows):
     Parts come in ascending order; several that begin with the same row add to that one alone.
     """
 
-    def __init__(self, searched: Tensor, error: Tensor) -> None:
+    def __init__(self, searched: Tensor, known: Found) -> None:
         super().__init__(searched.shape[0])
-        self._searched, self._error = searched, error
+        self._searched, self._known = searched, known
         self._low = 0
         self._sums: Tensor | None = None
 
@@ -87,17 +87,13 @@ class ReplacedRows(Rows):
         if self._sums is None:
             return
         rows = slice(self._low, self._low + self._sums.shape[0])
-        if _disagrees(self._sums, self._searched[rows], self._error[rows]):
+        if _disagrees(self._sums, self._searched[rows], self._known, rows):
             raise IntegrandError(_NOISY)
         self._searched[rows].copy_(self._sums)
 
 
-def explained(error: Tensor, status: Tensor) -> Tensor:
-    """Return by how much search and replay may differ, ``(batch,)``: not at all bounded where search has failed."""
-    return (APART * error).masked_fill(status != int(Status.CONVERGED), torch.inf)
-
-
-def _disagrees(replayed: Tensor, searched: Tensor, error: Tensor) -> bool:
+def _disagrees(replayed: Tensor, searched: Tensor, known: Found, rows: slice) -> bool:
     gap = largest_component((replayed - searched).abs())
-    agrees = (gap <= error) | error.isinf()  # a NaN agrees with nothing
+    # Where search has failed nothing bounds the two; a NaN agrees with nothing.
+    agrees = (gap <= APART * known.error[rows]) | (known.status[rows] != int(Status.CONVERGED))
     return not bool(agrees.all())

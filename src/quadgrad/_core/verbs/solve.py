@@ -20,7 +20,7 @@ from quadgrad._core.search.recheck import Watch, recheck
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
-from quadgrad._core.verbs.noise import explained, refuse_disagreement, refuse_noise
+from quadgrad._core.verbs.noise import refuse_disagreement, refuse_noise
 
 __all__ = ["oriented_value", "replay_kept", "search", "search_all"]
 
@@ -79,7 +79,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         refuse_noise(plain, mended.plan)
         known = oriented_value(mended, plain.limits, bool(mended.status.any()))
     again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
-    refuse_disagreement(again, known, explained(mended.error, mended.status), problem.block)
+    refuse_disagreement(again, known, mended, problem.block)
     value = torch.where(align(done, value), value, again)
     found = checked.join(mended)
     return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)

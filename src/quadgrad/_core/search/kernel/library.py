@@ -38,7 +38,7 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "drifting", "far", "layer",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "layer",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",

@@ -227,7 +227,7 @@ class NativeBodies:
             cells[index] = taken
 
     def _measure(self, cells: _Cells, layouts: Tensor, first: bool, looks: bool) -> None:
-        """Apply the rule to cells with evenly spread nodes; to first ones with their edges, to whole pieces with looks."""
+        """Apply the rule to cells with evenly spread nodes; first ones have edges, whole pieces looks."""
         task, opening, low, n = self.task, self.task.opening, 0, cells.n
         rows = self.m + (WHOLE if looks else BESIDE * first)
         for part in cells.parts(max(1, task.block // rows)):
@@ -380,7 +380,7 @@ class NativeBodies:
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
-        return Found(plan, value, total, self.status, self.nfev, faint, seen)
+        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen)
 
 
 def _spreads(argument: Argument) -> bool:

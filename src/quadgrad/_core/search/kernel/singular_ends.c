@@ -78,8 +78,8 @@ static int breaks_the_law(const Number *terms, double deep, double steps) {
 }
 
 /* unexplained in singular_ends.py, of one component, for each column */
-INLINE void add_unexplained(const Number *terms, Number edge, double near, double steps, double error,
-                            const Number *limits, EndSummary *s) {
+INLINE void add_unexplained(const Number *terms, Number edge, double near, double steps, double shaken,
+                            double error, const Number *limits, EndSummary *s) {
     double rates[3], logs[4], remainder[COLUMNS];
     Number sum = {0};
     for (int i = 0; i < SHARES; i++) sum.a += terms[i].a, sum.b += terms[i].b;
@@ -93,10 +93,12 @@ INLINE void add_unexplained(const Number *terms, Number edge, double near, doubl
     rate -= ahead * settles * sqrt(settles) * (1.0 - pow(settles, steps)) / left;
     double expected = rates[2] >= 0.0 ? 0.0 : size_of(edge) * exp(rate), last = larger(size_of(terms[SHARES - 1]), DBL_MIN);
     double slack = expm1(smaller(2.0 * steps * (C.drifting * fabs(drift) / left + error / last), C.far));
-    double gap = fabs(near - expected), least = smaller(expected, near);
+    double power = fabs(rates[2] * (SHARES / (C.depth * M_LN2)) + 1.0);
+    double gap = larger(fabs(near - expected) - shaken * power * larger(near, expected), 0.0), least = smaller(expected, near);
     double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
     for (int k = 0; k < COLUMNS; k++) {
-        double missed = gap > slack * least ? layer : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
+        double part = settles > C.settled ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
+        double missed = gap > slack * least ? layer : part;
         if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
     }
 }
@@ -130,7 +132,7 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
     if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
-    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(gain) : gain) - 1.0;
+    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(sqrt(gain)) : gain) - 1.0;
     double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
     double all = larger(curable + place, rounding);
@@ -159,7 +161,7 @@ INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t whole, double *
 /* Enter what a component is like, which begins in column c of the tile. */
 INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
                           double highest, double error, const Number *values, double steps, double near,
-                          Number *limits, EndSummary *s) {
+                          double shaken, Number *limits, EndSummary *s) {
     const Tile *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
     Number terms[SHARES], at_edges[2];
     for (int i = 0; i < SHARES; i++) terms[i] = number_at(shares[i], c, parts, 1.0);
@@ -168,7 +170,7 @@ INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums
     if (cell->start == 0.0 || cell->stop == 0.0) {
         add_series(terms, size_of(values[1]), steps, limits, s);
         error += hidden * set->rule->nodes[0];
-        if (near > 0.0) add_unexplained(terms, at_edges[1], size_of(values[2]), near, error, limits, s);
+        if (near > 0.0) add_unexplained(terms, at_edges[1], size_of(values[2]), near, shaken, error, limits, s);
     } else {
         hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
     }
@@ -242,7 +244,10 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             s->size = worse(s->size, size[c]), s->decay = worse(s->decay, decay[c]);
             double steps = is_finite(y + last * columns, columns) ? rows->steps[at] : 0.0;
             double steps_near = is_finite(y + near * columns, columns) ? rows->near[at] : 0.0;
-            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, steps, steps_near,
+            double close = fabs((cell->start >= 0.0 ? cell->stop : cell->start) *
+                                exp(rows->rate[at] * (1.0 + rows->near[at] / SHARES)));
+            double shaken = set->eps * rows->reach[at] / (rows->span[at] * close);
+            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, steps, steps_near, shaken,
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
