@@ -21,7 +21,7 @@ from quadgrad._core.search.task import Found, Places, noise
 
 __all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
 
-FIRST, EVERY = 5, 1
+FIRST, EVERY = 4, 1
 """The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
 
 TRIALS = 3
