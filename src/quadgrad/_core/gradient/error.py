@@ -56,7 +56,8 @@ def gradient_error(
     -------
     Tensor or tuple of Tensor
         For each of ``wrt`` the estimated error of each entry of its gradient, real and in its shape. It is infinite
-        where the derivative is, or where it could not be told.
+        where the derivative is, or where it could not be told: also where f jumps or is singular at a place that
+        search has found, and that may depend on a parameter.
 
     Raises
     ------
@@ -140,6 +141,8 @@ class _Estimate:
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
+        if self.primal.unfollowed:  # what is missing is not known
+            return tuple(torch.full_like(_zeros(t), torch.inf) for t in tensors)
         errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)

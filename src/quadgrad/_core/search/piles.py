@@ -215,7 +215,7 @@ def zoom(
         nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
         history.append(bend)
         now = low + (high - low) * (at.to(low.dtype) / DIVISIONS)
-        place[index] = torch.where(even, place[index], now)
+        place[index] = torch.where(even, place[index], torch.where(nothing, _corner(x, y, at, now), now))
         falls = torch.zeros_like(even)
         if len(history) > SURE:
             falls = bend < SMOOTH**SURE * history[-1 - SURE]
@@ -247,6 +247,27 @@ def _bends(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     bends = torch.where(wild, torch.inf, bends.clamp_max(torch.finfo(bends.dtype).max))
     most, at = bends.max(0)
     return most, at + 1
+
+
+def _corner(x: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
+    """Return where straight lines through values left and right of the greatest bend meet, if that is beside it.
+
+    Of a kink this close they are straight, and its place is what derivatives see of it.
+    """
+    bends = (y[2:] - 2.0 * y[1:-1] + y[:-2]).abs()
+    at = at.clamp(2, DIVISIONS - 2)
+    which = bends.gather(0, (at - 1)[None, :, None].expand(1, *y.shape[1:]))[0].argmax(1)
+    y = y.gather(2, which[None, :, None].expand(len(y), -1, 1))[:, :, 0]
+
+    def line(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        (x0, y0), (x1, y1) = ([t.gather(0, i[None])[0] for t in (x, y)] for i in (first, last))
+        slope = (y1 - y0) / (x1 - x0)
+        return y0 - slope * (x0 - otherwise), slope
+
+    none = torch.zeros_like(at)
+    (left, rise), (right, fall) = line(none, at - 1), line(at + 1, none + DIVISIONS)
+    away = (left - right) / (fall - rise)
+    return torch.where(away.abs() <= x[1] - x[0], otherwise + away, otherwise)
 
 
 def _values(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:

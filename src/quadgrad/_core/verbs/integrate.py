@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
+from quadgrad._core.breakpoints.jumps import note_found_places, note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
 from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
@@ -143,6 +143,8 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
     if not (problem.flowing or lost):
         return False
+    if problem.flowing:
+        primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = _least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):
         if apart:
