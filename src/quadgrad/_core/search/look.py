@@ -19,6 +19,7 @@ from quadgrad._core.mesh.cells import LIMIT, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import concatenate
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -291,4 +292,6 @@ def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, 
     error, status = (
         torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
     )
-    return Found(whole, value, error, status, found.nfev + torch.where(again, mended.nfev, 0))
+    nfev = found.nfev + torch.where(again, mended.nfev, 0)
+    places = [part.found_places for part in (found, mended) if part.found_places is not None]
+    return Found(whole, value, error, status, nfev, found_places=concatenate(places) if places else None)

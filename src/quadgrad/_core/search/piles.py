@@ -209,7 +209,7 @@ def zoom(
         spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
         bend, at = _bends(y, size)
         # As close as numbers are: what is left is the bend between neighbours.
-        close = (high - low) <= 2.0 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
+        close = (high - low) <= 0.5 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
         close = close | ((high - low) < problem.pieces.rounding.tiny ** 0.5)
         even = bend <= 16.0 * eps
         nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
