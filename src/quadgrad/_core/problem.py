@@ -38,7 +38,8 @@ class Problem:
     sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand
     along its last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
-    values, which search has to keep out, ``reaches`` whether search is to look for places where f is rough.
+    values, which search has to keep out, ``reaches`` whether search is to look for series at ends, and
+    ``reaches_inside`` for places where f is rough, too.
     """
 
     integrand: Integrand
@@ -56,6 +57,7 @@ class Problem:
     flowing: bool = False
     stretches: Any = None
     reaches: bool = False
+    reaches_inside: bool = True
 
     @property
     def pieces(self) -> Any:

@@ -71,6 +71,9 @@ class CellPlan(Plan):
         The rule on the unit cell.
     shares : Tensor, shape (s, m), optional
         What gives the terms of the extrapolated series: the integrals over equal parts of the unit cell.
+    term : Tensor of int64, shape (n,), optional
+        Of cells whose integrals are terms of a series that is taken to its limit: of which, and which term, see
+        :mod:`quadgrad._core.estimates.series`; 0 of the others. None where there are no others.
     inspected : bool
         Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     even : bool
@@ -89,13 +92,14 @@ class CellPlan(Plan):
     tau: Tensor
     weight: Tensor
     shares: Tensor | None = None
+    term: Tensor | None = None
     inspected: bool = False
     even: bool = field(init=False)
     evenly: Tensor | None = field(init=False)
     crowding: Tensor | None = field(init=False)
     extrapolated: Tensor | None = field(init=False)
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
+    always: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
     """Fields with one entry for each cell."""
 
     of_integrals: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +126,16 @@ class CellPlan(Plan):
     @abstractmethod
     def mesh(self, a: Any, b: Any, points: Any = None) -> Mesh:
         """Return where the cells lie between limits, which are broadcast over the plan's batch."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields with one entry for each cell."""
+        return self.always if self.term is None else (*self.always, "term")
+
+    @property
+    def terms(self) -> Tensor:
+        """Of which term of a series each cell is part, int64 of shape ``(n,)``."""
+        return torch.zeros_like(self.row) if self.term is None else self.term
 
     @property
     def owner(self) -> Tensor:
@@ -225,7 +239,9 @@ class CellPlan(Plan):
     def join(self, other: Self) -> Self:
         """Return the plan with the cells of both, sorted by row; those of one row stay in their order."""
         row, order = torch.cat((self.row, other.row)).sort(stable=True)
-        rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.columns[1:]}
+        rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.always[1:]}
+        if self.term is not None or other.term is not None:
+            rest["term"] = torch.cat((self.terms, other.terms))[order]
         return replace(self, row=row, **rest)
 
     @staticmethod
@@ -239,7 +255,12 @@ class CellPlan(Plan):
         for plan in plans:
             rows.append((plan.owner + low) * pieces + plan.piece)
             low += plan.batch
-        columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
+        columns: dict[str, Any] = {
+            name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].always[1:]
+        }
+        columns["term"] = None
+        if any(plan.term is not None for plan in plans):
+            columns["term"] = torch.cat([plan.terms for plan in plans])
         inspected = all(plan.inspected for plan in plans)
         for name in plans[0].of_integrals:
             columns[name] = _pad_and_join([getattr(plan, name) for plan in plans], [plan.batch for plan in plans])

@@ -47,7 +47,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
     stop: Tensor
     places: Tensor | None = None
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
+    always: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
     of_integrals: ClassVar[tuple[str, ...]] = ("places",)
     if TYPE_CHECKING:
         plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
@@ -67,7 +67,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
         vars(plan).update(
             rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, inspected=False,
             row=row, start=start, stop=stop, error=error, kind=kind, tau=on.nodes, weight=on.weights,
-            shares=on.shares, places=None, even=even, evenly=None, crowding=None, extrapolated=None,
+            shares=on.shares, places=None, term=None, even=even, evenly=None, crowding=None, extrapolated=None,
         )  # fmt: skip
         if not even:
             plan.__post_init__()
@@ -76,7 +76,8 @@ class IntervalPlan(CellPlan, geometry="interval"):
     def with_cells(self, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor | None = None) -> IntervalPlan:
         """Return the plan with other cells, by default with evenly spread nodes, of which no error is known."""
         kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
-        return replace(self, row=row, start=start, stop=stop, kind=kind, error=torch.zeros_like(start))
+        error = torch.zeros_like(start)
+        return replace(self, row=row, start=start, stop=stop, kind=kind, error=error, term=None)
 
     @property
     def found(self) -> int:
@@ -163,7 +164,8 @@ class IntervalPlan(CellPlan, geometry="interval"):
         """
         start, stop = bisect(self.start, self.stop)
         row, error, kind = (t.repeat_interleave(2) for t in (self.row, self.error, self.kind))
-        halves = replace(self, row=row, start=start, stop=stop, error=error, kind=kind)
+        term = None if self.term is None else self.term.repeat_interleave(2)
+        halves = replace(self, row=row, start=start, stop=stop, error=error, kind=kind, term=term)
         if self.even:
             return halves
         mean = (self.start.abs().sqrt() * self.stop.abs().sqrt()).copysign(self.stop + self.start)

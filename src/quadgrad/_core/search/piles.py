@@ -17,7 +17,8 @@ from torch import Tensor
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import Found, Places, noise
+from quadgrad._core.search.tails import find_tail
+from quadgrad._core.search.task import Found, Places, Tail, noise
 
 __all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
 
@@ -48,6 +49,18 @@ SURE = 3
 STOPPED = 2**40
 """Nodes that an integral is charged with to have it end as beyond its budget."""
 
+LATE = 5
+"""The round from which on ends are looked at whose cells do not get better."""
+
+ENDS_TRIED = 3
+"""How often each."""
+
+WORST_AT_END = 1e-4
+"""As :data:`WORST`; an oscillation that decays leaves less error farther out."""
+
+WAVES = 6
+"""So many rough cells beside each other at an end are an oscillation."""
+
 STRONG = 1e-6
 """A bend between neighbouring numbers, relative to f around, from which on the place of a parameter's matters."""
 
@@ -70,6 +83,10 @@ class Stoppable(Protocol):
         """Return the cells at hand."""
         ...
 
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        ...
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         ...
@@ -85,11 +102,36 @@ class Piles:
     place: list[Tensor] = field(default_factory=list[Tensor])
     strong: list[Tensor] = field(default_factory=list[Tensor])
     tried: Tensor | None = None
+    tails: list[Tail] = field(default_factory=list[Tail])
+    ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
+
+    def _see_tails(self, search: Stoppable) -> None:
+        """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
+        problem = self.problem
+        if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
+            return
+        cells, count = search.at_hand(), problem.pieces.count
+        for row, upper, distance, oscillates in ends_at_hand(problem, cells):
+            times = self.ends_tried.get((row, upper), 0)
+            if times >= ENDS_TRIED or (times and self.rounds % 2):
+                continue
+            self.ends_tried[row, upper] = times + 1
+            owner = torch.tensor([row // count])
+            size = abs(float(search.settled_values()[owner[0]]))
+            tail, spent = find_tail(problem, row, upper, distance, size, oscillates)
+            search.charge(owner, torch.tensor([spent]))
+            if tail is not None:
+                self.tails.append(tail)
+                search.charge(owner, torch.tensor([STOPPED]))
 
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
         self.rounds += 1
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
+            return
+        if self.rounds >= LATE:
+            self._see_tails(search)
+        if not self.problem.reaches_inside:
             return
         row, low, high = clusters(self.problem, search.at_hand())
         owner, batch = row // self.problem.pieces.count, self.problem.batch
@@ -131,10 +173,33 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
         return search(None)
     piles = Piles(problem)
     found = search(piles)
-    if piles.owner:
+    if piles.tails:
+        found.tails = piles.tails
+    if piles.owner or piles.tails:
         found.nfev = torch.where(found.nfev >= STOPPED, found.nfev - STOPPED, found.nfev)
+    if piles.owner:
         found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.strong))
     return found
+
+
+def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float, bool]]:
+    """Return ends at which much of the error is left: the piece, whether it is the upper end, from what fraction of the
+    piece on, and whether many cells there are rough, as those of an oscillation are.
+    """
+    error, count = cells.error.nan_to_num(torch.inf), problem.pieces.count
+    owner = cells.row // count
+    worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(0, owner, error, "amax")
+    bad = (error >= WORST_AT_END * worst[owner]) & (error > 0.0)
+    touches = bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))
+    answers: list[tuple[int, bool, float, bool]] = []
+    if not bool(touches.any()):
+        return answers
+    for index in touches.nonzero()[:, 0].tolist()[:MOST]:
+        row, upper = int(cells.row[index]), float(cells.start[index]) != 0.0
+        mine = bad & (cells.row == row) & ((cells.start < 0.0) == upper)
+        outer = torch.where(cells.start[mine] < 0.0, cells.start[mine], cells.stop[mine]).abs()
+        answers.append((row, upper, float(outer.max()), len(outer) >= WAVES))
+    return answers
 
 
 def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,77 +1,162 @@
-"""Search on between the places that a search has found: jumps, kinks and singularities that nobody marked.
+"""Search on with what a search has found that bisection does not reach.
 
-They become breakpoints of the integrals in which they were found, which are searched afresh: beside a breakpoint
-nothing of what was wrong is left, and an end of a piece has nodes made for singularities. The others keep their cells.
+Places inside pieces where f jumps, bends or is singular become breakpoints of their integrals, which are searched
+afresh: beside a breakpoint nothing of what was wrong is left, and an end of a piece has nodes made for singularities.
+Series towards ends stand for what is beyond their first cell; what is before it is searched. The other integrals
+keep their cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.decide import Totals, allowed_error
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found, Places
+from quadgrad._core.search.task import Found, Places, Tail
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 
 __all__ = ["search_reaching"]
 
-AGAIN = 4
+AGAIN = 5
 """Searches at most after the first: not all places show at once."""
 
 Search = Callable[[Problem, "IntervalPlan | None"], Found]
 
 
 def search_reaching(problem: Problem, search: Search, plan: IntervalPlan | None) -> Found:
-    """Search a problem, from the cells of a plan if one is given, and between the places that this finds."""
+    """Search a problem, from the cells of a plan if one is given, and again with what this finds."""
+    if plan is not None and plan.term is not None:  # what was summed up is not in its cells
+        plan = None
     places = None if plan is None or plan.places is None else plan.places.expand(problem.batch, -1)
-    stale = places is not None
     found = search(replace(problem.with_found(places), reaches=True), plan)
+    if found.found_places is None and not found.tails:
+        found.plan = found.plan.with_places(places)
+        return found
+    reach = _Reach(problem, found, places, stale=places is not None)
     for trial in range(AGAIN):
-        if found.found_places is None:
+        if not reach.go_on(trial + 1 < AGAIN):
             break
-        found, places = _between(problem, found, places, trial + 1 < AGAIN, stale)
-    found.plan = found.plan.with_places(places)
-    return found
+    return reach.close()
 
 
-def _between(
-    problem: Problem, found: Found, places: Tensor | None, reaches: bool, stale: bool
-) -> tuple[Found, Tensor | None]:
-    """Search the integrals again in which places were found."""
-    new = found.found_places
-    assert new is not None
-    stopped = found.status == int(Status.MAX_NFEV)
-    again = torch.zeros_like(stopped)
-    again[new.owner] = True
-    again &= stopped
-    mine = again[new.owner]
-    new = Places(new.owner[mine], new.place[mine], new.strong[mine])
-    found.found_places = None
-    if not len(new.owner):
-        return found, places
-    spent = int(found.nfev[again].max())
-    old = places.masked_fill(again[:, None], torch.nan) if places is not None and stale else places
-    places = _join(old, new, problem.batch)
-    marked = problem.with_found(places)
-    left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * marked.pieces.count
-    if left <= least:
-        return found, old
-    whole = first_cells(marked, None)
-    mended = search_tiles(
-        replace(marked, budget=left, opening=None, reaches=reaches), whole.take(again[whole.owner])
-    )
-    kept = found.plan.take(~again[found.plan.owner])
-    kept = replace(kept, pieces=marked.pieces.count, row=kept.owner * marked.pieces.count + kept.piece, places=None)
-    value = torch.where(again.reshape(-1, *(1,) * (found.value.ndim - 1)), mended.value, found.value)
-    error, status = (torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status"))
-    nfev = found.nfev + torch.where(again, mended.nfev, 0)
-    return Found(kept.join(mended.plan), value, error, status, nfev, found_places=mended.found_places), places
+@dataclass
+class _Reach:
+    """The state of a search: what was found so far, of all integrals, the places, and the series."""
+
+    problem: Problem
+    found: Found
+    places: Tensor | None
+    stale: bool
+    tails: list[Tail] = field(default_factory=list[Tail])
+
+    def go_on(self, reaches: bool) -> bool:
+        """Search the integrals again of which something new is known; return whether there were any."""
+        found, stopped = self.found, self.found.status == int(Status.MAX_NFEV)
+        new, places = found.tails or [], found.found_places
+        found.tails = found.found_places = None
+        new = [tail for tail in new if bool(stopped[tail.owner])]
+        ends = _mask(stopped, [tail.owner for tail in new])
+        inside = torch.zeros_like(ends)
+        if places is not None:
+            inside[places.owner] = True
+            inside &= stopped & ~ends
+        self.tails += new
+        if bool(inside.any()):
+            assert places is not None
+            mine = inside[places.owner]
+            self._mark(inside, Places(places.owner[mine], places.place[mine], places.strong[mine]))
+        for again, inner in ((inside, True), (ends, False)):
+            if bool(again.any()):
+                self._search(again, reaches, inner)
+        return bool((inside | ends).any())
+
+    def _mark(self, again: Tensor, new: Places) -> None:
+        """Take places among the breakpoints, and the plan's rows with them."""
+        old = self.places
+        if old is not None and self.stale:  # places of an earlier call, where they did not serve
+            old = old.masked_fill(again[:, None], torch.nan)
+        self.places = _join(old, new, self.problem.batch)
+        count, plan = self.problem.with_found(self.places).pieces.count, self.found.plan
+        plan = plan.take(~again[plan.owner])
+        self.found.plan = replace(plan, pieces=count, row=plan.owner * count + plan.piece)
+
+    def _search(self, again: Tensor, reaches: bool, inside: bool) -> None:
+        problem, found = self.problem.with_found(self.places), self.found
+        count, spent = problem.pieces.count, int(found.nfev[again].max())
+        whole = first_cells(problem, None)
+        first = whole.take(again[whole.owner])
+        heads = [tail for tail in self.tails if bool(again[tail.owner])]
+        if heads:
+            rows = torch.tensor([tail.owner * count + tail.piece for tail in heads], device=first.row.device)
+            first = first.take(~torch.isin(first.row, rows))
+            for row in rows.unique().tolist():
+                cells = _head([tail for tail in heads if tail.owner * count + tail.piece == row])
+                start, stop = (t.to(first.start) for t in cells)
+                first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
+        left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * (len(first) + count)
+        if left <= least:
+            return
+        tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)
+        task = replace(
+            problem, budget=left, opening=None, reaches=reaches, reaches_inside=inside, tolerance=tolerance
+        )
+        mended = search_tiles(task, first)
+        plan = found.plan.take(~again[found.plan.owner]).join(mended.plan)
+        value = torch.where(again.reshape(-1, *(1,) * (found.value.ndim - 1)), mended.value, found.value)
+        error, status = (
+            torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
+        )
+        nfev = found.nfev + torch.where(again, mended.nfev, 0)
+        self.found = Found(
+            plan, value, error, status, nfev, tails=mended.tails, found_places=mended.found_places
+        )
+
+    def close(self) -> Found:
+        """Return all of it, with the series added."""
+        found, count = self.found, self.problem.with_found(self.places).pieces.count
+        plan = found.plan.with_places(self.places)
+        if not self.tails:
+            found.plan = plan
+            return found
+        value, error = found.value.clone(), found.error.clone()
+        for tail in self.tails:
+            row = torch.full_like(tail.code, tail.owner * count + tail.piece)
+            cells = plan.with_cells(row, tail.start, tail.stop, torch.full_like(row, tail.kind, dtype=torch.int8))
+            plan = plan.join(replace(cells, term=tail.code, error=tail.errors))
+            value[tail.owner] += tail.value
+            error[tail.owner] += tail.error
+        mine = _mask(found.status, [tail.owner for tail in self.tails])
+        size = value.abs().double()
+        allowed = allowed_error(self.problem.tolerance, Totals(size, size, error, torch.zeros_like(size)))
+        short = mine & (found.status == int(Status.CONVERGED)) & ~(error <= allowed)
+        status = found.status.masked_fill(short, int(Status.ROUNDOFF))
+        return Found(plan, value, error, status, found.nfev)
+
+
+def _mask(like: Tensor, owners: list[int]) -> Tensor:
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    mask[owners] = True
+    return mask
+
+
+def _head(tails: list[Tail]) -> tuple[Tensor, Tensor]:
+    """Return start and stop of cells that cover a piece up to its series."""
+    edges = {tail.upper: tail.edge for tail in tails}
+    low, high = edges.get(False, 0.0), edges.get(True, 0.0)
+    if low < 0.5 < 1.0 - high:
+        start, stop = [low, -0.5], [0.5, -high]
+    elif low >= 0.5:
+        start, stop = [low - 1.0], [-high]
+    else:
+        start, stop = [low], [1.0 - high]
+    return torch.tensor(start, dtype=torch.float64), torch.tensor(stop, dtype=torch.float64)
 
 
 def _join(places: Tensor | None, new: Places, batch: int) -> Tensor:

@@ -8,8 +8,6 @@ distance. The rest of the piece, up to the first of them, is searched as ever.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -18,9 +16,9 @@ from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, w
 from quadgrad._core.estimates.series import EPSILON, LEVIN, encode, levin
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.task import Tail, noise
 
-__all__ = ["Tail", "find_tail"]
+__all__ = ["find_tail"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -44,26 +42,6 @@ SAFETY = 10.0
 NEAREST = 1e-290
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
-
-
-@dataclass(frozen=True)
-class Tail:
-    """A series towards an end of a piece: cells, the terms' codes, its limit and error, and where the rest ends.
-
-    ``edge`` is a fraction of the piece, measured from the ``upper`` end, or from the lower one.
-    """
-
-    row: int
-    upper: bool
-    start: Tensor
-    stop: Tensor
-    kind: int
-    code: Tensor
-    errors: Tensor
-    value: float
-    error: float
-    edge: float
-    nfev: int
 
 
 class _Line:
@@ -105,12 +83,21 @@ class _Line:
         return 1.0 / (1.0 + u)
 
 
-def find_tail(problem: Problem, row: int, upper: bool, distance: float, size: float, oscillates: bool) -> Tail | None:
-    """Return a tail at an end of a piece from about a distance on, given as a fraction of the piece; None if none fits.
+def find_tail(
+    problem: Problem, row: int, upper: bool, distance: float, size: float, oscillates: bool
+) -> tuple[Tail | None, int]:
+    """Return a tail at an end of a piece, None if none fits, and the nodes spent.
+
+    It begins at about a ``distance``, which is a fraction of the piece.
 
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
+    return _try(line, distance, size, oscillates), line.spent
+
+
+def _try(line: _Line, distance: float, size: float, oscillates: bool) -> Tail | None:
+    problem = line.problem
     if oscillates:
         edges = _phases(line, line.u_of(distance))
         if edges is None:
@@ -162,7 +149,7 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float) ->
     code = encode(torch.arange(used), method, column, line.upper)
     cells = slice(0, used)
     return Tail(
-        line.row, line.upper, start[cells], stop[cells], kind, code, errors[cells], value, error, float(fractions[0]),
+        *divmod(line.row, problem.pieces.count), line.upper, start[cells], stop[cells], kind, code, errors[cells], value, error, float(fractions[0]),
         line.spent,
     )  # fmt: skip
 

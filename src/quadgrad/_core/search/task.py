@@ -11,7 +11,7 @@ from quadgrad._core.estimates.null_rules import FLOOR
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
 
-__all__ = ["Found", "Places", "noise"]
+__all__ = ["Found", "Places", "Tail", "noise"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,27 @@ class Places:
     owner: Tensor
     place: Tensor
     strong: Tensor
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A series towards an end of a piece: cells, the terms' codes, its limit and error, and where the rest ends.
+
+    ``edge`` is a fraction of the piece, measured from the ``upper`` end, or from the lower one.
+    """
+
+    owner: int
+    piece: int
+    upper: bool
+    start: Tensor
+    stop: Tensor
+    kind: int
+    code: Tensor
+    errors: Tensor
+    value: float
+    error: float
+    edge: float
+    nfev: int
 
 
 @dataclass(slots=True)
@@ -38,6 +59,8 @@ class Found:
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+    tails: list[Tail] | None = field(default=None, kw_only=True)
+    """Series towards ends of pieces, as search has found out."""
     found_places: Places | None = field(default=None, kw_only=True)
     """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
     faint: bool | None = field(default=None, kw_only=True)

@@ -131,6 +131,11 @@ class TensorBodies(Generic[R]):
         cells = self.cells
         return AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
 
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        values = torch.zeros_like(self.books.sums[0])
+        return values.index_copy(0, self.running.whole[0], self.running.sums[0])
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)

@@ -20,7 +20,7 @@ from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found, Places
+from quadgrad._core.search.task import Found, Places, Tail
 
 __all__ = ["search_tiles"]
 
@@ -33,22 +33,23 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
-    places: list[Places] = []
+    places, tails = list[Places](), list[Tail]()
     for low, found in _tiles(problem, whole):
         if (here := found.found_places) is not None:
             places.append(Places(here.owner + low, here.place, here.strong))
+        tails += [replace(tail, owner=tail.owner + low) for tail in found.tails or ()]
         totals = (found.value, found.error, found.status, found.nfev)
-        cells = [getattr(found.plan, name) for name in IntervalPlan.columns]
+        cells = [getattr(found.plan, name) for name in IntervalPlan.always]
         for name, part in zip(_COLUMNS, (*totals, *cells), strict=True):
             if name not in columns:
                 columns[name] = _Column(part, problem)
             columns[name].append(part)
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
-    return Found(plan, *totals, found_places=concatenate(places) if places else None)
+    return Found(plan, *totals, tails=tails, found_places=concatenate(places) if places else None)
 
 
-_COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)
+_COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)
 
 
 def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[tuple[int, Found]]:

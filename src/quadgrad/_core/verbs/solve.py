@@ -54,7 +54,7 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
             switches, fitted = Switches.open(plain).fit(plan)
         plan = plan if fitted is None else fitted
         problem = switches.attach(problem)
-    if len(plan) == 0:
+    if len(plan) == 0 or plan.term is not None:
         return None
     places = plan.places
     if places is not None:

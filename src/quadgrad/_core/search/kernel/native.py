@@ -335,6 +335,12 @@ class NativeBodies:
         start, stop, error = torch.cat(reals).unbind(1)
         return AtHand(torch.cat(integers), start, stop, error, torch.cat(kinds))
 
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        values = torch.zeros(self.task.batch, dtype=torch.float64)
+        books = self.books.view(-1, INTEGRAL)[: self.round.running]
+        return values.index_copy(0, books.view(torch.int64)[:, WHO], books[:, 0])
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         spent = torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
