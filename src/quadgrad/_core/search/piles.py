@@ -52,14 +52,11 @@ STOPPED = 2**40
 LATE = 5
 """The round from which on ends are looked at whose cells do not get better."""
 
-ENDS_TRIED = 3
+ENDS_TRIED = 2
 """How often each."""
 
 WORST_AT_END = 1e-4
 """As :data:`WORST`; an oscillation that decays leaves less error farther out."""
-
-WAVES = 6
-"""So many rough cells beside each other at an end are an oscillation."""
 
 STRONG = 1e-6
 """A bend between neighbouring numbers, relative to f around, from which on the place of a parameter's matters."""
@@ -111,14 +108,14 @@ class Piles:
         if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
             return
         cells, count = search.at_hand(), problem.pieces.count
-        for row, upper, distance, oscillates in ends_at_hand(problem, cells):
+        for row, upper, distance in ends_at_hand(problem, cells):
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
             self.ends_tried[row, upper] = times + 1
             owner = torch.tensor([row // count])
             size = abs(float(search.settled_values()[owner[0]]))
-            tail, spent = find_tail(problem, row, upper, distance, size, oscillates)
+            tail, spent = find_tail(problem, row, upper, distance, size)
             search.charge(owner, torch.tensor([spent]))
             if tail is not None:
                 self.tails.append(tail)
@@ -182,23 +179,23 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
     return found
 
 
-def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float, bool]]:
-    """Return ends at which much of the error is left: the piece, whether it is the upper end, from what fraction of the
-    piece on, and whether many cells there are rough, as those of an oscillation are.
+def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float]]:
+    """Return ends at which much of the error is left: the piece, whether it is the upper end, and from what fraction
+    of the piece on.
     """
     error, count = cells.error.nan_to_num(torch.inf), problem.pieces.count
     owner = cells.row // count
     worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(0, owner, error, "amax")
     bad = (error >= WORST_AT_END * worst[owner]) & (error > 0.0)
     touches = bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))
-    answers: list[tuple[int, bool, float, bool]] = []
+    answers: list[tuple[int, bool, float]] = []
     if not bool(touches.any()):
         return answers
     for index in touches.nonzero()[:, 0].tolist()[:MOST]:
         row, upper = int(cells.row[index]), float(cells.start[index]) != 0.0
         mine = bad & (cells.row == row) & ((cells.start < 0.0) == upper)
         outer = torch.where(cells.start[mine] < 0.0, cells.start[mine], cells.stop[mine]).abs()
-        answers.append((row, upper, float(outer.max()), len(outer) >= WAVES))
+        answers.append((row, upper, float(outer.max())))
     return answers
 
 

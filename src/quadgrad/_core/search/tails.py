@@ -26,10 +26,10 @@ TERMS = 20
 FEWEST = 6
 """The lowest order that is believed."""
 
-SCAN = 96
+SCAN = 64
 """Places at which the first zeros are looked for."""
 
-FEW, MANY = 6, 24
+FEW, MANY = 6, 16
 """Changes of sign among them: with fewer the stretch is enlarged, with more parted."""
 
 WIDER = 4.0
@@ -84,7 +84,7 @@ class _Line:
 
 
 def find_tail(
-    problem: Problem, row: int, upper: bool, distance: float, size: float, oscillates: bool
+    problem: Problem, row: int, upper: bool, distance: float, size: float
 ) -> tuple[Tail | None, int]:
     """Return a tail at an end of a piece, None if none fits, and the nodes spent.
 
@@ -93,7 +93,8 @@ def find_tail(
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
-    return _try(line, distance, size, oscillates), line.spent
+    tail = None if line.infinite else _try(line, distance, size, oscillates=False)
+    return tail or _try(line, distance, size, oscillates=True), line.spent
 
 
 def _try(line: _Line, distance: float, size: float, oscillates: bool) -> Tail | None:
@@ -104,8 +105,6 @@ def _try(line: _Line, distance: float, size: float, oscillates: bool) -> Tail | 
             return None
         fractions, kind, method = line.fraction(edges), LINEAR, LEVIN
     else:
-        if line.infinite:
-            return None
         v0 = max(1.0, -math.log(distance * line.span))
         near = max(NEAREST, 16.0 * problem.pieces.rounding.eps * abs(line.end))
         doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
@@ -199,7 +198,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
     length = max(begin, 1.0)
     begin = max(begin, 0.5)
-    for _ in range(8):
+    for trial in range(8):
         u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64)
         y = line(u)
         if not bool(y.isfinite().all()):
@@ -210,8 +209,10 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
         count = len(changes) if zeros else 2 * len(dips)
         if count > MANY:
             length /= WIDER
-        elif count < FEW:
+        elif count < FEW and (count or trial < 2):
             length *= WIDER
+        elif count < FEW:
+            return None
         else:
             break
     else:
