@@ -22,18 +22,22 @@ LEVIN, EPSILON = 0, 1
 
 _TERMS, _COLUMNS = 256, 64
 
-FIRST = 1.0
-"""What is added to the number of a term in Levin's remainders."""
-
 
 def encode(number: Tensor, method: int, column: Tensor | int, upper: bool) -> Tensor:
-    """Return what a plan keeps of terms with these numbers, from 0 on: negative for a series at the lower end."""
+    """Return what a plan keeps of terms with these numbers, from 0 on: negative for a series at the lower end.
+
+    The ``column`` is that of the epsilon table, or the number that Levin's transform gives to the first term.
+    """
     code = (method * _COLUMNS + column) * _TERMS + number + 1
     return code if upper else -code
 
 
-def levin(terms: Tensor, first: float = FIRST) -> Tensor:
-    """Return Levin's u transform of all ``terms`` ``(n, ...)``."""
+def levin(terms: Tensor, first: float) -> Tensor:
+    """Return Levin's u transform of all ``terms`` ``(n, ...)``, the number of the first one being ``first``.
+
+    Where terms fall like a power of their number it matters from where that is counted: at z of an oscillation with
+    half waves h long it is z / h.
+    """
     n = len(terms)
     k = torch.arange(n, dtype=torch.float64, device=terms.device)
     order = n - 1
@@ -47,7 +51,7 @@ def levin(terms: Tensor, first: float = FIRST) -> Tensor:
 
 def limit_of(terms: Tensor, method: int, column: int) -> Tensor:
     """Return the limit of one series ``(n, *event)``."""
-    return levin(terms) if method == LEVIN else extrapolate(terms, column)[column][-1]
+    return levin(terms, float(column)) if method == LEVIN else extrapolate(terms, column)[column][-1]
 
 
 def add_series(values: Tensor, owner: Tensor, row: Tensor, code: Tensor, batch: int) -> Tensor:

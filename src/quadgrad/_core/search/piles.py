@@ -115,7 +115,7 @@ class Piles:
             self.ends_tried[row, upper] = times + 1
             owner = torch.tensor([row // count])
             size = abs(float(search.settled_values()[owner[0]]))
-            tail, spent = find_tail(problem, row, upper, distance, size)
+            tail, spent = find_tail(problem, row, upper, distance, size, times > 0)
             search.charge(owner, torch.tensor([spent]))
             if tail is not None:
                 self.tails.append(tail)

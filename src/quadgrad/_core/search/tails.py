@@ -29,16 +29,19 @@ FEWEST = 6
 SCAN = 64
 """Places at which the first zeros are looked for."""
 
-FEW, MANY = 6, 16
+FEW, MANY = 6, 20
 """Changes of sign among them: with fewer the stretch is enlarged, with more parted."""
 
-WIDER = 4.0
-"""By how much."""
+WIDER, FINER = 3.0, 8.0
+"""By how much; by more where most neighbours differ."""
 
 REFINE, SETTLED = 16, 1e-9
 """Steps towards a zero at most, and how little it moves in the last one, as a part of its bracket."""
 
 SAFETY = 10.0
+EARLIER = 8.0
+"""By how much, as a part of the variable that grows towards the end."""
+
 NEAREST = 1e-290
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
@@ -84,25 +87,27 @@ class _Line:
 
 
 def find_tail(
-    problem: Problem, row: int, upper: bool, distance: float, size: float
+    problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool
 ) -> tuple[Tail | None, int]:
     """Return a tail at an end of a piece, None if none fits, and the nodes spent.
 
-    It begins at about a ``distance``, which is a fraction of the piece.
+    It begins at about a ``distance``, which is a fraction of the piece, or, the first time, before that: what is
+    farther out is the more to search.
 
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
-    tail = None if line.infinite else _try(line, distance, size, oscillates=False)
-    return tail or _try(line, distance, size, oscillates=True), line.spent
+    tail = None if line.infinite else _try(line, distance, size, again, oscillates=False)
+    return tail or _try(line, distance, size, again, oscillates=True), line.spent
 
 
-def _try(line: _Line, distance: float, size: float, oscillates: bool) -> Tail | None:
+def _try(line: _Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
     problem = line.problem
     if oscillates:
-        edges = _phases(line, line.u_of(distance))
+        edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER))
         if edges is None:
             return None
+        first = min(max(round(float(edges[0] / (edges[1] - edges[0]))), 1), 60)
         fractions, kind, method = line.fraction(edges), LINEAR, LEVIN
     else:
         v0 = max(1.0, -math.log(distance * line.span))
@@ -111,11 +116,12 @@ def _try(line: _Line, distance: float, size: float, oscillates: bool) -> Tail | 
         if doublings < FEWEST:
             return None
         v = v0 * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64))
+        first = 0
         fractions, kind, method = torch.exp(-v) / line.span, LOGARITHMIC, EPSILON
-    return _sum(line, fractions, kind, method, size)
+    return _sum(line, fractions, kind, method, size, first)
 
 
-def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float) -> Tail | None:
+def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
     """Integrate between descending fractions, and take the series to its limit."""
     problem, n = line.problem, len(fractions) - 1
     start, stop = (-fractions[:-1], -fractions[1:]) if line.upper else (fractions[1:], fractions[:-1])
@@ -138,7 +144,7 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float) ->
     errors = torch.maximum(errors, FLOOR * eps * sums.size)
     if not bool((terms != 0.0).all()):
         return None
-    best = _best_levin(terms, errors, eps) if method == LEVIN else _best_epsilon(terms, errors, eps)
+    best = _best_levin(terms, errors, eps, first) if method == LEVIN else _best_epsilon(terms, errors, eps)
     if best is None:
         return None
     value, error, used, column = best
@@ -159,17 +165,18 @@ def _gain(terms: Tensor, function: object) -> Tensor:
     return pull(terms.new_ones(()))[0].abs()
 
 
-def _best_levin(terms: Tensor, errors: Tensor, eps: float) -> tuple[float, float, int, int] | None:
+def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[float, float, int, int] | None:
     """Return limit, error, and how many terms it takes of the best order."""
-    limits = [float(levin(terms[: k + 1])) for k in range(len(terms))]
-    others = [float(levin(terms[: k + 1], 2.5)) for k in range(len(terms))]
+    limits, others = (
+        [float(levin(terms[: k + 1], first + more)) for k in range(len(terms))] for more in (0.0, 0.75)
+    )
     largest, best = float(terms.abs().max()), None
     for k in range(FEWEST, len(terms)):
         apart = max(abs(limits[k] - limits[k - 1]), abs(limits[k - 1] - limits[k - 2]), abs(limits[k] - others[k]))
-        gain = _gain(terms[: k + 1], levin)
+        gain = _gain(terms[: k + 1], lambda t: levin(t, float(first)))
         error = SAFETY * apart + float((gain * (errors[: k + 1] + eps * largest)).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
-            best = (limits[k], error, k + 1, 0)
+            best = (limits[k], error, k + 1, first)
     return best
 
 
@@ -198,7 +205,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
     length = max(begin, 1.0)
     begin = max(begin, 0.5)
-    for trial in range(8):
+    for trial in range(10):
         u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64)
         y = line(u)
         if not bool(y.isfinite().all()):
@@ -208,7 +215,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
         zeros = len(changes) >= len(dips)
         count = len(changes) if zeros else 2 * len(dips)
         if count > MANY:
-            length /= WIDER
+            length /= FINER if 3 * count > SCAN else WIDER
         elif count < FEW and (count or trial < 2):
             length *= WIDER
         elif count < FEW:
