@@ -11,7 +11,9 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
-from quadgrad._core.gradient.boundary import follow_marks, reading_errors
+from quadgrad._core.estimates.null_rules import SAFETY
+from quadgrad._core.estimates.series import without_last
+from quadgrad._core.gradient.boundary import follow_marks, reading_errors, replay_with_limits
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
@@ -24,6 +26,9 @@ from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
+
+DROPPED = 2
+"""So many of the last terms of a series are left out, to see what they change."""
 
 ROWS = 512
 """Rows of a Jacobian computed at a time."""
@@ -157,7 +162,24 @@ class _Estimate:
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
+        if self.plan.term is not None:
+            errors = [error + beyond for error, beyond in zip(errors, self._of_series(tensors), strict=True)]
         return tuple(errors)
+
+    def _of_series(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return how far derivatives of series' limits move when the last terms are left out."""
+        plan, primal = self.plan, self.primal
+        every: list[list[Tensor]] = []
+        with torch.enable_grad():
+            for count in range(DROPPED + 1):
+                kept = plan if count == 0 else plan.take(without_last(plan.terms, plan.row, count))
+                value = replay_with_limits(primal.problem.integrand, kept, primal.problem.limits, primal.treatment, None)
+                total = as_reals((value * self.weight.conj()).sum(), 0)[..., 0].sum()
+                every.append([torch.zeros_like(t) if g is None else g for t, g in zip(tensors, _gradients(total, tensors), strict=True)])
+        return [
+            SAFETY * torch.stack([(each[i] - every[0][i]).abs() for each in every[1:]]).amax(0).nan_to_num(torch.inf)
+            for i in range(len(tensors))
+        ]
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""

@@ -49,8 +49,8 @@ SURE = 3
 STOPPED = 2**40
 """Nodes that an integral is charged with to have it end as beyond its budget."""
 
-LATE = 5
-"""The round from which on ends are looked at whose cells do not get better."""
+LATE, LATER = 5, 8
+"""The rounds from which on ends are looked at whose cells do not get better; those with logarithmic nodes later."""
 
 ENDS_TRIED = 2
 """How often each."""
@@ -105,17 +105,22 @@ class Piles:
     def _see_tails(self, search: Stoppable) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
         problem = self.problem
+        if problem.pieces.rounding.eps > torch.finfo(torch.float64).eps:  # zeros are not known well enough
+            return
         if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
             return
         cells, count = search.at_hand(), problem.pieces.count
-        for row, upper, distance in ends_at_hand(problem, cells):
+        for row, upper, distance, singular in ends_at_hand(problem, cells):
+            oscillates = not singular or bool(torch.cat(problem.pieces.ends(torch.tensor([row])))[int(upper)].isinf())
+            if not oscillates and self.rounds < LATER:
+                continue
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
             self.ends_tried[row, upper] = times + 1
             owner = torch.tensor([row // count])
             size = abs(float(search.settled_values()[owner[0]]))
-            tail, spent = find_tail(problem, row, upper, distance, size, times > 0)
+            tail, spent = find_tail(problem, row, upper, distance, size, times > 0, oscillates)
             search.charge(owner, torch.tensor([spent]))
             if tail is not None:
                 self.tails.append(tail)
@@ -173,29 +178,29 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
     if piles.tails:
         found.tails = piles.tails
     if piles.owner or piles.tails:
-        found.nfev = torch.where(found.nfev >= STOPPED, found.nfev - STOPPED, found.nfev)
+        found.nfev = found.nfev % STOPPED
     if piles.owner:
         found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.strong))
     return found
 
 
-def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float]]:
-    """Return ends at which much of the error is left: the piece, whether it is the upper end, and from what fraction
-    of the piece on.
+def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float, bool]]:
+    """Return ends at which much of the error is left: the piece, whether it is the upper end, from what fraction of the
+    piece on, and whether the cell there has logarithmic nodes, as one has that is not rough all over.
     """
     error, count = cells.error.nan_to_num(torch.inf), problem.pieces.count
     owner = cells.row // count
     worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(0, owner, error, "amax")
     bad = (error >= WORST_AT_END * worst[owner]) & (error > 0.0)
     touches = bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))
-    answers: list[tuple[int, bool, float]] = []
+    answers: list[tuple[int, bool, float, bool]] = []
     if not bool(touches.any()):
         return answers
     for index in touches.nonzero()[:, 0].tolist()[:MOST]:
         row, upper = int(cells.row[index]), float(cells.start[index]) != 0.0
         mine = bad & (cells.row == row) & ((cells.start < 0.0) == upper)
         outer = torch.where(cells.start[mine] < 0.0, cells.start[mine], cells.stop[mine]).abs()
-        answers.append((row, upper, float(outer.max())))
+        answers.append((row, upper, float(outer.max()), int(cells.kind[index]) != LINEAR))
     return answers
 
 

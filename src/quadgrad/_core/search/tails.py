@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
 from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
+from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.estimates.series import EPSILON, LEVIN, encode, levin
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
 from quadgrad._core.problem import Problem
@@ -42,7 +43,18 @@ SAFETY = 10.0
 EARLIER = 8.0
 """By how much, as a part of the variable that grows towards the end."""
 
-NEAREST = 1e-290
+FAR, SPREAD, THERE = (2.0, 8.0, 64.0), 24, 12.0
+"""So many times farther out f is called at so many places on so many half waves: it must go on as it began."""
+
+LIKE = 30.0
+"""By what factor it may be larger or smaller there than it is expected to be."""
+
+LONGER = 1.01
+"""Half waves that get longer by more than that from one to the next may be the last ones of a wave that ends."""
+
+ENOUGH = 1e-3
+"""Columns are not looked at further when the error is below this part of the tolerance."""
+
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
 
@@ -87,7 +99,7 @@ class _Line:
 
 
 def find_tail(
-    problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool
+    problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool, oscillates: bool
 ) -> tuple[Tail | None, int]:
     """Return a tail at an end of a piece, None if none fits, and the nodes spent.
 
@@ -97,8 +109,7 @@ def find_tail(
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
-    tail = None if line.infinite else _try(line, distance, size, again, oscillates=False)
-    return tail or _try(line, distance, size, again, oscillates=True), line.spent
+    return _try(line, distance, size, again, oscillates), line.spent
 
 
 def _try(line: _Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
@@ -107,11 +118,13 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
         edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER))
         if edges is None:
             return None
+        if not _goes_on(line, edges):
+            return None
         first = min(max(round(float(edges[0] / (edges[1] - edges[0]))), 1), 60)
         fractions, kind, method = line.fraction(edges), LINEAR, LEVIN
     else:
-        v0 = max(1.0, -math.log(distance * line.span))
-        near = max(NEAREST, 16.0 * problem.pieces.rounding.eps * abs(line.end))
+        v0 = max(1.0, -math.log((distance if again else 0.5) * line.span))
+        near = max(float(NEAREST), 16.0 * problem.pieces.rounding.eps * abs(line.end))
         doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
         if doublings < FEWEST:
             return None
@@ -124,6 +137,8 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
 def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
     """Integrate between descending fractions, and take the series to its limit."""
     problem, n = line.problem, len(fractions) - 1
+    if not bool((fractions.diff() < 0.0).all()):
+        return None
     start, stop = (-fractions[:-1], -fractions[1:]) if line.upper else (fractions[1:], fractions[:-1])
     row = torch.full((n,), line.row)
     rule = problem.rule.tensors(torch.float64, torch.device("cpu"))
@@ -144,7 +159,7 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
     errors = torch.maximum(errors, FLOOR * eps * sums.size)
     if not bool((terms != 0.0).all()):
         return None
-    best = _best_levin(terms, errors, eps, first) if method == LEVIN else _best_epsilon(terms, errors, eps)
+    best = _best_levin(terms, errors, eps, first) if method == LEVIN else _best_epsilon(terms, errors, eps, problem.tolerance.rtol)
     if best is None:
         return None
     value, error, used, column = best
@@ -180,7 +195,7 @@ def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[
     return best
 
 
-def _best_epsilon(terms: Tensor, errors: Tensor, eps: float) -> tuple[float, float, int, int] | None:
+def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tuple[float, float, int, int] | None:
     """Return limit, error, how many terms it takes, and the column of the epsilon table."""
     ratio = float((terms[1:].abs() / terms[:-1].abs()).max())
     if not ratio < 0.95:
@@ -198,7 +213,41 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float) -> tuple[float, flo
         error = SAFETY * apart + float((gain * (errors + eps * terms.abs().max())).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
             best = (float(entries[-1]), error, len(terms), k)
+        # In higher columns rounding is amplified, in the gradient above all.
+        if best is not None and best[1] <= ENOUGH * rtol * abs(best[0]):
+            break
     return best
+
+
+def _goes_on(line: _Line, edges: Tensor) -> bool:
+    """Tell whether f, far beyond the cells, still is a wave like that on them: else the series has another limit."""
+    length = edges.diff()
+    if float(length[-1] / length[-2]) > LONGER:
+        return False
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    size = line(middle).abs().clamp_min(torch.finfo(torch.float64).tiny)
+    far = float(edges[-1] / edges[0])
+    if far <= 1.0:
+        return False
+    shrinks = math.log(float(length[-1] / length[0])) / math.log(far)
+    ratio = math.log(float(size[-1] / size[0]))
+    power, rate = ratio / math.log(far), ratio / float(middle[-1] - middle[0])
+    share = torch.arange(SPREAD, dtype=torch.float64) * 0.6180339887498949 % 1.0
+    for times in FAR:
+        u = float(edges[-1]) * times
+        y = line(u + float(length[-1]) * times**shrinks * THERE * share)
+        if not bool(y.isfinite().all()):
+            return False
+        most, above = float(y.abs().max()), float((y > 0.0).double().mean())
+        away = math.log(times)
+        law = (float(size[-1]) * math.exp(power * away), float(size[-1]) * math.exp(rate * (u - float(edges[-1]))))
+        if not min(law) / LIKE <= most <= max(law) * LIKE:
+            return False
+        if 0.0 < above < 1.0 and not 0.15 <= above <= 0.85:
+            return False
+        if above in (0.0, 1.0) and not float(y.abs().min()) <= 0.5 * most:
+            return False
+    return True
 
 
 def _phases(line: _Line, begin: float) -> Tensor | None:
