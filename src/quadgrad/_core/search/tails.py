@@ -8,6 +8,7 @@ distance. The rest of the piece, up to the first of them, is searched as ever.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 import torch
 from torch import Tensor
 
@@ -43,11 +44,14 @@ SAFETY = 10.0
 EARLIER = 8.0
 """By how much, as a part of the variable that grows towards the end."""
 
-FAR, SPREAD, THERE = (2.0, 8.0, 64.0), 24, 12.0
+FAR, SPREAD, THERE = (2.0, 8.0, 64.0, 1e3, 1e5, 1e7), 24, 12.0
 """So many times farther out f is called at so many places on so many half waves: it must go on as it began."""
 
 LIKE = 30.0
 """By what factor it may be larger or smaller there than it is expected to be."""
+
+FITS, NEGLIGIBLE = 0.03, 1e-13
+"""How well a law of decay must fit, as a logarithm, and from where on nothing is expected any more."""
 
 LONGER = 1.01
 """Half waves that get longer by more than that from one to the next may be the last ones of a wave that ends."""
@@ -72,6 +76,8 @@ class _Line:
         self.double = self.infinite and math.isinf(self.other)
         self.span = high - lower
         self.owner = torch.tensor([row // problem.pieces.count])
+        # No farther from the end than that, lest nothing is left for the rest.
+        self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
 
     def x(self, u: Tensor) -> Tensor:
         if not self.infinite:
@@ -128,10 +134,30 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
         doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
         if doublings < FEWEST:
             return None
-        v = v0 * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64))
+        shift = _origin(line, -math.log(near))
+        if v0 + shift <= 0.0:
+            shift = 0.0
+        doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
+        if doublings < FEWEST:
+            return None
+        v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64)) - shift
         first = 0
         fractions, kind, method = torch.exp(-v) / line.span, LOGARITHMIC, EPSILON
     return _sum(line, fractions, kind, method, size, first)
+
+
+def _origin(line: _Line, deepest: float) -> float:
+    """Return c if f times the distance falls like a power of v + c, v being the distance's logarithm.
+
+    Cells that double in v + c have integrals in an exact geometric sequence then.
+    """
+    v = torch.tensor([0.3, 0.6], dtype=torch.float64)[:, None] * deepest * torch.tensor([0.99, 1.0, 1.01], dtype=torch.float64)
+    f = line(torch.exp(v.flatten())).reshape(2, 3)  # u is one over the distance
+    g = (f.abs().log() - v).clamp_min(-1e300)
+    slope = (g[:, 2] - g[:, 0]) / (v[:, 2] - v[:, 0])
+    h = -1.0 / slope
+    shift = float(h[0] * (v[1, 1] - v[0, 1]) / (h[1] - h[0]) - v[0, 1])
+    return shift if math.isfinite(shift) else 0.0
 
 
 def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
@@ -221,7 +247,9 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
 
 def _goes_on(line: _Line, edges: Tensor) -> bool:
     """Tell whether f, far beyond the cells, still is a wave like that on them: else the series has another limit."""
-    length = edges.diff()
+    length, eps = edges.diff(), line.problem.pieces.rounding.eps
+    if not bool((length > 0.0).all()):
+        return False
     if float(length[-1] / length[-2]) > LONGER:
         return False
     middle = 0.5 * (edges[1:] + edges[:-1])
@@ -230,18 +258,21 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
     if far <= 1.0:
         return False
     shrinks = math.log(float(length[-1] / length[0])) / math.log(far)
-    ratio = math.log(float(size[-1] / size[0]))
-    power, rate = ratio / math.log(far), ratio / float(middle[-1] - middle[0])
+    falls = _law(size, middle)
+    if falls is None:
+        return False
     share = torch.arange(SPREAD, dtype=torch.float64) * 0.6180339887498949 % 1.0
     for times in FAR:
         u = float(edges[-1]) * times
+        if not line.infinite and 1.0 / u < 64.0 * eps * abs(line.end):
+            break
         y = line(u + float(length[-1]) * times**shrinks * THERE * share)
         if not bool(y.isfinite().all()):
             return False
-        most, above = float(y.abs().max()), float((y > 0.0).double().mean())
-        away = math.log(times)
-        law = (float(size[-1]) * math.exp(power * away), float(size[-1]) * math.exp(rate * (u - float(edges[-1]))))
-        if not min(law) / LIKE <= most <= max(law) * LIKE:
+        most, above, law = float(y.abs().max()), float((y > 0.0).double().mean()), falls(u)
+        if most <= NEGLIGIBLE * float(size[-1]) and law <= LIKE * NEGLIGIBLE * float(size[-1]):
+            break
+        if not law / LIKE <= most <= law * LIKE:
             return False
         if 0.0 < above < 1.0 and not 0.15 <= above <= 0.85:
             return False
@@ -250,10 +281,25 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
     return True
 
 
+def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
+    """Return how large a wave will be far out: like a power of u or like an exponential, whichever fits; or None."""
+    half, best = len(u) // 2, (FITS, None)
+    for of in (math.log, float):
+        first, middle, last = (of(float(u[i])) for i in (0, half, -1))
+        rise = math.log(float(size[-1] / size[0])) / (last - first)
+        off = math.log(float(size[half] / size[0])) - rise * (middle - first)
+        if abs(off) <= best[0]:
+            best = (abs(off), (of, rise, last))
+    if best[1] is None:
+        return None
+    of, rise, last = best[1]
+    return lambda at: float(size[-1]) * math.exp(min(rise * (of(at) - last), 700.0))
+
+
 def _phases(line: _Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
+    begin = max(begin, line.least)
     length = max(begin, 1.0)
-    begin = max(begin, 0.5)
     for trial in range(10):
         u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64)
         y = line(u)
