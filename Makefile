@@ -34,9 +34,10 @@ $(VENV)/.bench: $(VENV)/.user
 demo: $(VENV)/.user  ## fit models to real data: values, errors, gradients and a picture
 	$(BIN)/quadgrad demo $(ARGS)
 
-# One thread in each of the parallel workers: with torch's own threads they would fight over the cores.
+# One thread in each of the parallel workers: with torch's own threads they would fight over the cores. Groups of tests
+# stay in one worker: those of TensorFlow, which takes seconds and half a gigabyte to import.
 test: $(VENV)/.dev  ## run the tests and the examples in docstrings (WORKERS=0: in one process)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
 bench: $(VENV)/.bench  ## time quadgrad beside its peers
 	$(BIN)/python -m benchmarks $(ARGS)

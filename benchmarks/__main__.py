@@ -12,6 +12,7 @@ from rich.console import Console
 
 import quadgrad as qg
 from benchmarks import (
+    antiderivative,
     bridge,
     coverage,
     distances,
@@ -30,6 +31,7 @@ from benchmarks import (
     shapes,
     single,
     table,
+    tensorflow,
     tensors,
     training,
     transforms,
@@ -47,6 +49,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "transforms": transforms.measure,
     "shapes": shapes.measure,
     "tensors": tensors.measure,
+    "tensorflow": tensorflow.measure,
     "points": points.measure,
     "samples": samples.measure,
     "sampled": sampled.measure,
@@ -55,6 +58,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "sampling": sampling.measure,
     "perturbations": perturbations.measure,
     "vegas": vegas.measure,
+    "antiderivative": antiderivative.measure,
     "bridge": bridge.measure,
     "table": table.measure,
     "families": families.measure,

@@ -1,4 +1,7 @@
-"""How often intervals of sampled integrals hold the truth, on Genz' families: fixed samples, and stopped ones."""
+"""How often intervals of sampled integrals hold the truth.
+
+On Genz' families, for fixed samples and stopped ones; of expectations that tails decide; of hard decisions.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 import quadgrad as qg
 from benchmarks.findings import Figure, Findings, Sheet, Target
 from benchmarks.problems.genz import FAMILIES, Genz, draw
+from benchmarks.problems.moments import DECISIONS, Moment, decide, moments
 
 __all__ = ["measure"]
 
@@ -18,6 +22,8 @@ EACH = 4
 """Integrals of a family in each dimension."""
 N = 2**12
 RTOLS = (1e-2, 1e-3)
+SIZES = (2**9, 2**12)
+"""Draws for an expectation, each with as many seeds."""
 
 
 def sample(problem: Genz, seed: int, **options: object) -> qg.Result:
@@ -35,6 +41,26 @@ def fixed(family: str, d: int, seeds: int) -> tuple[float, float]:
     width = torch.stack([result.error for result in results])
     ratio = width.median(0).values / error.square().mean(0).sqrt()
     return float((error <= width).double().mean()), float(ratio.max())
+
+
+def expected(moment: Moment, seeds: int) -> tuple[float, float, float]:
+    """Return of an expectation the share of intervals, and for each size half-width over rms error."""
+    inside, ratios = 0, [0.0, 0.0]
+    for i, n in enumerate(SIZES):
+        results = [qg.expectation(moment.f, moment.distribution, method="qmc", n=n, seed=s) for s in range(seeds)]
+        error = torch.stack([r.value - moment.exact for r in results]).abs()
+        width = torch.stack([r.error for r in results])
+        inside += int((error <= width).sum())
+        ratios[i] = float(width.median() / error.square().mean().sqrt())
+    return inside / (len(SIZES) * seeds), ratios[0], ratios[1]
+
+
+def decided(d: int, seeds: int) -> tuple[float, float]:
+    """Return of decisions the share of intervals, of all probabilities and of the worst one."""
+    normal, f, ends = decide(d)
+    results = [qg.expectation(f, normal, (ends,), method="qmc", n=2**10, seed=s) for s in range(seeds)]
+    inside = torch.stack([(r.value - DECISIONS).abs() <= r.error for r in results]).double().mean(0)
+    return float(inside.mean()), float(inside.min())
 
 
 @dataclass
@@ -84,14 +110,27 @@ def measure(scale: float = 1.0) -> Findings:
         problem = draw("corner peak", 8, EACH, seed=seed, difficulty=37.5)
         result = sample(problem, seed, n=2**16, rtol=1e-2)
         hard += int((result.converged & ((result.value / problem.exact - 1).abs() > 1e-2)).sum())
+    tails = [(moment.name, *expected(moment, seeds)) for moment in moments()]
+    decisions = [(d, *decided(d, max(10, seeds // 2))) for d in (1, 2, 8, 64)]
     return Findings(
         title="Coverage of sampled integrals",
         setting=(
             f"Genz' families, {EACH} integrals of each in each dimension; fixed: {seeds} seeds, n = {N:,} in 16 "
             f"replicates, intervals at 99 %; stopping: n at most 65,536, rtol {RTOLS[0]:g} and {RTOLS[1]:g}, "
-            f"{stopped.integrals:,} integrals"
+            f"{stopped.integrals:,} integrals; expectations: as many seeds with {SIZES[0]} and with {SIZES[1]:,} "
+            f"draws; decisions: half spaces of normal numbers, probabilities to 1e-8 from 0 and 1, 1,024 draws"
         ),
-        sheets=[Sheet(["fixed sample", "intervals with the truth", "median half-width / rms error"], rows)],
+        sheets=[
+            Sheet(["fixed sample", "intervals with the truth", "median half-width / rms error"], rows),
+            Sheet(
+                ["expectation", "intervals with the truth", *(f"half-width / rms error, n = {n:,}" for n in SIZES)],
+                [[name, f"{100 * share:.1f} %", f"{a:.2f}", f"{b:.2f}"] for name, share, a, b in tails],
+            ),
+            Sheet(
+                ["decision", "intervals with the truth", "of the worst probability"],
+                [[f"d = {d}", f"{100 * a:.2f} %", f"{100 * b:.1f} %"] for d, a, b in decisions],
+            ),
+        ],
         figures=[
             Figure(
                 "least share of intervals with the truth", 100 * min(shares), target=Target(97.5, True), unit="%"
@@ -106,6 +145,14 @@ def measure(scale: float = 1.0) -> Findings:
                 target=Target(90.0, True), unit="%",
             ),
             Figure("hard corner peaks (37.5) converged and wrong", hard, target=Target(0.0), unit=""),
+            Figure(
+                "expectations: least share of intervals with the truth", 100 * min(row[1] for row in tails),
+                target=Target(97.5, True), unit="%",
+            ),
+            Figure(
+                "decisions: least share of intervals with the truth", 100 * min(row[1] for row in decisions),
+                target=Target(97.5, True), unit="%",
+            ),
         ],
         notes=[f"With stopping {stopped.converged:,} of {stopped.integrals:,} converged, {stopped.wrong} wrong."],
     )  # fmt: skip

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ class _Rank:
         normal = torch.distributions.Normal(t64(0.0), t64(1.0))
         qg.expectation(torch.exp, normal, n=2**10, seed=self.rank % 2, group=self.group)
 
+    def map(self) -> None:
+        """Pass plans that print alike."""
+        f = lambda x: torch.exp(-(x**2).sum(-1))
+        plan = qg.vegas(f, ZERO, 1.0, n=2**12).plan
+        if self.rank == 1:
+            grid = plan.grid.clone()
+            grid[0, 0, 1] *= 0.5
+            plan = replace(plan, grid=grid)
+        qg.vegas(f, ZERO, 1.0, n=2**12, plan=plan, group=self.group)
+
     def network(self) -> None:
         net = make_network(2)
         with torch.no_grad():
@@ -167,7 +178,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 
 TRIALS = (
     "search", "first_call", "unusual", "slow", "backward", "dealt", "dealt_backward", "limit", *DIFFERENT,
-    "draws", "network", "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain",
+    "draws", "map", "network", "backend", "outside", "type", "inside", "transform", "ddp", "fsdp", "uncertain",
     "unmatched", "works_again",
 )  # fmt: skip
 

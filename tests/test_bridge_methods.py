@@ -454,3 +454,14 @@ def test_only_submit_is_asked_of_an_executor() -> None:
     x = leaf([0.3, 0.4])
     bridge.wrap(np.sin, executor=Minimal())(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.cos(x.detach()))
+
+
+def test_second_derivatives_forget_what_was_known_of_a_function_that_has_changed():
+    scale = np.array(2.0)
+    f = bridge.wrap(lambda x: scale * x**2)
+    x = torch.tensor([0.7, 1.5], dtype=torch.float64, requires_grad=True)
+    for value in (2.0, 3.0):
+        scale[...] = value
+        (dy,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+        (ddy,) = torch.autograd.grad(dy.sum(), x)
+        assert torch.allclose(ddy, torch.full_like(x, 2 * value), rtol=1e-5)

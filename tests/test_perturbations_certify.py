@@ -112,6 +112,18 @@ def test_labels_images_and_empty_batches() -> None:
     assert [t.shape for t in qg.certify(lambda xs: xs, x[:0], Normal(0.0, 1.0))] == [(0,)] * 3
 
 
+@pytest.mark.parametrize("item", [(6,), (1, 8, 8)])
+def test_an_item_without_a_batch_is_told_apart(item: tuple[int, ...]) -> None:
+    layers = [nn.Linear(6, 2)] if item == (6,) else [nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)]
+    model, x = nn.Sequential(*layers).eval(), torch.zeros(item)
+    with pytest.raises(RuntimeError) as caught:
+        qg.certify(model, x, Normal(0.0, SIGMA), n=10, n0=5)
+    assert "For one item alone pass x[None]" in "".join(caught.value.__notes__)
+    assert qg.certify(model, x[None], Normal(0.0, SIGMA), n=10, n0=5).label.shape == (1,)
+    with pytest.raises(qg.IntegrandError, match=r"items of shape \(\).*pass x\[None\]"):
+        qg.certify(lambda xs: xs, x.flatten(), Normal(0.0, SIGMA))
+
+
 def test_bad_input_is_refused_by_name() -> None:
     model, x, _ = linear()
     noise = Normal(0.0, SIGMA)
@@ -129,6 +141,10 @@ def test_bad_input_is_refused_by_name() -> None:
             qg.certify(model, x, noise, **{name: 0})
     with pytest.raises(ValueError, match="shape"):
         qg.certify(model, x, Normal(torch.zeros(5), 1.0))
+        with pytest.raises(ValueError, match=f"{name}=2.5 must be a whole number, at least 1"):
+            qg.certify(model, x, noise, **{name: 2.5})
+    few = qg.certify(model, x, noise, n0=1e1, n=1e2)  # type: ignore[arg-type]
+    assert torch.equal(few.probability, qg.certify(model, x, noise, n0=10, n=100).probability)
     for wrong in (lambda xs: xs[:, :1], lambda xs: xs[:, 0], lambda xs: 3, lambda xs: xs[:2]):
         with pytest.raises(qg.IntegrandError, match="two or more classes"):
             qg.certify(wrong, x, noise)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Gamma, Independent, Laplace, Normal
+from torch.distributions import Independent, Laplace, Normal, Poisson
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, TensorDataset
 
 import quadgrad as qg
@@ -175,6 +175,15 @@ class Stream(IterableDataset[Any]):
         yield torch.zeros(2)
 
 
+def test_it_prints_what_it_holds() -> None:
+    noisy = qg.Perturbed(TensorDataset(torch.zeros(3, 2)), Normal(0.0, 0.25), n=4, seed=7)
+    noisy.set_epoch(2)
+    lines = repr(noisy).splitlines()
+    assert lines[0] == "Data set with 4 perturbed copies of each item"
+    told = dict(line.strip().split(": ", 1) for line in lines[1:])
+    assert told == {"items": "3 of TensorDataset", "noise": "Normal(loc: 0.0, scale: 0.25)", "seed": "7, epoch 2"}
+
+
 def test_bad_input_is_refused_by_name() -> None:
     data, noise = TensorDataset(torch.zeros(3, 2)), Normal(0.0, 1.0)
     with pytest.raises(TypeError, match="Stream without __len__"):
@@ -185,8 +194,8 @@ def test_bad_input_is_refused_by_name() -> None:
         qg.Perturbed(data, noise, n=2, seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Normal"):
         qg.Perturbed(data, 0.25, n=2)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="inverse distribution function"):
-        qg.Perturbed(data, Gamma(1.0, 1.0), n=2)[0]
+    with pytest.raises(TypeError, match="its values are counted"):
+        qg.Perturbed(data, Poisson(1.0), n=2)[0]
     with pytest.raises(TypeError, match=r"item 1 of the data set is a torch\.uint8"):
         qg.Perturbed(TensorDataset(torch.zeros(3, 2, dtype=torch.uint8)), noise, n=2)[1]
     with pytest.raises(TypeError, match="ToTensor"):

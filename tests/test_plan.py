@@ -265,7 +265,7 @@ def test_warm_start_costs_one_pass_over_the_cells() -> None:
     cold = solve()
     warm = solve(plan=cold.plan)
     cells = torch.bincount(cold.plan.owner, minlength=3)
-    assert torch.equal(warm.nfev, 23 * cells)
+    assert torch.equal(warm.nfev, 23 * cells + 3 * (cells == 1))  # a whole piece has looks
     assert (warm.nfev[1:] < cold.nfev[1:]).all()
     assert same_plan(warm.plan, cold.plan)
     assert relative_error(warm.value, cold.value) <= 1e-14

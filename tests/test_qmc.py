@@ -311,6 +311,27 @@ def test_kept_plans() -> None:
     assert torch.equal(*twice)
     with pytest.raises(TypeError, match="rtol is an option"):
         integrate(bell, [-SIDE / 2] * 3, SIDE, (s,), rtol=1e-2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'points'"):
+        qg.Integrator(qg.qmc, points=0.5)
+    with pytest.raises(TypeError, match="args is no option of an integrator"):
+        qg.Integrator(qg.qmc, args=(s,))
+
+
+@pytest.mark.parametrize("verb", (qg.qmc, qg.vegas))
+def test_what_only_cells_have_is_refused_with_a_sentence(verb: Any) -> None:
+    f = lambda x: torch.exp(-(x**2).sum(-1))
+    with pytest.raises(ValueError, match="log=True is for quad.*divided by exp"):
+        verb(f, [0.0, 0.0], 1.0, log=True)
+    with pytest.raises(TypeError, match="a plan of points has no cells"):
+        verb(f, [0.0, 0.0], 1.0, n=2**10, on_failure="ignore").plan.plot(f)
+
+
+def test_n_may_be_given_as_a_float_and_is_told_as_a_number() -> None:
+    results = [gauss(0.3, 3, n=n) for n in (1e4, 10_000)]
+    assert torch.equal(results[0].value, results[1].value)
+    assert "n=10,000 was rounded up to 16,384" in results[0].message
+    with pytest.raises(ValueError, match="n=10000.5 must be a positive whole number"):
+        gauss(0.3, 3, n=10_000.5)
 
 
 # ----------------------------------------------------------------------------------------------------- gradients

@@ -110,6 +110,7 @@ def test_an_error_that_cannot_be_sent_is_told_by_its_text(failed: Any) -> None:
         ("grad", "args[0] differs between the ranks of the group ((2,) of float64 on rank 0, (2,) of float64, wh"),
         ("option", "n differs between the ranks of the group (1024 on rank 0, 2048 on rank 1)"),
         ("draws", "seed differs between the ranks of the group (0 on rank 0, 1 on rank 1)"),
+        ("map", "plan.grid differs between the ranks of the group ((1, 2, 201) of float64 on rank 0, other values"),
         ("dtype", "args[0] differs between the ranks of the group ((2,) of float64 on rank 0, (2,) of float32"),
         ("network", "f differs between the ranks of the group: at the same point ranks [1] got another value"),
     ],

@@ -249,3 +249,18 @@ def test_rounding_of_x_is_not_called_divergence(a: float) -> None:
     result = qg.quad(torch.sin, t64(a), a + 1, on_failure="ignore")
     assert int(result.status) == qg.Status.ROUNDOFF
     assert abs(float(result.value - (torch.cos(t64(a)) - torch.cos(t64(a + 1))))) <= float(result.error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inside_the_integrand_is_no_unmarked_jump(dtype: torch.dtype) -> None:
+    """Warnings are errors here; where f jumps by more than its precision there still is one."""
+    p = torch.tensor(1.0, requires_grad=True)
+    f = lambda x, p: torch.tanh((p * x).to(dtype)).float()
+    value = qg.quad(f, torch.tensor(0.0), 1.0, (p,), rtol=1e-2, atol=1e-2, on_failure="ignore").value
+    value.backward()
+    value = qg.quad(f, torch.tensor(0.0), 1.0, (p,), on_failure="ignore").value
+    assert abs(float(value.detach()) - 0.43378) < 5e-3
+    with pytest.warns(qg.UnmarkedJumpWarning):
+        qg.quad(
+            lambda x, p: f(x, p) + 0.25 * (x > 0.3), torch.tensor(0.0), 1.0, (p,), rtol=1e-2, on_failure="ignore"
+        )

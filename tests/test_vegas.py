@@ -16,8 +16,13 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
+from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.grid import EVEN, even_grid, grid_table, through_grid
+from quadgrad._core.plans.points import PointsPlan
+from quadgrad._core.search import placing
 from quadgrad._core.search.importance import adapt_grid
+from quadgrad._core.search.kernel import mapping
+from quadgrad._core.search.kernel.library import load
 
 ROOT = Path(__file__).parents[1]
 RIDGE = 0.999941839  # the mean over the centres of products of error functions
@@ -91,6 +96,73 @@ def test_extreme_coordinates_stay_inside_of_every_bin_and_of_infinite_sides() ->
     assert qg.vegas(cauchy, [-math.inf], math.inf, n=2**12).value.isfinite()
 
 
+def plan_of_random_maps(d: int, batch: int, bins: int) -> PointsPlan:
+    generator = torch.Generator().manual_seed(d)
+    widths = torch.rand(batch, d, bins, generator=generator, dtype=torch.float64) ** 3
+    widths[..., 1] = 0.0  # a bin without width
+    ends = torch.nn.functional.pad(widths.cumsum(-1) / widths.sum(-1, keepdim=True), (1, 0))
+    ends[..., -1] = 1.0
+    n = torch.zeros(batch, dtype=torch.int64)
+    return PointsPlan(batch_shape=(batch,), sequence="sobol", d=d, seed=3, replicates=4, n=n, grid=ends)
+
+
+def boxes(kind: str, d: int, batch: int) -> Box:
+    a = torch.linspace(-1.0, 2.0, batch * d, dtype=torch.float64).reshape(batch, d)
+    dtype = torch.float32 if kind == "single" else torch.float64
+    if kind == "one for all":
+        return Box(a[:1], a[:1] + 0.5, False, dtype)
+    ends = {"reversed": a - 3.0, "infinite": torch.full_like(a, math.inf), "narrow": a * (1.0 + 2.0**-51)}
+    return Box(a, ends.get(kind, a + 1.0), kind == "infinite", dtype)
+
+
+@pytest.mark.parametrize("kind", ("ordered", "single", "reversed", "one for all", "narrow", "infinite"))
+@pytest.mark.parametrize(("d", "batch", "bins", "count"), ((1, 1, 2, 700), (5, 1, 200, 512), (3, 7, 50, 33)))
+def test_the_kernel_places_points_as_tensor_operations_do(
+    kind: str, d: int, batch: int, bins: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if load() is None:
+        pytest.skip("the package was installed without its compiled kernel")
+    plan, box = plan_of_random_maps(d, batch, bins), boxes(kind, d, batch)
+    compiled = placing.place_points(plan, box, 64, count, with_bins=True)
+    assert mapping.map_native(plan, None, 64, count, False) is not None
+    monkeypatch.setattr(placing, "map_native", lambda *_: None)
+    x, weight, bin = placing.place_points(plan, box, 64, count, with_bins=True)
+    assert torch.equal(compiled[2], bin) and compiled[0].is_contiguous()
+    # Beyond an infinite side x is off by as much as the place in the cube is, times what stretches it there.
+    coarse = 1e-10 if kind == "infinite" else 1e-14
+    torch.testing.assert_close(compiled[0], x, rtol=coarse, atol=1e-15)
+    torch.testing.assert_close(compiled[1], weight, rtol=coarse, atol=0.0)
+    torch.testing.assert_close(plan.place(box, 64, count)[0], x, rtol=0.0, atol=0.0)
+    low, high = torch.minimum(box.a, box.b), torch.maximum(box.a, box.b)
+    assert bool(((compiled[0] >= low) & (compiled[0] <= high)).all())
+
+
+def test_threads_of_the_kernel_do_not_change_a_bit() -> None:
+    before, found = torch.get_num_threads(), list[Tensor]()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x, weight, _ = placing.place_points(plan_of_random_maps(3, 5, 50), boxes("ordered", 3, 5), 0, 512)
+            found.append(torch.cat((x, weight[..., None]), dim=-1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("event", ((), (3,)))
+@pytest.mark.parametrize("chunk_size", (None, 500))
+def test_f_is_evaluated_at_as_many_points_as_are_counted(event: tuple[int, ...], chunk_size: int | None) -> None:
+    seen: list[int] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x[..., 0].numel())
+        value = torch.exp(-100.0 * ((x - 0.3) ** 2).sum(-1))
+        return value[..., None] * 10.0 ** torch.arange(3) if event else value
+
+    result = qg.vegas(f, t64([0.0, 0.0]), 1.0, n=2**13, chunk_size=chunk_size, on_failure="ignore")
+    assert sum(seen) - 1 == int(result.nfev)  # but for the probe
+
+
 def test_bins_go_where_the_square_is_and_unknown_maps_stay() -> None:
     grid = even_grid(2, 1, 10, t64(0.0))
     moments = torch.zeros(2, 1, 10, dtype=torch.float64)
@@ -156,7 +228,7 @@ def test_intervals_hold_the_truth() -> None:
 def test_what_converges_is_right(name: str) -> None:
     f, d, exact = CASES[name]
     for seed in range(20):
-        result = qg.vegas(f, t64([0.0] * d), 1.0, rtol=5e-3, n=2**18, seed=seed)
+        result = qg.vegas(f, t64([0.0] * d), 1.0, rtol=5e-3, n=2**19, seed=seed)
         assert result.converged and (result.value - exact).abs() <= 5e-3 * exact
 
 

@@ -50,6 +50,8 @@ class Claims:
     ended : Tensor of bool, or None
         Where a NaN would be silent, if not where ``converged``: derivatives whose error is infinite count as not
         converged, and yet must not be NaN without a word.
+    chosen : Tensor or None
+        Which integrals of the sample these are, if not all in order.
     log : bool
         Whether it is the logarithm.
     eps : float
@@ -76,6 +78,7 @@ class Claims:
     slack: float = 50 * EPS
     share: float | None = None
     ended: Tensor | None = None
+    chosen: Tensor | None = None
 
     def judge(self) -> Verdict:
         """Compare all claims with the truth."""

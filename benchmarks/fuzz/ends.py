@@ -131,7 +131,14 @@ def one_minus_cosine(draw: Draw) -> Sample:
     area = lambda a, b, w: w * mp.si(w * b) - (1 - mp.cos(w * b)) / b
     f = lambda x, w: (1 - torch.cos(w * x)) / x**2
     return Sample(
-        f, torch.zeros_like(length), length, (draw.decades(-1, 1.5) / length,), area, ends=False, finest=1e-6
+        f,
+        torch.zeros_like(length),
+        length,
+        (draw.decades(-1, 1.5) / length,),
+        area,
+        ends=False,
+        finest=1e-6,
+        single=False,
     )
 
 

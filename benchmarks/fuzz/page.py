@@ -61,10 +61,13 @@ def measure(
     end = time.monotonic() + 60 * (minutes or 1e6)
     totals, start = Totals(), time.monotonic()
     turns = {int(part[2]) for part in (text.split(":") for text in only) if len(part) > 2}
-    for outcome in parallel(tasks(seed, only, turns), workers or os.cpu_count() or 1):
-        totals.add(outcome)
-        if totals.value.claims + totals.gradient.claims >= most or time.monotonic() > end:
-            break
+    try:
+        for outcome in parallel(tasks(seed, only, turns), workers or os.cpu_count() or 1):
+            totals.add(outcome)
+            if totals.value.claims + totals.gradient.claims >= most or time.monotonic() > end:
+                break
+    except KeyboardInterrupt:  # shows what there is
+        pass
     return show(totals, seed, time.monotonic() - start)
 
 

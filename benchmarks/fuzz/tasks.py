@@ -7,8 +7,8 @@ import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -27,6 +27,9 @@ FAMILIES: dict[str, Family] = BELLS | ENDS | BREAKS | WAVES
 
 ASKED = 300
 """Integrals of a task that are asked about; more are counted as they are."""
+
+MEDIANS = 20
+"""Claims of a call that medians are taken of."""
 
 NEAR = 4.0
 """What differs at no node by so many eps from f without its feature cannot be seen."""
@@ -83,6 +86,23 @@ class Count:
     ratios: list[float] = field(default_factory=list[float])
     nodes: list[float] = field(default_factory=list[float])
     shares: list[float] = field(default_factory=list[float])
+
+    def enter(self, claims: Claims, verdict: Verdict) -> None:
+        """Count what needs no excuse."""
+        self.claims += len(verdict.true)
+        self.converged += int(claims.converged.sum())
+        self.silent += int(verdict.silent.sum())
+        self.overspent += int(verdict.overspent.sum())
+        self.ratios += verdict.ratio[:MEDIANS].tolist()
+        self.shares += [claims.share] if claims.share is not None else []
+        if claims.nodes is not None and claims.place is None:
+            self.nodes += claims.nodes[:MEDIANS].double().tolist()
+
+    def excuse(self, kind: str, excuse: str) -> None:
+        """Count what is false or understated, or what excuses it."""
+        names = {"noisy": [f"noisy_{kind}"], "faint": ["faint", kind], "": [kind]}.get(excuse, [excuse])
+        for name in names:
+            setattr(self, name, getattr(self, name) + 1)
 
     def add(self, other: Count) -> None:
         """Add what another counted."""
@@ -144,95 +164,101 @@ def run(task: Task) -> Outcome:
     sample, other = draw(task.family, task.count, task.number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _run_part(task, outcome, sample, other, 0)
+        _Part(outcome, sample, other, 0).run()
     outcome.seconds = time.perf_counter() - start
     return outcome
 
 
-def _run_part(task: Task, outcome: Outcome, sample: Sample, other: Sample | None, first: int) -> None:
-    """Run a part of a task; where it raises, its halves, down to the integrals that raise alone."""
-    claims: list[Claims] = []
-    try:
-        for claim in WAYS[task.way](Call(sample, other, task.number)):
-            claims.append(claim)
-    except DisagreementError as error:
-        outcome.values.disagreements += 1
-        outcome.cases.append(Case("disagree", str(task), first, "", str(error)))
-    except Exception as error:  # whatever it is, it is a finding
-        if sample.count > 1:
-            half = sample.count // 2
-            for low, part in ((0, slice(0, half)), (half, slice(half, None))):
-                _run_part(task, outcome, sample.part(part), other.part(part) if other else None, first + low)
+@dataclass(frozen=True)
+class _Part:
+    """The integrals of a task from the ``first`` on; ``false`` gathers those whose values are."""
+
+    outcome: Outcome
+    sample: Sample
+    other: Sample | None
+    first: int
+    false: set[int] = field(default_factory=set[int])
+
+    def call(self, which: slice = slice(None)) -> Call:
+        """Return the call of some of the integrals."""
+        other = None if self.other is None else self.other.part(which)
+        return Call(self.sample.part(which), other, self.outcome.task.number)
+
+    def run(self) -> None:
+        """Call, judge and count; where the call raises do so with halves, down to what raises alone."""
+        task, claims = self.outcome.task, list[Claims]()
+        try:
+            for claim in WAYS[task.way](self.call()):
+                claims.append(claim)
+        except DisagreementError as error:
+            self.outcome.values.disagreements += 1
+            self.outcome.cases.append(Case("disagree", str(task), self.first, "", str(error)))
+        except Exception as error:  # whatever it is, it is a finding
+            half = self.sample.count // 2
+            if half:
+                for low, part in ((0, slice(0, half)), (half, slice(half, None))):
+                    some = self.call(part)
+                    _Part(self.outcome, some.sample, some.other, self.first + low).run()
+                return
+            self.outcome.values.crashes += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = (
+                f"{type(error).__name__}: {str(error)[:300]} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+            )
+            self.outcome.cases.append(Case("crash", str(task), self.first, "", f"{text}; {show(self.sample, 0)}"))
+        for claim in claims:
+            self.enter(claim)
+
+    def enter(self, claims: Claims) -> None:
+        """Count claims, and ask about each wrong one."""
+        verdict = claims.judge()
+        count = self.outcome.values if claims.place is None else self.outcome.gradients
+        count.enter(claims, verdict)
+        for kind in ("false", "understated", "silent", "overspent"):
+            for i in getattr(verdict, kind).nonzero().flatten().tolist():
+                at = i if claims.chosen is None else int(claims.chosen[i])
+                shown, excuse = kind, ""
+                if kind in ("false", "understated"):
+                    shown, excuse = self.ask(kind, claims, verdict, i, at)
+                    if claims.place is None and shown == "false":
+                        self.false.add(at)
+                    elif claims.place is not None and at in self.false:
+                        excuse = "following"
+                    count.excuse(shown, excuse)
+                case = Case(shown, str(self.outcome.task), self.first + at, claims.what, "", excuse)
+                self.keep(case, lambda i=i: describe(claims, verdict, i), at)
+
+    def ask(self, kind: str, claims: Claims, verdict: Verdict, i: int, at: int) -> tuple[str, str]:
+        """Return whether claim ``i``, about integral ``at``, is false or understated, and what excuses it."""
+        task, known, index = self.outcome.task, self.outcome.contrast, self.first + at
+        true, reported = float(verdict.true[i]), float(claims.reported[i])
+        if index not in known and len(known) >= ASKED:
+            return kind, ""
+        single = slice(at, at + 1)
+        try:
+            noise, size = rounding(task.way, self.call(single), claims)
+            if index not in known:
+                known[index] = contrast(task.way, self.call(single), task.number)
+        except Exception:  # alone it may fail in another way, which has a task of its own
+            return kind, ""
+        if true <= claims.slack * size:
+            kind = "understated"
+        if true - reported <= noise:
+            return kind, "noisy"
+        if known[index] < NEAR * claims.eps:
+            return kind, "unseeable"
+        size = float(claims.exact[i].abs().max())
+        return kind, "faint" if size > 0 and known[index] < float(claims.allowed[i]) / size else ""
+
+    def keep(self, case: Case, numbers: Callable[[], str], at: int) -> None:
+        """Keep a case, unless there are enough of its kind."""
+        cases = self.outcome.cases
+        if sum((kept.kind, kept.excuse) == (case.kind, case.excuse) for kept in cases) >= KEPT:
             return
-        outcome.values.crashes += 1
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {str(error)[:300]} ({where.filename.rpartition('/')[2]}:{where.lineno}); "
-        outcome.cases.append(Case("crash", str(task), first, "", text + show(sample, 0)))
-    false: set[int] = set()
-    for claim in claims:
-        _enter(task, outcome, sample, other, first, claim, false)
-
-
-def _enter(
-    task: Task, outcome: Outcome, sample: Sample, other: Sample | None, first: int, claims: Claims, false: set[int]
-) -> None:
-    """Count claims, and ask about each wrong one; ``false`` gathers integrals whose values are."""
-    verdict = claims.judge()
-    count = outcome.values if claims.place is None else outcome.gradients
-    count.claims += len(verdict.true)
-    count.converged += int(claims.converged.sum())
-    count.silent += int(verdict.silent.sum())
-    count.overspent += int(verdict.overspent.sum())
-    count.ratios += verdict.ratio[:20].tolist()
-    count.shares += [claims.share] if claims.share is not None else []
-    if claims.nodes is not None and claims.place is None:
-        count.nodes += claims.nodes[:20].double().tolist()
-    for kind in ("false", "understated", "silent", "overspent"):
-        for i in getattr(verdict, kind).nonzero().flatten().tolist():
-            shown, excuse = kind, ""
-            if kind in ("false", "understated"):
-                shown, excuse = _ask(task, outcome, sample, other, first, i, claims, verdict, kind)
-                if claims.place is None and shown == "false":
-                    false.add(i)
-                elif claims.place is not None and i in false:
-                    excuse = "following"
-                names = {"noisy": [f"noisy_{shown}"], "faint": ["faint", shown], "": [shown]}.get(excuse, [excuse])
-                for name in names:
-                    setattr(count, name, getattr(count, name) + 1)
-            kept = sum((case.kind, case.excuse) == (shown, excuse) for case in outcome.cases)
-            if kept >= KEPT:
-                continue
-            text = describe(claims, verdict, i) + "; " + show(sample, i)
-            if other is not None and task.way.removeprefix("gradient, ") in ("events", "complex", "kept", "warm"):
-                text += " | other: " + show(other, i)
-            outcome.cases.append(Case(shown, str(task), first + i, claims.what, text, excuse))
-
-
-def _ask(
-    task: Task, outcome: Outcome, sample: Sample, other: Sample | None, first: int, i: int, claims: Claims,
-    verdict: Verdict, kind: str,
-) -> tuple[str, str]:  # fmt: skip
-    """Return whether a claim is false or understated, and what excuses it."""
-    part, known = slice(i, i + 1), outcome.contrast
-    single = lambda: Call(sample.part(part), other.part(part) if other else None, task.number)
-    true, reported = float(verdict.true[i]), float(claims.reported[i])
-    if first + i not in known and len(known) >= ASKED:
-        return kind, ""
-    try:
-        noise, size = rounding(task.way, single(), claims)
-        if first + i not in known:
-            known[first + i] = contrast(task.way, single(), task.number)
-    except Exception:  # alone it may fail in another way, which has a task of its own
-        return kind, ""
-    if true <= claims.slack * size:
-        kind = "understated"
-    if true - reported <= noise:
-        return kind, "noisy"
-    shown = known[first + i]
-    if shown < NEAR * claims.eps:
-        return kind, "unseeable"
-    size = float(claims.exact[i].abs().max())
-    return kind, "faint" if size > 0 and shown < float(claims.allowed[i]) / size else ""
+        text = f"{numbers()}; {show(self.sample, at)}"
+        if self.other is not None and any(way in case.task for way in ("events", "complex", "kept", "warm")):
+            text += " | other: " + show(self.other, at)
+        cases.append(replace(case, text=text))
 
 
 def describe(claims: Claims, verdict: Verdict, i: int) -> str:

@@ -165,6 +165,20 @@ def drifting(this: Call, steps: int, compare: bool) -> Iterator[Claims]:
         yield replace(value_claims(sample, result, rtol, what=f"value, step {step}"), share=share)
 
 
+def kept_shuffled(this: Call) -> Iterator[Claims]:
+    """A kept plan for minibatches, halves of all integrals drawn afresh, one of which is NaN throughout."""
+    rtol, sample = this.tolerance(-10), this.sample
+    verb = qg.Integrator(qg.quad, rtol=rtol, on_failure="ignore")
+    numbers = torch.Generator().manual_seed(this.random.randrange(2**31))
+    for step in range(STEPS):
+        chosen = torch.randperm(sample.count, generator=numbers)[: -(-sample.count // 2)]
+        batch = sample.part(chosen)
+        if step == STEPS // 2:
+            with torch.no_grad():
+                verb(lambda x, *args: x * torch.nan, batch.a, batch.b, batch.args, points=batch.marks())
+        yield replace(value_claims(batch, call(batch, verb=verb), rtol, what=f"value, step {step}"), chosen=chosen)
+
+
 def logarithms(this: Call) -> Iterator[Claims]:
     """log=True."""
     rtol = this.tolerance(-10)
@@ -395,6 +409,7 @@ WAYS: dict[str, Way] = {
     "warm": warm,
     "kept": kept,
     "kept, 50 calls": kept_long,
+    "kept, shuffled": kept_shuffled,
     "log": logarithms,
     "idle points": with_idle_points,
     "jumps": with_jumps,
@@ -413,9 +428,9 @@ WAYS: dict[str, Way] = {
 }
 
 SMALL = {
-    "kept": 0.3, "kept, 50 calls": 0.015, "warm": 0.5, "tensors": 0.3, "vmap": 0.3, "chunks": 0.3, "gradient": 0.5,
-    "gradient, float32": 0.3, "gradient, log": 0.3, "gradient, complex": 0.3, "gradient, events": 0.3,
-    "gradient, reversed": 0.3, "Resolve": 0.5, "alone": 0.06, "not vectorized": 0.015,
+    "kept": 0.3, "kept, 50 calls": 0.015, "kept, shuffled": 0.3, "warm": 0.5, "tensors": 0.3, "vmap": 0.3,
+    "chunks": 0.3, "gradient": 0.5, "gradient, float32": 0.3, "gradient, log": 0.3, "gradient, complex": 0.3,
+    "gradient, events": 0.3, "gradient, reversed": 0.3, "Resolve": 0.5, "alone": 0.06, "not vectorized": 0.015,
 }  # fmt: skip
 """Share of a family's integrals that a dear way takes."""
 

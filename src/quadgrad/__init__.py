@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quadgrad import _plots as _plots  # gives plans their plot
 from quadgrad._config import keep_freed_memory, show_config
+from quadgrad._core.antiderivative.curve import Antiderivative
 from quadgrad._core.errors import (
     IntegrandError,
     IntegrationError,
@@ -24,6 +25,7 @@ from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
 from quadgrad._core.sampled.spline import Spline, spline
 from quadgrad._core.sampled.trapezoid import cumulative_trapezoid, trapezoid
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
 from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator
@@ -35,6 +37,7 @@ from quadgrad._core.verbs.replay import replay
 from quadgrad._core.verbs.vegas import vegas
 
 __all__ = [
+    "Antiderivative",
     "GradientMode",
     "IntegrandError",
     "IntegrationError",
@@ -49,6 +52,7 @@ __all__ = [
     "Spline",
     "Status",
     "UnmarkedJumpWarning",
+    "antiderivative",
     "certify",
     "cumulative_simpson",
     "cumulative_trapezoid",
@@ -78,11 +82,12 @@ for _name in __all__:
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
+    from quadgrad import tensorflow as tensorflow
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name == "bridge":
+    if name in ("bridge", "tensorflow"):
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")

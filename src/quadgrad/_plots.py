@@ -1,6 +1,6 @@
 """Pictures of plans: where the cells of an integral went, and how large the error is on each.
 
-Called by :meth:`quadgrad.IntervalPlan.plot`. matplotlib is imported only when something is drawn.
+Called as a method of what they show. matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quadgrad._core.antiderivative.curve import Antiderivative
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
@@ -19,7 +20,7 @@ from quadgrad._core.verbs.inputs import flatten
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_plan"]
+__all__ = ["plot_antiderivative", "plot_plan"]
 
 
 def plot_plan(
@@ -89,6 +90,48 @@ def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
 
 
 IntervalPlan.plot = plot_plan
+
+
+def plot_antiderivative(curve: Antiderivative, *, element: int = 0, ax: Axes | None = None) -> Axes:
+    """Draw one antiderivative above its cells, as bars coloured by how far off it may be inside each.
+
+    Parameters
+    ----------
+    element : int
+        Which of the (flattened) batch. All its components are drawn.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot makes a new figure unless given. It is returned.
+
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> from matplotlib.figure import Figure
+    >>> F = qg.antiderivative(torch.cos, 0.0, torch.tensor(6.0, dtype=torch.float64))
+    >>> ax = F.plot(ax=Figure().subplots())
+    >>> ax.get_ylabel()
+    'antiderivative'
+    """
+    x, y, ends, error = curve.drawn(element)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1]
+    count = ends.shape[1]
+    ax.set(
+        title=f"{count} cell{'' if count == 1 else 's'} of {curve.plan.rule}", xlabel="x", ylabel="antiderivative"
+    )
+    if count == 0:
+        return ax
+    for component, heights in enumerate(y.unbind(1)):
+        ax.plot(x, heights, color=f"C{component}")
+    _draw_cells(ax, ends, error)
+    if curve.plan.infinite and float(ends.abs().max()) > 100.0:
+        ax.set_xscale("symlog", linthresh=1.0)
+    ax.set_xlim(float(ends.min()), float(ends.max()))
+    return ax
+
+
+Antiderivative.plot = plot_antiderivative
 
 
 def _draw_integrand(ax: Axes, x: Tensor, y: Tensor, piece: Tensor) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 __all__ = [
     "BridgeError",
@@ -14,9 +17,29 @@ __all__ = [
     "IntegrationWarning",
     "PlanError",
     "SeveredGradientWarning",
+    "Site",
     "UnmarkedJumpWarning",
+    "calling_site",
+    "speaker",
     "warn",
 ]
+
+
+class Site(NamedTuple):
+    """A line of somebody's code: its file, its number, and the names of its module."""
+
+    file: str
+    line: int
+    names: dict[str, Any]
+
+
+Speaker = Callable[[str, type[Warning]], tuple[str, Site | None] | None]
+
+speaker: ContextVar[Speaker | None] = ContextVar("quadgrad_speaker", default=None)
+"""How a front for another framework puts a warning, and whose line it names where the stack does not tell.
+
+It returns None where there is nothing to say.
+"""
 
 
 class IntegrandError(ValueError):
@@ -52,22 +75,36 @@ class BridgeWarning(UserWarning):
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn the caller: the first line up the stack that is neither ours nor torch's.
+    """Warn the caller: the first line up the stack that is neither ours nor a framework's.
 
     Python shows a text once for each line. Here texts that differ by numbers alone are one text: a training that
     warns in one step, of an x, warns in the next step of another x.
     """
-    frame = inspect.currentframe()
-    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("quadgrad", "torch"):
-        frame = frame.f_back
-    assert frame is not None
-    names, line = frame.f_globals, frame.f_lineno
+    site, speak = None, speaker.get()
+    if speak is not None:
+        said = speak(message, category)
+        if said is None:
+            return
+        message, site = said
+    file, line, names = site or calling_site()
     shown = names.setdefault("__warningregistry__", {})
     text, kind = (message, category, line), (re.sub(r"-?\d[\d.,e+-]*", "#", message), category, line)
     if kind in shown:
         # As if Python had shown this text, too. If filters have changed since, it forgets that, and shows the text:
         # what we could not find out.
         shown[text] = True
-    warnings.warn_explicit(message, category, frame.f_code.co_filename, line, names.get("__name__"), shown)
+    warnings.warn_explicit(message, category, file, line, names.get("__name__"), shown)
     if shown.pop(text, False):  # only of filters that show a text once is there an entry
         shown[kind] = True
+
+
+def calling_site() -> Site:
+    """Return the first line up the stack that is neither ours nor a framework's."""
+    frame = inspect.currentframe()
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _FRAMEWORKS:
+        frame = frame.f_back
+    assert frame is not None
+    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
+
+
+_FRAMEWORKS = ("quadgrad", "torch", "tensorflow", "keras")

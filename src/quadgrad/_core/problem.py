@@ -38,8 +38,10 @@ class Problem:
     sampled. ``sources`` are the caller's own tensors behind ``limits.marks`` (breakpoints share one, and stand
     along its last dimension), ``given`` those behind the arguments. ``jumps`` is a function whose zeros are
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
-    values, which search has to keep out, ``reaches`` whether search is to look for series at ends, and
-    ``reaches_inside`` for places where f is rough, too.
+    values, which search has to keep out. ``zeros`` are those of ``jumps`` as they stand first among the
+    breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
+    k)``. ``reaches`` tells whether search is to look for series at ends, and ``reaches_inside`` whether for places
+    where f is rough, too.
     """
 
     integrand: Integrand
@@ -58,6 +60,7 @@ class Problem:
     stretches: Any = None
     reaches: bool = False
     reaches_inside: bool = True
+    zeros: tuple[Tensor, Tensor] | None = None
 
     @property
     def pieces(self) -> Any:

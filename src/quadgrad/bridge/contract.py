@@ -16,8 +16,8 @@ from torch import Tensor
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 
 __all__ = [
-    "Array", "Arrays", "Spec", "add_input_note", "array_of", "describe", "output_arrays", "refuse_other_specs",
-    "specs_of", "tensor_of", "warn_not_finite",
+    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
+    "refuse_other_specs", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -46,13 +46,32 @@ def array_of(tensor: Tensor) -> Array:
     """Return a tensor as an array to read from; half precision, in which NumPy can hardly compute, as float32."""
     tensor = tensor.detach()
     if tensor.is_complex():
-        raise TypeError(
-            "bridge.wrap differentiates with respect to real inputs, and an input is "
-            f"{str(tensor.dtype).removeprefix('torch.')}: pass its real and imaginary parts as two inputs"
-        )
+        raise complex_input(str(tensor.dtype).removeprefix("torch."))
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.to(torch.float32)
     return tensor.cpu().resolve_neg().numpy()
+
+
+def complex_input(dtype: str) -> TypeError:
+    """Return what is raised for an input that is complex."""
+    return TypeError(
+        f"bridge.wrap differentiates with respect to real inputs, and an input is {dtype}: pass its real and "
+        "imaginary parts as two inputs"
+    )
+
+
+def unknown_input(value: Any, position: int, name: str) -> TypeError:
+    """Return what is raised for an input that is neither a tensor nor an array nor a number."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] in ("tensorflow", "keras"):
+        return TypeError(
+            f"{name}: input {position} is TensorFlow's {kind.__name__}, and bridge.wrap makes functions of torch "
+            "tensors; quadgrad.tensorflow.wrap makes functions of TensorFlow's"
+        )
+    return TypeError(
+        f"{name}: input {position} is {kind.__name__}, not a tensor, array or number; name arguments that are "
+        "handed on as they are in static=(...)"
+    )
 
 
 def tensor_of(array: Array, device: torch.device) -> Tensor:

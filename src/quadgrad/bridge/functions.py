@@ -20,7 +20,7 @@ from torch import Tensor
 from quadgrad.bridge import operators
 from quadgrad.bridge.task import Task
 
-__all__ = ["Place", "call"]
+__all__ = ["THIRD", "Place", "call"]
 
 
 @dataclass(frozen=True)
@@ -284,16 +284,16 @@ class _Second(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(_THIRD)
+        raise NotImplementedError(THIRD)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(_THIRD)
+        raise NotImplementedError(THIRD)
 
 
-_THIRD = (
+THIRD = (
     "functions wrapped with quadgrad.bridge have first and second derivatives, not third ones: wrap the second "
-    "derivative itself, or write the function with torch operations"
+    "derivative itself, or write the function with operations that are differentiable"
 )
 
 

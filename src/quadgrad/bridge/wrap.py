@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
-from quadgrad.bridge.contract import array_of, tensor_of
+from quadgrad.bridge.contract import array_of, tensor_of, unknown_input
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up
 from quadgrad.bridge.linearization import Linearization, floating
 from quadgrad.bridge.options import Info, Options, make_options
@@ -203,15 +203,15 @@ class Wrapped:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with tensors (or numbers, or arrays); return a tensor or a tuple of tensors."""
-        args = self._positional(args, kwargs) if kwargs else args
-        inputs, statics = self.sorted_arguments(args)
+        inputs, statics = self.sorted_arguments(args, kwargs)
+        count = len(inputs) + len(statics)
         if torch.compiler.is_compiling():
-            found = operators.call(_constant_handle(self._name_for_compilers, len(args), statics), 0, inputs)
+            found = operators.call(_constant_handle(self._name_for_compilers, count, statics), 0, inputs)
         elif _needs_derivative(inputs):
-            task, handle = self._task(len(args), statics)
+            task, handle = self.task(count, statics)
             found = functions.call(task, handle, inputs)
         else:
-            task, _ = self._task(len(args), statics)
+            task, _ = self.task(count, statics)
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
             found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
@@ -224,7 +224,7 @@ class Wrapped:
 
     def linearization(self, inputs: Sequence[Tensor], statics: tuple[Any, ...] = ()) -> Linearization:
         """Return what is known about the function at an input: its Jacobian, its noise."""
-        task, _ = self._task(len(inputs) + len(statics), statics)
+        task, _ = self.task(len(inputs) + len(statics), statics)
         arrays = tuple(array_of(t) for t in inputs)
         return task.linearize(arrays, floating(arrays))
 
@@ -240,18 +240,28 @@ class Wrapped:
         bound.apply_defaults()
         return bound.args
 
-    def sorted_arguments(self, args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
-        """Return the inputs as tensors, and the static arguments."""
+    def separated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return the inputs as they were passed, and the static arguments."""
+        args = self._positional(args, kwargs) if kwargs else args
         statics: tuple[Any, ...] = ()
         if self._static:
             statics = tuple(a for i, a in enumerate(args) if i in self._static)
             args = tuple(a for i, a in enumerate(args) if i not in self._static)
-        for a in args:
-            if not isinstance(a, Tensor):
-                return _as_tensors(args, _name(self.fn)), statics
-        return list(args) or _as_tensors(args, _name(self.fn)), statics
+        if not args:
+            raise TypeError(f"{_name(self.fn)}: called without any input")
+        return args, statics
 
-    def _task(self, count: int, statics: tuple[Any, ...]) -> tuple[Task, str]:
+    def sorted_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[list[Tensor], tuple[Any, ...]]:
+        """Return the inputs as tensors, and the static arguments."""
+        inputs, statics = self.separated(args, kwargs or {})
+        for a in inputs:
+            if not isinstance(a, Tensor):
+                return _as_tensors(inputs, _name(self.fn)), statics
+        return list(inputs), statics
+
+    def task(self, count: int, statics: tuple[Any, ...]) -> tuple[Task, str]:
         """Return the function with these static arguments, registered."""
         try:
             found = self._tasks.get((count, statics))
@@ -286,7 +296,7 @@ def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
             "supported: "
             "apply the transform outside torch.compile, or leave that part uncompiled"
         )
-    return _wrapped[name]._task(count, statics)[1]  # pyright: ignore[reportPrivateUsage]
+    return _wrapped[name].task(count, statics)[1]
 
 
 def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
@@ -299,8 +309,6 @@ def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
     """Turn arrays and numbers into tensors; Python floats take the dtype of the others."""
-    if not values:
-        raise TypeError(f"{name}: called without any input")
     tensors = [torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray | np.generic) else v for v in values]
     real = [t.dtype for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     dtype = real[0] if real else torch.float64
@@ -315,11 +323,7 @@ def _as_tensor(value: Any, position: int, name: str, dtype: torch.dtype, device:
         return value
     if isinstance(value, bool | int | float):
         return torch.tensor(value, dtype=dtype if isinstance(value, float) else None, device=device)
-    raise TypeError(
-        f"{name}: input {position} is {type(value).__name__}, not a tensor, array or number; name arguments "
-        f"that are "
-        "handed on as they are in static=(...)"
-    )
+    raise unknown_input(value, position, name)
 
 
 def _name(fn: Callable[..., Any]) -> str:

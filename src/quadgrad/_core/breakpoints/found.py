@@ -7,6 +7,8 @@ with it, which the sum over fixed cells does not have.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,26 +34,26 @@ MOVED = 0.1
 """What f beside a place changes by, relative to itself, when arguments are changed a little and the place with them."""
 
 
-def find_moving_place(problem: Problem) -> str:
-    """Return where f jumps or is singular at a place that may move with what derivatives are asked for, as a phrase.
+def find_moving_place(problem: Problem) -> tuple[str, str]:
+    """Return what f does, and where, at a place that may move with what derivatives are asked for, as phrases.
 
-    Arguments are changed a little to see. What f closes over cannot be; nor can anything inside a transform: there
-    any such place counts.
+    A jump counts wherever it is. Of a singularity it is seen whether it moves: arguments are changed a little, and of
+    what f closes over it is asked how the derivative grows towards the place.
     """
     first = len(problem.limits.marks) - problem.limits.found
     with problem.outside() as fixed, torch.no_grad():
         for i in range(first - 2, len(fixed.limits.marks) - 2):
             x = _sides(fixed, i)
             before = look(fixed.integrand, x, slice(0, fixed.batch))
-            rough = _is_rough(before) & ~fixed.limits.marks[2 + i].expand(fixed.batch).isnan()
-            if not bool(rough.any()):
-                continue
-            if not _depends_on_more(problem):
-                rough = rough & _moves(problem, x, before)
-            for index in rough.nonzero()[:1, 0].tolist():
-                which = f" (integral {index})" if fixed.batch > 1 else ""
-                return f"x = {float(fixed.limits.marks[2 + i].expand(fixed.batch)[index]):.6g}{which}"
-    return ""
+            there = ~fixed.limits.marks[2 + i].expand(fixed.batch).isnan()
+            jump, singular = (mask & there for mask in _is_rough(before))
+            if bool(singular.any()):
+                singular = singular & (_moves(problem, x, before) | _grows(problem, x, before))
+            for what, mask in (("jumps", jump), ("is singular", singular)):
+                for index in mask.nonzero()[:1, 0].tolist():
+                    which = f" (integral {index})" if fixed.batch > 1 else ""
+                    return what, f"x = {float(fixed.limits.marks[2 + i].expand(fixed.batch)[index]):.6g}{which}"
+    return "", ""
 
 
 def _sides(problem: Problem, i: int) -> Tensor:
@@ -66,32 +68,62 @@ def _sides(problem: Problem, i: int) -> Tensor:
     return torch.where(inside, x, limits.inner_points(batch))
 
 
-def _is_rough(y: Tensor) -> Tensor:
-    """Tell where f jumps or grows towards a place, from values ``(4, batch, components)``."""
+def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell where f jumps, and where it grows towards a place, from values ``(4, batch, components)``."""
     size = y.abs()
     jump = (y[2] - y[1]).abs() > CONTINUOUS * size.amax(0)
-    grows = (size[1:3] > GROWN * torch.stack((size[0], size[3]))).any(0)
-    return (jump | grows | ~y.isfinite().all(0)).any(1)
+    grows = (size[1:3] > GROWN * torch.stack((size[0], size[3]))).any(0) | ~y.isfinite().all(0)
+    return (jump & ~grows).any(1), grows.any(1)
 
 
-def _depends_on_more(problem: Problem) -> bool:
-    """Whether derivatives are asked for with respect to anything but arguments."""
-    if in_transform():
-        return True
+def _grows(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
+    """Tell where the derivative of f by what it closes over grows faster towards a place than f: like f over the distance."""
+    none = torch.zeros_like(x[0], dtype=torch.bool)
+    if in_transform():  # which hides what f closes over
+        return none if problem.integrand.arguments else ~none
     still = problem.integrand.with_still_arguments()
     with torch.enable_grad():
-        y = still.probe(problem.limits.detach().inner_points(problem.batch)[:1])[1]
-    return y.requires_grad
+        y = still(x, slice(0, problem.batch))
+        if not y.requires_grad:
+            return none
+        leaves = _leaves(y.grad_fn)
+        sizes: list[Tensor] = []
+        for row in y.reshape(*x.shape, -1):
+            one = row.abs().sum(1)
+            each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in one.unbind()]
+            sizes.append(torch.stack([sum((g.abs().sum() for g in gs if g is not None), one.new_zeros(())) for gs in each]))
+    far, near = (torch.maximum(*pair) for pair in ((sizes[0], sizes[3]), (sizes[1], sizes[2])))
+    values = before.abs().sum(2)
+    f_far, f_near = (torch.maximum(*pair) for pair in ((values[0], values[3]), (values[1], values[2])))
+    closer = (x[3] - x[0]) / (x[2] - x[1])
+    return ~(near * f_far <= far * f_near * closer**0.5) | ~near.isfinite()
+
+
+def _leaves(function: Any) -> list[Tensor]:
+    """Return the tensors at the leaves of a graph."""
+    found, seen, waiting = list[Tensor](), set[Any](), [function]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def _moves(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
     """Tell where f beside a place changes much when the arguments change little."""
-    moved = [i for i, a in enumerate(problem.integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad]
+    inside = in_transform()
+    values = [a.value for a in problem.integrand.arguments]
+    moved = [i for i, v in enumerate(values) if isinstance(v, Tensor) and (v.requires_grad or (inside and v.is_floating_point()))]
     delta = problem.limits.rounding.eps**0.5
     answer = torch.zeros_like(x[0], dtype=torch.bool)
     size = largest_component(before[1:3].abs().amax(0))
     for change in (delta, -delta) if moved else ():
-        after = look(nudge(problem.integrand, moved, change), x, slice(0, x.shape[1]))
+        with problem.outside() as fixed:
+            after = look(nudge(fixed.integrand, moved, change), x, slice(0, x.shape[1]))
         apart = (after - before)[1:3].abs().amax(0)
         answer |= ~(largest_component(apart) <= MOVED * size)
     return answer

@@ -80,6 +80,7 @@ class Switches:
     def attach(self, problem: Problem) -> Problem:
         """Return the problem as it is inside the transforms, with zeros among its breakpoints, differentiable."""
         place, blur = self.zeros.place, self.zeros.width
+        sound = ~place.isnan()
         if problem.flowing:
             assert problem.jumps is not None
             place, blur, sound = attach_derivatives(problem.jumps, self.zeros, self.problem.limits)
@@ -87,7 +88,8 @@ class Switches:
         # Zeros come first: of two marks at one place the first is differentiated.
         marked = _mark(problem, place)
         blur = torch.cat((blur, blur.new_zeros(problem.batch, _points(problem.limits))), dim=1)
-        return marked.between(replace(marked.limits, blur=blur), marked.sources)
+        marked = marked.between(replace(marked.limits, blur=blur), marked.sources)
+        return replace(marked, zeros=(self.zeros.component, plain(sound)))
 
 
 def _points(limits: Limits) -> int:
@@ -124,13 +126,13 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
 
 def note_found_places(problem: Problem, silent: bool) -> bool:
     """Tell whether a place that search has found may be missing from the gradient, and say so unless ``silent``."""
-    place = find_moving_place(problem) if problem.limits.found else ""
+    what, place = find_moving_place(problem) if problem.limits.found else ("", "")
     if place and not silent:
         _note(
-            f"the integrand jumps or is singular at {place}, which search has found by itself. If the place depends "
-            "on a parameter, its movement is missing from the gradient, which is wrong then: name it in points=, as a "
-            "tensor that requires grad, or give jumps= a function that is 0 there. If it is fixed, name it in points= "
-            "all the same: that also saves evaluations"
+            f"the integrand {what} at {place}, where nothing is marked. If the place depends on a parameter, its "
+            "movement is missing from the gradient: name it in points=, as a tensor that requires grad, or give "
+            "jumps= a function that is 0 there. If it is fixed, name it in points= all the same: that also "
+            "saves evaluations"
         )
     return bool(place)
 

@@ -41,6 +41,9 @@ WITNESSED = 0.1
 """Least error of a cell with a jump next to its end, relative to that stretch's width times the jump: of 1,387
 random jumps, of 1e-9 to 10, that a look at all cells finds, a look at these finds all."""
 
+AROUND, CLOSE = 33, 2.0**-12
+"""So many values around a jump, and two beside it, tell whether f is computed in half precision."""
+
 BESIDE_JUMP = 0.25
 """Largest difference beside a jump, relative to the jump."""
 
@@ -84,6 +87,8 @@ def find_unmarked_jump(integrand: Integrand, plan: IntervalPlan, limits: Limits,
         jumps, place = _divide(integrand, suspects, limits, block)
         noise = 4.0 * torch.finfo(integrand.call_dtype).eps
         jumps = jumps & _unmarked(place, suspects.owner, limits, noise)
+        if bool(jumps.any()):
+            jumps = jumps & ~_is_precision(integrand, place, suspects.owner, limits, block)
         for first in jumps.nonzero()[:1, 0].tolist():
             which = f" (integral {int(suspects.owner[first])})" if plan.batch > 1 else ""
             return f"x = {float(place[first]):.6g}{which}"
@@ -226,6 +231,27 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
     flat = (rough <= BESIDE_JUMP * jump) & jump.isfinite() & (jump > torch.maximum(suspects.least, noise))
     reference = jump if reference is None else reference
     return alive & inside & flat & (jump >= 0.5 * reference), 0.5 * (left + right)
+
+
+def _is_precision(integrand: Integrand, place: Tensor, owner: Tensor, limits: Limits, block: int) -> Tensor:
+    """Tell where all values of f around are half precision numbers, though f returns others.
+
+    A model computed in half precision is made of steps: what is between two of its numbers is no jump. Values of
+    other functions are no such numbers.
+    """
+    a, b = (end if end.shape[0] == 1 else end[owner] for end in (limits.a, limits.b))
+    lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
+    across = torch.linspace(-1.0, 1.0, AROUND, dtype=place.dtype, device=place.device)
+    across = 0.25 * torch.cat((across, across.new_tensor([-CLOSE, CLOSE])))[:, None]
+    x = place + across * place.abs()
+    y = look(integrand, torch.where((x > lowest) & (x < highest), x, place), owner, block)
+    rise, size = _largest_rise(y), largest_component(y.abs().amax(0))
+    several = (rise[: AROUND - 1] > 0.0).sum(0) >= 4
+    coarse = torch.zeros_like(place, dtype=torch.bool)
+    for half in (torch.bfloat16, torch.float16):
+        same = (y == y.to(half).to(y.dtype)).flatten(2).all(2).all(0)
+        coarse = coarse | (same & (rise[-1] <= 2.0 * torch.finfo(half).eps * size))
+    return coarse & several & (torch.finfo(integrand.call_dtype).eps < torch.finfo(torch.float16).eps)
 
 
 def _unmarked(place: Tensor, owner: Tensor, limits: Limits, noise: float) -> Tensor:

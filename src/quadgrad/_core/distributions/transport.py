@@ -173,7 +173,8 @@ _SINGLE: dict[type, Callable[..., Tensor]] = {
 
 
 def _multivariate(p: Any, u: Tensor, rotation: Tensor | None) -> Tensor:
-    z, factor = standard_normal(u), p.scale_tril
+    factor = p.scale_tril
+    z = standard_normal(u).to(factor.dtype)
     factor = factor if rotation is None else factor @ rotation
     # Points stand along the last dimension, as they do in memory: that is one product for each matrix.
     return p.loc + (factor @ z.movedim(0, -1)).movedim(-1, 0)

@@ -26,20 +26,30 @@ from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
+    "NODES",
+    "WEIGHTS",
+    "Reading",
     "Treatment",
+    "boundary_sum",
     "carries_gradient",
     "follow_marks",
     "reading_distance",
     "reading_errors",
+    "readings",
     "replay_with_limits",
     "singular_marks",
 ]
 
 _GAUSS = np.polynomial.legendre.leggauss(3)
-_NODES, _WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+NODES, WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
+"""Gauss' rule on the unit interval: of an integral between a limit and where it may move."""
 
 READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
+
+READINGS = (1, 2, 4, 8, 16, 32, 64)
+"""Distances from a limit at which f is read, in spacings of numbers; beside a breakpoint they are as much closer to
+each other as they are farther from it: to twice the least distance."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
 """How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
@@ -116,17 +126,17 @@ def singular_marks(integrand: Integrand, limits: Limits, batch: int) -> tuple[Te
     return tuple(singular)
 
 
-def _boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
+def boundary_sum(integrand: Integrand, limits: Limits, batch: int, treatment: Treatment | None) -> Tensor | float:
     """Return a zero of shape ``(batch, *event)`` with the derivatives with respect to limits and breakpoints."""
     terms = [term for _, term in _terms(limits, batch, treatment, 1)]
     if not terms:
         return 0.0
     inner = limits.a.detach()
-    tau = torch.tensor(_NODES, dtype=inner.dtype, device=inner.device)[:, None]
-    weight = torch.tensor(_WEIGHTS, dtype=inner.dtype, device=inner.device)
+    tau = torch.tensor(NODES, dtype=inner.dtype, device=inner.device)[:, None]
+    weight = torch.tensor(WEIGHTS, dtype=inner.dtype, device=inner.device)
     x = torch.cat([(term.start + term.move * tau).expand(-1, batch) for term in terms])
     y = integrand(x, slice(0, batch))
-    y = y.reshape(len(terms), len(_NODES), *y.shape[1:])
+    y = y.reshape(len(terms), len(NODES), *y.shape[1:])
     means = (y * align(weight, y[0])).sum(1)
     endless = align(torch.stack([term.endless.expand(batch) for term in terms]), means)
     # The sign is enough where the derivative is infinite, and f itself may be too: infinity times 0 is NaN.
@@ -140,63 +150,99 @@ def reading_errors(
 ) -> list[Tensor]:
     """Estimate the error of the derivative with respect to each of ``limits.marks``, shape ``(batch,)``.
 
-    f is read beside the mark, not at it: read once more at twice the distance, it tells what that costs. ``weight``
+    f is read beside the mark, not at it: read at other distances, too, it tells what that costs, by how it rises
+    and by how far it is from rising evenly. There f is a staircase: its next value is often the same. ``weight``
     ``(batch, *event)`` multiplies the derivative, and has the error ``relative`` ``(batch,)`` itself. Where the
     derivative is infinite the error is, too.
     """
     integrand, limits, batch = problem.integrand, problem.limits, problem.batch
     errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
-    near, far = (_terms(limits, batch, treatment, reach) for reach in (1, 2))
+    terms = [_terms(limits, batch, treatment, times) for times in READINGS]
     with torch.no_grad():
-        for (index, term), (_, other) in zip(near, far, strict=True):
-            places = torch.stack([t.start.detach().expand(batch) for t in (term, other)])
-            y, again = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(2, batch, -1)
+        for same in zip(*terms, strict=True):
+            index, term = same[0]
+            places = torch.stack([other.start.detach().expand(batch) for _, other in same])
+            y = (integrand(places, slice(0, batch)).detach() * weight.conj()).reshape(len(same), batch, -1)
+            y, rises = y[0], y - y[0]
+            even = rises[-1] * align(torch.as_tensor(READINGS, dtype=places.dtype, device=y.device) - 1.0, y[None])
+            span = READINGS[-1] - 1.0
+            # A limit is one spacing from where f is read first, a breakpoint as far as the last is from the first.
+            reach = rises[-1].abs() / (span if index < 2 else 1.0)
+            off = 2.0 * (reach + (rises - even / span).abs().amax(0))
             rounding = (READ_ROUNDING * limits.rounding.eps) * y.abs()
             rounding = rounding if relative is None else rounding + relative[:, None] * y.abs()
-            error = (2.0 * (y - again).abs() + rounding).sum(1).masked_fill(~term.usable, 0.0)
+            error = (off + rounding).sum(1).masked_fill(~term.usable, 0.0)
             errors[index] = errors[index] + error.masked_fill(term.endless, torch.inf)
     return errors
 
 
-def _terms(limits: Limits, batch: int, treatment: Treatment | None, times: int) -> list[tuple[int, _Term]]:
-    """Return the boundary terms of all marks that carry a gradient, with the marks' places among all.
+@dataclass(frozen=True)
+class Reading:
+    """Where f is read for the derivative by one mark, on one side of it, and with which sign; ``(batch,)`` each.
 
-    f is read beside the mark, at the given number of times the least distance.
+    ``mark`` is its place among ``Limits.marks``; the rest is as in :class:`_Term`.
     """
+
+    mark: int
+    start: Tensor
+    sign: Tensor | float
+    endless: Tensor
+    usable: Tensor
+
+
+def readings(limits: Limits, batch: int, treatment: Treatment | None, reading: int = 1) -> list[Reading]:
+    """Return where f is read beside all marks that carry a gradient, at one of the :data:`READINGS`."""
     fixed = limits.detach()
     inner = fixed.inner_points(batch)
     none = (torch.zeros_like(inner, dtype=torch.bool),) * len(limits.marks)
     treatment = treatment or Treatment(none, none, none)
-    terms: list[tuple[int, _Term]] = []
+    found: list[Reading] = []
     for i, mark in enumerate(limits.marks):
         if not carries_gradient(mark):
             continue
-        usable, sides = _limit_sides(fixed, i, times) if i < 2 else _breakpoint_sides(fixed, i - 2, times)
-        usable, endless = usable & ~treatment.pathwise[i], treatment.endless[i]
-        move = torch.where(usable, mark - fixed.marks[i], 0.0)
-        steep = torch.where(endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+        usable, sides = _limit_sides(fixed, i, reading) if i < 2 else _breakpoint_sides(fixed, i - 2, reading)
+        usable = usable & ~treatment.pathwise[i]
         for start, sign in sides:
-            width = sign * torch.where(endless, steep, move)
-            start = torch.where(usable, start, inner)
-            terms.append((i, _Term(start, torch.where(endless, 0.0, move), width, endless, usable)))
+            found.append(Reading(i, torch.where(usable, start, inner), sign, treatment.endless[i], usable))
+    return found
+
+
+def _terms(limits: Limits, batch: int, treatment: Treatment | None, reading: int) -> list[tuple[int, _Term]]:
+    """Return the boundary terms of all marks that carry a gradient, with the marks' places among all.
+
+    f is read beside the mark, at one of the :data:`READINGS`.
+    """
+    fixed = limits.detach()
+    terms: list[tuple[int, _Term]] = []
+    for read in readings(limits, batch, treatment, reading):
+        move = torch.where(read.usable, limits.marks[read.mark] - fixed.marks[read.mark], 0.0)
+        steep = torch.where(read.endless, move, 1.0).sqrt()  # 0 with an infinite derivative
+        width = read.sign * torch.where(read.endless, steep, move)
+        move = torch.where(read.endless, 0.0, move)
+        terms.append((read.mark, _Term(read.start, move, width, read.endless, read.usable)))
     return terms
 
 
-def _limit_sides(fixed: Limits, index: int, times: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+def _limit_sides(fixed: Limits, index: int, reading: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
     """Tell where a limit has a derivative, where f is read for it, and with which sign."""
-    start, other = fixed.marks[index], fixed.marks[1 - index]
-    for _ in range(times):
-        start = fixed.next_to(start, other)
+    other = fixed.marks[1 - index]
+    start = fixed.next_to(fixed.marks[index], other)
+    if reading > 1:
+        away = start + (reading - 1) * (fixed.next_to(start, other) - start)
+        start = torch.where((away < other) == (start < other), away, start)
     return fixed.marks[index].isfinite(), [(start, -1.0 if index == 0 else 1.0)]
 
 
-def _breakpoint_sides(fixed: Limits, index: int, times: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+def _breakpoint_sides(
+    fixed: Limits, index: int, reading: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
     """Tell the same of a breakpoint, which has two sides."""
     here, *earlier = fixed.marks[index + 2], *fixed.marks[2 : index + 2]
     usable = (here > torch.minimum(fixed.a, fixed.b)) & (here < torch.maximum(fixed.a, fixed.b))
     for other in earlier:  # of equal ones the first counts
         usable = usable & (other != here)
-    away, sign = times * reading_distance(fixed, index), fixed.orient(torch.ones_like(fixed.a))
+    farther = 1.0 + (reading - 1) / (READINGS[-1] - 1)
+    away, sign = farther * reading_distance(fixed, index), fixed.orient(torch.ones_like(fixed.a))
     return usable, [(here - away, sign), (here + away, -sign)]
 
 
@@ -238,5 +284,5 @@ def replay_with_limits(
     total = replay_plan(integrand, plan, pieces, chunk_size or REPLAY_BLOCK, chunk_size is not None, observer, rows)
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
-        value = value + _boundary_sum(integrand, limits, plan.batch, treatment)
+        value = value + boundary_sum(integrand, limits, plan.batch, treatment)
     return value

@@ -229,20 +229,20 @@ class _Estimate:
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
 
-        def follow(cells: IntervalPlan, factor: Tensor) -> Tensor:
+        def follow(cells: IntervalPlan, tau: Tensor, factor: Tensor) -> Tensor:
             """Return f, ``(m, n, outputs)``, with what moves a node and stretches a cell."""
-            x, stretched = moving.lay_out(cells).nodes(cells.tau)
+            x, stretched = moving.lay_out(cells).nodes(tau)
             return primal.problem.integrand(x, cells.owner).reshape(*x.shape, -1) * (stretched / factor)[..., None]
 
-        def columns(cells: IntervalPlan, x: Tensor, factor: Tensor) -> Tensor:
+        def columns(cells: IntervalPlan, tau: Tensor, x: Tensor, factor: Tensor) -> Tensor:
             with torch.enable_grad():
-                y = (as_reals(follow(cells, factor), 2) * reals[cells.owner]).sum(2)
+                y = (as_reals(follow(cells, tau, factor), 2) * reals[cells.owner]).sum(2)
                 rows = _rows(y.flatten(), tensor)
             return as_reals(rows, 1).reshape(*x.shape, width)
 
-        def outputs(cells: IntervalPlan, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        def outputs(cells: IntervalPlan, tau: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
-                y = follow(cells, factor)
+                y = follow(cells, tau, factor)
                 rows = _rows(as_reals(y, 0).flatten(), tensor)
             rows = as_reals(rows, 1).reshape(*x.shape, -1)
             return y.detach(), split_outputs(rows, y.shape[2], y.is_complex())

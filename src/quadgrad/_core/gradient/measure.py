@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import bound_error, null_rule_error, weigh
 from quadgrad._core.estimates.sums import blur_of_x
+from quadgrad._core.gradient.edges import look_at_edges
 from quadgrad._core.gradient.singular_ends import SingularEnds, largest_of_groups, measure_ends
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.interval import IntervalPlan
@@ -26,8 +27,14 @@ __all__ = ["Measured", "Sampler", "measure", "sampler_of", "split_outputs"]
 FALLS_OFF = 0.5
 """Decay per pair of degrees below which a cell's error falls so fast under bisection that its halves show it."""
 
-CAUTION = 3.0
-"""How many times the difference between a smooth cell and its halves its error is taken for."""
+CAUTION = 5.0
+"""How many times the difference between a smooth cell and its halves its error is taken for.
+
+A kink of order 3 between the edge and the first node of both left the halves off by two thirds of the cell's error.
+"""
+
+CONTRADICTED = 2.0
+"""The same at least, where the null rules tell of less: the halves may be off in the same direction."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where values come from, for cells, their nodes x ``(m, n)`` and the factors there.
+    """Where values come from, for cells, places tau on them, ``(m,)`` or ``(m, n)``, and x and the factors there.
 
     ``columns`` are ``width`` columns, ``(m, n, width)``; ``outputs`` f itself, ``(m, n, outputs)``, and what
     replay makes of it when each output changes, ``(m, n, outputs, columns)``. With ``weight`` ``(batch,
@@ -59,8 +66,8 @@ class Sampler:
     ``block`` is how many nodes are looked at at a time.
     """
 
-    columns: Callable[[IntervalPlan, Tensor, Tensor], Tensor]
-    outputs: Callable[[IntervalPlan, Tensor, Tensor], tuple[Tensor, Tensor]]
+    columns: Callable[[IntervalPlan, Tensor, Tensor, Tensor], Tensor]
+    outputs: Callable[[IntervalPlan, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     width: int
     block: int
     weight: Tensor | None = None
@@ -71,13 +78,13 @@ def sampler_of(
 ) -> Sampler:
     """Return what takes values from functions; ``derivative`` has a set of columns for each real output of f."""
 
-    def outputs(cells: IntervalPlan, x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(cells: IntervalPlan, _: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         y = f(x, cells.owner).detach()
         y = y.reshape(*x.shape, -1)
         return y, split_outputs(derivative(x, cells.owner).detach(), y.shape[2], y.is_complex())
 
     (width,) = columns.event or (0,)
-    return Sampler(lambda cells, x, _: columns(x, cells.owner).detach(), outputs, width, block, weight)
+    return Sampler(lambda cells, _, x, factor: columns(x, cells.owner).detach(), outputs, width, block, weight)
 
 
 def split_outputs(y: Tensor, outputs: int, is_complex: bool) -> Tensor:
@@ -99,6 +106,8 @@ def measure(
     With ``groups``, on each cell the largest error among the columns of a group counts. The null rules' estimate is
     safe, and for a smooth integrand several decades too large. With ``sharp``, cells are compared with their own
     halves, for which the integrand is called at twice as many nodes again; those that are extrapolated are not.
+    What lies between a cell's ends and its outermost nodes is seen by no rule: there the interpolating polynomial
+    is compared with the integrand beside the ends.
     """
     rule = problem.rule.tensors(plan.start.dtype, plan.row.device)
     step = max(1, sampler.block // problem.rule.nodes.size)
@@ -110,9 +119,9 @@ def measure(
         cell = _look(problem, rule, cells, sampler)
         error = cell.error
         if sharp:
-            halves = _look(problem, rule, cells.halved(), sampler)
-            error = torch.minimum(error, _compare(cell, halves) + cell.floor + cell.rounding)
-        each = torch.stack((error, cell.floor, cell.floor + cell.rounding), dim=1)
+            halves = _look(problem, rule, cells.halved(), sampler, alone=False)
+            error = _compare(cell, halves)
+        each = torch.stack((error + cell.hidden, cell.floor, cell.floor + cell.rounding), dim=1)
         value = value + total(cell.value, cells.owner, problem.batch)
         errors = errors + total(largest_of_groups(each, groups), cells.owner, problem.batch)
     ends = None
@@ -130,37 +139,54 @@ def measure(
 
 @dataclass(frozen=True)
 class _Look:
-    """What the rule makes of cells, shape ``(n, columns)``; ``falls_off`` tells whether the null rules do."""
+    """What the rule makes of cells, shape ``(n, columns)``; ``falls_off`` tells whether the null rules do.
+
+    ``hidden`` is the error of what lies beyond the outermost nodes.
+    """
 
     value: Tensor
     error: Tensor
     floor: Tensor
     rounding: Tensor
     falls_off: Tensor
+    hidden: Tensor | float
 
 
-def _look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler) -> _Look:
+def _look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler, alone: bool = True) -> _Look:
+    """Look at cells, and unless they are compared with others that did, at their edges, too."""
     layout, eps = problem.pieces.lay_out(cells), noise(problem)
-    x, factor = layout.nodes(rule.nodes)
-    y = sampler.columns(cells, x, factor)
-    values = y * factor[..., None]
+    edges = look_at_edges(rule, layout, problem.pieces.rounding.eps) if alone else None
+    tau = rule.nodes if edges is None else torch.cat((rule.nodes[:, None].expand(-1, len(cells)), edges.tau))
+    x, factor = layout.nodes(tau)
+    y = sampler.columns(cells, tau, x, factor)
+    # Sums are formed in double precision, whatever f is called with.
+    y = y.to(torch.promote_types(y.dtype, factor.dtype))
+    values, m = y * factor[..., None], len(rule.nodes)
+    values, beside, y = values[:m], values[m:], y[:m]
     sums = weigh(rule, values, values.abs())
+    hidden = 0.0 if edges is None else edges.hidden(rule, sums, beside)
     pairs = sums.nulls[0::2].abs() + sums.nulls[1::2].abs()
     falls_off = ((pairs[:-1] - 2.0 * eps * sums.size) <= FALLS_OFF * pairs[1:]).all(0)
     blur = blur_of_x(rule, layout, y, sums.variation, problem.pieces.rounding.eps)
     error, _ = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
+    # At infinity any power may begin below the coefficients that are seen: there their decay is not continued.
+    far = ~layout.nodes(rule.nodes.new_tensor([0.0, 1.0]))[0].isfinite().all(0)[:, None]
+    error, falls_off = torch.maximum(error, sums.nulls[0] * far), falls_off & ~far
     error, floor, _ = bound_error(error, sums.size, blur, eps)
     rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
-    return _Look(sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, falls_off)
+    return _Look(sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, falls_off, hidden)
 
 
 def _compare(cell: _Look, halves: _Look) -> Tensor:
     """Return the error of cells by comparison with their halves.
 
     A cell is off by the difference, and by the error of the halves, which counts unless they or the cell are
-    smooth: then it is a small part of the difference.
+    smooth: then it is a small part of the difference. The null rules may tell that it is less, but not that it is
+    less than the difference.
     """
     value, error, falls_off = (t.unflatten(0, (-1, 2)) for t in (halves.value, halves.error, halves.falls_off))
-    difference = CAUTION * (cell.value - value.sum(1)).abs()
+    difference = (cell.value - value.sum(1)).abs()
     smooth = cell.falls_off | falls_off.all(1)
-    return (difference + error.sum(1).masked_fill(smooth, 0.0)).nan_to_num(torch.inf, torch.inf)
+    compared = CAUTION * difference + error.sum(1).masked_fill(smooth, 0.0) + cell.floor + cell.rounding
+    least = torch.minimum(cell.error, compared.nan_to_num(torch.inf, torch.inf))
+    return torch.maximum(least, CONTRADICTED * difference.nan_to_num(0.0))

@@ -119,6 +119,12 @@ class Resolve(GradientMode):
             derivative = _Search(self, primal, plain_problem, variables).run()
         replayed = primal.replay(derivative.plan)
         still = replayed.detach()
+        lost = (plain(primal.value).isfinite() & ~plain(still).isfinite()).reshape(plan.batch, -1).any(1)
+        if bool(lost.any()):
+            # The derivative is not finite and was searched where f is not, either.
+            derivative = _give_up(derivative, plan, lost)
+            replayed = primal.replay(derivative.plan)
+            still = replayed.detach()
         if primal.scaled is None:
             return Differentiated(primal.value + (replayed - still), derivative)
         # A logarithm's derivative is that of the integral over the integral, both from the second plan.
@@ -241,6 +247,18 @@ class _Search:
         return asked.masked_fill(idle, torch.inf), HIDDEN * noise
 
 
+def _give_up(derivative: Derivative, plan: IntervalPlan, lost: Tensor) -> Derivative:
+    """Return the derivative with the value's own ``plan`` for the integrals ``(batch,)`` that are lost."""
+    searched, shape = derivative.plan, plan.batch_shape
+    assert isinstance(searched, IntervalPlan)
+    joined = searched.take(~lost[searched.owner]).join(plan.take(lost[plan.owner]))
+    failed = lost.reshape(shape)
+    return replace(
+        derivative, plan=joined, error=derivative.error.masked_fill(failed[..., None], torch.inf),
+        status=derivative.status.masked_fill(failed, int(Status.NONFINITE)),
+    )  # fmt: skip
+
+
 def _better(
     before: tuple[IntervalPlan, Tensor, Tensor], now: tuple[IntervalPlan, Tensor, Tensor]
 ) -> tuple[IntervalPlan, Tensor, Tensor]:
@@ -250,7 +268,11 @@ def _better(
     """
     (old, first, earlier), (plan, error, asked) = before, now
     earlier = torch.minimum(earlier, asked)
-    was_better = (first / earlier).amax(1) < (error / asked).amax(1)
+    lost, fewer = (t.isinf().sum(1) for t in (first, error))
+    # What is not finite on either plan says nothing about which is better.
+    never = first.isinf() & error.isinf()
+    was, now_is = (t.masked_fill(never, 0.0).amax(1) for t in (first / earlier, error / asked))
+    was_better = torch.where(lost == fewer, was < now_is, lost < fewer)
     if not bool(was_better.any()):
         return now
     plan = old.take(was_better[old.owner]).join(plan.take(~was_better[plan.owner]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.estimates.replicates import student_factor
+from quadgrad._core.estimates.replicates import Moments
 from quadgrad._core.gradient.derivative import differentiate, make_variables, variables_of
 from quadgrad._core.gradient.mode import Differentiated
 from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
@@ -90,7 +90,8 @@ def _search_derivative(
 ) -> Derivative:
     """Sample the derivative by each variable to its tolerance; the largest sample serves all."""
     variables = variables_of(primal.problem.integrand, parameters)
-    sample = replace(primal.sample, fixed=False, every=False)
+    # A function that is constant but for jumps need not have such a derivative: the score's is not.
+    sample = replace(primal.sample, fixed=False, every=False, steps=False)
     sample = replace(sample, first=min(sample.first, max(1, sample.most // 2)))
     each: list[Found] = []
     places = [(i,) for i in variables.arguments] + [()] * len(variables.parameters.tensors)
@@ -116,15 +117,13 @@ def sampled_gradient_error(
     primal: SampledPrimal, plan: PointsPlan, tensors: Sequence[Tensor], weight: Tensor,
     function: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the half-width of Student's interval for each entry of a gradient, from those of all replicates.
+    """Return the half-width of the interval for each entry of a gradient, from those of all replicates.
 
     ``function``, if there is one, makes of the integrals that whose gradient it is, also in each replicate.
-    Their running mean and square are kept (Welford, *Technometrics* 4, 1962), and no gradient but the last.
+    Their running moments are kept, and no gradient but the last.
     """
-    count = plan.replicates
-    means = [torch.zeros_like(t) for t in tensors]
-    squares = [torch.zeros_like(t.abs()) for t in tensors]
-    for number in range(count):
+    moments = [Moments.none(t) for t in tensors]
+    for number in range(plan.replicates):
         one = plan.replicate(number)
         # The value matters where it is not linear in the integrals: then it has to be the replicate's own.
         value = replay_sample(primal.problem, primal.sample, one, None if function else primal.value)
@@ -132,13 +131,13 @@ def sampled_gradient_error(
         gradients = cast(
             _Gradients, torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
         )
-        for i, gradient in enumerate(gradients):
-            new = torch.zeros_like(means[i]) if gradient is None else gradient
-            step = new - means[i]
-            means[i] = means[i] + step / (number + 1)
-            squares[i] = squares[i] + (step * (new - means[i]).conj()).real
-    factor = student_factor(count, primal.sample.confidence)
-    return tuple(factor * (square / (count * (count - 1))).sqrt() for square in squares)
+        for moment, gradient, tensor in zip(moments, gradients, tensors, strict=True):
+            moment.add(torch.zeros_like(tensor) if gradient is None else gradient)
+    widths = [moment.half_width(primal.sample.confidence) for moment in moments]
+    return tuple(
+        torch.linalg.vector_norm(width, dim=-1) if tensor.is_complex() else width
+        for width, tensor in zip(widths, tensors, strict=True)
+    )
 
 
 def replay_sample(problem: Problem, sample: Sample, plan: PointsPlan, value: Tensor | None) -> Tensor:

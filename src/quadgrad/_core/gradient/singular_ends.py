@@ -17,6 +17,7 @@ from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY, null_rule_error, weigh
 from quadgrad._core.estimates.singular_ends import NEAREST, conclude
 from quadgrad._core.estimates.sums import blur_of_x
+from quadgrad._core.gradient.edges import look_at_edges
 from quadgrad._core.mesh.interval import DEPTH
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -81,23 +82,29 @@ def measure_ends(
     problem: Problem,
     rule: RuleTensors,
     cells: IntervalPlan,
-    sample: Callable[[IntervalPlan, Tensor, Tensor], tuple[Tensor, Tensor]],
+    sample: Callable[[IntervalPlan, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     weight: Tensor | None,
     groups: Sequence[Tensor] | None,
 ) -> SingularEnds:
     """Look at cells that are extrapolated; see :class:`.Sampler` for ``sample`` and ``weight``."""
     layout, owner = problem.pieces.lay_out(cells), cells.owner
-    x, factor = layout.nodes(rule.nodes)
-    f, y = sample(cells, x, factor)
+    # Nodes run from the far edge towards the end: what lies before the first of them is looked at, too.
+    edges, m = look_at_edges(rule, layout, problem.pieces.rounding.eps), len(rule.nodes)
+    tau = torch.cat((rule.nodes[:, None].expand(-1, len(cells)), edges.tau[:1]))
+    x, factor = layout.nodes(tau)
+    # Sums are formed in double precision, whatever f is called with.
+    f, y = (t.to(torch.promote_types(t.dtype, factor.dtype)) for t in sample(cells, tau, x, factor))
     weights = None if weight is None else weight[owner]
     joined = _join_outputs(y, weights)
-    values = (joined * factor[..., None]).flatten(1)
+    values, beside = (joined * factor[..., None]).split((m, 1))
+    f, y, joined, factor, values = f[:m], y[:m], joined[:m], factor[:m], values.flatten(1)
     sums, terms, eps = weigh(rule, values, values.abs()), apply(rule.shares, values), noise(problem)
     blur = blur_of_x(
         rule, layout, joined, sums.value.reshape(joined.shape[1:]), problem.pieces.rounding.eps
     ).flatten()
+    hidden = edges.hidden(rule, sums, beside).flatten()
     unseen, decay = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
-    errors = (unseen, torch.zeros_like(blur), blur)
+    errors = (unseen, hidden, blur)
     end = conclude(
         sums.value, terms, torch.ones_like(blur, dtype=torch.bool), errors, sums.size, (problem.tolerance.rtol, eps)
     )

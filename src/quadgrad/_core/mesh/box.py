@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import derivatives_open, in_transform
 
-__all__ = ["Box"]
+__all__ = ["Box", "Flat"]
 
 INNER = (0.4375, 0.5625)
 """Where in a box f is called to see what it returns: neither in the middle nor on the diagonal."""
+
+
+class Flat(NamedTuple):
+    """What places points in boxes without infinite sides: ``u * side + start``, held between ``low`` and ``high``.
+
+    Each of shape ``(1 or batch, d)``.
+    """
+
+    start: Tensor
+    side: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def volume(self) -> Tensor:
+        """The volume element, with the sign of the limits' order, ``(1, 1 or batch)``."""
+        return self.side.prod(-1)[None]
 
 
 @dataclass(slots=True)
@@ -99,17 +116,21 @@ class Box:
         """
         if self.infinite:
             return self._place_beyond(u)
+        flat = self.flat()
+        if in_transform():  # `vmap` has no rule for what is done in place
+            x = torch.addcmul(self.a, u, flat.side).clamp(flat.low, flat.high)
+        else:  # one bound after the other: a third of the time of addcmul and of clamp with both
+            x = (u * flat.side).add_(self.a).clamp_(min=flat.low).clamp_(max=flat.high)
+        return x, flat.volume
+
+    def flat(self) -> Flat:
+        """Return how to place points if no side is infinite."""
         side = self.b - self.a
         sign = side.detach().sign()
         first, last = (margin * sign for margin in self._margins(self.a, self.b, side))
         near, far = self.a + first, self.b - last
         # Points are held back, not drawn together: that would be off by as much as x is rounded.
-        low, high = torch.minimum(near, far), torch.maximum(near, far)
-        if in_transform():  # `vmap` has no rule for what is done in place
-            x = torch.addcmul(self.a, u, side).clamp(low, high)
-        else:  # one bound after the other: a third of the time of addcmul and of clamp with both
-            x = (u * side).add_(self.a).clamp_(min=low).clamp_(max=high)
-        return x, side.prod(-1)[None]
+        return Flat(self.a, side, torch.minimum(near, far), torch.maximum(near, far))
 
     def _place_beyond(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Do so where some sides are infinite."""

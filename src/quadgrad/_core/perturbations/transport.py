@@ -1,14 +1,15 @@
-"""Points of the unit cube to perturbations, by a distribution's inverse distribution function.
+"""Points of the unit cube to perturbations of items of one shape.
 
-Nothing is drawn here. A point that is uniformly distributed becomes a perturbation with the distribution asked for,
-as a differentiable function of the distribution's parameters.
+A point that is uniformly distributed becomes a perturbation with the distribution asked for, as a differentiable
+function of the distribution's parameters: :mod:`quadgrad._core.distributions.transport` knows how.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,14 @@ from torch.distributions import (
     Distribution,
     Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     TransformedDistribution,
 )
 
-from quadgrad._core.distributions.transport import standard_normal
+from quadgrad._core.distributions.transport import draw, is_discrete, refuse_no_transport, uniforms
 
 __all__ = ["Transport"]
-
-GAUSSIAN = (MultivariateNormal, LowRankMultivariateNormal)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Transport:
         Raises
         ------
         TypeError
-            If it is no distribution, or one without inverse distribution function.
+            If it is no distribution, or one without a differentiable way to it from uniform numbers.
         ValueError
             If its shape is not the end of an item's.
         """
@@ -65,7 +65,8 @@ class Transport:
                 f"the distribution has shape {tuple(shape)}, an item {tuple(item)}: give it a batch shape of () or "
                 "that of an item, for example with distribution.expand(x.shape[1:])"
             )
-        return cls(distribution, tuple(item[:lead] + _cube(distribution)))
+        _refuse(distribution)
+        return cls(distribution, (*item[:lead], *distribution.batch_shape, uniforms(distribution)))
 
     @property
     def d(self) -> int:
@@ -74,36 +75,24 @@ class Transport:
 
     def perturbations(self, points: Tensor) -> Tensor:
         """Return perturbations ``(*lead, *item)`` for points ``(*lead, d)``; differentiable by the parameters."""
-        return _transported(self.distribution, points.unflatten(-1, self.cube) if self.cube else points[..., 0])
+        return draw(self.distribution, points.unflatten(-1, self.cube))[0]
 
 
-def _cube(distribution: Distribution) -> torch.Size:
-    """Return what the coordinates of one draw are arranged as; refuse what has no transport."""
-    if isinstance(distribution, Independent | TransformedDistribution):
-        return _cube(cast(Distribution, distribution.base_dist))
-    if isinstance(distribution, GAUSSIAN):
+def _refuse(distribution: Distribution) -> None:
+    """Raise ``TypeError`` for what has no differentiable transport."""
+    base: Any = distribution
+    while isinstance(base, Independent | TransformedDistribution):
+        base = base.base_dist
+    if isinstance(base, MultivariateNormal | LowRankMultivariateNormal):
         # What it computes once and keeps is computed here: later it would keep what belongs to one derivative.
-        _ = distribution.scale_tril
-    elif type(distribution).icdf is Distribution.icdf:
-        name = type(distribution).__name__
-        raise TypeError(
-            f"{name} has no inverse distribution function in torch (icdf), and its own samples come from the "
-            "global generator. Write the perturbation as a TransformedDistribution of Normal or Uniform, or draw "
-            "what is missing inside loss"
-        )
-    return distribution.batch_shape + distribution.event_shape
-
-
-def _transported(distribution: Distribution, points: Tensor) -> Tensor:
-    if isinstance(distribution, Independent):
-        return _transported(cast(Distribution, distribution.base_dist), points)
-    if isinstance(distribution, TransformedDistribution):
-        sample = _transported(cast(Distribution, distribution.base_dist), points)
-        for transform in distribution.transforms:
-            sample = cast(Tensor, transform(sample))
-        return sample
-    if isinstance(distribution, GAUSSIAN):
-        factor = distribution.scale_tril
-        normal = standard_normal(points).to(factor.dtype)
-        return distribution.loc + (factor @ normal[..., None])[..., 0]
-    return distribution.icdf(points)
+        _ = base.scale_tril
+    discrete = is_discrete(distribution)
+    if not discrete and not isinstance(base, MixtureSameFamily):
+        with suppress(ValueError):
+            refuse_no_transport(distribution)
+            return
+    why = "its values are counted" if discrete else "no differentiable way is known from uniform numbers to it"
+    raise TypeError(
+        f"{type(base).__name__} cannot perturb: {why}, and its own samples come from the global generator. Write "
+        "the perturbation as a TransformedDistribution of Normal or Uniform, or draw what is missing inside loss"
+    )

@@ -73,8 +73,12 @@ class Plan(Printed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how to save it: by a function of the package, a version, and plain tensors and scalars."""
-        contents = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return restore_plan, (VERSION, self.geometry, contents)
+        return restore_plan, (VERSION, self.geometry, self.contents)
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What it holds, by name: tensors, numbers and texts."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
 
 _GEOMETRIES: dict[str, type[Plan]] = {}

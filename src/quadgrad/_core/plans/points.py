@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class PointsPlan(Plan, geometry="points"):
         Points of each integral in each replicate: the first ``n`` of the sequence.
     grid : Tensor, shape (batch or 1, d, bins + 1), optional
         The ends of the bins of an importance map (:func:`quadgrad.vegas`), 0 to 1 along every axis.
+    spread : Tensor, shape (batch,), optional
+        How far points are drawn towards the tails (:func:`quadgrad.expectation`), 1 where they are not; None if
+        that was not tried.
     only : int, optional
         The number of the one replicate that :meth:`replicate` has left.
     """
@@ -58,6 +61,7 @@ class PointsPlan(Plan, geometry="points"):
     replicates: int
     n: Tensor
     grid: Tensor | None = None
+    spread: Tensor | None = None
     only: int | None = None
 
     @property
@@ -85,23 +89,27 @@ class PointsPlan(Plan, geometry="points"):
     def take(self, owner: Tensor | slice) -> PointsPlan:
         """Return the plan of some integrals."""
         grid = self.grid if self.grid is None or self.grid.shape[0] == 1 else self.grid[owner]
-        n = self.n[owner]
-        return replace(self, n=n, grid=grid, batch_shape=(n.shape[0],))
+        n, spread = self.n[owner], None if self.spread is None else self.spread[owner]
+        return replace(self, n=n, grid=grid, spread=spread, batch_shape=(n.shape[0],))
 
     def unit_points(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return points ``(replicates * count, 1 or batch, d)`` of the unit cube, and the map's volume element."""
         if self.grid is None:
-            return self._cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
+            return self.cube(start, count).reshape(self.d, 1, -1).permute(2, 1, 0), None
         y, factor, _ = self.mapped(start, count)
-        return y.permute(2, 1, 0), factor.T
+        return y, factor
 
     def mapped(self, start: int, count: int, with_bins: bool = False) -> Placed:
-        """Return where points come to lie, the map's volume element, and their bins; see :func:`through_grid`."""
+        """Return points ``(m, batch, d)`` of the unit cube, the volume element ``(m, batch)``, and their bins.
+
+        See :func:`through_grid`; one axis follows another in memory.
+        """
         # Constants, whatever surrounds the caller: the table is kept, and must not outlive a transform.
         with outside_transforms(), torch.inference_mode(False), torch.no_grad():
-            return through_grid(*self._map, self._cube(start, count), with_bins)
+            y, factor, bin = through_grid(*self.map, self.cube(start, count), with_bins)
+        return y.permute(2, 1, 0), factor.T, bin
 
-    def _cube(self, start: int, count: int) -> Tensor:
+    def cube(self, start: int, count: int) -> Tensor:
         """Return the points of all replicates from index ``start``, ``(d, replicates, count)``."""
         key = (self.sequence, self.d, self.seed, self.replicates, self.n.device, self.only)
         return _kept_sequence(*key).points(start, count).permute(2, 0, 1)
@@ -109,13 +117,15 @@ class PointsPlan(Plan, geometry="points"):
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""
         moved = super().to(device)
-        vars(moved).pop("_map", None)
+        vars(moved).pop("map", None)
         return moved
 
     @cached_property
-    def _map(self) -> tuple[Tensor, Tensor]:
+    def map(self) -> tuple[Tensor, Tensor]:
+        """The grid and the table of :func:`through_grid`."""
         assert self.grid is not None
-        return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return self.grid.transpose(0, 1).contiguous(), grid_table(self.grid)
 
     def place(self, box: Box, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the points of all replicates from index ``start``, and the volume element there.
@@ -136,6 +146,13 @@ class PointsPlan(Plan, geometry="points"):
         # matrix products and norms of f take up to thirty times as long the other way round.
         return x.contiguous(), factor if stretched is None else factor * stretched
 
+    def plot(self, *args: Any, **options: Any) -> Never:
+        """Say that there are no cells to draw."""
+        raise TypeError(
+            "a plan of points has no cells, of which plot draws a picture. print(plan) tells what it holds; a plan "
+            "of vegas also has plan.log, what its training saw, and plan.sample(n), points as they are spread"
+        )
+
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""
         total = plain(self.n) * self.replicates
@@ -146,4 +163,6 @@ class PointsPlan(Plan, geometry="points"):
             facts["n"] = low if low == high else f"{low} to {high}"
         if self.grid is not None:
             facts["map"] = f"{self.grid.shape[2] - 1} bins along each axis"
+        if self.spread is not None and bool((plain(self.spread) > 1.0).any()):
+            facts["drawn"] = "towards the tails"
         return heading, facts

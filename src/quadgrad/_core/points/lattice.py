@@ -39,21 +39,7 @@ class Lattice(BinarySequence):
     """Points of a randomly shifted lattice; see :class:`Sequence`. d is at most 1,024."""
 
     name: ClassVar[str] = "lattice"
-
-    def __init__(
-        self,
-        d: int,
-        seed: int = 0,
-        replicates: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        super().__init__(d, seed, replicates, device, dtype)
-        if self.d > DIMENSIONS:
-            raise ValueError(
-                f"d={self.d}: the lattice has up to {DIMENSIONS:,} dimensions. "
-                'Pass sequence="sobol", which has 4,096, or "random", which has any number'
-            )
+    limit = DIMENSIONS, 'sequence="sobol", which has 4,096, or "random", which has any number'
 
     def make_origin(self) -> Tensor:
         """Return the random shift."""

@@ -50,6 +50,9 @@ class Sequence(ABC):
     """
 
     name: ClassVar[str]
+    limit: ClassVar[tuple[int, str] | None] = None
+    """Dimensions that it has tables for, and what to pass beyond them."""
+
     first = 0
     """The number of the first replicate."""
 
@@ -62,6 +65,9 @@ class Sequence(ABC):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.d = counted("d", d)
+        if self.limit is not None and self.d > self.limit[0]:
+            most, instead = self.limit
+            raise ValueError(f"d={self.d}: sequence={self.name!r} has up to {most:,} dimensions. Pass {instead}")
         self.seed = fold_seed(seed)
         self.replicates = counted("replicates", replicates)
         self.device = torch.get_default_device() if device is None else torch.device(device)
@@ -186,6 +192,19 @@ class Sequence(ABC):
 def is_whole(number: Any) -> bool:
     """Whether something is a number without a fraction, of any type but bool: n may be given as 1e6."""
     return isinstance(number, Real) and not isinstance(number, bool) and float(number).is_integer()
+
+
+def whole_number(argument: str, value: Any, least: int = 1) -> int:
+    """Return a number that a caller has passed, which may be given as 1e6.
+
+    Raises
+    ------
+    ValueError
+        If it is none without a fraction, or less than ``least``.
+    """
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{argument}={value!r} must be a whole number, at least {least}")
+    return int(value)
 
 
 def counted(argument: str, value: Any) -> int:

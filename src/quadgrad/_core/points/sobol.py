@@ -37,6 +37,7 @@ class Sobol(BinarySequence):
     """
 
     name: ClassVar[str] = "sobol"
+    limit = DIMENSIONS, 'sequence="random", which has any number of them'
 
     def __init__(
         self,
@@ -49,11 +50,6 @@ class Sobol(BinarySequence):
         scramble: bool = True,
     ) -> None:
         super().__init__(d, seed, replicates, device, dtype)
-        if self.d > DIMENSIONS:
-            raise ValueError(
-                f"d={self.d}: Sobol points have up to {DIMENSIONS:,} dimensions. "
-                'Pass sequence="random", which has any number of them'
-            )
         if self.replicates > 1 and not scramble:
             raise ValueError(f"replicates={self.replicates} are all the same without a scramble: pass replicates=1")
         self.scramble = scramble

@@ -7,7 +7,6 @@ variances, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.estimates.replicates import ReplicateSums, half_width
-from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.grid import even_grid
 from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.placing import place_points
 from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -216,8 +215,38 @@ class _Seen:
 
     def next_scale(self) -> Tensor:
         """Return the mean modulus of each component, by which to divide next time."""
-        mean = self.sums.size * self.scale / (self.n * self.sums.first.shape[0])
-        return torch.where((mean > 0.0) & mean.isfinite(), mean, self.scale)
+        return _usable(self.sums.size * self.scale / (self.n * self.sums.first.shape[0]), self.scale)
+
+
+def _usable(mean: Tensor, scale: Tensor) -> Tensor:
+    """Return mean moduli by which to divide, or the scale where they say nothing."""
+    return torch.where((mean > 0.0) & mean.isfinite(), mean, scale)
+
+
+@dataclass(slots=True)
+class _Block:
+    """Values of f ``(replicates * m, batch, *event)`` at a block of points, the weights, and the bins."""
+
+    y: Tensor
+    weight: Tensor
+    bin: Tensor
+
+    def first(self, count: int, replicates: int) -> ReplicateSums:
+        """Return the sums over the first so many points of each replicate."""
+        y, weight = (t.unflatten(0, (replicates, -1))[:, :count].flatten(0, 1) for t in (self.y, self.weight))
+        return ReplicateSums.of(y, weight, replicates)
+
+    def add_moments(self, moments: Tensor) -> None:
+        """Add to the second moments of all bins."""
+        size = self.y.abs()
+        size = (size.flatten(2).sum(2) if size.ndim > 2 else size) * self.weight
+        square = size.square_().T.reshape(-1)
+        for bin in self.bin:  # one axis after another: no copy of the squares for each
+            where = bin.reshape(-1).long()
+            if moments.is_cpu:
+                moments.scatter_add_(0, where, square)
+            else:  # in the order of the points, whatever the device's scheduling
+                moments.index_put_((where,), square, accumulate=True)
 
 
 class _Training:
@@ -278,12 +307,13 @@ class _Training:
         # One change that is small is luck too often: shares of tails jump.
         settled = calm & self.calm[active]
         self.calm[active] = calm
-        singular = _is_singular(self.grid[active], seen.moments)
-        self.learnt[active] = enough & (change <= STEADY) & ~singular
+        learnt = enough & (change <= STEADY)
         if iteration == 0 and self.training.kept is not None:
             kept = self.training.kept.expand(self.problem.batch)[active]
-            settled = enough & (share >= (1.0 - FALLEN) * kept)
-            self.learnt[active] = settled & ~singular
+            learnt = settled = enough & (share >= (1.0 - FALLEN) * kept)
+        last = settled if iteration + 1 < self.training.iterations else torch.ones_like(settled)
+        owner = active[last]
+        self.learnt[owner] = learnt[last] & ~_is_singular(self.grid[owner], seen.moments[last])
         self.share[active] = share
         return settled
 
@@ -298,25 +328,38 @@ class _Training:
         plan = replace(self.plan.take(owner), grid=self.grid[owner])
         width = block_width(self.problem, plan, active.numel())
         parts = cut(list(blocks(start, start + self.training.size, width)))
-        sums = self._nothing(active.numel())
-        ranks = self.sample.ranks
-        none = lambda: [*self._nothing(active.numel()).tensors(), self._no_moments(active.numel())]
+        ranks, batch = self.sample.ranks, active.numel()
+        looked: list[_Block] = []
 
-        def compute(cuts: Sequence[tuple[int, int]], scale: Tensor | None) -> list[Tensor]:
-            whole, moments = self._nothing(active.numel()), self._no_moments(active.numel())
-            for low, count in cuts:
-                block = self._block(plan, owner, box, low, count, scale, moments)
-                whole.add(block.tensors())
-            return [*whole.tensors(), moments]
+        def evaluate(low: int, count: int) -> _Block:
+            x, weight, bin = place_points(plan, box, low, count, with_bins=True)
+            assert bin is not None
+            return _Block(self.problem.integrand(x, owner), weight, bin)
+
+        def look(_: int) -> list[Tensor]:
+            looked.append(evaluate(*parts[0][0]))
+            return [looked[0].first(FIRST_LOOK, plan.count).size]
 
         if scale is None:
-            # Components of very different sizes, and squares that would leave the range, ask for a first look.
-            few = min(parts[0][0][1], FIRST_LOOK)
-            first = ranks.fold(1, lambda _: compute([(start, few)], None), none)
-            scale = _Seen(ReplicateSums(*first[:4]), first[4], torch.ones_like(sums.size), few).next_scale()
-        *found, moments = ranks.fold(len(parts), lambda part: compute(parts[part], scale), none)
-        shaped = moments.reshape(plan.d, active.numel(), self.bins).transpose(0, 1)
-        return _Seen(ReplicateSums(*found), shaped, scale, self.training.size)
+            # Components of very different sizes, and squares that would leave the range, ask for a first look. What
+            # f has returned is kept: the first part of the sum begins with it.
+            (size,) = ranks.fold(1, look, lambda: [self._nothing(batch).size])
+            scale = _usable(size / (min(parts[0][0][1], FIRST_LOOK) * plan.count), torch.ones_like(size))
+        by = scale
+
+        def compute(part: int) -> list[Tensor]:
+            whole, moments = self._nothing(batch), self._no_moments(batch)
+            for low, count in parts[part]:
+                block = looked.pop() if looked else evaluate(low, count)
+                block.y = block.y / by
+                block.add_moments(moments)
+                whole.add(ReplicateSums.of(block.y, block.weight, plan.count).tensors())
+            return [*whole.tensors(), moments]
+
+        nothing = lambda: [*self._nothing(batch).tensors(), self._no_moments(batch)]
+        *sums, moments = ranks.fold(len(parts), compute, nothing)
+        shaped = moments.reshape(plan.d, batch, self.bins).transpose(0, 1)
+        return _Seen(ReplicateSums(*sums), shaped, scale, self.training.size)
 
     def _nothing(self, batch: int) -> ReplicateSums:
         integrand = self.problem.integrand
@@ -325,23 +368,3 @@ class _Training:
 
     def _no_moments(self, batch: int) -> Tensor:
         return self.grid.new_zeros(self.plan.d * batch * self.bins)
-
-    def _block(
-        self, plan: PointsPlan, owner: slice | Tensor, box: Box, start: int, count: int, scale: Tensor | None,
-        moments: Tensor,
-    ) -> ReplicateSums:  # fmt: skip
-        """Return the sums over a block of points, and add to the second moments of all bins."""
-        places, stretched, bin = plan.mapped(start, count, with_bins=True)
-        x, factor = box.place(places.permute(2, 1, 0))
-        weight = factor * stretched.T
-        y = self.problem.integrand(x.contiguous(), owner)
-        y = y if scale is None else y / scale
-        size = y.abs()
-        size = (size.flatten(2).sum(2) if size.ndim > 2 else size) * weight
-        square = size.square_().T.expand(bin.shape).reshape(-1)
-        where = bin.reshape(-1).long()
-        if moments.is_cpu:
-            moments.scatter_add_(0, where, square)
-        else:  # in the order of the points, whatever the device's scheduling
-            moments.index_put_((where,), square, accumulate=True)
-        return ReplicateSums.of(y, weight, plan.count)

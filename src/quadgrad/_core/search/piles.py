@@ -245,6 +245,8 @@ def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
     low, high = edges[0][0], edges[1][1]
     # What lies on the edge of two cells may be seen by one of them alone.
     beside = 0.25 * torch.stack((edges[0][1] - low, high - edges[1][0]))
+    lower, upper = problem.pieces.ends(row)
+    beside = torch.minimum(beside, 0.5 * torch.stack((low - lower, upper - high)))
     return row[good], (low - beside[0])[good], (high + beside[1])[good]
 
 

@@ -100,7 +100,7 @@ class _Reach:
                 cells = _head([tail for tail in heads if tail.owner * count + tail.piece == row])
                 start, stop = (t.to(first.start) for t in cells)
                 first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
-        left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * (len(first) + count)
+        left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * (count + 2)
         if left <= least:
             return
         tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)

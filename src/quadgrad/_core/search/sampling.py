@@ -17,10 +17,11 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.ranks import PARTS, Ranks
 from quadgrad._core.reduce import align
+from quadgrad._core.search.placing import place_points
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 
-__all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "search_samples", "tile_size"]
+__all__ = ["BLOCK", "Sample", "block_width", "blocks", "cut", "hold_memory", "search_samples", "tile_size"]
 
 BLOCK = 2**16
 """Points at which f is called at a time: they stay in the processor's cache, and calls cost little beside them."""
@@ -50,7 +51,8 @@ class Sample:
     """What to sample, and when to stop.
 
     ``first`` points of each replicate are taken in the first round, ``most`` in all. A sample is ``fixed`` where no
-    tolerance was asked for. ``every`` component of f has to be seen, or any will do. ``advance`` is told of points.
+    tolerance was asked for. ``every`` component of f has to be seen, or any will do. f is known to be constant but
+    for jumps with ``steps``. ``advance`` is told of points.
     """
 
     plan: PointsPlan
@@ -60,6 +62,7 @@ class Sample:
     confidence: float
     ranks: Ranks
     every: bool = True
+    steps: bool = False
     advance: Advance = nothing
 
 
@@ -92,10 +95,14 @@ def tile_size(problem: Problem, plan: PointsPlan) -> int:
     return max(1, size)
 
 
+def hold_memory(device: torch.device) -> None:
+    """Have the C library keep what blocks free, for the next ones."""
+    if device.type == "cpu":
+        torch.empty(HELD, dtype=torch.uint8, device=device)
+
+
 def search_samples(problem: Problem, sample: Sample) -> Found:
     """Sample every integral of a problem that is outside of all transforms, some at a time."""
-    if sample.plan.n.is_cpu:
-        torch.empty(HELD, dtype=torch.uint8)
     size = tile_size(problem, sample.plan)
     if problem.batch <= size:
         return _Rounds(problem, sample).run()
@@ -170,8 +177,9 @@ class _Rounds:
         return met, lost | finished | stuck
 
     def _estimate(self) -> Estimate:
+        sample = self.sample
         estimate = Estimate.of(
-            self.sums, self.n.clamp_min(1), self.sample.confidence, noise(self.problem), self.sample.every
+            self.sums, self.n.clamp_min(1), sample.confidence, noise(self.problem), sample.every, sample.steps
         )
         return estimate if self.scale is None else estimate.scaled(self.scale)
 
@@ -206,7 +214,7 @@ class _Rounds:
         self.n[owner] = stop
 
     def _block(self, plan: PointsPlan, box: Box, owner: Tensor | slice, start: int, count: int) -> ReplicateSums:
-        x, weight = plan.place(box, start, count)
+        x, weight, _ = place_points(plan, box, start, count)
         columns = self.problem.batch if isinstance(owner, slice) else owner.numel()
         y = self.problem.integrand(x.expand(-1, columns, -1), owner)
         if self.empty is not None:

@@ -15,7 +15,7 @@ from quadgrad._core.errors import IntegrandError
 from quadgrad._core.perturbations.transport import Transport
 from quadgrad._core.points import Pseudorandom
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
-from quadgrad._core.points.sequence import counted
+from quadgrad._core.points.sequence import whole_number
 
 __all__ = ["Certificate", "certify"]
 
@@ -108,7 +108,7 @@ def certify(
     True
     """
     sigma, transport = _check(model, x, distribution)
-    n0, n = counted("n0", n0), counted("n", n)
+    n0, n = whole_number("n0", n0), whole_number("n", n)
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha={alpha!r} must be between 0 and 1")
     seed = fold_seed(seed)
@@ -157,7 +157,11 @@ class _Smoothed:
 
 def decisions(model: Callable[[Tensor], Tensor], xs: Tensor) -> Tensor:
     """Return a model's labels ``(m,)``, -1 where a score is NaN."""
-    scores = cast(Any, model(xs))
+    try:
+        scores = cast(Any, model(xs))
+    except Exception as error:
+        error.add_note(f"quadgrad: certify called the model {_with_items(xs)}")
+        raise
     if isinstance(scores, Tensor) and scores.shape[:1] == xs.shape[:1]:
         if scores.ndim == 2 and scores.shape[1] > 1:
             return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
@@ -166,7 +170,15 @@ def decisions(model: Callable[[Tensor], Tensor], xs: Tensor) -> Tensor:
     shape = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
     raise IntegrandError(
         f"model returned {shape} for {xs.shape[0]} items: it must return scores of two or more classes, "
-        f"({xs.shape[0]}, classes), or integer labels ({xs.shape[0]},)"
+        f"({xs.shape[0]}, classes), or integer labels ({xs.shape[0]},). It was called {_with_items(xs)}"
+    )
+
+
+def _with_items(xs: Tensor) -> str:
+    item = tuple(xs.shape[1:])
+    return (
+        f"with a tensor of shape {tuple(xs.shape)}, items of shape {item}: the first dimension of x is that of the "
+        "items. For one item alone pass x[None]"
     )
 
 

@@ -25,6 +25,7 @@ from quadgrad._core._torch import (
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Argument, Captured, Integrand
 from quadgrad._core.lanes import Lanes, has_lanes, plain
+from quadgrad._core.plans.base import Plan
 from quadgrad._core.problem import BLOCK, Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
@@ -97,8 +98,9 @@ def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:
             marks = dict(zip(("a", "b"), problem.limits.marks, strict=False))
             points = {f"points[..., {i}]": mark for i, mark in enumerate(problem.limits.marks[2:])}
             options |= {"the grad mode": torch.is_grad_enabled(), "the batch shape": problem.batch_shape}
-            if "plan" in options:
-                options["plan"] = repr(options["plan"])
+            plan = options.pop("plan", None)
+            if isinstance(plan, Plan):  # what it holds, not what it prints
+                options |= {f"plan.{name}": value for name, value in plan.contents.items()}
             ranks.refuse_differences(given | marks | points | options)
     return ranks
 

@@ -125,7 +125,8 @@ def expectation(
         density.
     n : int, optional
         The most draws for one expectation, or nodes of ``"gauss"``; what was drawn before to choose how, which the
-        message tells of, comes on top. Without a tolerance it is a fixed sample: the status is ``SAMPLED``.
+        message tells of, comes on top (a plan remembers how). Without a tolerance it is a fixed sample: the status
+        is ``SAMPLED``.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is 1e-3 unless n or a tolerance is
         given.
@@ -175,6 +176,10 @@ def expectation(
     The parameters of the distribution, found by its ``arg_constraints``, are arguments of what is integrated, so
     that derivatives of every order and all transforms work. Mixtures are summed over their components exactly.
     Where a support moves with parameters its ends are live limits.
+
+    Errors of samples are those of :func:`quadgrad.qmc`. A decision, of which no derivative by the draws is there
+    and that takes few values, also has an error where all draws agree: ``log(1 / (1 - confidence)) / n`` times its
+    value, or times 1 where it was 0.
 
     With ``"quad"`` the density is integrated on the same points as f times the density. What its integral lacks of
     1 is made part of the error.
@@ -292,7 +297,7 @@ def _sample(
         question = question.with_still_parameters()
     if options.plan is not None and not isinstance(options.plan, PointsPlan):
         raise TypeError(f"method={method!r} takes a plan of points, not {type(options.plan).__name__}")
-    result = sample_question(question, options, record, method, chosen)
+    result = sample_question(question, options, record, method, chosen, reach.steps)
     name = {"qmc": "Scrambled points", "iid": "Pseudo-random draws", "antithetic": "Antithetic draws"}[method]
     return _say(result, f" {name}; the estimator of derivatives is {chosen}{why}.{tried}")
 

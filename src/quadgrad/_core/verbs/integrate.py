@@ -31,7 +31,7 @@ from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse
 from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
 
-__all__ = ["integrate"]
+__all__ = ["integrate", "least_jump"]
 
 
 def integrate(
@@ -145,7 +145,7 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
         return False
     if problem.flowing:
         primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
-    least = _least_jump(primal.found, problem.tolerance)
+    least = least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):
         if apart:
             InnerRecord.current().severed = tuple(lost)
@@ -154,7 +154,7 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     return True
 
 
-def _least_jump(found: Found, tolerance: Tolerance) -> Least:
+def least_jump(found: Found, tolerance: Tolerance) -> Least:
     """Return the smallest jump that counts: above noise and the integral's error."""
     record = current_record()
     noise = max(tolerance.eps**0.5, 10.0 * record.noise if record else 0.0)

@@ -79,7 +79,8 @@ class Integrator(Printed):
     """
 
     def __init__(self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, **options: Any) -> None:
-        for name in options.keys() & (EACH_CALL - {"seed"}):
+        accepted = inspect.signature(verb).parameters
+        for name in options.keys() & accepted.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
         self.verb, self.plan, self.options = verb, plan, options
         self.calls = self.started = self.refined = self.coarsened = self.nfev = 0

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from quadgrad._core.perturbations.noise import Noise
 from quadgrad._core.perturbations.transport import Transport
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
-from quadgrad._core.points.sequence import counted
+from quadgrad._core.points.sequence import whole_number
+from quadgrad._core.printing import Printed
 
 __all__ = ["Perturbed"]
 
@@ -22,7 +23,7 @@ EPOCH = 0x45504F43
 """Key of the seeds of epochs."""
 
 
-class Perturbed(Dataset[tuple[Any, ...]]):
+class Perturbed(Printed, Dataset[tuple[Any, ...]]):
     """The items of a data set, each with perturbed copies: ``[i]`` is ``(x, copies, y)``, copies ``(n, *item)``.
 
     The perturbations are a function of seed, epoch and the item's number, spread as those of
@@ -43,8 +44,8 @@ class Perturbed(Dataset[tuple[Any, ...]]):
     Raises
     ------
     TypeError
-        The data set has no length or no items by number, x is no floating tensor, or the distribution has no
-        inverse distribution function.
+        The data set has no length or no items by number, x is no floating tensor, or the distribution is
+        none that :func:`quadgrad.perturbation_loss` takes.
     ValueError
         n is below 1, or the distribution's shape is not the end of an item's.
 
@@ -79,7 +80,7 @@ class Perturbed(Dataset[tuple[Any, ...]]):
         if not isinstance(distribution, Distribution):
             Transport.of(distribution, torch.Size())
         self.dataset, self.distribution = dataset, distribution
-        self.n, self.seed = counted("n", n), fold_seed(seed)
+        self.n, self.seed = whole_number("n", n), fold_seed(seed)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._kept: tuple[Any, Transport, Noise] | None = None
 
@@ -91,6 +92,16 @@ class Perturbed(Dataset[tuple[Any, ...]]):
     def set_epoch(self, epoch: int) -> None:
         """Let perturbations be those of an epoch, in running workers too."""
         self._epoch.fill_(fold_seed(epoch))
+
+    def _facts(self) -> tuple[str, dict[str, str]]:
+        """Return what is printed."""
+        heading = f"Data set with {self.n} perturbed cop{'y' if self.n == 1 else 'ies'} of each item"
+        items = f"{len(self):,} of {type(self.dataset).__name__}"
+        return heading, {
+            "items": items,
+            "noise": repr(self.distribution),
+            "seed": f"{self.seed}, epoch {self.epoch}",
+        }
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -118,7 +129,7 @@ class Perturbed(Dataset[tuple[Any, ...]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take it; what comes from a file or a copy has an epoch of its own."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._epoch.share_memory_()
 
     def _number(self, index: Any) -> int:

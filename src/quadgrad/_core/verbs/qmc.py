@@ -16,7 +16,7 @@ from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.sample import integrate_samples, make_sample
+from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_log
 
 __all__ = ["qmc"]
 
@@ -37,6 +37,7 @@ def qmc(
     gradient: GradientMode = Reuse(),
     plan: Plan | None = None,
     vectorized: bool = True,
+    log: bool = False,
     chunk_size: int | None = None,
     group: Any = None,
     progress: bool = False,
@@ -80,6 +81,8 @@ def qmc(
         Of an earlier result: its sequence, seed and number of points to begin with.
     vectorized : bool
         False if f accepts one point at a time, as a list of d Python floats.
+    log : bool
+        What :func:`quadgrad.quad` has and points do not: True is refused, with what to do instead.
     chunk_size : int, optional
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
@@ -121,6 +124,10 @@ def qmc(
     effective number of samples ``(sum |f|)^2 / sum f^2`` is at least 400: a small scatter proves nothing where all
     replicates may have missed the same peak. What no sample saw does not converge.
 
+    Student's interval is widened where the replicates are more skewed than normal ones are by chance (Johnson,
+    *J. Am. Stat. Assoc.* 73, 1978). Where f takes two values, of which one is 0 or minus the other, their distance
+    times ``log(1 / (1 - confidence)) / n`` comes on top: what so many points may all have missed.
+
     Derivatives with respect to the limits move the points with them. Where f jumps, arguments that move the jump
     have no derivative here; see :func:`quadgrad.quad` with ``jumps``, or integrate over the density of a
     distribution.
@@ -145,10 +152,11 @@ def qmc(
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(qmc))
         return call_eagerly(
             f, a, b, args, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
             chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
+    refuse_log(log)
     tolerances = (rtol, atol)
     with Ranks(group) as ranks:
         problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)

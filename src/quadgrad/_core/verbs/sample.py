@@ -25,14 +25,14 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.importance import Training, judge_maps, train_maps
-from quadgrad._core.search.sampling import BLOCK, Sample, search_samples
+from quadgrad._core.search.sampling import BLOCK, Sample, hold_memory, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 
-__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample"]
+__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "refuse_log"]
 
 FIRST = 2**11
 """Points of all replicates in the first round."""
@@ -58,8 +58,9 @@ def make_sample(
         raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
     if n is not None and (not is_whole(n) or n < 1):
         raise ValueError(f"n={n!r} must be a positive whole number of points, in all replicates together")
+    n = None if n is None else int(n)
     if n is not None and n > LIMIT:
-        raise ValueError(f"n={n!r} is more than 2**52: so many points cannot be told apart")
+        raise ValueError(f"n={n:,} is more than 2**52: so many points cannot be told apart")
     kept, replicates = _check_plan(problem, plan), int(replicates)
     device, d = problem.limits.a.device, problem.limits.d
     if kept is not None:
@@ -67,7 +68,7 @@ def make_sample(
         seed = kept.seed if seed is None else seed
     points = make_sequence(sequence, d, 0 if seed is None else seed, replicates, device)
     fixed = n is not None and tolerances == (None, 0.0)
-    wanted = -(-(MOST if n is None else int(n)) // replicates)
+    wanted = -(-(MOST if n is None else n) // replicates)
     most = points.rounded(wanted)
     first = min(most, points.rounded(-(-FIRST // replicates)))
     if kept is not None and len(kept.n) and not fixed:
@@ -83,6 +84,16 @@ def make_sample(
     if n is not None and most * replicates != n:
         said = f" n={n:,} was rounded up to {most * replicates:,}: {replicates} replicates of {most:,} points."
     return Sample(fresh, first, most, fixed, confidence, ranks), said
+
+
+def refuse_log(log: bool) -> None:
+    """Say what to do instead of sampling a logarithm."""
+    if log:
+        raise ValueError(
+            "log=True is for quad, which finds the peaks of each integral and scales it. For points pass f itself, "
+            "divided by exp(c) with c near its largest logarithm: lambda x: torch.exp(log_f(x) - c), and add c to "
+            "the value's logarithm"
+        )
 
 
 def _check_plan(problem: Problem, plan: Plan | None) -> PointsPlan | None:
@@ -145,6 +156,7 @@ def _integrate(
     problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
 ) -> Result:
     with problem.outside() as plain:
+        hold_memory(sample.plan.n.device)
         if training is not None:
             sample = train_maps(plain, sample, training)
         found = search_samples(plain, sample)

@@ -11,7 +11,7 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.importance import ImportancePlan
-from quadgrad._core.points.sequence import is_whole
+from quadgrad._core.points.sequence import whole_number
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
@@ -19,7 +19,7 @@ from quadgrad._core.search.importance import Training
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.sample import integrate_samples, make_sample
+from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_log
 
 __all__ = ["vegas"]
 
@@ -50,6 +50,7 @@ def vegas(
     gradient: GradientMode = Reuse(),
     plan: Plan | None = None,
     vectorized: bool = True,
+    log: bool = False,
     chunk_size: int | None = None,
     group: Any = None,
     progress: bool = False,
@@ -101,6 +102,8 @@ def vegas(
         well as it did; it is used as it is then, and refined otherwise.
     vectorized : bool
         False if f accepts one point at a time, as a list of d Python floats.
+    log : bool
+        What :func:`quadgrad.quad` has and points do not: True is refused, with what to do instead.
     chunk_size : int, optional
         Values of f computed at a time. Memory does not depend on n, neither forward nor backward, in any case.
     group : torch.distributed.ProcessGroup, optional
@@ -168,13 +171,12 @@ def vegas(
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(vegas))
         return call_eagerly(
             f, a, b, args, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized,
+            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
             chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
-    for name, value, least in (("iterations", iterations, 1), ("bins", bins, 2)):
-        if not is_whole(value) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number, {least} at least")
+    refuse_log(log)
+    iterations, bins = whole_number("iterations", iterations), whole_number("bins", bins, 2)
     tolerances = (rtol, atol)
     with Ranks(group) as ranks:
         problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
@@ -184,7 +186,7 @@ def vegas(
         )  # fmt: skip
         sample, said = make_sample(problem, "sobol", n, tolerances, replicates, confidence, seed, plan, ranks)
         kept = plan.share if isinstance(plan, ImportancePlan) else None
-        training = Training(training_size(n, sample.plan.replicates), int(iterations), int(bins), kept)
+        training = Training(training_size(n, sample.plan.replicates), iterations, bins, kept)
         most = sample.most * sample.plan.replicates * problem.batch
         with show_progress(progress and ranks.rank == 0, most) as advance:
             sample = replace(sample, advance=advance)

@@ -10,7 +10,8 @@
  * The values of an integrand with events, or a complex one, are several real columns. Only the first pass over what f
  * returns, and the sums, see columns; all decisions are on what is left of them for a cell or an integral.
  *
- * nodes.c: where f is called; estimates.c, singular_ends.c: what its values say; decisions.c: what follows.
+ * nodes.c: where f is called; estimates.c, singular_ends.c: what its values say; decisions.c: what follows. Apart from
+ * all that stands points.c: where sampling calls f.
  */
 
 #pragma once

@@ -24,7 +24,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE",
-    "Round", "Setting", "Tally", "describe", "load",
+    "Maps", "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 13
@@ -108,6 +108,18 @@ class Tally(Structure):
     faint: int
 
 
+class Maps(Structure):
+    """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("d", "batch", "bins", "replicates", "count", "threads")),
+        *((name, c_int64) for name in ("u_replicate", "u_axis", "x_point", "x_integral", "x_axis", "box_integral")),
+        *((name, c_double) for name in ("even", "below_one")),
+        *((name, c_void_p) for name in ("u", "grid", "table", "start", "side", "low", "high")),
+        *((name, c_void_p) for name in ("x", "factor", "bin")),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
@@ -124,6 +136,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),
+    "map_points": (Maps,),
 }
 _RETURNING = ("configure", "begin", "collect")
 

@@ -32,6 +32,7 @@ class Reach:
     distribution has one. ``severed`` are the numbers of arguments that require grad, and that no value depends on;
     ``closed`` tells that f uses other tensors that require grad, without any value depending on one. ``own``: f
     depends on something else that carries a gradient than the draws. ``varies``: not all draws have the same value.
+    ``steps``: no derivative by the draws is there, and values are few, so that f is constant but for jumps.
     """
 
     by_draws: bool
@@ -40,6 +41,7 @@ class Reach:
     closed: bool = False
     own: bool = False
     varies: bool = False
+    steps: bool = False
 
 
 def look(question: Question) -> Reach:
@@ -53,7 +55,8 @@ def look(question: Question) -> Reach:
     density = _has_density(question, x)
     args = [a.tensor if isinstance(a, Element) else a for a in question.args]
     if in_transform():
-        return Reach(_depends_under_transform(question, x, args), density)
+        by_draws, steps = _look_under_transform(question, x, args)
+        return Reach(by_draws, density, steps=steps)
     continuous = x.is_floating_point()
     closure = Closure()
     with torch.enable_grad(), uncompiled:
@@ -69,7 +72,8 @@ def look(question: Question) -> Reach:
         if y.requires_grad and inputs:
             weight = torch.rand(y.shape, dtype=y.dtype, device=y.device, generator=_generator(y.device))
             slopes = list(torch.autograd.grad(y, inputs, weight, allow_unused=True))
-    by_draws = continuous and slopes[0] is not None and bool((slopes[0] != 0.0).any())
+    path = continuous and slopes[0] is not None
+    by_draws = path and bool((slopes[0] != 0.0).any())
     slopes = slopes[1:] if continuous else slopes
     severed = tuple(i for i, slope in zip(places, slopes, strict=True) if slope is None)
     with torch.enable_grad(), uncompiled:
@@ -77,7 +81,13 @@ def look(question: Question) -> Reach:
         closed = bool(closure.tensors) and not _all_values(question, x.detach(), still).requires_grad
     own = any(slope is not None for slope in slopes) or (bool(closure.tensors) and not closed)
     varies = bool((y.detach() != y.detach()[:1]).any())
-    return Reach(by_draws, density, severed, closed, own, varies)
+    return Reach(by_draws, density, severed, closed, own, varies, not path and _are_few(y.detach()))
+
+
+def _are_few(y: Tensor, dim: int = 0) -> bool:
+    """Tell whether no more than half of the values along a dimension are different ones."""
+    each = (torch.view_as_real(y) if y.is_complex() else y).sort(dim).values
+    return bool(((each.diff(dim=dim) != 0.0).sum(dim) < DRAWS // 2).all())
 
 
 def _all_values(question: Question, x: Tensor, args: Any) -> Tensor:
@@ -124,16 +134,20 @@ def _has_density(question: Question, x: Tensor) -> bool:
     return True
 
 
-def _depends_under_transform(question: Question, x: Tensor, args: list[Any]) -> bool:
-    """Tell it where a transform is open, by a product with the Jacobian."""
-    if not x.is_floating_point():
-        return False
+def _look_under_transform(question: Question, x: Tensor, args: list[Any]) -> tuple[bool, bool]:
+    """Tell ``by_draws`` and ``steps`` where a transform is open, by a product with the Jacobian."""
     try:
-        y, pull = cast(Any, torch.func.vjp(lambda x: _all_values(question, x, args), x))
-        (slope,) = pull(torch.ones_like(y))
-        return bool((plain(slope) != 0.0).any())
+        by_draws = False
+        if x.is_floating_point():
+            y, pull = cast(Any, torch.func.vjp(lambda x: _all_values(question, x, args), x))
+            (slope,) = pull(torch.ones_like(y))
+            by_draws = bool((plain(slope) != 0.0).any())
+        else:
+            y = _all_values(question, x, args)
+        values = plain(y)
+        return by_draws, not by_draws and _are_few(values, values.ndim - y.ndim)  # lanes are in front
     except RuntimeError:  # f may not bear it
-        return True
+        return True, False
 
 
 def warn_of_severed(reach: Reach) -> None:

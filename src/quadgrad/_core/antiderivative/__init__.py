@@ -1,0 +1,1 @@
+"""The antiderivative as a curve: a polynomial on each cell, and a law for what lies beyond the last node."""

@@ -1,0 +1,236 @@
+"""quadgrad.tensorflow: what cannot be meant or done is refused with a sentence, what is lost is warned of."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+pytestmark = pytest.mark.xdist_group("tensorflow")
+
+import quadgrad as qg  # noqa: E402  (what follows needs TensorFlow)
+import quadgrad.tensorflow as qgt  # noqa: E402
+from tests.tensorflow_problems import ONE, ZERO, D, eager, graph  # noqa: E402
+
+THETA = tf.constant([1.0, 2.0], D)
+
+
+def told(error):
+    """Everything that an exception says, notes included."""
+    return "\n".join([str(error.value), *getattr(error.value, "__notes__", ())])
+
+
+@pytest.mark.parametrize(
+    ("f", "says"),
+    [
+        (lambda x: np.sin(np.ones((2, 1))), "NumPy numbers, which carry no gradient.*quadgrad.tensorflow.wrap"),
+        (lambda x: np.float64(1.0), "NumPy numbers"),
+        (lambda x: 1.0, r"the number 1.0: spread a constant to x's shape"),
+        (lambda x: torch.ones(3), "a torch.Tensor: integrate it by quadgrad.quad"),
+        (lambda x: None, "NoneType, not a tf.Tensor"),
+        (lambda x: (x, x), "a tuple: tf.stack"),
+        (lambda x: tf.cast(x > 0.5, tf.int32), "int32, which has no derivatives: tf.cast it to x.dtype"),
+        (lambda x: x > 0.5, "bool, which has no derivatives"),
+        (lambda x: tf.reduce_sum(x), r"returned shape \(\); expected x.shape"),
+        (lambda x: tf.ones([7]), r"returned shape \(7,\)"),
+    ],
+)
+@pytest.mark.parametrize("way", [eager, graph])
+def test_what_an_integrand_must_not_return(way, f, says):
+    with pytest.raises(qgt.IntegrandError, match=says):
+        way(lambda: qgt.quad(f, ZERO, tf.constant([1.0, 2.0], D)).value)
+
+
+@pytest.mark.parametrize("way", [eager, graph])
+def test_a_parameter_vector_is_told_to_be_an_element(way):
+    f = lambda x, t: t[0] * tf.sin(t[1] * x)
+    with pytest.raises(Exception) as error:  # of TensorFlow's own kind, which differs
+        way(lambda: qgt.quad(f, ZERO, ONE, (THETA,)).value)
+    assert "quadgrad.tensorflow.element(t, ndim=k)" in told(error)
+    with pytest.raises(TypeError, match=r"args\[0\] is a quadgrad.element, of torch"):
+        way(lambda: qgt.quad(f, ZERO, ONE, (qg.element(torch.ones(2), 1),)).value)
+    right = lambda x, t: t[..., 0] * tf.sin(t[..., 1] * x)
+    assert float(way(lambda: qgt.quad(right, ZERO, ONE, (qgt.element(THETA, 1),)).value)) == pytest.approx(
+        0.708073418
+    )
+
+
+@pytest.mark.parametrize("way", [eager, graph])
+def test_double_precision_closed_over_with_python_limits(way):
+    with pytest.raises(Exception) as error:
+        way(lambda: qgt.quad(lambda x: THETA[0] * tf.sin(THETA[1] * x), 0.0, 1.0).value)
+    assert "give a limit in theirs, such as tf.constant(0.0, tf.float64)" in told(error)
+
+
+@pytest.mark.parametrize("way", [eager, graph])
+def test_a_model_without_rows_is_told_to_reshape(way):
+    layer = tf.keras.layers.Dense(1)
+    with pytest.raises(Exception) as error:
+        way(lambda: qgt.quad(lambda x: tf.squeeze(layer(x[0]), -1), 0.0, 1.0).value)
+    assert "tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))" in told(error)
+
+
+def test_inputs_of_other_libraries():
+    with pytest.raises(TypeError, match="a is a torch.Tensor"):
+        qgt.quad(tf.sin, torch.tensor(0.0), 1.0)
+    with pytest.raises(TypeError, match="b is a symbolic tensor of Keras"):
+        qgt.quad(tf.sin, 0.0, tf.keras.Input(()))
+    with pytest.raises(TypeError, match="integrand must be a function"):
+        qgt.quad(1.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="ndim=2 does not fit"):
+        qgt.element(THETA, 2)
+    assert float(qgt.quad(tf.sin, np.float64(0.0), np.array(1.0)).value) == pytest.approx(1 - np.cos(1), rel=1e-14)
+
+
+@pytest.mark.parametrize("way", [eager, graph])
+@pytest.mark.parametrize(
+    ("a", "options", "says"),
+    [
+        (float("nan"), {}, "limit a is NaN"),
+        (tf.constant([1.0, float("nan")]), {}, r"limit a is NaN at index \(1,\)"),
+        (tf.constant(1j), {}, "limits must be real"),
+        (0.0, {"rtol": 0.0}, "rtol and atol are both 0"),
+        (0.0, {"rule": "gk20"}, "gk20"),
+        (0.0, {"max_nfev": 3}, "max_nfev=3 is less than"),
+    ],
+)
+def test_the_engine_speaks_through(way, a, options, says):
+    with pytest.raises(Exception, match=says):
+        way(lambda: qgt.quad(tf.identity, a, 1.0, **options).value)
+
+
+def test_options_that_are_torchs_alone():
+    for option, says in [
+        ({"gradient": qg.Resolve()}, "tighten rtol"),
+        ({"vectorized": False}, "tf.map_fn"),
+        ({"group": "g"}, "tf.distribute"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"on_failure": "shout"}, "on_failure"),
+        ({"limit_gradient": "none"}, "limit_gradient"),
+    ]:
+        with pytest.raises((NotImplementedError, ValueError), match=says):
+            qgt.quad(tf.sin, 0.0, 1.0, **option)
+    qgt.quad(tf.sin, 0.0, 1.0, gradient=qg.Reuse())
+
+
+def test_xla_is_refused_where_it_would_have_to_search():
+    run = tf.function(lambda: qgt.quad(tf.sin, 0.0, 1.0).value, jit_compile=True, autograph=False)
+    with pytest.raises(NotImplementedError, match="XLA cannot compile.*quadgrad.tensorflow.replay"):
+        run()
+    run = tf.function(lambda: qgt.qmc(lambda x: x[..., 0], [0.0], [1.0]).value, jit_compile=True, autograph=False)
+    with pytest.raises(NotImplementedError, match="XLA cannot compile"):
+        run()
+
+
+def test_vectorized_map_without_its_loop_says_what_is_missing():
+    with pytest.raises(ValueError, match=r"(?s)quadgrad_searches_in_Python.*fallback_to_while_loop"):
+        tf.vectorized_map(lambda t: qgt.quad(lambda x: t * x, ZERO, ONE).value, THETA, fallback_to_while_loop=False)
+
+
+def test_a_saved_model_that_would_have_to_search_is_refused(tmp_path):
+    class Searches(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([], D)], autograph=False)
+        def __call__(self, b):
+            return qgt.quad(tf.sin, ZERO, b).value
+
+    model = Searches()
+    assert float(model(ONE)) == pytest.approx(1 - np.cos(1), rel=1e-14)
+    with pytest.raises(AssertionError, match="cannot_be_saved/save_a_plan_and_call_quadgrad.tensorflow.replay"):
+        tf.saved_model.save(model, str(tmp_path))
+
+
+def test_a_pool_that_would_wait_for_itself_is_refused(monkeypatch):
+    sin = tf.function(tf.sin, autograph=False)
+    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 1)
+    with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(2\)"):
+        graph(lambda: qgt.quad(sin, 0.0, 1.0).value)
+    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
+    assert float(graph(lambda: qgt.quad(sin, 0.0, 1.0).value)) == pytest.approx(1 - np.cos(1), rel=1e-6)
+    with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(3\)"):
+        graph(lambda: qgt.quad(lambda x: qgt.quad(lambda y, x: sin(x * y), 0.0, 1.0, (x,)).value, 0.0, 1.0).value)
+
+
+def test_one_thread_is_enough_for_what_has_no_functions_and_branches():
+    code = """
+import tensorflow as tf
+tf.config.threading.set_inter_op_parallelism_threads(1)
+tf.config.threading.set_intra_op_parallelism_threads(1)
+import quadgrad.tensorflow as qgt
+def inner(x):
+    return qgt.quad(lambda y, x: tf.reduce_sum(tf.stack([tf.exp(-x * y), x * y], -1), -1), 0.0, 1.0, (x,)).value
+@tf.function(autograph=False)
+def run(b):
+    with tf.GradientTape() as tape:
+        tape.watch(b)
+        value = qgt.quad(inner, 0.0, b, jumps=lambda x: x - b / 2).value
+    return value, tape.gradient(value, b)
+print([round(float(v), 5) for v in run(tf.constant(1.0))])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split() == ["[1.0466,", "1.13212]"], ended.stderr[-2000:]
+
+
+def differentiate(f, **options):
+    def run(t):
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            value = qgt.quad(f, ZERO, ONE, (t,), **options).value
+        return tape.gradient(value, t, unconnected_gradients="zero")
+
+    return run
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("way", [eager, graph])
+def test_what_stop_gradient_hides_is_told_where_it_moves_a_jump(way, scale):
+    f = lambda x, t: (1.0 - scale + scale * t) * tf.cast(x > tf.stop_gradient(t), D)
+    with pytest.warns(qgt.UnmarkedJumpWarning, match=r"jumps at x = 0.3, where nothing is marked") as caught:
+        slope = way(differentiate(f), tf.constant(0.3, D))
+    assert caught[0].filename == __file__
+    assert abs(slope - 0.7 * scale) < 1e-9  # stop_gradient is respected
+    assert abs(way(differentiate(f, jumps=lambda x, t: x - t), tf.constant(0.3, D)) - 0.7 * scale + (
+        1.0 if scale == 0.0 else 0.3
+    )) < 1e-9  # fmt: skip
+
+
+def test_a_breakpoint_that_ought_to_move_is_told():
+    f = lambda x, t: t * tf.cast(x > tf.stop_gradient(t), D)
+    with pytest.warns(qgt.UnmarkedJumpWarning, match="without tf.stop_gradient"):
+        differentiate(lambda x, t: t * tf.cast(x > t, D), points=[0.3])(tf.constant(0.3, D))
+    assert f is not None
+
+
+def test_a_lost_gradient_is_told_in_tensorflows_words():
+    with pytest.warns(qgt.SeveredGradientWarning, match=r"args\[0\] is watched by a tape.*tf.stop_gradient"):
+        differentiate(lambda x, t: x + tf.stop_gradient(t))(ONE)
+    with pytest.warns(qgt.SeveredGradientWarning, match="leaves TensorFlow"):
+        differentiate(lambda x, t: x * float(t.numpy().ravel()[0]))(ONE)
+
+
+@pytest.mark.parametrize("way", [eager, graph])
+def test_failures(way):
+    run = lambda on_failure: way(
+        lambda: [*vars(qgt.quad(lambda x: 1 / x, ZERO, ONE, on_failure=on_failure)).values()][:3]
+    )
+    with pytest.warns(qgt.IntegrationWarning, match="1 of 1 integrals did not converge") as caught:
+        _, error, status = run("warn")
+    assert caught[0].filename == __file__ and int(status) == qgt.Status.DIVERGENT and float(error) > 1
+    with pytest.raises(Exception, match="1 of 1 integrals did not converge"):
+        run("raise")
+    run("ignore")
+
+
+def test_noise_is_refused():
+    with tf.GradientTape() as tape:
+        tape.watch(ONE)
+        with pytest.raises(qgt.IntegrandError, match="not deterministic"):
+            qgt.quad(lambda x, t: t * x + 0.1 * tf.random.normal(tf.shape(x), dtype=D), ZERO, ONE, (ONE,), rtol=0.5)
+
+
+def test_what_is_public():
+    public = ["IntegrandError", "Result", "element", "gradient_error", "qmc", "quad", "replay"]
+    assert set(public) <= set(dir(qgt)) and not [
+        n for n in dir(qgt) if n.startswith("_") and not n.startswith("__")
+    ]
