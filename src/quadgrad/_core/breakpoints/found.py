@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.breakpoints.crossings import look
-from quadgrad._core.breakpoints.unmarked import nudge
+from quadgrad._core.breakpoints.unmarked import BESIDE_JUMP, nudge
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import reading_distance
 from quadgrad._core.problem import Problem
@@ -23,6 +23,9 @@ __all__ = ["find_moving_place"]
 
 FARTHER = 2.0**30
 """How many times farther from a place f is read again, if there is room: where it is singular it has changed by then."""
+
+BESIDE = 16.0
+"""How many times farther out f is read to tell a jump, beside which it is level."""
 
 GROWN = 1.5
 """By how much: |x|^-0.1 grows to 8, log |x| to 2.5 times what it was."""
@@ -57,21 +60,24 @@ def find_moving_place(problem: Problem) -> tuple[str, str]:
 
 
 def _sides(problem: Problem, i: int) -> Tensor:
-    """Return places right beside a mark and farther from it, ``(4, batch)``; harmless ones where there is no mark."""
+    """Return places right beside a mark and farther from it, ``(6, batch)``; harmless ones where there is no mark."""
     limits, batch = problem.limits, problem.batch
     place, away = limits.marks[2 + i].expand(batch), reading_distance(limits, i)
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
     room = 0.25 * torch.minimum(place - lower, upper - place)
     far = torch.minimum(FARTHER * away, room)
-    x = torch.stack((place - far, place - away, place + away, place + far))
+    near = torch.minimum(BESIDE * away, room)
+    x = torch.stack((place - far, place - away, place + away, place + far, place - near, place + near))
     inside = ((x > lower) & (x < upper)).all(0)
     return torch.where(inside, x, limits.inner_points(batch))
 
 
 def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell where f jumps, and where it grows towards a place, from values ``(4, batch, components)``."""
+    """Tell where f jumps, and where it grows towards a place, from values ``(6, batch, components)``."""
     size = y.abs()
-    jump = (y[2] - y[1]).abs() > CONTINUOUS * size.amax(0)
+    jump = (y[2] - y[1]).abs()
+    beside = torch.maximum((y[4] - y[1]).abs(), (y[5] - y[2]).abs())
+    jump = (jump > CONTINUOUS * size.amax(0)) & (beside <= BESIDE_JUMP * jump)
     grows = (size[1:3] > GROWN * torch.stack((size[0], size[3]))).any(0) | ~y.isfinite().all(0)
     return (jump & ~grows).any(1), grows.any(1)
 

@@ -58,8 +58,11 @@ ENDS_TRIED = 2
 WORST_AT_END = 1e-4
 """As :data:`WORST`; an oscillation that decays leaves less error farther out."""
 
-STRONG = 1e-6
-"""A bend between neighbouring numbers, relative to f around, from which on the place of a parameter's matters."""
+ZOOMED, DEAR = 220, 1_600
+"""Most nodes that a place costs, and that a series does."""
+
+BOUNDED = 4.0
+"""A bend between neighbouring numbers, relative to f around, up to which it is that of a jump."""
 
 
 @dataclass(slots=True)
@@ -84,6 +87,10 @@ class Stoppable(Protocol):
         """Return what the settled cells of each integral add up to, of one real component."""
         ...
 
+    def spent(self) -> Tensor:
+        """Return the nodes that each running integral has cost."""
+        ...
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         ...
@@ -97,7 +104,7 @@ class Piles:
     rounds: int = 0
     owner: list[Tensor] = field(default_factory=list[Tensor])
     place: list[Tensor] = field(default_factory=list[Tensor])
-    strong: list[Tensor] = field(default_factory=list[Tensor])
+    doubt: list[Tensor] = field(default_factory=list[Tensor])
     tried: Tensor | None = None
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
@@ -117,8 +124,10 @@ class Piles:
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
-            self.ends_tried[row, upper] = times + 1
             owner = torch.tensor([row // count])
+            if int(search.spent()[owner[0]]) + DEAR > problem.max_nfev:
+                continue
+            self.ends_tried[row, upper] = times + 1
             size = abs(float(search.settled_values()[owner[0]]))
             tail, spent = find_tail(problem, row, upper, distance, size, times > 0, oscillates)
             search.charge(owner, torch.tensor([spent]))
@@ -141,17 +150,19 @@ class Piles:
             return
         tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
         known = self._holds(owner, low, high)
-        fresh = ~known & (tried[owner] < TRIALS)
+        many = torch.bincount(owner, minlength=batch)
+        afford = search.spent() + ZOOMED * many <= self.problem.max_nfev
+        fresh = ~known & (tried[owner] < TRIALS) & afford[owner]
         index = locate(fresh, int(fresh.sum()))
         if not len(index):
             return
-        place, found, strong, spent = zoom(self.problem, owner[index], low[index], high[index])
+        place, found, doubt, spent = zoom(self.problem, owner[index], low[index], high[index])
         mine = owner[index]
         search.charge(mine, spent)
         if bool(found.any()):
             self.owner.append(mine[found])
             self.place.append(place[found])
-            self.strong.append(strong[found])
+            self.doubt.append(doubt[found])
         # In vain: sooner or later it is given up.
         vain = mine[~found].unique()
         self.tried = tried.index_add(0, vain, torch.ones_like(vain))
@@ -180,7 +191,7 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
     if piles.owner or piles.tails:
         found.nfev = found.nfev % STOPPED
     if piles.owner:
-        found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.strong))
+        found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.doubt))
     return found
 
 
@@ -255,11 +266,12 @@ def zoom(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Close in on the greatest bend of f between ``low`` and ``high`` ``(k,)``.
 
-    Returns the place, whether f is not smooth there, whether it is far from continuous, and the nodes spent.
+    Returns the place, whether f is not smooth there, what the integral is in doubt by because numbers have spacings,
+    and the nodes spent.
     """
     eps, ulp, k = noise(problem), problem.pieces.rounding.eps, len(owner)
     steps = torch.arange(DIVISIONS + 1, dtype=low.dtype, device=low.device)[:, None] / DIVISIONS
-    place, found, strong = low.clone(), torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(owner, dtype=torch.bool)
+    place, found, doubt = low.clone(), torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(low)
     spent, index = torch.zeros_like(owner), torch.arange(k, device=owner.device)
     history: list[Tensor] = []
     seen: Tensor | None = None
@@ -294,7 +306,9 @@ def zoom(
             known = known | (nothing & ~falls)
             known = known | (even & ~falls & (history[-2] > SMOOTH ** (SURE - 1) * history[-1 - SURE]))
         found[index] = known
-        strong[index] = known & close & (bend > STRONG)
+        # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
+        apart = 2.0 * torch.maximum((high - low) / DIVISIONS, ulp * now.abs()) * size.amax(1)
+        doubt[index] = torch.where(known & close & (bend <= BOUNDED), apart * bend, 0.0)
         going = ~(close | even | falls | (nothing & (len(history) > SURE)))
         if not bool(going.any()):
             break
@@ -305,7 +319,7 @@ def zoom(
         low, high = (middle - step)[going], (middle + step)[going]
         history = [h[going] for h in history]
         owner, index, size = owner[going], index[going], size[going]
-    return place, found, strong, spent
+    return place, found, doubt, spent
 
 
 def _bends(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

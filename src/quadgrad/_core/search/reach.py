@@ -56,6 +56,10 @@ class _Reach:
     stale: bool
     tails: list[Tail] = field(default_factory=list[Tail])
 
+    def __post_init__(self) -> None:
+        """Nothing is in doubt yet."""
+        self.doubt = torch.zeros_like(self.found.error, dtype=torch.float64)
+
     def go_on(self, reaches: bool) -> bool:
         """Search the integrals again of which something new is known; return whether there were any."""
         found, stopped = self.found, self.found.status == int(Status.MAX_NFEV)
@@ -71,7 +75,7 @@ class _Reach:
         if bool(inside.any()):
             assert places is not None
             mine = inside[places.owner]
-            self._mark(inside, Places(places.owner[mine], places.place[mine], places.strong[mine]))
+            self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
         for again, inner in ((inside, True), (ends, False)):
             if bool(again.any()):
                 self._search(again, reaches, inner)
@@ -80,6 +84,7 @@ class _Reach:
     def _mark(self, again: Tensor, new: Places) -> None:
         """Take places among the breakpoints, and the plan's rows with them."""
         old = self.places
+        self.doubt = self.doubt.index_add(0, new.owner, new.doubt)
         if old is not None and self.stale:  # places of an earlier call, where they did not serve
             old = old.masked_fill(again[:, None], torch.nan)
         self.places = _join(old, new, self.problem.batch)
@@ -122,6 +127,7 @@ class _Reach:
         """Return all of it, with the series added."""
         found, count = self.found, self.problem.with_found(self.places).pieces.count
         plan = found.plan.with_places(self.places)
+        found.error = found.error + self.doubt.to(found.error)
         if not self.tails:
             found.plan = plan
             return found

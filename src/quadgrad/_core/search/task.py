@@ -16,13 +16,13 @@ __all__ = ["Found", "Places", "Tail", "noise"]
 
 @dataclass(frozen=True)
 class Places:
-    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough; where it is ``strong``
-    the place matters for derivatives.
+    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough, and what each leaves in
+    ``doubt`` of its integral.
     """
 
     owner: Tensor
     place: Tensor
-    strong: Tensor
+    doubt: Tensor
 
 
 @dataclass(frozen=True)

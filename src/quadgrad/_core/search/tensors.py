@@ -136,6 +136,10 @@ class TensorBodies(Generic[R]):
         values = torch.zeros_like(self.books.sums[0])
         return values.index_copy(0, self.running.whole[0], self.running.sums[0])
 
+    def spent(self) -> Tensor:
+        """Return the nodes that each running integral has cost."""
+        return torch.zeros_like(self.books.whole[1]).index_copy(0, self.running.whole[0], self.running.whole[2])
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)

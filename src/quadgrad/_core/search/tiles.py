@@ -36,7 +36,7 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     places, tails = list[Places](), list[Tail]()
     for low, found in _tiles(problem, whole):
         if (here := found.found_places) is not None:
-            places.append(Places(here.owner + low, here.place, here.strong))
+            places.append(Places(here.owner + low, here.place, here.doubt))
         tails += [replace(tail, owner=tail.owner + low) for tail in found.tails or ()]
         totals = (found.value, found.error, found.status, found.nfev)
         cells = [getattr(found.plan, name) for name in IntervalPlan.always]

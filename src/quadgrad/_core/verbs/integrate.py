@@ -143,7 +143,7 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
     if not (problem.flowing or lost):
         return False
-    if problem.flowing:
+    if problem.batch:
         primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):

@@ -341,6 +341,11 @@ class NativeBodies:
         books = self.books.view(-1, INTEGRAL)[: self.round.running]
         return values.index_copy(0, books.view(torch.int64)[:, WHO], books[:, 0])
 
+    def spent(self) -> Tensor:
+        """Return the nodes that each running integral has cost."""
+        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
+
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
         spent = torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
