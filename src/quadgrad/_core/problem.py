@@ -40,8 +40,9 @@ class Problem:
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
     values, which search has to keep out. ``zeros`` are those of ``jumps`` as they stand first among the
     breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
-    k)``. ``reaches`` tells whether search is to look for series at ends, and ``reaches_inside`` whether for places
-    where f is rough, too.
+    k)``. ``reaches`` tells whether search is to look for what bisection does not reach, ``reaches_inside``
+    whether for places where f is rough, and ``series`` whether for series at ends: who else but replay evaluates a
+    plan does not know these.
     """
 
     integrand: Integrand
@@ -60,6 +61,7 @@ class Problem:
     stretches: Any = None
     reaches: bool = False
     reaches_inside: bool = True
+    series: bool = False
     zeros: tuple[Tensor, Tensor] | None = None
 
     @property

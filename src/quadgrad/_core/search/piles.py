@@ -140,7 +140,7 @@ class Piles:
         self.rounds += 1
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
             return
-        if self.rounds >= LATE:
+        if self.rounds >= LATE and self.problem.series:
             self._see_tails(search)
         if not self.problem.reaches_inside:
             return
