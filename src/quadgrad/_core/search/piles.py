@@ -22,7 +22,7 @@ from quadgrad._core.search.task import Found, Places, Tail, noise
 
 __all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
 
-FIRST, EVERY = 4, 1
+FIRST, EVERY = 3, 1
 """The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
 
 TRIALS = 3
@@ -60,6 +60,15 @@ WORST_AT_END = 1e-4
 
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
+
+CHEAP = 400
+"""An end is not looked at before an integral has cost so many nodes."""
+
+IN_VAIN, PART = 27, 0.33
+"""Nodes that it takes to see that f is smooth somewhere; in all they may cost this part of what was spent."""
+
+SAVES, SAVES_STRONG = 600, 2_000
+"""Nodes that bisection towards a kink, and a jump, would still take: an integral that has cost more goes on."""
 
 BOUNDED = 4.0
 """A bend between neighbouring numbers, relative to f around, up to which it is that of a jump."""
@@ -106,6 +115,7 @@ class Piles:
     place: list[Tensor] = field(default_factory=list[Tensor])
     doubt: list[Tensor] = field(default_factory=list[Tensor])
     tried: Tensor | None = None
+    before: tuple[Tensor, Tensor, Tensor] | None = None
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
 
@@ -125,7 +135,8 @@ class Piles:
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
             owner = torch.tensor([row // count])
-            if int(search.spent()[owner[0]]) + DEAR > problem.max_nfev:
+            spent = int(search.spent()[owner[0]])
+            if spent + DEAR > problem.max_nfev or spent < CHEAP:
                 continue
             self.ends_tried[row, upper] = times + 1
             size = abs(float(search.settled_values()[owner[0]]))
@@ -152,7 +163,9 @@ class Piles:
         known = self._holds(owner, low, high)
         many = torch.bincount(owner, minlength=batch)
         afford = search.spent() + ZOOMED * many <= self.problem.max_nfev
-        fresh = ~known & (tried[owner] < TRIALS) & afford[owner]
+        fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & self._stays(owner, low, high)
+        number = torch.bincount(owner[fresh], minlength=batch)
+        fresh &= (IN_VAIN * number <= PART * search.spent())[owner]
         index = locate(fresh, int(fresh.sum()))
         if not len(index):
             return
@@ -167,10 +180,30 @@ class Piles:
         vain = mine[~found].unique()
         self.tried = tried.index_add(0, vain, torch.ones_like(vain))
         known = known.index_copy(0, index, found)
+        saved = torch.zeros(batch, dtype=torch.int64, device=row.device)
+        for whose, strong in zip(self.owner, self.doubt, strict=True):
+            saved.index_add_(0, whose, torch.where(strong > 0.0, SAVES_STRONG, SAVES))
         open_ = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill(0, owner[~known], True)
         some = torch.zeros_like(open_).index_fill(0, owner[known], True)
+        some &= search.spent() <= saved  # else little is left to do
         stopped = locate(some & ~open_, int((some & ~open_).sum()))
         search.charge(stopped, torch.full_like(stopped, STOPPED))
+
+    def _stays(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved."""
+        before, self.before = self.before, (owner, low, high)
+        if before is None:
+            return torch.zeros_like(owner, dtype=torch.bool)
+        order = before[0] * 1.0
+        answer = torch.zeros_like(owner, dtype=torch.bool)
+        for first in range(0, len(owner), 2048):
+            part = slice(first, first + 2048)
+            lowest, highest = owner[part].min() * 1.0, owner[part].max() * 1.0
+            near = (order >= lowest) & (order <= highest)
+            whose, left, right = (t[near] for t in before)
+            same = owner[part, None] == whose
+            answer[part] = (same & (low[part, None] < right) & (left < high[part, None])).any(1)
+        return answer
 
     def _holds(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Tell in which stretches a place was found already."""
@@ -308,7 +341,8 @@ def zoom(
         found[index] = known
         # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
         apart = 2.0 * torch.maximum((high - low) / DIVISIONS, ulp * now.abs()) * size.amax(1)
-        doubt[index] = torch.where(known & close & (bend <= BOUNDED), apart * bend, 0.0)
+        uncertain = torch.where(bend <= BOUNDED, apart * bend, 0.0).clamp_min(torch.finfo(apart.dtype).tiny)
+        doubt[index] = torch.where(known & close, uncertain, 0.0)
         going = ~(close | even | falls | (nothing & (len(history) > SURE)))
         if not bool(going.any()):
             break

@@ -62,7 +62,7 @@ class _Reach:
 
     def go_on(self, reaches: bool) -> bool:
         """Search the integrals again of which something new is known; return whether there were any."""
-        found, stopped = self.found, self.found.status == int(Status.MAX_NFEV)
+        found, stopped = self.found, self.found.status != int(Status.CONVERGED)
         new, places = found.tails or [], found.found_places
         found.tails = found.found_places = None
         new = [tail for tail in new if bool(stopped[tail.owner])]

@@ -299,8 +299,8 @@ def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
 def _phases(line: _Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
     begin = max(begin, line.least)
-    length = max(begin, 1.0)
-    for trial in range(10):
+    length = max(9.0 * begin, 1.0)
+    for _ in range(10):
         u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64)
         y = line(u)
         if not bool(y.isfinite().all()):
@@ -311,10 +311,10 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
         count = len(changes) if zeros else 2 * len(dips)
         if count > MANY:
             length /= FINER if 3 * count > SCAN else WIDER
-        elif count < FEW and (count or trial < 2):
-            length *= WIDER
-        elif count < FEW:
+        elif count == 0:
             return None
+        elif count < FEW:
+            length *= WIDER
         else:
             break
     else:
