@@ -61,7 +61,7 @@ WORST_AT_END = 1e-4
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
 
-CHEAP = 400
+CHEAP = 250
 """An end is not looked at before an integral has cost so many nodes."""
 
 IN_VAIN, PART = 27, 0.33
