@@ -1,4 +1,4 @@
-"""What bisection alone does not reach: places that nobody marked, oscillations that decay slowly, ends like 1/(x log^2 x)."""
+"""What bisection alone does not reach: unmarked places, slowly decaying oscillations, ends like 1/(x log^2 x)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ PLACES: dict[str, Case] = {
     "|x-.3|^-.9": (lambda x: (x - 0.3).abs() ** -0.9, 0, 1, power(0.3, -0.9)),
     "log|x-.3|": (lambda x: (x - 0.3).abs().log(), 0, 1, 0.3 * math.log(0.3) + 0.7 * math.log(0.7) - 1),
     "|x^2-.1|^-.5": (lambda x: (x * x - 0.1).abs() ** -0.5, 0, 1, math.pi / 2 + math.acosh(math.sqrt(10))),
-    "two": (lambda x: (x - 0.3).abs() ** -0.5 + (x - 0.7).abs() ** -0.25, 0, 1, power(0.3, -0.5) + power(0.7, -0.25)),
+    "two": (
+        lambda x: (x - 0.3).abs() ** -0.5 + (x - 0.7).abs() ** -0.25, 0, 1, power(0.3, -0.5) + power(0.7, -0.25),
+    ),
     "step": (lambda x: (x > 0.3).double(), 0, 1, 0.7),
     "kink": (lambda x: (x - 0.3).abs(), 0, 1, 0.29),
     "|sin 50x|": (lambda x: torch.sin(50 * x).abs(), 0, 1, (2 * turns + 1 - math.cos(50 - turns * math.pi)) / 50),
@@ -81,7 +83,9 @@ def test_reached_within_4000_nodes(name: str, compiled: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ("table",))
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="each search but the last one starts afresh: 7,294 nodes")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="each search but the last one starts afresh: 7,294 nodes"
+)
 def test_a_table_within_4000_nodes(name: str) -> None:
     draw = torch.Generator().manual_seed(5)
     inner = torch.rand(18, generator=draw, dtype=torch.float64).sort().values
@@ -164,9 +168,13 @@ def test_waves_that_end_are_no_series(name: str) -> None:
     """A wave that stops far out, and one on a finite interval, have no limit to be extrapolated to."""
     for far in (300.0, 5718.3, 8679.98):
         f, b, exact = {
-            "cut": (lambda x: torch.where(x < far, torch.cos(x), 0.0), inf, math.sin(far)),
-            "cut and decaying": (lambda x: torch.where(x < far, torch.sin(x) / x, 0.0), inf, float(mp.si(far))),
-            "fast": (lambda x: torch.cos(far * x + 1), 1.0, (math.sin(far + 1) - math.sin(1)) / far),
+            "cut": (lambda x, far=far: torch.where(x < far, torch.cos(x), 0.0), inf, math.sin(far)),
+            "cut and decaying": (
+                lambda x, far=far: torch.where(x < far, torch.sin(x) / x, 0.0),
+                inf,
+                float(mp.si(far)),
+            ),
+            "fast": (lambda x, far=far: torch.cos(far * x + 1), 1.0, (math.sin(far + 1) - math.sin(1)) / far),
         }[name]
         result = qg.quad(f, t64(0.0), t64(b), rtol=1e-6, on_failure="ignore")
         assert not bool(result.converged) or abs(float(result.value) - exact) <= float(result.error)

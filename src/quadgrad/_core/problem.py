@@ -114,7 +114,9 @@ class Problem:
         limits = self.limits.with_found(places, self.batch)
         source = places if len(self.sources) < 3 or self.sources[2] is None else self.sources[2]
         if source is not places:
-            source = torch.cat((source.expand(*self.batch_shape, -1), places.reshape(*self.batch_shape, -1)), dim=-1)
+            source = torch.cat(
+                (source.expand(*self.batch_shape, -1), places.reshape(*self.batch_shape, -1)), dim=-1
+            )
         points = limits.points.shape[1]
         return self.between(limits, (*self.sources[:2], *(source,) * points))
 

@@ -109,7 +109,7 @@ def _sum_up(
             rows.append(cells.row)
             terms.append(cells.terms)
     if terms:
-        return add_series(*(torch.cat(each) for each in (values, owners, rows, terms)), plan.batch)
+        return add_series(torch.cat(values), torch.cat(owners), torch.cat(rows), torch.cat(terms), plan.batch)
     if len(values) == 1:
         return total(values[0], owners[0], plan.batch)
     return total(torch.cat(values), torch.cat(owners), plan.batch)

@@ -22,7 +22,7 @@ from quadgrad._core.problem import Problem
 __all__ = ["find_moving_place"]
 
 FARTHER = 2.0**30
-"""How many times farther from a place f is read again, if there is room: where it is singular it has changed by then."""
+"""How many times farther from a place f is read again, if there is room: where it is singular it has changed."""
 
 BESIDE = 16.0
 """How many times farther out f is read to tell a jump, beside which it is level."""
@@ -34,14 +34,14 @@ CONTINUOUS = 1e-6
 """A smaller difference across a place, relative to f there, is none."""
 
 MOVED = 0.1
-"""What f beside a place changes by, relative to itself, when arguments are changed a little and the place with them."""
+"""What f beside a place changes by, relative to itself, when arguments are changed a little and it moves."""
 
 
 def find_moving_place(problem: Problem) -> tuple[str, str]:
     """Return what f does, and where, at a place that may move with what derivatives are asked for, as phrases.
 
-    A jump counts wherever it is. Of a singularity it is seen whether it moves: arguments are changed a little, and of
-    what f closes over it is asked how the derivative grows towards the place.
+    A jump counts wherever it is. Of a singularity it is seen whether it moves: arguments are changed a little, and
+    of what f closes over it is asked how the derivative grows towards the place.
     """
     first = len(problem.limits.marks) - problem.limits.found
     with problem.outside() as fixed, torch.no_grad():
@@ -60,7 +60,7 @@ def find_moving_place(problem: Problem) -> tuple[str, str]:
 
 
 def _sides(problem: Problem, i: int) -> Tensor:
-    """Return places right beside a mark and farther from it, ``(6, batch)``; harmless ones where there is no mark."""
+    """Return places right beside a mark and farther from it, ``(6, batch)``; harmless ones if there is no mark."""
     limits, batch = problem.limits, problem.batch
     place, away = limits.marks[2 + i].expand(batch), reading_distance(limits, i)
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
@@ -83,7 +83,7 @@ def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _grows(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
-    """Tell where the derivative of f by what it closes over grows faster towards a place than f: like f over the distance."""
+    """Tell where the derivative of f by what it closes over grows like f over the distance towards a place."""
     none = torch.zeros_like(x[0], dtype=torch.bool)
     if in_transform():  # which hides what f closes over
         return none if problem.integrand.arguments else ~none
@@ -97,12 +97,18 @@ def _grows(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
         for row in y.reshape(*x.shape, -1):
             one = row.abs().sum(1)
             each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in one.unbind()]
-            sizes.append(torch.stack([sum((g.abs().sum() for g in gs if g is not None), one.new_zeros(())) for gs in each]))
+            sizes.append(torch.stack([_size(gradients, one) for gradients in each]))
     far, near = (torch.maximum(*pair) for pair in ((sizes[0], sizes[3]), (sizes[1], sizes[2])))
     values = before.abs().sum(2)
     f_far, f_near = (torch.maximum(*pair) for pair in ((values[0], values[3]), (values[1], values[2])))
     closer = (x[3] - x[0]) / (x[2] - x[1])
     return ~(near * f_far <= far * f_near * closer**0.5) | ~near.isfinite()
+
+
+def _size(gradients: tuple[Any, ...], like: Tensor) -> Tensor:
+    """Return the sum of the moduli of gradients, of which some may be None."""
+    sums = [gradient.abs().sum().to(like) for gradient in gradients if gradient is not None]
+    return torch.stack(sums).sum() if sums else like.new_zeros(())
 
 
 def _leaves(function: Any) -> list[Tensor]:
@@ -123,7 +129,11 @@ def _moves(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
     """Tell where f beside a place changes much when the arguments change little."""
     inside = in_transform()
     values = [a.value for a in problem.integrand.arguments]
-    moved = [i for i, v in enumerate(values) if isinstance(v, Tensor) and (v.requires_grad or (inside and v.is_floating_point()))]
+    moved = [
+        i
+        for i, v in enumerate(values)
+        if isinstance(v, Tensor) and (v.requires_grad or (inside and v.is_floating_point()))
+    ]
     delta = problem.limits.rounding.eps**0.5
     answer = torch.zeros_like(x[0], dtype=torch.bool)
     size = largest_component(before[1:3].abs().amax(0))

@@ -2,8 +2,8 @@
 
 Two transformations. Levin's u (D. Levin, *International Journal of Computer Mathematics* B 3, 1973) for the half
 waves of an oscillation, and for whole ones, whose terms may fall like a power of their number; Wynn's epsilon
-algorithm for cells that double in the logarithm of the distance from the end, whose terms fall geometrically there. Both are
-functions of the terms, and differentiated as such.
+algorithm for cells that double in the logarithm of the distance from the end, whose terms fall geometrically there.
+Both are functions of the terms, and differentiated as such.
 
 A plan says of each cell to which term of which series it belongs, in one number: :func:`encode`.
 """
@@ -41,7 +41,9 @@ def levin(terms: Tensor, first: float) -> Tensor:
     n = len(terms)
     k = torch.arange(n, dtype=torch.float64, device=terms.device)
     order = n - 1
-    binomial = torch.exp(torch.lgamma(k.new_tensor(order + 1.0)) - torch.lgamma(k + 1) - torch.lgamma(order - k + 1))
+    binomial = torch.exp(
+        torch.lgamma(k.new_tensor(order + 1.0)) - torch.lgamma(k + 1) - torch.lgamma(order - k + 1)
+    )
     weights = binomial * (-1.0) ** k * ((k + first) / (order + first)) ** max(order - 1, 0)
     weights = weights.reshape(-1, *(1,) * (terms.ndim - 1))
     place = (k + first).reshape(weights.shape)

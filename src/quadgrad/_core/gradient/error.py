@@ -173,11 +173,19 @@ class _Estimate:
         with torch.enable_grad():
             for count in range(DROPPED + 1):
                 kept = plan if count == 0 else plan.take(without_last(plan.terms, plan.row, count))
-                value = replay_with_limits(primal.problem.integrand, kept, primal.problem.limits, primal.treatment, None)
+                value = replay_with_limits(
+                    primal.problem.integrand, kept, primal.problem.limits, primal.treatment, None
+                )
                 total = as_reals((value * self.weight.conj()).sum(), 0)[..., 0].sum()
-                every.append([torch.zeros_like(t) if g is None else g for t, g in zip(tensors, _gradients(total, tensors), strict=True)])
+                every.append(
+                    [
+                        torch.zeros_like(t) if g is None else g
+                        for t, g in zip(tensors, _gradients(total, tensors), strict=True)
+                    ]
+                )
         return [
-            SAFETY * torch.stack([(each[i] - every[0][i]).abs() for each in every[1:]]).amax(0).nan_to_num(torch.inf)
+            SAFETY
+            * torch.stack([(each[i] - every[0][i]).abs() for each in every[1:]]).amax(0).nan_to_num(torch.inf)
             for i in range(len(tensors))
         ]
 

@@ -64,7 +64,7 @@ class Limits:
         return self.a, self.b, *points[:first], *(place.detach() for place in points[first:])
 
     def with_found(self, places: Tensor | None, batch: int) -> Limits:
-        """Return the limits with places ``(batch, k)`` that search has found among the breakpoints, NaN where none."""
+        """Return the limits with places ``(batch, k)`` that search has found among the breakpoints, or NaN."""
         if places is None:
             return self
         places = places.to(self.a.dtype)

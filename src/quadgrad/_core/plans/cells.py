@@ -272,7 +272,9 @@ class CellPlan(Plan):
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
         columns = self._take(cells)
         columns |= {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)}
-        return self._with(columns | {name: t[low:high] for name in self.of_integrals if (t := getattr(self, name)) is not None})
+        return self._with(
+            columns | {name: t[low:high] for name in self.of_integrals if (t := getattr(self, name)) is not None}
+        )
 
     def _take(self, index: Tensor | slice) -> dict[str, Any]:
         return {name: getattr(self, name)[index] for name in self.columns}

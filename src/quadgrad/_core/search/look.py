@@ -294,4 +294,6 @@ def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, 
     )
     nfev = found.nfev + torch.where(again, mended.nfev, 0)
     places = [part.found_places for part in (found, mended) if part.found_places is not None]
-    return Found(whole, value, error, status, nfev, tails=mended.tails, found_places=concatenate(places) if places else None)
+    return Found(
+        whole, value, error, status, nfev, tails=mended.tails, found_places=concatenate(places) if places else None
+    )

@@ -1,8 +1,8 @@
 """Places inside a piece where cells pile up: jumps, kinks and singularities that nobody marked.
 
 Bisection closes in on such a place by one bit a round. Once a few rounds have, the place is found from f alone, and
-search starts anew with a breakpoint there (:mod:`quadgrad._core.search.reach`). That a breakpoint lies where there is
-nothing costs a cell, so that what is found here decides about nothing but nodes.
+search starts anew with a breakpoint there (:mod:`quadgrad._core.search.reach`). That a breakpoint lies where there
+is nothing costs a cell, so that what is found here decides about nothing but nodes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ class Piles:
             return
         cells, count = search.at_hand(), problem.pieces.count
         for row, upper, distance, singular in ends_at_hand(problem, cells):
-            oscillates = not singular or bool(torch.cat(problem.pieces.ends(torch.tensor([row])))[int(upper)].isinf())
+            oscillates = not singular or bool(
+                torch.cat(problem.pieces.ends(torch.tensor([row])))[int(upper)].isinf()
+            )
             if not oscillates and self.rounds < LATER:
                 continue
             times = self.ends_tried.get((row, upper), 0)
@@ -229,12 +231,16 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
 
 
 def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float, bool]]:
-    """Return ends at which much of the error is left: the piece, whether it is the upper end, from what fraction of the
-    piece on, and whether the cell there has logarithmic nodes, as one has that is not rough all over.
+    """Return ends at which much of the error is left.
+
+    That is the piece, whether it is the upper end, from what fraction of the piece on, and whether the cell there
+    has logarithmic nodes, as one has that is not rough all over.
     """
     error, count = cells.error.nan_to_num(torch.inf), problem.pieces.count
     owner = cells.row // count
-    worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(0, owner, error, "amax")
+    worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(
+        0, owner, error, "amax"
+    )
     bad = (error >= WORST_AT_END * worst[owner]) & (error > 0.0)
     touches = bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))
     answers: list[tuple[int, bool, float, bool]] = []
@@ -251,8 +257,8 @@ def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float
 def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
     """Return row, lower and upper end in x of the stretches in which bisection closes in on something.
 
-    That are few neighbouring cells with most of the error. Integrals with many such cells in a row are left out, and
-    cells at an end of their piece, which has nodes of its own.
+    That are few neighbouring cells with most of the error. Integrals with many such cells in a row are left out,
+    and cells at an end of their piece, which has nodes of its own.
     """
     count = problem.pieces.count
     owner = cells.row // count
@@ -294,13 +300,11 @@ def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
     return row[good], (low - beside[0])[good], (high + beside[1])[good]
 
 
-def zoom(
-    problem: Problem, owner: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Close in on the greatest bend of f between ``low`` and ``high`` ``(k,)``.
 
-    Returns the place, whether f is not smooth there, what the integral is in doubt by because numbers have spacings,
-    and the nodes spent.
+    Returns the place, whether f is not smooth there, what the integral is in doubt by because numbers have
+    spacings, and the nodes spent.
     """
     eps, ulp, k = noise(problem), problem.pieces.rounding.eps, len(owner)
     steps = torch.arange(DIVISIONS + 1, dtype=low.dtype, device=low.device)[:, None] / DIVISIONS
@@ -324,7 +328,7 @@ def zoom(
         bend, at = _bends(y, size)
         # As close as numbers are: what is left is the bend between neighbours.
         close = (high - low) <= 0.5 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
-        close = close | ((high - low) < problem.pieces.rounding.tiny ** 0.5)
+        close = close | ((high - low) < problem.pieces.rounding.tiny**0.5)
         even = bend <= 16.0 * eps
         nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
         history.append(bend)
@@ -391,7 +395,8 @@ def _values(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
     """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
     step = max(1, problem.block // len(x))
     parts = [
-        problem.integrand(x[:, low : low + step], owner[low : low + step]).detach() for low in range(0, x.shape[1], step)
+        problem.integrand(x[:, low : low + step], owner[low : low + step]).detach()
+        for low in range(0, x.shape[1], step)
     ]
     y = torch.cat(parts, 1)
     y = y.reshape(*x.shape, -1)

@@ -1,7 +1,7 @@
 """Search on with what a search has found that bisection does not reach.
 
 Places inside pieces where f jumps, bends or is singular become breakpoints of their integrals, which are searched
-afresh: beside a breakpoint nothing of what was wrong is left, and an end of a piece has nodes made for singularities.
+afresh: beside a breakpoint nothing of what was wrong is left, and ends of pieces have nodes made for singularities.
 Series towards ends stand for what is beyond their first cell; what is before it is searched. The other integrals
 keep their cells.
 """
@@ -119,9 +119,7 @@ class _Reach:
             torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
         )
         nfev = found.nfev + torch.where(again, mended.nfev, 0)
-        self.found = Found(
-            plan, value, error, status, nfev, tails=mended.tails, found_places=mended.found_places
-        )
+        self.found = Found(plan, value, error, status, nfev, tails=mended.tails, found_places=mended.found_places)
 
     def close(self) -> Found:
         """Return all of it, with the series added."""

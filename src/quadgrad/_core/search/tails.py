@@ -1,4 +1,4 @@
-"""Ends that bisection never reaches: oscillations that decay slowly, and f that falls hardly faster than 1/distance.
+"""Ends that bisection never reaches: slowly decaying oscillations, and f that falls hardly faster than 1/distance.
 
 Towards such an end cells are laid whose integrals are the terms of a series with a limit (:mod:`.series`). Of an
 oscillation they end at its zeros or, where it has none, at its minima; else they double in the logarithm of the
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
 from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
-from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.estimates.series import EPSILON, LEVIN, encode, levin
+from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Tail, noise
@@ -151,7 +152,11 @@ def _origin(line: _Line, deepest: float) -> float:
 
     Cells that double in v + c have integrals in an exact geometric sequence then.
     """
-    v = torch.tensor([0.3, 0.6], dtype=torch.float64)[:, None] * deepest * torch.tensor([0.99, 1.0, 1.01], dtype=torch.float64)
+    v = (
+        torch.tensor([0.3, 0.6], dtype=torch.float64)[:, None]
+        * deepest
+        * torch.tensor([0.99, 1.0, 1.01], dtype=torch.float64)
+    )
     f = line(torch.exp(v.flatten())).reshape(2, 3)  # u is one over the distance
     g = (f.abs().log() - v).clamp_min(-1e300)
     slope = (g[:, 2] - g[:, 0]) / (v[:, 2] - v[:, 0])
@@ -185,7 +190,11 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
     errors = torch.maximum(errors, FLOOR * eps * sums.size)
     if not bool((terms != 0.0).all()):
         return None
-    best = _best_levin(terms, errors, eps, first) if method == LEVIN else _best_epsilon(terms, errors, eps, problem.tolerance.rtol)
+    best = (
+        _best_levin(terms, errors, eps, first)
+        if method == LEVIN
+        else _best_epsilon(terms, errors, eps, problem.tolerance.rtol)
+    )
     if best is None:
         return None
     value, error, used, column = best
@@ -195,8 +204,9 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
     code = encode(torch.arange(used), method, column, line.upper)
     cells = slice(0, used)
     return Tail(
-        *divmod(line.row, problem.pieces.count), line.upper, start[cells], stop[cells], kind, code, errors[cells], value, error, float(fractions[0]),
-        line.spent,
+        owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
+        start=start[cells], stop=stop[cells], kind=kind, code=code, errors=errors[cells], value=value, error=error,
+        edge=float(fractions[0]), nfev=line.spent,
     )  # fmt: skip
 
 
@@ -232,7 +242,9 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
         entries = table[k]
         if len(entries) < 2:
             break
-        apart = max(abs(float(entries[-1] - entries[-2])), abs(float(entries[-1] - table[k - 1][-1])) if k > 1 else 0.0)
+        apart = max(
+            abs(float(entries[-1] - entries[-2])), abs(float(entries[-1] - table[k - 1][-1])) if k > 1 else 0.0
+        )
         if k == 1:
             apart = max(apart, abs(float(entries[-2] - entries[-3])))
         gain = _gain(terms, lambda t, k=k: extrapolate(t, k)[k][-1])
@@ -246,7 +258,7 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
 
 
 def _goes_on(line: _Line, edges: Tensor) -> bool:
-    """Tell whether f, far beyond the cells, still is a wave like that on them: else the series has another limit."""
+    """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit."""
     length, eps = edges.diff(), line.problem.pieces.rounding.eps
     if not bool((length > 0.0).all()):
         return False
@@ -269,20 +281,22 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
         y = line(u + float(length[-1]) * times**shrinks * THERE * share)
         if not bool(y.isfinite().all()):
             return False
-        most, above, law = float(y.abs().max()), float((y > 0.0).double().mean()), falls(u)
-        if most <= NEGLIGIBLE * float(size[-1]) and law <= LIKE * NEGLIGIBLE * float(size[-1]):
+        most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * float(size[-1])
+        if most <= nothing and law <= LIKE * nothing:
             break
-        if not law / LIKE <= most <= law * LIKE:
-            return False
-        if 0.0 < above < 1.0 and not 0.15 <= above <= 0.85:
-            return False
-        if above in (0.0, 1.0) and not float(y.abs().min()) <= 0.5 * most:
+        if not (law / LIKE <= most <= law * LIKE and _turns(y)):
             return False
     return True
 
 
+def _turns(y: Tensor) -> bool:
+    """Tell whether values at random phases are those of a wave: about as often above 0 as below, or varied."""
+    above, size = float((y > 0.0).double().mean()), y.abs()
+    return 0.15 <= above <= 0.85 or (above in (0.0, 1.0) and float(size.min()) <= 0.5 * float(size.max()))
+
+
 def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
-    """Return how large a wave will be far out: like a power of u or like an exponential, whichever fits; or None."""
+    """Return how large a wave will be far out: like a power of u or an exponential, whichever fits; or None."""
     half, best = len(u) // 2, (FITS, None)
     for of in (math.log, float):
         first, middle, last = (of(float(u[i])) for i in (0, half, -1))
@@ -332,6 +346,11 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             both = line(torch.cat((u - delta, u + delta)))
             return both[len(u) :] - both[: len(u)]
 
+    return _follow(function, brackets)
+
+
+def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, float]]) -> Tensor | None:
+    """Return the zeros in three brackets and those that follow, each predicted from the ones before."""
     found = [_refine(function, low, high) for low, high in brackets]
     while len(found) < TERMS + 1:
         a, b, c = found[-3:]
@@ -346,11 +365,17 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _refine(function: object, low: float, high: float, at_low: float = math.nan, at_high: float = math.nan) -> float:
+def _refine(
+    function: Callable[[Tensor], Tensor],
+    low: float,
+    high: float,
+    at_low: float = math.nan,
+    at_high: float = math.nan,
+) -> float:
     """Return the zero between two places by the Illinois method."""
 
     def at(u: float) -> float:
-        return float(function(torch.tensor([u], dtype=torch.float64))[0])  # pyright: ignore
+        return float(function(torch.tensor([u], dtype=torch.float64))[0])
 
     at_low = at(low) if math.isnan(at_low) else at_low
     at_high = at(high) if math.isnan(at_high) else at_high

@@ -16,8 +16,9 @@ __all__ = ["Found", "Places", "Tail", "noise"]
 
 @dataclass(frozen=True)
 class Places:
-    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough, and what each leaves in
-    ``doubt`` of its integral.
+    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough.
+
+    Each leaves something in ``doubt`` of its integral.
     """
 
     owner: Tensor

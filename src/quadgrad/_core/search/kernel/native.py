@@ -44,7 +44,7 @@ from quadgrad._core.search.task import Found, noise
 __all__ = ["open_native", "search_native", "suits_native"]
 
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: its place, its error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+"""Columns of a cell: its place, its error, f where it is known, the row as an integer, bytes (first the kind)."""
 
 WHO, NFEV = 3, 5
 """Columns of an integral: which it is, and the evaluations, as integers."""
