@@ -354,6 +354,8 @@ def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, fl
     found = [_refine(function, low, high) for low, high in brackets]
     while len(found) < TERMS + 1:
         a, b, c = found[-3:]
+        if not a < b < c:
+            return None
         step = (c - b) * min(max((c - b) / (b - a), 0.5), 2.0)
         u = c + step * torch.tensor([0.6, 0.8, 0.95, 1.05, 1.2, 1.4], dtype=torch.float64)
         y = function(u)
