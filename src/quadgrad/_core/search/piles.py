@@ -115,7 +115,7 @@ class Piles:
     place: list[Tensor] = field(default_factory=list[Tensor])
     doubt: list[Tensor] = field(default_factory=list[Tensor])
     tried: Tensor | None = None
-    before: tuple[Tensor, Tensor, Tensor] | None = None
+    before: tuple[Tensor, Tensor] | None = None
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
 
@@ -157,15 +157,20 @@ class Piles:
             self._see_tails(search)
         if not self.problem.reaches_inside:
             return
-        row, low, high = clusters(self.problem, search.at_hand())
+        cells = search.at_hand()
+        row, index = clusters(self.problem, cells)
         owner, batch = row // self.problem.pieces.count, self.problem.batch
-        if not len(row):
+        stays = self._stays(
+            *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (cells.start[index[0]], cells.stop[index[1]]))
+        )
+        if not bool(stays.any()):
             return
+        low, high = _ends_of(self.problem, row, cells, index)
         tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
         known = self._holds(owner, low, high)
         many = torch.bincount(owner, minlength=batch)
         afford = search.spent() + ZOOMED * many <= self.problem.max_nfev
-        fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & self._stays(owner, low, high)
+        fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & stays
         number = torch.bincount(owner[fresh], minlength=batch)
         fresh &= (IN_VAIN * number <= PART * search.spent())[owner]
         index = locate(fresh, int(fresh.sum()))
@@ -191,21 +196,16 @@ class Piles:
         stopped = locate(some & ~open_, int((some & ~open_).sum()))
         search.charge(stopped, torch.full_like(stopped, STOPPED))
 
-    def _stays(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved."""
-        before, self.before = self.before, (owner, low, high)
-        if before is None:
-            return torch.zeros_like(owner, dtype=torch.bool)
-        order = before[0] * 1.0
-        answer = torch.zeros_like(owner, dtype=torch.bool)
-        for first in range(0, len(owner), 2048):
-            part = slice(first, first + 2048)
-            lowest, highest = owner[part].min() * 1.0, owner[part].max() * 1.0
-            near = (order >= lowest) & (order <= highest)
-            whose, left, right = (t[near] for t in before)
-            same = owner[part, None] == whose
-            answer[part] = (same & (low[part, None] < right) & (left < high[part, None])).any(1)
-        return answer
+    def _stays(self, low: Tensor, high: Tensor) -> Tensor:
+        """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved.
+
+        Both are ascending, measured in pieces.
+        """
+        before, self.before = self.before, (low, high)
+        if before is None or not len(before[0]):
+            return torch.zeros_like(low, dtype=torch.bool)
+        at = torch.searchsorted(before[0], high) - 1
+        return (at >= 0) & (before[1][at.clamp_min(0)] > low)
 
     def _holds(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Tell in which stretches a place was found already."""
@@ -254,8 +254,8 @@ def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float
     return answers
 
 
-def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, lower and upper end in x of the stretches in which bisection closes in on something.
+def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor]:
+    """Return row, and first and last cell ``(2, k)``, of the stretches in which bisection closes in on something.
 
     That are few neighbouring cells with most of the error. Integrals with many such cells in a row are left out,
     and cells at an end of their piece, which has nodes of its own.
@@ -288,16 +288,23 @@ def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
     rough = torch.zeros(problem.batch, dtype=torch.bool, device=row.device)
     rough[row[long] // count] = True
     good = (ends == 0) & ~rough[row // count]
+    return row[good], index[order][torch.stack((left, right))[:, good]]
+
+
+def _ends_of(problem: Problem, row: Tensor, cells: AtHand, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lower and upper end in x of stretches from one cell to another, and a little beyond."""
     edges = [
-        lay_out(problem.pieces, row, start[i], stop[i], None).nodes(start.new_tensor([0.0, 1.0]))[0]
-        for i in (left, right)
+        lay_out(problem.pieces, row, cells.start[i], cells.stop[i], None).nodes(cells.start.new_tensor([0.0, 1.0]))[
+            0
+        ]
+        for i in index
     ]
     low, high = edges[0][0], edges[1][1]
     # What lies on the edge of two cells may be seen by one of them alone.
     beside = 0.25 * torch.stack((edges[0][1] - low, high - edges[1][0]))
     lower, upper = problem.pieces.ends(row)
     beside = torch.minimum(beside, 0.5 * torch.stack((low - lower, upper - high)))
-    return row[good], (low - beside[0])[good], (high + beside[1])[good]
+    return low - beside[0], high + beside[1]
 
 
 def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
