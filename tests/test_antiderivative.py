@@ -442,3 +442,31 @@ def test_under_autocast_f_alone_is_cast() -> None:
         F = qg.antiderivative(torch.cos, 0.0, t64(1.0), rtol=1e-12)
         value = F(0.5)
     assert value.item() == pytest.approx(math.sin(0.5), abs=1e-13)
+
+
+def test_derivatives_at_a_singular_end_are_large_and_no_nan() -> None:
+    for power in (-0.9, -0.5, 0.5):
+        p = leaf(power)
+        for args in ((p,), (power,)):
+            F = qg.antiderivative(lambda x, p: x**p, 0.0, t64(1.0), args, on_failure="ignore")
+            x = leaf([0.0, 0.3])
+            value = F(x).sum()
+            (slope,) = torch.autograd.grad(value, x)
+            assert float(slope[0]) > 1e60 if power < 0 else float(slope[0]) < 1e-60
+            torch.testing.assert_close(slope[1], x.detach()[1] ** power)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler's own making
+def test_compiled_around() -> None:
+    """A compiled function steps out of its graph to make F, to ask for heights, and to invert them."""
+    x = leaf([0.2, 0.5])
+
+    def work(x: Tensor) -> Tensor:
+        F = qg.antiderivative(lambda t: torch.exp(-x[0] * t), 0.0, 1.0)
+        return F(x) + F.inverse(x / 2, complement=True)
+
+    F = qg.antiderivative(torch.cos, 0.0, t64(1.0))
+    for each in (work, lambda x: 2 * F(x), lambda x: 2 * F.inverse(x)):
+        for given in (x, x.detach()):
+            torch._dynamo.reset()
+            torch.testing.assert_close(torch.compile(each, backend="aot_eager")(given), each(given))

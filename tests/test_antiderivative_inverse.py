@@ -210,3 +210,48 @@ def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="between -1.98999.* and 0"):
         falling.inverse(0.5)
     assert F.inverse(F(3.0) * (1 + 1e-16)) == 3.0
+
+
+EXPONENTS = (0.3, 1.5, 2.0, 3.0, 8.0)
+
+
+@pytest.mark.parametrize("turned", (False, True))
+@pytest.mark.parametrize("complement", (False, True))
+@pytest.mark.parametrize("power", EXPONENTS)
+def test_the_ends_do_not_spoil_derivatives(power: float, complement: bool, turned: bool) -> None:
+    """At 0, and at all there is, x is a limit, and moves with no parameter, also where f is 0 or infinite."""
+    p = leaf(power)
+    limits = (t64(1.0), 0.0) if turned else (0.0, t64(1.0))
+    F = qg.antiderivative(lambda x, p: p * x ** (p - 1.0), *limits, (p,), rtol=1e-12, on_failure="ignore")
+    whole = float(F(limits[1 - complement], complement=complement).detach())
+    y = t64([0.0, 0.3 * whole, whole]).requires_grad_()
+    x = F.inverse(y, complement=complement)
+    with torch.no_grad():
+        assert torch.equal(x, F.inverse(y, complement=complement))
+    ends = [float(limits[complement]), float(limits[1 - complement])]
+    assert x.detach()[[0, 2]].tolist() == pytest.approx(ends, abs=1e-15)
+    by_p, by_y = torch.autograd.grad(x.sum(), (p, y))
+    inner = x[1].detach()
+    torch.testing.assert_close(by_p, -inner * inner.log() / power, rtol=1e-9, atol=1e-12)
+    assert not by_y.isnan().any()
+    torch.testing.assert_close(by_y[1], (-1 if complement else 1) / (power * inner ** (power - 1)))
+    at_zero = float(by_y[ends.index(0.0) * 2].abs())
+    assert at_zero < 1e-50 if power < 1 else at_zero > 1e50
+
+
+def test_infinite_ends_do_not_spoil_derivatives() -> None:
+    """The integrand is no number at infinity, and not finite at 0, where it is never asked for either."""
+    rate = leaf(1.3)
+    F = qg.antiderivative(lambda x: rate**2.5 * x**1.5 * torch.exp(-rate * x) / math.gamma(2.5), 0.0, t64(INF))
+    y = leaf([0.0, 0.4])
+    x = F.inverse(y, complement=True)
+    assert x[0] == INF
+    by_rate, by_y = torch.autograd.grad(x.sum(), (rate, y))
+    torch.testing.assert_close(by_rate, -x[1].detach() / 1.3)
+    assert by_y[0] == -INF and by_y[1] < 0
+    places = leaf([1.0, INF])
+    by_rate, by_x = torch.autograd.grad(F(places).sum(), (rate, places))
+    torch.testing.assert_close(by_x[1], t64(0.0))
+    assert by_rate.isfinite() and by_x[0] > 0
+    still = qg.antiderivative(lambda x: x**1.5 * torch.exp(-x), 0.0, t64(INF))
+    assert torch.autograd.grad(still(places).sum(), places)[0][1] == 0.0

@@ -464,3 +464,14 @@ def test_copies_and_pickles() -> None:
     x = leaf(X)
     again(x).sum().backward()
     assert torch.equal(x.grad.round(decimals=6), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize("method", ["central", "forward", "richardson", "complex", "auto", "spsa"])
+@pytest.mark.parametrize("fn", [np.sin, lambda x: np.sum(x**3), lambda x: x[:0]], ids=["sin", "sum", "nothing"])
+def test_nothing_is_differentiated_to_nothing(fn: Any, method: str, shape: tuple[int, ...]) -> None:
+    """Empty inputs, outputs, or both: of shapes that fit, twice."""
+    x = t64(np.zeros(shape)).requires_grad_()
+    (slope,) = torch.autograd.grad(bridge.wrap(fn, method)(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), x)
+    assert slope.shape == second.shape == shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,7 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.problems import PROBLEMS, Problem
 from helpers import t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import library, native
 from quadgrad._core.search.kernel.library import load
 
 INF = float("inf")
@@ -356,3 +357,21 @@ def test_single_integrals_of_any_kind_have_no_probe(both) -> None:
 def test_an_event_without_components(both) -> None:
     compiled, plain = both(lambda x: x[..., None][..., :0], 0.0, t64([1.0, 2.0]))
     assert compiled.value.shape == plain.value.shape == (2, 0)
+
+
+@pytest.mark.parametrize("b", [1.0, float("inf"), [1.0, 2.0]], ids=str)
+def test_a_search_keeps_its_rule_where_the_cache_does_not(b: float | list[float], monkeypatch) -> None:
+    """As where two threads fill the cache at once: it keeps what one of them made."""
+    make, made = library._rule_numbers.__wrapped__, []
+
+    def uncached(rule: object) -> object:
+        numbers = make(rule)
+        made.append(weakref.ref(numbers))
+        return numbers
+
+    def f(x: Tensor) -> Tensor:
+        assert not made or made[-1]() is not None
+        return torch.exp(-100.0 * x)
+
+    monkeypatch.setattr(library, "_rule_numbers", uncached)
+    assert qg.quad(f, 0.0, t64(b)).converged.all() and made

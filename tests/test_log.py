@@ -640,3 +640,25 @@ def test_climbing_stops() -> None:
         log_quad(recorder, 0.0, t64(1.0), max_nfev=4000, on_failure="ignore")
         assert recorder.nodes.numel() <= 40_000
     assert peaks.BUDGET < 1.0
+
+
+@pytest.mark.parametrize("upper", (1e80, 1e300))
+@pytest.mark.parametrize("decay", (lambda x, p: -p * x, lambda x, p: -p * x - torch.log1p(x)))
+@pytest.mark.parametrize("mode", (qg.Reuse(), qg.Resolve()))
+def test_what_is_too_narrow_for_its_interval_is_not_said_to_be_infinite(
+    upper: float, decay: Any, mode: Any
+) -> None:
+    p = leaf(1.0)
+    result = qg.quad(decay, t64(0.0), upper, (p,), log=True, gradient=mode, on_failure="ignore")
+    assert result.status != qg.Status.NONFINITE and "infinite" not in result.detail
+    exact = 0.0 if decay(t64(1.0), t64(1.0)) == -1.0 else math.log(0.596347362323194)
+    assert not result.converged or abs(float(result.value.detach()) - exact) <= float(result.error)
+    if result.derivative is not None:  # which cannot know more than the value that it is divided by
+        assert not result.derivative.converged or result.converged
+
+
+def test_log_f_that_is_infinite_or_nan_is_still_told() -> None:
+    for bad in (math.inf, math.nan):
+        f = partial(lambda bad, x: torch.where(x > 0.5, bad, x), bad)
+        result = qg.quad(f, t64(0.0), 1.0, log=True, on_failure="ignore")
+        assert result.status == qg.Status.NONFINITE and "f(x)" in result.detail

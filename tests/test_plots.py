@@ -120,7 +120,7 @@ def test_an_empty_interval_has_no_cells_to_draw():
 def test_cells_whose_error_is_zero_or_infinite_are_drawn_too():
     plan = qg.quad(torch.zeros_like, t64(0.0), 1.0).plan
     assert not plan.error.any()
-    assert draw(plan, torch.zeros_like).get_title() == f"{len(plan)} cells of gk21"
+    assert len(plan) == 1 and draw(plan, torch.zeros_like).get_title() == "1 cell of gk21"
     failed = qg.quad(lambda x: torch.sqrt(x - 0.5), t64(0.0), 1.0, on_failure="ignore")
     assert failed.plan.error.isinf().any()
     left, _, error = bars(draw(failed.plan, lambda x: torch.sqrt(x - 0.5)))

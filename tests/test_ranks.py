@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 WORLDS = (1, 2, 3, 4)
 NAMES = [scenario.__name__ for scenario in rank_scenarios.SAME]
-DERIVATIVE_ERROR = {"quad_kinds": (4,), "sample_resolved": ()}
-"""What is an estimate by rounding: the errors of derivatives that were met far below their tolerance."""
+BY_ROUNDING = {"quad_kinds": (4,), "quad_everything": (9, 14)}
+"""What rounding decides: the errors of derivatives that were met far below their tolerance, and the derivatives by
+breakpoints at which f does not jump, differences of sums that are 10^16 times as large."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_values_and_gradients_are_the_same_bits_for_any_number_of_ranks(shared: 
 def test_they_are_those_of_one_process_without_a_group(shared: Any, name: str) -> None:
     alone = getattr(rank_scenarios, name)(0, 0)
     for i, (one, other) in enumerate(zip(alone, shared[2][1][name], strict=True)):
-        if i in DERIVATIVE_ERROR.get(name, ()):
+        if i in BY_ROUNDING.get(name, ()):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=0.0)
         else:
             coarse = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.bfloat16: 1e-2}.get(one.dtype)

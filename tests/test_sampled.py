@@ -121,6 +121,40 @@ def test_precision() -> None:
     assert qg.romb(ones.half()).dtype == torch.float32
 
 
+SCALES = [(2.0**e, 2.0**-f) for e in (-60, -50, -20, 20, 50, 60) for f in (0, e // 2)]
+
+
+@pytest.mark.parametrize(("across", "up"), SCALES)
+@named
+def test_units_do_not_matter(name: str, across: float, up: float) -> None:
+    """Cubes of gaps of femtoseconds or terahertz are no numbers in single precision; results and errors are."""
+    rule = SCIPY[name][0]
+    generator = torch.Generator().manual_seed(4)
+    for n in range(2, 9):
+        y = torch.rand(2, n, generator=generator)
+        gaps = torch.rand(n, generator=generator)
+        for x in (gaps.cumsum(0), (gaps + 0.1).cumsum(0)):
+            near, far = y.clone().requires_grad_(), (up * y).requires_grad_()
+            places, moved = x.clone().requires_grad_(), (across * x).requires_grad_()
+            value, error = rule(near, places, return_error=True)
+            scaled, scaled_error = rule(far, moved, return_error=True)
+            assert torch.equal(value, scaled / up / across) and torch.equal(error, scaled_error / up / across)
+            by_y, by_x = torch.autograd.grad(value.sum(), (near, places))
+            by_far, by_moved = torch.autograd.grad(scaled.sum(), (far, moved))
+            assert torch.equal(by_y, by_far / across) and torch.equal(by_x, by_moved / up)
+
+
+@named
+def test_numbers_follow_samples_to_their_device(name: str) -> None:
+    """Lists, arrays and numbers have no device of their own: seen on one without data, as there is always one."""
+    rule = SCIPY[name][0]
+    y = torch.empty(2, 5, device="meta")
+    assert rule(y[:, :2], [0.0, 1.0], dim=np.int64(1)).device == y.device
+    assert rule(y, dx=np.ones((2, 1))).device == y.device
+    if "cumulative" in name:
+        assert rule(y, initial=1.0).device == y.device
+
+
 @named
 def test_empty_batches(name: str) -> None:
     rule = SCIPY[name][0]

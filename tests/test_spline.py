@@ -16,6 +16,8 @@ from torch.func import hessian, jacrev, jvp, vmap
 
 import quadgrad as qg
 from helpers import PeakMemory, leaf, t64
+from quadgrad._core.sampled.piecewise import Pieces
+from quadgrad._core.sampled.spline import Spline, _ends  # pyright: ignore
 from quadgrad._core.sampled.tridiagonal import solve_tridiagonal
 
 NAMES = ("not-a-knot", "natural", "clamped", "periodic", "akima", "makima", "pchip")
@@ -183,6 +185,43 @@ def test_spacing_and_precision() -> None:
     )
     assert torch.allclose(qg.spline(torch.arange(5) ** 2).integral(), t64(64 / 3), rtol=1e-15)
     assert "2 splines through 5 knots" in repr(qg.spline(y)) and "not-a-knot" in repr(qg.spline(y))
+
+
+UNITS = [(2.0**e, 2.0**-f) for e in (-60, -50, -20, 20, 50, 60) for f in (0, e // 2)]
+
+
+@pytest.mark.parametrize(("across", "up"), UNITS)
+def test_units_do_not_matter(across: float, up: float) -> None:
+    """Cubes of gaps of femtoseconds or terahertz are no numbers in single precision; values and integrals are."""
+    generator = torch.Generator().manual_seed(4)
+    x, t = (torch.rand(n, generator=generator) for n in (9, 20))
+    x = (x + 0.1).cumsum(0)
+    t = x[0] + t * (x[-1] - x[0])
+    samples = torch.rand(2, 9, generator=generator)
+    for kind in NAMES:
+        y = closed(samples, kind)
+        near, far = y.clone().requires_grad_(), (up * y).requires_grad_()
+        s, scaled = qg.spline(near, x, kind=kind), qg.spline(far, across * x, kind=kind)
+        units = (1.0, across, across**-1, across)
+        for f, unit in zip((lambda s, c: s(c * t), lambda s, c: s.cumulative(c * t), lambda s, c: s(c * t, 1),
+                            lambda s, c: s.integral(c * t[:1], c * t[1:2])), units, strict=True):  # fmt: skip
+            value, expected = f(scaled, across), f(s, 1.0)
+            assert torch.equal(value / up / unit, expected), (kind, unit)
+            (slopes,) = torch.autograd.grad(value.sum(), far, retain_graph=True)
+            (expected,) = torch.autograd.grad(expected.sum(), near, retain_graph=True)
+            torch.testing.assert_close(slopes / unit, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_follow_samples_to_their_device() -> None:
+    """Seen on a device without data, where a spline's checks, which look at numbers, cannot be made."""
+    s = qg.spline(torch.rand(2, 5))
+    moved = [part.to("meta") for part in (s.x, s.y, s.slopes)]
+    there = Spline(Pieces(*moved), -1, "natural", True)
+    assert there(0.5).device == there([0.5, 1.0]).device == there.cumulative(0.5).device == moved[0].device
+    start, stop = _ends(((1, 0.5), (2, [0.0, 1.0])), moved[1])
+    assert start is not None and stop is not None
+    for _, value in (start, stop):
+        assert isinstance(value, Tensor) and value.device == moved[0].device
 
 
 # ------------------------------------------------------------------------------------------------ gradients

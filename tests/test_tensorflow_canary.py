@@ -8,8 +8,11 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 pytestmark = pytest.mark.xdist_group("tensorflow")
 
+import quadgrad.tensorflow  # noqa: E402  (needs TensorFlow)
 from quadgrad.tensorflow._recording import (  # noqa: E402  (needs TensorFlow)
-    call_with_captures,
+    add_note,
+    calling_line,
+    function_graph,
     in_xla,
     is_recording,
     is_watched,
@@ -32,18 +35,36 @@ def test_tapes_and_accumulators_tell_what_they_watch():
         assert is_recording() and is_watched(one) and is_watched(2 * one) and not is_watched(other)
 
 
-def test_a_function_is_called_with_other_captures():
-    found = []
+def test_the_functions_that_operations_call_are_found():
+    inner = tf.function(lambda x: tf.cond(x > 0.0, lambda: tf.sin(x), lambda: x), autograph=False)
+    graph = tf.function(inner, autograph=False).get_concrete_function(tf.TensorSpec([])).graph
+    for name in ("f", "then_branch"):  # a function in a function
+        (call,) = [op for op in graph.get_operations() if name in [a.name for a in op.op_def.attr]]
+        graph = function_graph(call.graph, call.get_attr(name).name)
+    assert "Sin" in [op.type for op in graph.get_operations()]
+    with pytest.raises(NotImplementedError, match="f calls nothing, which TensorFlow does not find"):
+        function_graph(graph, "nothing")
 
-    @tf.function(autograph=False)
-    def outer(t):
-        inner = tf.function(lambda x: t * x, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
-        found.append(inner)
-        return t
 
-    outer(tf.constant(2.0))
-    assert tf.is_symbolic_tensor(found[0].captured_inputs[0])
-    assert float(call_with_captures(found[0], [tf.constant(3.0)], [tf.constant(5.0)])) == 15.0
+def test_autograph_keeps_what_is_said():
+    """Exceptions of our own, notes on others, and the line that a warning names."""
+    error, found = quadgrad.tensorflow.IntegrandError("mine"), []
+
+    @tf.function
+    def run(kind):
+        found.append(site(lambda: calling_line()))
+        if kind == 0:
+            raise error
+        site(lambda: add_note(problem, "noted"))
+        raise problem
+
+    site = tf.autograph.experimental.do_not_convert(lambda call: call())
+    with pytest.raises(quadgrad.tensorflow.IntegrandError) as caught:
+        run(0)
+    assert caught.value is error
+    for problem in (TypeError("theirs"), ValueError("theirs")):
+        with pytest.raises(type(problem), match="(?s)theirs.*noted"):
+            run(1)
 
 
 def test_xla_is_seen_through_functions():

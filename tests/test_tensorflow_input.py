@@ -1,7 +1,6 @@
 """quadgrad.tensorflow: what cannot be meant or done is refused with a sentence, what is lost is warned of."""
 
-import subprocess
-import sys
+import math
 
 import numpy as np
 import pytest
@@ -70,6 +69,15 @@ def test_a_model_without_rows_is_told_to_reshape(way):
     with pytest.raises(Exception) as error:
         way(lambda: qgt.quad(lambda x: tf.squeeze(layer(x[0]), -1), 0.0, 1.0).value)
     assert "tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))" in told(error)
+
+
+@pytest.mark.parametrize("f", [math.exp, lambda x: x if x > 0.5 else 0 * x])
+def test_a_function_of_one_number_is_told_what_it_wants(f):
+    with pytest.raises(Exception) as error:
+        qgt.quad(f, ZERO, ONE)
+    assert "quadgrad.tensorflow.wrap(f, scalars=True)" in told(error) and "vectorized=False" not in told(error)
+    scalar = qgt.wrap(lambda x: f(x), scalars=True)
+    assert qgt.quad(scalar, ZERO, tf.constant(0.25, D)).converged
 
 
 def test_inputs_of_other_libraries():
@@ -141,35 +149,36 @@ def test_a_saved_model_that_would_have_to_search_is_refused(tmp_path):
         tf.saved_model.save(model, str(tmp_path))
 
 
-def test_a_pool_that_would_wait_for_itself_is_refused(monkeypatch):
-    sin = tf.function(tf.sin, autograph=False)
-    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 1)
-    with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(2\)"):
-        graph(lambda: qgt.quad(sin, 0.0, 1.0).value)
-    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
-    assert float(graph(lambda: qgt.quad(sin, 0.0, 1.0).value)) == pytest.approx(1 - np.cos(1), rel=1e-6)
-    with pytest.raises(NotImplementedError, match=r"set_inter_op_parallelism_threads\(3\)"):
-        graph(lambda: qgt.quad(lambda x: qgt.quad(lambda y, x: sin(x * y), 0.0, 1.0, (x,)).value, 0.0, 1.0).value)
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        ((None, 1.0), "a must be a number or a tensor"),
+        ((0.0, "1"), "b must be a number or a tensor"),
+        ((0.0, tf.ragged.constant([[1.0], [1.0, 2.0]])), r"b is a RaggedTensor.*to_tensor\(\)"),
+        ((tf.sparse.from_dense([1.0]), 1.0), r"a is a SparseTensor.*to_dense"),
+    ],
+    ids=str,
+)
+def test_limits_that_are_no_numbers(ends, says):
+    with pytest.raises(TypeError, match=says):
+        qgt.quad(tf.sin, *ends)
 
 
-def test_one_thread_is_enough_for_what_has_no_functions_and_branches():
-    code = """
-import tensorflow as tf
-tf.config.threading.set_inter_op_parallelism_threads(1)
-tf.config.threading.set_intra_op_parallelism_threads(1)
-import quadgrad.tensorflow as qgt
-def inner(x):
-    return qgt.quad(lambda y, x: tf.reduce_sum(tf.stack([tf.exp(-x * y), x * y], -1), -1), 0.0, 1.0, (x,)).value
-@tf.function(autograph=False)
-def run(b):
-    with tf.GradientTape() as tape:
-        tape.watch(b)
-        value = qgt.quad(inner, 0.0, b, jumps=lambda x: x - b / 2).value
-    return value, tape.gradient(value, b)
-print([round(float(v), 5) for v in run(tf.constant(1.0))])
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert ended.stdout.split() == ["[1.0466,", "1.13212]"], ended.stderr[-2000:]
+@pytest.mark.parametrize("way", [eager, graph])
+def test_variables_of_keras_and_arrays_of_others_are_inputs(way):
+    class Column:
+        def __array__(self, dtype=None, copy=None):
+            return np.array([1.0, 3.0])
+
+    b = tf.keras.Variable(2.0, dtype="float64")
+
+    def run():
+        with tf.GradientTape() as tape:
+            value = qgt.quad(lambda x, b, c: b * c * x, 0.0, b, (b, Column())).value
+        return value, tape.gradient(value, b.value)
+
+    value, slope = way(run)
+    assert np.allclose(value, [4.0, 12.0], rtol=1e-14) and float(slope) == pytest.approx(24.0, rel=1e-14)
 
 
 def differentiate(f, **options):

@@ -82,14 +82,14 @@ def test_gamma_and_two_derivatives(way):
         assert np.abs(found / exact - 1).max() < 1e-12
 
 
-@pytest.mark.parametrize("how", ["closed over", "passed", "a variable"])
+@pytest.mark.parametrize("how", ["closed over", "passed", "a variable", "a variable passed"])
 @pytest.mark.parametrize("way", [eager, graph])
 def test_a_limit_that_a_singularity_moves_with(way, how):
     b = tf.constant(0.7, D)
     variable = tf.Variable(b)
 
     def integral(b):
-        if how == "passed":
+        if how.endswith("passed"):
             return qgt.quad(lambda x, b: (b - x) ** -0.5, 0.0, b, (b,)).value
         return qgt.quad(lambda x: (b - x) ** -0.5, 0.0, b).value
 
@@ -100,7 +100,7 @@ def test_a_limit_that_a_singularity_moves_with(way, how):
             slope = tape.gradient(value, variable)
         return value, slope, outer.gradient(slope, variable)
 
-    found = way(of_variable) if how == "a variable" else way(gradients(integral, 2), b)
+    found = way(of_variable) if how.startswith("a variable") else way(gradients(integral, 2), b)
     assert np.allclose(found, [2 * 0.7**0.5, 0.7**-0.5, -0.5 * 0.7**-1.5], rtol=1e-12, atol=0)
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_evaluated_twice_without_a_tape():
         return tf.exp(x)
 
     result = qgt.quad(f, ZERO, ONE)
-    assert len(calls) == 1 and int(result.nfev) == 23
+    assert len(calls) == 1 and int(result.nfev) == 26
     with tf.GradientTape():  # which sees nothing of it
         qgt.quad(f, ZERO, ONE)
     assert len(calls) == 2

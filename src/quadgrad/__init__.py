@@ -1,4 +1,11 @@
-"""quadgrad: integrals you can differentiate."""
+"""quadgrad: integrals you can differentiate.
+
+``quad`` integrates a torch function between limits, ``qmc`` and ``vegas`` over boxes, ``expectation`` over a
+distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
+``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
+``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
+functions. ``help(quadgrad.quad)`` tells more.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +35,7 @@ from quadgrad._core.status import Status
 from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
 from quadgrad._core.verbs.expectation import expectation
-from quadgrad._core.verbs.integrator import Integrator
+from quadgrad._core.verbs.integrator import Integrator, restore_integrator
 from quadgrad._core.verbs.perturbation_loss import perturbation_loss
 from quadgrad._core.verbs.perturbed import Perturbed
 from quadgrad._core.verbs.qmc import qmc
@@ -72,7 +79,7 @@ __all__ = [
     "vegas",
 ]
 __version__ = "0.1.0"
-_restore_plan, _restore_result = restore_plan, restore_result  # files name them
+_restore_plan, _restore_result, _restore_integrator = restore_plan, restore_result, restore_integrator  # in files
 
 # Tracebacks and files then name what callers import. Classes with annotated fields stay where their annotations are
 # understood.

@@ -27,6 +27,8 @@ __all__ = [
     "derivatives_open",
     "dispatch_mode_open",
     "forward_mode_open",
+    "hooks_saved_tensors",
+    "in_backward",
     "in_differentiation",
     "in_transform",
     "leaves_behind",
@@ -72,6 +74,16 @@ def in_differentiation() -> bool:
 def forward_mode_open() -> bool:
     """Whether a forward-mode level is open, so that tangents may flow even where gradients are off."""
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is what calls: as :func:`torch.utils.checkpoint.checkpoint` does, of either kind."""
+    return torch._C._current_graph_task_id() >= 0  # pyright: ignore
+
+
+def hooks_saved_tensors() -> bool:
+    """Whether what autograd saves goes through hooks, as inside a checkpoint that may compute it again."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore
 
 
 def derivatives_open() -> bool:

@@ -42,20 +42,30 @@ It returns None where there is nothing to say.
 """
 
 
-class IntegrandError(ValueError):
+class _AsItIs:
+    ag_pass_through = True
+    """AutoGraph of TensorFlow, which makes exceptions of its own of all others, lets these through."""
+
+
+class IntegrandError(_AsItIs, ValueError):
     """The integrand broke the calling contract: a wrong shape, no tensor, or not deterministic."""
 
 
-class IntegrationError(ArithmeticError):
+class IntegrationError(_AsItIs, ArithmeticError):
     """Some integrals did not converge and ``on_failure="raise"`` was asked for."""
 
 
-class PlanError(ValueError):
-    """A plan does not fit the call it is passed to: other rule, batch, number of breakpoints or kind of limits."""
+class PlanError(_AsItIs, ValueError):
+    """A plan does not fit the call it is passed to: other rule, batch, number of breakpoints or kind of limits.
+
+    ``batch_shape`` is the call's, if it is the batch that does not fit.
+    """
+
+    batch_shape: tuple[int, ...] | None = None
 
 
 class IntegrationWarning(UserWarning):
-    """Some integrals did not converge, or a derivative with respect to a limit is infinite."""
+    """Some integrals did not converge, a derivative with respect to a limit is infinite, or a gradient NaN."""
 
 
 class SeveredGradientWarning(UserWarning):
@@ -66,7 +76,7 @@ class UnmarkedJumpWarning(SeveredGradientWarning):
     """The integrand jumps at a place whose movement with a parameter is not in the gradient."""
 
 
-class BridgeError(ValueError):
+class BridgeError(_AsItIs, ValueError):
     """A wrapped function broke its contract: a wrong type, shape or dtype, or a derivative that does not fit."""
 
 

@@ -309,7 +309,7 @@ class Integrand:
             note = f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}"
             if self.point_ndim:
                 note += ". Coordinate i is x[..., i]; beside x an argument is c[..., None], or an element"
-            error.add_note(note)
+            error.add_note(note + _remedy(error, args, self.vectorized))
             raise
         if not isinstance(y, Tensor):
             raise IntegrandError(
@@ -360,6 +360,24 @@ def _interval(x: Tensor) -> str:
 def _shapes(x: Tensor, args: Sequence[Any]) -> str:
     shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args)
     return f"; x of shape {tuple(x.shape)}, args of shapes [{shapes}]"
+
+
+def _remedy(error: Exception, args: Sequence[Any], vectorized: bool) -> str:
+    """Return what usually helps where f raised an error of its own, unless one nearer to f has said it."""
+    said, text = str(error), ""
+    if any(note.startswith("quadgrad") for note in getattr(error, "__notes__", ())):
+        return text
+    if vectorized and ("ambiguous" in said or "scalar" in said):
+        text += (
+            ". f is called with many x at once: torch.where decides for each, torch's functions stand in for those "
+            "of math, and a function of one number needs vectorized=False"
+        )
+    if "out of bounds" in said and any(isinstance(a, Tensor) and a.ndim for a in args):
+        text += (
+            ". Each entry of a tensor in args is another integral: pass a vector, matrix or sequence that belongs "
+            "to one as quadgrad.element(t, ndim=k), or close over it"
+        )
+    return text
 
 
 def _wrong_shape(

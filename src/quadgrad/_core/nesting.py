@@ -10,6 +10,9 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 __all__ = ["InnerRecord", "current_record"]
 
 
@@ -17,18 +20,30 @@ __all__ = ["InnerRecord", "current_record"]
 class InnerRecord:
     """What a call has to say when it is done.
 
-    The worst relative error of inner integrals, what those that failed had to say, the first jump not marked, and,
-    of a part of a batch, the numbers of arguments on which f does not depend although they require grad.
+    The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
+    what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
+    arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
+    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one.
+    ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
+    those of which the nodes are known, over f, ``sums`` of both over all nodes.
     """
 
     noise: float = 0.0
+    largest: float = 0.0
     failures: dict[str, int] = field(default_factory=lambda: {})
     jump: str = ""
     severed: tuple[str, ...] = ()
+    kept_by_a_verb: bool = False
+    depth: int = 1
+    sums: tuple[float, float] = (0.0, 0.0)
+    typical: float = 0.0
+    heard: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: [])
     _token: Token[InnerRecord | None] | None = None
 
     def __enter__(self) -> InnerRecord:
         """Collect the reports of inner integrals from here on."""
+        outer = current_record()
+        self.depth = (0 if outer is None else outer.depth) + (not self.kept_by_a_verb)
         self._token = _record.set(self)
         return self
 
@@ -46,11 +61,49 @@ class InnerRecord:
 
     def __reduce__(self) -> Any:
         """Leave out what is this process' own."""
-        return InnerRecord, (self.noise, self.failures, self.jump, self.severed)
+        return InnerRecord, (self.noise, self.largest, self.failures, self.jump, self.severed)
 
     def note(self, noise: float, failures: dict[str, int]) -> None:
         """Enter what an inner call reports."""
         self.noise = max(self.noise, noise)
+        self.largest = max(self.largest, noise)
+        self._count(failures)
+
+    def hear(self, error: Tensor, value: Tensor, failures: dict[str, int]) -> None:
+        """Enter what an inner call reports, and the errors and sizes of its integrals."""
+        if error.numel():
+            size = value.abs().reshape(error.numel(), -1).amax(1) if value.numel() else torch.zeros_like(error)
+            self.heard.append((error.reshape(-1), size))
+        self._count(failures)
+
+    def take(self, y: Tensor, nodes: int) -> Tensor | None:
+        """Return how far f ``y`` ``(m, n, *event)`` may be off for the errors of inner integrals, ``(m, n)``.
+
+        None if there are none, or not one or several for each of the ``nodes``; then their relative error counts
+        for all nodes alike.
+        """
+        heard, self.heard = self.heard, []
+        if not heard:
+            return None
+        errors, sizes = (torch.cat(parts) for parts in zip(*heard, strict=True))
+        top = float(sizes.max())
+        relative = float(errors.max()) / top if top > 0.0 else 0.0
+        self.largest = max(self.largest, relative)
+        one_each = all(len(error) == nodes for error, _ in heard)
+        if not one_each and not (all(len(error) == 1 for error, _ in heard) and len(heard) % nodes == 0):
+            self.noise = max(self.noise, relative)
+            return None
+        shape = (-1, nodes) if one_each else (nodes, -1)
+        errors, sizes = (t.reshape(shape).T if one_each else t.reshape(shape) for t in (errors, sizes))
+        height = y.abs().double().reshape(nodes, -1).amax(1)
+        # In proportion to f: what f makes of an inner integral is most often a multiple of it.
+        off = (errors * torch.where(sizes > 0.0, height[:, None] / sizes, 1.0)).nan_to_num(0.0, 0.0, 0.0).sum(1)
+        # Null rules have to know what a small difference says nothing of; what nodes are off beyond that is added.
+        self.sums = (self.sums[0] + float(off.sum()), self.sums[1] + float(height.nan_to_num(0.0, 0.0).sum()))
+        self.typical = self.sums[0] / self.sums[1] if self.sums[1] > 0.0 else 0.0
+        return (off - self.typical * height).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).reshape(y.shape[:2])
+
+    def _count(self, failures: dict[str, int]) -> None:
         for sentence, count in failures.items():
             self.failures[sentence] = self.failures.get(sentence, 0) + count
 

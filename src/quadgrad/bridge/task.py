@@ -251,7 +251,11 @@ class Task:
             point = self.linearize(tuple(x[index] for x in inputs), wanted)
             flat = [np.concatenate([np.reshape(v[index], (count, -1)) for v in group], axis=1) for group in vectors]
             arrays = [point.inputs[i] for i in point.wanted] if like == "inputs" else list(point.outputs)
-            found = product(point, *flat)
+            if any(sum(each.size for each in side) == 0 for side in (point.outputs, [inputs[i] for i in wanted])):
+                # Of nothing, or with respect to nothing: no method has a step to take.
+                found = np.zeros((count, sum(a.size for a in arrays)))
+            else:
+                found = product(point, *flat)
             ends = np.cumsum([a.size for a in arrays])[:-1]
             parts = np.split(found, ends, axis=1)
             rows.append([p.reshape(extra_shape + a.shape) for p, a in zip(parts, arrays, strict=True)])

@@ -1,8 +1,16 @@
-"""Integrals you can differentiate, of TensorFlow functions, in TensorFlow tensors."""
+"""Integrals you can differentiate, of TensorFlow functions, in TensorFlow tensors.
+
+``quad``, ``qmc``, ``replay``, ``trapezoid``, ``simpson``, ``cumulative_trapezoid`` and ``cumulative_simpson`` have
+the names, options and results of torch's in :mod:`quadgrad`; ``element`` marks vectors in ``args``,
+``gradient_error`` estimates the error of a ``qmc``'s gradient; ``wrap`` makes NumPy and SciPy code differentiable.
+``antiderivative``, ``spline``, ``romb``, ``expectation``, ``vegas`` and ``Integrator`` are torch's alone.
+"""
 
 from __future__ import annotations
 
 from quadgrad._core.errors import (
+    BridgeError,
+    BridgeWarning,
     IntegrandError,
     IntegrationError,
     IntegrationWarning,
@@ -21,6 +29,8 @@ from quadgrad.tensorflow._sampled import cumulative_simpson, cumulative_trapezoi
 from quadgrad.tensorflow._wrap import wrap
 
 __all__ = [
+    "BridgeError",
+    "BridgeWarning",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",

@@ -6,7 +6,7 @@ wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -84,15 +84,25 @@ class Inputs:
         each = [self.a, self.b, self.points, *(v.tensor if isinstance(v, Element) else v for v in self.args)]
         return list({id(v): v for v in each if is_tensor(v)}.values())
 
-    def with_tensors(self, tensors: Sequence[Any]) -> Inputs:
-        """Return the same with others in the place of :meth:`tensors`."""
-        others = {id(old): new for old, new in zip(self.tensors(), tensors, strict=True)}
+    def emptied(self) -> Callable[[Sequence[Any]], Inputs]:
+        """Return what makes the same of others in the place of :meth:`tensors`; it holds none of these.
 
-        def other(v: Any) -> Any:
-            return Element(others[id(v.tensor)], v.ndim) if isinstance(v, Element) else others.get(id(v), v)
+        Arguments that are no tensors are None.
+        """
+        places = {id(tensor): i for i, tensor in enumerate(self.tensors())}
+        ndims = [v.ndim if isinstance(v, Element) else 0 for v in self.args]
+        inner = [v.tensor if isinstance(v, Element) else v for v in self.args]
+        at = [places.get(id(v)) for v in (self.a, self.b, self.points, *inner)]
+        rest = [v if place is None else None for v, place in zip((self.a, self.b, self.points), at, strict=False)]
+        originals = {places[i]: v for i, v in self.originals.items() if i in places}
 
-        originals = {id(others[i]): v for i, v in self.originals.items() if i in others}
-        return Inputs(other(self.a), other(self.b), tuple(map(other, self.args)), other(self.points), originals)
+        def fill(tensors: Sequence[Any]) -> Inputs:
+            a, b, points, *args = [None if place is None else tensors[place] for place in at]
+            a, b, points = (v if v is not None else r for v, r in zip((a, b, points), rest, strict=True))
+            args = [Element(v, ndim) if ndim and v is not None else v for v, ndim in zip(args, ndims, strict=True)]
+            return Inputs(a, b, tuple(args), points, {id(tensors[i]): v for i, v in originals.items()})
+
+        return fill
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,27 +121,19 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         Tensors of torch, of Keras' symbolic kind, or torch's :func:`quadgrad.element`.
     """
     originals: dict[int, Any] = {}
+    read: dict[int, Any] = {}  # each variable once: the search knows by it that an argument moves with a limit
 
     def take(name: str, value: Any) -> Any:
         if isinstance(value, Element):
             return Element(take(name, value.tensor), value.ndim)
-        if isinstance(value, TorchElement):
-            raise TypeError(f"{name} is a quadgrad.element, of torch: mark it by quadgrad.tensorflow.element")
-        if isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, "
-                "with a function of torch tensors"
-            )
-        if type(value).__name__ == "KerasTensor":
-            raise TypeError(
-                f"{name} is a symbolic tensor of Keras, which holds no numbers yet: call this in the call() of a "
-                "keras.layers.Layer"
-            )
-        if isinstance(value, np.ndarray | np.generic):
-            return tf.constant(value)
+        _refuse(name, value)
+        if is_tensor(getattr(value, "value", None)):  # a variable of Keras, which tapes do not know
+            value = value.value
+        if not is_tensor(value) and hasattr(value, "__array__"):
+            return tf.constant(np.asarray(value))
         if not is_tensor(value):
             return value
-        tensor = tf.convert_to_tensor(value)
+        tensor = read.setdefault(id(value), tf.convert_to_tensor(value))
         if tensor is not value:
             originals[id(tensor)] = value
         return tensor
@@ -144,6 +146,28 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
         points = points if is_tensor(points) else np.asarray(points, np.float64)
         points = _at_least_one_dimension(points)
     return Inputs(ends[0], ends[1], tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
+
+
+def _refuse(name: str, value: Any) -> None:
+    """Refuse what belongs to another library, or is not one dense array."""
+    kind = type(value).__name__
+    if isinstance(value, TorchElement):
+        raise TypeError(f"{name} is a quadgrad.element, of torch: mark it by quadgrad.tensorflow.element")
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is a torch.Tensor: give its numbers, .numpy(force=True), or integrate by quadgrad.quad, "
+            "with a function of torch tensors"
+        )
+    if kind == "KerasTensor":
+        raise TypeError(
+            f"{name} is a symbolic tensor of Keras, which holds no numbers yet: call this in the call() of a "
+            "keras.layers.Layer"
+        )
+    if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
+        raise TypeError(
+            f"{name} is a {kind}: give a dense tensor, .to_tensor() or tf.sparse.to_dense, or, of rows of several "
+            "lengths, .flat_values, whose integrals are a batch"
+        )
 
 
 def _at_least_one_dimension(points: Any) -> Any:

@@ -6,16 +6,13 @@ tensors that f closes over, and the handles of variables, which puts it in order
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.errors import calling_site
 from quadgrad._core.gradient.written import Written
 from quadgrad._core.rules.rule import SHARES
 from quadgrad._core.tolerance import returned_dtype
@@ -24,7 +21,7 @@ from quadgrad.tensorflow._crossing import is_tensor, tensorflow_dtype, to_tensor
 from quadgrad.tensorflow._framework import tf
 from quadgrad.tensorflow._inline import Inline
 from quadgrad.tensorflow._integrand import Function
-from quadgrad.tensorflow._recording import call_with_captures, in_xla
+from quadgrad.tensorflow._recording import calling_line, in_xla
 from quadgrad.tensorflow._replay import replay, take_logarithm
 from quadgrad.tensorflow._result import Result
 from quadgrad.tensorflow._search import HandOver, Options, Searched, search, speaking
@@ -52,41 +49,41 @@ class Traced:
         self.specs = [_spec(v) for v in inputs.args if _tensor_of(v) is not None]
         x = tf.TensorSpec([None] * (2 + function.point_ndim), function.dtype)
         traced = tf.function(self._call, autograph=False)
-        token = _depth.set(_depth.get() + 1)
-        try:
-            self.concrete = traced.get_concrete_function(x, *self.specs)
-        finally:
-            _depth.reset(token)
-        self.captured: list[Any] = list(self.concrete.captured_inputs)
-        self.output: Any = self.concrete.outputs[0]
-        self.inline = Inline.of(self.concrete)
+        concrete = traced.get_concrete_function(x, *self.specs)
+        self.captured: list[Any] = list(concrete.captured_inputs)
+        self.output: Any = concrete.outputs[0]
+        self.inline = Inline(concrete.graph)
 
     def _call(self, x: Any, *tensors: Any) -> Any:
         rest = iter(tensors)
         return self.function(x, [v if _tensor_of(v) is None else next(rest) for v in self.args])
 
-    def outside(self, captured: Sequence[Any]) -> Function:
-        """Return the function to be called eagerly, with these tensors in the place of those it captured."""
+    def outside(self, places: dict[int, int]) -> Callable[[Sequence[Any]], Function]:
+        """Return what makes the function to be called eagerly of the values of tensors, enumerated by ``places``.
+
+        It holds no tensor of the graph: TensorFlow never frees a graph that one of its Python functions refers to.
+        """
         # What is no part of the graph keeps its identity, by which tapes know it.
-        captured = [
-            new if tf.is_symbolic_tensor(old) else old for old, new in zip(self.captured, captured, strict=True)
-        ]
-        point = self.function.point_ndim
+        kept = [None if tf.is_symbolic_tensor(t) else t for t in self.captured]
+        at = [places[id(t)] for t in self.captured]
+        name, specs, point, inline = self.function.name, self.specs, self.function.point_ndim, self.inline
 
-        def call(x: Any, *args: Any) -> Any:
-            tensors = [a for a in args if is_tensor(a)]
-            tensors = [_fit(a, spec) for a, spec in zip(tensors, self.specs, strict=True)]
-            grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
-            flat = x if len(grid) == 2 else tf.reshape(x, (-1, 1, *end))
-            if self.inline is not None:
-                y = self.inline([flat, *tensors, *captured])
-            else:
-                y = call_with_captures(self.concrete, [flat, *tensors], captured)
-            return y if len(grid) == 2 else tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
+        def fill(values: Sequence[Any]) -> Function:
+            captured = [values[i] if k is None else k for i, k in zip(at, kept, strict=True)]
 
-        outside = Function(call, self.function.name, point)
-        outside.cast = False
-        return outside
+            def call(x: Any, *args: Any) -> Any:
+                tensors = [a for a in args if is_tensor(a)]
+                tensors = [_fit(a, spec) for a, spec in zip(tensors, specs, strict=True)]
+                grid, end = tuple(x.shape)[: x.shape.rank - point], tuple(x.shape)[x.shape.rank - point :]
+                flat = x if len(grid) == 2 else tf.reshape(x, (-1, 1, *end))
+                (y,) = inline([flat, *tensors, *captured])
+                return y if len(grid) == 2 else tf.reshape(y, (*grid, *tuple(y.shape)[2:]))
+
+            outside = Function(call, name, point)
+            outside.cast = False
+            return outside
+
+        return fill
 
 
 def _tensor_of(value: Any) -> Any:
@@ -132,14 +129,18 @@ _TAG: list[Any] = []
 
 
 def _tag() -> Any:
-    """Return a resource that no model tracks: a SavedModel, which cannot hold a search, refuses it by its name."""
+    """Return what is read from a resource that no model tracks: a SavedModel refuses its name.
+
+    Only what is read: a resource itself would bind searches to its device, also those of other replicas. And read
+    by itself: of what a variable reads, graphs keep the variable, which Keras then saves with a model.
+    """
     if not _TAG:
         with tf.init_scope():
             name = (
                 "quadgrad_SEARCHES_IN_PYTHON_which_cannot_be_saved/save_a_plan_and_call_quadgrad.tensorflow.replay"
             )
             _TAG.append(tf.Variable(0, trainable=False, name=name))
-    return _TAG[0].handle
+    return tf.raw_ops.ReadVariableOp(resource=_TAG[0].handle, dtype=_TAG[0].dtype)
 
 
 def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequence[Any]) -> list[Any]:
@@ -150,46 +151,21 @@ def run_outside(run: Any, inputs: Inputs, traced: Sequence[Traced], dtypes: Sequ
     tensors = inputs.tensors()
     entering = list({id(v): v for v in [*tensors, *(c for t in traced for c in t.captured)]}.values())
     places = {id(v): i for i, v in enumerate(entering)}
-
-    if any(t.inline is None for t in traced):
-        refuse_few_threads()
+    fill, functions = inputs.emptied(), [t.outside(places) for t in traced]
+    given = [places[id(t)] for t in tensors]
+    floats = [places[id(c)] for t in traced for c in t.captured if c.dtype.is_floating or c.dtype.is_complex]
 
     def outside(*values: Any) -> list[Any]:
-        given = inputs.with_tensors([values[places[id(t)]] for t in tensors])
-        functions = [t.outside([values[places[id(c)]] for c in t.captured]) for t in traced]
-        return [to_tensorflow(v) for v in run(given, functions, [values[places[id(c)]] for c in floats])]
+        called = [function(values) for function in functions]
+        return [
+            to_tensorflow(v) for v in run(fill([values[i] for i in given]), called, [values[i] for i in floats])
+        ]
 
-    floats = [c for t in traced for c in t.captured if c.dtype.is_floating or c.dtype.is_complex]
     found = tf.py_function(
         outside, [*map(_stopped, entering), _tag()], list(dtypes),
         name="quadgrad_searches_in_Python__vectorized_map_needs_its_while_loop",
     )  # fmt: skip
     return [tf.stop_gradient(v) for v in found]
-
-
-def refuse_few_threads() -> None:
-    """Refuse a search that would wait for itself for ever.
-
-    A ``py_function`` holds a thread of the pool in which TensorFlow runs operations, and calls f, which asks the
-    pool for another; a search inside of f holds one more.
-
-    Raises
-    ------
-    NotImplementedError
-        Naming the setting that helps.
-    """
-    wanted = 2 + _depth.get()
-    if (tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1) < wanted:
-        raise NotImplementedError(
-            "f calls a tf.function, loops (tf.while_loop, tf.map_fn) or branches (tf.cond): to search it in a "
-            f"graph needs {wanted} threads between operations, and TensorFlow has fewer: call "
-            f"tf.config.threading.set_inter_op_parallelism_threads({wanted}) at the start of the program, or "
-            "integrate outside of tf.function"
-        )
-
-
-_depth: ContextVar[int] = ContextVar("quadgrad_traced_inside", default=0)
-"""How many integrands are being traced, one inside of the other."""
 
 
 def _stopped(tensor: Any) -> Any:
@@ -199,7 +175,7 @@ def _stopped(tensor: Any) -> Any:
 def integrate_in_graph(function: Function, jumps: Function | None, inputs: Inputs, options: Options) -> Result:
     """Put search and replay into the graph."""
     refuse_xla("quad")
-    site = calling_site()
+    site = calling_line()
     traced = [Traced(one, inputs) for one in (function, jumps) if one is not None]
     output = torch_dtype(traced[0].output.dtype)
     real = returned_dtype(inputs.dtype, output.to_real() if output.is_complex else output)

@@ -12,7 +12,7 @@ from torch import Tensor
 from quadgrad._core.errors import IntegrandError
 from quadgrad.tensorflow._crossing import is_tensor, tensorflow_dtype, to_tensorflow, to_torch
 from quadgrad.tensorflow._framework import tf
-from quadgrad.tensorflow._recording import is_watched, silence
+from quadgrad.tensorflow._recording import add_note, is_watched, silence
 
 __all__ = ["Function", "View"]
 
@@ -44,9 +44,7 @@ class Function:
         try:
             y = self.f(x, *args)
         except Exception as error:
-            note = _note(self, error, x, args)
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+            add_note(error, _note(self, error, x, args))
             raise
         if isinstance(y, tf.Variable):
             y = tf.convert_to_tensor(y)
@@ -117,7 +115,17 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
             "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
             "theirs, such as tf.constant(0.0, tf.float64)"
         )
-    if any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
+    if "compatible with expected shape" in said:
+        text += (
+            ". A graph that does not know how many dimensions f returns takes it for those of x: where there are "
+            "event dimensions behind them, say so by tf.ensure_shape"
+        )
+    if "ambiguous" in said or "scalar" in said:
+        text += (
+            ". f is called with many x at once: tf.where decides for each, tf.math's functions stand in for those "
+            "of math, and quadgrad.tensorflow.wrap(f, scalars=True) takes a function of one number"
+        )
+    elif any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
         text += f". {_ROWS}"
     return text
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from quadgrad._core.errors import calling_site
 from quadgrad._core.estimates.replicates import half_width
 from quadgrad._core.gradient import Differentiated, GradientMode, Reuse
 from quadgrad._core.gradient.samples import SampledPrimal
@@ -29,7 +28,7 @@ from quadgrad.tensorflow._graph import Traced, refuse_xla, run_outside
 from quadgrad.tensorflow._integrand import Function, View
 from quadgrad.tensorflow._points import Points, replay_points, write_points
 from quadgrad.tensorflow._quad import refuse_torch_only
-from quadgrad.tensorflow._recording import is_recording
+from quadgrad.tensorflow._recording import calling_line, is_recording
 from quadgrad.tensorflow._result import Result
 from quadgrad.tensorflow._search import speaking
 
@@ -200,7 +199,7 @@ _RANKS = {"x": 3, "weights": 2, "side": 2, "first": 3, "last": 3, "finite": 2}
 
 def _sample_in_graph(function: Function, inputs: Inputs, sample: Any) -> Result:
     refuse_xla("qmc")
-    site, traced = calling_site(), Traced(function, inputs)
+    site, traced = calling_line(), Traced(function, inputs)
     output = torch_dtype(traced.output.dtype)
     real = returned_dtype(inputs.dtype, output.to_real() if output.is_complex else output)
 

@@ -62,6 +62,8 @@ def quad(
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or matrix for each
         element with :func:`quadgrad.tensorflow.element`.
+        An argument by which a singularity moves along with a limit is passed as the same tensor or variable as the
+        limit: TensorFlow does not tell that two slices ``theta[0]`` are one number.
     points : tf.Tensor or sequence, shape ``(*batch, k)``, optional
         Breakpoints: places where f jumps, has a kink or is singular. A tensor is differentiated, its jump included.
     jumps : callable, optional
@@ -84,8 +86,8 @@ def quad(
     Raises
     ------
     NotImplementedError
-        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where TensorFlow has
-        too few threads; of options that are torch's alone.
+        Under ``jit_compile=True``, where :func:`quadgrad.tensorflow.replay` works; in a graph, where f uses
+        operations that are not TensorFlow's own; of options that are torch's alone.
     TypeError, ValueError, IntegrandError, IntegrationError
         As in :func:`quadgrad.quad`. While a graph runs, TensorFlow shows them as an error of its own, which holds
         the text.

@@ -6,6 +6,7 @@ TensorFlow has no public way to ask these things. ``tests/test_tensorflow_canary
 from __future__ import annotations
 
 import inspect
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,10 +17,43 @@ from tensorflow.python.eager import (  # pyright: ignore[reportMissingTypeStubs]
     record as _record,
 )
 
-__all__ = ["call_with_captures", "in_xla", "is_recording", "is_watched", "record_operation", "silence"]
+from quadgrad._core.errors import Site, calling_site
+from quadgrad.tensorflow._framework import tf
+
+__all__ = [
+    "add_note",
+    "calling_line",
+    "function_graph",
+    "in_xla",
+    "is_recording",
+    "is_watched",
+    "record_operation",
+    "silence",
+]
 
 _forward: Any = _forwardprop
 _tapes: Any = _record
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a note to an exception; in a graph to its text, of which AutoGraph makes another exception."""
+    if note in str(error) or note in getattr(error, "__notes__", ()):
+        return
+    if not tf.executing_eagerly() and type(error) in (TypeError, ValueError) and len(error.args) == 1:
+        error.args = (f"{error.args[0]}\n\n{note}",)
+        vars(error).pop("ag_error_metadata", None)  # which has the text without the note
+    else:
+        error.add_note(note)
+
+
+def calling_line() -> Site:
+    """Return the caller's line, in a graph the one that AutoGraph made another file of."""
+    site = calling_site()
+    if "__autograph_generated_file" not in os.path.basename(site.file):
+        return site
+    ours = os.path.dirname(tf.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    lines = [line for line in tf.no_op().traceback if not line.filename.startswith(ours)]
+    return Site(lines[-1].filename, lines[-1].lineno, site.names) if lines else site
 
 
 def is_recording() -> bool:
@@ -43,9 +77,14 @@ def silence() -> AbstractContextManager[None]:
     return _tapes.stop_recording()
 
 
-def call_with_captures(concrete: Any, inputs: list[Any], captures: list[Any]) -> Any:
-    """Call a concrete function with other tensors in the place of those that it captured where it was traced."""
-    return concrete._call_flat(inputs, captures)
+def function_graph(graph: Any, name: str) -> Any:
+    """Return the graph of a function that an operation of ``graph`` calls."""
+    while graph is not None:
+        found = graph._get_function(name)
+        if found is not None:
+            return found.graph
+        graph = getattr(graph, "outer_graph", None)
+    raise NotImplementedError(f"f calls {name}, which TensorFlow does not find: integrate outside of tf.function")
 
 
 def in_xla() -> bool:

@@ -397,7 +397,8 @@ def _as_tensor(name: str, value: Any) -> Any:
         array = np.array(value)
         return tf.constant(array.astype(np.float64) if isinstance(value, Real) else array)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {error}") from None
+        why = "what can be called is integrated by quad" if callable(value) else error
+        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {why}") from None
 
 
 def _as_real(name: str, value: Any) -> Any:

@@ -147,6 +147,8 @@ _WORDS = {
     "a tensor that requires grad": "a tensor that the tape watches",
     "without detach() or float()": "without tf.stop_gradient or float()",
     "(detach it if that is not wanted)": "(tf.stop_gradient it if that is not wanted)",
+    "or is too strong to be followed": "or is too strong to be followed. Where an argument moves with the limit "
+    "pass both as one tensor or variable (two slices theta[0] are two tensors), or take limit_gradient='pathwise'",
     "or compute in float64": "or compute in float64 (a limit as tf.constant(0.0, tf.float64))",
 }
 """What the engine says in terms of torch, and how it is called here."""

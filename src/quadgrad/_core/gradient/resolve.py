@@ -14,6 +14,7 @@ from quadgrad._core.gradient.derivative import Variables, as_reals, differentiat
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
+from quadgrad._core.gradient.readings import reading_errors_by
 from quadgrad._core.gradient.samples import SampledPrimal
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.integrand import Argument, Integrand
@@ -118,8 +119,10 @@ class Resolve(GradientMode):
         with primal.problem.outside() as plain_problem:
             derivative = _Search(self, primal, plain_problem, variables).run()
         replayed = primal.replay(derivative.plan)
+        derivative = self._with_readings(primal, derivative, variables)
         still = replayed.detach()
-        lost = (plain(primal.value).isfinite() & ~plain(still).isfinite()).reshape(plan.batch, -1).any(1)
+        lost = plain(primal.value).isfinite() & ~plain(still).isfinite()
+        lost = lost.flatten(1).any(1) if lost.ndim > 1 else lost
         if bool(lost.any()):
             # The derivative is not finite and was searched where f is not, either.
             derivative = _give_up(derivative, plan, lost)
@@ -131,6 +134,18 @@ class Resolve(GradientMode):
         zero = still == 0.0
         value = torch.where(zero, primal.value, primal.value * (replayed / still.masked_fill(zero, 1.0)))
         return Differentiated(value, derivative)
+
+    def _with_readings(self, primal: Primal, derivative: Derivative, variables: Variables) -> Derivative:
+        """Add what limits and breakpoints that depend on the variables contribute: f is read beside them."""
+        given = primal.problem.given or (None,) * len(primal.problem.integrand.arguments)
+        tensors = (*(given[i] for i in variables.arguments), *variables.parameters.tensors)
+        readings = reading_errors_by(primal, tensors) if tensors else None
+        if readings is None:
+            return derivative
+        error = derivative.error + readings.reshape(derivative.error.shape).to(derivative.error.dtype)
+        status = derivative.status
+        lost = readings.isinf().any(1).reshape(status.shape) & (status == int(Status.CONVERGED))
+        return replace(derivative, error=error, status=status.masked_fill(lost, int(Status.DIVERGENT)))
 
 
 class _Search:

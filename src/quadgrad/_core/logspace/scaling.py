@@ -25,9 +25,8 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
-from quadgrad._core.search.recheck import Recheck
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, replace_some
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance
@@ -175,9 +174,9 @@ class LogSearch:
             if not bool(ask.any()):
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
-            found, shift = _replace(found, again, ask), torch.where(align(ask, shift), other, shift)
+            found, shift = replace_some(found, again, ask), torch.where(align(ask, shift), other, shift)
         self.shift, beyond = shift, _is_beyond(shift, size)
-        status = found.status.masked_fill(beyond, int(Status.DIVERGENT))
+        status = _unless_finite(task, found).masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
 
@@ -196,13 +195,30 @@ class LogSearch:
             part = first if bool(mine.all()) else _take(first, mine)
             start = None if whole and part is first else part
             again = search_tiles(replace(scaled, tolerance=tolerance), start)
-            found = again if found is None else _replace(found, again, mine)
+            found = again if found is None else replace_some(found, again, mine)
         assert found is not None
         return found
 
     def _rounding(self, shift: Tensor) -> Tensor:
         """Return the relative error of exp(log f) that comes from the rounding of log f, shape ``(batch,)``."""
         return (ROUNDING * self.tolerance.eps) * largest_component(shift.abs())
+
+
+def _unless_finite(task: Problem, found: Found) -> Tensor:
+    """Return the status of all integrals; values that only a wrong scale has made infinite are told as a budget.
+
+    Where peaks are too narrow to be reached, the scale is that of their feet, and exp overflows higher up.
+    """
+    lost = found.status == int(Status.NONFINITE)
+    if not bool(lost.any()):
+        return found.status
+    cells = found.plan.take(lost[found.plan.owner] & found.plan.error.isinf())
+    y = task.integrand(cells.place(task.pieces)[0], cells.owner).detach()
+    bad = ~(y < torch.inf)  # NaN, too
+    infinite = torch.zeros_like(lost).index_put(
+        (cells.owner,), bad.transpose(0, 1).flatten(1).any(1), accumulate=True
+    )
+    return found.status.masked_fill(lost & ~infinite, int(Status.MAX_NFEV))
 
 
 def _is_beyond(shift: Tensor, size: Tensor) -> Tensor:
@@ -230,8 +246,3 @@ def _normalize(found: Found, shift: Tensor) -> tuple[Found, Tensor]:
 def _take(plan: IntervalPlan, who: Tensor) -> IntervalPlan:
     """Return the cells of some integrals."""
     return plan.take(who[plan.owner])
-
-
-def _replace(found: Found, again: Found, who: Tensor) -> Found:
-    """Return what was found, and of some integrals what was found when they were searched again."""
-    return Recheck(found, ~who, who).join(again)

@@ -61,10 +61,6 @@ class Plan(Printed):
     def same(self, other: Any) -> bool:
         """Whether another plan evaluates at the same places."""
 
-    @abstractmethod
-    def coarser(self, allowed: Tensor) -> Self:
-        """Return a plan that may do as well, where an error ``(batch,)`` is allowed: search has to see."""
-
     def to(self, device: torch.device | str) -> Self:
         """Return the plan on another device."""
         moved = object.__new__(type(self))

@@ -74,6 +74,9 @@ class CellPlan(Plan):
     term : Tensor of int64, shape (n,), optional
         Of cells whose integrals are terms of a series that is taken to its limit: of which, and which term, see
         :mod:`quadgrad._core.estimates.series`; 0 of the others. None where there are no others.
+    stalled : Tensor of int64, shape (batch,), optional
+        How integrals ended that did not converge on these cells, else 0: they are not refined again before their
+        error grows. See :class:`quadgrad.Integrator`.
     inspected : bool
         Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     even : bool
@@ -94,6 +97,7 @@ class CellPlan(Plan):
     shares: Tensor | None = None
     term: Tensor | None = None
     inspected: bool = False
+    stalled: Tensor | None = None
     even: bool = field(init=False)
     evenly: Tensor | None = field(init=False)
     crowding: Tensor | None = field(init=False)
@@ -180,8 +184,15 @@ class CellPlan(Plan):
         return len(self)
 
     def coarser(self, allowed: Tensor) -> Self:
-        """Return the plan itself, where a geometry does not know how to merge cells."""
+        """Return a plan that may do as well, where an error ``(batch,)`` is allowed: search has to see.
+
+        It is the plan itself where a geometry does not know how to merge cells.
+        """
         return self
+
+    def common(self) -> Self | None:
+        """Return cells ``()`` that many of the integrals share, to start others from; None if that is no help."""
+        return None
 
     def nodes(self, a: Any, b: Any, points: Any = None) -> Tensor:
         """Return the abscissae for the given limits, shape ``(m, n, ...)``.
@@ -211,6 +222,12 @@ class CellPlan(Plan):
     def take(self, index: Tensor | slice) -> Self:
         """Return the plan with some of its cells, by their places, a slice, or where a mask is true."""
         return self._with(self._take(index))
+
+    def noted(self, inspected: bool = False, stalled: Tensor | None = None) -> Self:
+        """Return the plan with other notes about its cells."""
+        plan = object.__new__(type(self))
+        vars(plan).update(vars(self), inspected=inspected, stalled=stalled)
+        return plan
 
     def groups(self) -> list[tuple[Tensor | None, Self]]:
         """Return parts whose nodes are all spread in one way, with the places of their cells; None if it is all.
@@ -265,13 +282,21 @@ class CellPlan(Plan):
         for name in plans[0].of_integrals:
             columns[name] = _pad_and_join([getattr(plan, name) for plan in plans], [plan.batch for plan in plans])
         return replace(
-            plans[0], batch_shape=batch_shape, pieces=pieces, inspected=inspected, row=torch.cat(rows), **columns
+            plans[0],
+            batch_shape=batch_shape,
+            pieces=pieces,
+            inspected=inspected,
+            stalled=None,
+            row=torch.cat(rows),
+            **columns,
         )
 
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
         columns = self._take(cells)
         columns |= {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)}
+        if self.stalled is not None:
+            columns["stalled"] = self.stalled[low:high]
         return self._with(
             columns | {name: t[low:high] for name in self.of_integrals if (t := getattr(self, name)) is not None}
         )

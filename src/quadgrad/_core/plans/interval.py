@@ -66,7 +66,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
         plan = object.__new__(IntervalPlan)  # a frozen class's own way costs a single integral 3 us
         vars(plan).update(
             rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, inspected=False,
-            row=row, start=start, stop=stop, error=error, kind=kind, tau=on.nodes, weight=on.weights,
+            stalled=None, row=row, start=start, stop=stop, error=error, kind=kind, tau=on.nodes, weight=on.weights,
             shares=on.shares, places=None, term=None, even=even, evenly=None, crowding=None, extrapolated=None,
         )  # fmt: skip
         if not even:
@@ -129,9 +129,49 @@ class IntervalPlan(CellPlan, geometry="interval"):
         return Limits(flat[0], flat[1], marks, self.infinite).with_found(self.places, self.batch)
 
     def coarser(self, allowed: Tensor) -> IntervalPlan:
-        """Return the plan with siblings merged whose errors are far below their share of what is allowed."""
+        """Return the plan with siblings merged whose errors are far below their share of what is allowed.
+
+        What is merged may be merged again: cells that have closed in on a peak offer but one pair of siblings.
+        """
         count = total(torch.ones_like(self.error), self.owner, self.batch)
-        return self.merge(self.error <= MERGED * (allowed / count)[self.owner])
+        limit, plan = MERGED * allowed / count, self
+        while True:
+            merged = plan.merge(plan.error <= limit[plan.owner])
+            if len(merged) == len(plan):
+                return plan
+            plan = merged
+
+    def common(self) -> IntervalPlan | None:
+        """Return the cells of one integral that are halved where at least half of the integrals have halved them.
+
+        Those beside singular ends count as whole: where others are singular, search finds out.
+        """
+        linear = self.take(self.linear)
+        row, start, level, owner = linear.piece, linear.start, linear.level, linear.owner
+        halved = level.new_zeros((0, 2))  # piece and number of a cell, all of one width
+        row_, start_, stop_ = [], [], []
+        depth, whole = 0, torch.arange(self.pieces, device=row.device)
+        cells = torch.stack((whole, torch.zeros_like(whole)), dim=1)
+        while len(cells):
+            width = 2.0**-depth
+            inside = level > depth
+            place = torch.stack((row, (start / width).floor().to(torch.int64) if depth else 0 * row, owner), dim=1)
+            ancestors, votes = place[inside].unique(dim=0)[:, :2].unique(dim=0, return_counts=True)
+            halved = ancestors[2 * votes >= self.batch]
+            split = (cells[:, None] == halved[None]).all(2).any(1)
+            rest = cells[~split]
+            row_.append(rest[:, 0])
+            start_.append(rest[:, 1] * width)
+            stop_.append((rest[:, 1] + 1) * width)
+            piece, number = cells[split].unbind(1)
+            second = 2 * number + 1 if depth else number - 1  # beyond the middle from the upper end
+            cells = torch.stack((torch.cat((piece, piece)), torch.cat((2 * number, second))), dim=1)
+            depth += 1
+        row, order = torch.cat(row_).sort(stable=True)
+        if len(row) == self.pieces:
+            return None
+        start, stop = (torch.cat(ends)[order].to(self.start.dtype) for ends in (start_, stop_))
+        return replace(self, batch_shape=(), inspected=False, stalled=None).with_cells(row, start, stop)
 
     def merge(self, mask: Tensor) -> IntervalPlan:
         """Return the plan with siblings merged: each pair of halves of one cell, both of which are in ``mask``.

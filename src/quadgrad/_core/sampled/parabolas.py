@@ -2,14 +2,19 @@
 
 A parabola with leading coefficient c integrates, over a gap h, to the trapezoid less ``c h^3 / 6``. With y's third
 divided difference d the parabola itself is off by d times the integral of ``(x - x0) (x - x1) (x - x2)``.
+
+Gaps of femtoseconds or terahertz have no cube in single precision: everywhere c is multiplied by the square of what
+its three samples span before, and gaps are parts of that.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from quadgrad._core.sampled.samples import Samples
+from quadgrad._core.sampled.tridiagonal import interleave
 
 __all__ = ["bends", "divisor", "simpson_error", "simpson_gap_errors", "trapezoid_error", "trapezoid_gap_errors"]
 
@@ -22,11 +27,9 @@ def bends(y: Tensor, gaps: Tensor | None) -> Tensor:
 
     Pairs begin with the first gap. A last gap without a partner takes the parabola of the last three samples.
     """
-    bent = _curvatures(y, gaps)
-    own = bent[..., ::2].repeat_interleave(2, -1)
-    if y.shape[-1] % 2 == 0:
-        own = torch.cat((own, bent[..., -1:]), -1)
-    return own / 6 if gaps is None else own * gaps**3 / 6
+    before, after = _gap_bends(y, gaps)
+    own = interleave(before[..., ::2], after[..., ::2])
+    return torch.cat((own, after[..., -1:]), -1) if y.shape[-1] % 2 == 0 else own
 
 
 def divisor(gaps: Tensor) -> Tensor:
@@ -41,20 +44,23 @@ def trapezoid_error(samples: Samples) -> Tensor:
 
 def trapezoid_gap_errors(samples: Samples) -> Tensor:
     """Return by how much the parabolas on either side change the trapezoid over each gap, whichever is more."""
-    gaps = samples.gaps
-    bent = _curvatures(samples.y, gaps).abs()
-    worst = torch.maximum(torch.cat((bent[..., :1], bent), -1), torch.cat((bent, bent[..., -1:]), -1))
-    return SAFETY * samples.scaled(worst / 6 if gaps is None else worst * gaps.abs() ** 3 / 6).abs()
+    before, after = (bent.abs() for bent in _gap_bends(samples.y, samples.gaps))
+    worst = torch.maximum(torch.cat((before[..., :1], after), -1), torch.cat((before, after[..., -1:]), -1))
+    return SAFETY * samples.scaled(worst).abs()
 
 
 def simpson_gap_errors(samples: Samples) -> Tensor:
     """Return by how much the two parabolas over each gap differ; at the ends as over the gap beside."""
     if samples.count < 4:
         return trapezoid_gap_errors(samples)
-    gaps = samples.gaps
-    jumps = _curvatures(samples.y, gaps).diff(dim=-1).abs()
-    jumps = torch.cat((jumps[..., :1], jumps, jumps[..., -1:]), -1)
-    return SAFETY * samples.scaled(jumps / 6 if gaps is None else jumps * gaps**3 / 6).abs()
+    before, after = _gap_bends(samples.y, samples.gaps)
+    jumps = (before[..., 1:] - after[..., :-1]).abs()
+    first, last = jumps[..., :1], jumps[..., -1:]
+    if samples.gaps is not None:
+        gaps = samples.gaps
+        first = first * (gaps[..., :1] / gaps[..., 1:2]) ** 3
+        last = last * (gaps[..., -1:] / gaps[..., -2:-1]) ** 3
+    return SAFETY * samples.scaled(torch.cat((first, jumps, last), -1)).abs()
 
 
 def simpson_error(samples: Samples) -> Tensor:
@@ -66,20 +72,37 @@ def simpson_error(samples: Samples) -> Tensor:
     if samples.count < 4:
         return trapezoid_error(samples)
     gaps = torch.ones_like(samples.y.real[..., 1:]) if samples.gaps is None else samples.gaps
-    spans = gaps[..., :-2] + gaps[..., 1:-1] + gaps[..., 2:]
-    third = (_curvatures(samples.y, gaps).diff(dim=-1) / divisor(spans)).abs()
-    sides = torch.maximum(torch.cat((third[..., :1], third), -1), torch.cat((third, third[..., -1:]), -1))
+    pairs = gaps[..., 1:] + gaps[..., :-1]
+    bent, (first, second) = _bent(samples.y, samples.gaps), (pairs[..., :-1], pairs[..., 1:])
+    spans = divisor(first + gaps[..., 2:])
+    # The third difference, times the cube of what the pair spans that it is asked for.
+    ahead = ((bent[..., 1:] * (first / divisor(second)) ** 2 - bent[..., :-1]) * (first / spans)).abs()
+    behind = ((bent[..., 1:] - bent[..., :-1] * (second / divisor(first)) ** 2) * (second / spans)).abs()
+    sides = torch.maximum(pad(behind, (1, 0)), pad(ahead, (0, 1)))
     before, after = gaps[..., :-1], gaps[..., 1:]
-    errors = (sides * (before - after) * (before + after) ** 3 / 12).abs()[..., ::2].sum(-1, keepdim=True)
+    errors = (sides * (before - after) / 12).abs()[..., ::2].sum(-1, keepdim=True)
     if samples.count % 2 == 0:
         before, after = gaps[..., -2:-1], gaps[..., -1:]
-        errors = errors + (sides[..., -1:] * after**3 * (after / 12 + before / 6)).abs()
+        part = after / divisor(before + after)
+        errors = errors + (sides[..., -1:] * part**3 * (after / 12 + before / 6)).abs()
     return SAFETY * samples.scaled(errors).abs()
 
 
-def _curvatures(y: Tensor, gaps: Tensor | None) -> Tensor:
-    """Return the second divided difference of each three samples: the parabola's leading coefficient."""
-    slopes = y.diff(dim=-1)
+def _bent(y: Tensor, gaps: Tensor | None) -> Tensor:
+    """Return the leading coefficient of the parabola through each three samples, times their span squared."""
+    steps = y.diff(dim=-1)
     if gaps is None:
-        return slopes.diff(dim=-1) / 2
-    return (slopes / divisor(gaps)).diff(dim=-1) / divisor(gaps[..., 1:] + gaps[..., :-1])
+        return 2 * steps.diff(dim=-1)
+    pairs = gaps[..., 1:] + gaps[..., :-1]
+    under = divisor(gaps)
+    return steps[..., 1:] * (pairs / under[..., 1:]) - steps[..., :-1] * (pairs / under[..., :-1])
+
+
+def _gap_bends(y: Tensor, gaps: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return by how much trapezoids lie above each parabola, over the first and the second of its gaps."""
+    bent = _bent(y, gaps)
+    if gaps is None:
+        return bent / 24, bent / 24
+    before, after = gaps[..., :-1], gaps[..., 1:]
+    span = divisor(before + after)
+    return bent * ((before / span) ** 2 * before / 6), bent * ((after / span) ** 2 * after / 6)

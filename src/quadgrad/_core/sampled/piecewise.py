@@ -33,23 +33,29 @@ class Pieces:
         return (place - 1).clamp(0, self.x.shape[-1] - 2)
 
     def coefficients(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return those of 1, u, u^2 and u^3 in the pieces asked for, u being the distance from the left knot."""
-        h = _pick(self.x, place + 1) - _pick(self.x, place)
+        """Return those of 1, u, u^2 and u^3 in the pieces asked for, u being the part from the left knot.
+
+        Not the distance: cubes of distances of 1e-15 or 1e15 are no numbers in single precision.
+        """
+        h = self._gap(place)
         y0, y1, s0, s1 = (_pick(t, place + i) for t in (self.y, self.slopes) for i in (0, 1))
-        secant = (y1 - y0) / h
-        bend = (s0 + s1 - 2 * secant) / h
-        return y0, s0, (secant - s0) / h - bend, bend / h
+        rise, s0, s1 = y1 - y0, s0 * h, s1 * h
+        bend = s0 + s1 - 2 * rise
+        return y0, s0, rise - s0 - bend, bend
 
     def value(self, t: Tensor, order: int) -> Tensor:
         """Return a derivative at places."""
         place = self.locate(t)
-        u = t - _pick(self.x, place)
+        h = self._gap(place)
+        u = (t - _pick(self.x, place)) / h
         coefficients = list(self.coefficients(place))
         for _ in range(order):
             coefficients = [power * c for power, c in enumerate(coefficients)][1:]
         total = 0.0 * u * _pick(self.y, place)  # NaN where u is, of whatever order
         for c in reversed(coefficients):
             total = total * u + c
+        for _ in range(order):
+            total = total / h
         return total
 
     def knot_integrals(self) -> Tensor:
@@ -83,16 +89,20 @@ class Pieces:
 
     def _stretch(self, place: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the integral from a to b of the pieces asked for."""
-        left = _pick(self.x, place)
-        u, v = a - left, b - left
+        left, h = _pick(self.x, place), self._gap(place)
+        u, v = (a - left) / h, (b - left) / h
         c0, c1, c2, c3 = self.coefficients(place)
         mean = u + v
         squares = u * u + v * v
         return (b - a) * (c0 + c1 * mean / 2 + c2 * (squares + u * v) / 3 + c3 * mean * squares / 4)
 
+    def _gap(self, place: Tensor) -> Tensor:
+        """Return how wide the pieces asked for are."""
+        return _pick(self.x, place + 1) - _pick(self.x, place)
+
     def _areas(self, h: Tensor) -> Tensor:
         """Return the integral over each piece."""
-        return h * (self.y[..., 1:] + self.y[..., :-1]) / 2 - h * h * self.slopes.diff(dim=-1) / 12
+        return h * ((self.y[..., 1:] + self.y[..., :-1]) / 2 - h * self.slopes.diff(dim=-1) / 12)
 
 
 def _pick(values: Tensor, place: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def accumulate(
 
 def _first(initial: Any, samples: Samples, running: Tensor) -> Tensor:
     """Return the integral at the first sample as ``(..., 1)``."""
-    first = as_tensor("initial", initial)
+    first = as_tensor("initial", initial, running.device)
     rows = running.shape[:-1]
     if first.ndim == 0:
         first = first.reshape(1)

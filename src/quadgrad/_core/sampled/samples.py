@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -71,8 +71,9 @@ def prepare(y: Any, x: Any, dx: Any, dim: int, least: int, rule: str) -> Samples
     y = as_tensor("y", y)
     if y.ndim == 0:
         raise ValueError(f"y is a single number: {rule} needs samples along a dimension, such as y of shape (n,)")
-    if isinstance(dim, bool) or not isinstance(dim, int):
+    if isinstance(dim, bool) or not isinstance(dim, SupportsIndex):
         raise TypeError(f"dim={dim!r} must be an integer: the dimension of y along which the samples stand")
+    dim = int(dim)
     if not -y.ndim <= dim < y.ndim:
         raise IndexError(f"dim={dim} is out of range: y of shape {tuple(y.shape)} has -{y.ndim} to {y.ndim - 1}")
     dim = dim % y.ndim - y.ndim
@@ -82,7 +83,7 @@ def prepare(y: Any, x: Any, dx: Any, dim: int, least: int, rule: str) -> Samples
             f"{rule} needs at least {least} sample{'s' * (least > 1)}: y of shape {tuple(y.shape)} has {n} along "
             f"dim={dim}"
         )
-    x = None if x is None else _check_x(as_real("x", x), y, dim)
+    x = None if x is None else _check_x(as_real("x", x, y.device), y, dim)
     dx = _check_dx(dx, y, dim) if x is None else 1.0
     if not (y.is_floating_point() or y.is_complex()):
         y = y.double()
@@ -97,23 +98,24 @@ def prepare(y: Any, x: Any, dx: Any, dim: int, least: int, rule: str) -> Samples
     return Samples(y, x, dx, dim)
 
 
-def as_tensor(name: str, value: Any) -> Tensor:
-    """Return what the caller passed as a tensor; lists and arrays are converted as NumPy does."""
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Return what the caller passed as a tensor; lists and arrays are converted as NumPy does, for a device."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Real):
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device=device)
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
         raise TypeError(f"{name} is a {type(value).__name__} of tensors: join them with torch.stack")
     try:
-        return torch.from_numpy(np.array(value))
+        return torch.from_numpy(np.array(value)).to(device)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {error}") from None
+        why = "what can be called is integrated by quad" if callable(value) else error
+        raise TypeError(f"{name} must be a tensor of numbers, not {type(value).__name__}: {why}") from None
 
 
-def as_real(name: str, value: Any) -> Tensor:
+def as_real(name: str, value: Any, device: torch.device | None = None) -> Tensor:
     """Return a place, or places, as a tensor."""
-    tensor = as_tensor(name, value)
+    tensor = as_tensor(name, value, device)
     if tensor.is_complex():
         raise TypeError(
             f"{name} is complex ({tensor.dtype}): samples stand on the real line. For an integral along a path "
@@ -184,7 +186,7 @@ def _check_dx(dx: Any, y: Tensor, dim: int) -> float | Tensor:
     """Check that the spacing is a number, or one for each row."""
     if isinstance(dx, Real):
         return float(dx)
-    dx = as_real("dx", dx)
+    dx = as_real("dx", dx, y.device)
     pairs = zip(dx.shape, y.shape, strict=True) if dx.ndim == y.ndim else ()
     if dx.ndim and (dx.ndim != y.ndim or dx.shape[dim] != 1 or not all(p == q or 1 in (p, q) for p, q in pairs)):
         raise ValueError(

@@ -174,6 +174,7 @@ def _pairs(gaps: Tensor, y: Tensor) -> Tensor:
 def _last_gap(gaps: Tensor, y: Tensor) -> Tensor:
     """Return the integral over the last gap, of the parabola through the last three samples (Cartwright's)."""
     before, last = gaps[..., -2:-1], gaps[..., -1:]
-    right = last * (2 * last + 3 * before) / divisor(6 * (before + last)) * y[..., -1:]
-    middle = last * (last + 3 * before) / divisor(6 * before) * y[..., -2:-1]
-    return right + middle - last**3 / divisor(6 * before * (before + last)) * y[..., -3:-2]
+    both, under = divisor(before + last), divisor(before)
+    right = (2 * last + 3 * before) / both * y[..., -1:]
+    middle = (last + 3 * before) / under * y[..., -2:-1]
+    return last * (right + middle - (last / under) * (last / both) * y[..., -3:-2]) / 6

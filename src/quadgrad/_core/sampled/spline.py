@@ -243,7 +243,7 @@ class Spline(Printed):
 
     def _at(self, t: Any, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Call the function with places along the last dimension, and give what it returns the caller's shape."""
-        t = as_real("t", t).to(self.x.dtype)
+        t = as_real("t", t, self.x.device).to(self.x.dtype)
         ndim = self.y.ndim
         if ndim == 1:
             return function(t.reshape(-1)).reshape(t.shape)
@@ -259,7 +259,7 @@ class Spline(Printed):
         return function(t.movedim(self.dim, -1)).movedim(-1, self.dim)
 
     def _limit(self, name: str, value: Any) -> Tensor:
-        end = as_real(name, value).to(self.x.dtype)
+        end = as_real(name, value, self.x.device).to(self.x.dtype)
         return require(~end.isnan().unsqueeze(-1), end.unsqueeze(-1), lambda: f"limit {name} is NaN").squeeze(-1)
 
     def _wrapped(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -298,12 +298,12 @@ def _pieces(samples: Samples, kind: Any) -> Pieces:
         secants = require(closed, secants, lambda: _not_closed(y))
         slopes = periodic_slopes(gaps, secants)
     else:
-        start, stop = _ends(kind, tuple(y.shape[:-1]))
+        start, stop = _ends(kind, y)
         slopes = cubic_slopes(gaps, secants, start, stop)
     return Pieces(x, y, slopes)
 
 
-def _ends(kind: Any, batch: tuple[int, ...]) -> tuple[End, End]:
+def _ends(kind: Any, y: Tensor) -> tuple[End, End]:
     """Return what is asked of either end."""
     if isinstance(kind, str):
         if kind not in ENDS:
@@ -311,18 +311,18 @@ def _ends(kind: Any, batch: tuple[int, ...]) -> tuple[End, End]:
         return ENDS[kind], ENDS[kind]
     if not isinstance(kind, tuple | list) or len(kind) != 2:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}, or a pair: what is asked of either end")
-    start, stop = (_end(end, batch) for end in kind)
+    start, stop = (_end(end, y) for end in kind)
     return start, stop
 
 
-def _end(end: Any, batch: tuple[int, ...]) -> End:
+def _end(end: Any, y: Tensor) -> End:
     if isinstance(end, str):
         if end not in ENDS:
             raise ValueError(f"kind has {end!r} for one end: an end is one of {', '.join(ENDS)}, or (order, value)")
         return ENDS[end]
     if not isinstance(end, tuple | list) or len(end) != 2 or end[0] not in (1, 2):
         raise ValueError(f"kind has {end!r} for one end: a derivative is given as (1, value) or (2, value)")
-    value = as_tensor("kind", end[1])
+    value, batch = as_tensor("kind", end[1], y.device), tuple(y.shape[:-1])
     if not all(p in (1, q) for p, q in zip(value.shape[::-1], batch[::-1], strict=False)) or value.ndim > len(
         batch
     ):

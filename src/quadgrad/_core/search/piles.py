@@ -18,7 +18,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.tails import find_tail
-from quadgrad._core.search.task import Found, Places, Tail, noise
+from quadgrad._core.search.task import Found, Places, Tail, hear_anew, noise
 
 __all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
 
@@ -96,8 +96,8 @@ class Stoppable(Protocol):
         """Return what the settled cells of each integral add up to, of one real component."""
         ...
 
-    def spent(self) -> Tensor:
-        """Return the nodes that each running integral has cost."""
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
         ...
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
@@ -137,7 +137,7 @@ class Piles:
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
             owner = torch.tensor([row // count])
-            spent = int(search.spent()[owner[0]])
+            spent = int(search.cost()[owner[0]])
             if spent + DEAR > problem.max_nfev or spent < CHEAP:
                 continue
             self.ends_tried[row, upper] = times + 1
@@ -151,6 +151,10 @@ class Piles:
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
         self.rounds += 1
+        self._look(search)
+        hear_anew()  # integrals inside f that were called here are none of a cell's
+
+    def _look(self, search: Stoppable) -> None:
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
             return
         if self.rounds >= LATE and self.problem.series:
@@ -169,10 +173,10 @@ class Piles:
         tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
         known = self._holds(owner, low, high)
         many = torch.bincount(owner, minlength=batch)
-        afford = search.spent() + ZOOMED * many <= self.problem.max_nfev
+        afford = search.cost() + ZOOMED * many <= self.problem.max_nfev
         fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & stays
         number = torch.bincount(owner[fresh], minlength=batch)
-        fresh &= (IN_VAIN * number <= PART * search.spent())[owner]
+        fresh &= (IN_VAIN * number <= PART * search.cost())[owner]
         index = locate(fresh, int(fresh.sum()))
         if not len(index):
             return
@@ -192,7 +196,7 @@ class Piles:
             saved.index_add_(0, whose, torch.where(strong > 0.0, SAVES_STRONG, SAVES))
         open_ = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill(0, owner[~known], True)
         some = torch.zeros_like(open_).index_fill(0, owner[known], True)
-        some &= search.spent() <= saved  # else little is left to do
+        some &= search.cost() <= saved  # else little is left to do
         stopped = locate(some & ~open_, int((some & ~open_).sum()))
         search.charge(stopped, torch.full_like(stopped, STOPPED))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Bodies", "Tally", "Watcher", "search_rounds"]
+__all__ = ["Bodies", "Tally", "Watcher", "finish_rounds", "search_rounds"]
 
 R = TypeVar("R", covariant=True)
 
@@ -58,10 +58,15 @@ class Watcher(Protocol):
     def see(self, search: Any) -> None: ...
 
 
-def search_rounds(bodies: Bodies[R], first: Any, watcher: Watcher | None = None) -> R:
+def search_rounds(bodies: Bodies[R], first: Any) -> R:
     """Search from the given cells, or from whole pieces, until no integral runs or waits."""
     bodies.open(first)
     bodies.evaluate()
+    return finish_rounds(bodies)
+
+
+def finish_rounds(bodies: Bodies[R], watcher: Watcher | None = None) -> R:
+    """Decide on cells that are estimated, and search on until no integral runs or waits."""
     while True:
         if watcher is not None:
             watcher.see(bodies)

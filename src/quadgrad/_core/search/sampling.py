@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -110,12 +110,10 @@ def search_samples(problem: Problem, sample: Sample) -> Found:
     each = [
         _Rounds(problem.part(*part), replace(sample, plan=sample.plan.take(slice(*part)))).run() for part in parts
     ]
-    joined = [
-        torch.cat([getattr(one, name) for one in each])
-        for name in ("value", "error", "status", "nfev", "lost", "effective")
-    ]
+    names = ("value", "error", "status", "nfev", "lost", "effective")
+    joined: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in each]) for name in names}
     n = torch.cat([one.plan.n for one in each])
-    return Found(replace(sample.plan, n=n), *joined)
+    return Found(replace(sample.plan, n=n), **joined)
 
 
 class _Rounds:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 
-__all__ = ["Found", "Places", "Tail", "noise"]
+__all__ = ["Found", "Places", "Tail", "hear", "hear_anew", "inner_error", "noise", "replace_some"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,35 @@ class Found:
     """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
 
 
+def replace_some(found: Found, again: Found, who: Tensor) -> Found:
+    """Return what was found, and of some integrals ``(batch,)`` what was found when they were searched again."""
+    plan = found.plan.take(~who[found.plan.owner]).join(again.plan)
+    value = torch.where(align(who, found.value), again.value, found.value)
+    error, status = (torch.where(who, getattr(again, name), getattr(found, name)) for name in ("error", "status"))
+    return Found(plan, value, error, status, found.nfev + torch.where(who, again.nfev, 0))
+
+
+def hear(y: Tensor) -> Tensor | None:
+    """Return how far f ``(rows, n, *event)``, just called, is off for integrals inside it, ``(rows, n)``."""
+    record = current_record()
+    return record.take(y, y.shape[0] * y.shape[1]) if record is not None and record.heard else None
+
+
+def hear_anew() -> None:
+    """Forget what integrals inside f have said in calls before."""
+    record = current_record()
+    if record is not None and record.heard:
+        record.heard.clear()
+
+
+def inner_error(problem: Problem, off: Tensor, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor) -> Tensor:
+    """Return what integrals inside f, ``off`` ``(m, n)`` at the nodes of cells, add to the cells' errors."""
+    rule = problem.rule.tensors(torch.float64, row.device)
+    _, factor = lay_out(problem.pieces, row, start, stop, kind).nodes(rule.nodes)
+    return (rule.weights[:, None] * off * factor.abs()).sum(0).nan_to_num(0.0, 0.0, 0.0)
+
+
 def noise(problem: Problem) -> float:
     """Return the relative noise of f: that of its dtype, or the error of integrals inside it."""
-    inner = current_record()
-    return max(problem.tolerance.eps, inner.noise / FLOOR) if inner else problem.tolerance.eps
+    eps, inner = problem.tolerance.eps, current_record()
+    return eps if inner is None else max(eps, inner.noise / FLOOR, inner.typical / FLOOR)

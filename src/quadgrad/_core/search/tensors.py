@@ -21,9 +21,9 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
 from quadgrad._core.search.piles import AtHand
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
-__all__ = ["TensorBodies", "TurnsComplexError", "call_beside", "unpack"]
+__all__ = ["TensorBodies", "TurnsComplexError", "add_inner_error", "call_beside", "unpack"]
 
 
 R = TypeVar("R")
@@ -65,20 +65,30 @@ class TensorBodies(Generic[R]):
         whole = torch.stack((who, count, sum_by_owner(rows[None], owner, n)[0], torch.zeros_like(who)))
         self.running, self.books = Running(whole, sums), Books(n, sums)
 
+    def first_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the integral and the error of each cell that the search starts with."""
+        return self.cells.whole[0], self.cells.sums[-2]
+
+    def spent(self) -> Tensor:
+        """Return the nodes spent on each integral that runs, to be written to."""
+        return self.running.whole[2]
+
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate."""
         mesh, parts = self.mesh, list[Cells]()
         for group in self.new:
             beside = mesh.beside(group)
             if beside is not None:
-                mesh.enter(group, beside, self._wide(call_beside(self.task, beside)))
+                mesh.enter(group, beside, self.widen(call_beside(self.task, beside)))
             for new in _cut(group, max(1, self.task.block // group.rows)):
                 places = mesh.place(new)
-                y = self._wide(self.task.integrand(places.x, places.owner).detach())
-                parts.append(self.estimate(new, places, y, noise(self.task)))
+                hear_anew()
+                y = self.widen(self.task.integrand(places.x, places.owner).detach())
+                off = hear(y)
+                parts.append(add_inner_error(self.task, self.estimate(new, places, y, noise(self.task)), off))
         self.cells = Cells.join(parts)
 
-    def _wide(self, y: Tensor) -> Tensor:
+    def widen(self, y: Tensor) -> Tensor:
         """Return values in double precision."""
         if y.is_complex() and not self.dtype.is_complex:
             raise TurnsComplexError
@@ -136,8 +146,8 @@ class TensorBodies(Generic[R]):
         values = torch.zeros_like(self.books.sums[0])
         return values.index_copy(0, self.running.whole[0], self.running.sums[0])
 
-    def spent(self) -> Tensor:
-        """Return the nodes that each running integral has cost."""
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
         return torch.zeros_like(self.books.whole[1]).index_copy(0, self.running.whole[0], self.running.whole[2])
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
@@ -160,6 +170,16 @@ class TensorBodies(Generic[R]):
         """Return the totals and all settled cells."""
         value, error = unpack(self.task.integrand, self.dtype, self.books.sums)
         return self.record(Cells.join(self.books.settled), value, error, *self.books.whole.unbind())
+
+
+def add_inner_error(problem: Problem, cells: Cells, off: Tensor | None) -> Cells:
+    """Add to the errors of cells what integrals inside f are off at their nodes: refinement does not mend it."""
+    if off is not None:
+        m = problem.rule.nodes.size
+        off = off[1 : m + 1] if len(off) > m else off
+        more = inner_error(problem, off, cells.whole[2], cells.real[0], cells.real[1], cells.whole[3])
+        cells.sums[-2:] += more
+    return cells
 
 
 def _cut(new: NewCells, size: int) -> Iterator[NewCells]:

@@ -22,7 +22,7 @@ from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail
 
-__all__ = ["search_tiles"]
+__all__ = ["look_closer", "search_tiles"]
 
 SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
@@ -46,7 +46,9 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
             columns[name].append(part)
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
-    return Found(plan, *totals, tails=tails, found_places=concatenate(places) if places else None)
+    value, error, status, nfev = totals
+    places_found = concatenate(places) if places else None
+    return Found(plan, value, error, status, nfev, tails=tails, found_places=places_found)
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)
@@ -64,7 +66,12 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[tuple[int, 
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
-    return look_again(problem, _search_cells(problem, first), _search_cells)
+    return look_closer(problem, _search_cells(problem, first))
+
+
+def look_closer(problem: Problem, found: Found) -> Found:
+    """Look for what search may have missed, and search on around what is seen."""
+    return look_again(problem, found, _search_cells)
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:

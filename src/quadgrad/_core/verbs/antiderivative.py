@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -124,6 +124,12 @@ def antiderivative(
     >>> torch.allclose(u.grad, 1 / density(x))
     True
     """
+    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
+        call_eagerly = cast("Callable[..., Antiderivative]", torch.compiler.disable(antiderivative))
+        return call_eagerly(
+            f, a, b, args, points=points, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, vectorized=vectorized,
+            chunk_size=chunk_size, on_failure=on_failure,
+        )  # fmt: skip
     check_options(on_failure, chunk_size, Reuse())
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:

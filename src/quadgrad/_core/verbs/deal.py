@@ -55,7 +55,7 @@ def integrate_dealt(
     def compute(number: int) -> tuple[Result, InnerRecord]:
         low, high = spans[number]
         part, variables, closure = inputs.part(problem, low, high)
-        with InnerRecord() as record, uncompiled:
+        with InnerRecord(kept_by_a_verb=True) as record, uncompiled:
             result = integrate(part, mode, _part_of_plan(plan, problem, low, high), low)
         if not closure.explains(result.value, variables):
             raise IntegrandError(_HIDDEN)

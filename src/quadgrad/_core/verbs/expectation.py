@@ -224,7 +224,7 @@ def expectation(
     make_tolerance(1.0 if rtol is None else rtol, atol or float(rtol == 0.0 and n is not None), 1e-16)
     outer = current_record()
     # Ranks come first: what has a record open is an integrand, inside of which nothing can be shared.
-    with Ranks(group) as ranks, InnerRecord() as record, WithoutAutocast() as unaided:
+    with Ranks(group) as ranks, InnerRecord(kept_by_a_verb=True) as record, WithoutAutocast() as unaided:
         options = Options(
             n, replicates, confidence, seed, plan, rtol, atol, gradient, construction, chunk_size, ranks
         )

@@ -213,7 +213,12 @@ def _limit(name: str, value: Any) -> Any:
             raise TypeError(f"{name}={value!r} is complex: cells must be ordered, so limits must be real")
         if isinstance(value, int | float):
             return float(value)
-        value = torch.as_tensor(value)
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} must be a number or a tensor (inf and -inf included), not {value!r:.80}: {error}"
+            ) from None
     if value.is_complex():
         raise TypeError(
             f"{name} is a complex tensor ({value.dtype}): cells must be ordered, so limits must be real"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any, cast
@@ -9,37 +10,67 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core._torch import hooks_saved_tensors, in_backward, in_transform
 from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.cells import CellPlan
+from quadgrad._core.plans.interval import MERGED
+from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result
+from quadgrad._core.status import Status
 from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.keyed import KeyedCells, as_keys
+from quadgrad._core.verbs.merging import LONGER, PAUSE, WORTH, Merging
 from quadgrad._core.verbs.quad import quad
+from quadgrad._core.verbs.repeats import Repeats
 
-__all__ = ["Integrator"]
+__all__ = ["Integrator", "restore_integrator"]
 
-EACH_CALL = {"args", "points", "jumps", "params", "seed"}
+EACH_CALL = {"args", "points", "jumps", "params", "seed", "key"}
 """What is passed in each call."""
 
-WORTH = 0.1
-"""Merging is tried if it may save this share of the cells, and kept up if it does."""
+VERBS = ("quad", "qmc", "vegas", "expectation")
+"""Public verbs, which a file may name."""
 
-PAUSE = 10
-"""Calls from one trial to the next; three times as many each time a trial is not worth it."""
+CELLS = 2**20
+"""Cells kept for keys at most, unless the caller says: of 42 bytes each."""
+
+DEAR, CHEAP = 1.25, 0.9
+"""Of what a start costs: where a kept plan costs more than the first, the next call starts anew; where it costs
+less than the second, keeping is worth it again."""
+
+COUNTS = ("calls", "started", "refined", "coarsened", "nfev")
+"""What is counted."""
+
+EXTRA = "_extra_state"
+"""Torch's name for what a module saves beside tensors."""
+
+ROUNDED = 0.04
+"""Cells whose error is this part of their share of 50 eps times the value are merged at any tolerance: rounding."""
 
 
-class Integrator(Printed):
+class Integrator(Printed, torch.nn.Module):
     """Integrate again and again with the same options, on a plan that is kept, checked and mended.
 
     Call it as you call the verb. Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at
-    its nodes give integral, gradient and error in one pass. Where an error exceeds its tolerance, search refines
-    the plan; from time to time halves of a cell whose errors are far below what they may be are tried as one. So
-    each result is checked as that of a fresh call is, at less than half the evaluations. A plan that does not fit
-    (another batch shape, other kinds of limits) is given up for a fresh one. Of the verbs that sample, the number
-    of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives fresh points, the same seed
-    the same ones.
+    its nodes give integral, gradient and error in one pass. Where an error exceeds its tolerance, search goes on
+    from these cells, within ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are
+    merged. So each result is checked as that of a fresh call is, at less than half the evaluations. What did not
+    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
+    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
+    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
+    fresh points, the same seed the same ones.
+
+    A batch of another shape starts from the cells that many integrals of the one before have in common. For
+    minibatches that are drawn afresh, name the data: with ``key=`` in each call, whole numbers in the batch's
+    shape, each datum gets the cells it had when it was last seen.
+
+    It is a :class:`torch.nn.Module` without parameters: as an attribute of a model it is in the model's
+    ``state_dict`` (which ``torch.load(..., weights_only=True)`` reads) and moves with it; a ``state_dict`` that
+    lacks it loads, too.
+    Inside :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
 
     Parameters
     ----------
@@ -47,13 +78,19 @@ class Integrator(Printed):
         :func:`quadgrad.quad`, :func:`quadgrad.qmc` or another that takes a function and its domain.
     plan : Plan, optional
         The plan to start from; afterwards, the one kept.
+    key : Tensor of integers, shape ``batch``, optional
+        Names the integrals, for calls that give no ``key`` of their own.
+    max_cells : int
+        So many cells are kept for keys at most, of 42 bytes each: those of the data that were not seen for longest
+        are forgotten.
     **options
         Options of the verb, the same in every call: ``rtol``, ``rule``, ``chunk_size`` and so on.
 
     Attributes
     ----------
     calls, started, refined, coarsened : int
-        Calls made; of these, those that searched from scratch, that had to refine, and that merged cells.
+        Calls made; of these, those that searched from scratch, that had to refine, and after which merging cells
+        had proved worth it.
     nfev : int
         Nodes at which the integrand was called to search or to check, over all calls and integrals.
 
@@ -76,93 +113,255 @@ class Integrator(Printed):
     ...     optimiser.step()
     >>> integrate.calls, integrate.started
     (50, 1)
+
+    Minibatches of 100 peaks: the second time each is integrated on its own cells.
+
+    >>> widths = torch.logspace(-4, 0, 100, dtype=torch.float64)
+    >>> integrate = qg.Integrator(rtol=1e-8)
+    >>> for epoch in range(2):
+    ...     for batch in torch.randperm(100, generator=torch.Generator().manual_seed(epoch)).split(30):
+    ...         result = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (widths[batch],), key=batch)
+    >>> len(integrate.kept), integrate.started
+    (100, 4)
     """
 
-    def __init__(self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, **options: Any) -> None:
+    def __init__(
+        self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, key: Any = None,
+        max_cells: int = CELLS, **options: Any,
+    ) -> None:  # fmt: skip
         accepted = inspect.signature(verb).parameters
         for name in options.keys() & accepted.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
-        self.verb, self.plan, self.options = verb, plan, options
-        self.calls = self.started = self.refined = self.coarsened = self.nfev = 0
-        self._due = self._pause = PAUSE
-        self._allowed: Tensor | None = None
+        super().__init__()
+        self.verb, self.options = verb, options
+        self.key = None if key is None else as_keys(key)
+        self.max_cells = max_cells
         # An empty batch, whose last dimension may be that of space: each verb checks its options as it always does.
         with torch.no_grad():
             verb(lambda x: x, *_empty_domain(verb), **options)
+        self.reset()
+        self.plan = plan
+
+    def reset(self) -> None:
+        """Forget all that is kept, and begin to count anew."""
+        self.plan: Plan | None = None
+        self.kept = KeyedCells(self.max_cells)
+        self.calls = self.started = self.refined = self.coarsened = self.nfev = 0
+        self._due = self._pause = PAUSE
+        self._before = 0
+        self._merging: Merging | None = None
+        self._retry, self._patience = 0, PAUSE
+        self._fresh: float | None = None
+        self._anew = self._dear = 0
+        self._repeats = Repeats()
 
     def __call__(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:
+        """Call :meth:`forward`, into which ``torch.compile`` does not look: one graph break, as of the verb."""
+        if torch.compiler.is_compiling():
+            call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
+            return call_eagerly(f, *domain, **given)
+        return super().__call__(f, *domain, **given)
+
+    def forward(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:
         """Integrate f over a domain: arguments, result, errors and warnings are those of the verb.
 
         Raises
         ------
         TypeError
-            If an option is given that is fixed by the integrator.
+            If an option is given that is fixed by the integrator, or a key that is no whole number.
+        ValueError
+            If there is not one key for each integral.
         """
-        if torch.compiler.is_compiling():  # one graph break, as of the verb alone
-            call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
-            return call_eagerly(f, *domain, **given)
         for name in given.keys() - EACH_CALL:
             raise TypeError(f"{name} is an option of the integrator: give it when the integrator is made")
         given = {name: value for name, value in given.items() if value is not None}
+        keys = as_keys(given.pop("key")) if "key" in given else self.key
 
-        def ask(plan: Plan | None, **changes: Any) -> Result:
-            return self.verb(f, *domain, plan=plan, **(self.options | given | changes))
+        def ask(plan: Plan | None) -> Result:
+            return self.verb(f, *domain, plan=plan, **(self.options | given))
 
+        merging, start = self._merging, self.plan
+        if keys is not None:
+            start, merging = self.kept.take(keys)
+        numbers = (domain, given)
+        if in_backward():  # a checkpoint that makes a call again must save the same; nothing is learnt from it
+            return ask(self._repeats.recall(f, numbers, start))
         self.calls += 1
-        try:
-            result = None if self.plan is None else self._ask_again(ask)
-        except PlanError:
-            result = None
-        if result is None:
-            self.started += 1
-            result = ask(None)
-            self._enter(result)
-        value = plain(result.value)
+        result, start = self._ask(ask, start)
+        if torch.is_grad_enabled() and hooks_saved_tensors():
+            self._repeats.remember(f, numbers, start)
+        self.nfev += int(plain(result.nfev).sum())
+        if isinstance(result.plan, CellPlan):
+            self._keep_cells(result, start, keys, merging)
+        elif keys is not None:
+            raise TypeError(f"key: {_name(self.verb)} keeps no cells, of which each datum could have its own")
+        else:
+            self._keep_points(result.plan)
+        return result
+
+    def _ask(self, ask: Callable[..., Result], start: Plan | None) -> tuple[Result, Plan | None]:
+        """Integrate from a plan, or from what fits of it; return from what that was."""
+        if start is not None:
+            try:
+                return ask(start), start
+            except PlanError as misfit:
+                start = start.common() if isinstance(start, CellPlan) and misfit.batch_shape is not None else None
+                if start is not None:
+                    return ask(start), start
+        self.started += 1
+        return ask(None), None
+
+    def _keep_points(self, plan: Plan | None) -> None:
+        """Keep a number of points; try half of it from time to time."""
+        before, self.plan = self.plan, plan
+        self.refined += int(plan is not None and before is not None and not before.same(plan))
+        if not isinstance(plan, PointsPlan):
+            return
+        if self._before:
+            worth = plan.size <= (1.0 - WORTH) * self._before
+            self.coarsened += int(worth)
+            self._pause = PAUSE if worth else LONGER * self._pause
+            self._due, self._before = self.calls + self._pause, 0
+        elif self.calls >= self._due and not in_transform():
+            self._before, self.plan = plan.size, plan.coarser(torch.zeros(0))
+
+    def _keep_cells(self, result: Result, start: Plan | None, keys: Tensor | None, merging: Merging | None) -> None:
+        """Keep the cells of a result for the next call, merged where that may save something."""
+        plan = result.plan
+        if keys is not None and tuple(keys.shape) != plan.batch_shape:
+            raise ValueError(
+                f"key has shape {tuple(keys.shape)}, and the batch is {plan.batch_shape}: one for each"
+            )
+        same = isinstance(start, CellPlan) and start.batch_shape == plan.batch_shape
+        self.refined += int(same and start is not None and not start.same(plan))
+        if not plan.batch:
+            return
+        status = plain(result.status).reshape(-1)
+        if bool(status.any()):
+            plan = self._after_failure(plan, start if same else None, status, plain(result.error).reshape(-1))
+        if not same or merging is None or len(merging.wait) != plan.batch:
+            merging = Merging.start(plan.batch, plan.row.device) if keys is None or merging is None else merging
+        if len(plan) > plan.batch * plan.pieces and not in_transform():
+            merging = merging.to(plan.row.device)
+            plan, proved = merging.merge(plan, self._allowed(result))
+            self.coarsened += int(proved > 0)
+        if keys is not None:
+            self.kept.put(keys, plan, merging)
+        else:
+            self._merging = merging
+            plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
+        self.plan = plan
+
+    def _unless_dear(self, plan: CellPlan, spent: float, kept: bool) -> CellPlan | None:
+        """Return the plan, or what to start anew from where it has cost more than a start did."""
+        if not kept:
+            self._fresh = spent
+            self._anew -= 1
+        elif self._fresh is not None and spent > DEAR * self._fresh:
+            # Where the integrals are others in every call, keeping cells is tried ever more seldom.
+            self._dear = self._anew = 2 * self._dear if self._dear else 1
+        elif spent < CHEAP * (self._fresh or 0.0):
+            self._dear = 0
+        if self._anew <= 0:
+            return plan
+        return plan.common() if plan.batch > 1 else None
+
+    def _after_failure(self, plan: CellPlan, start: Any, status: Tensor, error: Tensor) -> CellPlan:
+        """Return a plan that leaves alone what has stalled, and has earlier cells for what was not finite."""
+        lost = (status == int(Status.NONFINITE)) | (status > 0) & error.isinf()
+        stalled = status.masked_fill(lost, 0)
+        if bool(lost.any()):
+            former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
+            plan = plan.take(~lost[plan.owner]).join(former.take(lost[former.owner]))
+        if not bool(stalled.any()):
+            return plan.noted()
+        if self.calls >= self._retry:  # what has changed since may have made it easier
+            if self._retry:
+                plan = plan.take((stalled == 0)[plan.owner])
+                stalled, self._patience = torch.zeros_like(stalled), LONGER * self._patience
+            self._retry = self.calls + self._patience
+        return plan.noted(stalled=stalled)
+
+    def _allowed(self, result: Result) -> Tensor:
+        """Return the error that each integral may have, ``(batch,)``."""
+        value, batch = plain(result.value), result.plan.batch
         tolerance = make_tolerance(self.options.get("rtol"), self.options.get("atol", 0.0), epsilon(value.dtype))
         # Plans of logarithms are those of integrals scaled to 1.
         size = torch.ones_like(value.abs()) if self.options.get("log") else value.abs()
-        batch = result.plan.batch
         size = size.reshape(batch, -1).amax(1) if size.numel() else size.new_zeros(batch)
-        self._allowed = (tolerance.rtol * size).clamp_min(tolerance.atol)
-        return result
+        allowed = (tolerance.rtol * size).clamp_min(tolerance.atol)
+        least = 50.0 * ROUNDED / MERGED * tolerance.eps * size
+        return torch.maximum(allowed, least).nan_to_num(0.0, 0.0)
 
-    def _ask_again(self, ask: Callable[..., Result]) -> Result:
-        """Integrate on the plan that is kept."""
-        if self.calls >= self._due and not in_transform():
-            self._coarsen(ask)
-        result = ask(self.plan)
-        self.refined += int(self._enter(result))
-        return result
+    # ---------------------------------------------------------------------------------------------- as a module
 
-    def _enter(self, result: Result) -> bool:
-        """Keep the result's plan; return whether its cells are others than before."""
-        before, self.plan = self.plan, result.plan
-        self.nfev += int(plain(result.nfev).sum())
-        return before is None or not before.same(result.plan)
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is kept, for ``state_dict``."""
+        merging = None if self._merging is None else self._merging.columns()
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return {"plan": self.plan, "merging": merging, "kept": self.kept.state(), "counts": counts}
 
-    def _coarsen(self, ask: Callable[..., Result]) -> None:
-        """Search from a coarser plan: what was too coarse is refined again."""
-        plan, allowed = self.plan, self._allowed
-        self._due = self.calls + self._pause
-        if plan is None or allowed is None or plan.size == 0:
-            return
-        coarser = plan.coarser(allowed)
-        if coarser.size > (1.0 - WORTH) * plan.size:
-            return
-        with torch.no_grad():
-            self._enter(ask(coarser, on_failure="ignore"))
-        worth = self.plan is not None and self.plan.size <= (1.0 - WORTH) * plan.size
-        self.coarsened += int(worth)
-        self._pause = PAUSE if worth else 3 * self._pause
-        self._due = self.calls + self._pause
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`get_extra_state` returned."""
+        self.reset()
+        self.plan = state["plan"]
+        self._merging = None if state["merging"] is None else Merging(*state["merging"])
+        self.kept.restore(state["kept"])
+        for name, count in state["counts"].items():
+            setattr(self, name, count)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # pyright: ignore
+        """Load; that there is nothing for an integrator is no fault: it begins anew."""
+        if prefix + EXTRA in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Integrator:
+        """Move what is kept along with a module."""
+        if self.plan is not None:
+            device = fn(torch.zeros(0, device=_device(self.plan))).device
+            self.plan = self.plan.to(device)
+            self._merging = None if self._merging is None else self._merging.to(device)
+        self.kept.move(fn)
+        return super()._apply(fn, recurse)
+
+    def __reduce__(self) -> Any:
+        """Say how to save it whole: by the verb's name, options, and what is kept."""
+        name = _name(self.verb)
+        if name not in VERBS or self.verb is not getattr(importlib.import_module("quadgrad"), name):
+            return super().__reduce__()
+        options = self.options | {"key": self.key, "max_cells": self.max_cells}
+        return restore_integrator, (name, options, self.get_extra_state())
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
-        verb = getattr(self.verb, "__name__", type(self.verb).__name__)
+        verb = _name(self.verb)
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         calls = f"{self.calls:,}: {self.started} from scratch, {self.refined} refined, {self.coarsened} coarsened"
-        plan = repr(self.plan).splitlines()[0]
+        plan = repr(self.plan).splitlines()[0] + (f"; cells of {len(self.kept):,} keys" if len(self.kept) else "")
         return f"Integrator of {verb}({options})", {"calls": calls, "nfev": f"{self.nfev:,}", "plan": plan}
+
+
+def restore_integrator(verb: str, options: dict[str, Any], state: dict[str, Any]) -> Integrator:
+    """Return a saved integrator."""
+    if verb not in VERBS:
+        raise ValueError(f"{verb!r} is no verb of quadgrad")
+    integrator = Integrator(getattr(importlib.import_module("quadgrad"), verb), **options)
+    integrator.set_extra_state(state)
+    return integrator
+
+
+# Files name the package alone: what stands below it may move.
+restore_integrator.__module__ = "quadgrad"
+restore_integrator.__name__ = restore_integrator.__qualname__ = "_restore_integrator"
+torch.serialization.add_safe_globals([restore_integrator])
+
+
+def _name(verb: Any) -> str:
+    return getattr(verb, "__name__", type(verb).__name__)
+
+
+def _device(plan: Any) -> torch.device:
+    return next(value.device for value in vars(plan).values() if isinstance(value, Tensor))
 
 
 def _empty_domain(verb: Callable[..., Any]) -> tuple[Any, ...]:

@@ -136,6 +136,12 @@ def quad(
     and Piessens' QAG strategy, for all integrals at once). The error of a cell comes from null rules
     (Berntsen and Espelid, *ACM TOMS* 17, 1991).
 
+    **Double integrals.** f may call ``quad`` itself: x is a batch of nodes, and so are the limits of the inner
+    integral and its arguments. What the inner integrals are off at each node is part of the outer error and of its
+    status; their warnings become one. An integral inside another aims at a tenth of its tolerance, so that the
+    outer one, which most often has the same, has room for what is left. Gradients, those of limits that depend on x
+    too, go through both.
+
     Examples
     --------
     Three integrals in one call, with derivatives:
@@ -158,6 +164,15 @@ def quad(
     >>> value.backward()
     >>> value, level.grad
     (tensor(0.5064, dtype=torch.float64, grad_fn=<SelectBackward0>), tensor(-0.4193, dtype=torch.float64))
+
+    A double integral, of exp(-p (x^2 + y^2)) over the quarter plane, and its derivative by p:
+
+    >>> p = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    >>> inner = lambda x, p: qg.quad(lambda y, x, p: torch.exp(-p * (x**2 + y**2)), 0.0, float("inf"), (x, p)).value
+    >>> value, error = qg.quad(inner, 0.0, float("inf"), (p,))
+    >>> value.backward()
+    >>> bool(abs(value - torch.pi / 4) < error < 1e-9), bool(abs(p.grad + torch.pi / 4) < 1e-9)
+    (True, True)
 
     How likely two Poisson counts are, their rates being exponentially distributed. The second one is 1e-903, which
     no float can hold:

@@ -45,7 +45,9 @@ def report(
         if bool(failed.any()):
             sentence = describe(result.status[failed]) + result.detail
             failures[sentence] = failures.get(sentence, 0) + int(failed.sum())
-        outer.note(_noise(result, log), failures)
+        value, error = plain(result.value).detach(), plain(result.error)
+        # The error of a logarithm is the relative one of what it is the logarithm of.
+        outer.hear(error, torch.ones_like(value) if log else value, failures)
     if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
         return
     sentences += [
@@ -76,17 +78,6 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
         outer.jump = outer.jump or inner.jump
     elif inner.jump:
         warn(inner.jump, UnmarkedJumpWarning)
-
-
-def _noise(result: Result, log: bool) -> float:
-    """Return how noisy a surrounding integrand is: the largest error over the largest value."""
-    if result.error.numel() == 0:
-        return 0.0
-    error = result.error.amax()
-    if log:  # that of what it is the logarithm of
-        return float(error)
-    size = plain(result.value).abs().amax()
-    return float(error / size) if float(size) > 0.0 else 0.0
 
 
 def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:

@@ -11,12 +11,14 @@ from quadgrad._core.breakpoints.jumps import Search, Switches
 from quadgrad._core.gradient.boundary import replay_with_limits
 from quadgrad._core.gradient.mode import Primal
 from quadgrad._core.gradient.pathwise import choose_treatment
+from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
+from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.reach import search_reaching
-from quadgrad._core.search.recheck import Watch, recheck
+from quadgrad._core.search.recheck import Watch
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
@@ -46,8 +48,9 @@ def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Pri
 def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     """Replay the plan that was passed, and check it by the values seen; None if all of it must be searched.
 
-    For the integrals that are done it saves the search and the checks of what search found: where f is not
-    deterministic, the values themselves show a large error. The others are searched from their cells.
+    Where an error is too large search goes on from what was seen. For the integrals that need no refinement that
+    saves a search, and the checks of what search found: where f is not deterministic, the values themselves show a
+    large error. The others are replayed again.
     """
     if problem.jumps is not None:
         with problem.outside() as plain:
@@ -61,28 +64,47 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         problem = problem.with_found(places.expand(problem.batch, -1))
     with problem.outside() as plain:
         watch = Watch(plain, first_cells(plain, plan))
-    used = watch.first
-    treatment = choose_treatment(problem, used)
-    value = replay_with_limits(problem.integrand, used, problem.limits, treatment, problem.chunk_size, watch)
-    with problem.outside() as plain:
-        checked = recheck(watch)
-    found, done = checked.found, checked.done
-    if bool(done.all()):
-        found.plan = replace(found.plan, inspected=plan.inspected, places=watch.first.places)
-        return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
-    # What is infinite would give NaN where it is replaced; zeros of jumps have to be looked for on the new cells.
-    easy = problem.jumps is None and treatment is None and places is None and bool(done.any())
-    if not easy or bool(found.plan.error.isinf().any()):
+    first = watch.first
+    treatment = choose_treatment(problem, first)
+    value = replay_with_limits(problem.integrand, first, problem.limits, treatment, problem.chunk_size, watch)
+    with problem.outside():
+        found = watch.search()
+    if found is None:
         return None
+    found.plan = found.plan.with_places(first.places)
+    refined = _refined(first, found.plan)
+    if refined is None:
+        found.plan = found.plan.noted(inspected=plan.inspected)
+        return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
+    # Zeros of jumps have to be looked for on the new cells, and places that search has found may have moved.
+    if problem.jumps is not None or places is not None:
+        return None
+    # What is infinite would give NaN where it is replaced.
+    if treatment is not None or bool(refined.all()) or bool(found.plan.error.isinf().any()):
+        return Primal(problem, found, found.value, found.plan)
+    mended = found.plan.take(refined[found.plan.owner])
     with problem.outside() as plain:
-        mended = search_tiles(plain, checked.unfinished())
-        refuse_noise(plain, mended.plan)
-        known = oriented_value(mended, plain.limits, bool(mended.status.any()))
-    again = replay_with_limits(problem.integrand, mended.plan, problem.limits, None, problem.chunk_size)
-    refuse_disagreement(again, known, mended, problem.block)
-    value = torch.where(align(done, value), value, again)
-    found = checked.join(mended)
-    return Primal(problem, found, found.value, mended.plan if plan.inspected else found.plan, None, value)
+        refuse_noise(plain, mended)
+        known = oriented_value(found, plain.limits, bool(found.status.any()))
+    again = replay_with_limits(problem.integrand, mended, problem.limits, None, problem.chunk_size)
+    compared = replace(found, error=found.error.masked_fill(~refined, torch.inf))
+    refuse_disagreement(again, known, compared, problem.block)
+    value = torch.where(align(refined, value), again, value)
+    return Primal(problem, found, found.value, mended if plan.inspected else found.plan, None, value)
+
+
+def _refined(first: IntervalPlan, plan: IntervalPlan) -> Tensor | None:
+    """Tell which integrals have other cells than before, ``(batch,)``; None if none has. Search only refines.
+
+    A cell that turned to logarithmic nodes is as wide as it was.
+    """
+    if first.even and plan.even and len(first) == len(plan):
+        return None
+    # Cells of either kind are counted apart: what one has lost the other may have won.
+    kinds = (torch.stack((p.kind == LINEAR, p.kind != LINEAR)).long() for p in (first, plan))
+    before, after = (sum_by_owner(k, p.owner, p.batch) for k, p in zip(kinds, (first, plan), strict=True))
+    refined = (before != after).any(0)
+    return refined if bool(refined.any()) else None
 
 
 def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:

@@ -37,6 +37,7 @@
 #endif
 
 enum { LINEAR, LOGARITHMIC, EXTRAPOLATED }; /* and beyond: the column that extrapolates */
+enum { HELD = 64 };                         /* more, before the cell is measured: that column is not to be chosen */
 enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */

@@ -60,7 +60,7 @@ class RuleNumbers(Structure):
 
 
 class Setting(Structure):
-    """What stays the same during a search; keeps the tensors it points to.
+    """What stays the same during a search; keeps what it points to.
 
     That is the ends of all pieces; how many real ``columns`` one value of f has, of which a complex number has two
     ``parts``; how many threads there may be; eps and the smallest number of the dtype of x; and the rule.
@@ -75,13 +75,14 @@ class Setting(Structure):
     @classmethod
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
         """Return the setting of a search whose values have one column."""
-        info = pieces.rounding
+        info, numbers = pieces.rounding, _rule_numbers(rule)
         lower, upper = (end.resolve_neg().double().contiguous() for end in (pieces.lower, pieces.upper))
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
-            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(_rule_numbers(rule)),
+            pieces.infinite, 1, 1, torch.get_num_threads(), info.eps, info.tiny, addressof(numbers),
         )  # fmt: skip
-        made.kept = (lower, upper)
+        # The cache alone would not do: of threads that fill it at once it keeps what one of them made.
+        made.kept = (lower, upper, numbers)
         return made
 
 

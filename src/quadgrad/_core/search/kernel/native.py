@@ -7,7 +7,6 @@ the tests check. From here f is called, and memory is set aside.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from ctypes import addressof, byref, c_void_p
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.nn import Parameter
 
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
-from quadgrad._core.mesh.interval import LINEAR, Pieces
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -38,13 +37,19 @@ from quadgrad._core.search.kernel.library import (
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
 from quadgrad._core.search.piles import AtHand, watched
-from quadgrad._core.search.rounds import search_rounds
-from quadgrad._core.search.task import Found, noise
+from quadgrad._core.search.stalled import search_cells
+from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
-__all__ = ["open_native", "search_native", "suits_native"]
+__all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
+
+MOST = 2**62
+"""No budget is larger: what a round would cost is added to what is spent."""
+
+HELD = 64
+"""Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: its place, its error, f where it is known, the row as an integer, bytes (first the kind)."""
+"""Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
 WHO, NFEV = 3, 5
 """Columns of an integral: which it is, and the evaluations, as integers."""
@@ -113,12 +118,12 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return watched(task, lambda watcher: search_rounds(NativeBodies(task), first, watcher))
-    except _UnreadableError:
+        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
+    except UnreadableError:
         return None
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """What f returns are not the numbers that were expected, or not in memory."""
 
 
@@ -149,7 +154,7 @@ class NativeBodies:
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
-            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, sys.maxsize)), 0, 0, batch, 0, 0,
+            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
@@ -170,7 +175,7 @@ class NativeBodies:
             if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
                 cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
-            self._enter(cells)
+            self._enter(cells, first.even)
         elif opening is not None:
             self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
             self._hold(torch.cat((opening.room[:CELL], self.held)) if self.width else opening.room, 1, 0)
@@ -187,10 +192,12 @@ class NativeBodies:
         self.round.fresh = (self.m + WHOLE) * whole
         self.one_each = whole
 
-    def _enter(self, cells: Tensor) -> None:
+    def _enter(self, cells: Tensor, even: bool) -> None:
         """Take cells, sorted by row, and open the books of all integrals as if they never had others."""
-        linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
-        room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
+        room, n = cells, len(cells)
+        if not even:
+            linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
+            room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
         self._hold(room.flatten(), n, len(cells) - n)
         self.books, self.layout = numbers(self.task.batch, INTEGRAL), numbers(n * LAYOUT)
         self.kernel.open_books(
@@ -209,25 +216,69 @@ class NativeBodies:
         if self.pairs:
             self._call_between()
         if self.first and self.planned:
-            self._measure_planned()
+            self._measure_planned(0, self.linear.n)
         else:
             self._measure(self.linear, self.layout, self.first, self.first)
-        self._measure_ends()
+        self._measure_ends(self.ends)
         self.first = self.one_each = False
 
-    def _measure_planned(self) -> None:
-        """Measure the cells of a plan: whole pieces with looks, others without."""
-        n, width, layout = self.linear.n, self.linear.width, self.layout.view(LAYOUT, -1)
+    def see(self, low: int, y: Tensor) -> None:
+        """Measure cells of a plan, from the number ``low`` on, by f at their nodes, ``(m, n, *event)``.
+
+        Those with evenly spread nodes come first, and none is in a block with others. What is extrapolated is so in
+        the columns of the plan.
+        """
+        off, y, ends = hear(y), self._read(y), low - self.linear.n
+        if ends < 0:
+            self._measure_planned(low, low + y.shape[1], y)
+            cells = _Cells(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
+        else:
+            n, width = y.shape[1], self.ends.width
+            cells = _Cells(self.ends.room, n, width, self.ends.at + ends * width)
+            kind = cells.room[cells.at :][: n * width].view(n, width).view(torch.int8)[:, 8 * FLAGS]
+            kind += HELD * (kind >= EXTRAPOLATED)
+            self._measure_ends(cells, y)
+        self._add_inner_error(cells, off)
+
+    def close_first(self) -> None:
+        """Take note that all cells of a plan are measured."""
+        self.first = self.one_each = False
+
+    def first_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the integral and the error of each cell of a plan."""
+        n, width = self.linear.n + self.ends.n, self.linear.width
         cells = self.linear.room[: n * width].view(n, width)
+        return cells.view(torch.int64)[:, ROW] // self.task.pieces.count, cells[:, ERROR]
+
+    def spent(self) -> Tensor:
+        """Return the nodes spent on each integral so far, to be written to."""
+        return self.books.view(torch.int64)[:, NFEV]
+
+    def _measure_planned(self, low: int, high: int, y: Tensor | None = None) -> None:
+        """Measure cells of a plan: whole pieces with looks, others without; ``y`` is f at their nodes if known."""
+        n, width = self.linear.n, self.linear.width
+        layout, cells = self.layout.view(LAYOUT, -1)[:, low:high], self.linear.room[: n * width].view(n, width)
+        cells = cells[low:high]
         whole = cells[:, STOP] - cells[:, START] == 1.0
+        kinds = int(whole.sum())
+        if high - low == n and kinds in (0, n):  # no need to take cells out and put them back
+            self._measure(self.linear, self.layout, True, kinds == n, y)
+            return
         for looks, mine in ((True, whole), (False, ~whole)):
             index = mine.nonzero().squeeze(1)
-            taken = cells[index]
-            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks)
+            if len(index) == 0:
+                continue
+            taken, known = cells[index], None if y is None else y[:, index]
+            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, known)
             cells[index] = taken
 
-    def _measure(self, cells: _Cells, layouts: Tensor, first: bool, looks: bool) -> None:
-        """Apply the rule to cells with evenly spread nodes; first ones have edges, whole pieces looks."""
+    def _measure(
+        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, known: Tensor | None = None
+    ) -> None:
+        """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
+
+        Where f is ``known`` at the nodes it is called beside and between them alone.
+        """
         task, opening, low, n = self.task, self.task.opening, 0, cells.n
         rows = self.m + (WHOLE if looks else BESIDE * first)
         for part in cells.parts(max(1, task.block // rows)):
@@ -238,24 +289,46 @@ class NativeBodies:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
-                y = self._call(x, whose if self.one_each else layouts[2 * n :][whose])
+                owner = whose if self.one_each else layouts[2 * n :][whose]
+                y = self._call_unknown(x, owner, None if known is None else known[:, whose])
+            off = None if known is not None else hear(y)
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
             )
+            if off is not None:
+                self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
 
-    def _measure_ends(self) -> None:
-        """Apply the rule to cells with logarithmic nodes."""
-        task, rows = self.task, self.m + BESIDE_END
-        for part in self.ends.parts(max(1, task.block // rows)):
+    def _measure_ends(self, cells: _Cells, known: Tensor | None = None) -> None:
+        """Apply the rule to cells with logarithmic nodes; f is ``known`` at the nodes or not at all."""
+        task, rows, low = self.task, self.m + BESIDE_END, 0
+        for part in cells.parts(max(1, task.block // rows)):
             n = part.n
             x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
             slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
             self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
-            y = self._call(x, layout[2 * n : 3 * n])
+            y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
+            off = None if known is not None else hear(y)
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
             )
+            self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
+            low += n
+
+    def _add_inner_error(self, cells: _Cells, off: Tensor | None) -> None:
+        """Add what integrals inside f are off at the nodes to the errors of cells: refinement does not mend it."""
+        if off is not None:
+            columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
+            row, kind = columns.view(torch.int64)[:, ROW], columns.view(torch.int8)[:, 8 * FLAGS]
+            more = inner_error(self.task, off, row, columns[:, START], columns[:, STOP], kind)
+            columns[:, ERROR : ERROR + 2] += more[:, None]
+
+    def _call_unknown(self, x: Tensor, owner: Tensor | slice, known: Tensor | None) -> Tensor:
+        """Return f at x; at the nodes, which come second, it may be known."""
+        if known is None:
+            return self._call(x, owner)
+        beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), owner)
+        return torch.cat((beside[:1], known, beside[1:]))
 
     def _call_between(self) -> None:
         """Call f between some new cells and the ones before them."""
@@ -276,6 +349,7 @@ class NativeBodies:
     def _call(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x as the kernel reads it; ``owner`` is a slice, or numbers to be read as integers."""
         integrand = self.task.integrand
+        hear_anew()
         if not isinstance(owner, slice):
             owner = slice(0, 1) if self.task.batch == 1 else owner.view(torch.int64)
         if isinstance(owner, slice) or not self.spread:
@@ -294,12 +368,12 @@ class NativeBodies:
         """Return numbers in double precision, contiguous, in memory."""
         if y.is_complex():
             if self.parts == 1:
-                raise _UnreadableError
+                raise UnreadableError
             y = y.resolve_conj()
         y = y.resolve_neg()
         y = _as(y, torch.float64 if self.parts == 1 else torch.complex128).contiguous()
         if not _in_memory(y):
-            raise _UnreadableError
+            raise UnreadableError
         return y
 
     def decide(self) -> Tally:
@@ -341,8 +415,8 @@ class NativeBodies:
         books = self.books.view(-1, INTEGRAL)[: self.round.running]
         return values.index_copy(0, books.view(torch.int64)[:, WHO], books[:, 0])
 
-    def spent(self) -> Tensor:
-        """Return the nodes that each running integral has cost."""
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
         books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
         return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
 
@@ -363,7 +437,7 @@ class NativeBodies:
         )  # fmt: skip
         self.withdrawn += n
         owner = cells.view(torch.int64)[:, ROW] // self.task.pieces.count
-        self._enter(cells[owner.argsort(stable=True)])
+        self._enter(cells[owner.argsort(stable=True)], not self.mixed)
         self.books = self.books[waits]
         self.books.view(torch.int64)[:, NFEV] = self.nfev[waits]
         self.held.zero_()

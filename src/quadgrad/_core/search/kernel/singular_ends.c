@@ -113,10 +113,11 @@ INLINE void add_series(const Number *terms, double deep, double steps, Number *l
     extrapolate(terms, limits, s);
 }
 
-/* The column of the epsilon table that sums the series, the limit's error, and what amplifies the terms' errors. */
-INLINE int choose_column(const EndSummary *s, double rtol, double *doubt, double *gain) {
-    int best = 0, diverges = s->ratio >= 1.0;
-    for (int k = 1; k < COLUMNS && !diverges; k++)
+/* The column of the epsilon table that sums the series, the one that is held if any is; the limit's error, and what
+ * amplifies the terms' errors. */
+INLINE int choose_column(const EndSummary *s, double rtol, int held, double *doubt, double *gain) {
+    int best = held > 0 ? held : 0, diverges = s->ratio >= 1.0;
+    for (int k = 1; k < COLUMNS && !diverges && held < 0; k++)
         if (s->doubts[k] < s->doubts[best] && !(s->doubts[best] <= C.close * rtol * s->limits[best])) best = k;
     double room = larger(1.0 - s->ratio, 1e-8);
     *doubt = diverges ? C.safety * s->total : s->doubts[best];
@@ -131,7 +132,8 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
                         int64_t at, Cell *cell) {
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
     double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
-    if (touches) column = choose_column(s, rtol, &doubt, &gain), value = s->limits[column];
+    if (touches)
+        column = choose_column(s, rtol, cell->kind - HELD - EXTRAPOLATED, &doubt, &gain), value = s->limits[column];
     double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(sqrt(gain)) : gain) - 1.0;
     double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;

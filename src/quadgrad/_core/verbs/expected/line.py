@@ -197,7 +197,7 @@ class _Run:
         if not rough:
             return quietly(self.record, compute)
         with torch.no_grad():
-            return quietly(InnerRecord(), compute)
+            return quietly(InnerRecord(kept_by_a_verb=True), compute)
 
 
 def _answer(question: Question, options: Options, found: Result, more: tuple[Any, ...], rough: Result) -> Result:

@@ -56,7 +56,7 @@ def quietly(record: InnerRecord, compute: Callable[[], Result]) -> Result:
 
     Its own failure is not: that will be judged, and told, by the caller.
     """
-    with InnerRecord() as inner:
+    with InnerRecord(kept_by_a_verb=True) as inner:
         result = compute()
     failures = {sentence: n for sentence, n in inner.failures.items() if sentence != result.message}
     record.note(0.0, failures)

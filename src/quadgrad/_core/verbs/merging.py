@@ -1,0 +1,85 @@
+"""When the cells of a kept plan are merged: as soon as that may help, and ever more seldom where it did not.
+
+What is merged is what the next call starts from: if it was too much, search refines it again, and merging is left
+alone for longer. So nothing is evaluated only to find out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.plans.cells import CellPlan
+
+__all__ = ["Merging"]
+
+WORTH = 0.1
+"""Merging must save this share of an integral's cells to be tried, and to be kept up."""
+
+FIRST, PAUSE, LONGER = 3, 10, 3
+"""Calls until merging is looked at; until it is tried again where it did not help; by how much longer each time."""
+
+GROWN = 1.25
+"""An integral that has this many times the cells it had when merging did not help may be merged at once."""
+
+
+@dataclass
+class Merging:
+    """For each integral ``(batch,)``: calls to wait, how long the last wait was, and numbers of cells.
+
+    ``before`` is that before a merger which is on trial, else 0, ``failed`` that when one did not help, ``size``
+    that after the last call.
+    """
+
+    wait: Tensor
+    pause: Tensor
+    before: Tensor
+    failed: Tensor
+    size: Tensor
+
+    @staticmethod
+    def start(batch: int, device: torch.device) -> Merging:
+        """Return what holds for integrals that were searched from scratch."""
+        zero = torch.zeros(batch, dtype=torch.int64, device=device)
+        return Merging(zero + FIRST, zero + PAUSE, zero, zero, zero)
+
+    def to(self, device: torch.device) -> Merging:
+        """Return the same on another device."""
+        return Merging(*(column.to(device) for column in self.columns()))
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """Return all of it."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def merge(self, plan: CellPlan, allowed: Tensor) -> tuple[CellPlan, int]:
+        """Return the plan to start the next call from, and how many mergers have proved worth it since the last."""
+        owner, batch = plan.owner, plan.batch
+        size = torch.bincount(owner, minlength=batch)
+        trial = self.before > 0
+        useless = trial & (size > (1.0 - WORTH) * self.before)
+        proved = trial & ~useless
+        self.failed = torch.where(useless, size, self.failed)
+        grown = (size > self.size) & ~useless & (size > GROWN * self.failed) & (self.size > 0)
+        self.pause = torch.where(proved | grown, PAUSE, torch.where(useless, LONGER * self.pause, self.pause))
+        wait = torch.where(useless, self.pause // LONGER, self.wait - 1)
+        self.wait, self.before = torch.where(proved | grown, 0, wait), torch.zeros_like(size)
+        due = self.wait <= 0
+        if bool(due.any()):
+            self.wait = torch.where(due, FIRST, self.wait)
+            plan, size = self._try(plan, torch.where(due, allowed, -1.0), size)
+        self.size = size
+        return plan, int(proved.sum())
+
+    def _try(self, plan: CellPlan, allowed: Tensor, size: Tensor) -> tuple[CellPlan, Tensor]:
+        """Merge what seems to be finer than needed, of those integrals of which that saves enough."""
+        merged = plan.coarser(allowed)
+        if len(merged) == len(plan):
+            return plan, size
+        fewer = torch.bincount(merged.owner, minlength=plan.batch)
+        worth = fewer <= (1.0 - WORTH) * size
+        self.before = torch.where(worth, size, 0)
+        if not bool(worth.all()):
+            merged = plan.take(~worth[plan.owner]).join(merged.take(worth[merged.owner]))
+        return merged, torch.where(worth, fewer, size)
