@@ -14,28 +14,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import locate
-from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.stretches import Ends, Piled
 from quadgrad._core.search.tails import find_tail
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew, noise
 
-__all__ = ["AtHand", "Piles", "clusters", "watched", "zoom"]
+__all__ = ["Piles", "watched", "zoom"]
 
 FIRST, EVERY = 3, 1
 """The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
 
 TRIALS = 3
 """How often an integral is looked at."""
-
-WORST = 1e-6
-"""A cell is among the worst if its error is above this part of the largest of its integral."""
-
-MOST = 64
-"""More places are not looked for at once in one integral."""
-
-TOGETHER = 4
-"""Cells in a row in which there may be one place; where more are to be split f is rough all over."""
 
 DIVISIONS = 8
 """Intervals between places where f is called: of these the two around the greatest bend are divided next."""
@@ -55,9 +46,6 @@ LATE, LATER = 5, 8
 ENDS_TRIED = 2
 """How often each."""
 
-WORST_AT_END = 1e-4
-"""As :data:`WORST`; an oscillation that decays leaves less error farther out."""
-
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
 
@@ -74,22 +62,11 @@ BOUNDED = 4.0
 """A bend between neighbouring numbers, relative to f around, up to which it is that of a jump."""
 
 
-@dataclass(slots=True)
-class AtHand:
-    """Cells of a search that were evaluated and not yet judged: columns ``(n,)``."""
-
-    row: Tensor
-    start: Tensor
-    stop: Tensor
-    error: Tensor
-    kind: Tensor
-
-
 class Stoppable(Protocol):
     """A search that can be looked at between its rounds."""
 
-    def at_hand(self) -> AtHand:
-        """Return the cells at hand."""
+    def look_for_piles(self) -> Piled:
+        """Look at the cells that are not judged yet, see :mod:`quadgrad._core.search.stretches`."""
         ...
 
     def settled_values(self) -> Tensor:
@@ -119,31 +96,31 @@ class Piles:
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
 
-    def _see_tails(self, search: Stoppable) -> None:
+    def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
-        problem = self.problem
+        problem, cost = self.problem, search.cost()
         if problem.pieces.rounding.eps > torch.finfo(torch.float64).eps:  # zeros are not known well enough
             return
         if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
             return
-        cells, count = search.at_hand(), problem.pieces.count
-        for row, upper, distance, singular in ends_at_hand(problem, cells):
-            oscillates = not singular or bool(
-                torch.cat(problem.pieces.ends(torch.tensor([row])))[int(upper)].isinf()
-            )
-            if not oscillates and self.rounds < LATER:
-                continue
+        sides = torch.stack(problem.pieces.ends(ends.row))
+        infinite = torch.where(ends.upper, sides[1], sides[0]).isinf()
+        spent = cost[ends.row // problem.pieces.count]
+        ready = (spent >= CHEAP) & (spent + DEAR <= problem.max_nfev)
+        if self.rounds < LATER:
+            ready &= infinite | ~ends.singular
+        ends = ends.take(ready)
+        oscillates = (infinite[ready] | ~ends.singular).tolist()
+        columns = (ends.row.tolist(), ends.upper.tolist(), ends.distance.tolist(), oscillates)
+        for row, upper, distance, wave in zip(*columns, strict=True):
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
-            owner = torch.tensor([row // count])
-            spent = int(search.cost()[owner[0]])
-            if spent + DEAR > problem.max_nfev or spent < CHEAP:
-                continue
+            owner = torch.tensor([row // problem.pieces.count])
             self.ends_tried[row, upper] = times + 1
             size = abs(float(search.settled_values()[owner[0]]))
-            tail, spent = find_tail(problem, row, upper, distance, size, times > 0, oscillates)
-            search.charge(owner, torch.tensor([spent]))
+            tail, nodes = find_tail(problem, row, upper, distance, size, times > 0, wave)
+            search.charge(owner, torch.tensor([nodes]))
             if tail is not None:
                 self.tails.append(tail)
                 search.charge(owner, torch.tensor([STOPPED]))
@@ -157,19 +134,25 @@ class Piles:
     def _look(self, search: Stoppable) -> None:
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
             return
-        if self.rounds >= LATE and self.problem.series:
-            self._see_tails(search)
+        piled = search.look_for_piles()
+        if self.rounds >= LATE and self.problem.series and len(piled.ends.row):
+            self._see_tails(search, piled.ends)
         if not self.problem.reaches_inside:
             return
-        cells = search.at_hand()
-        row, index = clusters(self.problem, cells)
-        owner, batch = row // self.problem.pieces.count, self.problem.batch
+        row, batch = piled.row, self.problem.batch
         stays = self._stays(
-            *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (cells.start[index[0]], cells.stop[index[1]]))
+            *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (piled.start[0], piled.stop[1]))
         )
         if not bool(stays.any()):
             return
-        low, high = _ends_of(self.problem, row, cells, index)
+        owner = row // self.problem.pieces.count
+        here = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill_(0, owner[stays], True)[owner]
+        piled, owner, stays = (
+            Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends),
+            owner[here],
+            stays[here],
+        )
+        low, high = _ends_of(self.problem, piled)
         tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
         known = self._holds(owner, low, high)
         many = torch.bincount(owner, minlength=batch)
@@ -177,7 +160,7 @@ class Piles:
         fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & stays
         number = torch.bincount(owner[fresh], minlength=batch)
         fresh &= (IN_VAIN * number <= PART * search.cost())[owner]
-        index = locate(fresh, int(fresh.sum()))
+        index = fresh.nonzero()[:, 0]
         if not len(index):
             return
         place, found, doubt, spent = zoom(self.problem, owner[index], low[index], high[index])
@@ -197,7 +180,7 @@ class Piles:
         open_ = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill(0, owner[~known], True)
         some = torch.zeros_like(open_).index_fill(0, owner[known], True)
         some &= search.cost() <= saved  # else little is left to do
-        stopped = locate(some & ~open_, int((some & ~open_).sum()))
+        stopped = (some & ~open_).nonzero()[:, 0]
         search.charge(stopped, torch.full_like(stopped, STOPPED))
 
     def _stays(self, low: Tensor, high: Tensor) -> Tensor:
@@ -234,79 +217,15 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found]) -> Found:
     return found
 
 
-def ends_at_hand(problem: Problem, cells: AtHand) -> list[tuple[int, bool, float, bool]]:
-    """Return ends at which much of the error is left.
-
-    That is the piece, whether it is the upper end, from what fraction of the piece on, and whether the cell there
-    has logarithmic nodes, as one has that is not rough all over.
-    """
-    error, count = cells.error.nan_to_num(torch.inf), problem.pieces.count
-    owner = cells.row // count
-    worst = torch.zeros(problem.batch, dtype=error.dtype, device=owner.device).scatter_reduce_(
-        0, owner, error, "amax"
-    )
-    bad = (error >= WORST_AT_END * worst[owner]) & (error > 0.0)
-    touches = bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))
-    answers: list[tuple[int, bool, float, bool]] = []
-    if not bool(touches.any()):
-        return answers
-    for index in touches.nonzero()[:, 0].tolist()[:MOST]:
-        row, upper = int(cells.row[index]), float(cells.start[index]) != 0.0
-        mine = bad & (cells.row == row) & ((cells.start < 0.0) == upper)
-        outer = torch.where(cells.start[mine] < 0.0, cells.start[mine], cells.stop[mine]).abs()
-        answers.append((row, upper, float(outer.max()), int(cells.kind[index]) != LINEAR))
-    return answers
-
-
-def clusters(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor]:
-    """Return row, and first and last cell ``(2, k)``, of the stretches in which bisection closes in on something.
-
-    That are few neighbouring cells with most of the error. Integrals with many such cells in a row are left out,
-    and cells at an end of their piece, which has nodes of its own.
-    """
-    count = problem.pieces.count
-    owner = cells.row // count
-    worst = torch.zeros(problem.batch, dtype=cells.error.dtype, device=owner.device)
-    error = cells.error.nan_to_num(torch.inf)
-    worst.scatter_reduce_(0, owner, error, "amax")
-    bad = (error >= WORST * worst[owner]) & (error > 0.0)
-    number = torch.zeros_like(worst).index_add_(0, owner, bad.to(worst.dtype))
-    bad = bad & (number[owner] <= TOGETHER * MOST)
-    index = locate(bad, int(bad.sum()))
-    row, start, stop, linear = (t[index] for t in (cells.row, cells.start, cells.stop, cells.kind == LINEAR))
-    # In ascending order, measured from the lower end: a neighbour begins where a cell ends, but in the middle.
-    half = 2 * row + (start < 0.0)
-    order = start.argsort(stable=True)
-    order = order[half[order].argsort(stable=True)]
-    row, start, stop, linear = row[order], start[order], stop[order], linear[order]
-    joined = (row[1:] == row[:-1]) & ((start[1:] == stop[:-1]) | ((stop[:-1] == 0.5) & (start[1:] == -0.5)))
-    first = torch.cat((torch.ones_like(row[:1], dtype=torch.bool), ~joined))
-    group = first.cumsum(0) - 1
-    n = int(first.sum())
-    size = torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, torch.ones_like(row))
-    at_end = (start == 0.0) | (stop == 0.0) | (stop == 1.0) | ~linear
-    ends = torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, at_end.to(torch.int64))
-    last = torch.cat((~joined, torch.ones_like(row[:1], dtype=torch.bool)))
-    row, left, right = row[first], locate(first, n), locate(last, n)
-    long = size > TOGETHER
-    rough = torch.zeros(problem.batch, dtype=torch.bool, device=row.device)
-    rough[row[long] // count] = True
-    good = (ends == 0) & ~rough[row // count]
-    return row[good], index[order][torch.stack((left, right))[:, good]]
-
-
-def _ends_of(problem: Problem, row: Tensor, cells: AtHand, index: Tensor) -> tuple[Tensor, Tensor]:
+def _ends_of(problem: Problem, piled: Piled) -> tuple[Tensor, Tensor]:
     """Return lower and upper end in x of stretches from one cell to another, and a little beyond."""
-    edges = [
-        lay_out(problem.pieces, row, cells.start[i], cells.stop[i], None).nodes(cells.start.new_tensor([0.0, 1.0]))[
-            0
-        ]
-        for i in index
-    ]
-    low, high = edges[0][0], edges[1][1]
+    (low, after), (before, high) = (
+        lay_out(problem.pieces, piled.row, start, stop, None).nodes(start.new_tensor([0.0, 1.0]))[0]
+        for start, stop in zip(piled.start, piled.stop, strict=True)
+    )
     # What lies on the edge of two cells may be seen by one of them alone.
-    beside = 0.25 * torch.stack((edges[0][1] - low, high - edges[1][0]))
-    lower, upper = problem.pieces.ends(row)
+    beside = 0.25 * torch.stack((after - low, high - before))
+    lower, upper = problem.pieces.ends(piled.row)
     beside = torch.minimum(beside, 0.5 * torch.stack((low - lower, upper - high)))
     return low - beside[0], high + beside[1]
 
@@ -331,9 +250,8 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Te
             y = _values(problem, owner, x)
             size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
         else:
-            new = [1, 2, 3, 5, 6, 7]
-            y = torch.empty((DIVISIONS + 1, *seen.shape[1:]), dtype=seen.dtype, device=seen.device)
-            y[[0, 4, 8]], y[new] = seen, _values(problem, owner, x[new])
+            new = _values(problem, owner, torch.cat((x[1:4], x[5:8])))
+            y = torch.cat((seen[:1], new[:3], seen[1:2], new[3:], seen[2:]))
         assert size is not None
         spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
         bend, at = _bends(y, size)
@@ -344,7 +262,8 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Te
         nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
         history.append(bend)
         now = low + (high - low) * (at.to(low.dtype) / DIVISIONS)
-        place[index] = torch.where(even, place[index], torch.where(nothing, _corner(x, y, at, now), now))
+        corner = _corner(x, y, at, now) if bool(nothing.any()) else now
+        place[index] = torch.where(even, place[index], torch.where(nothing, corner, now))
         falls = torch.zeros_like(even)
         if len(history) > SURE:
             falls = bend < SMOOTH**SURE * history[-1 - SURE]
@@ -361,7 +280,7 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Te
         going = ~(close | even | falls | (nothing & (len(history) > SURE)))
         if not bool(going.any()):
             break
-        triple = (at[None] + torch.tensor([[-1], [0], [1]], device=at.device))[:, :, None].expand(3, *y.shape[1:])
+        triple = torch.stack((at - 1, at, at + 1))[:, :, None].expand(3, *y.shape[1:])
         seen = y.gather(0, triple)[:, going]
         step = (high - low) / DIVISIONS
         middle = now

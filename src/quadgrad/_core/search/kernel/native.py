@@ -25,19 +25,23 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
+    END,
     END_LAYOUT,
     INTEGRAL,
     LAYOUT,
     LEAF,
     SHARE,
+    STRETCH,
+    Piles,
     Round,
     Setting,
     Tally,
     load,
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
-from quadgrad._core.search.piles import AtHand, watched
+from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
+from quadgrad._core.search.stretches import Ends, Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
@@ -398,33 +402,40 @@ class NativeBodies:
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
 
-    def at_hand(self) -> AtHand:
-        """Return the cells that are not judged yet."""
-        reals, integers, kinds = list[Tensor](), list[Tensor](), list[Tensor]()
-        for part in (self.linear, self.ends):
-            cells = part.room[part.at : part.at + part.n * part.width].view(part.n, part.width)
-            reals.append(cells[:, [START, STOP, ERROR]])
-            integers.append(cells.view(torch.int64)[:, ROW])
-            kinds.append(cells.view(torch.int8)[:, 8 * FLAGS])
-        start, stop, error = torch.cat(reals).unbind(1)
-        return AtHand(torch.cat(integers), start, stop, error, torch.cat(kinds))
+    def look_for_piles(self) -> Piled:
+        """Look at the cells that are not judged yet."""
+        linear, ends, round = self.linear, self.ends, self.round
+        n = linear.n + ends.n
+        stretches, edges = self.memory.room("stretches", STRETCH * n), self.memory.room("ends of pieces", END * n)
+        round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
+        piles = Piles.into(stretches, edges)
+        self.kernel.look_for_piles(byref(round), byref(piles))
+        stretches = stretches[: STRETCH * piles.n_stretches].view(-1, STRETCH)
+        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        edges = edges[: END * piles.n_ends].view(-1, END)
+        at, distance = edges.view(torch.int64)[:, :3], edges[:, 3]
+        order = (2 * at[:, 0] + at[:, 1]).argsort()
+        row, upper, singular = at[order].unbind(1)
+        found = Ends(row, upper > 0, distance[order], singular > 0)
+        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, found)
 
     def settled_values(self) -> Tensor:
         """Return what the settled cells of each integral add up to, of one real component."""
-        values = torch.zeros(self.task.batch, dtype=torch.float64)
-        books = self.books.view(-1, INTEGRAL)[: self.round.running]
-        return values.index_copy(0, books.view(torch.int64)[:, WHO], books[:, 0])
+        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64)
+        return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
 
     def cost(self) -> Tensor:
         """Return the nodes that each running integral has cost, 0 of the others."""
-        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        books = self._running()
         return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have integrals pay for further nodes."""
-        spent = torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
-        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        books, spent = self._running(), torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
         books[:, NFEV] += spent[books[:, WHO]]
+
+    def _running(self) -> Tensor:
+        return self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""
