@@ -103,8 +103,8 @@ class Piles:
             return
         if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
             return
-        sides = torch.stack(problem.pieces.ends(ends.row))
-        infinite = torch.where(ends.upper, sides[1], sides[0]).isinf()
+        lower, higher = problem.pieces.ends(ends.row)
+        infinite = torch.where(ends.upper, higher, lower).isinf()
         spent = cost[ends.row // problem.pieces.count]
         ready = (spent >= CHEAP) & (spent + DEAR <= problem.max_nfev)
         if self.rounds < LATER:
