@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,85 @@ def test_derivatives(name: str) -> None:
         if name != "|sin wx|":  # whose kinks move: the second derivative of a sum does not see them
             (h,) = torch.autograd.grad(g, args[i], retain_graph=True, allow_unused=True)
             assert abs((0.0 if h is None else float(h)) - second) <= 1e-6 * max(1.0, abs(second))
+
+
+def bent(c: Any, x: Any) -> Any:
+    return abs(x - c) * (mp if isinstance(x, mp.mpf) else torch).exp(c * x)
+
+
+def relu(c: Any, x: Any) -> Any:
+    return (abs(x * x - c) + x * x - c) * (1 + c * x) / 2
+
+
+def several(c: Any, x: Any) -> Any:
+    return abs(x - c) * x + abs(x - 0.7 + c) * c**2
+
+
+KINKS = {
+    "bent": (bent, lambda c: [c]),
+    "relu": (relu, lambda c: [mp.sqrt(c)]),
+    "two": (several, lambda c: [c, 0.7 - c]),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+@pytest.mark.parametrize("way", ("reverse", "forward", "func", "captured", "vmap", "events", "turned", "replay"))
+def test_second_derivatives_by_what_moves_a_kink(name: str, way: str) -> None:
+    f, places = KINKS[name]
+    at = 0.28
+    with mp.workdps(30):
+        integral = lambda c: mp.quad(lambda x: f(c, x), [0, *sorted(places(c)), 1])
+        exact = float(mp.diff(integral, mp.mpf(at), 2))
+    c = t64(at)
+    value = lambda c: qg.quad(lambda x, c: f(c, x), t64(0.0), 1.0, (c,), rtol=1e-8).value
+    captured = lambda c: qg.quad(lambda x: f(c, x), t64(0.0), 1.0, rtol=1e-8).value
+    both = lambda c: (
+        qg.quad(lambda x, c: torch.stack([f(c, x), x * c**2], -1), t64(0.0), 1.0, (c,), rtol=1e-8).value
+    )
+    plan = qg.quad(lambda x, c: f(c, x), t64(0.0), 1.0, (c,), rtol=1e-8).plan
+    assert plan.places is not None and plan.found == len(places(at))
+    hessian = torch.func.hessian
+    found = {
+        "reverse": lambda: torch.autograd.functional.hessian(value, c),
+        "forward": lambda: torch.func.jacfwd(torch.func.jacfwd(value))(c),
+        "func": lambda: hessian(value)(c),
+        "captured": lambda: hessian(captured)(c),
+        "vmap": lambda: torch.func.vmap(hessian(captured))(t64([0.31, at]))[1],
+        "events": lambda: hessian(both)(c)[0],
+        "turned": lambda: (
+            -hessian(lambda c: qg.quad(lambda x, c: f(c, x), t64(1.0), 0.0, (c,), rtol=1e-8).value)(c)
+        ),
+        "replay": lambda: hessian(lambda c: qg.replay(lambda x, c: f(c, x), plan, t64(0.0), 1.0, (c,)))(c),
+    }[way]()
+    assert abs(float(found) - exact) <= 1e-6 * abs(exact)
+
+
+STEEP = {
+    "square root": (lambda x, c: (x - c).abs().sqrt(), True),
+    "x log x": (lambda x, c: torch.xlogy((x - c).abs(), (x - c).abs()), True),
+    "scaled": (lambda x, c: c * c * (x - 0.3).abs().sqrt(), False),
+    "kink": (lambda x, c: c * (x - c).abs(), False),
+}
+
+
+@pytest.mark.parametrize("name", STEEP)
+@pytest.mark.parametrize("way", ("reverse", "func"))
+def test_second_derivatives_that_are_wrong_are_told(name: str, way: str) -> None:
+    f, told = STEEP[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = lambda c: qg.quad(f, t64(0.0), 1.0, (c,), rtol=1e-8).value
+        c = t64(0.3).requires_grad_()
+        torch.autograd.grad(value(c), c)  # the first one is right
+        torch.func.grad(value)(c.detach())
+        assert not caught
+        if way == "reverse":
+            torch.autograd.grad(value(c), c, create_graph=True)
+        else:
+            torch.func.hessian(value)(c.detach())
+    if way == "reverse" or told:
+        assert [w.category for w in caught] == [qg.UnmarkedJumpWarning] * told
+        assert not told or "x = 0.3" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("name", ("power", "logarithm", "step"))

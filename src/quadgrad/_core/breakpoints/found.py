@@ -16,13 +16,11 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.breakpoints.crossings import look
 from quadgrad._core.breakpoints.unmarked import BESIDE_JUMP, nudge
 from quadgrad._core.estimates.null_rules import largest_component
-from quadgrad._core.gradient.boundary import reading_distance
+from quadgrad._core.gradient.boundary import FARTHER, found_places, reading_distance
+from quadgrad._core.gradient.kinks import bends_at
 from quadgrad._core.problem import Problem
 
-__all__ = ["find_moving_place"]
-
-FARTHER = 2.0**30
-"""How many times farther from a place f is read again, if there is room: where it is singular it has changed."""
+__all__ = ["find_moving_place", "find_steep_place"]
 
 BESIDE = 16.0
 """How many times farther out f is read to tell a jump, beside which it is level."""
@@ -72,6 +70,23 @@ def _sides(problem: Problem, i: int) -> Tensor:
     return torch.where(inside, x, limits.inner_points(batch))
 
 
+def find_steep_place(problem: Problem) -> str:
+    """Return where f is continuous, as steep as one likes, and may move: no second derivative is right there."""
+    with problem.outside() as fixed, torch.no_grad():
+        first = len(fixed.limits.marks) - fixed.limits.found
+        *_, steep = bends_at(fixed.integrand, *found_places(fixed.limits.detach(), fixed.batch))
+        for i, mask in enumerate(steep.any(2)):
+            mark = fixed.limits.marks[first + i].expand(fixed.batch)
+            mask = mask & ~mark.isnan()
+            if bool(mask.any()):
+                x = _sides(fixed, first - 2 + i)
+                before = look(fixed.integrand, x, slice(0, fixed.batch))
+                mask = mask & (_moves(problem, x, before) | _grows(problem, x, before, steep=True))
+            for index in mask.nonzero()[:1, 0].tolist():
+                return f"x = {float(mark[index]):.6g}" + (f" (integral {index})" if fixed.batch > 1 else "")
+    return ""
+
+
 def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
     """Tell where f jumps, and where it grows towards a place, from values ``(6, batch, components)``."""
     size = y.abs()
@@ -82,8 +97,11 @@ def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
     return (jump & ~grows).any(1), grows.any(1)
 
 
-def _grows(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
-    """Tell where the derivative of f by what it closes over grows like f over the distance towards a place."""
+def _grows(problem: Problem, x: Tensor, before: Tensor, steep: bool = False) -> Tensor:
+    """Tell where the derivative of f by what it closes over grows like f over the distance towards a place.
+
+    Where f is ``steep`` and continuous it is enough that it grows.
+    """
     none = torch.zeros_like(x[0], dtype=torch.bool)
     if in_transform():  # which hides what f closes over
         return none if problem.integrand.arguments else ~none
@@ -99,6 +117,8 @@ def _grows(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
             each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in one.unbind()]
             sizes.append(torch.stack([_size(gradients, one) for gradients in each]))
     far, near = (torch.maximum(*pair) for pair in ((sizes[0], sizes[3]), (sizes[1], sizes[2])))
+    if steep:
+        return ~(near <= GROWN * far)
     values = before.abs().sum(2)
     f_far, f_near = (torch.maximum(*pair) for pair in ((values[0], values[3]), (values[1], values[2])))
     closer = (x[3] - x[0]) / (x[2] - x[1])

@@ -9,11 +9,12 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core._torch import differentiations, in_transform
 from quadgrad._core.breakpoints.crossings import Zeros, scan_pieces, scan_plan
-from quadgrad._core.breakpoints.found import find_moving_place
+from quadgrad._core.breakpoints.found import find_moving_place, find_steep_place
 from quadgrad._core.breakpoints.implicit import attach_derivatives
 from quadgrad._core.breakpoints.unmarked import Least, find_stale_breakpoint, find_unmarked_jump
+from quadgrad._core.errors import UnmarkedJumpWarning, warn
 from quadgrad._core.gradient.boundary import carries_gradient
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
@@ -23,7 +24,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Found
 
-__all__ = ["Search", "Switches", "note_found_places", "note_unmarked_jumps"]
+__all__ = ["Search", "Switches", "note_found_places", "note_second_derivatives", "note_unmarked_jumps"]
 
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
@@ -135,6 +136,31 @@ def note_found_places(problem: Problem, silent: bool) -> bool:
             "saves evaluations"
         )
     return bool(place)
+
+
+def note_second_derivatives(problem: Problem, value: Tensor) -> Tensor:
+    """Return a value that says so if its derivative is differentiated, and that is wrong because f is too steep."""
+    if not problem.limits.found or not problem.batch or (in_transform() and differentiations() < 2):
+        return value
+    place = find_steep_place(problem)
+    if not place:
+        return value
+    text = (
+        f"second derivatives are wrong where the place {place} depends on a parameter: the integrand is continuous "
+        "there, but its slope is infinite. Name the place in points=, as a tensor that requires grad, with "
+        'limit_gradient="pathwise"'
+    )
+    if in_transform():
+        _note(text)
+    elif value.requires_grad:
+
+        def look(_: Tensor) -> None:
+            if torch.is_grad_enabled():  # the gradient is made to be differentiated
+                warn(text, UnmarkedJumpWarning)
+
+        value = value.view_as(value)
+        value.register_hook(look)
+    return value
 
 
 def note_unmarked_jumps(problem: Problem, plan: IntervalPlan | None, least: Least) -> bool:

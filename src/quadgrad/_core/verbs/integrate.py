@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.jumps import note_found_places, note_unmarked_jumps
+from quadgrad._core.breakpoints.jumps import note_found_places, note_second_derivatives, note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
 from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
@@ -115,6 +115,8 @@ def _integrate(
     watched.told(primal)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
+    if problem.flowing and not primal.unfollowed:
+        value = note_second_derivatives(primal.problem, value)
     if problem.flowing and len(found.plan) == 0 and not in_transform():
         value = with_no_share_of(probe, value)
     if logs:
