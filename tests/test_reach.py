@@ -84,6 +84,34 @@ def test_reached_within_4000_nodes(name: str, compiled: bool, monkeypatch: pytes
     assert abs(float(again) - float(result.value)) <= 1e-13 * abs(exact) + 0.01 * float(result.error)
 
 
+def mixed(x: Tensor, c: Tensor, kind: Tensor, w: Tensor) -> Tensor:
+    """Places, series, needles and what is smooth in one batch."""
+    y = torch.where(kind == 0, (x - c).abs().clamp_min(1e-300) ** -0.5, torch.exp(0.1 * w * x))
+    y = torch.where(kind == 1, (x > c).double(), torch.where(kind == 2, torch.sin(w / x), y))
+    y = torch.where(kind == 3, torch.exp(-(((x - c) / 1e-5) ** 2)), y)
+    return torch.where(kind == 4, torch.sin(10 * w * x).abs(), y)
+
+
+@pytest.mark.parametrize("compiled", (True, False))
+def test_a_batch_of_all_of_these_is_what_single_calls_are(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda: None)
+    n, draw = (24 if compiled else 12), torch.Generator().manual_seed(0)
+    c, kind, w = (
+        torch.rand(n, generator=draw).double(),
+        torch.arange(n) % 6,
+        1 + 30 * torch.rand(n, generator=draw).double(),
+    )
+    limits = t64([0.0]).expand(n), t64(1.0)
+    together = qg.quad(mixed, *limits, (c, kind, w), rtol=1e-8, on_failure="ignore")
+    for i in range(n):
+        alone = qg.quad(mixed, t64(0.0), 1.0, (c[i], kind[i], w[i]), rtol=1e-8, on_failure="ignore")
+        for name in ("value", "error", "nfev", "status"):
+            assert float(getattr(alone, name)) == float(getattr(together, name)[i]), (i, name)
+    replayed = qg.replay(mixed, together.plan, *limits, (c, kind, w))
+    torch.testing.assert_close(replayed, together.value, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", ("table",))
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="each search but the last one starts afresh: 7,294 nodes"

@@ -19,9 +19,8 @@ from quadgrad._core.mesh.cells import LIMIT, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import concatenate
 from quadgrad._core.search.decide import FAINT
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, join_places
 from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
@@ -293,7 +292,6 @@ def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, 
         torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
     )
     nfev = found.nfev + torch.where(again, mended.nfev, 0)
-    places = [part.found_places for part in (found, mended) if part.found_places is not None]
-    return Found(
-        whole, value, error, status, nfev, tails=mended.tails, found_places=concatenate(places) if places else None
-    )
+    places = join_places((found.found_places, mended.found_places))
+    tails = [*(found.tails or []), *(mended.tails or [])]
+    return Found(whole, value, error, status, nfev, tails=tails, found_places=places)

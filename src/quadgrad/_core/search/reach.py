@@ -18,7 +18,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import Totals, allowed_error
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found, Places, Tail
+from quadgrad._core.search.task import Found, Places, Tail, join_places
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 
@@ -26,6 +26,12 @@ __all__ = ["search_reaching"]
 
 AGAIN = 5
 """Searches at most after the first: not all places show at once."""
+
+PARTS = 16
+"""What a search has spent is counted in so many parts of the budget."""
+
+LOOKS = 8
+"""So many places at most beside its nodes does a first cell look at."""
 
 Search = Callable[[Problem, "IntervalPlan | None"], Found]
 
@@ -62,9 +68,16 @@ class _Reach:
 
     def go_on(self, reaches: bool) -> bool:
         """Search the integrals again of which something new is known; return whether there were any."""
-        found, stopped = self.found, self.found.status != int(Status.CONVERGED)
+        found, most = self.found, self.problem.max_nfev
+        # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
+        parts = torch.ceil(found.nfev * (PARTS / most)).long()
         new, places = found.tails or [], found.found_places
         found.tails = found.found_places = None
+        pieces = torch.full_like(parts, self.problem.with_found(self.places).pieces.count + 2)
+        if places is not None:
+            pieces += torch.bincount(places.owner, minlength=len(pieces))
+        room = most - most * parts // PARTS > pieces * (self.problem.rule.nodes.size + LOOKS)
+        stopped = (found.status != int(Status.CONVERGED)) & room
         new = [tail for tail in new if bool(stopped[tail.owner])]
         ends = _mask(stopped, [tail.owner for tail in new])
         inside = torch.zeros_like(ends)
@@ -77,8 +90,8 @@ class _Reach:
             mine = inside[places.owner]
             self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
         for again, inner in ((inside, True), (ends, False)):
-            if bool(again.any()):
-                self._search(again, reaches, inner)
+            for part in parts[again].unique().tolist():
+                self._search(again & (parts == part), reaches, inner, most - most * part // PARTS)
         return bool((inside | ends).any())
 
     def _mark(self, again: Tensor, new: Places) -> None:
@@ -92,9 +105,9 @@ class _Reach:
         plan = plan.take(~again[plan.owner])
         self.found.plan = replace(plan, pieces=count, row=plan.owner * count + plan.piece)
 
-    def _search(self, again: Tensor, reaches: bool, inside: bool) -> None:
+    def _search(self, again: Tensor, reaches: bool, inside: bool, left: int) -> None:
         problem, found = self.problem.with_found(self.places), self.found
-        count, spent = problem.pieces.count, int(found.nfev[again].max())
+        count = problem.pieces.count
         whole = first_cells(problem, None)
         first = whole.take(again[whole.owner])
         heads = [tail for tail in self.tails if bool(again[tail.owner])]
@@ -105,9 +118,6 @@ class _Reach:
                 cells = _head([tail for tail in heads if tail.owner * count + tail.piece == row])
                 start, stop = (t.to(first.start) for t in cells)
                 first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
-        left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * (count + 2)
-        if left <= least:
-            return
         tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)
         task = replace(
             problem, budget=left, opening=None, reaches=reaches, reaches_inside=inside, tolerance=tolerance
@@ -119,7 +129,10 @@ class _Reach:
             torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
         )
         nfev = found.nfev + torch.where(again, mended.nfev, 0)
-        self.found = Found(plan, value, error, status, nfev, tails=mended.tails, found_places=mended.found_places)
+        self.found = Found(
+            plan, value, error, status, nfev, tails=[*(found.tails or []), *(mended.tails or [])],
+            found_places=join_places([found.found_places, mended.found_places]),
+        )  # fmt: skip
 
     def close(self) -> Found:
         """Return all of it, with the series added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,9 @@ from quadgrad._core.estimates.null_rules import FLOOR
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align
+from quadgrad._core.reduce import align, concatenate
 
-__all__ = ["Found", "Places", "Tail", "hear", "hear_anew", "inner_error", "noise", "replace_some"]
+__all__ = ["Found", "Places", "Tail", "hear", "hear_anew", "inner_error", "join_places", "noise", "replace_some"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Places:
     owner: Tensor
     place: Tensor
     doubt: Tensor
+
+
+def join_places(parts: Iterable[Places | None]) -> Places | None:
+    """Return the places of all searches."""
+    given = [part for part in parts if part is not None]
+    return concatenate(given) if given else None
 
 
 @dataclass(frozen=True)

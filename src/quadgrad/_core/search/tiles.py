@@ -15,12 +15,11 @@ from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import concatenate
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found, Places, Tail
+from quadgrad._core.search.task import Found, Places, Tail, join_places
 
 __all__ = ["look_closer", "search_tiles"]
 
@@ -47,8 +46,7 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
     value, error, status, nfev = totals
-    places_found = concatenate(places) if places else None
-    return Found(plan, value, error, status, nfev, tails=tails, found_places=places_found)
+    return Found(plan, value, error, status, nfev, tails=tails, found_places=join_places(places))
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)
