@@ -106,8 +106,10 @@ def test_a_batch_of_all_of_these_is_what_single_calls_are(compiled: bool, monkey
     together = qg.quad(mixed, *limits, (c, kind, w), rtol=1e-8, on_failure="ignore")
     for i in range(n):
         alone = qg.quad(mixed, t64(0.0), 1.0, (c[i], kind[i], w[i]), rtol=1e-8, on_failure="ignore")
-        for name in ("value", "error", "nfev", "status"):
-            assert float(getattr(alone, name)) == float(getattr(together, name)[i]), (i, name)
+        # With tensors the order in which the terms of a sum are added may depend on how many sums there are.
+        for name, off in {"value": 1e-14, "error": 1e-4, "nfev": 0.0, "status": 0.0}.items():
+            one, other = float(getattr(alone, name)), float(getattr(together, name)[i])
+            assert abs(one - other) <= (0.0 if compiled else off * abs(one)), (i, name)
     replayed = qg.replay(mixed, together.plan, *limits, (c, kind, w))
     torch.testing.assert_close(replayed, together.value, rtol=1e-13, atol=1e-13)
 
