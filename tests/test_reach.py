@@ -226,6 +226,17 @@ def test_second_derivatives_by_what_moves_a_kink(name: str, way: str) -> None:
     assert abs(float(found) - exact) <= 1e-6 * abs(exact)
 
 
+def test_derivatives_where_only_some_of_a_batch_have_places() -> None:
+    c = t64([0.3, 0.6, 1.7, 0.28]).requires_grad_()
+    result = qg.quad(lambda x, c: (x - c).abs() + (x - c / 2).abs() * (c < 0.5), t64(0.0), 1.0, (c,), rtol=1e-8)
+    assert result.plan.places is not None and result.plan.places.isnan().any()
+    (first,) = torch.autograd.grad(result.value.sum(), c, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), c)
+    exact = t64([2 * 0.3 - 1 + (2 * 0.15 - 1) / 2, 2 * 0.6 - 1, 1.0, 2 * 0.28 - 1 + (2 * 0.14 - 1) / 2])
+    torch.testing.assert_close(first.detach(), exact, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(second, t64([2.5, 2.0, 0.0, 2.5]), rtol=1e-6, atol=1e-9)
+
+
 STEEP = {
     "square root": (lambda x, c: (x - c).abs().sqrt(), True),
     "x log x": (lambda x, c: torch.xlogy((x - c).abs(), (x - c).abs()), True),

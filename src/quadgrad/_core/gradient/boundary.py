@@ -303,8 +303,9 @@ def found_places(fixed: Limits, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         away = away.expand(batch)
         room = torch.where(edges == place[:, None], torch.inf, (edges - place[:, None]).abs()).amin(1)
         far = torch.minimum(FARTHER * away, 0.25 * room)
-        inside = (place - far > lower) & (place + far < upper)
-        one = 0.01 * (inner - lower).abs().clamp_max(1.0)
-        columns.append(torch.stack((torch.where(inside, place, inner), away, torch.where(inside, far, one))))
+        inside = (place - far > lower) & (place + far < upper)  # False where one of them is NaN
+        near = 0.01 * torch.minimum(inner - lower, upper - inner).clamp_max(1.0)
+        far = torch.where(inside, far, near)
+        columns.append(torch.stack((torch.where(inside, place, inner), torch.where(inside, away, 0.25 * far), far)))
     places, away, far = torch.stack(columns, 1).unbind()
     return places, torch.minimum(away, 0.25 * far), far

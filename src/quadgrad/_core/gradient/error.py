@@ -13,7 +13,7 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import without_last
-from quadgrad._core.gradient.boundary import follow_marks, reading_errors, replay_with_limits
+from quadgrad._core.gradient.boundary import follow_marks, found_places, reading_errors, replay_with_limits
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
@@ -21,6 +21,7 @@ from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
@@ -29,6 +30,9 @@ __all__ = ["gradient_error"]
 
 DROPPED = 2
 """So many of the last terms of a series are left out, to see what they change."""
+
+PLACED = 1.0 / 8.0
+"""How far a place that search has found may be off, as a part of the distance at which f is read beside it."""
 
 ROWS = 512
 """Rows of a Jacobian computed at a time."""
@@ -162,9 +166,25 @@ class _Estimate:
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
+        if self.primal.problem.limits.found and len(self.plan):
+            errors = [error + blur for error, blur in zip(errors, self._of_places(tensors), strict=True)]
         if self.plan.term is not None:
             errors = [error + beyond for error, beyond in zip(errors, self._of_series(tensors), strict=True)]
         return tuple(errors)
+
+    def _of_places(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return what derivatives are off by because places that search has found are off: they jump there."""
+        problem = self.primal.problem
+        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        errors = [_zeros(t) for t in tensors]
+        with torch.enable_grad():
+            y = problem.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch))
+            gaps = y[: len(places)] - y[len(places) :]
+            for gap, width in zip(gaps, PLACED * away, strict=True):
+                total = as_reals((gap * align(width, gap) * self.weight.conj()).sum(), 0)[..., 0].sum()
+                for i, g in enumerate(_gradients(total, tensors)):
+                    errors[i] = errors[i] if g is None else errors[i] + g.abs()
+        return errors
 
     def _of_series(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return how far derivatives of series' limits move when the last terms are left out."""
