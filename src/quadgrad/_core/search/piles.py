@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.stretches import Ends, Piled
+from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.tails import find_tail
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew, noise
 
@@ -65,8 +65,11 @@ BOUNDED = 4.0
 class Stoppable(Protocol):
     """A search that can be looked at between its rounds."""
 
-    def look_for_piles(self) -> Piled:
-        """Look at the cells that are not judged yet, see :mod:`quadgrad._core.search.stretches`."""
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more.
+
+        See :mod:`quadgrad._core.search.stretches`.
+        """
         ...
 
     def settled_values(self) -> Tensor:
@@ -134,7 +137,7 @@ class Piles:
     def _look(self, search: Stoppable) -> None:
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
             return
-        piled = search.look_for_piles()
+        piled = search.look_for_piles(UNFINISHED if self.rounds < LASTS else 1.0)
         if self.rounds >= LATE and self.problem.series and len(piled.ends.row):
             self._see_tails(search, piled.ends)
         if not self.problem.reaches_inside:

@@ -13,7 +13,18 @@ from torch import Tensor
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import LINEAR
 
-__all__ = ["MOST", "TOGETHER", "UNFINISHED", "WORST", "WORST_AT_END", "AtHand", "Ends", "Piled", "look_for_piles"]
+__all__ = [
+    "LASTS",
+    "MOST",
+    "TOGETHER",
+    "UNFINISHED",
+    "WORST",
+    "WORST_AT_END",
+    "AtHand",
+    "Ends",
+    "Piled",
+    "look_for_piles",
+]
 
 WORST = 1e-6
 """A cell is among the worst if its error is above this part of the largest of its integral."""
@@ -27,8 +38,9 @@ MOST = 64
 TOGETHER = 4
 """Cells in a row in which there may be one place; where more are to be split f is rough all over."""
 
-UNFINISHED = 1e3
-"""An integral is looked at while its error is more than so many times what it may be: else a few rounds end it."""
+UNFINISHED, LASTS = 1e3, 8
+"""Before so many rounds an integral is looked at if its error is more than so many times what it may be: else a few
+rounds end it."""
 
 
 @dataclass(slots=True)

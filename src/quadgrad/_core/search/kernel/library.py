@@ -21,7 +21,7 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
 from quadgrad._core.search.kernel.builds import describe, find
-from quadgrad._core.search.stretches import MOST, TOGETHER, UNFINISHED, WORST, WORST_AT_END
+from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END
 from quadgrad._core.status import Status
 
 __all__ = [
@@ -116,7 +116,7 @@ class Piles(Structure):
     """The numbers of :mod:`quadgrad._core.search.stretches`, room for what is found, and how much that is."""
 
     _fields_ = [
-        *((name, c_double) for name in ("worst", "worst_at_end", "unfinished")),
+        *((name, c_double) for name in ("worst", "worst_at_end", "far")),
         *((name, c_int64) for name in ("together", "most")),
         *((name, c_void_p) for name in ("stretches", "ends")),
         *((name, c_int64) for name in ("n_stretches", "n_ends")),
@@ -125,9 +125,9 @@ class Piles(Structure):
     n_ends: int
 
     @classmethod
-    def into(cls, stretches: Tensor, ends: Tensor) -> Piles:
+    def into(cls, stretches: Tensor, ends: Tensor, far: float) -> Piles:
         """Return what writes to this memory."""
-        numbers = (WORST, WORST_AT_END, UNFINISHED, TOGETHER, MOST)
+        numbers = (WORST, WORST_AT_END, far, TOGETHER, MOST)
         return cls(*numbers, stretches.data_ptr(), ends.data_ptr(), 0, 0)
 
 

@@ -402,13 +402,13 @@ class NativeBodies:
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
 
-    def look_for_piles(self) -> Piled:
-        """Look at the cells that are not judged yet."""
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
         linear, ends, round = self.linear, self.ends, self.round
         n = linear.n + ends.n
         stretches, edges = self.memory.room("stretches", STRETCH * n), self.memory.room("ends of pieces", END * n)
         round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
-        piles = Piles.into(stretches, edges)
+        piles = Piles.into(stretches, edges, far)
         self.kernel.look_for_piles(byref(round), byref(piles))
         stretches = stretches[: STRETCH * piles.n_stretches].view(-1, STRETCH)
         start, stop = stretches[:, 1:].t().reshape(2, 2, -1)

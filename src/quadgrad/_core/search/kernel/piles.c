@@ -16,7 +16,7 @@ typedef struct {
 
 /* The numbers of piles.py, and room for what is found. */
 typedef struct {
-    double worst, worst_at_end, unfinished;
+    double worst, worst_at_end, far;
     int64_t together, most;
     Stretch *stretches;
     End *ends;
@@ -116,7 +116,7 @@ EXPORT void look_for_piles(const Round *round, Piles *piles) {
         add_cells(round->linear, round->n_linear, tail, beyond, &next[0], totals, &sums);
         add_cells(round->ends, round->n_ends, tail, beyond, &next[1], totals, &sums);
         size_up(totals, tail, round->setting->parts, &sums);
-        if (sums.error <= piles->unfinished * allowed_error(round, sums.largest, sums.floor)) continue;
+        if (sums.error <= piles->far * allowed_error(round, sums.largest, sums.floor)) continue;
         Cells all = {{round->linear, round->ends}, {first[0], first[1]}, {next[0], next[1]}, tail, 0.0};
         for (int kind = 0; kind < 2; kind++)
             for (int64_t c = first[kind]; c < next[kind]; c++)
