@@ -91,8 +91,7 @@ def kink_sum(integrand: Integrand, place: Tensor, away: Tensor, far: Tensor) -> 
     for _ in range(STEPS):
         step = gap(moved) / slope
         moved = moved - (step.real if step.is_complex() else step)
-    like = {"dtype": moved.dtype, "device": moved.device}
-    nodes, weights = (torch.tensor(row, **like) for row in (NODES, WEIGHTS))
+    nodes, weights = torch.tensor((NODES, WEIGHTS), dtype=moved.dtype, device=moved.device)
     means = (align(weights, slope[None]) * gap(align(nodes, slope[None]) * moved)).sum(0)
     total = -(means * moved[0]).sum(0)
     return total.movedim(0, 1).reshape(batch, *event[0])

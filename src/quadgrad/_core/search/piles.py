@@ -113,9 +113,9 @@ class Piles:
         if self.rounds < LATER:
             ready &= infinite | ~ends.singular
         ends = ends.take(ready)
-        oscillates = (infinite[ready] | ~ends.singular).tolist()
-        columns = (ends.row.tolist(), ends.upper.tolist(), ends.distance.tolist(), oscillates)
-        for row, upper, distance, wave in zip(*columns, strict=True):
+        columns = (ends.row, ends.upper, ends.distance, infinite[ready] | ~ends.singular)
+        for numbers in torch.stack([column.double() for column in columns], 1).tolist():
+            row, upper, distance, wave = int(numbers[0]), bool(numbers[1]), numbers[2], bool(numbers[3])
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue

@@ -38,7 +38,7 @@ MOST = 64
 TOGETHER = 4
 """Cells in a row in which there may be one place; where more are to be split f is rough all over."""
 
-UNFINISHED, LASTS = 1e3, 8
+UNFINISHED, LASTS = 100.0, 8
 """Before so many rounds an integral is looked at if its error is more than so many times what it may be: else a few
 rounds end it."""
 
