@@ -74,7 +74,7 @@ def kink_sum(integrand: Integrand, place: Tensor, away: Tensor, far: Tensor) -> 
     """Return a zero ``(batch, *event)`` with the derivatives that kinks at places ``(k, batch)`` give by moving."""
     bend, kink, _ = bends_at(integrand, place, away, far)
     slope = torch.where(kink, bend, 1.0).movedim(2, 1)
-    k, components, batch = slope.shape
+    _, components, batch = slope.shape
     out = torch.stack((place + away, place - away))[:, :, None]
 
     def gap(moved: Tensor) -> Tensor:
