@@ -25,6 +25,7 @@ __all__ = [
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
+    "differentiations",
     "dispatch_mode_open",
     "forward_mode_open",
     "hooks_saved_tensors",
@@ -67,8 +68,13 @@ def in_transform() -> bool:
 
 def in_differentiation() -> bool:
     """Whether one of the surrounding ``torch.func`` transforms differentiates: any but ``vmap``."""
+    return differentiations() > 0
+
+
+def differentiations() -> int:
+    """Return how many of the surrounding ``torch.func`` transforms differentiate."""
     stack = _functorch.get_interpreter_stack() or ()
-    return any(one.key() != _functorch.TransformType.Vmap for one in stack)
+    return sum(one.key() != _functorch.TransformType.Vmap for one in stack)
 
 
 def forward_mode_open() -> bool:

@@ -23,7 +23,7 @@ from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.reduce import concatenate
 
-__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
+__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump", "nudge"]
 
 Least = Callable[[Tensor], Tensor]
 """The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
@@ -103,7 +103,8 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
     moved = [i for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad]
     if limits.points is None or not moved:
         return ""
-    owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
+    marks = limits.marks[2 : len(limits.marks) - limits.found]
+    owner, places = slice(0, batch), [mark.expand(batch) for mark in marks]
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
     delta = limits.rounding.eps**0.5
     with torch.no_grad():
@@ -117,7 +118,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
             jump = largest_component((before[1] - before[0]).abs())
             size = largest_component(before.abs().amax(0))
             for change in (delta, -delta):
-                nudged = _nudge(integrand, moved, change)
+                nudged = nudge(integrand, moved, change)
                 after = look(nudged, x, owner)
                 crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
                 stale = inside & (jump > delta**0.5 * size) & (crossed <= BESIDE_JUMP * jump)
@@ -126,7 +127,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
     return ""
 
 
-def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
+def nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
     """Return the integrand with some arguments changed a little, each by another amount."""
     arguments: list[Argument] = list(integrand.arguments)
     for place, i in enumerate(which):

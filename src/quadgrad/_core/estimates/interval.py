@@ -165,6 +165,9 @@ class IntervalEstimate:
         error = torch.maximum(error, self._between(apply(rule.at_looks, values) - looks, moduli, blur, noise))
         errors = (error, gaps.sum(0) * self.outermost, blur)
         size = largest_component(size)
+        # Where f cancels so close to the end that it is not finite, it says nothing of the series.
+        finite = y[-2:].isfinite()
+        steps = steps * (finite if y.ndim == 2 else finite.all(2))
         beyond = Deep(deep, steps, edges[1], shaken / places.near)
         end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), beyond, self.held)
         lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches

@@ -16,6 +16,7 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
@@ -34,7 +35,8 @@ def interval_parts(task: Problem, held: Tensor | None = None) -> tuple[Intervals
 def search(task: Problem, first: IntervalPlan) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        return search_cells(TensorBodies(task, *interval_parts(task), partial(record, task)), task, first)
+        bodies = TensorBodies(task, *interval_parts(task), partial(record, task))
+        return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first)

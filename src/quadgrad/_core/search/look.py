@@ -20,7 +20,7 @@ from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, join_places
 from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
@@ -107,6 +107,11 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
         return None
     occupied = torch.zeros_like(candidates)
     occupied[plan.row] = True
+    if problem.limits.found:  # of the caller's piece something was seen there, or it would not have been found
+        places = problem.limits.points[:, -problem.limits.found :].expand(problem.batch, -1)
+        places = places.repeat_interleave(count, 0)
+        ends = problem.pieces.ends(slice(None))
+        occupied &= ~torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
     row = (candidates & occupied).nonzero().squeeze(1)
     if not len(row):
         return _Faint(row, unseen[row])
@@ -286,4 +291,7 @@ def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, 
     error, status = (
         torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
     )
-    return Found(whole, value, error, status, found.nfev + torch.where(again, mended.nfev, 0))
+    nfev = found.nfev + torch.where(again, mended.nfev, 0)
+    places = join_places((found.found_places, mended.found_places))
+    tails = [*(found.tails or []), *(mended.tails or [])]
+    return Found(whole, value, error, status, nfev, tails=tails, found_places=places)

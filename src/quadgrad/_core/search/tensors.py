@@ -19,7 +19,8 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
-from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
+from quadgrad._core.search.decide import RUN, WAIT, Totals, allowed_error, finish, judge, mark, stuck
+from quadgrad._core.search.stretches import AtHand, Piled, look_for_piles
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "add_inner_error", "call_beside", "unpack"]
@@ -134,6 +135,30 @@ class TensorBodies(Generic[R]):
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
+
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
+        cells, running, tolerance = self.cells, self.running, self.task.tolerance
+        sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
+        totals = Totals.of(sums, self.dtype.is_complex)
+        unfinished = ~(totals.error <= far * allowed_error(tolerance, totals))
+        whose = torch.zeros_like(self.books.whole[0], dtype=torch.bool).index_copy(0, running.whole[0], unfinished)
+        at_hand = AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
+        return look_for_piles(at_hand, self.task.pieces.count, whose)
+
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        values = torch.zeros_like(self.books.sums[0])
+        return values.index_copy(0, self.running.whole[0], self.running.sums[0])
+
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
+        return torch.zeros_like(self.books.whole[1]).index_copy(0, self.running.whole[0], self.running.whole[2])
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)
+        self.running.whole[2] += spent[self.running.whole[0]]
 
     def _stuck(self, totals: Totals) -> Tensor:
         """Say how integrals end of which all cells are at hand, and none can be split."""

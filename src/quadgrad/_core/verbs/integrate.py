@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
+from quadgrad._core.breakpoints.jumps import note_found_places, note_second_derivatives, note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
 from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
@@ -110,6 +110,7 @@ def _integrate(
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
+    problem.series = gradient.replays_value or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)
@@ -121,6 +122,8 @@ def _integrate(
     watched.told(primal)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
+    if problem.flowing and not primal.unfollowed:
+        value = note_second_derivatives(primal.problem, value)
     if problem.flowing and len(found.plan) == 0 and not in_transform():
         value = with_no_share_of(probe, value)
     if logs:
@@ -179,6 +182,8 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
     if not (problem.flowing or lost):
         return False
+    if problem.batch:
+        primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):
         if apart:

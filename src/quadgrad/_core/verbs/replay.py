@@ -68,14 +68,16 @@ def replay(
         pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
         if not isinstance(plan, IntervalPlan):
             raise TypeError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
-        if plan.pieces != pieces:
-            raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
+        if plan.pieces - plan.found != pieces:
+            made = plan.pieces - plan.found - 1
+            raise ValueError(f"the plan was made with {made} breakpoints for each integral")
         try:
             integrand, limits, *_ = flatten(unaided.restore(f), a, b, args, points, trusted=plan)
         except RuntimeError as error:
             raise ValueError(
                 f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}"
             ) from None
+        limits = limits.with_found(plan.places, plan.batch)
         treatment, shift = None, None
         if log:
             shift = shift_on_plan(integrand, plan, limits.detach().pieces(), REPLAY_BLOCK)

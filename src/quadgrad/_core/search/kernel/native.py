@@ -25,18 +25,23 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
+    END,
     END_LAYOUT,
     INTEGRAL,
     LAYOUT,
     LEAF,
     SHARE,
+    STRETCH,
+    Piles,
     Round,
     Setting,
     Tally,
     load,
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
+from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
+from quadgrad._core.search.stretches import Ends, Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
@@ -50,8 +55,8 @@ HELD = 64
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
 """Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
-NFEV = 5
-"""Column of an integral: the evaluations, as an integer."""
+WHO, NFEV = 3, 5
+"""Columns of an integral: which it is, and the evaluations, as integers."""
 
 
 def suits_native(task: Problem) -> bool:
@@ -117,7 +122,7 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return search_cells(NativeBodies(task), task, first)
+        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
     except UnreadableError:
         return None
 
@@ -398,6 +403,41 @@ class NativeBodies:
         self.settled, self.pairs = settled, tally.pairs
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
+
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
+        linear, ends, round = self.linear, self.ends, self.round
+        n = linear.n + ends.n
+        stretches, edges = self.memory.room("stretches", STRETCH * n), self.memory.room("ends of pieces", END * n)
+        round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
+        piles = Piles.into(stretches, edges, far)
+        self.kernel.look_for_piles(byref(round), byref(piles))
+        stretches = stretches[: STRETCH * piles.n_stretches].view(-1, STRETCH)
+        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        edges = edges[: END * piles.n_ends].view(-1, END)
+        at, distance = edges.view(torch.int64)[:, :3], edges[:, 3]
+        order = (2 * at[:, 0] + at[:, 1]).argsort()
+        row, upper, singular = at[order].unbind(1)
+        found = Ends(row, upper > 0, distance[order], singular > 0)
+        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, found)
+
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64)
+        return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
+
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
+        books = self._running()
+        return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        books, spent = self._running(), torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
+        books[:, NFEV] += spent[books[:, WHO]]
+
+    def _running(self) -> Tensor:
+        return self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""
