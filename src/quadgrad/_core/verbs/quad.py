@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import LimitGradient
@@ -20,6 +21,7 @@ from quadgrad._core.verbs.integrate import integrate
 __all__ = ["check_options", "quad"]
 
 
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,
