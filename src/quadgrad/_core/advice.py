@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Called", "instead_of_a_tensor", "remedy"]
+from quadgrad._core.errors import IntegrandError
+
+__all__ = ["Called", "remedy", "spread"]
 
 NUMERIC = ("math", "cmath", "numpy", "scipy")
 """Modules whose functions know nothing of tensors."""
@@ -56,20 +58,23 @@ class Called:
     args : sequence
     vectorized : bool
         Whether it was called with tensors, or with Python floats.
-    points : bool
-        Whether the last dimension of x holds the coordinates of a point.
+    point_ndim : int
+        Dimensions of one point, the last ones of x.
+    one_by_one : str
+        What calls f with one number at a time.
     """
 
     function: Callable[..., Any]
     x: Tensor
     args: Sequence[Any]
     vectorized: bool = True
-    points: bool = False
+    point_ndim: int = 0
+    one_by_one: str = "vectorized=False"
 
     @property
-    def shape(self) -> str:
-        """The shape of one value for each point, as it is written down."""
-        return "x.shape[:-1]" if self.points else "x.shape"
+    def grid(self) -> torch.Size:
+        """The shape of x without the dimensions of one point."""
+        return self.x.shape[: self.x.ndim - self.point_ndim]
 
 
 def remedy(error: Exception, called: Called) -> str:
@@ -81,14 +86,39 @@ def remedy(error: Exception, called: Called) -> str:
     return ""
 
 
-def instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
+def spread(name: str, y: Any, called: Called) -> Tensor:
+    """Return a number that f returned, at each x.
+
+    Raises
+    ------
+    IntegrandError
+        If f returned something else, or one number that it had made of many x.
+    """
+    # Where zeros are looked for a constant is a mistake.
+    if not isinstance(y, int | float | complex | np.number | np.bool_) or name == "the function given as jumps":
+        raise IntegrandError(_instead_of_a_tensor(name, y, called))
+    x, grid = called.x, called.grid
+    flat = x.flatten(0, len(grid) - 1) if len(grid) > 1 else x
+    for one in (flat[:1], flat[-1:]) if grid.numel() > 1 else ():
+        other = called.function(one.expand(flat.shape).reshape(x.shape), *called.args)
+        if isinstance(other, Tensor) or not (other == y or (other != other and y != y)):
+            raise IntegrandError(
+                f"{name} returned one number for many x, {y!r}, and {other!r} where all x are the first of them: "
+                "leave out float(), .item(), .sum() and .mean(); a function of one number needs "
+                f"{called.one_by_one}. A constant is the same number whatever x is"
+            )
+    dtype = x.dtype.to_complex() if isinstance(y, complex | np.complexfloating) else x.dtype
+    return x.new_full(grid, complex(y) if dtype.is_complex else float(y), dtype=dtype)
+
+
+def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
     """Say what was returned in the place of a tensor, and what to return."""
     kind = type(y).__name__
-    text = f"the {name} returned {kind}, not a torch.Tensor"
+    text = f"{name} returned {kind}, not a torch.Tensor"
     if y is None:
         return f"{text}: is its return missing? A def needs one, a lambda has none"
     if isinstance(y, np.ndarray):
-        return f"{text}: NumPy has no gradient: {_in_torch(_foreign(called.function, None))}"
+        return f"{text}: NumPy has no gradient. To keep it, {_in_torch(_foreign(called.function, None))}"
     if isinstance(y, list | tuple):
         return (
             f"{text}: several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated "
@@ -103,8 +133,8 @@ def instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
     if callable(y):
         return f"{text}: it was not called; end it with (x)"
     return (
-        f"{text}: a function of one number needs vectorized=False; to keep the gradient of NumPy, SciPy or compiled "
-        "code wrap it with quadgrad.bridge.wrap"
+        f"{text}: a function of one number needs {called.one_by_one}; to keep the gradient of NumPy, SciPy or "
+        "compiled code wrap it with quadgrad.bridge.wrap"
     )
 
 
@@ -121,7 +151,7 @@ def _signature(error: Exception, said: str, called: Called) -> str:
     if match := re.search(r"missing .*arguments?: (.*)", said):
         names = ", ".join(re.findall(r"'(\w+)'", match[1]))
         text = f"f was called with {many}: pass what it takes beside x, args=({'..., ' * bool(called.args)}{names},)"
-        if called.points:
+        if called.point_ndim:
             text += ". All coordinates of a point are in x: x[..., 0], x[..., 1] and so on"
         elif any(isinstance(a, Tensor) and a.ndim for a in called.args):
             text += ". A tensor in args is one argument, each entry of which is another integral"
@@ -136,7 +166,7 @@ def _leaves_torch(error: Exception, said: str, called: Called) -> str:
         return ""
     return (
         "f leaves torch for NumPy, where the gradient is lost, and .detach() would lose it silently"
-        + (" (x requires grad as a limit or breakpoint does): " if called.x.requires_grad else ": ")
+        + (" (x itself requires grad here): " if called.x.requires_grad else ": ")
         + _in_torch(_foreign(called.function, error))
     )
 
@@ -187,7 +217,7 @@ def _takes_one_number(error: Exception, said: str, called: Called) -> str:
         return f"Tensors have none: {names[match[1]]}" if match[1] in names else ""
     if not instead:
         return ""
-    return f"f is called with many x at once: {instead}. A function of one number needs vectorized=False"
+    return f"f is called with many x at once: {instead}. A function of one number needs {called.one_by_one}"
 
 
 def _mixes_dtypes(error: Exception, said: str, called: Called) -> str:
@@ -234,7 +264,7 @@ def _network(error: Exception, said: str, called: Called) -> str:
     """Of networks, which want a dimension of features behind x."""
     if not re.search(r"mat1 and mat2 shapes|to have \d+ channels|input\.size\(-1\)|size_average|channel when training", said):
         return ""
-    if called.points:
+    if called.point_ndim:
         return "A network of d inputs takes x as it is, net(x)[..., 0], and d is the length of a and b"
     return (
         "A network wants one row of features for each x, which is one number: net(x[..., None])[..., 0], with other "

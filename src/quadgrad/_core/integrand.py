@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import within_transforms
-from quadgrad._core.advice import Called, instead_of_a_tensor, remedy
+from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.lanes import Lanes, plain
 
@@ -315,7 +315,7 @@ class Integrand:
             error.add_note(note)
             raise
         if not isinstance(y, Tensor):
-            y = self._spread(y, x, args)
+            y = spread(f"the {self.name}", y, self._called(x, args))
         grid = self.grid(x)
         if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event, self.point_ndim))
@@ -323,25 +323,7 @@ class Integrand:
 
 
     def _called(self, x: Tensor, args: list[Any]) -> Called:
-        return Called(self.function, x, args, self.vectorized, bool(self.point_ndim))
-
-    def _spread(self, y: Any, x: Tensor, args: list[Any]) -> Tensor:
-        """Return a number that f returned at each x; refuse one that it made of many x."""
-        # A constant that is looked for zeros is a mistake.
-        if not isinstance(y, int | float | complex | np.number | np.bool_) or self.name != "integrand":
-            raise IntegrandError(instead_of_a_tensor(self.name, y, self._called(x, args)))
-        grid = x.ndim - self.point_ndim
-        flat = x.flatten(0, grid - 1)
-        for one in (flat[:1], flat[-1:]) if flat.shape[0] > 1 else ():
-            other = self.function(one.expand(flat.shape).reshape(x.shape), *args)
-            if isinstance(other, Tensor) or not (other == y or other != other and y != y):
-                raise IntegrandError(
-                    f"the {self.name} returned the one number {y!r} for many x, and {other!r} where all x are one: leave out "
-                    "float(), .item(), .sum() and .mean(), or pass vectorized=False, by which f is called with one "
-                    "x at a time. A constant is the same number whatever x is"
-                )
-        dtype = x.dtype.to_complex() if isinstance(y, complex | np.complexfloating) else x.dtype
-        return x.new_full(x.shape[:grid], complex(y) if dtype.is_complex else float(y), dtype=dtype)
+        return Called(self.function, x, args, self.vectorized, self.point_ndim)
 
 
 def _one_by_one(function: Callable[..., Any], x: Tensor, grid: torch.Size, columns: list[Sequence[Any]]) -> Tensor:

@@ -71,6 +71,7 @@ NEEDLESS = {
     "conditional": "divide by the expectation of the condition",
     "points": "breakpoints are for quadgrad.quad: split the box there, and add",
     "rule": "points are drawn: n= or rtol= say how many",
+    "log": "quadgrad.quad has it, for f that returns a logarithm",
     "callback": "leave it out, result.plan shows where f was evaluated",
 }
 """What has no counterpart, and why none is needed."""
@@ -101,9 +102,9 @@ def _explain(
     needed: frozenset[str],
 ) -> str:  # fmt: skip
     """Say what is wrong with a call, one sentence for each argument."""
-    said = [f"{name}: {_ours(name, value, accepted)}" for name, value in kwargs.items() if name not in accepted]
+    said = [f"{name!r}: {_ours(name, value, accepted)}" for name, value in kwargs.items() if name not in accepted]
     if said:
-        return f"{verb}() has no argument " + "; no ".join(said)
+        return f"{verb}() got an unexpected keyword argument " + "; and ".join(said)
     if len(args) > len(by_position):
         more = args[len(by_position)]
         by_name = "rtol" if "rtol" in accepted else "dx"
@@ -112,7 +113,7 @@ def _explain(
             f"given: write the others with their names, such as {by_name}={more!r:.40}"
         )
     missing = [name for name in by_position[len(args) :] if name in needed - kwargs.keys()]
-    text = f"{verb}() lacks {' and '.join(missing)}: write {verb}({', '.join(n for n in by_position if n in needed)})"
+    text = f"{verb}() is missing {' and '.join(missing)}: write {verb}({', '.join(n for n in by_position if n in needed)})"
     if "b" in missing and len(args) == 2 and isinstance(args[1], list | tuple) and len(args[1]) == 2:
         text += f", here {verb}(f, {args[1][0]!r:.20}, {args[1][1]!r:.20}): the limits are two arguments"
     return text
