@@ -107,8 +107,9 @@ def spread(name: str, y: Any, called: Called) -> Tensor:
                 "leave out float(), .item(), .sum() and .mean(); a function of one number needs "
                 f"{called.one_by_one}. A constant is the same number whatever x is"
             )
-    dtype = x.dtype.to_complex() if isinstance(y, complex | np.complexfloating) else x.dtype
-    return x.new_full(grid, complex(y) if dtype.is_complex else float(y), dtype=dtype)
+    if isinstance(y, complex | np.complexfloating):
+        return x.new_full(grid, complex(y), dtype=x.dtype.to_complex())
+    return x.new_full(grid, float(y))
 
 
 def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:

@@ -12,7 +12,8 @@ import torch
 
 __all__ = ["names_ours"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RENAMED = {
     "rtol": "epsrel rel_tol reltol relative_tolerance tol tolerance eps precision",

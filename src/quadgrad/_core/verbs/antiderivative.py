@@ -28,8 +28,8 @@ from quadgrad._core.verbs.integrate import least_jump
 from quadgrad._core.verbs.noise import refuse_noise
 from quadgrad._core.verbs.quad import check_options
 from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
-from quadgrad._core.verbs.trouble import offending_point
 from quadgrad._core.verbs.solve import search
+from quadgrad._core.verbs.trouble import offending_point
 
 __all__ = ["antiderivative"]
 
