@@ -79,7 +79,7 @@ def plot_plan(
 
 
 def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
-    """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``."""
+    """Return the curve's points, ``(33, n)`` or ``(129, n)``, and the cells' ends ``(2, n)``."""
     first, last = float(cells.tau.min()), float(cells.tau.max())
     tau = torch.linspace(first, last, 33, dtype=torch.float64, device=cells.row.device)
     layout = lay_out(limits.pieces(), cells.row, cells.start, cells.stop, None)
@@ -88,7 +88,7 @@ def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
     if not cells.infinite:
         return x, ends
     # Close together where the picture is wide: what is even in tau is a polygon there.
-    share = torch.linspace(0.0, 1.0, len(tau), dtype=torch.float64, device=x.device)[:, None]
+    share = torch.linspace(0.0, 1.0, 129, dtype=torch.float64, device=x.device)[:, None]
     x = torch.sinh(torch.lerp(torch.asinh(x[:1]), torch.asinh(x[-1:]), share)).clamp(x.amin(0), x.amax(0))
     # An infinite end has no place in the picture, the nodes next to it have.
     return x, ends.clamp(x.min(), x.max())
