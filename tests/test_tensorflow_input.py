@@ -25,8 +25,11 @@ def told(error):
     ("f", "says"),
     [
         (lambda x: np.sin(np.ones((2, 1))), "NumPy numbers, which carry no gradient.*quadgrad.tensorflow.wrap"),
-        (lambda x: np.float64(1.0), "NumPy numbers"),
-        (lambda x: 1.0, r"the number 1.0: spread a constant to x's shape"),
+        (lambda x: np.float32(1.0), "NumPy numbers"),
+        (lambda x: float(tf.reduce_mean(x**2)), r"one number for many x.*leave out float\(\)"),
+        (lambda x: None, "None: is its return missing"),
+        (lambda x: tf.sin, "it was not called"),
+        (lambda x: qgt.quad(lambda y: y, 0.0, 1.0), "a Result: return its value"),
         (lambda x: torch.ones(3), "a torch.Tensor: integrate it by quadgrad.quad"),
         (lambda x: None, "NoneType, not a tf.Tensor"),
         (lambda x: (x, x), "a tuple: tf.stack"),
@@ -85,7 +88,7 @@ def test_inputs_of_other_libraries():
         qgt.quad(tf.sin, torch.tensor(0.0), 1.0)
     with pytest.raises(TypeError, match="b is a symbolic tensor of Keras"):
         qgt.quad(tf.sin, 0.0, tf.keras.Input(()))
-    with pytest.raises(TypeError, match="integrand must be a function"):
+    with pytest.raises(TypeError, match="f must be a function"):
         qgt.quad(1.0, 0.0, 1.0)
     with pytest.raises(ValueError, match="ndim=2 does not fit"):
         qgt.element(THETA, 2)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
 
-__all__ = ["Called", "remedy", "spread"]
+__all__ = ["Called", "remedy", "signature", "spread"]
 
 NUMERIC = ("math", "cmath", "numpy", "scipy")
 """Modules whose functions know nothing of tensors."""
@@ -77,10 +77,15 @@ class Called:
         return self.x.shape[: self.x.ndim - self.point_ndim]
 
 
-def remedy(error: Exception, called: Called) -> str:
+Adviser = Callable[[Exception, str, Called], str]
+
+
+def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None = None) -> str:
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
-    for advise in (_signature, _leaves_torch, _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element):
+    for advise in advisers or (
+        signature, _leaves_torch, _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element,
+    ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
     return ""
@@ -139,7 +144,7 @@ def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
     )
 
 
-def _signature(error: Exception, said: str, called: Called) -> str:
+def signature(error: Exception, said: str, called: Called) -> str:
     """Of a function that cannot be called with what was passed."""
     if not isinstance(error, TypeError) or not re.search(r"positional argument|takes no arguments", said):
         return ""
@@ -319,7 +324,7 @@ def _frames(error: Exception | None) -> list[FrameType]:
 
 
 def _is_theirs(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] not in ("quadgrad", "torch", "numpy", "scipy")
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in ("quadgrad", "torch", "numpy", "scipy", "tensorflow", "keras")
 
 
 def _look_up(name: str, value: Any, attributes: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from quadgrad._core.gradient import Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.problem import LimitGradient
 from quadgrad._core.verbs.quad import check_options
@@ -22,6 +23,7 @@ __all__ = ["quad"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,

@@ -20,7 +20,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["flatten", "prepare", "prepare_box", "sampled_tolerances"]
+__all__ = ["flatten", "prepare", "prepare_box", "refuse_other_than_functions", "sampled_tolerances"]
 
 SAMPLED_RTOL = 1e-3
 """The relative tolerance of a sample unless n or a tolerance is given: more costs millions of points."""

@@ -134,7 +134,7 @@ def _too_coarse(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
         return f" f computes in {name}, of which a step is {eps:.1g} of a value: ask for no less than rtol={4 * eps:.1g}."
     if bool((status == int(Status.ROUNDOFF)).any()) and plain_numbers(problem):
         return (
-            " The limits are plain numbers, for which f was called in float32, torch's default dtype: with a limit "
+            " The limits are plain numbers, for which f was called in float32, the default dtype: with a limit "
             "torch.tensor(0.0, dtype=torch.float64) it is called in float64."
         )
     return ""
