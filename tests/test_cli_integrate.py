@@ -276,4 +276,6 @@ def test_a_half_line_is_drawn_without_a_kink(tmp_path, monkeypatch, text):
     steps = picture[1:] - picture[:-1]
     steps = steps[abs(steps).max(1) > 1e-6]
     turns = [math.atan2(dy, dx) for dx, dy in steps]
-    assert max(abs(one - other) for one, other in zip(turns, turns[1:], strict=False)) < 0.1  # a kink is 0.2 and more
+    assert (
+        max(abs(one - other) for one, other in zip(turns, turns[1:], strict=False)) < 0.1
+    )  # a kink is 0.2 and more

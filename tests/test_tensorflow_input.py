@@ -31,7 +31,6 @@ def told(error):
         (lambda x: tf.sin, "it was not called"),
         (lambda x: qgt.quad(lambda y: y, 0.0, 1.0), "a Result: return its value"),
         (lambda x: torch.ones(3), "a torch.Tensor: integrate it by quadgrad.quad"),
-        (lambda x: None, "NoneType, not a tf.Tensor"),
         (lambda x: (x, x), "a tuple: tf.stack"),
         (lambda x: tf.cast(x > 0.5, tf.int32), "int32, which has no derivatives: tf.cast it to x.dtype"),
         (lambda x: x > 0.5, "bool, which has no derivatives"),

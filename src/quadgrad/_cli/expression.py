@@ -75,7 +75,8 @@ PHYSICAL = {
 meant where there is one."""
 
 FUNCTIONS = {
-    "exp": Function(torch.exp), "expm1": Function(torch.expm1), "log": Function(torch.log), "ln": Function(torch.log),
+    "exp": Function(torch.exp), "expm1": Function(torch.expm1),
+    "log": Function(torch.log), "ln": Function(torch.log),
     "log1p": Function(torch.log1p), "log2": Function(torch.log2), "log10": Function(torch.log10),
     "sqrt": Function(torch.sqrt), "abs": Function(torch.abs),
     "sin": Function(torch.sin), "cos": Function(torch.cos), "tan": Function(torch.tan),
@@ -105,7 +106,8 @@ SPELLINGS = {
     "arccosh": "acosh", "arctanh": "atanh", "min": "minimum", "max": "maximum", "fabs": "abs", "pow": "**",
     "power": "**", "jn": "jv(n, x)", "besselj": "jv(n, x)", "bessely": "yv(n, x)", "besseli": "iv(n, x)",
     "besselk": "kv(n, x)", "J0": "j0", "J1": "j1", "Y0": "y0", "Y1": "y1", "I0": "i0", "K0": "k0", "Gamma": "gamma",
-    "gammaln": "lgamma", "psi": "digamma", "expit": "sigmoid", "kB": "k", "k_B": "k", "heaviside": "a comparison such as x > 0", "infinity": "inf", "oo": "inf", "PI": "pi",
+    "gammaln": "lgamma", "psi": "digamma", "expit": "sigmoid", "kB": "k", "k_B": "k", "heaviside": "a "
+    "comparison such as x > 0", "infinity": "inf", "oo": "inf", "PI": "pi",
 }  # fmt: skip
 """What other languages call it."""
 
@@ -178,7 +180,8 @@ class Expression:
     physical : set of str
         The constants of nature that occur.
     stepped : set of str
-        Those of the variables that occur inside a comparison, a ``floor``, a ``ceil`` or a ``sign``: what jumps when they change.
+        Those of the variables that occur inside a comparison, a ``floor``, a ``ceil`` or a ``sign``: what jumps
+        when they change.
 
     Raises
     ------

@@ -8,7 +8,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from quadgrad._cli.expression import BESSEL, CONSTANTS, FUNCTIONS, PHYSICAL, nearest
 from quadgrad._cli.integrate import as_json, as_table, draw, read, solve
@@ -37,7 +37,10 @@ def make_app() -> "typer.Typer":
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            print(f"quadgrad {sys.modules['quadgrad'].__version__}, torch {version('torch')}, Python {platform.python_version()}")
+            print(
+                f"quadgrad {sys.modules['quadgrad'].__version__}, torch {version('torch')}, Python "
+                f"{platform.python_version()}"
+            )
             raise typer.Exit
 
     @app.callback()
@@ -86,8 +89,10 @@ def add_integrate(app: "typer.Typer") -> None:
     import typer.core
 
     words = (
-        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, x), sinc(x) is "
-        f"sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units unless --param says "
+        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, "
+        "x), sinc(x) is "
+        f"sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units unless "
+        "--param says "
         "otherwise. A comparison is 1 or 0."
     )
     # So that an expression may begin with a minus sign; `refuse_extra` is as strict as typer would be.
@@ -96,7 +101,7 @@ def add_integrate(app: "typer.Typer") -> None:
     class Command(typer.core.TyperCommand):
         """Keeps what is given several times, of which only the last would be seen."""
 
-        def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
             return super().parse_args(ctx, args)
 
@@ -170,8 +175,10 @@ def refuse_several(over: list[tuple[str, ...]], expression: str) -> None:
     names, lower, upper = (", ".join(part) for part in zip(*over, strict=True))
     one = [name.partition(",")[0] for name, *_ in over]
     fail(
-        f"--over: {len(over)} variables ({names}), and one can be integrated over here. In Python quadgrad.qmc samples "
-        f"boxes, quadgrad.qmc(f, [{lower}], [{upper}]) with x[..., 0] for {one[0]}, x[..., 1] for {one[1]}; or nest "
+        f"--over: {len(over)} variables ({names}), and one can be integrated over here. In Python "
+        "quadgrad.qmc samples "
+        f"boxes, quadgrad.qmc(f, [{lower}], [{upper}]) with x[..., 0] for {one[0]}, x[..., 1] for "
+        f"{one[1]}; or nest "
         f"quadgrad.quad, whose integrand may call it for the inner integral"
     )
 

@@ -48,7 +48,7 @@ def bessel(kind: str, order: Tensor, x: Tensor) -> Tensor:
     """
     if order.requires_grad:
         raise ValueError(f"{kind}: there is no derivative by the order of a Bessel function")
-    return _Bessel.apply(kind, order, x)  # pyright: ignore[reportReturnType]
+    return _Bessel.apply(kind, order, x)
 
 
 def gamma(x: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
     for advise in advisers or (
-        signature, _leaves_torch, _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element,
+        signature, _leaves_torch, _takes_tensors, _takes_one_number, _mixes_dtypes, _mixes_devices, _network,
+        _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -156,13 +157,18 @@ def signature(error: Exception, said: str, called: Called) -> str:
     many = f"x and {len(called.args)} in args"
     if match := re.search(r"missing .*arguments?: (.*)", said):
         names = ", ".join(re.findall(r"'(\w+)'", match[1]))
-        text = f"f was called with {many}: pass what it takes beside x, args=({'..., ' * bool(called.args)}{names},)"
+        text = (
+            f"f was called with {many}: pass what it takes beside x, args=({'..., ' * bool(called.args)}{names},)"
+        )
         if called.point_ndim:
             text += ". All coordinates of a point are in x: x[..., 0], x[..., 1] and so on"
         elif any(isinstance(a, Tensor) and a.ndim for a in called.args):
             text += ". A tensor in args is one argument, each entry of which is another integral"
         return text
-    return f"f was called with {many}: it has to take them, as in lambda x, {', '.join('pqrstuvw'[:len(called.args)])}: ..."
+    return (
+        f"f was called with {many}: it has to take them, as in lambda x, "
+        f"{', '.join('pqrstuvw'[: len(called.args)])}: ..."
+    )
 
 
 def _leaves_torch(error: Exception, said: str, called: Called) -> str:
@@ -183,46 +189,53 @@ def _in_torch(names: dict[str, str]) -> str:
     others = [name for name, twin in names.items() if not twin]
     said = [f"write {', '.join(twins[:4])}"] if twins else []
     if others:
-        said += [f"torch has no {others[0]}: quadgrad.bridge.wrap({others[0]}) makes it a function of tensors, with a gradient"]
+        said += [
+            f"torch has no {others[0]}: quadgrad.bridge.wrap({others[0]}) makes it a function of tensors, "
+            "with a gradient"
+        ]
     if not names:
         said += ["use torch's functions; where there is none, quadgrad.bridge.wrap(f) gives f a gradient"]
     return "; ".join(said)
 
 
-def _takes_one_number(error: Exception, said: str, called: Called) -> str:
-    """Of functions that take one number, and of tensor functions that are given one."""
-    if re.search(r"must be Tensor, not (int|float)", said):
-        if not called.vectorized:
-            return "With vectorized=False x is a Python float: use math.exp and the like, or leave vectorized=False out"
-        name = said.partition("(")[0]
-        limit = {"maximum": "torch.clamp(x, min=c)", "minimum": "torch.clamp(x, max=c)"}.get(name)
-        return (
-            f"torch.{name} takes tensors: {limit or f'for a number c write math.{name}(c)'}, or make a tensor of "
-            "it, x.new_tensor(c)"
-        )
+def _takes_tensors(error: Exception, said: str, called: Called) -> str:
+    """Of tensor functions that are given a number, and of what tensors do not have."""
+    if match := re.search(r"'Tensor' object has no attribute '(\w+)'", said):
+        theirs = {"astype": "x.to(dtype)", "copy": "x.clone()"}.get(match[1])
+        return f"Tensors have no {match[1]}, but {theirs}" if theirs else ""
+    if not re.search(r"must be Tensor, not (int|float)", said):
+        return ""
     if not called.vectorized:
+        return "With vectorized=False x is a Python float: use math.exp and the like, or leave vectorized=False out"
+    name = said.partition("(")[0]
+    limit = {"maximum": "torch.clamp(x, min=c)", "minimum": "torch.clamp(x, max=c)"}.get(name)
+    return (
+        f"torch.{name} takes tensors: {limit or f'for a number c write math.{name}(c)'}, or make a tensor of it, "
+        "x.new_tensor(c)"
+    )
+
+
+ONE_NUMBER = {
+    r"ambiguous": "if, and, or, not, max and a < x < b decide once: torch.where decides for each x, "
+    "torch.where(x > c, u, v), & and | join comparisons, torch.clamp stands in for max and min",
+    r"__round__|__trunc__": "write torch.round(x), torch.floor(x)",
+    r"converted to an index": "x is no whole number: a table is read by table[x.long()], and range(n) needs one n "
+    "for all",
+    r"'list'|'float' object": "leave out x.tolist() and x.item(): x and what becomes of it are tensors",
+    r"element tensors? can be|converted to Scalar|size-1 arrays|must be real number": "leave out float(x) and "
+    "x.item(): x and what becomes of it are tensors",
+}
+"""What to write where something took one number, by what it said."""
+
+
+def _takes_one_number(error: Exception, said: str, called: Called) -> str:
+    """Of functions that take one number."""
+    instead = next((text for words, text in ONE_NUMBER.items() if re.search(words, said)), "")
+    if not instead or not called.vectorized:
         return ""
-    instead = ""
-    if "ambiguous" in said:
-        instead = (
-            "if, and, or, not, max and a < x < b decide once: torch.where decides for each x, torch.where(x > c, u, v), & and | "
-            "join comparisons, torch.clamp stands in for max and min"
-        )
-    elif re.search(r"element tensors? can be|converted to Scalar|size-1 arrays|only 0-dim|must be real number", said):
-        names = {name: twin for name, twin in _foreign(called.function, error).items() if twin}
-        instead = f"{_in_torch(names)}, leave" if names else "leave"
-        instead += " out float(x) and x.item(): x and what becomes of it are tensors"
-    elif "__round__" in said or "__trunc__" in said:
-        instead = "write torch.round(x), torch.floor(x)"
-    elif "converted to an index" in said:
-        instead = "x is no whole number: a table is read by table[x.long()], and range(n) needs one n for all"
-    elif "'list'" in said or "'float' object" in said:
-        instead = "leave out x.tolist() and x.item(): x and what becomes of it are tensors"
-    elif match := re.search(r"'Tensor' object has no attribute '(\w+)'", said):
-        names = {"astype": "x.to(dtype)", "copy": "x.clone()", "size_": "x.numel()"}
-        return f"Tensors have none: {names[match[1]]}" if match[1] in names else ""
-    if not instead:
-        return ""
+    if instead.startswith("leave out float"):
+        twins = {name: twin for name, twin in _foreign(called.function, error).items() if twin}
+        instead = f"{_in_torch(twins)}, {instead}" if twins else instead
     return f"f is called with many x at once: {instead}. A function of one number needs {called.one_by_one}"
 
 
@@ -236,14 +249,20 @@ def _mixes_dtypes(error: Exception, said: str, called: Called) -> str:
         return "Whole numbers are x.long()" if re.search(r"scalar types: Long|expected.*Long", said) else ""
     own, other = _short(x), _short(others[0])
     strange = [f"args[{i}]" for i, a in enumerate(called.args) if isinstance(a, Tensor) and a.dtype == others[0]]
-    text = f"x is {own}, {', '.join(strange) or 'what f closes over'} is {other}. x has the dtype of the tensors among "
+    text = (
+        f"x is {own}, {', '.join(strange) or 'what f closes over'} is {other}. x has the dtype of the "
+        "tensors among "
+    )
     text += f"limits, args and points, {_short(torch.get_default_dtype())} where all are plain numbers: "
     method = {"float64": "double", "float32": "float", "float16": "half"}.get(own, own)
     if others[0].itemsize < x.itemsize and others[0].itemsize < 4:
         return text + f"call it with x.to(torch.{other}), and make .float() of what it returns"
     if strange:
         return text + f"pass {strange[0]} as .{method}()"
-    return text + f"give a limit in {other}, torch.tensor(0.0, dtype=torch.{other}), or turn the network by .{method}()"
+    return (
+        text
+        + f"give a limit in {other}, torch.tensor(0.0, dtype=torch.{other}), or turn the network by .{method}()"
+    )
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -260,20 +279,25 @@ def _mixes_devices(error: Exception, said: str, called: Called) -> str:
     strange = [f"args[{i}]" for i, a in enumerate(called.args) if isinstance(a, Tensor) and str(a.device) != here]
     what = ", ".join(strange) if strange else "what f closes over"
     return (
-        f"x is on {here}, {what} on {other}. x is on the device of the tensors among limits, args and points, the CPU "
-        f"where all are plain numbers: give a limit there, torch.tensor(0.0, device={other!r}), or move the other by "
+        f"x is on {here}, {what} on {other}. x is on the device of the tensors among limits, args and "
+        "points, the CPU "
+        f"where all are plain numbers: give a limit there, torch.tensor(0.0, device={other!r}), or move "
+        "the other by "
         f".to({here!r})"
     )
 
 
 def _network(error: Exception, said: str, called: Called) -> str:
     """Of networks, which want a dimension of features behind x."""
-    if not re.search(r"mat1 and mat2 shapes|to have \d+ channels|input\.size\(-1\)|size_average|channel when training", said):
+    if not re.search(
+        r"mat1 and mat2 shapes|to have \d+ channels|input\.size\(-1\)|size_average|channel when training", said
+    ):
         return ""
     if called.point_ndim:
         return "A network of d inputs takes x as it is, net(x)[..., 0], and d is the length of a and b"
     return (
-        "A network wants one row of features for each x, which is one number: net(x[..., None])[..., 0], with other "
+        "A network wants one row of features for each x, which is one number: net(x[..., None])[..., 0], "
+        "with other "
         "inputs beside it by torch.stack([x, c.expand(x.shape)], dim=-1). BatchNorm and dropout: net.eval() first"
     )
 
@@ -282,11 +306,13 @@ def _element(error: Exception, said: str, called: Called) -> str:
     """Of parameters that belong together, of which each was taken for another integral's."""
     if not any(isinstance(a, Tensor) and a.ndim for a in called.args):
         return ""
-    words = r"out of bounds|must match|must be broadcastable|to unpack|missing .* required positional|square matri|invalid for input|size mismatch"
-    if not re.search(words, said) and not re.search(r"expand|shape mismatch|Dimension out of range", said):
+    words = r"out of bounds|must match|must be broadcastable|to unpack|missing .* required positional|square matri"
+    more = r"invalid for input|size mismatch|expand|shape mismatch|Dimension out of range"
+    if not re.search(f"{words}|{more}", said):
         return ""
     return (
-        "Each entry of a tensor in args is another integral: pass a vector, matrix or sequence that belongs to one as "
+        "Each entry of a tensor in args is another integral: pass a vector, matrix or sequence that "
+        "belongs to one as "
         "quadgrad.element(t, ndim=k), and read it as p[..., i]; or close over it"
     )
 
@@ -324,7 +350,14 @@ def _frames(error: Exception | None) -> list[FrameType]:
 
 
 def _is_theirs(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] not in ("quadgrad", "torch", "numpy", "scipy", "tensorflow", "keras")
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in (
+        "quadgrad",
+        "torch",
+        "numpy",
+        "scipy",
+        "tensorflow",
+        "keras",
+    )
 
 
 def _look_up(name: str, value: Any, attributes: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -321,7 +321,6 @@ class Integrand:
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event, self.point_ndim))
         return y
 
-
     def _called(self, x: Tensor, args: list[Any]) -> Called:
         return Called(self.function, x, args, self.vectorized, self.point_ndim)
 
@@ -362,7 +361,9 @@ def _interval(x: Tensor) -> str:
 
 def _shapes(x: Tensor, args: Sequence[Any]) -> str:
     shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args)
-    return f"; x of shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}, args of shapes [{shapes}]"
+    return (
+        f"; x of shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}, args of shapes [{shapes}]"
+    )
 
 
 def _wrong_shape(
@@ -372,7 +373,10 @@ def _wrong_shape(
     grid, columns, like = tuple(x.shape), "one column for each cell", "x"
     if point_ndim:
         grid, columns, like = grid[:-1], "points along the last dimension of x", "x[..., 0]"
-    text = f"the {name} returned shape {tuple(y.shape)}; expected x.shape{'[:-1]' * point_ndim} = {grid} followed by {tail}"
+    text = (
+        f"the {name} returned shape {tuple(y.shape)}; expected x.shape{'[:-1]' * point_ndim} = {grid} "
+        f"followed by {tail}"
+    )
     text += f"{_shapes(x, args)}. "
     if y.ndim == 0:
         text += (

@@ -45,7 +45,17 @@ RENAMED = {
 SAME_VALUE = ("rtol", "atol", "points", "args", "dim", "n", "max_nfev", "replicates", "iterations", "bins")
 """Those of which a value means the same under another name, if it is a small one to be printed."""
 
-COUNTS_OTHERS = {"limit", "maxiter", "max_iter", "max_ninter", "max_subdivisions", "minlevel", "miniter", "limlst", "maxp1"}
+COUNTS_OTHERS = {
+    "limit",
+    "maxiter",
+    "max_iter",
+    "max_ninter",
+    "max_subdivisions",
+    "minlevel",
+    "miniter",
+    "limlst",
+    "maxp1",
+}
 """Arguments that count something else than evaluations."""
 
 NEEDLESS = {
@@ -90,7 +100,9 @@ def names_ours(verb: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         # A compiler that traces this would have to look into it; it refuses what is wrong by itself.
         if not torch.compiler.is_compiling() and not (
-            len(args) <= most and kwargs.keys() <= accepted and needed <= kwargs.keys() | set(by_position[: len(args)])
+            len(args) <= most
+            and kwargs.keys() <= accepted
+            and needed <= kwargs.keys() | set(by_position[: len(args)])
         ):
             raise TypeError(_explain(verb.__name__, args, kwargs, by_position, accepted, needed))
         return verb(*args, **kwargs)
@@ -110,11 +122,15 @@ def _explain(
         more = args[len(by_position)]
         by_name = "rtol" if "rtol" in accepted else "dx"
         return (
-            f"{verb}() takes {len(by_position)} arguments by position, {', '.join(by_position)}, and {len(args)} were "
+            f"{verb}() takes {len(by_position)} arguments by position, {', '.join(by_position)}, and "
+            f"{len(args)} were "
             f"given: write the others with their names, such as {by_name}={more!r:.40}"
         )
     missing = [name for name in by_position[len(args) :] if name in needed - kwargs.keys()]
-    text = f"{verb}() is missing {' and '.join(missing)}: write {verb}({', '.join(n for n in by_position if n in needed)})"
+    text = (
+        f"{verb}() is missing {' and '.join(missing)}: write "
+        f"{verb}({', '.join(n for n in by_position if n in needed)})"
+    )
     if "b" in missing and len(args) == 2 and isinstance(args[1], list | tuple) and len(args[1]) == 2:
         text += f", here {verb}(f, {args[1][0]!r:.20}, {args[1][1]!r:.20}): the limits are two arguments"
     return text

@@ -14,8 +14,9 @@ OPERATIONS = {
     "__mul__": "{} * ...", "__rmul__": "... * {}", "__truediv__": "{} / ...", "__rtruediv__": "... / {}",
     "__pow__": "{} ** ...", "__rpow__": "... ** {}", "__matmul__": "{} @ ...", "__rmatmul__": "... @ {}",
     "__lt__": "{} < ...", "__le__": "{} <= ...", "__gt__": "{} > ...", "__ge__": "{} >= ...",
-    "__len__": "len({})", "__neg__": "-{}", "__abs__": "abs({})", "__round__": "torch.round({})", "__getitem__": "{}[...]",
-    "__float__": "float({})", "__int__": "int({})", "__complex__": "complex({})", "__array__": "{}",
+    "__len__": "len({})", "__neg__": "-{}", "__abs__": "abs({})", "__round__": "torch.round({})",
+    "__getitem__": "{}[...]", "__float__": "float({})", "__int__": "int({})", "__complex__": "complex({})",
+    "__array__": "{}",
 }  # fmt: skip
 """Python's names of what is asked for, and how that is written."""
 

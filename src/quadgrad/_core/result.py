@@ -185,7 +185,11 @@ def describe(status: Tensor) -> str:
 def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
     leaves = [result.value, result.error, result.status, result.nfev]
     # None would be a leaf, which transforms refuse to hand out.
-    return leaves + ([result.derivative] if result.derivative else []), (result.plan, result.detail, result.by_default)
+    return leaves + ([result.derivative] if result.derivative else []), (
+        result.plan,
+        result.detail,
+        result.by_default,
+    )
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:

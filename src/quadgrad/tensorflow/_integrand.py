@@ -46,13 +46,13 @@ class Function:
             x = _cast(x, self.dtype)
             args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
         try:
-            y = self.f(x, *args)
+            y: Any = self.f(x, *args)
         except Exception as error:
             add_note(error, _note(self, error, x, args))
             raise
         if isinstance(y, tf.Variable):
             y = tf.convert_to_tensor(y)
-        if isinstance(y, int | float | complex) and self.name == "integrand":
+        if self.name == "integrand" and _is_number(y):
             y = self._spread(y, x, args)
         if not isinstance(y, tf.Tensor):
             raise IntegrandError(f"the {self.name} returned {_describe(y)}")
@@ -66,7 +66,6 @@ class Function:
         if y.shape.rank < grid.rank or not y.shape[: grid.rank].is_compatible_with(grid):
             raise IntegrandError(_wrong_shape(self, x, y, args))
         return y
-
 
     def _spread(self, y: complex, x: Any, args: Sequence[Any]) -> Any:
         """Return a number that f returned at each x; refuse one that it made of many x, which a graph cannot."""
@@ -84,6 +83,10 @@ class Function:
         if isinstance(y, complex):
             ones = tf.cast(ones, tf.complex128 if x.dtype == tf.float64 else tf.complex64)
         return tf.constant(y, ones.dtype) * ones
+
+
+def _is_number(y: object) -> bool:
+    return isinstance(y, int | float | complex)
 
 
 def _cast(tensor: Any, dtype: Any) -> Any:

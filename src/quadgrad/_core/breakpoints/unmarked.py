@@ -262,8 +262,8 @@ def _is_precision(integrand: Integrand, place: Tensor, owner: Tensor, limits: Li
     half = half_inside(integrand, place[None], owner)
     if half is None:
         return coarse
-    # What is made of a model's values in half precision is made of steps, too, of any size: a jump stands out. Next to
-    # x = 0 they are longer than what is next to it.
+    # What is made of a model's values in half precision is made of steps, too, of any size: a jump stands out. Near
+    # x = 0 such steps are much longer than x.
     reach = torch.maximum(0.25 * place.abs(), torch.nan_to_num(highest - lowest, posinf=0.0) / DIVISIONS)
     low, high = torch.maximum(place - reach, lowest), torch.minimum(place + reach, highest)
     inner = torch.linspace(0.0, 1.0, AROUND + 2, dtype=place.dtype, device=place.device)[1:-1, None]

@@ -96,7 +96,8 @@ def refuse_other_than_logarithms(probe: Tensor) -> None:
         )
     if probe.dtype == torch.bool:
         raise IntegrandError(
-            "with log=True the integrand returns the logarithm of a positive function; it returned torch.bool, of which "
+            "with log=True the integrand returns the logarithm of a positive function; it returned "
+            "torch.bool, of which "
             "that is torch.where(condition, 0.0, -torch.inf)"
         )
 

@@ -182,7 +182,8 @@ def _refuse_mixed_devices(tensors: dict[str, Tensor | Element]) -> None:
     shown = ", ".join(f"{name} on {t.device}" for name, t in spread.items())
     home = next(str(t.device) for t in spread.values() if not t.is_cpu)
     raise ValueError(
-        f"the tensors of one call are on several devices: {shown}. Move them to one, such as .to({home!r}); f is called, "
+        f"the tensors of one call are on several devices: {shown}. Move them to one, such as "
+        f".to({home!r}); f is called, "
         "and the result is, where they are"
     )
 

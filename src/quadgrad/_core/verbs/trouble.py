@@ -16,8 +16,8 @@ BESIDE = (2.0**-20, 2.0**-10)
 """How far from an x, relative to the interval, f is looked at to tell whether it fails there alone."""
 
 MOST, NARROW, CORE = 0.5, 2.0**-10, 0.01
-"""The share of the error that makes a place the hard one, how wide a stretch of the interval a place may be, and the
-share of the largest error that a cell of it has at least."""
+"""The share of the error that makes a place the hard one, how wide a stretch of the interval a place may be, and
+the share of the largest error that a cell of it has at least."""
 
 
 def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
@@ -105,7 +105,8 @@ def _hard_place(problem: Problem, plan: IntervalPlan, index: int, first: int) ->
         if not (inside and float(error[near].sum()) >= MOST * float(error.sum())):
             return ""
     return (
-        f" Most of the error is at x = {_simplest(lower, upper)} (integral {first + index}): if f is singular, jumps "
+        f" Most of the error is at x = {_simplest(lower, upper)} (integral {first + index}): if f is "
+        "singular, jumps "
         f"or has a kink there, name it, points=[{_simplest(lower, upper)}]."
     )
 
@@ -131,7 +132,10 @@ def _too_coarse(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
         half = half_inside(plain.integrand, plain.limits.inner_points(plain.batch)[None, :1], slice(0, 1))
     if half is not None:
         name, eps = str(half).removeprefix("torch."), torch.finfo(half).eps
-        return f" f computes in {name}, of which a step is {eps:.1g} of a value: ask for no less than rtol={4 * eps:.1g}."
+        return (
+            f" f computes in {name}, of which a step is {eps:.1g} of a value: ask for no less than "
+            f"rtol={4 * eps:.1g}."
+        )
     if bool((status == int(Status.ROUNDOFF)).any()) and plain_numbers(problem):
         return (
             " The limits are plain numbers, for which f was called in float32, the default dtype: with a limit "

@@ -129,14 +129,18 @@ def _call(name: str, function: Callable[..., Any], x: Tensor, args: Sequence[Any
         y = function(x, *args)
     except Exception as error:
         if not any(said.startswith("quadgrad") for said in getattr(error, "__notes__", ())):  # nearer to f
-            error.add_note(f"quadgrad: raised by {name}; x of shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}" + remedy(error, called))
+            error.add_note(
+                f"quadgrad: raised by {name}; x of shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}"
+                + remedy(error, called)
+            )
         raise
     if not isinstance(y, Tensor):
         y = spread(name, y, called)
     if y.shape[:count] != x.shape[:count]:
         raise IntegrandError(
             f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
-            f"perhaps followed by an event; x has shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}. A tensor with the batch shape must not "
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}. "
+            "A tensor with the batch shape must not "
             "be closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
         )
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
