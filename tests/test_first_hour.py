@@ -393,6 +393,7 @@ def test_plain_numbers_say_what_dtype_and_tolerance_they_mean() -> None:
         assert "default" not in repr(other)
     with pytest.warns(qg.IntegrationWarning, match=r"plain numbers.*torch.tensor\(0.0, dtype=torch.float64\)"):
         qg.quad(f, 0, 1, rtol=1e-10)
+    assert said in repr(qg.quad(f, 0, 1, points=[0.5]))
     with pytest.warns(qg.IntegrationWarning, match="compute in float64.$"):
         qg.quad(f, 0, torch.tensor(1.0), rtol=1e-10)
 

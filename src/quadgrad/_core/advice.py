@@ -157,12 +157,11 @@ def signature(error: Exception, said: str, called: Called) -> str:
     many = f"x and {len(called.args)} in args"
     if match := re.search(r"missing .*arguments?: (.*)", said):
         names = ", ".join(re.findall(r"'(\w+)'", match[1]))
-        text = (
-            f"f was called with {many}: pass what it takes beside x, args=({'..., ' * bool(called.args)}{names},)"
-        )
+        beside = f"args=({'..., ' * bool(called.args)}{names},)"
         if called.point_ndim:
-            text += ". All coordinates of a point are in x: x[..., 0], x[..., 1] and so on"
-        elif any(isinstance(a, Tensor) and a.ndim for a in called.args):
+            return f"All coordinates of a point are in x, x[..., 0], x[..., 1]; what f takes beside is in {beside}"
+        text = f"f was called with {many}: pass what it takes beside x, {beside}"
+        if any(isinstance(a, Tensor) and a.ndim for a in called.args):
             text += ". A tensor in args is one argument, each entry of which is another integral"
         return text
     return (

@@ -34,9 +34,11 @@ def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first:
 
 def plain_numbers(problem: Problem) -> bool:
     """Tell whether nobody chose single precision: it is torch's default for plain numbers."""
-    each = [t for t in (*problem.sources, *problem.given) if t is not None]
-    dtype = problem.integrand.call_dtype
-    return dtype == torch.float32 == torch.get_default_dtype() and not any(t.is_floating_point() for t in each)
+    if not problem.integrand.call_dtype == torch.float32 == torch.get_default_dtype():
+        return False
+    # Of tensors in double precision, which points of plain numbers are, x would have had the dtype.
+    each = (t for t in (*problem.sources, *problem.given) if t is not None and t.dtype != torch.float64)
+    return not any(t.is_floating_point() or t.is_complex() for t in each)
 
 
 def _not_finite(problem: Problem, plan: IntervalPlan, status: Tensor, first: int) -> str:
