@@ -146,7 +146,8 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
         text += f". {_ELEMENT}"
     if "incompatible with the layer" in said:  # whose text has dtypes and dimensions in it, too
         return f"{text}. {_POINTS if function.point_ndim else _ROWS}"
-    if any(word in said for word in ("double", "float", "half", "dtype")):
+    one_number = any(word in said for word in ("ambiguous", "scalar", "real number"))
+    if not one_number and any(word in said for word in ("double", "float", "half", "dtype")):
         text += (
             ". x has the dtype of the tensors among limits, args and points (Python numbers do not count; float32 "
             "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
@@ -157,7 +158,7 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
             ". A graph that does not know how many dimensions f returns takes it for those of x: where there are "
             "event dimensions behind them, say so by tf.ensure_shape"
         )
-    if "ambiguous" in said or "scalar" in said:
+    if one_number:
         text += (
             ". f is called with many x at once: tf.where decides for each, tf.math's functions stand in for those "
             "of math, and quadgrad.tensorflow.wrap(f, scalars=True) takes a function of one number"
