@@ -102,7 +102,7 @@ def names_ours(verb: Callable[P, R]) -> Callable[P, R]:
         if not torch.compiler.is_compiling() and not (
             len(args) <= most
             and kwargs.keys() <= accepted
-            and needed <= kwargs.keys() | set(by_position[: len(args)])
+            and (len(args) >= len(needed) or needed <= kwargs.keys() | set(by_position[: len(args)]))
         ):
             raise TypeError(_explain(verb.__name__, args, kwargs, by_position, accepted, needed))
         return verb(*args, **kwargs)

@@ -276,7 +276,8 @@ def _typed(values: Any) -> Iterator[Tensor]:
         yield torch.as_tensor(array.astype(np.float64) if array.dtype == np.longdouble else array)
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _typed(value)
+            if value is not None and type(value) not in (float, int):  # which most are
+                yield from _typed(value)
 
 
 def _stacked(points: Any) -> Tensor:
