@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from quadgrad._core.gradient import Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.verbs.quad import check_limit_gradient, check_options
 from quadgrad.tensorflow._call import take_inputs
@@ -21,6 +22,7 @@ __all__ = ["quad"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,

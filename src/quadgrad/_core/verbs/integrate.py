@@ -27,19 +27,13 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
-from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
+from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import (
-    any_failed,
-    did_fail,
-    offending_point,
-    report,
-    severed_arguments,
-    warn_if_severed,
-)
+from quadgrad._core.verbs.report import any_failed, did_fail, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
+from quadgrad._core.verbs.trouble import offending_point, plain_numbers
 
 __all__ = ["integrate", "least_jump"]
 
@@ -146,6 +140,7 @@ def _integrate(
         offending_point(primal.problem, found.plan, status, first or 0) if failed else "",
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
+        plain_numbers(problem) and problem.tolerance.rtol == make_tolerance(None, 0.0, epsilon(torch.float32)).rtol,
     )
     return result, failed
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import LIMIT_GRADIENTS
@@ -20,6 +21,7 @@ from quadgrad._core.verbs.integrate import integrate
 __all__ = ["check_limit_gradient", "check_options", "quad"]
 
 
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,
@@ -48,8 +50,9 @@ def quad(
     f : callable
         ``f(x, *args)``, elementwise over the batch: ``x`` has any shape and each argument arrives
         broadcastable against it; returns a tensor of that shape, optionally followed by *event*
-        dimensions (a vector-valued integrand, whose components share their cells). Tensors that are the
-        same for the whole batch, such as a network, may be closed over and get their gradient too.
+        dimensions (a vector-valued integrand, whose components share their cells); a number is a constant.
+        Tensors that are the same for the whole batch, such as a network, may be closed over and get their
+        gradient too.
     a, b : float or Tensor, shape ``batch`` (broadcast)
         Limits; infinite ones are allowed, also mixed within the batch.
     args : tuple
@@ -125,9 +128,9 @@ def quad(
 
     Notes
     -----
-    Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints;
-    Python numbers do not take part, and where there is no tensor torch's default dtype is taken. Under
-    ``torch.autocast`` only f is.
+    Everything is computed in the promoted dtype of the floating tensors, and NumPy's numbers and arrays, among
+    limits, arguments and breakpoints; Python numbers do not take part, and where there is nothing else torch's
+    default dtype is taken, which the result tells when it is printed. Under ``torch.autocast`` only f is.
 
     In a function that ``torch.compile`` compiles, the call is a graph break and runs as it is; with
     ``fullgraph=True`` use :func:`quadgrad.replay`.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.base import Plan
@@ -21,6 +22,7 @@ from quadgrad._core.verbs.inputs import flatten
 __all__ = ["replay"]
 
 
+@names_ours
 def replay(
     f: Callable[..., Any],
     plan: Plan,

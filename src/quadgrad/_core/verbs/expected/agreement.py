@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
+import scipy  # which imports scipy.special when that is first used: a sixth of the start
 import torch
-from scipy.stats import t as student
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import uncompiled
@@ -79,6 +79,6 @@ def estimators_agree(question: Question) -> bool:
     if not differences:
         return True
     gap = torch.cat([g.double() for g in differences], dim=1)
-    limit = float(student.ppf(1.0 - 0.5 * CHANCE / gap.shape[1], GROUPS - 1))
+    limit = float(scipy.special.stdtrit(GROUPS - 1, 1.0 - 0.5 * CHANCE / gap.shape[1]))
     spread = gap.std(0) / math.sqrt(GROUPS)
     return not bool((gap.mean(0).abs() > limit * spread + ROUNDING * gap.abs().amax()).any())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.distributions.parts import Parts, floating, take_apart
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Element, element, tensor_and_ndim
@@ -82,11 +83,11 @@ class Question:
             x = x.reshape(-1, *self.distribution.event_shape)
             args = [_flatten(a, core_ndim(own), lead) for a, own in zip(args, self.args, strict=True)]
         count = x.ndim - self.event_ndim
-        y = _checked("f", self.f(x, *args), x, count)
+        y = _call("f", self.f, x, args, count)
         self.event = tuple(y.shape[count:])
         weight = None
         if self.weight is not None:
-            weight = _checked("weight", self.weight(x, *args), x, count)
+            weight = _call("weight", self.weight, x, args, count)
             if weight.ndim > count:
                 raise IntegrandError(
                     f"weight returned shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}: one number for "
@@ -115,16 +116,31 @@ def _flatten(value: Any, core: int, lead: Sequence[int]) -> Any:
     return value.expand(*lead, *shape).reshape(-1, *shape)
 
 
-def _checked(name: str, y: Any, x: Tensor, count: int) -> Tensor:
+ONE_BY_ONE = "quadgrad.bridge.wrap(f, scalars=True)"
+"""What makes a function of draws of a function of one number."""
+
+COORDINATES = ": coordinate i is x[..., i], the sum of all x.sum(-1)"
+
+
+def _call(name: str, function: Callable[..., Any], x: Tensor, args: Sequence[Any], count: int) -> Tensor:
+    """Return what a function is at draws, whose first ``count`` dimensions are not the event's."""
+    called = Called(function, x, args, point_ndim=x.ndim - count, one_by_one=ONE_BY_ONE)
+    try:
+        y = function(x, *args)
+    except Exception as error:
+        if not any(said.startswith("quadgrad") for said in getattr(error, "__notes__", ())):  # nearer to f
+            error.add_note(
+                f"quadgrad: raised by {name}; x of shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}"
+                + remedy(error, called)
+            )
+        raise
     if not isinstance(y, Tensor):
-        raise IntegrandError(
-            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled "
-            "code wrap it with quadgrad.bridge.wrap"
-        )
+        y = spread(name, y, called)
     if y.shape[:count] != x.shape[:count]:
         raise IntegrandError(
             f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
-            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not "
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}. "
+            "A tensor with the batch shape must not "
             "be closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
         )
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
