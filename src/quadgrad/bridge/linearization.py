@@ -15,11 +15,12 @@ import numpy as np
 from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
 from quadgrad.bridge.contract import Array, Arrays, specs_of
-from quadgrad.bridge.differences import Found, Problem, along, differentiate, directional, fixed_steps, slope_along
+from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
-from quadgrad.bridge.noise import estimate_noise
+from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
+from quadgrad.bridge.problem import Problem, along
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
 
@@ -183,7 +184,7 @@ class Linearization:
     def problem(self) -> Problem:
         """The function for difference methods, its noise estimated if it was not declared."""
         quiet = self.quiet_problem
-        return quiet if self.options.noise is not None else replace(quiet, noise=estimate_noise(quiet))
+        return quiet if self.options.noise is not None else with_noise(quiet)
 
     # ---------------------------------------------------------------------------------------- the method
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.differences import SAFETY, TINY, Problem
+from quadgrad.bridge.problem import TINY, Problem
+from quadgrad.bridge.stencils import SAFETY
 from quadgrad.bridge.structure import Jacobian
 
 __all__ = ["SAMPLES", "SampledJacobian", "sample_jacobian"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,27 @@ class Structure:
         """Return where an output depends on the group, ``(groups, m)`` or ``(groups, 1)``."""
         return self.source[groups] >= 0
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether output i depends on input i of each group, inputs counted group by group."""
+        groups, size = self.source.shape
+        if self.colour.size != groups * size or size != self.outputs or not size:
+            return False
+        return bool(np.array_equal(self.source.ravel(), np.arange(groups * size)))
+
+    @cached_property
+    def all_move(self) -> bool:
+        """Whether every input is in group 0."""
+        return not self.colour.any()
+
+    def collect_groups(self, marked: Array) -> Array:
+        """Return which groups have an input that is marked."""
+        return np.bincount(self.colour, marked, minlength=self.groups)[: self.groups] > 0.0
+
     def spread(self, values: Array, groups: Array, fill: float = 1.0) -> Array:
         """Return for each group and output the value, of ``(..., n)``, of the input it depends on."""
+        if self.in_order and groups.size == self.groups:
+            return values.reshape(*values.shape[:-1], *self.source.shape)
         source = self.source[groups]
         if values.shape[-1] == 0:
             return np.full(values.shape[:-1] + source.shape, fill)
@@ -118,6 +138,8 @@ class Structure:
 
     def collect(self, values: Array, groups: Array) -> Array:
         """Return for each input the sum of ``(groups, m)`` over the outputs that depend on it."""
+        if self.in_order and groups.size == self.groups:
+            return values.ravel()
         source = self.source[groups]
         if source.shape[1] == 1:
             total = np.zeros(self.colour.size)
