@@ -15,7 +15,7 @@ import numpy as np
 
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem, along
-from quadgrad.bridge.stencils import COARSEST, LEVELS, NOISY, Estimate, estimate, fit, single_step
+from quadgrad.bridge.stencils import COARSEST, KINK, LEVELS, NOISY, Estimate, estimate, fit, single_step
 
 __all__ = ["Found", "differentiate", "directional", "fixed_steps", "slope_along"]
 
@@ -25,6 +25,8 @@ GROWTH = 32.0
 """By how much a step grows, or shrinks where it does not see the function or points lie outside the domain."""
 POOR = 100.0
 """Steps are chosen anew where the error is this many times what a well-scaled function gives."""
+ENOUGH, FEW = 5.0, 0.02
+"""Of noisy functions 100 times would be anything: so many times what noise allows, or so large a share, will do."""
 ROUGH = 30.0
 """Where truncation is estimated at less than this many times the noise, the estimate is noise itself."""
 SAME = 0.05
@@ -116,7 +118,8 @@ def _poor(problem: Problem, groups: Array, value: Array, error: Array, method: s
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.abs(value), size)
     rough = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
-    poor = error > POOR * np.clip(rough, problem.precision, 0.1) ** QUALITY[method] * size
+    best = np.clip(rough, problem.precision, 0.1) ** QUALITY[method]
+    poor = error > np.minimum(POOR * best, np.maximum(ENOUGH * best, FEW)) * size
     return poor & problem.structure.known(groups) & np.isfinite(problem.value)
 
 
@@ -140,8 +143,7 @@ def _judged(problem: Problem, kept: _Kept, groups: Array, found: Estimate, step:
     smooth = ~found.seen & (ratio < 0.25) & (found.bend <= 1.5 * ratio * before)
     kept.bend[groups], kept.bend_width[groups] = found.bend, np.broadcast_to(width, found.bend.shape)
     kept.kink[groups] |= kink
-    # Slopes on both sides of a kink are one bend from their mean.
-    truncation = np.where(kink, np.maximum(found.truncation, (1.0 + 2.0 * SAME) * found.bend), found.truncation)
+    truncation = np.where(kink, np.maximum(found.truncation, KINK * found.bend), found.truncation)
     return replace(found, truncation=truncation, seen=found.seen | kink | smooth)
 
 
@@ -165,7 +167,7 @@ def _last_word(problem: Problem, kept: _Kept, method: str) -> Array:
     error = kept.error
     if not kept.seen.all():
         quiet = problem.noise <= LOUD * problem.floor
-        lost = ~kept.seen & quiet & _poor(problem, groups, kept.value, error, method)
+        lost = ~kept.seen & ~kept.kink & quiet & _poor(problem, groups, kept.value, error, method)
         error = np.where(lost, np.inf, error)
     if problem.look is None:
         return error

@@ -164,14 +164,17 @@ class Linearization:
     def _scales(self) -> tuple[Array, Array]:
         """Return the scales of the inputs, and how finely numbers are spaced there.
 
-        The scale is 1 or the input's size, whichever is larger; but an array of very small numbers is probably one
-        in units in which everything is small.
+        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
+        they are not: each on its own, but in functions that work elementwise all of an array, which has one unit.
         """
         sizes: list[Array] = []
         for i in self.wanted:
             size = np.abs(self.inputs[i]).astype(np.float64).ravel()
             largest = size.max(initial=0.0)
-            sizes.append(np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0))
+            scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
+            if not self.callee.elementwise:
+                scale = np.where((size > 0.0) & (size < SMALL), size, scale)
+            sizes.append(scale)
         spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.wanted]
         return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
 

@@ -18,7 +18,9 @@ from quadgrad.bridge.problem import TINY, Look, Problem
 
 __all__ = ["with_noise"]
 
-POINTS = 6
+PLACES = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 1.625])
+"""Where points lie, in spacings: all but the last in a row, for differences of high order. Those vanish for an even
+staircase too, and for roundings that are regular; the last point, between the others, does not fit in then."""
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
@@ -28,22 +30,41 @@ FAR = 2.0 ** np.array([-13.0, -12.0, -11.0, -10.0, -8.0, -6.0])
 """Where outputs are looked for that differ at all, relative to the scale: outputs printed to four digits do there."""
 SHORTER = (2.0**-36, 2.0**-44)
 """Distances tried where differences fall from order to order: they may be an oscillation, or a narrow line."""
-FALLING = 3.0
-"""By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen."""
+FALLING, ODD = 3.0, 3.0
+"""By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more from
+the point between than from differences where these vanish for another reason."""
 RARE = 0.01
 """The share of outputs for which alone no further table is made."""
-COARSE = 2.0**-8
-"""Steps of this share of the output are no rounding: who prints a number gives three digits and more."""
+COARSE, FINE = 2.0**-8, 2.0**-12
+"""Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more), and
+of other steps."""
 DIGITS = (3, 10)
+
+
+def _fitted() -> Array:
+    """Return weights of values at x and ``PLACES``: the last value less the polynomial through all others."""
+    nodes, last = np.concatenate(([0.0], PLACES[:-1])), PLACES[-1]
+    others = [np.delete(nodes, i) for i in range(nodes.size)]
+    weights = [float(np.prod((last - rest) / (node - rest))) for node, rest in zip(nodes, others, strict=True)]
+    return np.array([*(-w for w in weights), 1.0])
+
+
+FITTED = _fitted()
 
 
 @dataclass
 class _Level:
-    """What tables say of each output, all ``(m,)``: its noise, whether it has not changed yet, its smallest jump."""
+    """What tables say of each output, all ``(m,)``.
+
+    Its noise, whether it has not changed yet, its smallest jump that is larger than ``least``, and whether it is
+    printed in decimal digits.
+    """
 
     noise: Array
     flat: Array
     jump: Array
+    printed: Array
+    least: Array
 
 
 def with_noise(problem: Problem) -> Problem:
@@ -56,19 +77,19 @@ def with_noise(problem: Problem) -> Problem:
     with np.errstate(all="ignore"):
         level, points, values = _tables(problem, size, finite)
         _look_far(problem, level, size)
-        noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
         # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
+        noise = np.where(np.isfinite(level.noise), level.noise, 0.0) * (1.0 + size.size**-0.5)
         relative = noise[size > 0.0] / size[size > 0.0]
         common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
-        coarse = np.isfinite(level.jump) & (level.jump > 4.0 * problem.precision * size)
+        coarse = np.isfinite(level.jump)
         noise = np.where(coarse, np.maximum(noise, level.jump), noise)
         slope = (4.0 * (values[1] - values[0]) - (values[2] - values[0])) / 2.0
-        error = np.abs(np.diff(values, n=3, axis=0)).max(axis=0) + 8.0 * noise
+        error = np.abs(np.diff(values[:-1], n=3, axis=0)).max(axis=0) + 8.0 * noise
     # A slope that could not be computed contradicts nothing.
     usable = np.isfinite(slope) & np.isfinite(error)
     slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
-    look = Look(points[0] - problem.x, slope, error, coarse & (level.jump > COARSE * size))
+    look = Look(points[0] - problem.x, slope, error, coarse & (level.jump > np.where(level.printed, COARSE, FINE) * size))
     return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
 
 
@@ -77,7 +98,8 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
 
     Returns with the level the points and values of the table closest to x.
     """
-    level = _Level(np.zeros(size.shape), np.ones(size.shape, bool), np.full(size.shape, np.inf))
+    shape, nothing = size.shape, np.zeros(size.shape, bool)
+    level = _Level(np.zeros(shape), ~nothing, np.full(shape, np.inf), nothing.copy(), 8.0 * problem.floor)
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
@@ -90,9 +112,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         if unsure.sum() <= RARE * size.size:
             break
         closest = _table(problem, spacing, problem.scale)
-        before = level.noise
         falling = unsure & _enter(level, closest[1], unsure, stairs=False)
-        level.noise = np.fmin(before, level.noise)
     return level, *closest
 
 
@@ -106,19 +126,24 @@ def _enter(level: _Level, values: Array, which: Array, *, stairs: bool) -> Array
 
     ``stairs`` says that these outputs were flat over a shorter distance.
     """
-    differences = np.diff(values, axis=0)
+    differences = np.diff(values[:-1], axis=0)
     ties = differences == 0.0
-    by_order = _by_order(values)
+    by_order, between = _by_order(values[:-1]), np.abs(FITTED @ values) / np.linalg.norm(FITTED)
     noise = np.sqrt(np.mean(by_order**2, axis=0))
     falling = by_order[-1] * FALLING < by_order[0]
-    noise = np.where(falling, np.minimum(noise, 2.0 * by_order[-1]), noise)
+    noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
+    noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
     # Some values alike and others not: a staircase, however even, and its steps are at least as high as the smallest
     # jump. Of steps that are all alike the differences of high order vanish.
     both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
-    jump = np.where(both > 0.0, both, np.inf).min(axis=0)
-    level.jump = np.where(which & (ties.any(axis=0) | stairs), np.minimum(level.jump, jump), level.jump)
+    jump = np.where(both > level.least, both, np.inf).min(axis=0)
+    jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
+    flat = np.mean(ties, axis=0) > 0.5
+    digit = np.where(flat, np.inf, _last_digit(values))
+    level.printed |= which & np.isfinite(digit)
+    level.jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
     level.noise = np.where(which, noise, level.noise)
-    level.flat = np.where(which, np.mean(ties, axis=0) > 0.5, level.flat)
+    level.flat = np.where(which, flat, level.flat)
     return falling
 
 
@@ -131,19 +156,25 @@ def _look_far(problem: Problem, level: _Level, size: Array) -> None:
     distance = np.minimum(FAR[:, None] * problem.scale, most * (FAR / FAR[-1])[:, None])
     values = problem.evaluate(problem.representable(problem.x + sign * distance))
     change = np.abs(np.diff(np.concatenate((problem.value[None], values)), axis=0))
-    jump = np.where(change > 0.0, change, np.inf).min(axis=0)
-    jump = np.where(np.isinf(jump), _last_digit(size), jump)
+    jump = np.where(change > level.least, change, np.inf).min(axis=0)
+    digit = _last_digit(np.concatenate((problem.value[None], values)))
+    level.printed |= waiting & np.isfinite(digit)
+    jump = np.where(np.isinf(jump), digit, jump)
     level.jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
 
 
-def _last_digit(size: Array) -> Array:
-    """Return what numbers of three to ten decimal digits count in; infinite for others, short ones among them."""
-    unit, printed = np.full(size.shape, np.inf), np.zeros(size.shape, bool)
-    for digits in range(1, DIGITS[-1] + 1):
-        last = 10.0 ** (np.floor(np.log10(size)) + 1 - digits)
-        short = ~printed & (np.abs(size / last - np.rint(size / last)) < 1e-6)
-        printed |= short
-        unit = np.where(short & (digits >= DIGITS[0]), last, unit)
+def _last_digit(values: Array) -> Array:
+    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
+    size = np.abs(values)
+    first = np.floor(np.log10(size.max(axis=0)))
+    unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)
+    for digits in (DIGITS[-1], *range(1, DIGITS[-1])):
+        last = 10.0 ** (first + 1 - digits)
+        short = np.all(np.abs(size / last - np.rint(size / last)) < 1e-5, axis=0)
+        if digits == DIGITS[-1] and not short.any():
+            break
+        unit = np.where(short & ~printed & (digits >= DIGITS[0]), last, unit)
+        printed |= short & (digits < DIGITS[-1])
     return unit
 
 
@@ -165,10 +196,10 @@ def _points(problem: Problem, spacing: float, unit: Array) -> Array:
     sign, most = _room(problem)
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
     length = unit * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
-    length = np.minimum(np.maximum(length, 2.0 * problem.resolution), most / POINTS)
-    if spacing in SHORTER:  # powers of two, so that x + length is not rounded; otherwise no two lengths alike
-        length = 2.0 ** np.floor(np.log2(np.maximum(length, TINY)))
-    return problem.representable(problem.x + np.arange(1, POINTS + 1)[:, None] * (sign * length))
+    # Multiples of eight spacings of x, so that no point is rounded: a steep function would turn that into noise.
+    unit = np.maximum(8.0 * problem.resolution, TINY)
+    length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
+    return problem.representable(problem.x + PLACES[:, None] * (sign * length))
 
 
 def _by_order(values: Array) -> Array:

@@ -14,10 +14,10 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem
 
-__all__ = ["COARSEST", "LEVELS", "SAFETY", "Estimate", "estimate", "fit", "single_step"]
+__all__ = ["COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "Estimate", "estimate", "fit", "single_step"]
 
-SAFETY = 3.0
-"""Reported over estimated error, for truncation and for noise."""
+SAFETY, MARGIN = 3.0, 3.5
+"""Reported over estimated error, for noise and for truncation (at a kink at x the estimate is a third of the error)."""
 LEVELS, COARSEST = 8, 0.125
 """Richardson extrapolation: how many steps, each half of the one before, and the first, relative to the scale."""
 BLOCK = 2**22
@@ -25,6 +25,8 @@ BLOCK = 2**22
 DECAY = 0.1
 """A step sees the function if each order of differences is this much smaller than the one before (it is 1 for a kink
 at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
+KINK = 1.1
+"""Reported over estimated difference between the slopes at a kink and their mean."""
 NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 1.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
@@ -116,8 +118,10 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
     unsure = NOISY * noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2)
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
     seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
-    rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2))
-    return Estimate(slope, SAFETY * truncation, rounding, bend, seen)
+    rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
+    # Where the step sees nothing else: slopes on both sides of a kink are one bend from their mean.
+    truncation = MARGIN * np.where(seen, truncation, np.maximum(truncation, KINK / MARGIN * bend))
+    return Estimate(slope, truncation, rounding, bend, seen)
 
 
 def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
@@ -131,8 +135,8 @@ def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Est
     bend = np.abs((f - g * (a / b)) / (a - b))
     unsure = NOISY * problem.noise * np.sqrt(6.0) / np.abs(a - b)
     seen = bend <= np.maximum(0.5 * DECAY * np.abs(slope), unsure)
-    rounding = _rounding(problem, slope, np.sqrt(2.0) / np.abs(a))
-    return Estimate(slope, SAFETY * bend, rounding, bend, seen)
+    rounding = _rounding(problem, slope, np.sqrt(2.0) / np.abs(a), np.abs(f))
+    return Estimate(slope, MARGIN * bend, rounding, bend, seen)
 
 
 def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
@@ -147,11 +151,12 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
     (a, b), (f, g) = (np.moveaxis(t, 1, 0) for t in _moved(problem, groups, nodes))
     u, v = _weights(a, b)
     slopes, gains = u * f + v * g, np.sqrt(u * u + v * v + (u + v) ** 2)
-    bends = np.abs((f - g * (a / b)) / (a - b))
+    bends = (f - g * (a / b)) / np.abs(a - b)
+    changes = np.maximum(np.abs(f), np.abs(g))
     coarsest = _coarsest_seen(problem, slopes, gains, bends, np.abs(a - b))
     two_sided = problem.structure.spread(side, groups, fill=0.0) == 0.0
     infinite = np.full(slopes[0].shape, np.inf)
-    best = [slopes[-1], infinite, _rounding(problem, slopes[-1], gains[-1])]
+    best = [slopes[-1], infinite, _rounding(problem, slopes[-1], gains[-1], changes[-1])]
     above = [(slopes[0], gains[0])]
     for k in range(1, LEVELS):
         row = [(slopes[k], gains[k])]
@@ -161,15 +166,16 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
             value = fine + (fine - coarse) / (ratio - 1.0)
             row.append((value, np.hypot(ratio * gain, other) / (ratio - 1.0)))
             truncation = np.maximum(np.abs(value - fine), np.abs(value - coarse))
-            rounding = _rounding(problem, value, row[m][1])
+            rounding = _rounding(problem, value, row[m][1], changes[k - m])
             better = (truncation + rounding < best[1] + best[2]) & (k - m >= coarsest)
             for i, new in enumerate((value, truncation, rounding)):
                 best[i] = np.where(better, new, best[i])
         above = row
     # Where nothing is believed the finest step stands, with all that the slopes about it differ by.
     blind = ~np.isfinite(best[1])
-    around = SAFETY * np.maximum(bends[-1], np.abs(slopes[-1] - slopes[-2]))
-    return Estimate(best[0], np.where(blind, around, best[1]), best[2], bends[-1], ~blind)
+    bend = np.maximum(np.abs(bends[-1]), np.abs(2.0 * bends[-1] - bends[-2]))
+    around = np.maximum(KINK * bend, SAFETY * np.abs(slopes[-1] - slopes[-2]))
+    return Estimate(best[0], np.where(blind, around, best[1]), best[2], bend, ~blind)
 
 
 def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, widths: Array) -> Array:
@@ -180,8 +186,11 @@ def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, 
     settling = quiet.copy()
     settling[1:] |= change[1:] <= 0.6 * change[:-1]
     settling[0] |= change[0] <= DECAY * np.abs(slopes[0])
-    flat = bends[1:] <= noise * np.sqrt(6.0) / widths[1:]
-    settling &= flat | (bends[1:] <= 0.75 * bends[:-1]) | (bends[1:] <= 1e-3 * np.abs(slopes[1:]))
+    size, unsure = np.abs(bends), noise * np.sqrt(6.0) / widths[1:]
+    settling &= (size[1:] <= unsure) | (size[1:] <= 0.75 * size[:-1])
+    # Bends at step 0, from two steps each: of a smooth function they fall by 4 or 8, those of a kink are its own.
+    left = np.abs(2.0 * bends[1:] - bends[:-1])
+    settling[-1] &= (left[-1] <= 3.0 * unsure[-1]) | (left[-1] <= 0.5 * left[-2])
     # Transition k leads from level k to k + 1: level k is good if all that follow it are.
     good = np.flip(np.logical_and.accumulate(np.flip(settling, 0)), 0)
     return LEVELS - 1 - good.sum(axis=0)
@@ -192,8 +201,10 @@ def _weights(a: Array, b: Array) -> tuple[Array, Array]:
     return b / (a * (b - a)), a / (b * (a - b))
 
 
-def _rounding(problem: Problem, slope: Array, amplification: Array) -> Array:
-    return SAFETY * amplification * problem.noise + 4.0 * problem.precision * np.abs(slope)
+def _rounding(problem: Problem, slope: Array, amplification: Array, change: Array) -> Array:
+    # Where f grows by orders of magnitude on the way, so does its noise.
+    noise = problem.noise + 0.5 * problem.precision * change
+    return SAFETY * amplification * noise + 4.0 * problem.precision * np.abs(slope)
 
 
 def _moved(problem: Problem, groups: Array, nodes: Array) -> tuple[Array, Array]:

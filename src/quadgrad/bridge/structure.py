@@ -171,7 +171,13 @@ class Jacobian:
 
     def pull_error(self, cotangents: Array) -> Array | None:
         """Return by how much each of :meth:`pull` may be wrong."""
-        return None if self.error is None else self._contract(self.error, np.abs(cotangents))
+        if self.error is None:
+            return None
+        size, lost = np.abs(cotangents), ~np.isfinite(self.error)
+        if not lost.any():
+            return self._contract(self.error, size)
+        found = self._contract(np.where(lost, 0.0, self.error), size)
+        return np.where(self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found)
 
     def push(self, tangents: Array) -> Array:
         """Return the Jacobian-vector products ``(e, m)`` of tangents ``(e, n)``."""
