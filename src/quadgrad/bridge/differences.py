@@ -96,7 +96,7 @@ def differentiate(problem: Problem, method: str) -> Found:
 
 def balanced(problem: Problem, order: int) -> float:
     """Return the relative step that balances truncation and noise for a function that is well scaled."""
-    return problem.roughness ** (1.0 / (order + 1))
+    return problem.typical ** (1.0 / (order + 1))
 
 
 # ------------------------------------------------------------------------------------------ what to believe
@@ -171,11 +171,10 @@ def _last_word(problem: Problem, kept: _Kept, method: str) -> Array:
         error = np.where(lost, np.inf, error)
     if problem.look is None:
         return error
-    if problem.look.stepped.any():
-        error = np.where(problem.look.stepped, np.maximum(error, np.abs(kept.value)), error)
-    gap = _contradiction(problem, kept)
-    if gap.any():
-        error = error + gap / np.abs(problem.structure.spread(problem.look.direction, groups))
+    length, gap, rise = problem.look.direction, _contradiction(problem, kept), problem.look.rise
+    if gap.any() or rise.any():
+        length = np.abs(problem.structure.spread(length, groups))
+        error = np.maximum(error + gap / length, rise / length)
     return error
 
 
@@ -228,13 +227,13 @@ def fixed_steps(problem: Problem, power: float) -> Array:
 
 def _once(problem: Problem, power: float) -> Array:
     with np.errstate(all="ignore"):
-        slope = single_step(problem, problem.scale * problem.roughness**power, "central")
+        slope = single_step(problem, problem.scale * problem.typical**power, "central")
     return np.where(problem.structure.known(np.arange(problem.structure.groups)), slope, 0.0)
 
 
 def slope_along(line: Problem, function: Callable[[float], Array], power: float) -> Array:
     """Differentiate a function of t at 0 with a step that fits the line's bounds, relative to its scale."""
-    step, side = fit(line, line.scale * line.roughness**power, "richardson")
+    step, side = fit(line, line.scale * line.typical**power, "richardson")
     h = float(step[0])
     if side[0] == 0.0:
         return (function(h) - function(-h)) / (2.0 * h)

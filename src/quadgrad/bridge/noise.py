@@ -56,13 +56,16 @@ FITTED = _fitted()
 class _Level:
     """What tables say of each output, all ``(m,)``.
 
-    Its noise, whether it has not changed yet, its smallest jump that is larger than ``least``, and whether it is
-    printed in decimal digits.
+    Its noise, whether it has not changed yet, nor had in the first table, its smallest jump that is larger than
+    ``least``, how many times farther away than the first point that was seen, and whether it is printed in decimal
+    digits.
     """
 
     noise: Array
     flat: Array
+    still: Array
     jump: Array
+    away: Array
     printed: Array
     least: Array
 
@@ -76,20 +79,23 @@ def with_noise(problem: Problem) -> Problem:
         return replace(problem, noise=np.where(finite, floor, 0.0))
     with np.errstate(all="ignore"):
         level, points, values = _tables(problem, size, finite)
-        _look_far(problem, level, size)
+        _look_far(problem, level, size, points)
         # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
-        noise = np.where(np.isfinite(level.noise), level.noise, 0.0) * (1.0 + size.size**-0.5)
+        noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
         relative = noise[size > 0.0] / size[size > 0.0]
         common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
-        coarse = np.isfinite(level.jump)
-        noise = np.where(coarse, np.maximum(noise, level.jump), noise)
+        stepped = level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
+        # Steps that coarse are the function's own: the slope is that between them.
+        noise = np.where(stepped, floor, noise)
         slope = (4.0 * (values[1] - values[0]) - (values[2] - values[0])) / 2.0
         error = np.abs(np.diff(values[:-1], n=3, axis=0)).max(axis=0) + 8.0 * noise
+        rise = np.where(stepped, level.jump / level.away, 0.0)
     # A slope that could not be computed contradicts nothing.
     usable = np.isfinite(slope) & np.isfinite(error)
     slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
-    look = Look(points[0] - problem.x, slope, error, coarse & (level.jump > np.where(level.printed, COARSE, FINE) * size))
+    look = Look(points[0] - problem.x, slope, error, rise)
     return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
 
 
@@ -99,12 +105,16 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     Returns with the level the points and values of the table closest to x.
     """
     shape, nothing = size.shape, np.zeros(size.shape, bool)
-    level = _Level(np.zeros(shape), ~nothing, np.full(shape, np.inf), nothing.copy(), 8.0 * problem.floor)
+    level = _Level(
+        np.zeros(shape), ~nothing, ~nothing, np.full(shape, np.inf), np.ones(shape), nothing.copy(), 8.0 * problem.floor
+    )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
-        falling = np.where(level.flat, _enter(level, values, level.flat, stairs=turn > 0), falling)
+        away = _away(problem, points, closest[0])
+        falling = np.where(level.flat, _enter(level, values, level.flat, away, stairs=turn > 0), falling)
+        level.still = level.still if turn else level.flat
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
     for spacing in SHORTER:
@@ -112,8 +122,13 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         if unsure.sum() <= RARE * size.size:
             break
         closest = _table(problem, spacing, problem.scale)
-        falling = unsure & _enter(level, closest[1], unsure, stairs=False)
+        falling = unsure & _enter(level, closest[1], unsure, 1.0, stairs=False)
     return level, *closest
+
+
+def _away(problem: Problem, points: Array, first: Array) -> float:
+    """Return how many times farther away points begin than the first."""
+    return float(np.min(np.abs(points[0] - problem.x) / np.maximum(np.abs(first[0] - problem.x), TINY)))
 
 
 def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]:
@@ -121,7 +136,7 @@ def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]
     return points, np.concatenate((problem.value[None], problem.evaluate(points)))
 
 
-def _enter(level: _Level, values: Array, which: Array, *, stairs: bool) -> Array:
+def _enter(level: _Level, values: Array, which: Array, away: float, *, stairs: bool) -> Array:
     """Write down what a table says of some outputs; return where its differences fall from order to order.
 
     ``stairs`` says that these outputs were flat over a shorter distance.
@@ -141,26 +156,31 @@ def _enter(level: _Level, values: Array, which: Array, *, stairs: bool) -> Array
     flat = np.mean(ties, axis=0) > 0.5
     digit = np.where(flat, np.inf, _last_digit(values))
     level.printed |= which & np.isfinite(digit)
-    level.jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
+    jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
+    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
+    level.jump = jump
     level.noise = np.where(which, noise, level.noise)
     level.flat = np.where(which, flat, level.flat)
     return falling
 
 
-def _look_far(problem: Problem, level: _Level, size: Array) -> None:
+def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> None:
     """Look for steps of outputs that have not changed so far; and see whether they have few digits."""
     waiting = level.flat & (size > 0.0)
     if waiting.sum() <= RARE * size.size:
         return
     sign, most = _room(problem)
     distance = np.minimum(FAR[:, None] * problem.scale, most * (FAR / FAR[-1])[:, None])
-    values = problem.evaluate(problem.representable(problem.x + sign * distance))
+    points = problem.representable(problem.x + sign * distance)
+    values = problem.evaluate(points)
     change = np.abs(np.diff(np.concatenate((problem.value[None], values)), axis=0))
     jump = np.where(change > level.least, change, np.inf).min(axis=0)
     digit = _last_digit(np.concatenate((problem.value[None], values)))
     level.printed |= waiting & np.isfinite(digit)
     jump = np.where(np.isinf(jump), digit, jump)
-    level.jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
+    jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
+    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), _away(problem, points, first), level.away)
+    level.jump = jump
 
 
 def _last_digit(values: Array) -> Array:

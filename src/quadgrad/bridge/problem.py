@@ -28,14 +28,15 @@ class Look:
         All inputs move together, by this.
     slope, error : array, shape (m,)
         The derivative along the direction, and how wrong it may be.
-    stepped : array of bool, shape (m,)
-        Where outputs rise in steps that are too coarse to be the rounding of something smooth.
+    rise : array, shape (m,)
+        The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be the
+        rounding of something smooth; 0 for others.
     """
 
     direction: Array
     slope: Array
     error: Array
-    stepped: Array
+    rise: Array
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,28 @@ class Problem:
 
     @property
     def roughness(self) -> float:
-        """The relative noise level of the whole output, from which first steps follow."""
+        """The relative noise level of the whole output."""
         finite = np.isfinite(self.value)
         with np.errstate(all="ignore"):
             ratio = np.linalg.norm(self.noise[finite]) / np.linalg.norm(self.value[finite])
         return min(max(float(ratio), self.precision), 0.1) if np.isfinite(ratio) else self.precision
+
+    @property
+    def typical(self) -> float:
+        """The relative noise level of the better half of the outputs, from which first steps follow."""
+        size = np.abs(self.value)
+        usable = np.isfinite(size) & (size > 0.0)
+        if not usable.any():
+            return self.precision
+        ratio = self.noise[usable] / size[usable]
+        return min(max(float(np.partition(ratio, (ratio.size - 1) // 2)[(ratio.size - 1) // 2]), self.precision), 0.1)
+
+    @property
+    def unsure(self) -> Array:
+        """The noise, and how uncertain an estimate of it is that rests on few points."""
+        if self.look is None:
+            return self.noise
+        return self.noise + np.maximum(self.noise - self.floor, 0.0) * self.value.size**-0.5
 
     @property
     def floor(self) -> Array:

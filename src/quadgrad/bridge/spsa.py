@@ -74,7 +74,7 @@ def sample_jacobian(problem: Problem, samples: int, seed: int) -> Jacobian | Sam
     """Estimate the Jacobian from ``2 * samples`` evaluations and a few more; fewer where there are few inputs."""
     structure = problem.structure
     signs, scatter = _signs(samples, structure.groups, seed)
-    relative = problem.roughness ** (1.0 / 3.0)
+    relative = problem.typical ** (1.0 / 3.0)
     step = np.minimum(problem.scale * relative, 0.2 * (problem.upper - problem.lower))
     step = 2.0 ** np.floor(np.log2(np.maximum(step, TINY)))
     # At a bound the points lie around one that is two steps inside.

@@ -203,7 +203,7 @@ def _weights(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _rounding(problem: Problem, slope: Array, amplification: Array, change: Array) -> Array:
     # Where f grows by orders of magnitude on the way, so does its noise.
-    noise = problem.noise + 0.5 * problem.precision * change
+    noise = problem.unsure + 0.5 * problem.precision * change
     return SAFETY * amplification * noise + 4.0 * problem.precision * np.abs(slope)
 
 
