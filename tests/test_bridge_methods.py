@@ -255,7 +255,9 @@ def test_bounds_of_one_of_several_inputs() -> None:
 
 def test_an_input_outside_its_bounds() -> None:
     with pytest.raises(ValueError, match=r"differentiated at 3.* outside the bounds \[0, 1\]"):
-        bridge.wrap(np.sin, bounds=(0.0, 1.0))(leaf([0.5, 3.0])).sum().backward()
+        bridge.wrap(lambda x: np.sin(x), bounds=(0.0, 1.0))(leaf([0.5, 3.0])).sum().backward()
+    with pytest.raises(ValueError, match=r"differentiated at 3.* outside the bounds \[0, 1\]"):
+        bridge.wrap(np.sin, bounds=(0.0, 1.0))(leaf([3.0])).sum().backward()
 
 
 def test_a_point_with_no_domain_around_it() -> None:

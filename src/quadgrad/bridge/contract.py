@@ -17,7 +17,7 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 
 __all__ = [
     "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
-    "refuse_dressed", "refuse_other_specs", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
+    "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -90,9 +90,17 @@ def refuse_dressed(value: Any, what: str) -> None:
 
 
 def tensor_of(array: Array, device: torch.device) -> Tensor:
-    """Return an array as a tensor with memory of its own."""
-    tensor = torch.from_numpy(np.array(array))
+    """Return an array that nobody else holds as a tensor, in the same memory where it can be."""
+    tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return tensor if device.type == "cpu" else tensor.to(device)
+
+
+def rounding(values: Array, dtype: torch.dtype) -> Array:
+    """Return by how much numbers change when they become tensors of a dtype."""
+    if dtype == torch.float64:
+        return np.zeros(values.shape)
+    exact = torch.from_numpy(np.ascontiguousarray(values))
+    return (exact.to(dtype).to(torch.float64) - exact).abs().numpy()
 
 
 def output_arrays(result: Any, name: str, *, integers: bool = False) -> Arrays:
@@ -153,11 +161,11 @@ def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str
     for array in outputs:
         if not np.isfinite(array).all():
             bad = array[~np.isfinite(array)]
-            first = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(array))) if array.ndim else ()
+            first = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            place = f" (the first at index {first})" if first else ""
             warn(
-                f"{name} returned {bad[0]} in {bad.size} of {array.size} entries"
-                f"{f', the first at index {list(first)},' if first else ''} for the input {describe(inputs)}; "
-                "its derivative there is NaN too",
+                f"{name} returned {bad[0]} in {bad.size} of {array.size} entries for the input {describe(inputs)}; "
+                f"its derivative there is NaN too{place}",
                 BridgeWarning,
             )
             return

@@ -172,7 +172,7 @@ def _curvature(
 class _Call(_Product):
     @staticmethod
     def forward(place: Place, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(operators.call(place.handle, place.lanes, list(inputs)))
+        return tuple(operators.values(place.handle, place.lanes, inputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

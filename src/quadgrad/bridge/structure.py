@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,15 @@ class Structure:
         every = np.arange(inputs)
         return cls(every, every[:, None], outputs)
 
-    @classmethod
+    @staticmethod
+    @lru_cache(maxsize=2)
     def elementwise(
-        cls,
-        shapes: Sequence[tuple[int, ...]],
-        output_shapes: Sequence[tuple[int, ...]],
-        whole: tuple[int, ...],
+        shapes: tuple[tuple[int, ...], ...], output_shapes: tuple[tuple[int, ...], ...], whole: tuple[int, ...]
     ) -> Structure:
-        """Broadcast inputs to ``whole``: outputs begin with that shape and depend on the matching elements."""
+        """Broadcast inputs to ``whole``: outputs begin with that shape and depend on the matching elements.
+
+        Kept for the shapes of the last calls: of a million elements it takes longer to make than to use.
+        """
         sizes = [int(np.prod(shape)) for shape in shapes]
         first = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.intp)
         rows: list[Array] = []
@@ -66,7 +67,7 @@ class Structure:
             rows.append(np.concatenate(parts))
         outputs = sum(int(np.prod(s)) for s in output_shapes)
         source = np.stack(rows) if rows else np.zeros((0, outputs), np.intp)
-        return cls(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
+        return Structure(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
 
     @classmethod
     def declared(cls, sparsity: Any, inputs: int, outputs: int) -> Structure:
@@ -167,7 +168,8 @@ class Jacobian:
 
     def pull(self, cotangents: Array) -> Array:
         """Return the vector-Jacobian products ``(e, n)`` of cotangents ``(e, m)``, real."""
-        return np.real(self._contract(np.conj(self.value), cotangents))
+        value = np.conj(self.value) if np.iscomplexobj(self.value) else self.value
+        return np.real(self._contract(value, cotangents))
 
     def pull_error(self, cotangents: Array) -> Array | None:
         """Return by how much each of :meth:`pull` may be wrong."""
@@ -190,12 +192,14 @@ class Jacobian:
         """Return for each output the largest error of its derivatives."""
         if self.error is None:
             return None
-        return self.error.max(axis=0, initial=0.0)
+        return self.error[0] if len(self.error) == 1 else self.error.max(axis=0, initial=0.0)
 
     def _contract(self, table: Array, cotangents: Array) -> Array:
         structure = self.structure
         if structure.is_dense:
             return cotangents @ table.T
+        if structure.in_order:
+            return (cotangents[:, None, :] * table).reshape(len(cotangents), -1)
         mask = structure.source >= 0
         index, size = structure.source[mask], structure.colour.size
         rows = [(table * g)[mask] for g in cotangents]

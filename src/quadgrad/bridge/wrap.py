@@ -29,7 +29,6 @@ from quadgrad.bridge.task import Task
 
 __all__ = ["Wrapped", "wrap"]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _wrapped: weakref.WeakValueDictionary[str, Wrapped] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
@@ -52,8 +51,9 @@ def wrap(
     static: Sequence[int | str] = (),
     bounds: Any = None,
     executor: Executor | None = None,
-    noise: float | None = None,
+    noise: float | tuple[float, float] | None = None,
     seed: int | None = None,
+    memory: float = 16.0,
 ) -> Any:
     """Make a function that autograd cannot see differentiable.
 
@@ -69,8 +69,8 @@ def wrap(
     derivative : str or callable, optional
         How derivatives are computed, one of
 
-        * ``"central"``: differences with an error bar, 4 evaluations for each input element;
-        * ``"forward"``: half the evaluations, half the digits;
+        * ``"central"``: differences with an error bar, 3 evaluations for each input element;
+        * ``"forward"``: 2 evaluations, half the digits;
         * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
         * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
         it is
@@ -109,10 +109,20 @@ def wrap(
         ``(lower, upper)`` between which fn may be called, for all inputs; or a dict from names or positions.
     executor : concurrent.futures.Executor, optional
         Runs the evaluations. Results do not depend on it.
-    noise : float, optional
-        The relative noise level of fn's outputs. Estimated (6 evaluations for each new input) if not given.
+    noise : float or pair, optional
+        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for each
+        new input) if not given. An estimate sees what differs between points close together, and no error that is
+        smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes the
+        same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives that are
+        right to three digits at best, though its outputs look noiseless. Give what its results are good for: of
+        ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 * atol)``.
+        Where outputs are as good as that, the reported error covers the true one; and a tighter solver buys more than
+        any method here.
     seed : int, optional
         For ``"spsa"``.
+    memory : float
+        Megabytes for values and Jacobians at inputs seen lately, of each combination of static arguments; those at the
+        last input are kept always.
 
     Returns
     -------
@@ -128,8 +138,11 @@ def wrap(
 
     Notes
     -----
-    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by two steps, and of
-    noise. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
+    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by how differences of rising
+    order fall, and of noise. Where the step does not see what the function does at x, it shrinks, at the cost of more
+    evaluations; where none does, the error is infinite. At a kink the derivative is the mean of the slopes on both
+    sides, and its error covers both. Of an output that is flat at x and rises in coarse steps it is the slope between
+    the steps, 0, with an error that covers their trend; of one that is printed or rounded, the trend. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
 
     Examples
     --------
@@ -149,7 +162,7 @@ def wrap(
         raise TypeError(f"wrap: the first argument is the function; write derivative={fn!r}")
     options = make_options(
         derivative, {"jacobian": jacobian, "vjp": vjp, "jvp": jvp}, out_shape=out_shape, bounds=bounds, noise=noise,
-        seed=seed, sparsity=sparsity,
+        seed=seed, sparsity=sparsity, memory=memory,
     )  # fmt: skip
     calling = {"vectorized": vectorized, "scalars": scalars, "tensors": tensors, "executor": executor}
     if fn is None:
@@ -324,7 +337,7 @@ def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return True
     wanted = torch.is_grad_enabled()
-    return any(type(t) not in _PLAIN or (wanted and t.requires_grad) for t in inputs)
+    return any(type(t) not in operators.PLAIN or (wanted and t.requires_grad) for t in inputs)
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
