@@ -30,7 +30,7 @@ WHOLE, SAMPLE = 2**14, 64
 """Inputs of more bytes are looked up by so many of their numbers, then compared."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Point:
     """A value of the function, and its linearizations with respect to some of the inputs."""
 
@@ -39,17 +39,18 @@ class _Point:
     linearizations: dict[tuple[int, ...], Linearization] = field(
         default_factory=dict[tuple[int, ...], Linearization]
     )
+    size: int = 0
 
     def is_at(self, inputs: Arrays) -> bool:
         """Whether this is the point, to the last bit."""
         return all(map(_same, self.inputs, inputs))
 
-    def nbytes(self) -> int:
-        """Return what it remembers, in bytes; shared arrays once."""
+    def weigh(self) -> None:
+        """Write down how many bytes it remembers, shared arrays counted once."""
         arrays = [*self.inputs, *self.outputs]
         for linearization in self.linearizations.values():
             arrays += linearization.arrays()
-        return sum({id(a): a.nbytes for a in arrays}.values())
+        self.size = sum({id(a): a.nbytes for a in arrays}.values())
 
 
 class Task:
@@ -184,11 +185,12 @@ class Task:
 
     def _trim(self) -> None:
         """Forget the oldest points while there are too many, or they take too much memory; but not the last."""
-        sizes = [point.nbytes() for point in self._known.values()]
-        allowed = self.options.memory * 2.0**20
-        while len(sizes) > 1 and (len(sizes) > REMEMBERED or sum(sizes) > allowed):
-            self._known.popitem(last=False)
-            sizes.pop(0)
+        if not self._known:
+            return
+        next(reversed(self._known.values())).weigh()  # the others have not changed since they were last
+        size, allowed = sum(point.size for point in self._known.values()), self.options.memory * 2.0**20
+        while len(self._known) > 1 and (len(self._known) > REMEMBERED or size > allowed):
+            size -= self._known.popitem(last=False)[1].size
 
     def linearize(self, inputs: Arrays, wanted: Sequence[int]) -> Linearization:
         """Return what is known at an input, evaluating the function there if nothing is."""
@@ -214,8 +216,11 @@ class Task:
         if not self._stateless:
             return self.linearize(inputs, wanted)
         inputs = self._widened(inputs)
-        specs = self.specs(_signature(inputs, 0))
-        outputs = tuple(np.broadcast_to(np.zeros((), spec.dtype), spec.shape) for spec in specs)
+        latest = self._latest
+        if latest is None or latest[2] or latest[0] != [(x.shape, x.dtype) for x in inputs]:
+            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in self.specs(_signature(inputs, 0)))
+        else:
+            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in latest[1])
         return self._linearization(inputs, outputs, tuple(wanted))
 
     @property
