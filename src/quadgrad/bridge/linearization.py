@@ -110,12 +110,17 @@ class Linearization:
             found += [part for part in parts if isinstance(part, np.ndarray)]
         return found
 
+    def release(self) -> None:
+        """Let go of the problems, which hold on to this object."""
+        for name in ("quiet_problem", "problem", "steered"):
+            self.__dict__.pop(name, None)
+
     def split(self, flat: Array) -> list[Array]:
         """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
         sizes = [self.inputs[i].size for i in self.wanted]
         parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
         return [
-            part.reshape(-1, *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
+            part.reshape(len(flat), *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
             for i, part in zip(self.wanted, parts, strict=True)
         ]
 

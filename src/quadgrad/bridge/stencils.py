@@ -29,7 +29,7 @@ KINK = 1.1
 """Reported over estimated difference between the slopes at a kink and their mean."""
 NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
-REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 1.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
+REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
 """How many steps a stencil goes to the nearer side, to the farther, and a one-sided one to its only side."""
 
 
@@ -101,7 +101,7 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
 
     Two-sided: x + h, x - h, x + 2 h (x - 2 h where there is more room below); one-sided: x + h, x + 2 h, x + 3 h.
     """
-    farther = np.where(problem.upper - problem.x >= problem.x - problem.lower, 2.0, -2.0)
+    farther = 2.0 * _farther(problem)
     nodes = np.stack((
         np.where(side == 0.0, 1.0, side),
         np.where(side == 0.0, -1.0, 2.0 * side),
@@ -127,12 +127,14 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
 def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
     """Return the slope from x to x + h; a point on the other side (at a bound the next one) tells its error.
 
-    On the other side, because a kink at x shows nowhere else.
+    On the other side, because a kink at x shows nowhere else, and twice as far away: of a function that is odd about x
+    the slopes over equal distances are equal, and equally wrong.
     """
-    nodes = np.stack((np.where(side == 0.0, 1.0, side), np.where(side == 0.0, -1.0, 2.0 * side)))
+    farther = _farther(problem)
+    nodes = np.stack((np.where(side == 0.0, -farther, side), np.where(side == 0.0, 2.0 * farther, 2.0 * side)))
     (a, b), (f, g) = _moved(problem, groups, nodes * step)
     slope = f / a
-    bend = np.abs((f - g * (a / b)) / (a - b))
+    bend = np.abs((f - g * (a / b)) / (a - b))  # a third of a kink
     unsure = NOISY * problem.noise * np.sqrt(6.0) / np.abs(a - b)
     seen = bend <= np.maximum(0.5 * DECAY * np.abs(slope), unsure)
     rounding = _rounding(problem, slope, np.sqrt(2.0) / np.abs(a), np.abs(f))
@@ -194,6 +196,11 @@ def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, 
     # Transition k leads from level k to k + 1: level k is good if all that follow it are.
     good = np.flip(np.logical_and.accumulate(np.flip(settling, 0)), 0)
     return LEVELS - 1 - good.sum(axis=0)
+
+
+def _farther(problem: Problem) -> Array:
+    """Return on which side of x there is more room: 1 or -1."""
+    return np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
 
 
 def _weights(a: Array, b: Array) -> tuple[Array, Array]:

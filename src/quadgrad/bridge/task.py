@@ -45,6 +45,11 @@ class _Point:
         """Whether this is the point, to the last bit."""
         return all(map(_same, self.inputs, inputs))
 
+    def release(self) -> None:
+        """Let go of what refers to itself, and would stay until Python looks for circles of references."""
+        for linearization in self.linearizations.values():
+            linearization.release()
+
     def weigh(self) -> None:
         """Write down how many bytes it remembers, shared arrays counted once."""
         arrays = [*self.inputs, *self.outputs]
@@ -95,9 +100,9 @@ class Task:
         shape = inputs[0].shape[:lanes]
         if 0 in shape:
             return tuple(np.zeros(shape + s.shape, s.dtype) for s in self.specs(_signature(inputs, lanes)))
-        stacks = [x.reshape(-1, *x.shape[lanes:]) for x in self._widened(inputs)]
+        count = int(np.prod(shape))
+        stacks = [x.reshape(count, *x.shape[lanes:]) for x in self._widened(inputs)]
         found = self.callee.many(stacks)
-        count = len(stacks[0])
         self.counter.nfev += count
         if count <= REMEMBERED and not self._stateless:
             for i in range(count):
@@ -168,7 +173,7 @@ class Task:
         if old is not None and all(map(_same, old.outputs, outputs)):
             return
         if old is not None:  # what is known elsewhere is of the function as it was
-            self._known.clear()
+            self.forget()
         if old is not None or remember:
             self._keep(_Point(tuple(map(np.array, inputs)), tuple(map(np.array, outputs))))
 
@@ -190,7 +195,9 @@ class Task:
         next(reversed(self._known.values())).weigh()  # the others have not changed since they were last
         size, allowed = sum(point.size for point in self._known.values()), self.options.memory * 2.0**20
         while len(self._known) > 1 and (len(self._known) > REMEMBERED or size > allowed):
-            size -= self._known.popitem(last=False)[1].size
+            oldest = self._known.popitem(last=False)[1]
+            size -= oldest.size
+            oldest.release()
 
     def linearize(self, inputs: Arrays, wanted: Sequence[int]) -> Linearization:
         """Return what is known at an input, evaluating the function there if nothing is."""
@@ -230,6 +237,8 @@ class Task:
 
     def forget(self) -> None:
         """Forget all values and Jacobians."""
+        for point in self._known.values():
+            point.release()
         self._known.clear()
 
     # ------------------------------------------------------------------------------------------ products

@@ -303,7 +303,7 @@ class Wrapped:
             )
             found = self._tasks[key] = (task, operators.register(task))
             if len(self._tasks) > TASKS:  # graphs hold on to the tasks they need, compiled code to all it has seen
-                del self._tasks[next(iter(self._tasks))]
+                self._tasks.popitem(last=False)[1][0].forget()
         else:
             self._tasks.move_to_end(key)
         return found
