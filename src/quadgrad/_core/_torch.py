@@ -32,6 +32,7 @@ __all__ = [
     "in_backward",
     "in_differentiation",
     "in_transform",
+    "is_batched",
     "leaves_behind",
     "made_since",
     "nodes_made",
@@ -75,6 +76,11 @@ def differentiations() -> int:
     """Return how many of the surrounding ``torch.func`` transforms differentiate."""
     stack = _functorch.get_interpreter_stack() or ()
     return sum(one.key() != _functorch.TransformType.Vmap for one in stack)
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which opens no transform."""
+    return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def forward_mode_open() -> bool:
