@@ -106,7 +106,9 @@ class Linearization:
         found: list[Array] = []
         for name in ("x", "value", "quiet_problem", "problem", "steered", "_found", "jacobian", "smooth_jacobian"):
             kept = self.__dict__.get(name)
-            parts = [kept] if isinstance(kept, np.ndarray) else list(vars(kept).values()) if kept is not None else []
+            parts = (
+                [kept] if isinstance(kept, np.ndarray) else list(vars(kept).values()) if kept is not None else []
+            )
             found += [part for part in parts if isinstance(part, np.ndarray)]
         return found
 
@@ -271,7 +273,9 @@ class Linearization:
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:
             value, error = self._found.value, self._found.error
-        value = np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
+        value = (
+            np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
+        )
         self._refuse_lost(value)
         return Jacobian(self.structure, value, error)
 
@@ -294,16 +298,21 @@ class Linearization:
         lost &= np.isfinite(self.problem.value) & self.structure.known(np.arange(len(value)))
         if not lost.any():
             return
-        said = f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(lost)} of {value.size} "
+        said = (
+            f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(lost)} of {value.size} "
+        )
         if lost.all() or not self.callee.elementwise:
             raise NoDerivativeError(
                 f"{said}derivatives could not be computed. Name the domain with bounds=(lower, upper)"
             )
         place = int(np.flatnonzero(lost.any(axis=0))[0])
         shape = self.outputs[0].shape
-        index = f"at index {[int(i) for i in np.unravel_index(place, shape)]}" if place < self.outputs[0].size else ""
+        index = (
+            f"at index {[int(i) for i in np.unravel_index(place, shape)]}" if place < self.outputs[0].size else ""
+        )
         warn(
-            f"{said}derivatives are NaN, the first {index}. Name the domain with bounds=(lower, upper)", BridgeWarning
+            f"{said}derivatives are NaN, the first {index}. Name the domain with bounds=(lower, upper)",
+            BridgeWarning,
         )
 
     def _given_jacobian(self) -> Jacobian | None:

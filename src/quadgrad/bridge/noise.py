@@ -85,7 +85,9 @@ def with_noise(problem: Problem) -> Problem:
         relative = noise[size > 0.0] / size[size > 0.0]
         common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
-        stepped = level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        stepped = (
+            level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        )
         noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
@@ -106,7 +108,13 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     """
     shape, nothing = size.shape, np.zeros(size.shape, bool)
     level = _Level(
-        np.zeros(shape), ~nothing, ~nothing, np.full(shape, np.inf), np.ones(shape), nothing.copy(), 8.0 * problem.floor
+        np.zeros(shape),
+        ~nothing,
+        ~nothing,
+        np.full(shape, np.inf),
+        np.ones(shape),
+        nothing.copy(),
+        8.0 * problem.floor,
     )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
     for turn, (spacing, unit) in enumerate(_attempts(problem)):

@@ -91,7 +91,9 @@ class Problem:
         if not usable.any():
             return self.precision
         ratio = self.noise[usable] / size[usable]
-        return min(max(float(np.partition(ratio, (ratio.size - 1) // 2)[(ratio.size - 1) // 2]), self.precision), 0.1)
+        return min(
+            max(float(np.partition(ratio, (ratio.size - 1) // 2)[(ratio.size - 1) // 2]), self.precision), 0.1
+        )
 
     @property
     def unsure(self) -> Array:

@@ -179,7 +179,9 @@ class Jacobian:
         if not lost.any():
             return self._contract(self.error, size)
         found = self._contract(np.where(lost, 0.0, self.error), size)
-        return np.where(self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found)
+        return np.where(
+            self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found
+        )
 
     def push(self, tangents: Array) -> Array:
         """Return the Jacobian-vector products ``(e, m)`` of tangents ``(e, n)``."""
