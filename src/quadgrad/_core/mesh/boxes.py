@@ -178,7 +178,7 @@ class Boxes:
     def start(self, first: Any) -> Sequence[NewBoxes]:
         """Return the whole cube of every integral, or the cells of a plan."""
         if first is not None:
-            level, place = first.level.T.to(torch.int64), first.place.T
+            level, place = first.level.T.to(torch.int64), first.position.T
             return [NewBoxes(first.owner, first.owner, level, place, self.rule.rows)]
         row = torch.arange(self.batch, device=self.device)
         empty = self.domain.empty
@@ -198,7 +198,7 @@ class Boxes:
         """Place the nodes of cells, and those close to the centres of their faces."""
         low, width = unit_corners(new.level, new.place)
         layout = self.domain.lay_out(BoxCells(new.row, low, width))
-        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device).nodes)
+        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device, self.domain.x_dtype).nodes)
         return BoxPlaces(x, new.row, factor, layout)
 
     def propose(self, cells: Cells, marked: Tensor) -> Halves:

@@ -50,7 +50,7 @@ def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
     """Return a problem's geometry and estimate."""
     domain = problem.pieces
     mesh = Boxes(domain, problem.rule, problem.batch, domain.marks[0].device)
-    return mesh, BoxEstimate(problem.rule, torch.finfo(domain.x_dtype), not domain.infinite)
+    return mesh, BoxEstimate(problem.rule, domain.x_dtype, not domain.infinite)
 
 
 def record_boxes(
