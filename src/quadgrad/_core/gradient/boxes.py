@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from quadgrad._core.gradient.sides import Faces, search_faces
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
@@ -31,10 +32,13 @@ class BoxPrimal:
         Domain and arguments may require grad.
     found : Found
         What search found, and its plan.
+    faces : Faces, optional
+        Of the boxes, where derivatives with respect to their sides are asked for.
     """
 
     problem: Problem
     found: Found
+    faces: Faces | None = None
 
     @property
     def plan(self) -> BoxPlan:
@@ -47,8 +51,15 @@ class BoxPrimal:
         return self.found.value
 
     def replay(self, plan: BoxPlan | None = None) -> Tensor:
-        """Return the integrals as a differentiable sum over a plan's cells, by default the value's own."""
+        """Return the integrals as a differentiable sum over a plan's cells, by default the value's own.
+
+        The first time faces are searched, if derivatives with respect to the sides are asked for.
+        """
         problem = self.problem
-        return replay_boxes(
-            problem.integrand, self.plan if plan is None else plan, problem.limits, problem.chunk_size
+        if self.faces is None:
+            self.faces = search_faces(problem)
+        domain = self.faces.domain(problem.limits)
+        value = replay_boxes(
+            problem.integrand, self.plan if plan is None else plan, domain, problem.chunk_size
         )
+        return value + self.faces.boundary_sum(problem)
