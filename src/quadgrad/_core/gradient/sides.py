@@ -90,6 +90,18 @@ class Faces:
             total = total + (y * align(thickness, y)).sum(1)
         return total
 
+    def errors(self, side: int, d: int) -> Tensor:
+        """Return the errors of the derivatives by the lower (0) or upper (1) sides, ``(batch, d)``.
+
+        Infinite where nodes follow the side: then the derivative is no integral over a face.
+        """
+        each = dict[int, Tensor]()
+        for face in self.faces:
+            if len(face.axes) == 1 and (side,) in face.sides:
+                column = face.sides.index((side,))
+                each[face.axes[0]] = face.error[:, column].double().masked_fill(~face.usable[:, column], torch.inf)
+        return torch.stack([each[axis] for axis in range(d)], dim=1)
+
     @property
     def failed(self) -> int:
         """How many of the integrals over faces have not converged."""

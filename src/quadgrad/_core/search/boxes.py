@@ -28,7 +28,7 @@ from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
 
-__all__ = ["BoxBodies", "BoxFound", "search_boxes"]
+__all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
 
 BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
