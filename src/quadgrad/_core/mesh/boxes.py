@@ -1,8 +1,9 @@
 """Cells of the unit cube in d dimensions, halved along one axis at a time, and where they lie in a domain.
 
-A cell is a *level* and a *place* for each axis, both integers: along it the cell goes from ``place`` to ``place + 1``
-times ``2**-level``. So cells of any depth are exact, and what they are in x follows from a domain alone: a box, or
-anything else that maps the unit cube (``domain.place(u)``) and says how its cells lie (``domain.lay_out(cells)``).
+A cell is a *level* and a *place* for each axis, both integers: along it the cell goes from ``place`` to ``place +
+1`` times ``2**-level``. So cells of any depth are exact, and what they are in x follows from a domain alone: a box,
+or anything else that maps the unit cube (``domain.place(u)``) and says how its cells lie
+(``domain.lay_out(cells)``).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 DEEPEST, FARTHEST = 80, 2**50
-"""No axis is halved more often, and no cell farther along it: places have to be exact in double precision, which they
-are to any depth close to the lower corner, and volumes must not underflow."""
+"""No axis is halved more often, and no cell farther along it: places have to be exact in double precision, which
+they are to any depth close to the lower corner, and volumes must not underflow."""
 
 HINTS = 4
 """Rows of a cell's whole numbers before levels and places: integral, can be split, integral among all, axis."""

@@ -31,8 +31,8 @@ class BoxPlan(CellPlan, geometry="box"):
     infinite : bool
         Whether any side was infinite.
     level, position : Tensor of int64, shape (n, d)
-        Along each axis the cell goes from ``position`` to ``position + 1`` times ``2**-level`` of the box (of the unit
-        cube that is mapped onto it, where sides are infinite). :meth:`cells` gives them in x.
+        Along each axis the cell goes from ``position`` to ``position + 1`` times ``2**-level`` of the box (of the
+        unit cube that is mapped onto it, where sides are infinite). :meth:`cells` gives them in x.
     """
 
     infinite: bool
@@ -55,7 +55,8 @@ class BoxPlan(CellPlan, geometry="box"):
             row, level, position, error = map(plain, (row, level, position, error))
         return BoxPlan(
             rule=rule.name, batch_shape=batch_shape, pieces=1, row=row, error=error, infinite=infinite,
-            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level, position=position,
+            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level,
+            position=position,
         )  # fmt: skip
 
     @property

@@ -1,8 +1,8 @@
 """The search on boxes: which geometry, which estimate, and what is handed over.
 
 In several dimensions a halving takes away only a part of a cell's error, and errors differ by many orders. So cells
-are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have half
-the tolerance, and the others are held until their integral is done.
+are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have
+half the tolerance, and the others are held until their integral is done.
 """
 
 from __future__ import annotations
@@ -167,10 +167,11 @@ class BoxBodies(TensorBodies[BoxFound]):
 
     def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
         """Return cells with what integrals inside f are off at their nodes."""
-        if off is not None:
-            weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
-            off = off[: len(weight)] * places.factor[: len(weight)].abs()
-            cells.sums[-2:] += (weight[:, None] * off).sum(0).nan_to_num(0.0, 0.0, 0.0)
+        if off is None:
+            return cells
+        weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
+        weighted = weight[:, None] * off[: len(weight)] * places.factor[: len(weight)].abs()
+        cells.sums[-2:] += weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
         return cells
 
     def renumber(self, place: Tensor) -> None:
