@@ -106,7 +106,10 @@ class BoxEstimate:
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
         blur = self._blur(places, along, size)
         error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
-        raw, error = error, torch.maximum(error, hidden)
+        least = torch.where(smooth, LEAST, 1.0)
+        trust = torch.ones_like(error) if new.trust is None else torch.maximum(new.trust, least)
+        raw = error.nan_to_num(torch.inf, torch.inf)
+        error = torch.maximum(error * trust, hidden)
         error, floor, curable = bound_error(error, size, blur, noise)
         value = (sums[0] * scale[:, None]).T
         value = value.masked_fill(error.isinf(), 0.0)
@@ -123,7 +126,7 @@ class BoxEstimate:
         faces = real[m:].abs().reshape(2 * self.rule.d, n, c)
         faces = faces.amax(2) if c else faces.sum(2)
         faces = (faces * volume * torch.exp2(new.level.sum(0).double())).nan_to_num(0.0, 0.0, 0.0)
-        real = torch.cat((torch.stack((height, raw, torch.ones_like(raw), torch.where(smooth, LEAST, 1.0))), faces))
+        real = torch.cat((torch.stack((height, raw, trust, least)), faces))
         return Cells(torch.cat((value, error[None], floor[None])), whole, real)
 
     def _along(self, rule: BoxRuleTensors, real: Tensor) -> Tensor:
@@ -242,9 +245,10 @@ def compare_with_parents(cells: Cells, parents: Cells) -> None:
     gap = gap.amax(0) if len(gap) else torch.zeros_like(parents.sums[-2])
     raw, trust = parents.real[1], parents.real[2]
     trust = torch.maximum(CAUTION * gap / raw, trust * LEARNT).nan_to_num(1.0, 1.0).clamp(LEAST, 1.0 / LEAST)
+    trust = trust.masked_fill(raw.isinf(), 1.0)
     # Beside a kink or a jump what the parent was off says nothing of the children.
     trust = torch.maximum(trust.repeat_interleave(2), cells.real[3])
-    error = torch.maximum(cells.real[1] * trust, (0.25 * (gap > raw) * gap).repeat_interleave(2))
+    error = torch.maximum(cells.real[1] * trust, torch.where(gap > raw, 0.25 * gap, 0.0).repeat_interleave(2))
     # What is not f's roughness, such as a gap at a face, is not learnt from.
     cells.sums[-2] = torch.where(
         cells.sums[-2] > cells.real[1], torch.maximum(cells.sums[-2], error), torch.maximum(error, cells.sums[-1])

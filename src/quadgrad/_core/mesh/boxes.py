@@ -105,6 +105,7 @@ class NewBoxes:
     """Cells on which f was not yet called; ``level`` and ``place`` have shape ``(d, n)``.
 
     ``row`` is the integral of each among all of the call. The children of one cell stand next to each other.
+    ``trust`` ``(n,)`` is what is known of the estimate from a plan.
     """
 
     owner: Tensor
@@ -112,13 +113,17 @@ class NewBoxes:
     level: Tensor
     place: Tensor
     rows: int
+    trust: Tensor | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
     def part(self, cells: slice) -> NewBoxes:
         """Return some of the cells."""
-        return NewBoxes(self.owner[cells], self.row[cells], self.level[:, cells], self.place[:, cells], self.rows)
+        trust = None if self.trust is None else self.trust[cells]
+        return NewBoxes(
+            self.owner[cells], self.row[cells], self.level[:, cells], self.place[:, cells], self.rows, trust
+        )
 
 
 @dataclass(slots=True)
@@ -184,7 +189,8 @@ class Boxes:
             new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))
             row, order = torch.cat((row, new.row)).sort(stable=True)
             level, place = (torch.cat(t, 1)[:, order] for t in ((level, new.level), (place, new.place)))
-            return [NewBoxes(row, row, level, place, self.rule.rows)]
+            trust = torch.cat((first.trust[kept], torch.ones_like(first.trust[:1]).expand(len(new))))[order]
+            return [NewBoxes(row, row, level, place, self.rule.rows, trust)]
         return [self._whole(torch.ones(self.batch, dtype=torch.bool, device=self.device))]
 
     def _whole(self, wanted: Tensor) -> NewBoxes:

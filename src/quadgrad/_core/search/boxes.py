@@ -62,7 +62,7 @@ def record_boxes(
     level, place = (cells.whole[i : i + d, order].T.contiguous() for i in (HINTS, HINTS + d))
     plan = BoxPlan.of(
         problem.rule, problem.pieces.infinite, problem.batch_shape, row, level, place,
-        cells.sums[-2, order].to(error.dtype),
+        cells.sums[-2, order].to(error.dtype), cells.real[2, order],
     )  # fmt: skip
     n = problem.batch
     height = value.new_zeros(n, dtype=torch.float64).scatter_reduce_(0, cells.whole[2], cells.real[0], "amax")

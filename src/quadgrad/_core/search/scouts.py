@@ -213,5 +213,11 @@ def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxP
     level, place = torch.cat(levels, 1)[:, order].T.contiguous(), torch.cat(places, 1)[:, order].T.contiguous()
     error = plan.error.new_zeros(len(row))
     return replace(
-        plan, row=row, level=level, position=place, error=error, kind=torch.zeros_like(row, dtype=torch.int8)
+        plan,
+        row=row,
+        level=level,
+        position=place,
+        error=error,
+        trust=torch.ones_like(error, dtype=torch.float64),
+        kind=torch.zeros_like(row, dtype=torch.int8),
     )
