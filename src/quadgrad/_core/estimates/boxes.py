@@ -254,3 +254,5 @@ def compare_with_parents(cells: Cells, parents: Cells) -> None:
         cells.sums[-2] > cells.real[1], torch.maximum(cells.sums[-2], error), torch.maximum(error, cells.sums[-1])
     )
     cells.real[2] = trust
+    # What seemed to be nothing but rounding may be no more than not seen.
+    cells.whole[1] += (cells.whole[1] == 0) & (cells.sums[-2] > 2.0 * cells.sums[-1])
