@@ -112,10 +112,10 @@ def by_scipy(problem: Problem, rule: str = "genz-malik") -> Answer:
 def by_quadax(problem: Problem) -> Answer:
     jax, quadax = importlib.import_module("jax"), importlib.import_module("quadax")
     jax.config.update("jax_enable_x64", True)
-    bounds = np.stack((np.zeros(problem.d), np.ones(problem.d)))
+    bounds = np.stack((np.zeros(problem.d), np.ones(problem.d)), axis=1)
 
     def call() -> Any:
-        return quadax.cubegm(lambda x: problem.f(x, jax.numpy), *bounds, epsrel=problem.rtol, epsabs=0.0)
+        return quadax.cubegm(lambda x: problem.f(x, jax.numpy), bounds, epsrel=problem.rtol, epsabs=0.0)
 
     call()  # which compiles
     start = time.perf_counter()
