@@ -82,7 +82,10 @@ class Problem:
         """The number of nodes evaluated at a time."""
         if self.integrand.captured is not None:  # which counts by itself, all lanes together
             return 2**40
-        return self.chunk_size or max(1, BLOCK // max(1, math.prod(self.integrand.event or ())))
+        numbers = math.prod(self.integrand.event or ())
+        if self.rule is not None and self.rule.nodes.ndim > 1:  # points of several coordinates
+            numbers = max(numbers, self.rule.nodes.shape[1])
+        return self.chunk_size or max(1, BLOCK // max(1, numbers))
 
     @property
     def tile(self) -> int:
@@ -92,7 +95,7 @@ class Problem:
     @property
     def max_nfev(self) -> int:
         """The most nodes to spend on one integral."""
-        least = (self.rule.nodes.size + WHOLE) * self.pieces.count
+        least = (self.rule.nodes.shape[0] + WHOLE) * self.pieces.count
         if self.budget is None:
             return max(MAX_NFEV, 4 * least)
         if self.budget < least:
