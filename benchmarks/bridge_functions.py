@@ -158,7 +158,9 @@ def single(rng: Generator) -> Function:
     x = [place(rng, -2.0, 1.0) for _ in some(rng)]
     pick = rng.integers(3)
     if pick == 0:
-        return simple(rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32).astype(float))
+        return simple(
+            rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32).astype(float)
+        )
     if pick == 1:
         return simple(rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32))
     profiles = [wave(rng) for _ in x]

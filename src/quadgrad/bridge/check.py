@@ -190,7 +190,11 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
     rows = np.argmax(np.where(decided | (apart > CLEAR), apart, np.inf), axis=0)
     return [
         Entry(
-            product, label, None if given is None else given[r, j], expected[r, j], float(error[r, j]),
+            product,
+            label,
+            None if given is None else given[r, j],
+            expected[r, j],
+            float(error[r, j]),
             bool(decided[r, j]),
         )
         for j, (label, r) in enumerate(zip(labels, rows, strict=True))

@@ -266,7 +266,9 @@ class Wrapped:
             if self._signature is None or _most_arguments(self._signature) is None:
                 absent = [i for i in sorted(self._static) if i >= len(args)]
                 if absent:
-                    raise TypeError(f"{_name(self.fn)}: static={absent[0]}, but it was called with {len(args)} arguments")
+                    raise TypeError(
+                        f"{_name(self.fn)}: static={absent[0]}, but it was called with {len(args)} arguments"
+                    )
             statics = tuple(a for i, a in enumerate(args) if i in self._static)
             args = tuple(a for i, a in enumerate(args) if i not in self._static)
         if not args:
