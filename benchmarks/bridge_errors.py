@@ -91,9 +91,10 @@ def measure_errors(scale: float, seed: int) -> tuple[list[Sheet], list[Figure]]:
             enter(table[f.kind], f, way)
     kinds = list(scores["central"])
     heads = ("kind", *scores)
+    missed = lambda s: f"{100 * s.missed / max(1, s.entries):.2f} %"
     sheets = [
-        Sheet(heads, [(k, *(f"{100 * s[k].missed / max(1, s[k].entries):.2f} %" for s in scores.values())) for k in kinds]),
-        Sheet(heads, [(k, *(f"{np.median(s[k].ratios):.1f}" for s in scores.values())) for k in kinds]),
+        Sheet(heads, [(k, *(missed(s[k]) for s in scores.values())) for k in kinds]),
+        Sheet(heads, [(k, *(f"{np.median(s[k].ratios):.2g}" for s in scores.values())) for k in kinds]),
         Sheet(heads, [(k, *(f"{np.median(s[k].evaluations):.0f}" for s in scores.values())) for k in kinds]),
     ]  # fmt: skip
     figures: list[Figure] = []

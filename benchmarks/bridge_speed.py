@@ -95,7 +95,7 @@ def measure_hand_written(repeats: int) -> list[Figure]:
             figures.append(compare(label, seconds[name], seconds["hand"], Target(limit)))
     x = torch.linspace(0.1, 1.0, 10**6, dtype=torch.float64)
     for label, limit, functions, at, turns in (
-        ("central of 1,000,000 elements: times the hand-written two-point difference", 5.0, (TwoPoint.apply, differences), x, 3),
+        ("central of 1,000,000 elements: times the two-point difference", 5.0, (TwoPoint.apply, differences), x, 3),
         ("simulator of ten inputs: times the two-point loop", 2.0, (Loop.apply, simulator), x[::100_000], 20),
     ):  # fmt: skip
         names = dict(zip(("hand", "ours"), functions, strict=True))

@@ -1,4 +1,5 @@
-"""Error bars that hold where functions are narrow, printed or kinked; buffers, checkpoints, memory, shapes, pools."""
+"""Error bars that hold where functions are narrow, printed or kinked; buffers, checkpoints, memory, shapes,
+pools."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attributes computed when first asked for, without a lock.
 
-``functools.cached_property`` holds a lock for all instances of a class until Python 3.12: a function evaluated in a pool
-that differentiates another wrapped function there would wait for the one that waits for it.
+``functools.cached_property`` holds a lock for all instances of a class until Python 3.12: a function evaluated in a
+pool that differentiates another wrapped function there would wait for the one that waits for it.
 """
 
 from __future__ import annotations

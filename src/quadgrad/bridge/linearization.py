@@ -203,8 +203,9 @@ class Linearization:
     def _scales(self) -> tuple[Array, Array]:
         """Return the scales of the inputs, and how finely numbers are spaced there.
 
-        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
-        they are not: each on its own, but in functions that work elementwise all of an array, which has one unit.
+        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in
+        which they are not: each on its own, but in functions that work elementwise all of an array, which has one
+        unit.
         """
         sizes: list[Array] = []
         for i in self.wanted:

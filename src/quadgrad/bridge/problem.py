@@ -29,8 +29,8 @@ class Look:
     slope, error : array, shape (m,)
         The derivative along the direction, and how wrong it may be.
     rise : array, shape (m,)
-        The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be the
-        rounding of something smooth; 0 for others.
+        The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be
+        the rounding of something smooth; 0 for others.
     """
 
     direction: Array
