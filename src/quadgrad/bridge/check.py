@@ -82,8 +82,7 @@ class CheckReport:
 
     @property
     def verdict(self) -> str:
-        """``"right"``, ``"wrong"``, ``"undecided"`` where differences are too inaccurate to tell, or ``"none
-        given"``."""
+        """``"right"``, ``"wrong"``, ``"undecided"`` where differences cannot tell, or ``"none given"``."""
         if all(entry.given is None for entry in self.entries):
             return "none given"
         if any(entry.gap > CLEAR for entry in self.entries):

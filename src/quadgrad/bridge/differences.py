@@ -163,8 +163,7 @@ def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array) -> Array:
 
 
 def _last_word(problem: Problem, kept: _Kept, method: str) -> Array:
-    """Return the errors: infinite where no step has seen the function, with what the look close to x
-    contradicts."""
+    """Return the errors: infinite where no step has seen the function, with what the look contradicts."""
     groups = np.arange(problem.structure.groups)
     error = kept.error
     if not kept.seen.all():

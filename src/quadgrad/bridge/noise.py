@@ -149,8 +149,7 @@ def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]
 
 
 def _enter(level: _Level, values: Array, which: Array, away: float, *, stairs: bool) -> Array:
-    """Do :func:`_enter_block` for some outputs after the other: what fits into the cache takes a tenth of the
-    time."""
+    """Do :func:`_enter_block` for some outputs after the other: what fits into the cache takes less time."""
     falling = np.zeros(which.shape, bool)
     for i in range(0, which.size, BLOCK):
         part = slice(i, i + BLOCK)
