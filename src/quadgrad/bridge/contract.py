@@ -85,7 +85,8 @@ def refuse_dressed(value: Any, what: str) -> None:
     if unit is not None and not isinstance(value, Tensor) and not callable(unit):
         raise BridgeError(
             f"{what} is a {type(value).__name__} in {str(unit) or 'a unit of its own'}, and its unit would be "
-            "lost: give the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude in pint)"
+            "lost: give the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude "
+            "in pint)"
         )
 
 
