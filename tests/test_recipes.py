@@ -20,7 +20,7 @@ RECIPES = {
 def test_every_python_block_prints_what_it_says(name: str) -> None:
     if name == "solar_cell":
         pytest.importorskip("pvlib")
-    if name == "simulators" and shutil.which("gcc") is None:
+    if name == "c_function" and shutil.which("gcc") is None:
         pytest.skip("needs a C compiler")
     text = RECIPES[name]
     assert {match[1] for match in BLOCK.finditer(text)} == {"pycon"}

@@ -125,7 +125,8 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
         away = _away(problem, points, closest[0])
-        falling = np.where(level.flat, _enter(level, values, level.flat, away, stairs=turn > 0), falling)
+        waiting = level.flat.copy()
+        falling = np.where(waiting, _enter(level, values, waiting, away, stairs=turn > 0), falling)
         level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
