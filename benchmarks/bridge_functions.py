@@ -130,7 +130,10 @@ def kinked(rng: Generator) -> Function:
         c = t + away
         x.append(t)
         profiles.append((
-            (lambda t, f=f, k=k, c=c: f(t) + k * abs(t - c), lambda t, d=d, k=k, c=c: d(t) + k * (1 if t >= c else -1)),
+            (
+                lambda t, f=f, k=k, c=c: f(t) + k * abs(t - c),
+                lambda t, d=d, k=k, c=c: d(t) + k * (1 if t >= c else -1),
+            ),
             lambda t, d=d, k=k, c=c: d(t) + k * (1 if t > c else -1),
         ))  # fmt: skip
     return combined(rng, "kinked", x, profiles)

@@ -79,7 +79,7 @@ def differentiations() -> int:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which opens no transform."""
+    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which is no transform."""
     return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
 
 

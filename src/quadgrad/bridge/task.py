@@ -234,7 +234,7 @@ class Task:
 
     @property
     def _stateless(self) -> bool:
-        """Whether first derivatives are given and cost no more than the function does: nothing is remembered then."""
+        """Whether first derivatives are given and cost no more than the function: nothing is remembered then."""
         return self.options.derivative is not None or self.options.vjp is not None
 
     def forget(self) -> None:
@@ -362,7 +362,8 @@ class Task:
         if len(lost) == count:
             raise error
         warn(
-            f"{error}. This is lane {list(index)}, and {len(lost)} of {count} lanes are such: their derivatives are NaN",
+            f"{error}. This is lane {list(index)}, and {len(lost)} of {count} lanes are such: their derivatives "
+            "are NaN",
             BridgeWarning,
         )
 
