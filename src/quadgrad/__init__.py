@@ -1,7 +1,7 @@
 """quadgrad: integrals you can differentiate.
 
-``quad`` integrates a torch function between limits, ``qmc`` and ``vegas`` over boxes, ``expectation`` over a
-distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
+``quad`` integrates a torch function between limits, ``cubature``, ``qmc`` and ``vegas`` over boxes, ``expectation``
+over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
 ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
 ``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
 functions. ``help(quadgrad.quad)`` tells more.
@@ -37,6 +37,7 @@ from quadgrad._core.sampled.trapezoid import cumulative_trapezoid, trapezoid
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
+from quadgrad._core.verbs.cubature import cubature
 from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator, restore_integrator
 from quadgrad._core.verbs.perturbation_loss import perturbation_loss
@@ -68,6 +69,7 @@ __all__ = [
     "UnmarkedJumpWarning",
     "antiderivative",
     "certify",
+    "cubature",
     "cumulative_simpson",
     "cumulative_trapezoid",
     "element",

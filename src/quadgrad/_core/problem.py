@@ -85,7 +85,7 @@ class Problem:
     @property
     def max_nfev(self) -> int:
         """The most nodes to spend on one integral."""
-        least = (self.rule.nodes.size + WHOLE) * self.pieces.count
+        least = (self.rule.nodes.shape[0] + WHOLE) * self.pieces.count
         if self.budget is None:
             return max(MAX_NFEV, 4 * least)
         if self.budget < least:

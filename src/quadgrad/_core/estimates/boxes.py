@@ -1,0 +1,204 @@
+"""What f's values say about boxes: value, error, floor, and the axis along which to halve them.
+
+The error comes from three levels of null rules, which see f's polynomial coefficients of ever lower degree: how
+fast they fall from one level to the next tells how large the first ones are that the rule integrates wrongly
+(Berntsen, Espelid and Genz, *ACM TOMS* 17, 1991). Of a product rule each axis has the one-dimensional estimate,
+integrated over the others. What lies between the outermost nodes and the faces is compared with the polynomial
+along each axis: a face of f's own, a jump or a kink, may lie there. ADR 49.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import BEYOND, PLACE, bound_error, largest_component, null_rule_error
+from quadgrad._core.mesh.boxes import DEEPEST, FARTHEST, BoxPlaces, NewBoxes
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.reduce import reals
+from quadgrad._core.rules import BoxRule, RuleTensors
+from quadgrad._core.rules.box import BESIDE_FACE, BoxRuleTensors
+
+__all__ = ["BoxEstimate", "compare_with_parents"]
+
+FALLS, STEEP, SLOW = 0.5, 20.0, 10.0
+"""Where null rules fall by more than this from level to level the error is so many times the fall times the highest
+level; else so many times the largest."""
+
+HIDDEN = 0.5
+"""Of a gap between f close to a face and the polynomial, this much times the strip that no node sees is an error."""
+
+TIE = 0.9
+"""Axes along which f is nearly as rough as along the roughest one: of these the widest is halved."""
+
+AHEAD = 3
+"""On a tie, no axis is halved so many times more often than another."""
+
+NARROWEST = 8.0
+"""A cell is not halved if f would be called so few spacings of numbers away from its face."""
+
+
+@dataclass(slots=True)
+class BoxEstimate:
+    """The estimate with a rule; ``info`` is that of the numbers that f is called with."""
+
+    rule: BoxRule
+    info: torch.finfo
+    flat: bool
+
+    def __call__(self, new: NewBoxes, places: BoxPlaces, y: Tensor, noise: float) -> Cells:
+        """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
+        rule = self.rule.tensors(torch.float64, y.device)
+        factor = places.factor
+        n, is_complex = y.shape[1], y.is_complex()
+        real = reals(y, 2)
+        real = real.reshape(*y.shape[:2], real.shape[2:].numel())
+        if factor.shape[0] > 1:
+            real = real * factor[..., None]
+            scale = torch.ones_like(factor[0])
+        else:  # what is the same at all nodes of a cell need not meet each of them
+            scale = factor[0]
+        volume = scale.abs()
+        m, c = len(rule.weights), real.shape[2]
+        body = real[:m].reshape(m, n * c)
+        sums = (torch.cat((rule.weights[None], rule.nulls)) @ body).unflatten(1, (n, c))
+        moduli = body.abs()
+        size = (rule.sizes @ moduli).reshape(n, c)
+        height = moduli.amax(0).reshape(n, c).amax(1) if n * c else size.new_zeros(n)
+        along = self._along(rule, real)
+        if self.rule.factor is None:
+            error, rough = _symmetric_error(sums[1:], rule.levels), along[2:].abs().sum(0)
+        else:
+            error, rough = self._product_error(body.reshape(m, n, c), size, noise)
+        gaps = self._gaps(along)
+        hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
+        blur = self._blur(places, along, size)
+        error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
+        error = torch.maximum(error, hidden)
+        error, floor, curable = bound_error(error, size, blur, noise)
+        value = (sums[0] * scale[:, None]).T
+        value = value.masked_fill(error.isinf(), 0.0)
+        axis = self._axis(places, new, rough, gaps, size / volume, noise)
+        whole = torch.empty((4 + 2 * self.rule.d, n), dtype=torch.int64, device=y.device)
+        whole[0], whole[1], whole[2], whole[3] = (
+            new.owner,
+            self._splittable(places, new, axis, curable),
+            new.row,
+            axis,
+        )
+        whole[4 : 4 + self.rule.d], whole[4 + self.rule.d :] = new.level, new.place
+        return Cells(
+            torch.cat((value, error[None], floor[None])), whole, (height * volume).nan_to_num(0.0, 0.0)[None]
+        )
+
+    def _along(self, rule: BoxRuleTensors, real: Tensor) -> Tensor:
+        """Return what the polynomials on the axes are close to the faces, less f there, and their differences.
+
+        Shape ``(4, d, n, components)``.
+        """
+        d, s = rule.lines.shape
+        lines = real[rule.lines.flatten()].unflatten(0, (d, s)).transpose(0, 1)
+        along = (rule.along @ lines.flatten(1)).unflatten(1, lines.shape[1:])
+        faces = real[-2 * d :].unflatten(0, (d, 2)).transpose(0, 1)
+        return torch.cat((along[:2] - faces, along[2:]))
+
+    def _gaps(self, along: Tensor) -> Tensor:
+        """Return by how much more f close to the faces is off the polynomials than a smooth function may be.
+
+        Where f is not finite there nothing is told: an end of an infinite side, or a singular face.
+        """
+        allowed = BEYOND * (along[2].abs() + along[3].abs())
+        return (along[:2].abs() - allowed).clamp_min_(0.0).nan_to_num_(0.0, 0.0, 0.0)
+
+    def _product_error(self, body: Tensor, size: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+        """Return the error of a product rule, ``(n, components)``, and its parts by axis, ``(d, n, components)``."""
+        factor, d = self.rule.factor, self.rule.d
+        assert factor is not None
+        line: RuleTensors = factor.tensors(torch.float64, body.device)
+        s, pairs = len(line.nodes), torch.as_tensor(factor.nulls, dtype=torch.float64, device=body.device)
+        grid = body.reshape(*[s] * d, -1)
+        rest = torch.ones(1, dtype=torch.float64, device=body.device)
+        for _ in range(d - 1):
+            rest = torch.outer(rest, line.weights).flatten()
+        parts: list[Tensor] = []
+        for axis in range(d):
+            rows = grid.movedim(axis, 0).reshape(s, -1)
+            nulls = (pairs @ rows).abs_().reshape(len(pairs), len(rest), -1)
+            nulls = torch.einsum("kmn,m->kn", nulls, rest).reshape(len(pairs), *size.shape)
+            parts.append(null_rule_error(line, nulls, size, noise)[0])
+        each = torch.stack(parts)
+        return each.sum(0), each
+
+    def _blur(self, places: BoxPlaces, along: Tensor, size: Tensor) -> Tensor:
+        """Return what rounding of x adds to the mean of f over each cell, ``(n, components)``."""
+        if not self.flat:
+            return torch.zeros_like(size)
+        layout = places.layout
+        reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs())
+        spread = (PLACE * self.info.eps * reach / layout.side.abs()).clamp_max(1.0)
+        variation = along[2:].abs().sum(0)
+        blur = (spread[..., None] * (variation + size)).sum(0)
+        return torch.minimum(blur, size) if self.info.eps > 0.0 else blur
+
+    def _axis(
+        self, places: BoxPlaces, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float
+    ) -> Tensor:
+        """Return the axis along which to halve each cell: where f is roughest, on a near-tie the widest."""
+        rough = (rough + gaps.sum(0)).sum(2).nan_to_num(torch.inf, torch.inf)
+        level = new.level.to(rough.dtype)
+        width = places.layout.side.abs() if self.flat else torch.exp2(-level)
+        top = rough.amax(0)
+        tied = rough >= TIE * top - 10.0 * noise * size
+        late = level > level.amin(0) + AHEAD
+        return (width * tied).masked_fill(late & tied.sum(0).gt(1), 0.0).add_(tied * 1e-300).argmax(0)
+
+    def _splittable(self, places: BoxPlaces, new: NewBoxes, axis: Tensor, curable: Tensor) -> Tensor:
+        """Return 1 where halving helps, -1 where it would if cells could be narrower, else 0."""
+        level = new.level.gather(0, axis[None])[0]
+        wide = (level < DEEPEST) & (new.place.gather(0, axis[None])[0] < FARTHEST)
+        if self.flat:
+            layout = places.layout
+            side = layout.side.gather(0, axis[None])[0].abs()
+            reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs()).gather(0, axis[None])[0]
+            wide = wide & (0.5 * side * BESIDE_FACE > NARROWEST * self.info.eps * reach)
+        return curable * (2 * wide.to(torch.int64) - 1)
+
+
+def _outermost(rule: BoxRule) -> float:
+    """Return how far on [-1, 1] the outermost node on an axis is from the centre."""
+    return 2.0 * float(rule.nodes[rule.lines[0, -1], 0]) - 1.0
+
+
+def _moduli(t: Tensor, is_complex: bool) -> Tensor:
+    """Return the largest over the components ``(n, components)``, of the moduli where these are complex."""
+    if is_complex:
+        t = torch.hypot(*t.unflatten(1, (-1, 2)).unbind(2))  # squares of small ones would underflow
+    return largest_component(t)
+
+
+def _symmetric_error(nulls: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor] | Tensor:
+    """Return the error ``(n, components)`` from the null rules of all levels."""
+    tiny = torch.finfo(nulls.dtype).tiny
+    first, second, third = (level.abs().amax(0).clamp_min(tiny) for level in nulls.split(levels))
+    fall = torch.maximum(first / second, second / third)
+    return torch.where(
+        fall < FALLS, STEEP * fall * first, SLOW * torch.maximum(torch.maximum(first, second), third)
+    )
+
+
+def compare_with_parents(sums: Tensor, parents: Tensor) -> Tensor:
+    """Return the errors of children ``(2 n,)``, which stand next to each other, told by those of their parents.
+
+    ``sums`` ``(components + 2, 2 n)`` and ``parents`` ``(components + 2, n)`` are as in
+    :class:`quadgrad._core.mesh.protocol.Cells`. Where the children are off their parent by more than its error said,
+    the estimate does not hold here, and theirs are as much too small.
+    """
+    pairs = sums.unflatten(1, (-1, 2))
+    gap = (pairs[:-2].sum(2) - parents[:-2]).abs()
+    gap = gap.amax(0) if len(gap) else torch.zeros_like(parents[-2])
+    excess = (gap / parents[-2]).nan_to_num(1.0, 1.0).clamp_min(1.0)
+    error = pairs[-2] * excess[:, None]
+    least = torch.where(excess > 1.0, 0.25 * gap, 0.0)[:, None]
+    return torch.maximum(error, least).flatten()
