@@ -29,6 +29,7 @@ from quadgrad._core.plans.base import Plan, restore_plan
 from quadgrad._core.regions.ball import Ball, Sphere
 from quadgrad._core.regions.nested import Nested
 from quadgrad._core.regions.simplex import Simplex
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.sampled.romberg import romb
 from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
@@ -50,6 +51,7 @@ from quadgrad._core.verbs.vegas import vegas
 __all__ = [
     "Antiderivative",
     "Ball",
+    "Boundary",
     "GradientMode",
     "IntegrandError",
     "IntegrationError",
@@ -67,6 +69,7 @@ __all__ = [
     "Spline",
     "Status",
     "UnmarkedJumpWarning",
+    "Where",
     "antiderivative",
     "certify",
     "cubature",

@@ -30,16 +30,16 @@ class CutPlan(Plan, geometry="cut"):
         The integral of each cell, ascending.
     error : Tensor, shape (n,)
         Estimated error on each cell when it was searched.
-    level : Tensor of int64, shape (n, d)
-        How often each axis was halved.
-    low : Tensor, shape (n, d)
-        The lower corner, as a part of the box.
-    order : Tensor of int64, shape (n, d)
+    level, place : Tensor of int64, shape (d, n)
+        How often each axis was halved, and the number of the cell along it, as in a plan of boxes.
+    order : Tensor of int64, shape (d, n)
         The axes in the order in which they are integrated over, the innermost last.
     outside : Tensor of bool, shape (n,)
         Whether the cell was seen to be outside of the region.
     active : Tensor of bool, shape (n, functions)
         Which functions may vanish in the cell.
+    blank : Tensor of bool, shape (n,)
+        Whether functions that may vanish there showed nothing: they were constant.
     """
 
     rule: str
@@ -47,15 +47,11 @@ class CutPlan(Plan, geometry="cut"):
     owner: Tensor
     error: Tensor
     level: Tensor
-    low: Tensor
+    place: Tensor
     order: Tensor
     outside: Tensor
     active: Tensor
-
-    @property
-    def side(self) -> Tensor:
-        """The sides of the cells, as parts of the box, ``(n, d)``."""
-        return torch.ldexp(torch.ones_like(self.low), -self.level)
+    blank: Tensor
 
     @property
     def size(self) -> int:
@@ -69,7 +65,7 @@ class CutPlan(Plan, geometry="cut"):
         """Whether another plan has the same cells."""
         if not isinstance(other, CutPlan) or other.batch_shape != self.batch_shape or other.rule != self.rule:
             return False
-        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("owner", "level", "low"))
+        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("owner", "level", "place"))
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""

@@ -137,7 +137,7 @@ def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[T
     steep = steep.all(2)
     best = torch.where(steep, 1.0 + share, 0.0)
     rank = torch.where(best == best.amax(1, keepdim=True), 2.0 + size, size * 0.5)
-    order = rank.argsort(1, stable=True)
+    order = rank.argsort(dim=1, stable=True)
     return order, steep.gather(1, order[:, -1:]).squeeze(1)
 
 
@@ -182,7 +182,9 @@ def _climb(
 ) -> Tensor:  # fmt: skip
     """Climb to where ``sign`` times a function is larger, by steps along the axes that halve where none leads up."""
     n, d = u.shape
-    directions = torch.cat((torch.eye(d, dtype=u.dtype, device=u.device), -torch.eye(d, dtype=u.dtype, device=u.device)))
+    directions = torch.cat(
+        (torch.eye(d, dtype=u.dtype, device=u.device), -torch.eye(d, dtype=u.dtype, device=u.device))
+    )
     height = sign * level(u, owner).gather(1, which[:, None]).squeeze(1)
     step = torch.full_like(height, 0.125)
     for _ in range(CLIMB):

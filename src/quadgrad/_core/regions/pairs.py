@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from quadgrad._core.regions.recursion import Line
 
-__all__ = ["PAIRS", "line_rule"]
+__all__ = ["PAIRS", "CutRule", "line_rule"]
 
 PAIRS = {
     "gk7": (3, (0.96049126870802028342, 0.43424374934680255800)),
@@ -17,6 +18,29 @@ PAIRS = {
     "gk15": (7, (0.99145537112081263921, 0.86486442335976907279, 0.58608723546769113029, 0.20778495500789846760)),
 }
 """The number of Gauss nodes, and the nodes that are added, on [-1, 1] (the positive ones)."""
+
+
+@dataclass(frozen=True)
+class CutRule:
+    """The pair that is used along each axis of cells in ``d`` dimensions; for a problem, what stands in for a rule.
+
+    ``surface`` tells that the integral is over the surface on which a function vanishes.
+    """
+
+    name: str
+    d: int
+    surface: bool
+    line: Line
+
+    @property
+    def rows(self) -> int:
+        """The number of nodes in a cell, unless it is cut."""
+        return self.nodes.shape[0]
+
+    @property
+    def nodes(self) -> torch.Tensor:
+        """As many rows as there are nodes."""
+        return torch.empty(self.line.nodes.shape[0] ** (self.d - self.surface), 0)
 
 
 @cache

@@ -10,9 +10,12 @@ import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.boxes import integrate_boxes, prepare_boxes
+from quadgrad._core.verbs.cut import integrate_cut
 from quadgrad._core.verbs.quad import check_options, quad
+from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import refuse_log
 
 __all__ = ["cubature"]
@@ -20,10 +23,11 @@ __all__ = ["cubature"]
 
 def cubature(
     f: Callable[..., Any],
-    a: Any,
-    b: Any,
+    a: Any = None,
+    b: Any = None,
     args: Any = (),
     *,
+    region: Any = None,
     rtol: float | None = None,
     atol: float = 0.0,
     rule: str = "auto",
@@ -40,12 +44,19 @@ def cubature(
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
-            f, a, b, args, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
+            f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
             gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
             on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     tolerances = (rtol, atol)
+    if isinstance(region, Where | Boundary):
+        refuse_log(log)
+        return integrate_cut(
+            f, a, b, args, region, tolerances, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
+            vectorized=vectorized, chunk_size=chunk_size, on_failure=on_failure,
+        )  # fmt: skip
+    f, a, b, args, vectorized = open_region("cubature", f, a, b, args, region, vectorized)
     problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size)
     if problem is None:
         return quad(
