@@ -90,12 +90,12 @@ def inspect(
     q, shape = lattice.shape[0], lattice.shape[:-1]
     points = lattice.reshape(-1, d)
     u = low[:, None] + side[:, None] * points
-    v = level(u.reshape(-1, d), owner[:, None].expand(n, len(points)).reshape(-1)).reshape(n, len(points), -1)
+    v = level(u.flatten(0, 1), owner.repeat_interleave(len(points))).unflatten(0, (n, len(points)))
     lowest, highest = torch.aminmax(v, dim=1)
     positive, negative = lowest > 0.0, highest < 0.0
     nearest = torch.where(positive, lowest, torch.where(negative, -highest, 0.0))
-    grid = v.reshape(n, *shape, -1)
-    changes = torch.stack([grid.diff(dim=1 + k).reshape(n, -1, v.shape[2]) for k in range(d)], dim=1)
+    grid = v.unflatten(1, shape)
+    changes = torch.stack([grid.diff(dim=1 + k).flatten(1, d) for k in range(d)], dim=1)
     low_change, high_change = torch.aminmax(changes, dim=2)  # (n, d, functions)
     largest = torch.maximum(high_change, -low_change)
     if lipschitz is None:

@@ -6,6 +6,7 @@ Coordinates are those of the unit cube. No decision here carries a gradient: wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -28,8 +29,13 @@ STEP = 2.0**-14
 """Distance of the points whose difference is the slope, as a part of the cell's side."""
 
 ALIKE = 0.5
-"""Slopes over distances of which one is four times the other agree so well unless the root is a multiple one: then
+"""Slopes over distances of which one is four times the other agree so well unless the root is a triple one: then
 they differ by a factor of 4 or more."""
+
+ALONE = 2.0**-10
+"""A root that a second one is closer to than about this part of a cell's side counts as one that is only touched: of
+nearly double roots a line has a pair or none, and they move infinitely fast. Where lines run on the faces of cells
+that does no harm: what is integrated over the other axes is continuous there."""
 
 VALUE_ULPS, FLAT = 4.0, 1e-3
 """A value of g is uncertain by so many eps times its size; a root by no more than this part of a cell's side."""
@@ -45,7 +51,7 @@ class Level:
     def __call__(self, u: Tensor, owner: Tensor) -> Tensor:
         """Return all functions at points ``(n, d)`` of the integrals ``owner``: ``(n, functions)``."""
         x, _ = self.box.take(owner).place(u[None])
-        return self.g(x, owner).reshape(u.shape[0], -1)
+        return self.g(x, owner)[0]
 
 
 def on_axis(u: Tensor, axis: Tensor, t: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ def _on_lines(
     start, width = (t.gather(1, axis[:, None]) for t in (low, side))
     at = start + width * torch.linspace(0.0, 1.0, SAMPLES + 1, dtype=start.dtype, device=start.device)
     each = torch.arange(m, device=points.device)[:, None].expand(m, SAMPLES + 1).flatten()
-    v = level(on_axis(points[each], axis[each], at.flatten()), owner[each]).reshape(m, SAMPLES + 1, -1)
+    v = level(on_axis(points[each], axis[each], at.flatten()), owner[each]).unflatten(0, (m, SAMPLES + 1))
     positive = v >= 0.0
     line, place, which = ((positive[:, 1:] != positive[:, :-1]) & active[:, None]).nonzero().unbind(1)
     base, along, whose = points[line], axis[line], owner[line]
@@ -150,19 +156,21 @@ def _on_lines(
         return line, bracket.left, which, bracket.left, line > 0
     t, _, _ = find_zeros(function, bracket)
     width = width[line, 0]
-    near, far = (_slope(function, t, step * width) for step in (STEP, 4.0 * STEP))
+    (near, _), (far, bend) = (_slope(function, t, step * width) for step in (STEP, 4.0 * STEP))
     size = v.abs().amax(1)[line, which]
     rounding = VALUE_ULPS * torch.finfo(level.g.call_dtype).eps * size
-    sound = (far - near).abs() <= ALIKE * near.abs()
-    sound &= near.isfinite() & (rounding <= FLAT * width * near.abs())
+    least = torch.maximum(rounding / (FLAT * width), ALONE * width * bend)
+    sound = near.isfinite() & (near.abs() >= least) & ((far - near).abs() <= ALIKE * near.abs())
     return line, t, which, near, sound
 
 
-def _slope(function: object, t: Tensor, step: Tensor) -> Tensor:
-    """Return the difference quotient around t, inside of the unit cube."""
-    ends = torch.stack(((t - step).clamp_min(0.0), (t + step).clamp_max(1.0)))
-    values = function(ends)  # pyright: ignore[reportCallIssue]
-    return (values[1] - values[0]) / (ends[1] - ends[0])
+def _slope(function: Callable[[Tensor], Tensor], t: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the difference quotient around t, inside of the unit cube, and the size of the second derivative."""
+    places = torch.stack(((t - step).clamp_min(0.0), t, (t + step).clamp_max(1.0)))
+    below, here, above = function(places)
+    left, right = t - places[0], places[2] - t
+    bend = 2.0 * ((above - here) / right - (here - below) / left) / (left + right)
+    return (above - below) / (left + right), bend.nan_to_num(0.0, 0.0, 0.0).abs()
 
 
 def moved(level: Level, roots: Roots, points: Tensor, owner: Tensor, axis: Tensor) -> Tensor:

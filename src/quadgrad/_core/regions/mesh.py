@@ -138,7 +138,8 @@ class CutMesh:
     def __call__(self, new: NewCuts, places: CutPlaces, y: Tensor, noise: float) -> Cells:
         """Return the cells with what f's values ``(1, nodes, *event)`` say of them: this is the estimate."""
         n, nodes, known = len(new), places.nodes, places.known
-        y = reals(y[0], 1).reshape(y.shape[1], -1)
+        y = reals(y[0], 1)
+        y = y[:, None] if y.ndim == 1 else y
         weighted = y * places.factor[:, None]
         sums = y.new_zeros((n, nodes.weight.shape[1], y.shape[1]))
         sums.index_add_(0, nodes.cell, nodes.weight[:, :, None] * weighted[:, None])
