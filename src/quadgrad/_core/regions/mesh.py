@@ -161,7 +161,7 @@ class CutMesh:
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
         error = error.masked_fill(lost, torch.inf)
         blank = known.blank & (new.level.sum(0) >= self.rule.d * (START.get(self.rule.d, 1) + BLANK))
-        can = ((error > floor) & ~deep & ~blank).long()
+        can = (~deep & ~blank).long()
         axis = self._axis(new, _largest(along - value[:, None]), doubtful)
         bits = torch.arange(known.active.shape[1], device=value.device)
         active = (known.active.long() << bits).sum(1)
