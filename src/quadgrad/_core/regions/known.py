@@ -127,18 +127,22 @@ def _contradicted(scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, posi
 
 
 def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Order the axes, and tell whether the last one is steep for all active functions."""
-    whole = largest.sum(1, keepdim=True)
+    """Order the axes, and tell whether the last one is steep for all active functions.
+
+    The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them are:
+    a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too, where
+    the integral over that axis has a singularity like that of a square root. (By steepness thin cells would have
+    their thin axis outside, whatever the function does.)
+    """
+    idle = ~active[:, None]
     same = torch.where(low > 0.0, low, torch.where(high < 0.0, -high, 0.0))
-    share = (same / whole).masked_fill(~active[:, None], torch.inf).amin(2)  # (n, d), of the worst function
-    size = (largest / whole).masked_fill(~active[:, None], 0.0).sum(2).nan_to_num(0.0)
-    share = share.nan_to_num(0.0, posinf=0.0)
-    steep = (same >= STEEP * largest) & (same > 0.0) | ~active[:, None]
-    steep = steep.all(2)
-    best = torch.where(steep, 1.0 + share, 0.0)
-    rank = torch.where(best == best.amax(1, keepdim=True), 2.0 + size, size * 0.5)
-    order = rank.argsort(dim=1, stable=True)
-    return order, steep.gather(1, order[:, -1:]).squeeze(1)
+    steep = ((same >= STEEP * largest) & (same > 0.0) | idle).all(2)
+    alike = (same / largest).nan_to_num(0.0).masked_fill(idle, 1.0).amin(2)
+    share = (same / largest.sum(1, keepdim=True)).nan_to_num(0.0).masked_fill(idle, 1.0).amin(2)
+    best = torch.where(steep, 1.0 + share, alike)
+    last = best.argmax(1, keepdim=True)
+    order = alike.scatter(1, last, torch.inf).argsort(dim=1, stable=True)
+    return order, steep.gather(1, last).squeeze(1)
 
 
 def send_scouts(level: Level, batch: int, start: Tensor, block: int) -> Scouts:

@@ -22,6 +22,9 @@ __all__ = ["Level", "Roots", "find_roots", "moved", "on_axis"]
 SAMPLES = 4
 """Parts of a line, between whose ends changes of sign are looked for."""
 
+TURNS = 0.25
+"""A parabola through three samples is followed to where it turns if it falls there below this part of the largest."""
+
 ORDER = 3
 """Steps, and so derivatives that are right; the slope is a difference, so that each also mends what that is off."""
 
@@ -142,18 +145,20 @@ def _on_lines(
     at = start + width * torch.linspace(0.0, 1.0, SAMPLES + 1, dtype=start.dtype, device=start.device)
     each = torch.arange(m, device=points.device)[:, None].expand(m, SAMPLES + 1).flatten()
     v = level(on_axis(points[each], axis[each], at.flatten()), owner[each]).unflatten(0, (m, SAMPLES + 1))
+    points_of = lambda line, t: on_axis(points[line], axis[line], t)
+    value = lambda line, which, t: level(points_of(line, t), owner[line]).gather(1, which[:, None]).squeeze(1)
     positive = v >= 0.0
     line, place, which = ((positive[:, 1:] != positive[:, :-1]) & active[:, None]).nonzero().unbind(1)
-    base, along, whose = points[line], axis[line], owner[line]
-
-    def function(t: Tensor) -> Tensor:
-        rows = [level(on_axis(base, along, one), whose).gather(1, which[:, None]).squeeze(1) for one in t]
-        return torch.stack(rows)
-
     ends = (place, place + 1)
-    bracket = Bracket(*(at[line, end] for end in ends), *(v[line, end, which] for end in ends))
+    sides = [at[line, end] for end in ends] + [v[line, end, which] for end in ends]
+    line, which, sides = _with_pairs(value, at, v, active, line, which, sides)
+    bracket = Bracket(*sides)
     if line.numel() == 0:
         return line, bracket.left, which, bracket.left, line > 0
+
+    def function(t: Tensor) -> Tensor:
+        return torch.stack([value(line, which, one) for one in t])
+
     t, _, _ = find_zeros(function, bracket)
     width = width[line, 0]
     (near, _), (far, bend) = (_slope(function, t, step * width) for step in (STEP, 4.0 * STEP))
@@ -162,6 +167,58 @@ def _on_lines(
     least = torch.maximum(rounding / (FLAT * width), ALONE * width * bend)
     sound = near.isfinite() & (near.abs() >= least) & ((far - near).abs() <= ALIKE * near.abs())
     return line, t, which, near, sound
+
+
+def _with_pairs(
+    value: Callable[[Tensor, Tensor, Tensor], Tensor], at: Tensor, v: Tensor, active: Tensor, line: Tensor,
+    which: Tensor, sides: list[Tensor],
+) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    """Add the brackets of pairs of zeros between samples of one sign, where a parabola turns before it leaves them.
+
+    A surface that pokes through a face by little would else be cut off there, and how the cut moves be missed.
+    """
+    v = v.movedim(2, 1)  # (m, functions, samples)
+    sign = torch.where(v[..., 1] >= 0.0, 1.0, -1.0)[..., None]
+    low, here, high = (sign * v[..., k : k + v.shape[2] - 2] for k in range(3))
+    slope, bend = 0.5 * (high - low), high - 2.0 * here + low
+    turn = -slope / bend  # in steps from the middle sample
+    one_sign = (low >= 0.0) & (here >= 0.0) & (high >= 0.0) & (bend > 0.0) & (turn.abs() < 1.0)
+    deep = here + 0.5 * slope * turn <= TURNS * torch.maximum(torch.maximum(low, high), here)
+    i, j, k = (one_sign & deep & active[..., None]).nonzero().unbind(1)
+    if i.numel() == 0:
+        return line, which, sides
+    step = at[:, 1] - at[:, 0]
+    middle, turn, sign = k + 1, turn[i, j, k], sign[i, j, 0]
+    left = torch.where(turn < 0.0, middle - 1, middle)
+    x = at[i, middle] + turn * step[i]
+    y = sign * value(i, j, x)
+    # Once more, through the point found and its neighbours.
+    ends = [(at[i, end], sign * v[i, j, end]) for end in (left, left + 1)]
+    better = _vertex(ends[0], (x, y), ends[1])
+    again = sign * value(i, j, better)
+    lower = again < y
+    x, y = torch.where(lower, better, x), torch.where(lower, again, y)
+    found = (y < 0.0).nonzero().squeeze(1)
+    i, j, x, y = i[found], j[found], x[found], (sign * y)[found]
+    (x0, y0), (x1, y1) = ((a[found], (sign * b)[found]) for a, b in ends)
+    more = ((x0, x), (x, x1), (y0, y), (y, y1))
+    # A pair that two neighbouring parabolas show is found twice, and is cut off no more for that.
+    sides = [torch.cat((one, *others)) for one, others in zip(sides, zip(*_in_order(more), strict=True), strict=True)]
+    return torch.cat((line, i, i)), torch.cat((which, j, j)), sides
+
+
+def _in_order(pairs: tuple[tuple[Tensor, Tensor], ...]) -> list[list[Tensor]]:
+    """Return two brackets (left, right, at left, at right) from the ends of the stretches on both sides."""
+    (l0, r0), (l1, r1), (a0, b0), (a1, b1) = pairs
+    return [[l0, r0, a0, b0], [l1, r1, a1, b1]]
+
+
+def _vertex(left: tuple[Tensor, Tensor], here: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+    """Return where the parabola through three points turns, between the outer ones."""
+    (x0, y0), (x1, y1), (x2, y2) = left, here, right
+    down, up = (y1 - y0) * (x2 - x1), (y2 - y1) * (x1 - x0)
+    turn = x1 - 0.5 * (down * (x2 - x1) + up * (x1 - x0)) / (up - down)
+    return torch.where(turn.isfinite() & (turn > x0) & (turn < x2), turn, x1)
 
 
 def _slope(function: Callable[[Tensor], Tensor], t: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
