@@ -203,7 +203,9 @@ def _with_pairs(
     (x0, y0), (x1, y1) = ((a[found], (sign * b)[found]) for a, b in ends)
     more = ((x0, x), (x, x1), (y0, y), (y, y1))
     # A pair that two neighbouring parabolas show is found twice, and is cut off no more for that.
-    sides = [torch.cat((one, *others)) for one, others in zip(sides, zip(*_in_order(more), strict=True), strict=True)]
+    sides = [
+        torch.cat((one, *others)) for one, others in zip(sides, zip(*_in_order(more), strict=True), strict=True)
+    ]
     return torch.cat((line, i, i)), torch.cat((which, j, j)), sides
 
 

@@ -32,6 +32,10 @@ DEEPEST = 50
 BLANK = 2
 """Halvings of each axis, beyond the first cells, after which a cell that shows nothing is not halved again."""
 
+CAUTION, LEAST = 10.0, 0.01
+"""The difference to the first lower rule is the error if that is so many times as far off as the second one; where it
+is less it is believed to be less in proportion, down to this part of it."""
+
 ROUNDING = 10.0
 """The floor of an error is so many times the noise of f times the integral of abs(f)."""
 
@@ -143,7 +147,10 @@ class CutMesh:
         weighted = y * places.factor[:, None]
         sums = y.new_zeros((n, nodes.weight.shape[1], y.shape[1]))
         sums.index_add_(0, nodes.cell, nodes.weight[:, :, None] * weighted[:, None])
-        value, lower, along = sums[:, 0], sums[:, 1], sums[:, 2:]
+        value = sums[:, 0]
+        along = _largest((sums[:, 1:] - value[:, None])).unflatten(
+            1, (2, -1)
+        )  # by the lower rules, along each axis
         sizes = (nodes.weight[:, :1] * weighted).abs()
         size = y.new_zeros(n).index_add_(0, nodes.cell, _largest(sizes))
         peak = new.peak.scatter_reduce(0, nodes.cell, _largest(y), "amax")
@@ -155,14 +162,13 @@ class CutMesh:
         deep = new.level.sum(0) >= DEEPEST
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
-        error = torch.maximum(_largest(value - lower), torch.where(doubtful, missed, floor))
-        error = torch.maximum(error, floor)
+        error = torch.maximum(torch.maximum(_error(along), floor), torch.where(doubtful, missed, 0.0))
         lost = ~error.isfinite() | known.lost
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
         error = error.masked_fill(lost, torch.inf)
         blank = known.blank & (new.level.sum(0) >= self.rule.d * (START.get(self.rule.d, 1) + BLANK))
         can = (~deep & ~blank).long()
-        axis = self._axis(new, _largest(along - value[:, None]), doubtful)
+        axis = self._axis(new, along[:, 0], doubtful)
         bits = torch.arange(known.active.shape[1], device=value.device)
         active = (known.active.long() << bits).sum(1)
         whole = torch.stack((new.owner, can, new.row, axis))
@@ -214,3 +220,13 @@ class CutMesh:
 def _largest(values: Tensor) -> Tensor:
     """Return the size of the largest component."""
     return values.abs().amax(-1) if values.shape[-1] else values.new_zeros(values.shape[:-1])
+
+
+def _error(along: Tensor) -> Tensor:
+    """Return the error of cells of which rules of two lower degrees along each axis are off by ``along`` ``(n, 2, d)``.
+
+    The higher of these is off by much more than the rule itself where the integrand is smooth, which is where it is
+    off by much less than the lower one.
+    """
+    high, low = along.sum(2).unbind(1)
+    return high * (CAUTION * high / low).nan_to_num(1.0).clamp(LEAST, 1.0)

@@ -9,15 +9,20 @@ import numpy as np
 import torch
 
 from quadgrad._core.regions.recursion import Line
+from quadgrad._core.rules.rule import Array
 
 __all__ = ["PAIRS", "CutRule", "line_rule"]
 
 PAIRS = {
-    "gk7": (3, (0.96049126870802028342, 0.43424374934680255800)),
-    "gk11": (5, (0.98408536009484246450, 0.75416672657084922044, 0.27963041316178319341)),
-    "gk15": (7, (0.99145537112081263921, 0.86486442335976907279, 0.58608723546769113029, 0.20778495500789846760)),
+    "gk7": ((0.96049126870802028342, 0.43424374934680255800), (0, 3, 6)),
+    "gk11": ((0.98408536009484246450, 0.75416672657084922044, 0.27963041316178319341), (0, 3, 5, 7, 10)),
+    "gk15": (
+        (0.99145537112081263921, 0.86486442335976907279, 0.58608723546769113029, 0.20778495500789846760),
+        (0, 2, 5, 7, 9, 12, 14),
+    ),
 }
-"""The number of Gauss nodes, and the nodes that are added, on [-1, 1] (the positive ones)."""
+"""The nodes that Kronrod adds to those of Gauss, on [-1, 1] (the positive ones); and the numbers of the nodes, from
+left to right, of a rule that is as much lower than Gauss' as that is than Kronrod's, or less."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,21 @@ class CutRule:
 
 @cache
 def line_rule(name: str, device: torch.device) -> Line:
-    """Return a pair on the unit interval."""
-    n, added = PAIRS[name]
-    gauss, lower = np.polynomial.legendre.leggauss(n)
-    nodes = np.concatenate((gauss, added, np.negative(added)))
-    order = nodes.argsort()
-    nodes, lower = nodes[order], np.concatenate((lower, np.zeros(n + 1)))[order]
-    # The weights of the interpolating polynomial, from its integrals against Legendre's.
-    moments = np.zeros(2 * n + 1)
-    moments[0] = 2.0
-    weights = np.linalg.solve(np.polynomial.legendre.legvander(nodes, 2 * n).T, moments)
-    parts = (0.5 + 0.5 * nodes, 0.5 * weights, 0.5 * lower)
+    """Return a pair, and a rule that is lower still, on the unit interval."""
+    added, lowest = PAIRS[name]
+    n = 2 * len(added) - 1
+    gauss = np.polynomial.legendre.leggauss(n)[0]
+    nodes = np.sort(np.concatenate((gauss, added, np.negative(added))))
+    every = range(2 * n + 1)
+    weights, *lower = (_weights(nodes, list(places)) for places in (every, every[1::2], lowest))
+    parts = (0.5 + 0.5 * nodes, 0.5 * weights, 0.5 * np.stack(lower))
     return Line(*(torch.tensor(part, dtype=torch.float64, device=device) for part in parts))
+
+
+def _weights(nodes: Array, places: list[int]) -> Array:
+    """Return the weights on [-1, 1] of the polynomial through some of the nodes; the others have none."""
+    moments = np.zeros(len(places))
+    moments[0] = 2.0  # those of Legendre's polynomials
+    weights = np.zeros(nodes.size)
+    weights[places] = np.linalg.solve(np.polynomial.legendre.legvander(nodes[places], len(places) - 1).T, moments)
+    return weights

@@ -46,7 +46,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A rule on the unit interval: nodes, weights, and the weights of a lower rule, each ``(m,)``."""
+    """A rule on the unit interval: nodes and weights ``(m,)``, and the weights of two lower rules, ``(2, m)``."""
 
     nodes: Tensor
     weights: Tensor
@@ -83,7 +83,7 @@ class Skeleton:
 class Nodes:
     """Points ``(n, d)`` of the unit cube, the cells ``(n,)`` they are in, and weights ``(n, columns)``.
 
-    The columns are those of the rule, of the lower rule, and of the rule with the lower one along each axis.
+    The columns are those of the rule, then of the rule with the first lower one along each axis, then the second.
     """
 
     u: Tensor
@@ -97,7 +97,7 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool) -> tuple[Nodes, S
     ``level`` is outside of all transforms, and nothing carries a gradient.
     """
     n, d = cells.low.shape
-    nodes = _first(cells, 2 + d)
+    nodes = _first(cells, 1 + 2 * d)
     steps: list[Step] = []
     for number in range(d):
         cell = nodes.cell
@@ -179,10 +179,11 @@ def _advance(nodes: Nodes, step: Step, place: Tensor, rule: Line) -> Nodes:
     axis = step.axis[line]
     weight = rule.weights[:, None].expand(m, columns)
     if columns > 1:
-        lower = rule.lower[:, None].expand(m, columns)
-        own = torch.arange(columns, device=t.device) - 2 == axis[:, None]
-        own[:, 1] = True
-        weight = torch.where(own[:, None], lower, weight)
+        d = nodes.u.shape[1]
+        lower = rule.lower.T.repeat_interleave(d, dim=1)  # (m, 2 d)
+        own = torch.arange(d, device=t.device).repeat(2) == axis[:, None]
+        lower = torch.where(own[:, None], lower, weight[:, 1:])
+        weight = torch.cat((weight[:, :1].expand(k, m, 1), lower), dim=2)
     weight = (nodes.weight[line][:, None] * length[..., None] * weight).reshape(m * k, columns)
     spread = line[:, None].expand(k, m).flatten()
     axis = axis[:, None].expand(k, m).flatten()
