@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +67,14 @@ class CutPlan(Plan, geometry="cut"):
         if not isinstance(other, CutPlan) or other.batch_shape != self.batch_shape or other.rule != self.rule:
             return False
         return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("owner", "level", "place"))
+
+    def spread(self, batch_shape: tuple[int, ...]) -> CutPlan:
+        """Return the cells of a plan for one integral as those of each integral of a batch."""
+        count = math.prod(batch_shape)
+        owner = torch.arange(count, device=self.owner.device).repeat_interleave(self.size)
+        columns = {name: getattr(self, name).repeat(count) for name in ("error", "outside", "blank")}
+        columns |= {name: getattr(self, name).repeat(1, count) for name in ("level", "place", "order")}
+        return replace(self, batch_shape=batch_shape, owner=owner, active=self.active.repeat(count, 1), **columns)
 
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""

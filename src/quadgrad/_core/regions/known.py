@@ -1,14 +1,13 @@
 """What the functions that cut show of a cell: that it is inside, outside, or how they cut it.
 
-With a bound on how fast they change this is a proof. Without one, the bound is taken from differences between points
-of a lattice, and a look around at the start of a search goes against it: many points in each first cell, and a climb
-from the most promising one. A function that is constant over a cell has shown nothing: what it says there is what a
-saturated one says where it does not look.
+With a bound on how fast they change this is a proof. Without one, the bound is taken from differences between
+points of a lattice, and a look around at the start of a search goes against it: many points in each first cell, and
+a climb from the most promising one. A function that is constant over a cell has shown nothing: what it says there
+is what a saturated one says where it does not look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +33,9 @@ SCOUTS, CLIMB = 4096, 40
 
 @dataclass(frozen=True, eq=False)
 class Scouts:
-    """Where the functions came closest to changing their sign: ``u`` ``(batch, k, d)``, and whether they are positive.
+    """Where the functions came closest to changing their sign, and whether they are positive there.
 
-    ``positive`` has shape ``(batch, k, functions)``.
+    ``u`` has shape ``(batch, k, d)``, ``positive`` ``(batch, k, functions)``.
     """
 
     u: Tensor
@@ -129,10 +128,10 @@ def _contradicted(scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, posi
 def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Order the axes, and tell whether the last one is steep for all active functions.
 
-    The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them are:
-    a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too, where
-    the integral over that axis has a singularity like that of a square root. (By steepness thin cells would have
-    their thin axis outside, whatever the function does.)
+    The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them
+    are: a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too,
+    where the integral over that axis has a singularity like that of a square root. (By steepness thin cells would
+    have their thin axis outside, whatever the function does.)
     """
     idle = ~active[:, None]
     same = torch.where(low > 0.0, low, torch.where(high < 0.0, -high, 0.0))
@@ -174,9 +173,9 @@ def _scout(level: Level, owners: Tensor, start: Tensor, points: Tensor) -> Scout
     sign = u.new_tensor([1.0, -1.0]).expand(u.shape[:-1])
     which = torch.arange(functions, device=u.device)[:, None].expand(u.shape[:-1])
     whose = owners[:, None, None, None].expand(u.shape[:-1])
-    flat: Sequence[Tensor] = [t.reshape(-1, d) for t in (u, low, side)]
+    u, low, side = (t.reshape(-1, d) for t in (u, low, side))
     sign, which, whose = (t.reshape(-1) for t in (sign, which, whose))
-    u = _climb(level, *flat, sign, which, whose)
+    u = _climb(level, u, low, side, sign, which, whose)
     positive = level(u, whose) > 0.0
     return Scouts(u.reshape(n, -1, d), positive.reshape(n, -1, functions))
 
@@ -184,7 +183,7 @@ def _scout(level: Level, owners: Tensor, start: Tensor, points: Tensor) -> Scout
 def _climb(
     level: Level, u: Tensor, low: Tensor, side: Tensor, sign: Tensor, which: Tensor, owner: Tensor
 ) -> Tensor:  # fmt: skip
-    """Climb to where ``sign`` times a function is larger, by steps along the axes that halve where none leads up."""
+    """Climb to where ``sign`` times a function is larger, by steps along the axes, halved where none leads up."""
     n, d = u.shape
     directions = torch.cat(
         (torch.eye(d, dtype=u.dtype, device=u.device), -torch.eye(d, dtype=u.dtype, device=u.device))

@@ -1,7 +1,7 @@
 """Where functions vanish along lines through cells; and how those places move, in ordinary torch.
 
-Coordinates are those of the unit cube. No decision here carries a gradient: what moves is rebuilt afterwards by steps
-``t - g(t) / slope`` with the slope held fixed, each of which makes one more order of derivatives right.
+Coordinates are those of the unit cube. No decision here carries a gradient: what moves is rebuilt afterwards by
+steps ``t - g(t) / slope`` with the slope held fixed, each of which makes one more order of derivatives right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SAMPLES = 4
 """Parts of a line, between whose ends changes of sign are looked for."""
 
 TURNS = 0.25
-"""A parabola through three samples is followed to where it turns if it falls there below this part of the largest."""
+"""A parabola through three samples is followed to where it turns if it falls there below this part of the
+largest."""
 
 ORDER = 3
 """Steps, and so derivatives that are right; the slope is a difference, so that each also mends what that is off."""
@@ -36,9 +37,9 @@ ALIKE = 0.5
 they differ by a factor of 4 or more."""
 
 ALONE = 2.0**-10
-"""A root that a second one is closer to than about this part of a cell's side counts as one that is only touched: of
-nearly double roots a line has a pair or none, and they move infinitely fast. Where lines run on the faces of cells
-that does no harm: what is integrated over the other axes is continuous there."""
+"""A root that a second one is closer to than about this part of a cell's side counts as one that is only touched:
+of nearly double roots a line has a pair or none, and they move infinitely fast. Where lines run on the faces of
+cells that does no harm: what is integrated over the other axes is continuous there."""
 
 VALUE_ULPS, FLAT = 4.0, 1e-3
 """A value of g is uncertain by so many eps times its size; a root by no more than this part of a cell's side."""
@@ -129,9 +130,10 @@ def find_roots(
         if faces:
             upper[:] = torch.tensor(faces, device=u.device)
         points = _on_faces(u[here], rest[here], low[here], side[here], upper)
-        found = _on_lines(level, points, *(t[here] for t in (owner, axis, low, side, active)))
-        line, *others = found
-        parts.append(Roots(here[line], *others[:2], upper[line], *others[2:]))
+        line, t, which, slope, sound = _on_lines(
+            level, points, owner[here], axis[here], low[here], side[here], active[here]
+        )
+        parts.append(Roots(here[line], t, which, upper[line], slope, sound))
     joined = ("line", "t", "which", "upper", "slope", "sound")
     return Roots(*(torch.cat([getattr(part, name) for part in parts]) for name in joined))
 
@@ -139,8 +141,8 @@ def find_roots(
 def _on_lines(
     level: Level, points: Tensor, owner: Tensor, axis: Tensor, low: Tensor, side: Tensor, active: Tensor
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return for the zeros on lines through points: the line, the place, the function, its slope, if it is sound."""
-    m, d = points.shape
+    """Return of the zeros on lines through points the line, the place, the function, its slope, if it is sound."""
+    m = points.shape[0]
     start, width = (t.gather(1, axis[:, None]) for t in (low, side))
     at = start + width * torch.linspace(0.0, 1.0, SAMPLES + 1, dtype=start.dtype, device=start.device)
     each = torch.arange(m, device=points.device)[:, None].expand(m, SAMPLES + 1).flatten()

@@ -33,8 +33,13 @@ BLANK = 2
 """Halvings of each axis, beyond the first cells, after which a cell that shows nothing is not halved again."""
 
 CAUTION, LEAST = 10.0, 0.01
-"""The difference to the first lower rule is the error if that is so many times as far off as the second one; where it
-is less it is believed to be less in proportion, down to this part of it."""
+"""The difference to the first lower rule is the error if that is so many times as far off as the second one; where
+it is less it is believed to be less in proportion, down to this part of it."""
+
+KINK = 0.05
+"""Where two boundaries may cross in a cell, the integral over its last axis has a kink, which rules may not see: its
+error is this part of the volume times the largest abs(f) at least. Without, 10 of 100 random intersections had larger
+errors than were reported, by up to 45 times."""
 
 ROUNDING = 10.0
 """The floor of an error is so many times the noise of f times the integral of abs(f)."""
@@ -148,9 +153,7 @@ class CutMesh:
         sums = y.new_zeros((n, nodes.weight.shape[1], y.shape[1]))
         sums.index_add_(0, nodes.cell, nodes.weight[:, :, None] * weighted[:, None])
         value = sums[:, 0]
-        along = _largest((sums[:, 1:] - value[:, None])).unflatten(
-            1, (2, -1)
-        )  # by the lower rules, along each axis
+        along = _largest(sums[:, 1:] - value[:, None]).unflatten(1, (2, -1))  # by the lower rules, along each axis
         sizes = (nodes.weight[:, :1] * weighted).abs()
         size = y.new_zeros(n).index_add_(0, nodes.cell, _largest(sizes))
         peak = new.peak.scatter_reduce(0, nodes.cell, _largest(y), "amax")
@@ -159,10 +162,12 @@ class CutMesh:
         doubtful = known.active.any(1) & ~known.steep
         height = torch.where(peak > 0.0, peak, self.seen[new.row])
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
+        corner = known.active.sum(1) > 1
         deep = new.level.sum(0) >= DEEPEST
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
-        error = torch.maximum(torch.maximum(_error(along), floor), torch.where(doubtful, missed, 0.0))
+        least = torch.where(doubtful, missed, torch.where(corner, KINK * missed, floor))
+        error = torch.maximum(torch.where(corner, along[:, 0].sum(1), _error(along)), least)
         lost = ~error.isfinite() | known.lost
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
         error = error.masked_fill(lost, torch.inf)
@@ -223,7 +228,7 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def _error(along: Tensor) -> Tensor:
-    """Return the error of cells of which rules of two lower degrees along each axis are off by ``along`` ``(n, 2, d)``.
+    """Return the error of cells where rules of two lower degrees are off by ``along`` ``(n, 2, d)``, axis by axis.
 
     The higher of these is off by much more than the rule itself where the integrand is smooth, which is where it is
     off by much less than the lower one.

@@ -1,7 +1,7 @@
-"""Nodes in the part of a cell where functions are positive: one axis after the other, between the places that matter.
+"""Nodes in the part of a cell where functions are positive: one axis after the other, between zeros.
 
-R. I. Saye, *SIAM J. Sci. Comput.* 37, 2015: the innermost axis is one along which the functions are steep, so that a
-line meets each of them once. The axes outside of it are cut where the functions vanish on the faces of the cell:
+R. I. Saye, *SIAM J. Sci. Comput.* 37, 2015: the innermost axis is one along which the functions are steep, so that
+a line meets each of them once. The axes outside of it are cut where the functions vanish on the faces of the cell:
 between such places the integral over the inner axes is smooth, and a rule for smooth functions integrates it.
 
 The number of nodes differs from cell to cell: everything is flat, and knows to which cell it belongs.
@@ -57,9 +57,9 @@ class Line:
 class Step:
     """What was decided for one axis: the ends of the stretches of each line, among faces and roots.
 
-    ``cell`` ``(m,)`` and ``axis`` ``(m,)`` are those of the lines; ``line``, ``start`` and ``stop`` ``(k,)`` of each
-    stretch its line and its ends, numbers among the lower faces, the upper faces and the roots, one after the other.
-    Of the last axis of a surface, the roots themselves are meant: ``start`` is theirs, ``stop`` is empty.
+    ``cell`` ``(m,)`` and ``axis`` ``(m,)`` are those of the lines; ``line``, ``start`` and ``stop`` ``(k,)`` of
+    each stretch its line and its ends, numbers among the lower faces, the upper faces and the roots, one after the
+    other. Of the last axis of a surface, the roots themselves are meant: ``start`` is theirs, ``stop`` is empty.
     """
 
     cell: Tensor
@@ -96,7 +96,7 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool) -> tuple[Nodes, S
 
     ``level`` is outside of all transforms, and nothing carries a gradient.
     """
-    n, d = cells.low.shape
+    d = cells.low.shape[1]
     nodes = _first(cells, 1 + 2 * d)
     steps: list[Step] = []
     for number in range(d):

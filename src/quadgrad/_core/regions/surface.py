@@ -24,8 +24,8 @@ def element(
     """Return x ``(1, n, d)`` at nodes in cells, and the element of volume there, or of area, ``(n,)``.
 
     On a surface, which the last axis of a cell meets, that of area is the one of the other axes times the size of
-    the gradient over its part along that axis. ``slopes(u, owner)`` is the gradient in coordinates of the unit cube,
-    ``(n, d)``; by differences unless given.
+    the gradient over its part along that axis. ``slopes(u, owner)`` is the gradient in coordinates of the unit
+    cube, ``(n, d)``; by differences unless given.
     """
     owner = cells.owner[nodes.cell]
     box = level.box.take(owner)

@@ -21,9 +21,9 @@ class Where:
     Parameters
     ----------
     g : callable
-        ``g(x, *args)``, called as f is, with x of shape ``(..., d)`` and the arguments of f; it returns a real tensor
-        of shape ``x.shape[:-1]``. With trailing dimensions it is several functions, all of which have to be positive.
-        It has to be smooth where it vanishes, and a torch function, also where f is not vectorized.
+        ``g(x, *args)``, called as f is, with x of shape ``(..., d)`` and the arguments of f; it returns a real
+        tensor of shape ``x.shape[:-1]``. With trailing dimensions it is several functions, all of which have to be
+        positive. It has to be smooth where it vanishes, and a torch function, also where f is not vectorized.
     lipschitz : float or Tensor, shape ``batch``, optional
         A bound on the length of its gradient in the box: then what is said to be inside or outside is so, proven.
 
@@ -36,16 +36,16 @@ class Where:
 
     Notes
     -----
-    Cells that the boundary crosses are integrated over one axis after the other, between the places where g vanishes
-    (R. I. Saye, *SIAM J. Sci. Comput.* 37, 2015), and Newton steps from these make the integral differentiable by
-    whatever g depends on. Nothing is masked: f is called inside of the region alone.
+    Cells that the boundary crosses are integrated over one axis after the other, between the places where g
+    vanishes (R. I. Saye, *SIAM J. Sci. Comput.* 37, 2015), and Newton steps from these make the integral
+    differentiable by whatever g depends on. Nothing is masked: f is called inside of the region alone.
 
-    What g shows of a cell decides whether it is inside or outside. With ``lipschitz`` that is rigorous. Without, the
-    bound on its change is taken from differences between points of a lattice, after a look around: 4,096 points, and
-    climbs from the best of them. A part of the region that is so small, and so far from where g changes, that nothing
-    points to it stays unseen. Where g is constant over cells nothing points anywhere: such integrals do not converge
-    (a saturated network: give what stands before its last ``tanh`` or ``sigmoid``; a function whose values are known
-    to be bounded away from 0: give ``lipschitz``).
+    What g shows of a cell decides whether it is inside or outside. With ``lipschitz`` that is rigorous. Without,
+    the bound on its change is taken from differences between points of a lattice, after a look around: 4,096
+    points, and climbs from the best of them. A part of the region that is so small, and so far from where g
+    changes, that nothing points to it stays unseen. Where g is constant over cells nothing points anywhere: such
+    integrals do not converge (a saturated network: give what stands before its last ``tanh`` or ``sigmoid``; a
+    function whose values are known to be bounded away from 0: give ``lipschitz``).
 
     Where the gradient of g vanishes together with g the derivative of the integral need not exist; there a warning
     says that it lacks something.
@@ -179,19 +179,19 @@ class Together:
 def _columns(y: Any, x: Tensor) -> Tensor:
     if not isinstance(y, Tensor):
         raise IntegrandError(
-            f"the function that says where to integrate returned {type(y).__name__}, not a torch.Tensor: write it with "
-            "torch operations"
+            f"the function that says where to integrate returned {type(y).__name__}, not a torch.Tensor: write it "
+            "with torch operations"
         )
     grid = x.shape[:-1]
     if y.shape[: len(grid)] != grid:
         raise IntegrandError(
             f"the function that says where to integrate returned shape {tuple(y.shape)} for x of shape "
-            f"{tuple(x.shape)}; expected {tuple(grid)}, with the number of functions behind it if they are several. "
+            f"{tuple(x.shape)}; expected {tuple(grid)}, followed by how many functions it is. "
             "Coordinate i is x[..., i], the sum of all x.sum(-1)"
         )
     if y.is_complex() or not y.is_floating_point():
         raise IntegrandError(
-            f"the function that says where to integrate returned {y.dtype}: it must be real and pass through 0, such "
-            "as r - x.norm(dim=-1) where the comparison is x.norm(dim=-1) < r"
+            f"the function that says where to integrate returned {y.dtype}: it must be real and pass through 0, "
+            "such as r - x.norm(dim=-1) where the comparison is x.norm(dim=-1) < r"
         )
     return y.reshape(*grid, -1)

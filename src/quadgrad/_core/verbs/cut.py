@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -49,13 +48,12 @@ def integrate_cut(
     name = type(region).__name__
     if box.infinite:
         raise ValueError(
-            f"{name} needs finite corners a and b: give a box that holds the region (what the integral lacks outside "
-            "of a large one can be taken from a second one)"
+            f"{name} needs finite corners a and b: give a box that holds the region, or as much of it as counts"
         )
     if box.d > LARGEST:
         raise ValueError(
-            f"d={box.d}: {name} goes up to {LARGEST} dimensions. In more use a region that is a map (quadgrad.Ball, "
-            "Simplex, Nested), with quadgrad.qmc where there are many"
+            f"d={box.d}: {name} goes up to {LARGEST} dimensions. In more of them use a region that is a map "
+            "(quadgrad.Ball, Simplex, Nested), with quadgrad.qmc where there are many"
         )
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
     pair = _choose(box.d, tolerance.rtol) if rule == "auto" else rule
@@ -93,8 +91,8 @@ def _fit(problem: Problem, plan: Plan | None) -> CutPlan | None:
     rule = problem.rule
     if (plan.level.shape[0], plan.rule, plan.surface) != (rule.d, rule.name, rule.surface):
         raise PlanError(
-            f"the plan was made in {plan.level.shape[0]} dimensions with rule {plan.rule!r}, the call has {rule.d} and "
-            f"{rule.name!r}"
+            f"the plan was made in {plan.level.shape[0]} dimensions with rule {plan.rule!r}, the call has {rule.d} "
+            f"and {rule.name!r}"
         )
     if plan.batch_shape not in ((), problem.batch_shape):
         error = PlanError(
@@ -152,9 +150,9 @@ def _integrate(
 
 
 _STUCK = (
-    "the gradient of the function that says where to integrate vanishes on the boundary of the region, at some places "
-    "at least: how these move is missing from the gradient. A function whose gradient does not vanish there has the "
-    "same region, such as a distance"
+    "the gradient of the function that says where to integrate vanishes on the boundary of the region, at some "
+    "places at least: how these move is missing from the gradient. Give a function of the same region whose "
+    "gradient does not vanish there, such as a distance"
 )
 
 
@@ -177,7 +175,7 @@ def _detail(found: Found) -> str:
     index = int(plan.owner[failed][0])
     share = torch.exp2(-plan.level.sum(0)[failed & (plan.owner == index)].double()).sum()
     return (
-        f" The function that says where to integrate is constant, to rounding, over {100.0 * float(share):.2g} % of "
-        f"the box (integral {index}), so that nothing tells what else there is. Give lipschitz=, a bound on its "
+        f" The function that says where to integrate is constant, to rounding, over {100.0 * float(share):.2g} % "
+        f"of the box (integral {index}), so that nothing tells what else there is. Give lipschitz=, a bound on its "
         "gradient, or the function before it is saturated (without the last tanh, sigmoid or clamp)."
     )
