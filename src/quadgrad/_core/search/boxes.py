@@ -7,7 +7,7 @@ the tolerance, and the others are held until their integral is done.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.boxes import BoxEstimate, compare_with_parents
-from quadgrad._core.mesh.boxes import HINTS, Boxes
+from quadgrad._core.estimates.null_rules import FLOOR
+from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error, mark
+from quadgrad._core.search.neighbours import find_blind
 from quadgrad._core.search.rounds import search_rounds
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
 
-__all__ = ["BoxBodies", "search_boxes"]
+__all__ = ["BoxBodies", "BoxFound", "search_boxes"]
 
 BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
@@ -35,7 +37,7 @@ NEGLIGIBLE = 0.01
 """Cells are not halved for less than this part of their even share of the allowed error."""
 
 
-def search_boxes(problem: Problem, first: BoxPlan | None) -> Found:
+def search_boxes(problem: Problem, first: BoxPlan | None) -> BoxFound:
     """Search boxes from their whole, or from the cells of a plan."""
     try:
         return search_rounds(BoxBodies(problem, *box_parts(problem), partial(record_boxes, problem)), first)
@@ -53,7 +55,7 @@ def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
 
 def record_boxes(
     problem: Problem, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor
-) -> Found:
+) -> BoxFound:
     """Return the cells sorted by integral."""
     row, order = cells.whole[2].sort(stable=True)
     d = problem.rule.d
@@ -62,10 +64,29 @@ def record_boxes(
         problem.rule, problem.pieces.infinite, problem.batch_shape, row, level, place,
         cells.sums[-2, order].to(error.dtype),
     )  # fmt: skip
-    return Found(plan, value, error, status, nfev)
+    n = problem.batch
+    height = value.new_zeros(n, dtype=torch.float64).scatter_reduce_(0, cells.whole[2], cells.real[0], "amax")
+    modulus = sum_by_owner(cells.sums[-1:], cells.whole[2], n)[0] / (FLOOR * noise(problem))
+    nothing = value.new_zeros((n, 2, d), dtype=torch.float64)
+    return BoxFound(plan, value, error, status, nfev, height=height, modulus=modulus, top=height, corner=nothing)
 
 
-class BoxBodies(TensorBodies[Found]):
+@dataclass(slots=True)
+class BoxFound(Found):
+    """What a search on boxes hands over, and what it has seen of each integral.
+
+    ``modulus`` is the integral of abs(f), ``height`` the largest size of f times the volume element at the nodes of
+    the cells handed over, ``top`` that at any node seen, in the cell of the unit cube with lower corner and width
+    ``corner`` ``(batch, 2, d)``.
+    """
+
+    modulus: Tensor = field(kw_only=True)
+    height: Tensor = field(kw_only=True)
+    top: Tensor = field(kw_only=True)
+    corner: Tensor = field(kw_only=True)
+
+
+class BoxBodies(TensorBodies[BoxFound]):
     """The state of a search that holds its cells until an integral is done."""
 
     mesh: Boxes
@@ -73,15 +94,32 @@ class BoxBodies(TensorBodies[Found]):
     def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
         super().__init__(task, mesh, estimate, record)
         self.held: Cells | None = None
-        self.parents: Tensor | None = None
+        self.parents: Cells | None = None
+        self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
+        self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
 
     def gather(self, new: Cells) -> Cells:
         """Return the new cells, compared with their parents, and those that were held."""
+        self._remember(new)
         if self.parents is not None:
-            new.sums[-2] = compare_with_parents(new.sums, self.parents)
+            compare_with_parents(new, self.parents)
         cells = new if self.held is None else Cells.join([self.held, new])
         self.held = self.parents = None
         return cells
+
+    def _remember(self, new: Cells) -> None:
+        """Keep where each integral was seen to be highest."""
+        row, height, d = new.whole[2], new.real[0], self.mesh.rule.d
+        before = self.top
+        self.top = before.scatter_reduce(0, row, height, "amax")
+        highest = (height >= self.top[row]) & (height > before[row])
+        if bool(highest.any()):
+            level, place = new.whole[HINTS : HINTS + d, highest], new.whole[HINTS + d :, highest]
+            self.corner[row[highest]] = torch.stack(unit_corners(level, place)).permute(2, 0, 1)
+
+    def close(self) -> BoxFound:
+        """Return the totals, all cells, and where each integral was seen to be highest."""
+        return replace(super().close(), top=self.top, corner=self.corner)
 
     def mark(self, verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
         """Tell which cells are to be halved: of each integral those with the largest errors."""
@@ -112,13 +150,16 @@ class BoxBodies(TensorBodies[Found]):
         marked = (marked | (lost & ~verdict.done[owner])) & splittable
         shallow = cells.whole[HINTS : HINTS + d].sum(0) < BISECTIONS
         marked = marked | (shallow & splittable)
+        ready = verdict.done & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
+        if bool(ready.any()):
+            marked = marked | (find_blind(cells, d, target, ready) & splittable)
         return marked | (mark(verdict, totals, cells, each, True) & verdict.done[owner]) if follow else marked
 
     def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
         """Hold the cells that are not halved of integrals that run on; return those that settle."""
         if not count:
             return cells
-        self.parents = cells.sums.index_select(1, locate(splits, count))
+        self.parents = cells.take(locate(splits, count))
         keep = runs.index_select(0, cells.whole[0]) & ~splits
         held = int(keep.sum())
         self.held = cells.take(locate(keep, held)) if held else None

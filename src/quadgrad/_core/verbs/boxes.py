@@ -22,6 +22,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
 from quadgrad._core.search.boxes import search_boxes
+from quadgrad._core.search.scouts import look_for_peaks
 from quadgrad._core.tolerance import epsilon, make_tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
@@ -60,7 +61,7 @@ def prepare_boxes(
 
 def choose_rule(d: int, rtol: float) -> str:
     """Return the name of the rule that needs the fewest nodes on the whole."""
-    return "gm7" if d > 6 or rtol > 1e-4 else "gm9" if d > 3 or rtol > 1e-7 else "gm11"
+    return "gm7" if d > 6 or rtol > 1e-4 else "gm9" if d > 3 else "gm11"
 
 
 def integrate_boxes(
@@ -108,7 +109,7 @@ def _fit(problem: Problem, plan: Plan | None, lanes: Lanes | None) -> BoxPlan | 
 
 def _integrate(problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None) -> Result:
     with problem.outside() as plain:
-        found = search_boxes(plain, plan)
+        found = look_for_peaks(plain, search_boxes(plain, plan))
     primal = BoxPrimal(problem, found)
     warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else [])
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
