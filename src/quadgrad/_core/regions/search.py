@@ -15,29 +15,17 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, total
+from quadgrad._core.regions.bodies import CutBodies
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.mesh import CutMesh, cut_cells
 from quadgrad._core.regions.recursion import Cut, rebuild, trace
 from quadgrad._core.regions.surface import element, slopes_of
 from quadgrad._core.replay import REPLAY_BLOCK
-from quadgrad._core.search.boxes import BoxBodies
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TurnsComplexError
 
 __all__ = ["CutPrimal", "search_cut"]
-
-
-class _Bodies(BoxBodies):
-    """The state of a search over cells that are cut."""
-
-    def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
-        """Return cells with what integrals inside f are off at their nodes."""
-        if off is not None:
-            weight = (places.nodes.weight[:, 0] * places.factor).abs()
-            more = torch.zeros_like(cells.sums[-1]).index_add(0, places.nodes.cell, weight * off.reshape(-1))
-            cells.sums[-2:] += more.nan_to_num(0.0, 0.0, 0.0)
-        return cells
 
 
 def level_of(problem: Problem) -> Level:
@@ -56,7 +44,7 @@ def search_cut(problem: Problem, lipschitz: Tensor | None, first: CutPlan | None
         return Found(plan, value, error, status, mesh.spent)
 
     try:
-        return search_rounds(_Bodies(problem, mesh, mesh, record), first)
+        return search_rounds(CutBodies(problem, mesh, record), first)
     except TurnsComplexError:
         integrand = replace(problem.integrand, output_dtype=problem.integrand.sum_dtype.to_complex())
         return search_cut(replace(problem, integrand=integrand), lipschitz, first)
