@@ -24,7 +24,7 @@ from quadgrad._core.search.tensors import TensorBodies
 __all__ = ["CutBodies"]
 
 OFF = 0.25
-"""Where two halves are together off their parent by more than its error said, each has this part of that or more."""
+"""Where halves are together off their parent by more than its error said, each has this part of that at least."""
 
 NEGLIGIBLE = 0.005
 """Cells are not halved for less than this part of their even share of the allowed error."""

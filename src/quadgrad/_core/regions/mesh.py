@@ -5,6 +5,7 @@ All cells of the box are kept, those outside of the region too: they are what a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,12 @@ START = {1: 4, 2: 2}
 """Halvings of each axis that a search starts with; one in three dimensions or more."""
 
 DEEPEST = 50
-"""Halvings of a cell, all axes together, after which it is as good as nothing: 2^-50 of the box."""
+"""Halvings of a cell, all axes together, after which it is as good as nothing: 2^-50 of the box.
+
+Of one axis there are fewer by :data:`SPARE` than x has binary digits: the functions' lattices need some of them.
+"""
+
+SPARE = 4
 
 BLANK = 2
 """Halvings of each axis, beyond the first cells, after which a cell that shows nothing is not halved again."""
@@ -99,6 +105,7 @@ class CutMesh:
         self.lipschitz, self.block = lipschitz, block
         self.scouts: Scouts | None = None
         device = level.box.a.device
+        self.finest = 1 - SPARE - round(math.log2(torch.finfo(level.g.call_dtype).eps))
         self.seen = torch.zeros(batch, dtype=torch.float64, device=device)
         self.spent = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -165,7 +172,7 @@ class CutMesh:
         height = torch.where(peak > 0.0, peak, self.seen[new.row])
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
         corner = known.active.sum(1) > 1
-        deep = new.level.sum(0) >= DEEPEST
+        deep = (new.level.sum(0) >= DEEPEST) | (new.level.amax(0) >= self.finest)
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
         least = torch.where(doubtful, missed, torch.where(corner, KINK * missed, floor))

@@ -112,13 +112,6 @@ class CutPrimal:
         y = problem.integrand(x, cells.owner[nodes.cell])[0]
         return total(y * align(nodes.weight[:, 0] * factor, y), nodes.cell, len(cells))
 
-    def resolve(self, parameters: Any, rtol: float | None, atol: float) -> Any:
-        """Refuse to search the derivative."""
-        raise ValueError(
-            "Resolve is not for regions that functions cut out: their derivative is that of the sum on the value's "
-            "own cells. Use gradient=quadgrad.Reuse(), and a smaller rtol where it has to be more accurate"
-        )
-
 
 def _cells_of(plan: CutPlan) -> Cut:
     """Return the cells of a plan that are not outside of the region."""

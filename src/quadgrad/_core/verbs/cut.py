@@ -11,7 +11,7 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.errors import IntegrandError, PlanError, UnmarkedJumpWarning, warn
-from quadgrad._core.gradient import GradientMode
+from quadgrad._core.gradient import GradientMode, Resolve
 from quadgrad._core.gradient.mode import Differentiated, Primal
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
@@ -44,8 +44,15 @@ def integrate_cut(
     chunk_size: int | None, on_failure: Literal["warn", "raise", "ignore"],
 ) -> Result:  # fmt: skip
     """Integrate over a part of boxes; the options are those of :func:`quadgrad.cubature`."""
-    integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
     name = type(region).__name__
+    if a is None or b is None:
+        raise TypeError(f"cubature needs the corners a and b of the boxes that {name} cuts a part out of")
+    if isinstance(gradient, Resolve):
+        raise ValueError(
+            f"Resolve is not for {name}: the derivative is that of the sum on the value's own cells. Use "
+            "gradient=quadgrad.Reuse(), and a smaller rtol where it has to be more accurate"
+        )
+    integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
     if box.infinite:
         raise ValueError(
             f"{name} needs finite corners a and b: give a box that holds the region, or as much of it as counts"
