@@ -41,6 +41,8 @@ class CutPlan(Plan, geometry="cut"):
         Which functions may vanish in the cell.
     blank : Tensor of bool, shape (n,)
         Whether functions that may vanish there showed nothing: they were constant.
+    lost : Tensor of bool, shape (n,)
+        Whether a function was NaN there.
     """
 
     rule: str
@@ -53,6 +55,7 @@ class CutPlan(Plan, geometry="cut"):
     outside: Tensor
     active: Tensor
     blank: Tensor
+    lost: Tensor
 
     @property
     def size(self) -> int:
@@ -72,7 +75,7 @@ class CutPlan(Plan, geometry="cut"):
         """Return the cells of a plan for one integral as those of each integral of a batch."""
         count = math.prod(batch_shape)
         owner = torch.arange(count, device=self.owner.device).repeat_interleave(self.size)
-        columns = {name: getattr(self, name).repeat(count) for name in ("error", "outside", "blank")}
+        columns = {name: getattr(self, name).repeat(count) for name in ("error", "outside", "blank", "lost")}
         columns |= {name: getattr(self, name).repeat(1, count) for name in ("level", "place", "order")}
         return replace(self, batch_shape=batch_shape, owner=owner, active=self.active.repeat(count, 1), **columns)
 

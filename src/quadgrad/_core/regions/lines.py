@@ -41,6 +41,10 @@ ALONE = 2.0**-10
 of nearly double roots a line has a pair or none, and they move infinitely fast. Where lines run on the faces of
 cells that does no harm: what is integrated over the other axes is continuous there."""
 
+DOUBLE = 2.0**-23
+"""A root of the outer axes to which a second one is closer than that is left out: rounding decides where it is, and
+between the two a line may look as if it met no boundary at all."""
+
 VALUE_ULPS, FLAT = 4.0, 1e-3
 """A value of g is uncertain by so many eps times its size; a root by no more than this part of a cell's side."""
 
@@ -131,7 +135,7 @@ def find_roots(
             upper[:] = torch.tensor(faces, device=u.device)
         points = _on_faces(u[here], rest[here], low[here], side[here], upper)
         line, t, which, slope, sound = _on_lines(
-            level, points, owner[here], axis[here], low[here], side[here], active[here]
+            level, points, owner[here], axis[here], low[here], side[here], active[here], rest.shape[1] == 0
         )
         parts.append(Roots(here[line], t, which, upper[line], slope, sound))
     joined = ("line", "t", "which", "upper", "slope", "sound")
@@ -139,7 +143,8 @@ def find_roots(
 
 
 def _on_lines(
-    level: Level, points: Tensor, owner: Tensor, axis: Tensor, low: Tensor, side: Tensor, active: Tensor
+    level: Level, points: Tensor, owner: Tensor, axis: Tensor, low: Tensor, side: Tensor, active: Tensor,
+    innermost: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return of the zeros on lines through points the line, the place, the function, its slope, if it is sound."""
     m = points.shape[0]
@@ -168,7 +173,8 @@ def _on_lines(
     rounding = VALUE_ULPS * torch.finfo(level.g.call_dtype).eps * size
     least = torch.maximum(rounding / (FLAT * width), ALONE * width * bend)
     sound = near.isfinite() & (near.abs() >= least) & ((far - near).abs() <= ALIKE * near.abs())
-    return line, t, which, near, sound
+    found = torch.ones_like(sound) if innermost else near.abs() >= DOUBLE * width * bend
+    return line[found], t[found], which[found], near[found], sound[found]
 
 
 def _with_pairs(

@@ -186,7 +186,7 @@ class CutMesh:
         bits = torch.arange(known.active.shape[1], device=value.device)
         active = (known.active.long() << bits).sum(1)
         whole = torch.stack((new.owner, can, new.row, axis))
-        more = torch.stack((known.outside.long(), active, known.blank.long()))
+        more = torch.stack((known.outside.long(), active, known.blank.long(), known.lost.long()))
         whole = torch.cat((whole, new.level, new.place, known.order.T, more))
         return Cells(torch.cat((value.T, error[None], floor[None])), whole, peak[None])
 
@@ -222,12 +222,12 @@ class CutMesh:
         d = self.rule.d
         row, index = cells.whole[2].sort(stable=True)
         level, place, order = (cells.whole[HINTS + k * d : HINTS + (k + 1) * d, index] for k in range(3))
-        outside, active, blank = cells.whole[HINTS + 3 * d :, index]
+        outside, active, blank, lost = cells.whole[HINTS + 3 * d :, index]
         bits = torch.arange(functions, device=row.device)
         return CutPlan(
             batch_shape=batch_shape, rule=self.rule.name, surface=self.rule.surface, owner=row,
             error=cells.sums[-2, index], level=level, place=place, order=order, outside=outside > 0,
-            active=(active[:, None] >> bits) % 2 > 0, blank=blank > 0,
+            active=(active[:, None] >> bits) % 2 > 0, blank=blank > 0, lost=lost > 0,
         )  # fmt: skip
 
 

@@ -176,6 +176,9 @@ def _severed(problem: Problem, probe: Tensor) -> list[str]:
 def _detail(found: Found) -> str:
     """Say how much of the boxes shows nothing, if that is why an integral failed."""
     plan: CutPlan = found.plan
+    if bool(plan.lost.any()):
+        index = int(plan.owner[plan.lost][0])
+        return f" The function that says where to integrate is NaN at places in the box (integral {index})."
     failed = (found.status != int(Status.CONVERGED))[plan.owner] & plan.blank
     if not bool(failed.any()):
         return ""
