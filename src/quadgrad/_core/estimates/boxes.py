@@ -27,15 +27,25 @@ __all__ = ["BoxEstimate", "compare_with_parents"]
 SAFETY = 10.0
 """How many times what is extrapolated from the null rules the error is taken for."""
 
-POWER = 2.5
+POWER = 2.0
 """Null rules of three levels fall by two powers from the lowest to the highest, and from there by one to the error.
 
 Half a power is left: with it 99.9 % of cells are below 100 times their median, with all three below 400 times.
 """
 
-CAUTION, LEARNT, LEAST = 10.0, 0.2, 0.02
+CAUTION, LEARNT, LEAST = 10.0, 0.125, 0.002
 """Children take so many times what their parent was off, as a part of what it was estimated to be, for their own
 estimate's; no less than this part of what the parent took, and no less than that in all."""
+
+ROUGH, SLOW = 0.5, 5.0
+"""Where null rules fall more slowly the error is taken for so many times more: a kink or a jump may be anywhere."""
+
+STRAIGHT, KINK = 0.3, 1.0
+"""Along an axis the two highest coefficients are at most this part of the two before, or count as an error so many
+times."""
+
+SMOOTH = 0.3
+"""Where null rules fall faster than this children may learn from their parents to be less careful."""
 
 HIDDEN = 0.5
 """Of a gap between f close to a face and the polynomial, this much times the strip that no node sees is an error."""
@@ -52,15 +62,20 @@ NARROWEST = 8.0
 
 @dataclass(slots=True)
 class BoxEstimate:
-    """The estimate with a rule; ``info`` is that of the numbers that f is called with."""
+    """The estimate with a rule; ``x_dtype`` is that of the numbers that f is called with."""
 
     rule: BoxRule
-    info: torch.finfo
+    x_dtype: torch.dtype
     flat: bool
+
+    @property
+    def eps(self) -> float:
+        """The spacing of x at 1."""
+        return torch.finfo(self.x_dtype).eps
 
     def __call__(self, new: NewBoxes, places: BoxPlaces, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
-        rule = self.rule.tensors(torch.float64, y.device)
+        rule = self.rule.tensors(torch.float64, y.device, self.x_dtype)
         factor = places.factor
         n, is_complex = y.shape[1], y.is_complex()
         real = reals(y, 2)
@@ -79,9 +94,13 @@ class BoxEstimate:
         height = moduli.amax(0).reshape(n, c).amax(1) if n * c else size.new_zeros(n)
         along = self._along(rule, real)
         if self.rule.factor is None:
-            error, rough = _symmetric_error(sums[1:], rule.levels), along[2:].abs().sum(0)
+            (error, fall), rough = _symmetric_error(sums[1:], rule.levels), along[4:].abs().sum(0)
+            kinked = self._kinked(along, error, size, noise)
+            smooth = (largest_component(fall) < SMOOTH) & (kinked.sum((0, 2)) == 0.0)
+            error = torch.maximum(error, KINK * kinked.amax(0))
         else:
             error, rough = self._product_error(body.reshape(m, n, c), size, noise)
+            smooth = torch.zeros_like(scale, dtype=torch.bool)
         gaps = self._gaps(along)
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
         blur = self._blur(places, along, size)
@@ -103,13 +122,13 @@ class BoxEstimate:
         faces = real[m:].abs().reshape(2 * self.rule.d, n, c)
         faces = faces.amax(2) if c else faces.sum(2)
         faces = (faces * volume * torch.exp2(new.level.sum(0).double())).nan_to_num(0.0, 0.0, 0.0)
-        real = torch.cat((torch.stack((height, raw, torch.ones_like(raw))), faces))
+        real = torch.cat((torch.stack((height, raw, torch.ones_like(raw), torch.where(smooth, LEAST, 1.0))), faces))
         return Cells(torch.cat((value, error[None], floor[None])), whole, real)
 
     def _along(self, rule: BoxRuleTensors, real: Tensor) -> Tensor:
-        """Return what the polynomials on the axes are close to the faces, less f there, and their differences.
+        """Return what the polynomials on the axes are close to the faces, less f there, and their highest coefficients.
 
-        Shape ``(4, d, n, components)``.
+        Shape ``(6, d, n, components)``.
         """
         d, s = rule.lines.shape
         lines = real[rule.lines.flatten()].unflatten(0, (d, s)).transpose(0, 1)
@@ -117,12 +136,21 @@ class BoxEstimate:
         faces = real[-2 * d :].unflatten(0, (d, 2)).transpose(0, 1)
         return torch.cat((along[:2] - faces, along[2:]))
 
+    def _kinked(self, along: Tensor, error: Tensor, size: Tensor, noise: float) -> Tensor:
+        """Return the highest coefficients along axes where they hardly fall, though they matter: ``(d, n, components)``.
+
+        A kink across an axis may look smooth to the null rules, which see f's symmetric part alone.
+        """
+        next_, top = along[2:].abs().unflatten(0, (2, 2)).sum(1)
+        above = (top - 20.0 * noise * size).clamp_min(0.0)
+        return above * ((above > STRAIGHT * next_) & (above > error))
+
     def _gaps(self, along: Tensor) -> Tensor:
         """Return by how much more f close to the faces is off the polynomials than a smooth function may be.
 
         Where f is not finite there nothing is told: an end of an infinite side, or a singular face.
         """
-        allowed = BEYOND * (along[2].abs() + along[3].abs())
+        allowed = BEYOND * (along[4].abs() + along[5].abs())
         return (along[:2].abs() - allowed).clamp_min_(0.0).nan_to_num_(0.0, 0.0, 0.0)
 
     def _product_error(self, body: Tensor, size: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -150,10 +178,10 @@ class BoxEstimate:
             return torch.zeros_like(size)
         layout = places.layout
         reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs())
-        spread = (PLACE * self.info.eps * reach / layout.side.abs()).clamp_max(1.0)
-        variation = along[2:].abs().sum(0)
+        spread = (PLACE * self.eps * reach / layout.side.abs()).clamp_max(1.0)
+        variation = along[4:].abs().sum(0)
         blur = (spread[..., None] * (variation + size)).sum(0)
-        return torch.minimum(blur, size) if self.info.eps > 0.0 else blur
+        return torch.minimum(blur, size) if self.eps > 0.0 else blur
 
     def _axis(
         self, places: BoxPlaces, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float
@@ -175,7 +203,7 @@ class BoxEstimate:
             layout = places.layout
             side = layout.side.gather(0, axis[None])[0].abs()
             reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs()).gather(0, axis[None])[0]
-            wide = wide & (0.5 * side * BESIDE_FACE > NARROWEST * self.info.eps * reach)
+            wide = wide & (0.5 * side * BESIDE_FACE[self.x_dtype] > NARROWEST * self.eps * reach)
         return curable * (2 * wide.to(torch.int64) - 1)
 
 
@@ -191,13 +219,14 @@ def _moduli(t: Tensor, is_complex: bool) -> Tensor:
     return largest_component(t)
 
 
-def _symmetric_error(nulls: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Return the error ``(n, components)`` from the null rules of all levels."""
+def _symmetric_error(nulls: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the error ``(n, components)`` from the null rules of all levels, and how slowly they fall."""
     tiny = torch.finfo(nulls.dtype).tiny
     first, second, third = (level.abs().amax(0).clamp_min(tiny) for level in nulls.split(levels))
     # The highest level has one null rule, which may be 0 by chance: the slower of the two falls, from the lowest.
     fall = torch.maximum(first / second, second / third).clamp_max(1.0)
-    return SAFETY * torch.maximum(fall**POWER * third, torch.maximum(first, second) * (fall == 1.0))
+    error = torch.maximum(fall**POWER * third, torch.maximum(first, second) * (fall == 1.0))
+    return SAFETY * torch.where(fall > ROUGH, SLOW * error, error), fall
 
 
 def compare_with_parents(cells: Cells, parents: Cells) -> None:
@@ -212,7 +241,8 @@ def compare_with_parents(cells: Cells, parents: Cells) -> None:
     gap = gap.amax(0) if len(gap) else torch.zeros_like(parents.sums[-2])
     raw, trust = parents.real[1], parents.real[2]
     trust = torch.maximum(CAUTION * gap / raw, trust * LEARNT).nan_to_num(1.0, 1.0).clamp(LEAST, 1.0 / LEAST)
-    trust = trust.repeat_interleave(2)
+    # Beside a kink or a jump what the parent was off says nothing of the children.
+    trust = torch.maximum(trust.repeat_interleave(2), cells.real[3])
     error = torch.maximum(cells.real[1] * trust, (0.25 * (gap > raw) * gap).repeat_interleave(2))
     # What is not f's roughness, such as a gap at a face, is not learnt from.
     cells.sums[-2] = torch.where(cells.sums[-2] > cells.real[1], torch.maximum(cells.sums[-2], error), torch.maximum(error, cells.sums[-1]))

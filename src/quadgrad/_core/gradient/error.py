@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
+from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.boundary import follow_marks, reading_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
@@ -79,7 +80,7 @@ def gradient_error(
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function
-    if not isinstance(primal, Primal | SampledPrimal) or in_transform():
+    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -100,7 +101,7 @@ def gradient_error(
         weight = cast(Tensor, torch.autograd.functional.vjp(function, primal.value.detach(), weight)[1])
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
-        if primal.scaled is None:
+        if isinstance(primal, BoxPrimal) or primal.scaled is None:
             errors = _Estimate(primal, plan, weight).of(tensors)
         else:
             errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
@@ -133,8 +134,8 @@ class _Estimate:
     are.
     """
 
-    primal: Primal
-    plan: IntervalPlan
+    primal: Primal | BoxPrimal
+    plan: Any
     weight: Tensor
     relative: Tensor | None = None
 
@@ -143,13 +144,16 @@ class _Estimate:
         errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
-            treatment = self.primal.treatment
+            treatment = None if isinstance(self.primal, BoxPrimal) else self.primal.treatment
             still = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
             follows = still if treatment is None else treatment.moving
             plain = {i: tensor for i, tensor in every.items() if not computed[i]}
             self._add_direct(plain, [i for i in plain if closed[i]], ~follows, errors)
             for i, tensor in every.items():
                 along = torch.ones_like(follows) if computed[i] else follows
+                if computed[i] and isinstance(self.primal, BoxPrimal):  # which is not told of here
+                    errors[i] = errors[i] + torch.inf
+                    continue
                 if bool(along.any()):
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
@@ -185,8 +189,11 @@ class _Estimate:
             return
         weighted, each = (differentiate(f, variables, parameters, w) for w in (self.weight, None))
         weight = self.weight.reshape(self.weight.shape[0], -1)
-        sampler = sampler_of(weighted, f, each, self._block(sum(variables.sizes)), weight)
-        error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
+        if isinstance(self.primal, BoxPrimal):
+            error = column_errors(problem, plan, weighted, sum(variables.sizes))
+        else:
+            sampler = sampler_of(weighted, f, each, self._block(sum(variables.sizes)), weight)
+            error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
         columns = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for error, i in zip(columns, arguments, strict=False):
             source, argument = problem.given[i], f.arguments[i]
@@ -235,6 +242,8 @@ class _Estimate:
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
+        if isinstance(self.primal, BoxPrimal):
+            return face_errors(self.primal, self.weight)
         shape, sources = self.plan.batch_shape, self.primal.problem.sources
         errors = reading_errors(self.primal.problem, self.primal.treatment, self.weight, self.relative)
         readings = [(error.reshape(shape), source) for error, source in zip(errors[:2], sources[:2], strict=True)]

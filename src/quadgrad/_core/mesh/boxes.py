@@ -178,14 +178,19 @@ class Boxes:
     def start(self, first: Any) -> Sequence[NewBoxes]:
         """Return the whole cube of every integral, or the cells of a plan."""
         if first is not None:
-            level, place = first.level.T.to(torch.int64), first.place.T
-            return [NewBoxes(first.owner, first.owner, level, place, self.rule.rows)]
-        row = torch.arange(self.batch, device=self.device)
-        empty = self.domain.empty
-        if bool(empty.any()):
-            row = row[~empty.expand(self.batch)]
+            kept = ~self.domain.empty.expand(self.batch)[first.owner]
+            row, level, place = first.owner[kept], first.level[kept].T, first.position[kept].T
+            new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))
+            row, order = torch.cat((row, new.row)).sort(stable=True)
+            level, place = (torch.cat(t, 1)[:, order] for t in ((level, new.level), (place, new.place)))
+            return [NewBoxes(row, row, level, place, self.rule.rows)]
+        return [self._whole(torch.ones(self.batch, dtype=torch.bool, device=self.device))]
+
+    def _whole(self, wanted: Tensor) -> NewBoxes:
+        """Return the whole cubes of integrals that have any volume."""
+        row = (wanted & ~self.domain.empty).nonzero().squeeze(1)
         zero = torch.zeros((self.rule.d, len(row)), dtype=torch.int64, device=self.device)
-        return [NewBoxes(row, row, zero, zero, self.rule.rows)]
+        return NewBoxes(row, row, zero, zero, self.rule.rows)
 
     def beside(self, new: NewBoxes) -> None:
         """Need no places that several cells share."""
@@ -198,7 +203,7 @@ class Boxes:
         """Place the nodes of cells, and those close to the centres of their faces."""
         low, width = unit_corners(new.level, new.place)
         layout = self.domain.lay_out(BoxCells(new.row, low, width))
-        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device).nodes)
+        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device, self.domain.x_dtype).nodes)
         return BoxPlaces(x, new.row, factor, layout)
 
     def propose(self, cells: Cells, marked: Tensor) -> Halves:

@@ -30,32 +30,32 @@ class BoxPlan(CellPlan, geometry="box"):
     ----------
     infinite : bool
         Whether any side was infinite.
-    level, place : Tensor of int64, shape (n, d)
-        Along each axis the cell goes from ``place`` to ``place + 1`` times ``2**-level`` of the box (of the unit
+    level, position : Tensor of int64, shape (n, d)
+        Along each axis the cell goes from ``position`` to ``position + 1`` times ``2**-level`` of the box (of the unit
         cube that is mapped onto it, where sides are infinite). :meth:`cells` gives them in x.
     """
 
     infinite: bool
     level: Tensor
-    place: Tensor
+    position: Tensor
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind", "level", "place")
+    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind", "level", "position")
     if TYPE_CHECKING:
         plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
 
     @staticmethod
     def of(
-        rule: BoxRule, infinite: bool, batch_shape: tuple[int, ...], row: Tensor, level: Tensor, place: Tensor,
+        rule: BoxRule, infinite: bool, batch_shape: tuple[int, ...], row: Tensor, level: Tensor, position: Tensor,
         error: Tensor,
     ) -> BoxPlan:  # fmt: skip
         """Return a plan of cells that are sorted by row."""
         tensors = rule.tensors(torch.float64, row.device)
         tau = tensors.nodes[: len(tensors.weights)]
         if torch.is_inference_mode_enabled():  # it may outlive that
-            row, level, place, error = map(plain, (row, level, place, error))
+            row, level, position, error = map(plain, (row, level, position, error))
         return BoxPlan(
             rule=rule.name, batch_shape=batch_shape, pieces=1, row=row, error=error, infinite=infinite,
-            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level, place=place,
+            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level, position=position,
         )  # fmt: skip
 
     @property
@@ -66,12 +66,12 @@ class BoxPlan(CellPlan, geometry="box"):
     @property
     def low(self) -> Tensor:
         """The cells' lower corners in the unit cube, ``(d, n)``."""
-        return unit_corners(self.level.T, self.place.T, self.tau.dtype)[0]
+        return unit_corners(self.level.T, self.position.T, self.tau.dtype)[0]
 
     @property
     def width(self) -> Tensor:
         """The cells' widths in the unit cube, ``(d, n)``."""
-        return unit_corners(self.level.T, self.place.T, self.tau.dtype)[1]
+        return unit_corners(self.level.T, self.position.T, self.tau.dtype)[1]
 
     def mesh(self, a: Any, b: Any, points: Any = None) -> Box:
         """Return the boxes of all integrals."""

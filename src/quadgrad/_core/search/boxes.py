@@ -28,7 +28,7 @@ from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
 
-__all__ = ["BoxBodies", "BoxFound", "search_boxes"]
+__all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
 
 BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
@@ -50,7 +50,7 @@ def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
     """Return a problem's geometry and estimate."""
     domain = problem.pieces
     mesh = Boxes(domain, problem.rule, problem.batch, domain.marks[0].device)
-    return mesh, BoxEstimate(problem.rule, torch.finfo(domain.x_dtype), not domain.infinite)
+    return mesh, BoxEstimate(problem.rule, domain.x_dtype, not domain.infinite)
 
 
 def record_boxes(

@@ -16,11 +16,11 @@ from quadgrad._core.search.books import sum_by_owner
 
 __all__ = ["FACES", "find_blind", "locate_points"]
 
-FACES = 3
+FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
 
 HIGHER, LARGER = 3.0, 4.0
-"""A cell may be blind to a face where f is so many times higher than at its nodes, of one with so much less volume."""
+"""A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so much less volume."""
 
 MATTERS, EACH = 0.05, 0.01
 """What may be missed counts if it is this part of the allowed error, and a cell with this part of that is halved."""

@@ -93,7 +93,7 @@ def _search_on(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> 
     }
     shape = (-1, *(1,) * (found.value.ndim - 1))
     value = torch.where(mine.reshape(shape), mended.value, found.value)
-    corner = torch.where(mine[:, None], mended.corner, found.corner)
+    corner = torch.where(mine[:, None, None], mended.corner, found.corner)
     nfev = found.nfev + torch.where(mine, mended.nfev, 0)
     return replace(
         found, plan=whole, value=value, nfev=nfev, top=torch.where(mine, top, found.top), corner=corner, **columns
@@ -181,7 +181,7 @@ def _climb(problem: Problem, who: Tensor, place: Tensor, width: Tensor, top: Ten
 def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxPlan:
     """Return a plan whose cells close to the peaks are halved until they are about as narrow."""
     number = torch.zeros(batch, dtype=torch.int64, device=who.device).index_copy(0, who, torch.arange(len(who), device=who.device))
-    row, level, place = plan.row, plan.level.T, plan.place.T
+    row, level, place = plan.row, plan.level.T, plan.position.T
     rows, levels, places = list[Tensor](), list[Tensor](), list[Tensor]()
     while len(row):
         at, wide = peaks.place[number[row]].T, peaks.width[number[row]].T
@@ -204,4 +204,4 @@ def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxP
     row, order = torch.cat(rows).sort(stable=True)
     level, place = torch.cat(levels, 1)[:, order].T.contiguous(), torch.cat(places, 1)[:, order].T.contiguous()
     error = plan.error.new_zeros(len(row))
-    return replace(plan, row=row, level=level, place=place, error=error, kind=torch.zeros_like(row, dtype=torch.int8))
+    return replace(plan, row=row, level=level, position=place, error=error, kind=torch.zeros_like(row, dtype=torch.int8))

@@ -10,7 +10,7 @@ import torch
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import with_no_share_of
-from quadgrad._core.errors import PlanError
+from quadgrad._core.errors import IntegrationWarning, PlanError, warn
 from quadgrad._core.gradient import GradientMode
 from quadgrad._core.gradient.boxes import BoxPrimal
 from quadgrad._core.gradient.mode import Differentiated, Primal
@@ -33,6 +33,11 @@ __all__ = ["MOST", "integrate_boxes", "prepare_boxes"]
 
 MOST = 5_000_000
 """Most nodes to spend on one integral, unless the caller says."""
+
+_FACES = (
+    "{} integrals over faces of the boxes, which are the derivatives with respect to their sides, did not converge: "
+    "loosen rtol, raise max_nfev, or pass detached limits if these derivatives are not wanted"
+)
 
 LARGEST = 12
 """Dimensions in which halving boxes still gets anywhere."""
@@ -77,7 +82,7 @@ def integrate_boxes(
         problem.integrand.function = unaided.restore(problem.integrand.function)
         problem, probe, lanes = open_call(problem, tolerances, None, False)
         inner.heard.clear()
-        result = _integrate(problem, probe, gradient, _fit(problem, plan, lanes))
+        result = _integrate(problem, probe, gradient, _fit(problem, plan, lanes), on_failure)
     if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
@@ -107,12 +112,14 @@ def _fit(problem: Problem, plan: Plan | None, lanes: Lanes | None) -> BoxPlan | 
     return plan if plan.batch_shape == problem.batch_shape else plan.spread(problem.batch_shape)
 
 
-def _integrate(problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None) -> Result:
+def _integrate(problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str) -> Result:
     with problem.outside() as plain:
         found = look_for_peaks(plain, search_boxes(plain, plan))
     primal = BoxPrimal(problem, found)
     warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else [])
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
+    if primal.faces is not None and primal.faces.failed and on_failure != "ignore":
+        warn(_FACES.format(primal.faces.failed), IntegrationWarning)
     if problem.flowing:
         refuse_disagreement(derived.value, found.value, found, problem.block)
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)

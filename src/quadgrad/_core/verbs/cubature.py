@@ -32,7 +32,6 @@ def cubature(
     atol: float = 0.0,
     rule: str = "auto",
     max_nfev: int | None = None,
-    max_cells: int | None = None,
     gradient: GradientMode = Reuse(),
     plan: Plan | None = None,
     vectorized: bool = True,
@@ -44,7 +43,7 @@ def cubature(
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
-            f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
+            f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
             gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
             on_failure=on_failure,
         )  # fmt: skip
