@@ -105,7 +105,7 @@ class BoxEstimate:
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
         blur = self._blur(places, along, size)
         error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
-        raw, error = error, torch.maximum(error, hidden)
+        raw, error = error.nan_to_num(torch.inf, torch.inf), torch.maximum(error, hidden)
         error, floor, curable = bound_error(error, size, blur, noise)
         value = (sums[0] * scale[:, None]).T
         value = value.masked_fill(error.isinf(), 0.0)
