@@ -275,6 +275,22 @@ def test_random_regions_are_as_right_as_they_say(trial: int) -> None:
     assert (rough.value - exact.value).abs() <= rough.error + exact.error
 
 
+@pytest.mark.parametrize("trial", range(8))
+def test_what_a_level_gains_is_an_integral_over_its_boundary(trial: int) -> None:
+    generator = torch.Generator().manual_seed(trial)
+    random = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
+    waves, phase, size = 8.0 * random(4, 2) - 4.0, 6.28 * random(4), 2.0 * random(4) - 1.0
+    height = lambda x: (size * torch.cos(x @ waves.T + phase)).sum(-1)
+    steepness = lambda x: ((size * torch.sin(x @ waves.T + phase)) @ waves).norm(dim=-1)
+    t = leaf(0.3)
+    inside = cut(lambda x, t: height(x) + t, lambda x, t: torch.exp(-squared(x)), (t,), rtol=1e-7, rule="gk15")
+    (slope,) = torch.autograd.grad(inside.value, t)
+    boundary = qg.Boundary(lambda x: height(x) + 0.3)
+    gained = qg.cubature(lambda x: torch.exp(-squared(x)) / steepness(x), *SQUARE, region=boundary, rtol=1e-7)
+    assert inside.converged and gained.converged
+    assert abs((gained.value - slope).item()) <= gained.error.item() + 1e-8
+
+
 # ----------------------------------------------------------------------------- batches, gradients, transforms
 
 

@@ -192,7 +192,10 @@ def _with_pairs(
     turn = -slope / bend  # in steps from the middle sample
     one_sign = (low >= 0.0) & (here >= 0.0) & (high >= 0.0) & (bend > 0.0) & (turn.abs() < 1.0)
     deep = here + 0.5 * slope * turn <= TURNS * torch.maximum(torch.maximum(low, high), here)
-    i, j, k = (one_sign & deep & active[..., None]).nonzero().unbind(1)
+    turns = one_sign & deep & active[..., None]
+    # Two parabolas may turn between the same samples: the pair there counts once, or a surface would count twice.
+    turns[..., 1:] &= ~(turns[..., :-1] & (turn[..., :-1] >= 0.0) & (turn[..., 1:] < 0.0))
+    i, j, k = turns.nonzero().unbind(1)
     if i.numel() == 0:
         return line, which, sides
     step = at[:, 1] - at[:, 0]
@@ -210,7 +213,6 @@ def _with_pairs(
     i, j, x, y = i[found], j[found], x[found], (sign * y)[found]
     (x0, y0), (x1, y1) = ((a[found], (sign * b)[found]) for a, b in ends)
     more = ((x0, x), (x, x1), (y0, y), (y, y1))
-    # A pair that two neighbouring parabolas show is found twice, and is cut off no more for that.
     sides = [
         torch.cat((one, *others)) for one, others in zip(sides, zip(*_in_order(more), strict=True), strict=True)
     ]

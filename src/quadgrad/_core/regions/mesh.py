@@ -20,7 +20,7 @@ from quadgrad._core.regions.known import Known, Scouts, inspect, send_scouts
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.pairs import CutRule
 from quadgrad._core.regions.recursion import Cut, Nodes, trace
-from quadgrad._core.regions.surface import element
+from quadgrad._core.regions.surface import ROUGH, element
 
 __all__ = ["CutMesh", "CutPlaces", "cut_cells"]
 
@@ -173,6 +173,8 @@ class CutMesh:
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
         corner = known.active.sum(1) > 1
         deep = (new.level.sum(0) >= DEEPEST) | (new.level.amax(0) >= self.finest)
+        if self.rule.surface and self.level.g.stack is not None:
+            noise = max(noise, ROUGH / ROUNDING)
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
         least = torch.where(doubtful, missed, torch.where(corner, KINK * missed, floor))

@@ -19,7 +19,7 @@ from quadgrad._core.regions.bodies import CutBodies
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.mesh import CutMesh, cut_cells
 from quadgrad._core.regions.recursion import Cut, rebuild, trace
-from quadgrad._core.regions.surface import element, slopes_of
+from quadgrad._core.regions.surface import element
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found
@@ -108,7 +108,7 @@ class CutPrimal:
         level = level_of(problem)
         nodes, stuck = rebuild(level, skeleton, rule)
         self.stuck = self.stuck or bool(stuck.any())
-        x, factor = element(level, nodes, cells, surface, slopes_of(level) if surface else None)
+        x, factor = element(level, nodes, cells, surface)
         y = problem.integrand(x, cells.owner[nodes.cell])[0]
         return total(y * align(nodes.weight[:, 0] * factor, y), nodes.cell, len(cells))
 

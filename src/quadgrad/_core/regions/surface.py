@@ -2,64 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.recursion import Cut, Nodes
 
-__all__ = ["element", "slopes_of"]
+__all__ = ["ROUGH", "element"]
 
 STEP = 2.0**-9
-"""Step of the differences that stand in for a gradient while nothing is differentiated, as a part of a cell."""
+"""Step of the differences that stand in for a gradient under transforms, as a part of a cell."""
 
-Slopes = Callable[[Tensor, Tensor], Tensor]
+ROUGH = 1e-10
+"""What these differences may be off, relatively: values that are closer than that are not told apart from replays."""
 
 
-def element(
-    level: Level, nodes: Nodes, cells: Cut, surface: bool, slopes: Slopes | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def element(level: Level, nodes: Nodes, cells: Cut, surface: bool) -> tuple[Tensor, Tensor]:
     """Return x ``(1, n, d)`` at nodes in cells, and the element of volume there, or of area, ``(n,)``.
 
     On a surface, which the last axis of a cell meets, that of area is the one of the other axes times the size of
-    the gradient over its part along that axis. ``slopes(u, owner)`` is the gradient in coordinates of the unit
-    cube, ``(n, d)``; by differences unless given.
+    the gradient over its part along that axis.
     """
     owner = cells.owner[nodes.cell]
     box = level.box.take(owner)
     x, volume = box.place(nodes.u[None])
     if not surface:
         return x, volume[0].expand(owner.shape[0])
-    sides = box.b - box.a
-    gradient = (
-        _differences(level, nodes.u, owner, cells.side[nodes.cell]) if slopes is None else slopes(nodes.u, owner)
-    )
-    gradient = gradient / sides
+    sides = (box.b - box.a).expand_as(nodes.u)
+    if level.g.stack is None:
+        gradient = _slopes(level, x, owner)
+    else:  # outside of transforms that f is called under: what is differentiated there would meet those of the call
+        gradient = _differences(level, x, owner, (box.a, box.b), cells.side[nodes.cell] * sides.abs())
     last = cells.order[nodes.cell, -1:]
-    across = gradient.gather(1, last) * sides.expand_as(gradient).gather(1, last)
-    return x, volume[0].abs() * gradient.norm(dim=1) / across[:, 0].abs()
+    across = (gradient * sides).gather(1, last)[:, 0]
+    return x, volume[0].abs() * gradient.norm(dim=1) / across.abs()
 
 
-def slopes_of(level: Level) -> Slopes:
-    """Return the gradient of the function by torch, which is differentiable in turn."""
-
-    def slopes(u: Tensor, owner: Tensor) -> Tensor:
-        value, pull, *_ = torch.func.vjp(lambda u: level(u, owner)[:, 0], u)
-        return pull(torch.ones_like(value))[0]
-
-    return slopes
+def _slopes(level: Level, x: Tensor, owner: Tensor) -> Tensor:
+    """Return the gradient in x by torch, which is differentiable in turn."""
+    value, pull, *_ = torch.func.vjp(lambda x: level.g(x, owner)[0, :, 0], x)
+    return pull(torch.ones_like(value))[0][0]
 
 
-def _differences(level: Level, u: Tensor, owner: Tensor, side: Tensor) -> Tensor:
-    """Return the gradient by differences of fourth order."""
+def _differences(level: Level, x: Tensor, owner: Tensor, corners: tuple[Tensor, Tensor], side: Tensor) -> Tensor:
+    """Return the gradient by differences of fourth order, in points that are in the box."""
+    lower, upper = torch.minimum(*corners), torch.maximum(*corners)
+    room = 0.25 * torch.minimum(x[0] - lower, upper - x[0])
+    steps = torch.minimum(STEP * side, room)
     slopes: list[Tensor] = []
-    for k in range(u.shape[1]):
-        step = STEP * side[:, k]
-        ends = [u.clone() for _ in range(4)]
-        for end, times in zip(ends, (-2.0, -1.0, 1.0, 2.0), strict=True):
-            end[:, k] = end[:, k] + times * step
-        far_below, below, above, far_above = (level(end, owner)[:, 0] for end in ends)
-        slopes.append((8.0 * (above - below) - (far_above - far_below)) / (12.0 * step))
+    for k in range(x.shape[2]):
+        shift = torch.zeros_like(x)
+        shift[..., k] = steps[:, k]
+        far_below, below, above, far_above = (
+            level.g(x + t * shift, owner)[0, :, 0] for t in (-2.0, -1.0, 1.0, 2.0)
+        )
+        slopes.append((8.0 * (above - below) - (far_above - far_below)) / (12.0 * steps[:, k]))
     return torch.stack(slopes, dim=1)
