@@ -14,7 +14,7 @@ STEP = 2.0**-9
 """Step of the differences that stand in for a gradient under transforms, as a part of a cell."""
 
 ROUGH = 1e-10
-"""What these differences may be off, relatively: values that are closer than that are not told apart from replays."""
+"""What these differences may be off, relatively: so much may search and replay differ."""
 
 
 def element(level: Level, nodes: Nodes, cells: Cut, surface: bool) -> tuple[Tensor, Tensor]:
