@@ -170,6 +170,7 @@ class Together:
     """Several functions as one, whose last dimension enumerates them."""
 
     functions: tuple[Callable[..., Any], ...]
+    called: ClassVar[str] = "function that says where to integrate"
 
     def __call__(self, x: Tensor, *args: Any) -> Tensor:
         """Return all functions at x ``(..., d)``: ``(..., functions)``."""
