@@ -1,8 +1,8 @@
 """quadgrad: integrals you can differentiate.
 
 ``quad`` integrates a torch function between limits, ``cubature``, ``qmc`` and ``vegas`` over boxes, ``expectation``
-over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
-``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
+over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb``
+and ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
 ``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
 functions. ``help(quadgrad.quad)`` tells more.
 """

@@ -48,7 +48,8 @@ SMOOTH = 0.3
 """Where null rules fall faster than this children may learn from their parents to be less careful."""
 
 HIDDEN = 0.5
-"""Of a gap between f close to a face and the polynomial, this much times the strip that no node sees is an error."""
+"""Of a gap between f close to a face and the polynomial, this much times the strip that no node sees is an
+error."""
 
 TIE = 0.9
 """Axes along which f is nearly as rough as along the roughest one: of these the widest is halved."""
@@ -105,7 +106,10 @@ class BoxEstimate:
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
         blur = self._blur(places, along, size)
         error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
-        raw, error = error.nan_to_num(torch.inf, torch.inf), torch.maximum(error, hidden)
+        least = torch.where(smooth, LEAST, 1.0)
+        trust = torch.ones_like(error) if new.trust is None else torch.maximum(new.trust, least)
+        raw = error.nan_to_num(torch.inf, torch.inf)
+        error = torch.maximum(error * trust, hidden)
         error, floor, curable = bound_error(error, size, blur, noise)
         value = (sums[0] * scale[:, None]).T
         value = value.masked_fill(error.isinf(), 0.0)
@@ -122,11 +126,11 @@ class BoxEstimate:
         faces = real[m:].abs().reshape(2 * self.rule.d, n, c)
         faces = faces.amax(2) if c else faces.sum(2)
         faces = (faces * volume * torch.exp2(new.level.sum(0).double())).nan_to_num(0.0, 0.0, 0.0)
-        real = torch.cat((torch.stack((height, raw, torch.ones_like(raw), torch.where(smooth, LEAST, 1.0))), faces))
+        real = torch.cat((torch.stack((height, raw, trust, least)), faces))
         return Cells(torch.cat((value, error[None], floor[None])), whole, real)
 
     def _along(self, rule: BoxRuleTensors, real: Tensor) -> Tensor:
-        """Return what the polynomials on the axes are close to the faces, less f there, and their highest coefficients.
+        """Return the axes' polynomials close to the faces, less f there, and their highest coefficients.
 
         Shape ``(6, d, n, components)``.
         """
@@ -137,7 +141,7 @@ class BoxEstimate:
         return torch.cat((along[:2] - faces, along[2:]))
 
     def _kinked(self, along: Tensor, error: Tensor, size: Tensor, noise: float) -> Tensor:
-        """Return the highest coefficients along axes where they hardly fall, though they matter: ``(d, n, components)``.
+        """Return the highest coefficients along axes on which they hardly fall, ``(d, n, components)``.
 
         A kink across an axis may look smooth to the null rules, which see f's symmetric part alone.
         """
@@ -154,7 +158,7 @@ class BoxEstimate:
         return (along[:2].abs() - allowed).clamp_min_(0.0).nan_to_num_(0.0, 0.0, 0.0)
 
     def _product_error(self, body: Tensor, size: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-        """Return the error of a product rule, ``(n, components)``, and its parts by axis, ``(d, n, components)``."""
+        """Return the error of a product rule, ``(n, components)``, and its part from each of the d axes."""
         factor, d = self.rule.factor, self.rule.d
         assert factor is not None
         line: RuleTensors = factor.tensors(torch.float64, body.device)
@@ -233,17 +237,22 @@ def compare_with_parents(cells: Cells, parents: Cells) -> None:
     """Correct the errors of children, which stand next to each other, by what their parents' turned out to be.
 
     How far the children together are off their parent is the parent's true error, or nearly. Where its estimate was
-    less, that of the children is as much too small; where it was far more, as f's kind is easier than the worst, they
-    need not be as careful. That may be chance, so that from one generation to the next little is taken away.
+    less, that of the children is as much too small; where it was far more, as f's kind is easier than the worst,
+    they need not be as careful. That may be chance, so that from one generation to the next little is taken away.
     """
     pairs = cells.sums[:-2].unflatten(1, (-1, 2))
     gap = (pairs.sum(2) - parents.sums[:-2]).abs()
     gap = gap.amax(0) if len(gap) else torch.zeros_like(parents.sums[-2])
     raw, trust = parents.real[1], parents.real[2]
     trust = torch.maximum(CAUTION * gap / raw, trust * LEARNT).nan_to_num(1.0, 1.0).clamp(LEAST, 1.0 / LEAST)
+    trust = trust.masked_fill(raw.isinf(), 1.0)
     # Beside a kink or a jump what the parent was off says nothing of the children.
     trust = torch.maximum(trust.repeat_interleave(2), cells.real[3])
-    error = torch.maximum(cells.real[1] * trust, (0.25 * (gap > raw) * gap).repeat_interleave(2))
+    error = torch.maximum(cells.real[1] * trust, torch.where(gap > raw, 0.25 * gap, 0.0).repeat_interleave(2))
     # What is not f's roughness, such as a gap at a face, is not learnt from.
-    cells.sums[-2] = torch.where(cells.sums[-2] > cells.real[1], torch.maximum(cells.sums[-2], error), torch.maximum(error, cells.sums[-1]))
+    cells.sums[-2] = torch.where(
+        cells.sums[-2] > cells.real[1], torch.maximum(cells.sums[-2], error), torch.maximum(error, cells.sums[-1])
+    )
     cells.real[2] = trust
+    # What seemed to be nothing but rounding may be no more than not seen.
+    cells.whole[1] += (cells.whole[1] == 0) & (cells.sums[-2] > 2.0 * cells.sums[-1])

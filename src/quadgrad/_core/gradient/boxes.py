@@ -69,9 +69,7 @@ class BoxPrimal:
         if self.faces is None:
             self.faces = search_faces(problem)
         domain = self.faces.domain(problem.limits)
-        value = replay_boxes(
-            problem.integrand, self.plan if plan is None else plan, domain, problem.chunk_size
-        )
+        value = replay_boxes(problem.integrand, self.plan if plan is None else plan, domain, problem.chunk_size)
         return value + self.faces.boundary_sum(problem)
 
     def resolve(self, parameters: Parameters, rtol: float | None, atol: float) -> Differentiated:
@@ -122,7 +120,9 @@ def column_errors(problem: Problem, plan: BoxPlan, integrand: Integrand, columns
             new = NewBoxes(row, row, level, place, problem.rule.rows)
             places = mesh.place(new)
             y = integrand(places.x, row).detach()
-            each = [estimate(new, places, y[..., k].double(), problem.tolerance.eps).sums[-2] for k in range(columns)]
+            each = [
+                estimate(new, places, y[..., k].double(), problem.tolerance.eps).sums[-2] for k in range(columns)
+            ]
             errors = errors + total(torch.stack(each, dim=1), row, problem.batch)
         return errors
 

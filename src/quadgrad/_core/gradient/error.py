@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
-from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.boundary import follow_marks, reading_errors
+from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
@@ -207,6 +207,7 @@ class _Estimate:
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
         primal, plan = self.primal, self.plan.take(elements[self.plan.owner])
+        assert isinstance(primal, Primal)
         moving = follow_marks(primal.problem.limits, primal.treatment).pieces()
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)

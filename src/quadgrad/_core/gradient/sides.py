@@ -4,8 +4,8 @@ A side that moves by ``delta``, which is 0 but carries the derivative, adds a sl
 integral over the other axes of f averaged over the slab, by Gauss' rule, times ``delta``. Two sides of different
 axes that move add the product of both over their common edge, or the second mixed derivative would be missing;
 opposite faces have none. Moving the nodes instead is right only as far as the rule resolves f's derivative along
-the side, which the value's tolerance says nothing of: a face is searched to the tolerance by itself. Only where f is
-not finite on it the nodes move, as a singularity does that moves with its side.
+the side, which the value's tolerance says nothing of: a face is searched to the tolerance by itself. Only where f
+is not finite on it the nodes move, as a singularity does that moves with its side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.gradient.boundary import NODES, WEIGHTS, carries_gradient
-from quadgrad._core.integrand import Argument, Integrand
+from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
@@ -34,7 +34,8 @@ from quadgrad._core.status import Status
 __all__ = ["Faces", "search_faces"]
 
 TOGETHER = 3
-"""Sides of so many axes move together at most in three dimensions, of two in more: mixed derivatives of that order."""
+"""Sides of so many axes move together at most in three dimensions, of two in more: mixed derivatives of that
+order."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ def search_faces(problem: Problem) -> Faces:
     never = torch.zeros(problem.batch, dtype=torch.bool, device=box.a.device)
     if not problem.integrand.vectorized:  # such a function takes floats, through which a slab cannot be told
         return Faces((), (~never)[None, :, None].expand(2, -1, box.d))
-    faces = [
-        _search_face(problem, axes, tuple(product(sides, repeat=len(axes)))) for axes in _together(box.d)
-    ]
+    faces = [_search_face(problem, axes, tuple(product(sides, repeat=len(axes)))) for axes in _together(box.d)]
     bad = {
         (side, face.axes[0]): ~face.usable[:, column]
         for face in faces if len(face.axes) == 1 for column, (side,) in enumerate(face.sides)
@@ -174,7 +173,8 @@ def _on_face(
     count, batch, d = len(sides), problem.batch, problem.limits.d
     rest = [axis for axis in range(d) if axis not in axes]
     arguments = tuple(
-        a if a.shared else replace(a, value=a.value.repeat_interleave(count, 0)) for a in problem.integrand.arguments
+        a if a.shared else replace(a, value=a.value.repeat_interleave(count, 0))
+        for a in problem.integrand.arguments
     )
     starts, moves = _starts(problem.limits, axes, sides, batch, beside), _moves(problem.limits, axes, sides, batch)
     if usable is not None:  # elsewhere f is called at a harmless place: what is infinite would make gradients NaN
@@ -185,13 +185,9 @@ def _on_face(
     captured = problem.integrand.captured
     if captured is not None:
         captured = replace(captured, batch=captured.batch * count, rest=captured.rest[:, rest or [0]])
-    integrand = replace(
-        problem.integrand, function=function, arguments=(*arguments, slab), captured=captured
-    )
+    integrand = replace(problem.integrand, function=function, arguments=(*arguments, slab), captured=captured)
     rows = rest or [0]  # a point has at least one coordinate, which is not looked at where none is left
-    a, b = (
-        t[:, rows] if t.shape[0] == 1 else t[:, rows].repeat_interleave(count, 0) for t in (box.a, box.b)
-    )
+    a, b = (t[:, rows] if t.shape[0] == 1 else t[:, rows].repeat_interleave(count, 0) for t in (box.a, box.b))
     rule = problem.rule if not rest else get_box_rule(_rule_for(problem.rule.name, len(rest)), len(rest))
     return replace(
         problem, integrand=integrand, limits=replace(box, a=a, b=b), rule=rule, stretches=None,
@@ -205,7 +201,7 @@ def _rule_for(name: str, d: int) -> str:
 
 def _in_slab(f: Any, axes: tuple[int, ...], d: int, y: Tensor, *args: Any) -> Tensor:
     """Return the mean of f over a slab at points of its face, whose other coordinates are those of y."""
-    *args, slab = args
+    *others, slab = args
     mean: Any = 0.0
     for each in product(range(len(NODES)), repeat=len(axes)):
         weight, coordinates, left = 1.0, list[Tensor](), iter(y.unbind(-1))
@@ -218,14 +214,14 @@ def _in_slab(f: Any, axes: tuple[int, ...], d: int, y: Tensor, *args: Any) -> Te
                 coordinates.append((slab[..., 0, k] + tau * slab[..., 1, k]).to(y.dtype).expand(y.shape[:-1]))
             else:
                 coordinates.append(next(left))
-        mean = mean + weight * f(torch.stack(coordinates, -1), *args)
+        mean = mean + weight * f(torch.stack(coordinates, -1), *others)
     return mean
 
 
 def _starts(
     box: Box, axes: tuple[int, ...], sides: tuple[tuple[int, ...], ...], batch: int, beside: bool
 ) -> Tensor:
-    """Return where the slabs begin, a number beside the side, inside of the box: ``(axes, batch, combinations)``."""
+    """Return where the slabs begin, just inside of the box: ``(axes, batch, combinations)``."""
     fixed, inner = box.detach(), box.detach().inner_points(batch)
     rows = list[Tensor]()
     for k, axis in enumerate(axes):

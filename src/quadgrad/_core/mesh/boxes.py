@@ -1,8 +1,9 @@
 """Cells of the unit cube in d dimensions, halved along one axis at a time, and where they lie in a domain.
 
-A cell is a *level* and a *place* for each axis, both integers: along it the cell goes from ``place`` to ``place + 1``
-times ``2**-level``. So cells of any depth are exact, and what they are in x follows from a domain alone: a box, or
-anything else that maps the unit cube (``domain.place(u)``) and says how its cells lie (``domain.lay_out(cells)``).
+A cell is a *level* and a *place* for each axis, both integers: along it the cell goes from ``place`` to ``place +
+1`` times ``2**-level``. So cells of any depth are exact, and what they are in x follows from a domain alone: a box,
+or anything else that maps the unit cube (``domain.place(u)``) and says how its cells lie
+(``domain.lay_out(cells)``).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 DEEPEST, FARTHEST = 80, 2**50
-"""No axis is halved more often, and no cell farther along it: places have to be exact in double precision, which they
-are to any depth close to the lower corner, and volumes must not underflow."""
+"""No axis is halved more often, and no cell farther along it: places have to be exact in double precision, which
+they are to any depth close to the lower corner, and volumes must not underflow."""
 
 HINTS = 4
 """Rows of a cell's whole numbers before levels and places: integral, can be split, integral among all, axis."""
@@ -104,6 +105,7 @@ class NewBoxes:
     """Cells on which f was not yet called; ``level`` and ``place`` have shape ``(d, n)``.
 
     ``row`` is the integral of each among all of the call. The children of one cell stand next to each other.
+    ``trust`` ``(n,)`` is what is known of the estimate from a plan.
     """
 
     owner: Tensor
@@ -111,13 +113,17 @@ class NewBoxes:
     level: Tensor
     place: Tensor
     rows: int
+    trust: Tensor | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
     def part(self, cells: slice) -> NewBoxes:
         """Return some of the cells."""
-        return NewBoxes(self.owner[cells], self.row[cells], self.level[:, cells], self.place[:, cells], self.rows)
+        trust = None if self.trust is None else self.trust[cells]
+        return NewBoxes(
+            self.owner[cells], self.row[cells], self.level[:, cells], self.place[:, cells], self.rows, trust
+        )
 
 
 @dataclass(slots=True)
@@ -183,7 +189,8 @@ class Boxes:
             new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))
             row, order = torch.cat((row, new.row)).sort(stable=True)
             level, place = (torch.cat(t, 1)[:, order] for t in ((level, new.level), (place, new.place)))
-            return [NewBoxes(row, row, level, place, self.rule.rows)]
+            trust = torch.cat((first.trust[kept], torch.ones_like(first.trust[:1]).expand(len(new))))[order]
+            return [NewBoxes(row, row, level, place, self.rule.rows, trust)]
         return [self._whole(torch.ones(self.batch, dtype=torch.bool, device=self.device))]
 
     def _whole(self, wanted: Tensor) -> NewBoxes:

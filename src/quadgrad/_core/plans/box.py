@@ -31,31 +31,37 @@ class BoxPlan(CellPlan, geometry="box"):
     infinite : bool
         Whether any side was infinite.
     level, position : Tensor of int64, shape (n, d)
-        Along each axis the cell goes from ``position`` to ``position + 1`` times ``2**-level`` of the box (of the unit
-        cube that is mapped onto it, where sides are infinite). :meth:`cells` gives them in x.
+        Along each axis the cell goes from ``position`` to ``position + 1`` times ``2**-level`` of the box (of the
+        unit cube that is mapped onto it, where sides are infinite). :meth:`cells` gives them in x.
+    trust : Tensor, shape (n,)
+        What the rule's estimate was multiplied by for the error, as its parents' errors turned out: f's kind may be
+        easier than the worst.
     """
 
     infinite: bool
     level: Tensor
     position: Tensor
+    trust: Tensor
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind", "level", "position")
+    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind", "level", "position", "trust")
     if TYPE_CHECKING:
         plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
 
     @staticmethod
     def of(
         rule: BoxRule, infinite: bool, batch_shape: tuple[int, ...], row: Tensor, level: Tensor, position: Tensor,
-        error: Tensor,
+        error: Tensor, trust: Tensor,
     ) -> BoxPlan:  # fmt: skip
         """Return a plan of cells that are sorted by row."""
         tensors = rule.tensors(torch.float64, row.device)
         tau = tensors.nodes[: len(tensors.weights)]
         if torch.is_inference_mode_enabled():  # it may outlive that
-            row, level, position, error = map(plain, (row, level, position, error))
+            row, level, position, error, trust = map(plain, (row, level, position, error, trust))
         return BoxPlan(
             rule=rule.name, batch_shape=batch_shape, pieces=1, row=row, error=error, infinite=infinite,
-            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level, position=position,
+            kind=torch.zeros_like(row, dtype=torch.int8), tau=tau, weight=tensors.weights, level=level,
+            position=position,
+            trust=trust,
         )  # fmt: skip
 
     @property

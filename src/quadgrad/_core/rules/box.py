@@ -20,8 +20,8 @@ __all__ = ["BESIDE_FACE", "BoxRule", "BoxRuleTensors", "extrapolate_line"]
 BESIDE_FACE = {torch.float64: 2.0**-24, torch.float32: 2.0**-10}
 """How far from a face, as a part of the box, f is called to see what lies beyond the outermost nodes, by its dtype.
 
-The polynomial is evaluated at that very place. So close that no strip worth seeing is left, but so far that rounding
-does not move the place onto a limit, where f may be infinite.
+The polynomial is evaluated at that very place. So close that no strip worth seeing is left, but so far that
+rounding does not move the place onto a limit, where f may be infinite.
 """
 
 
@@ -30,9 +30,9 @@ class BoxRuleTensors:
     """A rule on a device, in the dtype of the sums.
 
     ``nodes`` ``(m + 2 d, d)`` are those of the rule and then two for each axis, close to the centres of its faces;
-    ``weights`` ``(m,)`` and their absolute values ``sizes``; ``nulls`` ``(k, m)`` in levels of ``levels`` rows each;
-    ``lines`` ``(d, s)`` are the places of the nodes on each axis; ``along`` ``(6, s)`` what is made of f there: the
-    polynomial through them close to both faces, and its four highest coefficients.
+    ``weights`` ``(m,)`` and their absolute values ``sizes``; ``nulls`` ``(k, m)`` in levels of ``levels`` rows
+    each; ``lines`` ``(d, s)`` are the places of the nodes on each axis; ``along`` ``(6, s)`` what is made of f
+    there: the polynomial through them close to both faces, and its four highest coefficients.
     """
 
     nodes: Tensor

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ DEGREES: dict[int, tuple[tuple[float, ...], ...]] = {
         (FAR, FAR, NEAR), (FAR, FAR, FAR), (FAR, FAR, FAR, FAR),
     ),
 }  # fmt: skip
-"""Generators by degree, as the squares of coordinates that are not 0; all have the corners of a smaller box, too."""
+"""Generators by degree, as the squares of coordinates that are not 0; all have the corners of a smaller box,
+too."""
 
 Generator = tuple[float, ...]
 
@@ -145,7 +147,7 @@ def _null_rules(moments: list[Array], counts: Array, weights: Array) -> list[Arr
 def _lines(nodes: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Return the places of the nodes on each axis through the centre, ``(d, s)``, ascending along it."""
     off = np.abs(nodes - 0.5) > 0.0
-    lines: list[Array] = []
+    lines: list[Any] = []
     for axis in range(nodes.shape[1]):
         others = np.delete(off, axis, axis=1)
         on = np.flatnonzero(~others.any(axis=1))

@@ -1,8 +1,8 @@
 """The search on boxes: which geometry, which estimate, and what is handed over.
 
 In several dimensions a halving takes away only a part of a cell's error, and errors differ by many orders. So cells
-are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have half
-the tolerance, and the others are held until their integral is done.
+are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have
+half the tolerance, and the others are held until their integral is done.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def record_boxes(
     level, place = (cells.whole[i : i + d, order].T.contiguous() for i in (HINTS, HINTS + d))
     plan = BoxPlan.of(
         problem.rule, problem.pieces.infinite, problem.batch_shape, row, level, place,
-        cells.sums[-2, order].to(error.dtype),
+        cells.sums[-2, order].to(error.dtype), cells.real[2, order],
     )  # fmt: skip
     n = problem.batch
     height = value.new_zeros(n, dtype=torch.float64).scatter_reduce_(0, cells.whole[2], cells.real[0], "amax")
@@ -167,10 +167,11 @@ class BoxBodies(TensorBodies[BoxFound]):
 
     def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
         """Return cells with what integrals inside f are off at their nodes."""
-        if off is not None:
-            weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
-            off = off[: len(weight)] * places.factor[: len(weight)].abs()
-            cells.sums[-2:] += (weight[:, None] * off).sum(0).nan_to_num(0.0, 0.0, 0.0)
+        if off is None:
+            return cells
+        weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
+        weighted = weight[:, None] * off[: len(weight)] * places.factor[: len(weight)].abs()
+        cells.sums[-2:] += weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
         return cells
 
     def renumber(self, place: Tensor) -> None:

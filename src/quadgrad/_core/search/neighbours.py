@@ -20,10 +20,12 @@ FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
 
 HIGHER, LARGER = 3.0, 4.0
-"""A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so much less volume."""
+"""A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so
+much less volume."""
 
 MATTERS, EACH = 0.05, 0.01
-"""What may be missed counts if it is this part of the allowed error, and a cell with this part of that is halved."""
+"""What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
+halved."""
 
 LOOKS = 2**12
 """So many faces of each integral are looked at."""
@@ -37,7 +39,9 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     volume = width.prod(0)
     mass = cells.real[FACES:] * volume
     # At the sides of the cube there is nothing across.
-    inside = torch.stack((place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1)
+    inside = torch.stack(
+        (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
+    )
     counts = inside.flatten(0, 1) & (mass > 1e-2 * EACH * allowed[owner]) & done[owner]
     face, cell = counts.nonzero().unbind(1)
     if not len(face):
@@ -49,7 +53,9 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     point = torch.where(across, point + step * width[:, cell], point)
     large = locate_points(owner, level, place, owner[cell], point)
     missed = mass[face, cell]
-    seen = (cells.real[FACES:][face, cell] > HIGHER * cells.real[0][large]) & (volume[large] >= LARGER * volume[cell])
+    seen = (cells.real[FACES:][face, cell] > HIGHER * cells.real[0][large]) & (
+        volume[large] >= LARGER * volume[cell]
+    )
     missed = missed * stride * seen
     each = torch.zeros_like(volume).index_add_(0, large, missed)
     whole = sum_by_owner(each[None], owner, len(allowed))[0]
@@ -57,7 +63,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
 
 
 def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of each integral so many faces as are looked at, evenly from all by mass, and for how many each stands."""
+    """Return some faces of each integral, evenly from all by mass, and for how many each stands."""
     heavy = mass.argsort(descending=True, stable=True)
     heavy = heavy[owner[cell[heavy]].argsort(stable=True)]
     own = owner[cell[heavy]]
@@ -72,8 +78,8 @@ def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -
 def locate_points(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, point: Tensor) -> Tensor:
     """Return in which of the cells points of the unit cubes are.
 
-    Cells are those of bisections, which are found again from above: a cube was halved along an axis along which none
-    of its cells is as wide as it is. Cells without points are dropped on the way.
+    Cells are those of bisections, which are found again from above: a cube was halved along an axis along which
+    none of its cells is as wide as it is. Cells without points are dropped on the way.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """The look for what boxes have missed: scouts climb to peaks of which little was seen, or which were lost again.
 
 A small error says that f was sampled well enough between the nodes, unless there is something that no node sees. Of
-an integral of which next to nothing was seen that is a guess; and where f was once seen to be far higher than at any
-node that is left, a peak has slipped between the cells. There f is called at the points of a Sobol sequence, and
-from the highest, or from the cell that saw the peak, a population of points climbs on log abs(f). How far it
+an integral of which next to nothing was seen that is a guess; and where f was once seen to be far higher than at
+any node that is left, a peak has slipped between the cells. There f is called at the points of a Sobol sequence,
+and from the highest, or from the cell that saw the peak, a population of points climbs on log abs(f). How far it
 spreads when f falls by as much as a Gaussian does within its width tells how wide the peak is. Cells close to it
 are halved until they are as narrow, and search goes on from there.
 """
@@ -67,12 +67,16 @@ def _search_on(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> 
     """Look at some integrals, and search those where something was seen on from cells around it."""
     peaks, cost = _find_peaks(problem, found, who, lost)
     found.nfev[who] += cost
-    allowed = (problem.tolerance.rtol * largest_component(found.value.abs()).double()).clamp_min(problem.tolerance.atol)
+    allowed = (problem.tolerance.rtol * largest_component(found.value.abs()).double()).clamp_min(
+        problem.tolerance.atol
+    )
     # A peak that holds no more than a small part of what the error may be was not lost, or need not be found.
     mass = peaks.height * (math.sqrt(2.0 * math.pi) * peaks.width).prod(1)
     matters = (mass > 0.1 * allowed[who]) & (peaks.height > 0.0)
     # Those that were lost are not to be looked for again and again.
-    found = replace(found, top=found.top.index_copy(0, who, torch.where(matters, found.top[who], found.height[who])))
+    found = replace(
+        found, top=found.top.index_copy(0, who, torch.where(matters, found.top[who], found.height[who]))
+    )
     if not bool(matters.any()):
         return found if bool(lost.any()) else None
     who, peaks = who[matters], peaks.take(matters)
@@ -132,7 +136,9 @@ def _find_peaks(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) ->
     points = make_sequence("sobol", d, 0, 1, device)
     grid = points.points(0, POINTS)[0].double()
     u = grid[:, None].expand(-1, len(who), -1)
-    heights = torch.cat([_heights(problem, who[i : i + 256], u[:, i : i + 256]) for i in range(0, len(who), 256)], 1)
+    heights = torch.cat(
+        [_heights(problem, who[i : i + 256], u[:, i : i + 256]) for i in range(0, len(who), 256)], 1
+    )
     top, at = heights.max(0)
     place = grid[at]
     width = torch.full_like(place, 0.5 * POINTS ** (-1.0 / d))
@@ -180,7 +186,9 @@ def _climb(problem: Problem, who: Tensor, place: Tensor, width: Tensor, top: Ten
 
 def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxPlan:
     """Return a plan whose cells close to the peaks are halved until they are about as narrow."""
-    number = torch.zeros(batch, dtype=torch.int64, device=who.device).index_copy(0, who, torch.arange(len(who), device=who.device))
+    number = torch.zeros(batch, dtype=torch.int64, device=who.device).index_copy(
+        0, who, torch.arange(len(who), device=who.device)
+    )
     row, level, place = plan.row, plan.level.T, plan.position.T
     rows, levels, places = list[Tensor](), list[Tensor](), list[Tensor]()
     while len(row):
@@ -204,4 +212,12 @@ def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxP
     row, order = torch.cat(rows).sort(stable=True)
     level, place = torch.cat(levels, 1)[:, order].T.contiguous(), torch.cat(places, 1)[:, order].T.contiguous()
     error = plan.error.new_zeros(len(row))
-    return replace(plan, row=row, level=level, position=place, error=error, kind=torch.zeros_like(row, dtype=torch.int8))
+    return replace(
+        plan,
+        row=row,
+        level=level,
+        position=place,
+        error=error,
+        trust=torch.ones_like(error, dtype=torch.float64),
+        kind=torch.zeros_like(row, dtype=torch.int8),
+    )

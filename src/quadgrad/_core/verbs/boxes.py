@@ -35,8 +35,8 @@ MOST = 5_000_000
 """Most nodes to spend on one integral, unless the caller says."""
 
 _FACES = (
-    "{} integrals over faces of the boxes, which are the derivatives with respect to their sides, did not converge: "
-    "loosen rtol, raise max_nfev, or pass detached limits if these derivatives are not wanted"
+    "{} integrals over faces of the boxes, which are the derivatives with respect to their sides, did not "
+    "converge: loosen rtol, raise max_nfev, or pass detached limits if these derivatives are not wanted"
 )
 
 LARGEST = 12
@@ -105,14 +105,14 @@ def _fit(problem: Problem, plan: Plan | None, lanes: Lanes | None) -> BoxPlan | 
     if plan.rule != problem.rule.name:
         raise PlanError(f"the plan was made with rule {plan.rule!r}, the call asks for {problem.rule.name!r}")
     if plan.infinite != problem.pieces.infinite:
-        kinds = {True: "infinite", False: "finite"}
-        raise PlanError(
-            f"the plan was made for {kinds[plan.infinite]} sides, the call has {kinds[problem.pieces.infinite]} ones"
-        )
+        kinds, here = {True: "infinite", False: "finite"}, problem.pieces.infinite
+        raise PlanError(f"the plan was made for {kinds[plan.infinite]} sides, the call has {kinds[here]} ones")
     return plan if plan.batch_shape == problem.batch_shape else plan.spread(problem.batch_shape)
 
 
-def _integrate(problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str) -> Result:
+def _integrate(
+    problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str
+) -> Result:
     with problem.outside() as plain:
         found = look_for_peaks(plain, search_boxes(plain, plan))
     primal = BoxPrimal(problem, found)
