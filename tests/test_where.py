@@ -439,6 +439,32 @@ def test_what_cannot_be_meant(call: Callable[[], Any], kind: type[Exception], sa
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("rtol", (1e-2, 1e-4, 1e-8))
+def test_gradient_error_covers_what_the_gradient_is_off(rtol: float) -> None:
+    r, c = leaf([0.6, 0.3]), leaf(3.0)
+    f = lambda x, r, c: torch.exp(c * x[..., 0])
+    result = cut(lambda x, r, c: r**2 - squared(x), f, (r, c), rtol=rtol, rule="gk7")
+    errors = qg.gradient_error(result, (r, c))
+    slopes = torch.autograd.grad(result.value.sum(), (r, c))
+    by_r = [2 * math.pi * x * iv(0, 3.0 * x) for x in (0.6, 0.3)]
+    by_c = sum(2 * math.pi * x**2 / 3.0 * iv(2, 3.0 * x) for x in (0.6, 0.3))
+    assert (errors[0] < 1000 * rtol).all() and errors[1] < 1000 * rtol
+    assert ((slopes[0] - t64(by_r)).abs() <= errors[0]).all()
+    assert abs(slopes[1].item() - by_c) <= errors[1].item() + 1e-12
+    t = leaf(0.01)
+    failed = cut(lambda x, t: torch.tanh(1000.0 * (t - squared(x))), args=(t,))
+    assert qg.gradient_error(failed, t).isinf()
+
+
+def test_an_integrator_keeps_cells_while_the_region_moves() -> None:
+    integrate, r = qg.Integrator(verb=qg.cubature, rtol=1e-8), 0.5
+    for _ in range(3):
+        disc = qg.Where(lambda x, r: r**2 - squared(x))
+        result = integrate(lambda x, r: torch.exp(x[..., 0]), *SQUARE, args=(leaf(r),), region=disc)
+        assert result.converged and abs(result.value.item() - 2 * math.pi * r * iv(1, r)) <= result.error.item()
+        r += 0.1
+
+
 def test_an_argument_that_nothing_depends_on_is_named() -> None:
     r = leaf(0.6)
     with pytest.warns(qg.SeveredGradientWarning):

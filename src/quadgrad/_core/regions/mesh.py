@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.boxes import HINTS, Halves, NewBoxes, unit_corners
+from quadgrad._core.mesh.boxes import HINTS, Halves, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.reduce import reals
@@ -68,18 +68,29 @@ class CutPlaces:
 
 
 @dataclass(slots=True)
-class NewCuts(NewBoxes):
-    """Cells on which f was not yet called; ``peak`` is the largest abs(f) that was seen around."""
+class NewCuts:
+    """Cells on which f was not yet called; ``level`` and ``place`` ``(d, n)`` are those of boxes.
 
+    ``row`` is the integral of each among all of the call, ``peak`` the largest abs(f) that was seen around.
+    """
+
+    owner: Tensor
+    row: Tensor
+    level: Tensor
+    place: Tensor
+    rows: int
     peak: Tensor
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
 
     def part(self, cells: slice) -> NewCuts:
         """Return some of the cells."""
-        own = NewBoxes.part(self, cells)
-        return NewCuts(own.owner, own.row, own.level, own.place, own.rows, self.peak[cells])
+        level, place = self.level[:, cells], self.place[:, cells]
+        return NewCuts(self.owner[cells], self.row[cells], level, place, self.rows, self.peak[cells])
 
 
-def cut_cells(new: NewBoxes | CutPlan) -> tuple[Tensor, Tensor]:
+def cut_cells(new: NewCuts | CutPlan) -> tuple[Tensor, Tensor]:
     """Return the lower corners and sides of cells in the unit cube, ``(n, d)``."""
     low, side = unit_corners(new.level, new.place)
     return low.T.contiguous(), side.T.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TurnsComplexError
+from quadgrad._core.status import Status
 
 __all__ = ["CutPrimal", "search_cut"]
 
@@ -101,16 +103,45 @@ class CutPrimal:
 
     def _sums(self, cells: Cut) -> Tensor:
         """Return the integrals over some cells, ``(n, *event)``."""
+        return self._by_rules(cells, 1)[:, 0]
+
+    @torch.enable_grad()
+    def gradient_errors(self, tensors: Sequence[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
+        """Return how far off the gradient of the weighted integrals by tensors is.
+
+        It is compared with those by the next lower rule along each axis. What lattices and lines have not seen of a
+        cell that is not steep, or blank, they do not see of its derivative: it is infinite where search has failed.
+        """
+        problem, cells = self.problem, _cells_of(self.plan)
+        d, size = problem.rule.d, max(1, (problem.chunk_size or REPLAY_BLOCK) // problem.rule.rows)
+        errors = [torch.zeros_like(t.detach().abs()) for t in tensors]
+        lost = bool((self.found.status != int(Status.CONVERGED)).any())
+        for low in range(0, len(cells), size):
+            part = cells.take(slice(low, low + size))
+            sums = self._by_rules(part, 1 + 2 * d)
+            sums = sums * weight[part.owner][:, None].conj()
+            for axis in range(d):
+                off = (sums[:, 0] - sums[:, 1 + axis]).real.sum()
+                if not off.requires_grad:
+                    continue
+                gradients = torch.autograd.grad(off, tensors, retain_graph=True, materialize_grads=True)
+                for error, gradient in zip(errors, gradients, strict=True):
+                    error += gradient.abs()
+        return tuple(torch.full_like(e, torch.inf) if lost else e for e in errors)
+
+    def _by_rules(self, cells: Cut, columns: int) -> Tensor:
+        """Return the integrals over some cells by each of the rules, ``(n, columns, *event)``."""
         problem, surface = self.problem, self.problem.rule.surface
         rule = problem.rule.line
         with problem.outside() as plain:
             _, skeleton = trace(level_of(plain), cells, rule, surface)
         level = level_of(problem)
-        nodes, stuck = rebuild(level, skeleton, rule)
+        nodes, stuck = rebuild(level, skeleton, rule, columns)
         self.stuck = self.stuck or bool(stuck.any())
         x, factor = element(level, nodes, cells, surface)
         y = problem.integrand(x, cells.owner[nodes.cell])[0]
-        return total(y * align(nodes.weight[:, 0] * factor, y), nodes.cell, len(cells))
+        weight = nodes.weight * factor[:, None]
+        return total(y[:, None] * align(weight, y[:, None]), nodes.cell, len(cells))
 
 
 def _cells_of(plan: CutPlan) -> Cut:
