@@ -56,6 +56,8 @@ class Known:
         The axes, the outermost first, the steepest last.
     steep : Tensor of bool
         Along the last axis all active functions are monotonic, as far as the lattice shows.
+    clear : Tensor of bool
+        The same of each active function along an axis of its own.
     blank : Tensor of bool
         All active functions are constant there, as far as the lattice shows.
     lost : Tensor of bool
@@ -66,6 +68,7 @@ class Known:
     active: Tensor
     order: Tensor
     steep: Tensor
+    clear: Tensor
     blank: Tensor
     lost: Tensor
 
@@ -113,9 +116,9 @@ def inspect(
         decided &= ~_contradicted(scouts, owner, low, side, positive)
     outside = (decided & negative).any(1)
     active = ~decided & ~outside[:, None]
-    order, steep = _axes(low_change, high_change, largest, active)
+    order, steep, clear = _axes(low_change, high_change, largest, active)
     blank = (blank | decided).all(1) & active.any(1)
-    return Known(outside, active, order, steep, blank, ~v.isfinite().flatten(1).all(1))
+    return Known(outside, active, order, steep, clear, blank, ~v.isfinite().flatten(1).all(1))
 
 
 def _contradicted(scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, positive: Tensor) -> Tensor:
@@ -125,8 +128,8 @@ def _contradicted(scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, posi
     return ((seen != positive[:, None]) & within[:, :, None]).any(1)
 
 
-def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Order the axes, and tell whether the last one is steep for all active functions.
+def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Order the axes; tell if the last is steep for all active functions, and if each of these has such an axis.
 
     The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them
     are: a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too,
@@ -135,13 +138,14 @@ def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[T
     """
     idle = ~active[:, None]
     same = torch.where(low > 0.0, low, torch.where(high < 0.0, -high, 0.0))
-    steep = ((same >= STEEP * largest) & (same > 0.0) | idle).all(2)
+    each = (same >= STEEP * largest) & (same > 0.0) | idle
+    steep, clear = each.all(2), each.any(1).all(1)
     alike = (same / largest).nan_to_num(0.0).masked_fill(idle, 1.0).amin(2)
     share = (same / largest.sum(1, keepdim=True)).nan_to_num(0.0).masked_fill(idle, 1.0).amin(2)
     best = torch.where(steep, 1.0 + share, alike)
     last = best.argmax(1, keepdim=True)
     order = alike.scatter(1, last, torch.inf).argsort(dim=1, stable=True)
-    return order, steep.gather(1, last).squeeze(1)
+    return order, steep.gather(1, last).squeeze(1), clear
 
 
 def send_scouts(level: Level, batch: int, start: Tensor, block: int) -> Scouts:

@@ -42,9 +42,10 @@ CAUTION, LEAST = 10.0, 0.01
 """The difference to the first lower rule is the error if that is so many times as far off as the second one; where
 it is less it is believed to be less in proportion, down to this part of it."""
 
-KINK = 0.05
+KINK, TURN = 0.02, 0.1
 """Where two boundaries may cross in a cell, the integral over its last axis has a kink, which rules may not see:
-its error is at least this part of the volume times the largest abs(f).
+its error is at least the first part of the volume times the largest abs(f), or the second one if there is no axis
+along which all functions are steep.
 
 Without, of 100 random intersections 10 had larger errors than were reported, by up to 45 times.
 """
@@ -179,7 +180,7 @@ class CutMesh:
         peak = new.peak.scatter_reduce(0, nodes.cell, _largest(y), "amax")
         self.seen.scatter_reduce_(0, new.row, peak.nan_to_num(0.0, 0.0, 0.0), "amax")
         # What lattice and lines may have missed is of the size of the cell times what f is around.
-        doubtful = known.active.any(1) & ~known.steep
+        doubtful = known.active.any(1) & ~known.clear
         height = torch.where(peak > 0.0, peak, self.seen[new.row])
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
         corner = known.active.sum(1) > 1
@@ -188,7 +189,9 @@ class CutMesh:
             noise = max(noise, ROUGH / ROUNDING)
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
-        least = torch.where(doubtful, missed, torch.where(corner, KINK * missed, floor))
+        least = torch.where(
+            doubtful, missed, torch.where(corner, torch.where(known.steep, KINK, TURN) * missed, floor)
+        )
         error = torch.maximum(torch.where(corner, along[:, 0].sum(1), _error(along)), least)
         lost = ~error.isfinite() | known.lost
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
