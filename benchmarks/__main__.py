@@ -15,6 +15,7 @@ from benchmarks import (
     antiderivative,
     bridge,
     coverage,
+    cubature,
     distances,
     families,
     fuzz,
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "coverage": coverage.measure,
     "sampling": sampling.measure,
     "perturbations": perturbations.measure,
+    "cubature": cubature.measure,
     "vegas": vegas.measure,
     "antiderivative": antiderivative.measure,
     "bridge": bridge.measure,
@@ -111,7 +113,7 @@ def main() -> None:
     show_setting(console, options.keep_freed_memory)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            more = {"seed": options.seed} if name in ("families", "fuzz") else {}
+            more = {"seed": options.seed} if name in ("cubature", "families", "fuzz") else {}
             more |= {key: getattr(options, key) for key in ("minutes", "claims", "only")} if name == "fuzz" else {}
             more |= {"against": options.against} if name in AGAINST else {}
             findings = BENCHMARKS[name](options.scale, **more)

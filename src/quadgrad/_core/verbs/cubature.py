@@ -114,7 +114,7 @@ def cubature(
 
     Derivatives with respect to the sides are integrals over the faces, searched by themselves; mixed ones by two
     sides of different axes are integrals over edges (in two and three dimensions those by three sides, too). Where
-    f is not finite on a face the nodes move instead.
+    f is not finite on a face the nodes move instead. ``nfev`` is without the faces.
 
     Examples
     --------
