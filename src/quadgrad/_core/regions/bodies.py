@@ -15,6 +15,7 @@ from torch import Tensor
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import total
 from quadgrad._core.regions.mesh import CutMesh
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error
@@ -94,7 +95,7 @@ class CutBodies(TensorBodies[Found]):
         """Return cells with what integrals inside f are off at their nodes."""
         if off is not None:
             weight = (places.nodes.weight[:, 0] * places.factor).abs()
-            more = torch.zeros_like(cells.sums[-1]).index_add(0, places.nodes.cell, weight * off[0])
+            more = total(weight * off[0], places.nodes.cell, len(cells))
             cells.sums[-2:] += more.nan_to_num(0.0, 0.0, 0.0)
         return cells
 

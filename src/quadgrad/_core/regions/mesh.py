@@ -15,7 +15,7 @@ from torch import Tensor
 from quadgrad._core.mesh.boxes import HINTS, Halves, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.cut import CutPlan
-from quadgrad._core.reduce import reals
+from quadgrad._core.reduce import reals, total
 from quadgrad._core.regions.known import Known, Scouts, inspect, send_scouts
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.pairs import CutRule
@@ -171,12 +171,11 @@ class CutMesh:
         y = reals(y[0], 1)
         y = y[:, None] if y.ndim == 1 else y
         weighted = y * places.factor[:, None]
-        sums = y.new_zeros((n, nodes.weight.shape[1], y.shape[1]))
-        sums.index_add_(0, nodes.cell, nodes.weight[:, :, None] * weighted[:, None])
+        sums = total(nodes.weight[:, :, None] * weighted[:, None], nodes.cell, n)
         value = sums[:, 0]
         along = _largest(sums[:, 1:] - value[:, None]).unflatten(1, (2, -1))  # by the lower rules, along each axis
         sizes = (nodes.weight[:, :1] * weighted).abs()
-        size = y.new_zeros(n).index_add_(0, nodes.cell, _largest(sizes))
+        size = total(_largest(sizes), nodes.cell, n)
         peak = new.peak.scatter_reduce(0, nodes.cell, _largest(y), "amax")
         self.seen.scatter_reduce_(0, new.row, peak.nan_to_num(0.0, 0.0, 0.0), "amax")
         # What lattice and lines may have missed is of the size of the cell times what f is around.

@@ -54,13 +54,17 @@ def cubature(
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
         matrix for each element with :func:`quadgrad.element`.
+    region : Ball, Sphere, Simplex, Nested, Where or Boundary, optional
+        Where to integrate. :class:`quadgrad.Ball`, :class:`quadgrad.Sphere`, :class:`quadgrad.Simplex` and
+        :class:`quadgrad.Nested` stand in the place of a and b; :class:`quadgrad.Where` and
+        :class:`quadgrad.Boundary` are parts of the box between them. What a region depends on gets its derivatives.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is the square root of the
         dtype's eps unless given.
     rule : str
         ``"gm7"``, ``"gm9"`` or ``"gm11"``: fully symmetric rules of that degree (Genz and Malik). In two and three
         dimensions also ``"gk15"`` to ``"gk61"``, products of Gauss-Kronrod rules. ``"auto"`` chooses by dimension
-        and tolerance.
+        and tolerance. With Where and Boundary ``"gk7"``, ``"gk11"`` or ``"gk15"``.
     max_nfev : int, optional
         Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 200
         bytes each, not with the nodes.

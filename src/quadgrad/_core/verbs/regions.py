@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quadgrad._core.regions.mapped import Mapped, over_unit_cube
+from quadgrad._core.regions.where import Boundary, Where
 
 __all__ = ["open_region"]
 
@@ -25,6 +26,10 @@ def open_region(
                 f"{verb} needs the corners a and b of a box, or region=, such as quadgrad.Ball([0, 0], 1)"
             )
         return f, a, b, args, vectorized
+    if isinstance(region, Where | Boundary):
+        raise TypeError(
+            f"{verb} takes no {type(region).__name__}: it is for quadgrad.cubature, in a few dimensions"
+        )
     if not isinstance(region, Mapped):
         raise TypeError(
             f"region={region!r:.80} is no region: {verb} takes quadgrad.Ball, Sphere, Simplex and Nested"
