@@ -174,6 +174,16 @@ def test_what_is_not_finite_says_so() -> None:
     assert short.status == qg.Status.MAX_NFEV and short.nfev <= 20_000
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_what_rounding_hides_ends_early(dtype: torch.dtype) -> None:
+    a, b = torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    fine = qg.cubature(bell, a, b, (3.0,), rtol=1e-16, on_failure="ignore")
+    assert fine.status == qg.Status.ROUNDOFF and fine.nfev < 500_000
+    assert abs(float(fine.value) - float(exact_bell(3.0, 3))) <= float(fine.error)
+    far = qg.cubature(lambda x: torch.sin(x).sum(-1), t64([1e12, 0.0]), t64([1e12 + 1, 1.0]), on_failure="ignore")
+    assert far.status == qg.Status.ROUNDOFF
+
+
 # -------------------------------------------------------------------------------------------- batches and plans
 
 

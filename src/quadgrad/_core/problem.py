@@ -75,7 +75,10 @@ class Problem:
         """The number of nodes evaluated at a time."""
         if self.integrand.captured is not None:  # which counts by itself, all lanes together
             return 2**40
-        return self.chunk_size or max(1, BLOCK // max(1, math.prod(self.integrand.event or ())))
+        numbers = math.prod(self.integrand.event or ())
+        if self.rule is not None and self.rule.nodes.ndim > 1:  # points of several coordinates
+            numbers = max(numbers, self.rule.nodes.shape[1])
+        return self.chunk_size or max(1, BLOCK // max(1, numbers))
 
     @property
     def tile(self) -> int:

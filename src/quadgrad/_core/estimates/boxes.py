@@ -111,6 +111,7 @@ class BoxEstimate:
         raw = error.nan_to_num(torch.inf, torch.inf)
         error = torch.maximum(error * trust, hidden)
         error, floor, curable = bound_error(error, size, blur, noise)
+        curable = curable & ~(error <= SAFETY * SLOW * blur)  # which null rules take for roughness
         value = (sums[0] * scale[:, None]).T
         value = value.masked_fill(error.isinf(), 0.0)
         axis = self._axis(places, new, rough, gaps, size / volume, noise)
