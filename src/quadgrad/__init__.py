@@ -26,6 +26,10 @@ from quadgrad._core.gradient import GradientMode, Resolve, Reuse
 from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
+from quadgrad._core.regions.ball import Ball, Sphere
+from quadgrad._core.regions.nested import Nested
+from quadgrad._core.regions.simplex import Simplex
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.sampled.romberg import romb
 from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
@@ -46,20 +50,26 @@ from quadgrad._core.verbs.vegas import vegas
 
 __all__ = [
     "Antiderivative",
+    "Ball",
+    "Boundary",
     "GradientMode",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
     "Integrator",
+    "Nested",
     "Perturbed",
     "Plan",
     "Resolve",
     "Result",
     "Reuse",
     "SeveredGradientWarning",
+    "Simplex",
+    "Sphere",
     "Spline",
     "Status",
     "UnmarkedJumpWarning",
+    "Where",
     "antiderivative",
     "certify",
     "cubature",

@@ -90,7 +90,8 @@ def gradient_error(
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function
-    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) or in_transform():
+    own = getattr(primal, "gradient_errors", None)  # of geometries that know better
+    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) and own is None or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -103,6 +104,9 @@ def gradient_error(
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     event = value.shape[len(primal.problem.batch_shape) :]
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *event)
+    if own is not None:
+        errors = own(tensors, weight)
+        return errors[0] if isinstance(wrt, Tensor) else errors
     if isinstance(primal, SampledPrimal):
         plan = primal.plan if result.derivative is None else result.derivative.plan
         errors = sampled_gradient_error(primal, plan, tensors, weight, function)

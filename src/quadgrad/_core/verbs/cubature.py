@@ -11,9 +11,12 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.boxes import integrate_boxes, prepare_boxes
+from quadgrad._core.verbs.cut import integrate_cut
 from quadgrad._core.verbs.quad import check_options, quad
+from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import refuse_log
 
 __all__ = ["cubature"]
@@ -22,10 +25,11 @@ __all__ = ["cubature"]
 @names_ours
 def cubature(
     f: Callable[..., Any],
-    a: Any,
-    b: Any,
+    a: Any = None,
+    b: Any = None,
     args: Any = (),
     *,
+    region: Any = None,
     rtol: float | None = None,
     atol: float = 0.0,
     rule: str = "auto",
@@ -52,13 +56,17 @@ def cubature(
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
         matrix for each element with :func:`quadgrad.element`.
+    region : Ball, Sphere, Simplex, Nested, Where or Boundary, optional
+        Where to integrate. :class:`quadgrad.Ball`, :class:`quadgrad.Sphere`, :class:`quadgrad.Simplex` and
+        :class:`quadgrad.Nested` stand in the place of a and b; :class:`quadgrad.Where` and
+        :class:`quadgrad.Boundary` are parts of the box between them. What a region depends on gets its derivatives.
     rtol, atol : float, optional
         Converged means ``error <= max(atol, rtol * abs(value))``. ``rtol`` is the square root of the
         dtype's eps unless given.
     rule : str
         ``"gm7"``, ``"gm9"`` or ``"gm11"``: fully symmetric rules of that degree (Genz and Malik). In two and three
         dimensions also ``"gk15"`` to ``"gk61"``, products of Gauss-Kronrod rules. ``"auto"`` chooses by dimension
-        and tolerance.
+        and tolerance. With Where and Boundary ``"gk7"``, ``"gk11"`` or ``"gk15"``.
     max_nfev : int, optional
         Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 200
         bytes each, not with the nodes.
@@ -133,12 +141,19 @@ def cubature(
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
-            f, a, b, args, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
+            f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
             gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
             on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     tolerances = (rtol, atol)
+    if isinstance(region, Where | Boundary):
+        refuse_log(log)
+        return integrate_cut(
+            f, a, b, args, region, tolerances, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
+            vectorized=vectorized, chunk_size=chunk_size, on_failure=on_failure,
+        )  # fmt: skip
+    f, a, b, args, vectorized = open_region("cubature", f, a, b, args, region, vectorized)
     problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size)
     if problem is None:
         return quad(

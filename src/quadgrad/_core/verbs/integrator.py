@@ -28,7 +28,7 @@ from quadgrad._core.verbs.repeats import Repeats
 
 __all__ = ["Integrator", "restore_integrator"]
 
-EACH_CALL = {"args", "points", "jumps", "params", "seed", "key"}
+EACH_CALL = {"args", "points", "jumps", "region", "params", "seed", "key"}
 """What is passed in each call."""
 
 VERBS = ("quad", "cubature", "qmc", "vegas", "expectation")
