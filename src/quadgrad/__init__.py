@@ -89,12 +89,13 @@ for _name in __all__:
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
+    from quadgrad import doctor as doctor
     from quadgrad import tensorflow as tensorflow
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name in ("bridge", "tensorflow"):
+    if name in ("bridge", "doctor", "tensorflow"):
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")
@@ -103,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Show what is public."""
-    return sorted({*__all__, "bridge", *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})

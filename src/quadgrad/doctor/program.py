@@ -11,16 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import flatten_tree, leaves_behind
+from quadgrad._core._torch import flatten_tree, leaves_behind, unflatten_tree
 from quadgrad._core.rehearsal import Rehearsal
 from quadgrad.doctor.hooks import watching
 from quadgrad.doctor.numbers import Number
 from quadgrad.doctor.state import State
 from quadgrad.doctor.trace import Order, Trace
 from quadgrad.doctor.watch import Watch
-from quadgrad.doctor.wide import NARROW, wider
+from quadgrad.doctor.wide import wider
 
-__all__ = ["Program", "Run"]
+__all__ = ["BackwardFailed", "Program", "Run"]
+
+
+class BackwardFailed(Exception):
+    """A backward pass raised; ``error`` is what it raised."""
+
+    def __init__(self, error: Exception, trace: Trace) -> None:
+        super().__init__(str(error))
+        self.error, self.trace = error, trace
 
 
 @dataclass(eq=False)
@@ -48,6 +56,8 @@ class Program:
         self.runs = 0
         self.rehearsal = Rehearsal()
         self.wide = False
+        self.last: Trace | None = None
+        self._rehearsed = False
         self.excluded: list[str] = []
         for tensor in _sources(inputs, modules):
             self.state.add_source(tensor)
@@ -69,16 +79,30 @@ class Program:
         order.wide = self.wide
         self.state.restore(steps, t)
         watch = Watch(order, self.sources)
-        rehearsal = self.rehearsal.again() if self.runs > 1 else self.rehearsal
+        self.last = watch.trace
+        rehearsal = self.rehearsal.again() if self._rehearsed else self.rehearsal
         inputs = self._inputs()
         with torch.enable_grad(), rehearsal.open():
             with watching(watch, self.state.see_module, self.state.see_optimiser):
                 result = self.function(*inputs)
+            self._rehearsed = True
             if order.base is None:
                 watch.close()
             for generator, state in watch.trace.generators:
                 self.state.keep_generator(generator, state)
             return self._contract(result, watch, order)
+
+    def widen(self) -> None:
+        """Run in double precision from now on."""
+        self.wide = True
+        self.state.widen()
+        self.rehearsal, self._rehearsed = Rehearsal(), False
+
+    def narrow(self) -> None:
+        """Run as the program is written again."""
+        self.wide = False
+        self.state.narrow()
+        self.rehearsal, self._rehearsed = Rehearsal(), False
 
     def _inputs(self) -> list[Any]:
         if not self.wide:
@@ -86,8 +110,6 @@ class Program:
         varied = {id(t) for t in self.sources}
         leaves, form = flatten_tree(list(self.inputs))
         wide = [leaf if id(leaf) in varied or not isinstance(leaf, Tensor) else wider(leaf) for leaf in leaves]
-        from quadgrad._core._torch import unflatten_tree
-
         return unflatten_tree(wide, form)
 
     def _contract(self, result: Any, watch: Watch, order: Order) -> Run:
@@ -129,9 +151,12 @@ class Program:
         if not outs or not self.sources:
             return [None] * len(self.sources)
         watch.collecting = True
-        return list(torch.autograd.grad(
-            [o for o, _ in outs], self.sources, [g.to(o.device, o.dtype) for o, g in outs], allow_unused=True
-        ))  # fmt: skip
+        try:
+            return list(torch.autograd.grad(
+                [o for o, _ in outs], self.sources, [g.to(o.device, o.dtype) for o, g in outs], allow_unused=True
+            ))  # fmt: skip
+        except Exception as error:
+            raise BackwardFailed(error, watch.trace) from error
 
     def depends(self, outer: Tensor) -> bool:
         """Whether a tensor that was computed before the program ran depends on what is varied."""
@@ -176,6 +201,3 @@ def _sources(inputs: Sequence[Any], modules: Sequence[Any]) -> list[Tensor]:
     for module in [*modules, *(m for m in flatten_tree(list(inputs))[0] if isinstance(m, torch.nn.Module))]:
         found += [p for p in module.parameters() if p.requires_grad]
     return found
-
-
-NARROW_KINDS = tuple(NARROW)

@@ -37,7 +37,7 @@ from quadgrad.doctor.places import place_of
 from quadgrad.doctor.trace import Decision, Event, Order, Problem, Trace
 from quadgrad.doctor.wide import widen
 
-__all__ = ["Watch", "carries"]
+__all__ = ["Watch", "carries", "same_outcome"]
 
 _VALUES = (Tensor, float, int, complex, np.ndarray, np.generic)
 _OPTIMISER = "what an optimiser does"
@@ -224,7 +224,7 @@ class Watch(TorchFunctionMode):
         if base is not None and not self.trace.parted:
             if number >= len(base.decisions) or base.decisions[number].key != decision.key:
                 self.trace.parted = str(decision.place)
-            elif not _same_outcome(base.decisions[number].out, decision.out):
+            elif not same_outcome(base.decisions[number].out, decision.out):
                 self.trace.flips += 1
         return result
 
@@ -326,8 +326,10 @@ class Watch(TorchFunctionMode):
         if not sources:
             return
         self.collecting = True
-        slopes = torch.autograd.grad(output, sources, gradient, retain_graph=True, allow_unused=True)
-        self.collecting = False
+        try:
+            slopes = torch.autograd.grad(output, sources, gradient, retain_graph=True, allow_unused=True)
+        finally:
+            self.collecting = False
         self.slopes = [_sum(a, b) for a, b in zip(self.slopes or [None] * len(slopes), slopes, strict=True)]
 
     collecting = False
@@ -392,7 +394,7 @@ def _detail(args: Any, kwargs: Any, result: Any) -> str:
     return ""
 
 
-def _same_outcome(a: values.Held, b: values.Held) -> bool:
+def same_outcome(a: values.Held, b: values.Held) -> bool:
     """Whether what moves in steps is the same, whatever else an operation returned."""
     if len(a.leaves) != len(b.leaves):
         return False

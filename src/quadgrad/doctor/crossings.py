@@ -1,0 +1,210 @@
+"""Where the next decision falls otherwise, along a direction, and whether the output jumps there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quadgrad.doctor.examine import Direction, Examination
+from quadgrad.doctor.names import DRAWS, SELECTIONS
+from quadgrad.doctor.program import Run
+from quadgrad.doctor.trace import Decision, Order
+from quadgrad.doctor.watch import same_outcome
+
+__all__ = ["Jump", "find_jumps"]
+
+_REACH = 64.0
+"""How far a crossing is looked for, in sizes of what is varied."""
+
+_WIDTH = 1e-7
+_SECANTS = 6
+
+
+@dataclass(eq=False)
+class Jump:
+    """A decision at which the output jumps: by how much, and how far away."""
+
+    decision: Decision
+    count: int
+    size: float
+    distance: float
+
+
+class _Crossing(NamedTuple):
+    number: int
+    element: int
+    level: float
+    t: float
+
+
+def find_jumps(examination: Examination) -> list[Jump]:
+    """Return where the output jumps, for each line that decides: at its next crossing along the first direction."""
+    trace, main = examination.trace, examination.directions[0]
+    lines: dict[Any, list[int]] = {}
+    for k, decision in enumerate(trace.decisions):
+        if not decision.reason:
+            lines.setdefault(decision.key, []).append(k)
+    if not lines or not math.isfinite(main.true.value):
+        return []
+    search = _Search(examination, main)
+    jumps: list[Jump] = []
+    for numbers in lines.values():
+        size, distance = search.jump_of(numbers)
+        if size > 0.0:
+            jumps.append(Jump(trace.decisions[numbers[0]], len(numbers), size, distance))
+    return jumps
+
+
+class _Search:
+    """Runs further out along one direction."""
+
+    def __init__(self, examination: Examination, main: Direction) -> None:
+        self.x, self.main = examination, main
+        self.trace = examination.trace
+        self.at_point = self._run(0.0)
+        h = main.step
+        self.sides = [(t, self._run(t)) for t in (h / 4.0, -h / 4.0)]
+
+    def _run(self, t: float, outcomes: Any = None) -> Run:
+        order = Order(base=self.trace, margins=True, outcomes=outcomes or {})
+        return self.x.program.run(order, self.main.steps, t)
+
+    def jump_of(self, numbers: list[int]) -> tuple[float, float]:
+        """Return how far the output jumps where the first of these decisions changes, and at which distance."""
+        if self.trace.decisions[numbers[0]].op in DRAWS:
+            return self._drawn(numbers)
+        for crossing in self._next(numbers):
+            bracket = self._bracket(crossing)
+            if bracket is not None:
+                return self._jump(crossing, *bracket)
+        return 0.0, 0.0
+
+    def _drawn(self, numbers: list[int]) -> tuple[float, float]:
+        """Return what another draw makes of the output, where its probabilities move."""
+        for k in numbers:
+            first, second = (self._quantity(run, k) for _, run in self.sides)
+            if first is None or second is None or torch.equal(first, second):
+                continue
+            held = self.trace.decisions[k].out
+            drawn = held.leaves[0]
+            other = 1 - drawn if "bernoulli" in self.trace.decisions[k].op else (drawn == 0).to(drawn.dtype)
+            changed = self._run(0.0, {k: held._replace(leaves=(other,))}).value
+            size = abs(changed - self.at_point.value)
+            if size > self._noise(0.0):
+                return size, 0.0
+        return 0.0, 0.0
+
+    def _next(self, numbers: list[int]) -> list[_Crossing]:
+        """Return where elements reach the next level, were they to go on as they do: the nearest to either side."""
+        best: dict[bool, _Crossing] = {}
+        step = self.sides[0][0]
+        for k in numbers:
+            here, right, left = (self._quantity(run, k) for run in (self.at_point, *(run for _, run in self.sides)))
+            if here is None or right is None or left is None or not (here.shape == right.shape == left.shape):
+                continue
+            here, rate = here.flatten(), ((right - left) / (2.0 * step)).flatten()
+            for level, t in _arrivals(here, rate, self.trace.decisions[k], self.at_point.trace.decisions[k].levels):
+                t = torch.where(t.isfinite() & (t.abs() <= _REACH) & (rate != 0.0), t, torch.inf)
+                for side in (True, False):
+                    own = torch.where((t > 0.0) == side, t.abs(), torch.inf)
+                    if not own.numel() or not bool(own.isfinite().any()):
+                        continue
+                    i = int(own.argmin())
+                    if side not in best or float(own[i]) < abs(best[side].t):
+                        best[side] = _Crossing(k, i, float(level[i]), float(t[i]))
+        return sorted(best.values(), key=lambda c: abs(c.t))
+
+    def _bracket(self, crossing: _Crossing) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+        """Return two places with the crossing between them, close to each other, and the runs there."""
+        value, t = self._margin(self.at_point, crossing), crossing.t
+        if value is None or t == 0.0:
+            return None if value is None else self._pair(crossing, t)
+        inside: tuple[float, float] = (0.0, value)
+        outside: tuple[float, float] | None = None
+        for _ in range(_SECANTS):
+            width = _WIDTH * abs(t)
+            near = self._run(t)
+            margin = self._margin(near, crossing)
+            if margin is None:
+                return None
+            slope = (margin - inside[1]) / (t - inside[0]) if t != inside[0] else 0.0
+            if (margin > 0.0) == (inside[1] > 0.0) and margin != 0.0:
+                inside = (t, margin)
+            else:
+                outside = (t, margin)
+            if slope == 0.0 or not math.isfinite(slope):
+                return None
+            root = t - margin / slope
+            if outside is not None and not min(inside[0], outside[0]) < root < max(inside[0], outside[0]):
+                root = 0.5 * (inside[0] + outside[0])
+            if abs(root) > _REACH:
+                return None
+            if abs(root - t) <= 0.1 * width:
+                t = root
+                break
+            t = root
+        return self._pair(crossing, t)
+
+    def _pair(self, crossing: _Crossing, t: float) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+        least = _WIDTH * (abs(t) or 1.0)
+        for width in (least, 100.0 * least):
+            near, far = t - math.copysign(width, t), t + math.copysign(width, t)
+            first, second = self._run(near), self._run(far)
+            a, b = self._margin(first, crossing), self._margin(second, crossing)
+            if a is not None and b is not None and (a > 0.0) != (b > 0.0):
+                return (near, first), (far, second)
+        return None
+
+    def _quantity(self, run: Run, number: int) -> Tensor | None:
+        """Return the numbers that decide; None where another run does not come to this decision."""
+        decisions = run.trace.decisions
+        if number >= len(decisions) or decisions[number].key != self.trace.decisions[number].key:
+            return None
+        quantity = decisions[number].quantity
+        return None if quantity is None else torch.as_tensor(quantity, dtype=torch.float64)
+
+    def _margin(self, run: Run, crossing: _Crossing) -> float | None:
+        quantity = self._quantity(run, crossing.number)
+        if quantity is not None and self.trace.decisions[crossing.number].op in SELECTIONS and self._chose_another(
+            run, crossing.number
+        ):  # then the distance to the next choice is that to the former one
+            quantity = quantity[quantity.isfinite()]
+            return -float(quantity.min()) if quantity.numel() else None
+        if quantity is None or crossing.element >= quantity.numel():
+            return None
+        value = float(quantity.flatten()[crossing.element]) - crossing.level
+        return value if math.isfinite(value) else None
+
+    def _chose_another(self, run: Run, number: int) -> bool:
+        return not same_outcome(run.trace.decisions[number].out, self.trace.decisions[number].out)
+
+    def _jump(
+        self, crossing: _Crossing, near: tuple[float, Run], far: tuple[float, Run]
+    ) -> tuple[float, float]:
+        """Return how far the output jumps there: with the other outcome on this side, so that nothing else counts."""
+        (t, before), (beyond, after) = near, far
+        outcome = after.trace.decisions[crossing.number].out
+        try:
+            crossed = self._run(t, {crossing.number: outcome})
+        except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
+            crossed = after
+        size = abs(crossed.value - before.value)
+        return (size, abs(t)) if size > self._noise(abs(beyond - t) * self.main.size) else (0.0, 0.0)
+
+    def _noise(self, smooth: float) -> float:
+        return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+
+
+def _arrivals(here: Tensor, rate: Tensor, decision: Decision, levels: str) -> list[tuple[Tensor, Tensor]]:
+    """Return the next levels to both sides, and when elements get there."""
+    if levels == "zero":
+        level = torch.zeros_like(here)
+        return [(level, (level - here) / rate)]
+    shift = 0.5 if levels == "halves" else 0.0
+    low = (here - shift).floor() + shift
+    below = torch.where(low == here, low - 1.0, low)
+    return [(level, (level - here) / rate) for level in (low + 1.0, below)]
