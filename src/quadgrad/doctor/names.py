@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "RANDOM", "ROUNDINGS", "SELECTIONS", "STATE", "is_in_place",
+    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "ROUNDINGS", "SELECTIONS", "STATE", "is_in_place",
     "name_of",
 ]  # fmt: skip
 
@@ -49,6 +49,9 @@ RANDOM = DRAWS | frozenset(
     "normal normal_ uniform_ rand_like randn_like exponential_ _standard_gamma _sample_dirichlet cauchy_ geometric_ "
     "log_normal_ random_ randperm".split()
 )
+
+NO_DERIVATIVE = frozenset(("normal",))
+"""Operations whose results require grad, and whose derivative torch takes for zero although it is not."""
 
 ESCAPES = frozenset("item tolist __float__ numpy __array__ __complex__ __int__ __index__".split())
 

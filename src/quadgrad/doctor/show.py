@@ -47,10 +47,11 @@ def ledger_of(report: Report) -> list[str]:
         return []
     terms = [row.lost for row in report.rows if row.verdict in (Verdict.SEVERED, Verdict.WRONG, Verdict.EDITED)]
     total = "".join(f" {'+' if t >= 0 else '-'} {abs(t):.6g}" for t in terms)
+    total += " (lines)" * bool(terms)
     return [
         f"true derivative {report.true:.10g} +- {report.error:.1e}, autograd {report.autograd:.10g}"
         " (along one random direction)",
-        f"ledger: {report.autograd:.6g} (autograd){total + " (lines)" * bool(terms)} + {report.gap:.1e} (unexplained)",
+        f"ledger: {report.autograd:.6g} (autograd){total} + {report.gap:.1e} (unexplained)",
     ]
 
 

@@ -30,7 +30,7 @@ from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.names import (
-    COMPARISONS, DRAWS, ESCAPES, MAKES_A_LEAF, RANDOM, ROUNDINGS, STATE, is_in_place, name_of,
+    COMPARISONS, DRAWS, ESCAPES, MAKES_A_LEAF, NO_DERIVATIVE, RANDOM, ROUNDINGS, STATE, is_in_place, name_of,
 )  # fmt: skip
 from quadgrad.doctor.numbers import numbers_in
 from quadgrad.doctor.places import place_of
@@ -41,6 +41,7 @@ __all__ = ["Watch", "carries", "same_outcome"]
 
 _VALUES = (Tensor, float, int, complex, np.ndarray, np.generic)
 _OPTIMISER = "what an optimiser does"
+_BARE = ("data", "detach")
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
 
@@ -66,6 +67,7 @@ class Watch(TorchFunctionMode):
         self.inside = 0  # custom functions, each of which is one operation
         self._sources = {id(t): t for t in sources}
         self._made: dict[int, Tensor] = {}
+        self._bare: dict[int, Tensor] = {}
         self._edited: set[int] = set()
         self._start, self._thread = nodes_made(), threading.get_ident()
 
@@ -142,7 +144,9 @@ class Watch(TorchFunctionMode):
         if is_decision(name, args, result):
             return self._decide(name, args, kwargs, result)
         outs = flatten_tree(result)[0] if not isinstance(result, Tensor) else [result]
-        if not flows or any(isinstance(o, Tensor) and carries(o) for o in outs):
+        if name in _BARE and not flows and isinstance(result, Tensor):
+            self._bare[id(result)] = result  # what is written to it autograd connects with this object only
+        if not flows or (name not in NO_DERIVATIVE and any(isinstance(o, Tensor) and carries(o) for o in outs)):
             return result
         if not any(_is_value(o) for o in outs):
             return result
@@ -255,12 +259,13 @@ class Watch(TorchFunctionMode):
         if name.endswith("detach_"):
             visible = False
         tracked = torch.is_grad_enabled() and name != "data="
-        unseen = [t for t in targets if not (tracked and t.requires_grad)]
+        bare = any(id(t) in self._bare for t in targets)
+        unseen = [t for t in targets if bare or not (tracked and t.requires_grad)]
         if not unseen or not (flows or visible) or (name in RANDOM and name not in DRAWS and not visible):
             return call()
         before = values.hold(targets)
         result = call()
-        if tracked and not name.endswith("detach_") and all(carries(t) for t in targets):
+        if tracked and not bare and not name.endswith("detach_") and all(carries(t) for t in targets):
             return result  # autograd has taken it over
         place = place_of()
         if place.owner == "engine":
