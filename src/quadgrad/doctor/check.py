@@ -141,6 +141,7 @@ class _Examiner:
         self.program, self.count, self.progress = program, count, progress
         self.notes: list[str] = []
         self.single: Run | None = None
+        self.steady = False
 
     def report(self) -> Report:
         """Return what is found."""
@@ -151,7 +152,7 @@ class _Examiner:
             if any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
-            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and not report.notes:
+            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not report.notes:
                 report = self._beside(report)
         except BackwardFailed as failed:
             report = _raised(failed.error, failed.trace, True)
@@ -213,18 +214,22 @@ class _Examiner:
     def _examine(self, first: Run) -> Report:
         """Return the report on the point at which the sources stand."""
         program = self.program
-        second = program.run(Order(base=first.trace))
-        if cause := disagreement(first, second):
-            return Report(Verdict.INCONCLUSIVE, cause=cause)
+        if not self.steady:
+            second = program.run(Order(base=first.trace))
+            if cause := disagreement(first, second):
+                return Report(Verdict.INCONCLUSIVE, cause=cause)
         if first.trace.problems:
             return self._refused(first.trace)
         if not math.isfinite(first.value):
             return Report(Verdict.INCONCLUSIVE, cause=f"The output itself is {first.value}.")
         if any(g is not None and not bool(g.isfinite().all()) for g in first.gradient or ()):
             return self._not_finite()
-        x = Examination(program, first, first.trace, self.count)
+        x = Examination(program, first, first.trace, self.count, stop_at_kink=not self.steady)
+        self.steady = True
         x.compare_single(self.single)
         x.measure_truth()
+        if x.at_kink:
+            return Report(Verdict.UNLOCATED, cause=_KINK)
         x.measure_losses()
         report = judge(x, find_jumps(x))
         off = x.off_in_single()
@@ -246,7 +251,7 @@ class _Examiner:
             again = self._examine(program.run(Order(gradient=True)))
         finally:
             program.state.bases, self.single = bases, single
-        if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO):
+        if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != _KINK:
             return report
         note = "at the very point there is a kink (KINK), or a border; examined at a distance of 1e-4 of the inputs' size"
         return replace(again, notes=[note, *again.notes])
@@ -278,6 +283,7 @@ class _Examiner:
         return notes
 
 
+_KINK = "The program has a kink at the point."
 _OUTER = (
     "The function uses a tensor that was computed from what is varied before it was called, and that no run computes "
     "anew: compute it inside the function."

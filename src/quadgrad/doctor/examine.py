@@ -73,9 +73,11 @@ class Examination:
         What the first run showed.
     count : int
         How many directions.
+    stop_at_kink : bool
+        Measure nothing more where the point itself is seen to be a kink.
     """
 
-    def __init__(self, program: Program, base: Run, trace: Trace, count: int) -> None:
+    def __init__(self, program: Program, base: Run, trace: Trace, count: int, stop_at_kink: bool = False) -> None:
         self.program, self.base, self.trace = program, base, trace
         self.eps = 2.0**-52 if _is_double(program) else 2.0**-23
         self.ladder = LADDERS[_is_double(program)]
@@ -84,6 +86,7 @@ class Examination:
             self.floor = max(self.floor, 10.0 * program.rehearsal.tolerance)
         self.most = BAR if _is_double(program) else 1e-2
         self.parted = ""
+        self.stop_at_kink, self.at_kink = stop_at_kink, False
         self.directions = [self._direction(i, "tensor") for i in range(count)]
         self.losses: list[Loss] = []
         self.frozen = Estimate.none()
@@ -119,6 +122,8 @@ class Examination:
         """Find the true derivative along every direction, the first with three steps, others with two."""
         main = self.directions[0]
         self._measure(main, 3, 1.0, self.ladder)
+        if self.at_kink:
+            return
         if not math.isfinite(main.true.value):  # one that leaves where the function is defined: by each element's size
             self.directions = [self._direction(i, "element") for i in range(len(self.directions))]
             main = self.directions[0]
@@ -135,7 +140,9 @@ class Examination:
         for h in ladder:
             if h > direction.step > 0.0 and direction.true.error < self.most * direction.size:
                 continue  # a larger step is tried only where rounding drowned the smaller ones
-            estimate, kink = self._try(direction, h, count, ratio, main)
+            estimate, kink = self._try(direction, h, count, ratio, main, h != ladder[-1])
+            if self.at_kink:
+                return
             if estimate.error < direction.true.error:
                 direction.true, direction.kink, direction.step = estimate, kink, h
             if direction.true.error > 1e-2 * self.most * direction.size:
@@ -145,7 +152,7 @@ class Examination:
                 return
 
     def _try(
-        self, direction: Direction, h: float, count: int, ratio: float, main: Direction | None
+        self, direction: Direction, h: float, count: int, ratio: float, main: Direction | None, more: bool
     ) -> tuple[Estimate, bool]:
         slopes: list[float] = []
         sides: list[tuple[float, float, float]] = []
@@ -157,6 +164,12 @@ class Examination:
             slopes.append((right.value - left.value) / (2.0 * step))
             direction.slopes[step] = slopes[-1]
             sides.append((step, right.value, left.value))
+            if self.stop_at_kink and len(sides) == 2 and self._is_kink(direction, sides, slopes):
+                self.at_kink = True
+                return Estimate.none(), True
+            looks = len(sides) == (2 if self.stop_at_kink and main is None else 1)
+            if looks and more and self._is_far(direction, slopes[-1]):  # a step over kinks, most likely
+                return Estimate.none(), False
         noise = self.rounding(sides[-1][0])
         estimate = extrapolate(slopes, noise, ratio)
         if main is not None:
@@ -178,6 +191,16 @@ class Examination:
             found = sum(float(_product(g, s).sum()) for g, s in pairs if g is not None)
             off = max(off, abs(found - d.autograd) / d.size if d.size > 0.0 else 0.0)
         return off
+
+    def _is_far(self, direction: Direction, slope: float) -> bool:
+        """Whether a difference is far from autograd's derivative, with no line to blame."""
+        blamed = self.active() or self._followed()
+        return not blamed and abs(slope - direction.autograd) > 1e-3 * direction.size
+
+    def _is_kink(self, direction: Direction, sides: list[tuple[float, float, float]], slopes: list[float]) -> bool:
+        """Whether slopes differ to both sides, and autograd's is not that of the middle."""
+        off = abs(slopes[-1] - direction.autograd)
+        return has_kink(self.base.value, sides, self.rounding(sides[-1][0])) and off > 1e-4 * direction.size
 
     # ------------------------------------------------------------------------------------ line by line
 
