@@ -216,9 +216,7 @@ class RandomProgram:
         return self.__dict__["compiled"]
 
 
-def write_program(
-    seed: int, length: int = 30, severing: int = 5, wrong: int = 0, steps: int = 0
-) -> RandomProgram:
+def write_program(seed: int, length: int = 30, severing: int = 5, wrong: int = 0, steps: int = 0) -> RandomProgram:
     """Return a random program of so many lines, with at most so many that sever."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(N, N), torch.nn.Tanh()).double()

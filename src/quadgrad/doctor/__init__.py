@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from quadgrad.doctor.check import check
 from quadgrad.doctor.marks import intended
-from quadgrad.doctor.report import Report, Row, Verdict
+from quadgrad.doctor.report import Report
+from quadgrad.doctor.rows import Row, Verdict
 
 __all__ = ["Report", "Row", "Verdict", "check", "intended"]
 

@@ -22,7 +22,8 @@ from quadgrad.doctor.judge import judge, make_row
 from quadgrad.doctor.places import Place
 from quadgrad.doctor.program import BackwardFailed, Program, Run
 from quadgrad.doctor.remedies import RAISED
-from quadgrad.doctor.report import Report, Verdict
+from quadgrad.doctor.report import Report
+from quadgrad.doctor.rows import Verdict
 from quadgrad.doctor.trace import Order, Trace
 from quadgrad.doctor.wide import NARROW
 
@@ -38,7 +39,11 @@ _SINGLE = 1e-2
 
 
 def check(
-    fn: Callable[..., Any], *inputs: Any, modules: Sequence[torch.nn.Module] = (), directions: int = 4, seed: int = 0
+    fn: Callable[..., Any],
+    *inputs: Any,
+    modules: Sequence[torch.nn.Module] = (),
+    directions: int = 4,
+    seed: int = 0,
 ) -> Report:
     """Find where a gradient is severed or wrong: which line, how much of the derivative, and what to write instead.
 
@@ -123,7 +128,9 @@ class _Progress:
         self.runs += 1
         if elapsed > 2.0 and sys.stderr.isatty():
             self.shown = True
-            sys.stderr.write(f"\rquadgrad doctor: run {self.runs}, {elapsed:.0f} s; a run takes {self.one_run:.1f} s ")
+            sys.stderr.write(
+                f"\rquadgrad doctor: run {self.runs}, {elapsed:.0f} s; a run takes {self.one_run:.1f} s "
+            )
             sys.stderr.flush()
 
     def close(self) -> None:
@@ -181,7 +188,9 @@ class _Examiner:
             for tensor in (*new.values(), *outer.values()):
                 program.state.add_source(tensor)
         else:
-            return Report(Verdict.INCONCLUSIVE, cause="Every run meets new leaves that require grad: are they kept?")
+            return Report(
+                Verdict.INCONCLUSIVE, cause="Every run meets new leaves that require grad: are they kept?"
+            )
         if met:
             shapes = ", ".join(str(tuple(t.shape)) for t in list(met.values())[:6])
             self.notes.append(f"varied as well, though not among the inputs: {len(met)} tensors of shapes {shapes}")
@@ -309,7 +318,9 @@ def disagreement(first: Run, second: Run) -> str:
     if first.value != second.value and not (first.value != first.value and second.value != second.value):
         close = abs(first.value - second.value) <= 1e-10 * max(first.size, 1e-300)
         if close:
-            return "Two runs with the same inputs differ in the last digits: sums in an order that changes (threads)."
+            return (
+                "Two runs with the same inputs differ in the last digits: sums in an order that changes (threads)."
+            )
         return (
             "Two runs with the same inputs differ: random numbers from a source that could not be put back (pass its "
             "generator as an input), the time, an iterator, or state kept between calls."
@@ -332,7 +343,9 @@ def _raised(error: Exception, trace: Trace | None, backward: bool) -> Report:
         operation, remedy = "backward", "the backward pass itself raises: see the message"
     place = _place_of(error, trace if backward else None)
     return Report(
-        Verdict.RAISES, [make_row(place, operation, Verdict.RAISES, remedy)], cause=f"{type(error).__name__}: {text}"
+        Verdict.RAISES,
+        [make_row(place, operation, Verdict.RAISES, remedy)],
+        cause=f"{type(error).__name__}: {text}",
     )
 
 
@@ -346,4 +359,3 @@ def _place_of(error: Exception, trace: Trace | None) -> Place:
     if trace is not None and trace.calls:
         return trace.calls[-1].place
     return Place("?", 0, (0, 0), "", "user")
-

@@ -169,8 +169,10 @@ class _Search:
 
     def _margin(self, run: Run, crossing: _Crossing) -> float | None:
         quantity = self._quantity(run, crossing.number)
-        if quantity is not None and self.trace.decisions[crossing.number].op in SELECTIONS and self._chose_another(
-            run, crossing.number
+        if (
+            quantity is not None
+            and self.trace.decisions[crossing.number].op in SELECTIONS
+            and self._chose_another(run, crossing.number)
         ):  # then the distance to the next choice is that to the former one
             quantity = quantity[quantity.isfinite()]
             return -float(quantity.min()) if quantity.numel() else None
@@ -182,9 +184,7 @@ class _Search:
     def _chose_another(self, run: Run, number: int) -> bool:
         return not same_outcome(run.trace.decisions[number].out, self.trace.decisions[number].out)
 
-    def _jump(
-        self, crossing: _Crossing, near: tuple[float, Run], far: tuple[float, Run]
-    ) -> tuple[float, float]:
+    def _jump(self, crossing: _Crossing, near: tuple[float, Run], far: tuple[float, Run]) -> tuple[float, float]:
         """Return how far the output jumps there: with the other outcome on this side, so that nothing else counts."""
         (t, before), (beyond, after) = near, far
         outcome = after.trace.decisions[crossing.number].out

@@ -22,7 +22,9 @@ def is_decision(name: str, args: Any, result: Any) -> bool:
     if name in COMPARISONS or name in ROUNDINGS or name in DRAWS:
         return any(map(_is_floating, tensors_in(args)))
     if name in SELECTIONS:
-        return any(map(_is_floating, tensors_in(args))) and (name not in _WITH_PLACES or not isinstance(result, Tensor))
+        return any(map(_is_floating, tensors_in(args))) and (
+            name not in _WITH_PLACES or not isinstance(result, Tensor)
+        )
     if name in _TO_INTEGERS and isinstance(result, Tensor) and not _is_floating(result) and not result.is_complex():
         return any(map(_is_floating, tensors_in(args)))
     return False

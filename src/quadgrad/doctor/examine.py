@@ -124,7 +124,9 @@ class Examination:
         self._measure(main, 3, 1.0, self.ladder)
         if self.at_kink:
             return
-        if not math.isfinite(main.true.value):  # one that leaves where the function is defined: by each element's size
+        if not math.isfinite(
+            main.true.value
+        ):  # one that leaves where the function is defined: by each element's size
             self.directions = [self._direction(i, "element") for i in range(len(self.directions))]
             main = self.directions[0]
             self._measure(main, 3, 1.0, self.ladder)
@@ -253,7 +255,11 @@ class Examination:
 
         self.frozen = estimate(table.frozen, noise)
         self.losses = [
-            Loss(numbers, estimate(table.lost[key], noise if any(table.lost[key].values()) else 0.0), key in table.moved)
+            Loss(
+                numbers,
+                estimate(table.lost[key], noise if any(table.lost[key].values()) else 0.0),
+                key in table.moved,
+            )
             for key, numbers in table.lines.items()
         ]
         self.wrong = [

@@ -84,7 +84,7 @@ def _parameters(watch: Watch) -> Generator[None]:
                 watch.made(parameter)
         return parameter
 
-    torch.nn.Parameter.__new__ = new  # pyright: ignore
+    torch.nn.Parameter.__new__ = new
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def _functions(watch: Watch) -> Generator[None]:
         with without_modes():
             return _applied(watch, cls, args, result)
 
-    base.apply = classmethod(apply)
+    base.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

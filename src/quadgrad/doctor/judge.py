@@ -11,7 +11,8 @@ from quadgrad.doctor.crossings import Jump
 from quadgrad.doctor.examine import Direction, Examination, Loss
 from quadgrad.doctor.places import Place, source_of
 from quadgrad.doctor.remedies import remedy_for, step_remedy
-from quadgrad.doctor.report import Report, Row, Verdict
+from quadgrad.doctor.report import Report
+from quadgrad.doctor.rows import Row, Verdict
 from quadgrad.doctor.slopes import Estimate
 from quadgrad.doctor.trace import Event, Trace
 

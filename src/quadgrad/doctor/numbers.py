@@ -45,7 +45,7 @@ class Number(float):
     def __ceil__(self) -> int:
         return _note("ceil", float(self), "integers", float(self).__ceil__())
 
-    def __round__(self, ndigits: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __round__(self, ndigits: Any = None) -> Any:
         value = float(self)
         if ndigits is None:
             return _note("round", value, "halves", round(value))

@@ -6,7 +6,7 @@ import linecache
 import os
 from html import escape
 
-from quadgrad.doctor.report import Report, Row, Verdict
+from quadgrad.doctor.rows import Row, Summary, Verdict
 from quadgrad.doctor.show import amount_of, cost_of, folded_note, ledger_of, shown
 
 __all__ = ["as_html"]
@@ -24,7 +24,7 @@ text-align: left; vertical-align: top } .qg code, .qg pre { font: 13px/1.45 ui-m
 """
 
 
-def as_html(report: Report) -> str:
+def as_html(report: Summary) -> str:
     """Return the report as HTML that stands alone."""
     parts = [f'<style>{_STYLE}</style><div class="qg"><h2>{report.verdict}</h2><p>{escape(report.verdict.meaning)}']
     parts += [f" {escape(report.cause)}</p>", *(f"<p>{escape(line)}</p>" for line in ledger_of(report))]
@@ -49,7 +49,7 @@ def _class_of(row: Row) -> str:
     return "mild" if row.verdict == Verdict.KINK else "bad"
 
 
-def _by_file(report: Report) -> dict[str, list[Row]]:
+def _by_file(report: Summary) -> dict[str, list[Row]]:
     files: dict[str, list[Row]] = {}
     for row in report.rows:
         if row.line:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
-import sys
 from types import FrameType
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 def place_of(frame: FrameType | None = None) -> Place:
     """Return the innermost line that is the user's, from the caller of the doctor's own code upwards."""
-    frame = frame or sys._getframe(1)
+    frame = frame or inspect.currentframe()
     owner, through = "user", ""
     while frame is not None and _module(frame).startswith("quadgrad.doctor"):
         frame = frame.f_back

@@ -69,7 +69,7 @@ class Program:
 
     def direction(self, number: int, scale: str = "tensor") -> list[Tensor]:
         """Return a random direction, in which every tensor moves by about its own size."""
-        generator = torch.Generator().manual_seed(self.seed * 1009 + number)  # noqa: TID251
+        generator = torch.Generator().manual_seed(self.seed * 1009 + number)
         return [_step(base, generator, scale) for base in self.state.bases]
 
     def run(self, order: Order, steps: Sequence[Tensor] | None = None, t: float = 0.0) -> Run:
@@ -142,7 +142,7 @@ class Program:
         shape = tuple(getattr(out, "shape", ()))
         if count == 1 and math.prod(shape) == 1:
             return torch.ones(shape, dtype=torch.float64)
-        generator = torch.Generator().manual_seed(self.seed * 7919 + number)  # noqa: TID251
+        generator = torch.Generator().manual_seed(self.seed * 7919 + number)
         kind = torch.complex128 if isinstance(out, Tensor) and out.is_complex() else torch.float64
         return torch.randn(shape, generator=generator, dtype=kind)
 

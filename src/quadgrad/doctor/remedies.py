@@ -19,8 +19,7 @@ _NUMPY = {
 """What NumPy calls otherwise than torch; other names are torch's own."""
 
 _SAME = frozenset(
-    "exp log sin cos tan sinh cosh tanh sqrt sum mean prod cumsum cumprod dot matmul einsum outer arctan arcsin arccos "
-    "log1p expm1 square var std sort diff roll flip stack linspace sinc logaddexp hypot sign".split()
+    ["exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sqrt", "sum", "mean", "prod", "cumsum", "cumprod", "dot", "matmul", "einsum", "outer", "arctan", "arcsin", "arccos", "log1p", "expm1", "square", "var", "std", "sort", "diff", "roll", "flip", "stack", "linspace", "sinc", "logaddexp", "hypot", "sign"]
 )
 
 _BY_OPERATION = {
@@ -84,7 +83,9 @@ def remedy_for(op: str, detail: str, source: str, through: str) -> str:
 def _numpy_in(source: str) -> str:
     """Return torch's names for the NumPy functions on a line."""
     names = re.findall(r"\b(?:np|numpy)\.((?:linalg\.|fft\.)?\w+)\(", source)
-    told = [f"{_NUMPY.get(name, 'torch.' + name)} for np.{name}" for name in names if name in _NUMPY or name in _SAME]
+    told = [
+        f"{_NUMPY.get(name, 'torch.' + name)} for np.{name}" for name in names if name in _NUMPY or name in _SAME
+    ]
     if not told:
         return ""
     return "; ".join(dict.fromkeys(told)) + ", with the tensor itself"
@@ -94,11 +95,28 @@ def step_remedy(op: str, integrates: bool) -> str:
     """Return what to do about a jump that moves with what is varied."""
     if op.startswith(("bernoulli", "multinomial", "poisson", "binomial")):
         return "the score estimator (weigh log_prob(sample)), quadgrad.expectation, or a relaxed distribution"
-    if op.startswith(("argm", "sort", "argsort", "topk", "max", "min", "searchsorted", "bucketize", "median", "unique")):
-        return "weigh instead of choosing: torch.softmax(x / temperature, -1); a table: interpolate, quadgrad.spline"
+    if op.startswith(
+        ("argm", "sort", "argsort", "topk", "max", "min", "searchsorted", "bucketize", "median", "unique")
+    ):
+        return (
+            "weigh instead of choosing: torch.softmax(x / temperature, -1); a table: interpolate, quadgrad.spline"
+        )
     if integrates:
         return "name the place where the integrand jumps: points=..., or jumps=lambda x, ...: its zero"
-    if op in ("gt", "lt", "ge", "le", "__gt__", "__lt__", "__ge__", "__le__", "sign", "heaviside", "greater", "less"):
+    if op in (
+        "gt",
+        "lt",
+        "ge",
+        "le",
+        "__gt__",
+        "__lt__",
+        "__ge__",
+        "__le__",
+        "sign",
+        "heaviside",
+        "greater",
+        "less",
+    ):
         return "torch.sigmoid((x - c) / width); an average over noise: quadgrad.expectation with a score estimator"
     return "a straight-through estimator, marked with quadgrad.doctor.intended, or the number as it is, not rounded"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from quadgrad.doctor.report import Report, Row, Verdict
+from quadgrad.doctor.rows import Row, Summary, Verdict
 
 __all__ = ["as_table", "as_text", "cost_of", "ledger_of"]
 
 STYLES = {Verdict.OK: "green", Verdict.UNUSED: "dim", Verdict.INTENDED: "dim", Verdict.KINK: "yellow"}
 
 
-def as_text(report: Report) -> str:
+def as_text(report: Summary) -> str:
     """Return the report as plain text."""
     lines = [f"{report.verdict}: {report.verdict.meaning}"]
     if report.cause:
@@ -27,12 +27,12 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def shown(report: Report) -> list[Row]:
+def shown(report: Summary) -> list[Row]:
     """Return the rows that are not folded."""
     return [row for row in report.rows if row.verdict != Verdict.UNUSED]
 
 
-def folded_note(report: Report) -> list[str]:
+def folded_note(report: Summary) -> list[str]:
     """Say which lines were folded."""
     folded = report.folded
     if not folded:
@@ -41,7 +41,7 @@ def folded_note(report: Report) -> list[str]:
     return [f"{len(folded)} more line{'s' * (len(folded) > 1)} severed what changes nothing: {places}"]
 
 
-def ledger_of(report: Report) -> list[str]:
+def ledger_of(report: Summary) -> list[str]:
     """Return the ledger, along the first direction."""
     if report.true != report.true:
         return []
@@ -65,12 +65,12 @@ def amount_of(row: Row) -> str:
     return often
 
 
-def cost_of(report: Report) -> str:
+def cost_of(report: Summary) -> str:
     """Say what the examination cost."""
     return f"{report.runs} runs, {report.seconds:.3g} s; one run by itself takes {report.one_run:.3g} s"
 
 
-def as_table(report: Report) -> Any:
+def as_table(report: Summary) -> Any:
     """Return the report as what rich prints; rich has to be there."""
     from rich.console import Group
     from rich.table import Table

@@ -101,9 +101,9 @@ class State:
     def _widen_buffers(self) -> None:
         for thing in self._seen.values():
             if isinstance(thing, Module):
-                for name, buffer in thing._buffers.items():
-                    if buffer is not None and buffer.dtype in NARROW:
-                        thing._buffers[name] = wider(buffer)
+                for name, buffer in list(thing.named_buffers(recurse=False)):
+                    if buffer.dtype in NARROW:
+                        setattr(thing, name, wider(buffer))
 
     # ------------------------------------------------------------------------------------- finding
 
@@ -199,14 +199,13 @@ class State:
         self._undo.append(undo)
 
     def _keep_buffers(self, module: Module) -> None:
-        kept = [(name, b, None if b is None else b.detach().clone()) for name, b in module._buffers.items()]
+        kept = [(name, b, b.detach().clone()) for name, b in module.named_buffers(recurse=False)]
 
         def undo() -> None:
             with torch.no_grad():
                 for name, buffer, copy in kept:
-                    if buffer is not None and copy is not None:
-                        buffer.data.copy_(copy)
-                    module._buffers[name] = buffer
+                    buffer.data.copy_(copy)
+                    setattr(module, name, buffer)
 
         if kept:
             self._undo.append(undo)

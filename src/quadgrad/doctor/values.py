@@ -74,7 +74,7 @@ def _restored(leaf: Any, levels: tuple[int, ...], like: Any) -> Any:
     if isinstance(like, Tensor) and like.requires_grad and not belongs_to_transform(like):
         fresh.requires_grad_()
         if isinstance(like, torch.nn.Parameter):
-            fresh = torch.Tensor._make_subclass(torch.nn.Parameter, fresh.detach(), True)  # pyright: ignore
+            fresh = torch.Tensor._make_subclass(torch.nn.Parameter, fresh.detach(), True)
     return fresh
 
 
@@ -103,7 +103,11 @@ def add(value: Any, moved: Held) -> Any:
     """Return a value with a difference added."""
     leaves, form = flatten_tree(value)
     sums = [
-        leaf if step is None else leaf.detach() + add_lanes(step, levels) if isinstance(leaf, Tensor) else leaf + step
+        leaf
+        if step is None
+        else leaf.detach() + add_lanes(step, levels)
+        if isinstance(leaf, Tensor)
+        else leaf + step
         for leaf, step, levels in zip(leaves, moved.leaves, moved.levels, strict=True)
     ]
     sums = [_like(total, leaf) for total, leaf in zip(sums, leaves, strict=True)]
@@ -115,7 +119,7 @@ def _like(total: Any, leaf: Any) -> Any:
     if total is leaf or not isinstance(leaf, Tensor) or not leaf.requires_grad or belongs_to_transform(leaf):
         return total
     if isinstance(leaf, torch.nn.Parameter):
-        return torch.Tensor._make_subclass(torch.nn.Parameter, total.detach(), True)  # pyright: ignore
+        return torch.Tensor._make_subclass(torch.nn.Parameter, total.detach(), True)
     return total.requires_grad_()
 
 

@@ -30,7 +30,16 @@ from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.names import (
-    COMPARISONS, DRAWS, ESCAPES, MAKES_A_LEAF, NO_DERIVATIVE, RANDOM, ROUNDINGS, STATE, is_in_place, name_of,
+    COMPARISONS,
+    DRAWS,
+    ESCAPES,
+    MAKES_A_LEAF,
+    NO_DERIVATIVE,
+    RANDOM,
+    ROUNDINGS,
+    STATE,
+    is_in_place,
+    name_of,
 )  # fmt: skip
 from quadgrad.doctor.numbers import numbers_in
 from quadgrad.doctor.places import place_of
@@ -88,10 +97,8 @@ class Watch(TorchFunctionMode):
         for tensor in tensors:
             if tensor.requires_grad:
                 self.notice(tensor)
-        if self.order.wide:
-            call = lambda: widen(func, name, args, kwargs)
-        else:
-            call = lambda: func(*args, **kwargs)
+        wide = self.order.wide
+        call = lambda: widen(func, name, args, kwargs) if wide else func(*args, **kwargs)
         if is_in_place(name) and args:
             return self._in_place(call, name, args, tensors)
         return self._operation(call, name, args, kwargs, tensors)
@@ -130,9 +137,7 @@ class Watch(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------------- operations
 
-    def _operation(
-        self, call: Callable[[], Any], name: str, args: Any, kwargs: Any, tensors: list[Tensor]
-    ) -> Any:
+    def _operation(self, call: Callable[[], Any], name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         flows = any(carries(t) for t in tensors)
         state = self._random_state(name, kwargs) if name in RANDOM else None
         result = call()
@@ -249,7 +254,9 @@ class Watch(TorchFunctionMode):
             result, place = call(), place_of()
             if place.owner in ("engine", "optimiser"):
                 return result
-            outcome = self.decided(Decision(place, name, values.hold(result), quantity, levels, why_intended()), result)
+            outcome = self.decided(
+                Decision(place, name, values.hold(result), quantity, levels, why_intended()), result
+            )
             if outcome is not result:
                 result.data.copy_(outcome)
             return result

@@ -19,7 +19,12 @@ NARROW = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
-_CASTS = {"float": Tensor.double, "half": Tensor.double, "bfloat16": Tensor.double, "cfloat": Tensor.cdouble}
+_CASTS = {
+    "float": Tensor.double,
+    "half": Tensor.double,
+    "bfloat16": Tensor.double,
+    "cfloat": lambda t: t.to(torch.complex128),
+}
 _EXACT = frozenset(("tensor", "as_tensor", "full", "scalar_tensor"))
 _LEAVES_ALONE = frozenset(("data=", "set_", "requires_grad_", "grad="))
 

@@ -129,8 +129,8 @@ def _rehearse(
         dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
         value = value.to(dtype.to_complex() if value.is_complex() else dtype)
         shape, found = problem.batch_shape, primal.found
-        parts = (_unflatten(each, shape) for each in (value, found.error, found.status, found.nfev))
-        return lower(Result(*parts, found.plan, "", None, None), lanes)
+        value, error, status, nfev = (_unflatten(t, shape) for t in (value, found.error, found.status, found.nfev))
+        return lower(Result(value, error, status, nfev, found.plan, "", None, None), lanes)
 
 
 def _integrate(
