@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import flatten_tree, leaves_behind, unflatten_tree
 from quadgrad._core.rehearsal import Rehearsal
+from quadgrad._core.result import Result
 from quadgrad.doctor.hooks import watching
 from quadgrad.doctor.numbers import Number
 from quadgrad.doctor.state import State
@@ -128,7 +129,7 @@ class Program:
 
     def _outputs(self, result: Any) -> list[Any]:
         """Return what is differentiated: tensors, or where there is none that carries a gradient all numbers."""
-        leaves = flatten_tree(result)[0]
+        leaves = flatten_tree(_values(result))[0]
         tensors = [o for o in leaves if isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex())]
         self.excluded = []
         if any(t.requires_grad for t in tensors):
@@ -161,6 +162,13 @@ class Program:
     def depends(self, outer: Tensor) -> bool:
         """Whether a tensor that was computed before the program ran depends on what is varied."""
         return any(leaf is source for leaf in leaves_behind(outer) for source in self.sources)
+
+
+def _values(result: Any) -> Any:
+    """Return the value where the program returns an integral: its error estimate is no part of what is examined."""
+    if isinstance(result, Result):
+        return result.value
+    return [_values(each) for each in result] if type(result) in (tuple, list) else result
 
 
 def _counts(leaf: Any) -> bool:
