@@ -266,6 +266,11 @@ class Examination:
             (call, estimate({share: parts[i] for share, parts in table.faults.items()}, 0.0))
             for i, call in enumerate(self._followed())
         ]
+        # What is written behind torch's back cannot be frozen: it shows in the frozen derivative.
+        edited = [loss for loss in self.losses if any(self.trace.events[k].detail == "edited" for k in loss.numbers)]
+        for loss in edited[:1]:
+            unseen = self.frozen.value - main.autograd - sum(fault.value for _, fault in self.wrong)
+            loss.lost = Estimate(unseen, self.frozen.error)
 
     def _shift(self, numbers: list[int], moved: tuple[list[Any], list[Any]], step: float) -> float:
         """Return the derivative by way of one line's results alone."""

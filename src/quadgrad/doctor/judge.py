@@ -103,9 +103,6 @@ def _loss_row(x: Examination, loss: Loss, gap: bool) -> Row:
     events, main = [x.trace.events[k] for k in loss.numbers], x.directions[0]
     place, lost = events[0].place, loss.lost
     edited = any(event.visible for event in events) or any(event.detail == "edited" for event in events)
-    if any(event.detail == "edited" for event in events):  # by what torch does not see: NumPy
-        own = sum(other.lost.value for other in x.losses if other is not loss)
-        lost = Estimate(main.gap - own - sum(w.value for _, w in x.wrong), main.true.error)
     matters = gap and not abs(lost.value) <= 3.0 * lost.error + x.floor * main.size
     verdict = Verdict.UNUSED
     if matters:

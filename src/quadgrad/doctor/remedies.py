@@ -52,12 +52,15 @@ def remedy_for(op: str, detail: str, source: str, through: str) -> str:
     Parameters
     ----------
     op, detail : str
-        The operation, and what else is known of it: ``"no_grad"``, ``"integer"``, ``"function"``.
+        The operation, and what else is known of it: ``"no_grad"``, ``"integer"``, ``"function"``,
+        ``"edited"``.
     source : str
         The line.
     through : str
         The function of a library that did it, if one did.
     """
+    if detail == "edited":
+        return "the array shares the tensor's memory: y = f(x) instead of writing to it, or a copy, .detach().clone()"
     if (replaced := _numpy_in(source)) and op in ("detach", "numpy", "__array__", "item", "__float__", "tolist"):
         return replaced
     if through.endswith(".sample"):

@@ -71,7 +71,7 @@ def _restored(leaf: Any, levels: tuple[int, ...], like: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     fresh = add_lanes(leaf.clone(), levels)
-    if isinstance(like, Tensor) and like.requires_grad and not belongs_to_transform(like):
+    if isinstance(like, Tensor) and not belongs_to_transform(like) and like.requires_grad and like.is_leaf:
         fresh.requires_grad_()
         if isinstance(like, torch.nn.Parameter):
             fresh = torch.Tensor._make_subclass(torch.nn.Parameter, fresh.detach(), True)
@@ -116,7 +116,9 @@ def add(value: Any, moved: Held) -> Any:
 
 def _like(total: Any, leaf: Any) -> Any:
     """Return the sum as what it was added to: a leaf that requires grad, or a parameter."""
-    if total is leaf or not isinstance(leaf, Tensor) or not leaf.requires_grad or belongs_to_transform(leaf):
+    if total is leaf or not isinstance(leaf, Tensor) or belongs_to_transform(leaf):
+        return total
+    if not (leaf.requires_grad and leaf.is_leaf):
         return total
     if isinstance(leaf, torch.nn.Parameter):
         return torch.Tensor._make_subclass(torch.nn.Parameter, total.detach(), True)

@@ -130,6 +130,9 @@ class Watch(TorchFunctionMode):
         key = id(tensor)
         if key in self._sources or key in self._made or belongs_to_transform(tensor):
             return
+        base = tensor._base
+        if base is not None and base.requires_grad and tensor.is_leaf:
+            return  # a view made under no_grad passes for a leaf
         if tensor.is_leaf:
             self.trace.leaves[key] = tensor
         elif not tensor.is_cuda and not made_since(tensor, self._start):
