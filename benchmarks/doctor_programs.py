@@ -1,8 +1,9 @@
 """Random programs that sever, are wrong or jump on known lines, with what each line takes away.
 
-A program is written twice. Its *twin* has a differentiable line where the program has one that severs, with the same
-value: so autograd itself tells what is lost. Let G(S) be autograd's derivative where the lines of S sever. A path that
-meets several of them counts for the first one, so the line l, the lines before it being B, takes G(B) - G(B and l).
+A program is written twice. Its *twin* has a differentiable line where the program has one that severs, with the
+same value: so autograd itself tells what is lost. Let G(S) be autograd's derivative where the lines of S sever. A
+path that meets several of them counts for the first one, so the line l, the lines before it being B, takes
+G(B) - G(B and l).
 """
 
 from __future__ import annotations
@@ -188,12 +189,13 @@ class RandomProgram:
         return False
 
     def _jump_between(self, steps: list[Tensor], a: float, va: float, b: float, vb: float) -> bool:
-        first = abs(vb - va)
-        for _ in range(8):  # a smooth difference is halved each time
+        largest = 0.0
+        for k in range(14):  # a smooth difference is halved each time, once an extremum between is left behind
             m = 0.5 * (a + b)
             vm = self.value(steps, m)
             a, va, b, vb = (a, va, m, vm) if abs(vm - va) > abs(vb - vm) else (m, vm, b, vb)
-        return abs(vb - va) > 0.1 * first
+            largest = max(largest, abs(vb - va)) if k < 3 else largest
+        return abs(vb - va) > 0.05 * largest
 
     def value(self, steps: list[Tensor], t: float) -> float:
         """Return the value where the inputs are moved."""
@@ -224,7 +226,8 @@ def write_program(seed: int, length: int = 30, severing: int = 5, wrong: int = 0
         p.data = 0.6 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
     random_tensor = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     names = {
-        "torch": torch, "np": np, "expit": expit, "checkpoint": checkpoint, "net": net, "M": 0.5 * random_tensor(N, N),
+        "torch": torch, "np": np, "expit": expit, "checkpoint": checkpoint, "net": net,
+        "M": 0.5 * random_tensor(N, N),
         "Right": Right, "Wrong": Wrong, "Cut": Cut, "table": random_tensor(N),
         "state": torch.Generator().manual_seed(seed).get_state(),
     }  # fmt: skip

@@ -24,7 +24,7 @@ from quadgrad.doctor.program import BackwardFailed, Program, Run
 from quadgrad.doctor.remedies import RAISED
 from quadgrad.doctor.report import Report
 from quadgrad.doctor.rows import Verdict
-from quadgrad.doctor.trace import Order, Trace
+from quadgrad.doctor.trace import Met, Order, Trace
 from quadgrad.doctor.wide import NARROW
 
 __all__ = ["check"]
@@ -169,7 +169,7 @@ class _Examiner:
 
     def _first_run(self) -> Run | Report:
         """Run until no new leaf is met; return the last run, with its gradient, or why that is the end."""
-        program, met = self.program, dict[int, Tensor]()
+        program, met = self.program, dict[int, Met]()
         for _ in range(_ROUNDS):
             try:
                 run = program.run(Order(gradient=True))
@@ -177,22 +177,22 @@ class _Examiner:
                 raise
             except Exception as error:
                 return _raised(error, program.last, False)
-            new = {k: t for k, t in run.trace.leaves.items() if not any(t is s for s in program.sources)}
-            outer = {k: t for k, t in run.trace.outer.items() if not any(t is s for s in program.sources)}
-            for tensor in outer.values():
-                if program.depends(tensor) or tensor.dtype in NARROW:
+            new = {k: t for k, t in run.trace.leaves.items() if not any(t.tensor is s for s in program.sources)}
+            outer = {k: t for k, t in run.trace.outer.items() if not any(t.tensor is s for s in program.sources)}
+            for each in outer.values():
+                if program.depends(each.tensor) or each.tensor.dtype in NARROW:
                     return Report(Verdict.INCONCLUSIVE, cause=_OUTER)
             if not new and not outer:
                 break
             met |= new | outer
-            for tensor in (*new.values(), *outer.values()):
-                program.state.add_source(tensor)
+            for each in (*new.values(), *outer.values()):
+                program.state.add_source(each)
         else:
             return Report(
                 Verdict.INCONCLUSIVE, cause="Every run meets new leaves that require grad: are they kept?"
             )
         if met:
-            shapes = ", ".join(str(tuple(t.shape)) for t in list(met.values())[:6])
+            shapes = ", ".join(str(tuple(each.tensor.shape)) for each in list(met.values())[:6])
             self.notes.append(f"varied as well, though not among the inputs: {len(met)} tensors of shapes {shapes}")
         if not program.sources:
             raise ValueError(_nothing(program.inputs))

@@ -43,7 +43,8 @@ RANDOM = DRAWS | frozenset(
 NO_DERIVATIVE = frozenset(("normal",))
 """Operations whose results require grad, and whose derivative torch takes for zero although it is not."""
 
-ESCAPES = frozenset(["item", "tolist", "__float__", "numpy", "__array__", "__complex__", "__int__", "__index__"])
+ESCAPES = frozenset(("item", "tolist"))
+"""Operations that give Python a number."""
 
 _IN_PLACE = frozenset(
     ["__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__ifloordiv__", "__imod__", "__iand__", "__ior__", "__ixor__", "data="]

@@ -17,7 +17,7 @@ from quadgrad._core.result import Result
 from quadgrad.doctor.hooks import watching
 from quadgrad.doctor.numbers import Number
 from quadgrad.doctor.state import State
-from quadgrad.doctor.trace import Order, Trace
+from quadgrad.doctor.trace import Met, Order, Trace
 from quadgrad.doctor.watch import Watch
 from quadgrad.doctor.wide import wider
 
@@ -61,7 +61,7 @@ class Program:
         self._rehearsed = False
         self.excluded: list[str] = []
         for tensor in _sources(inputs, modules):
-            self.state.add_source(tensor)
+            self.state.add_source(Met.now(tensor))
 
     @property
     def sources(self) -> list[Tensor]:

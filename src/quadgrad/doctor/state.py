@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from quadgrad.doctor.trace import Met
 from quadgrad.doctor.wide import NARROW, wider
 
 __all__ = ["State"]
@@ -44,15 +45,12 @@ class State:
 
     # ------------------------------------------------------------------------------------- what is varied
 
-    def add_source(self, tensor: Tensor) -> None:
-        """Vary a tensor from now on, and put it back."""
-        if any(tensor is t for t in self.sources):
+    def add_source(self, met: Met) -> None:
+        """Vary a tensor from now on, and put it back to what it was when it was met."""
+        if any(met.tensor is t for t in self.sources):
             return
-        gradient = tensor.grad if tensor.is_leaf else None
-        original = tensor.data
-        kept = None if gradient is None else gradient.detach().clone()
-        self.sources.append(tensor)
-        self._originals.append((tensor, original, original.clone(), gradient, kept))
+        self.sources.append(met.tensor)
+        self._originals.append((met.tensor, met.tensor.data, met.value, met.gradient, met.kept))
         self.bases = [wider(base) if self._wide else base.clone() for _, _, base, _, _ in self._originals]
 
     bases: list[Tensor] = []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from quadgrad.doctor.places import Place
 from quadgrad.doctor.values import Held
 
-__all__ = ["Call", "Decision", "Event", "Order", "Problem", "Trace"]
+__all__ = ["Call", "Decision", "Event", "Met", "Order", "Problem", "Trace"]
 
 
 @dataclass(eq=False)
@@ -73,6 +73,22 @@ class Call:
     bridged: bool = False
 
 
+class Met(NamedTuple):
+    """A tensor that a program met and was not given, with what it and its ``.grad`` held then."""
+
+    tensor: Tensor
+    value: Tensor
+    gradient: Tensor | None
+    kept: Tensor | None
+
+    @staticmethod
+    def now(tensor: Tensor) -> Met:
+        """Return a tensor as it stands."""
+        gradient = tensor.grad if tensor.is_leaf else None
+        kept = None if gradient is None else gradient.detach().clone()
+        return Met(tensor, tensor.detach().clone(), gradient, kept)
+
+
 @dataclass(eq=False)
 class Problem:
     """What torch refused to do, or what stands in the way, at a place."""
@@ -109,8 +125,8 @@ class Trace:
     decisions: list[Decision] = field(default_factory=lambda: [])
     calls: list[Call] = field(default_factory=lambda: [])
     moved: list[Held | None] = field(default_factory=lambda: [])
-    leaves: dict[int, Tensor] = field(default_factory=lambda: {})
-    outer: dict[int, Tensor] = field(default_factory=lambda: {})
+    leaves: dict[int, Met] = field(default_factory=lambda: {})
+    outer: dict[int, Met] = field(default_factory=lambda: {})
     suspects: dict[str, Place] = field(default_factory=lambda: {})
     problems: list[Problem] = field(default_factory=lambda: [])
     objectives: list[Any] = field(default_factory=lambda: [])

@@ -43,7 +43,7 @@ from quadgrad.doctor.names import (
 )  # fmt: skip
 from quadgrad.doctor.numbers import numbers_in
 from quadgrad.doctor.places import place_of
-from quadgrad.doctor.trace import Decision, Event, Order, Problem, Trace
+from quadgrad.doctor.trace import Decision, Event, Met, Order, Problem, Trace
 from quadgrad.doctor.wide import widen
 
 __all__ = ["Watch", "carries", "same_outcome"]
@@ -128,15 +128,15 @@ class Watch(TorchFunctionMode):
     def notice(self, tensor: Tensor) -> None:
         """Note a tensor that requires grad and was there before the program ran."""
         key = id(tensor)
-        if key in self._sources or key in self._made or belongs_to_transform(tensor):
+        if key in self._sources or key in self._made or key in self.trace.leaves or belongs_to_transform(tensor):
             return
         base = tensor._base
         if base is not None and base.requires_grad and tensor.is_leaf:
             return  # a view made under no_grad passes for a leaf
         if tensor.is_leaf:
-            self.trace.leaves[key] = tensor
+            self.trace.leaves[key] = Met.now(tensor)
         elif not tensor.is_cuda and not made_since(tensor, self._start):
-            self.trace.outer[key] = tensor
+            self.trace.outer.setdefault(key, Met.now(tensor))
 
     # ------------------------------------------------------------------------------------------- operations
 

@@ -112,13 +112,15 @@ def _rehearse(
             problem, probe, lanes = open_call(problem, tolerances, jumps, False)
         problem.flowing = True
         call = run.begin(max(problem.tolerance.rtol, problem.tolerance.eps**0.5))
-        logs, found = LogSearch(problem, probe) if log else None, run.found(call)
-        if found is None or logs:
-            primal = search_all(problem, logs.search if logs else search, found and found.plan)
-            run.keep(call, primal.found)
+        logs, kept = LogSearch(problem, probe) if log else None, run.found(call)
+        if kept is None:
+            primal = search_all(problem, logs.search if logs else search, None)
+            run.keep(call, (primal.found, logs and (logs.shift, logs.noise)))
         else:
-            primal = follow_jumps(problem, found)
+            primal = follow_jumps(problem, kept[0])
         if logs:
+            if kept is not None:
+                logs.shift, logs.noise = kept[1]
             primal.problem = logs.shifted(primal.problem)
             primal.scaled = Scaled(primal.found.error, logs.noise)
         primal.value = oriented_value(primal.found, primal.problem.limits.detach(), False)
