@@ -23,6 +23,9 @@ _REACH = 64.0
 _WIDTH = 1e-7
 _SECANTS = 6
 
+_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
+"""Where a decision is looked at whose next crossing its rate at the point does not tell."""
+
 
 @dataclass(eq=False)
 class Jump:
@@ -66,6 +69,7 @@ class _Search:
         self.x, self.main = examination, main
         self.trace = examination.trace
         self.at_point = self._run(0.0)
+        self._scans: dict[float, list[tuple[float, Run]]] = {}
         h = main.step
         self.sides = [(t, self._run(t)) for t in (h / 4.0, -h / 4.0)]
 
@@ -77,11 +81,22 @@ class _Search:
         """Return how far the output jumps where the first of these decisions changes, and at which distance."""
         if self.trace.decisions[numbers[0]].op in DRAWS:
             return self._drawn(numbers)
-        for crossing in self._next(numbers):
+        nearest = self._next(numbers)
+        for crossing in nearest:
             bracket = self._bracket(crossing)
             if bracket is not None:
                 return self._jump(crossing, *bracket)
-        return 0.0, 0.0
+        # One that stands still at the point, or turns, may all the same change further out.
+        scanned = self._scanned(numbers) if self._moves(numbers) else None
+        return (0.0, 0.0) if scanned is None else self._jump(scanned[0], *scanned[1])
+
+    def _moves(self, numbers: list[int]) -> bool:
+        """Whether what decides depends on what is varied at all."""
+        for k in numbers:
+            right, left = (self._quantity(run, k) for _, run in self.sides)
+            if right is not None and left is not None and not torch.equal(right, left):
+                return True
+        return False
 
     def _drawn(self, numbers: list[int]) -> tuple[float, float]:
         """Return what another draw makes of the output, where its probabilities move."""
@@ -123,12 +138,14 @@ class _Search:
         value, t = self._margin(self.at_point, crossing), crossing.t
         if value is None or t == 0.0:
             return None if value is None else self._pair(crossing, t)
-        inside: tuple[float, float] = (0.0, value)
-        outside: tuple[float, float] | None = None
-        for _ in range(_SECANTS):
-            width = _WIDTH * abs(t)
-            near = self._run(t)
-            margin = self._margin(near, crossing)
+        return self._close_in(crossing, (0.0, value), None, t)
+
+    def _close_in(
+        self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
+    ) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+        """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
+        for tries in range(_SECANTS if outside is None else 4 * _SECANTS):
+            margin = self._margin(self._run(t), crossing)
             if margin is None:
                 return None
             slope = (margin - inside[1]) / (t - inside[0]) if t != inside[0] else 0.0
@@ -136,18 +153,61 @@ class _Search:
                 inside = (t, margin)
             else:
                 outside = (t, margin)
-            if slope == 0.0 or not math.isfinite(slope):
+            if outside is None and (slope == 0.0 or not math.isfinite(slope)):
                 return None
-            root = t - margin / slope
-            if outside is not None and not min(inside[0], outside[0]) < root < max(inside[0], outside[0]):
+            root = t - margin / slope if slope else math.inf
+            if outside is not None and (tries % 3 == 2 or not min(inside[0], outside[0]) < root < max(inside[0], outside[0])):
                 root = 0.5 * (inside[0] + outside[0])
             if abs(root) > _REACH:
                 return None
-            if abs(root - t) <= 0.1 * width:
-                t = root
-                break
+            near = abs(root - t) <= 0.1 * _WIDTH * abs(t)
             t = root
+            if near:
+                break
         return self._pair(crossing, t)
+
+    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, tuple[tuple[float, Run], tuple[float, Run]]] | None:
+        """Return where one of these decisions is seen to have changed further out, whatever its rate at the point."""
+        for side in (1.0, -1.0):
+            before, at = 0.0, self.at_point
+            for t, run in self._further_out(side):
+                for k in numbers:
+                    if run.trace.parted and len(run.trace.decisions) <= k:
+                        continue
+                    crossing = self._changed(k, at, run)
+                    ends = None if crossing is None else (self._margin(at, crossing), self._margin(run, crossing))
+                    if crossing is None or ends is None or ends[0] is None or ends[1] is None:
+                        continue
+                    bracket = self._close_in(crossing, (before, ends[0]), (t, ends[1]), 0.5 * (before + t))
+                    if bracket is not None:
+                        return crossing, bracket
+                before, at = t, run
+        return None
+
+    def _further_out(self, side: float) -> list[tuple[float, Run]]:
+        if side not in self._scans:
+            self._scans[side] = [(side * t, self._run(side * t)) for t in _SCAN]
+        return self._scans[side]
+
+    def _changed(self, number: int, near: Run, far: Run) -> _Crossing | None:
+        """Return the first element of a decision whose outcome is another in two runs."""
+        here, there = self._quantity(near, number), self._quantity(far, number)
+        if here is None or there is None or here.shape != there.shape:
+            return None
+        decision = self.at_point.trace.decisions[number]
+        if decision.op in SELECTIONS:
+            return _Crossing(number, 0, 0.0, 0.0) if self._chose_another(far, number) else None
+        shift = 0.5 if decision.levels == "halves" else 0.0
+        here, there = here.flatten(), there.flatten()
+        if decision.levels == "zero":
+            differ, level = (here > 0.0) != (there > 0.0), torch.zeros_like(here)
+        else:
+            differ = (here - shift).floor() != (there - shift).floor()
+            level = torch.maximum(here, there).sub(shift).floor() + shift
+        if not bool(differ.any()):
+            return None
+        i = int(differ.nonzero()[0])
+        return _Crossing(number, i, float(level[i]), 0.0)
 
     def _pair(self, crossing: _Crossing, t: float) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
         least = _WIDTH * (abs(t) or 1.0)
