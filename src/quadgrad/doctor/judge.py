@@ -52,8 +52,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
         Verdict.OK, sorted(rows, key=_gravity), main.true.value, main.bar(x.floor), main.autograd, residual.value
     )
     verdict, cause = _verdict(x, gaps, lost + wrong, residual)
-    if verdict == Verdict.OK and steps:
-        verdict = Verdict.STEP
+    noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
+    if steps and (verdict == Verdict.OK or noisy):  # so many jumps that differences are noise, too
+        verdict, cause = Verdict.STEP, ""
     elif verdict == Verdict.OK and all(_is_zero(x, d) for d in x.directions):
         verdict = Verdict.ZERO
     return replace(report, verdict=verdict, cause=cause)
@@ -131,11 +132,11 @@ def _wrong_rows(x: Examination) -> list[Row]:
         floor = _BRIDGED_FLOOR if call.bridged else max(_WRONG_FLOOR, x.floor)
         if call.reason:
             continue
-        if abs(fault.value) > 3.0 * fault.error + floor * main.size:
-            by_line.setdefault((call.place.key, call.name), []).append((call, fault, ""))
-        elif abs(single) > _SINGLE_FLOOR * main.size:
-            text = ": in single precision, where a difference quotient has few digits"
+        if abs(single) > _SINGLE_FLOOR * main.size:
+            text = " in single precision, where a difference quotient has few digits"
             by_line.setdefault((call.place.key, call.name), []).append((call, Estimate(single, 0.0), text))
+        elif abs(fault.value) > 3.0 * fault.error + floor * main.size:
+            by_line.setdefault((call.place.key, call.name), []).append((call, fault, ""))
     rows: list[Row] = []
     for (_, name), each in by_line.items():
         total = Estimate(sum(f.value for _, f, _ in each), sum(f.error for _, f, _ in each))

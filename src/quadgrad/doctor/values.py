@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import add_lanes, belongs_to_transform, flatten_tree, unflatten_tree, unwrap
 
-__all__ = ["Held", "add", "difference", "hold", "moves", "plain_copy", "restore", "same", "size_of", "tensors_in"]
+__all__ = ["Held", "add", "difference", "hold", "is_continuous", "moves", "plain_copy", "restore", "same", "size_of", "tensors_in"]
 
 
 class Held(NamedTuple):
@@ -86,11 +86,11 @@ def difference(new: Held, old: Held) -> Held | None:
     for a, b in zip(new.leaves, old.leaves, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor) or getattr(a, "shape", ()) != getattr(b, "shape", ()):
             return None
-        parts.append(a - b if _continuous(a) and _continuous(b) else None)
+        parts.append(a - b if is_continuous(a) and is_continuous(b) else None)
     return Held(tuple(parts), old.form, old.levels)
 
 
-def _continuous(leaf: Any) -> bool:
+def is_continuous(leaf: Any) -> bool:
     """Whether a value can move a little: a floating or complex one."""
     if isinstance(leaf, Tensor):
         return leaf.is_floating_point() or leaf.is_complex()

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -48,7 +47,6 @@ from quadgrad.doctor.wide import widen
 
 __all__ = ["Watch", "carries", "same_outcome"]
 
-_VALUES = (Tensor, float, int, complex, np.ndarray, np.generic)
 _OPTIMISER = "what an optimiser does"
 _BARE = ("data", "detach")
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
@@ -156,7 +154,7 @@ class Watch(TorchFunctionMode):
             self._bare[id(result)] = result  # what is written to it autograd connects with this object only
         if not flows or (name not in NO_DERIVATIVE and any(isinstance(o, Tensor) and carries(o) for o in outs)):
             return result
-        if not any(_is_value(o) for o in outs):
+        if not any(values.is_continuous(o) for o in outs):
             return result
         place = place_of()
         if place.owner in ("engine", "optimiser"):
@@ -386,10 +384,6 @@ def _is_finite(gradients: Any) -> bool:
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
-
-
-def _is_value(leaf: Any) -> bool:
-    return isinstance(leaf, _VALUES) and not isinstance(leaf, bool)
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
