@@ -16,6 +16,7 @@ from benchmarks import (
     bridge,
     coverage,
     distances,
+    doctor,
     families,
     fuzz,
     gradients,
@@ -65,6 +66,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "fuzz": fuzz.measure,
     "peers": peers.measure,
     "gradients": gradients.measure,
+    "doctor": doctor.measure,
 }
 
 AGAINST = ("transforms", "shapes")
@@ -111,7 +113,7 @@ def main() -> None:
     show_setting(console, options.keep_freed_memory)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            more = {"seed": options.seed} if name in ("families", "fuzz") else {}
+            more = {"seed": options.seed} if name in ("families", "fuzz", "doctor") else {}
             more |= {key: getattr(options, key) for key in ("minutes", "claims", "only")} if name == "fuzz" else {}
             more |= {"against": options.against} if name in AGAINST else {}
             findings = BENCHMARKS[name](options.scale, **more)

@@ -179,7 +179,7 @@ class RandomProgram:
             lost[i] = self.slope(later, steps) - self.slope(later | {i}, steps)
         return lost
 
-    def jumps(self, steps: list[Tensor], reach: float = 2.0, points: int = 161) -> bool:
+    def jumps(self, steps: list[Tensor], reach: float = 2.0, points: int = 81) -> bool:
         """Tell whether the value jumps along the steps, looked at on a grid and then closely."""
         ts = [reach * (2.0 * i / (points - 1) - 1.0) for i in range(points)]
         found = [self.value(steps, t) for t in ts]

@@ -71,6 +71,8 @@ def _restored(leaf: Any, levels: tuple[int, ...], like: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     fresh = add_lanes(leaf.clone(), levels)
+    if isinstance(like, Tensor) and like.requires_grad and not like.is_leaf and not belongs_to_transform(like):
+        return like + (fresh - like.detach())  # torch takes its derivative for zero; what follows must see that it has one
     if isinstance(like, Tensor) and not belongs_to_transform(like) and like.requires_grad and like.is_leaf:
         fresh.requires_grad_()
         if isinstance(like, torch.nn.Parameter):
@@ -118,8 +120,10 @@ def _like(total: Any, leaf: Any) -> Any:
     """Return the sum as what it was added to: a leaf that requires grad, or a parameter."""
     if total is leaf or not isinstance(leaf, Tensor) or belongs_to_transform(leaf):
         return total
-    if not (leaf.requires_grad and leaf.is_leaf):
+    if not leaf.requires_grad:
         return total
+    if not leaf.is_leaf:
+        return leaf + (total - leaf.detach())
     if isinstance(leaf, torch.nn.Parameter):
         return torch.Tensor._make_subclass(torch.nn.Parameter, total.detach(), True)
     return total.requires_grad_()
