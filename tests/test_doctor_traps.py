@@ -154,6 +154,23 @@ def branch(x: Tensor) -> Any:
     return lambda b: (2.0 if b.sum().item() > 1.0 else 1.0) * b.sum()
 
 
+def decided_in_numpy(x: Tensor) -> Any:
+    return lambda b: torch.from_numpy((b.detach().numpy() > 0).astype(float)).sum() + b.sum()
+
+
+def decided_by_a_float(x: Tensor) -> Any:
+    return lambda b: (2.0 if float(b.detach().sum()) > 1.0 else 1.0) * torch.ones(3, dtype=torch.float64).sum() + b.sum()
+
+
+def torchscript(x: Tensor) -> Any:
+    compiled = torch.jit.script(scripted)
+    return lambda b: compiled(b)
+
+
+def scripted(b: Tensor) -> Tensor:
+    return (b.detach() * b).sum()
+
+
 def drawn(x: Tensor) -> Any:
     return lambda b: torch.distributions.Normal(b, 1.0).sample().sum() * b.sum()
 
@@ -245,6 +262,9 @@ TRAPS: dict[Trap, set[str]] = {
     unknown_randomness: {"INCONCLUSIVE"},
     counter: {"INCONCLUSIVE"},
     branch: {"STEP"},
+    decided_in_numpy: {"STEP"},
+    decided_by_a_float: {"STEP"},
+    torchscript: {"SEVERED OR WRONG"},
     drawn: {"SEVERED"},
     thrown: {"STEP"},
     straight_through: {"SEVERED"},

@@ -17,6 +17,7 @@ from torch import Tensor
 from quadgrad._core._torch import flatten_tree
 from quadgrad.doctor import values
 from quadgrad.doctor.crossings import find_jumps
+from quadgrad.doctor.elsewhere import find_elsewhere
 from quadgrad.doctor.examine import Examination
 from quadgrad.doctor.judge import judge, make_row
 from quadgrad.doctor.places import Place
@@ -148,7 +149,7 @@ class _Examiner:
         self.program, self.count, self.progress = program, count, progress
         self.notes: list[str] = []
         self.single: Run | None = None
-        self.steady = False
+        self.steady = self.precise = False
 
     def report(self) -> Report:
         """Return what is found."""
@@ -159,7 +160,7 @@ class _Examiner:
             if any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
-            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not report.notes:
+            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.precise:
                 report = self._beside(report)
         except BackwardFailed as failed:
             report = _raised(failed.error, failed.trace, True)
@@ -240,14 +241,21 @@ class _Examiner:
         if x.at_kink:
             return Report(Verdict.UNLOCATED, cause=_KINK)
         x.measure_losses()
-        report = judge(x, find_jumps(x))
+        jumps = find_jumps(x)
+        report = judge(x, jumps)
+        if report.verdict in (Verdict.OK, Verdict.ZERO):
+            unseen, notes = find_elsewhere(x)
+            if unseen:
+                report = judge(x, unseen)
+            report = replace(report, notes=[*report.notes, *notes])
         off = x.off_in_single()
         if report.ok and off > _SINGLE:
             cause = (
                 f"In double precision all is well; in single precision, as the program is written, the gradient is "
                 f"{off:.1%} off: differences of large numbers, or steps too small for its digits."
             )
-            report = replace(report, verdict=Verdict.UNLOCATED, cause=cause, notes=["a matter of precision"])
+            self.precise = True  # in double: there is nothing more to see beside the point
+            report = replace(report, verdict=Verdict.UNLOCATED, cause=cause)
         return report
 
     def _beside(self, report: Report) -> Report:

@@ -12,7 +12,7 @@ from torch import Tensor
 from quadgrad.doctor.examine import Direction, Examination
 from quadgrad.doctor.names import DRAWS, SELECTIONS
 from quadgrad.doctor.program import Run
-from quadgrad.doctor.trace import Decision, Order
+from quadgrad.doctor.trace import Decision, Event, Order
 from quadgrad.doctor.watch import same_outcome
 
 __all__ = ["Jump", "find_jumps"]
@@ -29,9 +29,9 @@ _SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 @dataclass(eq=False)
 class Jump:
-    """A decision at which the output jumps: by how much, and how far away."""
+    """A decision (or what severs, and decides unseen) at which the output jumps: by how much, and how far away."""
 
-    decision: Decision
+    decision: Decision | Event
     count: int
     size: float
     distance: float

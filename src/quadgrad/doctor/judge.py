@@ -46,6 +46,8 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     lost = [_loss_row(x, loss, bool(gaps)) for loss in x.losses]
     wrong = _wrong_rows(x)
     steps = [_step_row(x, jump) for jump in jumps]
+    jumping = {(row.file, row.line) for row in steps}
+    lost = [row for row in lost if row.verdict != Verdict.UNUSED or (row.file, row.line) not in jumping]
     rows = lost + wrong + steps + _intended_rows(x.trace)
     residual = x.residual
     report = Report(

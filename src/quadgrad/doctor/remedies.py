@@ -104,6 +104,8 @@ def step_remedy(op: str, integrates: bool) -> str:
         return (
             "weigh instead of choosing: torch.softmax(x / temperature, -1); a table: interpolate, quadgrad.spline"
         )
+    if op in ("detach", "numpy", "__array__", "__float__", "item", "tolist", "data"):
+        return "what it is turned into decides by steps: torch.sigmoid((x - c) / width) in the tensor's own numbers"
     if integrates:
         return "name the place where the integrand jumps: points=..., or jumps=lambda x, ...: its zero"
     if op in (

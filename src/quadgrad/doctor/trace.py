@@ -102,12 +102,13 @@ class Problem:
 class Order:
     """What a run is told to do.
 
-    ``frozen`` results are those of ``"intended"`` events or of ``"all"``; ``shifts`` are added to the results of
+    ``frozen`` results are those of ``"intended"`` events or of ``"all"``, and of ``only`` those numbers; ``shifts`` are added to the results of
     events, ``outcomes`` replace those of decisions. ``margins`` asks for the quantities of decisions.
     """
 
     base: Trace | None = None
     frozen: str = "intended"
+    only: frozenset[int] = frozenset()
     measure: bool = False
     shifts: dict[int, Held] = field(default_factory=lambda: {})
     outcomes: dict[int, Held] = field(default_factory=lambda: {})

@@ -199,7 +199,7 @@ class Watch(TorchFunctionMode):
             return result
         if number in order.shifts:
             return values.add(result, order.shifts[number])
-        if self._freezes(known):
+        if self._freezes(number, known):
             return values.restore(known.out, result)
         return result
 
@@ -213,8 +213,9 @@ class Watch(TorchFunctionMode):
             return None
         return base.events[number]
 
-    def _freezes(self, known: Event) -> bool:
-        return self.order.frozen == "all" or (self.order.frozen == "intended" and bool(known.reason))
+    def _freezes(self, number: int, known: Event) -> bool:
+        order = self.order
+        return order.frozen == "all" or (order.frozen == "intended" and bool(known.reason)) or number in order.only
 
     # ------------------------------------------------------------------------------------ decisions
 
@@ -308,7 +309,7 @@ class Watch(TorchFunctionMode):
             for i, target in enumerate(targets):
                 if step is not None and step.leaves[i] is not None:
                     target.data.add_(step.leaves[i])
-                elif self._freezes(known):
+                elif self._freezes(number, known):
                     target.data.copy_(known.out.leaves[i])
                     if known.visible and was.leaves[i] is not None:
                         target.data.add_(was.leaves[i])
