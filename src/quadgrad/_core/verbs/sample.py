@@ -162,17 +162,14 @@ def _integrate(
     run = current_rehearsal()
     if run is not None:  # one of several that are compared: only in a replay is seen what f does
         problem.flowing, problem.chunk_size = True, None
-    with problem.outside() as plain:
-        hold_memory(sample.plan.n.device)
-        if training is not None:
-            sample = train_maps(plain, sample, training)
-        found = search_samples(plain, sample)
-        if training is not None:
-            found, more = judge_maps(found, training, plain.pieces.empty)
-            said += more
-        if problem.flowing and plain.batch:
-            some = min(plain.batch, plain.chunk_size or BLOCK)
-            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None, :some], slice(0, some))
+    call = -1 if run is None else run.begin(problem.tolerance.eps**0.5)
+    kept = None if run is None else run.found(call)
+    if kept is None:
+        sample, found, said = _search(problem, sample, said, training)
+        if run is not None:
+            run.keep(call, (sample, found))
+    else:
+        sample, found = kept
     primal = SampledPrimal(problem, found, sample)
     if run is None and problem.batch:
         warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
@@ -194,6 +191,22 @@ def _integrate(
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
     )
+
+
+def _search(problem: Problem, sample: Sample, said: str, training: Training | None) -> tuple[Sample, Found, str]:
+    """Return the sample, its maps learnt, what it gave, and what is said of it."""
+    with problem.outside() as plain:
+        hold_memory(sample.plan.n.device)
+        if training is not None:
+            sample = train_maps(plain, sample, training)
+        found = search_samples(plain, sample)
+        if training is not None:
+            found, more = judge_maps(found, training, plain.pieces.empty)
+            said += more
+        if problem.flowing and plain.batch:
+            some = min(plain.batch, plain.chunk_size or BLOCK)
+            refuse_unequal(plain, plain.limits.inner_points(plain.batch)[None, :some], slice(0, some))
+    return sample, found, said
 
 
 def _lost(found: Found) -> str:
