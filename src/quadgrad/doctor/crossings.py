@@ -21,7 +21,7 @@ _REACH = 64.0
 """How far a crossing is looked for, in sizes of what is varied."""
 
 _WIDTH = 1e-7
-_SECANTS = 6
+_SECANTS = 5
 
 _SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Where a decision is looked at whose next crossing its rate at the point does not tell."""
@@ -144,7 +144,7 @@ class _Search:
         self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
     ) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
         """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
-        for tries in range(_SECANTS if outside is None else 4 * _SECANTS):
+        for tries in range(_SECANTS if outside is None else 2 * _SECANTS):
             margin = self._margin(self._run(t), crossing)
             if margin is None:
                 return None
@@ -160,7 +160,7 @@ class _Search:
                 root = 0.5 * (inside[0] + outside[0])
             if abs(root) > _REACH:
                 return None
-            near = abs(root - t) <= 0.1 * _WIDTH * abs(t)
+            near = abs(root - t) <= 1e-4 * abs(t)  # the secant's next error is the square of it, about
             t = root
             if near:
                 break
@@ -179,8 +179,7 @@ class _Search:
                     if crossing is None or ends is None or ends[0] is None or ends[1] is None:
                         continue
                     bracket = self._close_in(crossing, (before, ends[0]), (t, ends[1]), 0.5 * (before + t))
-                    if bracket is not None:
-                        return crossing, bracket
+                    return None if bracket is None else (crossing, bracket)
                 before, at = t, run
         return None
 
