@@ -123,7 +123,9 @@ def test_leaves_that_were_not_given_are_found_and_varied() -> None:
     layer = nn.Linear(2, 1).double()
     report = qg.doctor.check(lambda: (layer(t64([1.0, 2.0])) * layer.weight.detach().sum()).sum())
     assert report.verdict == "SEVERED" and any("2 tensors" in note for note in report.notes)
-    assert lines_of(report) == ["report = qg.doctor.check(lambda: (layer(t64([1.0, 2.0])) * layer.weight.detach().sum()).sum())"]
+    assert lines_of(report) == [
+        "report = qg.doctor.check(lambda: (layer(t64([1.0, 2.0])) * layer.weight.detach().sum()).sum())"
+    ]
 
 
 def test_random_state_and_buffers_are_put_back_for_each_run_and_afterwards() -> None:
@@ -136,8 +138,8 @@ def test_random_state_and_buffers_are_put_back_for_each_run_and_afterwards() -> 
         return (norm(x * noise) * chance).exp().sum() + norm.running_mean.sum()
 
     states = lambda: (
-        torch.get_rng_state().sum().item(), generator.get_state().sum().item(), own.bit_generator.state["state"]["state"],
-        random.getstate(), python.getstate(), norm.running_mean.tolist(), int(norm.num_batches_tracked),
+        torch.get_rng_state().sum().item(), generator.get_state().sum().item(),
+        own.bit_generator.state["state"]["state"], random.getstate(), python.getstate(), norm.running_mean.tolist(), int(norm.num_batches_tracked),
         np.random.get_state()[1].tolist(),  # noqa: NPY002
     )  # fmt: skip
     before = states()
@@ -171,7 +173,9 @@ def test_what_is_marked_is_listed_and_no_finding() -> None:
 
     report = qg.doctor.check(lambda x: (x + quantised(x)).pow(2).sum(), leaf([0.3, 1.2]))
     assert report.ok and not report.findings, str(report)
-    assert [(row.verdict, row.remedy) for row in report.rows][:1] == [(Verdict.INTENDED, "straight-through estimator")]
+    assert [(row.verdict, row.remedy) for row in report.rows][:1] == [
+        (Verdict.INTENDED, "straight-through estimator")
+    ]
 
 
 def test_a_mark_covers_its_own_lines_only() -> None:

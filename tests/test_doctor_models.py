@@ -69,7 +69,10 @@ def recurrent(dtype: torch.dtype) -> Model:
 
 
 def normalising_flow(dtype: torch.dtype) -> Model:
-    network, x = weighted(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4)), dtype), randn(9, 4, dtype=dtype)
+    network, x = (
+        weighted(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4)), dtype),
+        randn(9, 4, dtype=dtype),
+    )
     base = torch.distributions.Normal(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype))
 
     def loss() -> Tensor:
@@ -135,7 +138,10 @@ def bridge_model(dtype: torch.dtype) -> Model:
 
 
 def training_step(dtype: torch.dtype) -> Model:
-    network, x = weighted(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), dtype), randn(7, 4, dtype=dtype)
+    network, x = (
+        weighted(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), dtype),
+        randn(7, 4, dtype=dtype),
+    )
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
     losses: list[float] = []
 
@@ -189,7 +195,14 @@ def test_nothing_is_found_in_healthy_models(make: Callable[[torch.dtype], Model]
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_found_in_wide_networks_of_relus_at_a_kink(seed: int, dtype: torch.dtype) -> None:
     """Zero biases behind padding of zeros: many units stand exactly at their kink."""
-    layers = (nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 256), nn.ReLU(), nn.Linear(256, 1))
+    layers = (
+        nn.Conv1d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 256),
+        nn.ReLU(),
+        nn.Linear(256, 1),
+    )
     network = weighted(nn.Sequential(*layers), dtype, seed)
     x = randn(3, 1, 12, seed=seed, dtype=dtype)
     x[0], x[1, :, 5:] = 0.0, 0.0
@@ -202,9 +215,13 @@ def test_nothing_is_found_in_wide_networks_of_relus_at_a_kink(seed: int, dtype: 
 
 def test_nothing_that_an_examination_changes_stays_changed() -> None:
     step, _ = training_step(F32)
-    network = step.__closure__ and next(c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, nn.Module))
+    network = step.__closure__ and next(
+        c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, nn.Module)
+    )
     assert isinstance(network, nn.Module)
-    optimiser = next(c.cell_contents for c in step.__closure__ or () if isinstance(c.cell_contents, torch.optim.Adam))
+    optimiser = next(
+        c.cell_contents for c in step.__closure__ or () if isinstance(c.cell_contents, torch.optim.Adam)
+    )
     step()
     state = lambda: [
         *(p.detach().clone() for p in network.parameters()), *(p.grad.clone() for p in network.parameters()),

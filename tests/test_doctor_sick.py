@@ -181,32 +181,46 @@ def masked_after_the_root(x: Tensor) -> Tensor:
 
 
 CASES = {
-    "rewrapped": Case(rewrapped_scipy, three, "SEVERED", "special.erf", "bridge.wrap", lambda x: (erf(x) * x).sum()),
+    "rewrapped": Case(
+        rewrapped_scipy, three, "SEVERED", "special.erf", "bridge.wrap",
+        lambda x: (erf(x) * x).sum(),
+    ),
     "convolution": Case(
         convolution_in_numpy, lambda: [leaf([[0.5, -0.2], [0.1, 0.4]])], "SEVERED", ".detach().cpu().numpy()",
         "bridge.wrap", lambda k: (convolve(k) ** 2).sum() + 0.1 * (k**2).sum(),
     ),
-    "clip": Case(clipped_in_numpy, three, "SEVERED", "np.clip", "torch.clamp", lambda x: x.clamp(-0.5, 1.0).sum() * x.sum()),
+    "clip": Case(
+        clipped_in_numpy, three, "SEVERED", "np.clip", "torch.clamp",
+        lambda x: x.clamp(-0.5, 1.0).sum() * x.sum(),
+    ),
     "solver": Case(root_of_a_solver, three, "SEVERED", "brentq", ".item()", lambda x: solve(x[0]) * x.sum()),
-    "number": Case(penalty_as_a_number, three, "SEVERED", ".item()", "leave out .item()", lambda x: (x.exp() + 0.1 * x**2).sum()),
+    "number": Case(
+        penalty_as_a_number, three, "SEVERED", ".item()", "leave out .item()",
+        lambda x: (x.exp() + 0.1 * x**2).sum(),
+    ),
     "list": Case(
         list_of_losses, three, "SEVERED", "torch.tensor(losses)", "torch.stack",
         lambda x: torch.stack([(x[i] - i) ** 2 for i in range(3)]).sum() + 0.1 * x.sum(),
     ),
     "parameter": Case(
-        reparametrised, three, "SEVERED", "nn.Parameter(", "forward()", lambda x: (F.softplus(x) ** 2).sum() + 0.1 * x.sum()
+        reparametrised, three, "SEVERED", "nn.Parameter(", "forward()",
+        lambda x: (F.softplus(x) ** 2).sum() + 0.1 * x.sum()
     ),
     "buffer": Case(
         written_into_a_buffer, three, "SEVERED", "x[i] ** 2", "no_grad",
         lambda x: (torch.stack([x[i] ** 2 for i in range(3)]) * x).sum(),
     ),
-    "gradient": Case(penalty_on_the_gradient, three, "SEVERED", "autograd.grad", "create_graph=True", penalty_mended),
+    "gradient": Case(
+        penalty_on_the_gradient, three, "SEVERED", "autograd.grad", "create_graph=True",
+        penalty_mended,
+    ),
     "sample": Case(
         sampled, three, "SEVERED", ".sample()", "rsample()",
         lambda x: (torch.distributions.Normal(x, 0.5).rsample() ** 2 * x).sum(),
     ),
     "comparison": Case(
-        behind_a_comparison, three, "STEP", "x > 0.5", "torch.sigmoid", lambda x: torch.sigmoid((x - 0.5) / 0.1).sum() + x.sum()
+        behind_a_comparison, three, "STEP", "x > 0.5", "torch.sigmoid",
+        lambda x: torch.sigmoid((x - 0.5) / 0.1).sum() + x.sum()
     ),
     "integrand": Case(
         step_in_an_integrand, three, "STEP", "t > x[0]", "points=",
@@ -217,10 +231,14 @@ CASES = {
         "Quotient.apply", "single precision", lambda x: torch.sin(x).sum(),
     ),
     "bmm": Case(
-        batched, lambda: [leaf(np.arange(8.0).reshape(2, 2, 2) / 5 - 0.6)], "WRONG", "BatchedProduct.apply", "gradcheck",
+        batched, lambda: [leaf(np.arange(8.0).reshape(2, 2, 2) / 5 - 0.6)], "WRONG", "BatchedProduct.apply",
+        "gradcheck",
         lambda x: (torch.bmm(x, t64(np.arange(8.0).reshape(2, 2, 2) / 8)) ** 2).sum(),
     ),
-    "vector": Case(goes_backward_from_a_vector, three, "RAISES", "y.backward()", "y.sum().backward()", mended_backward),
+    "vector": Case(
+        goes_backward_from_a_vector, three, "RAISES", "y.backward()", "y.sum().backward()",
+        mended_backward,
+    ),
     "root": Case(
         masked_after_the_root, three, "NAN", "torch.sqrt", "torch.where(bad",
         lambda x: torch.sqrt(torch.where((s := (x * 0.0).sum()) > 0, s, 1.0)) * 0.0 + x.sum(),
@@ -228,7 +246,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # what torch says itself
+@pytest.mark.filterwarnings(
+    "ignore:Converting a tensor with requires_grad=True to a scalar"
+)  # what torch says itself
 @pytest.mark.parametrize("name", CASES)
 def test_the_doctor_names_line_and_remedy_and_the_remedy_helps(name: str) -> None:
     case = CASES[name]

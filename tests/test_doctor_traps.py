@@ -159,7 +159,9 @@ def decided_in_numpy(x: Tensor) -> Any:
 
 
 def decided_by_a_float(x: Tensor) -> Any:
-    return lambda b: (2.0 if float(b.detach().sum()) > 1.0 else 1.0) * torch.ones(3, dtype=torch.float64).sum() + b.sum()
+    return lambda b: (
+        (2.0 if float(b.detach().sum()) > 1.0 else 1.0) * torch.ones(3, dtype=torch.float64).sum() + b.sum()
+    )
 
 
 def torchscript(x: Tensor) -> Any:
@@ -184,7 +186,9 @@ def straight_through(x: Tensor) -> Any:
 
 
 def rewrapped(x: Tensor) -> Any:
-    return lambda b: torch.tensor([v.item() ** 2 for v in b], dtype=torch.float64, requires_grad=True).sum() + b.sum()
+    return lambda b: (
+        torch.tensor([v.item() ** 2 for v in b], dtype=torch.float64, requires_grad=True).sum() + b.sum()
+    )
 
 
 def inner_gradient(x: Tensor) -> Any:

@@ -31,7 +31,9 @@ def examine(target: str, directions: int, seed: int) -> Report:
     function = module
     for part in name.split("."):
         if not hasattr(function, part):
-            known = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+            known = [
+                n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
+            ]
             raise ValueError(f"{where} has no {name}; it has the functions {', '.join(known) or 'none'}")
         function = getattr(function, part)
     if not callable(function):
@@ -65,7 +67,7 @@ def _load(where: str) -> ModuleType:
 
 
 def _arguments(function: Callable[..., Any], module: ModuleType, name: str) -> list[Any]:
-    """Return what the function is called with: for each argument without a default the module's own of that name."""
+    """Return what the function is called with: the module's own variables of the names without a default."""
     found: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is not parameter.empty or parameter.kind in (

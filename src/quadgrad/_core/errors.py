@@ -123,7 +123,9 @@ def calling_expression() -> str:
     first, last, start, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
     if first is None or last is None or start is None or end is None:
         return ""
-    lines = [linecache.getline(frame.f_code.co_filename, n, frame.f_globals).encode() for n in range(first, last + 1)]
+    lines = [
+        linecache.getline(frame.f_code.co_filename, n, frame.f_globals).encode() for n in range(first, last + 1)
+    ]
     lines[-1] = lines[-1][:end]
     lines[0] = lines[0][start:]
     return " ".join(line.decode(errors="replace").strip() for line in lines).strip()

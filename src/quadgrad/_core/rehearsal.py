@@ -1,8 +1,8 @@
 """Runs of the caller's program that are compared with each other: all of them integrate on the same cells.
 
-Opened by what runs a program again and again with inputs a little moved (:mod:`quadgrad.doctor`). A search that runs
-anew would decide anew, and the difference of two runs would be that of two plans. Every call replays, too, also
-where no gradient reaches it: only in a replay are the integrand's own operations seen.
+Opened by what runs a program again and again with inputs a little moved (:mod:`quadgrad.doctor`). A search that
+runs anew would decide anew, and the difference of two runs would be that of two plans. Every call replays, too,
+also where no gradient reaches it: only in a replay are the integrand's own operations seen.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Rehearsal", "current_rehearsal"]
 class Rehearsal:
     """One run; the first finds what later ones take over.
 
-    ``kept`` has what each call found, in the order in which they began, ``tolerance`` the largest relative error that
-    one of them was allowed. While the library ``thinks`` (searches, looks at the integrand), what it does is no part
-    of the program.
+    ``kept`` has what each call found, in the order in which they began, ``tolerance`` the largest relative error
+    that one of them was allowed. While the library ``thinks`` (searches, looks at the integrand), what it does is no
+    part of the program.
     """
 
     kept: list[Any] = field(default_factory=lambda: [])

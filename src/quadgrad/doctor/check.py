@@ -50,8 +50,9 @@ def check(
 
     The function is run some twenty times with inputs moved a little. Every operation of which an input requires
     grad and no output does is noted with its line. With those results *frozen* the derivative is the one that
-    autograd should see; with one line's result *shifted* it is what that line takes away. The ledger closes: the true
-    directional derivative is autograd's, plus the lines', plus what backward passes of custom functions are off.
+    autograd should see; with one line's result *shifted* it is what that line takes away. The ledger closes: the
+    true directional derivative is autograd's, plus the lines', plus what backward passes of custom functions are
+    off.
 
     Parameters
     ----------
@@ -84,8 +85,8 @@ def check(
     -----
     Programs in single precision are run in double precision where they can be. An integral of this library
     keeps the cells that its first run found. Where the program has a kink at the very point, it is examined beside
-    it. Comparisons, roundings and choices that reach the output are followed along the first direction to where they
-    next change; if the output jumps there, the verdict is STEP.
+    it. Comparisons, roundings and choices that reach the output are followed along the first direction to where
+    they next change; if the output jumps there, the verdict is STEP.
 
     Central differences at three steps are extrapolated after Richardson; how they agree is the error bar. The
     verdict is OK only if every gap is within three times its bar, and the bar at most 1e-6 of the derivative.
@@ -207,8 +208,9 @@ class _Examiner:
             double = program.run(Order(gradient=True))
         except Exception:
             double = None
+        size = max(single.size, abs(single.value))
         far = double is None or not math.isfinite(double.value) or (
-            not single.trace.random and abs(double.value - single.value) > 0.02 * max(single.size, abs(single.value))
+            not single.trace.random and abs(double.value - single.value) > 0.02 * size
         )  # fmt: skip
         if double is None or far:
             program.narrow()
@@ -270,7 +272,7 @@ class _Examiner:
             program.state.bases, self.single = bases, single
         if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != _KINK:
             return report
-        note = "at the very point there is a kink (KINK), or a border; examined at a distance of 1e-4 of the inputs' size"
+        note = "at the very point there is a kink, or a border; examined beside it, 1e-4 of the inputs' size away"
         return replace(again, notes=[note, *again.notes])
 
     def _refused(self, trace: Trace) -> Report:
@@ -302,8 +304,8 @@ class _Examiner:
 
 _KINK = "The program has a kink at the point."
 _OUTER = (
-    "The function uses a tensor that was computed from what is varied before it was called, and that no run computes "
-    "anew: compute it inside the function."
+    "The function uses a tensor that was computed from what is varied before it was called, and that no run "
+    "computes anew: compute it inside the function."
 )
 
 
@@ -311,7 +313,7 @@ def _nothing(inputs: Sequence[Any]) -> str:
     tensors = [t for t in flatten_tree(list(inputs))[0] if isinstance(t, Tensor)]
     if not tensors:
         return "check: nothing that the function uses requires grad; pass its tensors, or modules=[...]"
-    return "check: none of the inputs requires grad, and the function meets no parameter that does: pass x.requires_grad_()"
+    return "check: no input requires grad, and the function meets no parameter that does: pass x.requires_grad_()"
 
 
 def disagreement(first: Run, second: Run) -> str:
@@ -320,8 +322,8 @@ def disagreement(first: Run, second: Run) -> str:
     if b.parted or len(a.events) != len(b.events) or len(a.decisions) != len(b.decisions):
         where = f" at {b.parted}" if b.parted else ""
         return (
-            f"The second run did something else than the first{where}, with the same inputs: a cache (lru_cache, a value "
-            "kept between calls), an iterator that went on, or a counter."
+            f"The second run did something else than the first{where}, with the same inputs: a cache (lru_cache, a "
+            "value kept between calls), an iterator that went on, or a counter."
         )
     if first.value != second.value and not (first.value != first.value and second.value != second.value):
         close = abs(first.value - second.value) <= 1e-10 * max(first.size, 1e-300)
@@ -330,8 +332,8 @@ def disagreement(first: Run, second: Run) -> str:
                 "Two runs with the same inputs differ in the last digits: sums in an order that changes (threads)."
             )
         return (
-            "Two runs with the same inputs differ: random numbers from a source that could not be put back (pass its "
-            "generator as an input), the time, an iterator, or state kept between calls."
+            "Two runs with the same inputs differ: random numbers from a source that could not be put back (pass "
+            "its generator as an input), the time, an iterator, or state kept between calls."
         )
     for one, other in zip(a.events, b.events, strict=True):
         if not values.same(one.out, other.out) and not one.linked:
@@ -342,13 +344,10 @@ def disagreement(first: Run, second: Run) -> str:
 def _raised(error: Exception, trace: Trace | None, backward: bool) -> Report:
     """Return a report on what torch says of a gradient; raise what is none of that."""
     text = str(error)
-    for pattern, (operation, remedy) in RAISED.items():
-        if re.search(pattern, text):
-            break
-    else:
-        if not backward:
-            raise error
-        operation, remedy = "backward", "the backward pass itself raises: see the message"
+    said = next((said for pattern, said in RAISED.items() if re.search(pattern, text)), None)
+    if said is None and not backward:
+        raise error
+    operation, remedy = said or ("backward", "the backward pass itself raises: see the message")
     place = _place_of(error, trace if backward else None)
     return Report(
         Verdict.RAISES,

@@ -156,7 +156,9 @@ class _Search:
             if outside is None and (slope == 0.0 or not math.isfinite(slope)):
                 return None
             root = t - margin / slope if slope else math.inf
-            if outside is not None and (tries % 3 == 2 or not min(inside[0], outside[0]) < root < max(inside[0], outside[0])):
+            if outside is not None and (
+                tries % 3 == 2 or not min(inside[0], outside[0]) < root < max(inside[0], outside[0])
+            ):
                 root = 0.5 * (inside[0] + outside[0])
             if abs(root) > _REACH:
                 return None
@@ -167,7 +169,7 @@ class _Search:
         return self._pair(crossing, t)
 
     def _scanned(self, numbers: list[int]) -> tuple[_Crossing, tuple[tuple[float, Run], tuple[float, Run]]] | None:
-        """Return where one of these decisions is seen to have changed further out, whatever its rate at the point."""
+        """Return where one of these decisions is seen to have changed further out, whatever its rate here."""
         for side in (1.0, -1.0):
             before, at = 0.0, self.at_point
             for t, run in self._further_out(side):
@@ -244,7 +246,7 @@ class _Search:
         return not same_outcome(run.trace.decisions[number].out, self.trace.decisions[number].out)
 
     def _jump(self, crossing: _Crossing, near: tuple[float, Run], far: tuple[float, Run]) -> tuple[float, float]:
-        """Return how far the output jumps there: with the other outcome on this side, so that nothing else counts."""
+        """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
         (t, before), (beyond, after) = near, far
         outcome = after.trace.decisions[crossing.number].out
         try:

@@ -58,7 +58,7 @@ def _differs(x: Examination, numbers: set[int], t: float) -> bool:
 
 
 def _follow(x: Examination, loss: Loss, t: float) -> tuple[float, float]:
-    """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it does not jump."""
+    """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it does not."""
     numbers, near, far = set(loss.numbers), 0.0, t
     there = abs(_difference(x, numbers, t))
     for _ in range(_HALVINGS):

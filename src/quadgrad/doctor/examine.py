@@ -267,7 +267,9 @@ class Examination:
             for i, call in enumerate(self._followed())
         ]
         # What is written behind torch's back cannot be frozen: it shows in the frozen derivative.
-        edited = [loss for loss in self.losses if any(self.trace.events[k].detail == "edited" for k in loss.numbers)]
+        edited = [
+            loss for loss in self.losses if any(self.trace.events[k].detail == "edited" for k in loss.numbers)
+        ]
         for loss in edited[:1]:
             unseen = self.frozen.value - main.autograd - sum(fault.value for _, fault in self.wrong)
             loss.lost = Estimate(unseen, self.frozen.error)

@@ -4,6 +4,7 @@
 
     pytest_plugins = ["quadgrad.doctor.fixture"]  # conftest.py
 
+
     def test_gradient_of_the_loss(gradient_doctor):
         gradient_doctor(loss, weights)
 

@@ -1,4 +1,4 @@
-"""What no mode sees, made visible while a program runs: parameters, custom functions, modules, optimisers, compilers.
+"""What no mode sees, made visible while a program runs: parameters, custom functions, modules, optimisers.
 
 All of it is undone when the run is over.
 """

@@ -26,10 +26,12 @@ UNSEEN = (
 _WRONG_FLOOR, _BRIDGED_FLOOR, _SINGLE_FLOOR = 5e-9, 1e-6, 1e-2
 """What a backward pass may be off of the derivative: by rounding; by differences; in single precision."""
 
+_NOTHING = Estimate(0.0, 0.0)
+
 
 def make_row(
     place: Place, operation: str, verdict: Verdict, remedy: str, count: int = 1,
-    lost: Estimate = Estimate(0.0, 0.0), size: float = 0.0,
+    lost: Estimate = _NOTHING, size: float = 0.0,
 ) -> Row:  # fmt: skip
     """Return a row for a place."""
     share = abs(lost.value) / size if size > 0.0 and math.isfinite(lost.value) else 0.0
@@ -69,8 +71,8 @@ def _verdict(
     if not math.isfinite(main.true.value):
         where = f" at {x.parted}" if x.parted else ""
         return Verdict.INCONCLUSIVE, (
-            f"As soon as what requires grad moves a little, the program does something else{where}: it decides there, "
-            "and the point lies on the border; or it is not defined beside it."
+            f"As soon as what requires grad moves a little, the program does something else{where}: it decides "
+            "there, and the point lies on the border; or it is not defined beside it."
         )
     found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
     unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.floor * main.size)

@@ -5,49 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "ROUNDINGS", "SELECTIONS", "STATE", "is_in_place",
-    "name_of",
+    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "ROUNDINGS", "SELECTIONS", "STATE",
+    "is_in_place", "name_of",
 ]  # fmt: skip
 
-STATE = frozenset(
-    ["requires_grad", "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "retains_grad", "is_leaf", "grad_fn", "_backward_hooks", "shape", "size", "dim", "ndim", "dtype", "device", "layout", "__len__", "numel", "nelement", "is_complex", "is_floating_point", "is_signed", "stride", "is_contiguous", "data_ptr", "__repr__", "__format__", "_version", "storage_offset", "untyped_storage", "storage", "is_sparse", "is_cuda", "is_nested", "is_quantized", "element_size", "itemsize", "nbytes", "names", "__hash__", "__deepcopy__", "get_device", "is_meta", "is_inference", "_is_view", "_base", "is_same_size", "is_cpu", "is_mps", "is_xla", "is_xpu", "is_mkldnn", "is_neg", "is_conj", "output_nr", "volatile", "dim_order", "__reduce_ex__", "__dir__", "_set_grad_enabled", "is_set_to", "name", "__dlpack__", "ndimension", "__dlpack_device__", "__contains__", "broadcast_shapes", "result_type", "_is_all_true", "_is_any_true", "allclose", "equal", "isnan", "isinf", "isfinite", "isreal", "isposinf", "isneginf", "is_nonzero", "can_cast", "unwrap_dead_wrappers", "_assert_async", "_functorch", "_has_compatible_shallow_copy_type", "is_shared", "pin_memory", "is_pinned"]
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+STATE = _names(
+    "__contains__ __deepcopy__ __dir__ __dlpack__ __dlpack_device__ __format__ __hash__ __len__ __reduce_ex__ "
+    "__repr__ _assert_async _backward_hooks _base _functorch _has_compatible_shallow_copy_type _is_all_true "
+    "_is_any_true _is_view _set_grad_enabled _version allclose broadcast_shapes can_cast data_ptr device dim "
+    "dim_order dtype element_size equal get_device grad_fn is_complex is_conj is_contiguous is_cpu is_cuda "
+    "is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_nonzero is_pinned "
+    "is_quantized is_same_size is_set_to is_shared is_signed is_sparse is_xla is_xpu isfinite isinf isnan "
+    "isneginf isposinf isreal itemsize layout name names nbytes ndim ndimension nelement numel output_nr "
+    "pin_memory register_hook register_post_accumulate_grad_hook requires_grad result_type retain_grad "
+    "retains_grad shape size storage storage_offset stride untyped_storage unwrap_dead_wrappers volatile"
 )
 """What reads or sets a tensor's properties, or asks what no derivative goes through."""
 
-MAKES_A_LEAF = frozenset(("requires_grad_", "requires_grad="))
+MAKES_A_LEAF = _names("requires_grad_ requires_grad=")
 
-COMPARISONS = frozenset(
-    ["gt", "lt", "ge", "le", "greater", "less", "greater_equal", "less_equal", "__gt__", "__lt__", "__ge__", "__le__", "gt_", "lt_", "ge_", "le_"]
+COMPARISONS = _names(
+    "__ge__ __gt__ __le__ __lt__ ge ge_ greater greater_equal gt gt_ le le_ less less_equal lt lt_"
 )
 
-ROUNDINGS = {
-    **dict.fromkeys(
-        ["floor", "ceil", "trunc", "fix", "floor_", "ceil_", "trunc_", "long", "int", "short", "char", "byte", "__int__", "__index__", "frac"], "integers"
-    ),
-    **dict.fromkeys(("round", "round_"), "halves"),
-    **dict.fromkeys(
-        ["sign", "sgn", "sign_", "heaviside", "signbit", "bool", "threshold", "threshold_", "hardshrink", "floor_divide", "__floordiv__", "__rfloordiv__", "remainder", "fmod", "__mod__", "__rmod__"], "zero",
-    ),
-}  # fmt: skip
+ROUNDINGS = (
+    dict.fromkeys(
+        _names("__index__ __int__ byte ceil ceil_ char fix floor floor_ frac int long short trunc trunc_"),
+        "integers",
+    )
+    | dict.fromkeys(_names("round round_"), "halves")
+    | dict.fromkeys(
+        _names(
+            "__floordiv__ __mod__ __rfloordiv__ __rmod__ bool floor_divide fmod hardshrink heaviside remainder sgn "
+            "sign sign_ signbit threshold threshold_"
+        ),
+        "zero",
+    )
+)
 """Operations that move in steps, and where."""
 
-SELECTIONS = frozenset(["argmax", "argmin", "argsort", "sort", "topk", "max", "min", "msort", "unique", "searchsorted", "bucketize", "median"])
+SELECTIONS = _names("argmax argmin argsort bucketize max median min msort searchsorted sort topk unique")
 """Operations that tell places, which change by steps."""
 
-DRAWS = frozenset(["bernoulli", "bernoulli_", "multinomial", "poisson", "binomial"])
+DRAWS = _names("bernoulli bernoulli_ multinomial poisson binomial")
 
-RANDOM = DRAWS | frozenset(
-    ["normal", "normal_", "uniform_", "rand_like", "randn_like", "exponential_", "_standard_gamma", "_sample_dirichlet", "cauchy_", "geometric_", "log_normal_", "random_", "randperm"]
+RANDOM = DRAWS | _names(
+    "_sample_dirichlet _standard_gamma cauchy_ exponential_ geometric_ log_normal_ normal normal_ rand_like "
+    "randn_like random_ randperm uniform_"
 )
 
-NO_DERIVATIVE = frozenset(("normal",))
+NO_DERIVATIVE = _names("normal")
 """Operations whose results require grad, and whose derivative torch takes for zero although it is not."""
 
-ESCAPES = frozenset(("item", "tolist"))
+ESCAPES = _names("item tolist")
 """Operations that give Python a number."""
 
-_IN_PLACE = frozenset(
-    ["__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__ifloordiv__", "__imod__", "__iand__", "__ior__", "__ixor__", "data="]
+_IN_PLACE = _names(
+    "__iadd__ __iand__ __idiv__ __ifloordiv__ __imod__ __imul__ __ior__ __ipow__ __isub__ __itruediv__ "
+    "__ixor__ __setitem__ data="
 )
 
 

@@ -12,14 +12,52 @@ _NUMPY = {
     "clip": "torch.clamp", "maximum": "torch.maximum", "minimum": "torch.minimum", "where": "torch.where",
     "concatenate": "torch.cat", "abs": "torch.abs", "absolute": "torch.abs", "power": "torch.pow",
     "interp": "quadgrad.spline, or torch.lerp", "trapezoid": "quadgrad.trapezoid", "trapz": "quadgrad.trapezoid",
-    "convolve": "torch.nn.functional.conv1d", "linalg.solve": "torch.linalg.solve", "linalg.inv": "torch.linalg.inv",
+    "convolve": "torch.nn.functional.conv1d", "linalg.solve": "torch.linalg.solve",
+    "linalg.inv": "torch.linalg.inv",
     "linalg.norm": "torch.linalg.vector_norm", "arctan2": "torch.atan2", "fft.fft": "torch.fft.fft",
     "array": "torch.stack", "stack": "torch.stack", "tensordot": "torch.tensordot",
 }  # fmt: skip
 """What NumPy calls otherwise than torch; other names are torch's own."""
 
 _SAME = frozenset(
-    ["exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sqrt", "sum", "mean", "prod", "cumsum", "cumprod", "dot", "matmul", "einsum", "outer", "arctan", "arcsin", "arccos", "log1p", "expm1", "square", "var", "std", "sort", "diff", "roll", "flip", "stack", "linspace", "sinc", "logaddexp", "hypot", "sign"]
+    [
+        "exp",
+        "log",
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "sqrt",
+        "sum",
+        "mean",
+        "prod",
+        "cumsum",
+        "cumprod",
+        "dot",
+        "matmul",
+        "einsum",
+        "outer",
+        "arctan",
+        "arcsin",
+        "arccos",
+        "log1p",
+        "expm1",
+        "square",
+        "var",
+        "std",
+        "sort",
+        "diff",
+        "roll",
+        "flip",
+        "stack",
+        "linspace",
+        "sinc",
+        "logaddexp",
+        "hypot",
+        "sign",
+    ]
 )
 
 _BY_OPERATION = {
@@ -60,11 +98,14 @@ def remedy_for(op: str, detail: str, source: str, through: str) -> str:
         The function of a library that did it, if one did.
     """
     if detail == "edited":
-        return "the array shares the tensor's memory: y = f(x) instead of writing to it, or a copy, .detach().clone()"
+        return (
+            "the array shares the tensor's memory: y = f(x) instead of writing to it, or a copy, .detach().clone()"
+        )
     if (replaced := _numpy_in(source)) and op in ("detach", "numpy", "__array__", "item", "__float__", "tolist"):
         return replaced
     if through.endswith(".sample"):
-        return f"{through.removesuffix('.sample')}.rsample() where there is one; else the score estimator, weighing log_prob"
+        name = through.removesuffix(".sample")
+        return f"{name}.rsample() where there is one; else the score estimator, weighing log_prob"
     if detail == "no_grad" and op not in ("normal", "item", "tolist", "detach", "numpy"):
         return 'out of torch.no_grad(); if it is meant: with quadgrad.doctor.intended("why"):'
     if op == "detach" and re.search(r"numpy\(|np\.|scipy", source):

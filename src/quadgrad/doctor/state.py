@@ -241,7 +241,8 @@ def _ignore(value: Any) -> None:
 def _is_object(thing: Any) -> bool:
     """Whether something is an object of a class that somebody wrote, with attributes."""
     return hasattr(thing, "__dict__") and type(thing).__module__.partition(".")[0] not in (
-        "torch", "numpy", "builtins", "scipy", "quadgrad", "threading", "logging", "pytest", "_pytest", "tensorflow",
+        "torch", "numpy", "builtins", "scipy", "quadgrad", "threading", "logging", "pytest", "_pytest",
+        "tensorflow",
     )  # fmt: skip
 
 

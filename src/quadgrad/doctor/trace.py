@@ -102,8 +102,9 @@ class Problem:
 class Order:
     """What a run is told to do.
 
-    ``frozen`` results are those of ``"intended"`` events or of ``"all"``, and of ``only`` those numbers; ``shifts`` are added to the results of
-    events, ``outcomes`` replace those of decisions. ``margins`` asks for the quantities of decisions.
+    ``frozen`` results are those of ``"intended"`` events or of ``"all"``, and of ``only`` those numbers; ``shifts``
+    are added to the results of events, ``outcomes`` replace those of decisions. ``margins`` asks for the quantities
+    of decisions.
     """
 
     base: Trace | None = None

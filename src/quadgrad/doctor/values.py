@@ -10,7 +10,19 @@ from torch import Tensor
 
 from quadgrad._core._torch import add_lanes, belongs_to_transform, flatten_tree, unflatten_tree, unwrap
 
-__all__ = ["Held", "add", "difference", "hold", "is_continuous", "moves", "plain_copy", "restore", "same", "size_of", "tensors_in"]
+__all__ = [
+    "Held",
+    "add",
+    "difference",
+    "hold",
+    "is_continuous",
+    "moves",
+    "plain_copy",
+    "restore",
+    "same",
+    "size_of",
+    "tensors_in",
+]
 
 
 class Held(NamedTuple):
@@ -72,7 +84,9 @@ def _restored(leaf: Any, levels: tuple[int, ...], like: Any) -> Any:
         return leaf
     fresh = add_lanes(leaf.clone(), levels)
     if isinstance(like, Tensor) and like.requires_grad and not like.is_leaf and not belongs_to_transform(like):
-        return like + (fresh - like.detach())  # torch takes its derivative for zero; what follows must see that it has one
+        return like + (
+            fresh - like.detach()
+        )  # torch takes its derivative for zero; what follows must see that it has one
     if isinstance(like, Tensor) and not belongs_to_transform(like) and like.requires_grad and like.is_leaf:
         fresh.requires_grad_()
         if isinstance(like, torch.nn.Parameter):

@@ -126,6 +126,8 @@ def _rehearse(
         primal.value = oriented_value(primal.found, primal.problem.limits.detach(), False)
         with run.thinking():
             primal.treatment = choose_treatment(primal.problem, primal.plan)
+        if not gradient.replays_value:  # but takes the value that search found, which here is another run's
+            primal.value = primal.replay().detach()
         value = gradient.apply(primal).value
         value = take_logarithm(value, logs.shift) if logs else value
         dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
