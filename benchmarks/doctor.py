@@ -124,12 +124,12 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
         "Up to 30 lines, with faults of every kind among them; true derivatives and losses from autograd on a twin "
         "whose lines do not sever. Programs that raise by themselves are drawn anew.",
         [
-            Sheet(("", "programs", "with a\ndefect", "verdicts", "runs", "runs over 25 + 6\na line, at most"), rows),
+            Sheet(("", "programs", "with a\ndefect", "verdicts", "runs", "over 25 + 6\na line, at most"), rows),
             Sheet(("kind", "seed", "verdict", "defect"), cases),
         ],
         [
             Figure("programs with a defect", defects, target=Target(0), unit=""),
-            Figure(f"wrong backwards found and sized, of {there}", sized / max(1, there), target=every_one, unit=""),
+            Figure(f"wrong backwards found, sized, of {there}", sized / max(1, there), target=every_one, unit=""),
             Figure("share within 25 runs and 6 a line that severs or decides", within, target=every_one, unit=""),
             Figure("10^7 parameters: time over a forward pass by itself", ratio, target=Target(60)),
             Figure("10^7 parameters: peak memory over that of a training step", memory, target=Target(3)),

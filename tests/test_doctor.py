@@ -139,7 +139,8 @@ def test_random_state_and_buffers_are_put_back_for_each_run_and_afterwards() -> 
 
     states = lambda: (
         torch.get_rng_state().sum().item(), generator.get_state().sum().item(),
-        own.bit_generator.state["state"]["state"], random.getstate(), python.getstate(), norm.running_mean.tolist(), int(norm.num_batches_tracked),
+        own.bit_generator.state["state"]["state"], random.getstate(), python.getstate(),
+        norm.running_mean.tolist(), int(norm.num_batches_tracked),
         np.random.get_state()[1].tolist(),  # noqa: NPY002
     )  # fmt: skip
     before = states()

@@ -21,8 +21,8 @@ class Rehearsal:
     """One run; the first finds what later ones take over.
 
     ``kept`` has what each call found, in the order in which they began, ``tolerance`` the largest relative error
-    that one of them was allowed. While the library ``thinks`` (searches, looks at the integrand), what it does is no
-    part of the program.
+    that one of them was allowed. While the library ``thinks`` (searches, looks at the integrand), what it does is
+    no part of the program.
     """
 
     kept: list[Any] = field(default_factory=lambda: [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -144,21 +144,20 @@ class _Search:
         self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
     ) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
         """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
+        last, side = inside, inside[1] > 0.0
         for tries in range(_SECANTS if outside is None else 2 * _SECANTS):
             margin = self._margin(self._run(t), crossing)
             if margin is None:
                 return None
-            slope = (margin - inside[1]) / (t - inside[0]) if t != inside[0] else 0.0
-            if (margin > 0.0) == (inside[1] > 0.0) and margin != 0.0:
+            slope = (margin - last[1]) / (t - last[0]) if t != last[0] else 0.0
+            if (margin > 0.0) == side and margin != 0.0:
                 inside = (t, margin)
             else:
                 outside = (t, margin)
             if outside is None and (slope == 0.0 or not math.isfinite(slope)):
                 return None
-            root = t - margin / slope if slope else math.inf
-            if outside is not None and (
-                tries % 3 == 2 or not min(inside[0], outside[0]) < root < max(inside[0], outside[0])
-            ):
+            root, last = t - margin / slope if slope else math.inf, (t, margin)
+            if outside is not None and (tries % 4 == 3 or not _is_between(root, inside[0], outside[0])):
                 root = 0.5 * (inside[0] + outside[0])
             if abs(root) > _REACH:
                 return None
@@ -166,7 +165,10 @@ class _Search:
             t = root
             if near:
                 break
-        return self._pair(crossing, t)
+        pair = self._pair(crossing, t)
+        if pair is None and outside is not None:  # a wide one: then only a large jump is one
+            pair = tuple((place, self._run(place)) for place, _ in (inside, outside))
+        return cast("tuple[tuple[float, Run], tuple[float, Run]] | None", pair)
 
     def _scanned(self, numbers: list[int]) -> tuple[_Crossing, tuple[tuple[float, Run], tuple[float, Run]]] | None:
         """Return where one of these decisions is seen to have changed further out, whatever its rate here."""
@@ -258,6 +260,10 @@ class _Search:
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+
+
+def _is_between(t: float, one: float, other: float) -> bool:
+    return min(one, other) < t < max(one, other)
 
 
 def _arrivals(here: Tensor, rate: Tensor, decision: Decision, levels: str) -> list[tuple[Tensor, Tensor]]:

@@ -85,7 +85,7 @@ class Examination:
         if program.rehearsal.kept:  # integrals are wrong by what was allowed, their derivatives by about as much
             self.floor = max(self.floor, 10.0 * program.rehearsal.tolerance)
         self.most = BAR if _is_double(program) else 1e-2
-        self.parted = ""
+        self.parted, self.flipped = "", set[int]()
         self.stop_at_kink, self.at_kink = stop_at_kink, False
         self.directions = [self._direction(i, "tensor") for i in range(count)]
         self.losses: list[Loss] = []
@@ -116,6 +116,7 @@ class Examination:
         runs = tuple(self.program.run(order(), direction.steps, t) for t in (h, -h))
         for run in runs:
             self.parted = self.parted or run.trace.parted
+            self.flipped |= {k for k in run.trace.flipped if k < len(self.trace.decisions)}
         return runs[0], runs[1]
 
     def measure_truth(self) -> None:
@@ -274,13 +275,19 @@ class Examination:
             unseen = self.frozen.value - main.autograd - sum(fault.value for _, fault in self.wrong)
             loss.lost = Estimate(unseen, self.frozen.error)
 
-    def _shift(self, numbers: list[int], moved: tuple[list[Any], list[Any]], step: float) -> float:
+    def _shift(self, numbers: list[int], moved: _Moved, step: float) -> float:
         """Return the derivative by way of one line's results alone."""
         sums: list[float] = []
         for side in moved:
-            shifts = {k: side[k] for k in numbers if side[k] is not None and not self.trace.events[k].linked}
-            if any(side[k] is None for k in numbers):
-                return math.nan
+            shifts: dict[int, values.Held] = {}
+            for k in numbers:
+                event = self.trace.events[k]
+                # Of a loop that took fewer turns there, the last one stands for those that are missing.
+                last = side[k] if k in side else _last_of(side, self.trace, event.key)
+                if last is None:
+                    return math.nan
+                if not event.linked:
+                    shifts[k] = last
             run = self.program.run(Order(base=self.trace, shifts=shifts))
             sums.append(run.value)
         return (sums[0] - sums[1]) / (2.0 * step)
@@ -339,8 +346,16 @@ def _product(gradient: Tensor, step: Tensor) -> Tensor:
     return gradient.detach().double() * step.double()
 
 
-def _any_moved(numbers: list[int], moved: tuple[list[Any], list[Any]]) -> bool:
-    return any(k >= len(side) or values.moves(side[k]) for side in moved for k in numbers)
+_Moved = tuple[dict[int, values.Held | None], dict[int, values.Held | None]]
+"""How far results moved at both sides, by the numbers of their events."""
+
+
+def _last_of(side: dict[int, values.Held | None], trace: Trace, key: Any) -> values.Held | None:
+    return next((held for k, held in reversed(side.items()) if trace.events[k].key == key), None)
+
+
+def _any_moved(numbers: list[int], moved: _Moved) -> bool:
+    return any(k in side and values.moves(side[k]) for side in moved for k in numbers)
 
 
 def _paired(cotangents: list[Tensor | None] | None, a: values.Held, b: values.Held) -> float:

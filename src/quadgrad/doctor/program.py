@@ -89,8 +89,8 @@ class Program:
             self._rehearsed = True
             if order.base is None:
                 watch.close()
-            elif not watch.trace.parted and len(watch.trace.events) < len(order.base.events):
-                watch.trace.parted = str(order.base.events[len(watch.trace.events)].place)
+            elif not watch.trace.parted:
+                watch.trace.parted = order.base.missing(watch.trace)
             for generator, state in watch.trace.generators:
                 self.state.keep_generator(generator, state)
             return self._contract(result, watch, order)

@@ -126,7 +126,7 @@ class Trace:
     events: list[Event] = field(default_factory=lambda: [])
     decisions: list[Decision] = field(default_factory=lambda: [])
     calls: list[Call] = field(default_factory=lambda: [])
-    moved: list[Held | None] = field(default_factory=lambda: [])
+    moved: dict[int, Held | None] = field(default_factory=lambda: {})
     leaves: dict[int, Met] = field(default_factory=lambda: {})
     outer: dict[int, Met] = field(default_factory=lambda: {})
     suspects: dict[str, Place] = field(default_factory=lambda: {})
@@ -139,8 +139,25 @@ class Trace:
     operations: int = 0
     signature: int = 0
     parted: str = ""
-    flips: int = 0
+    flipped: set[int] = field(default_factory=lambda: set())
     random: bool = False
+    _numbers: dict[Any, list[int]] = field(default_factory=lambda: {})
+
+    def number_of(self, key: Any, occurrence: int) -> int | None:
+        """Return the number of an event by its key, and how often there was one before; the last one for more.
+
+        A loop may take another number of turns in another run: a solver's does.
+        """
+        if not self._numbers:
+            for k, event in enumerate(self.events):
+                self._numbers.setdefault(event.key, []).append(k)
+        numbers = self._numbers.get(key)
+        return None if numbers is None else numbers[min(occurrence, len(numbers) - 1)]
+
+    def missing(self, other: Trace) -> str:
+        """Return a place at which this run severed and another one did not."""
+        there = {event.key for event in other.events}
+        return next((str(event.place) for event in self.events if event.key not in there), "")
 
     def count(self, name: str) -> None:
         """Note that an operation was done."""

@@ -76,6 +76,7 @@ class Watch(TorchFunctionMode):
         self._made: dict[int, Tensor] = {}
         self._bare: dict[int, Tensor] = {}
         self._edited: set[int] = set()
+        self._occurrences: dict[Any, int] = {}
         self._start, self._thread = nodes_made(), threading.get_ident()
 
     # ------------------------------------------------------------------------------------- what torch calls
@@ -183,15 +184,15 @@ class Watch(TorchFunctionMode):
 
     def severed(self, event: Event, result: Any, generator: Any = None) -> Any:
         """Note what severs, and return what the order wants in its place."""
-        order, number = self.order, len(self.trace.events)
+        order = self.order
         self.trace.events.append(event)
         if generator is not None:
             event.random_state = generator.get_state()
-        known = self._known(number, event)
+        number, known = self._known(event)
         if known is None:
             return result
         if order.measure:
-            self.trace.moved.append(values.difference(event.out, known.out))
+            self.trace.moved[number] = values.difference(event.out, known.out)
         if generator is not None and known.random_state is not None:
             generator.set_state(known.random_state)  # a draw by rejection takes as many numbers as it likes
         event.linked = known.linked
@@ -203,15 +204,17 @@ class Watch(TorchFunctionMode):
             return values.restore(known.out, result)
         return result
 
-    def _known(self, number: int, event: Event) -> Event | None:
-        """Return the event of the first run; None where there is none, or the runs have parted."""
+    def _known(self, event: Event) -> tuple[int, Event | None]:
+        """Return the event of the first run, and its number; None where there is none, or the runs have parted."""
         base = self.order.base
         if base is None or self.trace.parted:
-            return None
-        if number >= len(base.events) or base.events[number].key != event.key:
+            return -1, None
+        occurrence = self._occurrences[event.key] = self._occurrences.get(event.key, -1) + 1
+        number = base.number_of(event.key, occurrence)
+        if number is None:
             self.trace.parted = str(event.place)
-            return None
-        return base.events[number]
+            return -1, None
+        return number, base.events[number]
 
     def _freezes(self, number: int, known: Event) -> bool:
         order = self.order
@@ -233,10 +236,9 @@ class Watch(TorchFunctionMode):
         if number in self.order.outcomes:
             return _joined(self.order.outcomes[number], result)
         if base is not None and not self.trace.parted:
-            if number >= len(base.decisions) or base.decisions[number].key != decision.key:
-                self.trace.parted = str(decision.place)
-            elif not same_outcome(base.decisions[number].out, decision.out):
-                self.trace.flips += 1
+            known = base.decisions[number] if number < len(base.decisions) else None
+            if known is None or known.key != decision.key or not same_outcome(known.out, decision.out):
+                self.trace.flipped.add(number)
         return result
 
     def heard(self, op: str, quantity: float, levels: str, value: Any) -> Any:
@@ -291,9 +293,8 @@ class Watch(TorchFunctionMode):
 
     def _write(self, event: Event, targets: list[Tensor]) -> None:
         """Note what was written unseen by autograd, and put what the order wants in its place."""
-        number = len(self.trace.events)
         self.trace.events.append(event)
-        known = self._known(number, event)
+        number, known = self._known(event)
         if known is None or event.before is None or known.before is None:
             return
         wrote, was = values.difference(event.out, known.out), values.difference(event.before, known.before)
@@ -303,7 +304,7 @@ class Watch(TorchFunctionMode):
         if self.order.measure:
             leaves = zip(wrote.leaves, was.leaves, strict=True)
             parts = tuple(a if b is None or a is None or not known.visible else a - b for a, b in leaves)
-            self.trace.moved.append(wrote._replace(leaves=parts))
+            self.trace.moved[number] = wrote._replace(leaves=parts)
         step = self.order.shifts.get(number)
         with torch.no_grad():
             for i, target in enumerate(targets):
