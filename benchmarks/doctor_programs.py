@@ -253,6 +253,10 @@ def write_program(seed: int, length: int = 30, severing: int = 5, wrong: int = 0
             text = draw.choice(CLEAN)
         lines.append(f"a{i} = {text.format(**fill)}")
     last = [f"a{j}" for j in range(max(0, count - 6), count)]
-    lines.append("return ((" + " + ".join(f"{draw.uniform(0.5, 1.5):.3f} * {a}" for a in last) + " + 0.3 * x + 0.2 * y) ** 2).sum()")
+    lines.append(
+        "return (("
+        + " + ".join(f"{draw.uniform(0.5, 1.5):.3f} * {a}" for a in last)
+        + " + 0.3 * x + 0.2 * y) ** 2).sum()"
+    )
     inputs = [random_tensor(N).requires_grad_() for _ in range(2)]
     return RandomProgram(lines, twins, kinds, jumps, inputs, net, names)

@@ -13,7 +13,7 @@ from quadgrad.doctor.trace import Order
 
 __all__ = ["find_elsewhere"]
 
-_PLACES = (0.3, -0.3, 1.5, -1.5)
+_PLACES = (0.3, -0.7, 1.5)
 _HALVINGS = 24
 
 

@@ -118,7 +118,7 @@ def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> li
 
 
 def warn_if_severed(lost: list[str], prescribes: bool = True) -> None:
-    """Warn of arguments that require grad although f's output does not; if it ``prescribes``, what finds the line."""
+    """Warn of arguments that require grad although f's output does not; and say how the line is found."""
     if lost:
         warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
