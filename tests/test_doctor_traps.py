@@ -244,6 +244,16 @@ def computed_before(x: Tensor) -> Any:
     return lambda b: (y * b).sum()
 
 
+def computed_before_from_a_leaf(x: Tensor) -> Any:
+    leaf_of_another = leaf(START)
+    y = 2.0 * leaf_of_another
+    return lambda b: (y * leaf_of_another.detach() * b).sum()
+
+
+def hard_gumbel(x: Tensor) -> Any:
+    return lambda b: torch.nn.functional.gumbel_softmax(b, hard=True) @ TABLE
+
+
 TRAPS: dict[Trap, set[str]] = {
     hidden_by_the_sum: {"SEVERED"},
     comparison: {"STEP"},
@@ -282,6 +292,8 @@ TRAPS: dict[Trap, set[str]] = {
     saturated: {"ZERO"},
     not_a_number: {"NAN"},
     computed_before: {"INCONCLUSIVE"},
+    computed_before_from_a_leaf: {"INCONCLUSIVE"},
+    hard_gumbel: {"SEVERED OR WRONG"},
 }
 
 

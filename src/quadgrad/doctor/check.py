@@ -181,13 +181,14 @@ class _Examiner:
                 return _raised(error, program.last, False)
             new = {k: t for k, t in run.trace.leaves.items() if not any(t.tensor is s for s in program.sources)}
             outer = {k: t for k, t in run.trace.outer.items() if not any(t.tensor is s for s in program.sources)}
-            for each in outer.values():
-                if program.depends(each.tensor) or each.tensor.dtype in NARROW:
-                    return Report(Verdict.INCONCLUSIVE, cause=_OUTER)
             if not new and not outer:
                 break
             met |= new | outer
-            for each in (*new.values(), *outer.values()):
+            for each in new.values():
+                program.state.add_source(each)
+            if any(program.depends(each.tensor) or each.tensor.dtype in NARROW for each in outer.values()):
+                return Report(Verdict.INCONCLUSIVE, cause=_OUTER)
+            for each in outer.values():
                 program.state.add_source(each)
         else:
             return Report(

@@ -79,7 +79,7 @@ def _verdict(
         )
     found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
     unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.floor * main.size)
-    if gaps and (unexplained or not found):
+    if unexplained or (gaps and not found):
         return Verdict.UNLOCATED, _suspects(x.trace, found)
     if found:
         worst = max(found, key=lambda row: abs(row.lost) if math.isfinite(row.lost) else math.inf)

@@ -145,6 +145,8 @@ class Watch(TorchFunctionMode):
         result = call()
         if self.order.anomaly:
             self._guard(name, result)
+        if name == "gumbel_softmax" and kwargs.get("hard"):  # torch shows it as one operation
+            self.trace.suspects.setdefault("gumbel_softmax(hard=True), straight-through,", place_of())
         if kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.made(result)
             self.trace.rewrapped.append(place_of())
