@@ -3,8 +3,9 @@
 ``quad`` integrates a torch function between limits, ``cubature``, ``qmc`` and ``vegas`` over boxes, ``expectation``
 over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb``
 and ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
-``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
-functions. ``help(quadgrad.quad)`` tells more.
+``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, ``quadgrad.doctor.check`` names the line where a
+gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions. ``help(quadgrad.quad)`` tells
+more.
 """
 
 from __future__ import annotations
@@ -101,12 +102,13 @@ for _name in __all__:
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
+    from quadgrad import doctor as doctor
     from quadgrad import tensorflow as tensorflow
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name in ("bridge", "tensorflow"):
+    if name in ("bridge", "doctor", "tensorflow"):
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")
@@ -115,4 +117,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Show what is public."""
-    return sorted({*__all__, "bridge", *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})

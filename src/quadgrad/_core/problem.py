@@ -16,6 +16,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["BLOCK", "LIMIT_GRADIENTS", "LimitGradient", "Problem"]
@@ -130,7 +131,14 @@ class Problem:
 
     def outside(self) -> AbstractContextManager[Problem]:
         """Return a context outside of all transforms, where search thinks, and the problem as it is seen there."""
+        if (run := current_rehearsal(thinking=True)) is not None:
+            return self._unseen(run)
         return self._outside() if self.flowing or in_transform() else nullcontext(self)
+
+    @contextmanager
+    def _unseen(self, run: Rehearsal) -> Generator[Problem]:
+        with run.thinking(), self._outside() as plain_problem:
+            yield plain_problem
 
     @contextmanager
     def _outside(self) -> Generator[Problem]:

@@ -49,14 +49,14 @@ class CutBodies(TensorBodies[Found]):
         self.held = self.parents = None
         return cells
 
-    def mark(self, verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
+    def mark(self, verdict: Verdict, totals: Totals, cells: Cells, follow: bool) -> Tensor:
         """Tell which cells are to be halved: of each integral those with the largest errors."""
         owner, splittable, n = cells.whole[0], cells.whole[1] > 0, len(self.running)
         if not len(cells):
             return splittable
-        lost = each.error.isinf()
+        lost = cells.sums[-2].isinf()
         # What cannot be halved is no reason to halve the others further.
-        error = each.error.masked_fill(lost | ~splittable, 0.0)
+        error = cells.sums[-2].masked_fill(lost | ~splittable, 0.0)
         target = torch.maximum(allowed_error(self.task.tolerance, totals), 2.0 * totals.floor)
         whole, counts = sum_by_owner(torch.stack((error, torch.ones_like(error))), owner, n)
         order = error.argsort(descending=True)
