@@ -5,7 +5,7 @@ The same stands in the kernel's ``estimates.c``, for a few cells at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from quadgrad._core.estimates.null_rules import (
     weigh,
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, conclude
+from quadgrad._core.estimates.spikes import find_spikes
 from quadgrad._core.mesh.bisection import Spots
 from quadgrad._core.mesh.cells import STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC
@@ -42,7 +43,8 @@ class IntervalEstimate:
     """The estimate with a rule whose ``outermost`` node is that far from the edge.
 
     ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one
-    for each cell with logarithmic nodes, where they are not to be chosen.
+    for each cell with logarithmic nodes, where they are not to be chosen. ``spikes`` gathers what single nodes
+    saw: ``(4, n)``, whether they did, the row, the place, and how far nodes are apart there.
     """
 
     rule: RuleTensors
@@ -50,6 +52,7 @@ class IntervalEstimate:
     info: torch.finfo
     outermost: float
     held: Tensor | None = None
+    spikes: list[Tensor] = field(default_factory=list[Tensor])
 
     def __call__(self, new: NewIntervals, places: Spots, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
@@ -71,7 +74,9 @@ class IntervalEstimate:
         spread = new.layout.reach / scale * (PLACE * self.info.eps)
         blur = sums.variation * align(spread.clamp_max(1.0), sums.variation)
         # Decay is looked for above the rounding of x, too.
-        error, decay = null_rule_error(self.rule, sums.nulls, sums.size.add(blur, alpha=0.5 / noise), noise)
+        signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
+        error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
+        self._note_spikes(new, find_spikes(self.rule, real, signed, decay, unseen, noise))
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
@@ -96,6 +101,14 @@ class IntervalEstimate:
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(left, right, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
+
+    def _note_spikes(self, new: NewIntervals, found: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Keep what single nodes of new cells have seen."""
+        here, tau, apart = (t.unsqueeze(-1) if t.ndim == 1 else t for t in found)
+        width = (new.stop - new.start)[:, None]
+        row = new.row.to(width.dtype)[:, None].expand_as(tau)
+        spikes = (here.to(width.dtype), row, torch.addcmul(new.start[:, None], width, tau), apart * width)
+        self.spikes.append(torch.stack(spikes).flatten(1))
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.

@@ -87,7 +87,10 @@ def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> F
                 left = left & ~torch.isin(part.row, around)
             part = _Faint(part.row[left], part.components[left])
     found = replace(found, nfev=nfev, status=status)
-    return found if not cells else _search_on(problem, found, cells, search)
+    if not cells:
+        return found
+    row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
+    return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
 
 
 def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
@@ -222,7 +225,7 @@ def _look(
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
     place, step, more = _zoom(problem, row, wanted, place, step)
     spent[kept[index]] += more
-    return spent, [_cells_around(row, place, step)]
+    return spent, [cells_around(row, place, step)]
 
 
 def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -249,41 +252,3 @@ def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Te
         if not bool(open_.any()):
             break
     return place, step, cost
-
-
-def _cells_around(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, start and stop of cells that are halved towards places until they are as narrow as the steps."""
-    index = torch.arange(len(row), device=row.device)
-    start = torch.zeros_like(place)
-    stop = start + 1.0
-    settled: list[tuple[Tensor, Tensor, Tensor]] = []
-    while len(index):
-        begin, end = torch.where(start < 0.0, 1.0 + start, start), torch.where(start < 0.0, 1.0 + stop, stop)
-        near = (place[index] >= begin) & (place[index] <= end) & (stop - start > step[index])
-        settled.append((row[index[~near]], start[~near], stop[~near]))
-        index = index[near].repeat_interleave(2)
-        start, stop = bisect(start[near], stop[near])
-    columns = [torch.cat(column) for column in zip(*settled, strict=True)]
-    return columns[0], columns[1], columns[2]
-
-
-def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search) -> Found:
-    """Search on from cells around what was seen, and what was found of other pieces of the same integrals."""
-    row, start, stop = (torch.cat(column) for column in zip(*seen, strict=True))
-    plan, count = found.plan, problem.pieces.count
-    again = torch.zeros_like(found.status, dtype=torch.bool)
-    again[row // count] = True
-    spent = int(found.nfev[again].max())
-    left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * count
-    if left <= least:
-        return replace(found, status=found.status.masked_fill(again, int(Status.MAX_NFEV)))
-    others = plan.take(again[plan.owner] & ~torch.isin(plan.row, row))
-    first = plan.with_cells(row, start, stop, torch.full_like(row, LINEAR, dtype=torch.int8)).join(others)
-    mended = search(replace(problem, budget=left, opening=None), first)
-    whole = plan.take(~again[plan.owner]).join(mended.plan)
-    shape = (-1, *(1,) * (found.value.ndim - 1))
-    value = torch.where(again.reshape(shape), mended.value, found.value)
-    error, status = (
-        torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
-    )
-    return Found(whole, value, error, status, found.nfev + torch.where(again, mended.nfev, 0))

@@ -88,7 +88,9 @@ class _TensorSight:
 
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.problem, self.first = problem, first
-        self.bodies = TensorBodies(problem, *interval_parts(problem), partial(record, problem))
+        self.spikes = list[Tensor]()
+        parts = interval_parts(problem, spikes=self.spikes)
+        self.bodies = TensorBodies(problem, *parts, partial(record, problem, self.spikes))
         self.parts: list[tuple[Tensor, Cells]] = []
 
     def see(self, index: Tensor, y: Tensor) -> None:
@@ -99,7 +101,7 @@ class _TensorSight:
             here, own = index[mine], kind[mine]
             if not len(here):
                 continue
-            mesh, estimate = interval_parts(problem, own.to(torch.int64) - EXTRAPOLATED)
+            mesh, estimate = interval_parts(problem, own.to(torch.int64) - EXTRAPOLATED, self.spikes)
             (new,) = mesh.start(first.take(here))
             places = mesh.place(new)
             beside = problem.integrand(torch.cat((places.x[:1], places.x[m + 1 :])), places.owner).detach()
@@ -110,6 +112,7 @@ class _TensorSight:
 
     def restart(self) -> None:
         self.parts.clear()
+        self.spikes.clear()
 
     def close(self) -> TensorBodies[Found]:
         self.bodies.open(self.first)

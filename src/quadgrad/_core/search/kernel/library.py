@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadgrad._core.estimates import null_rules, singular_ends
+from quadgrad._core.estimates import null_rules, singular_ends, spikes
 from quadgrad._core.mesh import bisection, cells, interval, poles
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
@@ -39,6 +39,7 @@ _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
     "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "layer",
+    "sharp", "alike", "above",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
@@ -130,7 +131,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "place": (Setting, *"nnpnpppn"),
     "place_starts": (Setting, *"ppnppppn"),
     "enter_starts": (Setting, *"ppnpp"),
-    "measure": (Setting, *"nnxpnpppn"),
+    "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppp"),
     "judge": (Round, Tally),
@@ -154,7 +155,7 @@ def load() -> Any:
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
     numbers: dict[str, Any] = {status.name: int(status) for status in Status}
-    for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends):
+    for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends, spikes):
         numbers |= vars(module)
     constants = _Constants(*(numbers[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from ctypes import addressof, byref, c_void_p
+from ctypes import addressof, byref, c_int64, c_void_p
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,9 @@ HELD = 64
 
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
 """Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+
+SPIKE = 3
+"""Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
 
 NFEV = 5
 """Column of an integral: the evaluations, as an integer."""
@@ -149,6 +152,7 @@ class NativeBodies:
         self.counts = INTEGERS.new_zeros(batch * count)
         self.settled = self.withdrawn = self.pairs = 0
         self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
+        self.spiky, self.spikes = c_int64(), list[Tensor]()
         tolerance = task.tolerance
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
@@ -291,9 +295,13 @@ class NativeBodies:
                 owner = whose if self.one_each else layouts[2 * n :][whose]
                 y = self._call_unknown(x, owner, None if known is None else known[:, whose])
             off = None if known is not None else hear(y)
+            room, self.spiky.value = self.memory.room("spikes", SPIKE * part.n * self.columns), 0
             self.kernel.measure(
-                self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
-            )
+                self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n,
+                byref(self.spiky), room.data_ptr(),
+            )  # fmt: skip
+            if self.spiky.value:
+                self.spikes.append(room[: SPIKE * self.spiky.value].view(-1, SPIKE).clone())
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
@@ -436,7 +444,8 @@ class NativeBodies:
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
-        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen)
+        spikes = torch.cat(self.spikes) if self.spikes else None
+        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen, spikes=spikes)
 
 
 def _spreads(argument: Argument) -> bool:
