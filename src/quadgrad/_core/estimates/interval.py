@@ -26,7 +26,7 @@ from quadgrad._core.estimates.null_rules import (
     weigh,
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, conclude
-from quadgrad._core.estimates.spikes import find_spikes
+from quadgrad._core.estimates.spikes import find_spikes, quiet_below
 from quadgrad._core.mesh.bisection import Spots
 from quadgrad._core.mesh.cells import STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC
@@ -76,7 +76,9 @@ class IntervalEstimate:
         # Decay is looked for above the rounding of x, too.
         signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
         error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
-        self._note_spikes(new, find_spikes(self.rule, real, signed, decay, unseen, noise))
+        quiet = quiet_below(real, unseen, noise)
+        spikes = find_spikes(self.rule, real, new.known * scale, signed, decay, quiet)
+        self._note_spikes(new, *spikes)
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
@@ -89,7 +91,10 @@ class IntervalEstimate:
             error = torch.maximum(error, highest * far)
         if looks is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
-            error = torch.maximum(error, largest_component(self._between(weighted, looks, blur, noise)))
+            between = self._between(weighted, looks, blur, noise)
+            least = torch.maximum(largest_component(sums.nulls[0]) * BEYOND, largest_component(quiet))
+            self._note_looks(new, largest_component(between) > least)
+            error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
         blunt, narrow = spread >= 0.25 * PLACE * self.outermost, new.stop - new.start <= self.info.tiny**0.5
@@ -102,13 +107,26 @@ class IntervalEstimate:
         hints = (blame(left, right, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
 
-    def _note_spikes(self, new: NewIntervals, found: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Keep what single nodes of new cells have seen."""
-        here, tau, apart = (t.unsqueeze(-1) if t.ndim == 1 else t for t in found)
-        width = (new.stop - new.start)[:, None]
-        row = new.row.to(width.dtype)[:, None].expand_as(tau)
-        spikes = (here.to(width.dtype), row, torch.addcmul(new.start[:, None], width, tau), apart * width)
-        self.spikes.append(torch.stack(spikes).flatten(1))
+    def _note_spikes(self, new: NewIntervals, here: Tensor, tau: Tensor, beside: Tensor) -> None:
+        """Keep what single nodes of new cells have seen, ``(k, n)`` or ``(k, n, columns)``, and how far from others."""
+        places = torch.cat((tau[None], beside))
+        if new.logarithmic:
+            assert new.layout.outer is not None and new.layout.rate is not None
+            outer, rate = (align(t[None, None], places) for t in (new.layout.outer, new.layout.rate))
+            places = outer * torch.exp(rate * places)
+        else:
+            start, width = (align(t[None, None], places) for t in (new.start, new.stop - new.start))
+            places = torch.addcmul(start, width, places)
+        apart = (places[1:] - places[:1]).abs().amax(0)
+        spikes = (here, align(new.row[None], tau), places[0], apart)
+        self.spikes.append(torch.stack([t.to(tau.dtype).expand_as(tau) for t in spikes]).flatten(1))
+
+    def _note_looks(self, new: NewIntervals, off: Tensor) -> None:
+        """Keep the looks of cells where f is ``off``."""
+        looks, nodes = self.rule.looks, self.rule.nodes
+        after = torch.searchsorted(nodes, looks)
+        places = torch.stack((looks, nodes[after - 1], nodes[after]))[..., None].expand(-1, -1, len(new))
+        self._note_spikes(new, off, places[0], places[1:])
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
@@ -159,7 +177,18 @@ class IntervalEstimate:
         # Near a singularity f changes as much as the distance does, which rounding of x does to it.
         reach, rate = layout.reach, layout.rate
         blur = mean(self.rule.weights, y.abs()) * align(reach * rate * (-PLACE * self.info.eps), size)
-        error, decay = null_rule_error(self.rule, nulls, size.add(blur, alpha=0.5 / noise), noise)
+        signed, unseen = nulls.clone(), size.add(blur, alpha=0.5 / noise)
+        error, decay = null_rule_error(self.rule, nulls, unseen, noise)
+        real = reals(values, 2)
+        if y.is_complex():  # one of both parts
+            signed, decay, unseen = (t.repeat_interleave(2, -1) for t in (signed, decay, unseen))
+        quiet = quiet_below(real, unseen.reshape(real.shape[1:]), noise)
+        shape = (-1, *real.shape[1:])
+        spikes = find_spikes(
+            self.rule, real, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet
+        )
+        self._note_spikes(new, *spikes)
+        decay = decay[..., ::2] if y.is_complex() else decay
         unresolved = largest_component(decay) >= UNRESOLVED
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
         gaps = (edges - ends).abs().sub_(nulls[0], alpha=BEYOND).clamp_min_(0.0)

@@ -14,10 +14,13 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import UNRESOLVED
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "SHARP", "find_spikes"]
+__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "find_spikes", "quiet_below"]
 
 SHARP = 100.0
 """A value rises steeply if it is so many times the geometric mean of its two neighbours, see ADR 45."""
+
+RISES = 3
+"""So many values of a column that rise are noted."""
 
 ALIKE = 0.999
 """One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
@@ -29,31 +32,54 @@ NULLS = 6
 """So many of the highest coefficients are looked at: lower ones hold more of what is wide."""
 
 
-def find_spikes(
-    rule: RuleTensors, values: Tensor, nulls: Tensor, decay: Tensor, unseen: Tensor, noise: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the spike of each column of ``values`` ``(m, n)`` or ``(m, n, columns)``.
+def quiet_below(values: Tensor, unseen: Tensor, noise: float) -> Tensor:
+    """Return what rounding explains of columns ``(m, n)`` or ``(m, n, columns)``; ``unseen`` is what hides their
+    coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`."""
+    return torch.maximum(values.abs().amax(0), unseen) * (ABOVE * noise)
 
-    ``nulls`` are their signed coefficients, ``unseen`` what hides them, see
-    :func:`quadgrad._core.estimates.null_rules.null_rule_error`. Returned are whether there is one, in a column that
-    is not resolved, where it is in the unit interval, and how far nodes are apart there.
+
+def find_spikes(
+    rule: RuleTensors, values: Tensor, known: Tensor | None, nulls: Tensor, decay: Tensor, quiet: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the spikes of each column of ``values`` ``(m, n)`` or ``(m, n, columns)``.
+
+    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``nulls`` are the columns'
+    signed coefficients. Returned are, of :data:`RISES` in each column, whether they are there, where in the unit
+    interval, and how far nodes are apart there.
     """
-    size, tiny = values.abs(), torch.finfo(values.dtype).tiny
-    here, before, after = size[1:-1], size[:-2], size[2:]
-    least = torch.maximum(torch.maximum(before, after), before.sqrt() * after.sqrt() * SHARP)
-    height, highest = (here * ((here >= least) & (here > tiny))).max(0)
+    steep, highest = _rising(values.abs(), known)
     nulls = nulls[:NULLS]
-    whole = nulls.abs().amax(0)
-    part = nulls / whole
-    rows = rule.functionals[1 : 1 + NULLS]
+    whole, unresolved = nulls.abs().amax(0), decay >= UNRESOLVED
+    part, rows = nulls / whole, rule.functionals[1 : 1 + NULLS]
     norm = rows.norm(dim=0)
     share, node = torch.tensordot((rows / norm).T, part, 1).abs().max(0)
     off = share / norm[node] * whole
-    quiet = torch.maximum(size.amax(0), unseen) * (ABOVE * noise)
-    alone = (share.square() > ALIKE * part.square().sum(0)) & (off > quiet)
-    steep = height > 0.0
-    node = torch.where(steep, highest + 1, node)
-    nodes = rule.nodes
-    last = len(nodes) - 1
-    apart = nodes[(node + 1).clamp_max(last)] - nodes[(node - 1).clamp_min(0)]
-    return (steep | alone) & (decay >= UNRESOLVED) & (whole < torch.inf), nodes[node], 0.5 * apart
+    alone = (share.square() > ALIKE * part.square().sum(0)) & (off > quiet) & unresolved
+    alone &= ~steep[0] & (whole < torch.inf)
+    node = torch.cat((torch.where(alone, node + 1, highest[0])[None], highest[1:]))
+    places = torch.nn.functional.pad(rule.nodes, (2, 2))
+    places[-2:] = 1.0
+    here = torch.cat((steep[:1] | alone, steep[1:])) & values.isfinite().all(0)
+    return here, places[node + 1], torch.stack((places[node], places[node + 2]))
+
+
+def _rising(size: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tell where values rise steeply from both neighbours, or from their one if they are f at an edge, and which.
+
+    They are the highest such; the place is that among edge, nodes, edge. Where f at an edge is not known it is taken
+    for 0; only one column knows it at all.
+    """
+    if known is None or size.ndim > 2:
+        edges = size.new_full((2, *size.shape[1:]), torch.inf)
+    else:
+        edges = known.abs().nan_to_num(0.0)
+    here = torch.cat((edges[:1], size, edges[1:]))
+    nothing = torch.zeros_like(edges[:1])
+    before, after = torch.cat((nothing, here[:-1])), torch.cat((here[1:], nothing))
+    side = before.sqrt() * after.sqrt()
+    side[0], side[-1] = after[0], before[-1]
+    least = torch.maximum(torch.maximum(before, after), side * SHARP)
+    tiny = torch.finfo(size.dtype).tiny
+    rises = (here >= least) & (here > tiny) & (here < torch.inf)
+    height, highest = torch.where(rises, here, 0.0).topk(RISES, dim=0)
+    return height > 0.0, highest

@@ -24,13 +24,16 @@ from quadgrad._core.status import Status
 
 __all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
 
-RESOLVED = 2.0
-"""What was seen is resolved where a cell around it is less than so many distances between nodes wide."""
+RESOLVED = 1.0
+"""What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
 
 OCTAVES = 10
 """So many times is the distance halved in which f is called on both sides."""
 
-PASSES, MOST = 3, 16
+HIGHER = 10.0
+"""What is so much more beside a place than there is looked for again where it is most."""
+
+PASSES, MOST = 5, 16
 """How often the places of one search are followed, and how many of one integral at most."""
 
 CELLS = 4
@@ -173,18 +176,25 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     tau, away, scale, inside = (t[:, kept] for t in (tau, away, scale, inside))
     missed = _unexplained(problem, plan, cell, tau, inside) * (2.0 * away / scale)
     most, at = missed.max(0)
+    higher = most > HIGHER * missed[OCTAVES + 1]
     size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
     allowed = (tolerance.rtol * size).clamp_min(max(tolerance.atol, tolerance.nothing))
-    index = (most > MATTERS * allowed[owner]).nonzero().squeeze(1)
+    matters = most > MATTERS * allowed[owner]
+    # It may be higher still: closer around the highest place it is looked for again.
+    index = (higher & ~matters).nonzero().squeeze(1)
+    where = _Map(plan, cell[index]).place(tau[at[index], index])
+    further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
+    index = matters.nonzero().squeeze(1)
     if not len(index):
-        return found
+        return replace(found, spikes=further if len(further) else None)
     index = index[most[index].argsort(descending=True, stable=True)]
     index = index[_rank(cell[index]) == 0]
     at, cell = at[index], cell[index]
     place, step = from_lower(_Map(plan, cell).place(tau[at, index])), 0.25 * away[at, index]
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
-    return search_from(problem, found, new, others, search)
+    found = search_from(problem, found, new, others, search)
+    return replace(found, spikes=further if found.spikes is None else torch.cat((found.spikes, further)))
 
 
 def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -184,16 +184,20 @@ INLINE void look_between(const Setting *set, double eps, const double *y, const 
     }
 }
 
-/* Note the spikes of columns that are not resolved. */
+/* Note the spikes of columns: spikes.py in estimates. */
 INLINE void note_spikes(const Setting *set, int64_t columns, double eps, const Summary of, const Tile *sums,
                         const double *values, int64_t stride, int64_t first, int64_t width, const double *largest,
                         const double *scale, const double *reach, const Cell *cells, const Spikes *to) {
+    Tile steep;
+    see_rising(set->rule->m, values, stride, steep);
     for (int64_t c = 0; c < width; c++) {
-        if (!(of[DECAY][c] >= C.unresolved && largest[c] < INFINITY)) continue;
-        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
-        double unseen = of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps));
         const Cell *cell = cell_at(cells, (first + c) / columns, tail_of(set));
-        note_spike(set, eps, sums + 1, values, stride, c, largest[c], unseen, cell, to);
+        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
+        double quiet = C.above * eps * larger(largest[c], of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps)));
+        int unresolved = of[DECAY][c] >= C.unresolved;
+        if (!(largest[c] < INFINITY)) continue;
+        if (of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], quiet)) note_looks(set->rule, cell, to);
+        note_column(set, sums + 1, values, stride, c, steep[c] > 0.0, unresolved, quiet, cell, 0.0, to);
     }
 }
 
@@ -263,7 +267,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
  * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. With looks their rows come
- * last. Layout as in `place`. Spikes are counted, and written where there is room for one in each column. */
+ * last. Layout as in `place`. Spikes are counted, and written where there is room for RISES + LOOKS
+ * in each column. */
 EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps, Cell *cells, int64_t n, const double *y,
                     const double *slope, double *layout, int64_t stride, int64_t *spiky, double *room) {
     const Layout rows = rows_of(layout, stride);

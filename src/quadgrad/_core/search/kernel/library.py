@@ -133,7 +133,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "enter_starts": (Setting, *"ppnpp"),
     "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
-    "measure_ends": (Setting, *"xxpnppp"),
+    "measure_ends": (Setting, *"xxpnppppp"),
     "judge": (Round, Tally),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),

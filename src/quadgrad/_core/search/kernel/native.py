@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterator
 from ctypes import addressof, byref, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from quadgrad._core.estimates.spikes import RISES
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
@@ -22,6 +24,7 @@ from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import Rule
+from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
@@ -295,13 +298,11 @@ class NativeBodies:
                 owner = whose if self.one_each else layouts[2 * n :][whose]
                 y = self._call_unknown(x, owner, None if known is None else known[:, whose])
             off = None if known is not None else hear(y)
-            room, self.spiky.value = self.memory.room("spikes", SPIKE * part.n * self.columns), 0
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n,
-                byref(self.spiky), room.data_ptr(),
+                *self._room_for_spikes(part.n),
             )  # fmt: skip
-            if self.spiky.value:
-                self.spikes.append(room[: SPIKE * self.spiky.value].view(-1, SPIKE).clone())
+            self._keep_spikes()
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
@@ -317,10 +318,24 @@ class NativeBodies:
             y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
             off = None if known is not None else hear(y)
             self.kernel.measure_ends(
-                self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
-            )
+                self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at,
+                *self._room_for_spikes(n),
+            )  # fmt: skip
+            self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
             low += n
+
+    def _room_for_spikes(self, n: int) -> tuple[Any, int]:
+        """Return where those of n cells are counted, and where they are written."""
+        self.spiky.value = 0
+        room = self.memory.room("spikes", SPIKE * (RISES + LOOKS) * n * self.columns)
+        return byref(self.spiky), room.data_ptr()
+
+    def _keep_spikes(self) -> None:
+        """Keep what was written."""
+        n = self.spiky.value
+        if n:
+            self.spikes.append(self.memory.room("spikes", 0)[: SPIKE * n].view(n, SPIKE).clone())
 
     def _add_inner_error(self, cells: _Cells, off: Tensor | None) -> None:
         """Add what integrals inside f are off at the nodes to the errors of cells: refinement does not mend it."""
