@@ -77,7 +77,8 @@ class IntervalEstimate:
         signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
         error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
         quiet = quiet_below(real, unseen, noise)
-        spikes = find_spikes(self.rule, real, new.known * scale, signed, decay, quiet)
+        inside = torch.stack((new.start != 0.0, (new.stop != 0.0) & (new.stop != 1.0)))
+        spikes = find_spikes(self.rule, real, new.known * scale, inside, signed, decay, quiet)
         self._note_spikes(new, *spikes)
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
@@ -92,8 +93,10 @@ class IntervalEstimate:
         if looks is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
             between = self._between(weighted, looks, blur, noise)
-            least = torch.maximum(largest_component(sums.nulls[0]) * BEYOND, largest_component(quiet))
-            self._note_looks(new, largest_component(between) > least)
+            each = 1 + weighted.is_complex()  # columns of a component, of which the first is taken
+            least = torch.maximum(sums.nulls[0] * BEYOND, quiet).reshape(len(new), -1)[:, ::each]
+            smooth = (decay < UNRESOLVED).reshape(len(new), -1)[:, ::each]
+            self._note_looks(new, (smooth & (between.reshape(len(new), -1) > least)).any(1))
             error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
@@ -184,9 +187,7 @@ class IntervalEstimate:
             signed, decay, unseen = (t.repeat_interleave(2, -1) for t in (signed, decay, unseen))
         quiet = quiet_below(real, unseen.reshape(real.shape[1:]), noise)
         shape = (-1, *real.shape[1:])
-        spikes = find_spikes(
-            self.rule, real, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet
-        )
+        spikes = find_spikes(self.rule, real, None, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet)
         self._note_spikes(new, *spikes)
         decay = decay[..., ::2] if y.is_complex() else decay
         unresolved = largest_component(decay) >= UNRESOLVED

@@ -16,11 +16,11 @@ from quadgrad._core.rules import RuleTensors
 
 __all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "find_spikes", "quiet_below"]
 
-SHARP = 100.0
-"""A value rises steeply if it is so many times the geometric mean of its two neighbours, see ADR 45."""
+SHARP = 10.0
+"""Values rise from those around them if they are so many times as large, see ADR 45."""
 
-RISES = 3
-"""So many values of a column that rise are noted."""
+RISES = 4
+"""So many values of a column that rise are noted; where there are more, it is a wave."""
 
 ALIKE = 0.999
 """One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
@@ -34,20 +34,23 @@ NULLS = 6
 
 def quiet_below(values: Tensor, unseen: Tensor, noise: float) -> Tensor:
     """Return what rounding explains of columns ``(m, n)`` or ``(m, n, columns)``; ``unseen`` is what hides their
-    coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`."""
+    coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`.
+    """
     return torch.maximum(values.abs().amax(0), unseen) * (ABOVE * noise)
 
 
 def find_spikes(
-    rule: RuleTensors, values: Tensor, known: Tensor | None, nulls: Tensor, decay: Tensor, quiet: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    rule: RuleTensors, values: Tensor, known: Tensor | None, inside: Tensor | None, nulls: Tensor, decay: Tensor,
+    quiet: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Find the spikes of each column of ``values`` ``(m, n)`` or ``(m, n, columns)``.
 
-    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``nulls`` are the columns'
+    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``inside`` tells which edges are
+    no ends of a piece, where f may be singular; ``nulls`` are the columns'
     signed coefficients. Returned are, of :data:`RISES` in each column, whether they are there, where in the unit
     interval, and how far nodes are apart there.
     """
-    steep, highest = _rising(values.abs(), known)
+    steep, highest = _rising(values.abs(), known, inside)
     nulls = nulls[:NULLS]
     whole, unresolved = nulls.abs().amax(0), decay >= UNRESOLVED
     part, rows = nulls / whole, rule.functionals[1 : 1 + NULLS]
@@ -63,23 +66,25 @@ def find_spikes(
     return here, places[node + 1], torch.stack((places[node], places[node + 2]))
 
 
-def _rising(size: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tell where values rise steeply from both neighbours, or from their one if they are f at an edge, and which.
+def _rising(size: Tensor, known: Tensor | None, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tell where values rise from those around them, by themselves or with one neighbour, and which.
 
-    They are the highest such; the place is that among edge, nodes, edge. Where f at an edge is not known it is taken
-    for 0; only one column knows it at all.
+    None do where many do; the place is that among edge, nodes, edge. f at an edge counts where it is known, which
+    only one column of linear nodes knows.
     """
-    if known is None or size.ndim > 2:
-        edges = size.new_full((2, *size.shape[1:]), torch.inf)
-    else:
-        edges = known.abs().nan_to_num(0.0)
-    here = torch.cat((edges[:1], size, edges[1:]))
-    nothing = torch.zeros_like(edges[:1])
-    before, after = torch.cat((nothing, here[:-1])), torch.cat((here[1:], nothing))
-    side = before.sqrt() * after.sqrt()
-    side[0], side[-1] = after[0], before[-1]
-    least = torch.maximum(torch.maximum(before, after), side * SHARP)
-    tiny = torch.finfo(size.dtype).tiny
-    rises = (here >= least) & (here > tiny) & (here < torch.inf)
-    height, highest = torch.where(rises, here, 0.0).topk(RISES, dim=0)
-    return height > 0.0, highest
+    edges = torch.full_like(size[:2], torch.inf)
+    if known is not None and size.ndim == 2:
+        edges = known.abs().nan_to_num(torch.inf)
+    nothing = torch.zeros_like(size[:2])
+    whole = torch.cat((nothing, edges[:1], size, edges[1:], nothing))
+    pair = torch.maximum(whole[1:-2], whole[2:-1])
+    alone = whole[2:-2] > SHARP * torch.maximum(whole[1:-3], whole[3:-1])
+    both = pair > SHARP * torch.maximum(whole[:-3], whole[3:])  # of each and the one before it
+    here = whole[2:-2]
+    rises = alone | (both[1:] & (here >= whole[3:-1])) | (both[:-1] & (here > whole[1:-3]))
+    rises &= (here > torch.finfo(size.dtype).tiny) & (here < torch.inf)
+    if inside is not None and size.ndim == 2:
+        rises[:: len(rises) - 1] &= inside
+    few = rises.sum(0) <= RISES
+    rises, place = rises.to(torch.int8).topk(RISES, dim=0)
+    return (rises > 0) & few, place

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.mesh.cells import LIMIT, bisect
-from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.mesh.cells import LIMIT
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
+from quadgrad._core.search.spikes import cells_around, search_from
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 

@@ -24,14 +24,14 @@ from quadgrad._core.status import Status
 
 __all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
 
-RESOLVED = 1.0
+RESOLVED = 2.0
 """What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
 
 OCTAVES = 10
 """So many times is the distance halved in which f is called on both sides."""
 
-HIGHER = 10.0
-"""What is so much more beside a place than there is looked for again where it is most."""
+HIGHER = 100.0
+"""What is so many times as high beside a place as there is looked for again where it is highest."""
 
 PASSES, MOST = 5, 16
 """How often the places of one search are followed, and how many of one integral at most."""
@@ -174,14 +174,14 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
         return found
     cell, owner = pairs.cell[kept], owner[kept]
     tau, away, scale, inside = (t[:, kept] for t in (tau, away, scale, inside))
-    missed = _unexplained(problem, plan, cell, tau, inside) * (2.0 * away / scale)
-    most, at = missed.max(0)
-    higher = most > HIGHER * missed[OCTAVES + 1]
+    missed, height = _unexplained(problem, plan, cell, tau, inside)
+    most, at = (missed * (2.0 * away / scale)).max(0)
+    higher = height.gather(0, at[None])[0] > HIGHER * height[OCTAVES + 1]
     size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
     allowed = (tolerance.rtol * size).clamp_min(max(tolerance.atol, tolerance.nothing))
     matters = most > MATTERS * allowed[owner]
     # It may be higher still: closer around the highest place it is looked for again.
-    index = (higher & ~matters).nonzero().squeeze(1)
+    index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
     where = _Map(plan, cell[index]).place(tau[at[index], index])
     further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
     index = matters.nonzero().squeeze(1)
@@ -199,7 +199,8 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
 
 def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return places ``(m, k)`` in the unit interval of cells, how far they are from the middle one, the cells' scale
-    there, and which are in the cell."""
+    there, and which are in the cell.
+    """
     halved = torch.exp2(-torch.arange(OCTAVES + 1, dtype=torch.float64, device=pairs.place.device))
     offsets = torch.cat((-halved, halved.new_zeros(1), halved.flip(0)))[:, None]
     cells, place = _Map(plan, pairs.cell), pairs.place + offsets * pairs.apart
@@ -209,16 +210,18 @@ def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, 
     return torch.where(inside, tau, 0.5), away, cells.scale(place), inside
 
 
-def _unexplained(problem: Problem, plan: IntervalPlan, cell: Tensor, tau: Tensor, inside: Tensor) -> Tensor:
-    """Return how far f at places in cells is from the cells' polynomials, ``(m, k)``, of the worst component.
+def _unexplained(
+    problem: Problem, plan: IntervalPlan, cell: Tensor, tau: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
 
-    What rounding explains is left out, and what is not finite.
+    Of components the worst; what rounding explains is left out, and what is not finite.
     """
     rule = problem.rule.tensors(torch.float64, tau.device)
     weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
     row, m = plan.row[cell], len(rule.nodes)
     layout = lay_out(problem.pieces, row, plan.start[cell], plan.stop[cell], None if plan.even else plan.kind[cell])
-    missed, step = torch.zeros_like(tau), max(1, problem.block // (m + len(tau)))
+    missed, height, step = torch.zeros_like(tau), torch.zeros_like(tau), max(1, problem.block // (m + len(tau)))
     for low in range(0, len(row), step):
         part = slice(low, low + step)
         x, factor = layout.nodes(torch.cat((rule.nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
@@ -231,7 +234,8 @@ def _unexplained(problem: Problem, plan: IntervalPlan, cell: Tensor, tau: Tensor
         gap = (torch.einsum("qmk,mkc->qkc", weight, y[:m]) - y[m:]).abs()
         gap = (gap - y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)).clamp_min(0.0)
         missed[:, part] = gap.nan_to_num(0.0, 0.0, 0.0).amax(2) * inside[:, part]
-    return missed
+        height[:, part] = y[m:].abs().nan_to_num(0.0, 0.0, 0.0).amax(2)
+    return missed, height
 
 
 def cells_around(

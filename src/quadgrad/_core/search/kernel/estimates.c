@@ -196,7 +196,7 @@ INLINE void note_spikes(const Setting *set, int64_t columns, double eps, const S
         double quiet = C.above * eps * larger(largest[c], of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps)));
         int unresolved = of[DECAY][c] >= C.unresolved;
         if (!(largest[c] < INFINITY)) continue;
-        if (of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], quiet)) note_looks(set->rule, cell, to);
+        if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], quiet)) note_looks(set->rule, cell, to);
         note_column(set, sums + 1, values, stride, c, steep[c] > 0.0, unresolved, quiet, cell, 0.0, to);
     }
 }

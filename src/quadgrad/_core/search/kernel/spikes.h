@@ -10,7 +10,7 @@ typedef struct {
     double *room;
 } Spikes;
 
-enum { SPIKE = 3, SPIKE_NULLS = 6, RISES = 3 };
+enum { SPIKE = 3, SPIKE_NULLS = 6, RISES = 4 };
 
 INLINE double known_size(double y) { return isnan(y) ? 0.0 : fabs(y); }
 
@@ -35,42 +35,54 @@ INLINE void write_node(const Spikes *to, const Rule *rule, const Cell *cell, dou
     write_spike(to, cell, rate, tau_of(rule, at - 1), tau_of(rule, at), tau_of(rule, at + 1));
 }
 
-/* Which columns of a tile may have values that rise from both neighbours. What is below a root of the smallest number
- * is not compared here. */
+/* By how much one value, or two neighbours, are above so many times the values on both sides. */
+INLINE double above(double before, double here, double after) {
+    return here - C.sharp * larger(before, after);
+}
+
+/* Which columns of a tile have nodes that rise from the nodes around them. */
 INLINE void see_rising(int64_t m, const double *y, int64_t stride, double *seen) {
-    Tile most = {0};
+    Tile most;
+    for (int c = 0; c < WIDE; c++) most[c] = 0.0;
     for (int64_t j = 1; j < m - 1; j++)
         for (int c = 0; c < WIDE; c++) {
             double before = fabs(y[(j - 1) * stride + c]), here = fabs(y[j * stride + c]);
-            double after = fabs(y[(j + 1) * stride + c]), steep = here * here - C.sharp * C.sharp * before * after;
-            most[c] = larger(most[c], smaller(steep, smaller(here - before, here - after) * here));
+            double after = fabs(y[(j + 1) * stride + c]), next = j < m - 2 ? fabs(y[(j + 2) * stride + c]) : INFINITY;
+            most[c] = larger(most[c], larger(above(before, here, after), above(before, larger(here, after), next)));
         }
     memcpy(seen, most, sizeof most);
 }
 
-/* Note the highest values that rise from both their neighbours, or from their one where they are f at an edge; return
- * how many. Where f at an edge is not known it is taken for 0; only one column of linear nodes knows it at all. */
+/* Whether f at an edge and the nodes beside it do. */
+INLINE int rises_at_edge(double edge, const double *y, int64_t step) {
+    double e = fabs(edge), a = fabs(y[0]), b = fabs(y[step]), c = fabs(y[2 * step]);
+    return (above(0.0, e, a) > 0.0) | (above(0.0, larger(e, a), b) > 0.0) | (above(e, a, b) > 0.0) |
+           (above(e, larger(a, b), c) > 0.0);
+}
+
+/* Note values that rise from those around them, by themselves or with one neighbour, and return how many; none where
+ * there are many: waves. f at an edge counts where it is known, which only one column of linear nodes knows, and is
+ * noted inside the piece: at its ends f may be singular. */
 INLINE int note_rising(const Setting *set, const double *y, int64_t stride, const Cell *cell, double rate,
                        const Spikes *to) {
-    int64_t m = set->rule->m;
-    int n = 0, edges = set->columns == 1 && rate == 0.0;
-    double limit = INFINITY;
-    for (; n < RISES; n++) {
-        int64_t at = -1;
-        double most = set->tiny, before = 0.0, here = edges ? known_size(cell->at_start) : INFINITY;
-        for (int64_t j = 0; j < m + 2; j++) {
-            double after = j < m ? fabs(y[j * stride]) : j == m && edges ? known_size(cell->at_stop) : INFINITY;
-            if (j == m + 1) after = 0.0;
-            double side = j == 0 ? after : j == m + 1 ? before : sqrt(before) * sqrt(after);
-            if (here > most && here < limit && here >= before && here >= after && here > C.sharp * side)
-                at = j, most = here;
-            before = here, here = after;
-        }
-        if (at < 0) break;
-        limit = most;
-        write_node(to, set->rule, cell, rate, at - 1);
+    int64_t m = set->rule->m, n = 0, chosen[RISES];
+    double all[MOST_NODES + 4], *at = all + 2; /* at[-1] and at[m] are at the edges, nothing is beyond these */
+    int edges = set->columns == 1 && rate == 0.0;
+    all[0] = at[m + 1] = 0.0;
+    at[-1] = !edges || isnan(cell->at_start) ? INFINITY : fabs(cell->at_start);
+    at[m] = !edges || isnan(cell->at_stop) ? INFINITY : fabs(cell->at_stop);
+    for (int64_t j = 0; j < m; j++) at[j] = fabs(y[j * stride]);
+    for (int64_t j = -1; j <= m; j++) {
+        int rises = above(at[j - 1], at[j], at[j + 1]) > 0.0;
+        rises |= j < m && at[j] >= at[j + 1] && above(at[j - 1], at[j], at[j + 2]) > 0.0;
+        rises |= j > -1 && at[j] > at[j - 1] && above(at[j - 2], at[j], at[j + 1]) > 0.0;
+        int limit = j < 0 ? cell->start == 0.0 : j == m && (cell->stop == 0.0 || cell->stop == 1.0);
+        if (!rises || limit || !(at[j] > set->tiny) || !(at[j] < INFINITY)) continue;
+        if (n == RISES) return 0;
+        chosen[n++] = j;
     }
-    return n;
+    for (int64_t i = 0; i < n; i++) write_node(to, set->rule, cell, rate, chosen[i]);
+    return (int)n;
 }
 
 /* The node where one value that is off would make the highest coefficients what they are, or -1. */
@@ -95,7 +107,10 @@ INLINE int64_t alone(const Rule *rule, const Tile *nulls, int64_t c, double quie
 /* Note the spikes of a column: values that rise, or the one that alone makes its coefficients what they are. */
 INLINE void note_column(const Setting *set, const Tile *nulls, const double *y, int64_t stride, int64_t c, int steep,
                         int unresolved, double quiet, const Cell *cell, double rate, const Spikes *to) {
-    if ((steep || unresolved) && note_rising(set, y + c, stride, cell, rate, to)) return;
+    const double *front = y + c, *back = front + (set->rule->m - 1) * stride;
+    if (set->columns == 1 && rate == 0.0)
+        steep |= rises_at_edge(cell->at_start, front, stride) | rises_at_edge(cell->at_stop, back, -stride);
+    if (steep && note_rising(set, y + c, stride, cell, rate, to)) return;
     int64_t at = unresolved ? alone(set->rule, nulls, c, quiet) : -1;
     if (at >= 0) write_node(to, set->rule, cell, rate, at);
 }
