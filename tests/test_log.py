@@ -456,7 +456,7 @@ def test_nfev_counts_every_call() -> None:
     result = log_quad(f, -9.0, 9.0, (t64(0.3), t64(1e-4)))
     probe = 1
     assert f.nodes.numel() == int(result.nfev) + probe
-    assert int(result.nfev) <= 1000
+    assert int(result.nfev) <= 1200
 
 
 @pytest.mark.parametrize("chunk_size", [1, 100, 10_000])

@@ -26,7 +26,7 @@ from quadgrad._core.estimates.null_rules import (
     weigh,
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, conclude
-from quadgrad._core.estimates.spikes import find_spikes, quiet_below
+from quadgrad._core.estimates.spikes import Spikes, find_spikes, quiet_below
 from quadgrad._core.mesh.bisection import Spots
 from quadgrad._core.mesh.cells import STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC
@@ -44,7 +44,7 @@ class IntervalEstimate:
 
     ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one
     for each cell with logarithmic nodes, where they are not to be chosen. ``spikes`` gathers what single nodes
-    saw: ``(4, n)``, whether they did, the row, the place, and how far nodes are apart there.
+    saw.
     """
 
     rule: RuleTensors
@@ -52,7 +52,7 @@ class IntervalEstimate:
     info: torch.finfo
     outermost: float
     held: Tensor | None = None
-    spikes: list[Tensor] = field(default_factory=list[Tensor])
+    spikes: Spikes = field(default_factory=Spikes)
 
     def __call__(self, new: NewIntervals, places: Spots, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
@@ -77,9 +77,10 @@ class IntervalEstimate:
         signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
         error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
         quiet = quiet_below(real, unseen, noise)
-        inside = torch.stack((new.start != 0.0, (new.stop != 0.0) & (new.stop != 1.0)))
-        spikes = find_spikes(self.rule, real, new.known * scale, inside, signed, decay, quiet)
-        self._note_spikes(new, *spikes)
+        cells = new.row, new.start, new.stop
+        self.spikes.add(
+            *find_spikes(self.rule, real, new.known * scale, signed, decay, quiet), self.rule, cells, False
+        )
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
@@ -93,10 +94,7 @@ class IntervalEstimate:
         if looks is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
             between = self._between(weighted, looks, blur, noise)
-            each = 1 + weighted.is_complex()  # columns of a component, of which the first is taken
-            least = torch.maximum(sums.nulls[0] * BEYOND, quiet).reshape(len(new), -1)[:, ::each]
-            smooth = (decay < UNRESOLVED).reshape(len(new), -1)[:, ::each]
-            self._note_looks(new, (smooth & (between.reshape(len(new), -1) > least)).any(1))
+            self._note_looks(new, between, sums.nulls[0], decay, quiet, 1 + weighted.is_complex())
             error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
@@ -110,26 +108,13 @@ class IntervalEstimate:
         hints = (blame(left, right, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
 
-    def _note_spikes(self, new: NewIntervals, here: Tensor, tau: Tensor, beside: Tensor) -> None:
-        """Keep what single nodes of new cells have seen, ``(k, n)`` or ``(k, n, columns)``, and how far from others."""
-        places = torch.cat((tau[None], beside))
-        if new.logarithmic:
-            assert new.layout.outer is not None and new.layout.rate is not None
-            outer, rate = (align(t[None, None], places) for t in (new.layout.outer, new.layout.rate))
-            places = outer * torch.exp(rate * places)
-        else:
-            start, width = (align(t[None, None], places) for t in (new.start, new.stop - new.start))
-            places = torch.addcmul(start, width, places)
-        apart = (places[1:] - places[:1]).abs().amax(0)
-        spikes = (here, align(new.row[None], tau), places[0], apart)
-        self.spikes.append(torch.stack([t.to(tau.dtype).expand_as(tau) for t in spikes]).flatten(1))
-
-    def _note_looks(self, new: NewIntervals, off: Tensor) -> None:
-        """Keep the looks of cells where f is ``off``."""
-        looks, nodes = self.rule.looks, self.rule.nodes
-        after = torch.searchsorted(nodes, looks)
-        places = torch.stack((looks, nodes[after - 1], nodes[after]))[..., None].expand(-1, -1, len(new))
-        self._note_spikes(new, off, places[0], places[1:])
+    def _note_looks(
+        self, new: NewIntervals, off: Tensor, highest: Tensor, decay: Tensor, quiet: Tensor, each: int
+    ) -> None:
+        """Keep looks of resolved components that are ``off``; of the columns of ``each`` the first counts."""
+        least = torch.maximum(highest * BEYOND, quiet).masked_fill(decay >= UNRESOLVED, torch.inf)
+        off, least = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in (off, least))
+        self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, (new.row, new.start, new.stop))
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
@@ -187,8 +172,8 @@ class IntervalEstimate:
             signed, decay, unseen = (t.repeat_interleave(2, -1) for t in (signed, decay, unseen))
         quiet = quiet_below(real, unseen.reshape(real.shape[1:]), noise)
         shape = (-1, *real.shape[1:])
-        spikes = find_spikes(self.rule, real, None, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet)
-        self._note_spikes(new, *spikes)
+        spikes = find_spikes(self.rule, real, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet)
+        self.spikes.add(*spikes, self.rule, (new.row, new.start, new.stop), (layout.outer, layout.rate))
         decay = decay[..., ::2] if y.is_complex() else decay
         unresolved = largest_component(decay) >= UNRESOLVED
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.

@@ -14,7 +14,7 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import UNRESOLVED
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "find_spikes", "quiet_below"]
+__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "Spikes", "find_spikes", "quiet_below"]
 
 SHARP = 10.0
 """Values rise from those around them if they are so many times as large, see ADR 45."""
@@ -28,45 +28,43 @@ ALIKE = 0.999
 ABOVE = 20.0
 """But for so many eps of the largest value, which rounding explains."""
 
+BESIDE_EDGE = 4
+"""What an edge saw is compared in width with the distance of the node so many farther in."""
+
 NULLS = 6
 """So many of the highest coefficients are looked at: lower ones hold more of what is wide."""
 
 
 def quiet_below(values: Tensor, unseen: Tensor, noise: float) -> Tensor:
-    """Return what rounding explains of columns ``(m, n)`` or ``(m, n, columns)``; ``unseen`` is what hides their
-    coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`.
+    """Return what rounding explains of columns ``(m, n)`` or ``(m, n, columns)``.
+
+    ``unseen`` is what hides their coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`.
     """
     return torch.maximum(values.abs().amax(0), unseen) * (ABOVE * noise)
 
 
 def find_spikes(
-    rule: RuleTensors, values: Tensor, known: Tensor | None, inside: Tensor | None, nulls: Tensor, decay: Tensor,
-    quiet: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rule: RuleTensors, values: Tensor, known: Tensor | None, nulls: Tensor, decay: Tensor, quiet: Tensor
+) -> tuple[Tensor, Tensor]:
     """Find the spikes of each column of ``values`` ``(m, n)`` or ``(m, n, columns)``.
 
-    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``inside`` tells which edges are
-    no ends of a piece, where f may be singular; ``nulls`` are the columns'
-    signed coefficients. Returned are, of :data:`RISES` in each column, whether they are there, where in the unit
-    interval, and how far nodes are apart there.
+    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``nulls`` are the columns'
+    signed coefficients, ``quiet`` is what rounding explains. Returned are, of :data:`RISES` in each column, whether
+    they are there, and at which of edge, nodes, edge.
     """
-    steep, highest = _rising(values.abs(), known, inside)
+    rises, place = _rising(values.abs(), known)
     nulls = nulls[:NULLS]
-    whole, unresolved = nulls.abs().amax(0), decay >= UNRESOLVED
-    part, rows = nulls / whole, rule.functionals[1 : 1 + NULLS]
-    norm = rows.norm(dim=0)
+    whole, rows = nulls.abs().amax(0), rule.functionals[1 : 1 + NULLS]
+    part, norm = nulls / whole, rows.norm(dim=0)
     share, node = torch.tensordot((rows / norm).T, part, 1).abs().max(0)
-    off = share / norm[node] * whole
-    alone = (share.square() > ALIKE * part.square().sum(0)) & (off > quiet) & unresolved
-    alone &= ~steep[0] & (whole < torch.inf)
-    node = torch.cat((torch.where(alone, node + 1, highest[0])[None], highest[1:]))
-    places = torch.nn.functional.pad(rule.nodes, (2, 2))
-    places[-2:] = 1.0
-    here = torch.cat((steep[:1] | alone, steep[1:])) & values.isfinite().all(0)
-    return here, places[node + 1], torch.stack((places[node], places[node + 2]))
+    alone = (share.square() > ALIKE * part.square().sum(0)) & (share * whole > quiet * norm[node])
+    alone &= (decay >= UNRESOLVED) & ~rises.any(0) & (whole < torch.inf)
+    rises[0] |= alone
+    place[0] = torch.where(alone, node + 1, place[0])
+    return rises & values.isfinite().all(0), place
 
 
-def _rising(size: Tensor, known: Tensor | None, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rising(size: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tell where values rise from those around them, by themselves or with one neighbour, and which.
 
     None do where many do; the place is that among edge, nodes, edge. f at an edge counts where it is known, which
@@ -77,14 +75,79 @@ def _rising(size: Tensor, known: Tensor | None, inside: Tensor | None) -> tuple[
         edges = known.abs().nan_to_num(torch.inf)
     nothing = torch.zeros_like(size[:2])
     whole = torch.cat((nothing, edges[:1], size, edges[1:], nothing))
-    pair = torch.maximum(whole[1:-2], whole[2:-1])
-    alone = whole[2:-2] > SHARP * torch.maximum(whole[1:-3], whole[3:-1])
-    both = pair > SHARP * torch.maximum(whole[:-3], whole[3:])  # of each and the one before it
-    here = whole[2:-2]
-    rises = alone | (both[1:] & (here >= whole[3:-1])) | (both[:-1] & (here > whole[1:-3]))
+    before, here, after = whole[1:-3], whole[2:-2], whole[3:-1]
+    # two neighbours, of each place and the one before it
+    both = torch.maximum(whole[1:-2], whole[2:-1]) > SHARP * torch.maximum(whole[:-3], whole[3:])
+    rises = here > SHARP * torch.maximum(before, after)
+    rises = rises | (both[1:] & (here >= after)) | (both[:-1] & (here > before))
     rises &= (here > torch.finfo(size.dtype).tiny) & (here < torch.inf)
-    if inside is not None and size.ndim == 2:
-        rises[:: len(rises) - 1] &= inside
-    few = rises.sum(0) <= RISES
+    rises &= rises.sum(0) <= RISES
     rises, place = rises.to(torch.int8).topk(RISES, dim=0)
-    return (rises > 0) & few, place
+    return rises > 0, place
+
+
+Columns = tuple[Tensor, ...]
+
+
+class Spikes:
+    """Gathers what single nodes saw, cells a group at a time; what it amounts to is computed once, in the end."""
+
+    def __init__(self) -> None:
+        self._groups: list[
+            tuple[Tensor, Tensor, RuleTensors, tuple[Tensor, ...], tuple[Tensor, Tensor] | None]
+        ] = []
+        self._looks: list[tuple[Tensor, RuleTensors, tuple[Tensor, ...]]] = []
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._groups.clear()
+        self._looks.clear()
+
+    def add(
+        self, here: Tensor, place: Tensor, rule: RuleTensors, cells: Columns,
+        along: tuple[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Keep which spikes there are; of cells row, start and stop, and outer end and rate if logarithmic."""
+        self._groups.append((here, place, rule, cells, along))
+
+    def add_looks(self, off: Tensor, rule: RuleTensors, cells: Columns) -> None:
+        """Keep the looks of cells where f is ``off``."""
+        self._looks.append((off, rule, cells))
+
+    def close(self) -> Tensor | None:
+        """Return ``(k, 3)``, the row, the place, and how far nodes are apart there."""
+        parts: list[Tensor] = []
+        for here, place, rule, (row, start, stop), along in self._groups:
+            here, place = (t.flatten(2) if t.ndim > 2 else t[..., None] for t in (here, place))
+            at = here.nonzero()
+            if not len(at):
+                continue
+            node, cell = place[at.unbind(1)], at[:, 1]
+            lower, upper = (start == 0.0)[cell], ((stop == 0.0) | (stop == 1.0))[cell]
+            first, last = node <= 1, node >= len(rule.nodes)
+            # Beside an end of the piece f may be singular.
+            ends = (lower & first) | (upper & last) if along is None else (lower | upper) & last
+            node, cell = node[~ends], cell[~ends]
+            nodes = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
+            # An edge was seen by the cell on its other side too: nodes beside it are the closest of all.
+            beside = torch.where((node == 0) | (node == len(nodes) - 1), BESIDE_EDGE, 1)
+            around = torch.stack((node - beside, node, node + beside)).clamp(0, len(nodes) - 1)
+            tau = nodes[around]
+            if along is None:
+                places = torch.addcmul(start[cell], (stop - start)[cell], tau)
+            else:
+                places = along[0][cell] * torch.exp(along[1][cell] * tau)
+            parts.append(_lines(row[cell], places))
+        for off, rule, (row, start, stop) in self._looks:
+            cell = off.nonzero()
+            if len(cell):
+                after = torch.searchsorted(rule.nodes, rule.looks)
+                tau = torch.stack((rule.nodes[after - 1], rule.looks, rule.nodes[after]))[:, None]
+                places = torch.addcmul(start[cell], (stop - start)[cell], tau)
+                parts.append(_lines(row[cell].expand(-1, len(after)).flatten(), places.flatten(1)))
+        return torch.cat(parts) if parts else None
+
+
+def _lines(row: Tensor, places: Tensor) -> Tensor:
+    """Return lines of row, place and distance of places ``(3, k)``: before, here, after."""
+    return torch.stack((row.to(places.dtype), places[1], places.diff(dim=0).abs().amax(0)), 1)

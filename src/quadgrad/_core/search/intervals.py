@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.interval import IntervalEstimate
+from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.mesh.bisection import Intervals
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
@@ -24,20 +25,20 @@ __all__ = ["interval_parts", "record", "search"]
 
 
 def interval_parts(
-    task: Problem, held: Tensor | None = None, spikes: list[Tensor] | None = None
+    task: Problem, held: Tensor | None = None, spikes: Spikes | None = None
 ) -> tuple[Intervals, IntervalEstimate]:
     """Return a task's geometry and estimate, in double precision; ``spikes`` gathers what single nodes see."""
     pieces, rule, rtol = task.pieces, task.rule, task.tolerance.rtol
     tensors = rule.tensors(torch.float64, pieces.lower.device)
     mesh = Intervals(pieces, rule, ellipse(rtol, rule.nodes.size))
-    gathered = [] if spikes is None else spikes
+    gathered = spikes or Spikes()
     return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held, gathered)
 
 
 def search(task: Problem, first: IntervalPlan) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        spikes = list[Tensor]()
+        spikes = Spikes()
         bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
         return search_cells(bodies, task, first)
     except TurnsComplexError:
@@ -46,16 +47,14 @@ def search(task: Problem, first: IntervalPlan) -> Found:
 
 
 def record(
-    problem: Problem, spikes: list[Tensor], cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor
+    problem: Problem, spikes: Spikes, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor
 ) -> Found:
     """Return the cells sorted by row; those of one row as they settled."""
     row, order = cells.whole[2].sort(stable=True)
     columns = (cells.real[0], cells.real[1], cells.sums[-2].to(error.dtype), cells.whole[3].to(torch.int8))
     columns = (column.index_select(0, order) for column in columns)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, *columns)
-    noted = torch.cat(spikes, 1)
-    noted = noted[1:, noted[0] > 0.0].T if noted.shape[1] else None
-    return Found(plan, value, error, status, nfev, seen=_seen(problem, cells), spikes=noted)
+    return Found(plan, value, error, status, nfev, seen=_seen(problem, cells), spikes=spikes.close())
 
 
 def _seen(problem: Problem, cells: Cells) -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import outside_transforms, without_derivatives
+from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
@@ -88,7 +89,7 @@ class _TensorSight:
 
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.problem, self.first = problem, first
-        self.spikes = list[Tensor]()
+        self.spikes = Spikes()
         parts = interval_parts(problem, spikes=self.spikes)
         self.bodies = TensorBodies(problem, *parts, partial(record, problem, self.spikes))
         self.parts: list[tuple[Tensor, Cells]] = []

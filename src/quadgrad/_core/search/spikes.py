@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
@@ -24,7 +25,7 @@ from quadgrad._core.status import Status
 
 __all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
 
-RESOLVED = 2.0
+RESOLVED = 1.0
 """What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
 
 OCTAVES = 10
@@ -124,14 +125,10 @@ def _open_places(problem: Problem, found: Found, spikes: Tensor) -> _Pairs | Non
     again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < 0.25 * torch.minimum(apart[1:], apart[:-1]))
     kept = torch.cat((again.new_ones(1), ~again))
     row, place, at, apart = (t[kept] for t in (row, place, at, apart))
-    order = _by_row(plan.row, from_lower(plan.start))
+    begin = from_lower(plan.start)
+    order = _by_row(plan.row, begin)
     cells = plan.row[order]
-    # One number for both, which is exact enough to find neighbours by.
-    keys = 2.0 * cells + from_lower(plan.start[order])
-    low, high = (
-        torch.searchsorted(keys, 2.0 * row + (at + side * apart).clamp(0.0, 1.0), right=True).sub(1).clamp_min(0)
-        for side in (-1.0, 1.0)
-    )
+    low, high = (_before(cells, begin[order], row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
     around = low[:, None] + torch.arange(CELLS, device=low.device)
     inside, around = around <= high[:, None], around.clamp_max(len(cells) - 1)
     inside, around = inside & (cells[around] == row[:, None]), order[around]
@@ -148,8 +145,15 @@ def _open_places(problem: Problem, found: Found, spikes: Tensor) -> _Pairs | Non
 
 def _by_row(row: Tensor, place: Tensor) -> Tensor:
     """Return the order by rows, and within one by places."""
-    order = place.argsort()
+    order = place.argsort(stable=True)
     return order[row[order].argsort(stable=True)]
+
+
+def _before(cells: Tensor, begin: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """Return the last of sorted cells that begin no later than places in rows do; the first if there is none."""
+    order = _by_row(torch.cat((cells, row)), torch.cat((begin, place)))
+    counted = torch.empty_like(order).index_copy_(0, order, (order < len(cells)).cumsum(0))
+    return counted[len(cells) :].sub(1).clamp_min(0)
 
 
 def _rank(owner: Tensor) -> Tensor:
@@ -165,7 +169,9 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     plan, tolerance = found.plan, problem.tolerance
     tau, away, scale, inside = _places(plan, pairs)
     owner = plan.owner[pairs.cell]
-    price = torch.zeros_like(found.nfev).index_add_(0, owner, inside.sum(0) + problem.rule.nodes.size)
+    price = torch.zeros_like(found.nfev).index_add_(
+        0, owner, torch.full_like(owner, len(tau) + problem.rule.nodes.size)
+    )
     afford = found.nfev + price <= problem.max_nfev
     status = found.status.masked_fill(~afford, int(Status.MAX_NFEV))
     found = replace(found, status=status, nfev=found.nfev + price * afford, spikes=None)
@@ -179,7 +185,8 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     higher = height.gather(0, at[None])[0] > HIGHER * height[OCTAVES + 1]
     size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
     allowed = (tolerance.rtol * size).clamp_min(max(tolerance.atol, tolerance.nothing))
-    matters = most > MATTERS * allowed[owner]
+    # What the error covers that is reported need not be found.
+    matters = most > torch.maximum(MATTERS * allowed, found.error.double())[owner]
     # It may be higher still: closer around the highest place it is looked for again.
     index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
     where = _Map(plan, cell[index]).place(tau[at[index], index])
@@ -198,8 +205,9 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
 
 
 def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return places ``(m, k)`` in the unit interval of cells, how far they are from the middle one, the cells' scale
-    there, and which are in the cell.
+    """Return places ``(m, k)`` in the unit interval of cells, and what belongs to them.
+
+    That is how far they are from the middle one, the cells' scale there, and which are in the cell.
     """
     halved = torch.exp2(-torch.arange(OCTAVES + 1, dtype=torch.float64, device=pairs.place.device))
     offsets = torch.cat((-halved, halved.new_zeros(1), halved.flip(0)))[:, None]
@@ -215,7 +223,8 @@ def _unexplained(
 ) -> tuple[Tensor, Tensor]:
     """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
 
-    Of components the worst; what rounding explains is left out, and what is not finite.
+    Of components the worst. What rounding explains is left out, what smooth functions differ by from polynomials
+    with such highest coefficients, and what is not finite.
     """
     rule = problem.rule.tensors(torch.float64, tau.device)
     weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
@@ -232,7 +241,9 @@ def _unexplained(
         weight = weights / torch.where(apart == 0.0, 1e-300, apart)
         weight = (weight / weight.sum(1, keepdim=True)).to(y.dtype)
         gap = (torch.einsum("qmk,mkc->qkc", weight, y[:m]) - y[m:]).abs()
-        gap = (gap - y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)).clamp_min(0.0)
+        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y[:m]).abs().sum(0)
+        allowed = BEYOND * highest + y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)
+        gap = (gap - allowed).clamp_min(0.0)
         missed[:, part] = gap.nan_to_num(0.0, 0.0, 0.0).amax(2) * inside[:, part]
         height[:, part] = y[m:].abs().nan_to_num(0.0, 0.0, 0.0).amax(2)
     return missed, height

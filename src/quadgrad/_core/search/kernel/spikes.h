@@ -10,7 +10,7 @@ typedef struct {
     double *room;
 } Spikes;
 
-enum { SPIKE = 3, SPIKE_NULLS = 6, RISES = 4 };
+enum { SPIKE = 3, SPIKE_NULLS = 6, RISES = 4, BESIDE_EDGE = 4 };
 
 INLINE double known_size(double y) { return isnan(y) ? 0.0 : fabs(y); }
 
@@ -31,8 +31,13 @@ INLINE double tau_of(const Rule *rule, int64_t at) {
     return at < 0 ? 0.0 : at < rule->m ? rule->nodes[at] : 1.0;
 }
 
+/* Beside an end of the piece f may be singular: nothing is written. */
 INLINE void write_node(const Spikes *to, const Rule *rule, const Cell *cell, double rate, int64_t at) {
-    write_spike(to, cell, rate, tau_of(rule, at - 1), tau_of(rule, at), tau_of(rule, at + 1));
+    int lower = cell->start == 0.0, upper = cell->stop == 0.0 || cell->stop == 1.0;
+    if (rate == 0.0 ? (lower && at <= 0) || (upper && at >= rule->m - 1) : (lower || upper) && at >= rule->m - 1) return;
+    /* An edge was seen by the cell on its other side too: nodes beside it are the closest of all. */
+    int64_t beside = at < 0 || at == rule->m ? BESIDE_EDGE : 1;
+    write_spike(to, cell, rate, tau_of(rule, at - beside), tau_of(rule, at), tau_of(rule, at + beside));
 }
 
 /* By how much one value, or two neighbours, are above so many times the values on both sides. */
@@ -61,8 +66,7 @@ INLINE int rises_at_edge(double edge, const double *y, int64_t step) {
 }
 
 /* Note values that rise from those around them, by themselves or with one neighbour, and return how many; none where
- * there are many: waves. f at an edge counts where it is known, which only one column of linear nodes knows, and is
- * noted inside the piece: at its ends f may be singular. */
+ * there are many: waves. f at an edge counts where it is known, which only one column of linear nodes knows. */
 INLINE int note_rising(const Setting *set, const double *y, int64_t stride, const Cell *cell, double rate,
                        const Spikes *to) {
     int64_t m = set->rule->m, n = 0, chosen[RISES];
@@ -76,8 +80,7 @@ INLINE int note_rising(const Setting *set, const double *y, int64_t stride, cons
         int rises = above(at[j - 1], at[j], at[j + 1]) > 0.0;
         rises |= j < m && at[j] >= at[j + 1] && above(at[j - 1], at[j], at[j + 2]) > 0.0;
         rises |= j > -1 && at[j] > at[j - 1] && above(at[j - 2], at[j], at[j + 1]) > 0.0;
-        int limit = j < 0 ? cell->start == 0.0 : j == m && (cell->stop == 0.0 || cell->stop == 1.0);
-        if (!rises || limit || !(at[j] > set->tiny) || !(at[j] < INFINITY)) continue;
+        if (!rises || !(at[j] > set->tiny) || !(at[j] < INFINITY)) continue;
         if (n == RISES) return 0;
         chosen[n++] = j;
     }
