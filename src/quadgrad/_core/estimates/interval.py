@@ -77,10 +77,8 @@ class IntervalEstimate:
         signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
         error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
         quiet = quiet_below(real, unseen, noise)
-        cells = new.row, new.start, new.stop
-        self.spikes.add(
-            *find_spikes(self.rule, real, new.known * scale, signed, decay, quiet), self.rule, cells, False
-        )
+        spikes = find_spikes(self.rule, real, new.known * scale, signed, decay, quiet)
+        self.spikes.add(*spikes, self.rule, (new.row, new.start, new.stop))
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
