@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import BEYOND
-from quadgrad._core.mesh.cells import bisect
+from quadgrad._core.mesh.cells import BESIDE_END, WHOLE, bisect
 from quadgrad._core.mesh.interval import DEPTH, LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align
+from quadgrad._core.reduce import align, total
 from quadgrad._core.search.task import Found, replace_some
 from quadgrad._core.status import Status
 
@@ -278,10 +278,17 @@ def search_from(
     plan, count = found.plan, problem.pieces.count
     again = torch.zeros_like(found.status, dtype=torch.bool)
     again[row // count] = True
-    left = problem.max_nfev - int(found.nfev[again].max())
-    if left <= (problem.rule.nodes.size + 8) * count:
-        return replace(found, status=found.status.masked_fill(again, int(Status.MAX_NFEV)), spikes=None)
     first = plan.with_cells(row, start, stop, torch.full_like(row, LINEAR, dtype=torch.int8))
     first = first.join(plan.take(again[plan.owner] & kept))
+    # All these cells are evaluated before the budget is asked for: an integral that cannot afford it has failed.
+    price = torch.full_like(first.row, problem.rule.nodes.size + BESIDE_END)
+    afford = found.nfev + total(price, first.owner, len(again)) <= problem.max_nfev
+    status = found.status.masked_fill(again & ~afford, int(Status.MAX_NFEV))
+    found, again = replace(found, status=status, spikes=None), again & afford
+    if not bool(again.any()):
+        return found
+    first = first.take(again[first.owner])
+    least = (problem.rule.nodes.size + WHOLE) * count
+    left = max(least, problem.max_nfev - int(found.nfev[again].max()))
     mended = search(replace(problem, budget=left, opening=None), first)
     return replace(replace_some(found, mended, again), spikes=mended.spikes)
