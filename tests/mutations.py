@@ -92,14 +92,14 @@ MUTATIONS = (
     Mutation(
         "an error that is just the target", "search/decide.py", r"done = error / target (<=) 1\.0", "<", DECISIONS
     ),
+    Mutation("a cell's error that is just allowed", "search/decide.py", r"sums\[-2\] (>) verdict", ">=", DECISIONS),
     Mutation(
-        "a cell's error that is just allowed", "search/decide.py", r"each\.error (>) verdict", ">=", DECISIONS
+        "cells of a faint integral", "search/decide.py", r"most = \((0\.5) \* totals\.error", "0.9", DECISIONS
     ),
-    Mutation("cells of a faint integral", "search/decide.py", r"(0\.5) \* totals\.error", "0.9", DECISIONS),
     Mutation(
         "the last round of values that are not finite",
         "search/decide.py",
-        r"verdict\.bad (>) PATIENCE",
+        r"lost = bad (>) PATIENCE",
         ">=",
         DECISIONS,
     ),
@@ -134,7 +134,6 @@ MUTATIONS = (
     Mutation("how close to an end the series is checked", "mesh", *constant("DEEPEST", "2.0**-200"), ESTIMATES),
     Mutation("halvings before logarithmic nodes", "mesh", *constant("DEEP", "5.0"), COUNTS),
     Mutation("halvings before they are tried again", "mesh", *constant("EVERY", "5.0"), COUNTS),
-    Mutation("how far faint cells are halved", "mesh", *constant("SCANNED", "2.0**-6"), COUNTS),
     Mutation("octaves of a cell at an end", "mesh/interval.py", *constant("DEPTH", "10"), COUNTS),
     Mutation("bisections at once", "mesh/poles.py", *constant("LEVELS", "10"), COUNTS),
     # ------------------------------------------------------------------------------------ breakpoints

@@ -168,12 +168,18 @@ def test_closed_over_tensor_of_a_batch_of_two_dimensions_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [1.0, 1, np.float64(1.0), np.ones((1,)), None, (torch.ones(1),)], ids=lambda v: type(v).__name__
+    ("value", "says"),
+    [
+        (np.ones((1,)), "bridge.wrap"),
+        (None, "return missing"),
+        ((torch.ones(1),), "torch.stack"),
+        ("text", "vectorized=False"),
+    ],
+    ids=lambda v: type(v).__name__,
 )
-def test_output_that_is_no_tensor_points_to_the_remedies(value: object) -> None:
-    with pytest.raises(qg.IntegrandError, match=r"vectorized=False") as caught:
+def test_output_that_is_no_tensor_points_to_the_remedies(value: object, says: str) -> None:
+    with pytest.raises(qg.IntegrandError, match=says) as caught:
         qg.quad(lambda x: value, t64(0.0), t64(1.0))
-    assert "bridge.wrap" in str(caught.value)
     assert type(value).__name__ in str(caught.value)
 
 

@@ -53,23 +53,23 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("method", "evaluations"),
     [
-        ("central", 4 * 5),
+        ("central", 3 * 5),
         ("forward", 2 * 5),
         ("richardson", 16 * 5),
-        ("complex", 5 + 6 + 5),
+        ("complex", 5 + 1 + 3),
         ("spsa", 2 * 8 + 2 * 4),
     ],
 )
 def test_evaluations_of_a_backward_pass(method: str, evaluations: int) -> None:
-    """For ``complex`` the probe: one complex evaluation, a traced one, four of central differences."""
+    """For ``complex`` the probe: one complex evaluation, a traced one, three of central differences."""
     f = Counted(lambda x: np.sum(np.exp(x)))
     wrapped = bridge.wrap(f, method, noise=0.0)
     y = wrapped(leaf([0.1, 0.2, 0.3, 0.4, 0.5]))
     assert f.calls == 1
     y.backward()
     if method == "complex":
-        assert wrapped.info.nfev == 5 + 1 + 4
-        assert f.calls == 1 + 5 + 2 + 4
+        assert wrapped.info.nfev == evaluations
+        assert f.calls == 1 + 5 + 2 + 3
     else:
         assert wrapped.info.nfev == evaluations
         assert f.calls == 1 + evaluations
@@ -78,28 +78,28 @@ def test_evaluations_of_a_backward_pass(method: str, evaluations: int) -> None:
 def test_the_noise_table_takes_six_evaluations() -> None:
     wrapped = bridge.wrap(lambda x: np.sum(np.exp(x)))
     wrapped(leaf([0.1, 0.2])).backward()
-    assert wrapped.info.nfev == 4 * 2 + 6
+    assert wrapped.info.nfev == 3 * 2 + 6
 
 
-def test_a_directional_derivative_takes_two_evaluations() -> None:
+def test_a_directional_derivative_takes_three_evaluations() -> None:
     f = Counted(lambda x: np.tanh(x) * x[0])
     wrapped = bridge.wrap(f, noise=0.0)
     x, v = torch.linspace(0.1, 1.0, 50, dtype=torch.float64), torch.ones(50, dtype=torch.float64)
     _, slope = jvp(wrapped, (x,), (v,))
-    assert f.calls == 1 + 2
+    assert f.calls == 1 + 3
     torch.testing.assert_close(slope, jvp(lambda x: torch.tanh(x) * x[0], (x,), (v,))[1])
 
 
 def test_an_elementwise_function_takes_as_many_as_one_number() -> None:
     f = Counted(np.exp)
     bridge.wrap(f, noise=0.0, sparsity="elementwise")(leaf(np.linspace(0, 1, 1000))).sum().backward()
-    assert f.calls == 1 + 4
+    assert f.calls == 1 + 3
 
 
 def test_a_vectorized_stencil_is_one_call() -> None:
     f = Counted(lambda x: np.sum(x**3, axis=-1))
     bridge.wrap(f, noise=0.0, vectorized=True)(leaf(np.linspace(0, 1, 30))).backward()
-    assert [x.shape for x in f.seen] == [(30,), (120, 30)]
+    assert [x.shape for x in f.seen] == [(30,), (90, 30)]
 
 
 def test_without_gradient_the_function_is_called_once_and_nothing_is_kept() -> None:
@@ -218,7 +218,7 @@ def test_info_has_the_shapes_of_inputs_and_outputs() -> None:
     assert [e.shape for e in info.error] == [(3, 3), ()]
     assert [e.shape for e in info.gradient_error] == [(3,), ()]
     assert info.method == "central"
-    assert info.nfev == 6 + 4 * 4
+    assert info.nfev == 6 + 3 * 4
 
 
 # ---------------------------------------------------------------------------------------------- bounds
@@ -255,7 +255,9 @@ def test_bounds_of_one_of_several_inputs() -> None:
 
 def test_an_input_outside_its_bounds() -> None:
     with pytest.raises(ValueError, match=r"differentiated at 3.* outside the bounds \[0, 1\]"):
-        bridge.wrap(np.sin, bounds=(0.0, 1.0))(leaf([0.5, 3.0])).sum().backward()
+        bridge.wrap(lambda x: np.sin(x), bounds=(0.0, 1.0))(leaf([0.5, 3.0])).sum().backward()
+    with pytest.raises(ValueError, match=r"differentiated at 3.* outside the bounds \[0, 1\]"):
+        bridge.wrap(np.sin, bounds=(0.0, 1.0))(leaf([3.0])).sum().backward()
 
 
 def test_a_point_with_no_domain_around_it() -> None:
@@ -280,7 +282,7 @@ def test_a_band_of_three_is_found_with_three_colours(matrix: Any) -> None:
     f = Counted(banded)
     x = torch.linspace(0.1, 1.0, 40, dtype=torch.float64)
     sparse = jacrev(bridge.wrap(f, noise=0.0, sparsity=matrix))(x)
-    assert f.calls == 1 + 4 * 3
+    assert f.calls == 1 + 3 * 3
     torch.testing.assert_close(sparse, jacrev(bridge.wrap(banded))(x), atol=1e-9, rtol=1e-9)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import quadgrad
 from quadgrad._cli import main as cli
 from quadgrad._demo import network, run, survival
 
@@ -83,3 +84,22 @@ def test_the_library_imports_without_the_extras():
     code = "import sys, quadgrad; print(sorted({'typer', 'rich', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_version_names_what_matters():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"quadgrad {quadgrad.__version__}, torch {torch.__version__.partition('+')[0]}")
+
+
+def test_it_runs_as_a_module_and_imports_nothing_heavy_but_torch():
+    """SciPy's statistics and SymPy, which torch.broadcast_shapes imports, would be half of the start."""
+    code = (
+        "import runpy, sys; sys.argv = ['quadgrad', 'integrate', 'x', '--over', 'x', '0', '2']\n"
+        "try: runpy.run_module('quadgrad', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'scipy.stats', 'scipy.special', 'sympy', 'matplotlib', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].split() == ["value", "2"]
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from quadgrad import Status
 from quadgrad._cli import main as cli
+from quadgrad._plots import plot_plan
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 GAUSS = ("exp(-a*x**2)*cos(b*x)", "--over", "x", "0", "inf", "--param", "a=2", "--param", "b=3")
@@ -227,3 +228,54 @@ def test_the_readme_shows_what_is_printed():
                 re.fullmatch(number, its_value) and float(value) == pytest.approx(float(its_value), rel=1e-12)
             )
     assert printed.splitlines()[-1].index("-") == shown.splitlines()[-1].index("-")
+
+
+def test_several_variables_are_refused_with_what_serves_them():
+    told = refused("x*y", "--over", "x", "0", "1", "--over", "y", "0", "2*pi")
+    assert "2 variables (x, y)" in told
+    assert "quadgrad.qmc(f, [0, 0], [1, 2*pi])" in told
+    assert "quadgrad.quad" in told
+
+
+def test_a_constant_of_nature_is_told_and_can_be_a_parameter():
+    planck = ("x**3/(exp(h*x/(k*T)) - 1)", "--over", "x", "1", "1e16", "--param", "T=300")
+    result = invoke(*planck, "--points", "1e13", "--rtol", "1e-10")
+    assert result.exit_code == 0, result.output
+    assert "k is the Boltzmann constant, in J/K, 1.380649e-23" in result.stderr
+    exact = (math.pi**4 / 15) * (1.380649e-23 * 300 / 6.62607015e-34) ** 4
+    assert float(re.search(r"value +(\S+)", result.stdout)[1]) == pytest.approx(exact, rel=1e-9)
+    own = invoke("c*x", "--over", "x", "0", "1", "--param", "c=2")
+    assert "1" in own.stdout and "light" not in own.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [("j0(x)", 1.4257702931970265), ("sinc(x/pi)", 1.6054129768026948), ("ln(x)", 2 * math.log(2) - 2)],
+)
+def test_special_functions_are_integrated(text, exact):  # from mpmath
+    found = answer(text, "--over", "x", "0", "a", "--param", "a=2", "--grad", "upper")
+    assert found["value"] == pytest.approx(exact, rel=1e-9)
+    last = {"j0(x)": 0.22389077914123567, "sinc(x/pi)": math.sin(2) / 2, "ln(x)": math.log(2)}[text]
+    assert found["gradient"]["upper"] == pytest.approx(last, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ("exp(-x/100)", "exp(-x**2)"))
+def test_a_half_line_is_drawn_without_a_kink(tmp_path, monkeypatch, text):
+    scales = []
+
+    def keep(*args, **options):
+        scales.append(plot_plan(*args, **options))
+        return scales[-1]
+
+    monkeypatch.setattr("quadgrad._cli.integrate.plot_plan", keep)
+    result = invoke(text, "--over", "x", "0", "inf", "--plot", str(tmp_path / "half.png"))
+    assert result.exit_code == 0, result.output
+    (ax,) = scales
+    x, y = ax.lines[0].get_data()
+    picture = ax.transData.transform(list(zip(x, y, strict=True)))
+    steps = picture[1:] - picture[:-1]
+    steps = steps[abs(steps).max(1) > 1e-6]
+    turns = [math.atan2(dy, dx) for dx, dy in steps]
+    assert (
+        max(abs(one - other) for one, other in zip(turns, turns[1:], strict=False)) < 0.1
+    )  # a kink is 0.2 and more

@@ -75,16 +75,20 @@ def test_a_cell_may_have_its_share_of_the_tolerance(reopened: bool, share: float
     assert verdict.limit.tolist() == [share * RTOL / 8, inf]  # what is done asks nothing of its cells
 
 
-def cells(n: int, splittable: list[bool]) -> Cells:
-    whole = torch.stack((torch.zeros(n, dtype=torch.int64), torch.tensor(splittable, dtype=torch.int64)))
-    return Cells(torch.zeros(3, n, dtype=torch.float64), whole, torch.zeros(0, n, dtype=torch.float64))
+def cells(
+    value: list[float], error: list[float], floor: float | list[float] = 0.0, splittable: tuple[bool, ...] = ()
+) -> Cells:
+    n = len(error)
+    whole = torch.stack((none(n), torch.tensor(splittable or [True] * n, dtype=torch.int64)))
+    sums = torch.stack(torch.broadcast_tensors(t64(value), t64(error), t64(floor)))
+    return Cells(sums, whole, torch.zeros(0, n, dtype=torch.float64))
 
 
 def test_cells_with_more_than_their_share_are_split_if_they_can_be() -> None:
     verdict = judge(TOLERANCE, totals([1.0], [1.0]), torch.tensor([4]), none(1))
     limit = float(verdict.limit)
-    each = totals([1.0] * 3, [limit, limit / BELOW, limit / BELOW])
-    marked = mark(verdict, totals([1.0], [1.0]), cells(3, [True, True, False]), each, True)
+    each = cells([1.0] * 3, [limit, limit / BELOW, limit / BELOW], splittable=(True, True, False))
+    marked = mark(verdict, totals([1.0], [1.0]), each, False, True)
     assert marked.tolist() == [False, True, False]
 
 
@@ -95,11 +99,11 @@ def test_of_a_faint_integral_what_has_most_of_its_error_is_followed() -> None:
     assert verdict.done.tolist() == verdict.faint.tolist() == [True]
     assert not judge(tolerance, totals([1.0], [0.1 * BELOW]), torch.tensor([4]), none(1)).faint
     half = 0.05
-    each = totals([0.0, 0.0, 1.0, 0.0], [half / BELOW, half, half / BELOW, half / BELOW], [0.0, 0.0, 0.0, 1.0])
-    marked = mark(verdict, whole, cells(4, [True] * 4), each, True)
+    each = cells([0.0, 0.0, 1.0, 0.0], [half / BELOW, half, half / BELOW, half / BELOW], [0.0, 0.0, 0.0, 1.0])
+    marked = mark(verdict, whole, each, False, True)
     # The third has an error that is small beside its own value, the last one no error but rounding.
     assert marked.tolist() == [True, False, False, False]
-    assert not mark(verdict, whole, cells(4, [True] * 4), each, False).any()
+    assert not mark(verdict, whole, each, False, False).any()
 
 
 def test_values_that_are_not_finite_are_given_six_rounds() -> None:

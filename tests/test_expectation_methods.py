@@ -413,7 +413,7 @@ def test_bad_input() -> None:
         (TypeError, "returned float", lambda: qg.expectation(x, lambda: 3.0)),  # type: ignore[arg-type,return-value]
         (TypeError, "cannot be built", lambda: qg.expectation(x, Stubborn((p, p)))),
         (qg.IntegrandError, "one value for each draw", lambda: qg.expectation(lambda x: x.sum(), normal)),
-        (qg.IntegrandError, "returned float", lambda: qg.expectation(lambda x: 1.0, normal)),
+        (qg.IntegrandError, "returned str", lambda: qg.expectation(lambda x: "one", normal)),
         (qg.IntegrandError, "one number for each draw", lambda: qg.expectation(
             x, normal, weight=lambda x: torch.stack((x, x), -1))),
     ]  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import pytest
+import scipy.constants
 import torch
 
 from helpers import leaf, t64
@@ -96,7 +98,10 @@ def test_greek_letters_are_names():
         ("sin x", "operator", 4),
         ("|x|", "abs", 0),
         ("1 + sinn(x)", r"unknown function sinn: did you mean sin\?", 4),
-        ("1 + ln(x)", r"unknown function ln: did you mean log\?", 4),
+        ("1 + arctan(x)", r"unknown function arctan: did you mean atan\?", 4),
+        ("1 + besselj(0, x)", r"unknown function besselj: did you mean jv\(n, x\)\?", 4),
+        ("c(x)", r"c is not a function: write c\*", 0),
+        ("1 + j0", r"j0 is a function: write j0\(\.\.\.\)", 4),
         ("alpa * x", r"unknown name alpa: did you mean alpha\?", 0),
         ("q * x", "unknown name q\n", 0),
         ("x + sin", r"write sin\(", 4),
@@ -212,3 +217,41 @@ def test_names_that_mean_something_else_are_refused():
     for name in (*CONSTANTS, *FUNCTIONS):
         with pytest.raises(ValueError, match=f"{name} is a"):
             Expression("1", [name])
+
+
+@pytest.mark.parametrize("kind", ("j", "y", "i", "k"))
+@pytest.mark.parametrize("order", (0, 1, 2.5))
+def test_bessel_functions_are_those_of_mpmath_with_their_derivatives(kind, order):
+    texts = [f"{kind}v({order}, x)"] + ([f"{kind}{order}(x)"] if order in (0, 1) else [])
+    exact = getattr(mpmath, f"bessel{kind}")
+    for text in texts:
+        expression = Expression(text, ["x"])
+        for at in (0.3, 2.0, 11.0):
+            x = leaf(at)
+            value = expression(x)
+            assert value.item() == pytest.approx(float(exact(order, at)), rel=1e-13)
+            (slope,) = torch.autograd.grad(value, x)
+            assert slope.item() == pytest.approx(float(mpmath.diff(lambda t: exact(order, t), at)), rel=1e-12)
+        torch.autograd.gradgradcheck(expression, leaf(1.7))
+    shape = Expression(f"{kind}v(n, x)", ["x", "n"])(t64([[1.0], [2.0]]), t64([0.0, 1.0, 3.0])).shape
+    assert shape == (2, 3)
+
+
+def test_the_order_of_a_bessel_function_has_no_derivative():
+    with pytest.raises(ValueError, match="no derivative by the order"):
+        Expression("jv(n, x)", ["x", "n"])(t64(1.0), leaf(2.0))
+
+
+def test_sinc_is_that_of_numpy():
+    torch.testing.assert_close(Expression("sinc(x)", ["x"])(X), torch.sin(torch.pi * X) / (torch.pi * X))
+    assert Expression("sinc(x)", ["x"])(t64(0.0)).item() == 1.0
+
+
+def test_constants_of_nature_are_those_of_codata_unless_a_variable_has_their_name():
+    expression = Expression("h*c/k + hbar", ["x"])
+    assert expression.physical == {"h", "c", "k", "hbar"}
+    exact = scipy.constants.h * scipy.constants.c / scipy.constants.k + scipy.constants.hbar
+    assert expression(t64(0.0)).item() == pytest.approx(exact, rel=1e-15)
+    variables = Expression("h*c/k*j0", ["h", "c", "k", "j0"])
+    assert not variables.physical
+    assert variables(t64(2.0), t64(3.0), t64(4.0), t64(5.0)).item() == 7.5

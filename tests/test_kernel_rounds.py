@@ -233,3 +233,57 @@ def test_decisions_where_all_is_equal(f: Callable[..., Tensor], reopened: bool) 
     assert 0 < running < batch
     bodies.evaluate()
     assert_same_cells(bodies)
+
+
+def kinked(x: Tensor, c: Tensor) -> Tensor:
+    return torch.exp(-0.1 * x * x) * ((x - c).abs() ** 0.5 + (x > 0.3).to(x.dtype))
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("name", (*FUNCTIONS, "kinked"))
+def test_where_cells_pile_up(name: str, limits: str) -> None:
+    f = FUNCTIONS.get(name, kinked)
+    bodies = Both.of(make_problem(f, LIMITS[limits], rtol=1e-6), None)
+    number = 0
+    for _ in range(8):
+        bodies.evaluate()
+        assert_same_piles(bodies)
+        number += len(bodies.plain.look_for_piles(1e3).row)
+        running, _ = bodies.decide()
+        if not running:
+            break
+    assert number or name != "kinked"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("f", (bump, several, pairs, kinked))
+def test_where_random_cells_pile_up(f: Callable[..., Tensor], limits: str, seed: int) -> None:
+    problem = make_problem(f, LIMITS[limits], rtol=1e-9)
+    bodies = Both.of(problem, random_cells(len(LIMITS[limits][0]), seed))
+    bodies.evaluate()
+    assert_same_piles(bodies)
+    assert_same_piles(bodies, 1.0)
+
+
+def assert_same_piles(bodies: Both, far: float = 1e3) -> None:
+    """The same errors, which are what is judged by, and from these the same stretches and ends."""
+    native, cells = bodies.compiled, bodies.plain.cells
+    rows = native.linear.room.flatten()[: (native.linear.n + native.ends.n) * (CELL + native.width)]
+    rows = rows.view(-1, CELL + native.width)
+    orders = [
+        np.lexsort([column.numpy() for column in (*columns, row)])
+        for row, *columns in (
+            (rows.view(torch.int64)[:, 8], rows[:, 1], rows[:, 0]),
+            (cells.whole[2], *cells.real[[1, 0]]),
+        )
+    ]
+    mine, theirs = (torch.from_numpy(order) for order in orders)
+    kept = cells.sums.clone()
+    cells.sums[-2, theirs] = rows[mine, 3]
+    compiled, plain = native.look_for_piles(far), bodies.plain.look_for_piles(far)
+    cells.sums = kept
+    for name in ("row", "start", "stop"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-15, atol=0.0)
+    for name in ("row", "upper", "distance", "singular"):
+        assert torch.equal(getattr(compiled.ends, name), getattr(plain.ends, name)), name

@@ -626,7 +626,10 @@ def test_messages_of_the_calling_contract() -> None:
     with pytest.raises(qg.IntegrandError, match="must not be closed over"):
         log_quad(lambda x: -x * batch, 0.0, t64([1.0, 2.0, 3.0, 4.0]))
     with pytest.raises(qg.IntegrandError, match="vectorized=False"):
-        log_quad(lambda x: 1.0, 0.0, 1.0)
+        log_quad(lambda x: (x**2).mean().item(), 0.0, 1.0)
+    with pytest.raises(qg.IntegrandError, match=r"torch\.where\(condition, 0\.0, -torch\.inf\)"):
+        log_quad(lambda x: x > 0.5, 0.0, 1.0)
+    assert float(log_quad(lambda x: 1.0, 0.0, 2.0).value) == pytest.approx(1.0 + math.log(2.0), rel=1e-6)
     with pytest.raises(qg.IntegrandError, match="not deterministic"):
         log_quad(lambda x, p: -p * x + torch.rand_like(x), 0.0, 1.0, (leaf(1.0),), rtol=1e-2, on_failure="ignore")
     with pytest.warns(qg.SeveredGradientWarning, match=r"args\[0\] requires grad"):

@@ -93,12 +93,14 @@ def test_inner_error_is_the_noise_floor_of_the_outer(rtol: float) -> None:
         return solution.value
 
     result = qg.quad(coarse, t64(0.0), t64(1.0), rtol=1e-10, on_failure="ignore")
-    smooth = qg.quad(lambda x: (x**1.5 + (1 - x) ** 1.5) / 1.5, t64(0.0), t64(1.0), rtol=1e-10)
+    exact = lambda x: (x**1.5 + (1 - x) ** 1.5) / 1.5
+    smooth, coarser = (qg.quad(exact, t64(0.0), t64(1.0), rtol=r) for r in (1e-10, float(result.error) * 15 / 8))
     assert abs(float(result.value) - 8 / 15) <= float(result.error)
     average = float(torch.cat([error.reshape(-1) for error in inner_errors]).mean())
     assert average <= float(result.error) <= 3 * average
     assert result.status == qg.Status.ROUNDOFF
-    assert result.nfev < smooth.nfev / 4  # which converges: refining buys nothing here
+    # As many nodes as an exact integrand takes to what is reported, and not what it takes to what was asked for.
+    assert result.nfev <= coarser.nfev and result.nfev < 0.6 * smooth.nfev
 
 
 # ------------------------------------------------------------- the errors of inner integrals, node by node
@@ -132,7 +134,10 @@ def test_double_integrals(name: str, options: dict[str, float], engine: str, mon
     result = qg.quad(lambda x: inner(x, **options), t64(a), b, **options)
     true = abs(float(result.value) - exact)
     assert result.converged and true <= float(result.error) + 1e-15 * exact and true <= 1e-8
-    assert float(result.error) <= (max(1e3 * true, 1e-11) if not options else 3e-8)
+    # Once its place is found an inner kink costs no digits, but no error below the tolerance is looked for: what
+    # inner integrals aim at, a tenth of that, is what they report.
+    least = 0.2 * exact * torch.finfo(torch.float64).eps ** 0.5 if name == "kink" else 1e-11
+    assert float(result.error) <= (max(1e3 * true, least) if not options else 3e-8)
 
 
 def test_double_integral_of_numbers() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 import quadgrad as qg
 from helpers import t64
 from quadgrad._core.estimates.null_rules import STEPS, UNRESOLVED, null_rule_error, see_pole, weigh
-from quadgrad._core.mesh.bisection import PART, Refinement, find_parts
+from quadgrad._core.mesh.bisection import PART, Intervals, Refinement, find_parts
+from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.mesh.poles import LEVELS, ellipse, middles_near, part_numbers
 from quadgrad._core.rules import get_rule
 
@@ -30,16 +31,17 @@ def look(f, rule: str = "gk21", eps: float = 2.0**-52) -> tuple[Tensor, Tensor]:
     y = f(tensors.nodes[:, None])
     values = torch.view_as_real(y) if y.is_complex() else y
     sums = weigh(tensors, values.flatten(1), values.flatten(1).abs())
-    _, decay = null_rule_error(tensors, sums.nulls, sums.size, eps)
-    pole, height = see_pole(tensors, y.abs(), eps)
-    return pole, torch.where(decay.amax() >= UNRESOLVED, height, torch.inf)
+    _, decay, _ = null_rule_error(tensors, sums.nulls, sums.size, eps)
+    return see_pole(tensors, y.abs(), eps, decay.amax() >= UNRESOLVED)
 
 
 def part(place: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parts of cells, all of which are bisected: whose, where they begin, how long they are."""
     middles, near = middles_near(place, high, SHAPE.along, part_numbers(place))
     n, move = len(place), torch.full_like(place, PART, dtype=torch.int64)
-    moves = Refinement(move, move, move, middles, near)
+    mesh = Intervals(Pieces(t64([0.0]), t64([1.0]), 1, False), get_rule("gk21"), SHAPE)
+    moves = Refinement(move, move, mesh.table, middles, near)
+    moves.restrict(move > 0, move > 0)
     parent, (low, end) = find_parts(moves, 2 * n, 0, int(near.sum()))
     return parent, low, end - low
 

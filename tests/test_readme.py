@@ -40,11 +40,19 @@ def test_statuses_are_quoted_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("f", "a", "b", "rtol", "status", "digits"),
     [
-        (lambda x: (x - 1 / 3).abs() ** -0.5, 0.0, 1.0, 1e-8, Status.DIVERGENT, 7),
         (lambda x: (1 - x) ** -0.9, 0.0, 1.0, 1e-12, Status.ROUNDOFF, 11),
-        (lambda x: torch.sin(x) / x, 0.0, inf, 1e-8, Status.MAX_NFEV, None),
+        (lambda x: (torch.sin(x) + torch.sin(2**0.5 * x)) / x, 0.0, inf, 1e-8, Status.MAX_NFEV, None),
+        (
+            lambda x: torch.stack([torch.sin(x) / x, torch.sin(2 * x) / x], -1),
+            0.0,
+            inf,
+            1e-8,
+            Status.MAX_NFEV,
+            None,
+        ),
+        (lambda x: torch.exp(1j * x) / (x + 1) ** 0.5, 0.0, inf, 1e-8, Status.MAX_NFEV, None),
     ],
-    ids=["unmarked inside", "rounding", "oscillating tail"],
+    ids=["rounding", "two frequencies", "events", "complex"],
 )
 def test_what_it_says_this_version_does_not_do(
     f, a: float, b: float, rtol: float, status: Status, digits: int | None

@@ -1,6 +1,7 @@
 """quadgrad.tensorflow: what cannot be meant or done is refused with a sentence, what is lost is warned of."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -25,10 +26,11 @@ def told(error):
     ("f", "says"),
     [
         (lambda x: np.sin(np.ones((2, 1))), "NumPy numbers, which carry no gradient.*quadgrad.tensorflow.wrap"),
-        (lambda x: np.float64(1.0), "NumPy numbers"),
-        (lambda x: 1.0, r"the number 1.0: spread a constant to x's shape"),
+        (lambda x: np.float32(1.0), "NumPy numbers"),
+        (lambda x: None, "None: is its return missing"),
+        (lambda x: tf.sin, "it was not called"),
+        (lambda x: qgt.quad(lambda y: y, 0.0, 1.0), "a Result: return its value"),
         (lambda x: torch.ones(3), "a torch.Tensor: integrate it by quadgrad.quad"),
-        (lambda x: None, "NoneType, not a tf.Tensor"),
         (lambda x: (x, x), "a tuple: tf.stack"),
         (lambda x: tf.cast(x > 0.5, tf.int32), "int32, which has no derivatives: tf.cast it to x.dtype"),
         (lambda x: x > 0.5, "bool, which has no derivatives"),
@@ -85,7 +87,7 @@ def test_inputs_of_other_libraries():
         qgt.quad(tf.sin, torch.tensor(0.0), 1.0)
     with pytest.raises(TypeError, match="b is a symbolic tensor of Keras"):
         qgt.quad(tf.sin, 0.0, tf.keras.Input(()))
-    with pytest.raises(TypeError, match="integrand must be a function"):
+    with pytest.raises(TypeError, match="f must be a function"):
         qgt.quad(1.0, 0.0, 1.0)
     with pytest.raises(ValueError, match="ndim=2 does not fit"):
         qgt.element(THETA, 2)
@@ -243,3 +245,55 @@ def test_what_is_public():
     assert set(public) <= set(dir(qgt)) and not [
         n for n in dir(qgt) if n.startswith("_") and not n.startswith("__")
     ]
+
+
+@pytest.mark.parametrize("constant", (2.0, 2, 1j, np.float64(2.0)))
+@pytest.mark.parametrize("run", (eager, graph))
+def test_a_number_is_a_constant(run, constant):
+    b = tf.Variable([2.0, 3.0], dtype=D)
+
+    def call():
+        with tf.GradientTape() as tape:
+            value = qgt.quad(lambda x: constant, ONE, b).value
+            size = tf.reduce_sum(tf.abs(value))
+        return value, tape.gradient(size, b)
+
+    value, gradient = run(call)
+    np.testing.assert_allclose(value.numpy(), constant * np.array([1.0, 2.0]), rtol=1e-14)
+    np.testing.assert_allclose(gradient.numpy(), abs(constant) * np.ones(2), rtol=1e-14)
+    if run is eager:
+        assert float(qgt.qmc(lambda x: 2.0, [0.0, 0.0], [1.0, 3.0]).value) == pytest.approx(6.0)
+
+
+def test_a_number_made_of_many_x_is_no_constant():
+    with pytest.raises(qg.IntegrandError, match=r"one number for many x.*leave out float\(\)"):
+        qgt.quad(lambda x: float(tf.reduce_mean(x**2)), 0.0, 1.0)
+    with pytest.raises(TypeError) as caught:
+        tf.function(lambda b: qgt.quad(lambda x: float(x), 0.0, b).value)(tf.constant(1.0))
+    assert "tf.where decides for each" in told(caught)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: qgt.quad(tf.sin, 0.0, 1.0, epsabs=1e-9), "'epsabs': that is atol here, atol=1e-09"),
+        (lambda: qgt.qmc(tf.sin, [0.0], 1.0, n_points=64), "'n_points': that is n here, n=64"),
+        (lambda: qgt.simpson(tf.ones(5), axis=0), "that is dim here, dim=0"),
+        (lambda: qgt.quad(tf.ones(5), 0.0, 1.0), "quadgrad.simpson"),
+        (lambda: float(qgt.quad(tf.sin, 0.0, 1.0)), r"write float\(result.value\)"),
+        (lambda: tf.constant(2.0) * qgt.quad(tf.sin, 0.0, 1.0), "result.value"),
+        (lambda: tf.sin(qgt.quad(tf.sin, 0.0, 1.0)), "write result.value"),
+        (lambda: qgt.quad(tf.sin, 0.0, 1.0)[0], r"result.value\[0\]"),
+        (lambda: np.asarray(qgt.quad(tf.sin, 0.0, 1.0)), r"result.value.numpy\(\)"),
+        (lambda: qgt.quad(lambda x, a: a * x, 0.0, 1.0), r"args=\(a,\)"),
+    ],
+)
+def test_the_first_hour(call, says):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert re.search(says, told(caught))
+
+
+def test_a_limit_in_float64_is_written_in_tensorflows_words():
+    result = qgt.quad(tf.sin, 0.0, 1.0, rtol=1e-10, on_failure="ignore")
+    assert "tf.constant(0.0, tf.float64)" in result.message and "torch" not in result.message

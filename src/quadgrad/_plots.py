@@ -73,20 +73,25 @@ def plot_plan(
         _draw_integrand(ax, x.cpu(), y, cells.piece.cpu())
     _draw_cells(ax, ends.cpu(), cells.error.cpu())
     if plan.infinite and float(ends.abs().max()) > 100.0:
-        ax.set_xscale("symlog", linthresh=1.0)
+        ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
     ax.set_xlim(float(ends.min()), float(ends.max()))
     return ax
 
 
 def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
-    """Return the curve's points ``(33, n)`` and the cells' ends ``(2, n)``."""
+    """Return the curve's points, ``(33, n)`` or ``(129, n)``, and the cells' ends ``(2, n)``."""
     first, last = float(cells.tau.min()), float(cells.tau.max())
     tau = torch.linspace(first, last, 33, dtype=torch.float64, device=cells.row.device)
     layout = lay_out(limits.pieces(), cells.row, cells.start, cells.stop, None)
     x, _ = layout.nodes(tau)
     ends, _ = layout.nodes(tau.new_tensor([0.0, 1.0]))
+    if not cells.infinite:
+        return x, ends
+    # Close together where the picture is wide: what is even in tau is a polygon there.
+    share = torch.linspace(0.0, 1.0, 129, dtype=torch.float64, device=x.device)[:, None]
+    x = torch.sinh(torch.lerp(torch.asinh(x[:1]), torch.asinh(x[-1:]), share)).clamp(x.amin(0), x.amax(0))
     # An infinite end has no place in the picture, the nodes next to it have.
-    return x, ends.clamp(x.min(), x.max()) if cells.infinite else ends
+    return x, ends.clamp(x.min(), x.max())
 
 
 IntervalPlan.plot = plot_plan
@@ -126,7 +131,7 @@ def plot_antiderivative(curve: Antiderivative, *, element: int = 0, ax: Axes | N
         ax.plot(x, heights, color=f"C{component}")
     _draw_cells(ax, ends, error)
     if curve.plan.infinite and float(ends.abs().max()) > 100.0:
-        ax.set_xscale("symlog", linthresh=1.0)
+        ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
     ax.set_xlim(float(ends.min()), float(ends.max()))
     return ax
 

@@ -15,12 +15,27 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
+import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANTS", "FUNCTIONS", "Expression", "ExpressionError", "check_name", "nearest"]
+from quadgrad._cli.special import bessel, gamma
+
+__all__ = [
+    "BESSEL",
+    "CONSTANTS",
+    "FUNCTIONS",
+    "PHYSICAL",
+    "Expression",
+    "ExpressionError",
+    "check_name",
+    "nearest",
+    "physical_value",
+]
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 100
@@ -39,19 +54,29 @@ class Function:
     step: bool = False
 
 
-def _gamma(x: Tensor) -> Tensor:
-    """Return the gamma function: torch has its logarithm only, which drops the sign."""
-    sign = torch.where(x > 0.0, 1.0, 1.0 - 2.0 * torch.remainder(x.detach().floor(), 2.0))
-    return sign * torch.exp(torch.lgamma(x))
-
-
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition != 0.0, yes, no)
 
 
+def _bessel(kind: str, order: float | None = None) -> Function:
+    if order is None:
+        return Function(partial(bessel, kind), arity=2)
+    return Function(lambda x: bessel(kind, torch.full_like(x, order, requires_grad=False), x))
+
+
 CONSTANTS = {"pi": math.pi, "e": math.e, "inf": math.inf}
+PHYSICAL = {
+    "hbar": ("hbar", "the reduced Planck constant, in J s"),
+    "h": ("h", "the Planck constant, in J s"),
+    "c": ("c", "the speed of light, in m/s"),
+    "k": ("k", "the Boltzmann constant, in J/K"),
+}
+"""Constants of nature: their names in ``scipy.constants`` (CODATA), and what they are. A parameter of that name is
+meant where there is one."""
+
 FUNCTIONS = {
-    "exp": Function(torch.exp), "expm1": Function(torch.expm1), "log": Function(torch.log),
+    "exp": Function(torch.exp), "expm1": Function(torch.expm1),
+    "log": Function(torch.log), "ln": Function(torch.log),
     "log1p": Function(torch.log1p), "log2": Function(torch.log2), "log10": Function(torch.log10),
     "sqrt": Function(torch.sqrt), "abs": Function(torch.abs),
     "sin": Function(torch.sin), "cos": Function(torch.cos), "tan": Function(torch.tan),
@@ -61,19 +86,28 @@ FUNCTIONS = {
     "asinh": Function(torch.asinh), "acosh": Function(torch.acosh), "atanh": Function(torch.atanh),
     "erf": Function(torch.special.erf), "erfc": Function(torch.special.erfc),
     "erfcx": Function(torch.special.erfcx),
-    "gamma": Function(_gamma), "lgamma": Function(torch.lgamma), "digamma": Function(torch.digamma),
+    "gamma": Function(gamma), "lgamma": Function(torch.lgamma), "digamma": Function(torch.digamma),
     "sigmoid": Function(torch.sigmoid), "softplus": Function(lambda x: torch.logaddexp(x, torch.zeros_like(x))),
     "relu": Function(torch.relu),
     "floor": Function(torch.floor, step=True), "ceil": Function(torch.ceil, step=True),
     "sign": Function(torch.sign, step=True),
     "minimum": Function(torch.minimum, arity=2), "maximum": Function(torch.maximum, arity=2),
-    "where": Function(_where, arity=3),
+    "where": Function(_where, arity=3), "sinc": Function(torch.sinc),
 }  # fmt: skip
+BESSEL = {
+    "j0": _bessel("jv", 0.0), "j1": _bessel("jv", 1.0), "jv": _bessel("jv"), "y0": _bessel("yv", 0.0),
+    "y1": _bessel("yv", 1.0), "yv": _bessel("yv"), "i0": _bessel("iv", 0.0), "i1": _bessel("iv", 1.0),
+    "iv": _bessel("iv"), "k0": _bessel("kv", 0.0), "k1": _bessel("kv", 1.0), "kv": _bessel("kv"),
+}  # fmt: skip
+"""Bessel functions under SciPy's names, which may name parameters, too: y0 is one where it is not called."""
 
 SPELLINGS = {
-    "ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh",
     "arccosh": "acosh", "arctanh": "atanh", "min": "minimum", "max": "maximum", "fabs": "abs", "pow": "**",
-    "power": "**", "heaviside": "a comparison such as x > 0", "infinity": "inf", "oo": "inf", "PI": "pi",
+    "power": "**", "jn": "jv(n, x)", "besselj": "jv(n, x)", "bessely": "yv(n, x)", "besseli": "iv(n, x)",
+    "besselk": "kv(n, x)", "J0": "j0", "J1": "j1", "Y0": "y0", "Y1": "y1", "I0": "i0", "K0": "k0", "Gamma": "gamma",
+    "gammaln": "lgamma", "psi": "digamma", "expit": "sigmoid", "kB": "k", "k_B": "k", "heaviside": "a "
+    "comparison such as x > 0", "infinity": "inf", "oo": "inf", "PI": "pi",
 }  # fmt: skip
 """What other languages call it."""
 
@@ -143,8 +177,11 @@ class Expression:
     ----------
     used : set of str
         The variables that occur.
+    physical : set of str
+        The constants of nature that occur.
     stepped : set of str
-        Those that occur inside a comparison, a ``floor``, a ``ceil`` or a ``sign``: what jumps when they change.
+        Those of the variables that occur inside a comparison, a ``floor``, a ``ceil`` or a ``sign``: what jumps
+        when they change.
 
     Raises
     ------
@@ -170,12 +207,18 @@ class Expression:
         self.names = tuple(check_name(name) for name in names)
         builder = _Builder(self.text, self.names)
         self._evaluate = builder.build(_parse(self.text), 1)
-        self.used, self.stepped = builder.used, builder.stepped
+        self.used, self.stepped, self.physical = builder.used, builder.stepped, builder.physical
 
     def __call__(self, *values: Tensor) -> Tensor:
         """Evaluate at one tensor for each name; the result has the shape to which they broadcast."""
         value = self._evaluate(dict(zip(self.names, values, strict=True)))
-        return value.expand(torch.broadcast_shapes(value.shape, *(v.shape for v in values)))
+        # torch's own function of that name imports SymPy: 0.4 s
+        return value.expand(np.broadcast_shapes(value.shape, *(v.shape for v in values)))
+
+
+def physical_value(name: str) -> float:
+    """Return a constant of nature in SI units, as CODATA recommends and SciPy has it."""
+    return float(getattr(scipy.constants, PHYSICAL[name][0]))
 
 
 def check_name(name: str) -> str:
@@ -242,6 +285,7 @@ class _Builder:
         self.text, self.names = text, names
         self.used: set[str] = set()
         self.stepped: set[str] = set()
+        self.physical: set[str] = set()
         self._steps = 0
 
     def build(self, node: ast.expr, depth: int) -> Node:
@@ -291,9 +335,13 @@ class _Builder:
         if name in CONSTANTS:
             tensor = torch.tensor(CONSTANTS[name], dtype=torch.float64)
             return lambda values: tensor
-        if name in FUNCTIONS:
+        if name in PHYSICAL:
+            self.physical.add(name)
+            constant = torch.tensor(physical_value(name), dtype=torch.float64)
+            return lambda values: constant
+        if name in FUNCTIONS or name in BESSEL:
             self._refuse(node, f"{name} is a function: write {name}(...)")
-        self._refuse(node, f"unknown name {name}" + nearest(name, [*self.names, *CONSTANTS, *FUNCTIONS]))
+        self._refuse(node, f"unknown name {name}" + nearest(name, [*self.names, *CONSTANTS, *PHYSICAL, *FUNCTIONS]))
 
     def _unary(self, node: ast.UnaryOp, depth: int) -> Node:
         operand = self.build(node.operand, depth + 1)
@@ -337,11 +385,11 @@ class _Builder:
         if not isinstance(node.func, ast.Name):
             self._refuse(node.func, "only the known functions can be called; write * to multiply")
         name = node.func.id
-        if name in self.names or name in CONSTANTS:
+        if name in self.names or name in CONSTANTS or name in PHYSICAL:
             self._refuse(node.func, f"{name} is not a function: write {name}*(...) to multiply")
-        if name not in FUNCTIONS:
-            self._refuse(node.func, f"unknown function {name}" + nearest(name, FUNCTIONS))
-        function = FUNCTIONS[name]
+        function = (FUNCTIONS | BESSEL).get(name)
+        if function is None:
+            self._refuse(node.func, f"unknown function {name}" + nearest(name, FUNCTIONS | BESSEL))
         if node.keywords:
             self._refuse(node.keywords[0], "arguments have no names here")
         if len(node.args) != function.arity:

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._cli.expression import Expression, ExpressionError, check_name, nearest
+from quadgrad._cli.expression import (
+    PHYSICAL,
+    Expression,
+    ExpressionError,
+    check_name,
+    nearest,
+    physical_value,
+)
 from quadgrad._core.errors import IntegrationWarning
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
@@ -102,7 +109,12 @@ def read(
     words = points.split(",") if points.strip() else []
     marks = [_value(word, parameters, "--points", finite=True) for word in words]
     marked = {name for word in words for name in Expression(word, parameters).used}
+    known = [formula, *(Expression(word, parameters) for word in (*over[1:], *words))]
     notes = tuple(
+        f"{name} is {PHYSICAL[name][1]}, {physical_value(name):.9g}; --param {name}=2 would make it a parameter"
+        for name in sorted({name for one in known for name in one.physical})
+    )
+    notes += tuple(
         f"the integrand jumps at a place that {name} moves: d/d{name} counts the jump only if --points names it"
         for name in parameters if name in wanted & formula.stepped - marked
     )  # fmt: skip

@@ -3,12 +3,14 @@
 # No `from __future__ import annotations` here: typer reads the annotations below when it runs.
 
 import importlib.util
+import platform
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from quadgrad._cli.expression import CONSTANTS, FUNCTIONS, nearest
+from quadgrad._cli.expression import BESSEL, CONSTANTS, FUNCTIONS, PHYSICAL, nearest
 from quadgrad._cli.integrate import as_json, as_table, draw, read, solve
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main", "make_app"]
 
 INSTALL = 'pip install "quadgrad[cli,plots]"'
+OVER = "--over"
 PICTURE_FORMATS = (".pdf", ".png", ".svg")
 
 
@@ -32,9 +35,24 @@ def make_app() -> "typer.Typer":
 
     app = typer.Typer(no_args_is_help=True, add_completion=False)
 
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(
+                f"quadgrad {sys.modules['quadgrad'].__version__}, torch {version('torch')}, Python "
+                f"{platform.python_version()}"
+            )
+            raise typer.Exit
+
     @app.callback()
-    def describe() -> None:
-        """Integrals you can differentiate."""
+    def describe(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show versions and exit.", callback=show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Integrals you can differentiate.
+
+        Two thirds of the time that a command takes to start are torch's import.
+        """
 
     add_demo(app)
     add_integrate(app)
@@ -68,12 +86,26 @@ def add_demo(app: "typer.Typer") -> None:
 def add_integrate(app: "typer.Typer") -> None:
     """Add ``quadgrad integrate``."""
     import typer
+    import typer.core
 
-    words = f"Functions: {', '.join(FUNCTIONS)}. Constants: {', '.join(CONSTANTS)}. A comparison is 1 or 0."
+    words = (
+        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, "
+        "x), sinc(x) is "
+        f"sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units unless "
+        "--param says "
+        "otherwise. A comparison is 1 or 0."
+    )
     # So that an expression may begin with a minus sign; `refuse_extra` is as strict as typer would be.
     lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-    @app.command(epilog=words, context_settings=lenient)
+    class Command(typer.core.TyperCommand):
+        """Keeps what is given several times, of which only the last would be seen."""
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
+            return super().parse_args(ctx, args)
+
+    @app.command(epilog=words, context_settings=lenient, cls=Command)
     def integrate(
         context: typer.Context,
         expression: Annotated[str, typer.Argument(help='The integrand, in quotes: "exp(-a*x**2)".')],
@@ -92,7 +124,7 @@ def add_integrate(app: "typer.Typer") -> None:
         ] = "",
         rule: Annotated[str, typer.Option(help="Quadrature rule: gk15 to gk61, or cc11 to cc255.")] = "gk21",
         max_nfev: Annotated[
-            int | None, typer.Option(min=1, help="Most evaluations of the integrand.", show_default="50000")
+            int | None, typer.Option(min=1, help="Most evaluations of the integrand.", show_default="30000")
         ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         plot: Annotated[
@@ -105,6 +137,7 @@ def add_integrate(app: "typer.Typer") -> None:
         Exit code 0: converged. 1: not converged, the value is printed all the same. 2: a mistake in the command.
         """
         refuse_extra(context, expression)
+        refuse_several(context.meta[OVER], expression)
         if plot is not None:
             require_picture(plot, "--plot")
         try:
@@ -133,6 +166,21 @@ def refuse_extra(context: "typer.Context", expression: str) -> None:
     if context.args:
         words = ascii(" ".join(context.args))[1:-1]
         fail(f'one expression is expected, and more was found: {words}. Put it in quotes: "exp(-x**2)"')
+
+
+def refuse_several(over: list[tuple[str, ...]], expression: str) -> None:
+    """Refuse several variables, which this command does not integrate over yet, with what does in Python."""
+    if len(over) <= 1:
+        return
+    names, lower, upper = (", ".join(part) for part in zip(*over, strict=True))
+    one = [name.partition(",")[0] for name, *_ in over]
+    fail(
+        f"--over: {len(over)} variables ({names}), and one can be integrated over here. In Python "
+        "quadgrad.qmc samples "
+        f"boxes, quadgrad.qmc(f, [{lower}], [{upper}]) with x[..., 0] for {one[0]}, x[..., 1] for "
+        f"{one[1]}; or nest "
+        f"quadgrad.quad, whose integrand may call it for the inner integral"
+    )
 
 
 def fail(message: str) -> NoReturn:

@@ -25,12 +25,14 @@ __all__ = [
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
+    "differentiations",
     "dispatch_mode_open",
     "forward_mode_open",
     "hooks_saved_tensors",
     "in_backward",
     "in_differentiation",
     "in_transform",
+    "is_batched",
     "leaves_behind",
     "made_since",
     "nodes_made",
@@ -67,8 +69,18 @@ def in_transform() -> bool:
 
 def in_differentiation() -> bool:
     """Whether one of the surrounding ``torch.func`` transforms differentiates: any but ``vmap``."""
+    return differentiations() > 0
+
+
+def differentiations() -> int:
+    """Return how many of the surrounding ``torch.func`` transforms differentiate."""
     stack = _functorch.get_interpreter_stack() or ()
-    return any(one.key() != _functorch.TransformType.Vmap for one in stack)
+    return sum(one.key() != _functorch.TransformType.Vmap for one in stack)
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which opens no transform."""
+    return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def forward_mode_open() -> bool:

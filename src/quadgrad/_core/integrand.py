@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import within_transforms
+from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.lanes import Lanes, plain
 
-__all__ = ["Argument", "Element", "Integrand", "element", "make_argument"]
+__all__ = ["Argument", "Element", "Integrand", "element", "make_argument", "tensor_and_ndim"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ def element(t: Tensor, ndim: int) -> Element:
     return Element(t, ndim)
 
 
+def tensor_and_ndim(value: Any) -> tuple[Any, int]:
+    """Return what is passed to f, and how many of its last dimensions belong to each element of the batch."""
+    return (value.tensor, value.ndim) if isinstance(value, Element) else (value, 0)
+
+
 @dataclass(slots=True)
 class Argument:
     """One of ``args``, flattened over the batch: a number, or ``(batch or 1, *element)``."""
@@ -91,11 +97,8 @@ class Argument:
 
 def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
     """Broadcast an argument over the batch and flatten it."""
-    if isinstance(given, Element):
-        tensor, ndim = given.tensor, given.ndim
-    elif isinstance(given, Tensor):
-        tensor, ndim = given, 0
-    else:
+    tensor, ndim = tensor_and_ndim(given)
+    if not isinstance(tensor, Tensor):
         return Argument(given, shared=True)
     if tensor.ndim == 0:
         return Argument(tensor, shared=True)
@@ -309,18 +312,19 @@ class Integrand:
             note = f"quadgrad: raised by the {self.name} {_interval(x)}{_shapes(x, args)}"
             if self.point_ndim:
                 note += ". Coordinate i is x[..., i]; beside x an argument is c[..., None], or an element"
-            error.add_note(note + _remedy(error, args, self.vectorized))
+            if not any(said.startswith("quadgrad") for said in getattr(error, "__notes__", ())):  # nearer to f
+                note += remedy(error, self._called(x, args))
+            error.add_note(note)
             raise
         if not isinstance(y, Tensor):
-            raise IntegrandError(
-                f"the {self.name} returned {type(y).__name__}, not a torch.Tensor: a function of one number needs "
-                "vectorized=False; to keep the gradient of NumPy, SciPy or compiled code wrap it with "
-                "quadgrad.bridge.wrap"
-            )
+            y = spread(f"the {self.name}", y, self._called(x, args))
         grid = self.grid(x)
         if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event, self.point_ndim))
         return y
+
+    def _called(self, x: Tensor, args: list[Any]) -> Called:
+        return Called(self.function, x, args, self.vectorized, self.point_ndim)
 
 
 def _one_by_one(function: Callable[..., Any], x: Tensor, grid: torch.Size, columns: list[Sequence[Any]]) -> Tensor:
@@ -359,39 +363,35 @@ def _interval(x: Tensor) -> str:
 
 def _shapes(x: Tensor, args: Sequence[Any]) -> str:
     shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args)
-    return f"; x of shape {tuple(x.shape)}, args of shapes [{shapes}]"
-
-
-def _remedy(error: Exception, args: Sequence[Any], vectorized: bool) -> str:
-    """Return what usually helps where f raised an error of its own, unless one nearer to f has said it."""
-    said, text = str(error), ""
-    if any(note.startswith("quadgrad") for note in getattr(error, "__notes__", ())):
-        return text
-    if vectorized and ("ambiguous" in said or "scalar" in said):
-        text += (
-            ". f is called with many x at once: torch.where decides for each, torch's functions stand in for those "
-            "of math, and a function of one number needs vectorized=False"
-        )
-    if "out of bounds" in said and any(isinstance(a, Tensor) and a.ndim for a in args):
-        text += (
-            ". Each entry of a tensor in args is another integral: pass a vector, matrix or sequence that belongs "
-            "to one as quadgrad.element(t, ndim=k), or close over it"
-        )
-    return text
+    return (
+        f"; x of shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}, args of shapes [{shapes}]"
+    )
 
 
 def _wrong_shape(
     name: str, x: Tensor, y: Tensor, args: Sequence[Any], event: tuple[int, ...] | None, point_ndim: int
 ) -> str:
     tail = "any event shape" if event is None else f"the event shape {event}"
-    expected, columns = f"x.shape = {tuple(x.shape)}", "one column for each cell"
-    spread = "x's shape (torch.full_like(x, c))"
+    grid, columns, like = tuple(x.shape), "one column for each cell", "x"
     if point_ndim:
-        expected, columns = f"x.shape[:-1] = {tuple(x.shape[:-1])}", "points along the last dimension of x"
-        spread = "x.shape[:-1] (c.expand(x.shape[:-1])). Coordinate i is x[..., i], the sum of all x.sum(-1)"
-    return (
-        f"the {name} returned shape {tuple(y.shape)}; expected {expected} followed by {tail}"
-        f"{_shapes(x, args)}. The integrand is called with {columns}, so a tensor with the batch "
+        grid, columns, like = grid[:-1], "points along the last dimension of x", "x[..., 0]"
+    text = (
+        f"the {name} returned shape {tuple(y.shape)}; expected x.shape{'[:-1]' * point_ndim} = {grid} "
+        f"followed by {tail}"
+    )
+    text += f"{_shapes(x, args)}. "
+    if y.ndim == 0:
+        text += (
+            "It is one number for all x: leave out .sum(), .mean() and x[0], which go over x; a constant that is a "
+            f"tensor is spread to x's shape, c.expand({like}.shape). "
+        )
+    elif y.numel() == math.prod(grid) * math.prod(event or ()) > 1:
+        text += f"The values are as many as x: give them x's shape again, .reshape({like}.shape). "
+    if point_ndim:
+        text += "Coordinate i is x[..., i], the sum of all x.sum(-1). "
+    return text + (
+        f"The integrand is called with {columns}, so a tensor with the batch "
         "shape must not be closed over: pass it in args; pass a vector, matrix or sequence for each element as "
-        f"quadgrad.element(t, ndim=k). A constant integrand must be spread to {spread}"
+        "quadgrad.element(t, ndim=k), or, if each of its entries gives a value (an event), put it behind x, "
+        f"v * g({like}[..., None]). A constant integrand is a number or torch.full_like({like}, c)"
     )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform, outside_transforms, without_derivatives
@@ -17,7 +18,7 @@ from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.tolerance import Tolerance
 
-__all__ = ["BLOCK", "Problem"]
+__all__ = ["BLOCK", "LIMIT_GRADIENTS", "LimitGradient", "Problem"]
 
 BLOCK = 2**17
 """Nodes evaluated at a time without a ``chunk_size``; more than in a replay, which keeps what f makes."""
@@ -26,6 +27,7 @@ MAX_NFEV = 30_000
 """Most nodes to spend on one integral, unless the caller says."""
 
 LimitGradient = Literal["auto", "boundary", "pathwise"]
+LIMIT_GRADIENTS = get_args(LimitGradient)
 
 
 @dataclass(slots=True)
@@ -39,7 +41,9 @@ class Problem:
     breakpoints, ``opening`` what is known already of a single first cell, ``flowing`` whether derivatives flow to
     values, which search has to keep out. ``zeros`` are those of ``jumps`` as they stand first among the
     breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
-    k)``.
+    k)``. ``reaches`` tells whether search is to look for what bisection does not reach, ``reaches_inside``
+    whether for places where f is rough, and ``series`` whether for series at ends: who else but replay evaluates a
+    plan does not know these.
     """
 
     integrand: Integrand
@@ -56,6 +60,9 @@ class Problem:
     opening: Any = None
     flowing: bool = False
     stretches: Any = None
+    reaches: bool = False
+    reaches_inside: bool = True
+    series: bool = False
     zeros: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -100,6 +107,19 @@ class Problem:
             self, integrand=self.integrand.part(first, last), limits=self.limits.part(first, last),
             stretches=self.pieces.part(first, last), batch_shape=(last - first,),
         )  # fmt: skip
+
+    def with_found(self, places: Tensor | None) -> Problem:
+        """Return the problem with places ``(batch, k)`` that search has found among its breakpoints."""
+        if places is None:
+            return self
+        limits = self.limits.with_found(places, self.batch)
+        source = places if len(self.sources) < 3 or self.sources[2] is None else self.sources[2]
+        if source is not places:
+            source = torch.cat(
+                (source.expand(*self.batch_shape, -1), places.reshape(*self.batch_shape, -1)), dim=-1
+            )
+        points = limits.points.shape[1]
+        return self.between(limits, (*self.sources[:2], *(source,) * points))
 
     def between(self, limits: Limits, sources: tuple[Tensor | None, ...] = ()) -> Problem:
         """Return the problem with other limits, or breakpoints."""

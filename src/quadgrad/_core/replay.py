@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, outside_transforms
+from quadgrad._core.estimates.series import add_series
 from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import has_lanes, plain
@@ -69,7 +70,7 @@ def replay_plan(
     """
     size = max(1, block // plan.tau.shape[0])
     kept = not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open()
-    if kept or len(plan) == 0:
+    if kept or len(plan) == 0 or plan.term is not None:
         return _sum_up(integrand, plan, mesh, size, observer)
 
     def sums(work: WeightedSum, first: int, observer: Observer | None = observer) -> Tensor:
@@ -96,12 +97,19 @@ def _sum_up(
     """Return the sums over a plan that begins with the cell ``first`` of the one that is observed."""
     values: list[Tensor] = []
     owners: list[Tensor] = []
+    rows: list[Tensor] = []
+    terms: list[Tensor] = []
     for places, cells in plan.groups():
         if observer is not None and places is None:
             places = torch.arange(len(plan), device=plan.row.device)
         index = None if places is None else places + first
         values.append(_integrate(integrand, cells, mesh, size, observer, index))
         owners.append(cells.owner)
+        if plan.term is not None:
+            rows.append(cells.row)
+            terms.append(cells.terms)
+    if terms:
+        return add_series(torch.cat(values), torch.cat(owners), torch.cat(rows), torch.cat(terms), plan.batch)
     if len(values) == 1:
         return total(values[0], owners[0], plan.batch)
     return total(torch.cat(values), torch.cat(owners), plan.batch)

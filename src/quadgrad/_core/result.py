@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform, register_pytree
 from quadgrad._core.lanes import plain
+from quadgrad._core.misuse import NotItsValue
 from quadgrad._core.printing import Printed, counted, show_numbers
 from quadgrad._core.status import Status
 
@@ -19,6 +20,10 @@ __all__ = ["Derivative", "Result", "describe", "restore_result"]
 
 SHOWN = 4
 """So many names of variables are printed."""
+
+
+BY_DEFAULT = "float32, torch's default for plain numbers: rtol is 3.5e-4, with a limit in float64 1.5e-8"
+"""What is told of the dtype where nobody chose it."""
 
 
 class _Outcome(Printed):
@@ -70,7 +75,7 @@ class Derivative(_Outcome):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result(_Outcome):
+class Result(NotItsValue, _Outcome):
     """Integrals, and how far to trust them; ``value, error = result`` unpacks as SciPy's does.
 
     ``torch.save`` and ``torch.load``, with its ``weights_only=True`` too, keep everything but the gradient and what
@@ -95,6 +100,8 @@ class Result(_Outcome):
         Of a gradient mode that searches the derivative too.
     primal : object
         The call itself, for :func:`quadgrad.gradient_error`; None of results that left a transform.
+    by_default : bool
+        Whether nobody chose dtype and tolerance: they are those of float32, torch's default for plain numbers.
     """
 
     value: Tensor
@@ -105,6 +112,15 @@ class Result(_Outcome):
     detail: str = ""
     derivative: Derivative | None = None
     primal: Any = None
+    by_default: bool = False
+    parts: ClassVar[tuple[str, ...]] = ("result.value", "result.error")
+    elsewhere: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("integral", "y", "result"), "value"),
+        **dict.fromkeys(("abserr", "standard_error", "sdev", "err", "estimated_error"), "error"),
+        **dict.fromkeys(("neval", "n_evals", "nit"), "nfev"),
+        **dict.fromkeys(("success", "ier", "info", "infodict"), "status, and converged and message"),
+        **dict.fromkeys(("intervals", "subdivisions", "nodes", "last"), "plan"),
+    }
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.value
@@ -122,6 +138,8 @@ class Result(_Outcome):
         """Return what is printed."""
         heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
         facts = {"value": show_numbers(self.value, 10)} | _ended(self) | {"plan": _first_line(self.plan)}
+        if self.by_default:
+            facts["dtype"] = BY_DEFAULT
         if self.derivative is not None:
             facts["derivative"] = (
                 f"{_ended(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
@@ -167,17 +185,21 @@ def describe(status: Tensor) -> str:
 def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:
     leaves = [result.value, result.error, result.status, result.nfev]
     # None would be a leaf, which transforms refuse to hand out.
-    return leaves + ([result.derivative] if result.derivative else []), (result.plan, result.detail)
+    return leaves + ([result.derivative] if result.derivative else []), (
+        result.plan,
+        result.detail,
+        result.by_default,
+    )
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> Result:
     value, error, status, nfev, *derivative = leaves
-    plan, detail = context
+    plan, detail, by_default = context
     # `vmap` with chunk_size joins the results of several calls, and hands out the plan of one of them.
     joined = isinstance(value, Tensor) and not belongs_to_transform(value)
     lost = joined and plan is not None and not Counter(plan.batch_shape) <= Counter(value.shape)
     context = (None if lost else plan, detail, derivative[0] if derivative else None)
-    return Result(value, error, status, nfev, *context)
+    return Result(value, error, status, nfev, *context, by_default=by_default)
 
 
 # As a leaf the plan would grow a lane dimension under vmap; it rides in the context.

@@ -16,6 +16,10 @@ from quadgrad.bridge.wrap import Wrapped, wrap
 __all__ = ["CheckReport", "Entry", "check"]
 
 SHOWN = 10
+DECISIVE = 1e-3
+"""Differences decide only if their error is at most this share of the largest entry: else a wrong derivative would do."""
+CLEAR = 10.0
+"""A derivative is called wrong if it is off by so many errors: once in a thousand times an error is larger than said."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Entry:
     differences : complex or float
     error : float
         How wrong the differences may be.
+    decided : bool
+        Whether the differences are good enough to tell a right derivative from a wrong one.
     """
 
     product: str
@@ -40,6 +46,7 @@ class Entry:
     given: complex | float | None
     differences: complex | float
     error: float
+    decided: bool = True
 
     @property
     def gap(self) -> float:
@@ -72,17 +79,26 @@ class CheckReport:
     notes: tuple[str, ...]
 
     @property
+    def verdict(self) -> str:
+        """``"right"``, ``"wrong"``, ``"undecided"`` where differences are too inaccurate to tell, or ``"none given"``."""
+        if all(entry.given is None for entry in self.entries):
+            return "none given"
+        if any(entry.gap > CLEAR for entry in self.entries):
+            return "wrong"
+        return "right" if all(entry.gap <= 1.0 and entry.decided for entry in self.entries) else "undecided"
+
+    @property
     def passed(self) -> bool:
-        """Whether every entry of the given derivative agrees with differences within their error."""
-        return all(entry.gap <= 1.0 for entry in self.entries)
+        """Whether every entry of the given derivative agrees with differences that are accurate enough to tell."""
+        return self.verdict in ("right", "none given")
 
     def __str__(self) -> str:
-        compared = any(entry.given is not None for entry in self.entries)
-        verdict = (
-            ("the derivative is right" if self.passed else "the derivative is WRONG")
-            if compared
-            else "no derivative given"
-        )
+        verdict = {
+            "right": "the derivative is right",
+            "wrong": "the derivative is WRONG",
+            "undecided": "the differences are too inaccurate to tell whether the derivative is right",
+            "none given": "no derivative given",
+        }[self.verdict]
         lines = [f"{self.name}: {verdict} ({self.nfev} evaluations, relative noise {self.noise:.1e})"]
         lines.append(f"{'':4} {'of':24} {'given':>24} {'differences':>24} {'error':>9} {'apart':>9}")
         for e in self.entries[:SHOWN]:
@@ -117,7 +133,8 @@ def check(fn: Callable[..., Any], *inputs: Any, vectors: int = 4, seed: int = 0,
     -------
     CheckReport
         ``print`` it: products with the given derivative beside those from Richardson differences with their
-        errors, worst first; ``.passed`` says whether all agree.
+        errors, worst first; ``.passed`` says whether all agree, ``.verdict`` tells "wrong" from "undecided": of a noisy
+        function, at a kink or beside a jump, differences can neither confirm a derivative nor refute it.
 
     Examples
     --------
@@ -164,10 +181,18 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
         given = point.pull(vectors) if pulled else point.push(vectors)
     arrays = [point.inputs[i] for i in point.wanted] if pulled else list(point.outputs)
     labels = _labels("input" if pulled else "output", arrays)
-    apart = np.zeros(error.shape) if given is None else np.abs(given - expected) / error
-    rows = np.argmax(apart, axis=0)
+    size = np.abs(expected) if given is None else np.fmax(np.abs(expected), np.abs(given))
+    largest = size.max(axis=1, keepdims=True)
+    largest = np.where(largest > 0.0, largest, np.abs(point.value).max())
+    decided = error <= DECISIVE * largest
+    with np.errstate(invalid="ignore"):
+        apart = np.zeros(error.shape) if given is None else np.nan_to_num(np.abs(given - expected) / error)
+    rows = np.argmax(np.where(decided | (apart > CLEAR), apart, np.inf), axis=0)
     return [
-        Entry(product, label, None if given is None else given[r, j], expected[r, j], float(error[r, j]))
+        Entry(
+            product, label, None if given is None else given[r, j], expected[r, j], float(error[r, j]),
+            bool(decided[r, j]),
+        )
         for j, (label, r) in enumerate(zip(labels, rows, strict=True))
     ]
 

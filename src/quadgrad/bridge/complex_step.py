@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.differences import Problem, along, differentiate
+from quadgrad.bridge.differences import differentiate
+from quadgrad.bridge.problem import Problem, along
 
 __all__ = ["complex_direction", "complex_jacobian", "refusal", "tracer"]
 

@@ -17,7 +17,7 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 
 __all__ = [
     "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
-    "refuse_other_specs", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
+    "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -74,10 +74,33 @@ def unknown_input(value: Any, position: int, name: str) -> TypeError:
     )
 
 
+def refuse_dressed(value: Any, what: str) -> None:
+    """Raise for arrays that carry more than numbers, which would be lost: a mask, or a unit."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise BridgeError(
+            f"{what} is a masked array, and its mask would be lost: fill it (.filled(0.0)), or leave the masked entries "
+            "out"
+        )
+    unit = getattr(value, "units", getattr(value, "unit", None))
+    if unit is not None and not isinstance(value, Tensor) and not callable(unit):
+        raise BridgeError(
+            f"{what} is a {type(value).__name__} in {str(unit) or 'a unit of its own'}, and its unit would be lost: give "
+            "the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude in pint)"
+        )
+
+
 def tensor_of(array: Array, device: torch.device) -> Tensor:
-    """Return an array as a tensor with memory of its own."""
-    tensor = torch.from_numpy(np.array(array))
+    """Return an array that nobody else holds as a tensor, in the same memory where it can be."""
+    tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return tensor if device.type == "cpu" else tensor.to(device)
+
+
+def rounding(values: Array, dtype: torch.dtype) -> Array:
+    """Return by how much numbers change when they become tensors of a dtype."""
+    if dtype == torch.float64:
+        return np.zeros(values.shape)
+    exact = torch.from_numpy(np.ascontiguousarray(values))
+    return (exact.to(dtype).to(torch.float64) - exact).abs().numpy()
 
 
 def output_arrays(result: Any, name: str, *, integers: bool = False) -> Arrays:
@@ -104,6 +127,7 @@ def _output_array(part: Any, name: str, integers: bool) -> Array:
         part = float(part)
     if isinstance(part, Tensor):
         part = part.detach().cpu().numpy()
+    refuse_dressed(part, f"what {name} returned")
     if not isinstance(part, np.ndarray | np.generic | float | complex | int):
         hint = "; did it forget to return?" if part is None else "; np.asarray(...) makes an array of it"
         raise BridgeError(
@@ -137,9 +161,11 @@ def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str
     for array in outputs:
         if not np.isfinite(array).all():
             bad = array[~np.isfinite(array)]
+            first = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            place = f" (the first at index {first})" if first else ""
             warn(
                 f"{name} returned {bad[0]} in {bad.size} of {array.size} entries for the input {describe(inputs)}; "
-                "its derivative there is NaN too",
+                f"its derivative there is NaN too{place}",
                 BridgeWarning,
             )
             return

@@ -1,14 +1,17 @@
 """Call the user's function: at one point, or at many in one call, one after the other, or through an executor.
 
-Every call gets fresh copies, and what it returns is checked. It knows nothing of derivatives.
+Every call gets fresh copies, and what it returns is copied as it arrives, for a function may return the same buffer
+every time, and is checked. It knows nothing of derivatives.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -27,7 +30,7 @@ from quadgrad.bridge.contract import (
     specs_of,
 )
 
-__all__ = ["INPUT", "Callee", "aligned", "look_up"]
+__all__ = ["INPUT", "Callee", "aligned", "copied", "look_up"]
 
 INPUT = object()
 """Stands in :attr:`Callee.slots` where a differentiable input goes."""
@@ -56,6 +59,8 @@ class Callee:
     elementwise : bool
         Whether inputs broadcast, and each output depends on the inputs' matching elements only.
     executor : Executor or None
+    process : int
+        Where the executor was given.
     """
 
     fn: Callable[..., Any]
@@ -66,13 +71,14 @@ class Callee:
     tensors: bool = False
     elementwise: bool = False
     executor: Executor | None = None
+    process: int = field(default_factory=os.getpid)
 
     def one(self, inputs: Sequence[Array], expected: Sequence[Spec] | None = None) -> Arrays:
         """Call fn at one point."""
         if self.scalars:
             return tuple(y[0] for y in self.many([x[None] for x in inputs], expected))
         try:
-            result = self.fn(*_filled(self.slots, inputs, self.tensors))
+            result = copied(self.fn(*_filled(self.slots, inputs, self.tensors)))
         except Exception as error:
             add_input_note(error, inputs, self.name)
             raise
@@ -90,7 +96,8 @@ class Callee:
             return self._numbers(stacks, expected)
         if self.vectorized and count > 1:
             return self._stacked(stacks, expected)
-        rows = [[s[i] for s in stacks] for i in range(count)]
+        # Not s[i]: of numbers that would be NumPy's scalars, where the function gets arrays at the point itself.
+        rows = [[s[i, ...] for s in stacks] for i in range(count)]
         results = self._call_all(rows)
         outputs = [self._checked(results[0], rows[0], expected, "")]
         why = "as for the first of the points around it"
@@ -164,17 +171,36 @@ class Callee:
                 partial(self.fn, *_filled(self.slots, row, self.tensors)) for row in rows
             )
         else:
+            self._refuse_nested_pool()
             sent = _Sendable(self.fn)
             futures = [self.executor.submit(sent, *_filled(self.slots, row, self.tensors)) for row in rows]
             results = (future.result for future in futures)
         found: list[Any] = []
         for row, result in zip(rows, results, strict=True):
             try:
-                found.append(result())
+                found.append(copied(result()))
             except Exception as error:
                 add_input_note(error, row, self.name)
                 raise
         return found
+
+    def _refuse_nested_pool(self) -> None:
+        """Raise where the function runs in the pool that it is to wait for: with all workers waiting, for ever."""
+        inside = threading.current_thread() in getattr(self.executor, "_threads", ())
+        if inside or os.getpid() != self.process:
+            raise BridgeError(
+                f"{self.name} is called in a worker of the pool that runs its evaluations (executor=): a pool that "
+                "waits for itself hangs. Give the function inside no executor, or one of its own made in the worker"
+            )
+
+
+def copied(result: Any) -> Any:
+    """Return what a function returned with memory of its own: the next call may write into the same buffer."""
+    if isinstance(result, np.ndarray):
+        return result.copy()
+    if isinstance(result, torch.Tensor):
+        return result.detach().clone()
+    return tuple(map(copied, result)) if type(result) is tuple else result
 
 
 def _filled(slots: Sequence[Any], row: Sequence[Any], tensors: bool) -> list[Any]:
@@ -206,7 +232,7 @@ class _Sendable:
         self.fn = fn
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.fn(*arguments)
+        return copied(self.fn(*arguments))  # here: the next call in this thread may come before anyone has looked
 
     def __reduce__(self) -> tuple[Any, ...]:
         module, name = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")

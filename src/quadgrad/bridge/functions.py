@@ -114,9 +114,11 @@ def _entered(found: Sequence[Tensor], wanted: Sequence[int], count: int) -> list
     return [places.get(i) for i in range(count)]
 
 
-def _filled(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return gradients of a function's outputs, zeros for those that have none."""
-    like = ctx.saved_tensors[0]
+def _filled(ctx: Any, like: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return gradients of a function's outputs, zeros for those that have none.
+
+    ``like`` is one of the saved tensors, which may be read once only: checkpointing computes them anew, and frees them.
+    """
     return [
         like.new_zeros(shape, dtype=dtype) if g is None else g
         for g, (shape, dtype) in zip(gradients, ctx.outputs, strict=True)
@@ -170,13 +172,13 @@ def _curvature(
 class _Call(_Product):
     @staticmethod
     def forward(place: Place, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(operators.call(place.handle, place.lanes, list(inputs)))
+        return tuple(operators.values(place.handle, place.lanes, inputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         place, inputs = ctx.place, ctx.saved_tensors
         place = replace(place, wanted=_needed(ctx, inputs))
-        found = _Vjp.apply(place, *inputs, *_filled(ctx, gradients))
+        found = _Vjp.apply(place, *inputs, *_filled(ctx, inputs[0], gradients))
         return None, *_entered(found, place.wanted, place.count)
 
     @staticmethod
@@ -199,7 +201,8 @@ class _Vjp(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors, incoming = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
+        place, tensors = ctx.place, ctx.saved_tensors
+        incoming = _filled(ctx, tensors[0], gradients)
         inputs, cotangents = tensors[: place.count], tensors[place.count :]
         needed = _needed(ctx, inputs)
         by_input: list[Tensor] = []
@@ -237,7 +240,8 @@ class _Jvp(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, tensors, incoming = ctx.place, ctx.saved_tensors, _filled(ctx, gradients)
+        place, tensors = ctx.place, ctx.saved_tensors
+        incoming = _filled(ctx, tensors[0], gradients)
         inputs, tangents = tensors[: place.count], tensors[place.count :]
         needed = _needed(ctx, inputs)
         by_input: list[Tensor] = []

@@ -42,10 +42,12 @@ def elementwise_jacobian(
                     f"{y.shape}. A matrix of derivatives is given as jacobian="
                 )
         spread = [np.broadcast_to(part, y.shape).ravel() for part, y in zip(parts, outputs, strict=True)]
-        rows.append(np.concatenate(spread))
+        rows.append(spread[0] if len(spread) == 1 else np.concatenate(spread))
     whole = np.broadcast_shapes(*(x.shape for x in inputs))
-    structure = Structure.elementwise([inputs[i].shape for i in which], [y.shape for y in outputs], whole)
-    return Jacobian(structure, np.stack(rows), None)
+    structure = Structure.elementwise(
+        tuple(inputs[i].shape for i in which), tuple(y.shape for y in outputs), whole
+    )
+    return Jacobian(structure, rows[0][None] if len(rows) == 1 else np.stack(rows), None)
 
 
 def full_jacobian(

@@ -12,21 +12,30 @@ from functools import cached_property
 
 import numpy as np
 
-from quadgrad._core.errors import BridgeError
+from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
 from quadgrad.bridge.contract import Array, Arrays, specs_of
-from quadgrad.bridge.differences import Found, Problem, along, differentiate, directional, fixed_steps, slope_along
+from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
-from quadgrad.bridge.noise import estimate_noise
+from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
+from quadgrad.bridge.problem import Problem, along
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
 
 SMALL = 1e-3
 """Where all of an input is below, its scale is taken from its size at first."""
 
-__all__ = ["Counter", "Linearization", "floating"]
+__all__ = ["Counter", "Linearization", "NoDerivativeError", "OutsideError", "floating"]
+
+
+class OutsideError(ValueError):
+    """A point outside the bounds."""
+
+
+class NoDerivativeError(BridgeError):
+    """A point with no domain around it."""
 
 
 def floating(inputs: Sequence[Array]) -> list[int]:
@@ -87,15 +96,31 @@ class Linearization:
     def _joined(self, arrays: Sequence[Array]) -> Array:
         """Return arrays as one flat float64 or complex128 array."""
         parts = [a.ravel() for a in arrays]
+        if len(parts) == 1:
+            return parts[0].astype(np.result_type(parts[0], np.float64), copy=False)
         joined = np.concatenate(parts) if parts else np.zeros(0)
         return joined.astype(np.result_type(joined, np.float64))
+
+    def arrays(self) -> list[Array]:
+        """Return the arrays that are remembered here, apart from inputs and outputs."""
+        found: list[Array] = []
+        for name in ("x", "value", "quiet_problem", "problem", "steered", "_found", "jacobian", "smooth_jacobian"):
+            kept = self.__dict__.get(name)
+            parts = [kept] if isinstance(kept, np.ndarray) else list(vars(kept).values()) if kept is not None else []
+            found += [part for part in parts if isinstance(part, np.ndarray)]
+        return found
+
+    def release(self) -> None:
+        """Let go of the problems, which hold on to this object."""
+        for name in ("quiet_problem", "problem", "steered"):
+            self.__dict__.pop(name, None)
 
     def split(self, flat: Array) -> list[Array]:
         """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
         sizes = [self.inputs[i].size for i in self.wanted]
         parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
         return [
-            part.reshape(-1, *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
+            part.reshape(len(flat), *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
             for i, part in zip(self.wanted, parts, strict=True)
         ]
 
@@ -111,6 +136,9 @@ class Linearization:
         self.counter.nfev += len(points)
         expected = None if np.iscomplexobj(points) else specs_of(self.outputs)
         found = self.callee.many(self._placed(self.split(points), len(points)), expected)
+        if len(found) == 1:
+            flat = found[0].reshape(len(points), -1)
+            return flat.astype(np.result_type(flat, np.float64), copy=False)
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
 
     def at(self, point: Array) -> Linearization:
@@ -131,8 +159,8 @@ class Linearization:
         """Which output depends on which input."""
         sparsity = self.options.sparsity
         if self.callee.elementwise:
-            shapes = [self.inputs[i].shape for i in self.wanted]
-            return Structure.elementwise(shapes, [y.shape for y in self.outputs], self._broadcast_shape)
+            shapes = tuple(self.inputs[i].shape for i in self.wanted)
+            return Structure.elementwise(shapes, tuple(y.shape for y in self.outputs), self._broadcast_shape)
         if sparsity is not None:
             return Structure.declared(sparsity, self.x.size, self.value.size)
         return Structure.dense(self.x.size, self.value.size)
@@ -146,36 +174,51 @@ class Linearization:
         """The function for difference methods, as noisy as its dtype (or the user) says."""
         limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.wanted]
         lower, upper = np.hstack(limits) if limits else np.zeros((2, 0))
-        outside = np.flatnonzero((self.x < lower) | (self.x > upper))
-        if outside.size:
-            j = int(outside[0])
-            raise ValueError(
-                f"{self.callee.name}: differentiated at {self.x[j]:.17g} (element {j} of its inputs), outside the "
+        x, value = self.x, self.value
+        outside = (x < lower) | (x > upper)
+        if outside.any():
+            j = int(np.flatnonzero(outside)[0])
+            said = (
+                f"{self.callee.name}: differentiated at {x[j]:.17g} (element {j} of its inputs), outside the "
                 f"bounds [{lower[j]:.6g}, {upper[j]:.6g}]"
             )
+            if outside.all() or not self.callee.elementwise:
+                raise OutsideError(said)
+            warn(f"{said}; its derivative there is NaN", BridgeWarning)
+            # What depends on it has no derivative; the others are not to be called outside either.
+            groups = np.arange(self.structure.groups)
+            x = np.clip(x, lower, upper)
+            lost = self.structure.spread(outside.astype(np.float64), groups, fill=0.0).any(axis=0)
+            value = np.where(lost, np.nan, value)
         precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
-        noise = np.abs(self.value) * max(0.5 * precision, self.options.noise or 0.0)
+        relative, absolute = self.options.noise or (0.0, 0.0)
+        noise = np.abs(value) * max(0.5 * precision, relative) + absolute
         return Problem(
-            self.evaluate, self.x, *self._scales(), lower, upper, self.value, noise, precision, self._representable,
+            self.evaluate, x, *self._scales(), lower, upper, value, noise, precision, self._representable,
             self.structure,
         )  # fmt: skip
 
     def _scales(self) -> tuple[Array, Array]:
         """Return the scales of the inputs, and how finely numbers are spaced there.
 
-        The scale is 1 or the input's size, whichever is larger; but an array of very small numbers is probably one
-        in units in which everything is small.
+        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
+        they are not: each on its own, but in functions that work elementwise all of an array, which has one unit.
         """
         sizes: list[Array] = []
         for i in self.wanted:
             size = np.abs(self.inputs[i]).astype(np.float64).ravel()
             largest = size.max(initial=0.0)
-            sizes.append(np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0))
+            scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
+            if not self.callee.elementwise:
+                scale = np.where((size > 0.0) & (size < SMALL), size, scale)
+            sizes.append(scale)
         spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.wanted]
         return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
 
     def _representable(self, points: Array) -> Array:
         """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
+        if all(self.inputs[i].dtype == np.float64 for i in self.wanted):
+            return points
         rows = [stack.reshape(len(stack), -1) for stack in self.split(points.reshape(-1, self.x.size))]
         return np.concatenate(rows, axis=1).astype(np.float64).reshape(points.shape)
 
@@ -183,7 +226,7 @@ class Linearization:
     def problem(self) -> Problem:
         """The function for difference methods, its noise estimated if it was not declared."""
         quiet = self.quiet_problem
-        return quiet if self.options.noise is not None else replace(quiet, noise=estimate_noise(quiet))
+        return quiet if self.options.noise is not None else with_noise(quiet)
 
     # ---------------------------------------------------------------------------------------- the method
 
@@ -228,8 +271,8 @@ class Linearization:
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:
             value, error = self._found.value, self._found.error
-        if not np.isfinite(value).all() and np.isfinite(self.value).all():
-            raise self._no_derivative(value)
+        value = np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
+        self._refuse_lost(value)
         return Jacobian(self.structure, value, error)
 
     @cached_property
@@ -243,13 +286,25 @@ class Linearization:
         by_differences = self.options.given is None and self.method in ("central", "forward", "richardson")
         return replace(self.quiet_problem, scale=self._found.scale) if by_differences else self.quiet_problem
 
-    def _no_derivative(self, value: Array) -> BridgeError:
-        error = BridgeError(
-            f"{self.callee.name} is finite at the point itself, but not around it: "
-            f"{np.sum(~np.isfinite(value))} of "
-            f"{value.size} derivatives could not be computed. Name the domain with bounds=(lower, upper)"
+    def _refuse_lost(self, value: Array) -> None:
+        """Warn, or raise if nothing is left, where no derivative was found of outputs that are finite."""
+        lost = ~np.isfinite(value)
+        if not lost.any():
+            return
+        lost &= np.isfinite(self.problem.value) & self.structure.known(np.arange(len(value)))
+        if not lost.any():
+            return
+        said = f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(lost)} of {value.size} "
+        if lost.all() or not self.callee.elementwise:
+            raise NoDerivativeError(
+                f"{said}derivatives could not be computed. Name the domain with bounds=(lower, upper)"
+            )
+        place = int(np.flatnonzero(lost.any(axis=0))[0])
+        shape = self.outputs[0].shape
+        index = f"at index {[int(i) for i in np.unravel_index(place, shape)]}" if place < self.outputs[0].size else ""
+        warn(
+            f"{said}derivatives are NaN, the first {index}. Name the domain with bounds=(lower, upper)", BridgeWarning
         )
-        return error
 
     def _given_jacobian(self) -> Jacobian | None:
         options = self.options

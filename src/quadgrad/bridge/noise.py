@@ -1,60 +1,201 @@
-"""How noisy a function is, from a table of differences at points close together.
+"""How noisy a function is, from a table of differences at points close together; and its slope there.
 
 Differences of high order of a smooth function vanish over short distances, those of noise do not (Moré and Wild,
-"Estimating computational noise", *SIAM J. Sci. Comput.* 33, 2011). Pure NumPy.
+"Estimating computational noise", *SIAM J. Sci. Comput.* 33, 2011). Over which distance is found out: where outputs
+do not change at all it grows, where differences still fall from order to order it shrinks, because what is left is
+curvature. Pure NumPy.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.differences import TINY, Problem
+from quadgrad.bridge.problem import TINY, Look, Problem
 
-__all__ = ["estimate_noise"]
+__all__ = ["with_noise"]
 
-POINTS = 6
+PLACES = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 1.625])
+"""Where points lie, in spacings: all but the last in a row, for differences of high order. Those vanish for an even
+staircase too, and for roundings that are regular; the last point, between the others, does not fit in then."""
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
 """Distances tried until outputs differ: over the first ones a function that rounds its inputs is flat. They are
 relative to x, and where that is 0, and in the end for all, to the scale."""
-SHORTER = (2.0**-36, 2.0**-46)
-"""Distances tried where what looked like noise is ``SUSPECT`` of the output: it may be an oscillation."""
-SUSPECT = 1e-3
+FAR = 2.0 ** np.array([-13.0, -12.0, -11.0, -10.0, -8.0, -6.0])
+"""Where outputs are looked for that differ at all, relative to the scale: outputs printed to four digits do there."""
+SHORTER = (2.0**-36, 2.0**-44)
+"""Distances tried where differences fall from order to order: they may be an oscillation, or a narrow line."""
+FALLING, ODD = 3.0, 3.0
+"""By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more from
+the point between than from differences where these vanish for another reason."""
+RARE = 0.01
+"""The share of outputs for which alone no further table is made."""
+COARSE, FINE = 2.0**-8, 2.0**-12
+"""Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more), and
+of other steps."""
+DIGITS = (3, 10)
 
 
-def estimate_noise(problem: Problem) -> Array:
-    """Return the standard deviation of the noise of each output, ``(m,)``; 6 evaluations, at most 24.
+def _fitted() -> Array:
+    """Return weights of values at x and ``PLACES``: the last value less the polynomial through all others."""
+    nodes, last = np.concatenate(([0.0], PLACES[:-1])), PLACES[-1]
+    others = [np.delete(nodes, i) for i in range(nodes.size)]
+    weights = [float(np.prod((last - rest) / (node - rest))) for node, rest in zip(nodes, others, strict=True)]
+    return np.array([*(-w for w in weights), 1.0])
 
-    It is at least half a spacing of the output's dtype.
+
+FITTED = _fitted()
+
+
+@dataclass
+class _Level:
+    """What tables say of each output, all ``(m,)``.
+
+    Its noise, whether it has not changed yet, nor had in the first table, its smallest jump that is larger than
+    ``least``, how many times farther away than the first point that was seen, and whether it is printed in decimal
+    digits.
     """
+
+    noise: Array
+    flat: Array
+    still: Array
+    jump: Array
+    away: Array
+    printed: Array
+    least: Array
+
+
+def with_noise(problem: Problem) -> Problem:
+    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, at most 36."""
     size = np.abs(problem.value)
-    floor = 0.5 * problem.precision * size
-    if problem.x.size == 0 or not np.isfinite(problem.value).all():
-        return floor
-    level, flat = np.zeros(size.shape), np.ones(size.shape, bool)
+    floor = problem.floor
+    finite = np.isfinite(problem.value)
+    if problem.x.size == 0 or not finite.any():
+        return replace(problem, noise=np.where(finite, floor, 0.0))
     with np.errstate(all="ignore"):
-        for spacing, unit in _attempts(problem):
-            values = np.concatenate((problem.value[None], problem.evaluate(_points(problem, spacing, unit))))
-            level = np.where(flat, _level(values), level)
-            flat &= np.mean(np.diff(values, axis=0) == 0.0, axis=0) > 0.5
-            if not flat[size > 0.0].any():
-                break
-        for spacing in SHORTER:
-            if not np.any(level > SUSPECT * size):
-                break
-            values = np.concatenate(
-                (problem.value[None], problem.evaluate(_points(problem, spacing, problem.scale)))
-            )
-            level = np.fmin(level, _level(values))
-    level = np.where(np.isfinite(level), level, 0.0)
-    relative = level[size > 0.0] / size[size > 0.0]
-    # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
-    common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
-    return np.maximum(np.maximum(level, common * size), floor)
+        level, points, values = _tables(problem, size, finite)
+        _look_far(problem, level, size, points)
+        # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
+        noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
+        relative = noise[size > 0.0] / size[size > 0.0]
+        common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
+        noise = np.maximum(np.maximum(noise, common * size), floor)
+        stepped = level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
+        # Steps that coarse are the function's own: the slope is that between them.
+        noise = np.where(stepped, floor, noise)
+        slope = (4.0 * (values[1] - values[0]) - (values[2] - values[0])) / 2.0
+        error = np.abs(np.diff(values[:-1], n=3, axis=0)).max(axis=0) + 8.0 * noise
+        rise = np.where(stepped, level.jump / level.away, 0.0)
+    # A slope that could not be computed contradicts nothing.
+    usable = np.isfinite(slope) & np.isfinite(error)
+    slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
+    look = Look(points[0] - problem.x, slope, error, rise)
+    return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
+
+
+def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array, Array]:
+    """Make tables until outputs differ, and until what they differ by is no curvature.
+
+    Returns with the level the points and values of the table closest to x.
+    """
+    shape, nothing = size.shape, np.zeros(size.shape, bool)
+    level = _Level(
+        np.zeros(shape), ~nothing, ~nothing, np.full(shape, np.inf), np.ones(shape), nothing.copy(), 8.0 * problem.floor
+    )
+    falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
+    for turn, (spacing, unit) in enumerate(_attempts(problem)):
+        points, values = _table(problem, spacing, unit)
+        closest = closest if turn else (points, values)
+        away = _away(problem, points, closest[0])
+        falling = np.where(level.flat, _enter(level, values, level.flat, away, stairs=turn > 0), falling)
+        level.still = level.still if turn else level.flat
+        if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
+            break
+    for spacing in SHORTER:
+        unsure = falling & (level.noise > 4.0 * problem.floor)
+        if unsure.sum() <= RARE * size.size:
+            break
+        closest = _table(problem, spacing, problem.scale)
+        falling = unsure & _enter(level, closest[1], unsure, 1.0, stairs=False)
+    return level, *closest
+
+
+def _away(problem: Problem, points: Array, first: Array) -> float:
+    """Return how many times farther away points begin than the first."""
+    return float(np.min(np.abs(points[0] - problem.x) / np.maximum(np.abs(first[0] - problem.x), TINY)))
+
+
+def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]:
+    points = _points(problem, spacing, unit)
+    return points, np.concatenate((problem.value[None], problem.evaluate(points)))
+
+
+def _enter(level: _Level, values: Array, which: Array, away: float, *, stairs: bool) -> Array:
+    """Write down what a table says of some outputs; return where its differences fall from order to order.
+
+    ``stairs`` says that these outputs were flat over a shorter distance.
+    """
+    differences = np.diff(values[:-1], axis=0)
+    ties = differences == 0.0
+    by_order, between = _by_order(values[:-1]), np.abs(FITTED @ values) / np.linalg.norm(FITTED)
+    noise = np.sqrt(np.mean(by_order**2, axis=0))
+    falling = by_order[-1] * FALLING < by_order[0]
+    noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
+    noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
+    # Some values alike and others not: a staircase, however even, and its steps are at least as high as the smallest
+    # jump. Of steps that are all alike the differences of high order vanish.
+    both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
+    jump = np.where(both > level.least, both, np.inf).min(axis=0)
+    jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
+    flat = np.mean(ties, axis=0) > 0.5
+    digit = np.where(flat, np.inf, _last_digit(values))
+    level.printed |= which & np.isfinite(digit)
+    jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
+    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
+    level.jump = jump
+    level.noise = np.where(which, noise, level.noise)
+    level.flat = np.where(which, flat, level.flat)
+    return falling
+
+
+def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> None:
+    """Look for steps of outputs that have not changed so far; and see whether they have few digits."""
+    waiting = level.flat & (size > 0.0)
+    if waiting.sum() <= RARE * size.size:
+        return
+    sign, most = _room(problem)
+    distance = np.minimum(FAR[:, None] * problem.scale, most * (FAR / FAR[-1])[:, None])
+    points = problem.representable(problem.x + sign * distance)
+    values = problem.evaluate(points)
+    change = np.abs(np.diff(np.concatenate((problem.value[None], values)), axis=0))
+    jump = np.where(change > level.least, change, np.inf).min(axis=0)
+    digit = _last_digit(np.concatenate((problem.value[None], values)))
+    level.printed |= waiting & np.isfinite(digit)
+    jump = np.where(np.isinf(jump), digit, jump)
+    jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
+    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), _away(problem, points, first), level.away)
+    level.jump = jump
+
+
+def _last_digit(values: Array) -> Array:
+    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
+    size = np.abs(values)
+    first = np.floor(np.log10(size.max(axis=0)))
+    unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)
+    for digits in (DIGITS[-1], *range(1, DIGITS[-1])):
+        last = 10.0 ** (first + 1 - digits)
+        short = np.all(np.abs(size / last - np.rint(size / last)) < 1e-5, axis=0)
+        if digits == DIGITS[-1] and not short.any():
+            break
+        unit = np.where(short & ~printed & (digits >= DIGITS[0]), last, unit)
+        printed |= short & (digits < DIGITS[-1])
+    return unit
 
 
 def _attempts(problem: Problem) -> list[tuple[float, Array]]:
@@ -64,22 +205,27 @@ def _attempts(problem: Problem) -> list[tuple[float, Array]]:
     return [(spacing, near) for spacing in SPACINGS] + last
 
 
+def _room(problem: Problem) -> tuple[Array, Array]:
+    """Return to which side of each input there is more room, and how much."""
+    above, below = problem.upper - problem.x, problem.x - problem.lower
+    return np.where(above >= below, 1.0, -1.0), np.maximum(above, below)
+
+
 def _points(problem: Problem, spacing: float, unit: Array) -> Array:
     """Return points in a row, starting next to x, into the bounds."""
-    above, below = problem.upper - problem.x, problem.x - problem.lower
+    sign, most = _room(problem)
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
     length = unit * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
-    sign = np.where(above >= below, 1.0, -1.0)
-    length = np.minimum(np.maximum(length, 2.0 * problem.resolution), np.maximum(above, below) / POINTS)
-    if spacing in SHORTER:  # powers of two, so that x + length is not rounded; otherwise no two lengths alike
-        length = 2.0 ** np.floor(np.log2(np.maximum(length, TINY)))
-    return problem.representable(problem.x + np.arange(1, POINTS + 1)[:, None] * (sign * length))
+    # Multiples of eight spacings of x, so that no point is rounded: a steep function would turn that into noise.
+    unit = np.maximum(8.0 * problem.resolution, TINY)
+    length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
+    return problem.representable(problem.x + PLACES[:, None] * (sign * length))
 
 
-def _level(values: Array) -> Array:
-    """Return the noise level from differences of several orders, root mean square."""
-    squares: list[Array] = []
+def _by_order(values: Array) -> Array:
+    """Return the noise level from differences of each order, root mean square, ``(orders, m)``."""
+    rows: list[Array] = []
     for order in ORDERS:
         table = np.diff(values, n=order, axis=0)
-        squares.append(np.mean(np.abs(table) ** 2, axis=0) / comb(2 * order, order))
-    return np.sqrt(np.mean(squares, axis=0))
+        rows.append(np.sqrt(np.mean(np.abs(table) ** 2, axis=0) / comb(2 * order, order)))
+    return np.stack(rows)

@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform, is_batched
 from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, Spec, array_of, tensor_of
 from quadgrad.bridge.task import Task
 
-__all__ = ["call", "jvp", "register", "second_jvp", "second_vjp", "vjp"]
+__all__ = ["PLAIN", "call", "jvp", "register", "second_jvp", "second_vjp", "values", "vjp"]
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 _tasks: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -74,9 +77,25 @@ def _lead(lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[i
     return tuple(groups[1][0].shape[: lanes + extra])
 
 
+def _plainly(groups: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether nobody records or replaces operators, so that the dispatcher, which takes longer, may be left out."""
+    if in_transform() or forward_mode_open() or dispatch_mode_open():
+        return False
+    return all(type(t) in PLAIN and not is_batched(t) for group in groups for t in group)
+
+
+def values(handle: str, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs, by the operator where somebody may be watching."""
+    return _compute_values(handle, lanes, inputs) if _plainly([inputs]) else call(handle, lanes, list(inputs))
+
+
 @torch.library.custom_op("quadgrad_bridge::call", mutates_args=())
 def call(handle: str, lanes: int, inputs: list[Tensor]) -> list[Tensor]:
     """Return the outputs."""
+    return _compute_values(handle, lanes, inputs)
+
+
+def _compute_values(handle: str, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
     task, arrays = _task(handle), _arrays(inputs)
     found = task.values(lanes, arrays) if lanes else task.value(arrays, remember=True)
     return [tensor_of(y, inputs[0].device) for y in found]
@@ -130,9 +149,25 @@ def _apply(
     results = len(wanted) if like_inputs else len(_task(handle).specs(_signature(lanes, groups[0])))
     if not wanted:
         return ()
+    if _plainly(groups):
+        return _compute(kind, handle, wanted, lanes, extra, groups)
     operator = _operator(kind, tuple(map(len, groups)), results)
     found = operator(handle, list(wanted), lanes, extra, *(t for group in groups for t in group))
     return (found,) if results == 1 else tuple(found)
+
+
+def _compute(
+    kind: str, handle: str, wanted: Sequence[int], lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
+    """Return products as tensors like the inputs, or like the outputs."""
+    inputs, *vectors = groups
+    task, device = _task(handle), inputs[0].device
+    more = {"dtypes": [inputs[i].dtype for i in wanted]} if kind == "vjp" else {}
+    found = getattr(task, kind)(wanted, lanes, extra, _arrays(inputs), *map(_vectors, vectors), **more)
+    if kind.endswith("vjp"):
+        return tuple(tensor_of(a, device).to(inputs[i].dtype) for a, i in zip(found, wanted, strict=True))
+    specs = task.specs(_signature(lanes, inputs))
+    return tuple(tensor_of(a.astype(s.dtype, copy=False), device) for a, s in zip(found, specs, strict=True))
 
 
 @cache
@@ -148,15 +183,8 @@ def _operator(kind: str, sizes: tuple[int, ...], results: int) -> Any:
         return [tensors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def compute(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:
-        inputs, *vectors = grouped(tensors)
-        task = _task(handle)
-        found = getattr(task, kind)(wanted, lanes, extra, _arrays(inputs), *map(_vectors, vectors))
-        if kind.endswith("vjp"):
-            made = [tensor_of(a, inputs[i].device).to(inputs[i].dtype) for a, i in zip(found, wanted, strict=True)]
-        else:
-            specs = task.specs(_signature(lanes, inputs))
-            made = [tensor_of(a.astype(s.dtype), inputs[0].device) for a, s in zip(found, specs, strict=True)]
-        return made[0] if results == 1 else tuple(made)
+        made = _compute(kind, handle, wanted, lanes, extra, grouped(tensors))
+        return made[0] if results == 1 else made
 
     def pretend(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:
         groups = grouped(tensors)

@@ -56,9 +56,11 @@ class Options:
     out_shape : tuple, sequence of tuples, callable or None
     bounds : mapping
         From names or positions of inputs, or None for all, to pairs.
-    noise : float or None
+    noise : float, pair of floats or None
     seed : int
     sparsity : matrix, ``"elementwise"`` or None
+    memory : float
+        Megabytes.
     """
 
     method: str
@@ -68,9 +70,10 @@ class Options:
     jvp: Callable[..., Any] | None
     out_shape: Any
     bounds: Mapping[int | str | None, tuple[Any, Any]]
-    noise: float | None
+    noise: tuple[float, float] | None
     seed: int
     sparsity: Any
+    memory: float
 
     @property
     def given(self) -> str | None:
@@ -101,9 +104,10 @@ def make_options(
     *,
     out_shape: Any,
     bounds: Any,
-    noise: float | None,
+    noise: float | tuple[float, float] | None,
     seed: int | None,
     sparsity: Any,
+    memory: float,
 ) -> Options:
     """Check what the user said, and say what is wrong with it."""
     named = dict(given)
@@ -119,14 +123,28 @@ def make_options(
     for name in chosen:
         if not callable(named[name]):
             raise TypeError(f"{name}={named[name]!r} must be a function")
-    if noise is not None and not 0.0 <= noise < 1.0:
-        raise ValueError(f"noise={noise!r} must be a relative noise level: at least 0 and below 1")
+    if not memory >= 0.0:
+        raise ValueError(f"memory={memory!r} must be a number of megabytes, at least 0")
     if isinstance(sparsity, str) and sparsity != "elementwise":
         raise ValueError(f"sparsity={sparsity!r} must be 'elementwise' or a matrix (outputs, inputs)")
     return Options(
         method, named.get("derivative"), named.get("jacobian"), named.get("vjp"), named.get("jvp"), out_shape,
-        _checked_bounds(bounds), noise, 0 if seed is None else seed, sparsity,
+        _checked_bounds(bounds), _checked_noise(noise), 0 if seed is None else seed, sparsity, float(memory),
     )  # fmt: skip
+
+
+def _checked_noise(noise: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the relative and the absolute noise level."""
+    if noise is None:
+        return None
+    relative, absolute = noise if isinstance(noise, tuple | list) and len(noise) == 2 else (noise, 0.0)
+    if not isinstance(relative, int | float) or not 0.0 <= relative < 1.0:
+        raise ValueError(
+            f"noise={noise!r} must be a relative noise level, at least 0 and below 1, or a pair of it and an absolute one"
+        )
+    if not isinstance(absolute, int | float) or not 0.0 <= absolute < np.inf:
+        raise ValueError(f"noise={noise!r}: the absolute noise level must be at least 0")
+    return float(relative), float(absolute)
 
 
 def _checked_bounds(bounds: Any) -> dict[int | str | None, tuple[Any, Any]]:

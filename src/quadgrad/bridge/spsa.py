@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.differences import SAFETY, TINY, Problem
+from quadgrad.bridge.problem import TINY, Problem
+from quadgrad.bridge.stencils import SAFETY
 from quadgrad.bridge.structure import Jacobian
 
 __all__ = ["SAMPLES", "SampledJacobian", "sample_jacobian"]
@@ -73,7 +74,7 @@ def sample_jacobian(problem: Problem, samples: int, seed: int) -> Jacobian | Sam
     """Estimate the Jacobian from ``2 * samples`` evaluations and a few more; fewer where there are few inputs."""
     structure = problem.structure
     signs, scatter = _signs(samples, structure.groups, seed)
-    relative = problem.roughness ** (1.0 / 3.0)
+    relative = problem.typical ** (1.0 / 3.0)
     step = np.minimum(problem.scale * relative, 0.2 * (problem.upper - problem.lower))
     step = 2.0 ** np.floor(np.log2(np.maximum(step, TINY)))
     # At a bound the points lie around one that is two steps inside.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,15 @@ class Structure:
         every = np.arange(inputs)
         return cls(every, every[:, None], outputs)
 
-    @classmethod
+    @staticmethod
+    @lru_cache(maxsize=2)
     def elementwise(
-        cls,
-        shapes: Sequence[tuple[int, ...]],
-        output_shapes: Sequence[tuple[int, ...]],
-        whole: tuple[int, ...],
+        shapes: tuple[tuple[int, ...], ...], output_shapes: tuple[tuple[int, ...], ...], whole: tuple[int, ...]
     ) -> Structure:
-        """Broadcast inputs to ``whole``: outputs begin with that shape and depend on the matching elements."""
+        """Broadcast inputs to ``whole``: outputs begin with that shape and depend on the matching elements.
+
+        Kept for the shapes of the last calls: of a million elements it takes longer to make than to use.
+        """
         sizes = [int(np.prod(shape)) for shape in shapes]
         first = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.intp)
         rows: list[Array] = []
@@ -65,7 +67,7 @@ class Structure:
             rows.append(np.concatenate(parts))
         outputs = sum(int(np.prod(s)) for s in output_shapes)
         source = np.stack(rows) if rows else np.zeros((0, outputs), np.intp)
-        return cls(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
+        return Structure(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
 
     @classmethod
     def declared(cls, sparsity: Any, inputs: int, outputs: int) -> Structure:
@@ -109,8 +111,27 @@ class Structure:
         """Return where an output depends on the group, ``(groups, m)`` or ``(groups, 1)``."""
         return self.source[groups] >= 0
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether output i depends on input i of each group, inputs counted group by group."""
+        groups, size = self.source.shape
+        if self.colour.size != groups * size or size != self.outputs or not size:
+            return False
+        return bool(np.array_equal(self.source.ravel(), np.arange(groups * size)))
+
+    @cached_property
+    def all_move(self) -> bool:
+        """Whether every input is in group 0."""
+        return not self.colour.any()
+
+    def collect_groups(self, marked: Array) -> Array:
+        """Return which groups have an input that is marked."""
+        return np.bincount(self.colour, marked, minlength=self.groups)[: self.groups] > 0.0
+
     def spread(self, values: Array, groups: Array, fill: float = 1.0) -> Array:
         """Return for each group and output the value, of ``(..., n)``, of the input it depends on."""
+        if self.in_order and groups.size == self.groups:
+            return values.reshape(*values.shape[:-1], *self.source.shape)
         source = self.source[groups]
         if values.shape[-1] == 0:
             return np.full(values.shape[:-1] + source.shape, fill)
@@ -118,6 +139,8 @@ class Structure:
 
     def collect(self, values: Array, groups: Array) -> Array:
         """Return for each input the sum of ``(groups, m)`` over the outputs that depend on it."""
+        if self.in_order and groups.size == self.groups:
+            return values.ravel()
         source = self.source[groups]
         if source.shape[1] == 1:
             total = np.zeros(self.colour.size)
@@ -145,11 +168,18 @@ class Jacobian:
 
     def pull(self, cotangents: Array) -> Array:
         """Return the vector-Jacobian products ``(e, n)`` of cotangents ``(e, m)``, real."""
-        return np.real(self._contract(np.conj(self.value), cotangents))
+        value = np.conj(self.value) if np.iscomplexobj(self.value) else self.value
+        return np.real(self._contract(value, cotangents))
 
     def pull_error(self, cotangents: Array) -> Array | None:
         """Return by how much each of :meth:`pull` may be wrong."""
-        return None if self.error is None else self._contract(self.error, np.abs(cotangents))
+        if self.error is None:
+            return None
+        size, lost = np.abs(cotangents), ~np.isfinite(self.error)
+        if not lost.any():
+            return self._contract(self.error, size)
+        found = self._contract(np.where(lost, 0.0, self.error), size)
+        return np.where(self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found)
 
     def push(self, tangents: Array) -> Array:
         """Return the Jacobian-vector products ``(e, m)`` of tangents ``(e, n)``."""
@@ -162,12 +192,14 @@ class Jacobian:
         """Return for each output the largest error of its derivatives."""
         if self.error is None:
             return None
-        return self.error.max(axis=0, initial=0.0)
+        return self.error[0] if len(self.error) == 1 else self.error.max(axis=0, initial=0.0)
 
     def _contract(self, table: Array, cotangents: Array) -> Array:
         structure = self.structure
         if structure.is_dense:
             return cotangents @ table.T
+        if structure.in_order:
+            return (cotangents[:, None, :] * table).reshape(len(cotangents), -1)
         mask = structure.source >= 0
         index, size = structure.source[mask], structure.colour.size
         rows = [(table * g)[mask] for g in cotangents]

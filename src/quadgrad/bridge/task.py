@@ -6,27 +6,31 @@ may carry ``extra`` dimensions after these, several vectors for one function val
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from quadgrad._core.errors import BridgeError
-from quadgrad.bridge.contract import Array, Arrays, Spec, warn_not_finite
+from quadgrad._core.errors import BridgeError, BridgeWarning, warn
+from quadgrad.bridge.contract import Array, Arrays, Spec, rounding, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
-from quadgrad.bridge.linearization import Counter, Linearization, floating
+from quadgrad.bridge.linearization import Counter, Linearization, NoDerivativeError, OutsideError, floating
 from quadgrad.bridge.options import Info, Options
 
 __all__ = ["Task"]
 
 REMEMBERED = 16
-"""At how many inputs values and Jacobians are kept."""
+"""At how many inputs values and Jacobians are kept, if the memory allowed suffices; at the last one always."""
+WHOLE, SAMPLE = 2**14, 64
+"""Inputs of more bytes are looked up by so many of their numbers, then compared."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Point:
     """A value of the function, and its linearizations with respect to some of the inputs."""
 
@@ -35,6 +39,23 @@ class _Point:
     linearizations: dict[tuple[int, ...], Linearization] = field(
         default_factory=dict[tuple[int, ...], Linearization]
     )
+    size: int = 0
+
+    def is_at(self, inputs: Arrays) -> bool:
+        """Whether this is the point, to the last bit."""
+        return all(map(_same, self.inputs, inputs))
+
+    def release(self) -> None:
+        """Let go of what refers to itself, and would stay until Python looks for circles of references."""
+        for linearization in self.linearizations.values():
+            linearization.release()
+
+    def weigh(self) -> None:
+        """Write down how many bytes it remembers, shared arrays counted once."""
+        arrays = [*self.inputs, *self.outputs]
+        for linearization in self.linearizations.values():
+            arrays += linearization.arrays()
+        self.size = sum({id(a): a.nbytes for a in arrays}.values())
 
 
 class Task:
@@ -70,7 +91,7 @@ class Task:
         computed = self._widened(inputs)
         outputs = self.callee.one(computed)
         self.counter.nfev += 1
-        if remember or self._known:
+        if (remember and not self._stateless) or self._known:
             self._notice(computed, outputs, remember)
         return self._given_back(inputs, outputs, 0)
 
@@ -79,13 +100,13 @@ class Task:
         shape = inputs[0].shape[:lanes]
         if 0 in shape:
             return tuple(np.zeros(shape + s.shape, s.dtype) for s in self.specs(_signature(inputs, lanes)))
-        stacks = [x.reshape(-1, *x.shape[lanes:]) for x in self._widened(inputs)]
+        count = int(np.prod(shape))
+        stacks = [x.reshape(count, *x.shape[lanes:]) for x in self._widened(inputs)]
         found = self.callee.many(stacks)
-        count = len(stacks[0])
         self.counter.nfev += count
-        if count <= REMEMBERED:
+        if count <= REMEMBERED and not self._stateless:
             for i in range(count):
-                self._notice(tuple(s[i] for s in stacks), tuple(y[i] for y in found), True)
+                self._notice(tuple(s[i, ...] for s in stacks), tuple(y[i, ...] for y in found), True)
         outputs = tuple(y.reshape(shape + y.shape[1:]) for y in found)
         return self._given_back(inputs, outputs, lanes)
 
@@ -148,63 +169,113 @@ class Task:
 
     def _notice(self, inputs: Arrays, outputs: Arrays, remember: bool) -> None:
         """Remember a value; forget what was known where the function has changed."""
-        key = _key(inputs)
-        old = self._known.get(key)
-        if old is not None and all(a.tobytes() == b.tobytes() for a, b in zip(old.outputs, outputs, strict=False)):
+        old = self._recall(inputs)
+        if old is not None and all(map(_same, old.outputs, outputs)):
             return
         if old is not None:  # what is known elsewhere is of the function as it was
-            self._known.clear()
+            self.forget()
         if old is not None or remember:
-            self._keep(key, _Point(tuple(map(np.array, inputs)), tuple(map(np.array, outputs))))
+            self._keep(_Point(tuple(map(np.array, inputs)), tuple(map(np.array, outputs))))
 
-    def _keep(self, key: Any, point: _Point) -> _Point:
+    def _recall(self, inputs: Arrays) -> _Point | None:
+        point = self._known.get(_key(inputs)) if self._known else None
+        return point if point is not None and point.is_at(inputs) else None
+
+    def _keep(self, point: _Point) -> _Point:
+        key = _key(point.inputs)
         self._known[key] = point
         self._known.move_to_end(key)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._trim()
         return point
+
+    def _trim(self) -> None:
+        """Forget the oldest points while there are too many, or they take too much memory; but not the last."""
+        if not self._known:
+            return
+        next(reversed(self._known.values())).weigh()  # the others have not changed since they were last
+        size, allowed = sum(point.size for point in self._known.values()), self.options.memory * 2.0**20
+        while len(self._known) > 1 and (len(self._known) > REMEMBERED or size > allowed):
+            oldest = self._known.popitem(last=False)[1]
+            size -= oldest.size
+            oldest.release()
 
     def linearize(self, inputs: Arrays, wanted: Sequence[int]) -> Linearization:
         """Return what is known at an input, evaluating the function there if nothing is."""
         inputs, chosen = self._widened(inputs), tuple(wanted)
-        key = _key(inputs)
-        point = self._known.get(key)
+        point = self._recall(inputs)
         if point is None:
             self.counter.nfev += 1
             point = _Point(tuple(map(np.array, inputs)), self.callee.one(inputs))
-        self._keep(key, point)
+        self._keep(point)
         if chosen not in point.linearizations:
-            point.linearizations[chosen] = Linearization(
-                self.callee, self.options, self.names, point.inputs, point.outputs, chosen, self.counter,
-                self._refusals, partial(self.linearize, wanted=chosen),
-            )  # fmt: skip
+            point.linearizations[chosen] = self._linearization(point.inputs, point.outputs, chosen)
         return point.linearizations[chosen]
+
+    def _linearization(self, inputs: Arrays, outputs: Arrays, chosen: tuple[int, ...]) -> Linearization:
+        # Weakly: a circle of references would keep what is forgotten until Python looks for circles.
+        return Linearization(
+            self.callee, self.options, self.names, inputs, outputs, chosen, self.counter, self._refusals,
+            partial(_linearize, weakref.ref(self), chosen),
+        )  # fmt: skip
+
+    def _first_order(self, inputs: Arrays, wanted: Sequence[int]) -> Linearization:
+        """Return the linearization for first-order products: of derivatives that need no value, without one."""
+        if not self._stateless:
+            return self.linearize(inputs, wanted)
+        inputs = self._widened(inputs)
+        latest = self._latest
+        if latest is None or latest[2] or latest[0] != [(x.shape, x.dtype) for x in inputs]:
+            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in self.specs(_signature(inputs, 0)))
+        else:
+            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in latest[1])
+        return self._linearization(inputs, outputs, tuple(wanted))
+
+    @property
+    def _stateless(self) -> bool:
+        """Whether first derivatives are given and cost no more than the function does: nothing is remembered then."""
+        return self.options.derivative is not None or self.options.vjp is not None
 
     def forget(self) -> None:
         """Forget all values and Jacobians."""
+        for point in self._known.values():
+            point.release()
         self._known.clear()
 
     # ------------------------------------------------------------------------------------------ products
 
     def vjp(
-        self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], cotangents: Sequence[Array]
+        self,
+        wanted: Sequence[int],
+        lanes: int,
+        extra: int,
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        dtypes: Sequence[torch.dtype] | None = None,
     ) -> Arrays:
-        """Return vector-Jacobian products, one for each wanted input."""
-        before, seen = self.counter.nfev, list[tuple[Linearization, Array]]()
+        """Return vector-Jacobian products, one for each wanted input.
+
+        ``dtypes`` are those in which they are handed on, if not those of the inputs.
+        """
+        before, seen = self.counter.nfev, list[_Pulled]()
 
         def pull(point: Linearization, rows: Array) -> Array:
-            seen.append((point, rows))
-            return point.pull(rows)
+            seen.append(_Pulled(point, rows, point.pull(rows)))
+            return seen[-1].found
 
-        found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, "inputs")
-        self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before))
+        found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, self._first_order, "inputs")
+        if dtypes is None:
+            dtypes = [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
+        self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before, dtypes))
+        self._trim()
         return found
 
     def jvp(
         self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]
     ) -> Arrays:
         """Return Jacobian-vector products, one for each output."""
-        return self._over_lanes(wanted, lanes, extra, inputs, [tangents], Linearization.push, "outputs")
+        return self._over_lanes(
+            wanted, lanes, extra, inputs, [tangents], Linearization.push, self._first_order, "outputs"
+        )
 
     def second_vjp(
         self,
@@ -217,7 +288,7 @@ class Task:
     ) -> Arrays:
         """Return derivatives of vector-Jacobian products along tangents, one for each wanted input."""
         return self._over_lanes(
-            wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, "inputs"
+            wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, self.linearize, "inputs"
         )
 
     def second_jvp(
@@ -230,7 +301,9 @@ class Task:
         second: Sequence[Array],
     ) -> Arrays:
         """Return second derivatives along pairs of directions, one for each output."""
-        return self._over_lanes(wanted, lanes, extra, inputs, [first, second], Linearization.second_push, "outputs")
+        return self._over_lanes(
+            wanted, lanes, extra, inputs, [first, second], Linearization.second_push, self.linearize, "outputs"
+        )
 
     def _over_lanes(
         self,
@@ -240,30 +313,79 @@ class Task:
         inputs: Sequence[Array],
         vectors: Sequence[Sequence[Array]],
         product: Callable[..., Array],
+        linearize: Callable[[Arrays, Sequence[int]], Linearization],
         like: str,
     ) -> Arrays:
         """Apply a product of flat vectors in each lane."""
         lane_shape = inputs[0].shape[:lanes]
         extra_shape = vectors[0][0].shape[lanes : lanes + extra] if vectors[0] else ()
         count = int(np.prod(extra_shape))
-        rows: list[list[Array]] = []
+        if like == "inputs":
+            shapes = [inputs[i].shape[lanes:] for i in wanted]
+        else:
+            shapes = [spec.shape for spec in self.specs(_signature(inputs, lanes))]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        rows: list[Array] = []
+        lost: list[tuple[tuple[int, ...], Exception]] = []
         for index in np.ndindex(*lane_shape):
-            point = self.linearize(tuple(x[index] for x in inputs), wanted)
-            flat = [np.concatenate([np.reshape(v[index], (count, -1)) for v in group], axis=1) for group in vectors]
-            arrays = [point.inputs[i] for i in point.wanted] if like == "inputs" else list(point.outputs)
-            if any(sum(each.size for each in side) == 0 for side in (point.outputs, [inputs[i] for i in wanted])):
+            at = (*index, ...)
+            flat = [_flat([v[at] for v in group], count) for group in vectors]
+            if any(rows.shape[1] == 0 for rows in flat) or not sum(sizes):
                 # Of nothing, or with respect to nothing: no method has a step to take.
-                found = np.zeros((count, sum(a.size for a in arrays)))
-            else:
-                found = product(point, *flat)
-            ends = np.cumsum([a.size for a in arrays])[:-1]
-            parts = np.split(found, ends, axis=1)
-            rows.append([p.reshape(extra_shape + a.shape) for p, a in zip(parts, arrays, strict=True)])
-        return tuple(np.stack(column).reshape(lane_shape + column[0].shape) for column in zip(*rows, strict=True))
+                rows.append(np.zeros((count, sum(sizes))))
+                continue
+            try:
+                rows.append(product(linearize(tuple(x[at] for x in inputs), wanted), *flat))
+            except (NoDerivativeError, OutsideError) as error:
+                lost.append((index, error))
+                rows.append(np.full((count, sum(sizes)), np.nan))
+        if lost:
+            self._warn_lost(lost, len(rows))
+        if not rows:
+            return tuple(np.zeros((*lane_shape, *extra_shape, *shape)) for shape in shapes)
+        table = rows[0] if len(rows) == 1 else np.stack(rows)
+        parts = np.split(table, np.cumsum(sizes)[:-1], axis=-1)
+        return tuple(p.reshape((*lane_shape, *extra_shape, *shape)) for p, shape in zip(parts, shapes, strict=True))
+
+    def _warn_lost(self, lost: Sequence[tuple[tuple[int, ...], Exception]], count: int) -> None:
+        """Warn of lanes that have no derivative; raise if none has one."""
+        index, error = lost[0]
+        if len(lost) == count:
+            raise error
+        warn(
+            f"{error}. This is lane {list(index)}, and {len(lost)} of {count} lanes are such: their derivatives are NaN",
+            BridgeWarning,
+        )
+
+
+def _linearize(task: weakref.ref[Task], wanted: tuple[int, ...], inputs: Arrays) -> Linearization:
+    """Return the linearization at another input."""
+    alive = task()
+    assert alive is not None
+    return alive.linearize(inputs, wanted)
+
+
+def _flat(vectors: Sequence[Array], count: int) -> Array:
+    """Return vectors side by side, ``(count, size)``."""
+    rows = [np.reshape(v, (count, -1)) if v.size else np.zeros((count, 0)) for v in vectors]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same to the last bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.nbytes > WHOLE and a.flags.c_contiguous and b.flags.c_contiguous:
+        return bool(np.array_equal(a.reshape(-1).view(np.uint32), b.reshape(-1).view(np.uint32)))
+    return a.tobytes() == b.tobytes()
 
 
 def _key(inputs: Sequence[Array]) -> Any:
-    return tuple((x.dtype.char, x.shape, x.tobytes()) for x in inputs)
+    return tuple((x.dtype.char, x.shape, _sample(x).tobytes()) for x in inputs)
+
+
+def _sample(x: Array) -> Array:
+    return x if x.nbytes <= WHOLE else x.reshape(-1)[:: max(1, x.size // SAMPLE)]
 
 
 def _signature(inputs: Sequence[Array], lanes: int) -> tuple[Spec, ...]:
@@ -274,25 +396,47 @@ def _specs(given: Sequence[tuple[tuple[int, ...], Any]], lanes: int) -> tuple[Sp
     return tuple(Spec(shape[lanes:], dtype) for shape, dtype in given)
 
 
-def _info(seen: Sequence[tuple[Linearization, Array]], lane_shape: tuple[int, ...], nfev: int) -> Info:
+class _Pulled(NamedTuple):
+    """What a backward pass did in one lane."""
+
+    point: Linearization
+    rows: Array
+    found: Array
+
+
+def _info(
+    seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtypes: Sequence[torch.dtype]
+) -> Info:
     """Return what a backward pass found, over all lanes."""
     if not seen:
         return Info("none", nfev, None, None, None)
-    first = seen[0][0]
+    first = seen[0].point
     if first.options.given is not None:
         return Info("given", nfev, None, None, None)
-    by_output = [_cut(point.jacobian.output_error(), point.outputs) for point, _ in seen]
-    by_input = [_cut(_worst(point, rows), [point.inputs[i] for i in point.wanted]) for point, rows in seen]
+    by_output = [_cut(each.point.jacobian.output_error(), each.point.outputs) for each in seen]
+    by_input = [_gradient_error(each, dtypes) for each in seen]
+    count = int(np.prod(lane_shape))
+    if len(seen) < count:  # lanes without a derivative were left out
+        return Info(first.method, nfev, first.problem.roughness, None, None, "some lanes have no derivative")
     stack = lambda columns: tuple(
-        np.stack(column).reshape(lane_shape + column[0].shape) for column in zip(*columns, strict=True)
+        (column[0] if len(column) == 1 else np.stack(column)).reshape(lane_shape + column[0].shape)
+        for column in zip(*columns, strict=True)
     )
     note = first.complex_refusal or "" if first.options.method == "auto" else ""
     return Info(first.method, nfev, first.problem.roughness, stack(by_output), stack(by_input), note)
 
 
-def _worst(point: Linearization, rows: Array) -> Array | None:
-    error = point.jacobian.pull_error(rows)
-    return None if error is None else error.max(axis=0, initial=0.0)
+def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]:
+    """Return for each input how wrong its gradient may be, rounded to its dtype."""
+    error = each.point.jacobian.pull_error(each.rows)
+    assert error is not None
+    arrays = [each.point.inputs[i] for i in each.point.wanted]
+    ends = np.cumsum([a.size for a in arrays])[:-1]
+    parts = zip(np.split(error, ends, axis=1), np.split(each.found, ends, axis=1), arrays, dtypes, strict=True)
+    return [
+        (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
+        for e, f, a, d in parts
+    ]
 
 
 def _cut(flat: Array | None, arrays: Sequence[Array]) -> list[Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import update_wrapper
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
-from quadgrad.bridge.contract import array_of, tensor_of, unknown_input
+from quadgrad.bridge.contract import array_of, refuse_dressed, tensor_of, unknown_input
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up
 from quadgrad.bridge.linearization import Linearization, floating
 from quadgrad.bridge.options import Info, Options, make_options
@@ -28,9 +29,11 @@ from quadgrad.bridge.task import Task
 
 __all__ = ["Wrapped", "wrap"]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _wrapped: weakref.WeakValueDictionary[str, Wrapped] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
+
+TASKS = 16
+"""For how many combinations of static arguments values and Jacobians are kept."""
 
 
 def wrap(
@@ -48,8 +51,9 @@ def wrap(
     static: Sequence[int | str] = (),
     bounds: Any = None,
     executor: Executor | None = None,
-    noise: float | None = None,
+    noise: float | tuple[float, float] | None = None,
     seed: int | None = None,
+    memory: float = 16.0,
 ) -> Any:
     """Make a function that autograd cannot see differentiable.
 
@@ -65,8 +69,8 @@ def wrap(
     derivative : str or callable, optional
         How derivatives are computed, one of
 
-        * ``"central"``: differences with an error bar, 4 evaluations for each input element;
-        * ``"forward"``: half the evaluations, half the digits;
+        * ``"central"``: differences with an error bar, 3 evaluations for each input element;
+        * ``"forward"``: 2 evaluations, half the digits;
         * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
         * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
         it is
@@ -105,10 +109,20 @@ def wrap(
         ``(lower, upper)`` between which fn may be called, for all inputs; or a dict from names or positions.
     executor : concurrent.futures.Executor, optional
         Runs the evaluations. Results do not depend on it.
-    noise : float, optional
-        The relative noise level of fn's outputs. Estimated (6 evaluations for each new input) if not given.
+    noise : float or pair, optional
+        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for each
+        new input) if not given. An estimate sees what differs between points close together, and no error that is
+        smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes the
+        same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives that are
+        right to three digits at best, though its outputs look noiseless. Give what its results are good for: of
+        ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 * atol)``.
+        Where outputs are as good as that, the reported error covers the true one; and a tighter solver buys more than
+        any method here.
     seed : int, optional
         For ``"spsa"``.
+    memory : float
+        Megabytes for values and Jacobians at inputs seen lately, of each combination of static arguments; those at the
+        last input are kept always.
 
     Returns
     -------
@@ -124,8 +138,11 @@ def wrap(
 
     Notes
     -----
-    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by two steps, and of
-    noise. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
+    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by how differences of rising
+    order fall, and of noise. Where the step does not see what the function does at x, it shrinks, at the cost of more
+    evaluations; where none does, the error is infinite. At a kink the derivative is the mean of the slopes on both
+    sides, and its error covers both. Of an output that is flat at x and rises in coarse steps it is the slope between
+    the steps, 0, with an error that covers their trend; of one that is printed or rounded, the trend. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
 
     Examples
     --------
@@ -145,7 +162,7 @@ def wrap(
         raise TypeError(f"wrap: the first argument is the function; write derivative={fn!r}")
     options = make_options(
         derivative, {"jacobian": jacobian, "vjp": vjp, "jvp": jvp}, out_shape=out_shape, bounds=bounds, noise=noise,
-        seed=seed, sparsity=sparsity,
+        seed=seed, sparsity=sparsity, memory=memory,
     )  # fmt: skip
     calling = {"vectorized": vectorized, "scalars": scalars, "tensors": tensors, "executor": executor}
     if fn is None:
@@ -175,7 +192,7 @@ class Wrapped:
         self.info: Info | None = None
         self._signature = _signature(fn)
         self._parameters = tuple(self._signature.parameters) if self._signature else ()
-        self._static = _static(static, self._parameters, fn)
+        self._static = _static(static, self._parameters, fn, _most_arguments(self._signature))
         ufunc = isinstance(fn, np.ufunc) and fn.signature is None
         self._calling: dict[str, Any] = calling | {
             "elementwise": options.sparsity == "elementwise"
@@ -183,7 +200,8 @@ class Wrapped:
             else options.sparsity is None and (ufunc or calling["scalars"] or options.derivative is not None),
             "vectorized": ufunc or calling["vectorized"],
         }
-        self._tasks: dict[Any, tuple[Task, str]] = {}
+        self._tasks: OrderedDict[Any, tuple[Task, str]] = OrderedDict()
+        self._pinned: dict[str, Task] = {}
         self._name_for_compilers = f"wrapped {next(_numbers)}"
         _wrapped[self._name_for_compilers] = self
 
@@ -219,7 +237,7 @@ class Wrapped:
 
     def forget(self) -> None:
         """Forget remembered values and Jacobians: after a change that the function's outputs do not show."""
-        for task, _ in self._tasks.values():
+        for task in [*(task for task, _ in self._tasks.values()), *self._pinned.values()]:
             task.forget()
 
     def linearization(self, inputs: Sequence[Tensor], statics: tuple[Any, ...] = ()) -> Linearization:
@@ -245,6 +263,10 @@ class Wrapped:
         args = self._positional(args, kwargs) if kwargs else args
         statics: tuple[Any, ...] = ()
         if self._static:
+            if self._signature is None or _most_arguments(self._signature) is None:
+                absent = [i for i in sorted(self._static) if i >= len(args)]
+                if absent:
+                    raise TypeError(f"{_name(self.fn)}: static={absent[0]}, but it was called with {len(args)} arguments")
             statics = tuple(a for i, a in enumerate(args) if i in self._static)
             args = tuple(a for i, a in enumerate(args) if i not in self._static)
         if not args:
@@ -263,8 +285,9 @@ class Wrapped:
 
     def task(self, count: int, statics: tuple[Any, ...]) -> tuple[Task, str]:
         """Return the function with these static arguments, registered."""
+        key = count, tuple(map(_told_apart, statics))
         try:
-            found = self._tasks.get((count, statics))
+            found = self._tasks.get(key)
         except TypeError:
             raise TypeError(
                 f"{_name(self.fn)}: static arguments must be hashable; bind others with functools.partial or a "
@@ -278,8 +301,18 @@ class Wrapped:
             task = Task(
                 Callee(self.fn, _name(self.fn), slots, **self._calling), self.options, inputs, self._remember
             )
-            found = self._tasks[count, statics] = (task, operators.register(task))
+            found = self._tasks[key] = (task, operators.register(task))
+            if len(self._tasks) > TASKS:  # graphs hold on to the tasks they need, compiled code to all it has seen
+                self._tasks.popitem(last=False)[1][0].forget()
+        else:
+            self._tasks.move_to_end(key)
         return found
+
+    def pinned_handle(self, count: int, statics: tuple[Any, ...]) -> str:
+        """Return the handle of a task that is never let go: for compilers, which keep the handle alone."""
+        task, handle = self.task(count, statics)
+        self._pinned[handle] = task
+        return handle
 
     def _remember(self, info: Info) -> None:
         self.info = info
@@ -296,7 +329,7 @@ def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
             "supported: "
             "apply the transform outside torch.compile, or leave that part uncompiled"
         )
-    return _wrapped[name].task(count, statics)[1]
+    return _wrapped[name].pinned_handle(count, statics)
 
 
 def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
@@ -304,11 +337,13 @@ def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return True
     wanted = torch.is_grad_enabled()
-    return any(type(t) not in _PLAIN or (wanted and t.requires_grad) for t in inputs)
+    return any(type(t) not in operators.PLAIN or (wanted and t.requires_grad) for t in inputs)
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
     """Turn arrays and numbers into tensors; Python floats take the dtype of the others."""
+    for i, v in enumerate(values):
+        refuse_dressed(v, f"{name}: input {i}")
     tensors = [torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray | np.generic) else v for v in values]
     real = [t.dtype for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     dtype = real[0] if real else torch.float64
@@ -337,13 +372,33 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _static(static: Sequence[int | str], parameters: Sequence[str], fn: Callable[..., Any]) -> frozenset[int]:
-    """Return the positions of static arguments."""
+def _most_arguments(signature: inspect.Signature | None) -> int | None:
+    """Return how many positional arguments a function takes; None if any number, or nobody knows."""
+    if signature is None or any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values())
+
+
+def _told_apart(value: Any) -> Any:
+    """Return a key for a static argument: Python takes 1 for True and 1.0, and 0.0 for -0.0; a function may not."""
+    if isinstance(value, tuple):
+        return type(value), tuple(map(_told_apart, value))
+    return type(value), repr(value) if isinstance(value, float | complex) else value
+
+
+def _static(
+    static: Sequence[int | str], parameters: Sequence[str], fn: Callable[..., Any], most: int | None
+) -> frozenset[int]:
+    """Return the positions of static arguments; ``most`` is how many arguments fn takes, if that is known."""
     if isinstance(static, int | str):
         static = (static,)
     positions: set[int] = set()
     for key in static:
         if isinstance(key, str) and key not in parameters:
             raise ValueError(f"static={key!r} is no parameter of {_name(fn)}; it has {', '.join(parameters)}")
-        positions.add(parameters.index(key) if isinstance(key, str) else key)
+        position = parameters.index(key) if isinstance(key, str) else key
+        if position < 0 or (most is not None and position >= most):
+            has = f"it has {most}, counted from 0" if most is not None else "positions are counted from 0"
+            raise ValueError(f"static={key!r} is no position of an argument of {_name(fn)}; {has}")
+        positions.add(position)
     return frozenset(positions)

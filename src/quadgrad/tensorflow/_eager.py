@@ -15,7 +15,7 @@ from quadgrad.tensorflow._integrand import Function
 from quadgrad.tensorflow._recording import is_recording
 from quadgrad.tensorflow._replay import replay, take_logarithm
 from quadgrad.tensorflow._result import Result
-from quadgrad.tensorflow._search import HandOver, Options, Searched, search, speaking
+from quadgrad.tensorflow._search import HandOver, Options, Searched, in_its_words, search, speaking
 
 __all__ = ["cross", "integrate_eagerly"]
 
@@ -43,7 +43,7 @@ def integrate_eagerly(function: Function, jumps: Function | None, inputs: Inputs
         kept = tf.reshape(tf.cast(replayed[0], tensorflow_dtype(value.dtype)), tuple(value.shape))
     else:
         kept = to_tensorflow(value)
-    return Result(kept, error, status, nfev, found.plan, found.detail)
+    return Result(kept, error, status, nfev, found.plan, in_its_words(found.detail))
 
 
 def cross(searched: Searched) -> Any:

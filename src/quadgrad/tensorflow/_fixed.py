@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.tolerance import returned_dtype
@@ -23,6 +24,7 @@ __all__ = ["replay"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def replay(
     f: Callable[..., Any],
     plan: Plan,

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._core.advice import Called, remedy, signature
 from quadgrad._core.errors import IntegrandError
+from quadgrad._core.verbs.inputs import refuse_other_than_functions
 from quadgrad.tensorflow._crossing import is_tensor, tensorflow_dtype, to_tensorflow, to_torch
 from quadgrad.tensorflow._framework import tf
 from quadgrad.tensorflow._recording import add_note, is_watched, silence
@@ -30,6 +32,8 @@ class Function:
     """
 
     def __init__(self, f: Callable[..., Any], name: str = "integrand", point_ndim: int = 0) -> None:
+        if not callable(f) and name == "integrand":
+            refuse_other_than_functions(f)
         if not callable(f):
             raise TypeError(f"{name} must be a function f(x, *args), not {type(f).__name__}")
         self.f, self.name, self.point_ndim = f, name, point_ndim
@@ -42,12 +46,14 @@ class Function:
             x = _cast(x, self.dtype)
             args = [_cast(a, self.dtype) if is_tensor(a) else a for a in args]
         try:
-            y = self.f(x, *args)
+            y: Any = self.f(x, *args)
         except Exception as error:
             add_note(error, _note(self, error, x, args))
             raise
         if isinstance(y, tf.Variable):
             y = tf.convert_to_tensor(y)
+        if self.name == "integrand" and _is_number(y):
+            y = self._spread(y, x, args)
         if not isinstance(y, tf.Tensor):
             raise IntegrandError(f"the {self.name} returned {_describe(y)}")
         if not (y.dtype.is_floating or y.dtype.is_complex):
@@ -60,6 +66,27 @@ class Function:
         if y.shape.rank < grid.rank or not y.shape[: grid.rank].is_compatible_with(grid):
             raise IntegrandError(_wrong_shape(self, x, y, args))
         return y
+
+    def _spread(self, y: complex, x: Any, args: Sequence[Any]) -> Any:
+        """Return a number that f returned at each x; refuse one that it made of many x, which a graph cannot."""
+        ones = tf.ones_like(x[..., 0] if self.point_ndim else x)
+        if tf.executing_eagerly() and ones.shape.num_elements() > 1:
+            points = tf.reshape(x, [-1, *x.shape[x.shape.rank - self.point_ndim :]])
+            for one in (points[:1], points[-1:]):
+                other = self.f(tf.reshape(tf.broadcast_to(one, points.shape), x.shape), *args)
+                if is_tensor(other) or not (other == y or (other != other and y != y)):
+                    raise IntegrandError(
+                        f"the {self.name} returned one number for many x, {y!r}, and {other!r} where all x are the "
+                        "first of them: leave out float() and .numpy(); a function of one number is wrapped by "
+                        "quadgrad.tensorflow.wrap(f, scalars=True)"
+                    )
+        if isinstance(y, complex):
+            ones = tf.cast(ones, tf.complex128 if x.dtype == tf.float64 else tf.complex64)
+        return tf.constant(y, ones.dtype) * ones
+
+
+def _is_number(y: object) -> bool:
+    return isinstance(y, int | float | complex)
 
 
 def _cast(tensor: Any, dtype: Any) -> Any:
@@ -83,10 +110,14 @@ def _describe(y: Any) -> str:
     if isinstance(y, Tensor):
         return "a torch.Tensor: integrate it by quadgrad.quad, or wrap it by quadgrad.tensorflow.wrap"
     if isinstance(y, float | int | complex):
-        return f"the number {y!r}: spread a constant to x's shape, c * tf.ones_like(x)"
+        return f"the number {y!r}"
     if isinstance(y, list | tuple):
         return f"a {type(y).__name__}: tf.stack(..., axis=-1) makes it one tensor, with an event dimension"
-    return f"{type(y).__name__}, not a tf.Tensor"
+    if y is None:
+        return "None: is its return missing?"
+    if is_tensor(getattr(y, "value", None)):
+        return f"a {type(y).__name__}: return its value"
+    return f"{type(y).__name__}, not a tf.Tensor" + (": it was not called, end it with (x)" if callable(y) else "")
 
 
 def _shapes(x: Any, args: Sequence[Any]) -> str:
@@ -103,13 +134,20 @@ _ELEMENT = (
 _ROWS = "A Keras model wants one row for each point: tf.reshape(model(tf.reshape(x, [-1, 1])), tf.shape(x))"
 
 
+_POINTS = "A Keras model of d inputs takes points as they are, model(x)[..., 0], d being the length of a and b"
+
+
 def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> str:
     """Say how f was called when it raised, and what usually helps."""
     text = f"quadgrad.tensorflow: raised by the {function.name}. {_shapes(x, args)}"
     said = str(error)
+    text += remedy(error, Called(function.f, torch.empty(0), args), (signature,))
     if any(is_tensor(a) and a.shape.rank != 0 for a in args):
         text += f". {_ELEMENT}"
-    if any(word in said for word in ("double", "float", "half", "dtype")):
+    if "incompatible with the layer" in said:  # whose text has dtypes and dimensions in it, too
+        return f"{text}. {_POINTS if function.point_ndim else _ROWS}"
+    one_number = any(word in said for word in ("ambiguous", "scalar", "real number"))
+    if not one_number and any(word in said for word in ("double", "float", "half", "dtype")):
         text += (
             ". x has the dtype of the tensors among limits, args and points (Python numbers do not count; float32 "
             "if there are none), and TensorFlow does not mix dtypes: where f closes over others, give a limit in "
@@ -120,13 +158,13 @@ def _note(function: Function, error: Exception, x: Any, args: Sequence[Any]) -> 
             ". A graph that does not know how many dimensions f returns takes it for those of x: where there are "
             "event dimensions behind them, say so by tf.ensure_shape"
         )
-    if "ambiguous" in said or "scalar" in said:
+    if one_number:
         text += (
             ". f is called with many x at once: tf.where decides for each, tf.math's functions stand in for those "
             "of math, and quadgrad.tensorflow.wrap(f, scalars=True) takes a function of one number"
         )
-    elif any(word in said for word in ("ndim", "rank", "dimension", "incompatible with the layer")):
-        text += f". {_ROWS}"
+    elif any(word in said for word in ("ndim", "rank", "dimension")) and "out of bounds" not in said:
+        text += f". {_POINTS if function.point_ndim else _ROWS}"
     return text
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from quadgrad._core.estimates.replicates import half_width
 from quadgrad._core.gradient import Differentiated, GradientMode, Reuse
 from quadgrad._core.gradient.samples import SampledPrimal
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.progress import show_progress
@@ -36,6 +37,7 @@ __all__ = ["gradient_error", "qmc"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def qmc(
     f: Callable[..., Any],
     a: Any,

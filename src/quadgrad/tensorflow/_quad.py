@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from quadgrad._core.gradient import Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
-from quadgrad._core.problem import LimitGradient
-from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.quad import check_limit_gradient, check_options
 from quadgrad.tensorflow._call import take_inputs
 from quadgrad.tensorflow._crossing import tensorflow_dtype
 from quadgrad.tensorflow._eager import integrate_eagerly
@@ -22,6 +22,7 @@ __all__ = ["quad"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,
@@ -118,10 +119,7 @@ def quad(
     """
     refuse_torch_only(gradient=gradient, vectorized=vectorized, group=group)
     check_options(on_failure, chunk_size, Reuse())
-    if limit_gradient not in get_args(LimitGradient):
-        raise ValueError(
-            f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, get_args(LimitGradient)))}"
-        )
+    check_limit_gradient(limit_gradient)
     options = Options(rtol, atol, rule, max_nfev, plan, limit_gradient, log, chunk_size, on_failure)
     inputs = take_inputs(a, b, args, points)
     function = Function(f)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
+from quadgrad._core.misuse import NotItsValue, refusal
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result as TorchResult
 from quadgrad._core.result import describe
@@ -17,7 +18,7 @@ __all__ = ["Result"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result(Printed):
+class Result(NotItsValue, Printed):
     """Integrals in TensorFlow tensors, and how far to trust them; ``value, error = result`` unpacks.
 
     A ``tf.function`` may return it.
@@ -47,6 +48,9 @@ class Result(Printed):
     plan: Any
     detail: str = ""
     primal: Any = None
+    its_array: ClassVar[str] = "result.value.numpy()"
+    parts: ClassVar[tuple[str, ...]] = TorchResult.parts
+    elsewhere: ClassVar[dict[str, str]] = TorchResult.elsewhere
 
     def __iter__(self) -> Iterator[Any]:
         yield self.value
@@ -63,6 +67,10 @@ class Result(Printed):
         if tf.is_symbolic_tensor(self.status):
             return "How the integrals end is not known before the graph runs: return status from it."
         return describe(to_torch(self.status)) + self.detail
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> NoReturn:
+        """Refuse to be an argument of a TensorFlow function."""
+        raise TypeError(refusal(type(self), self.its_value))
 
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Tell TensorFlow which parts are tensors."""

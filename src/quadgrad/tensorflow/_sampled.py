@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.sampled import simpson as parabolas
 from quadgrad._core.sampled import trapezoid as trapezoids
 from quadgrad.tensorflow._crossing import is_tensor
@@ -23,6 +24,7 @@ __all__ = ["cumulative_simpson", "cumulative_trapezoid", "simpson", "trapezoid"]
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def trapezoid(y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: bool = False) -> Any:
     """Integrate samples by the trapezoidal rule, as ``scipy.integrate.trapezoid`` does.
 
@@ -73,6 +75,7 @@ def trapezoid(y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_err
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def simpson(y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: bool = False) -> Any:
     """Integrate samples by Simpson's rule, as ``scipy.integrate.simpson`` does: any number of them, uneven too.
 
@@ -114,6 +117,7 @@ def simpson(y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def cumulative_trapezoid(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: bool = False
 ) -> Any:
@@ -153,6 +157,7 @@ def cumulative_trapezoid(
 
 
 @tf.autograph.experimental.do_not_convert
+@names_ours
 def cumulative_simpson(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: bool = False
 ) -> Any:

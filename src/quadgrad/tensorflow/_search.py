@@ -20,7 +20,7 @@ from quadgrad._core.verbs.integrate import integrate
 from quadgrad.tensorflow._call import Inputs, Leaves
 from quadgrad.tensorflow._integrand import Function, View
 
-__all__ = ["HandOver", "Options", "Searched", "search", "speaking"]
+__all__ = ["HandOver", "Options", "Searched", "in_its_words", "search", "speaking"]
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,16 @@ _WORDS = {
     "or is too strong to be followed": "or is too strong to be followed. Where an argument moves with the limit "
     "pass both as one tensor or variable (two slices theta[0] are two tensors), or take limit_gradient='pathwise'",
     "or compute in float64": "or compute in float64 (a limit as tf.constant(0.0, tf.float64))",
+    "torch.tensor(0.0, dtype=torch.float64)": "tf.constant(0.0, tf.float64)",
 }
 """What the engine says in terms of torch, and how it is called here."""
+
+
+def in_its_words(message: str) -> str:
+    """Return a message of the engine as TensorFlow's users read it."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 @contextmanager
@@ -169,9 +177,7 @@ def speaking(site: Site | None = None, symbolic: bool = False, still: Sequence[s
         begin, _, rest = message.partition("the derivative with respect to ")
         if not begin and rest.partition(" is infinite")[0] in still:
             return None
-        for theirs, ours in _WORDS.items():
-            message = message.replace(theirs, ours)
-        return message, site
+        return in_its_words(message), site
 
     token = speaker.set(speak)
     try:

@@ -242,14 +242,14 @@ class _Refinement:
         """Call f on new cells and tell how accurate the curve is on each."""
         problem, rule, eps = self.problem, self.rule, self.noise
         self.nfev += torch.bincount(plan.owner, minlength=problem.batch) * len(rule.nodes)
-        touches = plan.kind >= EXTRAPOLATED
+        touches = plan.touches
         values = sample(problem.integrand, plan, problem.pieces, problem.block).at_nodes
         layout, columns = problem.pieces.lay_out(plan), reals(values, 2)
         columns = columns[..., None] if columns.ndim == 2 else columns
         sums = weigh(rule, columns, columns.abs())
         unscaled = columns / layout.nodes(rule.nodes)[1][..., None]
         blur = blur_of_x(rule, layout, unscaled, sums.variation, problem.pieces.rounding.eps)
-        error, _ = null_rule_error(rule, sums.nulls, sums.size + 0.5 / eps * blur, eps)
+        error, *_ = null_rule_error(rule, sums.nulls, sums.size + 0.5 / eps * blur, eps)
         # Rounding of x moves a point by so much of its cell, and the curve by so much of f dx/dtau.
         spread = (layout.reach / layout.scale).abs() * problem.pieces.rounding.eps
         moved = (columns.abs().amax((0, 2)) * spread).masked_fill(~plan.linear, 0.0)
@@ -289,7 +289,7 @@ class _Refinement:
         ends = values[:, touches]
         terms, seen = apply(self.rule.shares, ends), apply(self.rule.weights[None], ends)[0]
         # Whichever column is best: the lowest that will do may leave nothing beyond the nodes.
-        value, doubt, _, column = to_the_end(terms.flatten(2) if terms.ndim > 2 else terms, 0.0)
+        value, doubt, _, column = to_the_end(terms, terms.abs(), 0.0)
         value = value.reshape(seen.shape)
         kind[touches] = (EXTRAPOLATED + column).to(kind.dtype)
         whole[touches] = value - seen

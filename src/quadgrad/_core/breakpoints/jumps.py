@@ -9,10 +9,12 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core._torch import differentiations, in_transform
 from quadgrad._core.breakpoints.crossings import Zeros, scan_pieces, scan_plan
+from quadgrad._core.breakpoints.found import find_moving_place, find_steep_place
 from quadgrad._core.breakpoints.implicit import attach_derivatives
 from quadgrad._core.breakpoints.unmarked import Least, find_stale_breakpoint, find_unmarked_jump
+from quadgrad._core.errors import UnmarkedJumpWarning, warn
 from quadgrad._core.gradient.boundary import carries_gradient
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
@@ -22,7 +24,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Found
 
-__all__ = ["Search", "Switches", "note_unmarked_jumps"]
+__all__ = ["Search", "Switches", "note_found_places", "note_second_derivatives", "note_unmarked_jumps"]
 
 SCANS = 4
 """Searches at most: one, and another each time the plan shows zeros that the scan before has missed."""
@@ -123,6 +125,44 @@ def _note_doubtful_zeros(zeros: Zeros, sound: Tensor) -> None:
             return
 
 
+def note_found_places(problem: Problem, silent: bool) -> bool:
+    """Tell whether a place that search has found may be missing from the gradient, and say so unless ``silent``."""
+    what, place = find_moving_place(problem) if problem.limits.found else ("", "")
+    if place and not silent:
+        _note(
+            f"the integrand {what} at {place}, where nothing is marked. If the place depends on a parameter, its "
+            "movement is missing from the gradient: name it in points=, as a tensor that requires grad, or give "
+            "jumps= a function that is 0 there. If it is fixed, name it in points= all the same: that also "
+            "saves evaluations"
+        )
+    return bool(place)
+
+
+def note_second_derivatives(problem: Problem, value: Tensor) -> Tensor:
+    """Return a value that says so if its derivative is differentiated, and that is wrong because f is too steep."""
+    if not problem.limits.found or not problem.batch or (in_transform() and differentiations() < 2):
+        return value
+    place = find_steep_place(problem)
+    if not place:
+        return value
+    text = (
+        f"second derivatives are wrong where the place {place} depends on a parameter: the integrand is continuous "
+        "there, but its slope is infinite. Name the place in points=, as a tensor that requires grad, with "
+        'limit_gradient="pathwise"'
+    )
+    if in_transform():
+        _note(text)
+    elif value.requires_grad:
+
+        def look(_: Tensor) -> None:
+            if torch.is_grad_enabled():  # the gradient is made to be differentiated
+                warn(text, UnmarkedJumpWarning)
+
+        value = value.view_as(value)
+        value.register_hook(look)
+    return value
+
+
 def note_unmarked_jumps(problem: Problem, plan: IntervalPlan | None, least: Least) -> bool:
     """Look on a plan, if there is one, for jumps that the gradient does not know of; return whether it has any."""
     if plan is None:
@@ -138,6 +178,7 @@ def note_unmarked_jumps(problem: Problem, plan: IntervalPlan | None, least: Leas
         )
         return True
     marks = problem.limits.marks[2:]
+    marks = marks[: len(marks) - problem.limits.found]
     if not marks or in_transform() or any(carries_gradient(mark) for mark in marks):
         return False
     place = find_stale_breakpoint(problem.integrand, problem.limits.detach(), plan.batch)

@@ -21,9 +21,10 @@ from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.precision import half_inside
 from quadgrad._core.reduce import concatenate
 
-__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump"]
+__all__ = ["Least", "find_stale_breakpoint", "find_unmarked_jump", "nudge"]
 
 Least = Callable[[Tensor], Tensor]
 """The smallest jump that counts in the integrals with these indices ``(n,)``, times the width of its piece."""
@@ -40,6 +41,10 @@ OUTSIDE = 0.05
 WITNESSED = 0.1
 """Least error of a cell with a jump next to its end, relative to that stretch's width times the jump: of 1,387
 random jumps, of 1e-9 to 10, that a look at all cells finds, a look at these finds all."""
+
+STANDS_OUT, USUAL, FEW_STEPS = 4.0, 3, 8.0
+"""A jump in what is computed in half precision is so many times the largest but two second differences of values
+around it, and so many times its eps."""
 
 AROUND, CLOSE = 33, 2.0**-12
 """So many values around a jump, and two beside it, tell whether f is computed in half precision."""
@@ -103,7 +108,8 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
     moved = [i for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad]
     if limits.points is None or not moved:
         return ""
-    owner, places = slice(0, batch), [mark.expand(batch) for mark in limits.marks[2:]]
+    marks = limits.marks[2 : len(limits.marks) - limits.found]
+    owner, places = slice(0, batch), [mark.expand(batch) for mark in marks]
     lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
     delta = limits.rounding.eps**0.5
     with torch.no_grad():
@@ -117,7 +123,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
             jump = largest_component((before[1] - before[0]).abs())
             size = largest_component(before.abs().amax(0))
             for change in (delta, -delta):
-                nudged = _nudge(integrand, moved, change)
+                nudged = nudge(integrand, moved, change)
                 after = look(nudged, x, owner)
                 crossed = largest_component((after - before.flip(0)).abs().flatten(0, 1)).reshape(2, -1).amin(0)
                 stale = inside & (jump > delta**0.5 * size) & (crossed <= BESIDE_JUMP * jump)
@@ -126,7 +132,7 @@ def find_stale_breakpoint(integrand: Integrand, limits: Limits, batch: int) -> s
     return ""
 
 
-def _nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
+def nudge(integrand: Integrand, which: list[int], change: float) -> Integrand:
     """Return the integrand with some arguments changed a little, each by another amount."""
     arguments: list[Argument] = list(integrand.arguments)
     for place, i in enumerate(which):
@@ -233,10 +239,10 @@ def _divide(integrand: Integrand, suspects: _Suspects, limits: Limits, block: in
 
 
 def _is_precision(integrand: Integrand, place: Tensor, owner: Tensor, limits: Limits, block: int) -> Tensor:
-    """Tell where all values of f around are half precision numbers, though f returns others.
+    """Tell where f computes in half precision, though it returns other numbers, and its steps are as large.
 
-    A model computed in half precision is made of steps: what is between two of its numbers is no jump. Values of
-    other functions are no such numbers.
+    A model computed in half precision is made of steps: what is between two of its numbers is no jump. It is known
+    by its values, if they are such numbers, or by what its operations return.
     """
     a, b = (end if end.shape[0] == 1 else end[owner] for end in (limits.a, limits.b))
     lowest, highest = torch.minimum(a, b), torch.maximum(a, b)
@@ -245,12 +251,27 @@ def _is_precision(integrand: Integrand, place: Tensor, owner: Tensor, limits: Li
     x = place + across * place.abs()
     y = look(integrand, torch.where((x > lowest) & (x < highest), x, place), owner, block)
     rise, size = _largest_rise(y), largest_component(y.abs().amax(0))
-    several = (rise[: AROUND - 1] > 0.0).sum(0) >= 4
+    fine = torch.finfo(integrand.call_dtype).eps < torch.finfo(torch.float16).eps
     coarse = torch.zeros_like(place, dtype=torch.bool)
+    if not fine:
+        return coarse
     for half in (torch.bfloat16, torch.float16):
         same = (y == y.to(half).to(y.dtype)).flatten(2).all(2).all(0)
         coarse = coarse | (same & (rise[-1] <= 2.0 * torch.finfo(half).eps * size))
-    return coarse & several & (torch.finfo(integrand.call_dtype).eps < torch.finfo(torch.float16).eps)
+    several = (rise[: AROUND - 1] > 0.0).sum(0) >= 4
+    coarse = coarse & several
+    half = half_inside(integrand, place[None], owner)
+    if half is None:
+        return coarse
+    # What is made of a model's values in half precision is made of steps, too, of any size: a jump stands out. Near
+    # x = 0 such steps are much longer than x.
+    reach = torch.maximum(0.25 * place.abs(), torch.nan_to_num(highest - lowest, posinf=0.0) / DIVISIONS)
+    low, high = torch.maximum(place - reach, lowest), torch.minimum(place + reach, highest)
+    inner = torch.linspace(0.0, 1.0, AROUND + 2, dtype=place.dtype, device=place.device)[1:-1, None]
+    y = look(integrand, low + inner * (high - low), owner, block)
+    bend = _largest_rise(y[1:] - y[:-1]).topk(USUAL, dim=0).values[-1]  # a jump bends the values twice
+    least = FEW_STEPS * torch.finfo(half).eps * largest_component(y.abs().amax(0))
+    return coarse | (rise[-1] <= torch.maximum(STANDS_OUT * bend, least))
 
 
 def _unmarked(place: Tensor, owner: Tensor, limits: Limits, noise: float) -> Tensor:

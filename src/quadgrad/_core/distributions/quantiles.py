@@ -14,8 +14,8 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import scipy  # which imports scipy.special when that is first used: a sixth of the start
 import torch
-from scipy import special
 from torch import Tensor
 
 __all__ = ["elementwise", "log_quantile"]
@@ -30,19 +30,19 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _gamma(u: Array, a: Array) -> Array:
-    x = special.gammaincinv(a, u)
-    small = (np.log(u) + special.gammaln(a + 1.0)) / a
+    x = scipy.special.gammaincinv(a, u)
+    small = (np.log(u) + scipy.special.gammaln(a + 1.0)) / a
     return np.where(x < SMALL, small, np.log(np.maximum(x, SMALL)))
 
 
 def _beta(u: Array, a: Array, b: Array) -> Array:
-    x = special.betaincinv(a, b, u)
-    small = (np.log(u) + np.log(a) + special.betaln(a, b)) / a
+    x = scipy.special.betaincinv(a, b, u)
+    small = (np.log(u) + np.log(a) + scipy.special.betaln(a, b)) / a
     return np.where(x < SMALL, small, np.log(np.maximum(x, SMALL)))
 
 
 def _student(u: Array, df: Array) -> Array:
-    return np.log(np.maximum(np.abs(special.stdtrit(df, np.minimum(u, 1.0 - u))), SMALL))
+    return np.log(np.maximum(np.abs(scipy.special.stdtrit(df, np.minimum(u, 1.0 - u))), SMALL))
 
 
 FAMILIES: dict[str, Callable[..., Array]] = {"gamma": _gamma, "beta": _beta, "student": _student}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import scipy.stats
+import scipy  # which imports scipy.stats, a third of the start, when it is used
 import torch
 from torch import Tensor, distributions
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution
@@ -208,14 +208,14 @@ def _one_hot(p: Any, u: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(number, p.event_shape[0]).to(p.probs.dtype)
 
 
-def _by_scipy(kind: Any, *names: str, complement: bool = False) -> Callable[..., Tensor]:
+def _by_scipy(kind: str, *names: str, complement: bool = False) -> Callable[..., Tensor]:
     """Return the quantiles of one of SciPy's discrete distributions."""
 
     def quantile(p: Any, u: Tensor) -> Tensor:
         values = [getattr(p, n) for n in names]
         if complement:
             values[-1] = 1.0 - values[-1]
-        return elementwise(kind.ppf, u, *values).to(u.dtype)
+        return elementwise(getattr(scipy.stats, kind).ppf, u, *values).to(u.dtype)
 
     return quantile
 
@@ -224,8 +224,8 @@ _DISCRETE: dict[type, Callable[..., Tensor]] = {
     distributions.Bernoulli: lambda p, u: (u > 1.0 - p.probs.detach()).to(u.dtype),
     distributions.Categorical: _category,
     distributions.OneHotCategorical: _one_hot,
-    distributions.Poisson: _by_scipy(scipy.stats.poisson, "rate"),
-    distributions.Binomial: _by_scipy(scipy.stats.binom, "total_count", "probs"),
-    distributions.NegativeBinomial: _by_scipy(scipy.stats.nbinom, "total_count", "probs", complement=True),
+    distributions.Poisson: _by_scipy("poisson", "rate"),
+    distributions.Binomial: _by_scipy("binom", "total_count", "probs"),
+    distributions.NegativeBinomial: _by_scipy("nbinom", "total_count", "probs", complement=True),
     distributions.Geometric: lambda p, u: torch.floor(torch.log1p(-u) / torch.log1p(-p.probs.detach())),
 }

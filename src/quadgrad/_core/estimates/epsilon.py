@@ -16,17 +16,19 @@ COLUMNS = 3
 """Columns that are computed in search; the last one only tells the error of the one before it."""
 
 
-def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> list[tuple[Tensor, ...]]:
+def extrapolate(terms: Tensor, columns: int, sizes: Tensor | None = None) -> list[tuple[Tensor, ...]]:
     """Return columns 0 to ``columns`` of the epsilon table: estimates of the sum of infinitely many terms.
 
     The terms stand along the first dimension. Column 0 are the sums of the first 0, 1, ... terms; each entry of
-    column k uses 2 k terms, the last entry the last ones.
+    column k uses 2 k terms, the last entry the last ones. With the ``sizes`` of the terms the entries cannot be
+    differentiated.
     """
-    size, length = terms.detach().abs().amax(0), len(terms) + 1
+    differentiable, length = sizes is None, len(terms) + 1
+    size = (terms.detach().abs() if sizes is None else sizes).amax(0)
     tiny = torch.finfo(size.dtype).tiny
     size, still = size.clamp_min(tiny), tiny**0.5
     now = torch.nn.functional.pad((terms / size).cumsum(0), (0, 0) * (terms.ndim - 1) + (1, 0))
-    before: Tensor | float = 0.0
+    before: Tensor | None = None
     table = [(now * size).unbind()]
     for k in range(1, columns + 1):
         for second in (False, True):
@@ -39,6 +41,6 @@ def extrapolate(terms: Tensor, columns: int, differentiable: bool = True) -> lis
             turned = step.reciprocal()
             if second and not differentiable:
                 turned = turned.nan_to_num(0.0, 0.0, 0.0)
-            now, before = before + turned, behind
+            now, before = turned if before is None else before + turned, behind
         table.append((now * size).unbind()[: length - 2 * k])
     return table

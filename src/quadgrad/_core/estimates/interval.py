@@ -25,15 +25,15 @@ from quadgrad._core.estimates.null_rules import (
     see_pole,
     weigh,
 )
-from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, conclude
-from quadgrad._core.estimates.spikes import Spikes, find_spikes, quiet_below
+from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, Deep, conclude
+from quadgrad._core.estimates.spikes import Sight, Spikes, quiet_below
 from quadgrad._core.mesh.bisection import Spots
-from quadgrad._core.mesh.cells import STEP, NewIntervals
-from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC
+from quadgrad._core.mesh.cells import BESIDE_END, STEP, NewIntervals
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.reduce import align, apply, mean, one_number, reals
 from quadgrad._core.rules import RuleTensors
-from quadgrad._core.rules.rule import SHARES
+from quadgrad._core.rules.rule import LOOKS
 
 __all__ = ["IntervalEstimate"]
 
@@ -60,11 +60,11 @@ class IntervalEstimate:
         weighted = y * align(places.factor, y)
         m = self.rule.nodes.shape[0]
         if new.logarithmic:
-            return self._logarithmic(new, places, y[1 : m + 1], weighted, noise)
-        if places.known is None:
+            return self._logarithmic(new, places, y, weighted, noise)
+        if places.seen is None:
             return self._linear(new, weighted, None, noise)
         edges = torch.stack((one_number(weighted[0]), one_number(weighted[m + 1]))) / new.layout.scale
-        new.known = edges.masked_fill(~places.known, torch.nan)
+        new.at_edges = edges.masked_fill(~places.seen, torch.nan)
         return self._linear(new, weighted[1 : m + 1], weighted[m + 2 :] if places.looks else None, noise)
 
     def _linear(self, new: NewIntervals, weighted: Tensor, looks: Tensor | None, noise: float) -> Cells:
@@ -74,36 +74,38 @@ class IntervalEstimate:
         spread = new.layout.reach / scale * (PLACE * self.info.eps)
         blur = sums.variation * align(spread.clamp_max(1.0), sums.variation)
         # Decay is looked for above the rounding of x, too.
-        signed, unseen = sums.nulls.clone(), sums.size.add(blur, alpha=0.5 / noise)
-        error, decay = null_rule_error(self.rule, sums.nulls, unseen, noise)
-        quiet = quiet_below(real, unseen, noise)
-        spikes = find_spikes(self.rule, real, new.known * scale, signed, decay, quiet)
-        self.spikes.add(*spikes, self.rule, (new.row, new.start, new.stop))
+        seen = sums.size.add(blur, alpha=0.5 / noise)
+        error, decay, pairs = null_rule_error(self.rule, sums.nulls, seen, noise)
+        self.spikes.add(Sight(self.rule, new, real, sums.nulls, decay, seen), noise)
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
             error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
-        gaps, highest = self._gaps(new, sums)
-        error, size = largest_component(error) + gaps.sum(0) * self.outermost, largest_component(size)
+        gaps, highest = self._gaps(new, sums, pairs)
+        error = largest_component(error).add(gaps.sum(0), alpha=self.outermost)
+        size = largest_component(size)
         if looks is None and (image := new.layout.image) is not None:
             # At infinity any power may begin below the coefficients seen: there their decay is not continued.
             far = (image.no_lower & (new.start == 0.0)) | (image.no_upper & (new.stop == 0.0))
             error = torch.maximum(error, highest * far)
         if looks is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
-            between = self._between(weighted, looks, blur, noise)
-            self._note_looks(new, between, sums.nulls[0], decay, quiet, 1 + weighted.is_complex())
+            between = apply(self.rule.at_looks, weighted)
+            between = self._between(between - looks, moduli, blur, noise)
+            quiet = quiet_below(real, seen, noise)
+            self._note_looks(new, between, pairs, decay, quiet, 1 + weighted.is_complex())
             error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
         blunt, narrow = spread >= 0.25 * PLACE * self.outermost, new.stop - new.start <= self.info.tiny**0.5
         lost = error.isinf()
-        pole, height = see_pole(self.rule, moduli.flatten(2).sum(2) if moduli.ndim > 2 else moduli, noise)
-        height = height.masked_fill(lost | ~unresolved, torch.inf)
-        left, right = (largest_component(half) + gap for half, gap in zip(sums.halves, gaps, strict=True))
+        moduli = moduli.flatten(2).sum(2) if moduli.ndim > 2 else moduli
+        pole, height = see_pole(self.rule, moduli, noise, unresolved)
+        halves = sums.halves
+        halves = torch.stack([largest_component(half) for half in halves]) if halves.ndim > 2 else halves
         middle = one_number(weighted[len(weighted) // 2]) / scale
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
-        hints = (blame(left, right, unresolved), pole, height, middle)
+        hints = (blame(halves + gaps, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
 
     def _note_looks(
@@ -112,7 +114,7 @@ class IntervalEstimate:
         """Keep looks of resolved components that are ``off``; of the columns of ``each`` the first counts."""
         least = torch.maximum(highest * BEYOND, quiet).masked_fill(decay >= UNRESOLVED, torch.inf)
         off, least = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in (off, least))
-        self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, (new.row, new.start, new.stop))
+        self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, new)
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
@@ -121,10 +123,12 @@ class IntervalEstimate:
         is no more than rounding, and double precision the remedy; there it is a singularity.
         """
         single = self.info.eps > torch.finfo(torch.float64).eps
-        stays = blunt | narrow
-        return worth * (1 - stays.to(torch.int64) - (narrow if single else stays).to(torch.int64))
+        stays = (blunt | narrow) * (-1 if single else -2)
+        if single:
+            stays.add_(narrow, alpha=-1)
+        return stays.add_(1).mul_(worth)
 
-    def _gaps(self, new: NewIntervals, sums: Sums) -> tuple[Tensor, Tensor]:
+    def _gaps(self, new: NewIntervals, sums: Sums, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much f is off between a cell's ends and its outermost nodes, and the highest coefficients.
 
         That is ``(2, n)``, where the rule sees nothing, and ``(n,)``.
@@ -133,78 +137,76 @@ class IntervalEstimate:
         :data:`BEYOND` times its highest coefficients, which the null rules have left. If a jump or a kink is
         between the two, they differ by at least as much as it matters.
         """
-        edges, allowed = sums.edges, sums.nulls[0]
+        edges = sums.edges
         if edges.ndim > 2:
             edges, allowed = edges.sum(2), allowed.sum(1)
-        gaps = (edges - new.known * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
+        gaps = (edges - new.at_edges * new.layout.scale).abs_().sub_(allowed, alpha=BEYOND).clamp_min_(0.0)
         return gaps.nan_to_num(0.0, 0.0, 0.0), allowed
 
-    def _between(self, values: Tensor, looks: Tensor, blur: Tensor, noise: float) -> Tensor:
-        """Return how far the interpolating polynomial of ``values`` is from f at places between the nodes.
+    def _between(self, gaps: Tensor, moduli: Tensor, blur: Tensor, noise: float) -> Tensor:
+        """Return how far the interpolating polynomial is from f at places between the nodes, less its rounding.
 
         Five pairs of coefficients that decay say nothing of what is below the last of them, and a rule alone in its
         cell is vouched for by nothing else.
         """
-        gaps = (apply(self.rule.at_looks, values) - looks).abs().amax(0)
-        rounding = (values.abs().amax(0) * (FLOOR * noise)).add(blur.reshape(gaps.shape), alpha=ROUNDED)
-        return (gaps - rounding).clamp_min(0.0).nan_to_num(0.0, 0.0)
+        gaps = gaps.abs().amax(0).sub_(moduli.amax(0), alpha=FLOOR * noise)
+        gaps = gaps.sub_(blur if blur.ndim == 1 else blur.reshape(gaps.shape), alpha=ROUNDED)
+        return gaps.clamp_min_(0.0).nan_to_num_(0.0, 0.0)
 
     def _logarithmic(self, new: NewIntervals, places: Spots, y: Tensor, weighted: Tensor, noise: float) -> Cells:
-        layout, touches, tiny = new.layout, new.start * new.stop == 0.0, self.info.tiny
+        layout, touches, steps, tiny = new.layout, places.touches, places.steps, self.info.tiny
         assert layout.outer is not None and layout.rate is not None
-        assert places.steps is not None and places.steps_near is not None
+        assert touches is not None and steps is not None and places.near is not None
         if y.ndim > 2:
             y, weighted = y.flatten(2), weighted.flatten(2)
         m = self.rule.nodes.shape[0]
-        ends, values, looks = weighted[: m + 2 : m + 1], weighted[1 : m + 1], weighted[m + 2 :]
-        value, nulls, _, _, edges = apply(self.rule.functionals, values).split(PARTS)
+        (_, values, looks, deep), rule = weighted.split((1, m, LOOKS, 2)), self.rule
+        value, nulls, _, edges = apply(rule.functionals, values).split(PARTS)
+        # Apart from these, as replay does: in one product of matrices their sums would be rounded differently.
+        terms = apply(rule.shares, values)
         # In the moduli of both parts' null rules: beside a singularity one decays less evenly.
-        nulls, size = nulls.abs() if y.is_complex() else nulls, mean(self.rule.weights, values.abs())
+        moduli = values.abs()
+        size = mean(rule.weights, moduli)
         # Near a singularity f changes as much as the distance does, which rounding of x does to it.
         reach, rate = layout.reach, layout.rate
-        blur = mean(self.rule.weights, y.abs()) * align(reach * rate * (-PLACE * self.info.eps), size)
-        signed, unseen = nulls.clone(), size.add(blur, alpha=0.5 / noise)
-        error, decay = null_rule_error(self.rule, nulls, unseen, noise)
-        real = reals(values, 2)
-        if y.is_complex():  # one of both parts
-            signed, decay, unseen = (t.repeat_interleave(2, -1) for t in (signed, decay, unseen))
-        quiet = quiet_below(real, unseen.reshape(real.shape[1:]), noise)
-        shape = (-1, *real.shape[1:])
-        spikes = find_spikes(self.rule, real, None, signed.reshape(shape), decay.reshape(shape[1:]), quiet)
-        self.spikes.add(*spikes, self.rule, (new.row, new.start, new.stop), (layout.outer, layout.rate))
-        decay = decay[..., ::2] if y.is_complex() else decay
+        shaken = reach * rate * -self.info.eps
+        blur = mean(rule.weights, y[1 : m + 1].abs()) * align(PLACE * shaken, size)
+        seen = size.add(blur, alpha=0.5 / noise)
+        error, decay, highest = null_rule_error(rule, nulls, seen, noise)
+        self.spikes.add(Sight(rule, new, values, nulls, decay, seen), noise)
         unresolved = largest_component(decay) >= UNRESOLVED
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
-        gaps = (edges - ends).abs().sub_(nulls[0], alpha=BEYOND).clamp_min_(0.0)
+        gaps = (edges - weighted[: m + LOOKS + 2 : m + LOOKS + 1]).abs().sub_(highest, alpha=BEYOND).clamp_min_(0.0)
         gaps[1].masked_fill_(align(touches, size), 0.0)
-        error = torch.maximum(error, self._between(values, looks[:-1], blur, noise))
-        hidden, terms = gaps.sum(0) * self.outermost, apply(self.rule.shares, values)
-        errors = (error, hidden, blur)
+        error = torch.maximum(error, self._between(apply(rule.at_looks, values) - looks, moduli, blur, noise))
+        errors = (error, gaps.sum(0) * self.outermost, blur)
         size = largest_component(size)
-        fraction = torch.exp(rate * (1.0 + places.steps_near / SHARES * touches))
-        shaken = self.info.eps * reach / (layout.extent * layout.outer.abs() * fraction)
-        deep = (ends[1], places.steps, edges[1], looks[-1], places.steps_near, shaken)
-        end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), deep, self.held)
+        # Where f cancels so close to the end that it is not finite, it says nothing of the series.
+        finite = y[-2:].isfinite()
+        steps = steps * (finite if y.ndim == 2 else finite.all(2))
+        beyond = Deep(deep, steps, edges[1], shaken / places.near)
+        end = conclude(value[0], terms, touches, errors, size, (self.rtol, noise), beyond, self.held)
         lost, step = end.error.isinf(), 1.0 - (1.0 - STEP) * touches
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
         worth = (end.curable > end.floor + end.blur) & (end.blur * touches < (0.5 * STEP) * end.error)
         nearest = (layout.outer * torch.exp(rate)).abs() * step
         blunt = nearest * layout.extent <= 4.0 * self.info.eps * reach
         narrow = (nearest <= max(NEAREST, tiny**0.5)) | (rate >= -SHORTEST)
-        kind = LOGARITHMIC + (end.column + (EXTRAPOLATED - LOGARITHMIC)) * touches
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
-        near = looks[-1].masked_fill(align(places.steps_near == 0.0, looks[-1]), torch.nan)
-        inner = torch.where(align(touches, near), near, ends[1])
-        known = torch.stack((one_number(ends[0]), one_number(inner) / fraction)) / (
-            layout.scale * layout.outer.abs()
-        )
-        new.known = torch.where(new.start >= 0.0, known.flip(0), known)
+        if layout.image is None:
+            at_edges = y[:: m + BESIDE_END - 1]
+        else:
+            at_edges = torch.stack((weighted[0], weighted[-1])) / align(
+                torch.stack((layout.scale * layout.outer.abs(), places.near)), weighted
+            )
+        outer, inner = (one_number(f) for f in at_edges.unbind())
+        at_edges = torch.stack((outer, inner.masked_fill(touches & (steps[1] == 0.0), torch.nan)))
+        new.at_edges = torch.where(new.start >= 0.0, at_edges.flip(0), at_edges)
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
-        return _enter(
-            new, totals, self._splittable(lost | worth, blunt, narrow), kind, (unresolved, none, none, unknown)
-        )
+        splittable = self._splittable(lost | worth, blunt, narrow)
+        return _enter(new, totals, splittable, end.column + EXTRAPOLATED, (unresolved, none, none, unknown))
 
 
 def _enter(
@@ -218,5 +220,5 @@ def _enter(
     value, error, floor = sums
     totals = torch.stack(sums) if value.ndim == 1 else torch.cat((value.T, error[None], floor[None]))
     whole = (new.owner, splittable, new.row, kind)
-    real = (new.start, new.stop, *hints, *new.known.unbind())
+    real = (new.start, new.stop, *hints, *new.at_edges.unbind())
     return Cells(totals, torch.stack(whole), torch.stack(real))

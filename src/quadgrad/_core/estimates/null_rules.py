@@ -15,15 +15,15 @@ from torch import Tensor
 
 from quadgrad._core.reduce import apply, mean
 from quadgrad._core.rules import RuleTensors
-from quadgrad._core.rules.rule import FUNCTIONALS, NULL_PAIRS
+from quadgrad._core.rules.rule import NULL_PAIRS
 
 __all__ = [
     "BEYOND", "FLOOR", "PARTS", "PLACE", "ROUNDED", "SAFETY", "UNRESOLVED", "Sums", "blame", "bound_error",
     "largest_component", "null_rule_error", "see_pole", "weigh",
 ]  # fmt: skip
 
-PARTS = (1, 2 * NULL_PAIRS, 2, 2, FUNCTIONALS - 5 - 2 * NULL_PAIRS)
-"""How many of the rule's functionals are the value, null rules, halves, slopes, and values at the edges."""
+PARTS = (1, 2 * NULL_PAIRS, 4, 2)
+"""How many of the rule's functionals are the value, null rules, halves and slopes, and values at the edges."""
 
 FLOOR = 10.0
 """Reported errors are at least this many eps times the integral of abs(f)."""
@@ -76,8 +76,9 @@ class Sums:
 
 def weigh(rule: RuleTensors, values: Tensor, moduli: Tensor) -> Sums:
     """Return the rule's sums of real ``values`` ``(m, n)`` or ``(m, n, columns)``, and of their ``moduli``."""
-    value, nulls, halves, slopes, edges = apply(rule.functionals, values).split(PARTS)
-    return Sums(value[0], mean(rule.weights, moduli), nulls, halves.abs_(), slopes.abs_().sum(0), edges)
+    value, nulls, beyond, edges = apply(rule.functionals, values).split(PARTS)
+    halves, slopes = beyond.abs_().split(2)
+    return Sums(value[0], mean(rule.weights, moduli), nulls, halves, slopes.sum(0), edges)
 
 
 def bound_error(curable: Tensor, size: Tensor, rounding: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,50 +100,49 @@ def largest_component(size: Tensor) -> Tensor:
     return size.flatten(1).amax(1) if size.numel() else size.new_zeros(size.shape[:1])
 
 
-def blame(left: Tensor, right: Tensor, unresolved: Tensor) -> Tensor:
-    """Return -1 or 1 where the left or right half alone is to blame for the error, doubled where ``unresolved``."""
-    weight = 1 + unresolved
-    return (right > ROUGHER * left) * weight - (left > ROUGHER * right) * weight
+def blame(halves: Tensor, unresolved: Tensor) -> Tensor:
+    """Return -1 or 1 where the left or right half alone is to blame for the error, doubled where ``unresolved``.
+
+    How rough they are is told by ``halves`` ``(2, n)``.
+    """
+    rougher = halves.sub(halves.flip(0), alpha=ROUGHER) > 0.0
+    left, right = (rougher * unresolved.add(1)).unbind()
+    return right - left
 
 
-def see_pole(rule: RuleTensors, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def see_pole(rule: RuleTensors, size: Tensor, eps: float, unresolved: Tensor) -> tuple[Tensor, Tensor]:
     """Return where f has a pole, judged by its size at the nodes, ``(m, n)``, and how high; infinite if nowhere.
 
     Beside a pole that is nearer than all others 1/abs(f) is a parabola with its least value below the pole. It is
     drawn through the node where abs(f) is largest and its neighbours. By how much it is off at the next two nodes
     tells how far the place can be trusted; a function that falls from the cell's edge is trusted less, since it may
-    fall like an exponential.
+    fall like an exponential. What is not ``unresolved`` has none.
     """
-    at = (size >= NEAR * size.amax(0)).to(torch.int8).argmax(0)
-    around = rule.distances.index_select(1, at)
-    (first, second, span, _, _, tau, inner), away = around.unbind(), around[3:5]
+    at = torch.minimum(size, NEAR * size.amax(0)).argmax(0)
+    span, tau, inner, one = rule.around.index_select(1, at).unbind()
     near, others = size.gather(0, rule.neighbours.index_select(1, at)).split((3, 2))
-    before, here, after = near.reciprocal().unbind()
-    rise = (here - before) / first
-    bend = ((after - here) / second - rise) / span
-    rise = torch.addcmul(rise, bend, first)
-    ratio = torch.addcmul(here, away, torch.addcmul(rise, bend, away)) * others
-    off = ((ratio - 1.0).abs() / torch.maximum(ratio.clamp_max(1.0), inner)).amax(0)
-    offset = rise / (2.0 * bend)
+    numbers, ahead = (rule.parabolas.index_select(2, at) * near.reciprocal()[:, None]).sum(0).split((4, 2))
+    (rise, bend, twice, here), ratio = numbers.unbind(), ahead * others
+    off = ((ratio - 1.0).abs() / ratio.clamp(inner, one)).amax(0)
+    offset = rise / twice
     # What is not finite anywhere makes the square so, too, and no pole is seen.
     least = torch.addcmul(here, rise, offset, value=-0.5) / bend
-    square = torch.maximum(least, ((UNSURE * off) ** 2).clamp_min(eps ** (2.0 / 3.0)) * span * span)
-    height = torch.exp2((-0.5 * STEPS * square.log2()).floor() / -STEPS)
-    return (tau - offset).float(), height.masked_fill(~((bend > 0.0) & (square < 1.0)), torch.inf)
+    unsure = (UNSURE * off).clamp_min(eps ** (1.0 / 3.0)) * span
+    steps = (-0.5 * STEPS * torch.maximum(least, unsure * unsure).log2()).floor()
+    # A pole as high as the cell is wide is none, nor is a parabola's greatest value one.
+    height = torch.exp2(steps.clamp_min_(0.0) / -STEPS)
+    return (tau - offset).float(), height / (unresolved & (bend > 0.0))
 
 
-def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the error and the decay, from the null rules, which it overwrites.
-
-    The first row is left with the sizes of the highest pair of coefficients.
+def null_rule_error(rule: RuleTensors, nulls: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the error and the decay, from the null rules, and the sizes of the highest pair of coefficients.
 
     Sums of absolute values, not of squares: integrands of 1e-200 must not underflow.
     """
-    magnitude = nulls.abs_()
     tiny = torch.finfo(size.dtype).tiny
-    pairs = magnitude[0::2].add_(magnitude[1::2]).clamp_min_(tiny)
-    above_noise = pairs[:-1].sub(size, alpha=2.0 * eps).sub_(tiny).clamp_min_(0.0)
-    decay = above_noise.div_(pairs[1:]).amax(0)
+    seen = nulls.abs().unflatten(0, (NULL_PAIRS, 2)).sum(1)
+    pairs = seen.clamp_min(tiny)
+    decay = (seen[:-1].sub(size, alpha=2.0 * eps) / pairs[1:]).amax(0)
     # The slowest decay seen, continued from the lowest pair to the first degree integrated wrongly.
-    continued = pairs[-1] * (decay / SLOW).clamp_max_(1.0) ** (rule.order_gap + NULL_PAIRS - 1)
-    return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay
+    continued = pairs[-1] * (decay / SLOW).clamp_(0.0, 1.0) ** (rule.order_gap + NULL_PAIRS - 1)
+    return SAFETY * torch.where(decay < SLOW, continued, pairs.amax(0)), decay, pairs[0]

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 
+import scipy  # which imports scipy.special when that is first used: a sixth of the start
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
@@ -34,7 +34,7 @@ are all of one size; in single precision a hundred roundings."""
 @cache
 def student_factor(replicates: int, confidence: float) -> float:
     """Return how many standard errors of the mean of so many replicates an interval extends to each side."""
-    return float(student.ppf(0.5 + 0.5 * confidence, replicates - 1))
+    return float(scipy.special.stdtrit(replicates - 1, 0.5 + 0.5 * confidence))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ series that the epsilon algorithm sums to the end (:mod:`quadgrad._core.estimate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from quadgrad._core.mesh.interval import DEPTH
 from quadgrad._core.reduce import align
 from quadgrad._core.rules.rule import SHARES
 
-__all__ = ["NEAREST", "SHORTEST", "Concluded", "conclude"]
+__all__ = ["NEAREST", "SHORTEST", "Concluded", "Deep", "conclude"]
 
 CLOSE = 0.1
 """A lower column is taken when its error is below this part of the relative tolerance."""
@@ -52,7 +53,7 @@ class Concluded:
     """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, the error ``(k,)`` and its parts.
 
     ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the
-    limit's.
+    limit's; ``column`` is -1 where a cell does not touch its end.
     """
 
     value: Tensor
@@ -71,7 +72,7 @@ def conclude(
     errors: tuple[Tensor, Tensor, Tensor],
     size: Tensor,
     tolerances: tuple[float, float],
-    deep: tuple[Tensor, ...] | None = None,
+    deep: Deep | None = None,
     held: Tensor | None = None,
 ) -> Concluded:
     """Sum up cells with logarithmic nodes, to the end where they touch it.
@@ -88,95 +89,125 @@ def conclude(
         The integral of abs(f).
     tolerances : tuple of float
         The relative tolerance, and the noise of one value of f.
-    deep : tuple of Tensor, optional
-        f much closer to the end, ``(k, *event)``, and how many terms beyond the last one that is, ``(k,)``; then
-        the interpolating polynomial at the innermost edge, both of the former for a place where a first cell looks,
-        and how much of its distance from the end rounding of x may change.
+    deep : Deep, optional
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
     rtol, eps = tolerances
+    sizes, inside = terms.abs(), ~touches
     unseen, hidden, blur = (largest_component(error) for error in errors)
-    beyond, doubt, gain, column = to_the_end(terms, rtol, held)
-    value, inside = torch.where(align(touches, value), beyond, value), ~touches
+    beyond, doubt, gain, column = to_the_end(terms, sizes, rtol, held)
+    value, column = torch.where(align(touches, value), beyond, value), column.masked_fill(inside, -1)
     doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
-        lawless = breaks_the_law(terms, deep[0], deep[1]) & touches
-        missed = SAFETY * largest_component((beyond - terms.sum(0)).abs())
-        doubt = torch.where(lawless, torch.maximum(doubt, missed), doubt)
-        edge, near, steps, shaken = deep[2:]
-        missed = unexplained(terms, (edge, near, steps, shaken), errors[0] + errors[1], beyond - terms.sum(0))
-        doubt = doubt + missed.masked_fill(~touches, 0.0)
+        lawless, missed = see_deep(terms, sizes, deep, errors[0] + errors[1], beyond - terms.sum(0))
+        doubt = torch.where(lawless, torch.maximum(doubt, missed[0]), doubt) + missed[1]
     size = torch.maximum(size, largest_component(value.abs()))
     # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms differ by as much;
     # that of two sequences, or a logarithm, once more.
-    last, multiplied = largest_component(terms[-1].abs()), torch.where(column > 1, gain**1.25, gain) - 1.0
+    last, multiplied = largest_component(sizes[-1]), torch.where(column > 1, gain**1.25, gain) - 1.0
     floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
     return Concluded(value, error, floor, blur, doubt, curable, column)
 
 
-def breaks_the_law(terms: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
+@dataclass(slots=True)
+class Deep:
+    """What is seen of cells that touch an end much closer to it than their nodes are, one column for each cell.
+
+    ``values`` ``(2, k, *event)`` are f times dx/dtau at two places: far beyond the series' terms, and where a first
+    cell looks; ``steps`` ``(2, k)`` is how many terms beyond the last one these are, 0 if f was not called there.
+    ``edge`` ``(k, *event)`` is the interpolating polynomial at the innermost edge, and ``shaken``
+    ``(k,)`` the part of the nearer place's distance from the end that rounding of x may change.
+    """
+
+    values: Tensor
+    steps: Tensor
+    edge: Tensor
+    shaken: Tensor
+
+
+def see_deep(
+    terms: Tensor, sizes: Tensor, deep: Deep, error: Tensor, remainder: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Compare f closer to the end with what the series makes of it; its ``remainder`` lies beyond the terms.
+
+    Return where f is not at all what is expected, ``(k,)``, see :func:`breaks_the_law`; what integral may be missed
+    then, and what in any case.
+    """
+    (deepest, near), far = deep.values.abs().unbind(), align(deep.steps, deep.values).unbind()
+    # Where all is nothing, or next to it, that is what the series says.
+    tiny = torch.finfo(sizes.dtype).tiny
+    logs = sizes[-4:].clamp_min(tiny).log()
+    rates = logs.diff(dim=0)
+    drifts, remainder, last, rate = rates.diff(dim=0).unbind(), remainder.abs(), logs[-1], rates[-1]
+    lawless = breaks_the_law(last, rate, drifts[1], deepest.clamp_min(tiny), far[0])
+    missed = unexplained(last, rate, drifts, (near, far[1], deep), error, remainder)
+    return lawless, (SAFETY * largest_component(remainder), missed)
+
+
+def breaks_the_law(last: Tensor, rate: Tensor, drift: Tensor, deep: Tensor, steps: Tensor) -> Tensor:
     """Tell where f far closer to the end is not at all what the series' last terms make of it, shape ``(n,)``.
 
     A second scale hides there: the series decays as it should only down to some distance from the end, of which
-    ``deep`` is ``steps`` terms beyond the last one.
+    ``deep`` is ``steps`` terms beyond the last one. Of the terms' sizes the logarithm of the ``last`` one is given,
+    how fast that changes, and how fast that rate.
     """
-    earlier, before, last = terms[-3:].abs().log().unbind()
-    rate, steps = last - before, align(steps, last)
-    drift = (rate - (before - earlier)).abs()
-    expected = torch.addcmul(last + math.log(SHARES), steps, rate)
+    expected = torch.addcmul(last, steps, rate).add_(math.log(SHARES))
     # A power of the logarithm lets the rate drift: by so much, at most, until it settles.
-    off = torch.addcmul((deep.abs().log() - expected).abs(), steps, drift, value=-2.0 * SHARES)
+    off = torch.addcmul((deep.log() - expected).abs_(), steps, drift.abs(), value=-2.0 * SHARES)
     off = (off > LAWLESS) & (steps > 0)
     return off.flatten(1).any(1) if off.ndim > 1 else off
 
 
 def unexplained(
-    terms: Tensor, seen: tuple[Tensor, Tensor, Tensor, Tensor], error: Tensor, remainder: Tensor
+    last: Tensor,
+    rate: Tensor,
+    drifts: Sequence[Tensor],
+    seen: tuple[Tensor, Tensor, Deep],
+    error: Tensor,
+    remainder: Tensor,
 ) -> Tensor:
     """Return the integral that may be missed where f close to the end is not what the series makes of it, ``(n,)``.
 
-    What is seen there may begin right behind the innermost node, whose place the ``edge`` of the interpolating
+    What is seen there may begin right behind the innermost node, whose place the edge of the interpolating
     polynomial is: a layer too thin for all nodes, or one that f jumps to. Farther out than :func:`breaks_the_law`
     looks it can be told to many digits: the rates of the terms tend to that of the singularity as a geometric
     sequence. Where f is off by more than what they leave open, all that is there is unexplained, else the part of
     the ``remainder``, the integral beyond the terms, that f is off by.
     """
-    edge, near, steps, shaken = seen
-    tiny, steps = torch.finfo(terms.dtype).tiny, align(steps, edge)
-    sizes, near = terms[-4:].abs().clamp_min(tiny), near.abs()
-    rates = sizes.log().diff(dim=0)
-    before, drift = rates.diff(dim=0).unbind()
-    settles = (drift / torch.where(before == 0.0, torch.inf, before)).clamp(0.0, SETTLING)
-    ahead = drift * settles / (1.0 - settles)
-    rate = torch.addcmul(ahead * steps, steps, rates[-1])
-    rate = rate - ahead * settles**1.5 * (1.0 - settles**steps) / (1.0 - settles)
+    (near, steps, deep), (before, drift), tiny = seen, drifts, torch.finfo(last.dtype).tiny
+    settles = (drift / before).nan_to_num_(0.0, 0.0, 0.0).clamp_(0.0, SETTLING)
+    left = 1.0 - settles
+    drift, grows = drift / left, rate >= 0.0
+    ahead = drift * settles
+    later = ahead * settles**1.5 * (1.0 - settles**steps) / left
     # Of terms that grow nothing is expected: no integral would.
-    expected = edge.abs() * rate.exp().masked_fill(rates[-1] >= 0.0, 0.0)
-    slack = torch.expm1(
-        (2.0 * steps * (DRIFTING * drift.abs() / (1.0 - settles) + error / sizes[-1])).clamp_max(FAR)
-    )
+    expected = deep.edge.abs() * (steps * (rate + ahead) - later).exp_().masked_fill_(grows, 0.0)
+    slack = (error / last.exp()).add_(drift.abs(), alpha=DRIFTING).mul_(steps)
+    slack = torch.expm1((2.0 * slack).clamp_max_(FAR))
     # Of a singularity rounding of x changes f, by its power of the distance.
-    power = (rates[-1] * (SHARES / (DEPTH * math.log(2.0))) + 1.0).abs()
-    gap = ((near - expected).abs() - align(shaken, near) * power * torch.maximum(near, expected)).clamp_min(0.0)
+    power = (rate * (SHARES / (DEPTH * math.log(2.0)))).add_(1.0).abs_()
+    least, gap = torch.minimum(expected, near), (near - expected).abs_()
+    gap = gap.addcmul_(align(deep.shaken, near) * power, torch.maximum(near, expected), value=-1.0).clamp_min_(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
-    part = torch.minimum(layer, remainder.abs() * (gap / torch.minimum(expected, near).clamp_min(tiny)))
     # Beside a logarithm rates settle in another way, and what is expected is off by itself.
-    part = part.masked_fill(settles > SETTLED, 0.0)
-    missed = torch.where(gap > slack * torch.minimum(expected, near), layer, part)
-    return largest_component(missed.masked_fill(steps == 0.0, 0.0).nan_to_num(0.0, 0.0))
+    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(settles > SETTLED, 0.0)
+    missed = torch.where(gap > slack * least, layer, part)
+    return largest_component(missed.masked_fill_(steps == 0.0, 0.0).nan_to_num_(0.0, 0.0))
 
 
-def to_the_end(terms: Tensor, rtol: float, held: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def to_the_end(
+    terms: Tensor, sizes: Tensor, rtol: float, held: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    table, sizes = extrapolate(terms, COLUMNS, differentiable=False), terms.abs()
+    table = extrapolate(terms, COLUMNS, sizes)
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0

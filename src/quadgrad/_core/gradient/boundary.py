@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform
+from quadgrad._core._torch import carries_derivative, derivatives_open, forward_mode_open, in_transform
+from quadgrad._core.gradient.kinks import NODES, WEIGHTS, kink_sum
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
@@ -26,23 +26,19 @@ from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
-    "NODES",
-    "WEIGHTS",
+    "FARTHER",
     "Reading",
     "Treatment",
     "boundary_sum",
     "carries_gradient",
     "follow_marks",
+    "found_places",
     "reading_distance",
     "reading_errors",
     "readings",
     "replay_with_limits",
     "singular_marks",
 ]
-
-_GAUSS = np.polynomial.legendre.leggauss(3)
-NODES, WEIGHTS = (0.5 + 0.5 * _GAUSS[0]).tolist(), (0.5 * _GAUSS[1]).tolist()
-"""Gauss' rule on the unit interval: of an integral between a limit and where it may move."""
 
 READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
@@ -56,6 +52,9 @@ AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
 
 A root that was computed is a few spacings off, and one spacing beside it the side is often the wrong one.
 """
+
+FARTHER = 2.0**30
+"""How many times farther from a place that search has found f may be read again, if there is room."""
 
 
 @dataclass(frozen=True)
@@ -285,4 +284,28 @@ def replay_with_limits(
     value = limits.detach().orient(total)
     if any(carries_gradient(mark) for mark in limits.marks):
         value = value + boundary_sum(integrand, limits, plan.batch, treatment)
+    if limits.found and plan.batch and (torch.is_grad_enabled() or derivatives_open()):
+        moved = kink_sum(integrand, *found_places(limits.detach(), plan.batch))
+        value = value + limits.detach().orient(moved)
     return value
+
+
+def found_places(fixed: Limits, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return places that search has found ``(k, batch)``, and from where to where f may be read beside them.
+
+    Harmless ones stand where an integral has fewer, or where its limits have left one outside.
+    """
+    lower, upper = torch.minimum(fixed.a, fixed.b), torch.maximum(fixed.a, fixed.b)
+    inner, edges = fixed.inner_points(batch), fixed.edges()
+    columns: list[Tensor] = []
+    for index in range(len(fixed.marks) - 2 - fixed.found, len(fixed.marks) - 2):
+        place, away = fixed.marks[2 + index], reading_distance(fixed, index)
+        away = away.expand(batch)
+        room = torch.where(edges == place[:, None], torch.inf, (edges - place[:, None]).abs()).amin(1)
+        far = torch.minimum(FARTHER * away, 0.25 * room)
+        inside = (place - far > lower) & (place + far < upper)  # False where one of them is NaN
+        near = 0.01 * torch.minimum(inner - lower, upper - inner).clamp_max(1.0)
+        far = torch.where(inside, far, near)
+        columns.append(torch.stack((torch.where(inside, place, inner), torch.where(inside, away, 0.25 * far), far)))
+    places, away, far = torch.stack(columns, 1).unbind()
+    return places, torch.minimum(away, 0.25 * far), far

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
-from quadgrad._core.gradient.boundary import follow_marks, reading_errors
+from quadgrad._core.estimates.null_rules import SAFETY
+from quadgrad._core.estimates.series import without_last
+from quadgrad._core.gradient.boundary import follow_marks, found_places, reading_errors, replay_with_limits
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
@@ -19,11 +21,18 @@ from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
+
+DROPPED = 2
+"""So many of the last terms of a series are left out, to see what they change."""
+
+PLACED = 1.0 / 8.0
+"""How far a place that search has found may be off, as a part of the distance at which f is read beside it."""
 
 ROWS = 512
 """Rows of a Jacobian computed at a time."""
@@ -56,7 +65,8 @@ def gradient_error(
     -------
     Tensor or tuple of Tensor
         For each of ``wrt`` the estimated error of each entry of its gradient, real and in its shape. It is infinite
-        where the derivative is, or where it could not be told.
+        where the derivative is, or where it could not be told: also where f jumps or is singular at a place that
+        search has found, and that may depend on a parameter.
 
     Raises
     ------
@@ -140,6 +150,8 @@ class _Estimate:
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
+        if self.primal.unfollowed:  # what is missing is not known
+            return tuple(torch.full_like(_zeros(t), torch.inf) for t in tensors)
         errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
@@ -154,7 +166,48 @@ class _Estimate:
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
+        if self.primal.problem.limits.found and len(self.plan):
+            errors = [error + blur for error, blur in zip(errors, self._of_places(tensors), strict=True)]
+        if self.plan.term is not None:
+            errors = [error + beyond for error, beyond in zip(errors, self._of_series(tensors), strict=True)]
         return tuple(errors)
+
+    def _of_places(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return what derivatives are off by because places that search has found are off: they jump there."""
+        problem = self.primal.problem
+        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        errors = [_zeros(t) for t in tensors]
+        with torch.enable_grad():
+            y = problem.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch))
+            gaps = y[: len(places)] - y[len(places) :]
+            for gap, width in zip(gaps, PLACED * away, strict=True):
+                total = as_reals((gap * align(width, gap) * self.weight.conj()).sum(), 0)[..., 0].sum()
+                for i, g in enumerate(_gradients(total, tensors)):
+                    errors[i] = errors[i] if g is None else errors[i] + g.abs()
+        return errors
+
+    def _of_series(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return how far derivatives of series' limits move when the last terms are left out."""
+        plan, primal = self.plan, self.primal
+        every: list[list[Tensor]] = []
+        with torch.enable_grad():
+            for count in range(DROPPED + 1):
+                kept = plan if count == 0 else plan.take(without_last(plan.terms, plan.row, count))
+                value = replay_with_limits(
+                    primal.problem.integrand, kept, primal.problem.limits, primal.treatment, None
+                )
+                total = as_reals((value * self.weight.conj()).sum(), 0)[..., 0].sum()
+                every.append(
+                    [
+                        torch.zeros_like(t) if g is None else g
+                        for t, g in zip(tensors, _gradients(total, tensors), strict=True)
+                    ]
+                )
+        return [
+            SAFETY
+            * torch.stack([(each[i] - every[0][i]).abs() for each in every[1:]]).amax(0).nan_to_num(torch.inf)
+            for i in range(len(tensors))
+        ]
 
     def _closed_over(self, tensors: tuple[Tensor, ...]) -> tuple[list[bool], list[bool]]:
         """Tell which of the tensors f closes over, and which of these only through what was computed from them."""

@@ -168,10 +168,10 @@ def _look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sam
     pairs = sums.nulls[0::2].abs() + sums.nulls[1::2].abs()
     falls_off = ((pairs[:-1] - 2.0 * eps * sums.size) <= FALLS_OFF * pairs[1:]).all(0)
     blur = blur_of_x(rule, layout, y, sums.variation, problem.pieces.rounding.eps)
-    error, _ = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
+    error, _, highest = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
     # At infinity any power may begin below the coefficients that are seen: there their decay is not continued.
     far = ~layout.nodes(rule.nodes.new_tensor([0.0, 1.0]))[0].isfinite().all(0)[:, None]
-    error, falls_off = torch.maximum(error, sums.nulls[0] * far), falls_off & ~far
+    error, falls_off = torch.maximum(error, highest * far), falls_off & ~far
     error, floor, _ = bound_error(error, sums.size, blur, eps)
     rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
     return _Look(sums.value.masked_fill(error.isinf(), 0.0), error, floor, rounding, falls_off, hidden)

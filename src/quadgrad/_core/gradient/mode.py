@@ -53,6 +53,8 @@ class Primal:
     rows : Rows, optional
         For the sums of a replay on this plan: they replace ``value`` in place, part by part, which saves the
         memory for another one. A mode that needs ``value`` afterwards leaves them alone.
+    unfollowed : bool
+        Whether f jumps or is singular at a place that search has found and that may depend on a parameter.
     """
 
     problem: Problem
@@ -63,6 +65,7 @@ class Primal:
     replayed: Tensor | None = None
     scaled: Scaled | None = None
     rows: Rows | None = None
+    unfollowed: bool = False
 
     @property
     def plan(self) -> IntervalPlan:

@@ -103,7 +103,7 @@ def measure_ends(
         rule, layout, joined, sums.value.reshape(joined.shape[1:]), problem.pieces.rounding.eps
     ).flatten()
     hidden = edges.hidden(rule, sums, beside).flatten()
-    unseen, decay = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
+    unseen, decay, highest = null_rule_error(rule, sums.nulls, sums.size.add(blur, alpha=0.5 / eps), eps)
     errors = (unseen, hidden, blur)
     end = conclude(
         sums.value, terms, torch.ones_like(blur, dtype=torch.bool), errors, sums.size, (problem.tolerance.rtol, eps)
@@ -112,7 +112,7 @@ def measure_ends(
     floor = end.floor.masked_fill(lost, 0.0)
     rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf)
     # On a part of a cell the first coefficient that the nodes do not show counts.
-    of_term, value = sums.nulls[0] * decay, end.value.masked_fill(lost, 0.0)
+    of_term, value = highest * decay.clamp_min(0.0), end.value.masked_fill(lost, 0.0)
     value, own_error, rest, of_term, floor, blur = (
         t.unflatten(0, (len(cells), -1)) for t in (value, end.error, rest, of_term, floor, blur)
     )

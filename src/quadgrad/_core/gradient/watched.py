@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import is_not
 
 import torch
 from torch import Tensor
@@ -24,10 +25,11 @@ class Watched:
     def __init__(self, integrand: Integrand) -> None:
         """Put what looks at its gradient in the place of each argument that may get one."""
         self.primal: Primal | None = None
-        if not derivatives_open():
-            arguments = (self._watch(i, argument) for i, argument in enumerate(integrand.arguments))
-            integrand = replace(integrand, arguments=tuple(arguments))
         self.integrand = integrand
+        if torch.is_grad_enabled() and not derivatives_open():
+            arguments = tuple([self._watch(i, argument) for i, argument in enumerate(integrand.arguments)])
+            if any(map(is_not, arguments, integrand.arguments)):
+                self.integrand = replace(integrand, arguments=arguments)
 
     def told(self, primal: Primal) -> None:
         """Take what the search has found."""
@@ -35,7 +37,7 @@ class Watched:
 
     def _watch(self, index: int, argument: Argument) -> Argument:
         value = argument.value
-        if not isinstance(value, Tensor) or not value.requires_grad or not torch.is_grad_enabled():
+        if not isinstance(value, Tensor) or not value.requires_grad:
             return argument
         watched = value.view_as(value)
 

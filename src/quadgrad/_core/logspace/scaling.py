@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadgrad._core.advice import Called, spread
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.integrand import Argument, Integrand
@@ -58,6 +59,8 @@ class _Exponential:
     def __call__(self, x: Any, *args: Any) -> Any:
         *own, shift = args
         y = self.function(x, *own)
+        if isinstance(x, Tensor) and not isinstance(y, Tensor):
+            y = spread("the integrand", y, Called(self.function, x, own))
         if isinstance(y, Tensor):
             return torch.exp(y - shift)
         with np.errstate(over="ignore"):  # a function of one number; what overflows is told by its infinity
@@ -84,12 +87,18 @@ def take_logarithm(value: Tensor, shift: Tensor) -> Tensor:
     return torch.where(positive, shift + torch.where(positive, value, 1.0).log(), rest)
 
 
-def refuse_complex(probe: Tensor) -> None:
+def refuse_other_than_logarithms(probe: Tensor) -> None:
     """Raise if f cannot be the logarithm of a positive function."""
     if probe.is_complex():
         raise IntegrandError(
             f"with log=True the integrand returns the logarithm of a positive function, which is real; it returned "
             f"{probe.dtype}"
+        )
+    if probe.dtype == torch.bool:
+        raise IntegrandError(
+            "with log=True the integrand returns the logarithm of a positive function; it returned "
+            "torch.bool, of which "
+            "that is torch.where(condition, 0.0, -torch.inf)"
         )
 
 
@@ -115,7 +124,7 @@ class LogSearch:
 
     def __init__(self, problem: Problem, probe: Tensor) -> None:
         """Refuse what has no logarithm."""
-        refuse_complex(probe)
+        refuse_other_than_logarithms(probe)
         refuse_descending(problem)
         integrand = problem.integrand
         dtype, event = problem.limits.a.dtype, tuple(integrand.event or ())

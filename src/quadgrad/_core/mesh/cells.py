@@ -36,7 +36,7 @@ ULPS = 16.0
 class NewIntervals:
     """New cells, all of which have evenly spread nodes, or all of which have logarithmic ones.
 
-    ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``known``
+    ``row`` is the piece among all pieces of the call, ``start`` and ``stop`` are fractions of it. ``at_edges``
     ``(2, n)`` is f there, as one number, times the slope; NaN where it is not known. It is to be asked for
     between the cells ``asked`` for and the ones before them. ``rows`` is at how many places f is called for each.
     """
@@ -45,7 +45,7 @@ class NewIntervals:
     row: Tensor
     start: Tensor
     stop: Tensor
-    known: Tensor
+    at_edges: Tensor
     rows: int
     logarithmic: bool
     asked: Tensor | None
@@ -56,7 +56,7 @@ class NewIntervals:
 
     def part(self, cells: slice) -> NewIntervals:
         """Return some of the cells."""
-        columns = {name: getattr(self, name)[..., cells] for name in ("owner", "row", "start", "stop", "known")}
+        columns = {name: getattr(self, name)[..., cells] for name in ("owner", "row", "start", "stop", "at_edges")}
         return replace(self, **columns, layout=self.layout.part(cells))
 
 

@@ -150,7 +150,7 @@ class Layout:
         """Return the layout of some of the cells, by a slice or by their places."""
         return Layout(*(_part(getattr(self, f.name), cells) for f in fields(self)))
 
-    def octaves_left(self, spacing: float, nearest: float) -> Tensor:
+    def octaves_left(self, spacing: float, nearest: float | Tensor) -> Tensor:
         """Return how many octaves closer nodes may come to the end that cells with logarithmic nodes touch.
 
         Until they are no farther apart than ``spacing`` times their own size, or ``nearest`` as a part of the

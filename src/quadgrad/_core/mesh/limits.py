@@ -27,7 +27,7 @@ class Limits:
     ``(batch or 1, k)``, NaN where an integral has fewer. ``infinite`` tells whether any limit is,
     ``ordered`` whether ``a <= b`` is known of all. ``blur`` ``(batch, k)`` is how far each breakpoint may be
     from the place it stands for, ``x_dtype`` the dtype in which f is called, or single precision if that is
-    coarser.
+    coarser. The last ``found`` breakpoints are places that search has found: they carry no gradient.
     """
 
     a: Tensor
@@ -37,6 +37,7 @@ class Limits:
     ordered: bool = False
     blur: Tensor | None = None
     x_dtype: torch.dtype | None = None
+    found: int = 0
 
     @property
     def rounding(self) -> torch.finfo:
@@ -56,7 +57,21 @@ class Limits:
     @property
     def marks(self) -> tuple[Tensor, ...]:
         """All places that can carry a gradient: a, b, then the breakpoints one by one."""
-        return (self.a, self.b) if self.points is None else (self.a, self.b, *self.points.unbind(1))
+        if self.points is None:
+            return self.a, self.b
+        points = self.points.unbind(1)
+        first = len(points) - self.found
+        return self.a, self.b, *points[:first], *(place.detach() for place in points[first:])
+
+    def with_found(self, places: Tensor | None, batch: int) -> Limits:
+        """Return the limits with places ``(batch, k)`` that search has found among the breakpoints, or NaN."""
+        if places is None:
+            return self
+        places = places.to(self.a.dtype)
+        points = places if self.points is None else torch.cat((self.points.expand(batch, -1), places), dim=1)
+        blur = self.blur if self.blur is None else torch.cat((self.blur, torch.zeros_like(places)), dim=1)
+        a, b = self.a.expand(batch), self.b.expand(batch)
+        return replace(self, a=a, b=b, points=points, blur=blur, found=self.found + places.shape[1])
 
     def with_marks(self, marks: tuple[Tensor, ...]) -> Limits:
         """Return the same limits at other places."""

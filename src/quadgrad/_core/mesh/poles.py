@@ -46,23 +46,35 @@ def is_near(apart: Tensor, high: Tensor, along: float, quarter: float) -> Tensor
     ``apart`` is how far along the cell a pole is from the part's middle, ``high`` its squared height, times
     ``across``.
     """
-    return apart * apart * along + high < quarter
+    return torch.addcmul(high, apart, apart, value=along) < quarter
 
 
-def part_numbers(like: Tensor) -> Tensor:
-    """Return into how many parts a cell falls at each level but the whole's, ``(LEVELS - 1, 1)``."""
-    return torch.exp2(torch.arange(1, LEVELS, dtype=like.dtype, device=like.device))[:, None]
+class Parts(NamedTuple):
+    """Into how many parts a cell falls at each level but the whole's, ``(LEVELS - 1, 1)``, and the squares of that.
+
+    ``beside`` ``(2, 1, 1)`` is how far two places are, of which one is before and one after the same middle.
+    """
+
+    number: Tensor
+    square: Tensor
+    beside: Tensor
 
 
-def middles_near(pole: Tensor, high: Tensor, along: float, number: Tensor) -> tuple[Tensor, Tensor]:
+def part_numbers(like: Tensor) -> Parts:
+    """Return the parts of cells, to be made once."""
+    number = torch.exp2(torch.arange(1, LEVELS, dtype=like.dtype, device=like.device))[:, None]
+    return Parts(number, number * number, like.new_tensor([[[-0.5]], [[0.5]]]))
+
+
+def middles_near(pole: Tensor, high: Tensor, along: float, parts: Parts) -> tuple[Tensor, Tensor]:
     """Return middles ``(2, LEVELS - 1, n)`` of parts, and which parts are bisected because a pole ``(n,)`` is near.
 
     Ellipses are at most :data:`LONGEST` times as long as their parts. So at each level no others can be near than
     the two parts between whose middles the pole is, and as those of halves are within that of the whole, what is
     near is part of what is near at the level above. A cell that is bisected anyway has one part more for each.
     """
-    place = pole * number  # lengths in parts of each level
-    left = (place - 0.5).floor() + 0.5
-    middle = torch.stack((left, left + 1.0))
-    near = is_near(place - middle, high * number * number, along, 0.25)
-    return middle / number, near & (middle > 0.0) & (middle < number)
+    place = pole * parts.number  # lengths in parts of each level
+    middle = (place + parts.beside).floor_().add_(0.5)
+    near = is_near(place - middle, high * parts.square, along, 0.25)
+    middle /= parts.number
+    return middle, near & (middle.floor() == 0.0)

@@ -71,6 +71,9 @@ class CellPlan(Plan):
         The rule on the unit cell.
     shares : Tensor, shape (s, m), optional
         What gives the terms of the extrapolated series: the integrals over equal parts of the unit cell.
+    term : Tensor of int64, shape (n,), optional
+        Of cells whose integrals are terms of a series that is taken to its limit: of which, and which term, see
+        :mod:`quadgrad._core.estimates.series`; 0 of the others. None where there are no others.
     stalled : Tensor of int64, shape (batch,), optional
         How integrals ended that did not converge on these cells, else 0: they are not refined again before their
         error grows. See :class:`quadgrad.Integrator`.
@@ -92,6 +95,7 @@ class CellPlan(Plan):
     tau: Tensor
     weight: Tensor
     shares: Tensor | None = None
+    term: Tensor | None = None
     inspected: bool = False
     stalled: Tensor | None = None
     even: bool = field(init=False)
@@ -99,16 +103,18 @@ class CellPlan(Plan):
     crowding: Tensor | None = field(init=False)
     extrapolated: Tensor | None = field(init=False)
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
+    always: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
     """Fields with one entry for each cell."""
+
+    of_integrals: ClassVar[tuple[str, ...]] = ()
+    """Optional fields with one row for each integral, NaN where there is less to say of it than of others."""
 
     def __post_init__(self) -> None:
         """Find out, once, what a later replay must not wait for the device to tell."""
         others = int(self.kind.count_nonzero()) if len(self) else 0
         vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
         if others:
-            ends = self.kind >= EXTRAPOLATED
-            vars(self).update(extrapolated=locate(ends, int(ends.count_nonzero())))
+            vars(self).update(extrapolated=locate(self.touches, int(self.touches.count_nonzero())))
         if 0 < others < len(self):
             evenly, crowding = locate(self.linear, len(self) - others), locate(~self.linear, others)
             vars(self).update(evenly=evenly, crowding=crowding)
@@ -125,6 +131,16 @@ class CellPlan(Plan):
         """Return where the cells lie between limits, which are broadcast over the plan's batch."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields with one entry for each cell."""
+        return self.always if self.term is None else (*self.always, "term")
+
+    @property
+    def terms(self) -> Tensor:
+        """Of which term of a series each cell is part, int64 of shape ``(n,)``."""
+        return torch.zeros_like(self.row) if self.term is None else self.term
+
+    @property
     def owner(self) -> Tensor:
         """The integral (flattened over the batch) of each cell, shape ``(n,)``."""
         return self.row if self.pieces == 1 else self.row // self.pieces
@@ -138,6 +154,11 @@ class CellPlan(Plan):
     def linear(self) -> Tensor:
         """Which cells have evenly spread nodes, bool of shape ``(n,)``."""
         return self.kind == LINEAR
+
+    @property
+    def touches(self) -> Tensor:
+        """Which cells are extrapolated to the end that they touch, bool of shape ``(n,)``."""
+        return self.kind >= EXTRAPOLATED
 
     @property
     def functionals(self) -> Tensor:
@@ -239,7 +260,9 @@ class CellPlan(Plan):
     def join(self, other: Self) -> Self:
         """Return the plan with the cells of both, sorted by row; those of one row stay in their order."""
         row, order = torch.cat((self.row, other.row)).sort(stable=True)
-        rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.columns[1:]}
+        rest = {name: torch.cat((getattr(self, name), getattr(other, name)))[order] for name in self.always[1:]}
+        if self.term is not None or other.term is not None:
+            rest["term"] = torch.cat((self.terms, other.terms))[order]
         return replace(self, row=row, **rest)
 
     @staticmethod
@@ -253,8 +276,15 @@ class CellPlan(Plan):
         for plan in plans:
             rows.append((plan.owner + low) * pieces + plan.piece)
             low += plan.batch
-        columns = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].columns[1:]}
+        columns: dict[str, Any] = {
+            name: torch.cat([getattr(plan, name) for plan in plans]) for name in plans[0].always[1:]
+        }
+        columns["term"] = None
+        if any(plan.term is not None for plan in plans):
+            columns["term"] = torch.cat([plan.terms for plan in plans])
         inspected = all(plan.inspected for plan in plans)
+        for name in plans[0].of_integrals:
+            columns[name] = _pad_and_join([getattr(plan, name) for plan in plans], [plan.batch for plan in plans])
         return replace(
             plans[0],
             batch_shape=batch_shape,
@@ -268,9 +298,12 @@ class CellPlan(Plan):
     def part(self, cells: slice, low: int, high: int) -> Self:
         """Return some cells of the integrals from ``low`` to before ``high``, as a plan of those alone."""
         columns = self._take(cells)
+        columns |= {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)}
         if self.stalled is not None:
             columns["stalled"] = self.stalled[low:high]
-        return self._with(columns | {"row": columns["row"] - low * self.pieces, "batch_shape": (high - low,)})
+        return self._with(
+            columns | {name: t[low:high] for name in self.of_integrals if (t := getattr(self, name)) is not None}
+        )
 
     def _take(self, index: Tensor | slice) -> dict[str, Any]:
         return {name: getattr(self, name)[index] for name in self.columns}
@@ -297,8 +330,19 @@ class CellPlan(Plan):
             facts["pieces"] = f"{self.pieces} of each integral"
         if not self.even:
             touching = 0 if self.extrapolated is None else len(self.extrapolated)
-            spread = int((self.kind != LINEAR).sum())
+            spread = int(self.kind.count_nonzero())
             facts["singular ends"] = f"{spread} cells beside them, {touching} extrapolated"
         if len(self):
             facts["error"] = f"{float(self.error.max()):.2g} at most in one cell"
         return heading, facts
+
+
+def _pad_and_join(parts: list[Tensor | None], counts: list[int]) -> Any:
+    """Return the rows of all parts, with NaN where one has fewer columns than another; None if none has any."""
+    width = max(0 if part is None else part.shape[1] for part in parts)
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
+        return None
+    each = [like.new_empty((n, 0)) if part is None else part for part, n in zip(parts, counts, strict=True)]
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=torch.nan) for part in each])

@@ -37,13 +37,18 @@ class IntervalPlan(CellPlan, geometry="interval"):
     start, stop : Tensor, shape (n,)
         Ends of each cell as fractions of its piece: measured from the piece's lower end where
         ``start >= 0``, from its upper end where ``start < 0``. :meth:`cells` gives them in x.
+    places : Tensor, shape (batch, k), optional
+        Where search itself found f to jump, to bend or to be singular: in x, NaN where an integral has fewer. They
+        part pieces as breakpoints do, and stay where they are when limits and breakpoints move.
     """
 
     infinite: bool
     start: Tensor
     stop: Tensor
+    places: Tensor | None = None
 
-    columns: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
+    always: ClassVar[tuple[str, ...]] = ("row", "start", "stop", "error", "kind")
+    of_integrals: ClassVar[tuple[str, ...]] = ("places",)
     if TYPE_CHECKING:
         plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
 
@@ -54,7 +59,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
     ) -> IntervalPlan:  # fmt: skip
         """Return a plan of cells that are sorted by row, by default with evenly spread nodes and no error yet."""
         on, even = rule.tensors(torch.float64, row.device), kind is None
-        kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
+        kind = row.new_zeros(row.shape, dtype=torch.int8) if kind is None else kind
         error = torch.zeros_like(start) if error is None else error
         if torch.is_inference_mode_enabled():  # it may outlive that
             row, start, stop, error, kind = map(plain, (row, start, stop, error, kind))
@@ -62,7 +67,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
         vars(plan).update(
             rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, inspected=False,
             stalled=None, row=row, start=start, stop=stop, error=error, kind=kind, tau=on.nodes, weight=on.weights,
-            shares=on.shares, even=even, evenly=None, crowding=None, extrapolated=None,
+            shares=on.shares, places=None, term=None, even=even, evenly=None, crowding=None, extrapolated=None,
         )  # fmt: skip
         if not even:
             plan.__post_init__()
@@ -71,7 +76,22 @@ class IntervalPlan(CellPlan, geometry="interval"):
     def with_cells(self, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor | None = None) -> IntervalPlan:
         """Return the plan with other cells, by default with evenly spread nodes, of which no error is known."""
         kind = torch.zeros_like(row, dtype=torch.int8) if kind is None else kind
-        return replace(self, row=row, start=start, stop=stop, kind=kind, error=torch.zeros_like(start))
+        error = torch.zeros_like(start)
+        return replace(self, row=row, start=start, stop=stop, kind=kind, error=error, term=None)
+
+    @property
+    def found(self) -> int:
+        """The number of breakpoints of each integral that search has found."""
+        return 0 if self.places is None else self.places.shape[1]
+
+    def with_places(self, places: Tensor | None) -> IntervalPlan:
+        """Return the plan with other places that search has found."""
+        return self if places is None else replace(self, places=places)
+
+    @property
+    def whole(self) -> Tensor:
+        """Which cells are whole pieces, bool of shape ``(n,)``."""
+        return self.stop - self.start == 1.0
 
     @property
     def level(self) -> Tensor:
@@ -110,8 +130,8 @@ class IntervalPlan(CellPlan, geometry="interval"):
         marks = None
         if points is not None:
             marks = stack_points(points).to(device, dtype)
-            marks = marks.expand(*self.batch_shape, self.pieces - 1).reshape(self.batch, -1)
-        return Limits(flat[0], flat[1], marks, self.infinite)
+            marks = marks.expand(*self.batch_shape, self.pieces - 1 - self.found).reshape(self.batch, -1)
+        return Limits(flat[0], flat[1], marks, self.infinite).with_found(self.places, self.batch)
 
     def coarser(self, allowed: Tensor) -> IntervalPlan:
         """Return the plan with siblings merged whose errors are far below their share of what is allowed.
@@ -189,7 +209,8 @@ class IntervalPlan(CellPlan, geometry="interval"):
         """
         start, stop = bisect(self.start, self.stop)
         row, error, kind = (t.repeat_interleave(2) for t in (self.row, self.error, self.kind))
-        halves = replace(self, row=row, start=start, stop=stop, error=error, kind=kind)
+        term = None if self.term is None else self.term.repeat_interleave(2)
+        halves = replace(self, row=row, start=start, stop=stop, error=error, kind=kind, term=term)
         if self.even:
             return halves
         mean = (self.start.abs().sqrt() * self.stop.abs().sqrt()).copysign(self.stop + self.start)

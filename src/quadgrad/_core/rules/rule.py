@@ -37,7 +37,8 @@ class RuleTensors:
 
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
     ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; around each node, see
-    :attr:`Rule.surroundings`, distances ``(7, m)`` and neighbours ``(5, m)``; :attr:`Rule.order_gap`.
+    :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``;
+    :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
@@ -46,7 +47,8 @@ class RuleTensors:
     shares: torch.Tensor
     looks: torch.Tensor
     at_looks: torch.Tensor
-    distances: torch.Tensor
+    parabolas: torch.Tensor
+    around: torch.Tensor
     neighbours: torch.Tensor
     order_gap: int
 
@@ -158,26 +160,26 @@ class Rule:
         return np.asarray(np.linalg.solve(self._legendre(self.nodes).T, functionals.T).T, dtype=np.float64)
 
     @cached_property
-    def surroundings(self) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-        """Of each node, or of its neighbour if it is outermost: distances ``(7, m)`` and neighbours ``(5, m)``.
+    def parabolas(self) -> tuple[Array, Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+        """The parabola through values at each node, or its neighbour if it is outermost, and those beside it.
 
-        Neighbours are the nodes before, here and after, and one more on either side, or two on one where the other
-        has none left. Distances are those from before to here, on to after, and between these two; from here to the
-        other two; where here is; and 1 unless the node was an outermost one, then 0.
+        Of each node the coefficients ``(3, 6, m)`` with which values before, here and after make the parabola's
+        slope here, its second derivative over 2, the same without, its value here and at two other nodes. Then
+        ``(4, m)`` the distance from before to after; where here is; 1 unless the node was an outermost one, then 0;
+        and 1. And the neighbours ``(5, m)``: the nodes before, here and after, and one more on either side, or two
+        on one where the other has none left.
         """
         m, tau = self.nodes.size, self.nodes
         here = np.arange(m).clip(1, m - 2)
         left, right = np.where(here > 1, here - 2, here + 3), np.where(here < m - 2, here + 2, here - 3)
-        before, after = tau[here - 1], tau[here + 1]
-        steps = (
-            tau[here] - before,
-            after - tau[here],
-            after - before,
-            tau[left] - tau[here],
-            tau[right] - tau[here],
-        )
         neighbours = np.stack((here - 1, here, here + 1, left, right))
-        return np.stack((*steps, tau[here], here == np.arange(m))), neighbours
+        first, second = tau[here] - tau[here - 1], tau[here + 1] - tau[here]
+        span, value = first + second, np.outer((0.0, 1.0, 0.0), np.ones(m))
+        bend = np.stack((1.0 / (first * span), -1.0 / (first * second), 1.0 / (second * span)))
+        slope = np.stack((-1.0 / first, 1.0 / first, 0.0 * first)) + bend * first
+        others = (value + away * (slope + bend * away) for away in (tau[left] - tau[here], tau[right] - tau[here]))
+        rows = np.stack((slope, bend, 2.0 * bend, value, *others), axis=1)
+        return rows, np.stack((span, tau[here], here == np.arange(m), np.ones(m))), neighbours
 
     @cached_property
     def mirrored(self) -> bool:
@@ -201,9 +203,10 @@ class Rule:
         key = (dtype, device)
         if key in self._cache:
             return self._cache[key]
-        distances, neighbours = self.surroundings
+        parabolas, around, neighbours = self.parabolas
         columns = (
-            self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, distances,
+            self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, parabolas,
+            around,
         )  # fmt: skip
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),

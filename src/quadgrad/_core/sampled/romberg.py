@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.sampled.difference import integrate
 from quadgrad._core.sampled.samples import Samples, prepare
 
@@ -18,6 +19,7 @@ __all__ = ["romb"]
 def romb(y: Any, *, dx: Any = 1.0, dim: int = -1, return_error: Literal[False] = False) -> Tensor: ...
 @overload
 def romb(y: Any, *, dx: Any = 1.0, dim: int = -1, return_error: Literal[True]) -> tuple[Tensor, Tensor]: ...
+@names_ours
 def romb(y: Any, *, dx: Any = 1.0, dim: int = -1, return_error: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """Integrate ``2^k + 1`` evenly spaced samples by Romberg's rule, as ``scipy.integrate.romb`` does.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.sampled.difference import integrate
 from quadgrad._core.sampled.parabolas import bends, divisor, simpson_error, simpson_gap_errors
 from quadgrad._core.sampled.running import accumulate
@@ -25,6 +26,7 @@ def simpson(
 def simpson(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@names_ours
 def simpson(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -85,6 +87,7 @@ def cumulative_simpson(
 def cumulative_simpson(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@names_ours
 def cumulative_simpson(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.lanes import plain
 from quadgrad._core.printing import Printed, counted
 from quadgrad._core.sampled.cubic import End, cubic_slopes, periodic_slopes
@@ -31,6 +32,7 @@ LOCAL = ("akima", "makima", "pchip")
 KINDS = (*ENDS, "periodic", *LOCAL)
 
 
+@names_ours
 def spline(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, kind: Any = "not-a-knot", extrapolate: Any = None
 ) -> Spline:

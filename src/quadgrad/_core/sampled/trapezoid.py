@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.sampled.difference import integrate
 from quadgrad._core.sampled.parabolas import trapezoid_error, trapezoid_gap_errors
 from quadgrad._core.sampled.running import accumulate
@@ -23,6 +24,7 @@ def trapezoid(
 def trapezoid(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@names_ours
 def trapezoid(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, return_error: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -90,6 +92,7 @@ def cumulative_trapezoid(
 def cumulative_trapezoid(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@names_ours
 def cumulative_trapezoid(
     y: Any, x: Any = None, *, dx: Any = 1.0, dim: int = -1, initial: Any = None, return_error: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -67,13 +67,14 @@ class Totals:
 class Verdict:
     """Which integrals have met their tolerance, and which are done: as near to it as rounding allows.
 
-    ``bad`` counts the rounds with values that are not finite, ``limit`` is the error that a cell may have,
-    ``faint`` whether what is done may be anything for what was seen.
+    ``bad`` counts the rounds with values that are not finite, ``lost`` tells where these are too many, ``limit`` is
+    the error that a cell may have, ``faint`` whether what is done may be anything for what was seen.
     """
 
     met: Tensor
     done: Tensor
     bad: Tensor
+    lost: Tensor
     limit: Tensor
     faint: Tensor
 
@@ -96,12 +97,13 @@ def judge(tolerance: Tolerance, totals: Totals, count: Tensor, bad: Tensor, reop
     target = torch.maximum(allowed, 2.0 * totals.floor)
     done = error / target <= 1.0
     bad = (bad + 1) * error.isinf()
+    lost = bad > PATIENCE
     limit = target * ((1.0 if reopened else SHARE) / count)
-    limit = limit.masked_fill(done | (bad > PATIENCE), torch.inf)
-    return Verdict(met, done, bad, limit, done & (error >= FAINT * totals.size))
+    limit = limit.masked_fill(done | lost, torch.inf)
+    return Verdict(met, done, bad, lost, limit, done & (error >= FAINT * totals.size))
 
 
-def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: bool) -> Tensor:
+def mark(verdict: Verdict, totals: Totals, cells: Cells, is_complex: bool, follow: bool) -> Tensor:
     """Tell which cells are to be split: those with too large an error.
 
     If that is to be followed, of faint integrals also the one that has most of the error: what was seen there,
@@ -109,20 +111,21 @@ def mark(verdict: Verdict, totals: Totals, cells: Cells, each: Totals, follow: b
     """
     owner, splittable, *_ = cells.whole.unbind()
     splittable = splittable > 0
-    large = (each.error > verdict.limit.index_select(0, owner)) & splittable
+    large = (cells.sums[-2] > verdict.limit.index_select(0, owner)) & splittable
     if not follow:
         return large
+    each = Totals.of(cells.sums, is_complex)
     most = (0.5 * totals.error).masked_fill(~verdict.faint, torch.nan).index_select(0, owner)
     rough = (each.error > each.floor) & splittable
     return large | (rough & (each.error > most) & (each.error >= FAINT * each.size) & (most >= 0.0))
 
 
-def finish(verdict: Verdict, wanted: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
-    """Return :data:`RUN` where children are wanted, ``stuck`` where none are, or how the integral ends."""
-    runs, code = wanted > 0, stuck if isinstance(stuck, Tensor) else torch.full_like(wanted, stuck)
-    code = code.masked_fill(runs, RUN).masked_fill(over, int(Status.MAX_NFEV))
-    code = code.masked_fill(verdict.bad > PATIENCE, int(Status.NONFINITE))
-    ends = verdict.done & ~runs
+def finish(verdict: Verdict, children: Tensor, over: Tensor, stuck: Tensor | int) -> Tensor:
+    """Return :data:`RUN` where there are to be children, ``stuck`` where none are, or how the integral ends."""
+    runs = children > 0
+    code = stuck.masked_fill(runs, RUN) if isinstance(stuck, Tensor) else (RUN - stuck) * runs + stuck
+    code = code.masked_fill(over, int(Status.MAX_NFEV)).masked_fill(verdict.lost, int(Status.NONFINITE))
+    ends = verdict.done > runs
     return code.masked_fill(ends, int(Status.ROUNDOFF)).masked_fill(ends & verdict.met, int(Status.CONVERGED))
 
 

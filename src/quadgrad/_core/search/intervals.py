@@ -17,6 +17,7 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
@@ -40,7 +41,7 @@ def search(task: Problem, first: IntervalPlan) -> Found:
     try:
         spikes = Spikes()
         bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
-        return search_cells(bodies, task, first)
+        return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first)

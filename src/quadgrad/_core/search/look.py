@@ -111,6 +111,11 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
         return None
     occupied = torch.zeros_like(candidates)
     occupied[plan.row] = True
+    if problem.limits.found:  # of the caller's piece something was seen there, or it would not have been found
+        places = problem.limits.points[:, -problem.limits.found :].expand(problem.batch, -1)
+        places = places.repeat_interleave(count, 0)
+        ends = problem.pieces.ends(slice(None))
+        occupied &= ~torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
     row = (candidates & occupied).nonzero().squeeze(1)
     if not len(row):
         return _Faint(row, unseen[row])

@@ -15,7 +15,7 @@ from torch import Tensor
 from quadgrad._core._torch import outside_transforms, without_derivatives
 from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
+from quadgrad._core.mesh.interval import EXTRAPOLATED
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -70,7 +70,7 @@ class _NativeSight:
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.bodies = NativeBodies(problem)
         self.bodies.open(first)
-        self.place = None if first.even else (first.kind != LINEAR).sort(stable=True).indices.argsort()
+        self.place = None if first.even else (~first.linear).sort(stable=True).indices.argsort()
 
     def see(self, index: Tensor, y: Tensor) -> None:
         if len(index):  # a block of neighbours of one kind
@@ -96,14 +96,15 @@ class _TensorSight:
 
     def see(self, index: Tensor, y: Tensor) -> None:
         problem, first, off = self.problem, self.first, hear(y)
-        y, m, kind = self.bodies.widen(y), len(y), first.kind[index]
-        whole, linear = first.stop[index] - first.start[index] == 1.0, kind == LINEAR
+        y, m = self.bodies.widen(y), len(y)
+        whole, linear = first.whole[index], first.linear[index]
         for mine in (whole & linear, ~whole & linear, ~linear):
-            here, own = index[mine], kind[mine]
+            here = index[mine]
             if not len(here):
                 continue
-            mesh, estimate = interval_parts(problem, own.to(torch.int64) - EXTRAPOLATED, self.spikes)
-            (new,) = mesh.start(first.take(here))
+            cells = first.take(here)
+            mesh, estimate = interval_parts(problem, cells.kind.to(torch.int64) - EXTRAPOLATED, self.spikes)
+            (new,) = mesh.start(cells)
             places = mesh.place(new)
             beside = problem.integrand(torch.cat((places.x[:1], places.x[m + 1 :])), places.owner).detach()
             beside = self.bodies.widen(beside)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Bodies", "Tally", "finish_rounds", "search_rounds"]
+__all__ = ["Bodies", "Tally", "Watcher", "finish_rounds", "search_rounds"]
 
 R = TypeVar("R", covariant=True)
 
@@ -52,6 +52,12 @@ class Bodies(Protocol[R]):
         ...
 
 
+class Watcher(Protocol):
+    """Is shown a search each time its new cells are evaluated, and may end integrals."""
+
+    def see(self, search: Any) -> None: ...
+
+
 def search_rounds(bodies: Bodies[R], first: Any) -> R:
     """Search from the given cells, or from whole pieces, until no integral runs or waits."""
     bodies.open(first)
@@ -59,13 +65,16 @@ def search_rounds(bodies: Bodies[R], first: Any) -> R:
     return finish_rounds(bodies)
 
 
-def finish_rounds(bodies: Bodies[R]) -> R:
+def finish_rounds(bodies: Bodies[R], watcher: Watcher | None = None) -> R:
     """Decide on cells that are estimated, and search on until no integral runs or waits."""
     while True:
+        if watcher is not None:
+            watcher.see(bodies)
         tally = bodies.decide()
         if tally.running:
             bodies.evaluate()
         elif tally.waiting:
             bodies.withdraw()
+            watcher = None  # rounds are counted no longer as they would be for one integral alone
         else:
             return bodies.close()

@@ -20,7 +20,7 @@ from quadgrad._core.mesh.interval import DEPTH, LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, total
-from quadgrad._core.search.task import Found, replace_some
+from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
 __all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
@@ -45,6 +45,9 @@ MATTERS = 0.1
 
 ROUNDING = 100.0
 """What is not explained by so many eps of the largest value is none of rounding."""
+
+SHARES = 16
+"""What a search has spent is counted in so many parts of the budget."""
 
 Search = Callable[[Problem, IntervalPlan], Found]
 
@@ -287,8 +290,15 @@ def search_from(
     found, again = replace(found, status=status, spikes=None), again & afford
     if not bool(again.any()):
         return found
-    first = first.take(again[first.owner])
-    least = (problem.rule.nodes.size + WHOLE) * count
-    left = max(least, problem.max_nfev - int(found.nfev[again].max()))
-    mended = search(replace(problem, budget=left, opening=None), first)
-    return replace(replace_some(found, mended, again), spikes=mended.spikes)
+    most, least = problem.max_nfev, (problem.rule.nodes.size + WHOLE) * count
+    # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
+    parts, spikes = torch.ceil(found.nfev * (SHARES / most)).long(), list[Tensor]()
+    for part in parts[again].unique().tolist():
+        mine = again & (parts == part)
+        left = max(least, most - most * part // SHARES)
+        mended = search(replace(problem, budget=left, opening=None), first.take(mine[first.owner]))
+        places = join_places((found.found_places, mended.found_places))
+        tails = [*(found.tails or []), *(mended.tails or [])]
+        spikes += [] if mended.spikes is None else [mended.spikes]
+        found = replace(replace_some(found, mended, mine), tails=tails, found_places=places)
+    return replace(found, spikes=torch.cat(spikes) if spikes else None)

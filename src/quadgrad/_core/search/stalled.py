@@ -14,7 +14,7 @@ from torch import Tensor
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
-from quadgrad._core.search.rounds import Bodies, finish_rounds
+from quadgrad._core.search.rounds import Bodies, Watcher, finish_rounds
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
@@ -39,17 +39,21 @@ class Stallable(Bodies[Found], Protocol):
         ...
 
 
-def search_cells(bodies: Stallable, problem: Problem, first: IntervalPlan | None) -> Found:
+def search_cells(
+    bodies: Stallable, problem: Problem, first: IntervalPlan | None, watcher: Watcher | None = None
+) -> Found:
     """Search from cells, or from whole pieces."""
     bodies.open(first)
     bodies.evaluate()
-    return search_on(bodies, problem, first)
+    return search_on(bodies, problem, first, watcher)
 
 
-def search_on(bodies: Stallable, problem: Problem, first: IntervalPlan | None) -> Found:
+def search_on(
+    bodies: Stallable, problem: Problem, first: IntervalPlan | None, watcher: Watcher | None = None
+) -> Found:
     """Search from cells that have been evaluated; those that refinement does not help are left as they are."""
     if first is None or not len(first):
-        return finish_rounds(bodies)
+        return finish_rounds(bodies, watcher)
     owner, error = bodies.first_errors()
     lost, count = error.isinf(), problem.batch
     ends = torch.zeros_like(owner[:1]).expand(count) if first.stalled is None else first.stalled
@@ -57,13 +61,13 @@ def search_on(bodies: Stallable, problem: Problem, first: IntervalPlan | None) -
         bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
         ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
     elif first.stalled is None:
-        return finish_rounds(bodies)
+        return finish_rounds(bodies, watcher)
     grown = total(error, owner, count) > GROWN * total(first.error.double(), first.owner, count)
     held = (ends > 0) & (~grown | (ends == int(Status.NONFINITE)))
     spent = bodies.spent()
     nfev = spent.clone()
     spent.masked_fill_(held, problem.max_nfev)  # which leaves nothing to refine with
-    found = finish_rounds(bodies)
+    found = finish_rounds(bodies, watcher)
     found.nfev = torch.where(held, nfev, found.nfev)
     failed = held & (found.status != int(Status.CONVERGED))
     found.status = torch.where(failed, ends, found.status)

@@ -34,7 +34,8 @@ def first_cells(problem: Problem, plan: IntervalPlan | None) -> IntervalPlan:
         shift = torch.arange(batch, device=row.device) * pieces.count
         cells = {name: getattr(plan, name).repeat(batch) for name in plan.columns}
         cells["row"] += shift.repeat_interleave(len(plan))
-        plan = replace(plan, batch_shape=problem.batch_shape, stalled=None, **cells)
+        places = None if plan.places is None else plan.places.expand(batch, -1)
+        plan = replace(plan, batch_shape=problem.batch_shape, places=places, stalled=None, **cells)
     plan = plan.take(occupied.index_select(0, plan.row))
     return plan.join(whole.take(~torch.isin(row, plan.row)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,48 @@ from quadgrad._core.estimates.null_rules import FLOOR
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align
+from quadgrad._core.reduce import align, concatenate
 
-__all__ = ["Found", "hear", "hear_anew", "inner_error", "noise", "replace_some"]
+__all__ = ["Found", "Places", "Tail", "hear", "hear_anew", "inner_error", "join_places", "noise", "replace_some"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places inside the intervals of some integrals, ``(k,)``, where search found f rough.
+
+    Each leaves something in ``doubt`` of its integral.
+    """
+
+    owner: Tensor
+    place: Tensor
+    doubt: Tensor
+
+
+def join_places(parts: Iterable[Places | None]) -> Places | None:
+    """Return the places of all searches."""
+    given = [part for part in parts if part is not None]
+    return concatenate(given) if given else None
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A series towards an end of a piece: cells, the terms' codes, its limit and error, and where the rest ends.
+
+    ``edge`` is a fraction of the piece, measured from the ``upper`` end, or from the lower one.
+    """
+
+    owner: int
+    piece: int
+    upper: bool
+    start: Tensor
+    stop: Tensor
+    kind: int
+    code: Tensor
+    errors: Tensor
+    value: float
+    error: float
+    edge: float
+    nfev: int
 
 
 @dataclass(slots=True)
@@ -30,6 +70,10 @@ class Found:
     """Of a sample: at how many points of each integral f was not finite."""
     effective: Tensor | None = None
     """Of a sample: the effective number of points."""
+    tails: list[Tail] | None = field(default=None, kw_only=True)
+    """Series towards ends of pieces, as search has found out."""
+    found_places: Places | None = field(default=None, kw_only=True)
+    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
     faint: bool | None = field(default=None, kw_only=True)
     """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
     seen: Tensor | None = field(default=None, kw_only=True)

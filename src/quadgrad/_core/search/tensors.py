@@ -19,7 +19,8 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
-from quadgrad._core.search.decide import RUN, WAIT, Totals, finish, judge, mark, stuck
+from quadgrad._core.search.decide import RUN, WAIT, Totals, allowed_error, finish, judge, mark, stuck
+from quadgrad._core.search.stretches import AtHand, Piled, look_for_piles
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "add_inner_error", "call_beside", "unpack"]
@@ -82,7 +83,7 @@ class TensorBodies(Generic[R]):
             for new in _cut(group, max(1, self.task.block // group.rows)):
                 places = mesh.place(new)
                 hear_anew()
-                y = self.widen(self.task.integrand(places.x, places.owner).detach())
+                y = self.widen(_still(self.task.integrand(places.x, places.owner)))
                 off = hear(y)
                 parts.append(add_inner_error(self.task, self.estimate(new, places, y, noise(self.task)), off))
         self.cells = Cells.join(parts)
@@ -100,16 +101,16 @@ class TensorBodies(Generic[R]):
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n, is_complex = len(running), self.dtype.is_complex
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals, each = Totals.of(sums, is_complex), Totals.of(cells.sums, is_complex)
+        totals = Totals.of(sums, is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, each, follow))
-            wanted, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
+            moves = mesh.propose(cells, mark(verdict, totals, cells, is_complex, follow))
+            children, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
-            wanted, spent = wanted.addcmul(more, afford), spent.addcmul(dear, afford)
-            code = finish(verdict, wanted, spent > task.max_nfev, rest)
+            children, spent = children.addcmul(more, afford), spent.addcmul(dear, afford)
+            code = finish(verdict, children, spent > task.max_nfev, rest)
             runs = code == RUN
             counts = moves.restrict(*torch.stack((runs, afford)).index_select(1, owner).unbind())
             integrals = torch.stack((runs, code == WAIT, verdict.faint)).sum(1)
@@ -124,7 +125,7 @@ class TensorBodies(Generic[R]):
         owner = settled.whole[0]
         if n_run:
             sums = running.sums + sum_by_owner(settled.sums, owner, n)
-            going = Running(torch.stack((who, wanted, spent, verdict.bad)), sums)
+            going = Running(torch.stack((who, children, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
                 going = going.take(locate(runs, n_run))
@@ -134,6 +135,30 @@ class TensorBodies(Generic[R]):
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
+
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
+        cells, running, tolerance = self.cells, self.running, self.task.tolerance
+        sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
+        totals = Totals.of(sums, self.dtype.is_complex)
+        unfinished = ~(totals.error <= far * allowed_error(tolerance, totals))
+        whose = torch.zeros_like(self.books.whole[0], dtype=torch.bool).index_copy(0, running.whole[0], unfinished)
+        at_hand = AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
+        return look_for_piles(at_hand, self.task.pieces.count, whose)
+
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        values = torch.zeros_like(self.books.sums[0])
+        return values.index_copy(0, self.running.whole[0], self.running.sums[0])
+
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
+        return torch.zeros_like(self.books.whole[1]).index_copy(0, self.running.whole[0], self.running.whole[2])
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)
+        self.running.whole[2] += spent[self.running.whole[0]]
 
     def _stuck(self, totals: Totals) -> Tensor:
         """Say how integrals end of which all cells are at hand, and none can be split."""
@@ -173,9 +198,15 @@ def _cut(new: NewCells, size: int) -> Iterator[NewCells]:
 def call_beside(task: Problem, places: Places) -> Tensor:
     """Return f at single places, a block of them at a time, ``(k, *event)``."""
     x, owner, size = places.x, places.owner, task.block
-    blocks = (slice(low, low + size) for low in range(0, max(1, x.shape[0]), size))
-    y = [task.integrand(x[None, block], owner[block]).detach()[0] for block in blocks]
-    return y[0] if len(y) == 1 else torch.cat(y)
+    if x.shape[0] <= size:
+        return _still(task.integrand(x[None], owner))[0]
+    blocks = (slice(low, low + size) for low in range(0, x.shape[0], size))
+    return torch.cat([_still(task.integrand(x[None, block], owner[block]))[0] for block in blocks])
+
+
+def _still(y: Tensor) -> Tensor:
+    """Return values without a gradient."""
+    return y.detach() if y.requires_grad else y
 
 
 def unpack(integrand: Integrand, dtype: torch.dtype, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.spikes import follow_spikes
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found
+from quadgrad._core.search.task import Found, Places, Tail, join_places
 
 __all__ = ["look_closer", "search_tiles"]
 
@@ -33,9 +33,13 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
-    for found in _tiles(problem, whole):
+    places, tails = list[Places](), list[Tail]()
+    for low, found in _tiles(problem, whole):
+        if (here := found.found_places) is not None:
+            places.append(Places(here.owner + low, here.place, here.doubt))
+        tails += [replace(tail, owner=tail.owner + low) for tail in found.tails or ()]
         totals = (found.value, found.error, found.status, found.nfev)
-        cells = [getattr(found.plan, name) for name in IntervalPlan.columns]
+        cells = [getattr(found.plan, name) for name in IntervalPlan.always]
         for name, part in zip(_COLUMNS, (*totals, *cells), strict=True):
             if name not in columns:
                 columns[name] = _Column(part, problem)
@@ -43,13 +47,13 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
     value, error, status, nfev = totals
-    return Found(plan, value, error, status, nfev)
+    return Found(plan, value, error, status, nfev, tails=tails, found_places=join_places(places))
 
 
-_COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.columns)
+_COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)
 
 
-def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
+def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[tuple[int, Found]]:
     count = problem.pieces.count
     for low in range(0, problem.batch, problem.tile):
         high, first = min(problem.batch, low + problem.tile), None
@@ -57,7 +61,7 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[Found]:
             edges = torch.searchsorted(whole.row, whole.row.new_tensor([low * count, high * count])).tolist()
             first = whole.part(slice(*edges), low, high)
         found = _search(problem.part(low, high), first)
-        yield replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
+        yield low, replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
 
 
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:

@@ -15,6 +15,7 @@ from quadgrad._core.antiderivative.refine import Refined, refine
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
 from quadgrad._core.gradient import Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result
@@ -26,12 +27,14 @@ from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import least_jump
 from quadgrad._core.verbs.noise import refuse_noise
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.report import offending_point, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import search
+from quadgrad._core.verbs.trouble import offending_point
 
 __all__ = ["antiderivative"]
 
 
+@names_ours
 def antiderivative(
     f: Callable[..., Any],
     a: Any,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import scipy  # which imports scipy.special when that is first used: a sixth of the start
 import torch
-from scipy.special import betaincinv, ndtri
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
@@ -122,7 +122,7 @@ def certify(
             chosen.append(label)
             hits.append(smoothed.counts(n0, n).get(label, 0))
     bounds = [lower_bound(k, n, alpha) for k in hits]
-    radii = [sigma * float(ndtri(p)) if p > 0.5 else 0.0 for p in bounds]
+    radii = [sigma * float(scipy.special.ndtri(p)) if p > 0.5 else 0.0 for p in bounds]
     labels = [c if p > 0.5 else -1 for c, p in zip(chosen, bounds, strict=True)]
     numbers = torch.tensor([bounds, radii], dtype=torch.float64, device=x.device)
     return Certificate(torch.tensor(labels, dtype=torch.int64, device=x.device), *numbers)
@@ -130,7 +130,7 @@ def certify(
 
 def lower_bound(hits: int, n: int, alpha: float) -> float:
     """Return the lower end of Clopper and Pearson's one-sided interval of confidence ``1 - alpha``."""
-    return float(betaincinv(hits, n - hits + 1, alpha)) if hits else 0.0
+    return float(scipy.special.betaincinv(hits, n - hits + 1, alpha)) if hits else 0.0
 
 
 class _Smoothed:

@@ -14,6 +14,7 @@ from quadgrad._core.distributions.support import limits_of, support_moves
 from quadgrad._core.distributions.transport import is_discrete, refuse_no_transport
 from quadgrad._core.errors import SeveredGradientWarning, UnmarkedJumpWarning, warn
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
@@ -66,6 +67,7 @@ _JUMPS = (
 )
 
 
+@names_ours
 def expectation(
     f: Callable[..., Any],
     distribution: torch.distributions.Distribution | Callable[..., torch.distributions.Distribution],

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform
-from quadgrad._core.integrand import Element, Integrand, make_argument
+from quadgrad._core.integrand import Element, Integrand, make_argument, tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
@@ -19,7 +20,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["flatten", "prepare", "prepare_box", "sampled_tolerances"]
+__all__ = ["flatten", "prepare", "prepare_box", "refuse_other_than_functions", "sampled_tolerances"]
 
 SAMPLED_RTOL = 1e-3
 """The relative tolerance of a sample unless n or a tolerance is given: more costs millions of points."""
@@ -53,23 +54,21 @@ def flatten(
 
     With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
     """
-    if not callable(f):
-        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = args if isinstance(args, tuple | list) else (args,)
-    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    args = _take_arguments(f, args)
+    numbers = [a, b, points]  # among which NumPy's have a dtype
     a, b = _limit("a", a), _limit("b", b)
-    tensors = _tensors(a, b, given)
-    call_dtype = _dtype(tensors, points)
-    points = None if points is None else stack_points(points)
+    tensors = _tensors(a, b, args)
+    _refuse_mixed_devices(tensors | dict(_passed_in("points", points)))
+    call_dtype = _dtype(tensors, numbers)
+    points = None if points is None else _stacked(points)
     first = next(iter(tensors.values()), points) if trusted is None else trusted.row
-    first = first.tensor if isinstance(first, Element) else first
-    device = torch.device("cpu") if first is None else first.device
+    device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
     shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
     infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
     wide = sum_dtype(device)
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
-    arguments = tuple([make_argument(v, shape) for v in given])
+    arguments = tuple([make_argument(v, shape) for v in args])
     if trusted is not None:
         ordered = isinstance(a, float) and isinstance(b, float) and a <= b
     elif (lower := _number(a)) is not None and (upper := _number(b)) is not None:
@@ -78,7 +77,7 @@ def flatten(
         ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
-    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     integrand = Integrand(f, arguments, len(shape), call_dtype, wide, vectorized)
     return (
@@ -89,6 +88,13 @@ def flatten(
         tuple(sources),
         passed,
     )
+
+
+def _take_arguments(f: Any, args: Any) -> list[Any]:
+    """Return the arguments of a function, one or several, arrays as tensors."""
+    refuse_other_than_functions(f)
+    args = args if isinstance(args, tuple | list) else (args,)
+    return [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args]
 
 
 def prepare_box(
@@ -110,18 +116,14 @@ def flatten_box(
     f: Any, a: Any, b: Any, args: Any, vectorized: bool = True
 ) -> tuple[Integrand, Box, tuple[int, ...], Sources]:
     """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments."""
-    if not callable(f):
-        raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = args if isinstance(args, tuple | list) else (args,)
-    given = [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in given]
+    args = _take_arguments(f, args)
     corners = {"a": a, "b": b}
-    tensors = _tensors(None, None, given)
+    tensors = _tensors(None, None, args)
     passed_in = {label: t for name, v in corners.items() for label, t in _passed_in(name, v)}
+    _refuse_mixed_devices(tensors | passed_in)
     first = next(iter((tensors | passed_in).values()), None)
-    first = first.tensor if isinstance(first, Element) else first
-    device = torch.device("cpu") if first is None else first.device
-    arrays = {name: torch.as_tensor(v) for name, v in corners.items() if _is_array(v)}
-    call_dtype = _dtype(tensors | passed_in | arrays, None)
+    device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
+    call_dtype = _dtype(tensors | passed_in, (a, b))
     wide = sum_dtype(device)
     ends = [_corner(name, v, device, wide) for name, v in corners.items()]
     if max(end.ndim for end in ends) == 0:
@@ -146,11 +148,45 @@ def flatten_box(
         end.reshape(1, d) if end.shape[:-1].numel() == 1 else end.expand(*shape, d).reshape(-1, d) for end in ends
     ]
     integrand = Integrand(
-        f, tuple([make_argument(v, shape) for v in given]), len(shape), call_dtype, wide, vectorized, point_ndim=1
+        f, tuple([make_argument(v, shape) for v in args]), len(shape), call_dtype, wide, vectorized, point_ndim=1
     )
-    originals = [v.tensor if isinstance(v, Element) else v for v in given]
+    originals = [tensor_and_ndim(v)[0] for v in args]
     passed = tuple([v if isinstance(v, Tensor) else None for v in originals])
     return integrand, Box(flat[0], flat[1], infinite, torch.promote_types(call_dtype, torch.float32)), shape, passed
+
+
+def refuse_other_than_functions(f: Any) -> None:
+    """Say what else there is for an f that cannot be called."""
+    if callable(f):
+        return
+    text = f"f must be a function f(x, *args), not {type(f).__name__}"
+    if isinstance(f, Tensor) or _is_array(f) or isinstance(f, list | tuple):
+        text += (
+            ": pass the function itself, quad(f, a, b), not what it returned; numbers that are already there are "
+            "integrated by quadgrad.simpson, quadgrad.trapezoid or quadgrad.spline"
+        )
+    elif isinstance(f, str):
+        text += f": write lambda x: {f}, with torch's functions"
+    elif isinstance(f, int | float):
+        text += f": f comes first, then the limits; a constant is lambda x: {f}"
+    raise TypeError(text)
+
+
+def _refuse_mixed_devices(tensors: dict[str, Tensor | Element]) -> None:
+    """Refuse tensors on several devices, by name; numbers in args that are on the CPU go with all, as in torch."""
+    each = {name: v.tensor if isinstance(v, Element) else v for name, v in tensors.items()}
+    if len({t.device for t in each.values()}) <= 1:
+        return
+    spread = {n: t for n, t in each.items() if t.ndim or not t.is_cpu or not n.startswith("args")}
+    if len({t.device for t in spread.values()}) <= 1:
+        return
+    shown = ", ".join(f"{name} on {t.device}" for name, t in spread.items())
+    home = next(str(t.device) for t in spread.values() if not t.is_cpu)
+    raise ValueError(
+        f"the tensors of one call are on several devices: {shown}. Move them to one, such as "
+        f".to({home!r}); f is called, "
+        "and the result is, where they are"
+    )
 
 
 def _is_array(value: Any) -> bool:
@@ -211,7 +247,7 @@ def _limit(name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         if isinstance(value, complex):
             raise TypeError(f"{name}={value!r} is complex: cells must be ordered, so limits must be real")
-        if isinstance(value, int | float):
+        if isinstance(value, int | float | np.floating | np.integer):
             return float(value)
         try:
             value = torch.as_tensor(value)
@@ -226,19 +262,35 @@ def _limit(name: str, value: Any) -> Any:
     return value
 
 
-def _dtype(tensors: dict[str, Tensor | Element], points: Any) -> torch.dtype:
-    """Return the working dtype of everything the caller passed as a tensor."""
-    each = [v.tensor if isinstance(v, Element) else v for v in tensors.values()]
-    if points is not None:
-        each += [p for p in (points if isinstance(points, list | tuple) else (points,)) if isinstance(p, Tensor)]
-    return working_dtype(each)
+def _dtype(tensors: dict[str, Tensor | Element], numbers: Sequence[Any]) -> torch.dtype:
+    """Return the working dtype of everything the caller passed as a tensor, or as NumPy's numbers."""
+    each = [tensor_and_ndim(v)[0] for v in tensors.values()]
+    return working_dtype([*each, *_typed(numbers)])
+
+
+def _typed(values: Any) -> Iterator[Tensor]:
+    """Yield what has a dtype of its own in a list, or in lists of lists: tensors, NumPy's arrays and scalars."""
+    if isinstance(values, Tensor):
+        yield values
+    elif _is_array(values):
+        array = np.asarray(values)
+        yield torch.as_tensor(array.astype(np.float64) if array.dtype == np.longdouble else array)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            if value is not None and type(value) not in (float, int):  # which most are
+                yield from _typed(value)
+
+
+def _stacked(points: Any) -> Tensor:
+    try:
+        return stack_points(points)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"points must be numbers or tensors, not {points!r:.80}: {error}") from None
 
 
 def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
-    shapes = {
-        name: tuple(v.shape) if isinstance(v, Tensor) else tuple(v.tensor.shape[: v.tensor.ndim - v.ndim])
-        for name, v in tensors.items()
-    }
+    each = {name: tensor_and_ndim(v) for name, v in tensors.items()}
+    shapes = {name: tuple(t.shape[: t.ndim - ndim]) for name, (t, ndim) in each.items()}
     if points is not None:
         shapes["points"] = tuple(points.shape[:-1])
     different = {shape for shape in shapes.values() if shape}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.autocast import WithoutAutocast
-from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
+from quadgrad._core.breakpoints.jumps import note_found_places, note_second_derivatives, note_unmarked_jumps
 from quadgrad._core.breakpoints.unmarked import Least
 from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.estimates.null_rules import largest_component
@@ -27,12 +27,13 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
-from quadgrad._core.tolerance import Tolerance, real_dtype, returned_dtype
+from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance, real_dtype, returned_dtype
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import did_fail, offending_point, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import any_failed, did_fail, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
+from quadgrad._core.verbs.trouble import offending_point, plain_numbers
 
 __all__ = ["integrate", "least_jump"]
 
@@ -103,23 +104,26 @@ def _integrate(
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
+    problem.series = gradient.replays_value or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)
         primal.scaled = Scaled(primal.found.error, logs.noise)
     found, limits = primal.found, primal.problem.limits.detach()
-    failed = bool(found.status.any())
+    failed = any_failed(found.status)
     asked = _warn_of_lost_gradients(primal, probe, apart=first is not None)
     primal.value = oriented_value(found, limits, failed)
     watched.told(primal)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
     value, error, status = derived.value, found.error, found.status
+    if problem.flowing and not primal.unfollowed:
+        value = note_second_derivatives(primal.problem, value)
     if problem.flowing and len(found.plan) == 0 and not in_transform():
         value = with_no_share_of(probe, value)
     if logs:
         value = take_logarithm(value, logs.shift)
         error, status = logs.finish(found)
-        failed = bool(status.any())
+        failed = any_failed(status)
     shape = problem.batch_shape
     if asked and not found.plan.inspected:
         found.plan = replace(found.plan, inspected=True)
@@ -136,6 +140,7 @@ def _integrate(
         offending_point(primal.problem, found.plan, status, first or 0) if failed else "",
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
+        plain_numbers(problem) and problem.tolerance.rtol == make_tolerance(None, 0.0, epsilon(torch.float32)).rtol,
     )
     return result, failed
 
@@ -172,6 +177,8 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
     if not (problem.flowing or lost):
         return False
+    if problem.batch:
+        primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = least_jump(primal.found, problem.tolerance)
     if not note_unmarked_jumps(problem, primal.uninspected, least):
         if apart:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
@@ -21,6 +22,7 @@ from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_l
 __all__ = ["qmc"]
 
 
+@names_ours
 def qmc(
     f: Callable[..., Any],
     a: Any,

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.problem import LimitGradient
+from quadgrad._core.problem import LIMIT_GRADIENTS
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import integrate
 
-__all__ = ["check_options", "quad"]
+__all__ = ["check_limit_gradient", "check_options", "quad"]
 
 
+@names_ours
 def quad(
     f: Callable[..., Any],
     a: Any,
@@ -48,8 +50,9 @@ def quad(
     f : callable
         ``f(x, *args)``, elementwise over the batch: ``x`` has any shape and each argument arrives
         broadcastable against it; returns a tensor of that shape, optionally followed by *event*
-        dimensions (a vector-valued integrand, whose components share their cells). Tensors that are the
-        same for the whole batch, such as a network, may be closed over and get their gradient too.
+        dimensions (a vector-valued integrand, whose components share their cells); a number is a constant.
+        Tensors that are the same for the whole batch, such as a network, may be closed over and get their
+        gradient too.
     a, b : float or Tensor, shape ``batch`` (broadcast)
         Limits; infinite ones are allowed, also mixed within the batch.
     args : tuple
@@ -125,9 +128,9 @@ def quad(
 
     Notes
     -----
-    Everything is computed in the promoted dtype of the floating tensors among limits, arguments and breakpoints;
-    Python numbers do not take part, and where there is no tensor torch's default dtype is taken. Under
-    ``torch.autocast`` only f is.
+    Everything is computed in the promoted dtype of the floating tensors, and NumPy's numbers and arrays, among
+    limits, arguments and breakpoints; Python numbers do not take part, and where there is nothing else torch's
+    default dtype is taken, which the result tells when it is printed. Under ``torch.autocast`` only f is.
 
     In a function that ``torch.compile`` compiles, the call is a graph break and runs as it is; with
     ``fullgraph=True`` use :func:`quadgrad.replay`.
@@ -191,10 +194,7 @@ def quad(
             chunk_size=chunk_size, group=group, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
-    if limit_gradient not in get_args(LimitGradient):
-        raise ValueError(
-            f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, get_args(LimitGradient)))}"
-        )
+    check_limit_gradient(limit_gradient)
     plan = cast("IntervalPlan | None", plan)  # which search checks
     with Ranks(group) as ranks:
         problem = prepare(
@@ -218,3 +218,9 @@ def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> Non
         raise ValueError(f"chunk_size={chunk_size!r} must be a positive whole number of nodes")
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")
+
+
+def check_limit_gradient(limit_gradient: str) -> None:
+    """Refuse a way to differentiate by the limits that there is not."""
+    if limit_gradient not in LIMIT_GRADIENTS:
+        raise ValueError(f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, LIMIT_GRADIENTS))}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.base import Plan
@@ -21,6 +22,7 @@ from quadgrad._core.verbs.inputs import flatten
 __all__ = ["replay"]
 
 
+@names_ours
 def replay(
     f: Callable[..., Any],
     plan: Plan,
@@ -68,14 +70,16 @@ def replay(
         pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
         if not isinstance(plan, IntervalPlan):
             raise TypeError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
-        if plan.pieces != pieces:
-            raise ValueError(f"the plan was made with {plan.pieces - 1} breakpoints for each integral")
+        if plan.pieces - plan.found != pieces:
+            made = plan.pieces - plan.found - 1
+            raise ValueError(f"the plan was made with {made} breakpoints for each integral")
         try:
             integrand, limits, *_ = flatten(unaided.restore(f), a, b, args, points, trusted=plan)
         except RuntimeError as error:
             raise ValueError(
                 f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}"
             ) from None
+        limits = limits.with_found(plan.places, plan.batch)
         treatment, shift = None, None
         if log:
             shift = shift_on_plan(integrand, plan, limits.detach().pieces(), REPLAY_BLOCK)

@@ -19,12 +19,10 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import InnerRecord
-from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.problem import Problem
 from quadgrad._core.result import Result, describe
 from quadgrad._core.status import Status
 
-__all__ = ["did_fail", "offending_point", "report", "severed_arguments", "warn_if_severed"]
+__all__ = ["any_failed", "did_fail", "report", "severed_arguments", "warn_if_severed"]
 
 
 def report(
@@ -68,6 +66,11 @@ def _count(what: str, status: Tensor, detail: str = "") -> str:
     return why + describe(status) + detail if failed else ""
 
 
+def any_failed(status: Tensor) -> bool:
+    """Whether any integral has not converged: to read the one status of a single integral takes a tenth as long."""
+    return bool(status.item()) if status.numel() == 1 else bool(status.any())
+
+
 def did_fail(status: Tensor) -> Tensor:
     """Whether integrals did not become what was asked for: a fixed sample was not asked to converge."""
     return (status != int(Status.CONVERGED)) & (status != int(Status.SAMPLED))
@@ -78,27 +81,6 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
         outer.jump = outer.jump or inner.jump
     elif inner.jump:
         warn(inner.jump, UnmarkedJumpWarning)
-
-
-def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
-    """Return a sentence with an x at which f is not finite, for the first integral that failed for it.
-
-    Integrals are counted from ``first``.
-    """
-    owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
-    if owners.numel() == 0:
-        return ""
-    index = int(owners[0])
-    column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
-    with problem.outside() as plain:
-        cell = plan.take(column)
-        x, _ = cell.place(plain.pieces)
-        y = plain.integrand(x, cell.owner)
-    bad = ~y.isfinite()
-    bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
-    found = x[bad][:1].tolist()
-    y_bad = y[bad].flatten()[:1].tolist()
-    return f" For example f(x) = {y_bad[0]} at x = {found[0]:.6g} (integral {first + index})." if found else ""
 
 
 def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> list[str]:

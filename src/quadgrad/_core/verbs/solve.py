@@ -17,6 +17,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.reach import search_reaching
 from quadgrad._core.search.recheck import Watch
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -34,11 +35,13 @@ def search(problem: Problem, plan: IntervalPlan | None) -> Found:
 def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
     """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
     with problem.outside() as plain:
-        if problem.jumps is None:
+        if problem.jumps is None and find is search:
+            found, switches = search_reaching(plain, find, plan), None
+        elif problem.jumps is None:
             found, switches = find(plain, plan), None
         else:
             switches, found = Switches.open(plain).search(find, plan)
-    problem = problem if switches is None else switches.attach(problem)
+    problem = problem.with_found(found.plan.places) if switches is None else switches.attach(problem)
     return Primal(problem, found, found.value, uninspected=found.plan)
 
 
@@ -54,8 +57,11 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
             switches, fitted = Switches.open(plain).fit(plan)
         plan = plan if fitted is None else fitted
         problem = switches.attach(problem)
-    if len(plan) == 0:
+    if len(plan) == 0 or plan.term is not None:
         return None
+    places = plan.places
+    if places is not None:
+        problem = problem.with_found(places.expand(problem.batch, -1))
     with problem.outside() as plain:
         watch = Watch(plain, first_cells(plain, plan))
     first = watch.first
@@ -65,11 +71,13 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
         found = watch.search()
     if found is None:
         return None
+    found.plan = found.plan.with_places(first.places)
     refined = _refined(first, found.plan)
     if refined is None:
         found.plan = found.plan.noted(inspected=plan.inspected)
         return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
-    if problem.jumps is not None:  # whose zeros have to be looked for on the new cells
+    # Zeros of jumps have to be looked for on the new cells, and places that search has found may have moved.
+    if problem.jumps is not None or places is not None:
         return None
     # What is infinite would give NaN where it is replaced.
     if treatment is not None or bool(refined.all()) or bool(found.plan.error.isinf().any()):

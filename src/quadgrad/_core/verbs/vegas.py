@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 
 from quadgrad._core.gradient import GradientMode, Reuse
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.points.sequence import whole_number
@@ -33,6 +34,7 @@ def training_size(n: int | None, replicates: int) -> int:
     return 2 ** (max(1, wanted // replicates) - 1).bit_length()
 
 
+@names_ours
 def vegas(
     f: Callable[..., Any],
     a: Any,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from quadgrad._core.estimates import null_rules, singular_ends, spikes
 from quadgrad._core.mesh import bisection, cells, interval, poles
@@ -20,15 +21,17 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
 from quadgrad._core.search.kernel.builds import describe, find
+from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END
 from quadgrad._core.status import Status
 
 __all__ = [
-    "CELL", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE",
-    "Maps", "Round", "Setting", "Tally", "describe", "load",
+    "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
+    "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
-CELL, LEAF, INTEGRAL, SHARE = 10, 5, 7, 13
-"""How many numbers of eight bytes a cell, a settled one, a running integral and a thread's share consist of.
+CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
+"""How many numbers of eight bytes a cell, a settled one, a running integral, a thread's share, a stretch of
+cells and an end of a piece consist of.
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
 
@@ -110,6 +113,25 @@ class Tally(Structure):
     faint: int
 
 
+class Piles(Structure):
+    """The numbers of :mod:`quadgrad._core.search.stretches`, room for what is found, and how much that is."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("worst", "worst_at_end", "far")),
+        *((name, c_int64) for name in ("together", "most")),
+        *((name, c_void_p) for name in ("stretches", "ends")),
+        *((name, c_int64) for name in ("n_stretches", "n_ends")),
+    ]
+    n_stretches: int
+    n_ends: int
+
+    @classmethod
+    def into(cls, stretches: Tensor, ends: Tensor, far: float) -> Piles:
+        """Return what writes to this memory."""
+        numbers = (WORST, WORST_AT_END, far, TOGETHER, MOST)
+        return cls(*numbers, stretches.data_ptr(), ends.data_ptr(), 0, 0)
+
+
 class Maps(Structure):
     """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
 
@@ -135,6 +157,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppppp"),
     "judge": (Round, Tally),
+    "look_for_piles": (Round, Piles),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),

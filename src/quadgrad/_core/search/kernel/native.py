@@ -28,18 +28,23 @@ from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
+    END,
     END_LAYOUT,
     INTEGRAL,
     LAYOUT,
     LEAF,
     SHARE,
+    STRETCH,
+    Piles,
     Round,
     Setting,
     Tally,
     load,
 )
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
+from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
+from quadgrad._core.search.stretches import Ends, Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
@@ -56,8 +61,8 @@ START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
 SPIKE = 3
 """Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
 
-NFEV = 5
-"""Column of an integral: the evaluations, as an integer."""
+WHO, NFEV = 3, 5
+"""Columns of an integral: which it is, and the evaluations, as integers."""
 
 
 def suits_native(task: Problem) -> bool:
@@ -123,7 +128,7 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return search_cells(NativeBodies(task), task, first)
+        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
     except UnreadableError:
         return None
 
@@ -180,7 +185,7 @@ class NativeBodies:
             cells.view(torch.int64)[:, ROW] = first.row
             if not first.even:
                 cells.view(torch.int8)[:, 8 * FLAGS] = first.kind
-                cells[first.kind != LINEAR, AT_START : AT_START + 3] = torch.nan
+                cells[~first.linear, AT_START : AT_START + 3] = torch.nan
             self._enter(cells, first.even)
         elif opening is not None:
             self.layout, self.books = opening.room[CELL:], numbers(INTEGRAL)
@@ -274,16 +279,16 @@ class NativeBodies:
             index = mine.nonzero().squeeze(1)
             if len(index) == 0:
                 continue
-            taken, known = cells[index], None if y is None else y[:, index]
-            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, known)
+            taken, at_nodes = cells[index], None if y is None else y[:, index]
+            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, at_nodes)
             cells[index] = taken
 
     def _measure(
-        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, known: Tensor | None = None
+        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None
     ) -> None:
         """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
 
-        Where f is ``known`` at the nodes it is called beside and between them alone.
+        Where f is known at the nodes, ``at_nodes``, it is called beside and between them alone.
         """
         task, opening, low, n = self.task, self.task.opening, 0, cells.n
         rows = self.m + (WHOLE if looks else BESIDE * first)
@@ -296,8 +301,8 @@ class NativeBodies:
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
                 whose = slice(low, low + part.n)
                 owner = whose if self.one_each else layouts[2 * n :][whose]
-                y = self._call_unknown(x, owner, None if known is None else known[:, whose])
-            off = None if known is not None else hear(y)
+                y = self._call_unknown(x, owner, None if at_nodes is None else at_nodes[:, whose])
+            off = None if at_nodes is not None else hear(y)
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n,
                 *self._room_for_spikes(part.n),
@@ -307,16 +312,18 @@ class NativeBodies:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
 
-    def _measure_ends(self, cells: _Cells, known: Tensor | None = None) -> None:
-        """Apply the rule to cells with logarithmic nodes; f is ``known`` at the nodes or not at all."""
+    def _measure_ends(self, cells: _Cells, at_nodes: Tensor | None = None) -> None:
+        """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""
         task, rows, low = self.task, self.m + BESIDE_END, 0
         for part in cells.parts(max(1, task.block // rows)):
             n = part.n
             x, layout = numbers(rows, n), self.memory.room("ends", n * (END_LAYOUT + 6 * self.columns))
             slope, at = self.memory.room("slope", rows * n).data_ptr(), layout.data_ptr()
             self.kernel.place_ends(self.setting, part.pointer, n, x.data_ptr(), slope, at)
-            y = self._call_unknown(x, layout[2 * n : 3 * n], None if known is None else known[:, low : low + n])
-            off = None if known is not None else hear(y)
+            y = self._call_unknown(
+                x, layout[2 * n : 3 * n], None if at_nodes is None else at_nodes[:, low : low + n]
+            )
+            off = None if at_nodes is not None else hear(y)
             self.kernel.measure_ends(
                 self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at,
                 *self._room_for_spikes(n),
@@ -345,12 +352,12 @@ class NativeBodies:
             more = inner_error(self.task, off, row, columns[:, START], columns[:, STOP], kind)
             columns[:, ERROR : ERROR + 2] += more[:, None]
 
-    def _call_unknown(self, x: Tensor, owner: Tensor | slice, known: Tensor | None) -> Tensor:
+    def _call_unknown(self, x: Tensor, owner: Tensor | slice, at_nodes: Tensor | None) -> Tensor:
         """Return f at x; at the nodes, which come second, it may be known."""
-        if known is None:
+        if at_nodes is None:
             return self._call(x, owner)
         beside = self._call(torch.cat((x[:1], x[self.m + 1 :])), owner)
-        return torch.cat((beside[:1], known, beside[1:]))
+        return torch.cat((beside[:1], at_nodes, beside[1:]))
 
     def _call_between(self) -> None:
         """Call f between some new cells and the ones before them."""
@@ -419,6 +426,41 @@ class NativeBodies:
         self.settled, self.pairs = settled, tally.pairs
         round.reopened, round.fresh, round.running = 0, 0, tally.running
         return tally
+
+    def look_for_piles(self, far: float) -> Piled:
+        """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
+        linear, ends, round = self.linear, self.ends, self.round
+        n = linear.n + ends.n
+        stretches, edges = self.memory.room("stretches", STRETCH * n), self.memory.room("ends of pieces", END * n)
+        round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
+        piles = Piles.into(stretches, edges, far)
+        self.kernel.look_for_piles(byref(round), byref(piles))
+        stretches = stretches[: STRETCH * piles.n_stretches].view(-1, STRETCH)
+        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        edges = edges[: END * piles.n_ends].view(-1, END)
+        at, distance = edges.view(torch.int64)[:, :3], edges[:, 3]
+        order = (2 * at[:, 0] + at[:, 1]).argsort()
+        row, upper, singular = at[order].unbind(1)
+        found = Ends(row, upper > 0, distance[order], singular > 0)
+        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, found)
+
+    def settled_values(self) -> Tensor:
+        """Return what the settled cells of each integral add up to, of one real component."""
+        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64)
+        return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
+
+    def cost(self) -> Tensor:
+        """Return the nodes that each running integral has cost, 0 of the others."""
+        books = self._running()
+        return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
+
+    def charge(self, owner: Tensor, nodes: Tensor) -> None:
+        """Have integrals pay for further nodes."""
+        books, spent = self._running(), torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
+        books[:, NFEV] += spent[books[:, WHO]]
+
+    def _running(self) -> Tensor:
+        return self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""

@@ -180,6 +180,13 @@ INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums
     s->value = worse(s->value, size_at(sums[0], c, parts));
 }
 
+/* Whether all of f is: where it cancels so close to the end that it is not, it says nothing of a series. */
+INLINE int is_finite(const double *y, int64_t columns) {
+    for (int64_t j = 0; j < columns; j++)
+        if (!isfinite(y[j])) return 0;
+    return 1;
+}
+
 /* Enter f at both edges of a cell with logarithmic nodes, in case that it is halved after all; at an end, f as close to
  * it as a first cell looks. */
 INLINE void enter_edges(const Setting *set, Cell *cell, const double *y, const double *slope, int64_t n, int64_t at,
@@ -246,10 +253,12 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             error[c] = larger(error[c], between);
             s->error = worse(s->error, error[c]), s->blur = worse(s->blur, blur[c]);
             s->size = worse(s->size, size[c]), s->decay = worse(s->decay, decay[c]);
+            double steps = is_finite(y + last * columns, columns) ? rows->steps[at] : 0.0;
+            double steps_near = is_finite(y + near * columns, columns) ? rows->near[at] : 0.0;
             double close = fabs((cell->start >= 0.0 ? cell->stop : cell->start) *
                                 exp(rows->rate[at] * (1.0 + rows->near[at] / SHARES)));
             double shaken = set->eps * rows->reach[at] / (rows->span[at] * close);
-            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, rows->steps[at], rows->near[at], shaken,
+            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, steps, steps_near, shaken,
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];

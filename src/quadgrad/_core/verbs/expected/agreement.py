@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
+import scipy  # which imports scipy.special when that is first used: a sixth of the start
 import torch
-from scipy.stats import t as student
 
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import uncompiled
 from quadgrad._core.distributions.transport import uniforms
-from quadgrad._core.integrand import Element
+from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.points import make_sequence
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.expected.samples import Draws
@@ -53,7 +53,7 @@ def estimators_agree(question: Question) -> bool:
     u = make_sequence("random", d, 0, GROUPS, question.device).points(0, draws)
     u = u.transpose(0, 1).to(question.wide).reshape(draws, GROUPS, *(1,) * rank, d)
     u = u.expand(draws, GROUPS, *question.batch_shape, d)
-    args = [a.tensor if isinstance(a, Element) else a for a in question.args]
+    args = [tensor_and_ndim(a)[0] for a in question.args]
     args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
     with torch.enable_grad(), uncompiled:
         leaves = []
@@ -79,6 +79,6 @@ def estimators_agree(question: Question) -> bool:
     if not differences:
         return True
     gap = torch.cat([g.double() for g in differences], dim=1)
-    limit = float(student.ppf(1.0 - 0.5 * CHANCE / gap.shape[1], GROUPS - 1))
+    limit = float(scipy.special.stdtrit(GROUPS - 1, 1.0 - 0.5 * CHANCE / gap.shape[1]))
     spread = gap.std(0) / math.sqrt(GROUPS)
     return not bool((gap.mean(0).abs() > limit * spread + ROUNDING * gap.abs().amax()).any())

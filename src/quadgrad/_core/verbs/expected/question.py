@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.distributions.parts import Parts, floating, take_apart
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.integrand import Element, element
+from quadgrad._core.integrand import Element, element, tensor_and_ndim
 from quadgrad._core.tolerance import sum_dtype, working_dtype
 
 __all__ = ["Question", "ask", "core_ndim"]
@@ -82,11 +83,11 @@ class Question:
             x = x.reshape(-1, *self.distribution.event_shape)
             args = [_flatten(a, core_ndim(own), lead) for a, own in zip(args, self.args, strict=True)]
         count = x.ndim - self.event_ndim
-        y = _checked("f", self.f(x, *args), x, count)
+        y = _call("f", self.f, x, args, count)
         self.event = tuple(y.shape[count:])
         weight = None
         if self.weight is not None:
-            weight = _checked("weight", self.weight(x, *args), x, count)
+            weight = _call("weight", self.weight, x, args, count)
             if weight.ndim > count:
                 raise IntegrandError(
                     f"weight returned shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}: one number for "
@@ -115,16 +116,31 @@ def _flatten(value: Any, core: int, lead: Sequence[int]) -> Any:
     return value.expand(*lead, *shape).reshape(-1, *shape)
 
 
-def _checked(name: str, y: Any, x: Tensor, count: int) -> Tensor:
+ONE_BY_ONE = "quadgrad.bridge.wrap(f, scalars=True)"
+"""What makes a function of draws of a function of one number."""
+
+COORDINATES = ": coordinate i is x[..., i], the sum of all x.sum(-1)"
+
+
+def _call(name: str, function: Callable[..., Any], x: Tensor, args: Sequence[Any], count: int) -> Tensor:
+    """Return what a function is at draws, whose first ``count`` dimensions are not the event's."""
+    called = Called(function, x, args, point_ndim=x.ndim - count, one_by_one=ONE_BY_ONE)
+    try:
+        y = function(x, *args)
+    except Exception as error:
+        if not any(said.startswith("quadgrad") for said in getattr(error, "__notes__", ())):  # nearer to f
+            error.add_note(
+                f"quadgrad: raised by {name}; x of shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}"
+                + remedy(error, called)
+            )
+        raise
     if not isinstance(y, Tensor):
-        raise IntegrandError(
-            f"{name} returned {type(y).__name__}, not a torch.Tensor; to keep the gradient of NumPy or compiled "
-            "code wrap it with quadgrad.bridge.wrap"
-        )
+        y = spread(name, y, called)
     if y.shape[:count] != x.shape[:count]:
         raise IntegrandError(
             f"{name} returned shape {tuple(y.shape)}; expected {tuple(x.shape[:count])}, one value for each draw, "
-            f"perhaps followed by an event; x has shape {tuple(x.shape)}. A tensor with the batch shape must not "
+            f"perhaps followed by an event; x has shape {tuple(x.shape)}{COORDINATES * (x.ndim > count)}. "
+            "A tensor with the batch shape must not "
             "be closed over: pass it in args, a vector or matrix for each element as quadgrad.element(t, ndim=k)"
         )
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
@@ -156,7 +172,7 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
         parts = take_apart(distribution)
     args = args if isinstance(args, tuple | list) else (args,)
     args = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args)
-    tensors = [v.tensor if isinstance(v, Element) else v for v in (*args, *parts.tensors)]
+    tensors = [tensor_and_ndim(v)[0] for v in (*args, *parts.tensors)]
     tensors = [t for t in tensors if isinstance(t, Tensor)]
     device = tensors[-1].device if tensors else torch.device("cpu")
     shapes = {f"args[{i}]": tuple(_lead(v)) for i, v in enumerate(args) if isinstance(v, Tensor | Element)}
@@ -174,8 +190,8 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
 
 
 def _lead(value: Tensor | Element) -> torch.Size:
-    tensor = value.tensor if isinstance(value, Element) else value
-    return tensor.shape[: tensor.ndim - core_ndim(value)]
+    tensor, ndim = tensor_and_ndim(value)
+    return tensor.shape[: tensor.ndim - ndim]
 
 
 def _from_params(function: Callable[..., Any], params: Sequence[Any]) -> Parts:

@@ -12,7 +12,7 @@ from quadgrad._core._torch import in_transform, without_derivatives
 from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.distributions.transport import draw, uniforms
 from quadgrad._core.errors import SeveredGradientWarning, warn
-from quadgrad._core.integrand import Element
+from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.points import make_sequence
 from quadgrad._core.points.joe_kuo import DIMENSIONS
@@ -53,7 +53,7 @@ def look(question: Question) -> Reach:
         anywhere = torch.full((*still.batch_shape, *still.event_shape), 0.5, dtype=question.wide)
         return Reach(by_draws=True, density=_has_density(question, anywhere.to(question.device)))
     density = _has_density(question, x)
-    args = [a.tensor if isinstance(a, Element) else a for a in question.args]
+    args = [tensor_and_ndim(a)[0] for a in question.args]
     if in_transform():
         by_draws, steps = _look_under_transform(question, x, args)
         return Reach(by_draws, density, steps=steps)

@@ -14,7 +14,7 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.distributions.gauss import hermite_grid, made_of_normals
 from quadgrad._core.distributions.states import MOST_STATES, finite_states, probability, window
 from quadgrad._core.distributions.transport import uniforms
-from quadgrad._core.integrand import Element
+from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
@@ -62,7 +62,7 @@ class _Sum:
         self.question, self.recomputes = question, chunk_size is not None and not in_transform()
         self.block = chunk_size or BLOCK
         # The distribution stands in front of f's arguments, which are numbers or broadcast against (k, *batch).
-        self.args = [a.tensor if isinstance(a, Element) else a for a in question.args]
+        self.args = [tensor_and_ndim(a)[0] for a in question.args]
         self.numerator: Any = 0.0
         self.modulus: Any = 0.0
         self.mass: Any = 0.0

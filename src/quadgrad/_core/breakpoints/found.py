@@ -1,0 +1,165 @@
+"""Places that search has found by itself, when derivatives are asked for: whether they move with a parameter.
+
+Their equation is not known, so that nothing differentiates them. Where f is continuous that is right: the pieces on
+both sides lose and gain the same. Where it jumps or is singular, a place that moves takes part of the derivative
+with it, which the sum over fixed cells does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.breakpoints.crossings import look
+from quadgrad._core.breakpoints.unmarked import BESIDE_JUMP, nudge
+from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.gradient.boundary import FARTHER, found_places, reading_distance
+from quadgrad._core.gradient.kinks import bends_at
+from quadgrad._core.problem import Problem
+
+__all__ = ["find_moving_place", "find_steep_place"]
+
+BESIDE = 16.0
+"""How many times farther out f is read to tell a jump, beside which it is level."""
+
+GROWN = 1.5
+"""By how much: |x|^-0.1 grows to 8, log |x| to 2.5 times what it was."""
+
+CONTINUOUS = 1e-6
+"""A smaller difference across a place, relative to f there, is none."""
+
+MOVED = 0.1
+"""What f beside a place changes by, relative to itself, when arguments are changed a little and it moves."""
+
+
+def find_moving_place(problem: Problem) -> tuple[str, str]:
+    """Return what f does, and where, at a place that may move with what derivatives are asked for, as phrases.
+
+    A jump counts wherever it is. Of a singularity it is seen whether it moves: arguments are changed a little, and
+    of what f closes over it is asked how the derivative grows towards the place.
+    """
+    first = len(problem.limits.marks) - problem.limits.found
+    with problem.outside() as fixed, torch.no_grad():
+        for i in range(first - 2, len(fixed.limits.marks) - 2):
+            x = _sides(fixed, i)
+            before = look(fixed.integrand, x, slice(0, fixed.batch))
+            there = ~fixed.limits.marks[2 + i].expand(fixed.batch).isnan()
+            jump, singular = (mask & there for mask in _is_rough(before))
+            if bool(singular.any()):
+                singular = singular & (_moves(problem, x, before) | _grows(problem, x, before))
+            for what, mask in (("jumps", jump), ("is singular", singular)):
+                for index in mask.nonzero()[:1, 0].tolist():
+                    which = f" (integral {index})" if fixed.batch > 1 else ""
+                    return what, f"x = {float(fixed.limits.marks[2 + i].expand(fixed.batch)[index]):.6g}{which}"
+    return "", ""
+
+
+def _sides(problem: Problem, i: int) -> Tensor:
+    """Return places right beside a mark and farther from it, ``(6, batch)``; harmless ones if there is no mark."""
+    limits, batch = problem.limits, problem.batch
+    place, away = limits.marks[2 + i].expand(batch), reading_distance(limits, i)
+    lower, upper = torch.minimum(limits.a, limits.b), torch.maximum(limits.a, limits.b)
+    room = 0.25 * torch.minimum(place - lower, upper - place)
+    far = torch.minimum(FARTHER * away, room)
+    near = torch.minimum(BESIDE * away, room)
+    x = torch.stack((place - far, place - away, place + away, place + far, place - near, place + near))
+    inside = ((x > lower) & (x < upper)).all(0)
+    return torch.where(inside, x, limits.inner_points(batch))
+
+
+def find_steep_place(problem: Problem) -> str:
+    """Return where f is continuous, as steep as one likes, and may move: no second derivative is right there."""
+    with problem.outside() as fixed, torch.no_grad():
+        first = len(fixed.limits.marks) - fixed.limits.found
+        *_, steep = bends_at(fixed.integrand, *found_places(fixed.limits.detach(), fixed.batch))
+        for i, mask in enumerate(steep.any(2)):
+            mark = fixed.limits.marks[first + i].expand(fixed.batch)
+            mask = mask & ~mark.isnan()
+            if bool(mask.any()):
+                x = _sides(fixed, first - 2 + i)
+                before = look(fixed.integrand, x, slice(0, fixed.batch))
+                mask = mask & (_moves(problem, x, before) | _grows(problem, x, before, steep=True))
+            for index in mask.nonzero()[:1, 0].tolist():
+                return f"x = {float(mark[index]):.6g}" + (f" (integral {index})" if fixed.batch > 1 else "")
+    return ""
+
+
+def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell where f jumps, and where it grows towards a place, from values ``(6, batch, components)``."""
+    size = y.abs()
+    jump = (y[2] - y[1]).abs()
+    beside = torch.maximum((y[4] - y[1]).abs(), (y[5] - y[2]).abs())
+    jump = (jump > CONTINUOUS * size.amax(0)) & (beside <= BESIDE_JUMP * jump)
+    grows = (size[1:3] > GROWN * torch.stack((size[0], size[3]))).any(0) | ~y.isfinite().all(0)
+    return (jump & ~grows).any(1), grows.any(1)
+
+
+def _grows(problem: Problem, x: Tensor, before: Tensor, steep: bool = False) -> Tensor:
+    """Tell where the derivative of f by what it closes over grows like f over the distance towards a place.
+
+    Where f is ``steep`` and continuous it is enough that it grows.
+    """
+    none = torch.zeros_like(x[0], dtype=torch.bool)
+    if in_transform():  # which hides what f closes over
+        return none if problem.integrand.arguments else ~none
+    still = problem.integrand.with_still_arguments()
+    with torch.enable_grad():
+        y = still(x, slice(0, problem.batch))
+        if not y.requires_grad:
+            return none
+        leaves = _leaves(y.grad_fn)
+        sizes: list[Tensor] = []
+        for row in y.reshape(*x.shape, -1):
+            one = row.abs().sum(1)
+            each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in one.unbind()]
+            sizes.append(torch.stack([_size(gradients, one) for gradients in each]))
+    far, near = (torch.maximum(*pair) for pair in ((sizes[0], sizes[3]), (sizes[1], sizes[2])))
+    if steep:
+        return ~(near <= GROWN * far)
+    values = before.abs().sum(2)
+    f_far, f_near = (torch.maximum(*pair) for pair in ((values[0], values[3]), (values[1], values[2])))
+    closer = (x[3] - x[0]) / (x[2] - x[1])
+    return ~(near * f_far <= far * f_near * closer**0.5) | ~near.isfinite()
+
+
+def _size(gradients: tuple[Any, ...], like: Tensor) -> Tensor:
+    """Return the sum of the moduli of gradients, of which some may be None."""
+    sums = [gradient.abs().sum().to(like) for gradient in gradients if gradient is not None]
+    return torch.stack(sums).sum() if sums else like.new_zeros(())
+
+
+def _leaves(function: Any) -> list[Tensor]:
+    """Return the tensors at the leaves of a graph."""
+    found, seen, waiting = list[Tensor](), set[Any](), [function]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def _moves(problem: Problem, x: Tensor, before: Tensor) -> Tensor:
+    """Tell where f beside a place changes much when the arguments change little."""
+    inside = in_transform()
+    values = [a.value for a in problem.integrand.arguments]
+    moved = [
+        i
+        for i, v in enumerate(values)
+        if isinstance(v, Tensor) and (v.requires_grad or (inside and v.is_floating_point()))
+    ]
+    delta = problem.limits.rounding.eps**0.5
+    answer = torch.zeros_like(x[0], dtype=torch.bool)
+    size = largest_component(before[1:3].abs().amax(0))
+    for change in (delta, -delta) if moved else ():
+        with problem.outside() as fixed:
+            after = look(nudge(fixed.integrand, moved, change), x, slice(0, x.shape[1]))
+        apart = (after - before)[1:3].abs().amax(0)
+        answer |= ~(largest_component(apart) <= MOVED * size)
+    return answer

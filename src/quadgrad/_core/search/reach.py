@@ -1,0 +1,194 @@
+"""Search on with what a search has found that bisection does not reach.
+
+Places inside pieces where f jumps, bends or is singular become breakpoints of their integrals, which are searched
+afresh: beside a breakpoint nothing of what was wrong is left, and ends of pieces have nodes made for singularities.
+Series towards ends stand for what is beyond their first cell; what is before it is searched. The other integrals
+keep their cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.decide import Totals, allowed_error
+from quadgrad._core.search.start import first_cells
+from quadgrad._core.search.task import Found, Places, Tail, join_places
+from quadgrad._core.search.tiles import search_tiles
+from quadgrad._core.status import Status
+
+__all__ = ["search_reaching"]
+
+AGAIN = 5
+"""Searches at most after the first: not all places show at once."""
+
+PARTS = 16
+"""What a search has spent is counted in so many parts of the budget."""
+
+LOOKS = 8
+"""So many places at most beside its nodes does a first cell look at."""
+
+Search = Callable[[Problem, "IntervalPlan | None"], Found]
+
+
+def search_reaching(problem: Problem, search: Search, plan: IntervalPlan | None) -> Found:
+    """Search a problem, from the cells of a plan if one is given, and again with what this finds."""
+    if plan is not None and plan.term is not None:  # what was summed up is not in its cells
+        plan = None
+    places = None if plan is None or plan.places is None else plan.places.expand(problem.batch, -1)
+    found = search(replace(problem.with_found(places), reaches=True), plan)
+    if found.found_places is None and not found.tails:
+        found.plan = found.plan.with_places(places)
+        return found
+    reach = _Reach(problem, found, places, stale=places is not None)
+    for trial in range(AGAIN):
+        if not reach.go_on(trial + 1 < AGAIN):
+            break
+    return reach.close()
+
+
+@dataclass
+class _Reach:
+    """The state of a search: what was found so far, of all integrals, the places, and the series."""
+
+    problem: Problem
+    found: Found
+    places: Tensor | None
+    stale: bool
+    tails: list[Tail] = field(default_factory=list[Tail])
+
+    def __post_init__(self) -> None:
+        """Nothing is in doubt yet."""
+        self.doubt = torch.zeros_like(self.found.error, dtype=torch.float64)
+
+    def go_on(self, reaches: bool) -> bool:
+        """Search the integrals again of which something new is known; return whether there were any."""
+        found, most = self.found, self.problem.max_nfev
+        # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
+        parts = torch.ceil(found.nfev * (PARTS / most)).long()
+        new, places = found.tails or [], found.found_places
+        found.tails = found.found_places = None
+        pieces = torch.full_like(parts, self.problem.with_found(self.places).pieces.count + 2)
+        if places is not None:
+            pieces += torch.bincount(places.owner, minlength=len(pieces))
+        room = most - most * parts // PARTS > pieces * (self.problem.rule.nodes.size + LOOKS)
+        stopped = (found.status != int(Status.CONVERGED)) & room
+        new = [tail for tail in new if bool(stopped[tail.owner])]
+        ends = _mask(stopped, [tail.owner for tail in new])
+        inside = torch.zeros_like(ends)
+        if places is not None:
+            inside[places.owner] = True
+            inside &= stopped & ~ends
+        self.tails += new
+        if bool(inside.any()):
+            assert places is not None
+            mine = inside[places.owner]
+            self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
+        for again, inner in ((inside, True), (ends, False)):
+            for part in parts[again].unique().tolist():
+                self._search(again & (parts == part), reaches, inner, most - most * part // PARTS)
+        return bool((inside | ends).any())
+
+    def _mark(self, again: Tensor, new: Places) -> None:
+        """Take places among the breakpoints, and the plan's rows with them."""
+        old = self.places
+        self.doubt = self.doubt.index_add(0, new.owner, new.doubt)
+        if old is not None and self.stale:  # places of an earlier call, where they did not serve
+            old = old.masked_fill(again[:, None], torch.nan)
+        self.places = _join(old, new, self.problem.batch)
+        count, plan = self.problem.with_found(self.places).pieces.count, self.found.plan
+        plan = plan.take(~again[plan.owner])
+        self.found.plan = replace(plan, pieces=count, row=plan.owner * count + plan.piece)
+
+    def _search(self, again: Tensor, reaches: bool, inside: bool, left: int) -> None:
+        problem, found = self.problem.with_found(self.places), self.found
+        count = problem.pieces.count
+        whole = first_cells(problem, None)
+        first = whole.take(again[whole.owner])
+        heads = [tail for tail in self.tails if bool(again[tail.owner])]
+        if heads:
+            rows = torch.tensor([tail.owner * count + tail.piece for tail in heads], device=first.row.device)
+            first = first.take(~torch.isin(first.row, rows))
+            for row in rows.unique().tolist():
+                cells = _head([tail for tail in heads if tail.owner * count + tail.piece == row])
+                start, stop = (t.to(first.start) for t in cells)
+                first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
+        tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)
+        task = replace(
+            problem, budget=left, opening=None, reaches=reaches, reaches_inside=inside, tolerance=tolerance
+        )
+        mended = search_tiles(task, first)
+        plan = found.plan.take(~again[found.plan.owner]).join(mended.plan)
+        value = torch.where(again.reshape(-1, *(1,) * (found.value.ndim - 1)), mended.value, found.value)
+        error, status = (
+            torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
+        )
+        nfev = found.nfev + torch.where(again, mended.nfev, 0)
+        self.found = Found(
+            plan, value, error, status, nfev, tails=[*(found.tails or []), *(mended.tails or [])],
+            found_places=join_places([found.found_places, mended.found_places]),
+        )  # fmt: skip
+
+    def close(self) -> Found:
+        """Return all of it, with the series added."""
+        found, count = self.found, self.problem.with_found(self.places).pieces.count
+        plan = found.plan.with_places(self.places)
+        found.error = found.error + self.doubt.to(found.error)
+        if not self.tails:
+            found.plan = plan
+            return found
+        value, error = found.value.clone(), found.error.clone()
+        for tail in self.tails:
+            row = torch.full_like(tail.code, tail.owner * count + tail.piece)
+            cells = plan.with_cells(row, tail.start, tail.stop, torch.full_like(row, tail.kind, dtype=torch.int8))
+            plan = plan.join(replace(cells, term=tail.code, error=tail.errors))
+            value[tail.owner] += tail.value
+            error[tail.owner] += tail.error
+        mine = _mask(found.status, [tail.owner for tail in self.tails])
+        size = value.abs().double()
+        allowed = allowed_error(self.problem.tolerance, Totals(size, size, error, torch.zeros_like(size)))
+        short = mine & (found.status == int(Status.CONVERGED)) & ~(error <= allowed)
+        status = found.status.masked_fill(short, int(Status.ROUNDOFF))
+        return Found(plan, value, error, status, found.nfev)
+
+
+def _mask(like: Tensor, owners: list[int]) -> Tensor:
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    mask[owners] = True
+    return mask
+
+
+def _head(tails: list[Tail]) -> tuple[Tensor, Tensor]:
+    """Return start and stop of cells that cover a piece up to its series."""
+    edges = {tail.upper: tail.edge for tail in tails}
+    low, high = edges.get(False, 0.0), edges.get(True, 0.0)
+    if low < 0.5 < 1.0 - high:
+        start, stop = [low, -0.5], [0.5, -high]
+    elif low >= 0.5:
+        start, stop = [low - 1.0], [-high]
+    else:
+        start, stop = [low], [1.0 - high]
+    return torch.tensor(start, dtype=torch.float64), torch.tensor(stop, dtype=torch.float64)
+
+
+def _join(places: Tensor | None, new: Places, batch: int) -> Tensor:
+    """Return places ``(batch, k)`` with new ones among them, ascending, NaN last."""
+    order = new.place.argsort(stable=True)
+    order = order[new.owner[order].argsort(stable=True)]
+    owner, place = new.owner[order], new.place[order]
+    count = torch.bincount(owner, minlength=batch)
+    column = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
+    table = place.new_full((batch, int(count.max())), torch.nan)
+    table[owner, column] = place
+    if places is not None:
+        table = torch.cat((places.to(table.dtype), table), dim=1)
+    table = table.sort(dim=1).values
+    # Equal ones say the same.
+    twice = torch.nn.functional.pad(table[:, 1:] == table[:, :-1], (1, 0))
+    table = table.masked_fill(twice, torch.nan).sort(dim=1).values
+    return table[:, : int((~table.isnan()).sum(1).max())]

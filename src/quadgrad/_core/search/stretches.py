@@ -1,0 +1,129 @@
+"""Where cells pile up while a search runs: neighbours that have most of the error, inside pieces and at their ends.
+
+The other body is the kernel's ``piles.c``, for which the tests check that it does the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.interval import LINEAR
+
+__all__ = [
+    "LASTS",
+    "MOST",
+    "TOGETHER",
+    "UNFINISHED",
+    "WORST",
+    "WORST_AT_END",
+    "AtHand",
+    "Ends",
+    "Piled",
+    "look_for_piles",
+]
+
+WORST = 1e-6
+"""A cell is among the worst if its error is above this part of the largest of its integral."""
+
+WORST_AT_END = 1e-4
+"""As :data:`WORST`; an oscillation that decays leaves less error farther out."""
+
+MOST = 64
+"""More places are not looked for at once in one integral."""
+
+TOGETHER = 4
+"""Cells in a row in which there may be one place; where more are to be split f is rough all over."""
+
+UNFINISHED, LASTS = 100.0, 8
+"""Before so many rounds an integral is looked at if its error is more than so many times what it may be: else a few
+rounds end it."""
+
+
+@dataclass(slots=True)
+class AtHand:
+    """Cells of a search that were evaluated and not yet judged: columns ``(n,)``."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    error: Tensor
+    kind: Tensor
+
+
+@dataclass(slots=True)
+class Ends:
+    """Ends of pieces at which much of the error is left: columns ``(k,)``, ascending.
+
+    Of each the ``row``, whether it is the ``upper`` end, from what fraction of the piece on that is, and whether
+    the cell there has logarithmic nodes, as one has at the end of which f is not rough all over.
+    """
+
+    row: Tensor
+    upper: Tensor
+    distance: Tensor
+    singular: Tensor
+
+    def take(self, mask: Tensor) -> Ends:
+        """Return some of them."""
+        return Ends(self.row[mask], self.upper[mask], self.distance[mask], self.singular[mask])
+
+
+@dataclass(slots=True)
+class Piled:
+    """Stretches in which bisection closes in on something, ascending, and ends of pieces.
+
+    Of each stretch its ``row``, and ``start`` and ``stop`` ``(2, k)`` of its first and its last cell.
+    """
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    ends: Ends
+
+
+def look_for_piles(cells: AtHand, count: int, unfinished: Tensor) -> Piled:
+    """Look at the cells of the integrals ``(batch,)`` that are not near their end, with ``count`` pieces each.
+
+    A stretch is few neighbouring cells with most of the error. Integrals with many such cells in a row are left
+    out, and cells at an end of their piece, which has nodes of its own.
+    """
+    owner, error = cells.row // count, cells.error.nan_to_num(torch.inf)
+    worst = torch.zeros_like(unfinished, dtype=error.dtype).scatter_reduce_(0, owner, error, "amax")[owner]
+    looked_at = unfinished[owner] & (error > 0.0)
+    bad = looked_at & (error >= WORST * worst)
+    number = torch.zeros_like(unfinished, dtype=torch.int64).index_add_(0, owner, bad.to(torch.int64))
+    bad = bad & (number[owner] <= TOGETHER * MOST)
+    ends = _ends(cells, looked_at & (error >= WORST_AT_END * worst), count * len(unfinished))
+    index = locate(bad, int(bad.sum()))
+    row, start, stop, linear = (t[index] for t in (cells.row, cells.start, cells.stop, cells.kind == LINEAR))
+    # In ascending order, measured from the lower end: a neighbour begins where a cell ends, but in the middle.
+    half = 2 * row + (start < 0.0)
+    order = start.argsort(stable=True)
+    order = order[half[order].argsort(stable=True)]
+    row, start, stop, linear = row[order], start[order], stop[order], linear[order]
+    joined = (row[1:] == row[:-1]) & ((start[1:] == stop[:-1]) | ((stop[:-1] == 0.5) & (start[1:] == -0.5)))
+    first = torch.cat((torch.ones_like(row[:1], dtype=torch.bool), ~joined))
+    last = torch.cat((~joined, torch.ones_like(row[:1], dtype=torch.bool)))
+    group, n = first.cumsum(0) - 1, int(first.sum())
+    at_end = (start == 0.0) | (stop == 0.0) | (stop == 1.0) | ~linear
+    size, touching = (
+        torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, mask.to(torch.int64))
+        for mask in (torch.ones_like(at_end), at_end)
+    )
+    row, sides = row[first], torch.stack((locate(first, n), locate(last, n)))
+    rough = torch.zeros_like(unfinished).index_fill_(0, row[size > TOGETHER] // count, True)
+    good = (touching == 0) & ~rough[row // count]
+    return Piled(row[good], start[sides[:, good]], stop[sides[:, good]], ends)
+
+
+def _ends(cells: AtHand, bad: Tensor, rows: int) -> Ends:
+    side, inner = 2 * cells.row + (cells.start < 0.0), torch.where(cells.start < 0.0, cells.start, cells.stop).abs()
+    distance = torch.zeros(2 * rows, dtype=inner.dtype, device=inner.device)
+    distance.scatter_reduce_(0, side[bad], inner[bad], "amax")
+    index = (bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))).nonzero()[:, 0]
+    side, order = (2 * cells.row + (cells.start != 0.0))[index].sort()
+    return Ends(side // 2, side % 2 > 0, distance[side], cells.kind[index][order] != LINEAR)

@@ -1,0 +1,146 @@
+"""Where an integral that failed is hard, and what to write for it: a sentence behind its status."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.precision import half_inside
+from quadgrad._core.problem import Problem
+from quadgrad._core.status import Status
+
+__all__ = ["offending_point", "plain_numbers"]
+
+BESIDE = (2.0**-20, 2.0**-10)
+"""How far from an x, relative to the interval, f is looked at to tell whether it fails there alone."""
+
+MOST, NARROW, CORE = 0.5, 2.0**-10, 0.01
+"""The share of the error that makes a place the hard one, how wide a stretch of the interval a place may be, and
+the share of the largest error that a cell of it has at least."""
+
+
+def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
+    """Return what more is known of the first integral that failed: an x, and a remedy; empty if nothing is.
+
+    Integrals are counted from ``first``.
+    """
+    text = _not_finite(problem, plan, status, first)
+    if not text:
+        failed = (status.reshape(-1) != int(Status.CONVERGED)).nonzero()[:1, 0].tolist()
+        text = "".join(_hard_place(problem, plan, index, first) for index in failed)
+    return text + _too_coarse(problem, plan, status)
+
+
+def plain_numbers(problem: Problem) -> bool:
+    """Tell whether nobody chose single precision: it is torch's default for plain numbers."""
+    if not problem.integrand.call_dtype == torch.float32 == torch.get_default_dtype():
+        return False
+    # Of tensors in double precision, which points of plain numbers are, x would have had the dtype.
+    each = (t for t in (*problem.sources, *problem.given) if t is not None and t.dtype != torch.float64)
+    return not any(t.is_floating_point() or t.is_complex() for t in each)
+
+
+def _not_finite(problem: Problem, plan: IntervalPlan, status: Tensor, first: int) -> str:
+    """Return a sentence with an x at which f is not finite, for the first integral that failed for it."""
+    owners = (status.reshape(-1) == int(Status.NONFINITE)).nonzero()
+    if owners.numel() == 0:
+        return ""
+    index = int(owners[0])
+    column = ((plan.owner == index) & plan.error.isinf()).nonzero()[:1, 0]
+    with problem.outside() as plain:
+        cell = plan.take(column)
+        x, _ = cell.place(plain.pieces)
+        y = plain.integrand(x, cell.owner)
+        bad = ~y.isfinite()
+        bad = bad.flatten(2).any(2) if bad.ndim > 2 else bad
+        places, values = x[bad][:1], y[bad].flatten()[:1].tolist()
+        if not values:
+            return ""
+        place = float(places[0])
+        text = f" For example f(x) = {values[0]} at x = {place:.6g} (integral {first + index})."
+        if _is_alone(plain, places, index):
+            text += f" Beside it f is finite: if it is this x alone, name it, points=[{place!r}]."
+    return text
+
+
+def _is_alone(problem: Problem, place: Tensor, index: int) -> bool:
+    """Tell whether f is finite on both sides of a place, near and not so near."""
+    low, high = _ends(problem, index)
+    width = torch.nan_to_num(high - low, posinf=1.0)
+    away = width * torch.tensor([-s for s in BESIDE] + list(BESIDE), dtype=place.dtype, device=place.device)
+    x = (place + away).clamp(low, high)
+    if not bool(((x > low) & (x < high)).all()):
+        return False
+    y = problem.integrand(x[:, None], torch.full_like(x[:1], index, dtype=torch.int64))
+    return bool(y.isfinite().all())
+
+
+def _ends(problem: Problem, index: int) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper limit of an integral."""
+    a, b = (end.detach() for end in problem.limits.marks[:2])
+    a, b = (end[0 if end.shape[0] == 1 else index] for end in (a, b))
+    return torch.minimum(a, b), torch.maximum(a, b)
+
+
+def _hard_place(problem: Problem, plan: IntervalPlan, index: int, first: int) -> str:
+    """Name the place inside an interval where most of the error is, if it is one place and not marked."""
+    with problem.outside() as plain:
+        mine = (plan.owner == index).nonzero()[:, 0]
+        if mine.numel() == 0:
+            return ""
+        cells = plan.take(mine)
+        x, _ = cells.place(plain.pieces)
+        left, right, error = x.amin(0), x.amax(0), cells.error.nan_to_num(posinf=1e300)
+        worst = int(error.argmax())
+        low, high = _ends(plain, index)
+        width = torch.nan_to_num(high - low, posinf=1.0)
+        near = (left <= right[worst] + NARROW * width) & (right >= left[worst] - NARROW * width)
+        near = near & (right - left <= NARROW * width)
+        core = near & (error >= CORE * error[worst])  # on both sides of a place that cells end at
+        marks = [float(m[0 if m.shape[0] == 1 else index]) for m in plain.limits.marks]
+        if not bool(near[worst]):
+            return ""
+        lower, upper = float(left[core].min()), float(right[core].max())
+        reach = 2.0 * NARROW * float(width)
+        inside = all(not lower - reach <= mark <= upper + reach for mark in marks)
+        if not (inside and float(error[near].sum()) >= MOST * float(error.sum())):
+            return ""
+    return (
+        f" Most of the error is at x = {_simplest(lower, upper)} (integral {first + index}): if f is "
+        "singular, jumps "
+        f"or has a kink there, name it, points=[{_simplest(lower, upper)}]."
+    )
+
+
+def _simplest(low: float, high: float) -> str:
+    """Return the number with fewest digits in a stretch, or at its middle."""
+    middle = 0.5 * (low + high)
+    if low <= 0.0 <= high:
+        return "0.0"
+    for digits in range(1, 17):
+        text = f"{middle:.{digits}g}"
+        if low <= float(text) <= high:
+            return repr(float(text))
+    return repr(middle)
+
+
+def _too_coarse(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
+    """Say what precision the integrals that failed for rounding were computed in, and how to have another."""
+    missed = (status == int(Status.ROUNDOFF)) | (status == int(Status.MAX_NFEV))
+    if not bool(missed.any()):
+        return ""
+    with problem.outside() as plain:
+        half = half_inside(plain.integrand, plain.limits.inner_points(plain.batch)[None, :1], slice(0, 1))
+    if half is not None:
+        name, eps = str(half).removeprefix("torch."), torch.finfo(half).eps
+        return (
+            f" f computes in {name}, of which a step is {eps:.1g} of a value: ask for no less than "
+            f"rtol={4 * eps:.1g}."
+        )
+    if bool((status == int(Status.ROUNDOFF)).any()) and plain_numbers(problem):
+        return (
+            " The limits are plain numbers, for which f was called in float32, the default dtype: with a limit "
+            "torch.tensor(0.0, dtype=torch.float64) it is called in float64."
+        )
+    return ""

@@ -1,0 +1,234 @@
+"""Slopes from values around a point, and what each stencil says of its own truncation, noise and scale.
+
+A stencil whose values cancel proves nothing: the second difference, which contains the value at x itself, tells
+whether the step sees what is there. It shrinks with the step where the function is smooth, stays where there is a
+kink, and grows where the feature at x is narrower than the step. Pure NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadgrad.bridge.contract import Array
+from quadgrad.bridge.problem import TINY, Problem
+
+__all__ = ["COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "Estimate", "estimate", "fit", "single_step"]
+
+SAFETY, MARGIN = 3.0, 3.5
+"""Reported over estimated error, for noise and for truncation (at a kink at x the estimate is a third of the error)."""
+LEVELS, COARSEST = 8, 0.125
+"""Richardson extrapolation: how many steps, each half of the one before, and the first, relative to the scale."""
+BLOCK = 2**22
+"""Numbers in the points that are sent at once."""
+DECAY = 0.1
+"""A step sees the function if each order of differences is this much smaller than the one before (it is 1 for a kink
+at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
+KINK = 1.1
+"""Reported over estimated difference between the slopes at a kink and their mean."""
+NOISY = 3.0
+"""Differences below this many standard deviations of their noise say nothing."""
+REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
+"""How many steps a stencil goes to the nearer side, to the farther, and a one-sided one to its only side."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Derivatives in compressed form, ``(groups, m)``, and what the stencil says of them.
+
+    Attributes
+    ----------
+    value, truncation, rounding : array
+        ``truncation`` and ``rounding`` are the parts of how wrong each may be.
+    bend : array
+        By how much the slopes on both sides of x differ from the mean: proportional to the step of a smooth function.
+    seen : array of bool
+        Whether differences of rising order fall as they do where the step sees the function.
+    """
+
+    value: Array
+    truncation: Array
+    rounding: Array
+    bend: Array
+    seen: Array
+
+    @property
+    def error(self) -> Array:
+        """How wrong each may be; infinite where it is not finite."""
+        total = self.truncation + self.rounding
+        return np.where(np.isfinite(total) & np.isfinite(self.value), total, np.inf)
+
+
+def estimate(problem: Problem, groups: Array, step: Array, method: str) -> Estimate:
+    """Return derivatives with this step by one of the methods."""
+    step, side = fit(problem, step, method)
+    if method == "richardson":
+        return _extrapolated(problem, groups, step, side)
+    return (_one_sided if method == "forward" else _cubic)(problem, groups, step, side)
+
+
+def single_step(problem: Problem, step: Array, method: str) -> Array:
+    """Return slopes from one step for each input, without a word on their error."""
+    step, side = fit(problem, step, "richardson" if method == "central" else method)
+    groups = np.arange(problem.structure.groups)
+    nodes = [np.where(side == 0.0, step, side * step), np.where(side == 0.0, -step, 2.0 * side * step)]
+    offsets, (f, *more) = _moved(problem, groups, np.stack(nodes[: 1 if method == "forward" else 2]))
+    if not more:
+        return f / offsets[0]
+    u, v = _weights(*offsets)
+    return u * f + v * more[0]
+
+
+def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
+    """Return steps that fit into the bounds, and 0 for two-sided stencils, +1 or -1 for one-sided ones."""
+    nearer, farther, only = REACH[method]
+    above, below = problem.upper - problem.x, problem.x - problem.lower
+    most = np.maximum(above, below)
+    two_sided = (np.minimum(above, below) >= nearer * step) & (most >= farther * step)
+    side = np.where(two_sided, 0.0, np.where(above >= below, 1.0, -1.0))
+    step = np.where(two_sided, step, np.minimum(step, most / only))
+    # Powers of two: added to x they round little. Below a few spacings of x there is no step at all.
+    finest = np.minimum(8.0 * problem.resolution, most / only)
+    return 2.0 ** np.floor(np.log2(np.maximum(np.maximum(step, finest), TINY))), side
+
+
+# ----------------------------------------------------------------------------------------------- stencils
+
+
+def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
+    """Return the slope of the parabola through x and two points, its error from a third.
+
+    Two-sided: x + h, x - h, x + 2 h (x - 2 h where there is more room below); one-sided: x + h, x + 2 h, x + 3 h.
+    """
+    farther = 2.0 * _farther(problem)
+    nodes = np.stack((
+        np.where(side == 0.0, 1.0, side),
+        np.where(side == 0.0, -1.0, 2.0 * side),
+        np.where(side == 0.0, farther, 3.0 * side),
+    ))  # fmt: skip
+    (a, b, c), (f, g, k) = _moved(problem, groups, nodes * step)
+    u, v = _weights(a, b)
+    slope = u * f + v * g
+    # The third divided difference, times a b: what the cubic has more than the parabola.
+    p, q, r = b / ((a - b) * (a - c)), a / ((b - a) * (b - c)), a * b / (c * (c - a) * (c - b))
+    truncation = np.abs(p * f + q * g + r * k)
+    bend = np.abs((f - g * (a / b)) / (a - b))
+    noise = problem.noise
+    unsure = NOISY * noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2)
+    # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
+    seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
+    rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
+    # Where the step sees nothing else: slopes on both sides of a kink are one bend from their mean.
+    truncation = MARGIN * np.where(seen, truncation, np.maximum(truncation, KINK / MARGIN * bend))
+    return Estimate(slope, truncation, rounding, bend, seen)
+
+
+def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
+    """Return the slope from x to x + h; a point on the other side (at a bound the next one) tells its error.
+
+    On the other side, because a kink at x shows nowhere else, and twice as far away: of a function that is odd about x
+    the slopes over equal distances are equal, and equally wrong.
+    """
+    farther = _farther(problem)
+    nodes = np.stack((np.where(side == 0.0, -farther, side), np.where(side == 0.0, 2.0 * farther, 2.0 * side)))
+    (a, b), (f, g) = _moved(problem, groups, nodes * step)
+    slope = f / a
+    bend = np.abs((f - g * (a / b)) / (a - b))  # a third of a kink
+    unsure = NOISY * problem.noise * np.sqrt(6.0) / np.abs(a - b)
+    seen = bend <= np.maximum(0.5 * DECAY * np.abs(slope), unsure)
+    rounding = _rounding(problem, slope, np.sqrt(2.0) / np.abs(a), np.abs(f))
+    return Estimate(slope, MARGIN * bend, rounding, bend, seen)
+
+
+def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
+    """Return slopes extrapolated to step 0, each from the entry of Neville's table whose error is least.
+
+    (Ridders, *Advances in Engineering Software* 4, 1982). Two-sided slopes have errors of order 2, 4, 6, ...,
+    one-sided ones of order 2, 3, 4, ... Only steps at which differences fall from the next finer to the next coarser
+    as they should take part: agreement between values that are aliased is chance.
+    """
+    first = np.stack((np.where(side == 0.0, 1.0, side), np.where(side == 0.0, -1.0, 2.0 * side))) * step
+    nodes = (0.5 ** np.arange(LEVELS))[:, None, None] * first
+    (a, b), (f, g) = (np.moveaxis(t, 1, 0) for t in _moved(problem, groups, nodes))
+    u, v = _weights(a, b)
+    slopes, gains = u * f + v * g, np.sqrt(u * u + v * v + (u + v) ** 2)
+    bends = (f - g * (a / b)) / np.abs(a - b)
+    changes = np.maximum(np.abs(f), np.abs(g))
+    coarsest = _coarsest_seen(problem, slopes, gains, bends, np.abs(a - b))
+    two_sided = problem.structure.spread(side, groups, fill=0.0) == 0.0
+    infinite = np.full(slopes[0].shape, np.inf)
+    best = [slopes[-1], infinite, _rounding(problem, slopes[-1], gains[-1], changes[-1])]
+    above = [(slopes[0], gains[0])]
+    for k in range(1, LEVELS):
+        row = [(slopes[k], gains[k])]
+        for m in range(1, k + 1):
+            ratio = np.where(two_sided, 4.0**m, 2.0 ** (m + 1))
+            (fine, gain), (coarse, other) = row[m - 1], above[m - 1]
+            value = fine + (fine - coarse) / (ratio - 1.0)
+            row.append((value, np.hypot(ratio * gain, other) / (ratio - 1.0)))
+            truncation = np.maximum(np.abs(value - fine), np.abs(value - coarse))
+            rounding = _rounding(problem, value, row[m][1], changes[k - m])
+            better = (truncation + rounding < best[1] + best[2]) & (k - m >= coarsest)
+            for i, new in enumerate((value, truncation, rounding)):
+                best[i] = np.where(better, new, best[i])
+        above = row
+    # Where nothing is believed the finest step stands, with all that the slopes about it differ by.
+    blind = ~np.isfinite(best[1])
+    bend = np.maximum(np.abs(bends[-1]), np.abs(2.0 * bends[-1] - bends[-2]))
+    around = np.maximum(KINK * bend, SAFETY * np.abs(slopes[-1] - slopes[-2]))
+    return Estimate(best[0], np.where(blind, around, best[1]), best[2], bend, ~blind)
+
+
+def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, widths: Array) -> Array:
+    """Return the coarsest level down from which slopes and bends fall with the step, ``(groups, m)``."""
+    noise = NOISY * problem.noise
+    change = np.abs(np.diff(slopes, axis=0))
+    quiet = change <= noise * np.hypot(gains[1:], gains[:-1])
+    settling = quiet.copy()
+    settling[1:] |= change[1:] <= 0.6 * change[:-1]
+    settling[0] |= change[0] <= DECAY * np.abs(slopes[0])
+    size, unsure = np.abs(bends), noise * np.sqrt(6.0) / widths[1:]
+    settling &= (size[1:] <= unsure) | (size[1:] <= 0.75 * size[:-1])
+    # Bends at step 0, from two steps each: of a smooth function they fall by 4 or 8, those of a kink are its own.
+    left = np.abs(2.0 * bends[1:] - bends[:-1])
+    settling[-1] &= (left[-1] <= 3.0 * unsure[-1]) | (left[-1] <= 0.5 * left[-2])
+    # Transition k leads from level k to k + 1: level k is good if all that follow it are.
+    good = np.flip(np.logical_and.accumulate(np.flip(settling, 0)), 0)
+    return LEVELS - 1 - good.sum(axis=0)
+
+
+def _farther(problem: Problem) -> Array:
+    """Return on which side of x there is more room: 1 or -1."""
+    return np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
+
+
+def _weights(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the weights of f(x + a) - f(x) and f(x + b) - f(x) in the slope of the parabola at x."""
+    return b / (a * (b - a)), a / (b * (a - b))
+
+
+def _rounding(problem: Problem, slope: Array, amplification: Array, change: Array) -> Array:
+    # Where f grows by orders of magnitude on the way, so does its noise.
+    noise = problem.unsure + 0.5 * problem.precision * change
+    return SAFETY * amplification * noise + 4.0 * problem.precision * np.abs(slope)
+
+
+def _moved(problem: Problem, groups: Array, nodes: Array) -> tuple[Array, Array]:
+    """Return by how much inputs move, after rounding, and by how much outputs: both ``(..., groups, m)``."""
+    points = problem.representable(problem.x + nodes)
+    return problem.structure.spread(points - problem.x, groups), _evaluate(problem, groups, points) - problem.value
+
+
+def _evaluate(problem: Problem, groups: Array, points: Array) -> Array:
+    """Move the inputs of each group to ``points`` ``(..., n)``; return outputs ``(..., groups, m)``."""
+    lead, n = points.shape[:-1], problem.x.size
+    if problem.structure.groups == 1 and groups.size == 1 and problem.structure.all_move:
+        return problem.evaluate(points.reshape(-1, n)).reshape(*lead, 1, -1)
+    block = max(1, BLOCK // max(1, n * int(np.prod(lead))))
+    parts: list[Array] = []
+    for i in range(0, groups.size, block):
+        members = problem.structure.members(groups[i : i + block])
+        moved = np.where(members, points[..., None, :], problem.x)
+        parts.append(problem.evaluate(moved.reshape(-1, n)).reshape(*lead, len(members), -1))
+    return np.concatenate(parts, axis=-2) if parts else np.zeros((*lead, 0, problem.value.size))
