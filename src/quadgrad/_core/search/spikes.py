@@ -204,7 +204,13 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
     found = search_from(problem, found, new, others, search)
-    return replace(found, spikes=further if found.spikes is None else torch.cat((found.spikes, further)))
+    return replace(found, spikes=_join(found.spikes, further))
+
+
+def _join(*spikes: Tensor | None) -> Tensor | None:
+    """Return what all have seen."""
+    given = [some for some in spikes if some is not None]
+    return torch.cat(given) if given else None
 
 
 def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -287,18 +293,18 @@ def search_from(
     price = torch.full_like(first.row, problem.rule.nodes.size + BESIDE_END)
     afford = found.nfev + total(price, first.owner, len(again)) <= problem.max_nfev
     status = found.status.masked_fill(again & ~afford, int(Status.MAX_NFEV))
-    found, again = replace(found, status=status, spikes=None), again & afford
+    found, again = replace(found, status=status), again & afford
     if not bool(again.any()):
         return found
     most, least = problem.max_nfev, (problem.rule.nodes.size + WHOLE) * count
     # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
-    parts, spikes = torch.ceil(found.nfev * (SHARES / most)).long(), list[Tensor]()
+    parts, spikes = torch.ceil(found.nfev * (SHARES / most)).long(), [found.spikes]
     for part in parts[again].unique().tolist():
         mine = again & (parts == part)
         left = max(least, most - most * part // SHARES)
         mended = search(replace(problem, budget=left, opening=None), first.take(mine[first.owner]))
         places = join_places((found.found_places, mended.found_places))
         tails = [*(found.tails or []), *(mended.tails or [])]
-        spikes += [] if mended.spikes is None else [mended.spikes]
+        spikes.append(mended.spikes)
         found = replace(replace_some(found, mended, mine), tails=tails, found_places=places)
-    return replace(found, spikes=torch.cat(spikes) if spikes else None)
+    return replace(found, spikes=_join(*spikes))
