@@ -22,6 +22,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.search.spikes import cells_around, search_from
 from quadgrad._core.search.task import Found
+from quadgrad._core.search.wide import call_close, cells_towards, depth
 from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
@@ -87,11 +88,33 @@ def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> F
             for around, *_ in seen:
                 left = left & ~torch.isin(part.row, around)
             part = _Faint(part.row[left], part.components[left])
+        cells += _look_close(problem, part, nfev, status)
     found = replace(found, nfev=nfev, status=status)
     if not cells:
         return found
     row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
     return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+
+
+def _look_close(
+    problem: Problem, faint: _Faint, nfev: Tensor, status: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Look at pieces that are very wide, closer to their ends; note what that costs, and return cells."""
+    deep = depth(problem, faint.row)
+    own = faint.row // problem.pieces.count
+    afford = nfev[own] + 2 * deep <= problem.max_nfev
+    status[own[~afford]] = int(Status.MAX_NFEV)
+    kept = ((deep > 0) & afford).nonzero().squeeze(1)
+    if not len(kept):
+        return []
+    row, deep = faint.row[kept], deep[kept]
+    nfev.index_add_(0, own[kept], 2 * deep)
+    y, there = call_close(problem, row, deep)
+    heights = y.abs().double().reshape(*y.shape[:2], -1).nan_to_num(0.0, 0.0, 0.0)
+    height = (heights * faint.components[kept]).amax(2) * there
+    most, at = height.max(0)
+    seen = (most > 0.0).nonzero().squeeze(1)
+    return [cells_towards(row[seen], at[seen], len(y) // 2)] if len(seen) else []
 
 
 def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
