@@ -1,7 +1,7 @@
 """The ends of very wide finite pieces: what has a scale of about 1 there lies between an end and the nearest node.
 
-Maps of infinite intervals put nodes at distances of about 1 from the end. On [0, 1e30] no node is, nor any place of a
-grid. So where nothing was seen, f is called closer and closer to both ends, as far as a distance of 2^-8.
+Maps of infinite intervals put nodes at distances of about 1 from the end. On [0, 1e30] no node is there, nor is any
+place of a grid. So where nothing was seen, f is called closer and closer to both ends, down to a distance of 2^-8.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def call_close(problem: Problem, row: Tensor, deep: Tensor) -> tuple[Tensor, Ten
 
 
 def cells_towards(row: Tensor, at: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, start and stop of cells of whole pieces that narrow towards what was seen at one of the places."""
+    """Return row, start and stop of cells of whole pieces that narrow towards what was seen at a place."""
     rows, starts, stops = list[int](), list[float](), list[float]()
     for one, place in zip(row.tolist(), at.tolist(), strict=True):
         octave = NEAREST + OCTAVES * (place % count)
