@@ -15,7 +15,9 @@ from benchmarks import (
     antiderivative,
     bridge,
     coverage,
+    cubature,
     distances,
+    doctor,
     families,
     fuzz,
     gradients,
@@ -57,6 +59,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "coverage": coverage.measure,
     "sampling": sampling.measure,
     "perturbations": perturbations.measure,
+    "cubature": cubature.measure,
     "vegas": vegas.measure,
     "antiderivative": antiderivative.measure,
     "bridge": bridge.measure,
@@ -65,6 +68,7 @@ BENCHMARKS: dict[str, Callable[..., Findings]] = {
     "fuzz": fuzz.measure,
     "peers": peers.measure,
     "gradients": gradients.measure,
+    "doctor": doctor.measure,
 }
 
 AGAINST = ("transforms", "shapes")
@@ -111,7 +115,7 @@ def main() -> None:
     show_setting(console, options.keep_freed_memory)
     for name in options.names or BENCHMARKS:
         with console.status(f"{name} ..."):
-            more = {"seed": options.seed} if name in ("families", "fuzz") else {}
+            more = {"seed": options.seed} if name in ("bridge", "cubature", "doctor", "families", "fuzz") else {}
             more |= {key: getattr(options, key) for key in ("minutes", "claims", "only")} if name == "fuzz" else {}
             more |= {"against": options.against} if name in AGAINST else {}
             findings = BENCHMARKS[name](options.scale, **more)

@@ -130,7 +130,10 @@ def kinked(rng: Generator) -> Function:
         c = t + away
         x.append(t)
         profiles.append((
-            (lambda t, f=f, k=k, c=c: f(t) + k * abs(t - c), lambda t, d=d, k=k, c=c: d(t) + k * (1 if t >= c else -1)),
+            (
+                lambda t, f=f, k=k, c=c: f(t) + k * abs(t - c),
+                lambda t, d=d, k=k, c=c: d(t) + k * (1 if t >= c else -1),
+            ),
             lambda t, d=d, k=k, c=c: d(t) + k * (1 if t > c else -1),
         ))  # fmt: skip
     return combined(rng, "kinked", x, profiles)
@@ -158,7 +161,9 @@ def single(rng: Generator) -> Function:
     x = [place(rng, -2.0, 1.0) for _ in some(rng)]
     pick = rng.integers(3)
     if pick == 0:
-        return simple(rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32).astype(float))
+        return simple(
+            rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32).astype(float)
+        )
     if pick == 1:
         return simple(rng, "float32", x, [wave(rng) for _ in x], finish=lambda y, v: y.astype(np.float32))
     profiles = [wave(rng) for _ in x]

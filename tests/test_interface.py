@@ -25,14 +25,14 @@ from helpers import leaf, t64
 
 
 def test_dir_shows_what_is_public() -> None:
-    assert {name for name in dir(qg) if not name.startswith("__")} == {*qg.__all__, "bridge"}
+    assert {name for name in dir(qg) if not name.startswith("__")} == {*qg.__all__, "bridge", "doctor"}
     assert all(hasattr(qg, name) for name in dir(qg))
 
 
 def test_modules_are_private_or_public_on_purpose() -> None:
     code = "import pkgutil, quadgrad; print(*[m.name for m in pkgutil.iter_modules(quadgrad.__path__)])"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert [name for name in names if not name.startswith("_")] == ["bridge", "tensorflow"]
+    assert [name for name in names if not name.startswith("_")] == ["bridge", "doctor", "tensorflow"]
 
 
 def test_tracebacks_and_help_name_the_package() -> None:

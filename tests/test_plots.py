@@ -1,6 +1,9 @@
 """Pictures of plans: what is drawn, where, and that nothing global is touched."""
 
+import math
+
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib.collections import PolyCollection
@@ -143,3 +146,23 @@ def test_without_axes_pyplot_makes_a_figure_and_no_setting_changes():
     assert ax.figure.number in plt.get_fignums()
     assert matplotlib.rcParams == before
     plt.close(ax.figure)
+
+
+def test_boxes_in_the_plane():
+    f = lambda x, c: 1 / (1e-2 + ((x - c) ** 2).sum(-1))
+    corners, centre = (t64([0.0, 0.0]), t64([1.0, 2.0])), t64([[0.3], [0.6]])[:, 0, None]
+    plan = qg.cubature(f, *corners, (qg.element(centre, 1),), rtol=1e-4).plan
+    own = plan.take(plan.owner == 1)
+    ax = plan.plot(f, *corners, (qg.element(centre, 1),), element=1, ax=Figure().subplots())
+    ax.figure.canvas.draw()
+    boxes = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    drawn = torch.as_tensor(np.array([path.vertices for path in boxes.get_paths()]))
+    cells = own.cells(*corners)
+    torch.testing.assert_close(torch.stack((drawn.amin(1), drawn.amax(1)), 1), cells, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(torch.as_tensor(boxes.get_array().copy()), own.error.clamp_min(own.error.min()))
+    assert ax.get_title() == f"{len(own)} cells of {plan.rule}" and len(ax.collections) > 1
+    wide = qg.cubature(lambda x: torch.exp(-(x**2).sum(-1)), t64([-INF, 0.0]), t64([INF, 1.0]), rtol=1e-4).plan
+    limits = wide.plot(None, [-INF, 0.0], [INF, 1.0], ax=Figure().subplots()).dataLim
+    assert math.isfinite(limits.width) and limits.width > 4.0
+    with pytest.raises(ValueError, match="3 dimensions"):
+        qg.cubature(lambda x: x.sum(-1), [0.0] * 3, [1.0] * 3).plan.plot()

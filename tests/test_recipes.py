@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=group(text)) for name, text in RECIPES.items()])
 def test_every_python_block_prints_what_it_says(name: str) -> None:
+    if name == "solar_cell":
+        pytest.importorskip("pvlib")
+    if name == "c_function" and shutil.which("gcc") is None:
+        pytest.skip("needs a C compiler")
     text = RECIPES[name]
     assert {match[1] for match in BLOCK.finditer(text)} == {"pycon"}
     assert ">>>" not in BLOCK.sub("", text)

@@ -24,6 +24,7 @@ from quadgrad._core._torch import (
     belongs_to_transform,
     carries_derivative,
     dispatch_mode_open,
+    flatten_tree,
     forward_mode_open,
     in_differentiation,
     in_transform,
@@ -33,9 +34,11 @@ from quadgrad._core._torch import (
     outside_transforms,
     register_pytree,
     tangent_of,
+    unflatten_tree,
     unwrap,
     within_transforms,
     without_derivatives,
+    without_modes,
 )
 from quadgrad._core.lanes import Lanes, plain
 
@@ -432,3 +435,23 @@ def test_operators_still_have_no_forward_mode_of_their_own() -> None:
 
     triple.register_autograd(lambda ctx, g: 3 * g)
     assert jvp(triple, (X,), (X,))[1].abs().max() == 0.0
+
+
+def test_functions_are_hidden_from_modes_and_nests_are_taken_apart() -> None:
+    seen: list[object] = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: object, types: object, args: tuple = (), kwargs: object = None
+        ) -> object:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))  # pyright: ignore
+
+    with Mode():
+        with without_modes():
+            X.sin()
+        assert not seen
+        X.cos()
+    assert len(seen) == 1
+    leaves, form = flatten_tree({"a": [X, 2.0], "b": (None, X.max(0))})
+    assert len(leaves) in (5, 6) and unflatten_tree(leaves, form)["a"][1] == 2.0

@@ -1,10 +1,11 @@
 """quadgrad: integrals you can differentiate.
 
-``quad`` integrates a torch function between limits, ``qmc`` and ``vegas`` over boxes, ``expectation`` over a
-distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb`` and
-``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
-``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, :mod:`quadgrad.tensorflow` is for TensorFlow's
-functions. ``help(quadgrad.quad)`` tells more.
+``quad`` integrates a torch function between limits, ``cubature``, ``qmc`` and ``vegas`` over boxes, ``expectation``
+over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb``
+and ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
+``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, ``quadgrad.doctor.check`` names the line where a
+gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions. ``help(quadgrad.quad)`` tells
+more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from quadgrad._core.gradient import GradientMode, Resolve, Reuse
 from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import element
 from quadgrad._core.plans.base import Plan, restore_plan
+from quadgrad._core.regions.ball import Ball, Sphere
+from quadgrad._core.regions.nested import Nested
+from quadgrad._core.regions.simplex import Simplex
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result, restore_result
 from quadgrad._core.sampled.romberg import romb
 from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
@@ -34,6 +39,7 @@ from quadgrad._core.sampled.trapezoid import cumulative_trapezoid, trapezoid
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.antiderivative import antiderivative
 from quadgrad._core.verbs.certify import certify
+from quadgrad._core.verbs.cubature import cubature
 from quadgrad._core.verbs.expectation import expectation
 from quadgrad._core.verbs.integrator import Integrator, restore_integrator
 from quadgrad._core.verbs.perturbation_loss import perturbation_loss
@@ -45,22 +51,29 @@ from quadgrad._core.verbs.vegas import vegas
 
 __all__ = [
     "Antiderivative",
+    "Ball",
+    "Boundary",
     "GradientMode",
     "IntegrandError",
     "IntegrationError",
     "IntegrationWarning",
     "Integrator",
+    "Nested",
     "Perturbed",
     "Plan",
     "Resolve",
     "Result",
     "Reuse",
     "SeveredGradientWarning",
+    "Simplex",
+    "Sphere",
     "Spline",
     "Status",
     "UnmarkedJumpWarning",
+    "Where",
     "antiderivative",
     "certify",
+    "cubature",
     "cumulative_simpson",
     "cumulative_trapezoid",
     "element",
@@ -89,12 +102,13 @@ for _name in __all__:
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
+    from quadgrad import doctor as doctor
     from quadgrad import tensorflow as tensorflow
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name in ("bridge", "tensorflow"):
+    if name in ("bridge", "doctor", "tensorflow"):
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")
@@ -103,4 +117,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Show what is public."""
-    return sorted({*__all__, "bridge", *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})

@@ -14,13 +14,14 @@ from torch import Tensor
 from quadgrad._core.antiderivative.curve import Antiderivative
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.verbs.inputs import flatten
+from quadgrad._core.verbs.inputs import flatten, flatten_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_antiderivative", "plot_plan"]
+__all__ = ["plot_antiderivative", "plot_boxes", "plot_plan"]
 
 
 def plot_plan(
@@ -97,6 +98,82 @@ def _place(cells: IntervalPlan, limits: Limits) -> tuple[Tensor, Tensor]:
 IntervalPlan.plot = plot_plan
 
 
+def plot_boxes(
+    plan: BoxPlan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
+    *, element: int = 0, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw the boxes of one integral in the plane, coloured by their error, over the integrand's level lines.
+
+    Parameters
+    ----------
+    plan : BoxPlan
+        As in ``cubature(...).plan``, of two dimensions.
+    f : callable, optional
+        ``f(x, *args)`` as for :func:`quadgrad.cubature`; the first of its components is drawn, of complex ones the
+        modulus.
+    a, b, args
+        What :func:`quadgrad.cubature` was given. Infinite sides are drawn as far as nodes reach.
+    element : int
+        Which integral of the (flattened) batch.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot makes a new figure unless given. It is returned.
+
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> from matplotlib.figure import Figure
+    >>> f = lambda x: 1 / (1e-2 + ((x - 0.3) ** 2).sum(-1))
+    >>> plan = qg.cubature(f, [0.0, 0.0], [1.0, 1.0], rtol=1e-4).plan
+    >>> ax = plan.plot(f, [0.0, 0.0], [1.0, 1.0], ax=Figure().subplots())
+    >>> ax.get_title() == f"{len(plan)} cells of {plan.rule}"
+    True
+    """
+    if plan.d != 2:
+        raise ValueError(f"boxes in {plan.d} dimensions cannot be drawn: a picture has two")
+    if not 0 <= element < plan.batch:
+        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1]
+    cells = plan.take(plan.owner == element)
+    count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
+    ax.set(title=f"{count} of {plan.rule}", xlabel="x[..., 0]", ylabel="x[..., 1]")
+    if len(cells) == 0:
+        return ax
+    integrand, box, *_ = flatten_box(f or (lambda x, *_: x.sum(-1)), a, b, args, trusted=plan)
+    layout = box.detach().lay_out(cells)
+    x, _ = layout.nodes(cells.tau)
+    ends = layout.nodes(torch.stack((torch.zeros_like(cells.tau[0]), torch.ones_like(cells.tau[0]))))[0]
+    ends = ends.clamp(x.amin((0, 1)), x.amax((0, 1))) if cells.infinite else ends
+    if f is not None:
+        with torch.no_grad():
+            y = integrand(x, cells.owner).detach().cpu()
+        y = (y.abs() if y.is_complex() else y).reshape(x.shape[0] * x.shape[1], -1)[:, 0]
+        flat, fine = x.reshape(-1, 2).cpu(), y.isfinite()
+        draw: Any = ax.tricontour  # whose annotations leave out how triangles are told
+        draw(*flat[fine].T.numpy(), y[fine].numpy(), levels=12, colors="0.3", linewidths=0.6)
+    _draw_boxes(ax, ends.cpu(), cells.error.cpu())
+    return ax
+
+
+def _draw_boxes(ax: Axes, ends: Tensor, error: Tensor) -> None:
+    """Draw boxes, given two opposite corners ``(2, n, 2)`` of each."""
+    from matplotlib.collections import PolyCollection
+
+    (left, low), (right, high) = ends[0].T, ends[1].T
+    corners = torch.stack([torch.stack(p, -1) for p in ((left, low), (right, low), (right, high), (left, high))], 1)
+    norm, numbers = _colours(error)
+    drawn = PolyCollection(corners.tolist(), array=numbers, norm=norm, cmap="plasma_r", edgecolors="0.6", lw=0.3)
+    drawn.set_zorder(0)
+    ax.add_collection(drawn)
+    ax.autoscale_view()
+    ax.figure.colorbar(drawn, ax=ax, label="error of the cell")
+
+
+BoxPlan.plot = plot_boxes
+
+
 def plot_antiderivative(curve: Antiderivative, *, element: int = 0, ax: Axes | None = None) -> Axes:
     """Draw one antiderivative above its cells, as bars coloured by how far off it may be inside each.
 
@@ -155,16 +232,23 @@ def _draw_integrand(ax: Axes, x: Tensor, y: Tensor, piece: Tensor) -> None:
 def _draw_cells(ax: Axes, ends: Tensor, error: Tensor) -> None:
     """Draw a band below the curve: a bar for each cell, ticks at their ends."""
     from matplotlib.collections import PolyCollection
-    from matplotlib.colors import LogNorm
 
     scale, band = ax.yaxis.get_transform(), ax.get_xaxis_transform()
     low, high = scale.transform(ax.get_ylim())
     ax.set_ylim(bottom=scale.inverted().transform([low - 0.15 * (high - low)])[0])
     bars = [[(left, 0.0), (right, 0.0), (right, 0.06), (left, 0.06)] for left, right in ends.T.tolist()]
-    positive = error[error.isfinite() & (error > 0.0)].tolist() or [1.0]
-    norm = LogNorm(min(positive), max(max(positive), 10.0 * min(positive)), clip=True)
+    norm, numbers = _colours(error)
     options: dict[str, Any] = {"norm": norm, "cmap": "plasma_r", "edgecolors": "face", "transform": band}
-    drawn = PolyCollection(bars, array=error.clamp(min(positive)).nan_to_num().numpy(), **options)
+    drawn = PolyCollection(bars, array=numbers, **options)
     ax.add_collection(drawn, autolim=False)
     ax.vlines(ends.flatten().tolist(), 0.06, 0.1, transform=band, color="0.3", lw=0.5)
     ax.figure.colorbar(drawn, ax=ax, label="error of the cell")
+
+
+def _colours(error: Tensor) -> tuple[Any, Any]:
+    """Return a logarithmic scale for the errors of cells, and the numbers to be put on it."""
+    from matplotlib.colors import LogNorm
+
+    positive = error[error.isfinite() & (error > 0.0)].tolist() or [1.0]
+    norm = LogNorm(min(positive), max(max(positive), 10.0 * min(positive)), clip=True)
+    return norm, error.clamp(min(positive)).nan_to_num().numpy()

@@ -55,6 +55,7 @@ def make_app() -> "typer.Typer":
         """
 
     add_demo(app)
+    add_doctor(app)
     add_integrate(app)
     return app
 
@@ -81,6 +82,52 @@ def add_demo(app: "typer.Typer") -> None:
         from quadgrad._demo.run import run
 
         raise typer.Exit(0 if run(output, seed, Console()) else 1)
+
+
+def add_doctor(app: "typer.Typer") -> None:
+    """Add ``quadgrad doctor``."""
+    import typer
+
+    @app.command()
+    def doctor(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="SCRIPT.PY:FUNCTION",
+                help="What to examine. Arguments without a default are the script's variables of that name.",
+            ),
+        ],
+        html: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Write the annotated source.", dir_okay=False)
+        ] = None,
+        directions: Annotated[int, typer.Option(min=1, help="Random directions to compare.")] = 4,
+        seed: Annotated[int, typer.Option(min=0, help="Of the directions.")] = 0,
+    ) -> None:
+        """Find the line that severs a gradient, or makes it wrong, and say what to write instead.
+
+        The function returns a loss, or calls backward() itself. Exit code 0: no finding. 1: a finding. 2: a mistake
+        in the command.
+        """
+        from rich.console import Console
+
+        from quadgrad._cli.doctor import examine
+        from quadgrad.doctor.show import as_table
+
+        try:
+            report = examine(target, directions, seed)
+        except ValueError as error:
+            fail(str(error))
+        console = Console()
+        if console.is_terminal:
+            console.print(as_table(report))
+        else:
+            print(report)
+        if html is not None:
+            try:
+                report.save(html)
+            except OSError as error:
+                fail(f"--html: {error}")
+        raise typer.Exit(0 if report.ok else 1)
 
 
 def add_integrate(app: "typer.Typer") -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "derivatives_open",
     "differentiations",
     "dispatch_mode_open",
+    "flatten_tree",
     "forward_mode_open",
     "hooks_saved_tensors",
     "in_backward",
@@ -39,9 +40,11 @@ __all__ = [
     "outside_transforms",
     "register_pytree",
     "tangent_of",
+    "unflatten_tree",
     "unwrap",
     "within_transforms",
     "without_derivatives",
+    "without_modes",
 ]
 
 
@@ -79,7 +82,7 @@ def differentiations() -> int:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which opens no transform."""
+    """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which is no transform."""
     return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
 
 
@@ -212,3 +215,18 @@ def register_pytree(
 def tangent_of(tensor: Tensor) -> Tensor | None:
     """Return the tangent at the current forward-mode level, if it has one."""
     return forward_ad.unpack_dual(tensor).tangent
+
+
+def flatten_tree(value: Any) -> tuple[list[Any], Any]:
+    """Return what nested tuples, lists, dictionaries and registered classes hold, and how it is nested."""
+    return _pytree.tree_flatten(value)
+
+
+def unflatten_tree(leaves: Iterable[Any], form: Any) -> Any:
+    """Nest again what :func:`flatten_tree` took apart."""
+    return _pytree.tree_unflatten(leaves, form)
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Return a context in which torch functions are shown to no ``TorchFunctionMode`` and no subclass."""
+    return torch._C.DisableTorchFunction()  # pyright: ignore

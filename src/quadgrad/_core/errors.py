@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import re
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "SeveredGradientWarning",
     "Site",
     "UnmarkedJumpWarning",
+    "calling_expression",
     "calling_site",
     "speaker",
     "warn",
@@ -110,11 +113,30 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def calling_site() -> Site:
     """Return the first line up the stack that is neither ours nor a framework's."""
+    frame = _calling_frame()
+    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
+
+
+def calling_expression() -> str:
+    """Return the expression on that line which is being evaluated, in one line; empty where no source is known."""
+    frame = _calling_frame()
+    first, last, start, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    if first is None or last is None or start is None or end is None:
+        return ""
+    lines = [
+        linecache.getline(frame.f_code.co_filename, n, frame.f_globals).encode() for n in range(first, last + 1)
+    ]
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][start:]
+    return " ".join(line.decode(errors="replace").strip() for line in lines).strip()
+
+
+def _calling_frame() -> FrameType:
     frame = inspect.currentframe()
     while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _FRAMEWORKS:
         frame = frame.f_back
     assert frame is not None
-    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
+    return frame
 
 
 _FRAMEWORKS = ("quadgrad", "torch", "tensorflow", "keras")

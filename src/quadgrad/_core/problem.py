@@ -16,6 +16,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["BLOCK", "LIMIT_GRADIENTS", "LimitGradient", "Problem"]
@@ -82,7 +83,10 @@ class Problem:
         """The number of nodes evaluated at a time."""
         if self.integrand.captured is not None:  # which counts by itself, all lanes together
             return 2**40
-        return self.chunk_size or max(1, BLOCK // max(1, math.prod(self.integrand.event or ())))
+        numbers = math.prod(self.integrand.event or ())
+        if self.rule is not None and self.rule.nodes.ndim > 1:  # points of several coordinates
+            numbers = max(numbers, self.rule.nodes.shape[1])
+        return self.chunk_size or max(1, BLOCK // max(1, numbers))
 
     @property
     def tile(self) -> int:
@@ -92,7 +96,7 @@ class Problem:
     @property
     def max_nfev(self) -> int:
         """The most nodes to spend on one integral."""
-        least = (self.rule.nodes.size + WHOLE) * self.pieces.count
+        least = (self.rule.nodes.shape[0] + WHOLE) * self.pieces.count
         if self.budget is None:
             return max(MAX_NFEV, 4 * least)
         if self.budget < least:
@@ -127,7 +131,14 @@ class Problem:
 
     def outside(self) -> AbstractContextManager[Problem]:
         """Return a context outside of all transforms, where search thinks, and the problem as it is seen there."""
+        if (run := current_rehearsal(thinking=True)) is not None:
+            return self._unseen(run)
         return self._outside() if self.flowing or in_transform() else nullcontext(self)
+
+    @contextmanager
+    def _unseen(self, run: Rehearsal) -> Generator[Problem]:
+        with run.thinking(), self._outside() as plain_problem:
+            yield plain_problem
 
     @contextmanager
     def _outside(self) -> Generator[Problem]:

@@ -17,9 +17,11 @@ __all__ = ["CheckReport", "Entry", "check"]
 
 SHOWN = 10
 DECISIVE = 1e-3
-"""Differences decide only if their error is at most this share of the largest entry: else a wrong derivative would do."""
+"""Differences decide only if their error is at most this share of the largest entry: else a wrong derivative would
+do."""
 CLEAR = 10.0
-"""A derivative is called wrong if it is off by so many errors: once in a thousand times an error is larger than said."""
+"""A derivative is called wrong if it is off by so many errors: once in a thousand times an error is larger than
+said."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class CheckReport:
 
     @property
     def verdict(self) -> str:
-        """``"right"``, ``"wrong"``, ``"undecided"`` where differences are too inaccurate to tell, or ``"none given"``."""
+        """``"right"``, ``"wrong"``, ``"undecided"`` where differences cannot tell, or ``"none given"``."""
         if all(entry.given is None for entry in self.entries):
             return "none given"
         if any(entry.gap > CLEAR for entry in self.entries):
@@ -133,8 +135,8 @@ def check(fn: Callable[..., Any], *inputs: Any, vectors: int = 4, seed: int = 0,
     -------
     CheckReport
         ``print`` it: products with the given derivative beside those from Richardson differences with their
-        errors, worst first; ``.passed`` says whether all agree, ``.verdict`` tells "wrong" from "undecided": of a noisy
-        function, at a kink or beside a jump, differences can neither confirm a derivative nor refute it.
+        errors, worst first; ``.passed`` says whether all agree, ``.verdict`` tells "wrong" from "undecided": of a
+        noisy function, at a kink or beside a jump, differences can neither confirm a derivative nor refute it.
 
     Examples
     --------
@@ -190,7 +192,11 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
     rows = np.argmax(np.where(decided | (apart > CLEAR), apart, np.inf), axis=0)
     return [
         Entry(
-            product, label, None if given is None else given[r, j], expected[r, j], float(error[r, j]),
+            product,
+            label,
+            None if given is None else given[r, j],
+            expected[r, j],
+            float(error[r, j]),
             bool(decided[r, j]),
         )
         for j, (label, r) in enumerate(zip(labels, rows, strict=True))

@@ -78,14 +78,15 @@ def refuse_dressed(value: Any, what: str) -> None:
     """Raise for arrays that carry more than numbers, which would be lost: a mask, or a unit."""
     if isinstance(value, np.ma.MaskedArray):
         raise BridgeError(
-            f"{what} is a masked array, and its mask would be lost: fill it (.filled(0.0)), or leave the masked entries "
-            "out"
+            f"{what} is a masked array, and its mask would be lost: fill it (.filled(0.0)), or leave the "
+            "masked entries out"
         )
     unit = getattr(value, "units", getattr(value, "unit", None))
     if unit is not None and not isinstance(value, Tensor) and not callable(unit):
         raise BridgeError(
-            f"{what} is a {type(value).__name__} in {str(unit) or 'a unit of its own'}, and its unit would be lost: give "
-            "the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude in pint)"
+            f"{what} is a {type(value).__name__} in {str(unit) or 'a unit of its own'}, and its unit would be "
+            "lost: give the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude "
+            "in pint)"
         )
 
 

@@ -1,9 +1,9 @@
 """Derivatives from differences: a step for each input, shrunk until it sees what is there, and error bars.
 
-Inputs that no output shares are moved together (:mod:`quadgrad.bridge.structure`). A first step fits a function that
-changes over the scale of its inputs. Where the stencil says that it does not see the function, or the points very
-close to x contradict it, the step shrinks; where truncation and noise are out of balance it is balanced. Of two
-estimates that contradict each other the one with the smaller step is right. Pure NumPy.
+Inputs that no output shares are moved together (:mod:`quadgrad.bridge.structure`). A first step fits a function
+that changes over the scale of its inputs. Where the stencil says that it does not see the function, or the points
+very close to x contradict it, the step shrinks; where truncation and noise are out of balance it is balanced. Of
+two estimates that contradict each other the one with the smaller step is right. Pure NumPy.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array) -> Array:
     gap = np.abs(found.value - kept.value[groups])
     refuted = gap > error + old
     better = np.where(refuted, (width < kept.width[groups]) & np.isfinite(error), error < old)
-    # What contradicts without having seen the function's scale itself is not believed more than what it contradicts.
+    # What contradicts without having seen the function's scale itself is not believed more than what it
+    # contradicts.
     error = np.where(refuted & ~found.seen, np.maximum(error, gap), error)
     for name, new in (("value", found.value), ("error", error), ("width", width), ("seen", found.seen)):
         table = getattr(kept, name)
@@ -162,7 +163,7 @@ def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array) -> Array:
 
 
 def _last_word(problem: Problem, kept: _Kept, method: str) -> Array:
-    """Return the errors: infinite where no step has seen the function, with what the look close to x contradicts."""
+    """Return the errors: infinite where no step has seen the function, with what the look contradicts."""
     groups = np.arange(problem.structure.groups)
     error = kept.error
     if not kept.seen.all():

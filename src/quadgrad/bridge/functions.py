@@ -117,7 +117,8 @@ def _entered(found: Sequence[Tensor], wanted: Sequence[int], count: int) -> list
 def _filled(ctx: Any, like: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor]:
     """Return gradients of a function's outputs, zeros for those that have none.
 
-    ``like`` is one of the saved tensors, which may be read once only: checkpointing computes them anew, and frees them.
+    ``like`` is one of the saved tensors, which may be read once only: checkpointing computes them anew, and frees
+    them.
     """
     return [
         like.new_zeros(shape, dtype=dtype) if g is None else g

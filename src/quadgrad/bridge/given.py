@@ -44,9 +44,7 @@ def elementwise_jacobian(
         spread = [np.broadcast_to(part, y.shape).ravel() for part, y in zip(parts, outputs, strict=True)]
         rows.append(spread[0] if len(spread) == 1 else np.concatenate(spread))
     whole = np.broadcast_shapes(*(x.shape for x in inputs))
-    structure = Structure.elementwise(
-        tuple(inputs[i].shape for i in which), tuple(y.shape for y in outputs), whole
-    )
+    structure = Structure.elementwise(tuple(inputs[i].shape for i in which), tuple(y.shape for y in outputs), whole)
     return Jacobian(structure, rows[0][None] if len(rows) == 1 else np.stack(rows), None)
 
 

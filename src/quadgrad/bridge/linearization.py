@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from quadgrad.bridge.contract import Array, Arrays, specs_of
 from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
+from quadgrad.bridge.lazy import lazy
 from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
 from quadgrad.bridge.problem import Problem, along
@@ -83,12 +83,12 @@ class Linearization:
 
     # ---------------------------------------------------------------------------------------- the point
 
-    @cached_property
+    @lazy
     def x(self) -> Array:
         """The wanted inputs, flat."""
         return self._joined([self.inputs[i] for i in self.wanted])
 
-    @cached_property
+    @lazy
     def value(self) -> Array:
         """The outputs, flat."""
         return self._joined(self.outputs)
@@ -106,7 +106,9 @@ class Linearization:
         found: list[Array] = []
         for name in ("x", "value", "quiet_problem", "problem", "steered", "_found", "jacobian", "smooth_jacobian"):
             kept = self.__dict__.get(name)
-            parts = [kept] if isinstance(kept, np.ndarray) else list(vars(kept).values()) if kept is not None else []
+            parts = (
+                [kept] if isinstance(kept, np.ndarray) else list(vars(kept).values()) if kept is not None else []
+            )
             found += [part for part in parts if isinstance(part, np.ndarray)]
         return found
 
@@ -154,7 +156,7 @@ class Linearization:
             near.__dict__.pop("smooth_jacobian", None)
         return near
 
-    @cached_property
+    @lazy
     def structure(self) -> Structure:
         """Which output depends on which input."""
         sparsity = self.options.sparsity
@@ -169,7 +171,7 @@ class Linearization:
     def _broadcast_shape(self) -> tuple[int, ...]:
         return np.broadcast_shapes(*(x.shape for x in self.inputs))
 
-    @cached_property
+    @lazy
     def quiet_problem(self) -> Problem:
         """The function for difference methods, as noisy as its dtype (or the user) says."""
         limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.wanted]
@@ -201,8 +203,9 @@ class Linearization:
     def _scales(self) -> tuple[Array, Array]:
         """Return the scales of the inputs, and how finely numbers are spaced there.
 
-        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
-        they are not: each on its own, but in functions that work elementwise all of an array, which has one unit.
+        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in
+        which they are not: each on its own, but in functions that work elementwise all of an array, which has one
+        unit.
         """
         sizes: list[Array] = []
         for i in self.wanted:
@@ -222,7 +225,7 @@ class Linearization:
         rows = [stack.reshape(len(stack), -1) for stack in self.split(points.reshape(-1, self.x.size))]
         return np.concatenate(rows, axis=1).astype(np.float64).reshape(points.shape)
 
-    @cached_property
+    @lazy
     def problem(self) -> Problem:
         """The function for difference methods, its noise estimated if it was not declared."""
         quiet = self.quiet_problem
@@ -230,7 +233,7 @@ class Linearization:
 
     # ---------------------------------------------------------------------------------------- the method
 
-    @cached_property
+    @lazy
     def method(self) -> str:
         """How derivatives are computed; ``"complex"`` and ``"auto"`` probe once for each kind of input."""
         if self.options.given or self.options.method not in ("complex", "auto"):
@@ -259,7 +262,7 @@ class Linearization:
 
     # ---------------------------------------------------------------------------------------- first order
 
-    @cached_property
+    @lazy
     def jacobian(self) -> Jacobian | SampledJacobian:
         """The Jacobian, as accurate as the method makes it."""
         given = self._given_jacobian()
@@ -271,16 +274,18 @@ class Linearization:
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:
             value, error = self._found.value, self._found.error
-        value = np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
+        value = (
+            np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
+        )
         self._refuse_lost(value)
         return Jacobian(self.structure, value, error)
 
-    @cached_property
+    @lazy
     def _found(self) -> Found:
         """What differences found, the steps among it."""
         return differentiate(self.problem, self.method)
 
-    @cached_property
+    @lazy
     def steered(self) -> Problem:
         """The function for steps that are fixed: at the scales that differences found."""
         by_differences = self.options.given is None and self.method in ("central", "forward", "richardson")
@@ -294,16 +299,21 @@ class Linearization:
         lost &= np.isfinite(self.problem.value) & self.structure.known(np.arange(len(value)))
         if not lost.any():
             return
-        said = f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(lost)} of {value.size} "
+        said = (
+            f"{self.callee.name} is finite at the point itself, but not around it: {np.sum(lost)} of {value.size} "
+        )
         if lost.all() or not self.callee.elementwise:
             raise NoDerivativeError(
                 f"{said}derivatives could not be computed. Name the domain with bounds=(lower, upper)"
             )
         place = int(np.flatnonzero(lost.any(axis=0))[0])
         shape = self.outputs[0].shape
-        index = f"at index {[int(i) for i in np.unravel_index(place, shape)]}" if place < self.outputs[0].size else ""
+        index = (
+            f"at index {[int(i) for i in np.unravel_index(place, shape)]}" if place < self.outputs[0].size else ""
+        )
         warn(
-            f"{said}derivatives are NaN, the first {index}. Name the domain with bounds=(lower, upper)", BridgeWarning
+            f"{said}derivatives are NaN, the first {index}. Name the domain with bounds=(lower, upper)",
+            BridgeWarning,
         )
 
     def _given_jacobian(self) -> Jacobian | None:
@@ -381,7 +391,7 @@ class Linearization:
 
     # ---------------------------------------------------------------------------------------- second order
 
-    @cached_property
+    @lazy
     def smooth_jacobian(self) -> Jacobian | SampledJacobian:
         """A Jacobian whose error changes smoothly with x, so that it can be differentiated by differences."""
         if self.options.given or self.method in ("complex", "spsa"):

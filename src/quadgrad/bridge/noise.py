@@ -27,18 +27,21 @@ SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
 """Distances tried until outputs differ: over the first ones a function that rounds its inputs is flat. They are
 relative to x, and where that is 0, and in the end for all, to the scale."""
 FAR = 2.0 ** np.array([-13.0, -12.0, -11.0, -10.0, -8.0, -6.0])
-"""Where outputs are looked for that differ at all, relative to the scale: outputs printed to four digits do there."""
+"""Where outputs are looked for that differ at all, relative to the scale: outputs printed to four digits do
+there."""
 SHORTER = (2.0**-36, 2.0**-44)
 """Distances tried where differences fall from order to order: they may be an oscillation, or a narrow line."""
 FALLING, ODD = 3.0, 3.0
-"""By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more from
-the point between than from differences where these vanish for another reason."""
+"""By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
+from the point between than from differences where these vanish for another reason."""
 RARE = 0.01
 """The share of outputs for which alone no further table is made."""
 COARSE, FINE = 2.0**-8, 2.0**-12
-"""Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more), and
-of other steps."""
+"""Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more),
+and of other steps."""
 DIGITS = (3, 10)
+BLOCK, MANY = 2**13, 2**14
+"""How many outputs are worked on at once, and of how many a median is taken."""
 
 
 def _fitted() -> Array:
@@ -82,10 +85,13 @@ def with_noise(problem: Problem) -> Problem:
         _look_far(problem, level, size, points)
         # Few points make each estimate uncertain by a factor of two or three: all outputs together say more.
         noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
-        relative = noise[size > 0.0] / size[size > 0.0]
+        some = slice(None, None, 1 + size.size // MANY)
+        relative = (noise[some] / size[some])[size[some] > 0.0]
         common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
-        stepped = level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        stepped = (
+            level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
+        )
         noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
@@ -106,15 +112,22 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     """
     shape, nothing = size.shape, np.zeros(size.shape, bool)
     level = _Level(
-        np.zeros(shape), ~nothing, ~nothing, np.full(shape, np.inf), np.ones(shape), nothing.copy(), 8.0 * problem.floor
+        np.zeros(shape),
+        ~nothing,
+        ~nothing,
+        np.full(shape, np.inf),
+        np.ones(shape),
+        nothing.copy(),
+        8.0 * problem.floor,
     )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
         away = _away(problem, points, closest[0])
-        falling = np.where(level.flat, _enter(level, values, level.flat, away, stairs=turn > 0), falling)
-        level.still = level.still if turn else level.flat
+        waiting = level.flat.copy()
+        falling = np.where(waiting, _enter(level, values, waiting, away, stairs=turn > 0), falling)
+        level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
     for spacing in SHORTER:
@@ -123,7 +136,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
             break
         closest = _table(problem, spacing, problem.scale)
         falling = unsure & _enter(level, closest[1], unsure, 1.0, stairs=False)
-    return level, *closest
+    return level, closest[0], closest[1]
 
 
 def _away(problem: Problem, points: Array, first: Array) -> float:
@@ -137,6 +150,18 @@ def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]
 
 
 def _enter(level: _Level, values: Array, which: Array, away: float, *, stairs: bool) -> Array:
+    """Do :func:`_enter_block` for some outputs after the other: what fits into the cache takes less time."""
+    falling = np.zeros(which.shape, bool)
+    for i in range(0, which.size, BLOCK):
+        part = slice(i, i + BLOCK)
+        block = _Level(*(table[part] for table in vars(level).values()))
+        falling[part] = _enter_block(block, values[:, part], which[part], away, stairs=stairs)
+        for name, table in vars(block).items():
+            getattr(level, name)[part] = table
+    return falling
+
+
+def _enter_block(level: _Level, values: Array, which: Array, away: float, *, stairs: bool) -> Array:
     """Write down what a table says of some outputs; return where its differences fall from order to order.
 
     ``stairs`` says that these outputs were flat over a shorter distance.
@@ -148,8 +173,8 @@ def _enter(level: _Level, values: Array, which: Array, away: float, *, stairs: b
     falling = by_order[-1] * FALLING < by_order[0]
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
-    # Some values alike and others not: a staircase, however even, and its steps are at least as high as the smallest
-    # jump. Of steps that are all alike the differences of high order vanish.
+    # Some values alike and others not: a staircase, however even, and its steps are at least as high as the
+    # smallest jump. Of steps that are all alike the differences of high order vanish.
     both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
     jump = np.where(both > level.least, both, np.inf).min(axis=0)
     jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)

@@ -140,7 +140,8 @@ def _checked_noise(noise: float | tuple[float, float] | None) -> tuple[float, fl
     relative, absolute = noise if isinstance(noise, tuple | list) and len(noise) == 2 else (noise, 0.0)
     if not isinstance(relative, int | float) or not 0.0 <= relative < 1.0:
         raise ValueError(
-            f"noise={noise!r} must be a relative noise level, at least 0 and below 1, or a pair of it and an absolute one"
+            f"noise={noise!r} must be a relative noise level, at least 0 and below 1, or a pair of it and "
+            "an absolute one"
         )
     if not isinstance(absolute, int | float) or not 0.0 <= absolute < np.inf:
         raise ValueError(f"noise={noise!r}: the absolute noise level must be at least 0")

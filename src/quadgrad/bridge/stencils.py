@@ -17,14 +17,15 @@ from quadgrad.bridge.problem import TINY, Problem
 __all__ = ["COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "Estimate", "estimate", "fit", "single_step"]
 
 SAFETY, MARGIN = 3.0, 3.5
-"""Reported over estimated error, for noise and for truncation (at a kink at x the estimate is a third of the error)."""
+"""Reported over estimated error, for noise and for truncation (at a kink at x the estimate is a third of the
+error)."""
 LEVELS, COARSEST = 8, 0.125
 """Richardson extrapolation: how many steps, each half of the one before, and the first, relative to the scale."""
 BLOCK = 2**22
 """Numbers in the points that are sent at once."""
 DECAY = 0.1
-"""A step sees the function if each order of differences is this much smaller than the one before (it is 1 for a kink
-at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
+"""A step sees the function if each order of differences is this much smaller than the one before (it is 1 for a
+kink at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
 KINK = 1.1
 """Reported over estimated difference between the slopes at a kink and their mean."""
 NOISY = 3.0
@@ -42,7 +43,8 @@ class Estimate:
     value, truncation, rounding : array
         ``truncation`` and ``rounding`` are the parts of how wrong each may be.
     bend : array
-        By how much the slopes on both sides of x differ from the mean: proportional to the step of a smooth function.
+        By how much the slopes on both sides of x differ from the mean: proportional to the step of a smooth
+        function.
     seen : array of bool
         Whether differences of rising order fall as they do where the step sees the function.
     """
@@ -127,8 +129,8 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
 def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
     """Return the slope from x to x + h; a point on the other side (at a bound the next one) tells its error.
 
-    On the other side, because a kink at x shows nowhere else, and twice as far away: of a function that is odd about x
-    the slopes over equal distances are equal, and equally wrong.
+    On the other side, because a kink at x shows nowhere else, and twice as far away: of a function that is odd
+    about x the slopes over equal distances are equal, and equally wrong.
     """
     farther = _farther(problem)
     nodes = np.stack((np.where(side == 0.0, -farther, side), np.where(side == 0.0, 2.0 * farther, 2.0 * side)))
@@ -145,8 +147,8 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
     """Return slopes extrapolated to step 0, each from the entry of Neville's table whose error is least.
 
     (Ridders, *Advances in Engineering Software* 4, 1982). Two-sided slopes have errors of order 2, 4, 6, ...,
-    one-sided ones of order 2, 3, 4, ... Only steps at which differences fall from the next finer to the next coarser
-    as they should take part: agreement between values that are aliased is chance.
+    one-sided ones of order 2, 3, 4, ... Only steps at which differences fall from the next finer to the next
+    coarser as they should take part: agreement between values that are aliased is chance.
     """
     first = np.stack((np.where(side == 0.0, 1.0, side), np.where(side == 0.0, -1.0, 2.0 * side))) * step
     nodes = (0.5 ** np.arange(LEVELS))[:, None, None] * first

@@ -7,9 +7,8 @@ two of them; a Jacobian is then known from one column for each group (Curtis, Po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy import sparse
 
 from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array
+from quadgrad.bridge.lazy import lazy
 
 __all__ = ["Jacobian", "Structure"]
 
@@ -111,7 +111,7 @@ class Structure:
         """Return where an output depends on the group, ``(groups, m)`` or ``(groups, 1)``."""
         return self.source[groups] >= 0
 
-    @cached_property
+    @lazy
     def in_order(self) -> bool:
         """Whether output i depends on input i of each group, inputs counted group by group."""
         groups, size = self.source.shape
@@ -119,7 +119,7 @@ class Structure:
             return False
         return bool(np.array_equal(self.source.ravel(), np.arange(groups * size)))
 
-    @cached_property
+    @lazy
     def all_move(self) -> bool:
         """Whether every input is in group 0."""
         return not self.colour.any()
@@ -179,7 +179,9 @@ class Jacobian:
         if not lost.any():
             return self._contract(self.error, size)
         found = self._contract(np.where(lost, 0.0, self.error), size)
-        return np.where(self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found)
+        return np.where(
+            self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found
+        )
 
     def push(self, tangents: Array) -> Array:
         """Return the Jacobian-vector products ``(e, m)`` of tangents ``(e, n)``."""

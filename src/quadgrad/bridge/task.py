@@ -225,14 +225,16 @@ class Task:
         inputs = self._widened(inputs)
         latest = self._latest
         if latest is None or latest[2] or latest[0] != [(x.shape, x.dtype) for x in inputs]:
-            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in self.specs(_signature(inputs, 0)))
+            outputs = tuple(
+                np.broadcast_to(np.zeros((), t), shape) for shape, t in self.specs(_signature(inputs, 0))
+            )
         else:
             outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in latest[1])
         return self._linearization(inputs, outputs, tuple(wanted))
 
     @property
     def _stateless(self) -> bool:
-        """Whether first derivatives are given and cost no more than the function does: nothing is remembered then."""
+        """Whether first derivatives are given and cost no more than the function: nothing is remembered then."""
         return self.options.derivative is not None or self.options.vjp is not None
 
     def forget(self) -> None:
@@ -288,7 +290,14 @@ class Task:
     ) -> Arrays:
         """Return derivatives of vector-Jacobian products along tangents, one for each wanted input."""
         return self._over_lanes(
-            wanted, lanes, extra, inputs, [cotangents, tangents], Linearization.second_pull, self.linearize, "inputs"
+            wanted,
+            lanes,
+            extra,
+            inputs,
+            [cotangents, tangents],
+            Linearization.second_pull,
+            self.linearize,
+            "inputs",
         )
 
     def second_jvp(
@@ -353,7 +362,8 @@ class Task:
         if len(lost) == count:
             raise error
         warn(
-            f"{error}. This is lane {list(index)}, and {len(lost)} of {count} lanes are such: their derivatives are NaN",
+            f"{error}. This is lane {list(index)}, and {len(lost)} of {count} lanes are such: their derivatives "
+            "are NaN",
             BridgeWarning,
         )
 
@@ -404,9 +414,7 @@ class _Pulled(NamedTuple):
     found: Array
 
 
-def _info(
-    seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtypes: Sequence[torch.dtype]
-) -> Info:
+def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtypes: Sequence[torch.dtype]) -> Info:
     """Return what a backward pass found, over all lanes."""
     if not seen:
         return Info("none", nfev, None, None, None)

@@ -110,19 +110,19 @@ def wrap(
     executor : concurrent.futures.Executor, optional
         Runs the evaluations. Results do not depend on it.
     noise : float or pair, optional
-        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for each
-        new input) if not given. An estimate sees what differs between points close together, and no error that is
-        smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes the
-        same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives that are
-        right to three digits at best, though its outputs look noiseless. Give what its results are good for: of
-        ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 * atol)``.
-        Where outputs are as good as that, the reported error covers the true one; and a tighter solver buys more than
-        any method here.
+        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for
+        each new input) if not given. An estimate sees what differs between points close together, and no error that
+        is smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes
+        the same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives
+        that are right to three digits at best, though its outputs look noiseless. Give what its results are good
+        for: of ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 *
+        atol)``. Where outputs are as good as that, the reported error covers the true one; and a tighter solver
+        buys more than any method here.
     seed : int, optional
         For ``"spsa"``.
     memory : float
-        Megabytes for values and Jacobians at inputs seen lately, of each combination of static arguments; those at the
-        last input are kept always.
+        Megabytes for values and Jacobians at inputs seen lately, of each combination of static arguments; those at
+        the last input are kept always.
 
     Returns
     -------
@@ -138,11 +138,12 @@ def wrap(
 
     Notes
     -----
-    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by how differences of rising
-    order fall, and of noise. Where the step does not see what the function does at x, it shrinks, at the cost of more
-    evaluations; where none does, the error is infinite. At a kink the derivative is the mean of the slopes on both
-    sides, and its error covers both. Of an output that is flat at x and rises in coarse steps it is the slope between
-    the steps, 0, with an error that covers their trend; of one that is printed or rounded, the trend. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
+    The reported error of a derivative (:attr:`Wrapped.info`) is that of truncation, told by how differences of
+    rising order fall, and of noise. Where the step does not see what the function does at x, it shrinks, at the
+    cost of more evaluations; where none does, the error is infinite. At a kink the derivative is the mean of the
+    slopes on both sides, and its error covers both. Of an output that is flat at x and rises in coarse steps it is
+    the slope between the steps, 0, with an error that covers their trend; of one that is printed or rounded, the
+    trend. Second derivatives of functions differentiated by differences are good to about 1e-8, relatively.
 
     Examples
     --------
@@ -266,7 +267,9 @@ class Wrapped:
             if self._signature is None or _most_arguments(self._signature) is None:
                 absent = [i for i in sorted(self._static) if i >= len(args)]
                 if absent:
-                    raise TypeError(f"{_name(self.fn)}: static={absent[0]}, but it was called with {len(args)} arguments")
+                    raise TypeError(
+                        f"{_name(self.fn)}: static={absent[0]}, but it was called with {len(args)} arguments"
+                    )
             statics = tuple(a for i, a in enumerate(args) if i in self._static)
             args = tuple(a for i, a in enumerate(args) if i not in self._static)
         if not args:

@@ -14,6 +14,7 @@ from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import without_last
 from quadgrad._core.gradient.boundary import follow_marks, found_places, reading_errors, replay_with_limits
+from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
@@ -89,7 +90,8 @@ def gradient_error(
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function
-    if not isinstance(primal, Primal | SampledPrimal) or in_transform():
+    own = getattr(primal, "gradient_errors", None)  # of geometries that know better
+    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) and own is None or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -102,6 +104,9 @@ def gradient_error(
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     event = value.shape[len(primal.problem.batch_shape) :]
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *event)
+    if own is not None:
+        errors = own(tensors, weight)
+        return errors[0] if isinstance(wrt, Tensor) else errors
     if isinstance(primal, SampledPrimal):
         plan = primal.plan if result.derivative is None else result.derivative.plan
         errors = sampled_gradient_error(primal, plan, tensors, weight, function)
@@ -110,7 +115,7 @@ def gradient_error(
         weight = cast(Tensor, torch.autograd.functional.vjp(function, primal.value.detach(), weight)[1])
     plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
-        if primal.scaled is None:
+        if isinstance(primal, BoxPrimal) or primal.scaled is None:
             errors = _Estimate(primal, plan, weight).of(tensors)
         else:
             errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
@@ -143,29 +148,34 @@ class _Estimate:
     are.
     """
 
-    primal: Primal
-    plan: IntervalPlan
+    primal: Primal | BoxPrimal
+    plan: Any
     weight: Tensor
     relative: Tensor | None = None
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
-        if self.primal.unfollowed:  # what is missing is not known
+        if isinstance(self.primal, Primal) and self.primal.unfollowed:  # what is missing is not known
             return tuple(torch.full_like(_zeros(t), torch.inf) for t in tensors)
         errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
-            treatment = self.primal.treatment
+            treatment = None if isinstance(self.primal, BoxPrimal) else self.primal.treatment
             still = torch.zeros(self.plan.batch, dtype=torch.bool, device=self.plan.row.device)
             follows = still if treatment is None else treatment.moving
             plain = {i: tensor for i, tensor in every.items() if not computed[i]}
             self._add_direct(plain, [i for i in plain if closed[i]], ~follows, errors)
             for i, tensor in every.items():
                 along = torch.ones_like(follows) if computed[i] else follows
+                if computed[i] and isinstance(self.primal, BoxPrimal):  # which is not told of here
+                    errors[i] = errors[i] + torch.inf
+                    continue
                 if bool(along.any()):
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
+        if isinstance(self.primal, BoxPrimal):
+            return tuple(errors)
         if self.primal.problem.limits.found and len(self.plan):
             errors = [error + blur for error, blur in zip(errors, self._of_places(tensors), strict=True)]
         if self.plan.term is not None:
@@ -189,6 +199,7 @@ class _Estimate:
     def _of_series(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return how far derivatives of series' limits move when the last terms are left out."""
         plan, primal = self.plan, self.primal
+        assert isinstance(primal, Primal)  # boxes have no series
         every: list[list[Tensor]] = []
         with torch.enable_grad():
             for count in range(DROPPED + 1):
@@ -238,8 +249,11 @@ class _Estimate:
             return
         weighted, each = (differentiate(f, variables, parameters, w) for w in (self.weight, None))
         weight = self.weight.reshape(self.weight.shape[0], -1)
-        sampler = sampler_of(weighted, f, each, self._block(sum(variables.sizes)), weight)
-        error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
+        if isinstance(self.primal, BoxPrimal):
+            error = column_errors(problem, plan, weighted, sum(variables.sizes))
+        else:
+            sampler = sampler_of(weighted, f, each, self._block(sum(variables.sizes)), weight)
+            error = self._with_divisor(measure(self._task(), plan, sampler, sharp=True), plan)
         columns = [error.index_select(1, group.to(elements.device)) for group in variables.groups(1)]
         for error, i in zip(columns, arguments, strict=False):
             source, argument = problem.given[i], f.arguments[i]
@@ -253,6 +267,7 @@ class _Estimate:
     def _along_graph(self, tensor: Tensor, elements: Tensor) -> Tensor:
         """Return the error through everything but the ends of the interval: one backward pass for each node."""
         primal, plan = self.primal, self.plan.take(elements[self.plan.owner])
+        assert isinstance(primal, Primal)
         moving = follow_marks(primal.problem.limits, primal.treatment).pieces()
         weight = self.weight.reshape(plan.batch, -1)
         reals = as_reals(weight, 1)
@@ -288,6 +303,8 @@ class _Estimate:
 
     def _readings(self) -> list[tuple[Tensor, Tensor]]:
         """Return the errors of reading f at limits and breakpoints, each with the caller's tensor behind it."""
+        if isinstance(self.primal, BoxPrimal):
+            return face_errors(self.primal, self.weight)
         shape, sources = self.plan.batch_shape, self.primal.problem.sources
         errors = reading_errors(self.primal.problem, self.primal.treatment, self.weight, self.relative)
         readings = [(error.reshape(shape), source) for error, source in zip(errors[:2], sources[:2], strict=True)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
+from quadgrad._core.gradient.boxes import BoxPrimal
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
@@ -108,9 +109,9 @@ class Resolve(GradientMode):
         object.__setattr__(mode, "parameters", Parameters(names, tuple(others.get(id(t), t) for t in tensors)))
         return mode
 
-    def apply(self, primal: Primal | SampledPrimal) -> Differentiated:
+    def apply(self, primal: Primal | SampledPrimal | BoxPrimal) -> Differentiated:
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""
-        if isinstance(primal, SampledPrimal):
+        if isinstance(primal, SampledPrimal | BoxPrimal):
             return primal.resolve(self.parameters, self.rtol, self.atol)
         integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
         if plan.batch:

@@ -26,6 +26,7 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import with_gradient
 from quadgrad._core.reduce import align
+from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
 from quadgrad._core.search.task import Found
@@ -191,7 +192,7 @@ class _Mean:
 
     def differentiable(self, value: Tensor | None) -> Tensor:
         """Return the means ``(batch, *event)``, which are ``value`` if it is given."""
-        if not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+        if not torch.is_grad_enabled() or in_transform() or forward_mode_open() or current_rehearsal():
             return self._summed_up()
         if self.plan.only is not None and self.sample.ranks.alone and len(list(self.blocks())) == 1:
             return self._summed_up()  # of one block, differentiated at once: to look at it first would cost as much

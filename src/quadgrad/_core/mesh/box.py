@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import derivatives_open, in_transform
+from quadgrad._core.mesh.boxes import FlatLayout, MappedLayout
 
 __all__ = ["Box", "Flat"]
 
@@ -49,6 +50,7 @@ class Box:
     x_dtype: torch.dtype
 
     points: ClassVar[None] = None
+    count: ClassVar[int] = 1
     shareable: ClassVar[bool] = True
 
     @property
@@ -88,6 +90,24 @@ class Box:
         if not (self.a.requires_grad or self.b.requires_grad or derivatives_open()):
             return self
         return replace(self, a=self.a.detach(), b=self.b.detach())
+
+    def tensors(self) -> list[Tensor]:
+        """Return what may carry a gradient, for a replay: the corners."""
+        return [self.a, self.b]
+
+    def with_tensors(self, tensors: list[Tensor]) -> Box:
+        """Return a box with others in their place."""
+        return replace(self, a=tensors[0], b=tensors[1])
+
+    def lay_out(self, cells: Any) -> FlatLayout | MappedLayout:
+        """Return how cells of the unit cube lie in the boxes of their owners; see :mod:`.boxes`."""
+        owner, low, width = cells.owner, cells.low, cells.width
+        if self.infinite:
+            return MappedLayout(self.take(owner), low, width)
+        a, b = (t.T if t.shape[0] == 1 else t.index_select(0, owner).T for t in (self.a, self.b))
+        side = b - a
+        sides = side * width
+        return FlatLayout(torch.addcmul(a, side, low), sides, sides.prod(0)[None])
 
     def inner_points(self, batch: int) -> Tensor:
         """Return a harmless point of each integral, ``(batch, d)``."""

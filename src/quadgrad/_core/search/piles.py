@@ -58,6 +58,9 @@ IN_VAIN, PART = 27, 0.33
 SAVES, SAVES_STRONG = 600, 2_000
 """Nodes that bisection towards a kink, and a jump, would still take: an integral that has cost more goes on."""
 
+AT_END = 1e-9
+"""A place closer to the end of its piece, relative to the piece, is none."""
+
 BOUNDED = 4.0
 """A bend between neighbouring numbers, relative to f around, up to which it is that of a jump."""
 
@@ -169,6 +172,9 @@ class Piles:
         place, found, doubt, spent = zoom(self.problem, owner[index], low[index], high[index])
         mine = owner[index]
         search.charge(mine, spent)
+        # So close to an end a singular one is steeper still: what was closed in on is the end.
+        lower, upper = self.problem.pieces.ends(row[index])
+        found &= torch.minimum(place - lower, upper - place) > AT_END * (upper - lower).nan_to_num(posinf=0.0)
         if bool(found.any()):
             self.owner.append(mine[found])
             self.place.append(place[found])

@@ -19,7 +19,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
-from quadgrad._core.search.decide import RUN, WAIT, Totals, allowed_error, finish, judge, mark, stuck
+from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
 from quadgrad._core.search.stretches import AtHand, Piled, look_for_piles
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
@@ -85,8 +85,27 @@ class TensorBodies(Generic[R]):
                 hear_anew()
                 y = self.widen(_still(self.task.integrand(places.x, places.owner)))
                 off = hear(y)
-                parts.append(add_inner_error(self.task, self.estimate(new, places, y, noise(self.task)), off))
-        self.cells = Cells.join(parts)
+                parts.append(self.hear(self.estimate(new, places, y, noise(self.task)), places, off))
+        self.cells = self.gather(Cells.join(parts))
+
+    def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
+        """Return cells with what integrals inside f are off at their nodes."""
+        return add_inner_error(self.task, cells, off)
+
+    def gather(self, new: Cells) -> Cells:
+        """Return the cells at hand, given those that are new."""
+        return new
+
+    def mark(self, verdict: Verdict, totals: Totals, cells: Cells, follow: bool) -> Tensor:
+        """Tell which cells are to be split; see :func:`quadgrad._core.search.decide.mark`."""
+        return mark(verdict, totals, cells, self.dtype.is_complex, follow)
+
+    def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
+        """Return the cells that settle: all but the ``count`` that are split."""
+        return cells.take(locate(~splits, len(cells) - count)) if count else cells
+
+    def renumber(self, place: Tensor) -> None:
+        """Take note of the new numbers of the integrals that run on."""
 
     def widen(self, y: Tensor) -> Tensor:
         """Return values in double precision."""
@@ -99,13 +118,13 @@ class TensorBodies(Generic[R]):
         """Judge all running integrals, put away what has settled, and split the other cells."""
         task, mesh, cells, running = self.task, self.mesh, self.cells, self.running
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
-        n, is_complex = len(running), self.dtype.is_complex
+        n = len(running)
         sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals = Totals.of(sums, is_complex)
+        totals = Totals.of(sums, self.dtype.is_complex)
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
-            moves = mesh.propose(cells, mark(verdict, totals, cells, is_complex, follow))
+            moves = mesh.propose(cells, self.mark(verdict, totals, cells, follow))
             children, spent, more, dear = sum_by_owner(moves.price, owner, n).unbind()
             spent = spent + nfev
             afford = spent + dear <= task.max_nfev  # else as few children as can be
@@ -121,7 +140,7 @@ class TensorBodies(Generic[R]):
         self.waiting, self.reopened = self.waiting + n_wait, False
         if n_run < n:
             self.books.enter(who, code, nfev, sums)  # of those that run on, too: they will be entered again
-        settled = cells.take(locate(~moves.splits, len(cells) - counts[0])) if counts[0] else cells
+        settled = self.set_aside(cells, moves.splits, counts[0], runs)
         owner = settled.whole[0]
         if n_run:
             sums = running.sums + sum_by_owner(settled.sums, owner, n)
@@ -132,6 +151,7 @@ class TensorBodies(Generic[R]):
                 place = runs.cumsum(0) - 1
                 for new in self.new:
                     new.owner = place.index_select(0, new.owner)
+                self.renumber(place)
             self.running = going
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)

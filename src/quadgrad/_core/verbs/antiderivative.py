@@ -152,7 +152,7 @@ def antiderivative(
         if problem.flowing or lost:
             least = least_jump(found, problem.tolerance)
             if not note_unmarked_jumps(problem, refined.values.plan, least):
-                warn_if_severed(lost)
+                warn_if_severed(lost, prescribes=False)
         failed = bool(status.any())
         detail = offending_point(problem, found.plan, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)

@@ -117,7 +117,7 @@ def _probe_jumps(problem: Problem, jumps: Callable[..., Any]) -> tuple[Integrand
     """Call the function given as ``jumps`` once, and refuse one that has no zeros."""
     if not callable(jumps):
         raise TypeError(f"jumps must be a function g(x, *args), not {type(jumps).__name__}")
-    name = "function given as jumps"
+    name = getattr(jumps, "called", "function given as jumps")
     g = replace(problem.integrand, function=jumps, vectorized=True, event=None, output_dtype=None, name=name)
     g, probe = g.probe(problem.limits.part(0, 1).detach().inner_points(1))
     if probe.is_complex() or not probe.is_floating_point():

@@ -15,6 +15,7 @@ from quadgrad._core.integrand import Element, Integrand, make_argument, tensor_a
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
+from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import get_rule
@@ -113,9 +114,12 @@ def sampled_tolerances(rtol: float | None, atol: float) -> tuple[float, float]:
 
 
 def flatten_box(
-    f: Any, a: Any, b: Any, args: Any, vectorized: bool = True
+    f: Any, a: Any, b: Any, args: Any, vectorized: bool = True, trusted: BoxPlan | None = None
 ) -> tuple[Integrand, Box, tuple[int, ...], Sources]:
-    """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments."""
+    """Return integrand and boxes over the flattened batch, its shape, and the sources of the arguments.
+
+    With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
+    """
     args = _take_arguments(f, args)
     corners = {"a": a, "b": b}
     tensors = _tensors(None, None, args)
@@ -137,12 +141,12 @@ def flatten_box(
                 f"a of shape {tuple(ends[0].shape)} and b of shape {tuple(ends[1].shape)} differ in their last "
                 "dimension, which enumerates the coordinates"
             )
-        if bool(plain(end.isnan()).any()):
+        if trusted is None and bool(plain(end.isnan()).any()):
             bad = plain(end.isnan()).nonzero()[0]
             raise ValueError(f"limit {name} is NaN at index {tuple(bad.tolist())}")
     shapes = tensors | {n: Element(end, min(1, end.ndim)) for n, end in zip(("a", "b"), ends, strict=True)}
-    shape = _batch_shape(shapes, None)
-    infinite = any(bool(plain(end.isinf()).any()) for end in ends)
+    shape = _batch_shape(shapes, None) if trusted is None else trusted.batch_shape
+    infinite = trusted.infinite if trusted is not None else any(bool(plain(end.isinf()).any()) for end in ends)
     ends = [end if end.ndim and end.shape[-1] == d else end.expand(*end.shape[:-1], d) for end in ends]
     flat = [
         end.reshape(1, d) if end.shape[:-1].numel() == 1 else end.expand(*shape, d).reshape(-1, d) for end in ends

@@ -24,6 +24,7 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
+from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -32,7 +33,7 @@ from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
 from quadgrad._core.verbs.report import any_failed, did_fail, report, severed_arguments, warn_if_severed
-from quadgrad._core.verbs.solve import oriented_value, replay_kept, search, search_all
+from quadgrad._core.verbs.solve import follow_jumps, oriented_value, replay_kept, search, search_all
 from quadgrad._core.verbs.trouble import offending_point, plain_numbers
 
 __all__ = ["integrate", "least_jump"]
@@ -57,6 +58,8 @@ def integrate(
 
     ``ranks`` share the batch.
     """
+    if (run := current_rehearsal()) is not None:
+        return _rehearse(run, problem, tolerances, gradient, jumps, log)
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
@@ -92,6 +95,47 @@ def _forgive(result: Result, asked: Tolerance, log: bool) -> Result:
     met = plain(result.error).reshape(-1) <= (asked.rtol * size).clamp_min(asked.atol)
     met = met.reshape(result.status.shape) & did_fail(result.status)
     return replace(result, status=result.status.masked_fill(met, int(Status.CONVERGED)))
+
+
+def _rehearse(
+    run: Rehearsal, problem: Problem, tolerances: tuple[float | None, float], gradient: GradientMode,
+    jumps: Callable[..., Any] | None, log: bool,
+) -> Result:  # fmt: skip
+    """Integrate in one of several runs that are compared: on the cells of the first one, and seen by who compares.
+
+    What a first call finds is checked and reported where the program runs by itself.
+    """
+    with InnerRecord(), WithoutAutocast() as unaided:
+        problem.integrand.function = unaided.restore(problem.integrand.function)
+        jumps = None if jumps is None else unaided.restore(jumps)
+        problem.chunk_size = None  # parts are computed again in the backward pass, where nobody sees them
+        with run.thinking():
+            problem, probe, lanes = open_call(problem, tolerances, jumps, False)
+        problem.flowing = True
+        call = run.begin(max(problem.tolerance.rtol, problem.tolerance.eps**0.5))
+        logs, kept = LogSearch(problem, probe) if log else None, run.found(call)
+        if kept is None:
+            primal = search_all(problem, logs.search if logs else search, None)
+            run.keep(call, (primal.found, logs and (logs.shift, logs.noise)))
+        else:
+            primal = follow_jumps(problem, kept[0])
+        if logs:
+            if kept is not None:
+                logs.shift, logs.noise = kept[1]
+            primal.problem = logs.shifted(primal.problem)
+            primal.scaled = Scaled(primal.found.error, logs.noise)
+        primal.value = oriented_value(primal.found, primal.problem.limits.detach(), False)
+        with run.thinking():
+            primal.treatment = choose_treatment(primal.problem, primal.plan)
+        if not gradient.replays_value:  # but takes the value that search found, which here is another run's
+            primal.value = primal.replay().detach()
+        value = gradient.apply(primal).value
+        value = take_logarithm(value, logs.shift) if logs else value
+        dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+        shape, found = problem.batch_shape, primal.found
+        value, error, status, nfev = (_unflatten(t, shape) for t in (value, found.error, found.status, found.nfev))
+        return lower(Result(value, error, status, nfev, found.plan, "", None, None), lanes)
 
 
 def _integrate(

@@ -28,10 +28,10 @@ from quadgrad._core.verbs.repeats import Repeats
 
 __all__ = ["Integrator", "restore_integrator"]
 
-EACH_CALL = {"args", "points", "jumps", "params", "seed", "key"}
+EACH_CALL = {"args", "points", "jumps", "region", "params", "seed", "key"}
 """What is passed in each call."""
 
-VERBS = ("quad", "qmc", "vegas", "expectation")
+VERBS = ("quad", "cubature", "qmc", "vegas", "expectation")
 """Public verbs, which a file may name."""
 
 CELLS = 2**20
@@ -368,4 +368,5 @@ def _empty_domain(verb: Callable[..., Any]) -> tuple[Any, ...]:
     """Return a domain of no integrals, of the kind that a verb takes."""
     if "distribution" in inspect.signature(verb).parameters:
         return (torch.distributions.Normal(torch.zeros(0), torch.ones(0)),)
-    return torch.zeros(0, 1), torch.ones(0, 1)
+    d = 2 if _name(verb) == "cubature" else 1  # in one dimension that is quad, whose rules are others
+    return torch.zeros(0, d), torch.ones(0, d)

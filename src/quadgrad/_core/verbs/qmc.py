@@ -17,6 +17,7 @@ from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_log
 
 __all__ = ["qmc"]
@@ -25,10 +26,11 @@ __all__ = ["qmc"]
 @names_ours
 def qmc(
     f: Callable[..., Any],
-    a: Any,
-    b: Any,
+    a: Any = None,
+    b: Any = None,
     args: Any = (),
     *,
+    region: Any = None,
     sequence: Literal["sobol", "lattice", "random"] = "sobol",
     n: int | None = None,
     rtol: float | None = None,
@@ -56,10 +58,12 @@ def qmc(
         the whole batch, such as a network, may be closed over and get their gradient too.
     a, b : Tensor or sequence of float, shape ``(*batch, d)`` (broadcast)
         Corners of the boxes, all lower limits in a and all upper ones in b, not a pair for each coordinate;
-        infinite sides are allowed. A single number stands for all coordinates.
+        infinite sides are allowed. A single number stands for all coordinates. Left out with a region.
     args : tuple
         Further arguments of f; tensors broadcast with the batch. Mark one that carries a vector or
         matrix for each element with :func:`quadgrad.element`.
+    region : Ball, Sphere, Simplex or Nested, optional
+        Where to integrate, in the place of a box; x is in the region, and its parameters get gradients.
     sequence : {"sobol", "lattice", "random"}
         Scrambled Sobol points, a randomly shifted rank-1 lattice, or pseudo-random points (plain Monte Carlo).
     n : int, optional
@@ -153,13 +157,14 @@ def qmc(
     if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(qmc))
         return call_eagerly(
-            f, a, b, args, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
+            f, a, b, args, region=region, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
             confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
             chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     refuse_log(log)
     tolerances = (rtol, atol)
+    f, a, b, args, vectorized = open_region("qmc", f, a, b, args, region, vectorized)
     with Ranks(group) as ranks:
         problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
         open_ranks(

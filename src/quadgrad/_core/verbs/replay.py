@@ -10,14 +10,17 @@ from torch import Tensor
 
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.gradient.boundary import Treatment, carries_gradient, replay_with_limits, singular_marks
+from quadgrad._core.gradient.boxes import replay_boxes
+from quadgrad._core.integrand import Integrand
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_logarithm
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.tolerance import returned_dtype
-from quadgrad._core.verbs.inputs import flatten
+from quadgrad._core.verbs.inputs import flatten, flatten_box
 
 __all__ = ["replay"]
 
@@ -45,7 +48,8 @@ def replay(
     plan : Plan
         From an earlier :class:`quadgrad.Result`.
     a, b : float or Tensor
-        Limits, finite or infinite as the plan's were; broadcast to the plan's batch.
+        Limits, finite or infinite as the plan's were; broadcast to the plan's batch. Of boxes their corners,
+        ``(*batch, d)``.
     args : tuple
         Further arguments of f.
     points : Tensor, optional
@@ -67,9 +71,11 @@ def replay(
     tensor(1.4161)
     """
     with WithoutAutocast() as unaided:
+        if isinstance(plan, BoxPlan):
+            return _replay_boxes(unaided.restore(f), plan, a, b, args, points, log)
         pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
         if not isinstance(plan, IntervalPlan):
-            raise TypeError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}")
+            raise TypeError(f"a plan of quadgrad.quad or cubature is needed, not {type(plan).__name__}")
         if plan.pieces - plan.found != pieces:
             made = plan.pieces - plan.found - 1
             raise ValueError(f"the plan was made with {made} breakpoints for each integral")
@@ -89,6 +95,24 @@ def replay(
             treatment = Treatment(singular, tuple(mask & False for mask in singular), singular)
         value = replay_with_limits(integrand, plan, limits, treatment, chunk_size=None)
         value = value if shift is None else take_logarithm(value, shift)
-        dtype = returned_dtype(integrand.call_dtype, torch.float32)
-        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
-        return value.reshape(plan.batch_shape + tuple(value.shape[1:]))
+        return _returned(integrand, plan, value)
+
+
+def _replay_boxes(
+    f: Callable[..., Any], plan: BoxPlan, a: Any, b: Any, args: Any, points: Any, log: bool
+) -> Tensor:
+    """Return the sum over a plan of boxes."""
+    if points is not None or log:
+        raise ValueError("a plan of boxes has neither points nor log=True")
+    try:
+        integrand, box, *_ = flatten_box(f, a, b, args, trusted=plan)
+    except RuntimeError as error:
+        raise ValueError(f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}") from None
+    return _returned(integrand, plan, replay_boxes(integrand, plan, box, chunk_size=None))
+
+
+def _returned(integrand: Integrand, plan: Plan, value: Tensor) -> Tensor:
+    """Return integrals in the shape of the batch, in the dtype that a verb returns."""
+    dtype = returned_dtype(integrand.call_dtype, torch.float32)
+    value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+    return value.reshape(plan.batch_shape + tuple(value.shape[1:]))

@@ -13,6 +13,8 @@ from quadgrad._core.errors import (
     IntegrationWarning,
     SeveredGradientWarning,
     UnmarkedJumpWarning,
+    calling_expression,
+    speaker,
     warn,
 )
 from quadgrad._core.integrand import Integrand
@@ -97,13 +99,23 @@ def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> li
     ]
 
 
-def warn_if_severed(lost: list[str]) -> None:
-    """Warn of arguments that require grad although f's output does not."""
+def warn_if_severed(lost: list[str], prescribes: bool = True) -> None:
+    """Warn of arguments that require grad although f's output does not; and say how the line is found."""
     if lost:
         warn(
             f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
             "leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison (>, argmax, round), and "
             "the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. If f does not depend on "
-            "it, pass it detached",
+            f"it, pass it detached{_prescription() if prescribes else ''}",
             SeveredGradientWarning,
         )
+
+
+def _prescription() -> str:
+    """Say what shows the line that severs: a statement that runs where this call stands."""
+    if speaker.get() is not None:  # TensorFlow's functions are not the doctor's
+        return ""
+    call = calling_expression()
+    if not call.endswith(")") or len(call) > 300 or "#" in call:
+        call = "..."  # the caller knows what stands there
+    return f". The line is named by: print(quadgrad.doctor.check(lambda: {call}))"

@@ -24,7 +24,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.verbs.noise import refuse_disagreement, refuse_noise
 
-__all__ = ["oriented_value", "replay_kept", "search", "search_all"]
+__all__ = ["follow_jumps", "oriented_value", "replay_kept", "search", "search_all"]
 
 
 def search(problem: Problem, plan: IntervalPlan | None) -> Found:
@@ -43,6 +43,16 @@ def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Pri
             switches, found = Switches.open(plain).search(find, plan)
     problem = problem.with_found(found.plan.places) if switches is None else switches.attach(problem)
     return Primal(problem, found, found.value, uninspected=found.plan)
+
+
+def follow_jumps(problem: Problem, found: Found) -> Primal:
+    """Return what was found for other inputs as it is for these: its cells, between the zeros of ``jumps``."""
+    if problem.jumps is not None:
+        with problem.outside() as plain:
+            switches, fitted = Switches.open(plain).fit(found.plan)
+        problem = switches.attach(problem)
+        found = found if fitted is None else replace(found, plan=fitted)
+    return Primal(problem, found, found.value)
 
 
 def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:

@@ -95,6 +95,12 @@ def _hard_place(problem: Problem, plan: IntervalPlan, index: int, first: int) ->
         worst = int(error.argmax())
         low, high = _ends(plain, index)
         width = torch.nan_to_num(high - low, posinf=1.0)
+        singular = _found_place(plan, index, left[worst], right[worst], NARROW * width)
+        if singular:
+            return (
+                f" Most of the error is at x = {singular} (integral {first + index}), where f was found to be "
+                "singular: check that the integral exists."
+            )
         near = (left <= right[worst] + NARROW * width) & (right >= left[worst] - NARROW * width)
         near = near & (right - left <= NARROW * width)
         core = near & (error >= CORE * error[worst])  # on both sides of a place that cells end at
@@ -111,6 +117,15 @@ def _hard_place(problem: Problem, plan: IntervalPlan, index: int, first: int) ->
         "singular, jumps "
         f"or has a kink there, name it, points=[{_simplest(lower, upper)}]."
     )
+
+
+def _found_place(plan: IntervalPlan, index: int, left: Tensor, right: Tensor, near: Tensor) -> str:
+    """Return the place beside a cell that search itself made a breakpoint, or nothing."""
+    if plan.places is None:
+        return ""
+    places = plan.places[0 if len(plan.places) == 1 else index]
+    apart = torch.maximum(left - places, places - right).nan_to_num(nan=torch.inf)
+    return f"{float(places[apart.argmin()]):.9g}" if bool((apart <= near).any()) else ""
 
 
 def _simplest(low: float, high: float) -> str:

@@ -1,0 +1,196 @@
+"""The doctor on random programs whose faults are known, and what it costs."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+import quadgrad as qg
+from benchmarks.doctor_programs import RandomProgram, write_program
+from benchmarks.findings import Figure, Findings, Sheet, Target
+from benchmarks.memory import peak_memory
+from quadgrad.doctor.program import Program
+
+__all__ = ["KINDS", "Outcome", "examine_program", "measure"]
+
+KINDS = {
+    "severing, wrong": (600, {"severing": 5, "wrong": 1}),
+    "severing": (150, {"severing": 5}),
+    "steps among them": (100, {"severing": 3, "wrong": 1, "steps": 1}),
+    "steps alone": (100, {"severing": 0, "steps": 1}),
+    "healthy": (50, {"severing": 0}),
+}
+"""Programs of up to 30 lines: how many of each kind, and what is in them at most."""
+
+WRONG = 100
+_FORWARDS = 10
+
+
+@dataclass
+class Outcome:
+    """What came of one program: its verdict, and every way in which the doctor was wrong."""
+
+    seed: int
+    verdict: str = ""
+    runs: int = 0
+    lines: int = 0
+    defects: list[str] = field(default_factory=lambda: [])
+    wrong: tuple[int, int] = (0, 0)
+    jumps: bool | None = None
+
+
+def examine_program(seed: int, **kinds: int) -> Outcome | None:
+    """Examine a random program, and compare each row with what the twin's derivatives tell.
+
+    None where the program itself raises: a derivative is asked of what an earlier line severed.
+    """
+    program = write_program(seed, **kinds)
+    function = program.compile()
+    steps = Program(function, program.inputs, [program.module], 0, lambda: None).direction(0)
+    try:
+        lost = program.losses(steps)
+        seen, true = program.slope(set(program.kinds), steps), program.slope(set(), steps)
+    except RuntimeError:
+        return None
+    torch.default_generator.set_state(program.names["state"])
+    report = qg.doctor.check(function, *program.inputs, modules=[program.module])
+    outcome = Outcome(seed, report.verdict.value, report.runs)
+    size = abs(seen) + abs(true) + sum(map(abs, lost.values()))
+    rows = {row.line - 2: row for row in report.rows if row.file == program.file}
+    blamed = {i for i, row in rows.items() if row.verdict.value in ("SEVERED", "WRONG", "EDITED")}
+    matter = {i for i, amount in lost.items() if abs(amount) > 1e-7 * size}
+    checks = {
+        "true derivative": abs(report.true - true) <= max(1e-8 * size, report.error),
+        "autograd's derivative": abs(report.autograd - seen) <= 1e-9 * size,
+        "gap": abs(report.gap) <= max(1e-8 * size, report.error),
+        "a line that matters is not named": matter <= blamed,
+        "a clean line is blamed": blamed <= set(program.kinds),
+        "size of a loss": all(abs(rows[i].lost - lost[i]) <= 1e-6 * size for i in matter & blamed),
+        "OK though severed": not (report.ok and matter),
+        "a finding in a healthy program": report.ok or bool(matter or program.steps) or not size,
+        "a clean line is said to jump": {i for i, r in rows.items() if r.verdict == "STEP"} <= set(program.steps),
+    }
+    if program.steps:
+        outcome.jumps = program.jumps(steps)
+        checks["OK though a step moves"] = not (outcome.jumps and report.ok)
+    outcome.defects = [what for what, holds in checks.items() if not holds]
+    wrong = {i for i, kind in program.kinds.items() if kind == "wrong"} & matter
+    outcome.wrong = len(wrong), sum(i in blamed and abs(rows[i].lost - lost[i]) <= 1e-6 * size for i in wrong)
+    outcome.lines = _lines_with_costs(program, report)
+    return outcome
+
+
+def _lines_with_costs(program: RandomProgram, report: qg.doctor.Report) -> int:
+    """Return how many lines sever or decide."""
+    decide = {i for i, line in enumerate(program.lines) if "where" in line or "sort" in line} | set(program.steps)
+    return len(decide | {row.line - 2 for row in report.rows})
+
+
+def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
+    """Examine a thousand random programs, and a network of ten million parameters."""
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    rows: list[tuple[str, ...]] = []
+    cases: list[tuple[str, ...]] = []
+    every: list[Outcome] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for k, (kind, (count, kinds)) in enumerate(KINDS.items()):
+            outcomes = _examine(seed + 10**6 * k, max(3, round(count * scale)), kinds)
+            every += outcomes
+            verdicts = ", ".join(
+                f"{n} {verdict}" for verdict, n in Counter(o.verdict for o in outcomes).most_common()
+            )
+            bad = sum(bool(o.defects) for o in outcomes)
+            over = max(o.runs - 25 - 6 * o.lines for o in outcomes)
+            mean = sum(o.runs for o in outcomes) / len(outcomes)
+            rows.append((kind, f"{len(outcomes)}", f"{bad}", verdicts, f"{mean:.0f}", f"{over:+d}"))
+            cases += [(kind, f"{o.seed}", o.verdict, "; ".join(o.defects)) for o in outcomes if o.defects]
+        wrong = _examine(seed + 10**7, max(3, round(WRONG * scale)), {"severing": 0, "wrong": 1})
+    there, sized = (sum(o.wrong[i] for o in (*every, *wrong)) for i in (0, 1))
+    every_one = Target(1, at_least=True)
+    ratio, memory = _cost(scale), _memory(scale)
+    defects = sum(bool(o.defects) for o in every)
+    within = sum(o.runs <= 25 + 6 * o.lines for o in every) / len(every)
+    return Findings(
+        f"The doctor on {len(every):,} random programs, seed {seed}",
+        "Up to 30 lines, with faults of every kind among them; true derivatives and losses from autograd on a twin "
+        "whose lines do not sever. Programs that raise by themselves are drawn anew.",
+        [
+            Sheet(("", "programs", "with a\ndefect", "verdicts", "runs", "over 25 + 6\na line, at most"), rows),
+            Sheet(("kind", "seed", "verdict", "defect"), cases),
+        ],
+        [
+            Figure("programs with a defect", defects, target=Target(0), unit=""),
+            Figure(f"wrong backwards found, sized, of {there}", sized / max(1, there), target=every_one, unit=""),
+            Figure("share within 25 runs and 6 a line that severs or decides", within, target=every_one, unit=""),
+            Figure("10^7 parameters: time over a forward pass by itself", ratio, target=Target(60)),
+            Figure("10^7 parameters: peak memory over that of a training step", memory, target=Target(3)),
+        ],
+    )  # fmt: skip
+
+
+def _examine(first: int, count: int, kinds: dict[str, int]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    number = first
+    while len(outcomes) < count:
+        outcome = examine_program(number, **kinds)
+        number += 1
+        if outcome is not None:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _network(scale: float) -> tuple[nn.Module, torch.Tensor]:
+    width = round(1800 * scale**0.5)
+    layers = [m for _ in range(3) for m in (nn.Linear(width, width), nn.GELU())]
+    return nn.Sequential(*layers, nn.Linear(width, 1)).double(), torch.randn(256, width, dtype=torch.float64)
+
+
+def _cost(scale: float) -> float:
+    """Return the time of an examination over that of a forward pass."""
+    network, x = _network(scale)
+    loss = lambda: (network(x) ** 2).mean()
+    loss()
+    began = time.perf_counter()
+    for _ in range(_FORWARDS):
+        loss()
+    forward = (time.perf_counter() - began) / _FORWARDS
+    return qg.doctor.check(loss).seconds / forward
+
+
+def _memory(scale: float) -> float:
+    """Return the peak of an examination over that of a training step, each in a process of its own."""
+    peaks = [
+        float(subprocess.run(
+            [sys.executable, "-c", f"from benchmarks.doctor import peak; peak({scale}, {which!r})"],
+            check=True, capture_output=True, text=True,
+        ).stdout)
+        for which in ("nothing", "step", "check")
+    ]  # fmt: skip
+    return (peaks[2] - peaks[0]) / (peaks[1] - peaks[0])
+
+
+def peak(scale: float, which: str) -> None:
+    """Print the peak memory of this process after a training step, an examination, or nothing."""
+    import quadgrad.doctor  # noqa: F401
+
+    if which != "nothing":
+        network, x = _network(scale)
+        loss = lambda: (network(x) ** 2).mean()
+        if which == "step":
+            optimiser = torch.optim.Adam(network.parameters())
+            for _ in range(2):
+                optimiser.zero_grad()
+                loss().backward()
+                optimiser.step()
+        else:
+            qg.doctor.check(loss)
+    print(peak_memory())

@@ -1,0 +1,181 @@
+"""The search on boxes: which geometry, which estimate, and what is handed over.
+
+In several dimensions a halving takes away only a part of a cell's error, and errors differ by many orders. So cells
+are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have
+half the tolerance, and the others are held until their integral is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.boxes import BoxEstimate, compare_with_parents
+from quadgrad._core.estimates.null_rules import FLOOR
+from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.plans.box import BoxPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error
+from quadgrad._core.search.neighbours import find_blind
+from quadgrad._core.search.rounds import search_rounds
+from quadgrad._core.search.task import Found, noise
+from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+
+__all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
+
+BISECTIONS = 2
+"""No cell is believed before so many halvings: one alone may be blind to all of f."""
+
+NEGLIGIBLE = 0.01
+"""Cells are not halved for less than this part of their even share of the allowed error."""
+
+
+def search_boxes(problem: Problem, first: BoxPlan | None) -> BoxFound:
+    """Search boxes from their whole, or from the cells of a plan."""
+    try:
+        return search_rounds(BoxBodies(problem, *box_parts(problem), partial(record_boxes, problem)), first)
+    except TurnsComplexError:
+        integrand = replace(problem.integrand, output_dtype=problem.integrand.sum_dtype.to_complex())
+        return search_boxes(replace(problem, integrand=integrand), first)
+
+
+def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
+    """Return a problem's geometry and estimate."""
+    domain = problem.pieces
+    mesh = Boxes(domain, problem.rule, problem.batch, domain.marks[0].device)
+    return mesh, BoxEstimate(problem.rule, domain.x_dtype, not domain.infinite)
+
+
+def record_boxes(
+    problem: Problem, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor
+) -> BoxFound:
+    """Return the cells sorted by integral."""
+    row, order = cells.whole[2].sort(stable=True)
+    d = problem.rule.d
+    level, place = (cells.whole[i : i + d, order].T.contiguous() for i in (HINTS, HINTS + d))
+    plan = BoxPlan.of(
+        problem.rule, problem.pieces.infinite, problem.batch_shape, row, level, place,
+        cells.sums[-2, order].to(error.dtype), cells.real[2, order],
+    )  # fmt: skip
+    n = problem.batch
+    height = value.new_zeros(n, dtype=torch.float64).scatter_reduce_(0, cells.whole[2], cells.real[0], "amax")
+    modulus = sum_by_owner(cells.sums[-1:], cells.whole[2], n)[0] / (FLOOR * noise(problem))
+    nothing = value.new_zeros((n, 2, d), dtype=torch.float64)
+    return BoxFound(plan, value, error, status, nfev, height=height, modulus=modulus, top=height, corner=nothing)
+
+
+@dataclass(slots=True)
+class BoxFound(Found):
+    """What a search on boxes hands over, and what it has seen of each integral.
+
+    ``modulus`` is the integral of abs(f), ``height`` the largest size of f times the volume element at the nodes of
+    the cells handed over, ``top`` that at any node seen, in the cell of the unit cube with lower corner and width
+    ``corner`` ``(batch, 2, d)``.
+    """
+
+    modulus: Tensor = field(kw_only=True)
+    height: Tensor = field(kw_only=True)
+    top: Tensor = field(kw_only=True)
+    corner: Tensor = field(kw_only=True)
+
+
+class BoxBodies(TensorBodies[BoxFound]):
+    """The state of a search that holds its cells until an integral is done."""
+
+    mesh: Boxes
+
+    def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
+        super().__init__(task, mesh, estimate, record)
+        self.held: Cells | None = None
+        self.parents: Cells | None = None
+        self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
+        self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
+
+    def gather(self, new: Cells) -> Cells:
+        """Return the new cells, compared with their parents, and those that were held."""
+        self._remember(new)
+        if self.parents is not None:
+            compare_with_parents(new, self.parents)
+        cells = new if self.held is None else Cells.join([self.held, new])
+        self.held = self.parents = None
+        return cells
+
+    def _remember(self, new: Cells) -> None:
+        """Keep where each integral was seen to be highest."""
+        row, height, d = new.whole[2], new.real[0], self.mesh.rule.d
+        before = self.top
+        self.top = before.scatter_reduce(0, row, height, "amax")
+        highest = (height >= self.top[row]) & (height > before[row])
+        if bool(highest.any()):
+            level, place = new.whole[HINTS : HINTS + d, highest], new.whole[HINTS + d :, highest]
+            self.corner[row[highest]] = torch.stack(unit_corners(level, place)).permute(2, 0, 1)
+
+    def close(self) -> BoxFound:
+        """Return the totals, all cells, and where each integral was seen to be highest."""
+        return replace(super().close(), top=self.top, corner=self.corner)
+
+    def mark(self, verdict: Verdict, totals: Totals, cells: Cells, follow: bool) -> Tensor:
+        """Tell which cells are to be halved: of each integral those with the largest errors."""
+        owner, splittable = cells.whole[0], cells.whole[1] > 0
+        if not len(cells):
+            return splittable
+        d = self.mesh.rule.d
+        error = cells.sums[-2]
+        lost = error.isinf()
+        finite = error.masked_fill(lost | ~splittable, 0.0)
+        n = len(self.running)
+        target = torch.maximum(allowed_error(self.task.tolerance, totals), 2.0 * totals.floor)
+        sums = sum_by_owner(torch.stack((error.masked_fill(lost, 0.0), torch.ones_like(error))), owner, n)
+        least = (SHARE * NEGLIGIBLE) * target / sums[1].clamp_min(1.0)
+        order = finite.argsort(descending=True)
+        if n > 1:
+            order = order[owner[order].argsort(stable=True)]
+        mine, sorted_ = owner[order], finite[order]
+        begins = sums[1].long().cumsum(0) - sums[1].long()
+        before = sorted_.cumsum(0) - sorted_
+        before = before - before[begins.clamp_max(len(order) - 1)][mine]
+        settled = self.running.sums[-2]
+        left = (sums[0] + settled)[mine] - before
+        room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
+        rank = torch.arange(len(order), device=order.device) - begins[mine]
+        large = (left > SHARE * target[mine]) & (sorted_ > least[mine]) & (rank < room.clamp_min(1)[mine])
+        large = large & ~verdict.done[mine]
+        marked = torch.zeros_like(splittable).index_put((order,), large)
+        marked = (marked | (lost & ~verdict.done[owner])) & splittable
+        shallow = cells.whole[HINTS : HINTS + d].sum(0) < BISECTIONS
+        marked = marked | (shallow & splittable)
+        ready = verdict.done & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
+        if bool(ready.any()):
+            marked = marked | (find_blind(cells, d, target, ready) & splittable)
+        return marked | (super().mark(verdict, totals, cells, True) & verdict.done[owner]) if follow else marked
+
+    def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
+        """Hold the cells that are not halved of integrals that run on; return those that settle."""
+        if not count:
+            return cells
+        self.parents = cells.take(locate(splits, count))
+        keep = runs.index_select(0, cells.whole[0]) & ~splits
+        held = int(keep.sum())
+        self.held = cells.take(locate(keep, held)) if held else None
+        return cells.take(locate(~(keep | splits), len(cells) - held - count))
+
+    def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
+        """Return cells with what integrals inside f are off at their nodes."""
+        if off is None:
+            return cells
+        weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
+        weighted = weight[:, None] * off[: len(weight)] * places.factor[: len(weight)].abs()
+        cells.sums[-2:] += weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
+        return cells
+
+    def renumber(self, place: Tensor) -> None:
+        """Take note of the integrals' new numbers."""
+        if self.held is not None:
+            self.held.whole[0] = place.index_select(0, self.held.whole[0])

@@ -1,0 +1,128 @@
+"""Cells against their neighbours: a large one may be blind to what small ones beside it see at their faces.
+
+A peak close to a face of a large cell reaches into it, where no node is: the small cells on the other side have
+resolved their part, and the tail would be lost. So before an integral is believed, f at the faces of its cells is
+held against the nodes of the cells across.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.boxes import HINTS, unit_corners
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.search.books import sum_by_owner
+
+__all__ = ["FACES", "find_blind", "locate_points"]
+
+FACES = 4
+"""The row of real numbers from which on cells keep the size of f at their faces."""
+
+HIGHER, LARGER = 3.0, 4.0
+"""A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so
+much less volume."""
+
+MATTERS, EACH = 0.05, 0.01
+"""What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
+halved."""
+
+LOOKS = 2**12
+"""So many faces of each integral are looked at."""
+
+
+def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
+    """Tell which cells of integrals that are ``done`` are blind, given the errors ``allowed``, ``(integrals,)``."""
+    owner, blind = cells.whole[0], torch.zeros_like(cells.whole[0], dtype=torch.bool)
+    level, place = cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
+    low, width = unit_corners(level, place)
+    volume = width.prod(0)
+    mass = cells.real[FACES:] * volume
+    # At the sides of the cube there is nothing across.
+    inside = torch.stack(
+        (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
+    )
+    counts = inside.flatten(0, 1) & (mass > 1e-2 * EACH * allowed[owner]) & done[owner]
+    face, cell = counts.nonzero().unbind(1)
+    if not len(face):
+        return blind
+    face, cell, stride = _some(face, cell, mass[face, cell], owner, len(allowed))
+    point = low[:, cell] + 0.5 * width[:, cell]
+    across = torch.arange(d, device=owner.device)[:, None] == face // 2
+    step = (face % 2 - 0.5) * (1.0 + 2.0**-12)
+    point = torch.where(across, point + step * width[:, cell], point)
+    large = locate_points(owner, level, place, owner[cell], point)
+    missed = mass[face, cell]
+    seen = (cells.real[FACES:][face, cell] > HIGHER * cells.real[0][large]) & (
+        volume[large] >= LARGER * volume[cell]
+    )
+    missed = missed * stride * seen
+    each = torch.zeros_like(volume).index_add_(0, large, missed)
+    whole = sum_by_owner(each[None], owner, len(allowed))[0]
+    return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
+
+
+def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return some faces of each integral, evenly from all by mass, and for how many each stands."""
+    heavy = mass.argsort(descending=True, stable=True)
+    heavy = heavy[owner[cell[heavy]].argsort(stable=True)]
+    own = owner[cell[heavy]]
+    many = torch.bincount(own, minlength=count)
+    rank = torch.arange(len(heavy), device=owner.device) - (many.cumsum(0) - many)[own]
+    stride = (many + LOOKS - 1).div(LOOKS, rounding_mode="floor").clamp_min(1)[own]
+    chosen = rank % stride == 0
+    heavy = heavy[chosen]
+    return face[heavy], cell[heavy], stride[chosen]
+
+
+def locate_points(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, point: Tensor) -> Tensor:
+    """Return in which of the cells points of the unit cubes are.
+
+    Cells are those of bisections, which are found again from above: a cube was halved along an axis along which
+    none of its cells is as wide as it is. Cells without points are dropped on the way.
+
+    Parameters
+    ----------
+    owner : Tensor of int64, shape (n,)
+        The integral of each cell; those of each fill its cube.
+    level, place : Tensor of int64, shape (d, n)
+        See :mod:`quadgrad._core.mesh.boxes`.
+    whose : Tensor of int64, shape (k,)
+    point : Tensor, shape (d, k)
+
+    Returns
+    -------
+    Tensor of int64, shape (k,)
+    """
+    answer = torch.zeros_like(whose)
+    cell, at = torch.arange(len(owner), device=owner.device), torch.arange(len(whose), device=owner.device)
+    node, knot = owner, whose  # the cube, among all of this depth, that each cell and each point is in
+    depth = level.new_zeros((len(level), int(owner.max()) + 1))
+    corner = torch.zeros_like(depth)
+    while len(at):
+        size = depth.shape[1]
+        many = torch.bincount(node, minlength=size)
+        alone = torch.zeros_like(many).index_put((node,), cell)  # the only cell, where there is but one
+        found = many[knot] == 1
+        answer[at[found]] = alone[knot[found]]
+        at, knot = at[~found], knot[~found]
+        open_ = torch.zeros_like(many, dtype=torch.bool).index_fill(0, knot, True)
+        keep = open_[node]
+        cell, node = cell[keep], node[keep]
+        rank = open_.cumsum(0) - 1
+        depth, corner = depth[:, open_], corner[:, open_]
+        node, knot = rank[node], rank[knot]
+        own, size = level[:, cell], depth.shape[1]
+        least = torch.full_like(depth, 127).scatter_reduce_(1, node.expand(len(level), -1), own, "amin")
+        axis = (least > depth).to(torch.int8).argmax(0)
+        along = axis[node][None]
+        shift = own.gather(0, along)[0] - depth[:, node].gather(0, along)[0] - 1
+        upper = torch.bitwise_right_shift(place[:, cell].gather(0, along)[0], shift) & 1
+        middle = (corner + 0.5) * torch.exp2(-depth.double())
+        beyond = point[:, at].gather(0, axis[knot][None])[0] >= middle.gather(0, axis[None])[0][knot]
+        node, knot = 2 * node + upper, 2 * knot + beyond
+        halved = torch.arange(len(level), device=owner.device)[:, None] == axis
+        corner = torch.where(halved, 2 * corner, corner)
+        corner = torch.stack((corner, corner + halved), dim=2).flatten(1)
+        depth = (depth + halved).repeat_interleave(2, dim=1)
+    return answer

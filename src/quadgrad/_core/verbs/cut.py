@@ -1,0 +1,191 @@
+"""Integrals over what functions cut out of boxes: input, search, replay, result."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from quadgrad._core._torch import in_transform
+from quadgrad._core.autocast import WithoutAutocast
+from quadgrad._core.closure import with_no_share_of
+from quadgrad._core.errors import IntegrandError, PlanError, UnmarkedJumpWarning, warn
+from quadgrad._core.gradient import GradientMode, Resolve
+from quadgrad._core.gradient.mode import Differentiated, Primal
+from quadgrad._core.nesting import InnerRecord, current_record
+from quadgrad._core.plans.base import Plan
+from quadgrad._core.plans.cut import CutPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.regions.pairs import PAIRS, CutRule, line_rule
+from quadgrad._core.regions.search import CutPrimal, counts_of, search_cut
+from quadgrad._core.regions.where import Boundary, Together, Where
+from quadgrad._core.result import Result
+from quadgrad._core.search.task import Found
+from quadgrad._core.status import Status
+from quadgrad._core.tolerance import epsilon, make_tolerance, real_dtype, returned_dtype
+from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.inputs import flatten_box
+from quadgrad._core.verbs.noise import refuse_disagreement
+from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+
+__all__ = ["integrate_cut"]
+
+MOST = 5_000_000
+"""Most nodes to spend on one integral, unless the caller says."""
+
+LARGEST = 5
+"""Dimensions in which nodes between the places where functions vanish are not too many."""
+
+
+def integrate_cut(
+    f: Any, a: Any, b: Any, args: Any, region: Where | Boundary, tolerances: tuple[float | None, float], *,
+    rule: str, max_nfev: int | None, gradient: GradientMode, plan: Plan | None, vectorized: bool,
+    chunk_size: int | None, on_failure: Literal["warn", "raise", "ignore"],
+) -> Result:  # fmt: skip
+    """Integrate over a part of boxes; the options are those of :func:`quadgrad.cubature`."""
+    name = type(region).__name__
+    if a is None or b is None:
+        raise TypeError(f"cubature needs the corners a and b of the boxes that {name} cuts a part out of")
+    if isinstance(gradient, Resolve):
+        raise ValueError(
+            f"Resolve is not for {name}: the derivative is that of the sum on the value's own cells. Use "
+            "gradient=quadgrad.Reuse(), and a smaller rtol where it has to be more accurate"
+        )
+    integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
+    if box.infinite:
+        raise ValueError(
+            f"{name} needs finite corners a and b: give a box that holds the region, or as much of it as counts"
+        )
+    if box.d > LARGEST:
+        raise ValueError(
+            f"d={box.d}: {name} goes up to {LARGEST} dimensions. In more of them use a region that is a map "
+            "(quadgrad.Ball, Simplex, Nested), with quadgrad.qmc where there are many"
+        )
+    tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
+    pair = _choose(box.d, tolerance.rtol) if rule == "auto" else rule
+    if pair not in PAIRS:
+        raise ValueError(f"rule={rule!r} is not known for {name}: choose 'auto' or one of {', '.join(PAIRS)}")
+    chosen = CutRule(pair, box.d, region.surface, line_rule(pair, box.a.device))
+    problem = Problem(
+        integrand, box, shape, chosen, tolerance, budget=MOST if max_nfev is None else max_nfev,
+        chunk_size=chunk_size, given=given,
+    )  # fmt: skip
+    outer = current_record()
+    with InnerRecord() as inner, WithoutAutocast() as unaided:
+        problem.integrand.function = unaided.restore(problem.integrand.function)
+        problem, probe, lanes = open_call(problem, tolerances, unaided.restore(region.functions), False)
+        inner.heard.clear()
+        result = _integrate(problem, probe, gradient, region, _fit(problem, plan))
+    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
+        report(result, inner, outer, on_failure)
+    return lower(result, lanes)
+
+
+def _choose(d: int, rtol: float) -> str:
+    """Return the pair of rules that needs the fewest nodes on the whole."""
+    if d >= 3:
+        return "gk7"
+    return "gk7" if rtol > 1e-5 else "gk11"
+
+
+def _fit(problem: Problem, plan: Plan | None) -> CutPlan | None:
+    """Return a plan that was passed, spread over the batch."""
+    if plan is None:
+        return None
+    if not isinstance(plan, CutPlan):
+        raise PlanError(f"a plan of the same region is needed, not {type(plan).__name__}")
+    rule = problem.rule
+    if (plan.level.shape[0], plan.rule, plan.surface) != (rule.d, rule.name, rule.surface):
+        raise PlanError(
+            f"the plan was made in {plan.level.shape[0]} dimensions with rule {plan.rule!r}, the call has {rule.d} "
+            f"and {rule.name!r}"
+        )
+    if plan.batch_shape not in ((), problem.batch_shape):
+        error = PlanError(
+            f"the plan's batch shape {plan.batch_shape} is neither () nor the call's {problem.batch_shape}"
+        )
+        error.batch_shape = problem.batch_shape
+        raise error
+    return plan if plan.batch_shape == problem.batch_shape else plan.spread(problem.batch_shape)
+
+
+def _bounds(problem: Problem, region: Where | Boundary) -> Tensor | None:
+    """Return the bounds on how fast the functions change, ``(batch or 1, functions)``."""
+    bounds, g = region.bounds, problem.jumps
+    assert g is not None and g.event is not None
+    if region.surface and g.event[0] != 1:
+        raise IntegrandError(f"the function given to Boundary returned {g.event[0]} values for a point, not one")
+    if bounds is None:
+        return None
+    counts = [g.event[0]]
+    if len(bounds) > 1:
+        point = problem.limits.detach().inner_points(max(1, problem.batch))[:1]
+        counts = counts_of(g, point, tuple(Together((one,)) for one in region.functions.functions))
+    device, columns = problem.limits.a.device, list[Tensor]()
+    for bound, count in zip(bounds, counts, strict=True):
+        flat = bound.reshape(1, 1) if bound.ndim == 0 else bound.expand(problem.batch_shape).reshape(-1, 1)
+        columns.append(flat.to(device).expand(-1, count))
+    rows = max(c.shape[0] for c in columns)
+    return torch.cat([c.expand(rows, -1) for c in columns], dim=1)
+
+
+def _integrate(
+    problem: Problem, probe: Tensor, gradient: GradientMode, region: Where | Boundary, plan: CutPlan | None
+) -> Result:
+    with problem.outside() as plain:
+        found = search_cut(plain, _bounds(plain, region), plan)
+    primal = CutPrimal(problem, found)
+    warn_if_severed(_severed(problem, probe) if problem.batch else [])
+    derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
+    if problem.flowing:
+        refuse_disagreement(derived.value, found.value, found, problem.block)
+        if primal.stuck:
+            warn(_STUCK, UnmarkedJumpWarning)
+    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
+    value, error, shape = derived.value, found.error, problem.batch_shape
+    if problem.flowing and not in_transform():
+        value = with_no_share_of(probe, value)
+    if value.dtype != dtype:
+        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+        error = error.to(real_dtype(dtype))
+    return Result(
+        value.reshape(shape + tuple(value.shape[1:])), error.reshape(shape), found.status.reshape(shape),
+        found.nfev.reshape(shape), found.plan, _detail(found), derived.derivative,
+        primal if problem.flowing and not in_transform() else None,
+    )  # fmt: skip
+
+
+_STUCK = (
+    "the gradient of the function that says where to integrate vanishes on the boundary of the region, at some "
+    "places at least: how these move is missing from the gradient. Give a function of the same region whose "
+    "gradient does not vanish there, such as a distance"
+)
+
+
+def _severed(problem: Problem, probe: Tensor) -> list[str]:
+    """Return the arguments that nothing depends on, neither f nor the region."""
+    g = problem.jumps
+    assert g is not None
+    if not torch.is_grad_enabled() or in_transform() or probe.requires_grad:
+        return []
+    point = problem.limits.detach().inner_points(problem.batch)[:1]
+    return [] if g.probe(point)[1].requires_grad else severed_arguments(problem.integrand, problem.limits, probe)
+
+
+def _detail(found: Found) -> str:
+    """Say how much of the boxes shows nothing, if that is why an integral failed."""
+    plan: CutPlan = found.plan
+    if bool(plan.lost.any()):
+        index = int(plan.owner[plan.lost][0])
+        return f" The function that says where to integrate is NaN at places in the box (integral {index})."
+    failed = (found.status != int(Status.CONVERGED))[plan.owner] & plan.blank
+    if not bool(failed.any()):
+        return ""
+    index = int(plan.owner[failed][0])
+    share = torch.exp2(-plan.level.sum(0)[failed & (plan.owner == index)].double()).sum()
+    return (
+        f" The function that says where to integrate is constant, to rounding, over {100.0 * float(share):.2g} % "
+        f"of the box (integral {index}), so that nothing tells what else there is. Give lipschitz=, a bound on its "
+        "gradient, or the function before it is saturated (without the last tanh, sigmoid or clamp)."
+    )

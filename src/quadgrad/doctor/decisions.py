@@ -1,0 +1,92 @@
+"""Operations whose results move in steps, and the numbers that decide when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad.doctor.names import COMPARISONS, DRAWS, ROUNDINGS, SELECTIONS
+from quadgrad.doctor.values import plain_copy, tensors_in
+
+__all__ = ["is_decision", "quantity_of"]
+
+_TO_INTEGERS = frozenset(("to", "type", "as_tensor", "tensor", "astype"))
+_WITH_PLACES = frozenset(("max", "min", "median"))
+
+
+def is_decision(name: str, args: Any, result: Any) -> bool:
+    """Whether an operation, not in place, turned floating point numbers into something that moves in steps."""
+    if name in COMPARISONS or name in ROUNDINGS or name in DRAWS:
+        return any(map(_is_floating, tensors_in(args)))
+    if name in SELECTIONS:
+        return any(map(_is_floating, tensors_in(args))) and (
+            name not in _WITH_PLACES or not isinstance(result, Tensor)
+        )
+    if name in _TO_INTEGERS and isinstance(result, Tensor) and not _is_floating(result) and not result.is_complex():
+        return any(map(_is_floating, tensors_in(args)))
+    return False
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def quantity_of(name: str, args: Any, kwargs: Any, result: Any) -> tuple[Tensor | None, str]:
+    """Return the numbers that decide, a plain tensor, and at which levels they do."""
+    with torch.no_grad():
+        try:
+            quantity, levels = _quantity(name, args, kwargs)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return None, ""
+    return (None if quantity is None else plain_copy(quantity)[0].double()), levels
+
+
+def _quantity(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
+    if name in COMPARISONS:
+        other = args[1] if len(args) > 1 else kwargs.get("other")
+        return args[0] - other, "zero"
+    if name in DRAWS:
+        return tensors_in((args, kwargs))[-1], "draw"
+    if name in SELECTIONS:
+        return _selected(name, args, kwargs), "zero"
+    if name in ("floor_divide", "__floordiv__", "remainder", "fmod", "__mod__"):
+        return args[0] / args[1], "integers"
+    if name in ("__rfloordiv__", "__rmod__"):
+        return args[1] / args[0], "integers"
+    if name.startswith("threshold"):
+        return args[0] - args[1], "zero"
+    if name == "hardshrink":
+        return args[0].abs() - (args[1] if len(args) > 1 else kwargs.get("lambd", 0.5)), "zero"
+    if name.startswith("round") and (digits := kwargs.get("decimals", args[1] if len(args) > 1 else 0)):
+        return args[0] * 10.0**digits, "halves"
+    return tensors_in(args)[0], ROUNDINGS.get(name, "integers")
+
+
+def _selected(name: str, args: Any, kwargs: Any) -> Tensor | None:
+    if name in ("searchsorted", "bucketize"):
+        edges, x = (args[0], args[1]) if name == "searchsorted" else (args[1], args[0])
+        x = torch.as_tensor(x)
+        return x[..., None] - (edges if edges.ndim == 1 else edges[..., None, :])
+    x = args[0]
+    dim = _dimension(name, args, kwargs)
+    if dim is None:
+        x, dim = x.flatten(), 0
+    if name in ("argmax", "max", "argmin", "min"):
+        best = x.amax(dim, keepdim=True) if name.endswith("max") else x.amin(dim, keepdim=True)
+        return torch.where(x == best, torch.inf, (best - x).abs())
+    return x.sort(dim).values.diff(dim=dim)
+
+
+def _dimension(name: str, args: Any, kwargs: Any) -> int | None:
+    """Return along which dimension places are told; None for all of them."""
+    position = 2 if name == "topk" else 1
+    dim = kwargs.get("dim", args[position] if len(args) > position else None)
+    if isinstance(dim, int) and not isinstance(dim, bool):
+        return dim
+    return None if name in ("argmax", "argmin", "unique") else -1
+
+
+Quantity = Callable[..., tuple[Tensor | None, str]]

@@ -1,0 +1,366 @@
+"""The examination of a program at one point: true derivatives, autograd's, and what each line takes away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad.doctor import values
+from quadgrad.doctor.program import Program, Run
+from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate, has_kink
+from quadgrad.doctor.trace import Call, Order, Trace
+
+__all__ = ["BAR", "Direction", "Examination", "Loss"]
+
+BAR, FLOOR = 1e-6, 2e-9
+"""What an error bar may be at most, and is at least, of the derivative."""
+
+_STEPS = (1.0, 0.5, 0.25)
+
+
+@dataclass(eq=False)
+class Direction:
+    """One direction: autograd's derivative along it, the true one, and their scale."""
+
+    steps: list[Tensor]
+    autograd: float
+    scale: float
+    true: Estimate = field(default_factory=Estimate.none)
+    kink: bool = False
+    step: float = 0.0
+    slopes: dict[float, float] = field(default_factory=lambda: {})
+
+    @property
+    def gap(self) -> float:
+        """What autograd is off."""
+        return self.true.value - self.autograd
+
+    def bar(self, floor: float) -> float:
+        """How far the true derivative may be off."""
+        return self.true.error + floor * self.size
+
+    @property
+    def size(self) -> float:
+        """What the derivative's digits are counted from."""
+        true = abs(self.true.value) if math.isfinite(self.true.value) else 0.0
+        return max(self.scale, abs(self.autograd), true)
+
+
+@dataclass(eq=False)
+class Loss:
+    """What a line takes away from the derivative along the first direction."""
+
+    numbers: list[int]
+    lost: Estimate
+    moved: bool = True
+
+
+class Examination:
+    """A program at one point.
+
+    Parameters
+    ----------
+    program : Program
+        With all sources known.
+    base : Run
+        A run at the point, with the gradient.
+    trace : Trace
+        What the first run showed.
+    count : int
+        How many directions.
+    stop_at_kink : bool
+        Measure nothing more where the point itself is seen to be a kink.
+    """
+
+    def __init__(self, program: Program, base: Run, trace: Trace, count: int, stop_at_kink: bool = False) -> None:
+        self.program, self.base, self.trace = program, base, trace
+        self.eps = 2.0**-52 if _is_double(program) else 2.0**-23
+        self.ladder = LADDERS[_is_double(program)]
+        self.floor = FLOOR if _is_double(program) else 2e-4
+        if program.rehearsal.kept:  # integrals are wrong by what was allowed, their derivatives by about as much
+            self.floor = max(self.floor, 10.0 * program.rehearsal.tolerance)
+        self.most = BAR if _is_double(program) else 1e-2
+        self.parted, self.flipped = "", set[int]()
+        self.stop_at_kink, self.at_kink = stop_at_kink, False
+        self.directions = [self._direction(i, "tensor") for i in range(count)]
+        self.losses: list[Loss] = []
+        self.frozen = Estimate.none()
+        self.wrong: list[tuple[Call, Estimate]] = []
+        self.single: list[float] = []
+        self._single_run: Run | None = None
+
+    def _direction(self, number: int, scale: str) -> Direction:
+        steps = self.program.direction(number, scale)
+        gradient = self.base.gradient or [None] * len(steps)
+        parts = [_product(g, s) for g, s in zip(gradient, steps, strict=True) if g is not None]
+        total = float(sum(float(p.sum()) for p in parts))
+        return Direction(steps, total, math.sqrt(sum(float(p.square().sum()) for p in parts)))
+
+    # ------------------------------------------------------------------------------------ the true derivative
+
+    def active(self) -> list[int]:
+        """Return which events are nobody's intention."""
+        return [k for k, event in enumerate(self.trace.events) if not event.reason]
+
+    def rounding(self, h: float) -> float:
+        """Return how far a central difference may be off because values are rounded."""
+        return 2.0 * self.eps * max(self.base.size, abs(self.base.value)) / h
+
+    def pair(self, order: Any, direction: Direction, h: float) -> tuple[Run, Run]:
+        """Run at both sides of the point."""
+        runs = tuple(self.program.run(order(), direction.steps, t) for t in (h, -h))
+        for run in runs:
+            self.parted = self.parted or run.trace.parted
+            self.flipped |= {k for k in run.trace.flipped if k < len(self.trace.decisions)}
+        return runs[0], runs[1]
+
+    def measure_truth(self) -> None:
+        """Find the true derivative along every direction, the first with three steps, others with two."""
+        main = self.directions[0]
+        self._measure(main, 3, 1.0, self.ladder)
+        if self.at_kink:
+            return
+        if not math.isfinite(
+            main.true.value
+        ):  # one that leaves where the function is defined: by each element's size
+            self.directions = [self._direction(i, "element") for i in range(len(self.directions))]
+            main = self.directions[0]
+            self._measure(main, 3, 1.0, self.ladder)
+        for direction in self.directions[1:]:
+            start = self.ladder.index(main.step) if main.step in self.ladder else 0
+            ladder = self.ladder[start:-1] or self.ladder[-1:]
+            self._measure(direction, 2, main.true.ratio, ladder, main)
+
+    def _measure(
+        self, direction: Direction, count: int, ratio: float, ladder: Sequence[float], main: Direction | None = None
+    ) -> None:
+        """Try steps until they agree, and autograd agrees with them; keep the best."""
+        for h in ladder:
+            if h > direction.step > 0.0 and direction.true.error < self.most * direction.size:
+                continue  # a larger step is tried only where rounding drowned the smaller ones
+            estimate, kink = self._try(direction, h, count, ratio, main, h != ladder[-1])
+            if self.at_kink:
+                return
+            if estimate.error < direction.true.error:
+                direction.true, direction.kink, direction.step = estimate, kink, h
+            if direction.true.error > 1e-2 * self.most * direction.size:
+                continue
+            # Where lines sever, a gap is no sign that steps are too large.
+            if abs(direction.gap) <= 3.0 * direction.bar(self.floor) or self.active() or self._followed():
+                return
+
+    def _try(
+        self, direction: Direction, h: float, count: int, ratio: float, main: Direction | None, more: bool
+    ) -> tuple[Estimate, bool]:
+        slopes: list[float] = []
+        sides: list[tuple[float, float, float]] = []
+        for share in _STEPS[-count:]:
+            step = h * share
+            right, left = self.pair(lambda: Order(base=self.trace), direction, step)
+            if right.trace.parted or left.trace.parted or not math.isfinite(right.value - left.value):
+                return Estimate.none(), False
+            slopes.append((right.value - left.value) / (2.0 * step))
+            direction.slopes[step] = slopes[-1]
+            sides.append((step, right.value, left.value))
+            if self.stop_at_kink and len(sides) == 2 and self._is_kink(direction, sides, slopes):
+                self.at_kink = True
+                return Estimate.none(), True
+            looks = len(sides) == (2 if self.stop_at_kink and main is None else 1)
+            if looks and more and self._is_far(direction, slopes[-1]):  # a step over kinks, most likely
+                return Estimate.none(), False
+        noise = self.rounding(sides[-1][0])
+        estimate = extrapolate(slopes, noise, ratio)
+        if main is not None:
+            estimate = _at_least(estimate, main, direction.size)
+        return estimate, has_kink(self.base.value, sides, noise)
+
+    def compare_single(self, run: Run | None) -> None:
+        """Take the run in single precision, whose gradient is the one that the program really has."""
+        if run is not None and len(run.trace.calls) == len(self.base.trace.calls):
+            self._single_run = run
+
+    def off_in_single(self) -> float:
+        """Return by how much of the derivative autograd's is off in single precision, at most."""
+        if self._single_run is None or self._single_run.gradient is None:
+            return 0.0
+        off = 0.0
+        for d in self.directions:
+            pairs = zip(self._single_run.gradient, d.steps, strict=True)
+            found = sum(float(_product(g, s).sum()) for g, s in pairs if g is not None)
+            off = max(off, abs(found - d.autograd) / d.size if d.size > 0.0 else 0.0)
+        return off
+
+    def _is_far(self, direction: Direction, slope: float) -> bool:
+        """Whether a difference is far from autograd's derivative, with no line to blame."""
+        blamed = self.active() or self._followed()
+        return not blamed and abs(slope - direction.autograd) > 1e-3 * direction.size
+
+    def _is_kink(self, direction: Direction, sides: list[tuple[float, float, float]], slopes: list[float]) -> bool:
+        """Whether slopes differ to both sides, and autograd's is not that of the middle."""
+        off = abs(slopes[-1] - direction.autograd)
+        return has_kink(self.base.value, sides, self.rounding(sides[-1][0])) and off > 1e-4 * direction.size
+
+    # ------------------------------------------------------------------------------------ line by line
+
+    def measure_losses(self) -> None:
+        """Freeze all lines, then shift one at a time: what autograd sees, and what each line takes away."""
+        main = self.directions[0]
+        if not math.isfinite(main.true.value) or not (self.active() or self._followed()):
+            self.frozen = main.true
+            return
+        table = _Table(self)
+        for share in (*_STEPS[1:], _STEPS[0]):
+            if not self._measure_step(table, main.step * share):
+                return
+            if share == _STEPS[-1]:
+                self._conclude(table, (0.5, 0.25), main)
+                if abs(self.residual.value) <= 3.0 * (self.residual.error + self.floor * main.size):
+                    return
+        self._conclude(table, _STEPS, main)
+
+    def _measure_step(self, table: _Table, step: float) -> bool:
+        """Measure with one step; return whether the runs did what the first one did."""
+        main, active = self.directions[0], self.active()
+        frozen = "all" if active else "intended"
+        right, left = self.pair(lambda: Order(base=self.trace, frozen=frozen, measure=True), main, step)
+        if right.trace.parted or left.trace.parted:
+            return False
+        share = step / main.step
+        slope = (right.value - left.value) / (2.0 * step)
+        table.frozen[share] = slope
+        table.faults[share] = self._faults(self.base.trace, right.trace, left.trace, step)
+        if self._single_run is not None:
+            self.single = self._faults(self._single_run.trace, right.trace, left.trace, step)
+        moved = (right.trace.moved, left.trace.moved)
+        # Where freezing all of them changes nothing, none of them takes anything away.
+        idle = abs(slope - main.slopes.get(step, math.inf)) <= 1e-11 * main.size + 2.0 * self.rounding(step)
+        for key, numbers in table.lines.items():
+            if not _any_moved(numbers, moved):
+                table.lost[key][share] = 0.0
+                continue
+            table.moved.add(key)
+            table.lost[key][share] = 0.0 if idle else self._shift(numbers, moved, step)
+        return True
+
+    def _conclude(self, table: _Table, shares: Sequence[float], main: Direction) -> None:
+        noise = self.rounding(main.step * shares[-1])
+
+        def estimate(slopes: dict[float, float], noise: float) -> Estimate:
+            found = extrapolate([slopes[share] for share in shares], noise, main.true.ratio)
+            return _at_least(found, main, abs(found.value)) if len(shares) == 2 else found
+
+        self.frozen = estimate(table.frozen, noise)
+        self.losses = [
+            Loss(
+                numbers,
+                estimate(table.lost[key], noise if any(table.lost[key].values()) else 0.0),
+                key in table.moved,
+            )
+            for key, numbers in table.lines.items()
+        ]
+        self.wrong = [
+            (call, estimate({share: parts[i] for share, parts in table.faults.items()}, 0.0))
+            for i, call in enumerate(self._followed())
+        ]
+        # What is written behind torch's back cannot be frozen: it shows in the frozen derivative.
+        edited = [
+            loss for loss in self.losses if any(self.trace.events[k].detail == "edited" for k in loss.numbers)
+        ]
+        for loss in edited[:1]:
+            unseen = self.frozen.value - main.autograd - sum(fault.value for _, fault in self.wrong)
+            loss.lost = Estimate(unseen, self.frozen.error)
+
+    def _shift(self, numbers: list[int], moved: _Moved, step: float) -> float:
+        """Return the derivative by way of one line's results alone."""
+        sums: list[float] = []
+        for side in moved:
+            shifts: dict[int, values.Held] = {}
+            for k in numbers:
+                event = self.trace.events[k]
+                # Of a loop that took fewer turns there, the last one stands for those that are missing.
+                last = side[k] if k in side else _last_of(side, self.trace, event.key)
+                if last is None:
+                    return math.nan
+                if not event.linked:
+                    shifts[k] = last
+            run = self.program.run(Order(base=self.trace, shifts=shifts))
+            sums.append(run.value)
+        return (sums[0] - sums[1]) / (2.0 * step)
+
+    def _followed(self) -> list[Call]:
+        """Return the calls of custom functions whose backward pass ran."""
+        return [call for call in self.base.trace.calls if call.cotangents_in is not None]
+
+    def _faults(self, base: Trace, right: Trace, left: Trace, step: float) -> list[float]:
+        """Return for each custom function what its backward pass took away, along the first direction."""
+        faults: list[float] = []
+        for call, a, b in zip(base.calls, right.calls, left.calls, strict=False):
+            if call.cotangents_in is None:
+                continue
+            came, went = _paired(call.cotangents_out, a.outs, b.outs), _paired(call.cotangents_in, a.ins, b.ins)
+            faults.append((came - went) / (2.0 * step))
+        return faults
+
+    @property
+    def residual(self) -> Estimate:
+        """What neither lines nor custom functions explain."""
+        main = self.directions[0]
+        parts = [loss.lost for loss in self.losses if math.isfinite(loss.lost.value)] + [w for _, w in self.wrong]
+        explained = sum(p.value for p in parts)
+        error = main.true.error + sum(p.error for p in parts)
+        return Estimate(main.gap - explained, error)
+
+
+class _Table:
+    """Slopes by the share of the step, of everything that is measured along the first direction."""
+
+    def __init__(self, examination: Examination) -> None:
+        self.lines: dict[Any, list[int]] = {}
+        for k in examination.active():
+            self.lines.setdefault(examination.trace.events[k].place.key, []).append(k)
+        self.frozen: dict[float, float] = {}
+        self.faults: dict[float, list[float]] = {}
+        self.lost: dict[Any, dict[float, float]] = {key: {} for key in self.lines}
+        self.moved: set[Any] = set()
+
+
+def _at_least(estimate: Estimate, main: Direction, size: float) -> Estimate:
+    """Return what two steps gave, which do not tell their error: at least what three others left, of this size."""
+    share = 10.0 * main.true.error / main.size if main.size > 0.0 else 0.0
+    return Estimate(estimate.value, max(estimate.error, share * size), estimate.ratio)
+
+
+def _is_double(program: Program) -> bool:
+    return program.wide or all(t.dtype in (torch.float64, torch.complex128) for t in program.sources)
+
+
+def _product(gradient: Tensor, step: Tensor) -> Tensor:
+    """Return the terms of the real scalar product."""
+    if step.is_complex() or gradient.is_complex():
+        return (gradient.conj() * step).real.double()
+    return gradient.detach().double() * step.double()
+
+
+_Moved = tuple[dict[int, values.Held | None], dict[int, values.Held | None]]
+"""How far results moved at both sides, by the numbers of their events."""
+
+
+def _last_of(side: dict[int, values.Held | None], trace: Trace, key: Any) -> values.Held | None:
+    return next((held for k, held in reversed(side.items()) if trace.events[k].key == key), None)
+
+
+def _any_moved(numbers: list[int], moved: _Moved) -> bool:
+    return any(k in side and values.moves(side[k]) for side in moved for k in numbers)
+
+
+def _paired(cotangents: list[Tensor | None] | None, a: values.Held, b: values.Held) -> float:
+    total = 0.0
+    for g, x, y in zip(cotangents or [], a.leaves, b.leaves, strict=False):
+        if g is not None and x.shape == y.shape == g.shape:
+            total += float(_product(g, x - y).sum())
+    return total

@@ -1,0 +1,273 @@
+"""Integrals over boxes: values, errors and what they must not miss; gradients are in test_cubature_gradients.py."""
+
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import quadgrad as qg
+from benchmarks.problems.genz import FAMILIES, draw
+from helpers import t64
+from quadgrad._core.mesh.boxes import unit_corners
+from quadgrad._core.rules import get_box_rule
+from quadgrad._core.search.neighbours import locate_points
+
+INF = math.inf
+SMOOTH = ("oscillatory", "product peak", "corner peak", "Gaussian")
+
+
+def cube(d: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
+
+
+def bell(x: Tensor, k: Tensor | float) -> Tensor:
+    return torch.exp(-k * ((x - 0.5) ** 2).sum(-1))
+
+
+def exact_bell(k: Tensor | float, d: int) -> Tensor:
+    k = torch.as_tensor(k, dtype=torch.float64)
+    return ((math.pi / k).sqrt() * torch.erf(0.5 * k.sqrt())) ** d
+
+
+# ------------------------------------------------------------------------------------------------------- rules
+
+
+@pytest.mark.parametrize("name", ("gm7", "gm9", "gm11"))
+@pytest.mark.parametrize("d", (2, 3, 4, 5, 8, 12))
+def test_rules_are_exact_for_their_degree(name: str, d: int) -> None:
+    rule, x = get_box_rule(name, d), 2.0 * get_box_rule(name, d).nodes - 1.0
+    size = np.abs(rule.weights).sum()
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        powers = generator.multinomial(rule.degree // 2 * 2 - 2 * generator.integers(0, 3), np.ones(d) / d)
+        powers = powers // 2 * 2
+        values = (x**powers).prod(1)
+        assert abs(rule.weights @ values - (1.0 / (powers + 1.0)).prod()) < 1e-14 * size
+        for fewer, level in enumerate(rule.nulls, 1):
+            if powers.sum() <= rule.degree - 2 * fewer:
+                assert np.abs(level @ values).max() < 1e-13 * np.abs(level).sum(1).max()
+    high = (x[:, 0] ** (rule.degree + 1)) @ rule.weights - 1.0 / (rule.degree + 2)
+    assert abs(high) > 1e-6  # and no further
+
+
+def test_products_of_gauss_kronrod() -> None:
+    rule = get_box_rule("gk21", 3)
+    assert rule.nodes.shape == (9261, 3) and abs(rule.weights.sum() - 1.0) < 1e-14
+    assert abs(rule.weights @ (rule.nodes**6).prod(1) - 7.0**-3) < 1e-15
+    with pytest.raises(ValueError, match="choose 'auto', 'gm7'"):
+        get_box_rule("gk21", 4)
+
+
+# ------------------------------------------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("d", "rtol"), ((2, 1e-3), (2, 1e-6), (3, 1e-6), (5, 1e-3), (8, 1e-3)))
+def test_families_never_miss_their_tolerance(family: str, d: int, rtol: float) -> None:
+    count = 20 if d < 5 else 5
+    problem = draw(family, d, count, 17 * d)
+    result = qg.cubature(
+        problem.f, *cube(d), (qg.element(problem.c, 1), qg.element(problem.u, 1)), rtol=rtol, max_nfev=100_000,
+        on_failure="ignore",
+    )  # fmt: skip
+    off = (result.value - problem.exact).abs()
+    assert (off <= rtol * problem.exact.abs())[result.converged].all()
+    if family in SMOOTH:
+        assert result.converged.all() and (off <= 1.5 * result.error).all()
+
+
+@pytest.mark.parametrize("rule", ("gm7", "gm9", "gm11", "gk15"))
+def test_every_rule(rule: str) -> None:
+    k = t64([0.0, 3.0, 25.0, 625.0])
+    result = qg.cubature(bell, *cube(2), (k,), rtol=1e-8, rule=rule)
+    exact = torch.where(k == 0, 1.0, exact_bell(k.clamp_min(1e-9), 2))
+    assert result.converged.all() and ((result.value - exact).abs() <= 1e-8 * exact).all()
+    assert result.plan.rule == rule
+
+
+def test_a_needle_in_the_middle_of_the_box() -> None:
+    for d, exact in ((5, 1.791326036748785955e-06), (3, float(exact_bell(625.0, 3)))):
+        result = qg.cubature(bell, *cube(d), (625.0,), rtol=1e-3, rule="gm9")
+        assert result.converged and abs(float(result.value) / exact - 1.0) < 1e-3
+
+
+def test_a_wide_box_of_which_little_is_seen() -> None:
+    density = lambda v: (v**2).sum(-1) * math.pi**-1.5 * torch.exp(-(v**2).sum(-1))
+    for side in (100.0, INF):
+        result = qg.cubature(density, t64([-side] * 3), t64([side] * 3), rtol=1e-6)
+        assert result.converged and abs(float(result.value) - 1.5) < 1.5e-6
+
+
+@pytest.mark.parametrize("d", (3, 5))
+def test_narrow_peaks_anywhere(d: int) -> None:
+    generator = torch.Generator().manual_seed(d)
+    count = 40 if d == 3 else 4
+    p = torch.rand(count, d, generator=generator, dtype=torch.float64)
+    s = 0.02 + 0.03 * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+    peak = lambda x, p, s: torch.exp(-((x - p) ** 2).sum(-1) / (2 * s**2))
+    result = qg.cubature(peak, *cube(d), (qg.element(p, 1), s[:, 0]), rtol=1e-3, on_failure="ignore", rule="gm9")
+    exact = (s * math.sqrt(math.pi / 2) * (torch.erf((1 - p) / s / 2**0.5) + torch.erf(p / s / 2**0.5))).prod(1)
+    wrong = result.converged & ((result.value - exact).abs() > 1e-3 * exact)
+    assert not wrong.any() and result.converged.float().mean() > 0.9
+
+
+def test_on_a_tie_the_widest_axis_is_halved() -> None:
+    f = lambda x: 1 + (x[..., 0] * x[..., 2] * torch.sin(x[..., 1])) ** 2
+    result = qg.cubature(f, t64([0.0, 0.0, -0.2]), t64([0.2, 2 * math.pi, 0.2]), rtol=1e-6)
+    assert result.nfev <= 2000 and abs(float(result.value) - 0.502699505003217973) < 5e-7
+
+
+def test_a_corner_peak_to_many_digits() -> None:
+    f = lambda x: (1 + x @ t64([1.0, 2.0, 3.0])) ** -4
+    terms = ((-1) ** sum(v) / (1 + v[0] + 2 * v[1] + 3 * v[2]) for v in itertools.product((0, 1), repeat=3))
+    exact = sum(terms) / 36
+    result = qg.cubature(f, *cube(3), rtol=1e-8)
+    assert result.nfev < 15_500 and abs(float(result.value) / exact - 1) < 1e-8
+
+
+def test_infinite_reversed_and_empty_sides() -> None:
+    f = lambda x: torch.exp(-(x**2).sum(-1))
+    a = t64([[-INF, 0.0], [1.0, 0.0], [0.3, 0.0], [INF, -INF]])
+    b = t64([[INF, INF], [0.0, 1.0], [0.3, 1.0], [-INF, INF]])
+    half = 0.5 * math.sqrt(math.pi) * math.erf(1.0)
+    exact = t64([0.5 * math.pi, -(half**2), 0.0, -math.pi])
+    result = qg.cubature(f, a, b, rtol=1e-8)
+    torch.testing.assert_close(result.value, exact, rtol=1e-8, atol=1e-14)
+    assert result.nfev[2] == 0 and qg.cubature(f, torch.zeros(0, 2), torch.ones(0, 2)).value.shape == (0,)
+
+
+def test_singular_corner_and_edge() -> None:
+    corner = qg.cubature(lambda x: x.sum(-1) ** -1.5, *cube(2), rtol=1e-7)
+    assert corner.converged and abs(float(corner.value) - 4 * (2 - 2**0.5)) < 1e-6
+    edge = qg.cubature(lambda x: x[..., 0] ** -0.5, *cube(2), rtol=1e-5)
+    assert edge.converged and abs(float(edge.value) - 2) < 2e-5
+
+
+def test_events_complex_and_single_precision() -> None:
+    many = qg.cubature(lambda x: torch.stack((x[..., 0], torch.exp(x[..., 1])), -1), *cube(2))
+    torch.testing.assert_close(many.value, t64([0.5, math.e - 1]), rtol=1e-9, atol=0.0)
+    wave = qg.cubature(lambda x: torch.exp(1j * x.sum(-1)), *cube(2))
+    assert abs(complex(wave.value) - ((np.exp(1j) - 1) / 1j) ** 2) < 1e-9
+    single = qg.cubature(bell, torch.zeros(3), torch.ones(3), (torch.tensor(3.0),))
+    assert single.value.dtype == torch.float32 and single.converged
+    assert abs(float(single.value) / float(exact_bell(3.0, 3)) - 1) < 1e-4
+
+
+def test_zero_cancelling_and_negative_integrals() -> None:
+    zero = qg.cubature(lambda x: 0 * x.sum(-1), *cube(3))
+    odd = qg.cubature(lambda x: torch.sin(2 * math.pi * x).prod(-1), *cube(2), max_nfev=50_000)
+    assert zero.converged and zero.value == 0 and zero.nfev < 10_000
+    assert odd.converged and abs(float(odd.value)) <= float(odd.error) + 1e-16
+    assert qg.cubature(lambda x: -bell(x, 25.0), *cube(2), rtol=1e-6).value < 0
+
+
+def test_what_is_not_finite_says_so() -> None:
+    hole = qg.cubature(lambda x: torch.where(x[..., 0] > 0.7, torch.nan, 1.0), *cube(2), on_failure="ignore")
+    assert hole.status == qg.Status.NONFINITE
+    pole = qg.cubature(lambda x: x.sum(-1) ** -2.5, *cube(2), on_failure="ignore", max_nfev=100_000)
+    assert not pole.converged
+    short = qg.cubature(bell, *cube(5), (625.0,), rtol=1e-6, max_nfev=20_000, on_failure="ignore")
+    assert short.status == qg.Status.MAX_NFEV and short.nfev <= 20_000
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_what_rounding_hides_ends_early(dtype: torch.dtype) -> None:
+    a, b = torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    fine = qg.cubature(bell, a, b, (3.0,), rtol=1e-16, on_failure="ignore")
+    assert fine.status == qg.Status.ROUNDOFF and fine.nfev < 500_000
+    assert abs(float(fine.value) - float(exact_bell(3.0, 3))) <= float(fine.error)
+    far = qg.cubature(lambda x: torch.sin(x).sum(-1), t64([1e12, 0.0]), t64([1e12 + 1, 1.0]), on_failure="ignore")
+    assert far.status == qg.Status.ROUNDOFF
+
+
+# -------------------------------------------------------------------------------------------- batches and plans
+
+
+def test_elements_are_what_single_calls_give() -> None:
+    k = torch.logspace(0, 2.5, 30, dtype=torch.float64)
+    batch = qg.cubature(bell, *cube(3), (k,), rtol=1e-3)
+    for i in (0, 11, 29):
+        one = qg.cubature(bell, *cube(3), (k[i],), rtol=1e-3)
+        torch.testing.assert_close(one.value, batch.value[i], rtol=1e-12, atol=0.0)
+        assert one.nfev == batch.nfev[i]
+    lanes = torch.func.vmap(lambda k: qg.cubature(bell, *cube(3), (k,), rtol=1e-3).value)(k)
+    torch.testing.assert_close(lanes, batch.value, rtol=1e-12, atol=0.0)
+    captured = torch.func.vmap(lambda k: qg.cubature(lambda x: bell(x, k), *cube(3), rtol=1e-3).value)(k)
+    torch.testing.assert_close(captured, batch.value, rtol=1e-12, atol=0.0)
+
+
+def test_one_dimension_is_quad() -> None:
+    f = lambda x: torch.exp(-(x**2))
+    over, on = qg.cubature(lambda x: f(x[..., 0]), [0.0], t64([2.0])), qg.quad(f, 0.0, t64(2.0))
+    assert over.value == on.value and over.nfev == on.nfev and over.error == on.error
+    plain = qg.cubature(lambda x: math.exp(-(x[0] ** 2)), [0.0], [2.0], vectorized=False)
+    assert abs(float(plain.value) - float(on.value)) < 1e-6
+
+
+def test_plans() -> None:
+    k = t64([1.0, 25.0, 100.0])
+    result = qg.cubature(bell, *cube(3), (k,), rtol=1e-6)
+    file = io.BytesIO()
+    torch.save(result.plan, file)
+    file.seek(0)
+    plan = torch.load(file, weights_only=True)
+    assert plan.same(result.plan)
+    torch.testing.assert_close(qg.replay(bell, plan, *cube(3), (k,)), result.value, rtol=1e-14, atol=0.0)
+    weights = plan.weights(*cube(3))
+    assert plan.nodes(*cube(3)).shape == (*weights.shape, 3) and abs(float(weights.sum()) - 3.0) < 1e-12
+    corners = plan.cells(*cube(3))
+    assert abs(float((corners[:, 1] - corners[:, 0]).prod(1).sum()) - 3.0) < 1e-12
+    again = qg.cubature(bell, *cube(3), (k * 1.001,), rtol=1e-6, plan=plan)
+    assert again.converged.all() and again.nfev.sum() < 0.7 * result.nfev.sum()
+    one = qg.cubature(bell, *cube(3), (t64(25.0),), rtol=1e-6).plan
+    assert qg.cubature(bell, *cube(3), (k,), rtol=1e-6, plan=one).converged.all()
+    with pytest.raises(ValueError, match="2 dimensions"):
+        qg.cubature(bell, *cube(3), (k,), plan=qg.cubature(bell, *cube(2), (k,), rtol=1e-3).plan)
+
+
+def test_an_integrator_keeps_boxes() -> None:
+    integrate, k = qg.Integrator(qg.cubature, rtol=1e-6), t64([5.0, 50.0])
+    spent = [int(integrate(bell, *cube(3), (k * (1 + 0.01 * i),)).nfev.sum()) for i in range(3)]
+    assert integrate.started == 1 and spent[1] < 0.7 * spent[0] and spent[2] < 0.7 * spent[0]
+    keyed = qg.Integrator(qg.cubature, rtol=1e-6)
+    for rows in ([0, 1], [1, 2], [2, 0]):
+        value = keyed(bell, *cube(2), (t64([5.0, 50.0, 500.0])[rows],), key=torch.tensor(rows)).value
+        torch.testing.assert_close(value, exact_bell(t64([5.0, 50.0, 500.0])[rows], 2), rtol=1e-6, atol=0.0)
+
+
+def test_points_are_found_in_their_cells() -> None:
+    plan = qg.cubature(bell, *cube(3), (t64([1.0, 300.0]),), rtol=1e-5).plan
+    low, width = unit_corners(plan.level.T, plan.position.T)
+    generator = torch.Generator().manual_seed(0)
+    point, whose = torch.rand(3, 500, generator=generator, dtype=torch.float64), torch.arange(500) % 2
+    cell = locate_points(plan.owner, plan.level.T, plan.position.T, whose, point)
+    assert (plan.owner[cell] == whose).all()
+    assert ((low[:, cell] <= point) & (point < (low + width)[:, cell])).all()
+
+
+def test_integrals_inside() -> None:
+    inner = lambda x: qg.quad(lambda y, s: torch.exp(-y * s), 0.0, 1.0, (x.sum(-1),)).value
+    result = qg.cubature(inner, *cube(2), rtol=1e-6)
+    outer = qg.quad(lambda y: ((1 - torch.exp(-y)) / y) ** 2, t64(0.0), 1.0)
+    assert result.converged and abs(float(result.value - outer.value)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        ({"a": [0.0, 0.0], "b": [1.0] * 3}, "differ in their last dimension"),
+        ({"a": [0.0] * 13, "b": 1.0}, "quadgrad.qmc"),
+        ({"a": [0.0] * 3, "b": 1.0, "rule": "gk9"}, "rule='gk9' is not known for d=3"),
+        ({"a": [0.0] * 3, "b": 1.0, "max_nfev": 10}, "one box needs"),
+        ({"a": [0.0] * 3, "b": math.nan}, "limit b is NaN"),
+        ({"a": 0.0, "b": 1.0}, "both single numbers"),
+        ({"a": [0.0] * 2, "b": 1.0, "log": True}, "log=True"),
+    ),
+)
+def test_bad_input(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qg.cubature(lambda x: x.sum(-1), **options)
