@@ -456,7 +456,7 @@ def test_nfev_counts_every_call() -> None:
     result = log_quad(f, -9.0, 9.0, (t64(0.3), t64(1e-4)))
     probe = 1
     assert f.nodes.numel() == int(result.nfev) + probe
-    assert int(result.nfev) <= 1000
+    assert int(result.nfev) <= 1200
 
 
 @pytest.mark.parametrize("chunk_size", [1, 100, 10_000])
@@ -665,3 +665,24 @@ def test_log_f_that_is_infinite_or_nan_is_still_told() -> None:
         f = partial(lambda bad, x: torch.where(x > 0.5, bad, x), bad)
         result = qg.quad(f, t64(0.0), 1.0, log=True, on_failure="ignore")
         assert result.status == qg.Status.NONFINITE and "f(x)" in result.detail
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("b", [1e15, 1e30, 1e100, 1e300])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_is_nothing_but_close_to_an_end_of_a_very_wide_interval(
+    dtype: torch.dtype, b: float, side: int
+) -> None:
+    """exp(-x), exp(-x^2) and far smaller ones: what is said to have converged is right, -inf never is."""
+    zero, half = torch.tensor(0.0, dtype=dtype), math.log(math.sqrt(math.pi) / 2)
+    limits = (zero, b) if side > 0 else (-b, zero)
+    for log_f, exact in (
+        (lambda x: -x.abs(), 0.0),
+        (lambda x: -x * x, half),
+        (lambda x: -1e6 - x.abs(), -1e6),
+        (lambda x: -1e6 - x * x, half - 1e6),
+    ):
+        result = log_quad(log_f, *limits, on_failure="ignore")
+        off = abs(float(result.value) - exact)
+        rounding = 4 * torch.finfo(dtype).eps * max(1.0, abs(exact))
+        assert not result.converged or off <= float(result.error) + rounding

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
+from quadgrad._core.search.kernel import native
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
 TOLERANCES = (1e-4, 1e-8, 1e-10)
@@ -264,3 +265,26 @@ def test_half_precision_inside_the_integrand_is_no_unmarked_jump(dtype: torch.dt
         qg.quad(
             lambda x, p: f(x, p) + 0.25 * (x > 0.3), torch.tensor(0.0), 1.0, (p,), rtol=1e-2, on_failure="ignore"
         )
+
+
+# -- the ends of very wide pieces ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["kernel", "tensors"])
+def test_scales_of_one_at_an_end_of_very_wide_pieces(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On [0, b] and [-b, 0], and beside a piece that was seen; each alone is the same as in the batch."""
+    if engine == "tensors":
+        monkeypatch.setattr(native, "load", lambda: None)
+    b = 10.0 ** torch.arange(10, 300, 29, dtype=torch.float64)
+    a, b = torch.cat((0 * b, -b)), torch.cat((b, 0 * b))
+    for f, exact in (
+        (lambda x: torch.exp(-x.abs()), 1.0),
+        (lambda x: needle(x, t64(0.0), t64(1.0)), 0.5 * pi**0.5),
+    ):
+        result = qg.quad(f, a, b, on_failure="ignore")
+        assert lies(result, exact) == 0
+        assert result.converged[(b - a) < 1e150].all()
+        alone = [qg.quad(f, low, high, on_failure="ignore") for low, high in zip(a, b, strict=True)]
+        assert result.nfev.tolist() == [int(one.nfev) for one in alone]
+        replayed = qg.replay(f, result.plan, a, b)
+        torch.testing.assert_close(replayed, result.value, rtol=1e-12, atol=0.0)

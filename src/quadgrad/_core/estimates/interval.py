@@ -5,7 +5,7 @@ The same stands in the kernel's ``estimates.c``, for a few cells at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from quadgrad._core.estimates.null_rules import (
     weigh,
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, Deep, conclude
+from quadgrad._core.estimates.spikes import Sight, Spikes, quiet_below
 from quadgrad._core.mesh.bisection import Spots
 from quadgrad._core.mesh.cells import BESIDE_END, STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
@@ -42,7 +43,8 @@ class IntervalEstimate:
     """The estimate with a rule whose ``outermost`` node is that far from the edge.
 
     ``info`` is that of the numbers that f is called with. ``held`` are the columns of the epsilon table, one
-    for each cell with logarithmic nodes, where they are not to be chosen.
+    for each cell with logarithmic nodes, where they are not to be chosen. ``spikes`` gathers what single nodes
+    saw.
     """
 
     rule: RuleTensors
@@ -50,6 +52,7 @@ class IntervalEstimate:
     info: torch.finfo
     outermost: float
     held: Tensor | None = None
+    spikes: Spikes = field(default_factory=Spikes)
 
     def __call__(self, new: NewIntervals, places: Spots, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
@@ -72,12 +75,13 @@ class IntervalEstimate:
         blur = sums.variation * align(spread.clamp_max(1.0), sums.variation)
         # Decay is looked for above the rounding of x, too.
         seen = sums.size.add(blur, alpha=0.5 / noise)
-        error, decay, highest = null_rule_error(self.rule, sums.nulls, seen, noise)
+        error, decay, pairs = null_rule_error(self.rule, sums.nulls, seen, noise)
+        self.spikes.add(Sight(self.rule, new, real, sums.nulls, decay, seen), noise)
         size, unresolved = sums.size, largest_component(decay) >= UNRESOLVED
         if weighted.is_complex():
             error, size = (t.unflatten(1, (-1, 2)) for t in (error, size))
             error, size = torch.hypot(*error.unbind(-1)), size.sum(-1)  # squares of small ones would underflow
-        gaps, highest = self._gaps(new, sums, highest)
+        gaps, highest = self._gaps(new, sums, pairs)
         error = largest_component(error).add(gaps.sum(0), alpha=self.outermost)
         size = largest_component(size)
         if looks is None and (image := new.layout.image) is not None:
@@ -88,6 +92,8 @@ class IntervalEstimate:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
             between = apply(self.rule.at_looks, weighted)
             between = self._between(between - looks, moduli, blur, noise)
+            quiet = quiet_below(real, seen, noise)
+            self._note_looks(new, between, pairs, decay, quiet, 1 + weighted.is_complex())
             error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
@@ -101,6 +107,14 @@ class IntervalEstimate:
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(halves + gaps, unresolved), pole, height, middle)
         return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
+
+    def _note_looks(
+        self, new: NewIntervals, off: Tensor, highest: Tensor, decay: Tensor, quiet: Tensor, each: int
+    ) -> None:
+        """Keep looks of resolved components that are ``off``; of the columns of ``each`` the first counts."""
+        least = torch.maximum(highest * BEYOND, quiet).masked_fill(decay >= UNRESOLVED, torch.inf)
+        off, least = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in (off, least))
+        self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, new)
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
@@ -157,7 +171,9 @@ class IntervalEstimate:
         reach, rate = layout.reach, layout.rate
         shaken = reach * rate * -self.info.eps
         blur = mean(rule.weights, y[1 : m + 1].abs()) * align(PLACE * shaken, size)
-        error, decay, highest = null_rule_error(rule, nulls, size.add(blur, alpha=0.5 / noise), noise)
+        seen = size.add(blur, alpha=0.5 / noise)
+        error, decay, highest = null_rule_error(rule, nulls, seen, noise)
+        self.spikes.add(Sight(rule, new, values, nulls, decay, seen), noise)
         unresolved = largest_component(decay) >= UNRESOLVED
         # As in evenly spread cells the polynomial must meet f at the edges, unless it is singular there.
         gaps = (edges - weighted[: m + LOOKS + 2 : m + LOOKS + 1]).abs().sub_(highest, alpha=BEYOND).clamp_min_(0.0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.integrand import Integrand
+from quadgrad._core.logspace.modes import find_modes
 from quadgrad._core.mesh.cells import LIMIT, ULPS, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
@@ -79,14 +80,18 @@ class _Slopes:
 def climb(task: Problem, first: IntervalPlan) -> LogPeaks:
     """Halve the cells where log f, the task's integrand, may rise to its peaks; sum it up on all cells."""
     cells = _survey(task, first)
+    modes = find_modes(task, first) if task.pieces.infinite else None
     cost, budget = 2 * task.rule.nodes.size, BUDGET * task.max_nfev
     spent = total(cells.calls, cells.row // task.pieces.count, task.batch)
+    spent = spent if modes is None else spent + modes.calls
     while True:
         owner = cells.row // task.pieces.count
         peak = _largest(cells.top, owner, task.batch)
         rises = (cells.promise > peak[owner] - REACH).to(torch.int8)
         fits = spent + cost <= budget
-        hot = (largest_component(rises) > 0) & (cells.kind == LINEAR) & cells.wide & fits[owner]
+        hot = largest_component(rises) > 0
+        hot = hot if modes is None else hot | modes.are_in(cells.row, cells.start, cells.stop)
+        hot = hot & (cells.kind == LINEAR) & cells.wide & fits[owner]
         if not bool(hot.any()):
             break
         start, stop = bisect(cells.start[hot], cells.stop[hot])

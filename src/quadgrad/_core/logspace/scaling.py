@@ -29,6 +29,7 @@ from quadgrad._core.reduce import align
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, replace_some
 from quadgrad._core.search.tiles import search_tiles
+from quadgrad._core.search.wide import call_close, depth
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance
 
@@ -184,10 +185,33 @@ class LogSearch:
                 break
             again, other = _normalize(self._in_levels(task, cells, shift, ask, False), shift)
             found, shift = replace_some(found, again, ask), torch.where(align(ask, shift), other, shift)
+        nfev = nfev + self._see_close(task, found.nfev + nfev)
         self.shift, beyond = shift, _is_beyond(shift, size)
         status = _unless_finite(task, found).masked_fill(beyond, int(Status.DIVERGENT))
         error = torch.where(beyond, found.error.clamp_min(1.0), found.error)
         return replace(found, error=error, status=status, nfev=found.nfev + nfev)
+
+    def _see_close(self, task: Problem, nfev: Tensor) -> Tensor:
+        """Look at what was zero so far, close to the ends of very wide pieces; return the calls of f."""
+        count, calls = task.pieces.count, torch.zeros_like(nfev)
+        none = ~self.seen.flatten(1).all(1) if self.seen.ndim > 1 else ~self.seen
+        row = none.repeat_interleave(count).nonzero().squeeze(1)
+        deep = depth(task, row)
+        row, deep = row[deep > 0], deep[deep > 0]
+        if not len(row):
+            return calls
+        owner = row // count
+        calls.index_add_(0, owner, 2 * deep)
+        afford = nfev + calls <= task.max_nfev
+        row, deep, owner = (t[afford[owner]] for t in (row, deep, owner))
+        if len(row):
+            y, there = call_close(task, row, deep)
+            seen = (align(there, y) & (y > -torch.inf)).any(0)
+            index = owner.reshape(-1, *(1,) * (seen.ndim - 1)).expand(seen.shape)
+            self.seen = self.seen | torch.zeros_like(self.seen).scatter_reduce(0, index, seen, "amax")
+        # What was not looked for is not known to be zero.
+        self.seen = self.seen | align(~afford, self.seen)
+        return calls * afford
 
     def _in_levels(self, task: Problem, first: IntervalPlan, shift: Tensor, who: Tensor, whole: bool) -> Found:
         """Search integrals, which have these cells, together with those that are as noisy."""

@@ -143,6 +143,13 @@ class Rule:
         """The values of the interpolating polynomial there, ``(LOOKS, m)``."""
         return self._of_interpolant(self._legendre(self.looks))
 
+    @cached_property
+    def barycentric(self) -> Array:
+        """The weights ``(m,)`` of the interpolating polynomial's barycentric form, times any one number."""
+        apart = self.nodes[:, None] - self.nodes + np.eye(self.nodes.size)
+        size = np.log(np.abs(apart)).sum(1)
+        return np.asarray(np.sign(apart).prod(1) * np.exp(size.min() - size), dtype=np.float64)
+
     def _legendre(self, places: Array) -> Array:
         """Return as many Legendre polynomials as there are nodes at places in the unit interval."""
         polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, self.nodes.size - 1)

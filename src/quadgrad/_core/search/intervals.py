@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.interval import IntervalEstimate
+from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.mesh.bisection import Intervals
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
@@ -24,31 +25,37 @@ from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
 __all__ = ["interval_parts", "record", "search"]
 
 
-def interval_parts(task: Problem, held: Tensor | None = None) -> tuple[Intervals, IntervalEstimate]:
-    """Return a task's geometry and estimate, in double precision."""
+def interval_parts(
+    task: Problem, held: Tensor | None = None, spikes: Spikes | None = None
+) -> tuple[Intervals, IntervalEstimate]:
+    """Return a task's geometry and estimate, in double precision; ``spikes`` gathers what single nodes see."""
     pieces, rule, rtol = task.pieces, task.rule, task.tolerance.rtol
     tensors = rule.tensors(torch.float64, pieces.lower.device)
     mesh = Intervals(pieces, rule, ellipse(rtol, rule.nodes.size))
-    return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held)
+    gathered = spikes or Spikes()
+    return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held, gathered)
 
 
 def search(task: Problem, first: IntervalPlan) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        bodies = TensorBodies(task, *interval_parts(task), partial(record, task))
+        spikes = Spikes()
+        bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
         return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first)
 
 
-def record(problem: Problem, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Found:
+def record(
+    problem: Problem, spikes: Spikes, cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor
+) -> Found:
     """Return the cells sorted by row; those of one row as they settled."""
     row, order = cells.whole[2].sort(stable=True)
     columns = (cells.real[0], cells.real[1], cells.sums[-2].to(error.dtype), cells.whole[3].to(torch.int8))
     columns = (column.index_select(0, order) for column in columns)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, *columns)
-    return Found(plan, value, error, status, nfev, seen=_seen(problem, cells))
+    return Found(plan, value, error, status, nfev, seen=_seen(problem, cells), spikes=spikes.close())
 
 
 def _seen(problem: Problem, cells: Cells) -> Tensor | None:

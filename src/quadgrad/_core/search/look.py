@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.mesh.cells import LIMIT, bisect
-from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.mesh.cells import LIMIT
+from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
-from quadgrad._core.search.task import Found, join_places
+from quadgrad._core.search.spikes import cells_around, search_from
+from quadgrad._core.search.task import Found
+from quadgrad._core.search.wide import call_close, cells_towards, depth
 from quadgrad._core.status import Status
 
 __all__ = ["GRID", "is_faint", "look_again"]
@@ -86,8 +88,33 @@ def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> F
             for around, *_ in seen:
                 left = left & ~torch.isin(part.row, around)
             part = _Faint(part.row[left], part.components[left])
+        cells += _look_close(problem, part, nfev, status)
     found = replace(found, nfev=nfev, status=status)
-    return found if not cells else _search_on(problem, found, cells, search)
+    if not cells:
+        return found
+    row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
+    return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+
+
+def _look_close(
+    problem: Problem, faint: _Faint, nfev: Tensor, status: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Look at pieces that are very wide, closer to their ends; note what that costs, and return cells."""
+    deep = depth(problem, faint.row)
+    own = faint.row // problem.pieces.count
+    afford = nfev[own] + 2 * deep <= problem.max_nfev
+    status[own[~afford]] = int(Status.MAX_NFEV)
+    kept = ((deep > 0) & afford).nonzero().squeeze(1)
+    if not len(kept):
+        return []
+    row, deep = faint.row[kept], deep[kept]
+    nfev.index_add_(0, own[kept], 2 * deep)
+    y, there = call_close(problem, row, deep)
+    heights = y.abs().double().reshape(*y.shape[:2], -1).nan_to_num(0.0, 0.0, 0.0)
+    height = (heights * faint.components[kept]).amax(2) * there
+    most, at = height.max(0)
+    seen = (most > 0.0).nonzero().squeeze(1)
+    return [cells_towards(row[seen], at[seen], len(y) // 2)] if len(seen) else []
 
 
 def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
@@ -227,7 +254,7 @@ def _look(
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
     place, step, more = _zoom(problem, row, wanted, place, step)
     spent[kept[index]] += more
-    return spent, [_cells_around(row, place, step)]
+    return spent, [cells_around(row, place, step)]
 
 
 def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -254,44 +281,3 @@ def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Te
         if not bool(open_.any()):
             break
     return place, step, cost
-
-
-def _cells_around(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, start and stop of cells that are halved towards places until they are as narrow as the steps."""
-    index = torch.arange(len(row), device=row.device)
-    start = torch.zeros_like(place)
-    stop = start + 1.0
-    settled: list[tuple[Tensor, Tensor, Tensor]] = []
-    while len(index):
-        begin, end = torch.where(start < 0.0, 1.0 + start, start), torch.where(start < 0.0, 1.0 + stop, stop)
-        near = (place[index] >= begin) & (place[index] <= end) & (stop - start > step[index])
-        settled.append((row[index[~near]], start[~near], stop[~near]))
-        index = index[near].repeat_interleave(2)
-        start, stop = bisect(start[near], stop[near])
-    columns = [torch.cat(column) for column in zip(*settled, strict=True)]
-    return columns[0], columns[1], columns[2]
-
-
-def _search_on(problem: Problem, found: Found, seen: list[tuple[Tensor, Tensor, Tensor]], search: Search) -> Found:
-    """Search on from cells around what was seen, and what was found of other pieces of the same integrals."""
-    row, start, stop = (torch.cat(column) for column in zip(*seen, strict=True))
-    plan, count = found.plan, problem.pieces.count
-    again = torch.zeros_like(found.status, dtype=torch.bool)
-    again[row // count] = True
-    spent = int(found.nfev[again].max())
-    left, least = problem.max_nfev - spent, (problem.rule.nodes.size + 8) * count
-    if left <= least:
-        return replace(found, status=found.status.masked_fill(again, int(Status.MAX_NFEV)))
-    others = plan.take(again[plan.owner] & ~torch.isin(plan.row, row))
-    first = plan.with_cells(row, start, stop, torch.full_like(row, LINEAR, dtype=torch.int8)).join(others)
-    mended = search(replace(problem, budget=left, opening=None), first)
-    whole = plan.take(~again[plan.owner]).join(mended.plan)
-    shape = (-1, *(1,) * (found.value.ndim - 1))
-    value = torch.where(again.reshape(shape), mended.value, found.value)
-    error, status = (
-        torch.where(again, getattr(mended, name), getattr(found, name)) for name in ("error", "status")
-    )
-    nfev = found.nfev + torch.where(again, mended.nfev, 0)
-    places = join_places((found.found_places, mended.found_places))
-    tails = [*(found.tails or []), *(mended.tails or [])]
-    return Found(whole, value, error, status, nfev, tails=tails, found_places=places)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import outside_transforms, without_derivatives
+from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.interval import EXTRAPOLATED
 from quadgrad._core.mesh.protocol import Cells
@@ -88,7 +89,9 @@ class _TensorSight:
 
     def __init__(self, problem: Problem, first: IntervalPlan) -> None:
         self.problem, self.first = problem, first
-        self.bodies = TensorBodies(problem, *interval_parts(problem), partial(record, problem))
+        self.spikes = Spikes()
+        parts = interval_parts(problem, spikes=self.spikes)
+        self.bodies = TensorBodies(problem, *parts, partial(record, problem, self.spikes))
         self.parts: list[tuple[Tensor, Cells]] = []
 
     def see(self, index: Tensor, y: Tensor) -> None:
@@ -100,7 +103,7 @@ class _TensorSight:
             if not len(here):
                 continue
             cells = first.take(here)
-            mesh, estimate = interval_parts(problem, cells.kind.to(torch.int64) - EXTRAPOLATED)
+            mesh, estimate = interval_parts(problem, cells.kind.to(torch.int64) - EXTRAPOLATED, self.spikes)
             (new,) = mesh.start(cells)
             places = mesh.place(new)
             beside = problem.integrand(torch.cat((places.x[:1], places.x[m + 1 :])), places.owner).detach()
@@ -111,6 +114,7 @@ class _TensorSight:
 
     def restart(self) -> None:
         self.parts.clear()
+        self.spikes.clear()
 
     def close(self) -> TensorBodies[Found]:
         self.bodies.open(self.first)

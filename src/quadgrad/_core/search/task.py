@@ -78,6 +78,8 @@ class Found:
     """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
     seen: Tensor | None = field(default=None, kw_only=True)
     """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
+    spikes: Tensor | None = field(default=None, kw_only=True)
+    """What single nodes saw: ``(k, 3)``, the row, the place, and how far nodes were apart there."""
 
 
 def replace_some(found: Found, again: Found, who: Tensor) -> Found:

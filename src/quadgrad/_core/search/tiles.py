@@ -18,6 +18,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
+from quadgrad._core.search.spikes import follow_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 
@@ -69,7 +70,7 @@ def _search(problem: Problem, first: IntervalPlan | None) -> Found:
 
 def look_closer(problem: Problem, found: Found) -> Found:
     """Look for what search may have missed, and search on around what is seen."""
-    return look_again(problem, found, _search_cells)
+    return follow_spikes(problem, look_again(problem, found, _search_cells), _search_cells)
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:

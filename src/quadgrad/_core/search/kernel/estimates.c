@@ -1,6 +1,6 @@
 /* What f's values say about cells with linear nodes: the rule's sums, errors, poles. */
 
-#include "tiles.h"
+#include "spikes.h"
 
 INLINE Lanes largest_of(Lanes a, Lanes b) {
     Bits is_b = b > a;
@@ -184,10 +184,27 @@ INLINE void look_between(const Setting *set, double eps, const double *y, const 
     }
 }
 
+/* Note the spikes of columns: spikes.py in estimates. */
+INLINE void note_spikes(const Setting *set, int64_t columns, double eps, const Summary of, const Tile *sums,
+                        const double *values, int64_t stride, int64_t first, int64_t width, const double *largest,
+                        const double *scale, const double *reach, const Cell *cells, const Spikes *to) {
+    Tile steep;
+    see_rising(set->rule->m, values, stride, steep);
+    for (int64_t c = 0; c < width; c++) {
+        const Cell *cell = cell_at(cells, (first + c) / columns, tail_of(set));
+        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
+        double quiet = C.above * eps * larger(largest[c], of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps)));
+        int unresolved = of[DECAY][c] >= C.unresolved;
+        if (!(largest[c] < INFINITY)) continue;
+        if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], quiet)) note_looks(set->rule, cell, to);
+        note_column(set, sums + 1, values, stride, c, steep[c] > 0.0, unresolved, quiet, cell, 0.0, to);
+    }
+}
+
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure`. */
 INLINE void measure_group(const Setting *set, int64_t columns, double eps, double blind, Cell *cells, int64_t low,
                           int64_t here, int64_t n, const double *y, const double *slope, const Layout *layout,
-                          int64_t looks) {
+                          int64_t looks, const Spikes *spikes) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
     Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest;
@@ -213,6 +230,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             judge_columns(set, eps, sums, size, scale, reach, middle, summary);
             if (looks)
                 look_between(set, eps, y, slope, n, 1, low, first, width, values, stride, scale, reach, summary);
+            note_spikes(set, 1, eps, summary, sums, values, stride, first, width, largest, scale, reach,
+                        cell_at(cells, low, tail), spikes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -223,6 +242,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         judge_columns(set, eps, sums, size, scales, reaches, middle, part);
         if (looks)
             look_between(set, eps, y, slope, n, columns, low, first, width, values, stride, scales, reaches, part);
+        note_spikes(set, columns, eps, part, sums, values, stride, first, width, largest, scales, reaches,
+                    cell_at(cells, low, tail), spikes);
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);
@@ -246,10 +267,12 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
  * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. With looks their rows come
- * last. Layout as in `place`. */
+ * last. Layout as in `place`. Spikes are counted, and written where there is room for RISES + LOOKS
+ * in each column. */
 EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps, Cell *cells, int64_t n, const double *y,
-                    const double *slope, double *layout, int64_t stride) {
+                    const double *slope, double *layout, int64_t stride, int64_t *spiky, double *room) {
     const Layout rows = rows_of(layout, stride);
+    const Spikes spikes = {spiky, room};
     int64_t columns = set->columns, tail = tail_of(set), group = group_of(columns), last = set->rule->m + 1;
     double blind = cbrt(eps * eps); /* rounding hides how high a pole is below its root, in distances between nodes */
     const double *inner = y + (edges ? n * columns : 0);
@@ -264,7 +287,7 @@ EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps
             cell->at_start = isnan(cell->at_start) ? NAN : before;
             cell->at_stop = isnan(cell->at_stop) ? NAN : after;
         }
-        if (columns == 1) measure_group(set, 1, eps, blind, cells, low, here, n, inner, along, &rows, looks);
-        else measure_group(set, columns, eps, blind, cells, low, here, n, inner, along, &rows, looks);
+        if (columns == 1) measure_group(set, 1, eps, blind, cells, low, here, n, inner, along, &rows, looks, &spikes);
+        else measure_group(set, columns, eps, blind, cells, low, here, n, inner, along, &rows, looks, &spikes);
     }
 }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates import null_rules, singular_ends
+from quadgrad._core.estimates import null_rules, singular_ends, spikes
 from quadgrad._core.mesh import bisection, cells, interval, poles
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
@@ -42,6 +42,7 @@ _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
     "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "layer",
+    "sharp", "alike", "above",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
@@ -152,9 +153,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "place": (Setting, *"nnpnpppn"),
     "place_starts": (Setting, *"ppnppppn"),
     "enter_starts": (Setting, *"ppnpp"),
-    "measure": (Setting, *"nnxpnpppn"),
+    "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
-    "measure_ends": (Setting, *"xxpnppp"),
+    "measure_ends": (Setting, *"xxpnppppp"),
     "judge": (Round, Tally),
     "look_for_piles": (Round, Piles),
     "carry_on": (Round, *"ppppppn"),
@@ -177,7 +178,7 @@ def load() -> Any:
         function.argtypes = [kinds[a] if isinstance(a, str) else POINTER(a) for a in arguments]
         function.restype = c_int64 if name in _RETURNING else None
     numbers: dict[str, Any] = {status.name: int(status) for status in Status}
-    for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends):
+    for module in (interval, rules, decide, cells, bisection, poles, null_rules, singular_ends, spikes):
         numbers |= vars(module)
     constants = _Constants(*(numbers[name.upper()] for name in _REALS + _INTEGERS))
     return library if library.configure(byref(constants)) else None

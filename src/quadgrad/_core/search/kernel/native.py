@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from ctypes import addressof, byref, c_void_p
+from ctypes import addressof, byref, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from quadgrad._core.estimates.spikes import RISES
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
@@ -22,6 +24,7 @@ from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import Rule
+from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
     CELL,
@@ -54,6 +57,9 @@ HELD = 64
 
 START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
 """Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+
+SPIKE = 3
+"""Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
 
 WHO, NFEV = 3, 5
 """Columns of an integral: which it is, and the evaluations, as integers."""
@@ -154,6 +160,7 @@ class NativeBodies:
         self.counts = INTEGERS.new_zeros(batch * count)
         self.settled = self.withdrawn = self.pairs = 0
         self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
+        self.spiky, self.spikes = c_int64(), list[Tensor]()
         tolerance = task.tolerance
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
@@ -297,8 +304,10 @@ class NativeBodies:
                 y = self._call_unknown(x, owner, None if at_nodes is None else at_nodes[:, whose])
             off = None if at_nodes is not None else hear(y)
             self.kernel.measure(
-                self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n
-            )
+                self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n,
+                *self._room_for_spikes(part.n),
+            )  # fmt: skip
+            self._keep_spikes()
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
@@ -316,10 +325,24 @@ class NativeBodies:
             )
             off = None if at_nodes is not None else hear(y)
             self.kernel.measure_ends(
-                self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at
-            )
+                self.setting, noise(task), task.tolerance.rtol, part.pointer, n, y.data_ptr(), slope, at,
+                *self._room_for_spikes(n),
+            )  # fmt: skip
+            self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
             low += n
+
+    def _room_for_spikes(self, n: int) -> tuple[Any, int]:
+        """Return where those of n cells are counted, and where they are written."""
+        self.spiky.value = 0
+        room = self.memory.room("spikes", SPIKE * (RISES + LOOKS) * n * self.columns)
+        return byref(self.spiky), room.data_ptr()
+
+    def _keep_spikes(self) -> None:
+        """Keep what was written."""
+        n = self.spiky.value
+        if n:
+            self.spikes.append(self.memory.room("spikes", 0)[: SPIKE * n].view(n, SPIKE).clone())
 
     def _add_inner_error(self, cells: _Cells, off: Tensor | None) -> None:
         """Add what integrals inside f are off at the nodes to the errors of cells: refinement does not mend it."""
@@ -478,7 +501,8 @@ class NativeBodies:
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
-        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen)
+        spikes = torch.cat(self.spikes) if self.spikes else None
+        return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen, spikes=spikes)
 
 
 def _spreads(argument: Argument) -> bool:

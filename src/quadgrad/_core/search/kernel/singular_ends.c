@@ -1,6 +1,6 @@
 /* What f's values say about cells with logarithmic nodes, and series summed to the end. */
 
-#include "tiles.h"
+#include "spikes.h"
 
 /* One component of a value; the second part is 0 where values are real. */
 typedef struct {
@@ -203,7 +203,8 @@ INLINE void enter_edges(const Setting *set, Cell *cell, const double *y, const d
 
 /* Apply the rule to a group of cells, `here` of n, from `low` on; see `measure_ends`. */
 INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, double rtol, Cell *cells, int64_t low,
-                              int64_t here, int64_t n, const double *y, const double *slope, const Layout *rows) {
+                              int64_t here, int64_t n, const double *y, const double *slope, const Layout *rows,
+                              const Spikes *spikes) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, columns = set->columns, tail = tail_of(set), all = here * columns;
     EndSummary summary[WIDE];
@@ -232,6 +233,14 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
         null_rule_error(sums + 1, unseen, tiny, rule->order_gap, eps, error, decay, highest);
+        for (int64_t c = 0; c < width; c++) {
+            double largest = 0.0;
+            for (int64_t i = 0; i < m; i++) largest = worse(largest, fabs(flat[i][c]));
+            if (!(largest < INFINITY)) continue;
+            double quiet = C.above * eps * larger(largest, unseen[c]);
+            note_column(set, sums + 1, flat[0], WIDE, c, 1, decay[c] >= C.unresolved, quiet,
+                        cell_at(cells, own[c], tail), rows->rate[own[c]], spikes);
+        }
         for (int64_t c = 0; c < width; c += parts) {
             int64_t j = (first + c) % columns, at = own[c], last = (m + 1) * n + at, near = last + (LOOKS + 1) * n;
             Number ends[3] = {number_at(y + at * columns, j, parts, slope[at] * rows->scale[at]),
@@ -272,15 +281,16 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
 }
 
 /* Apply the rule to cells with logarithmic nodes: estimate_ends in singular_ends.py. Values y (m + 3 + LOOKS, n,
- * columns). */
+ * columns). Spikes as in `measure`. */
 EXPORT void measure_ends(const Setting *set, double eps, double rtol, Cell *cells, int64_t n, const double *y,
-                         const double *slope, double *layout) {
+                         const double *slope, double *layout, int64_t *spiky, double *room) {
     int64_t group = group_of(set->columns);
     const Layout rows = rows_of(layout, n);
+    const Spikes spikes = {spiky, room};
     PARALLEL(sharing(COSTLY * n * set->columns, set->threads))
     for (int64_t low = 0; low < n; low += group) {
         int64_t here = n - low < group ? n - low : group;
-        if (set->parts == 1) measure_end_group(set, 1, eps, rtol, cells, low, here, n, y, slope, &rows);
-        else measure_end_group(set, 2, eps, rtol, cells, low, here, n, y, slope, &rows);
+        if (set->parts == 1) measure_end_group(set, 1, eps, rtol, cells, low, here, n, y, slope, &rows, &spikes);
+        else measure_end_group(set, 2, eps, rtol, cells, low, here, n, y, slope, &rows, &spikes);
     }
 }

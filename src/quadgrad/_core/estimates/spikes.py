@@ -1,0 +1,210 @@
+"""Values at single nodes that nothing around them explains: the foot of something narrow, seen by one node alone.
+
+That is a value that rises steeply from both its neighbours; or, beside something wide, one without which the
+highest coefficients would be nothing. Noted are the places, on cells of all generations: the children of a cell
+need not see again what one of its nodes has seen. What becomes of them: :mod:`quadgrad._core.search.spikes`. The
+same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import UNRESOLVED
+from quadgrad._core.mesh.cells import NewIntervals
+from quadgrad._core.reduce import reals
+from quadgrad._core.rules import RuleTensors
+
+__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "Sight", "Spikes", "find_spikes", "quiet_below"]
+
+SHARP = 10.0
+"""Values rise from those around them if they are so many times as large, see ADR 45."""
+
+RISES = 4
+"""So many values of a column that rise are noted; where there are more, it is a wave."""
+
+ALIKE = 0.999
+"""One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
+
+ABOVE = 20.0
+"""But for so many eps of the largest value, which rounding explains."""
+
+BESIDE_EDGE = 4
+"""What an edge saw is compared in width with the distance of the node so many farther in."""
+
+NULLS = 6
+"""So many of the highest coefficients are looked at: lower ones hold more of what is wide."""
+
+HELD = 2**20
+"""Values that are kept at most until they are looked at."""
+
+
+def quiet_below(values: Tensor, unseen: Tensor, noise: float) -> Tensor:
+    """Return what rounding explains of columns ``(m, n)`` or ``(m, n, columns)``.
+
+    ``unseen`` is what hides their coefficients, see :func:`quadgrad._core.estimates.null_rules.null_rule_error`.
+    """
+    return torch.maximum(values.abs().amax(0), unseen) * (ABOVE * noise)
+
+
+def find_spikes(
+    rule: RuleTensors, values: Tensor, known: Tensor | None, nulls: Tensor, decay: Tensor, quiet: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Find the spikes of each column of ``values`` ``(m, n)`` or ``(m, n, columns)``.
+
+    ``known`` ``(2, n)`` is f at the edges in the same units, NaN where it is not known; ``nulls`` are the columns'
+    signed coefficients, ``quiet`` is what rounding explains. Returned are, of :data:`RISES` in each column, whether
+    they are there, and at which of edge, nodes, edge.
+    """
+    rises, place = _rising(values.abs(), known)
+    nulls = nulls[:NULLS]
+    whole, rows = nulls.abs().amax(0), rule.functionals[1 : 1 + NULLS]
+    part, norm = nulls / whole, rows.norm(dim=0)
+    share, node = torch.tensordot((rows / norm).T, part, 1).abs().max(0)
+    alone = (share.square() > ALIKE * part.square().sum(0)) & (share * whole > quiet * norm[node])
+    alone &= (decay >= UNRESOLVED) & ~rises.any(0) & (whole < torch.inf)
+    rises[0] |= alone
+    place[0] = torch.where(alone, node + 1, place[0])
+    return rises & values.isfinite().all(0), place
+
+
+def _rising(size: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tell where values rise from those around them, by themselves or with one neighbour, and which.
+
+    None do where many do; the place is that among edge, nodes, edge. f at an edge counts where it is known, which
+    only one column of linear nodes knows.
+    """
+    edges = torch.full_like(size[:2], torch.inf)
+    if known is not None and size.ndim == 2:
+        edges = known.abs().nan_to_num(torch.inf)
+    nothing = torch.zeros_like(size[:2])
+    whole = torch.cat((nothing, edges[:1], size, edges[1:], nothing))
+    before, here, after = whole[1:-3], whole[2:-2], whole[3:-1]
+    # two neighbours, of each place and the one before it
+    both = torch.maximum(whole[1:-2], whole[2:-1]) > SHARP * torch.maximum(whole[:-3], whole[3:])
+    rises = here > SHARP * torch.maximum(before, after)
+    rises = rises | (both[1:] & (here >= after)) | (both[:-1] & (here > before))
+    rises &= (here > torch.finfo(size.dtype).tiny) & (here < torch.inf)
+    rises &= rises.sum(0) <= RISES
+    rises, place = rises.to(torch.int8).topk(RISES, dim=0)
+    return rises > 0, place
+
+
+@dataclass(slots=True)
+class Sight:
+    """What a rule saw of new cells: values ``(m, n)`` or ``(m, n, columns)``, and what null rules made of them."""
+
+    rule: RuleTensors
+    cells: NewIntervals
+    values: Tensor
+    nulls: Tensor
+    decay: Tensor
+    unseen: Tensor
+
+
+@dataclass(slots=True)
+class _Cells:
+    """Row, start and stop of cells ``(n,)``, and outer end and rate if logarithmic, or else f at the edges."""
+
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+    outer: Tensor | None
+    rate: Tensor | None
+    edges: Tensor | None
+
+
+class Spikes:
+    """Gathers what single nodes saw; what it amounts to is computed once, in the end.
+
+    Nothing waits for it: cells are looked at many at a time, since a round may have few, and operations cost.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[bool, float, torch.Size], list[Sight]] = {}
+        self._held = 0
+        self._groups: list[tuple[Tensor, Tensor, RuleTensors, _Cells]] = []
+        self._looks: list[tuple[Tensor, RuleTensors, NewIntervals]] = []
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.__init__()
+
+    def add(self, sight: Sight, noise: float) -> None:
+        """Look for spikes in cells, now or later."""
+        kind = (sight.cells.logarithmic, noise, sight.values.shape[2:])
+        self._waiting.setdefault(kind, []).append(sight)
+        self._held += sight.values.numel()
+        if self._held > HELD:
+            self._find()
+
+    def add_looks(self, off: Tensor, rule: RuleTensors, cells: NewIntervals) -> None:
+        """Keep the looks of cells where f is ``off``."""
+        self._looks.append((off, rule, cells))
+
+    def _find(self) -> None:
+        for (logarithmic, noise, _), sights in self._waiting.items():
+            values, nulls = (torch.cat([getattr(s, name) for s in sights], 1) for name in ("values", "nulls"))
+            decay, unseen = (torch.cat([getattr(s, name) for s in sights]) for name in ("decay", "unseen"))
+            if values.is_complex():  # the null rules are those of the moduli
+                values = reals(values, 2)
+                nulls, decay, unseen = (
+                    t.repeat_interleave(2, -1).reshape(*shape, *values.shape[1:])
+                    for t, shape in ((nulls.abs(), nulls.shape[:1]), (decay, ()), (unseen, ()))
+                )
+            rule, cells = sights[0].rule, [s.cells for s in sights]
+            row, start, stop = (torch.cat([getattr(c, name) for c in cells]) for name in ("row", "start", "stop"))
+            if logarithmic:
+                outer, rate = (torch.cat([getattr(c.layout, name) for c in cells]) for name in ("outer", "rate"))
+                joined = _Cells(row, start, stop, outer, rate, None)
+            else:
+                edges = torch.cat([c.at_edges * c.layout.scale for c in cells], 1)
+                joined = _Cells(row, start, stop, None, None, edges)
+            quiet = quiet_below(values, unseen, noise)
+            here, place = find_spikes(rule, values, joined.edges, nulls, decay, quiet)
+            self._groups.append((here, place, rule, joined))
+        self._waiting.clear()
+        self._held = 0
+
+    def close(self) -> Tensor | None:
+        """Return ``(k, 3)``, the row, the place, and how far nodes are apart there."""
+        self._find()
+        parts: list[Tensor] = []
+        for here, place, rule, cells in self._groups:
+            here, place = (t.flatten(2) if t.ndim > 2 else t[..., None] for t in (here, place))
+            at = here.nonzero()
+            if not len(at):
+                continue
+            node, cell = place[at.unbind(1)], at[:, 1]
+            start, stop = cells.start[cell], cells.stop[cell]
+            lower, upper = start == 0.0, (stop == 0.0) | (stop == 1.0)
+            first, last = node <= 1, node >= len(rule.nodes)
+            # Beside an end of the piece f may be singular.
+            ends = (lower & first) | (upper & last) if cells.rate is None else (lower | upper) & last
+            node, cell = node[~ends], cell[~ends]
+            nodes = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
+            # An edge was seen by the cell on its other side too: nodes beside it are the closest of all.
+            beside = torch.where((node == 0) | (node == len(nodes) - 1), BESIDE_EDGE, 1)
+            around = torch.stack((node - beside, node, node + beside)).clamp(0, len(nodes) - 1)
+            tau = nodes[around]
+            if cells.outer is None or cells.rate is None:
+                places = torch.addcmul(start[~ends], (stop - start)[~ends], tau)
+            else:
+                places = cells.outer[cell] * torch.exp(cells.rate[cell] * tau)
+            parts.append(_lines(cells.row[cell], places))
+        for off, rule, new in self._looks:
+            cell = off.nonzero()
+            if len(cell):
+                after = torch.searchsorted(rule.nodes, rule.looks)
+                tau = torch.stack((rule.nodes[after - 1], rule.looks, rule.nodes[after]))[:, None]
+                places = torch.addcmul(new.start[cell], (new.stop - new.start)[cell], tau)
+                parts.append(_lines(new.row[cell].expand(-1, len(after)).flatten(), places.flatten(1)))
+        return torch.cat(parts) if parts else None
+
+
+def _lines(row: Tensor, places: Tensor) -> Tensor:
+    """Return lines of row, place and distance of places ``(3, k)``: before, here, after."""
+    return torch.stack((row.to(places.dtype), places[1], places.diff(dim=0).abs().amax(0)), 1)

@@ -1,0 +1,310 @@
+"""What single nodes saw and no cell explains: f is called closer and closer around them.
+
+Search keeps a value that its cells resolve. A value that one node alone saw, the foot of a narrow feature, may lie
+between the nodes of all cells that are accepted in the end, or be so small that their errors meet the tolerance. So
+each such place is looked at once, when all else is done: unless cells narrower than the distance of nodes at that
+time lie around it, f is compared with the interpolating polynomials of the cells there. See ADR 45.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import BEYOND
+from quadgrad._core.mesh.cells import BESIDE_END, WHOLE, bisect
+from quadgrad._core.mesh.interval import DEPTH, LINEAR, lay_out
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align, total
+from quadgrad._core.search.task import Found, join_places, replace_some
+from quadgrad._core.status import Status
+
+__all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
+
+RESOLVED = 1.0
+"""What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
+
+OCTAVES = 10
+"""So many times is the distance halved in which f is called on both sides."""
+
+HIGHER = 100.0
+"""What is so many times as high beside a place as there is looked for again where it is highest."""
+
+PASSES, MOST = 5, 16
+"""How often the places of one search are followed, and how many of one integral at most."""
+
+CELLS = 4
+"""More cells than these around one place are narrow ones."""
+
+MATTERS = 0.1
+"""What is not explained matters if it may amount to this part of the tolerance."""
+
+ROUNDING = 100.0
+"""What is not explained by so many eps of the largest value is none of rounding."""
+
+SHARES = 16
+"""What a search has spent is counted in so many parts of the budget."""
+
+Search = Callable[[Problem, IntervalPlan], Found]
+
+
+@dataclass
+class _Pairs:
+    """Places, measured as those of cells are, and cells of the plan around them: one of each, ``(k,)``."""
+
+    cell: Tensor
+    place: Tensor
+    apart: Tensor
+
+
+def follow_spikes(problem: Problem, found: Found, search: Search) -> Found:
+    """Look around what single nodes saw, and search on where f is more than cells make of it."""
+    for _ in range(PASSES):
+        if found.spikes is None or 0 in found.value.shape or not len(found.plan):
+            return found
+        pairs = _open_places(problem, found, found.spikes)
+        if pairs is None:
+            return found
+        found = _follow(problem, found, pairs, search)
+    return found
+
+
+def from_lower(place: Tensor) -> Tensor:
+    """Return places of pieces measured from the lower end; negative ones are from the upper one."""
+    return torch.where(place < 0.0, 1.0 + place, place)
+
+
+class _Map:
+    """The unit intervals of cells, as places of their pieces."""
+
+    def __init__(self, plan: IntervalPlan, cell: Tensor) -> None:
+        self.start, self.width = plan.start[cell], plan.stop[cell] - plan.start[cell]
+        self.from_lower = self.start >= 0.0
+        stop = plan.stop[cell]
+        self.outer = torch.where(self.from_lower, stop, self.start)
+        inner = torch.where(self.from_lower, self.start, stop)
+        self.logarithmic = plan.kind[cell] != LINEAR
+        ratio = torch.where(inner == 0.0, 2.0**-DEPTH, inner / self.outer)
+        self.rate = torch.where(self.logarithmic, ratio, 0.5).log()
+
+    def _fraction(self, place: Tensor) -> Tensor:
+        """Return places measured from the end that a cell is measured from."""
+        other = torch.where(self.from_lower, place < 0.0, place >= 0.0)
+        return torch.where(other, place - torch.where(self.from_lower, -1.0, 1.0), place)
+
+    def tau(self, place: Tensor) -> Tensor:
+        """Return places in the unit interval of cells."""
+        fraction = self._fraction(place)
+        along = torch.log((fraction / self.outer).clamp_min(0.0)) / self.rate
+        return torch.where(self.logarithmic, along, (fraction - self.start) / self.width)
+
+    def scale(self, place: Tensor) -> Tensor:
+        """Return how wide cells are, by their scale at places or as near to these as they come."""
+        fraction = torch.minimum(torch.maximum(self._fraction(place), self.start), self.start + self.width)
+        along = torch.maximum(fraction.abs(), self.outer.abs() * torch.exp(self.rate)) * self.rate.abs()
+        return torch.where(self.logarithmic, along, self.width)
+
+    def place(self, tau: Tensor) -> Tensor:
+        """Return places of the piece, from the end that cells are measured from."""
+        along = self.outer * torch.exp(tau * self.rate)
+        return torch.where(self.logarithmic, along, self.start + tau * self.width)
+
+
+def _open_places(problem: Problem, found: Found, spikes: Tensor) -> _Pairs | None:
+    """Return the places that no narrow cell is around, in integrals that are done, and the cells there."""
+    plan, count = found.plan, problem.pieces.count
+    done = found.status == int(Status.CONVERGED)
+    spikes = spikes[done[spikes[:, 0].long() // count]]
+    if not len(spikes):
+        return None
+    order = _by_row(spikes[:, 0], from_lower(spikes[:, 1]))
+    row, place, apart = spikes[order].unbind(1)
+    row, at = row.long(), from_lower(place)
+    # Of cells and their children, or their halves, several have seen the same.
+    again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < 0.25 * torch.minimum(apart[1:], apart[:-1]))
+    kept = torch.cat((again.new_ones(1), ~again))
+    row, place, at, apart = (t[kept] for t in (row, place, at, apart))
+    begin = from_lower(plan.start)
+    order = _by_row(plan.row, begin)
+    cells = plan.row[order]
+    low, high = (_before(cells, begin[order], row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
+    around = low[:, None] + torch.arange(CELLS, device=low.device)
+    inside, around = around <= high[:, None], around.clamp_max(len(cells) - 1)
+    inside, around = inside & (cells[around] == row[:, None]), order[around]
+    width = _Map(plan, around).scale(place[:, None]).masked_fill(~inside, torch.inf).amin(1)
+    index = ((high - low < CELLS) & (width >= RESOLVED * apart) & width.isfinite()).nonzero().squeeze(1)
+    # The widest apart first, of each integral no more than so many.
+    index = index[apart[index].argsort(descending=True, stable=True)]
+    index = index[_rank(row[index] // count) < MOST]
+    if not len(index):
+        return None
+    pair, column = inside[index].nonzero().unbind(1)
+    return _Pairs(around[index][pair, column], place[index][pair], apart[index][pair])
+
+
+def _by_row(row: Tensor, place: Tensor) -> Tensor:
+    """Return the order by rows, and within one by places."""
+    order = place.argsort(stable=True)
+    return order[row[order].argsort(stable=True)]
+
+
+def _before(cells: Tensor, begin: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """Return the last of sorted cells that begin no later than places in rows do; the first if there is none."""
+    order = _by_row(torch.cat((cells, row)), torch.cat((begin, place)))
+    counted = torch.empty_like(order).index_copy_(0, order, (order < len(cells)).cumsum(0))
+    return counted[len(cells) :].sub(1).clamp_min(0)
+
+
+def _rank(owner: Tensor) -> Tensor:
+    """Return how many entries before each have the same owner."""
+    order = owner.argsort(stable=True)
+    ordered = owner[order]
+    place = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(order).index_copy_(0, order, place)
+
+
+def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Found:
+    """Call f around places, and search on where cells do not explain what it is there."""
+    plan, tolerance = found.plan, problem.tolerance
+    tau, away, scale, inside = _places(plan, pairs)
+    owner = plan.owner[pairs.cell]
+    price = torch.zeros_like(found.nfev).index_add_(
+        0, owner, torch.full_like(owner, len(tau) + problem.rule.nodes.size)
+    )
+    afford = found.nfev + price <= problem.max_nfev
+    status = found.status.masked_fill(~afford, int(Status.MAX_NFEV))
+    found = replace(found, status=status, nfev=found.nfev + price * afford, spikes=None)
+    kept = afford[owner].nonzero().squeeze(1)
+    if not len(kept):
+        return found
+    cell, owner = pairs.cell[kept], owner[kept]
+    tau, away, scale, inside = (t[:, kept] for t in (tau, away, scale, inside))
+    missed, height = _unexplained(problem, plan, cell, tau, inside)
+    most, at = (missed * (2.0 * away / scale)).max(0)
+    higher = height.gather(0, at[None])[0] > HIGHER * height[OCTAVES + 1]
+    size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
+    allowed = (tolerance.rtol * size).clamp_min(max(tolerance.atol, tolerance.nothing))
+    # What the error covers that is reported need not be found.
+    matters = most > torch.maximum(MATTERS * allowed, found.error.double())[owner]
+    # It may be higher still: closer around the highest place it is looked for again.
+    index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
+    where = _Map(plan, cell[index]).place(tau[at[index], index])
+    further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
+    index = matters.nonzero().squeeze(1)
+    if not len(index):
+        return replace(found, spikes=further if len(further) else None)
+    index = index[most[index].argsort(descending=True, stable=True)]
+    index = index[_rank(cell[index]) == 0]
+    at, cell = at[index], cell[index]
+    place, step = from_lower(_Map(plan, cell).place(tau[at, index])), 0.25 * away[at, index]
+    new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
+    others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
+    found = search_from(problem, found, new, others, search)
+    return replace(found, spikes=_join(found.spikes, further))
+
+
+def _join(*spikes: Tensor | None) -> Tensor | None:
+    """Return what all have seen."""
+    given = [some for some in spikes if some is not None]
+    return torch.cat(given) if given else None
+
+
+def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return places ``(m, k)`` in the unit interval of cells, and what belongs to them.
+
+    That is how far they are from the middle one, the cells' scale there, and which are in the cell.
+    """
+    halved = torch.exp2(-torch.arange(OCTAVES + 1, dtype=torch.float64, device=pairs.place.device))
+    offsets = torch.cat((-halved, halved.new_zeros(1), halved.flip(0)))[:, None]
+    cells, place = _Map(plan, pairs.cell), pairs.place + offsets * pairs.apart
+    place = torch.where((pairs.place < 0.0) & (place >= 0.0), 2.0, place)  # beyond the end of the piece
+    tau, away = cells.tau(place), offsets.abs().clamp_min(2.0**-OCTAVES) * pairs.apart
+    inside = (tau > 0.0) & (tau < 1.0)
+    return torch.where(inside, tau, 0.5), away, cells.scale(place), inside
+
+
+def _unexplained(
+    problem: Problem, plan: IntervalPlan, cell: Tensor, tau: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
+
+    Of components the worst. What rounding explains is left out, what smooth functions differ by from polynomials
+    with such highest coefficients, and what is not finite.
+    """
+    rule = problem.rule.tensors(torch.float64, tau.device)
+    weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
+    row, m = plan.row[cell], len(rule.nodes)
+    layout = lay_out(problem.pieces, row, plan.start[cell], plan.stop[cell], None if plan.even else plan.kind[cell])
+    missed, height, step = torch.zeros_like(tau), torch.zeros_like(tau), max(1, problem.block // (m + len(tau)))
+    for low in range(0, len(row), step):
+        part = slice(low, low + step)
+        x, factor = layout.nodes(torch.cat((rule.nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
+        y = problem.integrand(x, row[part] // problem.pieces.count).detach()
+        y = y.to(torch.complex128 if y.is_complex() else torch.float64)
+        y = (y * align(factor, y)).reshape(*y.shape[:2], -1)
+        apart = tau[:, None, part] - rule.nodes[:, None]
+        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
+        weight = (weight / weight.sum(1, keepdim=True)).to(y.dtype)
+        gap = (torch.einsum("qmk,mkc->qkc", weight, y[:m]) - y[m:]).abs()
+        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y[:m]).abs().sum(0)
+        allowed = BEYOND * highest + y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)
+        gap = (gap - allowed).clamp_min(0.0)
+        missed[:, part] = gap.nan_to_num(0.0, 0.0, 0.0).amax(2) * inside[:, part]
+        height[:, part] = y[m:].abs().nan_to_num(0.0, 0.0, 0.0).amax(2)
+    return missed, height
+
+
+def cells_around(
+    row: Tensor, place: Tensor, step: Tensor, start: Tensor | None = None, stop: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, start and stop of cells that are halved towards places until they are as narrow as the steps.
+
+    They are parts of given cells, by default of whole pieces.
+    """
+    index = torch.arange(len(row), device=row.device)
+    start = torch.zeros_like(place) if start is None else start
+    stop = torch.ones_like(place) if stop is None else stop
+    settled: list[tuple[Tensor, Tensor, Tensor]] = []
+    while len(index):
+        begin = from_lower(start)
+        near = (place[index] >= begin) & (place[index] <= begin + (stop - start)) & (stop - start > step[index])
+        settled.append((row[index[~near]], start[~near], stop[~near]))
+        index = index[near].repeat_interleave(2)
+        start, stop = bisect(start[near], stop[near])
+    columns = [torch.cat(column) for column in zip(*settled, strict=True)]
+    return columns[0], columns[1], columns[2]
+
+
+def search_from(
+    problem: Problem, found: Found, cells: tuple[Tensor, Tensor, Tensor], kept: Tensor, search: Search
+) -> Found:
+    """Search on from new cells, and from those of the same integrals that are ``kept`` ``(len(plan),)``."""
+    row, start, stop = cells
+    plan, count = found.plan, problem.pieces.count
+    again = torch.zeros_like(found.status, dtype=torch.bool)
+    again[row // count] = True
+    first = plan.with_cells(row, start, stop, torch.full_like(row, LINEAR, dtype=torch.int8))
+    first = first.join(plan.take(again[plan.owner] & kept))
+    # All these cells are evaluated before the budget is asked for: an integral that cannot afford it has failed.
+    price = torch.full_like(first.row, problem.rule.nodes.size + BESIDE_END)
+    afford = found.nfev + total(price, first.owner, len(again)) <= problem.max_nfev
+    status = found.status.masked_fill(again & ~afford, int(Status.MAX_NFEV))
+    found, again = replace(found, status=status), again & afford
+    if not bool(again.any()):
+        return found
+    most, least = problem.max_nfev, (problem.rule.nodes.size + WHOLE) * count
+    # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
+    parts, spikes = torch.ceil(found.nfev * (SHARES / most)).long(), [found.spikes]
+    for part in parts[again].unique().tolist():
+        mine = again & (parts == part)
+        left = max(least, most - most * part // SHARES)
+        mended = search(replace(problem, budget=left, opening=None), first.take(mine[first.owner]))
+        places = join_places((found.found_places, mended.found_places))
+        tails = [*(found.tails or []), *(mended.tails or [])]
+        spikes.append(mended.spikes)
+        found = replace(replace_some(found, mended, mine), tails=tails, found_places=places)
+    return replace(found, spikes=_join(*spikes))
