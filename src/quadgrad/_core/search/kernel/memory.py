@@ -5,10 +5,13 @@ To touch new memory, page by page, takes a tenth of a search for cheap integrand
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["BYTES", "INTEGERS", "REALS", "Memory", "numbers", "spare"]
+__all__ = ["BYTES", "INTEGERS", "REALS", "CellMemory", "Memory", "in_memory", "numbers", "pointer", "spare"]
 
 SPARE, SEARCHES = 2**23, 2
 """How many numbers' memory is kept from one search for the next at most, and of how many searches."""
@@ -22,6 +25,37 @@ REALS, INTEGERS, BYTES = (
 def numbers(*shape: int) -> Tensor:
     """Return new memory."""
     return REALS.new_empty(*shape)
+
+
+def pointer(t: Tensor | None) -> int | None:
+    """Return where a tensor's numbers begin."""
+    return None if t is None else t.data_ptr()
+
+
+def in_memory(t: Tensor) -> bool:
+    """Whether there is memory behind a tensor to read from: subclasses, too, may have none."""
+    return t.is_cpu and (t.data_ptr() != 0 or t.numel() == 0)
+
+
+@dataclass(slots=True)
+class CellMemory:
+    """``n`` cells of ``width`` numbers in memory that is kept for them, from the number ``at`` on."""
+
+    room: Tensor
+    n: int
+    width: int
+    at: int = 0
+
+    @property
+    def pointer(self) -> int:
+        """Where the first cell begins."""
+        return self.room.data_ptr() + 8 * self.at
+
+    def parts(self, step: int) -> Iterator[CellMemory]:
+        """Yield so many cells at a time."""
+        for low in range(0, self.n, step):
+            n = min(step, self.n - low)
+            yield self if n == self.n else CellMemory(self.room, n, self.width, self.at + low * self.width)
 
 
 class Memory:

@@ -7,7 +7,6 @@ the tests check. From here f is called, and memory is set aside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from ctypes import addressof, byref, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,16 @@ from quadgrad._core.search.kernel.library import (
     Tally,
     load,
 )
-from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, REALS, Memory, numbers
+from quadgrad._core.search.kernel.memory import (
+    BYTES,
+    INTEGERS,
+    REALS,
+    CellMemory,
+    Memory,
+    in_memory,
+    numbers,
+    pointer,
+)
 from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.stretches import Ends, Piled
@@ -72,26 +80,7 @@ def suits_native(task: Problem) -> bool:
 
 
 def _is_open(pieces: Pieces, rule: Rule) -> bool:
-    return rule.mirrored and _in_memory(pieces.lower) and _in_memory(pieces.upper) and load() is not None
-
-
-@dataclass(slots=True)
-class _Cells:
-    """``n`` cells of ``width`` numbers in memory that is kept for them, from the number ``at`` on."""
-
-    room: Tensor
-    n: int
-    width: int
-    at: int = 0
-
-    @property
-    def pointer(self) -> int:
-        return self.room.data_ptr() + 8 * self.at
-
-    def parts(self, step: int) -> Iterator[_Cells]:
-        for low in range(0, self.n, step):
-            n = min(step, self.n - low)
-            yield self if n == self.n else _Cells(self.room, n, self.width, self.at + low * self.width)
+    return rule.mirrored and in_memory(pieces.lower) and in_memory(pieces.upper) and load() is not None
 
 
 @dataclass(slots=True)
@@ -117,7 +106,7 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     layout = cell + 8 * CELL
     if kernel.begin(byref(setting), 1, cell, None, layout) == 0:
         return None
-    kernel.place(byref(setting), True, True, cell, 1, x.data_ptr(), _pointer(slope), layout, 1)
+    kernel.place(byref(setting), True, True, cell, 1, x.data_ptr(), pointer(slope), layout, 1)
     integrand, y = integrand.probe(x)
     return integrand, Opening(setting, room, slope, y)
 
@@ -219,7 +208,7 @@ class NativeBodies:
     def _hold(self, room: Tensor, linear: int, ends: int) -> None:
         """Have so many cells of either kind at hand, which stand one after the other."""
         width = CELL + self.width
-        self.linear, self.ends = _Cells(room, linear, width), _Cells(room, ends, width, linear * width)
+        self.linear, self.ends = CellMemory(room, linear, width), CellMemory(room, ends, width, linear * width)
         self.mixed = self.mixed or ends > 0
 
     def evaluate(self) -> None:
@@ -242,10 +231,10 @@ class NativeBodies:
         off, y, ends = hear(y), self._read(y), low - self.linear.n
         if ends < 0:
             self._measure_planned(low, low + y.shape[1], y)
-            cells = _Cells(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
+            cells = CellMemory(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
         else:
             n, width = y.shape[1], self.ends.width
-            cells = _Cells(self.ends.room, n, width, self.ends.at + ends * width)
+            cells = CellMemory(self.ends.room, n, width, self.ends.at + ends * width)
             kind = cells.room[cells.at :][: n * width].view(n, width).view(torch.int8)[:, 8 * FLAGS]
             kind += HELD * (kind >= EXTRAPOLATED)
             self._measure_ends(cells, y)
@@ -280,11 +269,11 @@ class NativeBodies:
             if len(index) == 0:
                 continue
             taken, at_nodes = cells[index], None if y is None else y[:, index]
-            self._measure(_Cells(taken, len(index), width), layout[:, index].flatten(), True, looks, at_nodes)
+            self._measure(CellMemory(taken, len(index), width), layout[:, index].flatten(), True, looks, at_nodes)
             cells[index] = taken
 
     def _measure(
-        self, cells: _Cells, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None
+        self, cells: CellMemory, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None
     ) -> None:
         """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
 
@@ -295,7 +284,7 @@ class NativeBodies:
         for part in cells.parts(max(1, task.block // rows)):
             layout = layouts.data_ptr() + 8 * low
             if first and opening is not None:
-                slope, y = _pointer(opening.slope), self._read(opening.y.detach())
+                slope, y = pointer(opening.slope), self._read(opening.y.detach())
             else:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
@@ -312,7 +301,7 @@ class NativeBodies:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             low += part.n
 
-    def _measure_ends(self, cells: _Cells, at_nodes: Tensor | None = None) -> None:
+    def _measure_ends(self, cells: CellMemory, at_nodes: Tensor | None = None) -> None:
         """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""
         task, rows, low = self.task, self.m + BESIDE_END, 0
         for part in cells.parts(max(1, task.block // rows)):
@@ -344,7 +333,7 @@ class NativeBodies:
         if n:
             self.spikes.append(self.memory.room("spikes", 0)[: SPIKE * n].view(n, SPIKE).clone())
 
-    def _add_inner_error(self, cells: _Cells, off: Tensor | None) -> None:
+    def _add_inner_error(self, cells: CellMemory, off: Tensor | None) -> None:
         """Add what integrals inside f are off at the nodes to the errors of cells: refinement does not mend it."""
         if off is not None:
             columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
@@ -401,7 +390,7 @@ class NativeBodies:
             y = y.resolve_conj()
         y = y.resolve_neg()
         y = _as(y, torch.float64 if self.parts == 1 else torch.complex128).contiguous()
-        if not _in_memory(y):
+        if not in_memory(y):
             raise UnreadableError
         return y
 
@@ -511,16 +500,7 @@ def _spreads(argument: Argument) -> bool:
     if argument.shared or type(value) not in (Tensor, Parameter):
         return False
     plain = value.ndim == 1 and value.element_size() == 8 and value.is_contiguous() and not value.is_neg()
-    return plain and not value.is_conj() and _in_memory(value)
-
-
-def _pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
-
-
-def _in_memory(t: Tensor) -> bool:
-    """Whether there is memory behind a tensor to read from: subclasses, too, may have none."""
-    return t.is_cpu and (t.data_ptr() != 0 or t.numel() == 0)
+    return plain and not value.is_conj() and in_memory(value)
 
 
 def _as(t: Tensor, dtype: torch.dtype) -> Tensor:
