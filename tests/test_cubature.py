@@ -165,6 +165,35 @@ def test_zero_cancelling_and_negative_integrals() -> None:
     assert qg.cubature(lambda x: -bell(x, 25.0), *cube(2), rtol=1e-6).value < 0
 
 
+@pytest.mark.parametrize(
+    "point",
+    ([0.5, 0.5], [0.25, 0.5], [1.0, 0.5], [0.5, 0.0], [1 / 3, 0.5], [0.75, 0.7], [0.125, 0.875], [0.3, 0.7]),
+)
+def test_singular_points_wherever_cells_divide(point: list[float]) -> None:
+    """In the middle of the box, of a face, of cells and of their faces, where f may be called and be infinite."""
+    p = t64(point)
+    result = qg.cubature(lambda x: 1.0 / (x - p).abs().sum(-1), *cube(2), rtol=1e-4)
+    u, v = (torch.stack((p[axis], 1.0 - p[axis])) for axis in (0, 1))
+    s = u[:, None] + v
+    exact = (torch.xlogy(s, s) - torch.xlogy(u, u)[:, None] - torch.xlogy(v, v)).sum()
+    assert result.converged
+    assert (result.value - exact).abs() <= result.error
+    assert result.nfev < 20_000
+
+
+def test_singular_points_in_space() -> None:
+    """1/|x| from the middle of a cube, of a face, and of an edge; the last two are halves and quarters of larger ones."""
+    p = t64([[0.5, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    halves = t64([[1.0, 1, 1], [0.5, 1, 1], [0.5, 0.5, 1], [0.5, 0.5, 0.5]])
+    result = qg.cubature(
+        lambda x, p: (x - p).norm(dim=-1).reciprocal(), torch.zeros(3), halves, (qg.element(p, 1),), rtol=1e-4
+    )
+    whole = 6.0 * (0.5 * math.log(2.0 + math.sqrt(3.0)) - math.pi / 12.0)  # of the unit cube, from its middle
+    share = t64([1.0, 0.5, 0.25, 0.125])
+    assert result.converged.all()
+    assert ((result.value - share * whole).abs() <= result.error).all()
+
+
 def test_what_is_not_finite_says_so() -> None:
     hole = qg.cubature(lambda x: torch.where(x[..., 0] > 0.7, torch.nan, 1.0), *cube(2), on_failure="ignore")
     assert hole.status == qg.Status.NONFINITE
