@@ -181,8 +181,15 @@ def test_singular_points_wherever_cells_divide(point: list[float]) -> None:
     assert result.nfev < 20_000
 
 
+def test_empty_batches_are_zero_by_all_that_they_depend_on() -> None:
+    b, k = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((2,), (0,)))
+    value = qg.cubature(lambda x, k: k * x.sum(-1), torch.zeros(2), b, (k,)).value
+    assert value.shape == (0,)
+    assert [g.tolist() for g in torch.autograd.grad(value.sum(), (b, k))] == [[0.0, 0.0], []]
+
+
 def test_singular_points_in_space() -> None:
-    """1/|x| from the middle of a cube, of a face, and of an edge; the last two are halves and quarters of larger ones."""
+    """1/|x| from the middle of a cube, of a face and of an edge, and a corner: parts of one another."""
     p = t64([[0.5, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
     halves = t64([[1.0, 1, 1], [0.5, 1, 1], [0.5, 0.5, 1], [0.5, 0.5, 0.5]])
     result = qg.cubature(
