@@ -115,6 +115,27 @@ def test_narrow_peaks_anywhere(d: int) -> None:
     assert not wrong.any() and result.converged.float().mean() > 0.9
 
 
+@pytest.mark.parametrize(("d", "missed"), ((3, 0), (4, 2)))
+def test_small_peaks_beside_large_ones(d: int, missed: int) -> None:
+    """A second peak that few cells see is not taken for nothing, since a first is resolved: 1 and 6 were before."""
+    random = torch.Generator().manual_seed(77 + d)
+    c = torch.rand(2, 300, d, generator=random, dtype=torch.float64)
+    w = 0.03 + 0.05 * torch.rand(2, 300, generator=random, dtype=torch.float64)
+    k = 0.5 / w**2
+
+    def peaks(x: Tensor, *args: Tensor) -> Tensor:
+        c, d, k, m = args
+        return torch.exp(-k * ((x - c) ** 2).sum(-1)) + 0.3 * torch.exp(-m * ((x - d) ** 2).sum(-1))
+
+    args = (qg.element(c[0], 1), qg.element(c[1], 1), k[0], k[1])
+    result = qg.cubature(peaks, *cube(d), args, rtol=1e-3, max_nfev=300_000, on_failure="ignore")
+    root = k.sqrt()[..., None]
+    each = (0.5 * math.sqrt(math.pi) / root * (torch.erf(root * (1.0 - c)) + torch.erf(root * c))).prod(-1)
+    wrong = (result.value - each[0] - 0.3 * each[1]).abs() > result.error
+    assert (wrong & result.converged).sum() <= missed
+    assert result.converged.sum() > 290
+
+
 def test_on_a_tie_the_widest_axis_is_halved() -> None:
     f = lambda x: 1 + (x[..., 0] * x[..., 2] * torch.sin(x[..., 1])) ** 2
     result = qg.cubature(f, t64([0.0, 0.0, -0.2]), t64([0.2, 2 * math.pi, 0.2]), rtol=1e-6)
