@@ -115,6 +115,27 @@ def test_narrow_peaks_anywhere(d: int) -> None:
     assert not wrong.any() and result.converged.float().mean() > 0.9
 
 
+@pytest.mark.parametrize(("d", "missed"), ((3, 0), (4, 2)))
+def test_small_peaks_beside_large_ones(d: int, missed: int) -> None:
+    """A second peak that few cells see is not taken for nothing, since a first is resolved: 1 and 6 were before."""
+    random = torch.Generator().manual_seed(77 + d)
+    c = torch.rand(2, 300, d, generator=random, dtype=torch.float64)
+    w = 0.03 + 0.05 * torch.rand(2, 300, generator=random, dtype=torch.float64)
+    k = 0.5 / w**2
+
+    def peaks(x: Tensor, *args: Tensor) -> Tensor:
+        c, d, k, m = args
+        return torch.exp(-k * ((x - c) ** 2).sum(-1)) + 0.3 * torch.exp(-m * ((x - d) ** 2).sum(-1))
+
+    args = (qg.element(c[0], 1), qg.element(c[1], 1), k[0], k[1])
+    result = qg.cubature(peaks, *cube(d), args, rtol=1e-3, max_nfev=300_000, on_failure="ignore")
+    root = k.sqrt()[..., None]
+    each = (0.5 * math.sqrt(math.pi) / root * (torch.erf(root * (1.0 - c)) + torch.erf(root * c))).prod(-1)
+    wrong = (result.value - each[0] - 0.3 * each[1]).abs() > result.error
+    assert (wrong & result.converged).sum() <= missed
+    assert result.converged.sum() > 290
+
+
 def test_on_a_tie_the_widest_axis_is_halved() -> None:
     f = lambda x: 1 + (x[..., 0] * x[..., 2] * torch.sin(x[..., 1])) ** 2
     result = qg.cubature(f, t64([0.0, 0.0, -0.2]), t64([0.2, 2 * math.pi, 0.2]), rtol=1e-6)
@@ -163,6 +184,42 @@ def test_zero_cancelling_and_negative_integrals() -> None:
     assert zero.converged and zero.value == 0 and zero.nfev < 10_000
     assert odd.converged and abs(float(odd.value)) <= float(odd.error) + 1e-16
     assert qg.cubature(lambda x: -bell(x, 25.0), *cube(2), rtol=1e-6).value < 0
+
+
+@pytest.mark.parametrize(
+    "point",
+    ([0.5, 0.5], [0.25, 0.5], [1.0, 0.5], [0.5, 0.0], [1 / 3, 0.5], [0.75, 0.7], [0.125, 0.875], [0.3, 0.7]),
+)
+def test_singular_points_wherever_cells_divide(point: list[float]) -> None:
+    """In the middle of the box, of a face, of cells and of their faces, where f may be called and be infinite."""
+    p = t64(point)
+    result = qg.cubature(lambda x: 1.0 / (x - p).abs().sum(-1), *cube(2), rtol=1e-4)
+    u, v = (torch.stack((p[axis], 1.0 - p[axis])) for axis in (0, 1))
+    s = u[:, None] + v
+    exact = (torch.xlogy(s, s) - torch.xlogy(u, u)[:, None] - torch.xlogy(v, v)).sum()
+    assert result.converged
+    assert (result.value - exact).abs() <= result.error
+    assert result.nfev < 20_000
+
+
+def test_empty_batches_are_zero_by_all_that_they_depend_on() -> None:
+    b, k = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((2,), (0,)))
+    value = qg.cubature(lambda x, k: k * x.sum(-1), torch.zeros(2), b, (k,)).value
+    assert value.shape == (0,)
+    assert [g.tolist() for g in torch.autograd.grad(value.sum(), (b, k))] == [[0.0, 0.0], []]
+
+
+def test_singular_points_in_space() -> None:
+    """1/|x| from the middle of a cube, of a face and of an edge, and a corner: parts of one another."""
+    p = t64([[0.5, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    halves = t64([[1.0, 1, 1], [0.5, 1, 1], [0.5, 0.5, 1], [0.5, 0.5, 0.5]])
+    result = qg.cubature(
+        lambda x, p: (x - p).norm(dim=-1).reciprocal(), torch.zeros(3), halves, (qg.element(p, 1),), rtol=1e-4
+    )
+    whole = 6.0 * (0.5 * math.log(2.0 + math.sqrt(3.0)) - math.pi / 12.0)  # of the unit cube, from its middle
+    share = t64([1.0, 0.5, 0.25, 0.125])
+    assert result.converged.all()
+    assert ((result.value - share * whole).abs() <= result.error).all()
 
 
 def test_what_is_not_finite_says_so() -> None:

@@ -57,6 +57,9 @@ TIE = 0.9
 AHEAD = 3
 """On a tie, no axis is halved so many times more often than another."""
 
+UNRESOLVED = 0.1
+"""Nor on no tie, if along the other f's highest coefficients are this part of it: a singular point is on both."""
+
 NARROWEST = 8.0
 """A cell is not halved if f would be called so few spacings of numbers away from its face."""
 
@@ -111,7 +114,8 @@ class BoxEstimate:
         raw = error.nan_to_num(torch.inf, torch.inf)
         error = torch.maximum(error * trust, hidden)
         error, floor, curable = bound_error(error, size, blur, noise)
-        curable = curable & ~(error <= SAFETY * SLOW * blur)  # which null rules take for roughness
+        # Null rules take blur for roughness. Where f is not finite both are infinite, and that is curable.
+        curable = curable & ~((error <= SAFETY * SLOW * blur) & error.isfinite())
         value = (sums[0] * scale[:, None]).T
         value = value.masked_fill(error.isinf(), 0.0)
         axis = self._axis(places, new, rough, gaps, size / volume, noise)
@@ -192,13 +196,16 @@ class BoxEstimate:
         self, places: BoxPlaces, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float
     ) -> Tensor:
         """Return the axis along which to halve each cell: where f is roughest, on a near-tie the widest."""
-        rough = (rough + gaps.sum(0)).sum(2).nan_to_num(torch.inf, torch.inf)
-        level = new.level.to(rough.dtype)
+        inner = rough.sum(2).nan_to_num(torch.inf, torch.inf)
+        rough, level = inner + gaps.sum((0, 3)), new.level.to(inner.dtype)
         width = places.layout.side.abs() if self.flat else torch.exp2(-level)
         top = rough.amax(0)
         tied = rough >= TIE * top - 10.0 * noise * size
         late = level > level.amin(0) + AHEAD
-        return (width * tied).masked_fill(late & tied.sum(0).gt(1), 0.0).add_(tied * 1e-300).argmax(0)
+        axis = (width * tied).masked_fill(late & tied.sum(0).gt(1), 0.0).add_(tied * 1e-300).argmax(0)
+        # A singular point in the middle of a face or of an axis stays there when another axis is halved, for ever.
+        behind = (level + AHEAD < level.gather(0, axis[None])) & (inner > UNRESOLVED * size)
+        return torch.where(behind.any(0), (inner * behind).nan_to_num(0.0).argmax(0), axis)
 
     def _splittable(self, places: BoxPlaces, new: NewBoxes, axis: Tensor, curable: Tensor) -> Tensor:
         """Return 1 where halving helps, -1 where it would if cells could be narrower, else 0."""

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.boxes import BoxEstimate, compare_with_parents
-from quadgrad._core.estimates.null_rules import FLOOR
+from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.box import BoxPlan
+from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error
-from quadgrad._core.search.neighbours import find_blind
+from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
@@ -97,6 +99,7 @@ class BoxBodies(TensorBodies[BoxFound]):
         self.parents: Cells | None = None
         self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
         self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
+        self.looked = torch.zeros(task.batch, dtype=torch.int64, device=mesh.device)
 
     def gather(self, new: Cells) -> Cells:
         """Return the new cells, compared with their parents, and those that were held."""
@@ -154,7 +157,35 @@ class BoxBodies(TensorBodies[BoxFound]):
         ready = verdict.done & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
         if bool(ready.any()):
             marked = marked | (find_blind(cells, d, target, ready) & splittable)
+            ready = ready & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
+        if bool(ready.any()):
+            marked = marked | (self._unseen(cells, target, ready) & splittable)
         return marked | (super().mark(verdict, totals, cells, True) & verdict.done[owner]) if follow else marked
+
+    def _unseen(self, cells: Cells, allowed: Tensor, ready: Tensor) -> Tensor:
+        """Tell which cells are blind to what f is at points anywhere, of integrals that are ``ready`` to end."""
+        mesh, running = self.mesh, self.running
+        mine = ready.nonzero().squeeze(1)
+        row = running.whole[0, mine]
+        spent, before = running.whole[2, mine], self.looked[row]
+        count = torch.minimum((spent * SHARE_SEEN).long() - before, self.task.max_nfev - spent).clamp_min(0)
+        self.looked[row] += count
+        running.whole[2, mine] += count
+        last = int((before + count).max())
+        if not int(count.sum()):
+            return torch.zeros_like(cells.whole[0], dtype=torch.bool)
+        sequence = make_sequence("sobol", mesh.rule.d, 2, 1, mesh.device).points(0, last)[0].double()
+        whose = torch.arange(len(mine), device=row.device).repeat_interleave(count)
+        number = torch.arange(len(whose), device=row.device) - (count.cumsum(0) - count - before)[whose]
+        point, parts = sequence[number], list[Tensor]()
+        for low in range(0, len(whose), self.task.block):
+            part = slice(low, low + self.task.block)
+            x, factor = mesh.domain.take(row[whose[part]]).place(point[None, part])
+            y = self.task.integrand(x, row[whose[part]]).detach()[0]
+            y = largest_component(reals(y, 1).abs().double())
+            parts.append((y * factor.abs()[0]).nan_to_num(0.0, 0.0, 0.0))
+        share = (self.looked[row].double().reciprocal())[whose]
+        return find_unseen(cells, mesh.rule.d, allowed, mine[whose], point.T, torch.cat(parts), share)
 
     def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
         """Hold the cells that are not halved of integrals that run on; return those that settle."""

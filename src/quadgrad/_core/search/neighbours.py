@@ -14,7 +14,7 @@ from quadgrad._core.mesh.boxes import HINTS, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.books import sum_by_owner
 
-__all__ = ["FACES", "find_blind", "locate_points"]
+__all__ = ["FACES", "SHARE_SEEN", "find_blind", "find_unseen", "locate_points"]
 
 FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
@@ -26,6 +26,12 @@ much less volume."""
 MATTERS, EACH = 0.05, 0.01
 """What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
 halved."""
+
+SHARE_SEEN = 1 / 32
+"""For so many of the nodes that an integral has cost f is called at points anywhere."""
+
+ABOVE = 1.5
+"""A cell may be blind to a point where f is so many times higher than at its nodes."""
 
 LOOKS = 2**12
 """So many faces of each integral are looked at."""
@@ -58,6 +64,22 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     )
     missed = missed * stride * seen
     each = torch.zeros_like(volume).index_add_(0, large, missed)
+    whole = sum_by_owner(each[None], owner, len(allowed))[0]
+    return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
+
+
+def find_unseen(
+    cells: Cells, d: int, allowed: Tensor, whose: Tensor, point: Tensor, height: Tensor, share: Tensor
+) -> Tensor:
+    """Tell which cells are blind to what is at points ``(d, k)`` of the cubes of integrals ``whose``.
+
+    There f times the volume element has size ``height``; each point stands for a ``share`` of its cube.
+    """
+    owner, level, place = cells.whole[0], cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
+    at = locate_points(owner, level, place, whose, point)
+    seen = cells.real[0][at]
+    missed = (height - seen) * share * (height > ABOVE * seen)
+    each = torch.zeros_like(cells.real[0]).index_add_(0, at, missed)
     whole = sum_by_owner(each[None], owner, len(allowed))[0]
     return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
 

@@ -134,7 +134,8 @@ def _integrate(
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     value, error, shape = derived.value, found.error, problem.batch_shape
     if problem.flowing and len(found.plan) == 0 and not in_transform():
-        value = with_no_share_of(probe, value)
+        for unused in (probe, *problem.limits.marks):
+            value = with_no_share_of(unused, value)
     if value.dtype != dtype:
         value = value.to(dtype.to_complex() if value.is_complex() else dtype)
         error = error.to(real_dtype(dtype))
