@@ -114,7 +114,7 @@ def test_limits_as_lists_and_arrays() -> None:
 @pytest.mark.parametrize(
     ("a", "error", "text"),
     (
-        (None, TypeError, "a=None is no real number"),
+        (None, TypeError, "needs the corners a and b of a box, or region="),
         ("ab", TypeError, "a='ab' is no real number"),
         ([0.0, None], TypeError, r"a=\[0.0, None\] is no real number"),
         ([0.0, 1j], TypeError, "is no real number"),
