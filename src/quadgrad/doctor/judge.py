@@ -78,12 +78,18 @@ def _verdict(
             "there, and the point lies on the border; or it is not defined beside it."
         )
     found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
-    unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.floor * main.size)
-    if unexplained or (gaps and not found):
+    unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.allowed * main.size)
+    far = [d for d in gaps if not abs(d.gap) <= 3.0 * d.bar(x.allowed)]
+    if unexplained or (far and not found):
         return Verdict.UNLOCATED, _suspects(x.trace, found)
     if found:
         worst = max(found, key=lambda row: abs(row.lost) if math.isfinite(row.lost) else math.inf)
         return worst.verdict, ""
+    if gaps:
+        return Verdict.INCONCLUSIVE, (
+            f"Autograd's derivative is off by {abs(gaps[0].gap) / gaps[0].size:.1g} of it, which is no more than an "
+            f"integral's may be whose tolerance is {x.program.rehearsal.tolerance:.1g}: pass a smaller rtol."
+        )
     vague = [d for d in x.directions if d.bar(x.floor) > x.most * d.size and not _is_zero(x, d)]
     if vague:
         d = vague[0]
