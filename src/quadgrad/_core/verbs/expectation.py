@@ -21,7 +21,7 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.ranks import Ranks
-from quadgrad._core.rehearsal import decided
+from quadgrad._core.rehearsal import current_rehearsal, decided
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import make_tolerance, real_dtype, returned_dtype
@@ -236,7 +236,8 @@ def expectation(
         question = ask(unaided.restore(f), distribution, args, params, weight)
         reach, question.event = decided(lambda: (look(question), question.event))
         warn_of_severed(reach)
-        question = question.without_gradient(reach.severed)
+        if current_rehearsal() is None:  # else by whom it is severed is asked
+            question = question.without_gradient(reach.severed)
         result = _narrow(_answer(question, options, record, reach, method, estimator), question)
     if record.jump and reach.own:
         warn(_JUMPS, UnmarkedJumpWarning)
