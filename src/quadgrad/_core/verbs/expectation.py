@@ -244,7 +244,8 @@ def expectation(
     record.jump = ""
     status = plain(result.status)
     failed = (status != int(Status.CONVERGED)) & (status != int(Status.SAMPLED))
-    if bool(failed.any()) or record.failures or outer is not None or result.derivative is not None:
+    said = record.failures or outer is not None or result.derivative is not None
+    if current_rehearsal() is None and (said or bool(failed.any())):
         told = {name: plain(getattr(result, name)) for name in ("value", "error", "nfev")}
         report(replace(result, status=status, **told), record, outer, on_failure)
     return result
@@ -280,7 +281,7 @@ def _answer(
         few = fallback and options.plan is None and _has_transport(question)
         _refuse_quad(question, reach)
         result = integrate_line(question, options, record, few)
-        if not few or bool(plain(result.converged).all()):
+        if not few or decided(lambda: bool(plain(result.converged).all())):
             return _say(result, " Integrated over the density, in which the parameters are differentiated.")
         record.jump, spent = "", result.nfev
         tried, method = " Tried by quad with 1,000 nodes first.", "qmc"
