@@ -318,10 +318,11 @@ class Antiderivative(Printed):
             slope = self._curve.problem.integrand(place[None], points.owner)[0].detach()
             steep = fixed.flat.isinf() | ~(slope.abs() >= points.lowered(least))
         slope, x = torch.where(steep, 1.0, -slope if complement else slope), fixed.flat
+        moves = current_rehearsal() is not None and points.hidden is None  # x is that of the curve of another run
         for _ in range(2):
-            residual = points.flat - self._at(replace(fixed, flat=x), complement)
-            pinned = 0.0 if current_rehearsal() is not None else residual.detach()
-            x = x + torch.where(steep, 0.0, (residual - pinned) / slope)
+            here = replace(fixed, fixed=x.detach(), flat=x) if moves else replace(fixed, flat=x)
+            residual = points.flat - self._at(here, complement)
+            x = x + torch.where(steep, 0.0, (residual if moves else residual - residual.detach()) / slope)
         if carries_derivative(points.flat):
             rise = torch.where(steep, points.flat - points.flat.detach(), 1.0).sqrt()
             x = x + torch.where(steep, (-sign if complement else sign)[points.owner] * rise, 0.0)
