@@ -29,6 +29,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed, counted
 from quadgrad._core.reduce import align, reals, total
 from quadgrad._core.rehearsal import current_rehearsal
+from quadgrad._core.rehearsal import thinking as unseen
 from quadgrad._core.result import describe
 from quadgrad._core.status import Status
 
@@ -313,7 +314,7 @@ class Antiderivative(Printed):
             shift = self._beside(fixed)
             width = (limits.b - limits.a).abs().expand(self._curve.problem.batch).index_select(0, points.owners)
             least = (torch.finfo(x.dtype).eps * points.fixed.abs() / width).clamp_min(torch.finfo(x.dtype).tiny)
-        with without_derivatives():
+        with without_derivatives(), unseen():
             place = self._movable(fixed).nan_to_num(0.0) + points.lowered(shift)
             slope = self._curve.problem.integrand(place[None], points.owner)[0].detach()
             steep = fixed.flat.isinf() | ~(slope.abs() >= points.lowered(least))
