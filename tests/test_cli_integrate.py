@@ -258,10 +258,19 @@ def test_gradients_through_limits_that_name_outer_variables():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("x", "--over", "x", "0", "y", "--over", "y", "0", "1"), "--over: a limit of x cannot name y, which is no"),
-        (("x", "--over", "x", "0", "x", "--over", "y", "0", "1"), "--over: a limit of x cannot name x, which is no"),
+        (
+            ("x", "--over", "x", "0", "y", "--over", "y", "0", "1"),
+            "--over: a limit of x cannot name y, which is no",
+        ),
+        (
+            ("x", "--over", "x", "0", "x", "--over", "y", "0", "1"),
+            "--over: a limit of x cannot name x, which is no",
+        ),
         (("x", "--over", "x", "0", "1", "--over", "x", "0", "1"), "--over: x is integrated over twice\n"),
-        (("x", "--over", "x", "0", "1", "--over", "y", "0", "z"), "--over: unknown name z: give it a value, as in "),
+        (
+            ("x", "--over", "x", "0", "1", "--over", "y", "0", "z"),
+            "--over: unknown name z: give it a value, as in ",
+        ),
         (("z", "--over", "x", "0", "1", "--over", "y", "0", "1"), "unknown name z: give it a value, as in --param"),
         ((*SIMPLEX, "--grad", "upper"), "--grad: there are 2 upper limits: make the one that is meant a parameter"),
         ((*SIMPLEX, "--grad", "y"), "--grad: y is integrated over, there is no derivative by it\n"),

@@ -106,7 +106,9 @@ def read(
     used = _expression(text, [variable, *parameters]).used
     formula = Expression(text, [variable, *(name for name in parameters if name in used)])
     # Copies, so that a limit can be told from the parameter that it is.
-    limits = {side: _value(word, parameters, "--over").clone() for side, word in zip(LIMITS, over[0][1:], strict=True)}
+    limits = {
+        side: _value(word, parameters, "--over").clone() for side, word in zip(LIMITS, over[0][1:], strict=True)
+    }
     for side in wanted & limits.keys():
         if limits[side].isinf():
             raise ValueError(f"--grad: the {side} limit is infinite, there is no derivative by it")
@@ -162,7 +164,7 @@ def _read_several(
         f"the integrand jumps at a place that {name} moves: d/d{name} counts the jump only if it is a limit"
         for name in parameters if name in wanted & formula.stepped
     )  # fmt: skip
-    region = Nested([tuple(pair) for pair in limits])
+    region = Nested([(lower, upper) for lower, upper in limits])
     zero = torch.zeros((), dtype=torch.float64)
     sources = {name: value for name, value in parameters.items() if name in wanted}
     return Problem(formula, tuple(parameters.values()), zero, zero, None, region, sources, notes)
@@ -182,7 +184,9 @@ class _Limit:
 def _limit(word: str, variables: Sequence[str], number: int, parameters: Mapping[str, Tensor]) -> Tensor | _Limit:
     """Return a limit of the variable of this number, which may name those before it."""
     outer = variables[:number]
-    later = [name for name in variables[number:] if name in _expression(word, [*variables, *parameters], "--over").used]
+    later = [
+        name for name in variables[number:] if name in _expression(word, [*variables, *parameters], "--over").used
+    ]
     if later:
         raise ExpressionError(
             f"--over: a limit of {variables[number]} cannot name {later[0]}, which is no outer variable: name the "

@@ -181,7 +181,8 @@ def add_integrate(app: "typer.Typer") -> None:
             ),
         ] = None,
         max_nfev: Annotated[
-            int | None, typer.Option(min=1, help="Most evaluations of the integrand.", show_default="30000; 5 million")
+            int | None,
+            typer.Option(min=1, help="Most evaluations of the integrand.", show_default="30000; 5 million"),
         ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         plot: Annotated[

@@ -56,7 +56,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
         Verdict.OK, sorted(rows, key=_gravity), main.true.value, main.bar(x.floor), main.autograd, residual.value
     )
     verdict, cause = _verdict(x, gaps, lost + wrong, residual)
-    if verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value) and not steps:
+    # On coarse cells a jump lies between nodes, and moves nothing: who crosses one is asked there, too.
+    doubtful = verdict == Verdict.INCONCLUSIVE or (verdict == Verdict.OK and x.allowed > x.most)
+    if doubtful and math.isfinite(main.true.value) and not steps:
         steps = _restless_rows(x)
         report = replace(report, rows=sorted(rows + steps, key=_gravity))
     noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
@@ -87,8 +89,8 @@ def _verdict(
         return worst.verdict, ""
     if gaps:
         return Verdict.INCONCLUSIVE, (
-            f"Autograd's derivative is off by {abs(gaps[0].gap) / gaps[0].size:.1g} of it, which is no more than an "
-            f"integral's may be whose tolerance is {x.program.rehearsal.tolerance:.1g}: pass a smaller rtol."
+            f"Autograd's derivative is off by {abs(gaps[0].gap) / gaps[0].size:.1g} of it, no more than that of an "
+            f"integral may be whose tolerance is {x.program.rehearsal.tolerance:.1g}: pass a smaller rtol."
         )
     vague = [d for d in x.directions if d.bar(x.floor) > x.most * d.size and not _is_zero(x, d)]
     if vague:

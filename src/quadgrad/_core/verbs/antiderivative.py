@@ -146,7 +146,9 @@ def antiderivative(
         if rehearsed:  # one of several runs that are compared: only in a replay is seen what f does
             problem.flowing, problem.chunk_size = True, None
         found, refined, status, places, limits = decided(lambda: _find(problem, rehearsed), problem.tolerance.rtol)
-        lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch and not rehearsed else []
+        lost = (
+            severed_arguments(problem.integrand, problem.limits, probe) if problem.batch and not rehearsed else []
+        )
         if (problem.flowing or lost) and not rehearsed:
             least = least_jump(found, problem.tolerance)
             if not note_unmarked_jumps(problem, refined.values.plan, least):

@@ -17,10 +17,10 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.regions.pairs import PAIRS, CutRule, line_rule
 from quadgrad._core.regions.search import CutPrimal, counts_of, search_cut
 from quadgrad._core.regions.where import Boundary, Together, Where
+from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -144,9 +144,7 @@ def _integrate(
     rehearsed = current_rehearsal() is not None
     if rehearsed:  # one of several runs that are compared: only in a replay is seen what f and the region do
         problem.flowing, problem.chunk_size = True, None
-    found = decided(
-        lambda: _search(problem, region, plan), max(problem.tolerance.rtol, problem.tolerance.eps**0.5)
-    )
+    found = decided(lambda: _search(problem, region, plan), max(problem.tolerance.rtol, problem.tolerance.eps**0.5))
     primal = CutPrimal(problem, found)
     if not rehearsed and problem.batch:
         warn_if_severed(_severed(problem, probe))
