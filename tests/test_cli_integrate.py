@@ -230,11 +230,64 @@ def test_the_readme_shows_what_is_printed():
     assert printed.splitlines()[-1].index("-") == shown.splitlines()[-1].index("-")
 
 
-def test_several_variables_are_refused_with_what_serves_them():
-    told = refused("x*y", "--over", "x", "0", "1", "--over", "y", "0", "2*pi")
-    assert "2 variables (x, y)" in told
-    assert "quadgrad.qmc(f, [0, 0], [1, 2*pi])" in told
-    assert "quadgrad.quad" in told
+SIMPLEX = ("a*x*y", "--over", "x", "0", "b", "--over", "y", "0", "b - x", "--param", "a=3", "--param", "b=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "exact"),
+    [
+        (("x*y", "--over", "x", "0", "1", "--over", "y", "0", "2*pi"), math.pi**2),
+        (("y*x**2", "--over", "y", "1", "0", "--over", "x", "-y", "y"), -2 / 15),
+        (("1", "--over", "r", "0", "1", "--over", "s", "-r**2", "r", "--over", "t", "s", "r"), 31 / 60),
+        (("exp(-x**2 - y**2)", "--over", "x", "-inf", "inf", "--over", "y", "0", "inf"), math.pi / 2),
+        (("-x - y", "--over", "x", "0", "1", "--over", "y", "0", "x", "--rule", "gm9"), -0.5),
+    ],
+)
+def test_several_variables_the_outermost_first(words, exact):
+    found = answer(*words, "--rtol", "1e-9")
+    assert found["value"] == pytest.approx(exact, rel=1e-9)
+    assert found["error"] >= abs(found["value"] - exact) - 1e-15
+
+
+def test_gradients_through_limits_that_name_outer_variables():
+    found = answer(*SIMPLEX, "--grad", "a,b", "--rtol", "1e-10")
+    assert found["value"] == pytest.approx(3 * 2**4 / 24, rel=1e-10)
+    assert found["gradient"] == pytest.approx({"a": 2**4 / 24, "b": 3 * 2**3 / 6}, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ("x", "--over", "x", "0", "y", "--over", "y", "0", "1"),
+            "--over: a limit of x cannot name y, which is no",
+        ),
+        (
+            ("x", "--over", "x", "0", "x", "--over", "y", "0", "1"),
+            "--over: a limit of x cannot name x, which is no",
+        ),
+        (("x", "--over", "x", "0", "1", "--over", "x", "0", "1"), "--over: x is integrated over twice\n"),
+        (
+            ("x", "--over", "x", "0", "1", "--over", "y", "0", "z"),
+            "--over: unknown name z: give it a value, as in ",
+        ),
+        (("z", "--over", "x", "0", "1", "--over", "y", "0", "1"), "unknown name z: give it a value, as in --param"),
+        ((*SIMPLEX, "--grad", "upper"), "--grad: there are 2 upper limits: make the one that is meant a parameter"),
+        ((*SIMPLEX, "--grad", "y"), "--grad: y is integrated over, there is no derivative by it\n"),
+        ((*SIMPLEX, "--param", "x=1"), "--param: x is integrated over\n"),
+        ((*SIMPLEX, "--points", "0.5"), "--points: breakpoints are for one variable"),
+        ((*SIMPLEX, "--plot", "cells.png"), "--plot: pictures are of one variable"),
+        ((*SIMPLEX, "--rule", "gk16"), "rule='gk16' is not known"),
+    ],
+)
+def test_mistakes_with_several_variables(words, expected):
+    assert refused(*words).startswith(f"quadgrad: {expected}")
+
+
+def test_a_jump_in_several_variables_that_a_parameter_moves_is_told():
+    jump = ("x > s", "--over", "x", "0", "1", "--over", "y", "0", "1", "--param", "s=0.3", "--grad", "s")
+    told = invoke(*jump, "--rtol", "1e-3").stderr
+    assert "d/ds counts the jump only if it is a limit" in told
 
 
 def test_a_constant_of_nature_is_told_and_can_be_a_parameter():

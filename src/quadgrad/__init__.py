@@ -3,9 +3,9 @@
 ``quad`` integrates a torch function between limits, ``cubature``, ``qmc`` and ``vegas`` over boxes, ``expectation``
 over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb``
 and ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
-``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, ``quadgrad.doctor.check`` names the line where a
-gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions. ``help(quadgrad.quad)``
-tells more.
+``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, ``quadgrad.doctor.check`` names the line
+where a gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions.
+``help(quadgrad.quad)`` tells more.
 """
 
 from __future__ import annotations

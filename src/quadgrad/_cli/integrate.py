@@ -26,8 +26,10 @@ from quadgrad._cli.expression import (
     physical_value,
 )
 from quadgrad._core.errors import IntegrationWarning
+from quadgrad._core.regions.nested import Nested
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.cubature import cubature
 from quadgrad._core.verbs.quad import quad
 from quadgrad._plots import plot_plan
 
@@ -45,6 +47,7 @@ class Problem:
     lower: Tensor
     upper: Tensor
     points: Tensor | None
+    region: Nested | None
     sources: Mapping[str, Tensor]
     notes: tuple[str, ...]
 
@@ -74,7 +77,7 @@ class Answer:
 
 
 def read(
-    text: str, over: tuple[str, str, str], settings: Sequence[str] = (), grad: str = "", points: str = ""
+    text: str, over: Sequence[tuple[str, ...]], settings: Sequence[str] = (), grad: str = "", points: str = ""
 ) -> Problem:
     """Understand the words of a command.
 
@@ -82,8 +85,8 @@ def read(
     ----------
     text : str
         The integrand.
-    over : tuple of str
-        The variable and its limits.
+    over : sequence of tuples of str
+        Each variable and its limits, the outermost first; limits may name the variables before.
     settings : sequence of str
         Parameters, each as ``name=value``.
     grad, points : str
@@ -94,14 +97,18 @@ def read(
     ValueError
         If one of them makes no sense; the text says which and why.
     """
-    variable = _name(over[0], "--over")
-    parameters = _parameters(settings, variable)
-    wanted = _wanted(grad, parameters, variable)
+    if len(over) > 1:
+        return _read_several(text, over, settings, grad, points)
+    variable = _name(over[0][0], "--over")
+    parameters = _parameters(settings, [variable])
+    wanted = _wanted(grad, parameters, [variable])
     parameters = {name: value.requires_grad_(name in wanted) for name, value in parameters.items()}
     used = _expression(text, [variable, *parameters]).used
     formula = Expression(text, [variable, *(name for name in parameters if name in used)])
     # Copies, so that a limit can be told from the parameter that it is.
-    limits = {side: _value(word, parameters, "--over").clone() for side, word in zip(LIMITS, over[1:], strict=True)}
+    limits = {
+        side: _value(word, parameters, "--over").clone() for side, word in zip(LIMITS, over[0][1:], strict=True)
+    }
     for side in wanted & limits.keys():
         if limits[side].isinf():
             raise ValueError(f"--grad: the {side} limit is infinite, there is no derivative by it")
@@ -109,11 +116,7 @@ def read(
     words = points.split(",") if points.strip() else []
     marks = [_value(word, parameters, "--points", finite=True) for word in words]
     marked = {name for word in words for name in Expression(word, parameters).used}
-    known = [formula, *(Expression(word, parameters) for word in (*over[1:], *words))]
-    notes = tuple(
-        f"{name} is {PHYSICAL[name][1]}, {physical_value(name):.9g}; --param {name}=2 would make it a parameter"
-        for name in sorted({name for one in known for name in one.physical})
-    )
+    notes = _told([formula, *(Expression(word, parameters) for word in (*over[0][1:], *words))])
     notes += tuple(
         f"the integrand jumps at a place that {name} moves: d/d{name} counts the jump only if --points names it"
         for name in parameters if name in wanted & formula.stepped - marked
@@ -125,17 +128,99 @@ def read(
         limits["lower"],
         limits["upper"],
         torch.stack(marks) if marks else None,
+        None,
         {name: sources[name] for name in sources if name in wanted},
         notes,
     )
 
 
-def solve(problem: Problem, **options: Any) -> Answer:
-    """Integrate, and differentiate by what was asked for; ``options`` are those of :func:`quadgrad.quad`."""
+def _read_several(
+    text: str, over: Sequence[tuple[str, ...]], settings: Sequence[str], grad: str, points: str
+) -> Problem:
+    """Understand an integral over several variables, the outermost first."""
+    if points.strip():
+        raise ValueError(
+            "--points: breakpoints are for one variable. A place where the integrand jumps can be a limit: split "
+            "the integral there"
+        )
+    if short := [words for words in over if len(words) < 3]:
+        raise ValueError(f"--over: {' '.join(short[0])} should be a name and two limits, as in x 0 1")
+    variables = [_name(words[0], "--over") for words in over]
+    if twice := [name for name in variables if variables.count(name) > 1]:
+        raise ValueError(f"--over: {twice[0]} is integrated over twice")
+    parameters = _parameters(settings, variables)
+    wanted = _wanted(grad, parameters, variables)
+    if sides := sorted(wanted & set(LIMITS)):
+        raise ValueError(
+            f"--grad: there are {len(over)} {sides[0]} limits: make the one that is meant a parameter, and "
+            "differentiate by that"
+        )
+    parameters = {name: value.requires_grad_(name in wanted) for name, value in parameters.items()}
+    formula = _expression(text, [*variables, *parameters])
+    limits = [[_limit(word, variables, k, parameters) for word in words[1:]] for k, words in enumerate(over)]
+    known = [formula, *(end.expression for pair in limits for end in pair if isinstance(end, _Limit))]
+    known += [Expression(word, [*variables, *parameters]) for words in over for word in words[1:]]
+    notes = _told(known) + tuple(
+        f"the integrand jumps at a place that {name} moves: d/d{name} counts the jump only if it is a limit"
+        for name in parameters if name in wanted & formula.stepped
+    )  # fmt: skip
+    region = Nested([(lower, upper) for lower, upper in limits])
+    zero = torch.zeros((), dtype=torch.float64)
+    sources = {name: value for name, value in parameters.items() if name in wanted}
+    return Problem(formula, tuple(parameters.values()), zero, zero, None, region, sources, notes)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """A limit that names outer variables, as :class:`quadgrad.Nested` calls it."""
+
+    expression: Expression
+
+    def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
+        """Return the limit at outer coordinates ``(..., k)``."""
+        return self.expression(*x.unbind(-1), *args)
+
+
+def _limit(word: str, variables: Sequence[str], number: int, parameters: Mapping[str, Tensor]) -> Tensor | _Limit:
+    """Return a limit of the variable of this number, which may name those before it."""
+    outer = variables[:number]
+    later = [
+        name for name in variables[number:] if name in _expression(word, [*variables, *parameters], "--over").used
+    ]
+    if later:
+        raise ExpressionError(
+            f"--over: a limit of {variables[number]} cannot name {later[0]}, which is no outer variable: name the "
+            "outermost first", word, 0
+        )  # fmt: skip
+    formula = _expression(word, [*outer, *parameters], "--over")
+    return _Limit(formula) if formula.used & set(outer) else _value(word, parameters, "--over")
+
+
+def _told(known: Sequence[Expression]) -> tuple[str, ...]:
+    """Return what is said of the constants of nature in formulas."""
+    return tuple(
+        f"{name} is {PHYSICAL[name][1]}, {physical_value(name):.9g}; --param {name}=2 would make it a parameter"
+        for name in sorted({name for one in known for name in one.physical})
+    )
+
+
+def _integrate(p: Problem, rule: str | None, **options: Any) -> Result:
+    if p.region is None:
+        rule = "gk21" if rule is None else rule
+        return quad(p.expression, p.lower, p.upper, p.arguments, points=p.points, rule=rule, **options)
+    integrand = lambda x, *args: p.expression(*x.unbind(-1), *args)
+    return cubature(integrand, args=p.arguments, region=p.region, rule="auto" if rule is None else rule, **options)
+
+
+def solve(problem: Problem, rule: str | None = None, **options: Any) -> Answer:
+    """Integrate, and differentiate by what was asked for.
+
+    ``options`` are those of :func:`quadgrad.quad`, of several variables those of :func:`quadgrad.cubature`.
+    """
     p = problem
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = quad(p.expression, p.lower, p.upper, p.arguments, points=p.points, on_failure="ignore", **options)
+        result = _integrate(p, rule, on_failure="ignore", **options)
         gradient = [torch.zeros_like(source) for source in p.sources.values()]
         if gradient and result.value.requires_grad:
             sources = tuple(p.sources.values())
@@ -209,25 +294,25 @@ def _name(name: str, option: str) -> str:
         raise ValueError(f"{option}: {error}") from None
 
 
-def _parameters(settings: Sequence[str], variable: str) -> dict[str, Tensor]:
+def _parameters(settings: Sequence[str], variables: Sequence[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for setting in settings:
         name, equals, word = setting.partition("=")
         if not equals:
             raise ValueError(f"--param: {ascii(setting)} should be written name=value, as in a=2")
         name = _name(name, "--param")
-        if name == variable or name in found or name in LIMITS:
-            reason = "is integrated over" if name == variable else "has a value already"
+        if name in variables or name in found or name in LIMITS:
+            reason = "is integrated over" if name in variables else "has a value already"
             raise ValueError(f"--param: {name} " + ("means the limit" if name in LIMITS else reason))
         found[name] = _value(word, {}, "--param", finite=True)
     return found
 
 
-def _wanted(grad: str, parameters: Mapping[str, Tensor], variable: str) -> set[str]:
+def _wanted(grad: str, parameters: Mapping[str, Tensor], variables: Sequence[str]) -> set[str]:
     words = {word.strip() for word in grad.split(",")} if grad.strip() else set[str]()
     known = [*parameters, *LIMITS]
     for word in sorted(words - set(known)):
-        if word == variable:
+        if word in variables:
             raise ValueError(f"--grad: {word} is integrated over, there is no derivative by it")
         raise ValueError(f"--grad: there is no parameter {ascii(word)[1:-1]}{nearest(word, known)}")
     return words

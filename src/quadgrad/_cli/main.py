@@ -158,7 +158,11 @@ def add_integrate(app: "typer.Typer") -> None:
         expression: Annotated[str, typer.Argument(help='The integrand, in quotes: "exp(-a*x**2)".')],
         over: Annotated[
             tuple[str, str, str],
-            typer.Option(metavar="NAME LOWER UPPER", help="Variable and limits: x 0 inf, or t -pi 2*a."),
+            typer.Option(
+                metavar="NAME LOWER UPPER",
+                help="Variable and limits: x 0 inf, or t -pi 2*a. Repeatable, the outermost first; inner limits "
+                "may name outer variables.",
+            ),
         ],
         param: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")] = [],  # noqa: B006
         grad: Annotated[
@@ -169,9 +173,16 @@ def add_integrate(app: "typer.Typer") -> None:
         points: Annotated[
             str, typer.Option(metavar="VALUES", help="Where it jumps, has a kink or is singular: 0.3,a/2.")
         ] = "",
-        rule: Annotated[str, typer.Option(help="Quadrature rule: gk15 to gk61, or cc11 to cc255.")] = "gk21",
+        rule: Annotated[
+            str | None,
+            typer.Option(
+                help="Quadrature rule: gk15 to gk61, or cc11 to cc255; of several variables gm7, gm9, gm11.",
+                show_default="gk21",
+            ),
+        ] = None,
         max_nfev: Annotated[
-            int | None, typer.Option(min=1, help="Most evaluations of the integrand.", show_default="30000")
+            int | None,
+            typer.Option(min=1, help="Most evaluations of the integrand.", show_default="30000; 5 million"),
         ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         plot: Annotated[
@@ -184,11 +195,13 @@ def add_integrate(app: "typer.Typer") -> None:
         Exit code 0: converged. 1: not converged, the value is printed all the same. 2: a mistake in the command.
         """
         refuse_extra(context, expression)
-        refuse_several(context.meta[OVER], expression)
         if plot is not None:
+            if len(context.meta[OVER]) > 1:
+                fail("--plot: pictures are of one variable; in Python plan.plot() draws the boxes of two")
             require_picture(plot, "--plot")
         try:
-            problem = read(expression, over, param, grad, points)
+            every = context.meta[OVER]
+            problem = read(expression, every if len(every) > 1 else [over], param, grad, points)
             answer = solve(problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev)
         except ValueError as error:
             fail(str(error))
@@ -213,21 +226,6 @@ def refuse_extra(context: "typer.Context", expression: str) -> None:
     if context.args:
         words = ascii(" ".join(context.args))[1:-1]
         fail(f'one expression is expected, and more was found: {words}. Put it in quotes: "exp(-x**2)"')
-
-
-def refuse_several(over: list[tuple[str, ...]], expression: str) -> None:
-    """Refuse several variables, which this command does not integrate over yet, with what does in Python."""
-    if len(over) <= 1:
-        return
-    names, lower, upper = (", ".join(part) for part in zip(*over, strict=True))
-    one = [name.partition(",")[0] for name, *_ in over]
-    fail(
-        f"--over: {len(over)} variables ({names}), and one can be integrated over here. In Python "
-        "quadgrad.qmc samples "
-        f"boxes, quadgrad.qmc(f, [{lower}], [{upper}]) with x[..., 0] for {one[0]}, x[..., 1] for "
-        f"{one[1]}; or nest "
-        f"quadgrad.quad, whose integrand may call it for the inner integral"
-    )
 
 
 def fail(message: str) -> NoReturn:

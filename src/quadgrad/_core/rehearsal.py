@@ -7,13 +7,15 @@ also where no gradient reaches it: only in a replay are the integrand's own oper
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Rehearsal", "current_rehearsal"]
+__all__ = ["Rehearsal", "current_rehearsal", "decided", "thinking"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,3 +80,23 @@ def current_rehearsal(thinking: bool = False) -> Rehearsal | None:
     """Return the run that is open, unless the library thinks, in which case it is asked for by ``thinking``."""
     run = _rehearsal.get()
     return run if run is None or thinking or not run.thinks else None
+
+
+def thinking() -> AbstractContextManager[None]:
+    """Return a context in which the library thinks, where runs are compared."""
+    run = current_rehearsal()
+    return nullcontext() if run is None else run.thinking()
+
+
+def decided(decide: Callable[[], T], tolerance: float = 0.0) -> T:
+    """Return what the library decides on: where runs are compared, what it decided in the first of them."""
+    run = current_rehearsal()
+    if run is None:
+        return decide()
+    call = run.begin(tolerance)
+    kept = run.found(call)
+    if kept is None:
+        with run.thinking():
+            kept = (decide(),)
+        run.keep(call, kept)
+    return kept[0]

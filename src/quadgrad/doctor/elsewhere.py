@@ -43,10 +43,13 @@ def find_elsewhere(x: Examination) -> tuple[list[Jump], list[str]]:
 
 
 def _difference(x: Examination, numbers: set[int], t: float) -> float:
-    """Return what freezing these events changes at a place; 0 where the program does something else there."""
+    """Return what freezing these events changes at a place; 0 where the program does something else, or fails."""
     steps = x.directions[0].steps
-    live = x.program.run(Order(base=x.trace), steps, t)
-    frozen = x.program.run(Order(base=x.trace, only=frozenset(numbers)), steps, t)
+    try:
+        live = x.program.run(Order(base=x.trace), steps, t)
+        frozen = x.program.run(Order(base=x.trace, only=frozenset(numbers)), steps, t)
+    except Exception:  # so far away the program may not be defined, and says so in its own way
+        return 0.0
     if live.trace.parted or frozen.trace.parted:
         return 0.0
     difference = live.value - frozen.value

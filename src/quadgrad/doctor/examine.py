@@ -82,9 +82,10 @@ class Examination:
         self.eps = 2.0**-52 if _is_double(program) else 2.0**-23
         self.ladder = LADDERS[_is_double(program)]
         self.floor = FLOOR if _is_double(program) else 2e-4
-        if program.rehearsal.kept:  # integrals are wrong by what was allowed, their derivatives by about as much
-            self.floor = max(self.floor, 10.0 * program.rehearsal.tolerance)
         self.most = BAR if _is_double(program) else 1e-2
+        # Integrals are wrong by what was allowed, their derivatives by about as much.
+        self.allowed = max(self.floor, 10.0 * program.rehearsal.tolerance)
+        self.floor = max(self.floor, min(0.5 * self.most, self.allowed))
         self.parted, self.flipped = "", set[int]()
         self.stop_at_kink, self.at_kink = stop_at_kink, False
         self.directions = [self._direction(i, "tensor") for i in range(count)]

@@ -56,7 +56,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
         Verdict.OK, sorted(rows, key=_gravity), main.true.value, main.bar(x.floor), main.autograd, residual.value
     )
     verdict, cause = _verdict(x, gaps, lost + wrong, residual)
-    if verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value) and not steps:
+    # On coarse cells a jump lies between nodes, and moves nothing: who crosses one is asked there, too.
+    doubtful = verdict == Verdict.INCONCLUSIVE or (verdict == Verdict.OK and x.allowed > x.most)
+    if doubtful and math.isfinite(main.true.value) and not steps:
         steps = _restless_rows(x)
         report = replace(report, rows=sorted(rows + steps, key=_gravity))
     noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
@@ -78,12 +80,18 @@ def _verdict(
             "there, and the point lies on the border; or it is not defined beside it."
         )
     found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
-    unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.floor * main.size)
-    if unexplained or (gaps and not found):
+    unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.allowed * main.size)
+    far = [d for d in gaps if not abs(d.gap) <= 3.0 * d.bar(x.allowed)]
+    if unexplained or (far and not found):
         return Verdict.UNLOCATED, _suspects(x.trace, found)
     if found:
         worst = max(found, key=lambda row: abs(row.lost) if math.isfinite(row.lost) else math.inf)
         return worst.verdict, ""
+    if gaps:
+        return Verdict.INCONCLUSIVE, (
+            f"Autograd's derivative is off by {abs(gaps[0].gap) / gaps[0].size:.1g} of it, no more than that of an "
+            f"integral may be whose tolerance is {x.program.rehearsal.tolerance:.1g}: pass a smaller rtol."
+        )
     vague = [d for d in x.directions if d.bar(x.floor) > x.most * d.size and not _is_zero(x, d)]
     if vague:
         d = vague[0]

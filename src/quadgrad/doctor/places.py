@@ -52,7 +52,7 @@ def place_of(frame: FrameType | None = None) -> Place:
         package = name.partition(".")[0]
         if package not in _OTHERS:
             break
-        if package == "quadgrad" and owner == "user":
+        if package == "quadgrad" and owner != "optimiser":  # what it has torch or SciPy do is its own, too
             owner = "engine"
         elif name.startswith("torch.optim"):
             owner = "optimiser"

@@ -21,6 +21,7 @@ from quadgrad._core.errors import IntegrandError, SeveredGradientWarning, warn
 from quadgrad._core.perturbations.again import RandomState, once_more
 from quadgrad._core.perturbations.noise import Noise
 from quadgrad._core.perturbations.transport import Transport
+from quadgrad._core.rehearsal import current_rehearsal
 
 __all__ = ["PerturbedMean"]
 
@@ -60,7 +61,8 @@ class PerturbedMean:
         """Return the mean, differentiable by whatever the loss depends on."""
         with WithoutAutocast() as unaided:  # gradients are not to be taken under autocast; loss has its own state
             mean = replace(self, loss=unaided.restore(self.loss))
-            if not torch.is_grad_enabled() or in_transform() or forward_mode_open():
+            plain_torch = in_transform() or forward_mode_open() or current_rehearsal() is not None
+            if plain_torch or not torch.is_grad_enabled():
                 return mean._summed_up(mean.evaluate)
             return mean._with_gradients()
 

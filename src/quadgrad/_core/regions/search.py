@@ -19,8 +19,9 @@ from quadgrad._core.reduce import align, total
 from quadgrad._core.regions.bodies import CutBodies
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.mesh import CutMesh, cut_cells
-from quadgrad._core.regions.recursion import Cut, rebuild, trace
+from quadgrad._core.regions.recursion import Cut, Skeleton, rebuild, trace
 from quadgrad._core.regions.surface import element
+from quadgrad._core.rehearsal import decided
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found
@@ -101,6 +102,12 @@ class CutPrimal:
             owners.append(part.owner)
         return total(torch.cat(values), torch.cat(owners), plan.batch)
 
+    def _trace(self, cells: Cut) -> Skeleton:
+        """Return where nodes are placed."""
+        rule = self.problem.rule
+        with self.problem.outside() as plain:
+            return trace(level_of(plain), cells, rule.line, rule.surface)[1]
+
     def _sums(self, cells: Cut) -> Tensor:
         """Return the integrals over some cells, ``(n, *event)``."""
         return self._by_rules(cells, 1)[:, 0]
@@ -133,8 +140,7 @@ class CutPrimal:
         """Return the integrals over some cells by each of the rules, ``(n, columns, *event)``."""
         problem, surface = self.problem, self.problem.rule.surface
         rule = problem.rule.line
-        with problem.outside() as plain:
-            _, skeleton = trace(level_of(plain), cells, rule, surface)
+        skeleton = decided(lambda: self._trace(cells))
         level = level_of(problem)
         nodes, stuck = rebuild(level, skeleton, rule, columns)
         self.stuck = self.stuck or bool(stuck.any())

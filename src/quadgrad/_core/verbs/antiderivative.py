@@ -18,6 +18,7 @@ from quadgrad._core.gradient import Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.problem import Problem
+from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -134,22 +135,21 @@ def antiderivative(
             chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, Reuse())
-    outer = current_record()
+    outer, rehearsed = current_record(), current_rehearsal() is not None
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem = prepare(
             unaided.restore(f), a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev,
             chunk_size=chunk_size,
         )  # fmt: skip
-        problem, probe, lanes = open_call(problem, (rtol, atol), None, alone=False)
-        with problem.outside() as plain:
-            found, refined = _search(plain)
-            if problem.flowing:
-                refuse_noise(plain, refined.values.plan)
-            status = _judge(plain, found, refined)
-            places = Places.of(refined.values.plan, plain.pieces)
-            limits = plain.limits
-        lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
-        if problem.flowing or lost:
+        with thinking():
+            problem, probe, lanes = open_call(problem, (rtol, atol), None, alone=False)
+        if rehearsed:  # one of several runs that are compared: only in a replay is seen what f does
+            problem.flowing, problem.chunk_size = True, None
+        found, refined, status, places, limits = decided(lambda: _find(problem, rehearsed), problem.tolerance.rtol)
+        lost = (
+            severed_arguments(problem.integrand, problem.limits, probe) if problem.batch and not rehearsed else []
+        )
+        if (problem.flowing or lost) and not rehearsed:
             least = least_jump(found, problem.tolerance)
             if not note_unmarked_jumps(problem, refined.values.plan, least):
                 warn_if_severed(lost, prescribes=False)
@@ -163,9 +163,19 @@ def antiderivative(
     each = (refined.height, refined.error, status, refined.nfev)
     height, error, status, nfev = (t.reshape(shape) for t in each)
     result = lower(Result(height, error, status, nfev, refined.values.plan, detail), lanes)
-    if failed or inner.failures or inner.jump or outer is not None:
+    if not rehearsed and (failed or inner.failures or inner.jump or outer is not None):
         report(result, inner, outer, on_failure)
     return Antiderivative(curve, result.error, result.status, result.nfev, result.plan, detail)
+
+
+def _find(problem: Problem, rehearsed: bool) -> tuple[Found, Refined, Tensor, Places, Any]:
+    """Return what search found and refined, how it ended, where its cells are, and the limits without gradient."""
+    with problem.outside() as plain:
+        found, refined = _search(plain)
+        if problem.flowing and not rehearsed:
+            refuse_noise(plain, refined.values.plan)
+        status = _judge(plain, found, refined)
+        return found, refined, status, Places.of(refined.values.plan, plain.pieces), plain.limits
 
 
 def _search(problem: Problem) -> tuple[Found, Refined]:

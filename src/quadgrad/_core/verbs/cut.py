@@ -20,6 +20,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.regions.pairs import PAIRS, CutRule, line_rule
 from quadgrad._core.regions.search import CutPrimal, counts_of, search_cut
 from quadgrad._core.regions.where import Boundary, Together, Where
+from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -74,10 +75,12 @@ def integrate_cut(
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
-        problem, probe, lanes = open_call(problem, tolerances, unaided.restore(region.functions), False)
+        with thinking():
+            problem, probe, lanes = open_call(problem, tolerances, unaided.restore(region.functions), False)
         inner.heard.clear()
         result = _integrate(problem, probe, gradient, region, _fit(problem, plan))
-    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
+    told = inner.failures or outer is not None or result.derivative is not None
+    if current_rehearsal() is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 
@@ -130,15 +133,23 @@ def _bounds(problem: Problem, region: Where | Boundary) -> Tensor | None:
     return torch.cat([c.expand(rows, -1) for c in columns], dim=1)
 
 
+def _search(problem: Problem, region: Where | Boundary, plan: CutPlan | None) -> Found:
+    with problem.outside() as plain:
+        return search_cut(plain, _bounds(plain, region), plan)
+
+
 def _integrate(
     problem: Problem, probe: Tensor, gradient: GradientMode, region: Where | Boundary, plan: CutPlan | None
 ) -> Result:
-    with problem.outside() as plain:
-        found = search_cut(plain, _bounds(plain, region), plan)
+    rehearsed = current_rehearsal() is not None
+    if rehearsed:  # one of several runs that are compared: only in a replay is seen what f and the region do
+        problem.flowing, problem.chunk_size = True, None
+    found = decided(lambda: _search(problem, region, plan), max(problem.tolerance.rtol, problem.tolerance.eps**0.5))
     primal = CutPrimal(problem, found)
-    warn_if_severed(_severed(problem, probe) if problem.batch else [])
+    if not rehearsed and problem.batch:
+        warn_if_severed(_severed(problem, probe))
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
-    if problem.flowing:
+    if problem.flowing and not rehearsed:
         refuse_disagreement(derived.value, found.value, found, problem.block)
         if primal.stuck:
             warn(_STUCK, UnmarkedJumpWarning)

@@ -21,6 +21,7 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.ranks import Ranks
+from quadgrad._core.rehearsal import current_rehearsal, decided
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import make_tolerance, real_dtype, returned_dtype
@@ -233,16 +234,18 @@ def expectation(
         weight = None if weight is None else unaided.restore(weight)
         ranks.refuse_differences({"method": method, "estimator": estimator} | options.compared())
         question = ask(unaided.restore(f), distribution, args, params, weight)
-        reach = look(question)
+        reach, question.event = decided(lambda: (look(question), question.event))
         warn_of_severed(reach)
-        question = question.without_gradient(reach.severed)
+        if current_rehearsal() is None:  # else by whom it is severed is asked
+            question = question.without_gradient(reach.severed)
         result = _narrow(_answer(question, options, record, reach, method, estimator), question)
     if record.jump and reach.own:
         warn(_JUMPS, UnmarkedJumpWarning)
     record.jump = ""
     status = plain(result.status)
     failed = (status != int(Status.CONVERGED)) & (status != int(Status.SAMPLED))
-    if bool(failed.any()) or record.failures or outer is not None or result.derivative is not None:
+    said = record.failures or outer is not None or result.derivative is not None
+    if current_rehearsal() is None and (said or bool(failed.any())):
         told = {name: plain(getattr(result, name)) for name in ("value", "error", "nfev")}
         report(replace(result, status=status, **told), record, outer, on_failure)
     return result
@@ -278,7 +281,7 @@ def _answer(
         few = fallback and options.plan is None and _has_transport(question)
         _refuse_quad(question, reach)
         result = integrate_line(question, options, record, few)
-        if not few or bool(plain(result.converged).all()):
+        if not few or decided(lambda: bool(plain(result.converged).all())):
             return _say(result, " Integrated over the density, in which the parameters are differentiated.")
         record.jump, spent = "", result.nfev
         tried, method = " Tried by quad with 1,000 nodes first.", "qmc"

@@ -151,7 +151,8 @@ def _share(
             if training is not None and training.kept is not None and training.kept.shape[0] > 1:
                 training = replace(training, kept=training.kept.repeat(lanes.count))
         result = _integrate(problem, probe, gradient, sample, said, training)
-    if bool(did_fail(result.status).any()) or inner.failures or outer is not None or result.derivative is not None:
+    told = inner.failures or outer is not None or result.derivative is not None
+    if run is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
 

@@ -16,6 +16,7 @@ from quadgrad._core.closure import uncompiled
 from quadgrad._core.distributions.transport import uniforms
 from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.points import make_sequence
+from quadgrad._core.rehearsal import decided
 from quadgrad._core.verbs.expected.question import Question
 from quadgrad._core.verbs.expected.samples import Draws
 
@@ -44,8 +45,10 @@ def estimators_agree(question: Question) -> bool:
 
     True also where it cannot be told: under transforms, and where the groups would be too small.
     """
-    if in_transform():
-        return True
+    return True if in_transform() else decided(lambda: _agree(question))
+
+
+def _agree(question: Question) -> bool:
     rank, d = len(question.batch_shape), uniforms(question.still())
     draws = min(DRAWS, MOST_NUMBERS // (GROUPS * max(1, d * math.prod(question.batch_shape))))
     if draws < FEWEST:

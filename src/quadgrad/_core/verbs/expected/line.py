@@ -18,6 +18,7 @@ from quadgrad._core.gradient import Reuse
 from quadgrad._core.integrand import element
 from quadgrad._core.lanes import plain
 from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.rehearsal import decided
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.expected.options import Options, finish, judge, quietly, size_of
@@ -121,10 +122,10 @@ def integrate_line(question: Question, options: Options, record: InnerRecord, fe
     ValueError
         If the ends of the support are not known.
     """
-    line = lay_out_line(question.distribution, question.still(), question.wide, question.device)
+    line = lay_out_line(question.distribution, decided(question.still), question.wide, question.device)
     rtol, atol = options.tolerances
     run = _Run(question, options, record, line, few)
-    rough = run.ask(Weighed(question), (), (rtol, atol), options.plan, rough=True)
+    rough = decided(lambda: run.ask(Weighed(question), (), (rtol, atol), options.plan, rough=True))
     if question.weight is not None:
         about_it = about(rough, options)
         more: tuple[Any, ...] = (element(about_it[0], 1), *about_it[1:])

@@ -23,6 +23,7 @@ from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import hash_numbers
 from quadgrad._core.points.joe_kuo import DIMENSIONS
 from quadgrad._core.reduce import align
+from quadgrad._core.rehearsal import decided
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.door import open_ranks
@@ -86,7 +87,8 @@ class Draws:
         score = self.estimator == "score"
         source = question.parts.build([p.detach() for p in parameters]) if score else distribution
         rotation = more[-1] if self.rotated else None
-        x, weights = draw(source, u.to(question.wide), rotation)
+        make = lambda: draw(source, u.to(question.wide), rotation)
+        x, weights = decided(make) if score else make()
         lead = u.shape[:-1]
         if score:
             x = x.detach()
@@ -128,7 +130,7 @@ def _ratio(distribution: Any, x: Tensor, mixture: bool, lead: int) -> Tensor:
         log = distribution.component_distribution.log_prob(x.movedim(0, lead)).movedim(lead, 0)
     else:
         log = distribution.log_prob(x)
-    still = log.detach()
+    still = decided(log.detach)
     # Where rounding has put a draw outside of the support, its density is nothing to divide by.
     possible = still.isfinite()
     return torch.exp(torch.where(possible, log - torch.where(possible, still, 0.0), 0.0))
@@ -197,7 +199,9 @@ class _Run:
         seed = self.options.seed if self.options.seed is not None else kept.seed if kept is not None else 0
         n = PILOT if n is None else min(n, PILOT)
         with torch.no_grad():
-            found = self._ask(draws, n, more, (None, 0.0), hash_numbers(seed, PILOT_KEY), None, True)
+            found = decided(
+                lambda: self._ask(draws, n, more, (None, 0.0), hash_numbers(seed, PILOT_KEY), None, True)
+            )
         return replace(found, value=found.value.detach().nan_to_num(0.0, 0.0, 0.0), error=found.error.detach())
 
     def spread(self, draws: Draws, n: int | None, more: tuple[Any, ...]) -> tuple[Tensor | None, Any]:

@@ -16,6 +16,7 @@ from quadgrad._core.distributions.states import MOST_STATES, finite_states, prob
 from quadgrad._core.distributions.transport import uniforms
 from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.lanes import plain
+from quadgrad._core.rehearsal import thinking
 from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import epsilon, returned_dtype
@@ -224,7 +225,7 @@ def sum_nodes(question: Question, options: Options) -> Result:
             return weight[part].reshape(-1, *ones), x
 
         if each:
-            with torch.no_grad():
+            with torch.no_grad(), thinking():
                 total.add(number, weigh)
         else:
             total.add(number, weigh)
