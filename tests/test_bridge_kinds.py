@@ -53,6 +53,22 @@ def test_a_line_narrower_than_the_step_is_seen(method: str, width: float, line: 
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("x", [0.3, 50.0])
+def test_an_output_that_stays_zero_asks_for_no_endless_steps(method: str, x: float) -> None:
+    seen: list[float] = []
+
+    def fn(v: np.ndarray) -> np.ndarray:
+        seen.extend(v)
+        return np.array([0.0, np.sin(v[0]), 0.0])
+
+    at = leaf([x])
+    wrapped = bridge.wrap(fn, method, noise=(1e-5, 1e-8))
+    wrapped(at)[1].backward()
+    assert max(abs(v - x) for v in seen) <= 2.0 * max(x, 1.0), "not where nobody knows what the function does"
+    assert abs(at.grad.item() - math.cos(x)) <= float(wrapped.info.gradient_error[0][0])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_inputs_of_mixed_units_in_one_vector(method: str) -> None:
     fn = lambda x: np.sin(x[0] / 100.0) + np.sin(3.0 * x[1] / 1e-12)
     x = leaf([300.0, 1e-12])

@@ -138,10 +138,21 @@ class Linearization:
         self.counter.nfev += len(points)
         expected = None if np.iscomplexobj(points) else specs_of(self.outputs)
         found = self.callee.many(self._placed(self.split(points), len(points)), expected)
+        if expected is None:
+            self._refuse_other_shapes(found)
         if len(found) == 1:
             flat = found[0].reshape(len(points), -1)
             return flat.astype(np.result_type(flat, np.float64), copy=False)
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
+
+    def _refuse_other_shapes(self, found: Arrays) -> None:
+        """Raise where outputs at complex points have other shapes: bits read as numbers are twice as many."""
+        shapes, known = [y.shape[1:] for y in found], [y.shape for y in self.outputs]
+        if shapes != known:
+            raise BridgeError(
+                f"{self.callee.name} returned shape {' and '.join(map(str, shapes))} for complex inputs, "
+                f"{' and '.join(map(str, known))} for real ones: use derivative='central'"
+            )
 
     def at(self, point: Array) -> Linearization:
         """Return the linearization at other wanted inputs ``(n,)``, with the scales of this one.
