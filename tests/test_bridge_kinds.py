@@ -212,6 +212,37 @@ def test_a_function_that_returns_the_same_buffer_every_time(method: str) -> None
     torch.testing.assert_close(vmap(wrapped)(rows), rows**2)
 
 
+HELD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "a view": lambda b: b[:3],
+    "a reshaped view": lambda b: b.reshape(1, 3)[0],
+    "an array made of its memory": lambda b: np.frombuffer(b.data),
+    "itself": lambda b: b,
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("held", HELD)
+def test_a_buffer_is_told_from_an_array_that_nobody_holds(held: str, given: bool) -> None:
+    buffer, slope = np.zeros(3), np.zeros(3)
+
+    def fn(x: np.ndarray) -> np.ndarray:
+        np.sin(x, out=buffer)
+        return HELD[held](buffer)
+
+    def vjp(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        np.multiply(g, np.cos(x), out=slope)
+        return HELD[held](slope)
+
+    wrapped = bridge.wrap(fn, vjp=vjp) if given else bridge.wrap(fn)
+    x, other = leaf(X), leaf(X + 1.0)
+    first, second = wrapped(x), wrapped(other)
+    (first.sum() + 0.0 * second.sum()).backward()
+    buffer[:] = slope[:] = 7.0
+    torch.testing.assert_close(first, torch.sin(X), rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(x.grad, torch.cos(X), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(other.grad, torch.zeros(3, dtype=torch.float64), rtol=0.0, atol=0.0)
+
+
 def test_a_buffer_in_a_tuple_and_in_a_pool() -> None:
     fn = reusing()
     x = leaf(X)

@@ -353,7 +353,10 @@ class Linearization:
         rows: list[Array] = []
         for row in cotangents:
             found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.wanted)
-            rows.append(np.concatenate([np.real(a).ravel() for a in found]))
+            flat = [np.real(a).ravel() for a in found]
+            rows.append(flat[0] if len(flat) == 1 else np.concatenate(flat))
+        if len(rows) == 1:
+            return rows[0][None]
         return np.stack(rows) if rows else np.zeros((0, self.x.size))
 
     def push(self, tangents: Array) -> Array:
@@ -460,7 +463,7 @@ def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
     """Cut a flat cotangent into one for each output, in its dtype."""
     ends = np.cumsum([a.size for a in arrays])[:-1]
     return [
-        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype)
+        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype, copy=False)
         for part, a in zip(np.split(row, ends), arrays, strict=True)
     ]
 
