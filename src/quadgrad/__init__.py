@@ -4,8 +4,8 @@
 over a distribution; ``antiderivative`` is the whole curve, and its inverse. ``trapezoid``, ``simpson``, ``romb``
 and ``spline`` take samples. ``Integrator`` keeps its cells through training, ``replay`` compiles.
 ``quadgrad.bridge.wrap`` makes NumPy and SciPy code differentiable, ``quadgrad.doctor.check`` names the line where a
-gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions. ``help(quadgrad.quad)`` tells
-more.
+gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFlow's functions. ``help(quadgrad.quad)``
+tells more.
 """
 
 from __future__ import annotations
