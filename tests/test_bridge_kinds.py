@@ -53,6 +53,22 @@ def test_a_line_narrower_than_the_step_is_seen(method: str, width: float, line: 
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("x", [0.3, 50.0])
+def test_an_output_that_stays_zero_asks_for_no_endless_steps(method: str, x: float) -> None:
+    seen: list[float] = []
+
+    def fn(v: np.ndarray) -> np.ndarray:
+        seen.extend(v)
+        return np.array([0.0, np.sin(v[0]), 0.0])
+
+    at = leaf([x])
+    wrapped = bridge.wrap(fn, method, noise=(1e-5, 1e-8))
+    wrapped(at)[1].backward()
+    assert max(abs(v - x) for v in seen) <= 2.0 * max(x, 1.0), "not where nobody knows what the function does"
+    assert abs(at.grad.item() - math.cos(x)) <= float(wrapped.info.gradient_error[0][0])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_inputs_of_mixed_units_in_one_vector(method: str) -> None:
     fn = lambda x: np.sin(x[0] / 100.0) + np.sin(3.0 * x[1] / 1e-12)
     x = leaf([300.0, 1e-12])
@@ -194,6 +210,37 @@ def test_a_function_that_returns_the_same_buffer_every_time(method: str) -> None
     torch.testing.assert_close(x.grad, 2 * X, rtol=1e-5, atol=1e-6)
     rows = torch.stack([X, 2 * X, 3 * X])
     torch.testing.assert_close(vmap(wrapped)(rows), rows**2)
+
+
+HELD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "a view": lambda b: b[:3],
+    "a reshaped view": lambda b: b.reshape(1, 3)[0],
+    "an array made of its memory": lambda b: np.frombuffer(b.data),
+    "itself": lambda b: b,
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("held", HELD)
+def test_a_buffer_is_told_from_an_array_that_nobody_holds(held: str, given: bool) -> None:
+    buffer, slope = np.zeros(3), np.zeros(3)
+
+    def fn(x: np.ndarray) -> np.ndarray:
+        np.sin(x, out=buffer)
+        return HELD[held](buffer)
+
+    def vjp(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        np.multiply(g, np.cos(x), out=slope)
+        return HELD[held](slope)
+
+    wrapped = bridge.wrap(fn, vjp=vjp) if given else bridge.wrap(fn)
+    x, other = leaf(X), leaf(X + 1.0)
+    first, second = wrapped(x), wrapped(other)
+    (first.sum() + 0.0 * second.sum()).backward()
+    buffer[:] = slope[:] = 7.0
+    torch.testing.assert_close(first, torch.sin(X), rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(x.grad, torch.cos(X), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(other.grad, torch.zeros(3, dtype=torch.float64), rtol=0.0, atol=0.0)
 
 
 def test_a_buffer_in_a_tuple_and_in_a_pool() -> None:

@@ -328,6 +328,7 @@ def test_colours_never_share_an_output(seed: int, outputs: int, inputs: int, den
             "differs from central",
         ),
         (lambda x: np.abs(np.asarray(x).view(np.ndarray)), "drops the imaginary part"),
+        (lambda x: np.asarray(x).view(np.float64), "for complex inputs"),
     ],
 )
 def test_the_complex_step_is_refused_with_the_reason(fn: Any, reason: str) -> None:

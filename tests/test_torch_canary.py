@@ -28,6 +28,7 @@ from quadgrad._core._torch import (
     forward_mode_open,
     in_differentiation,
     in_transform,
+    is_batched,
     leaves_behind,
     made_since,
     nodes_made,
@@ -424,6 +425,36 @@ def test_batched_gradients_still_cannot_loop_over_lists_of_tensors() -> None:
     y.register_hook(lambda g: double([g])[0])
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         torch.autograd.grad(y, x, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+
+
+def test_tensors_that_are_batches_in_disguise_are_told() -> None:
+    seen: list[bool] = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            seen.append(is_batched(gradient))
+            return 2 * gradient
+
+    x = leaf([1.0, 2.0])
+    y = Watched.apply(x)
+    rows = torch.eye(2, dtype=torch.float64)
+    torch.autograd.grad(y, x, rows, is_grads_batched=True, retain_graph=True)
+    assert all(seen) and seen, "by is_grads_batched, where no transform is seen to be open"
+    seen.clear()
+    torch.autograd.grad(y, x, rows[0])
+    assert seen == [False]
+    assert all(seen_inside(TRANSFORMS["vmap"], is_batched))
+    assert not is_batched(X)
+    assert not is_batched(leaf(X) * 2)
 
 
 def test_operators_still_have_no_forward_mode_of_their_own() -> None:

@@ -25,6 +25,9 @@ GROWTH = 32.0
 """By how much a step grows, or shrinks where it does not see the function or points lie outside the domain."""
 POOR = 100.0
 """Steps are chosen anew where the error is this many times what a well-scaled function gives."""
+LARGEST = 0.5
+"""Steps grow to this share of an input's scale, or of 1 where that is more: an output that stays 0 asks for ever
+longer ones, and nobody knows what a function does out there."""
 ENOUGH, FEW = 5.0, 0.02
 """Of noisy functions 100 times would be anything: so many times what noise allows, or so large a share, will do."""
 ROUGH = 30.0
@@ -200,6 +203,7 @@ def _next_steps(
         shrunk = np.maximum(mean, 1.0) ** (-1.0 / (order + 1))
     # Where noise rules, as it does next to 0 for a function that does not care how small x is: from x's scale to 1.
     grown = np.maximum(GROWTH * step, relative)
+    grown = np.minimum(grown, np.maximum(step, LARGEST * np.maximum(problem.scale, 1.0)))
     moved = np.where(count == 0.0, step, np.where(mean > ROUGH, step * shrunk, grown))
     moved = np.where(structure.collect(blind.astype(np.float64), groups) > 0.0, step * shorter, moved)
     # The distance to 0 is the best guess of how far a domain reaches.

@@ -195,12 +195,24 @@ class Callee:
 
 
 def copied(result: Any) -> Any:
-    """Return what a function returned with memory of its own: the next call may write into the same buffer."""
+    """Return what a function returned with memory of its own: the next call may write into the same buffer.
+
+    An array that nobody else refers to, and that is no view of other memory, is nobody's buffer.
+    """
     if isinstance(result, np.ndarray):
-        return result.copy()
+        alone = result.base is None and result.flags.owndata and sys.getrefcount(result) <= _ALONE
+        return result if alone and type(result) is np.ndarray else result.copy()
     if isinstance(result, torch.Tensor):
         return result.detach().clone()
     return tuple(map(copied, result)) if type(result) is tuple else result
+
+
+def _references(result: Any) -> int:
+    return sys.getrefcount(result)
+
+
+_ALONE = _references(np.zeros(1))
+"""How many references there are in :func:`copied` to what only it refers to: Pythons count differently."""
 
 
 def _filled(slots: Sequence[Any], row: Sequence[Any], tensors: bool) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, add_input_note
-from quadgrad.bridge.evaluation import INPUT, Callee
+from quadgrad.bridge.evaluation import INPUT, Callee, copied
 from quadgrad.bridge.structure import Jacobian, Structure
 
 __all__ = ["elementwise_jacobian", "full_jacobian", "given_product"]
@@ -121,7 +121,7 @@ def given_product(
     values = iter(inputs)
     filled = [np.array(next(values)) if slot is INPUT else slot for slot in callee.slots]
     try:
-        result = callee.fn(*filled, last)
+        result = copied(callee.fn(*filled, last))
     except Exception as error:
         add_input_note(error, [*inputs, *vectors], callee.name)
         raise
@@ -140,7 +140,7 @@ def given_product(
                 f"{callee.name} returned shape {array.shape} for {what} {place}; expected {shape}, that of the "
                 f"{what}"
             )
-        arrays.append(array.astype(np.result_type(array, np.float64)))
+        arrays.append(array.astype(np.result_type(array, np.float64), copy=False))
     return arrays
 
 

@@ -138,10 +138,21 @@ class Linearization:
         self.counter.nfev += len(points)
         expected = None if np.iscomplexobj(points) else specs_of(self.outputs)
         found = self.callee.many(self._placed(self.split(points), len(points)), expected)
+        if expected is None:
+            self._refuse_other_shapes(found)
         if len(found) == 1:
             flat = found[0].reshape(len(points), -1)
             return flat.astype(np.result_type(flat, np.float64), copy=False)
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
+
+    def _refuse_other_shapes(self, found: Arrays) -> None:
+        """Raise where outputs at complex points have other shapes: bits read as numbers are twice as many."""
+        shapes, known = [y.shape[1:] for y in found], [y.shape for y in self.outputs]
+        if shapes != known:
+            raise BridgeError(
+                f"{self.callee.name} returned shape {' and '.join(map(str, shapes))} for complex inputs, "
+                f"{' and '.join(map(str, known))} for real ones: use derivative='central'"
+            )
 
     def at(self, point: Array) -> Linearization:
         """Return the linearization at other wanted inputs ``(n,)``, with the scales of this one.
@@ -342,7 +353,10 @@ class Linearization:
         rows: list[Array] = []
         for row in cotangents:
             found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.wanted)
-            rows.append(np.concatenate([np.real(a).ravel() for a in found]))
+            flat = [np.real(a).ravel() for a in found]
+            rows.append(flat[0] if len(flat) == 1 else np.concatenate(flat))
+        if len(rows) == 1:
+            return rows[0][None]
         return np.stack(rows) if rows else np.zeros((0, self.x.size))
 
     def push(self, tangents: Array) -> Array:
@@ -449,7 +463,7 @@ def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
     """Cut a flat cotangent into one for each output, in its dtype."""
     ends = np.cumsum([a.size for a in arrays])[:-1]
     return [
-        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype)
+        (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype, copy=False)
         for part, a in zip(np.split(row, ends), arrays, strict=True)
     ]
 
