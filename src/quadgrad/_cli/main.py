@@ -130,18 +130,20 @@ def add_doctor(app: "typer.Typer") -> None:
         raise typer.Exit(0 if report.ok else 1)
 
 
+def _vocabulary() -> str:
+    """Return what an expression may be made of."""
+    return (
+        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, x), "
+        f"sinc(x) is sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units "
+        "unless --param says otherwise. A comparison is 1 or 0."
+    )
+
+
 def add_integrate(app: "typer.Typer") -> None:
     """Add ``quadgrad integrate``."""
     import typer
     import typer.core
 
-    words = (
-        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, "
-        "x), sinc(x) is "
-        f"sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units unless "
-        "--param says "
-        "otherwise. A comparison is 1 or 0."
-    )
     # So that an expression may begin with a minus sign; `refuse_extra` is as strict as typer would be.
     lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -152,7 +154,7 @@ def add_integrate(app: "typer.Typer") -> None:
             ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
             return super().parse_args(ctx, args)
 
-    @app.command(epilog=words, context_settings=lenient, cls=Command)
+    @app.command(epilog=_vocabulary(), context_settings=lenient, cls=Command)
     def integrate(
         context: typer.Context,
         expression: Annotated[str, typer.Argument(help='The integrand, in quotes: "exp(-a*x**2)".')],

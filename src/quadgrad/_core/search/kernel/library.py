@@ -21,7 +21,7 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
 from quadgrad._core.search.kernel.builds import describe, find
-from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END
+from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
 
 __all__ = [
@@ -130,6 +130,17 @@ class Piles(Structure):
         """Return what writes to this memory."""
         numbers = (WORST, WORST_AT_END, far, TOGETHER, MOST)
         return cls(*numbers, stretches.data_ptr(), ends.data_ptr(), 0, 0)
+
+    def read(self, stretches: Tensor, ends: Tensor) -> Piled:
+        """Return what was written there: stretches as they came, ends in order."""
+        stretches = stretches[: STRETCH * self.n_stretches].view(-1, STRETCH)
+        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        ends = ends[: END * self.n_ends].view(-1, END)
+        at, distance = ends.view(torch.int64)[:, :3], ends[:, 3]
+        order = (2 * at[:, 0] + at[:, 1]).argsort()
+        row, upper, singular = at[order].unbind(1)
+        at_ends = Ends(row, upper > 0, distance[order], singular > 0)
+        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
 
 
 class Maps(Structure):

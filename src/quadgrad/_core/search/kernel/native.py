@@ -26,20 +26,8 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
-    CELL,
-    END,
-    END_LAYOUT,
-    INTEGRAL,
-    LAYOUT,
-    LEAF,
-    SHARE,
-    STRETCH,
-    Piles,
-    Round,
-    Setting,
-    Tally,
-    load,
-)
+    CELL, END, END_LAYOUT, INTEGRAL, LAYOUT, LEAF, SHARE, STRETCH, Piles, Round, Setting, Tally, load,
+)  # fmt: skip
 from quadgrad._core.search.kernel.memory import (
     BYTES,
     INTEGERS,
@@ -52,7 +40,7 @@ from quadgrad._core.search.kernel.memory import (
 )
 from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
-from quadgrad._core.search.stretches import Ends, Piled
+from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
@@ -424,14 +412,7 @@ class NativeBodies:
         round.linear, round.n_linear, round.ends, round.n_ends = linear.pointer, linear.n, ends.pointer, ends.n
         piles = Piles.into(stretches, edges, far)
         self.kernel.look_for_piles(byref(round), byref(piles))
-        stretches = stretches[: STRETCH * piles.n_stretches].view(-1, STRETCH)
-        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
-        edges = edges[: END * piles.n_ends].view(-1, END)
-        at, distance = edges.view(torch.int64)[:, :3], edges[:, 3]
-        order = (2 * at[:, 0] + at[:, 1]).argsort()
-        row, upper, singular = at[order].unbind(1)
-        found = Ends(row, upper > 0, distance[order], singular > 0)
-        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, found)
+        return piles.read(stretches, edges)
 
     def settled_values(self) -> Tensor:
         """Return what the settled cells of each integral add up to, of one real component."""
