@@ -26,7 +26,19 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
-    CELL, END, END_LAYOUT, INTEGRAL, LAYOUT, LEAF, SHARE, STRETCH, Piles, Round, Setting, Tally, load,
+    CELL,
+    END,
+    END_LAYOUT,
+    INTEGRAL,
+    LAYOUT,
+    LEAF,
+    SHARE,
+    STRETCH,
+    Piles,
+    Round,
+    Setting,
+    Tally,
+    load,
 )  # fmt: skip
 from quadgrad._core.search.kernel.memory import (
     BYTES,
