@@ -128,10 +128,13 @@ def _open_places(problem: Problem, found: Found, spikes: Tensor) -> _Pairs | Non
     again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < 0.25 * torch.minimum(apart[1:], apart[:-1]))
     kept = torch.cat((again.new_ones(1), ~again))
     row, place, at, apart = (t[kept] for t in (row, place, at, apart))
-    begin = from_lower(plan.start)
-    order = _by_row(plan.row, begin)
-    cells = plan.row[order]
-    low, high = (_before(cells, begin[order], row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
+    mine = torch.zeros_like(found.nfev, dtype=torch.bool).repeat_interleave(count).index_fill_(0, row, True)
+    order = mine[plan.row].nonzero().squeeze(1)
+    order = order[_by_row(plan.row[order], from_lower(plan.start[order]))]
+    cells, begin = plan.row[order], from_lower(plan.start[order])
+    if not len(cells):
+        return None
+    low, high = (_before(cells, begin, row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
     around = low[:, None] + torch.arange(CELLS, device=low.device)
     inside, around = around <= high[:, None], around.clamp_max(len(cells) - 1)
     inside, around = inside & (cells[around] == row[:, None]), order[around]
@@ -154,9 +157,13 @@ def _by_row(row: Tensor, place: Tensor) -> Tensor:
 
 def _before(cells: Tensor, begin: Tensor, row: Tensor, place: Tensor) -> Tensor:
     """Return the last of sorted cells that begin no later than places in rows do; the first if there is none."""
-    order = _by_row(torch.cat((cells, row)), torch.cat((begin, place)))
-    counted = torch.empty_like(order).index_copy_(0, order, (order < len(cells)).cumsum(0))
-    return counted[len(cells) :].sub(1).clamp_min(0)
+    low, high = torch.searchsorted(cells, row), torch.searchsorted(cells, row, right=True)
+    # By bisection in each row: there are many more cells than places, and to sort them together takes longer.
+    for _ in range(int((high - low).amax()).bit_length()):
+        middle = (low + high) // 2
+        later = (begin[middle.clamp_max(len(cells) - 1)] > place) | (low == high)
+        low, high = torch.where(later, low, middle + 1), torch.where(later, middle, high)
+    return (low - 1).clamp_min(0)
 
 
 def _rank(owner: Tensor) -> Tensor:
