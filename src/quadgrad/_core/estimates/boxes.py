@@ -17,7 +17,7 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import BEYOND, PLACE, bound_error, largest_component, null_rule_error
 from quadgrad._core.mesh.boxes import DEEPEST, FARTHEST, BoxPlaces, NewBoxes
 from quadgrad._core.mesh.protocol import Cells
-from quadgrad._core.reduce import reals
+from quadgrad._core.reduce import apply, reals
 from quadgrad._core.rules import BoxRule, RuleTensors
 from quadgrad._core.rules.box import BESIDE_FACE, BoxRuleTensors
 from quadgrad._core.rules.rule import NULL_PAIRS
@@ -95,7 +95,7 @@ class BoxEstimate:
         volume = scale.abs()
         m, c = len(rule.weights), real.shape[2]
         body = real[:m].reshape(m, n * c)
-        sums = (torch.cat((rule.weights[None], rule.nulls)) @ body).unflatten(1, (n, c))
+        sums = apply(torch.cat((rule.weights[None], rule.nulls)), body).unflatten(1, (n, c))
         moduli = body.abs()
         size = (rule.sizes @ moduli).reshape(n, c)
         height = moduli.amax(0).reshape(n, c).amax(1) if n * c else size.new_zeros(n)
