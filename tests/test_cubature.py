@@ -89,6 +89,41 @@ def test_every_rule(rule: str) -> None:
     assert result.plan.rule == rule
 
 
+@pytest.mark.parametrize(("rule", "degree"), (("gm7", 7), ("gm9", 9), ("gm11", 11), ("gk15", 14)))
+@pytest.mark.parametrize("d", (2, 3))
+def test_polynomials_of_any_degree(rule: str, degree: int, d: int) -> None:
+    """Where only the lowest null rules see more than rounding, the others do not tell how fast they fall."""
+    for p in range(degree + 4):
+        one, other = p // 2, p - p // 2
+        cases = (
+            (lambda x: 1 + x[..., 0] ** p, 1 + 1 / (p + 1)),  # noqa: B023
+            (lambda x: 1 + (x**p).sum(-1), 1 + d / (p + 1)),  # noqa: B023
+            (lambda x: x[..., 0] ** one * (1 + x[..., 1] ** other), (1 + 1 / (other + 1)) / (one + 1)),  # noqa: B023
+        )
+        for f, exact in cases:
+            result = qg.cubature(f, *cube(d), rtol=1e-9, rule=rule, max_nfev=30_000, on_failure="ignore")
+            off = abs(float(result.value) - exact)
+            assert off <= max(float(result.error), 2e-14 * exact)
+            # From degree - 3 on the second highest null rules, too, see more than rounding.
+            if p < degree - 3:
+                assert result.converged and result.nfev <= (30_000 if rule == "gk15" else 2_000)
+
+
+@pytest.mark.parametrize(("rule", "d"), (("gk15", 3), ("gk21", 3), ("gk61", 2), ("gk61", 3)))
+def test_sums_over_thousands_of_nodes_are_as_exact_as_they_say(rule: str, d: int) -> None:
+    for grows in (False, True):
+        p = t64(2.0).requires_grad_(grows)
+        result = qg.cubature(lambda x, p: p + 0.0 * x[..., 0], *cube(d), (p,), rtol=1e-9, rule=rule)
+        assert result.converged and abs(result.value.item() - 2.0) <= result.error
+
+
+def test_a_triangle_of_low_degree() -> None:
+    triangle = qg.Nested([(0.0, t64(1.0)), (0.0, lambda x: x[..., 0])])
+    for rule in ("gm7", "gm9", "gm11", "gk15"):
+        result = qg.cubature(lambda x: x.sum(-1), region=triangle, rtol=1e-9, rule=rule)
+        assert result.converged and abs(float(result.value) - 0.5) <= result.error and result.nfev < 500
+
+
 def test_a_needle_in_the_middle_of_the_box() -> None:
     for d, exact in ((5, 1.791326036748785955e-06), (3, float(exact_bell(625.0, 3)))):
         result = qg.cubature(bell, *cube(d), (625.0,), rtol=1e-3, rule="gm9")

@@ -6,7 +6,7 @@ Called as a method of what they show. matplotlib is imported only when something
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_antiderivative", "plot_boxes", "plot_plan"]
+
+_Plan = TypeVar("_Plan", IntervalPlan, BoxPlan)
 
 
 def plot_plan(
@@ -53,14 +55,8 @@ def plot_plan(
     >>> ax.get_title() == f"{len(plan)} cells of gk21"
     True
     """
-    if not 0 <= element < plan.batch:
-        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1]
-    cells = plan.take(plan.owner == element)
-    ax.set(title=f"{len(cells)} cell{'' if len(cells) == 1 else 's'} of {plan.rule}", xlabel="x")
+    cells, ax = _cells_of(plan, element), _axes(ax)
+    ax.set(title=_title(len(cells), plan.rule), xlabel="x")
     if len(cells) == 0:
         return ax
     integrand, limits, *_ = flatten(f or torch.zeros_like, a, b, args, points, trusted=plan)
@@ -73,9 +69,7 @@ def plot_plan(
         y = (torch.view_as_real(y) if y.is_complex() else y).reshape(*x.shape, -1)
         _draw_integrand(ax, x.cpu(), y, cells.piece.cpu())
     _draw_cells(ax, ends.cpu(), cells.error.cpu())
-    if plan.infinite and float(ends.abs().max()) > 100.0:
-        ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
-    ax.set_xlim(float(ends.min()), float(ends.max()))
+    _span(ax, ends, plan.infinite)
     return ax
 
 
@@ -130,15 +124,8 @@ def plot_boxes(
     """
     if plan.d != 2:
         raise ValueError(f"boxes in {plan.d} dimensions cannot be drawn: a picture has two")
-    if not 0 <= element < plan.batch:
-        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1]
-    cells = plan.take(plan.owner == element)
-    count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
-    ax.set(title=f"{count} of {plan.rule}", xlabel="x[..., 0]", ylabel="x[..., 1]")
+    cells, ax = _cells_of(plan, element), _axes(ax)
+    ax.set(title=_title(len(cells), plan.rule), xlabel="x[..., 0]", ylabel="x[..., 1]")
     if len(cells) == 0:
         return ax
     integrand, box, *_ = flatten_box(f or (lambda x, *_: x.sum(-1)), a, b, args, trusted=plan)
@@ -194,26 +181,46 @@ def plot_antiderivative(curve: Antiderivative, *, element: int = 0, ax: Axes | N
     'antiderivative'
     """
     x, y, ends, error = curve.drawn(element)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1]
-    count = ends.shape[1]
-    ax.set(
-        title=f"{count} cell{'' if count == 1 else 's'} of {curve.plan.rule}", xlabel="x", ylabel="antiderivative"
-    )
-    if count == 0:
+    ax = _axes(ax)
+    ax.set(title=_title(ends.shape[1], curve.plan.rule), xlabel="x", ylabel="antiderivative")
+    if ends.shape[1] == 0:
         return ax
     for component, heights in enumerate(y.unbind(1)):
         ax.plot(x, heights, color=f"C{component}")
     _draw_cells(ax, ends, error)
-    if curve.plan.infinite and float(ends.abs().max()) > 100.0:
-        ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
-    ax.set_xlim(float(ends.min()), float(ends.max()))
+    _span(ax, ends, curve.plan.infinite)
     return ax
 
 
 Antiderivative.plot = plot_antiderivative
+
+
+def _cells_of(plan: _Plan, element: int) -> _Plan:
+    """Return the cells of one integral of the batch."""
+    if not 0 <= element < plan.batch:
+        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
+    return plan.take(plan.owner == element)
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """Return where to draw: in a new figure unless given."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1]
+    return ax
+
+
+def _title(count: int, rule: str) -> str:
+    """Say how many cells are drawn."""
+    return f"{count} cell{'' if count == 1 else 's'} of {rule}"
+
+
+def _span(ax: Axes, ends: Tensor, infinite: bool) -> None:
+    """Let the picture end where the cells do."""
+    if infinite and float(ends.abs().max()) > 100.0:
+        ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
+    ax.set_xlim(float(ends.min()), float(ends.max()))
 
 
 def _draw_integrand(ax: Axes, x: Tensor, y: Tensor, piece: Tensor) -> None:

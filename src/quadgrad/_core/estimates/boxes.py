@@ -17,7 +17,7 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import BEYOND, PLACE, bound_error, largest_component, null_rule_error
 from quadgrad._core.mesh.boxes import DEEPEST, FARTHEST, BoxPlaces, NewBoxes
 from quadgrad._core.mesh.protocol import Cells
-from quadgrad._core.reduce import reals
+from quadgrad._core.reduce import apply, reals
 from quadgrad._core.rules import BoxRule, RuleTensors
 from quadgrad._core.rules.box import BESIDE_FACE, BoxRuleTensors
 from quadgrad._core.rules.rule import NULL_PAIRS
@@ -43,6 +43,9 @@ ROUGH, SLOW = 0.5, 5.0
 STRAIGHT, KINK = 0.3, 1.0
 """Along an axis the two highest coefficients are at most this part of the two before, or count as an error so many
 times."""
+
+ROUNDED = 4.0
+"""Null rules of so many eps times the integral of abs(f) are taken for rounding."""
 
 SMOOTH = 0.3
 """Where null rules fall faster than this children may learn from their parents to be less careful."""
@@ -92,13 +95,15 @@ class BoxEstimate:
         volume = scale.abs()
         m, c = len(rule.weights), real.shape[2]
         body = real[:m].reshape(m, n * c)
-        sums = (torch.cat((rule.weights[None], rule.nulls)) @ body).unflatten(1, (n, c))
+        sums = apply(torch.cat((rule.weights[None], rule.nulls)), body).unflatten(1, (n, c))
         moduli = body.abs()
         size = (rule.sizes @ moduli).reshape(n, c)
         height = moduli.amax(0).reshape(n, c).amax(1) if n * c else size.new_zeros(n)
         along = self._along(rule, real)
+        blur = self._blur(places, along, size)
         if self.rule.factor is None:
-            (error, fall), rough = _symmetric_error(sums[1:], rule.levels), along[4:].abs().sum(0)
+            rounding = ROUNDED * noise * size + blur
+            (error, fall), rough = _symmetric_error(sums[1:], rule.levels, rounding), along[4:].abs().sum(0)
             kinked = self._kinked(along, error, size, noise)
             smooth = (largest_component(fall) < SMOOTH) & (kinked.sum((0, 2)) == 0.0)
             error = torch.maximum(error, KINK * kinked.amax(0))
@@ -107,7 +112,6 @@ class BoxEstimate:
             smooth = torch.zeros_like(scale, dtype=torch.bool)
         gaps = self._gaps(along)
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
-        blur = self._blur(places, along, size)
         error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
         least = torch.where(smooth, LEAST, 1.0)
         trust = torch.ones_like(error) if new.trust is None else torch.maximum(new.trust, least)
@@ -231,14 +235,21 @@ def _moduli(t: Tensor, is_complex: bool) -> Tensor:
     return largest_component(t)
 
 
-def _symmetric_error(nulls: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the error ``(n, components)`` from the null rules of all levels, and how slowly they fall."""
+def _symmetric_error(nulls: Tensor, levels: tuple[int, ...], rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the error ``(n, components)`` from the null rules of all levels, and how slowly they fall.
+
+    What is no more than ``rounding``, as of polynomials of low degree, does not tell that they fall slowly.
+    """
     tiny = torch.finfo(nulls.dtype).tiny
     first, second, third = (level.abs().amax(0).clamp_min(tiny) for level in nulls.split(levels))
     # The highest level has one null rule, which may be 0 by chance: the slower of the two falls, from the lowest.
-    fall = torch.maximum(first / second, second / third).clamp_max(1.0)
+    above = torch.stack((first, second, third)) > rounding
+    fall = torch.maximum(first / second * above[0], second / third * above[1]).clamp_max(1.0)
+    fall = torch.where(above.any(0), fall, 1.0)  # of all that is rounding nothing is told
     error = torch.maximum(fall**POWER * third, torch.maximum(first, second) * (fall == 1.0))
-    return SAFETY * torch.where(fall > ROUGH, SLOW * error, error), fall
+    error = SAFETY * torch.where(fall > ROUGH, SLOW * error, error)
+    error = torch.where(above[:2].all(0), error, torch.maximum(error, rounding))
+    return torch.where(above.any(0), error, rounding), fall
 
 
 def compare_with_parents(cells: Cells, parents: Cells) -> None:

@@ -12,42 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.regions.mesh import CutMesh
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error
+from quadgrad._core.search.decide import Totals, Verdict, allowed_error
+from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.task import Found
-from quadgrad._core.search.tensors import TensorBodies
 
 __all__ = ["CutBodies"]
 
 OFF = 0.25
 """Where halves are together off their parent by more than its error said, each has this part of that at least."""
 
-NEGLIGIBLE = 0.005
-"""Cells are not halved for less than this part of their even share of the allowed error."""
 
-
-class CutBodies(TensorBodies[Found]):
+class CutBodies(HoldingBodies[Found]):
     """A search that holds its cells until an integral is done."""
 
     mesh: CutMesh
 
     def __init__(self, task: Problem, mesh: Any, record: Any) -> None:
         super().__init__(task, mesh, mesh, record)
-        self.held: Cells | None = None
-        self.parents: Tensor | None = None
 
-    def gather(self, new: Cells) -> Cells:
-        """Return the new cells, compared with their parents, and those that were held."""
-        if self.parents is not None:
-            new.sums[-2] = _compare(new.sums, self.parents)
-        cells = new if self.held is None else Cells.join([self.held, new])
-        self.held = self.parents = None
-        return cells
+    def compare(self, new: Cells, parents: Cells) -> None:
+        """Correct the errors of new cells by what those of their parents turned out to be."""
+        new.sums[-2] = _compare(new.sums, parents.sums)
 
     def mark(self, verdict: Verdict, totals: Totals, cells: Cells, follow: bool) -> Tensor:
         """Tell which cells are to be halved: of each integral those with the largest errors."""
@@ -59,37 +49,8 @@ class CutBodies(TensorBodies[Found]):
         error = cells.sums[-2].masked_fill(lost | ~splittable, 0.0)
         target = torch.maximum(allowed_error(self.task.tolerance, totals), 2.0 * totals.floor)
         whole, counts = sum_by_owner(torch.stack((error, torch.ones_like(error))), owner, n)
-        order = error.argsort(descending=True)
-        order = order[owner[order].argsort(stable=True)]  # by integral, the largest first
-        mine, largest = owner[order], error[order]
-        first = (counts.cumsum(0) - counts).long()
-        before = largest.cumsum(0) - largest
-        before = before - before[first.clamp_max(len(order) - 1)][mine]
-        left = whole[mine] - before
-        room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
-        rank = torch.arange(len(order), device=order.device) - first[mine]
-        large = (
-            (left > SHARE * target[mine])
-            & (largest > (NEGLIGIBLE * target / counts.clamp_min(1.0))[mine])
-            & (rank < room.clamp_min(1)[mine])
-        )
-        marked = torch.zeros_like(splittable).index_put((order,), large)
+        marked = self.largest(owner, error, whole, counts, target)
         return (marked | lost) & splittable & ~verdict.done[owner]
-
-    def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
-        """Hold the cells that are not halved of integrals that run on; return those that settle."""
-        if not count:
-            return cells
-        self.parents = cells.sums.index_select(1, locate(splits, count))
-        keep = runs.index_select(0, cells.whole[0]) & ~splits
-        held = int(keep.sum())
-        self.held = cells.take(locate(keep, held)) if held else None
-        return cells.take(locate(~(keep | splits), len(cells) - held - count))
-
-    def renumber(self, place: Tensor) -> None:
-        """Take note of the integrals' new numbers."""
-        if self.held is not None:
-            self.held.whole[0] = place.index_select(0, self.held.whole[0])
 
     def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
         """Return cells with what integrals inside f are off at their nodes."""

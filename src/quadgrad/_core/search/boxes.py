@@ -1,9 +1,4 @@
-"""The search on boxes: which geometry, which estimate, and what is handed over.
-
-In several dimensions a halving takes away only a part of a cell's error, and errors differ by many orders. So cells
-are not settled one by one: those with the largest errors are halved, as many as are needed for the rest to have
-half the tolerance, and the others are held until their integral is done.
-"""
+"""The search on boxes: which geometry, which estimate, what they are blind to, and what is handed over."""
 
 from __future__ import annotations
 
@@ -17,26 +12,23 @@ from torch import Tensor
 from quadgrad._core.estimates.boxes import BoxEstimate, compare_with_parents
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
-from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.decide import SHARE, Totals, Verdict, allowed_error
+from quadgrad._core.search.decide import Totals, Verdict, allowed_error
+from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, noise
-from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+from quadgrad._core.search.tensors import TurnsComplexError
 
 __all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
 
 BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
-
-NEGLIGIBLE = 0.01
-"""Cells are not halved for less than this part of their even share of the allowed error."""
 
 
 def search_boxes(problem: Problem, first: BoxPlan | None) -> BoxFound:
@@ -88,15 +80,13 @@ class BoxFound(Found):
     corner: Tensor = field(kw_only=True)
 
 
-class BoxBodies(TensorBodies[BoxFound]):
+class BoxBodies(HoldingBodies[BoxFound]):
     """The state of a search that holds its cells until an integral is done."""
 
     mesh: Boxes
 
     def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
         super().__init__(task, mesh, estimate, record)
-        self.held: Cells | None = None
-        self.parents: Cells | None = None
         self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
         self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
         self.looked = torch.zeros(task.batch, dtype=torch.int64, device=mesh.device)
@@ -104,11 +94,11 @@ class BoxBodies(TensorBodies[BoxFound]):
     def gather(self, new: Cells) -> Cells:
         """Return the new cells, compared with their parents, and those that were held."""
         self._remember(new)
-        if self.parents is not None:
-            compare_with_parents(new, self.parents)
-        cells = new if self.held is None else Cells.join([self.held, new])
-        self.held = self.parents = None
-        return cells
+        return super().gather(new)
+
+    def compare(self, new: Cells, parents: Cells) -> None:
+        """Correct the errors of new cells by what those of their parents turned out to be."""
+        compare_with_parents(new, parents)
 
     def _remember(self, new: Cells) -> None:
         """Keep where each integral was seen to be highest."""
@@ -135,22 +125,9 @@ class BoxBodies(TensorBodies[BoxFound]):
         finite = error.masked_fill(lost | ~splittable, 0.0)
         n = len(self.running)
         target = torch.maximum(allowed_error(self.task.tolerance, totals), 2.0 * totals.floor)
-        sums = sum_by_owner(torch.stack((error.masked_fill(lost, 0.0), torch.ones_like(error))), owner, n)
-        least = (SHARE * NEGLIGIBLE) * target / sums[1].clamp_min(1.0)
-        order = finite.argsort(descending=True)
-        if n > 1:
-            order = order[owner[order].argsort(stable=True)]
-        mine, sorted_ = owner[order], finite[order]
-        begins = sums[1].long().cumsum(0) - sums[1].long()
-        before = sorted_.cumsum(0) - sorted_
-        before = before - before[begins.clamp_max(len(order) - 1)][mine]
-        settled = self.running.sums[-2]
-        left = (sums[0] + settled)[mine] - before
-        room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
-        rank = torch.arange(len(order), device=order.device) - begins[mine]
-        large = (left > SHARE * target[mine]) & (sorted_ > least[mine]) & (rank < room.clamp_min(1)[mine])
-        large = large & ~verdict.done[mine]
-        marked = torch.zeros_like(splittable).index_put((order,), large)
+        whole, counts = sum_by_owner(torch.stack((error.masked_fill(lost, 0.0), torch.ones_like(error))), owner, n)
+        marked = self.largest(owner, finite, whole + self.running.sums[-2], counts, target)
+        marked = marked & ~verdict.done[owner]
         marked = (marked | (lost & ~verdict.done[owner])) & splittable
         shallow = cells.whole[HINTS : HINTS + d].sum(0) < BISECTIONS
         marked = marked | (shallow & splittable)
@@ -187,16 +164,6 @@ class BoxBodies(TensorBodies[BoxFound]):
         share = (self.looked[row].double().reciprocal())[whose]
         return find_unseen(cells, mesh.rule.d, allowed, mine[whose], point.T, torch.cat(parts), share)
 
-    def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
-        """Hold the cells that are not halved of integrals that run on; return those that settle."""
-        if not count:
-            return cells
-        self.parents = cells.take(locate(splits, count))
-        keep = runs.index_select(0, cells.whole[0]) & ~splits
-        held = int(keep.sum())
-        self.held = cells.take(locate(keep, held)) if held else None
-        return cells.take(locate(~(keep | splits), len(cells) - held - count))
-
     def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
         """Return cells with what integrals inside f are off at their nodes."""
         if off is None:
@@ -205,8 +172,3 @@ class BoxBodies(TensorBodies[BoxFound]):
         weighted = weight[:, None] * off[: len(weight)] * places.factor[: len(weight)].abs()
         cells.sums[-2:] += weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
         return cells
-
-    def renumber(self, place: Tensor) -> None:
-        """Take note of the integrals' new numbers."""
-        if self.held is not None:
-            self.held.whole[0] = place.index_select(0, self.held.whole[0])

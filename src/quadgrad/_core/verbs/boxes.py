@@ -26,11 +26,12 @@ from quadgrad._core.rules import get_box_rule
 from quadgrad._core.search.boxes import search_boxes
 from quadgrad._core.search.scouts import look_for_peaks
 from quadgrad._core.search.task import Found
-from quadgrad._core.tolerance import epsilon, make_tolerance, real_dtype, returned_dtype
+from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.results import make_result
 
 __all__ = ["MOST", "integrate_boxes", "prepare_boxes"]
 
@@ -146,21 +147,8 @@ def _integrate(
         warn(_FACES.format(primal.faces.failed), IntegrationWarning)
     if problem.flowing and not rehearsed:
         refuse_disagreement(derived.value, found.value, found, problem.block)
-    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    value, error, shape = derived.value, found.error, problem.batch_shape
+    value = derived.value
     if problem.flowing and len(found.plan) == 0 and not in_transform():
         for unused in (probe, *problem.limits.marks):
             value = with_no_share_of(unused, value)
-    if value.dtype != dtype:
-        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
-        error = error.to(real_dtype(dtype))
-    return Result(
-        value.reshape(shape + tuple(value.shape[1:])),
-        error.reshape(shape),
-        found.status.reshape(shape),
-        found.nfev.reshape(shape),
-        found.plan,
-        "",
-        derived.derivative,
-        primal if problem.flowing and not in_transform() else None,
-    )
+    return make_result(problem, probe, found, value, derived, primal, "")

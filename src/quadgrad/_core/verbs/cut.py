@@ -24,11 +24,12 @@ from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
-from quadgrad._core.tolerance import epsilon, make_tolerance, real_dtype, returned_dtype
+from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.results import make_result
 
 __all__ = ["integrate_cut"]
 
@@ -153,18 +154,10 @@ def _integrate(
         refuse_disagreement(derived.value, found.value, found, problem.block)
         if primal.stuck:
             warn(_STUCK, UnmarkedJumpWarning)
-    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    value, error, shape = derived.value, found.error, problem.batch_shape
+    value = derived.value
     if problem.flowing and not in_transform():
         value = with_no_share_of(probe, value)
-    if value.dtype != dtype:
-        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
-        error = error.to(real_dtype(dtype))
-    return Result(
-        value.reshape(shape + tuple(value.shape[1:])), error.reshape(shape), found.status.reshape(shape),
-        found.nfev.reshape(shape), found.plan, _detail(found), derived.derivative,
-        primal if problem.flowing and not in_transform() else None,
-    )  # fmt: skip
+    return make_result(problem, probe, found, value, derived, primal, _detail(found))
 
 
 _STUCK = (

@@ -29,10 +29,10 @@ from quadgrad._core.result import Result
 from quadgrad._core.search.importance import Training, judge_maps, train_maps
 from quadgrad._core.search.sampling import BLOCK, Sample, hold_memory, search_samples
 from quadgrad._core.search.task import Found
-from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.results import make_result
 
 __all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "refuse_log"]
 
@@ -175,23 +175,10 @@ def _integrate(
     if run is None and problem.batch:
         warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
-    dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
-    value, error, shape = derived.value, found.error, problem.batch_shape
+    value = derived.value
     if problem.flowing and problem.batch == 0 and not in_transform():
         value = with_no_share_of(probe, value)
-    if value.dtype != dtype:
-        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
-        error = error.to(real_dtype(dtype))
-    return Result(
-        value.reshape(shape + tuple(value.shape[1:])),
-        error.reshape(shape),
-        found.status.reshape(shape),
-        found.nfev.reshape(shape),
-        found.plan,
-        said + _lost(found),
-        derived.derivative,
-        primal if problem.flowing and not in_transform() else None,
-    )
+    return make_result(problem, probe, found, value, derived, primal, said + _lost(found))
 
 
 def _search(problem: Problem, sample: Sample, said: str, training: Training | None) -> tuple[Sample, Found, str]:

@@ -1,0 +1,83 @@
+"""What searches in several dimensions share: cells are held until an integral is done, and the largest are halved.
+
+A halving takes away only a part of a cell's error there, and errors differ by many orders. So cells are not settled
+one by one: those with the largest errors are halved, as many as are needed for the rest to have half the tolerance.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.decide import SHARE
+from quadgrad._core.search.tensors import TensorBodies
+
+__all__ = ["HoldingBodies"]
+
+NEGLIGIBLE = 0.01
+"""Cells are not halved for less than this part of their even share of the allowed error."""
+
+R = TypeVar("R")
+
+
+class HoldingBodies(TensorBodies[R]):
+    """The state of a search that holds its cells until an integral is done."""
+
+    mesh: Any
+
+    def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
+        super().__init__(task, mesh, estimate, record)
+        self.held: Cells | None = None
+        self.parents: Cells | None = None
+
+    @abstractmethod
+    def compare(self, new: Cells, parents: Cells) -> None:
+        """Correct the errors of new cells, halves side by side, by what those of their parents turned out to be."""
+
+    def gather(self, new: Cells) -> Cells:
+        """Return the new cells, compared with their parents, and those that were held."""
+        if self.parents is not None:
+            self.compare(new, self.parents)
+        cells = new if self.held is None else Cells.join([self.held, new])
+        self.held = self.parents = None
+        return cells
+
+    def largest(self, owner: Tensor, error: Tensor, whole: Tensor, counts: Tensor, target: Tensor) -> Tensor:
+        """Tell which cells have the errors that are to be made less.
+
+        ``error`` ``(n,)`` is what halving each cell may take away; ``whole`` ``(integrals,)`` what all cells have
+        together, ``counts`` how many they are, ``target`` what is allowed.
+        """
+        order = error.argsort(descending=True)
+        order = order[owner[order].argsort(stable=True)]  # by integral, the largest first
+        mine, largest = owner[order], error[order]
+        first = (counts.cumsum(0) - counts).long()
+        before = largest.cumsum(0) - largest
+        before = before - before[first.clamp_max(len(order) - 1)][mine]
+        left = whole[mine] - before
+        room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
+        rank = torch.arange(len(order), device=order.device) - first[mine]
+        least = (SHARE * NEGLIGIBLE) * target / counts.clamp_min(1.0)
+        large = (left > SHARE * target[mine]) & (largest > least[mine]) & (rank < room.clamp_min(1)[mine])
+        return torch.zeros_like(large).index_put((order,), large)
+
+    def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
+        """Hold the cells that are not halved of integrals that run on; return those that settle."""
+        if not count:
+            return cells
+        self.parents = cells.take(locate(splits, count))
+        keep = runs.index_select(0, cells.whole[0]) & ~splits
+        held = int(keep.sum())
+        self.held = cells.take(locate(keep, held)) if held else None
+        return cells.take(locate(~(keep | splits), len(cells) - held - count))
+
+    def renumber(self, place: Tensor) -> None:
+        """Take note of the integrals' new numbers."""
+        if self.held is not None:
+            self.held.whole[0] = place.index_select(0, self.held.whole[0])
