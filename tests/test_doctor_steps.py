@@ -40,7 +40,7 @@ def examine(shape, size, tolerance, marked=""):
     return qg.doctor.check(program, torch.tensor(1.3, dtype=dtype, requires_grad=True))
 
 
-@pytest.mark.parametrize("size", [1.0, 0.01, 1e-4])
+@pytest.mark.parametrize("size", [1.0, 1e-4])
 @pytest.mark.parametrize("tolerance", TOLERANCES)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_moves_is_told_unless_it_is_marked(step, tolerance, size):

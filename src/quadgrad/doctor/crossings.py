@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ _SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Where a decision is looked at whose next crossing its rate at the point does not tell."""
 
 _SHARES = (1.0, 2.0**-3, 2.0**-6)
-_HALVINGS = 12
+_HALVINGS, _BISECTIONS = 12, 30
 
 
 @dataclass(eq=False)
@@ -38,6 +38,10 @@ class Jump:
     count: int
     size: float
     distance: float
+
+
+_Ends = tuple[tuple[float, Run], tuple[float, Run]]
+"""Two places along a direction, and the runs there."""
 
 
 class _Crossing(NamedTuple):
@@ -66,7 +70,7 @@ def find_jumps(examination: Examination) -> list[Jump]:
 
 
 def find_restless(examination: Examination) -> list[Jump]:
-    """Return decisions that fall otherwise within every step and let the output jump: so that differences are noise.
+    """Return decisions that fall otherwise within every step and let the output jump: differences are noise.
 
     An integral's nodes crowd around a jump: each one that crosses it jumps by little, and there is always one.
     Those around a kink cross it, too, and change nothing.
@@ -196,7 +200,7 @@ class _Search:
                         best[side] = _Crossing(k, i, float(level[i]), float(t[i]))
         return sorted(best.values(), key=lambda c: abs(c.t))
 
-    def _bracket(self, crossing: _Crossing) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    def _bracket(self, crossing: _Crossing) -> _Ends | None:
         """Return two places with the crossing between them, close to each other, and the runs there."""
         value, t = self._margin(self.at_point, crossing), crossing.t
         if value is None or t == 0.0:
@@ -205,7 +209,7 @@ class _Search:
 
     def _close_in(
         self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
-    ) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    ) -> _Ends | None:
         """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
         last, side = inside, inside[1] > 0.0
         for tries in range(_SECANTS if outside is None else 2 * _SECANTS):
@@ -213,7 +217,7 @@ class _Search:
             if margin is None:
                 return None
             slope = (margin - last[1]) / (t - last[0]) if t != last[0] else 0.0
-            if (margin > 0.0) == side and margin != 0.0:
+            if (margin > 0.0) == side:
                 inside = (t, margin)
             else:
                 outside = (t, margin)
@@ -228,12 +232,33 @@ class _Search:
             t = root
             if near:
                 break
-        pair = self._pair(crossing, t)
-        if pair is None and outside is not None:  # a wide one: then only a large jump is one
-            pair = tuple((place, self._run(place)) for place, _ in (inside, outside))
-        return cast("tuple[tuple[float, Run], tuple[float, Run]] | None", pair)
+        if pair := self._pair(crossing, t):
+            return pair
+        # Numbers that decide may be rounded coarsely, in single precision: then what they decide tells where.
+        return self._halve(crossing.number, inside[0], 2.0 * inside[0] if outside is None else outside[0])
 
-    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, tuple[tuple[float, Run], tuple[float, Run]]] | None:
+    def _halve(self, number: int, near: float, far: float) -> _Ends | None:
+        """Return two places close to each other, with the runs there, between which a decision falls otherwise."""
+        ends = [(near, self._run(near)), (far, self._run(far))]
+        if not all(self._is_met(run, number) for _, run in ends) or _same(*ends, number):
+            return None
+        for _ in range(_BISECTIONS):
+            (near, _), (far, _) = ends
+            if abs(far - near) <= 2.0 * _WIDTH * abs(far):
+                break
+            middle = 0.5 * (near + far)
+            run = self._run(middle)
+            if not self._is_met(run, number):  # a wide one: then only a large jump is one
+                break
+            ends[not _same(ends[0], (middle, run), number)] = (middle, run)
+        return ends[0], ends[1]
+
+    def _is_met(self, run: Run, number: int) -> bool:
+        """Whether a run comes to this decision."""
+        decisions = run.trace.decisions
+        return number < len(decisions) and decisions[number].key == self.trace.decisions[number].key
+
+    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, _Ends] | None:
         """Return where one of these decisions is seen to have changed further out, whatever its rate here."""
         for side in (1.0, -1.0):
             before, at = 0.0, self.at_point
@@ -275,7 +300,7 @@ class _Search:
         i = int(differ.nonzero()[0])
         return _Crossing(number, i, float(level[i]), 0.0)
 
-    def _pair(self, crossing: _Crossing, t: float) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    def _pair(self, crossing: _Crossing, t: float) -> _Ends | None:
         least = _WIDTH * (abs(t) or 1.0)
         for width in (least, 100.0 * least):
             near, far = t - math.copysign(width, t), t + math.copysign(width, t)
@@ -287,10 +312,9 @@ class _Search:
 
     def _quantity(self, run: Run, number: int) -> Tensor | None:
         """Return the numbers that decide; None where another run does not come to this decision."""
-        decisions = run.trace.decisions
-        if number >= len(decisions) or decisions[number].key != self.trace.decisions[number].key:
+        if not self._is_met(run, number):
             return None
-        quantity = decisions[number].quantity
+        quantity = run.trace.decisions[number].quantity
         return None if quantity is None else torch.as_tensor(quantity, dtype=torch.float64)
 
     def _margin(self, run: Run, crossing: _Crossing) -> float | None:
@@ -323,6 +347,11 @@ class _Search:
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+
+
+def _same(one: tuple[float, Run], other: tuple[float, Run], number: int) -> bool:
+    """Whether a decision falls alike at two places."""
+    return same_outcome(one[1].trace.decisions[number].out, other[1].trace.decisions[number].out)
 
 
 def _is_between(t: float, one: float, other: float) -> bool:
