@@ -62,8 +62,8 @@ _SAME = frozenset(
 
 _BY_LIBRARY = {
     "spectral_norm": "its power iteration runs under no_grad: what it takes away is nothing once it has converged. "
-    'Call the layer some times before, or examine it in eval(); if it is meant: with quadgrad.doctor.intended("why"): '
-    "around the call",
+    "Call the layer some times before, or examine it in eval(); if it is meant: with "
+    'quadgrad.doctor.intended("why"): around the call',
 }
 """By the function of a library that severs."""
 

@@ -46,7 +46,7 @@ def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Pri
 
 
 def follow_jumps(problem: Problem, found: Found) -> Primal:
-    """Return what was found for other inputs as it is for these: its cells, between zeros of ``jumps`` or places."""
+    """Return what was found for other inputs as it is for these: its cells, between the same marks."""
     if problem.jumps is not None:
         with problem.outside() as plain:
             switches, fitted = Switches.open(plain).fit(found.plan)
