@@ -67,3 +67,19 @@ def test_a_step_that_stands_still_is_none(tolerance):
     program = lambda k: qg.quad(f, 0.0, 1.0, (k,), **options).value
     report = qg.doctor.check(program, torch.tensor(1.3, dtype=dtype, requires_grad=True))
     assert report.verdict == Verdict.OK, str(report)
+
+
+@pytest.mark.xfail(strict=True, reason="of a line that decides only the next crossing is looked at, here a kink's")
+def test_a_step_beside_kinks_on_the_same_line_is_told():
+    lift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+
+    def program(k):
+        place = lambda k: 0.2 + 0.3 * k
+        f = lambda x, k, lift: torch.exp(-k * x) + 0.3 * torch.where(x > place(k), x - place(k) + lift, 0.0 * x)
+        return qg.quad(f, 0.0, 1.0, (k, lift), rtol=1e-5).value.sum()
+
+    found = [
+        qg.doctor.check(program, torch.tensor(k, dtype=torch.float64, requires_grad=True)).verdict
+        for k in (0.4, 0.6, 0.8, 1.0, 1.17, 1.3)
+    ]
+    assert found == [Verdict.STEP] * 6

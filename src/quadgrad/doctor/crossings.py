@@ -240,7 +240,7 @@ class _Search:
     def _halve(self, number: int, near: float, far: float) -> _Ends | None:
         """Return two places close to each other, with the runs there, between which a decision falls otherwise."""
         ends = [(near, self._run(near)), (far, self._run(far))]
-        if not all(self._is_met(run, number) for _, run in ends) or _same(*ends, number):
+        if not all(self._is_met(run, number) for _, run in ends) or _same(ends[0], ends[1], number):
             return None
         for _ in range(_BISECTIONS):
             (near, _), (far, _) = ends
