@@ -332,3 +332,37 @@ def test_the_command_names_the_line(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             examine(target, 2, 0)
+
+
+def hard_sample(logits: Tensor) -> Tensor:
+    return (nn.functional.gumbel_softmax(logits, 0.7, True) * t64([1.0, 2.0, 4.0])).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_hard_sample_is_a_straight_through_estimator(dtype: torch.dtype) -> None:
+    logits = torch.tensor([0.1, 0.5, -0.3], dtype=dtype, requires_grad=True)
+    report = qg.doctor.check(hard_sample, logits)
+    assert report.verdict == Verdict.SEVERED and abs(report.true) < 1e-8, str(report)
+    assert "straight-through" in report.findings[0].remedy, str(report)
+    assert report.findings[0].operation == "gumbel_softmax"
+    report = qg.doctor.check(qg.doctor.intended("straight-through")(hard_sample), logits)
+    assert report.ok and not report.findings, str(report)
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_what_a_power_iteration_takes_away_is_told_until_it_has_converged(normalise: Any) -> None:
+    layer = nn.Linear(3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(t64([[2.0, 0.3, -0.1], [0.2, 1.0, 0.4], [0.5, -0.2, 0.3]]))
+    x, layer = t64([[0.3, -0.8, 0.5]]), normalise(layer)
+    for name, vector in layer.named_buffers():
+        vector.copy_(t64([0.6, 0.8, 0.0]) if name.endswith("u") else t64([0.0, 0.6, 0.8]))
+    loss = lambda: layer(x).square().sum()
+    report = qg.doctor.check(loss, modules=[layer])
+    assert report.verdict == Verdict.SEVERED, str(report)
+    assert report.findings[0].operation == "spectral_norm" and "converged" in report.findings[0].remedy
+    assert qg.doctor.check(qg.doctor.intended("a power iteration")(loss), modules=[layer]).ok
+    for _ in range(60):
+        layer(x)
+    assert qg.doctor.check(loss, modules=[layer]).ok
+    assert qg.doctor.check(loss, modules=[layer.eval()]).ok

@@ -237,9 +237,11 @@ def test_nothing_that_an_examination_changes_stays_changed() -> None:
 
 
 def test_a_compiled_function_is_seen_through() -> None:
-    if sys.version_info >= (3, 14):
-        pytest.skip("what torch compiles there is not settled")
-    w = randn(3).requires_grad_()
-    compiled = torch.compile(lambda w: (w.detach() * w).sum(), backend="eager")
+    w, function = randn(3).requires_grad_(), lambda w: (w.detach() * w).sum()
+    if sys.version_info >= (3, 15):  # torch 2.13 refuses to compile there; when it does not, this fails, and goes
+        with pytest.raises(RuntimeError, match="not supported on Python 3.15"):
+            torch.compile(function, backend="eager")
+        return
+    compiled = torch.compile(function, backend="eager")
     report = qg.doctor.check(compiled, w)
     assert report.verdict == "SEVERED" and report.findings[0].file == __file__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from quadgrad.doctor.program import Run
 from quadgrad.doctor.trace import Decision, Event, Order
 from quadgrad.doctor.watch import same_outcome
 
-__all__ = ["Jump", "find_jumps"]
+__all__ = ["Jump", "find_jumps", "find_restless"]
 
 _REACH = 64.0
 """How far a crossing is looked for, in sizes of what is varied."""
@@ -26,6 +26,9 @@ _SECANTS = 5
 _SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Where a decision is looked at whose next crossing its rate at the point does not tell."""
 
+_SHARES = (1.0, 2.0**-3, 2.0**-6)
+_HALVINGS, _BISECTIONS = 12, 30
+
 
 @dataclass(eq=False)
 class Jump:
@@ -35,6 +38,10 @@ class Jump:
     count: int
     size: float
     distance: float
+
+
+_Ends = tuple[tuple[float, Run], tuple[float, Run]]
+"""Two places along a direction, and the runs there."""
 
 
 class _Crossing(NamedTuple):
@@ -60,6 +67,66 @@ def find_jumps(examination: Examination) -> list[Jump]:
         if size > 0.0:
             jumps.append(Jump(trace.decisions[numbers[0]], len(numbers), size, distance))
     return jumps
+
+
+def find_restless(examination: Examination) -> list[Jump]:
+    """Return decisions that fall otherwise within every step and let the output jump: differences are noise.
+
+    An integral's nodes crowd around a jump: each one that crosses it jumps by little, and there is always one.
+    Those around a kink cross it, too, and change nothing.
+    """
+    lines: dict[Any, list[int]] = {}
+    for k in sorted(examination.flipped):
+        if not examination.trace.decisions[k].reason:
+            lines.setdefault(examination.trace.decisions[k].key, []).append(k)
+    jumps = [(numbers, _Held(examination, numbers).jump()) for numbers in lines.values()]
+    return [Jump(examination.trace.decisions[numbers[0]], 1, size, 0.0) for numbers, size in jumps if size > 0.0]
+
+
+class _Held:
+    """How much the output depends on some decisions: with them held as they fell at the point, and as they fall."""
+
+    def __init__(self, examination: Examination, numbers: list[int]) -> None:
+        self.x = examination
+        self.outcomes = {k: examination.trace.decisions[k].out for k in numbers}
+
+    def jump(self) -> float:
+        """Return by how much the output jumps within a step; 0 where it is bent only.
+
+        What was held back grows like the step where nodes cross jumps one after the other, and like its square
+        where they cross a kink. Where none cross nearby, it is followed to the first that does: it goes to zero
+        there, or jumps.
+        """
+        for h in (self.x.directions[0].step, -self.x.directions[0].step):
+            sizes = [self._size(h * share) for share in _SHARES]
+            if sizes[0] <= 0.0:
+                continue
+            if any(size > 0.5 * share**1.5 * sizes[0] for share, size in zip(_SHARES[1:], sizes[1:], strict=True)):
+                return sizes[0]
+            beyond = [h * share for share, size in zip(_SHARES, sizes, strict=True) if size > 0.0][-1]
+            if sizes[-1] <= 0.0 and self._first(beyond) > sizes[0] / 32.0:
+                return sizes[0]
+        return 0.0
+
+    def _first(self, beyond: float) -> float:
+        """Return what is held back just beyond the first place, before this one, at which it is something."""
+        near, last = 0.0, 0.0
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (near + beyond)
+            size = self._size(middle)
+            near, beyond, last = (near, middle, size) if size > 0.0 else (middle, beyond, last)
+        return last or self._size(beyond)
+
+    def _size(self, t: float) -> float:
+        """Return how much the output differs at a place, beyond its rounding."""
+        x, steps = self.x, self.x.directions[0].steps
+        live = x.program.run(Order(base=x.trace), steps, t)
+        try:
+            held = x.program.run(Order(base=x.trace, outcomes=self.outcomes), steps, t)
+        except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
+            return abs(live.value - x.base.value)
+        size = abs(live.value - held.value)
+        return size if size > 32.0 * x.eps * max(x.base.size, abs(x.base.value)) else 0.0
 
 
 class _Search:
@@ -133,7 +200,7 @@ class _Search:
                         best[side] = _Crossing(k, i, float(level[i]), float(t[i]))
         return sorted(best.values(), key=lambda c: abs(c.t))
 
-    def _bracket(self, crossing: _Crossing) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    def _bracket(self, crossing: _Crossing) -> _Ends | None:
         """Return two places with the crossing between them, close to each other, and the runs there."""
         value, t = self._margin(self.at_point, crossing), crossing.t
         if value is None or t == 0.0:
@@ -142,7 +209,7 @@ class _Search:
 
     def _close_in(
         self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
-    ) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    ) -> _Ends | None:
         """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
         last, side = inside, inside[1] > 0.0
         for tries in range(_SECANTS if outside is None else 2 * _SECANTS):
@@ -150,7 +217,7 @@ class _Search:
             if margin is None:
                 return None
             slope = (margin - last[1]) / (t - last[0]) if t != last[0] else 0.0
-            if (margin > 0.0) == side and margin != 0.0:
+            if (margin > 0.0) == side:
                 inside = (t, margin)
             else:
                 outside = (t, margin)
@@ -165,12 +232,33 @@ class _Search:
             t = root
             if near:
                 break
-        pair = self._pair(crossing, t)
-        if pair is None and outside is not None:  # a wide one: then only a large jump is one
-            pair = tuple((place, self._run(place)) for place, _ in (inside, outside))
-        return cast("tuple[tuple[float, Run], tuple[float, Run]] | None", pair)
+        if pair := self._pair(crossing, t):
+            return pair
+        # Numbers that decide may be rounded coarsely, in single precision: then what they decide tells where.
+        return self._halve(crossing.number, inside[0], 2.0 * inside[0] if outside is None else outside[0])
 
-    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, tuple[tuple[float, Run], tuple[float, Run]]] | None:
+    def _halve(self, number: int, near: float, far: float) -> _Ends | None:
+        """Return two places close to each other, with the runs there, between which a decision falls otherwise."""
+        ends = [(near, self._run(near)), (far, self._run(far))]
+        if not all(self._is_met(run, number) for _, run in ends) or _same(ends[0], ends[1], number):
+            return None
+        for _ in range(_BISECTIONS):
+            (near, _), (far, _) = ends
+            if abs(far - near) <= 2.0 * _WIDTH * abs(far):
+                break
+            middle = 0.5 * (near + far)
+            run = self._run(middle)
+            if not self._is_met(run, number):  # a wide one: then only a large jump is one
+                break
+            ends[not _same(ends[0], (middle, run), number)] = (middle, run)
+        return ends[0], ends[1]
+
+    def _is_met(self, run: Run, number: int) -> bool:
+        """Whether a run comes to this decision."""
+        decisions = run.trace.decisions
+        return number < len(decisions) and decisions[number].key == self.trace.decisions[number].key
+
+    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, _Ends] | None:
         """Return where one of these decisions is seen to have changed further out, whatever its rate here."""
         for side in (1.0, -1.0):
             before, at = 0.0, self.at_point
@@ -212,7 +300,7 @@ class _Search:
         i = int(differ.nonzero()[0])
         return _Crossing(number, i, float(level[i]), 0.0)
 
-    def _pair(self, crossing: _Crossing, t: float) -> tuple[tuple[float, Run], tuple[float, Run]] | None:
+    def _pair(self, crossing: _Crossing, t: float) -> _Ends | None:
         least = _WIDTH * (abs(t) or 1.0)
         for width in (least, 100.0 * least):
             near, far = t - math.copysign(width, t), t + math.copysign(width, t)
@@ -224,10 +312,9 @@ class _Search:
 
     def _quantity(self, run: Run, number: int) -> Tensor | None:
         """Return the numbers that decide; None where another run does not come to this decision."""
-        decisions = run.trace.decisions
-        if number >= len(decisions) or decisions[number].key != self.trace.decisions[number].key:
+        if not self._is_met(run, number):
             return None
-        quantity = decisions[number].quantity
+        quantity = run.trace.decisions[number].quantity
         return None if quantity is None else torch.as_tensor(quantity, dtype=torch.float64)
 
     def _margin(self, run: Run, crossing: _Crossing) -> float | None:
@@ -260,6 +347,11 @@ class _Search:
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+
+
+def _same(one: tuple[float, Run], other: tuple[float, Run], number: int) -> bool:
+    """Whether a decision falls alike at two places."""
+    return same_outcome(one[1].trace.decisions[number].out, other[1].trace.decisions[number].out)
 
 
 def _is_between(t: float, one: float, other: float) -> bool:

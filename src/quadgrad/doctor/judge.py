@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quadgrad.doctor.crossings import Jump
+from quadgrad.doctor.crossings import Jump, find_restless
 from quadgrad.doctor.examine import Direction, Examination, Loss
 from quadgrad.doctor.places import Place, source_of
 from quadgrad.doctor.remedies import remedy_for, step_remedy
@@ -59,7 +59,7 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     # On coarse cells a jump lies between nodes, and moves nothing: who crosses one is asked there, too.
     doubtful = verdict == Verdict.INCONCLUSIVE or (verdict == Verdict.OK and x.allowed > x.most)
     if doubtful and math.isfinite(main.true.value) and not steps:
-        steps = _restless_rows(x)
+        steps = [_step_row(x, jump) for jump in find_restless(x)]
         report = replace(report, rows=sorted(rows + steps, key=_gravity))
     noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
     if steps and (verdict == Verdict.OK or noisy):  # so many jumps that differences are noise, too
@@ -172,17 +172,6 @@ def _step_row(x: Examination, jump: Jump) -> Row:
         remedy += f" (the next jump is {jump.distance:.2g} of the inputs' size away)"
     size = Estimate(jump.size, 0.0)
     return make_row(decision.place, decision.op, Verdict.STEP, remedy, jump.count, size)
-
-
-def _restless_rows(x: Examination) -> list[Row]:
-    """Return rows for decisions that fall otherwise within every step, so that differences are noise.
-
-    An integral's nodes crowd around a jump: each one that crosses it jumps by little, and there is always one.
-    """
-    decisions = [x.trace.decisions[k] for k in sorted(x.flipped)]
-    lines = {decision.key: decision for decision in reversed(decisions) if not decision.reason}
-    main = x.directions[0]
-    return [_step_row(x, Jump(decision, 1, main.true.error * main.step, 0.0)) for decision in lines.values()]
 
 
 def _intended_rows(trace: Trace) -> list[Row]:

@@ -17,6 +17,10 @@ _WORKINGS = ("torch._functorch", "torch._higher_order_ops", "torch.autograd.grap
 """Modules whose operations are the machinery of a transform."""
 
 
+_NAMED = {"_SpectralNorm": "spectral_norm", "SpectralNorm": "spectral_norm"}
+"""What users call a class of a library that works behind an innocent call of theirs."""
+
+
 class Place(NamedTuple):
     """A line, the columns of the expression on it, and by which call of a library the operation was done.
 
@@ -42,7 +46,7 @@ class Place(NamedTuple):
 def place_of(frame: FrameType | None = None) -> Place:
     """Return the innermost line that is the user's, from the caller of the doctor's own code upwards."""
     frame = frame or inspect.currentframe()
-    owner, through = "user", ""
+    owner, through, named = "user", "", ""
     while frame is not None and _module(frame).startswith("quadgrad.doctor"):
         frame = frame.f_back
     if frame is not None and _module(frame).startswith(_WORKINGS):
@@ -59,7 +63,11 @@ def place_of(frame: FrameType | None = None) -> Place:
         elif owner == "user":
             owner = "library"
         through = frame.f_code.co_qualname
+        named = named or _NAMED.get(through.partition(".")[0], "")
+        if through == "Module._wrapped_call_impl":
+            through = type(frame.f_locals["self"]).__name__
         frame = frame.f_back
+    through = named or through
     if frame is None:
         return Place("?", 0, (0, 0), through, owner)
     return Place(frame.f_code.co_filename, frame.f_lineno, _columns(frame), through, owner)

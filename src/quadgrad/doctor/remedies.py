@@ -60,7 +60,16 @@ _SAME = frozenset(
     ]
 )
 
+_BY_LIBRARY = {
+    "spectral_norm": "its power iteration runs under no_grad: what it takes away is nothing once it has converged. "
+    "Call the layer some times before, or examine it in eval(); if it is meant: with "
+    'quadgrad.doctor.intended("why"): around the call',
+}
+"""By the function of a library that severs."""
+
 _BY_OPERATION = {
+    "gumbel_softmax(hard=True)": "a straight-through estimator: the sample moves in steps, and has the gradient of "
+    'the soft one; if it is meant: with quadgrad.doctor.intended("why"):, else hard=False',
     "item": "leave out .item(): torch computes with the tensor itself",
     "tolist": "leave out .tolist(): index the tensor, x[0], x[1], ...",
     "__float__": "leave out float(...), and take torch's functions instead of math's: torch.exp(x) for math.exp(x)",
@@ -103,9 +112,10 @@ def remedy_for(op: str, detail: str, source: str, through: str) -> str:
         )
     if (replaced := _numpy_in(source)) and op in ("detach", "numpy", "__array__", "item", "__float__", "tolist"):
         return replaced
-    if through.endswith(".sample"):
+    if through.endswith(".sample") or through in _BY_LIBRARY:
         name = through.removesuffix(".sample")
-        return f"{name}.rsample() where there is one; else the score estimator, weighing log_prob"
+        rsample = f"{name}.rsample() where there is one; else the score estimator, weighing log_prob"
+        return _BY_LIBRARY.get(through, rsample)
     if detail == "no_grad" and op not in ("normal", "item", "tolist", "detach", "numpy"):
         return 'out of torch.no_grad(); if it is meant: with quadgrad.doctor.intended("why"):'
     if op == "detach" and re.search(r"numpy\(|np\.|scipy", source):

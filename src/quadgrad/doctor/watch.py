@@ -97,7 +97,11 @@ class Watch(TorchFunctionMode):
             if tensor.requires_grad:
                 self.notice(tensor)
         wide = self.order.wide
+        if straight := name == "gumbel_softmax" and kwargs.get("hard"):
+            kwargs = {**kwargs, "hard": False}
         call = lambda: widen(func, name, args, kwargs) if wide else func(*args, **kwargs)
+        if straight:
+            return self._straight_through(call(), kwargs.get("dim", -1))
         if is_in_place(name) and args:
             return self._in_place(call, name, args, tensors)
         return self._operation(call, name, args, kwargs, tensors)
@@ -145,8 +149,6 @@ class Watch(TorchFunctionMode):
         result = call()
         if self.order.anomaly:
             self._guard(name, result)
-        if name == "gumbel_softmax" and kwargs.get("hard"):  # torch shows it as one operation
-            self.trace.suspects.setdefault("gumbel_softmax(hard=True), straight-through,", place_of())
         if kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.made(result)
             self.trace.rewrapped.append(place_of())
@@ -169,6 +171,15 @@ class Watch(TorchFunctionMode):
         if shared is not None:
             self.trace.aliases[len(self.trace.events) - 1] = shared
         return result
+
+    def _straight_through(self, soft: Tensor, dim: int) -> Tensor:
+        """Return the hard sample of a soft one, as torch does unseen: what it adds is a constant to autograd."""
+        place, plain = place_of(), soft.detach()
+        rest = torch.zeros_like(plain).scatter(dim, plain.argmax(dim, keepdim=True), 1.0) - plain
+        if carries(soft):
+            op = "gumbel_softmax(hard=True)"
+            rest = self.severed(Event(place, op, values.hold(rest), reason=why_intended()), rest)
+        return rest + soft
 
     @staticmethod
     def _shares_memory(tensors: list[Tensor], outs: list[Any]) -> Tensor | None:

@@ -23,6 +23,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
 from quadgrad._core.reduce import align
+from quadgrad._core.rehearsal import thinking
 from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
@@ -285,7 +286,8 @@ def replay_with_limits(
     if any(carries_gradient(mark) for mark in limits.marks):
         value = value + boundary_sum(integrand, limits, plan.batch, treatment)
     if limits.found and plan.batch and (torch.is_grad_enabled() or derivatives_open()):
-        moved = kink_sum(integrand, *found_places(limits.detach(), plan.batch))
+        with thinking():  # zero, and so is its derivative: no part of what is compared
+            moved = kink_sum(integrand, *found_places(limits.detach(), plan.batch))
         value = value + limits.detach().orient(moved)
     return value
 

@@ -46,12 +46,14 @@ def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Pri
 
 
 def follow_jumps(problem: Problem, found: Found) -> Primal:
-    """Return what was found for other inputs as it is for these: its cells, between the zeros of ``jumps``."""
+    """Return what was found for other inputs as it is for these: its cells, between the same marks."""
     if problem.jumps is not None:
         with problem.outside() as plain:
             switches, fitted = Switches.open(plain).fit(found.plan)
         problem = switches.attach(problem)
         found = found if fitted is None else replace(found, plan=fitted)
+    else:
+        problem = problem.with_found(found.plan.places)
     return Primal(problem, found, found.value)
 
 
