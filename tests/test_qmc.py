@@ -29,7 +29,7 @@ def bell_integral(s: Tensor, d: int) -> Tensor:
 
 
 def gauss(s: Tensor | float, d: int, **options: Any) -> qg.Result:
-    return qg.qmc(bell, t64([-SIDE / 2] * d), SIDE, (torch.as_tensor(s, dtype=torch.float64),), **options)
+    return qg.qmc(bell, [-SIDE / 2] * d, SIDE, (torch.as_tensor(s, dtype=torch.float64),), **options)
 
 
 # ------------------------------------------------------------------------------------------------------- values

@@ -21,7 +21,7 @@ from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.lanes import Lanes, plain
 
-__all__ = ["Argument", "Element", "Integrand", "element", "make_argument", "tensor_and_ndim"]
+__all__ = ["Argument", "Element", "Integrand", "element", "make_argument", "take_arguments", "tensor_and_ndim"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,17 @@ def element(t: Tensor, ndim: int) -> Element:
     >>> qg.quad(f, 0.0, 1.0, args=(qg.element(c, ndim=1),)).value.round(decimals=4)
     tensor([2., 1.])
     """
-    t = torch.as_tensor(t)
+    t = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
     if not 0 <= ndim <= t.ndim:
         raise ValueError(f"element: ndim={ndim} does not fit a tensor of shape {tuple(t.shape)}")
     return Element(t, ndim)
+
+
+def take_arguments(args: Any) -> tuple[Any, ...]:
+    """Return what a caller passed as arguments, one or several, arrays as tensors of the host."""
+    args = args if isinstance(args, tuple | list) else (args,)
+    arrays = [hasattr(v, "__array__") and not isinstance(v, Tensor) for v in args]
+    return tuple([torch.as_tensor(v, device="cpu") if a else v for v, a in zip(args, arrays, strict=True)])
 
 
 def tensor_and_ndim(value: Any) -> tuple[Any, int]:
@@ -260,7 +267,7 @@ class Integrand:
 
     def unprobed(self) -> tuple[Integrand, Tensor]:
         """Return the same where f is never called: it is taken for a number, with the gradient of its arguments."""
-        y = torch.zeros((), dtype=self.call_dtype) + self._nothing()
+        y = torch.zeros((), dtype=self.call_dtype, device="cpu") + self._nothing()
         return self.returning(y, ()), y
 
     def returning(self, y: Tensor, event: tuple[int, ...]) -> Integrand:
@@ -338,7 +345,7 @@ def _one_by_one(function: Callable[..., Any], x: Tensor, grid: torch.Size, colum
         ) from error
     values = [function(*one) for one in zip(nodes, *columns, strict=True)]
     if any(isinstance(value, Tensor) for value in values):
-        y = torch.stack([torch.as_tensor(value, dtype=x.dtype) for value in values])
+        y = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in values])
     else:
         y = torch.from_numpy(np.asarray(values))
         y = y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)

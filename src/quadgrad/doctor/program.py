@@ -144,10 +144,10 @@ class Program:
     def _cotangent(self, number: int, out: Any, count: int = 1) -> Tensor:
         shape = tuple(getattr(out, "shape", ()))
         if count == 1 and math.prod(shape) == 1:
-            return torch.ones(shape, dtype=torch.float64)
+            return torch.ones(shape, dtype=torch.float64, device="cpu")
         generator = torch.Generator().manual_seed(self.seed * 7919 + number)
         kind = torch.complex128 if isinstance(out, Tensor) and out.is_complex() else torch.float64
-        return torch.randn(shape, generator=generator, dtype=kind)
+        return torch.randn(shape, generator=generator, dtype=kind, device="cpu")
 
     def _differentiate(self, pairs: list[tuple[Any, Tensor]], watch: Watch) -> list[Tensor | None]:
         outs = [(o, g) for o, g in pairs if isinstance(o, Tensor) and o.requires_grad]
@@ -180,7 +180,7 @@ def _counts(leaf: Any) -> bool:
 def _contracted(out: Any, g: Tensor) -> float:
     if isinstance(out, Number):
         out = float(out)
-    value = torch.as_tensor(out).detach().to("cpu")
+    value = torch.as_tensor(out, device="cpu").detach()
     g = g.detach().to("cpu")
     if value.is_complex() or g.is_complex():
         return float((g.conj().to(torch.complex128) * value.to(torch.complex128)).sum().real)
@@ -189,13 +189,13 @@ def _contracted(out: Any, g: Tensor) -> float:
 
 def _size(pairs: list[tuple[Any, Tensor]]) -> float:
     """Return the sum of the moduli that are summed up: of it a value is rounded."""
-    return sum(float((torch.as_tensor(out).detach().cpu().abs().double() * g.cpu().abs().double()).sum())
+    return sum(float((torch.as_tensor(out, device="cpu").detach().abs().double() * g.cpu().abs().double()).sum())
                for out, g in pairs)  # fmt: skip
 
 
 def _step(base: Tensor, generator: torch.Generator, scale: str) -> Tensor:
     kind = torch.complex128 if base.is_complex() else torch.float64
-    step = torch.randn(base.shape, generator=generator, dtype=kind)
+    step = torch.randn(base.shape, generator=generator, dtype=kind, device="cpu")
     size = base.detach().to("cpu", kind).abs()
     if scale == "element":
         step = step * torch.where(size > 0.0, size, 1e-3 * size.mean() if size.numel() else 1.0)

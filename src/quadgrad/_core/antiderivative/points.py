@@ -77,7 +77,7 @@ def receive(given: Any, name: str, curve: Curve, flows: bool) -> Points:
     """Broadcast what was passed with the batch, lanes of transforms included, and flatten it."""
     device, dtype = curve.limits.a.device, curve.limits.a.dtype
     if not isinstance(given, Tensor):  # Python numbers have no dtype of their own
-        given = torch.as_tensor(given, dtype=None if hasattr(given, "dtype") else dtype)
+        given = torch.as_tensor(given, dtype=None if hasattr(given, "dtype") else dtype, device="cpu")
     if given.is_complex():
         raise TypeError(f"{name} is a complex tensor ({given.dtype}): it must be real")
     own, made = curve.lanes, curve.problem.batch_shape

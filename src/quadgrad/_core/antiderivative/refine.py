@@ -260,8 +260,9 @@ class _Refinement:
         whole, law, kind = self._tails(plan, values, touches)
         least, positive = columns[..., 0].abs().amin(0), columns[..., 0]
         if columns.shape[2] != 1:  # several components, or a complex one, have no inverse: they count as both
-            positive = torch.ones_like(positive) * (1.0 - 2.0 * (torch.arange(len(positive)) % 2))[:, None].to(
-                positive
+            positive = (
+                torch.ones_like(positive)
+                * (1.0 - 2.0 * (torch.arange(len(positive), device=positive.device) % 2))[:, None]
             )
         weights = rule.weights[:, None]
         rising, falling = ((weights * (side * positive).clamp_min(0.0)).sum(0) for side in (1.0, -1.0))

@@ -66,7 +66,7 @@ class Switches:
 
         Where f jumps, search has refined, and the function is seen to change sign on the plan's nodes.
         """
-        switches, spent = self, torch.zeros((), dtype=torch.int64)
+        switches, spent = self, 0
         for scans in count(1):
             switches, plan = switches.fit(plan)
             between = _mark(self.problem, switches.zeros.place)

@@ -74,7 +74,7 @@ class _LogQuantile(torch.autograd.Function):
         arrays = [np.asarray(t.detach().cpu().double()) for t in (u, *logs)]
         y = np.asarray(_difference(FAMILIES[family], orders, *arrays))
         wide = torch.float32 if u.device.type == "mps" else torch.float64
-        return torch.as_tensor(y, dtype=wide).to(u.device)
+        return torch.as_tensor(y, dtype=wide, device="cpu").to(u.device)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +122,7 @@ class _Elementwise(torch.autograd.Function):
     def forward(function: Callable[..., Array], *tensors: Tensor) -> Tensor:
         y = np.asarray(function(*(np.asarray(t.detach().cpu().double()) for t in tensors)))
         wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-        return torch.as_tensor(y, dtype=wide).to(tensors[0].device)
+        return torch.as_tensor(y, dtype=wide, device="cpu").to(tensors[0].device)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

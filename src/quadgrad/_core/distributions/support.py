@@ -72,13 +72,16 @@ def _ends(support: Any) -> tuple[End, End]:
 
 def _through(distribution: Any) -> tuple[End, End]:
     """Return the ends of the image of the base's support: what torch says of it may be all numbers."""
-    ends = [torch.as_tensor(end, dtype=torch.float64) for end in limits_of(distribution.base_dist)]
+    ends = [
+        end.double() if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64, device="cpu")
+        for end in limits_of(distribution.base_dist)
+    ]
     rising = True
     for transform in distribution.transforms:
         if not transform.bijective:
             raise ValueError(f"{type(transform).__name__} is not monotone: the ends of its image are not known")
         sign = transform.sign
-        signs = plain(sign.sign() if isinstance(sign, Tensor) else torch.tensor(sign)).flatten()
+        signs = plain(sign.sign() if isinstance(sign, Tensor) else torch.tensor(sign, device="cpu")).flatten()
         if bool((signs != signs[0]).any()):
             raise ValueError("the transforms rise in some integrals and fall in others")
         rising = rising == bool(signs[0] > 0)

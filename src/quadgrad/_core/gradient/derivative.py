@@ -46,7 +46,7 @@ class Variables:
     def groups(self, count: int) -> list[Tensor]:
         """Return for each variable the columns of the derivative integrand, for ``count`` real outputs of f."""
         width = sum(self.sizes)
-        columns = torch.arange(count * width).reshape(count, width)
+        columns = torch.arange(count * width, device="cpu").reshape(count, width)
         return [group.flatten() for group in columns.split(self.sizes, dim=1)]
 
 

@@ -130,7 +130,7 @@ def _slopes_behind(values: tuple[Tensor, ...], mark: Tensor) -> list[Tensor]:
     back = torch.autograd.grad(mark, leaves, seed, create_graph=True, materialize_grads=True)
 
     def forward(directions: Sequence[Tensor]) -> Tensor:
-        total = sum(((b * d).sum() for b, d in zip(back, directions, strict=True)), torch.zeros(()))
+        total = sum(((b * d).sum() for b, d in zip(back, directions, strict=True)), seed.new_zeros(()))
         return torch.autograd.grad(total, seed, retain_graph=True)[0]
 
     rows = forward([torch.ones_like(leaf) for leaf in leaves])

@@ -147,5 +147,5 @@ def stack_points(points: Any) -> Tensor:
         like = next(p for p in points if isinstance(p, Tensor))
         each = [p if isinstance(p, Tensor) else like.new_tensor(p) for p in points]
         return torch.stack(torch.broadcast_tensors(*each), dim=-1)
-    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64)
+    points = points if isinstance(points, Tensor) else torch.as_tensor(points, dtype=torch.float64, device="cpu")
     return points.unsqueeze(-1) if points.ndim == 0 else points

@@ -97,7 +97,7 @@ class BoxPlan(CellPlan, geometry="box"):
         a, b : Tensor or sequence of float, shape ``(*batch, d)``
             Corners of the boxes, broadcast over the plan's batch.
         """
-        corners = torch.stack((torch.zeros(self.d), torch.ones(self.d))).to(self.tau)
+        corners = torch.stack((self.tau.new_zeros(self.d), self.tau.new_ones(self.d)))
         x, _ = self.mesh(a, b).lay_out(self).nodes(corners)
         return x.movedim(0, 1)
 

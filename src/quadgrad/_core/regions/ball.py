@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.lanes import plain
-from quadgrad._core.regions.mapped import Mapped, as_parameter, beside
+from quadgrad._core.regions.mapped import Mapped, as_parameter, as_seen, beside
 
 __all__ = ["Ball", "Sphere"]
 
@@ -26,13 +26,13 @@ class _Round(Mapped):
     def __post_init__(self) -> None:
         """Check the parameters, and keep them as tensors where they are."""
         own = {"center": as_parameter("center", self.center, 1), "radius": as_parameter("radius", self.radius, 0)}
-        d = torch.as_tensor(own["center"]).shape[-1]
-        negative = plain(torch.as_tensor(own["radius"]) < 0)
+        d = as_seen(own["center"]).shape[-1]
+        negative = plain(as_seen(own["radius"]) < 0)
         if bool(negative.any()):
             raise ValueError(f"radius is negative at index {tuple(negative.nonzero()[0].tolist())}")
         if self.axes is not None:
             own["axes"] = as_parameter("axes", self.axes, 2)
-            shape = tuple(torch.as_tensor(own["axes"]).shape)
+            shape = tuple(as_seen(own["axes"]).shape)
             if shape[-2:] != (d, d):
                 raise ValueError(
                     f"axes of shape {shape} must end in ({d}, {d}), the columns being semi-axes in units of the "

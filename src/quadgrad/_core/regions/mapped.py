@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.integrand import Argument, Element, Integrand
+from quadgrad._core.integrand import Argument, Element, Integrand, take_arguments
 from quadgrad._core.lanes import plain
 from quadgrad._core.reduce import align
 
@@ -85,10 +85,7 @@ def over_unit_cube(
     """
     if not callable(f):
         raise TypeError(f"f must be a function f(x, *args), not {type(f).__name__}")
-    given = tuple(args) if isinstance(args, tuple | list) else (args,)
-    given = tuple(
-        [v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v) for v in given]
-    )
+    given = take_arguments(args)
     pairs = [(v.tensor, v.ndim) if isinstance(v, Element) else (v, 0) for v in given]
     kinds = tuple([Argument(value, shared=False, element_ndim=ndim) for value, ndim in pairs])
     own = [Element(value, ndim) if isinstance(value, Tensor) else value for value, ndim in region.parameters()]
@@ -106,9 +103,9 @@ def as_parameter(name: str, value: Any, ndim: int, infinite: bool = False) -> An
         If it is complex, or no number.
     """
     if isinstance(value, list | tuple) and _holds_tensors(value):
-        value = torch.stack([torch.as_tensor(as_parameter(name, each, 0)) for each in value])
+        value = torch.stack([as_seen(as_parameter(name, each, 0)) for each in value])
     try:
-        seen = torch.as_tensor(value) if hasattr(value, "__array__") else torch.tensor(value, dtype=torch.float64)
+        seen = as_seen(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}={value!r:.80} is no real number, tensor, or list of them: {error}") from None
     if seen.is_complex():
@@ -124,6 +121,13 @@ def as_parameter(name: str, value: Any, ndim: int, infinite: bool = False) -> An
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return seen if seen.is_floating_point() else seen.to(torch.get_default_dtype())
     return value
+
+
+def as_seen(value: Any) -> Tensor:
+    """Return a parameter as a tensor: where it is, or on the host."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=None if hasattr(value, "__array__") else torch.float64, device="cpu")
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -45,7 +45,7 @@ class CutRule:
     @property
     def nodes(self) -> torch.Tensor:
         """As many rows as there are nodes."""
-        return torch.empty(self.line.nodes.shape[0] ** (self.d - self.surface), 0)
+        return torch.empty(self.line.nodes.shape[0] ** (self.d - self.surface), 0, device="cpu")
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.regions.mapped import Mapped, as_parameter, beside
+from quadgrad._core.regions.mapped import Mapped, as_parameter, as_seen, beside
 
 __all__ = ["Simplex"]
 
@@ -52,7 +52,7 @@ class Simplex(Mapped):
     def __post_init__(self) -> None:
         """Check the corners."""
         corners = as_parameter("corners", self.corners, 2)
-        shape = tuple(torch.as_tensor(corners).shape)
+        shape = tuple(as_seen(corners).shape)
         if not 2 <= shape[-2] <= shape[-1] + 1:
             raise ValueError(
                 f"corners of shape {shape} must have shape (*batch, m + 1, d) with 1 <= m <= d: a triangle in the "

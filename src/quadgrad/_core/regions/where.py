@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
+from quadgrad._core.regions.mapped import as_seen
 
 __all__ = ["Boundary", "Where"]
 
@@ -74,7 +75,7 @@ class Where:
         if self.lipschitz is None:
             return
         try:
-            bound = torch.as_tensor(self.lipschitz, dtype=torch.float64)
+            bound = as_seen(self.lipschitz).to(torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"lipschitz={self.lipschitz!r:.80} is no number or tensor: {error}") from None
         if not bool((bound.isfinite() & (bound >= 0.0)).all()):

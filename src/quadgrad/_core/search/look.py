@@ -8,6 +8,7 @@ lies on the edge of two cells and stays in sight until it is resolved. How fine 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -208,7 +209,7 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
         new = new[new % 2 ** (level - before) != 0].double() * 2.0**-level
         return new[:, None].expand(-1, len(row))
     even = torch.arange(1, 2**level, dtype=torch.float64, device=row.device) * 2.0**-level
-    deepest = round(-torch.log2(torch.tensor(LIMIT)).item())
+    deepest = round(-math.log2(LIMIT))
     close = torch.exp2(-torch.arange(level + 1, deepest + 1, dtype=torch.float64, device=row.device))
     ends = [end.double() for end in problem.pieces.ends(row)]
     nearest = [

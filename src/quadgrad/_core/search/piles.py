@@ -122,14 +122,14 @@ class Piles:
             times = self.ends_tried.get((row, upper), 0)
             if times >= ENDS_TRIED or (times and self.rounds % 2):
                 continue
-            owner = torch.tensor([row // problem.pieces.count])
+            owner = torch.tensor([row // problem.pieces.count], device=cost.device)
             self.ends_tried[row, upper] = times + 1
             size = abs(float(search.settled_values()[owner[0]]))
             tail, nodes = find_tail(problem, row, upper, distance, size, times > 0, wave)
-            search.charge(owner, torch.tensor([nodes]))
+            search.charge(owner, torch.full_like(owner, nodes))
             if tail is not None:
                 self.tails.append(tail)
-                search.charge(owner, torch.tensor([STOPPED]))
+                search.charge(owner, torch.full_like(owner, STOPPED))
 
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""

@@ -115,8 +115,7 @@ class _Reach:
             rows = torch.tensor([tail.owner * count + tail.piece for tail in heads], device=first.row.device)
             first = first.take(~torch.isin(first.row, rows))
             for row in rows.unique().tolist():
-                cells = _head([tail for tail in heads if tail.owner * count + tail.piece == row])
-                start, stop = (t.to(first.start) for t in cells)
+                start, stop = _head([tail for tail in heads if tail.owner * count + tail.piece == row], first.start)
                 first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
         tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)
         task = replace(
@@ -163,7 +162,7 @@ def _mask(like: Tensor, owners: list[int]) -> Tensor:
     return mask
 
 
-def _head(tails: list[Tail]) -> tuple[Tensor, Tensor]:
+def _head(tails: list[Tail], like: Tensor) -> tuple[Tensor, Tensor]:
     """Return start and stop of cells that cover a piece up to its series."""
     edges = {tail.upper: tail.edge for tail in tails}
     low, high = edges.get(False, 0.0), edges.get(True, 0.0)
@@ -173,7 +172,7 @@ def _head(tails: list[Tail]) -> tuple[Tensor, Tensor]:
         start, stop = [low - 1.0], [-high]
     else:
         start, stop = [low], [1.0 - high]
-    return torch.tensor(start, dtype=torch.float64), torch.tensor(stop, dtype=torch.float64)
+    return like.new_tensor(start), like.new_tensor(stop)
 
 
 def _join(places: Tensor | None, new: Places, batch: int) -> Tensor:

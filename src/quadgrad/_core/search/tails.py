@@ -65,10 +65,15 @@ GOOD = 0.1
 
 
 class _Line:
-    """f towards one end of a piece, as a function of u that grows without bound on the way."""
+    """f towards one end of a piece, as a function of u that grows without bound on the way.
+
+    u and the values of f are on the host: what follows from a few of them is decided step by step, which on another
+    device would wait for each step. f itself is called where the problem is.
+    """
 
     def __init__(self, problem: Problem, row: int, upper: bool) -> None:
-        lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row])))
+        self.device = problem.pieces.lower.device
+        lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row], device=self.device)))
         self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
         self.end = high if upper else lower
         self.other = lower if upper else high
@@ -76,7 +81,7 @@ class _Line:
         self.infinite = math.isinf(self.end)
         self.double = self.infinite and math.isinf(self.other)
         self.span = high - lower
-        self.owner = torch.tensor([row // problem.pieces.count])
+        self.owner = torch.tensor([row // problem.pieces.count], device=self.device)
         # No farther from the end than that, lest nothing is left for the rest.
         self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
 
@@ -87,8 +92,8 @@ class _Line:
 
     def __call__(self, u: Tensor) -> Tensor:
         self.spent += len(u)
-        y = self.problem.integrand(self.x(u)[:, None], self.owner).detach()
-        return y.double().reshape(-1)
+        y = self.problem.integrand(self.x(u)[:, None].to(self.device), self.owner).detach()
+        return y.double().reshape(-1).cpu()
 
     def u_of(self, distance: float) -> float:
         """Return u at a fraction of the piece, measured from the end."""
@@ -141,7 +146,7 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
         doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
         if doublings < FEWEST:
             return None
-        v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64)) - shift
+        v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64, device="cpu")) - shift
         first = 0
         fractions, kind, method = torch.exp(-v) / line.span, LOGARITHMIC, EPSILON
     return _sum(line, fractions, kind, method, size, first)
@@ -153,9 +158,9 @@ def _origin(line: _Line, deepest: float) -> float:
     Cells that double in v + c have integrals in an exact geometric sequence then.
     """
     v = (
-        torch.tensor([0.3, 0.6], dtype=torch.float64)[:, None]
+        torch.tensor([0.3, 0.6], dtype=torch.float64, device="cpu")[:, None]
         * deepest
-        * torch.tensor([0.99, 1.0, 1.01], dtype=torch.float64)
+        * torch.tensor([0.99, 1.0, 1.01], dtype=torch.float64, device="cpu")
     )
     f = line(torch.exp(v.flatten())).reshape(2, 3)  # u is one over the distance
     g = (f.abs().log() - v).clamp_min(-1e300)
@@ -171,9 +176,10 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
     if not bool((fractions.diff() < 0.0).all()):
         return None
     start, stop = (-fractions[:-1], -fractions[1:]) if line.upper else (fractions[1:], fractions[:-1])
-    row = torch.full((n,), line.row)
-    rule = problem.rule.tensors(torch.float64, torch.device("cpu"))
-    kinds = torch.full((n,), kind, dtype=torch.int8)
+    start, stop = start.to(line.device), stop.to(line.device)
+    row = torch.full_like(start, line.row, dtype=torch.int64)
+    rule = problem.rule.tensors(torch.float64, line.device)
+    kinds = torch.full_like(row, kind, dtype=torch.int8)
     layout = lay_out(problem.pieces, row, start, stop, None if kind == LINEAR else kinds)
     x, factor = layout.nodes(rule.nodes)
     y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
@@ -182,12 +188,11 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
         return None
     eps, values = noise(problem), y * factor
     sums = weigh(rule, values, values.abs())
-    terms = sums.value
     # Rounding of x shakes f, and that of a phase computed from it, as much again.
     shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
     errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
     errors = errors + shaken
-    errors = torch.maximum(errors, FLOOR * eps * sums.size)
+    terms, errors = sums.value.cpu(), torch.maximum(errors, FLOOR * eps * sums.size).cpu()
     if not bool((terms != 0.0).all()):
         return None
     best = (
@@ -201,12 +206,12 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
     allowed = GOOD * max(problem.tolerance.atol, problem.tolerance.rtol * max(size, abs(value)))
     if not error <= allowed:
         return None
-    code = encode(torch.arange(used), method, column, line.upper)
+    code = encode(torch.arange(used, device=line.device), method, column, line.upper)
     cells = slice(0, used)
     return Tail(
         owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
-        start=start[cells], stop=stop[cells], kind=kind, code=code, errors=errors[cells], value=value, error=error,
-        edge=float(fractions[0]), nfev=line.spent,
+        start=start[cells], stop=stop[cells], kind=kind, code=code, errors=errors[cells].to(line.device),
+        value=value, error=error, edge=float(fractions[0]), nfev=line.spent,
     )  # fmt: skip
 
 
@@ -273,7 +278,7 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
     falls = _law(size, middle)
     if falls is None:
         return False
-    share = torch.arange(SPREAD, dtype=torch.float64) * 0.6180339887498949 % 1.0
+    share = torch.arange(SPREAD, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1.0
     for times in FAR:
         u = float(edges[-1]) * times
         if not line.infinite and 1.0 / u < 64.0 * eps * abs(line.end):
@@ -315,7 +320,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
     begin = max(begin, line.least)
     length = max(9.0 * begin, 1.0)
     for _ in range(10):
-        u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64)
+        u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64, device="cpu")
         y = line(u)
         if not bool(y.isfinite().all()):
             return None
@@ -357,14 +362,14 @@ def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, fl
         if not a < b < c:
             return None
         step = (c - b) * min(max((c - b) / (b - a), 0.5), 2.0)
-        u = c + step * torch.tensor([0.6, 0.8, 0.95, 1.05, 1.2, 1.4], dtype=torch.float64)
+        u = c + step * torch.tensor([0.6, 0.8, 0.95, 1.05, 1.2, 1.4], dtype=torch.float64, device="cpu")
         y = function(u)
         change = ((y[1:] > 0.0) != (y[:-1] > 0.0)).nonzero().squeeze(1)
         if len(change) != 1 or not bool(y.isfinite().all()):
             return None
         i = int(change[0])
         found.append(_refine(function, float(u[i]), float(u[i + 1]), float(y[i]), float(y[i + 1])))
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _refine(
@@ -377,7 +382,7 @@ def _refine(
     """Return the zero between two places by the Illinois method."""
 
     def at(u: float) -> float:
-        return float(function(torch.tensor([u], dtype=torch.float64))[0])
+        return float(function(torch.tensor([u], dtype=torch.float64, device="cpu"))[0])
 
     at_low = at(low) if math.isnan(at_low) else at_low
     at_high = at(high) if math.isnan(at_high) else at_high

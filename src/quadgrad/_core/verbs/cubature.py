@@ -184,5 +184,5 @@ def _only(corner: Any) -> Any:
         return corner
     if isinstance(corner, list | tuple) and isinstance(corner[0], float | int | torch.Tensor):
         return corner[0]
-    corner = torch.as_tensor(corner)
+    corner = corner if isinstance(corner, torch.Tensor) else torch.as_tensor(corner, device="cpu")
     return corner[..., 0] if corner.ndim else corner

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform
-from quadgrad._core.integrand import Element, Integrand, make_argument, tensor_and_ndim
+from quadgrad._core.integrand import Element, Integrand, make_argument, take_arguments, tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
@@ -55,7 +55,8 @@ def flatten(
 
     With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
     """
-    args = _take_arguments(f, args)
+    refuse_other_than_functions(f)
+    args = take_arguments(args)
     numbers = [a, b, points]  # among which NumPy's have a dtype
     a, b = _limit("a", a), _limit("b", b)
     tensors = _tensors(a, b, args)
@@ -64,6 +65,7 @@ def flatten(
     points = None if points is None else _stacked(points)
     first = next(iter(tensors.values()), points) if trusted is None else trusted.row
     device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
+    points = None if points is None else points.to(device)
     shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
     infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
     wide = sum_dtype(device)
@@ -91,13 +93,6 @@ def flatten(
     )
 
 
-def _take_arguments(f: Any, args: Any) -> list[Any]:
-    """Return the arguments of a function, one or several, arrays as tensors."""
-    refuse_other_than_functions(f)
-    args = args if isinstance(args, tuple | list) else (args,)
-    return [torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args]
-
-
 def prepare_box(
     f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, tolerances: tuple[float | None, float],
     **options: Any,
@@ -120,7 +115,8 @@ def flatten_box(
 
     With a plan that is ``trusted`` its batch is theirs, and no value is looked at.
     """
-    args = _take_arguments(f, args)
+    refuse_other_than_functions(f)
+    args = take_arguments(args)
     corners = {"a": a, "b": b}
     tensors = _tensors(None, None, args)
     passed_in = {label: t for name, v in corners.items() for label, t in _passed_in(name, v)}
@@ -216,7 +212,7 @@ def _corner(name: str, value: Any, device: torch.device, dtype: torch.dtype) -> 
         return torch.stack(each)
     if not isinstance(value, Tensor | Element | complex):
         try:
-            value = torch.as_tensor(value, dtype=None if _is_array(value) else dtype)
+            value = torch.as_tensor(value, dtype=None if _is_array(value) else dtype, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}={value!r} is no real number, or list of them: {error}") from None
     return _limit(name, value).to(device, dtype)
@@ -254,7 +250,7 @@ def _limit(name: str, value: Any) -> Any:
         if isinstance(value, int | float | np.floating | np.integer):
             return float(value)
         try:
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a number or a tensor (inf and -inf included), not {value!r:.80}: {error}"
@@ -278,7 +274,7 @@ def _typed(values: Any) -> Iterator[Tensor]:
         yield values
     elif _is_array(values):
         array = np.asarray(values)
-        yield torch.as_tensor(array.astype(np.float64) if array.dtype == np.longdouble else array)
+        yield torch.as_tensor(array.astype(np.float64) if array.dtype == np.longdouble else array, device="cpu")
     elif isinstance(values, list | tuple):
         for value in values:
             if value is not None and type(value) not in (float, int):  # which most are

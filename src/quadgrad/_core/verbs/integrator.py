@@ -223,7 +223,7 @@ class Integrator(Printed, torch.nn.Module):
             self._pause = PAUSE if worth else LONGER * self._pause
             self._due, self._before = self.calls + self._pause, 0
         elif self.calls >= self._due and not in_transform():
-            self._before, self.plan = plan.size, plan.coarser(torch.zeros(0))
+            self._before, self.plan = plan.size, plan.coarser(torch.zeros(0, device="cpu"))
 
     def _keep_cells(self, result: Result, start: Plan | None, keys: Tensor | None, merging: Merging | None) -> None:
         """Keep the cells of a result for the next call, merged where that may save something."""
@@ -367,6 +367,6 @@ def _device(plan: Any) -> torch.device:
 def _empty_domain(verb: Callable[..., Any]) -> tuple[Any, ...]:
     """Return a domain of no integrals, of the kind that a verb takes."""
     if "distribution" in inspect.signature(verb).parameters:
-        return (torch.distributions.Normal(torch.zeros(0), torch.ones(0)),)
+        return (torch.distributions.Normal(torch.zeros(0, device="cpu"), torch.ones(0, device="cpu")),)
     d = 2 if _name(verb) == "cubature" else 1  # in one dimension that is quad, whose rules are others
-    return torch.zeros(0, d), torch.ones(0, d)
+    return torch.zeros(0, d, device="cpu"), torch.ones(0, d, device="cpu")

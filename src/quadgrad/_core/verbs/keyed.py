@@ -21,7 +21,7 @@ stalled, and what :class:`Merging` holds; the number of cells is in there."""
 
 def as_keys(key: Any) -> Tensor:
     """Return whole numbers, one for each integral of the batch."""
-    keys = torch.as_tensor(key)
+    keys = key if isinstance(key, Tensor) else torch.as_tensor(key, device="cpu")
     if keys.dtype.is_floating_point or keys.dtype.is_complex or keys.dtype == torch.bool:
         raise TypeError(
             f"key holds {keys.dtype}: it is a whole number for each integral, such as the datum's index"
@@ -39,8 +39,8 @@ class KeyedCells:
     def __init__(self, most: int) -> None:
         self.most, self.calls = most, 0
         self.like: CellPlan | None = None
-        self.keys = torch.zeros(0, dtype=torch.int64)
-        self.notes = torch.zeros((NOTES, 0), dtype=torch.int64)
+        self.keys = torch.zeros(0, dtype=torch.int64, device="cpu")
+        self.notes = torch.zeros((NOTES, 0), dtype=torch.int64, device="cpu")
         self.columns: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -73,8 +73,8 @@ class KeyedCells:
         )
         begin, stalled = notes[0], notes[2]
         count = torch.where(known, notes[-1], 0)
-        owner = torch.arange(batch).repeat_interleave(count)
-        index = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner] + begin[owner]
+        owner = torch.arange(batch, device="cpu").repeat_interleave(count)
+        index = torch.arange(len(owner), device="cpu") - (count.cumsum(0) - count)[owner] + begin[owner]
         device = self.like.row.device
         columns = {name: column[index.to(device)] for name, column in self.columns.items()}
         columns["row"] = owner.to(device) * self.like.pieces + columns["row"]
@@ -92,7 +92,7 @@ class KeyedCells:
         flat = keys.cpu().reshape(-1)
         self.like = plan.take(slice(0, 0)).noted(plan.inspected)
         unique, number = flat.unique(return_inverse=True)
-        last = torch.zeros_like(unique).scatter_reduce(0, number, torch.arange(len(flat)), "amax")
+        last = torch.zeros_like(unique).scatter_reduce(0, number, torch.arange(len(flat), device="cpu"), "amax")
         self._enter(unique)
         place, _ = self._find(unique)
         # Sorted by integral they are already: those of each stand together.
@@ -130,8 +130,8 @@ class KeyedCells:
         keep[latest] = size[latest].cumsum(0) <= self.most
         self.keys, self.notes = self.keys[keep], self.notes[:, keep]
         begin, size = self.notes[0], self.notes[-1]
-        owner = torch.arange(len(size)).repeat_interleave(size)
-        index = (torch.arange(len(owner)) - (size.cumsum(0) - size)[owner] + begin[owner]).to(
+        owner = torch.arange(len(size), device="cpu").repeat_interleave(size)
+        index = (torch.arange(len(owner), device="cpu") - (size.cumsum(0) - size)[owner] + begin[owner]).to(
             self.columns["row"].device
         )
         self.columns = {name: column[index] for name, column in self.columns.items()}

@@ -81,7 +81,7 @@ class Perturbed(Printed, Dataset[tuple[Any, ...]]):
             Transport.of(distribution, torch.Size())
         self.dataset, self.distribution = dataset, distribution
         self.n, self.seed = whole_number("n", n), fold_seed(seed)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
         self._kept: tuple[Any, Transport, Noise] | None = None
 
     @property

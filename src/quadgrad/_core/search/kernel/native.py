@@ -428,7 +428,7 @@ class NativeBodies:
 
     def settled_values(self) -> Tensor:
         """Return what the settled cells of each integral add up to, of one real component."""
-        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64)
+        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64, device="cpu")
         return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
 
     def cost(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.distributions.parts import Parts, floating, take_apart
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.integrand import Element, element, tensor_and_ndim
+from quadgrad._core.integrand import Element, element, take_arguments, tensor_and_ndim
 from quadgrad._core.tolerance import sum_dtype, working_dtype
 
 __all__ = ["Question", "ask", "core_ndim"]
@@ -170,8 +170,7 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
         raise ValueError("params are passed on to a function that returns the distribution: this is one already")
     else:
         parts = take_apart(distribution)
-    args = args if isinstance(args, tuple | list) else (args,)
-    args = tuple(torch.as_tensor(v) if not isinstance(v, Tensor) and hasattr(v, "__array__") else v for v in args)
+    args = take_arguments(args)
     tensors = [tensor_and_ndim(v)[0] for v in (*args, *parts.tensors)]
     tensors = [t for t in tensors if isinstance(t, Tensor)]
     device = tensors[-1].device if tensors else torch.device("cpu")

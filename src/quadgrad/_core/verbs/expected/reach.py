@@ -50,8 +50,9 @@ def look(question: Question) -> Reach:
         x = _draws(question)
     if x is None:
         still = question.still()
-        anywhere = torch.full((*still.batch_shape, *still.event_shape), 0.5, dtype=question.wide)
-        return Reach(by_draws=True, density=_has_density(question, anywhere.to(question.device)))
+        shape = (*still.batch_shape, *still.event_shape)
+        anywhere = torch.full(shape, 0.5, dtype=question.wide, device=question.device)
+        return Reach(by_draws=True, density=_has_density(question, anywhere))
     density = _has_density(question, x)
     args = [tensor_and_ndim(a)[0] for a in question.args]
     if in_transform():

@@ -115,7 +115,7 @@ def sum_question(question: Question, options: Options) -> Result:
         return probability(distribution, x), x
 
     total.add(states, weigh)
-    return _result(question, options, total, torch.zeros(()))
+    return _result(question, options, total, torch.zeros((), device="cpu"))
 
 
 def _sum_windows(question: Question, distribution: Any, options: Options) -> Result:
@@ -160,8 +160,8 @@ def question_eps(question: Question) -> float:
     return epsilon(question.dtype)
 
 
-def _size(columns: Any) -> Tensor:
-    return torch.as_tensor(columns).detach().abs().amax(-1)
+def _size(columns: Tensor) -> Tensor:
+    return columns.detach().abs().amax(-1)
 
 
 def _result(question: Question, options: Options, total: _Sum, last: Tensor, off: Tensor | None = None) -> Result:
@@ -229,7 +229,7 @@ def sum_nodes(question: Question, options: Options) -> Result:
                 total.add(number, weigh)
         else:
             total.add(number, weigh)
-        each.append(_result(question, options, total, torch.zeros(())))
+        each.append(_result(question, options, total, torch.zeros((), device="cpu")))
     gaps = [size_of(each[0].value - e.value, len(ones)) for e in each[1:]]
     error = each[0].error + torch.maximum(*gaps)
     largest = size_of(each[0].value, len(ones))
@@ -239,4 +239,4 @@ def sum_nodes(question: Question, options: Options) -> Result:
     if options.fixed:
         status = torch.where(each[0].status == int(Status.NONFINITE), each[0].status, int(Status.SAMPLED))
     nfev = sum(e.nfev for e in each)
-    return replace(each[0], error=error, status=status, nfev=torch.as_tensor(nfev))
+    return replace(each[0], error=error, status=status, nfev=torch.as_tensor(nfev, device="cpu"))
