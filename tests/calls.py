@@ -19,8 +19,8 @@ def scaled(p: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def curvature(p: torch.Tensor) -> torch.Tensor:
-    area = lambda p: qg.quad(lambda x, p: torch.exp(-(p**2).sum() * x), 0.0, 1.0, (p,)).value
-    return torch.func.hessian(area)(p)
+    area = lambda p: qg.quad(lambda x, p: torch.exp(-(p**2) * x), 0.0, 1.0, (p,)).value.sum()
+    return torch.func.jacfwd(torch.func.grad(area))(p)
 
 
 def lanes(p: torch.Tensor) -> torch.Tensor:

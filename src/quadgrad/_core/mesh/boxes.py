@@ -66,8 +66,9 @@ class MappedLayout:
     low: Tensor
     width: Tensor
 
-    def nodes(self, tau: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def nodes(self, tau: Tensor, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """Return x ``(m, n, d)`` at the nodes ``tau`` ``(m, d)`` of some cells, and f's factor there."""
+        part = part or slice(None)  # which torch 2.11 does not compile as a default
         low, width = self.low[:, part], self.width[:, part]
         u = torch.addcmul(low[:, None], width[:, None], tau.T[:, :, None]).movedim(0, 2)
         whole = part.start in (0, None) and (part.stop is None or part.stop >= self.low.shape[1])
@@ -86,8 +87,9 @@ class FlatLayout:
     side: Tensor
     volume: Tensor
 
-    def nodes(self, tau: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def nodes(self, tau: Tensor, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """Return x ``(m, n, d)`` at the nodes ``tau`` ``(m, d)`` of some cells, and f's factor there."""
+        part = part or slice(None)
         corner, side = self.corner[:, part], self.side[:, part]
         # One coordinate after another in memory: sums over the coordinates, and functions of one, are quicker.
         x = torch.addcmul(corner[:, None], side[:, None], tau.T[:, :, None])

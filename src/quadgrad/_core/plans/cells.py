@@ -24,7 +24,7 @@ AnyPlan = TypeVar("AnyPlan", bound="CellPlan")
 class Layout(Protocol):
     """Cells of a mesh, ready to have nodes placed on them."""
 
-    def nodes(self, tau: Tensor, part: slice = ...) -> tuple[Tensor, Tensor]:
+    def nodes(self, tau: Tensor, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """Return x ``(m, n, ...)`` at the nodes ``tau`` of some cells, and f's factor there, ``(m or 1, n)``."""
         ...
 
