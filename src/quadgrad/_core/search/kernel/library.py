@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
+    "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -143,6 +143,20 @@ class Piles(Structure):
         return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
 
 
+class OpenSpikes(Structure):
+    """Spikes, the plan in which they are looked up, the numbers that judge them, and room: see ``open_spikes.c``."""
+
+    _fields_ = [
+        ("spikes", c_void_p), ("n", c_int64),
+        *((name, c_void_p) for name in ("row", "start", "stop", "kind")), ("cells", c_int64),
+        ("status", c_void_p), *((name, c_int64) for name in ("rows", "count", "many", "most")),
+        ("resolved", c_double), ("alike", c_double),
+        *((name, c_void_p) for name in ("heads", "order", "spare", "windows", "key", "cell", "place", "apart")),
+        ("found", c_int64),
+    ]  # fmt: skip
+    found: int
+
+
 class Maps(Structure):
     """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
 
@@ -172,6 +186,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),
+    "find_open": (OpenSpikes,),
     "map_points": (Maps,),
 }
 _RETURNING = ("configure", "begin", "collect")
