@@ -11,8 +11,9 @@ from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC, Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import get_rule
+from quadgrad._core.search.gaps import find_gaps
 from quadgrad._core.search.kernel.library import load
-from quadgrad._core.search.kernel.spikes import find_open_native
+from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
 from quadgrad._core.search.open_spikes import find_open
 from quadgrad._core.status import Status
 
@@ -20,7 +21,7 @@ BATCH = 40
 
 
 def random_plan(generator: torch.Generator, count: int, halvings: int) -> IntervalPlan:
-    """Return cells of pieces that were halved at random, in the order of their generations; some are logarithmic."""
+    """Return cells of pieces halved at random, in the order of their generations; some are logarithmic."""
     row = torch.arange(BATCH * count)
     start, stop = torch.zeros(len(row), dtype=torch.float64), torch.ones(len(row), dtype=torch.float64)
     settled: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -71,3 +72,28 @@ def test_both_find_the_same(seed: int, count: int, n: int) -> None:
     if compiled is not None and plain is not None:
         for name in ("cell", "place", "apart"):
             assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("event", ((), (3,)))
+@pytest.mark.parametrize("kind", (torch.float64, torch.complex128))
+@pytest.mark.parametrize("n", (1, 7, 300))
+def test_both_see_the_same_gaps(n: int, kind: torch.dtype, event: tuple[int, ...]) -> None:
+    """Of values that are smooth, or not, or not finite, at places between nodes and on them."""
+    if load() is None:
+        pytest.skip("the package was installed without its compiled kernel")
+    generator, rule, k = torch.Generator().manual_seed(n), get_rule("gk15"), 9
+    nodes = torch.as_tensor(rule.nodes)
+    tau = torch.rand((k, n), generator=generator, dtype=torch.float64)
+    tau[0] = nodes[torch.randint(0, len(nodes), (n,), generator=generator)]
+    inside = torch.rand((k, n), generator=generator) < 0.8
+    x = torch.cat((nodes[:, None].expand(-1, n), tau))
+    rate = torch.rand(n, generator=generator, dtype=torch.float64) * 3.0
+    y = torch.exp(rate * x)[..., *(None,) * len(event)] * (torch.rand(event, generator=generator) + 0.5).to(kind)
+    rough = torch.rand((n, *event), generator=generator) < 0.5
+    y = y + 1e-6 * rough * torch.randn(y.shape, generator=generator, dtype=kind)
+    y = torch.where(torch.rand(y.shape, generator=generator) < 0.002, torch.inf, y)
+    y = torch.where(torch.rand(y.shape, generator=generator) < 0.002, torch.nan, y)
+    for factor in (x.exp(), x[:1].exp()):
+        compiled, plain = (find(rule, y, factor, tau, inside, 1e-13) for find in (find_gaps_native, find_gaps))
+        for one, other in zip(compiled, plain, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)

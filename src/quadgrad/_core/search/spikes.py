@@ -14,14 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.mesh.cells import BESIDE_END, WHOLE, bisect
 from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align, total
+from quadgrad._core.reduce import total
+from quadgrad._core.search.gaps import find_gaps
 from quadgrad._core.search.kernel.native import suits_native
-from quadgrad._core.search.kernel.spikes import find_open_native, in_memory
+from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
 from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lower, rank
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
@@ -62,7 +62,7 @@ def follow_spikes(problem: Problem, found: Found, search: Search) -> Found:
 
 
 def _find_open(problem: Problem, found: Found, spikes: Tensor) -> Pairs | None:
-    if suits_native(problem) and in_memory(spikes):
+    if suits_native(problem):
         return find_open_native(found.plan, spikes, found.status)
     return find_open(found.plan, spikes, found.status == int(Status.CONVERGED))
 
@@ -132,29 +132,20 @@ def _unexplained(
 ) -> tuple[Tensor, Tensor]:
     """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
 
-    Of components the worst. What rounding explains is left out, what smooth functions differ by from polynomials
-    with such highest coefficients, and what is not finite.
+    See :func:`quadgrad._core.search.gaps.find_gaps`.
     """
-    rule = problem.rule.tensors(torch.float64, tau.device)
-    weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
-    row, m = plan.row[cell], len(rule.nodes)
+    nodes = problem.rule.tensors(torch.float64, tau.device).nodes
+    row, m = plan.row[cell], len(nodes)
     layout = lay_out(problem.pieces, row, plan.start[cell], plan.stop[cell], None if plan.even else plan.kind[cell])
     missed, height, step = torch.zeros_like(tau), torch.zeros_like(tau), max(1, problem.block // (m + len(tau)))
+    find = find_gaps_native if suits_native(problem) else find_gaps
     for low in range(0, len(row), step):
         part = slice(low, low + step)
-        x, factor = layout.nodes(torch.cat((rule.nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
+        x, factor = layout.nodes(torch.cat((nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
         y = problem.integrand(x, row[part] // problem.pieces.count).detach()
         y = y.to(torch.complex128 if y.is_complex() else torch.float64)
-        y = (y * align(factor, y)).reshape(*y.shape[:2], -1)
-        apart = tau[:, None, part] - rule.nodes[:, None]
-        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        weight = (weight / weight.sum(1, keepdim=True)).to(y.dtype)
-        gap = (torch.einsum("qmk,mkc->qkc", weight, y[:m]) - y[m:]).abs()
-        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y[:m]).abs().sum(0)
-        allowed = BEYOND * highest + y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)
-        gap = (gap - allowed).clamp_min(0.0)
-        missed[:, part] = gap.nan_to_num(0.0, 0.0, 0.0).amax(2) * inside[:, part]
-        height[:, part] = y[m:].abs().nan_to_num(0.0, 0.0, 0.0).amax(2)
+        rounding = ROUNDING * problem.tolerance.eps
+        missed[:, part], height[:, part] = find(problem.rule, y, factor, tau[:, part], inside[:, part], rounding)
     return missed, height
 
 

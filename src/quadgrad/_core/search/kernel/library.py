@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "describe", "load",
+    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -79,7 +79,7 @@ class Setting(Structure):
     @classmethod
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
         """Return the setting of a search whose values have one column."""
-        info, numbers = pieces.rounding, _rule_numbers(rule)
+        info, numbers = pieces.rounding, rule_numbers(rule)
         lower, upper = (end.resolve_neg().double().contiguous() for end in (pieces.lower, pieces.upper))
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
@@ -144,7 +144,7 @@ class Piles(Structure):
 
 
 class OpenSpikes(Structure):
-    """Spikes, the plan in which they are looked up, the numbers that judge them, and room: see ``open_spikes.c``."""
+    """Spikes, the plan in which they are looked up, numbers that judge them, and room: see ``open_spikes.c``."""
 
     _fields_ = [
         ("spikes", c_void_p), ("n", c_int64),
@@ -155,6 +155,16 @@ class OpenSpikes(Structure):
         ("found", c_int64),
     ]  # fmt: skip
     found: int
+
+
+class Gaps(Structure):
+    """f at nodes and places of cells, what is to be known of it, and where what is found goes: see ``gaps.c``."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("rule", "barycentric", "y", "factor", "tau", "inside")),
+        *((name, c_int64) for name in ("step", "n", "count", "columns", "parts", "threads")),
+        ("rounding", c_double), ("missed", c_void_p), ("height", c_void_p),
+    ]  # fmt: skip
 
 
 class Maps(Structure):
@@ -187,6 +197,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),
     "find_open": (OpenSpikes,),
+    "find_gaps": (Gaps,),
     "map_points": (Maps,),
 }
 _RETURNING = ("configure", "begin", "collect")
@@ -211,7 +222,7 @@ def load() -> Any:
 
 
 @cache
-def _rule_numbers(rule: Rule) -> RuleNumbers:
+def rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
     half = rule.nodes.size // 2
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges

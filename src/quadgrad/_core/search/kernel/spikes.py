@@ -1,17 +1,20 @@
-"""Spikes in the compiled kernel: which of them are open."""
+"""Spikes in the compiled kernel: which of them are open, and what cells make of f around them."""
 
 from __future__ import annotations
 
-from ctypes import byref
+from ctypes import addressof, byref
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.search.kernel.library import OpenSpikes, load
+from quadgrad._core.rules import Rule
+from quadgrad._core.search.gaps import find_gaps
+from quadgrad._core.search.kernel.library import Gaps, OpenSpikes, load, rule_numbers
 from quadgrad._core.search.kernel.memory import INTEGERS, in_memory, numbers
 from quadgrad._core.search.open_spikes import ALIKE, CELLS, MOST, RESOLVED, Pairs
 
-__all__ = ["find_open_native", "in_memory"]
+__all__ = ["find_gaps_native", "find_open_native"]
 
 
 def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pairs | None:
@@ -19,8 +22,7 @@ def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pair
     n, rows, cells = len(spikes), plan.pieces * len(status), len(plan)
     sizes = (rows + 1, n, max(n, 3 * cells), CELLS * n, n, CELLS * n, CELLS * n, CELLS * n)
     rooms = numbers(sum(sizes)).split(sizes)
-    cell, place, apart = INTEGERS.new_empty(0), rooms[-2], rooms[-1]
-    cell = rooms[-3].view(INTEGERS.dtype)
+    cell, place, apart = rooms[-3].view(INTEGERS.dtype), rooms[-2], rooms[-1]
     columns = [t.contiguous() for t in (plan.row, plan.start, plan.stop, plan.kind, status, spikes)]
     row, start, stop, kind, ended, seen = (t.data_ptr() for t in columns)
     ask = OpenSpikes(
@@ -30,3 +32,21 @@ def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pair
     load().find_open(byref(ask))
     found = ask.found
     return Pairs(cell[:found].clone(), place[:found].clone(), apart[:found].clone()) if found else None
+
+
+def find_gaps_native(
+    rule: Rule, y: Tensor, factor: Tensor, tau: Tensor, inside: Tensor, rounding: float
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`quadgrad._core.search.gaps.find_gaps` does."""
+    if not in_memory(y):  # subclasses may keep what they stand for elsewhere
+        return find_gaps(rule, y, factor, tau, inside, rounding)
+    k, n = tau.shape
+    missed, height, numbers_of = numbers(k, n), numbers(k, n), rule_numbers(rule)
+    kept = [t.resolve_neg().contiguous() for t in (y.resolve_conj(), factor, tau, inside)]
+    parts, step = 1 + y.is_complex(), n if len(factor) > 1 else 0
+    ask = Gaps(
+        addressof(numbers_of), rule.barycentric.ctypes.data, *(t.data_ptr() for t in kept), step, n, k,
+        y[0, 0].numel() * parts, parts, torch.get_num_threads(), rounding, missed.data_ptr(), height.data_ptr(),
+    )  # fmt: skip
+    load().find_gaps(byref(ask))
+    return missed, height
