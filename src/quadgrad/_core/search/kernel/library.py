@@ -25,13 +25,13 @@ from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END,
 from quadgrad._core.status import Status
 
 __all__ = [
-    "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "describe", "load", "rule_numbers",
+    "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
+    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "Zoom", "describe", "load", "rule_numbers",
 ]  # fmt: skip
 
-CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
+CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
 """How many numbers of eight bytes a cell, a settled one, a running integral, a thread's share, a stretch of
-cells and an end of a piece consist of.
+cells, an end of a piece and a stretch that is closed in on consist of.
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
 
@@ -167,6 +167,16 @@ class Gaps(Structure):
     ]  # fmt: skip
 
 
+class Zoom(Structure):
+    """Stretches that are closed in on, f there, where it is asked for next, and what is found: see ``zoom.c``."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("eps", "ulp", "narrow", "bounded", "falls", "lasts")),
+        *((name, c_int64) for name in ("n", "columns", "round")),
+        *((name, c_void_p) for name in ("stretches", "place", "doubt", "found", "spent", "y", "x", "owner")),
+    ]
+
+
 class Maps(Structure):
     """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
 
@@ -198,9 +208,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "collect": (Setting, *"ppnnppppppp"),
     "find_open": (OpenSpikes,),
     "find_gaps": (Gaps,),
+    "begin_zoom": (Zoom, *"ppp"),
+    "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
 }
-_RETURNING = ("configure", "begin", "collect")
+_RETURNING = ("configure", "begin", "collect", "go_on_zooming")
 
 
 @cache

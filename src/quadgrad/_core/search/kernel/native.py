@@ -50,6 +50,7 @@ from quadgrad._core.search.kernel.memory import (
     pointer,
 )
 from quadgrad._core.search.kernel.values import UnreadableError, as_dtype, read, spreads
+from quadgrad._core.search.kernel.zoom import zoom_native
 from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.stretches import Piled
@@ -117,7 +118,7 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
+        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher), zoom_native)
     except UnreadableError:
         return None
 
@@ -410,23 +411,25 @@ class NativeBodies:
         self.kernel.look_for_piles(byref(round), byref(piles))
         return piles.read(stretches, edges)
 
-    def settled_values(self) -> Tensor:
-        """Return what the settled cells of each integral add up to, of one real component."""
-        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64)
-        return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
+    def settled_values(self, owner: Tensor) -> Tensor:
+        """Return what the settled cells of some running integrals add up to, of one real component."""
+        books, at = self._find(owner)
+        return books.view(torch.float64)[at, 0]
 
-    def cost(self) -> Tensor:
-        """Return the nodes that each running integral has cost, 0 of the others."""
-        books = self._running()
-        return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
+    def cost(self, owner: Tensor) -> Tensor:
+        """Return the nodes that some running integrals have cost."""
+        books, at = self._find(owner)
+        return books[at, NFEV]
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
-        """Have integrals pay for further nodes."""
-        books, spent = self._running(), torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
-        books[:, NFEV] += spent[books[:, WHO]]
+        """Have running integrals pay for further nodes."""
+        books, at = self._find(owner)
+        books[:, NFEV].index_add_(0, at, nodes)
 
-    def _running(self) -> Tensor:
-        return self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+    def _find(self, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the books of the running integrals, and where some of these stand."""
+        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        return books, torch.searchsorted(books[:, WHO].contiguous(), owner)
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""
