@@ -58,7 +58,7 @@ class RuleNumbers(Structure):
     """A rule in double precision."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks")),
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks", "alone", "lengths")),
         *((name, c_int64) for name in ("m", "order_gap")),
     ]
 
@@ -241,7 +241,10 @@ def rule_numbers(rule: Rule) -> RuleNumbers:
     even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
     odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
     functionals = np.vstack([rule.functionals, rule.shares, rule.at_looks])
-    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks)
+    highest = nulls[: spikes.NULLS]
+    length = np.sqrt((highest**2).sum(0))
+    alone = ((highest / length).T, 1.0 / length)
+    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks, *alone)
     kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
     made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
     made.kept = kept
