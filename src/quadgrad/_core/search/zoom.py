@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quadgrad._core.mesh.cells import locate
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import noise
 
@@ -61,31 +62,30 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
         nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
         history.append(bend)
         now = low + (high - low) * (at.to(low.dtype) / DIVISIONS)
-        corner = _corner(x, y, at, now) if bool(nothing.any()) else now
-        place[index] = torch.where(even, place[index], torch.where(nothing, corner, now))
         falls = torch.zeros_like(even)
         if len(history) > SURE:
             falls = bend < SMOOTH**SURE * history[-1 - SURE]
         # A bend that rounding hides is that of a kink, or of something smooth.
-        known = close & ~even
+        known, going = close & ~even, ~(close | even | falls | (nothing & (len(history) > SURE)))
         if len(history) > SURE:
             known = known | (nothing & ~falls)
             known = known | (even & ~falls & (history[-2] > SMOOTH ** (SURE - 1) * history[-1 - SURE]))
+        hidden, left = torch.stack((nothing.sum(), going.sum())).tolist()
+        corner = _corner(x, y, at, now) if hidden else now
+        place[index] = torch.where(even, place[index], torch.where(nothing, corner, now))
         found[index] = known
         # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
         apart = 2.0 * torch.maximum((high - low) / DIVISIONS, ulp * now.abs()) * size.amax(1)
         uncertain = torch.where(bend <= BOUNDED, apart * bend, 0.0).clamp_min(torch.finfo(apart.dtype).tiny)
         doubt[index] = torch.where(known & close, uncertain, 0.0)
-        going = ~(close | even | falls | (nothing & (len(history) > SURE)))
-        if not bool(going.any()):
+        if not left:
             break
+        kept = locate(going, left)
         triple = torch.stack((at - 1, at, at + 1))[:, :, None].expand(3, *y.shape[1:])
-        seen = y.gather(0, triple)[:, going]
+        seen = y.gather(0, triple).index_select(1, kept)
         step = (high - low) / DIVISIONS
-        middle = now
-        low, high = (middle - step)[going], (middle + step)[going]
-        history = [h[going] for h in history]
-        owner, index, size = owner[going], index[going], size[going]
+        low, high, owner, index = (t.index_select(0, kept) for t in (now - step, now + step, owner, index))
+        size, history = size.index_select(0, kept), [h.index_select(0, kept) for h in history[-SURE - 1 :]]
     return place, found, doubt, spent
 
 
