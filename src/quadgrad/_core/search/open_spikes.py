@@ -92,8 +92,8 @@ def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor) -> Pairs | None:
     row, at = row.long(), from_lower(place)
     # Of cells and their children, or their halves, several have seen the same.
     again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < ALIKE * torch.minimum(apart[1:], apart[:-1]))
-    kept = torch.cat((again.new_ones(1), ~again))
-    row, place, at, apart = (t[kept] for t in (row, place, at, apart))
+    kept = torch.cat((again.new_ones(1), ~again)).nonzero().squeeze(1)
+    row, place, at, apart = (t.index_select(0, kept) for t in (row, place, at, apart))
     mine = torch.zeros_like(done).repeat_interleave(count).index_fill_(0, row, True)
     order = mine[plan.row].nonzero().squeeze(1)
     order = order[_by_row(plan.row[order], from_lower(plan.start[order]))]

@@ -108,12 +108,13 @@ class Piles:
         ready = (spent >= CHEAP) & (spent + DEAR <= problem.max_nfev)
         if self.rounds < LATER:
             ready &= infinite | ~ends.singular
-        ends = ends.take(ready)
-        if not len(ends.row):
+        index = ready.nonzero().squeeze(1)
+        if not len(index):
             return
+        ends, infinite = ends.take(index), infinite[index]
         owner = ends.row // problem.pieces.count
         columns = (
-            ends.row, ends.upper, ends.distance, infinite[ready] | ~ends.singular, search.settled_values(owner)
+            ends.row, ends.upper, ends.distance, infinite | ~ends.singular, search.settled_values(owner)
         )  # fmt: skip
         costs: list[int] = []
         for row, upper, *numbers in torch.stack([column.double() for column in columns], 1).tolist():
@@ -147,12 +148,15 @@ class Piles:
         if not self.problem.reaches_inside:
             return
         row, pieces = piled.row, self.problem.pieces
+        if not len(row):
+            self.before = None
+            return
         stays = self._stays(
             *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (piled.start[0], piled.stop[1]))
         )
-        if not bool(stays.any()):
+        here = (_count(row // pieces.count, stays) > 0).nonzero().squeeze(1)
+        if not len(here):
             return
-        here = _count(row // pieces.count, stays) > 0
         piled, stays = Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends), stays[here]
         row = piled.row
         owner, (low, high) = row // pieces.count, _ends_of(self.problem, piled)
@@ -171,13 +175,14 @@ class Piles:
         # So close to an end a singular one is steeper still: what was closed in on is the end.
         lower, upper = pieces.ends(row[index])
         found &= torch.minimum(place - lower, upper - place) > AT_END * (upper - lower).nan_to_num(posinf=0.0)
-        if bool(found.any()):
-            self.owner.append(mine[found])
-            self.place.append(place[found])
-            self.doubt.append(doubt[found])
+        rough = found.nonzero().squeeze(1)
+        if len(rough):
+            self.owner.append(mine[rough])
+            self.place.append(place[rough])
+            self.doubt.append(doubt[rough])
         # In vain: sooner or later it is given up.
-        vain = mine[~found].unique()
-        self.tried.index_add_(0, vain, torch.ones_like(vain))
+        vain = torch.zeros_like(self.tried).index_add_(0, mine, (~found).to(self.tried.dtype))
+        self.tried += vain > 0
         if self.owner:
             self._stop(search, owner, known.index_copy(0, index, found))
 

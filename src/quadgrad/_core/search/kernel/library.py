@@ -133,6 +133,8 @@ class Piles(Structure):
 
     def read(self, stretches: Tensor, ends: Tensor) -> Piled:
         """Return what was written there: stretches as they came, ends in order."""
+        if not (self.n_stretches or self.n_ends):
+            return _NOTHING_PILED
         stretches = stretches[: STRETCH * self.n_stretches].view(-1, STRETCH)
         start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
         ends = ends[: END * self.n_ends].view(-1, END)
@@ -141,6 +143,16 @@ class Piles(Structure):
         row, upper, singular = at[order].unbind(1)
         at_ends = Ends(row, upper > 0, distance[order], singular > 0)
         return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
+
+
+_NO_ROWS, _NO_PLACES = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+_NOTHING_PILED = Piled(
+    _NO_ROWS,
+    _NO_PLACES.expand(2, 0),
+    _NO_PLACES.expand(2, 0),
+    Ends(_NO_ROWS, _NO_ROWS > 0, _NO_PLACES, _NO_ROWS > 0),
+)
+"""As it is most often, which takes longer to read than to find."""
 
 
 class OpenSpikes(Structure):
