@@ -97,37 +97,36 @@ class Piles:
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
-        problem = self.problem
+        problem, tried, odd = self.problem, self.ends_tried, self.rounds % 2
         if problem.pieces.rounding.eps > torch.finfo(torch.float64).eps:  # zeros are not known well enough
             return
         if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
             return
-        lower, higher = problem.pieces.ends(ends.row)
-        infinite = torch.where(ends.upper, higher, lower).isinf()
-        spent = search.cost(ends.row // problem.pieces.count)
-        ready = (spent >= CHEAP) & (spent + DEAR <= problem.max_nfev)
-        if self.rounds < LATER:
-            ready &= infinite | ~ends.singular
-        index = ready.nonzero().squeeze(1)
-        if not len(index):
+        columns = (ends.row, ends.upper, ends.distance, ends.singular)
+        new: list[tuple[int, bool, float, bool]] = []
+        for row, upper, distance, singular in torch.stack([t.double() for t in columns], 1).tolist():
+            times = tried.get((int(row), bool(upper)), 0)
+            if times < ENDS_TRIED and not (times and odd):
+                new.append((int(row), bool(upper), distance, bool(singular)))
+        if not new:
             return
-        ends, infinite = ends.take(index), infinite[index]
-        owner = ends.row // problem.pieces.count
-        columns = (
-            ends.row, ends.upper, ends.distance, infinite | ~ends.singular, search.settled_values(owner)
-        )  # fmt: skip
+        rows = torch.tensor([end[0] for end in new], device=ends.row.device)
+        owner, limits = rows // problem.pieces.count, problem.pieces.ends(rows)
+        infinite = (end.isinf().double().expand(len(new)) for end in limits)
+        known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *infinite), 1).tolist()
         costs: list[int] = []
-        for row, upper, *numbers in torch.stack([column.double() for column in columns], 1).tolist():
-            costs.append(self._see_tail(int(row), bool(upper), *numbers))
-        search.charge(owner, torch.tensor(costs, dtype=torch.int64, device=owner.device))
+        for (row, upper, distance, singular), (spent, value, *at_end) in zip(new, known, strict=True):
+            wave = bool(at_end[upper]) or not singular
+            ready = CHEAP <= spent <= problem.max_nfev - DEAR and (wave or self.rounds >= LATER)
+            costs.append(self._see_tail(row, upper, distance, wave, value) if ready else 0)
+        if any(costs):
+            search.charge(owner, torch.tensor(costs, device=owner.device))
 
-    def _see_tail(self, row: int, upper: bool, distance: float, wave: float, value: float) -> int:
-        """Look for a tail at one end, unless that was done twice; return what the integral is to be charged."""
+    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float) -> int:
+        """Look for a tail at one end; return what the integral is to be charged."""
         times = self.ends_tried.get((row, upper), 0)
-        if times >= ENDS_TRIED or (times and self.rounds % 2):
-            return 0
         self.ends_tried[row, upper] = times + 1
-        tail, nodes = find_tail(self.problem, row, upper, distance, abs(value), times > 0, bool(wave))
+        tail, nodes = find_tail(self.problem, row, upper, distance, abs(value), times > 0, wave)
         if tail is None:
             return nodes
         self.tails.append(tail)

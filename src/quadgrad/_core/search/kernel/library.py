@@ -132,17 +132,14 @@ class Piles(Structure):
         return cls(*numbers, stretches.data_ptr(), ends.data_ptr(), 0, 0)
 
     def read(self, stretches: Tensor, ends: Tensor) -> Piled:
-        """Return what was written there: stretches as they came, ends in order."""
+        """Return what was written there, where it stays until it is overwritten."""
         if not (self.n_stretches or self.n_ends):
             return _NOTHING_PILED
         stretches = stretches[: STRETCH * self.n_stretches].view(-1, STRETCH)
-        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        start, stop = stretches[:, 1:].t().view(2, 2, -1)
         ends = ends[: END * self.n_ends].view(-1, END)
-        at, distance = ends.view(torch.int64)[:, :3], ends[:, 3]
-        order = (2 * at[:, 0] + at[:, 1]).argsort()
-        row, upper, singular = at[order].unbind(1)
-        at_ends = Ends(row, upper > 0, distance[order], singular > 0)
-        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
+        row, upper, singular, _ = ends.view(torch.int64).unbind(1)
+        return Piled(stretches.view(torch.int64)[:, 0], start, stop, Ends(row, upper > 0, ends[:, 3], singular > 0))
 
 
 _NO_ROWS, _NO_PLACES = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
