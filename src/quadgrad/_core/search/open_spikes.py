@@ -13,7 +13,7 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import DEPTH, LINEAR
 from quadgrad._core.plans.interval import IntervalPlan
 
-__all__ = ["ALIKE", "CELLS", "MOST", "RESOLVED", "CellMap", "Pairs", "find_open", "from_lower", "rank"]
+__all__ = ["CELLS", "MOST", "RESOLVED", "SAME", "CellMap", "Pairs", "find_open", "from_lower", "rank"]
 
 RESOLVED = 1.0
 """What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
@@ -24,7 +24,7 @@ MOST = 16
 CELLS = 4
 """More cells than these around one place are narrow ones."""
 
-ALIKE = 0.25
+SAME = 0.25
 """Places closer than so many distances of nodes are one."""
 
 
@@ -91,7 +91,7 @@ def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor) -> Pairs | None:
     row, place, apart = spikes[order].unbind(1)
     row, at = row.long(), from_lower(place)
     # Of cells and their children, or their halves, several have seen the same.
-    again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < ALIKE * torch.minimum(apart[1:], apart[:-1]))
+    again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < SAME * torch.minimum(apart[1:], apart[:-1]))
     kept = torch.cat((again.new_ones(1), ~again)).nonzero().squeeze(1)
     row, place, at, apart = (t.index_select(0, kept) for t in (row, place, at, apart))
     mine = torch.zeros_like(done).repeat_interleave(count).index_fill_(0, row, True)

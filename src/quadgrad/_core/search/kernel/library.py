@@ -159,7 +159,7 @@ class OpenSpikes(Structure):
         ("spikes", c_void_p), ("n", c_int64),
         *((name, c_void_p) for name in ("row", "start", "stop", "kind")), ("cells", c_int64),
         ("status", c_void_p), *((name, c_int64) for name in ("rows", "count", "many", "most")),
-        ("resolved", c_double), ("alike", c_double),
+        ("resolved", c_double), ("same", c_double),
         *((name, c_void_p) for name in ("heads", "order", "spare", "windows", "key", "cell", "place", "apart")),
         ("found", c_int64),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ typedef struct {
     Plan plan;
     const int64_t *status;
     int64_t rows, count, many, most;
-    double resolved, alike;
+    double resolved, same;
     int64_t *heads, *order, *spare, *windows;
     double *key;
     int64_t *cell;
@@ -132,7 +132,7 @@ static int64_t find_in_row(const OpenSpikes *ask, int64_t *mine, int64_t n, int6
         double at = ask->key[mine[i]], apart = spike[APART], width = INFINITY;
         if (i) { /* of cells and their children, or their halves, several have seen the same */
             double before = ask->spikes[SPIKE * mine[i - 1] + APART];
-            if (at - ask->key[mine[i - 1]] < ask->alike * smaller(apart, before)) continue;
+            if (at - ask->key[mine[i - 1]] < ask->same * smaller(apart, before)) continue;
         }
         double low = smaller(larger(at - apart, 0.0), 1.0), high = smaller(larger(at + apart, 0.0), 1.0);
         int64_t around[AROUND], k = sorted ? look_up(plan, sorted, cells, low, high, around)

@@ -12,7 +12,7 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.search.gaps import find_gaps
 from quadgrad._core.search.kernel.library import Gaps, OpenSpikes, load, rule_numbers
 from quadgrad._core.search.kernel.memory import INTEGERS, in_memory, numbers
-from quadgrad._core.search.open_spikes import ALIKE, CELLS, MOST, RESOLVED, Pairs
+from quadgrad._core.search.open_spikes import CELLS, MOST, RESOLVED, SAME, Pairs
 
 __all__ = ["find_gaps_native", "find_open_native"]
 
@@ -27,7 +27,7 @@ def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pair
     row, start, stop, kind, ended, seen = (t.data_ptr() for t in columns)
     ask = OpenSpikes(
         seen, n, row, start, stop, None if plan.even else kind, cells, ended, rows, plan.pieces, CELLS, MOST,
-        RESOLVED, ALIKE, *(room.data_ptr() for room in rooms), 0,
+        RESOLVED, SAME, *(room.data_ptr() for room in rooms), 0,
     )  # fmt: skip
     load().find_open(byref(ask))
     found = ask.found
