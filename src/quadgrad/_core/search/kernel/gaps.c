@@ -2,15 +2,15 @@
 
 #include "tiles.h"
 
-/* What is asked: the rule with its barycentric weights; f at the nodes of n cells and at `count` places behind them,
+/* What is asked: the m nodes of a rule, their barycentric weights and the two rows that give the highest
+ * coefficients; f at the nodes of n cells and at `count` places behind them,
  * (m + count, n, columns), and what it is multiplied by, `step` numbers a row (0: the same at all places); the places
  * tau (count, n), and which of them are in the cells; what rounding explains, as a part of the largest value. And what is
  * found, (count, n): what is not explained, and f's size; of components the largest. */
 typedef struct {
-    const Rule *rule;
-    const double *barycentric, *y, *factor, *tau;
+    const double *nodes, *barycentric, *highest, *y, *factor, *tau;
     const int8_t *inside;
-    int64_t step, n, count, columns, parts, threads;
+    int64_t m, step, n, count, columns, parts, threads;
     double rounding;
     double *missed, *height;
 } Gaps;
@@ -24,10 +24,9 @@ INLINE void load_part(const Gaps *ask, int64_t row, int64_t low, int64_t here, i
 /* What is explained of a component: what smooth functions differ by from polynomials with such highest coefficients, and
  * rounding. */
 INLINE void explain(const Gaps *ask, const Tile *real, const Tile *imaginary, Tile allowed) {
-    const Rule *rule = ask->rule;
-    const double *first = rule->all + rule->m, *second = first + rule->m;
+    const double *first = ask->highest, *second = first + ask->m;
     Tile a = {0}, b = {0}, c = {0}, d = {0}, largest = {0};
-    for (int64_t j = 0; j < rule->m; j++)
+    for (int64_t j = 0; j < ask->m; j++)
         for (int l = 0; l < WIDE; l++) {
             a[l] += first[j] * real[j][l], b[l] += second[j] * real[j][l];
             c[l] += first[j] * imaginary[j][l], d[l] += second[j] * imaginary[j][l];
@@ -39,8 +38,7 @@ INLINE void explain(const Gaps *ask, const Tile *real, const Tile *imaginary, Ti
 
 /* Enter what one component says of a tile's cells. */
 INLINE void add_component(const Gaps *ask, int64_t low, int64_t here, int64_t column, int several) {
-    const Rule *rule = ask->rule;
-    int64_t m = rule->m, n = ask->n;
+    int64_t m = ask->m, n = ask->n;
     Tile real[MOST_NODES] = {0}, imaginary[MOST_NODES] = {0}, allowed, tau = {0}, seen = {0}, other = {0};
     for (int64_t j = 0; j < m; j++) {
         load_part(ask, j, low, here, column, real[j]);
@@ -54,7 +52,7 @@ INLINE void add_component(const Gaps *ask, int64_t low, int64_t here, int64_t co
         if (several) load_part(ask, m + q, low, here, column + 1, other);
         for (int64_t j = 0; j < m; j++)
             for (int l = 0; l < WIDE; l++) {
-                double apart = tau[l] - rule->nodes[j], weight = ask->barycentric[j] / (apart == 0.0 ? 1e-300 : apart);
+                double apart = tau[l] - ask->nodes[j], weight = ask->barycentric[j] / (apart == 0.0 ? 1e-300 : apart);
                 whole[l] += weight, sum[l] += weight * real[j][l];
                 if (several) sum_other[l] += weight * imaginary[j][l];
             }

@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
-    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "Zoom", "describe", "load", "rule_numbers",
+    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "Zoom", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
@@ -79,7 +79,7 @@ class Setting(Structure):
     @classmethod
     def of(cls, pieces: Pieces, rule: Rule) -> Setting:
         """Return the setting of a search whose values have one column."""
-        info, numbers = pieces.rounding, rule_numbers(rule)
+        info, numbers = pieces.rounding, _rule_numbers(rule)
         lower, upper = (end.resolve_neg().double().contiguous() for end in (pieces.lower, pieces.upper))
         made = cls(
             lower.data_ptr(), upper.data_ptr(), lower.shape[0] > 1, upper.shape[0] > 1, pieces.count,
@@ -170,8 +170,8 @@ class Gaps(Structure):
     """f at nodes and places of cells, what is to be known of it, and where what is found goes: see ``gaps.c``."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("rule", "barycentric", "y", "factor", "tau", "inside")),
-        *((name, c_int64) for name in ("step", "n", "count", "columns", "parts", "threads")),
+        *((name, c_void_p) for name in ("nodes", "barycentric", "highest", "y", "factor", "tau", "inside")),
+        *((name, c_int64) for name in ("m", "step", "n", "count", "columns", "parts", "threads")),
         ("rounding", c_double), ("missed", c_void_p), ("height", c_void_p),
     ]  # fmt: skip
 
@@ -243,7 +243,7 @@ def load() -> Any:
 
 
 @cache
-def rule_numbers(rule: Rule) -> RuleNumbers:
+def _rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
     half = rule.nodes.size // 2
     nulls, halves, slopes, edges = rule.nulls, rule.halves, rule.slopes, rule.edges

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, byref
+from ctypes import byref
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.gaps import find_gaps
-from quadgrad._core.search.kernel.library import Gaps, OpenSpikes, load, rule_numbers
+from quadgrad._core.search.kernel.library import Gaps, OpenSpikes, load
 from quadgrad._core.search.kernel.memory import INTEGERS, in_memory, numbers
 from quadgrad._core.search.open_spikes import CELLS, MOST, RESOLVED, SAME, Pairs
 
@@ -41,11 +42,12 @@ def find_gaps_native(
     if not in_memory(y):  # subclasses may keep what they stand for elsewhere
         return find_gaps(rule, y, factor, tau, inside, rounding)
     k, n = tau.shape
-    missed, height, numbers_of = numbers(k, n), numbers(k, n), rule_numbers(rule)
+    missed, height = numbers(k, n), numbers(k, n)
+    tables = [np.ascontiguousarray(table) for table in (rule.nodes, rule.barycentric, rule.nulls[:2])]
     kept = [t.resolve_neg().contiguous() for t in (y.resolve_conj(), factor, tau, inside)]
     parts, step = 1 + y.is_complex(), n if len(factor) > 1 else 0
     ask = Gaps(
-        addressof(numbers_of), rule.barycentric.ctypes.data, *(t.data_ptr() for t in kept), step, n, k,
+        *(table.ctypes.data for table in tables), *(t.data_ptr() for t in kept), rule.nodes.size, step, n, k,
         y[0, 0].numel() * parts, parts, torch.get_num_threads(), rounding, missed.data_ptr(), height.data_ptr(),
     )  # fmt: skip
     load().find_gaps(byref(ask))
