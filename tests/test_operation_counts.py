@@ -17,6 +17,10 @@ EVENLY, LOGARITHMIC = 350, 735
 """Most operations of a round, views among them, without and with cells that have logarithmic nodes."""
 
 
+WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "repeat_interleave")
+"""Operations that wait for the device."""
+
+
 class Operations(TorchDispatchMode):
     """Count operations by their names."""
 
@@ -30,13 +34,21 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Counter[str], bool]]:
+def looks() -> list[int]:
+    """Return how often the host waited in the looks between rounds, for each round, once these are counted."""
+    return []
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch, looks: list[int]) -> list[tuple[Counter[str], bool]]:
     """Return the operations of each round of a search of 2,000 peaks, and whether it had logarithmic nodes."""
     counted, seen, evaluate, decide = Operations(), [], TensorBodies.evaluate, TensorBodies.decide
-    hosts, started = [0], list[TensorBodies[Any]]()
+    hosts, started, after = [0], list[TensorBodies[Any]](), [Counter[str]()]
 
     def whole_round(self: TensorBodies[Any]) -> Any:
         before, logarithmic = counted.counts.copy(), any(new.logarithmic for new in self.new)
+        looks.append(hosts[0] + sum((before - after[0])[name] for name in WAITS))
+        hosts[0] = 0
         tally = decide(self)
         if tally.running:
             logarithmic |= any(new.logarithmic for new in self.new)
@@ -44,7 +56,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Counter[str], bool]]:
             operations = counted.counts - before
             operations["tolist"] = hosts[0]
             seen.append((operations, logarithmic))
-        hosts[0] = 0
+        after[0], hosts[0] = counted.counts.copy(), 0
         return tally
 
     def first(self: TensorBodies[Any]) -> None:
@@ -80,3 +92,11 @@ def test_a_round_asks_the_host_twice(rounds: list[tuple[Counter[str], bool]]) ->
 def test_a_round_has_few_operations(rounds: list[tuple[Counter[str], bool]]) -> None:
     for operations, logarithmic in rounds:
         assert sum(operations.values()) <= (LOGARITHMIC if logarithmic else EVENLY)
+
+
+def test_looks_between_rounds_ask_the_host_seldom(
+    rounds: list[tuple[Counter[str], bool]], looks: list[int]
+) -> None:
+    """Most find nothing to close in on; of a zoom each step asks once. Masks that pick entries are not counted."""
+    assert len(looks) >= len(rounds) and sorted(looks)[len(looks) // 2] <= 4
+    assert sum(looks) <= 60

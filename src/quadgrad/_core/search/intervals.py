@@ -21,6 +21,7 @@ from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+from quadgrad._core.search.zoom import zoom
 
 __all__ = ["interval_parts", "record", "search"]
 
@@ -41,7 +42,7 @@ def search(task: Problem, first: IntervalPlan) -> Found:
     try:
         spikes = Spikes()
         bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
-        return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
+        return watched(task, lambda watcher: search_cells(bodies, task, first, watcher), zoom)
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first)

@@ -20,7 +20,8 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
-from quadgrad._core.search.kernel.native import NativeBodies, UnreadableError, suits_native
+from quadgrad._core.search.kernel.native import NativeBodies, suits_native
+from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.stalled import search_on
 from quadgrad._core.search.task import Found, hear, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error

@@ -9,24 +9,24 @@ time lie around it, f is compared with the interpolating polynomials of the cell
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.mesh.cells import BESIDE_END, WHOLE, bisect
-from quadgrad._core.mesh.interval import DEPTH, LINEAR, lay_out
+from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align, total
+from quadgrad._core.reduce import total
+from quadgrad._core.search.gaps import find_gaps
+from quadgrad._core.search.kernel.native import suits_native
+from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
+from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lower, rank
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
-__all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
-
-RESOLVED = 1.0
-"""What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
+__all__ = ["cells_around", "follow_spikes", "search_from"]
 
 OCTAVES = 10
 """So many times is the distance halved in which f is called on both sides."""
@@ -34,11 +34,8 @@ OCTAVES = 10
 HIGHER = 100.0
 """What is so many times as high beside a place as there is looked for again where it is highest."""
 
-PASSES, MOST = 5, 16
-"""How often the places of one search are followed, and how many of one integral at most."""
-
-CELLS = 4
-"""More cells than these around one place are narrow ones."""
+PASSES = 5
+"""How often the places of one search are followed."""
 
 MATTERS = 0.1
 """What is not explained matters if it may amount to this part of the tolerance."""
@@ -52,129 +49,25 @@ SHARES = 16
 Search = Callable[[Problem, IntervalPlan], Found]
 
 
-@dataclass
-class _Pairs:
-    """Places, measured as those of cells are, and cells of the plan around them: one of each, ``(k,)``."""
-
-    cell: Tensor
-    place: Tensor
-    apart: Tensor
-
-
 def follow_spikes(problem: Problem, found: Found, search: Search) -> Found:
     """Look around what single nodes saw, and search on where f is more than cells make of it."""
     for _ in range(PASSES):
         if found.spikes is None or 0 in found.value.shape or not len(found.plan):
             return found
-        pairs = _open_places(problem, found, found.spikes)
+        pairs = _find_open(problem, found, found.spikes)
         if pairs is None:
             return found
         found = _follow(problem, found, pairs, search)
     return found
 
 
-def from_lower(place: Tensor) -> Tensor:
-    """Return places of pieces measured from the lower end; negative ones are from the upper one."""
-    return torch.where(place < 0.0, 1.0 + place, place)
+def _find_open(problem: Problem, found: Found, spikes: Tensor) -> Pairs | None:
+    if suits_native(problem):
+        return find_open_native(found.plan, spikes, found.status)
+    return find_open(found.plan, spikes, found.status == int(Status.CONVERGED))
 
 
-class _Map:
-    """The unit intervals of cells, as places of their pieces."""
-
-    def __init__(self, plan: IntervalPlan, cell: Tensor) -> None:
-        self.start, self.width = plan.start[cell], plan.stop[cell] - plan.start[cell]
-        self.from_lower = self.start >= 0.0
-        stop = plan.stop[cell]
-        self.outer = torch.where(self.from_lower, stop, self.start)
-        inner = torch.where(self.from_lower, self.start, stop)
-        self.logarithmic = plan.kind[cell] != LINEAR
-        ratio = torch.where(inner == 0.0, 2.0**-DEPTH, inner / self.outer)
-        self.rate = torch.where(self.logarithmic, ratio, 0.5).log()
-
-    def _fraction(self, place: Tensor) -> Tensor:
-        """Return places measured from the end that a cell is measured from."""
-        other = torch.where(self.from_lower, place < 0.0, place >= 0.0)
-        return torch.where(other, place - torch.where(self.from_lower, -1.0, 1.0), place)
-
-    def tau(self, place: Tensor) -> Tensor:
-        """Return places in the unit interval of cells."""
-        fraction = self._fraction(place)
-        along = torch.log((fraction / self.outer).clamp_min(0.0)) / self.rate
-        return torch.where(self.logarithmic, along, (fraction - self.start) / self.width)
-
-    def scale(self, place: Tensor) -> Tensor:
-        """Return how wide cells are, by their scale at places or as near to these as they come."""
-        fraction = torch.minimum(torch.maximum(self._fraction(place), self.start), self.start + self.width)
-        along = torch.maximum(fraction.abs(), self.outer.abs() * torch.exp(self.rate)) * self.rate.abs()
-        return torch.where(self.logarithmic, along, self.width)
-
-    def place(self, tau: Tensor) -> Tensor:
-        """Return places of the piece, from the end that cells are measured from."""
-        along = self.outer * torch.exp(tau * self.rate)
-        return torch.where(self.logarithmic, along, self.start + tau * self.width)
-
-
-def _open_places(problem: Problem, found: Found, spikes: Tensor) -> _Pairs | None:
-    """Return the places that no narrow cell is around, in integrals that are done, and the cells there."""
-    plan, count = found.plan, problem.pieces.count
-    done = found.status == int(Status.CONVERGED)
-    spikes = spikes[done[spikes[:, 0].long() // count]]
-    if not len(spikes):
-        return None
-    order = _by_row(spikes[:, 0], from_lower(spikes[:, 1]))
-    row, place, apart = spikes[order].unbind(1)
-    row, at = row.long(), from_lower(place)
-    # Of cells and their children, or their halves, several have seen the same.
-    again = (row[1:] == row[:-1]) & (at[1:] - at[:-1] < 0.25 * torch.minimum(apart[1:], apart[:-1]))
-    kept = torch.cat((again.new_ones(1), ~again))
-    row, place, at, apart = (t[kept] for t in (row, place, at, apart))
-    mine = torch.zeros_like(found.nfev, dtype=torch.bool).repeat_interleave(count).index_fill_(0, row, True)
-    order = mine[plan.row].nonzero().squeeze(1)
-    order = order[_by_row(plan.row[order], from_lower(plan.start[order]))]
-    cells, begin = plan.row[order], from_lower(plan.start[order])
-    if not len(cells):
-        return None
-    low, high = (_before(cells, begin, row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
-    around = low[:, None] + torch.arange(CELLS, device=low.device)
-    inside, around = around <= high[:, None], around.clamp_max(len(cells) - 1)
-    inside, around = inside & (cells[around] == row[:, None]), order[around]
-    width = _Map(plan, around).scale(place[:, None]).masked_fill(~inside, torch.inf).amin(1)
-    index = ((high - low < CELLS) & (width >= RESOLVED * apart) & width.isfinite()).nonzero().squeeze(1)
-    # The widest apart first, of each integral no more than so many.
-    index = index[apart[index].argsort(descending=True, stable=True)]
-    index = index[_rank(row[index] // count) < MOST]
-    if not len(index):
-        return None
-    pair, column = inside[index].nonzero().unbind(1)
-    return _Pairs(around[index][pair, column], place[index][pair], apart[index][pair])
-
-
-def _by_row(row: Tensor, place: Tensor) -> Tensor:
-    """Return the order by rows, and within one by places."""
-    order = place.argsort(stable=True)
-    return order[row[order].argsort(stable=True)]
-
-
-def _before(cells: Tensor, begin: Tensor, row: Tensor, place: Tensor) -> Tensor:
-    """Return the last of sorted cells that begin no later than places in rows do; the first if there is none."""
-    low, high = torch.searchsorted(cells, row), torch.searchsorted(cells, row, right=True)
-    # By bisection in each row: there are many more cells than places, and to sort them together takes longer.
-    for _ in range(int((high - low).amax()).bit_length()):
-        middle = (low + high) // 2
-        later = (begin[middle.clamp_max(len(cells) - 1)] > place) | (low == high)
-        low, high = torch.where(later, low, middle + 1), torch.where(later, middle, high)
-    return (low - 1).clamp_min(0)
-
-
-def _rank(owner: Tensor) -> Tensor:
-    """Return how many entries before each have the same owner."""
-    order = owner.argsort(stable=True)
-    ordered = owner[order]
-    place = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(order).index_copy_(0, order, place)
-
-
-def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Found:
+def _follow(problem: Problem, found: Found, pairs: Pairs, search: Search) -> Found:
     """Call f around places, and search on where cells do not explain what it is there."""
     plan, tolerance = found.plan, problem.tolerance
     tau, away, scale, inside = _places(plan, pairs)
@@ -199,15 +92,15 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     matters = most > torch.maximum(MATTERS * allowed, found.error.double())[owner]
     # It may be higher still: closer around the highest place it is looked for again.
     index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
-    where = _Map(plan, cell[index]).place(tau[at[index], index])
+    where = CellMap(plan, cell[index]).place(tau[at[index], index])
     further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
     index = matters.nonzero().squeeze(1)
     if not len(index):
         return replace(found, spikes=further if len(further) else None)
     index = index[most[index].argsort(descending=True, stable=True)]
-    index = index[_rank(cell[index]) == 0]
+    index = index[rank(cell[index]) == 0]
     at, cell = at[index], cell[index]
-    place, step = from_lower(_Map(plan, cell).place(tau[at, index])), 0.25 * away[at, index]
+    place, step = from_lower(CellMap(plan, cell).place(tau[at, index])), 0.25 * away[at, index]
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
     found = search_from(problem, found, new, others, search)
@@ -220,14 +113,14 @@ def _join(*spikes: Tensor | None) -> Tensor | None:
     return torch.cat(given) if given else None
 
 
-def _places(plan: IntervalPlan, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _places(plan: IntervalPlan, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return places ``(m, k)`` in the unit interval of cells, and what belongs to them.
 
     That is how far they are from the middle one, the cells' scale there, and which are in the cell.
     """
     halved = torch.exp2(-torch.arange(OCTAVES + 1, dtype=torch.float64, device=pairs.place.device))
     offsets = torch.cat((-halved, halved.new_zeros(1), halved.flip(0)))[:, None]
-    cells, place = _Map(plan, pairs.cell), pairs.place + offsets * pairs.apart
+    cells, place = CellMap(plan, pairs.cell), pairs.place + offsets * pairs.apart
     place = torch.where((pairs.place < 0.0) & (place >= 0.0), 2.0, place)  # beyond the end of the piece
     tau, away = cells.tau(place), offsets.abs().clamp_min(2.0**-OCTAVES) * pairs.apart
     inside = (tau > 0.0) & (tau < 1.0)
@@ -239,29 +132,20 @@ def _unexplained(
 ) -> tuple[Tensor, Tensor]:
     """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
 
-    Of components the worst. What rounding explains is left out, what smooth functions differ by from polynomials
-    with such highest coefficients, and what is not finite.
+    See :func:`quadgrad._core.search.gaps.find_gaps`.
     """
-    rule = problem.rule.tensors(torch.float64, tau.device)
-    weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
-    row, m = plan.row[cell], len(rule.nodes)
+    nodes = problem.rule.tensors(torch.float64, tau.device).nodes
+    row, m = plan.row[cell], len(nodes)
     layout = lay_out(problem.pieces, row, plan.start[cell], plan.stop[cell], None if plan.even else plan.kind[cell])
     missed, height, step = torch.zeros_like(tau), torch.zeros_like(tau), max(1, problem.block // (m + len(tau)))
+    find = find_gaps_native if suits_native(problem) else find_gaps
     for low in range(0, len(row), step):
         part = slice(low, low + step)
-        x, factor = layout.nodes(torch.cat((rule.nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
+        x, factor = layout.nodes(torch.cat((nodes[:, None].expand(-1, len(row[part])), tau[:, part])), part)
         y = problem.integrand(x, row[part] // problem.pieces.count).detach()
         y = y.to(torch.complex128 if y.is_complex() else torch.float64)
-        y = (y * align(factor, y)).reshape(*y.shape[:2], -1)
-        apart = tau[:, None, part] - rule.nodes[:, None]
-        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        weight = (weight / weight.sum(1, keepdim=True)).to(y.dtype)
-        gap = (torch.einsum("qmk,mkc->qkc", weight, y[:m]) - y[m:]).abs()
-        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y[:m]).abs().sum(0)
-        allowed = BEYOND * highest + y[:m].abs().amax(0) * (ROUNDING * problem.tolerance.eps)
-        gap = (gap - allowed).clamp_min(0.0)
-        missed[:, part] = gap.nan_to_num(0.0, 0.0, 0.0).amax(2) * inside[:, part]
-        height[:, part] = y[m:].abs().nan_to_num(0.0, 0.0, 0.0).amax(2)
+        rounding = ROUNDING * problem.tolerance.eps
+        missed[:, part], height[:, part] = find(problem.rule, y, factor, tau[:, part], inside[:, part], rounding)
     return missed, height
 
 

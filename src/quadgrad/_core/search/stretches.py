@@ -67,9 +67,9 @@ class Ends:
     distance: Tensor
     singular: Tensor
 
-    def take(self, mask: Tensor) -> Ends:
-        """Return some of them."""
-        return Ends(self.row[mask], self.upper[mask], self.distance[mask], self.singular[mask])
+    def take(self, index: Tensor) -> Ends:
+        """Return some of them, by their places."""
+        return Ends(*(t.index_select(0, index) for t in (self.row, self.upper, self.distance, self.singular)))
 
 
 @dataclass(slots=True)

@@ -166,19 +166,17 @@ class TensorBodies(Generic[R]):
         at_hand = AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
         return look_for_piles(at_hand, self.task.pieces.count, whose)
 
-    def settled_values(self) -> Tensor:
-        """Return what the settled cells of each integral add up to, of one real component."""
-        values = torch.zeros_like(self.books.sums[0])
-        return values.index_copy(0, self.running.whole[0], self.running.sums[0])
+    def settled_values(self, owner: Tensor) -> Tensor:
+        """Return what the settled cells of some running integrals add up to, of one real component."""
+        return self.running.sums[0, torch.searchsorted(self.running.whole[0], owner)]
 
-    def cost(self) -> Tensor:
-        """Return the nodes that each running integral has cost, 0 of the others."""
-        return torch.zeros_like(self.books.whole[1]).index_copy(0, self.running.whole[0], self.running.whole[2])
+    def cost(self, owner: Tensor) -> Tensor:
+        """Return the nodes that some running integrals have cost."""
+        return self.running.whole[2, torch.searchsorted(self.running.whole[0], owner)]
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
-        """Have integrals pay for further nodes."""
-        spent = torch.zeros_like(self.books.whole[1]).index_add_(0, owner, nodes)
-        self.running.whole[2] += spent[self.running.whole[0]]
+        """Have running integrals pay for further nodes."""
+        self.running.whole[2].index_add_(0, torch.searchsorted(self.running.whole[0], owner), nodes)
 
     def _stuck(self, totals: Totals) -> Tensor:
         """Say how integrals end of which all cells are at hand, and none can be split."""

@@ -2,19 +2,21 @@
 
 #include "spikes.h"
 
-INLINE Lanes largest_of(Lanes a, Lanes b) {
-    Bits is_b = b > a;
-    return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
+/* By how much the larger one of neighbours' sizes is above so many times the other, or what was seen before. */
+INLINE Lanes steeper(Lanes seen, Lanes a, Lanes b) {
+    Lanes rise = a - C.sharp * b, fall = b - C.sharp * a;
+    return largest_of(seen, largest_of(rise, fall));
 }
 
 /* The rule's functionals, but for the shares, of values y on a tile, the integral of their size, and the largest. All
  * but four are even or odd about the middle node, and these four are two that mirror two: half the products suffice
  * for sums and differences of values at mirrored nodes. */
-INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest) {
+INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, double *size, double *largest,
+                 double *steepest) {
     enum { EVEN = 4 + NULL_PAIRS, ODD = 3 + NULL_PAIRS };
     int64_t half = rule->m / 2;
     Tile plus[MOST_NODES / 2 + 1], minus[MOST_NODES / 2], even[EVEN], odd[ODD];
-    Lanes s0 = {0}, s1 = {0}, most[2] = {{0}, {0}};
+    Lanes s0 = {0}, s1 = {0}, most[2] = {{0}, {0}}, steep[2] = {{0}, {0}}, before[2][2];
     for (int64_t i = 0; i <= half; i++) {
         const double *front = y + i * stride, *back = y + (rule->m - 1 - i) * stride;
         for (int k = 0; k < 2; k++) {
@@ -22,6 +24,8 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
             Lanes size_a = (Lanes)((Bits)a & INT64_MAX), size_b = (Lanes)((Bits)b & INT64_MAX);
             Lanes sizes = size_a + size_b;
             most[k] = largest_of(most[k], largest_of(size_a, size_b));
+            if (i) steep[k] = steeper(steeper(steep[k], before[k][0], size_a), before[k][1], size_b);
+            before[k][0] = size_a, before[k][1] = size_b;
             if (i == half) b = zero, sizes *= 0.5;
             ((Lanes *)plus)[2 * i + k] = a + b;
             if (i < half) ((Lanes *)minus)[2 * i + k] = a - b;
@@ -29,6 +33,7 @@ INLINE void fold(const Rule *rule, const double *y, int64_t stride, Tile *sums, 
         }
     }
     *(Lanes *)size = s0, *(Lanes *)(size + LANES) = s1;
+    memcpy(steepest, steep, sizeof steep);
     *(Lanes *)largest = most[0], *(Lanes *)(largest + LANES) = most[1];
     weigh(rule->even, EVEN, half + 1, plus, even);
     weigh(rule->odd, ODD, half, minus, odd);
@@ -184,20 +189,51 @@ INLINE void look_between(const Setting *set, double eps, const double *y, const 
     }
 }
 
+/* Which columns of a tile may have spikes: whose values rise steeply somewhere, and those that `alone` makes what they
+ * are, by how much; what rounding explains. Most tiles have none. */
+typedef struct {
+    Tile steep, alone, off, quiet;
+    int any;
+} Suspects;
+
+INLINE void suspect(const Setting *set, int64_t columns, double eps, const Summary of, const Tile *sums,
+                    const double *values, int64_t stride, int64_t first, int64_t width, const double *largest,
+                    const double *steepest, const double *scale, const double *reach, const Cell *cells, Suspects *s) {
+    int64_t m = set->rule->m, steep = 0, unresolved = 0, found = 0;
+    for (int c = 0; c < WIDE; c++) {
+        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
+        s->quiet[c] = C.above * eps * larger(largest[c], of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps)));
+        s->steep[c] = 0.0;
+        steep += !(sums[0][c] == sums[0][c] && steepest[c] <= 0.0), unresolved += of[DECAY][c] >= C.unresolved;
+    }
+    if (steep) see_rising(m, values, stride, s->steep);
+    if (unresolved) see_alone(set->rule, sums + 1, s->alone, s->off);
+    if (columns == 1) {
+        Tile at_start, at_stop;
+        for (int64_t c = 0; c < WIDE; c++) {
+            const Cell *cell = cell_at(cells, first + (c < width ? c : 0), 0);
+            at_start[c] = cell->at_start, at_stop[c] = cell->at_stop;
+        }
+        see_rising_at_edge(at_start, values, stride, s->steep);
+        see_rising_at_edge(at_stop, values + (m - 1) * stride, -stride, s->steep);
+    }
+    for (int c = 0; c < WIDE; c++)
+        found += s->steep[c] > 0.0 || of[BETWEEN][c] > 0.0 || (unresolved && s->off[c] > s->quiet[c]);
+    s->any = found > 0;
+}
+
 /* Note the spikes of columns: spikes.py in estimates. */
-INLINE void note_spikes(const Setting *set, int64_t columns, double eps, const Summary of, const Tile *sums,
-                        const double *values, int64_t stride, int64_t first, int64_t width, const double *largest,
-                        const double *scale, const double *reach, const Cell *cells, const Spikes *to) {
-    Tile steep;
-    see_rising(set->rule->m, values, stride, steep);
+INLINE void note_spikes(const Setting *set, int64_t columns, const Summary of, const double *values, int64_t stride,
+                        int64_t first, int64_t width, const double *largest, const Cell *cells, const Suspects *s,
+                        const Spikes *to) {
     for (int64_t c = 0; c < width; c++) {
         const Cell *cell = cell_at(cells, (first + c) / columns, tail_of(set));
-        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
-        double quiet = C.above * eps * larger(largest[c], of[SIZE][c] + of[VARIATION][c] * (blur / (2.0 * eps)));
         int unresolved = of[DECAY][c] >= C.unresolved;
         if (!(largest[c] < INFINITY)) continue;
-        if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], quiet)) note_looks(set->rule, cell, to);
-        note_column(set, sums + 1, values, stride, c, steep[c] > 0.0, unresolved, quiet, cell, 0.0, to);
+        if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], s->quiet[c]))
+            note_looks(set->rule, cell, to);
+        int64_t at = unresolved && s->off[c] > s->quiet[c] ? (int64_t)s->alone[c] : -1;
+        note_column(set, values, stride, c, s->steep[c] > 0.0, at, cell, 0.0, to);
     }
 }
 
@@ -207,8 +243,9 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
                           int64_t looks, const Spikes *spikes) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, tail = columns > 1 ? columns : 0;
-    Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest;
+    Tile sums[FUNCTIONALS], size, few[MOST_NODES], scale = {0}, reach = {0}, scales, reaches, factor, largest, steepest;
     Summary summary, part;
+    Suspects suspects;
     const double *values = 0;
     int64_t stride = n * columns;
     if (columns > 1) {
@@ -225,13 +262,15 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             values = few[0], stride = WIDE;
         }
         const double *middle = values + m / 2 * stride;
-        fold(rule, values, stride, sums, size, largest);
+        fold(rule, values, stride, sums, size, largest, steepest);
         if (columns == 1) {
             judge_columns(set, eps, sums, size, scale, reach, middle, summary);
             if (looks)
                 look_between(set, eps, y, slope, n, 1, low, first, width, values, stride, scale, reach, summary);
-            note_spikes(set, 1, eps, summary, sums, values, stride, first, width, largest, scale, reach,
-                        cell_at(cells, low, tail), spikes);
+            suspect(set, 1, eps, summary, sums, values, stride, first, width, largest, steepest, scale, reach,
+                    cell_at(cells, low, 0), &suspects);
+            if (suspects.any)
+                note_spikes(set, 1, summary, values, stride, first, width, largest, cell_at(cells, low, 0), &suspects, spikes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -242,8 +281,10 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         judge_columns(set, eps, sums, size, scales, reaches, middle, part);
         if (looks)
             look_between(set, eps, y, slope, n, columns, low, first, width, values, stride, scales, reaches, part);
-        note_spikes(set, columns, eps, part, sums, values, stride, first, width, largest, scales, reaches,
-                    cell_at(cells, low, tail), spikes);
+        suspect(set, columns, eps, part, sums, values, stride, first, width, largest, steepest, scales, reaches,
+                cell_at(cells, low, tail), &suspects);
+        if (suspects.any)
+            note_spikes(set, columns, part, values, stride, first, width, largest, cell_at(cells, low, tail), &suspects, spikes);
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);

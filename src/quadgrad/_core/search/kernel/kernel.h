@@ -95,9 +95,10 @@ typedef struct {
 
 /* A rule with m nodes, which are symmetric. `all` has rows of m numbers: the weights, 2 NULL_PAIRS nulls, 2 halves,
  * 2 slopes, 2 edges, the shares, and the looks, whose places are beside the nodes. Those before the shares stand also in
- * `even` and `odd`, see `fold`. */
+ * `even` and `odd`, see `fold`. What one value makes of the SPIKE_NULLS highest
+ * coefficients: rows of `alone` are unit vectors, `lengths` the value that makes coefficients of length 1. */
 typedef struct {
-    const double *nodes, *all, *even, *odd, *looks;
+    const double *nodes, *all, *even, *odd, *looks, *alone, *lengths;
     int64_t m, order_gap;
 } Rule;
 

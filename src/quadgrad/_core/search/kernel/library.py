@@ -25,13 +25,13 @@ from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END,
 from quadgrad._core.status import Status
 
 __all__ = [
-    "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
+    "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
+    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "Zoom", "describe", "load",
 ]  # fmt: skip
 
-CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
+CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
 """How many numbers of eight bytes a cell, a settled one, a running integral, a thread's share, a stretch of
-cells and an end of a piece consist of.
+cells, an end of a piece and a stretch that is closed in on consist of.
 
 Behind a cell and a settled one stand the value's columns, if there are several."""
 
@@ -58,7 +58,7 @@ class RuleNumbers(Structure):
     """A rule in double precision."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks")),
+        *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks", "alone", "lengths")),
         *((name, c_int64) for name in ("m", "order_gap")),
     ]
 
@@ -132,15 +132,58 @@ class Piles(Structure):
         return cls(*numbers, stretches.data_ptr(), ends.data_ptr(), 0, 0)
 
     def read(self, stretches: Tensor, ends: Tensor) -> Piled:
-        """Return what was written there: stretches as they came, ends in order."""
+        """Return what was written there, where it stays until it is overwritten."""
+        if not (self.n_stretches or self.n_ends):
+            return _NOTHING_PILED
         stretches = stretches[: STRETCH * self.n_stretches].view(-1, STRETCH)
-        start, stop = stretches[:, 1:].t().reshape(2, 2, -1)
+        start, stop = stretches[:, 1:].t().view(2, 2, -1)
         ends = ends[: END * self.n_ends].view(-1, END)
-        at, distance = ends.view(torch.int64)[:, :3], ends[:, 3]
-        order = (2 * at[:, 0] + at[:, 1]).argsort()
-        row, upper, singular = at[order].unbind(1)
-        at_ends = Ends(row, upper > 0, distance[order], singular > 0)
-        return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
+        row, upper, singular, _ = ends.view(torch.int64).unbind(1)
+        return Piled(stretches.view(torch.int64)[:, 0], start, stop, Ends(row, upper > 0, ends[:, 3], singular > 0))
+
+
+_NO_ROWS, _NO_PLACES = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+_NOTHING_PILED = Piled(
+    _NO_ROWS,
+    _NO_PLACES.expand(2, 0),
+    _NO_PLACES.expand(2, 0),
+    Ends(_NO_ROWS, _NO_ROWS > 0, _NO_PLACES, _NO_ROWS > 0),
+)
+"""As it is most often, which takes longer to read than to find."""
+
+
+class OpenSpikes(Structure):
+    """Spikes, the plan in which they are looked up, numbers that judge them, and room: see ``open_spikes.c``."""
+
+    _fields_ = [
+        ("spikes", c_void_p), ("n", c_int64),
+        *((name, c_void_p) for name in ("row", "start", "stop", "kind")), ("cells", c_int64),
+        ("status", c_void_p), *((name, c_int64) for name in ("rows", "count", "many", "most")),
+        ("resolved", c_double), ("same", c_double),
+        *((name, c_void_p) for name in ("heads", "order", "spare", "windows", "key", "cell", "place", "apart")),
+        ("found", c_int64),
+    ]  # fmt: skip
+    found: int
+
+
+class Gaps(Structure):
+    """f at nodes and places of cells, what is to be known of it, and where what is found goes: see ``gaps.c``."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("nodes", "barycentric", "highest", "y", "factor", "tau", "inside")),
+        *((name, c_int64) for name in ("m", "step", "n", "count", "columns", "parts", "threads")),
+        ("rounding", c_double), ("missed", c_void_p), ("height", c_void_p),
+    ]  # fmt: skip
+
+
+class Zoom(Structure):
+    """Stretches that are closed in on, f there, where it is asked for next, and what is found: see ``zoom.c``."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("eps", "ulp", "narrow", "bounded", "falls", "lasts")),
+        *((name, c_int64) for name in ("n", "columns", "round")),
+        *((name, c_void_p) for name in ("stretches", "place", "doubt", "found", "spent", "y", "x", "owner")),
+    ]
 
 
 class Maps(Structure):
@@ -172,9 +215,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),
+    "find_open": (OpenSpikes,),
+    "find_gaps": (Gaps,),
+    "begin_zoom": (Zoom, *"ppp"),
+    "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
 }
-_RETURNING = ("configure", "begin", "collect")
+_RETURNING = ("configure", "begin", "collect", "go_on_zooming")
 
 
 @cache
@@ -203,7 +250,10 @@ def _rule_numbers(rule: Rule) -> RuleNumbers:
     even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
     odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
     functionals = np.vstack([rule.functionals, rule.shares, rule.at_looks])
-    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks)
+    highest = nulls[: spikes.NULLS]
+    length = np.sqrt((highest**2).sum(0))
+    alone = ((highest / length).T, 1.0 / length)
+    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks, *alone)
     kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
     made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
     made.kept = kept

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from quadgrad._core.estimates.spikes import RISES
-from quadgrad._core.integrand import Argument, Integrand
+from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
 from quadgrad._core.mesh.poles import ellipse
@@ -50,12 +49,14 @@ from quadgrad._core.search.kernel.memory import (
     numbers,
     pointer,
 )
+from quadgrad._core.search.kernel.values import UnreadableError, as_dtype, read, spreads
+from quadgrad._core.search.kernel.zoom import zoom_native
 from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
-__all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
+__all__ = ["NativeBodies", "open_native", "search_native", "suits_native"]
 
 MOST = 2**62
 """No budget is larger: what a round would cost is added to what is spent."""
@@ -117,13 +118,9 @@ def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
+        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher), zoom_native)
     except UnreadableError:
         return None
-
-
-class UnreadableError(Exception):
-    """What f returns are not the numbers that were expected, or not in memory."""
 
 
 class NativeBodies:
@@ -159,7 +156,7 @@ class NativeBodies:
         )  # fmt: skip
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
         arguments = () if batch == 1 or integrand.captured else integrand.arguments
-        self.own = [_spreads(a) for a in arguments]
+        self.own = [spreads(a) for a in arguments]
         spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
         self.spread = (c_void_p * len(spread))(*spread) if spread else ()
 
@@ -228,7 +225,7 @@ class NativeBodies:
         Those with evenly spread nodes come first, and none is in a block with others. What is extrapolated is so in
         the columns of the plan.
         """
-        off, y, ends = hear(y), self._read(y), low - self.linear.n
+        off, y, ends = hear(y), read(y, self.parts), low - self.linear.n
         if ends < 0:
             self._measure_planned(low, low + y.shape[1], y)
             cells = CellMemory(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
@@ -284,7 +281,7 @@ class NativeBodies:
         for part in cells.parts(max(1, task.block // rows)):
             layout = layouts.data_ptr() + 8 * low
             if first and opening is not None:
-                slope, y = pointer(opening.slope), self._read(opening.y.detach())
+                slope, y = pointer(opening.slope), read(opening.y.detach(), self.parts)
             else:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
@@ -371,7 +368,7 @@ class NativeBodies:
         if not isinstance(owner, slice):
             owner = slice(0, 1) if self.task.batch == 1 else owner.view(torch.int64)
         if isinstance(owner, slice) or not self.spread:
-            return self._read(integrand(x, owner).detach())
+            return read(integrand(x, owner).detach(), self.parts)
         n, k = x.shape[1], len(self.spread)
         columns = numbers(k, n)
         self.kernel.spread(self.spread, k, owner.data_ptr(), n, columns.data_ptr(), self.threads)
@@ -380,19 +377,7 @@ class NativeBodies:
             next(column).view(a.value.dtype) if own else a.at(owner)
             for a, own in zip(integrand.arguments, self.own, strict=True)
         ]
-        return self._read(integrand.evaluate(x, args).detach())
-
-    def _read(self, y: Tensor) -> Tensor:
-        """Return numbers in double precision, contiguous, in memory."""
-        if y.is_complex():
-            if self.parts == 1:
-                raise UnreadableError
-            y = y.resolve_conj()
-        y = y.resolve_neg()
-        y = _as(y, torch.float64 if self.parts == 1 else torch.complex128).contiguous()
-        if not in_memory(y):
-            raise UnreadableError
-        return y
+        return read(integrand.evaluate(x, args).detach(), self.parts)
 
     def decide(self) -> Tally:
         """Decide on all cells; have the new ones at hand."""
@@ -426,23 +411,25 @@ class NativeBodies:
         self.kernel.look_for_piles(byref(round), byref(piles))
         return piles.read(stretches, edges)
 
-    def settled_values(self) -> Tensor:
-        """Return what the settled cells of each integral add up to, of one real component."""
-        books, values = self._running(), torch.zeros(self.task.batch, dtype=torch.float64, device="cpu")
-        return values.index_copy(0, books[:, WHO], books.view(torch.float64)[:, 0])
+    def settled_values(self, owner: Tensor) -> Tensor:
+        """Return what the settled cells of some running integrals add up to, of one real component."""
+        books, at = self._find(owner)
+        return books.view(torch.float64)[at, 0]
 
-    def cost(self) -> Tensor:
-        """Return the nodes that each running integral has cost, 0 of the others."""
-        books = self._running()
-        return torch.zeros_like(self.nfev).index_copy(0, books[:, WHO], books[:, NFEV])
+    def cost(self, owner: Tensor) -> Tensor:
+        """Return the nodes that some running integrals have cost."""
+        books, at = self._find(owner)
+        return books[at, NFEV]
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
-        """Have integrals pay for further nodes."""
-        books, spent = self._running(), torch.zeros_like(self.nfev).index_add_(0, owner, nodes)
-        books[:, NFEV] += spent[books[:, WHO]]
+        """Have running integrals pay for further nodes."""
+        books, at = self._find(owner)
+        books[:, NFEV].index_add_(0, at, nodes)
 
-    def _running(self) -> Tensor:
-        return self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+    def _find(self, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the books of the running integrals, and where some of these stand."""
+        books = self.books.view(torch.int64).view(-1, INTEGRAL)[: self.round.running]
+        return books, torch.searchsorted(books[:, WHO].contiguous(), owner)
 
     def withdraw(self) -> None:
         """Take back the integrals that wait, with all their cells."""
@@ -479,23 +466,9 @@ class NativeBodies:
         if event:
             value = value.view(self.task.batch, *event)
         real = self.dtype.to_real() if self.parts == 2 else self.dtype
-        value, total, error = _as(value, self.dtype), _as(self.error, real), _as(error, real)
+        value, total, error = as_dtype(value, self.dtype), as_dtype(self.error, real), as_dtype(error, real)
         cells = (row, start, stop, error, kind if ends else None)
         plan = IntervalPlan.of(self.task.rule, self.task.pieces, self.task.batch_shape, *cells)
         faint = self.tally.faint > 0 if seen is None else None
         spikes = torch.cat(self.spikes) if self.spikes else None
         return Found(plan, value, total, self.status, self.nfev, faint=faint, seen=seen, spikes=spikes)
-
-
-def _spreads(argument: Argument) -> bool:
-    """Whether the kernel can spread an argument over cells: plain numbers of eight bytes, one for each integral."""
-    value = argument.value
-    if argument.shared or type(value) not in (Tensor, Parameter):
-        return False
-    plain = value.ndim == 1 and value.element_size() == 8 and value.is_contiguous() and not value.is_neg()
-    return plain and not value.is_conj() and in_memory(value)
-
-
-def _as(t: Tensor, dtype: torch.dtype) -> Tensor:
-    # To ask whether anything is to be done is quicker than to ask for it: 4 us of 130 of a single integral.
-    return t if t.dtype == dtype else t.to(dtype)

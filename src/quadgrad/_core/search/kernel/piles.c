@@ -43,9 +43,10 @@ typedef struct {
     double worst;
 } Cells;
 
-/* Enter the ends of pieces at which much of the error is. */
+/* Enter the ends of pieces at which much of the error is, in order. */
 static void look_at_ends(const Cells *all, Piles *piles) {
     double limit = piles->worst_at_end * all->worst;
+    int64_t first = piles->n_ends;
     for (int kind = 0; kind < 2; kind++) {
         for (int64_t c = all->first[kind]; c < all->stop[kind]; c++) {
             const Cell *at = cell_at(all->cells[kind], c, all->tail);
@@ -59,7 +60,10 @@ static void look_at_ends(const Cells *all, Piles *piles) {
                     distance = larger(distance, upper ? -cell->start : cell->stop);
                 }
             }
-            piles->ends[piles->n_ends++] = (End){at->row, upper, kind, distance};
+            int64_t to = piles->n_ends++;
+            for (const End *e; to > first && (e = &piles->ends[to - 1], 2 * e->row + e->upper > 2 * at->row + upper); to--)
+                piles->ends[to] = *e;
+            piles->ends[to] = (End){at->row, upper, kind, distance};
         }
     }
 }

@@ -58,11 +58,14 @@ INLINE void see_rising(int64_t m, const double *y, int64_t stride, double *seen)
     memcpy(seen, most, sizeof most);
 }
 
-/* Whether f at an edge and the nodes beside it do. */
-INLINE int rises_at_edge(double edge, const double *y, int64_t step) {
-    double e = fabs(edge), a = fabs(y[0]), b = fabs(y[step]), c = fabs(y[2 * step]);
-    return (above(0.0, e, a) > 0.0) | (above(0.0, larger(e, a), b) > 0.0) | (above(e, a, b) > 0.0) |
-           (above(e, larger(a, b), c) > 0.0);
+/* Mark columns of a tile where f at an edge and the nodes beside it do, `step` numbers from one to the next. */
+INLINE void see_rising_at_edge(const double *edge, const double *y, int64_t step, double *seen) {
+    for (int c = 0; c < WIDE; c++) {
+        double e = fabs(edge[c]), a = fabs(y[c]), b = fabs(y[step + c]), d = fabs(y[2 * step + c]);
+        double most = larger(above(0.0, e, a), above(0.0, larger(e, a), b));
+        most = larger(most, larger(above(e, a, b), above(e, larger(a, b), d)));
+        seen[c] = larger(seen[c], most);
+    }
 }
 
 /* Note values that rise from those around them, by themselves or with one neighbour, and return how many; none where
@@ -88,34 +91,39 @@ INLINE int note_rising(const Setting *set, const double *y, int64_t stride, cons
     return (int)n;
 }
 
-/* The node where one value that is off would make the highest coefficients what they are, or -1. */
-INLINE int64_t alone(const Rule *rule, const Tile *nulls, int64_t c, double quiet) {
-    const double *rows = rule->all + rule->m;
-    double whole = 0.0, most = 0.0, off = 0.0;
-    int64_t at = -1;
-    for (int k = 0; k < SPIKE_NULLS; k++) whole = larger(whole, fabs(nulls[k][c]));
-    if (!(whole > 0.0 && whole < INFINITY)) return -1;
-    double part[SPIKE_NULLS], squares = 0.0;
-    for (int k = 0; k < SPIKE_NULLS; k++) part[k] = nulls[k][c] / whole, squares += part[k] * part[k];
-    for (int64_t j = 0; j < rule->m; j++) {
-        double product = 0.0, own = 0.0;
-        for (int k = 0; k < SPIKE_NULLS; k++)
-            product += part[k] * rows[k * rule->m + j], own += rows[k * rule->m + j] * rows[k * rule->m + j];
-        double share = product * product / own;
-        if (share > most) most = share, at = j, off = fabs(product) / own * whole;
+INLINE Lanes choose(Bits first, Lanes a, Lanes b) { return (Lanes)(((Bits)a & first) | ((Bits)b & ~first)); }
+
+/* For each column of a tile the node where one value that is off would make the highest coefficients what they are, and
+ * by how much it is off; -1 if there is none. */
+INLINE void see_alone(const Rule *rule, const Tile *nulls, double *node, double *off) {
+    Tile whole, part[SPIKE_NULLS], squares, at, best, parts[MOST_NODES];
+    for (int c = 0; c < WIDE; c++) whole[c] = squares[c] = 0.0;
+    for (int k = 0; k < SPIKE_NULLS; k++)
+        for (int c = 0; c < WIDE; c++) whole[c] = larger(whole[c], fabs(nulls[k][c]));
+    for (int k = 0; k < SPIKE_NULLS; k++)
+        for (int c = 0; c < WIDE; c++) part[k][c] = nulls[k][c] / whole[c], squares[c] += part[k][c] * part[k][c];
+    weigh(rule->alone, rule->m, SPIKE_NULLS, part, parts);
+    Lanes zero = {0}, most[2] = {zero, zero}, chosen[2] = {zero, zero}, where[2] = {zero - 1.0, zero - 1.0};
+    for (int64_t j = 0; j < rule->m; j++)
+        for (int k = 0; k < 2; k++) {
+            Lanes product = ((const Lanes *)parts[j])[k], share = product * product;
+            Bits is_more = share > most[k];
+            where[k] = choose(is_more, zero + (double)j, where[k]), chosen[k] = choose(is_more, product, chosen[k]);
+            most[k] = choose(is_more, share, most[k]);
+        }
+    memcpy(at, where, sizeof at), memcpy(best, chosen, sizeof best);
+    for (int c = 0; c < WIDE; c++) {
+        int is_one = whole[c] > 0.0 && whole[c] < INFINITY && best[c] * best[c] > C.alike * squares[c];
+        node[c] = is_one ? at[c] : -1.0;
+        off[c] = is_one ? fabs(best[c]) * rule->lengths[(int64_t)at[c]] * whole[c] : 0.0;
     }
-    return most > C.alike * squares && off > quiet ? at : -1;
 }
 
-/* Note the spikes of a column: values that rise, or the one that alone makes its coefficients what they are. */
-INLINE void note_column(const Setting *set, const Tile *nulls, const double *y, int64_t stride, int64_t c, int steep,
-                        int unresolved, double quiet, const Cell *cell, double rate, const Spikes *to) {
-    const double *front = y + c, *back = front + (set->rule->m - 1) * stride;
-    if (set->columns == 1 && rate == 0.0)
-        steep |= rises_at_edge(cell->at_start, front, stride) | rises_at_edge(cell->at_stop, back, -stride);
+/* Note the spikes of a column: values that rise, or the one that `alone` makes its coefficients what they are, or -1. */
+INLINE void note_column(const Setting *set, const double *y, int64_t stride, int64_t c, int steep, int64_t alone,
+                        const Cell *cell, double rate, const Spikes *to) {
     if (steep && note_rising(set, y + c, stride, cell, rate, to)) return;
-    int64_t at = unresolved ? alone(set->rule, nulls, c, quiet) : -1;
-    if (at >= 0) write_node(to, set->rule, cell, rate, at);
+    if (alone >= 0) write_node(to, set->rule, cell, rate, alone);
 }
 
 /* Note the looks of a cell. */

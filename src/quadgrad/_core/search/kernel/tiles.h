@@ -4,6 +4,10 @@
 
 #include "kernel.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define BYTES 64
 #elif defined(__AVX2__)
@@ -13,6 +17,18 @@
 #endif
 typedef double Lanes __attribute__((vector_size(BYTES), aligned(8), may_alias));
 typedef int64_t Bits __attribute__((vector_size(BYTES), aligned(8), may_alias));
+/* The larger numbers, as in `larger`: of vectors compilers make two instructions of that. */
+#if defined(__AVX512F__)
+INLINE Lanes largest_of(Lanes a, Lanes b) { return (Lanes)_mm512_max_pd((__m512d)b, (__m512d)a); }
+#elif defined(__AVX2__)
+INLINE Lanes largest_of(Lanes a, Lanes b) { return (Lanes)_mm256_max_pd((__m256d)b, (__m256d)a); }
+#else
+INLINE Lanes largest_of(Lanes a, Lanes b) {
+    Bits is_b = b > a;
+    return (Lanes)(((Bits)b & is_b) | ((Bits)a & ~is_b));
+}
+#endif
+
 enum { LANES = BYTES / 8, WIDE = 2 * LANES, MOST_NODES = 256 };
 
 /* Numbers of as many cells as are worked on at a time; loops over them are left to the compiler to vectorise. */
