@@ -18,6 +18,7 @@ from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undec
 from quadgrad._core.gradient.readings import reading_errors_by
 from quadgrad._core.gradient.samples import SampledPrimal
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
+from quadgrad._core.gradient.uncertain import uncertain_errors_by
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
@@ -118,9 +119,11 @@ class Resolve(GradientMode):
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
         with primal.problem.outside() as plain_problem:
-            derivative = _Search(self, primal, plain_problem, variables).run()
+            search = _Search(self, primal, plain_problem, variables)
+            derivative = search.run()
         replayed = primal.replay(derivative.plan)
         derivative = self._with_readings(primal, derivative, variables)
+        derivative = self._with_uncertain(primal, derivative, variables, search.asked)
         still = replayed.detach()
         lost = plain(primal.value).isfinite() & ~plain(still).isfinite()
         lost = lost.flatten(1).any(1) if lost.ndim > 1 else lost
@@ -148,6 +151,20 @@ class Resolve(GradientMode):
         lost = readings.isinf().any(1).reshape(status.shape) & (status == int(Status.CONVERGED))
         return replace(derivative, error=error, status=status.masked_fill(lost, int(Status.DIVERGENT)))
 
+    def _with_uncertain(
+        self, primal: Primal, derivative: Derivative, variables: Variables, asked: Tensor
+    ) -> Derivative:
+        """Add what integrals and wrapped functions inside f are off by."""
+        inner = uncertain_errors_by(primal, derivative.plan, variables)
+        if inner is None:
+            return derivative
+        error = derivative.error + inner.reshape(derivative.error.shape).to(derivative.error.dtype)
+        missed = (error.reshape(inner.shape) > asked).any(1).reshape(derivative.status.shape)
+        missed &= derivative.status == int(Status.CONVERGED)
+        return replace(
+            derivative, error=error, status=derivative.status.masked_fill(missed, int(Status.ROUNDOFF))
+        )
+
 
 class _Search:
     """The search for one call's second plan, outside of all transforms.
@@ -169,6 +186,7 @@ class _Search:
         groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
         self.groups = [columns.to(still.device) for columns in groups]
         self.integrand, self.rounding = derivative, self._rounding()
+        self.asked = primal.plan.start.new_zeros((problem.batch, len(variables.names)))
 
     def run(self) -> Derivative:
         """Measure on a plan and refine it, until the derivative meets its tolerance or cannot."""
@@ -198,7 +216,7 @@ class _Search:
             plan = plan.take(~again).join(refined.plan)
             nfev, status = nfev + refined.nfev, torch.maximum(status, refined.status)
         plan, error, asked = now if before is None else _better(before, now)
-        met = (error / asked).amax(1) <= 1.0
+        self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
