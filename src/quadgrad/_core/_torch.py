@@ -25,6 +25,7 @@ __all__ = [
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
+    "differentiated_within",
     "differentiations",
     "dispatch_mode_open",
     "flatten_tree",
@@ -79,6 +80,15 @@ def differentiations() -> int:
     """Return how many of the surrounding ``torch.func`` transforms differentiate."""
     stack = _functorch.get_interpreter_stack() or ()
     return sum(one.key() != _functorch.TransformType.Vmap for one in stack)
+
+
+def differentiated_within(tensor: Tensor, level: int) -> bool:
+    """Whether a transform inside that of a level differentiates by this tensor, backward."""
+    while _functorch.is_functorch_wrapped_tensor(tensor) and _functorch.maybe_get_level(tensor) > level:
+        if tensor.requires_grad and _functorch.maybe_get_bdim(tensor) < 0:
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
 
 
 def is_batched(tensor: Tensor) -> bool:
