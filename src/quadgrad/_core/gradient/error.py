@@ -22,6 +22,7 @@ from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.rows import ROWS, gradients, rows_of, weighted_rows, zeros
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
 from quadgrad._core.gradient.uncertain import computes_with_uncertain, errors_of_uncertain
+from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
@@ -89,8 +90,8 @@ def gradient_error(
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function
-    own = getattr(primal, "gradient_errors", None)  # of geometries that know better
-    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) and own is None or in_transform():
+    knows = hasattr(primal, "gradient_errors")  # a geometry that knows better
+    if not (isinstance(primal, Primal | SampledPrimal | BoxPrimal) or knows) or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -99,26 +100,32 @@ def gradient_error(
     for i, tensor in enumerate(tensors):
         if not tensor.requires_grad:
             raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
+    # Integrals inside f have told what they are, and are computed as well as they were.
+    with InnerRecord(depth=primal.problem.depth, again=True):
+        errors = _errors(result, primal, function, tensors, grad_outputs)
+    return errors[0] if isinstance(wrt, Tensor) else errors
+
+
+def _errors(
+    result: Result, primal: Any, function: Any, tensors: tuple[Tensor, ...], grad_outputs: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the error for each tensor; ``function`` makes the value of the integrals, where it is none of them."""
     value = result.value.detach()
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     event = value.shape[len(primal.problem.batch_shape) :]
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *event)
-    if own is not None:
-        errors = own(tensors, weight)
-        return errors[0] if isinstance(wrt, Tensor) else errors
+    if hasattr(primal, "gradient_errors"):
+        return primal.gradient_errors(tensors, weight)
+    plan = result.plan if result.derivative is None else result.derivative.plan
     if isinstance(primal, SampledPrimal):
-        plan = primal.plan if result.derivative is None else result.derivative.plan
-        errors = sampled_gradient_error(primal, plan, tensors, weight, function)
-        return errors[0] if isinstance(wrt, Tensor) else errors
+        plan = primal.plan if result.derivative is None else plan
+        return sampled_gradient_error(primal, plan, tensors, weight, function)
     if function is not None:
         weight = cast(Tensor, torch.autograd.functional.vjp(function, primal.value.detach(), weight)[1])
-    plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
         if isinstance(primal, BoxPrimal) or primal.scaled is None:
-            errors = _Estimate(primal, plan, weight).of(tensors)
-        else:
-            errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
-    return errors[0] if isinstance(wrt, Tensor) else errors
+            return _Estimate(primal, plan, weight).of(tensors)
+        return _of_logarithms(primal, primal.scaled, plan, weight, tensors)
 
 
 def _of_logarithms(
@@ -190,7 +197,7 @@ class _Estimate:
         if not computes_with_uncertain(f, limits.detach().inner_points(self.plan.batch)[:1]):
             return [zeros(t) for t in tensors]
         whole = replace(primal, problem=replace(primal.problem, chunk_size=None))  # parts would hide their graphs
-        return errors_of_uncertain(lambda: whole.replay(self.plan), self.weight, tensors)
+        return errors_of_uncertain(lambda: whole.replay(self.plan), self.weight, tensors, primal.problem.depth)
 
     def _of_places(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what derivatives are off by because places that search has found are off: they jump there."""

@@ -24,6 +24,7 @@ from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Derivative
+from quadgrad._core.search.noisy import is_noisy
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
@@ -118,12 +119,14 @@ class Resolve(GradientMode):
         if plan.batch:
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
+        inner = uncertain_errors_by(primal, plan, variables)
         with primal.problem.outside() as plain_problem:
-            search = _Search(self, primal, plain_problem, variables)
+            search = _Search(self, primal, plain_problem, variables, inner)
             derivative = search.run()
         replayed = primal.replay(derivative.plan)
         derivative = self._with_readings(primal, derivative, variables)
-        derivative = self._with_uncertain(primal, derivative, variables, search.asked)
+        if inner is not None:
+            derivative = self._with_uncertain(primal, derivative, variables, search.asked)
         still = replayed.detach()
         lost = plain(primal.value).isfinite() & ~plain(still).isfinite()
         lost = lost.flatten(1).any(1) if lost.ndim > 1 else lost
@@ -156,8 +159,7 @@ class Resolve(GradientMode):
     ) -> Derivative:
         """Add what integrals and wrapped functions inside f are off by."""
         inner = uncertain_errors_by(primal, derivative.plan, variables)
-        if inner is None:
-            return derivative
+        assert inner is not None
         error = derivative.error + inner.reshape(derivative.error.shape).to(derivative.error.dtype)
         missed = (error.reshape(inner.shape) > asked).any(1).reshape(derivative.status.shape)
         missed &= derivative.status == int(Status.CONVERGED)
@@ -173,7 +175,9 @@ class _Search:
     become 1 by scaling, which depends on the integral and the variable.
     """
 
-    def __init__(self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables) -> None:
+    def __init__(
+        self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables, inner: Tensor | None
+    ) -> None:
         integrand, treatment = problem.integrand, primal.treatment
         self.primal, self.problem, self.variables = primal, problem, variables
         self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.problem.tolerance.eps)
@@ -186,6 +190,7 @@ class _Search:
         groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
         self.groups = [columns.to(still.device) for columns in groups]
         self.integrand, self.rounding = derivative, self._rounding()
+        self.inner, self.last_scale = inner, torch.zeros_like(self.rounding)
         self.asked = primal.plan.start.new_zeros((problem.batch, len(variables.names)))
 
     def run(self) -> Derivative:
@@ -210,7 +215,9 @@ class _Search:
             before, searches = before or now, searches + 1
             plan = draw_closer(plan, measured.ends, asked, late)
             again = late[plan.owner]
-            scaled = _scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups)
+            scale = 1.0 / torch.maximum(0.5 * asked, noise)
+            self.last_scale = torch.where(late[:, None], scale, self.last_scale)
+            scaled = _scaled(self.integrand, scale, self.groups)
             one = Tolerance(0.0, 1.0, self.tolerance.eps)
             refined = search_tiles(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
             plan = plan.take(~again).join(refined.plan)
@@ -218,8 +225,19 @@ class _Search:
         plan, error, asked = now if before is None else _better(before, now)
         self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
+        status = self._of_rounding(status, plan)
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
+
+    def _of_rounding(self, status: Tensor, plan: IntervalPlan) -> Tensor:
+        """Return how derivatives ended, of those that ran out of their budget which did for rounding."""
+        late = status == int(Status.MAX_NFEV)
+        if not bool(late.any()):
+            return status
+        asked = torch.where(late[:, None] & self.last_scale.isfinite(), self.last_scale, 0.0)
+        scaled = _scaled(self.integrand, asked, self.groups)
+        noisy = is_noisy(replace(self.problem, integrand=scaled), plan, late)
+        return status.masked_fill(noisy, int(Status.ROUNDOFF))
 
     def _rounding(self) -> Tensor:
         """Return the rounding of a derivative that should be zero: that of the value over the variable's size.
@@ -278,7 +296,10 @@ class _Search:
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         variables = len(self.variables.names)
         idle = torch.stack([self.singular] * variables + [~self.with_value] * (len(self.groups) - variables), dim=1)
-        return asked.masked_fill(idle, torch.inf), HIDDEN * noise
+        hidden = HIDDEN * noise
+        if self.inner is not None:  # what is inside f is off by that, in no way that more nodes would mend
+            hidden[:, :variables] = torch.maximum(hidden[:, :variables], self.inner.nan_to_num(0.0, 0.0))
+        return asked.masked_fill(idle, torch.inf), hidden
 
 
 def _give_up(derivative: Derivative, plan: IntervalPlan, lost: Tensor) -> Derivative:

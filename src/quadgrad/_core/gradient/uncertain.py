@@ -32,10 +32,15 @@ def computes_with_uncertain(integrand: Integrand, x: Tensor) -> bool:
     return bool(record.uncertain or record.heard or record.hidden)
 
 
-def errors_of_uncertain(replay: Callable[[], Tensor], weight: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return for each tensor the error of its gradient, of the replayed values times the weight."""
+def errors_of_uncertain(
+    replay: Callable[[], Tensor], weight: Tensor, tensors: Sequence[Tensor], depth: int
+) -> list[Tensor]:
+    """Return for each tensor the error of its gradient, of the replayed values times the weight.
+
+    ``depth`` is that of the integral, on which depends how well those inside it are computed.
+    """
     errors = [zeros(t) for t in tensors]
-    with torch.enable_grad(), InnerRecord(uncertain=[]) as record:
+    with torch.enable_grad(), InnerRecord(uncertain=[], depth=depth, again=True) as record:
         value = replay()
     if record.hidden:  # in a transform of f's own, where nothing can be asked
         return [error + torch.inf for error in errors]
@@ -78,7 +83,8 @@ def uncertain_errors_by(primal: Primal, plan: Any, variables: Variables) -> Tens
     if primal.scaled is not None:
         weight = torch.where(value == 0.0, 0.0, 1.0 / value.masked_fill(value == 0.0, 1.0))
     whole = replace(primal, problem=apart)
-    errors = errors_of_uncertain(lambda: whole.replay(plan), weight, (*leaves, *variables.parameters.tensors))
+    tensors = (*leaves, *variables.parameters.tensors)
+    errors = errors_of_uncertain(lambda: whole.replay(plan), weight, tensors, problem.depth)
     each = [error.reshape(batch, -1).amax(1) for error in errors[: len(leaves)]]
     each += [error.amax().expand(batch) for error in errors[len(leaves) :]]
     return torch.stack(each, dim=1)
