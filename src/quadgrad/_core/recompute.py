@@ -200,9 +200,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        saved = ctx.saved_tensors  # a checkpoint around the integral computes it again to have them
         # As it was in the forward pass: f has a state of its own, and integrals inside it have told what they are.
         with WithoutAutocast(), InnerRecord():
-            return None, None, *ctx.recipe.differentiate(ctx.saved_tensors, gradients[0])
+            return None, None, *ctx.recipe.differentiate(saved, gradients[0])
 
 
 @dataclass(frozen=True)
