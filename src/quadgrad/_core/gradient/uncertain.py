@@ -28,7 +28,7 @@ __all__ = ["computes_with_uncertain", "errors_of_uncertain", "uncertain_errors_b
 def computes_with_uncertain(integrand: Integrand, x: Tensor) -> bool:
     """Whether f computes with what may be wrong, told from one node ``x``."""
     with torch.enable_grad(), InnerRecord(uncertain=[]) as record:
-        integrand.with_still_arguments().probe(x)
+        integrand.probe(x)
     return bool(record.uncertain or record.heard or record.hidden)
 
 
