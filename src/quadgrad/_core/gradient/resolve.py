@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, S
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.readings import reading_errors_by
 from quadgrad._core.gradient.samples import SampledPrimal
+from quadgrad._core.gradient.series import add_measured, measure_series
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
 from quadgrad._core.gradient.uncertain import uncertain_errors_by
 from quadgrad._core.integrand import Argument, Integrand
@@ -94,6 +95,8 @@ class Resolve(GradientMode):
     >>> result.derivative.names, result.derivative.converged
     (('args[0]',), tensor(True))
     """
+
+    takes_series: ClassVar[bool] = True
 
     rtol: float | None = None
     atol: float = 0.0
@@ -205,10 +208,15 @@ class _Search:
             return self._outcome(plan.start.new_zeros((plan.batch, len(names))), status, nfev, plan)
         problem = replace(self.problem, integrand=self.integrand, tolerance=self.tolerance, opening=None)
         sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
+        series, beyond = plan.take(plan.terms != 0), None
+        if len(series):  # whose cells are what they are: only those before them are refined
+            beyond = measure_series(problem, series, sampler, self.groups)
+            plan = replace(plan.take(plan.terms == 0), term=None)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
         searches = 0
         while True:
             measured = measure(problem, plan, sampler, self.groups)
+            measured = measured if beyond is None else add_measured(measured, beyond)
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
             now = (plan, self._error(measured, plan), asked)
@@ -229,6 +237,7 @@ class _Search:
         self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         status = self._of_rounding(status, plan)
+        plan = plan.join(series) if len(series) else plan
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
 

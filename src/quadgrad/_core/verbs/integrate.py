@@ -150,7 +150,7 @@ def _integrate(
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
-    problem.series = gradient.replays_value or not problem.flowing
+    problem.series = gradient.takes_series or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)
