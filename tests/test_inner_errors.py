@@ -112,9 +112,9 @@ def test_what_f_makes_of_an_inner_value_is_off_with_it(rtol: float) -> None:
     def outer(inner: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda x, q: torch.exp(-3 * x * inner(x, q))
 
-    coarse = lambda x, q: qg.quad(
-        lambda y, q: rounded(y, q), 0 * x, 1.0, (q,), rtol=rtol, on_failure="ignore"
-    ).value
+    coarse = lambda x, q: (
+        qg.quad(lambda y, q: rounded(y, q), 0 * x, 1.0, (q,), rtol=rtol, on_failure="ignore").value
+    )
     result = qg.quad(outer(coarse), t64(0.0), 1.0, (q,), rtol=1e-8, on_failure="ignore")
     exact = qg.quad(outer(lambda x, q: area(q) + 0 * x), t64(0.0), 1.0, (q,), rtol=1e-12)
     true = (slope_of(result.value, q) - slope_of(exact.value, q)).abs()
@@ -123,9 +123,11 @@ def test_what_f_makes_of_an_inner_value_is_off_with_it(rtol: float) -> None:
 
 def test_boxes_hear_of_inner_integrals() -> None:
     q = leaf(3e-3)
-    f = lambda x, q: qg.quad(
-        lambda y, s, q: s * rounded(y, q), 0 * x[..., 0], 1.0, (x.prod(-1), q), rtol=1e-3, on_failure="ignore"
-    ).value
+    f = lambda x, q: (
+        qg.quad(
+            lambda y, s, q: s * rounded(y, q), 0 * x[..., 0], 1.0, (x.prod(-1), q), rtol=1e-3, on_failure="ignore"
+        ).value
+    )
     result = qg.cubature(f, t64([0.0, 0.0]), 1.0, (q,), rtol=1e-3, on_failure="ignore")
     true = (slope_of(result.value, q) - slope_of(area(q) / 4, q)).abs()
     assert bool(true <= OFF * error_of(result, q))
@@ -281,9 +283,11 @@ def test_a_nan_gradient_of_what_f_closes_over_is_told_once(kind: str, chunk_size
 def test_inside_another_integral_the_outer_one_tells_of_it() -> None:
     def call() -> None:
         eta = leaf(0.5)
-        f = lambda x, eta: qg.quad(
-            lambda y, x, eta: x * occupied(y, eta), -math.inf * torch.ones_like(x), math.inf, (x, eta)
-        ).value
+        f = lambda x, eta: (
+            qg.quad(
+                lambda y, x, eta: x * occupied(y, eta), -math.inf * torch.ones_like(x), math.inf, (x, eta)
+            ).value
+        )
         qg.quad(f, t64(0.0), 1.0, (eta,)).value.backward()
 
     (told,) = warned(call)

@@ -13,7 +13,13 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import without_last
-from quadgrad._core.gradient.boundary import follow_marks, found_places, reading_errors, replay_with_limits
+from quadgrad._core.gradient.boundary import (
+    PLACED,
+    follow_marks,
+    found_places,
+    reading_errors,
+    replay_with_limits,
+)
 from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
@@ -34,9 +40,6 @@ __all__ = ["gradient_error"]
 
 DROPPED = 2
 """So many of the last terms of a series are left out, to see what they change."""
-
-PLACED = 1.0 / 8.0
-"""How far a place that search has found may be off, as a part of the distance at which f is read beside it."""
 
 
 def gradient_error(

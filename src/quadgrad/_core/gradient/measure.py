@@ -134,6 +134,10 @@ def measure(
         each = torch.stack((torch.zeros_like(ends.floor), ends.floor, ends.noise), dim=1)
         errors = errors + total(each, ends.owner, problem.batch)
     error, floor, rounding = errors.unbind(1)
+    # What is next to the smallest normal numbers has fewer digits, or was made of what has.
+    tiny = torch.finfo(value.dtype).tiny
+    coarse = (value != 0.0) & (value.abs() < tiny / torch.finfo(value.dtype).eps)
+    error = error + tiny * largest_of_groups(coarse.to(error.dtype), groups)
     return Measured(value, error, floor, rounding, ends)
 
 

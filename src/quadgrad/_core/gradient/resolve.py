@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
+from quadgrad._core.gradient.boundary import PLACED, found_places
 from quadgrad._core.gradient.boxes import BoxPrimal
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
@@ -18,7 +19,7 @@ from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undec
 from quadgrad._core.gradient.readings import reading_errors_by
 from quadgrad._core.gradient.samples import SampledPrimal
 from quadgrad._core.gradient.series import add_measured, measure_series
-from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
+from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer, largest_of_groups
 from quadgrad._core.gradient.uncertain import uncertain_errors_by
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import plain
@@ -169,9 +170,7 @@ class Resolve(GradientMode):
         error = derivative.error + inner.reshape(derivative.error.shape).to(derivative.error.dtype)
         missed = (error.reshape(inner.shape) > asked).any(1).reshape(derivative.status.shape)
         missed &= derivative.status == int(Status.CONVERGED)
-        return replace(
-            derivative, error=error, status=derivative.status.masked_fill(missed, int(Status.ROUNDOFF))
-        )
+        return replace(derivative, error=error, status=derivative.status.masked_fill(missed, int(Status.ROUNDOFF)))
 
 
 class _Search:
@@ -234,12 +233,23 @@ class _Search:
             plan = plan.take(~again).join(refined.plan)
             nfev, status = nfev + refined.nfev, torch.maximum(status, refined.status)
         plan, error, asked = now if before is None else _better(before, now)
+        error = error + self._of_places()
         self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
         status = self._of_rounding(status, plan)
         plan = plan.join(series) if len(series) else plan
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
+
+    def _of_places(self) -> Tensor | float:
+        """Return what derivatives are off by because places that search has found are off: they jump there."""
+        problem = self.problem
+        if not problem.limits.found:
+            return 0.0
+        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        y = self.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch)).detach()
+        gaps = (y[: len(places)] - y[len(places) :]).abs().nan_to_num(0.0, torch.inf)
+        return largest_of_groups((gaps * (PLACED * away)[..., None]).sum(0), self.groups)
 
     def _of_rounding(self, status: Tensor, plan: IntervalPlan) -> Tensor:
         """Return how derivatives ended, of those that ran out of their budget which did for rounding."""

@@ -17,7 +17,7 @@ from quadgrad._core.gradient.measure import Measured, Sampler, look
 from quadgrad._core.gradient.singular_ends import join_outputs, largest_of_groups
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import total
+from quadgrad._core.reduce import align, total
 
 __all__ = ["add_measured", "measure_series"]
 
@@ -37,10 +37,7 @@ def measure_series(
         cell = look(problem, rule, cells, sampler, alone=False)
         x, factor = problem.pieces.lay_out(cells).nodes(rule.nodes)
         y, changes = sampler.outputs(cells, rule.nodes, x, factor)
-        terms, changes = (torch.tensordot(rule.weights, t * f, 1) for t, f in (
-            (y.to(torch.promote_types(y.dtype, factor.dtype)), factor[..., None]),
-            (changes.to(torch.promote_types(changes.dtype, factor.dtype)), factor[..., None, None]),
-        ))  # fmt: skip
+        terms, changes = _sums(rule.weights, y, factor), _sums(rule.weights, changes, factor)
         weights = [_weights(terms, cells.terms, dropped) for dropped in range(DROPPED + 1)]
         values = [join_outputs((w[..., None].conj() * changes).sum(0, keepdim=True), None) for w in weights]
         beyond = torch.cat([(values[0] - other).abs() for other in values[1:]]).amax(0)
@@ -60,6 +57,12 @@ def add_measured(one: Measured, other: Measured) -> Measured:
     """Return the sum of what is known of two parts of the same integrals."""
     parts = (getattr(one, name) + getattr(other, name) for name in ("value", "error", "floor", "noise"))
     return Measured(*parts, one.ends)
+
+
+def _sums(weights: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    """Return the integrals of ``y`` ``(m, n, ...)`` over each cell, in double precision."""
+    values = y * align(factor, y).to(torch.promote_types(y.dtype, factor.dtype))
+    return torch.tensordot(weights.to(values.dtype), values, 1)
 
 
 def _weights(terms: Tensor, codes: Tensor, dropped: int) -> Tensor:

@@ -94,11 +94,14 @@ def _look_at_edges(
 
 @dataclass
 class _Finder:
-    """Finds where a derivative is NaN. It holds no part of the graph, which would hold it: nobody would free them."""
+    """Finds where a derivative is NaN, of integrals that are ``finite`` ``(batch,)``.
+
+    It holds no part of the graph, which would hold it: nobody would free them.
+    """
 
     problem: Problem
     plan: IntervalPlan
-    finite: bool
+    finite: Tensor
     done: bool = False
 
     @staticmethod
@@ -106,12 +109,12 @@ class _Finder:
         """Return the finder of a call after its search."""
         problem = primal.problem
         still = replace(problem, integrand=problem.integrand.with_still_arguments(), limits=problem.limits.detach())
-        return _Finder(replace(still, given=(), sources=()), primal.plan, bool(primal.found.value.isfinite().all()))
+        finite = primal.found.value.isfinite()
+        finite = (finite.flatten(1).all(1) if finite.ndim > 1 else finite) & primal.found.error.isfinite()
+        return _Finder(replace(still, given=(), sources=()), primal.plan, finite)
 
     def report_argument(self, index: int) -> None:
         """Say where the derivative by an argument is NaN."""
-        if not self.finite:
-            return
         arguments, f = list(self.problem.integrand.arguments), self.problem.integrand
         own = arguments[index].value.requires_grad_(True)
         self._report(f"args[{index}]", [own], f)
@@ -119,8 +122,6 @@ class _Finder:
     def report_closed(self, target: Tensor | Any) -> None:
         """Say where the derivative by what f closes over is NaN: a leaf, or what was computed by a node."""
         self.done = True
-        if not self.finite:
-            return
         f = self.problem.integrand
         leaf = target if isinstance(target, Tensor) else None
         for name, tensor in captured(f.function):
@@ -135,6 +136,8 @@ class _Finder:
             place = self._find(f, tensors) if tensors else None
         if place is None and tensors:
             return
+        if not tensors and not bool(self.finite.all()):  # whose gradient it is cannot be told
+            return
         where = "" if place is None else f"at x = {place[0]:.6g}, where f = {place[1]:.3g}, "
         warn(
             f"the gradient with respect to {name} is NaN although the integral is finite: {where}the derivative of "
@@ -147,7 +150,7 @@ class _Finder:
 
     def _find(self, f: Integrand, tensors: Sequence[Tensor]) -> tuple[float, float] | None:
         """Return the first node at which the derivative is NaN where f is not, and f there."""
-        plan = self.plan
+        plan = self.plan.take(self.finite[self.plan.owner])
         pieces, step = self.problem.pieces, max(1, REPLAY_BLOCK // plan.tau.shape[0])
         for low in range(0, len(plan), step):
             cells = plan.take(slice(low, low + step))

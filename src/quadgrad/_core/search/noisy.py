@@ -64,7 +64,9 @@ def is_noisy(problem: Problem, plan: IntervalPlan, who: Tensor) -> Tensor:
         step = times * ulp
         y = problem.integrand(x + step * steps, cells.owner).detach().reshape(PLACES, len(x), -1)
         near = y.diff(dim=0).abs().double().amax((0, 2))
-        level = y.diff(n=ORDER, dim=0).abs().double().square().mean(0).sqrt().amax(1) / comb(2 * ORDER, ORDER) ** 0.5
+        level = (
+            y.diff(n=ORDER, dim=0).abs().double().square().mean(0).sqrt().amax(1) / comb(2 * ORDER, ORDER) ** 0.5
+        )
         usable = (PLACES * step <= NARROW * width) & level.isfinite() & (near > EXPLAINED * slope * step)
         noise = torch.where(usable, torch.maximum(noise, level), noise)
         slope = torch.maximum(slope, (near / step).nan_to_num(torch.inf))

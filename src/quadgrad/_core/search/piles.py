@@ -16,8 +16,8 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.components import find_tail_of_all
 from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
-from quadgrad._core.search.tails import find_tail
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew, noise
 
 __all__ = ["Piles", "watched", "zoom"]
@@ -105,10 +105,6 @@ class Piles:
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
         problem, cost = self.problem, search.cost()
-        if problem.pieces.rounding.eps > torch.finfo(torch.float64).eps:  # zeros are not known well enough
-            return
-        if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
-            return
         lower, higher = problem.pieces.ends(ends.row)
         infinite = torch.where(ends.upper, higher, lower).isinf()
         spent = cost[ends.row // problem.pieces.count]
@@ -125,7 +121,7 @@ class Piles:
             owner = torch.tensor([row // problem.pieces.count])
             self.ends_tried[row, upper] = times + 1
             size = abs(float(search.settled_values()[owner[0]]))
-            tail, nodes = find_tail(problem, row, upper, distance, size, times > 0, wave)
+            tail, nodes = find_tail_of_all(problem, row, upper, distance, size, times > 0, wave)
             search.charge(owner, torch.tensor([nodes]))
             if tail is not None:
                 self.tails.append(tail)

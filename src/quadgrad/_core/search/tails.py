@@ -21,7 +21,7 @@ from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Tail, noise
 
-__all__ = ["find_tail"]
+__all__ = ["GOOD", "SAFETY", "find_tail", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -95,6 +95,10 @@ class _Line:
         if not self.infinite:
             return 1.0 / (distance * self.span)
         return 1.0 / distance - distance / (1.0 - distance) if self.double else (1.0 - distance) / distance
+
+    def u_at(self, fractions: Tensor) -> Tensor:
+        """Return u at fractions of the piece."""
+        return torch.tensor([self.u_of(distance) for distance in fractions.tolist()], dtype=torch.float64)
 
     def fraction(self, u: Tensor) -> Tensor:
         """Return the fraction of the piece at u, measured from the end, positive."""
@@ -257,8 +261,11 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
     return best
 
 
-def _goes_on(line: _Line, edges: Tensor) -> bool:
-    """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit."""
+def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
+    """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit.
+
+    It is largest in the middle of cells, unless its phase may be ``shifted``.
+    """
     length, eps = edges.diff(), line.problem.pieces.rounding.eps
     if not bool((length > 0.0).all()):
         return False
@@ -266,6 +273,7 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
         return False
     middle = 0.5 * (edges[1:] + edges[:-1])
     size = line(middle).abs().clamp_min(torch.finfo(torch.float64).tiny)
+    size = torch.maximum(size, line(edges[1:]).abs()) if shifted else size
     far = float(edges[-1] / edges[0])
     if far <= 1.0:
         return False
@@ -287,6 +295,20 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
         if not (law / LIKE <= most <= law * LIKE and _turns(y)):
             return False
     return True
+
+
+def wave_goes_on(problem: Problem, tail: Tail, row: int) -> bool:
+    """Tell whether another component of f, far beyond the cells of a tail, still is a wave like that on them.
+
+    Of what is no wave it is not asked.
+    """
+    if tail.kind != LINEAR:
+        return True
+    line = _Line(problem, row, tail.upper)
+    fractions = (
+        torch.cat((tail.start[:1], tail.stop)).abs() if tail.upper else torch.cat((tail.stop[:1], tail.start))
+    )
+    return _goes_on(line, line.u_at(fractions), shifted=True)
 
 
 def _turns(y: Tensor) -> bool:
