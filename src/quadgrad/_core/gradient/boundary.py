@@ -161,6 +161,8 @@ def reading_errors(
     """
     integrand, limits, batch = problem.integrand, problem.limits, problem.batch
     errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
+    if not batch:
+        return errors
     terms = [_terms(limits, batch, treatment, times) for times in READINGS]
     with torch.no_grad():
         for same in zip(*terms, strict=True):

@@ -103,6 +103,9 @@ def gradient_error(
     for i, tensor in enumerate(tensors):
         if not tensor.requires_grad:
             raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
+    if not primal.plan.batch:
+        errors = tuple(zeros(t) for t in tensors)
+        return errors[0] if isinstance(wrt, Tensor) else errors
     # Integrals inside f have told what they are, and are computed as well as they were.
     with InnerRecord(depth=primal.problem.depth, again=True):
         errors = _errors(result, primal, function, tensors, grad_outputs)

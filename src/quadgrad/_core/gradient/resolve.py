@@ -123,7 +123,7 @@ class Resolve(GradientMode):
         if isinstance(primal, SampledPrimal | BoxPrimal):
             return primal.resolve(self.parameters, self.rtol, self.atol)
         integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
-        if plan.batch:
+        if len(plan):  # else f is never called
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
         inner = uncertain_errors_by(primal, plan, variables)

@@ -68,7 +68,7 @@ def uncertain_errors_by(primal: Primal, plan: Any, variables: Variables) -> Tens
     """
     problem, batch = primal.problem, plan.batch
     f, limits = problem.integrand, problem.limits.detach()
-    if in_transform() or not batch or not variables.names:
+    if in_transform() or not len(plan) or not variables.names:
         return None
     if not computes_with_uncertain(f, limits.inner_points(batch)[:1]):
         return None
