@@ -41,10 +41,9 @@ def measure_series(
         weights = [_weights(terms, cells.terms, dropped) for dropped in range(DROPPED + 1)]
         values = [join_outputs((w[..., None].conj() * changes).sum(0, keepdim=True), None) for w in weights]
         beyond = torch.cat([(values[0] - other).abs() for other in values[1:]]).amax(0)
-        reach = join_outputs(weights[0].abs()[..., None].expand(changes.shape), None)
-        reach = reach if not changes.is_complex() else weights[0].abs().sum(1, keepdim=True).expand_as(reach)
-        error = SAFETY * beyond + (reach.abs() * (cell.error + cell.floor)).sum(0)
-        floor = (reach.abs() * (cell.floor + cell.rounding)).sum(0)
+        shaken, blurred = (_reach(weights[0], part, changes) for part in (cell.error + cell.floor, cell.rounding))
+        error = SAFETY * beyond + shaken
+        floor = _reach(weights[0], cell.floor, changes) + blurred
         owners.append(cells.owner[:1])
         found.append((values[0][0], error.nan_to_num(torch.inf, torch.inf), floor))
     owner = torch.cat(owners)
@@ -57,6 +56,13 @@ def add_measured(one: Measured, other: Measured) -> Measured:
     """Return the sum of what is known of two parts of the same integrals."""
     parts = (getattr(one, name) + getattr(other, name) for name in ("value", "error", "floor", "noise"))
     return Measured(*parts, one.ends)
+
+
+def _reach(weights: Tensor, errors: Tensor, changes: Tensor) -> Tensor:
+    """Return what errors of cells ``(n, columns)`` make of the derivatives of a limit, ``(columns,)``."""
+    outputs, columns = changes.shape[1:]
+    errors = errors.reshape(len(errors), outputs, -1, columns)  # real and imaginary parts, which a limit mixes
+    return (weights.abs()[:, :, None, None] * errors.sum(2, keepdim=True).expand_as(errors)).sum(0).flatten()
 
 
 def _sums(weights: Tensor, y: Tensor, factor: Tensor) -> Tensor:

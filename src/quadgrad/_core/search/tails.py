@@ -273,7 +273,9 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
         return False
     middle = 0.5 * (edges[1:] + edges[:-1])
     size = line(middle).abs().clamp_min(torch.finfo(torch.float64).tiny)
-    size = torch.maximum(size, line(edges[1:]).abs()) if shifted else size
+    if shifted:  # nor have the first cells been chosen for how it decays
+        size = torch.maximum(size, line(edges[1:]).abs())[len(middle) // 2 :]
+        middle = middle[len(middle) // 2 :]
     far = float(edges[-1] / edges[0])
     if far <= 1.0:
         return False
@@ -351,6 +353,8 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             return None
         elif count < FEW:
             length *= WIDER
+        elif _is_coarse(line, u, y, zeros, count):
+            length /= 2.0
         else:
             break
     else:
@@ -369,6 +373,15 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             return both[len(u) :] - both[: len(u)]
 
     return _follow(function, brackets)
+
+
+def _is_coarse(line: _Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> bool:
+    """Tell whether there are more changes between the places than they show: of a fast wave they see any other."""
+    between = line(0.5 * (u[1:] + u[:-1]))
+    y = torch.stack((y[:-1], between), 1).flatten()
+    if zeros:
+        return int(((y[1:] > 0.0) != (y[:-1] > 0.0)).sum()) > count + 1
+    return 2 * int(((y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])).sum()) > count + 2
 
 
 def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, float]]) -> Tensor | None:
