@@ -1,4 +1,4 @@
-"""Edges of the contract: gradients of empty batches in every way, and limits that are equal, where f is not called."""
+"""Edges of the contract: gradients of empty batches in every way, and equal limits, where f is not called."""
 
 from __future__ import annotations
 

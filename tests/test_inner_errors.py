@@ -1,4 +1,4 @@
-"""What integrals and wrapped functions inside f are off by is in the errors of the outer one and of its derivatives."""
+"""What integrals and wrapped functions inside f are off by: in the errors of the outer one and its derivatives."""
 
 from __future__ import annotations
 

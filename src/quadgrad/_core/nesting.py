@@ -42,12 +42,12 @@ class InnerRecord:
     The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
     what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
     arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
-    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one; it is
-    given if f is called ``again``, for what must come out as it did.
+    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one; it
+    is given if f is called ``again``, for what must come out as it did.
     ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
     those of which the nodes are known, over f, ``sums`` of both over all nodes. ``uncertain`` collects, for whoever
-    asks for it with a list, what f computed with, ``hidden`` says that some of it was inside a transform of f's own. ``said`` is
-    what functions inside f have warned of, in all records that are open.
+    asks for it with a list, what f computed with, ``hidden`` says that some of it was inside a transform of f's own.
+    ``said`` is what functions inside f have warned of, in all records that are open.
     """
 
     noise: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -186,15 +186,20 @@ class _Estimate:
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
-        if len(self.plan):
-            errors = [error + inner for error, inner in zip(errors, self._of_uncertain(tensors), strict=True)]
-        if isinstance(self.primal, BoxPrimal):
-            return tuple(errors)
-        if self.primal.problem.limits.found and len(self.plan):
-            errors = [error + blur for error, blur in zip(errors, self._of_places(tensors), strict=True)]
-        if self.plan.term is not None:
-            errors = [error + beyond for error, beyond in zip(errors, self._of_series(tensors), strict=True)]
+        for beside in self._beside(tensors):
+            errors = [error + more for error, more in zip(errors, beside, strict=True)]
         return tuple(errors)
+
+    def _beside(self, tensors: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+        """Yield what is to be added beside cells and limits."""
+        if len(self.plan):
+            yield self._of_uncertain(tensors)
+        if isinstance(self.primal, BoxPrimal):
+            return
+        if self.primal.problem.limits.found and len(self.plan):
+            yield self._of_places(tensors)
+        if self.plan.term is not None:
+            yield self._of_series(tensors)
 
     def _of_uncertain(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what integrals and wrapped functions inside f say that derivatives are off by."""

@@ -102,8 +102,8 @@ class GradientMode(ABC):
     """How the value becomes differentiable; pass an instance as ``gradient=`` to :func:`quadgrad.quad`.
 
     ``replays_value`` tells that the derivative is that of the sum on the value's own plan: then the values that it
-    needs serve as the check of a plan that was passed. ``takes_series`` tells that the mode can do with plans of which
-    some cells are terms of series.
+    needs serve as the check of a plan that was passed. ``takes_series`` tells that the mode can do with plans of
+    which some cells are terms of series.
     """
 
     replays_value = False

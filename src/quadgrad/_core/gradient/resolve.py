@@ -27,6 +27,8 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Derivative
 from quadgrad._core.search.noisy import is_noisy
+from quadgrad._core.search.start import first_cells
+from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
@@ -216,6 +218,13 @@ class _Search:
         while True:
             measured = measure(problem, plan, sampler, self.groups)
             measured = measured if beyond is None else add_measured(measured, beyond)
+            if searches == 0 and before is None and not len(series):
+                fresh = self._look_afresh(problem, measured, status)
+                if fresh is not None:
+                    seen, again = fresh
+                    nfev = nfev + again.nfev
+                    plan = plan.take(~seen[plan.owner]).join(again.plan.take(seen[again.plan.owner]))
+                    measured = measure(problem, plan, sampler, self.groups)
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
             now = (plan, self._error(measured, plan), asked)
@@ -240,6 +249,31 @@ class _Search:
         plan = plan.join(series) if len(series) else plan
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
+
+    def _look_afresh(self, problem: Problem, measured: Measured, status: Tensor) -> tuple[Tensor, Found] | None:
+        """Look whether derivatives that seem to be zero are made of what the value's plan has not seen.
+
+        As search does with integrals of which it has seen next to nothing, for each variable alone. Returns of
+        which integrals something was found, and what.
+        """
+        none = (self._sizes(measured) <= self.rounding) & (self.rounding > 0.0) & (status == 0)[:, None]
+        none[:, len(self.variables.names) :] = False
+        best: tuple[Tensor, Found] | None = None
+        for j in none.any(0).nonzero()[:, 0].tolist():
+            only = torch.zeros_like(self.rounding)
+            only[:, j] = none[:, j].to(only.dtype)
+            whole = first_cells(problem, None)
+            whole = whole.take(none[whole.owner, j])
+            task = replace(problem, integrand=_scaled(self.integrand, only, self.groups))
+            found = search_tiles(task, whole)
+            seen = none[:, j] & (largest_component(found.value.abs()) > self.rounding[:, j])
+            if best is None:
+                best = seen, found
+            else:  # of several that hide the last one is refined further for the others
+                seen_all, joined = seen | best[0], best[1]
+                plan = joined.plan.take(~seen[joined.plan.owner]).join(found.plan.take(seen[found.plan.owner]))
+                best = seen_all, replace(joined, plan=plan, nfev=joined.nfev + found.nfev)
+        return best if best is None or bool(best[0].any()) else None
 
     def _of_places(self) -> Tensor | float:
         """Return what derivatives are off by because places that search has found are off: they jump there."""

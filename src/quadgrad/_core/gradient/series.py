@@ -1,7 +1,7 @@
 """Derivatives of series towards ends: of what is beyond the cells that search refines.
 
-The limit is a function of the terms, and its derivative the sum of the terms' derivatives with the weights that they
-have in it. How good that is tell limits that do without the last terms.
+The limit is a function of the terms, and its derivative the sum of the terms' derivatives with the weights that
+they have in it. How good that is tell limits that do without the last terms.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def measure_series(
 
 def add_measured(one: Measured, other: Measured) -> Measured:
     """Return the sum of what is known of two parts of the same integrals."""
-    parts = (getattr(one, name) + getattr(other, name) for name in ("value", "error", "floor", "noise"))
-    return Measured(*parts, one.ends)
+    value, error, floor, noise = (getattr(one, n) + getattr(other, n) for n in ("value", "error", "floor", "noise"))
+    return Measured(value, error, floor, noise, one.ends)
 
 
 def _reach(weights: Tensor, errors: Tensor, changes: Tensor) -> Tensor:

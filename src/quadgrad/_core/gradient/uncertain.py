@@ -97,16 +97,16 @@ def _beside(total: Tensor, tensor: Tensor, parts: Sequence[Uncertain], outputs: 
     if all(one is None or not bool((one != 0.0).any()) for one in off):
         return error
     try:
-        (gradient,) = torch.autograd.grad(total, (tensor,), create_graph=True, allow_unused=True)
+        found: Any = torch.autograd.grad(total, (tensor,), create_graph=True, allow_unused=True)
+        gradient = found[0]
         if gradient is None or not gradient.requires_grad:
             return error
         entries = as_reals(gradient, 0).flatten()
         if all(g is None for g in gradients(entries.sum(), outputs)):
             return error
-        found = [_shift(gradients(entry, outputs), off) for entry in entries]
+        shifts = torch.stack([_shift(gradients(entry, outputs), off) for entry in entries]).to(error)
     except (RuntimeError, NotImplementedError):  # something has no second derivative
         return error + torch.inf
-    shifts = torch.stack(found).to(error)
     return torch.linalg.vector_norm(shifts.unflatten(0, (*tensor.shape, -1)), dim=-1)
 
 

@@ -157,11 +157,8 @@ class _Finder:
             x, _ = pieces.lay_out(cells).nodes(plan.tau)
             if not _is_nan_somewhere(f, x, cells.owner, tensors):
                 continue
-            columns, rows = torch.arange(len(cells)), torch.arange(len(x))
-            columns = _first(columns, lambda c: _is_nan_somewhere(f, x[:, c], cells.owner[c], tensors))
-            rows = _first(rows, lambda r: _is_nan_somewhere(f, x[r][:, columns], cells.owner[columns], tensors))
-            y = f(x[rows][:, columns], cells.owner[columns]).detach()
-            return float(x[rows][:, columns]), float(y.abs().amax())
+            x, owner = _first(f, x, cells.owner, tensors)
+            return float(x), float(f(x, owner).detach().abs().amax())
         return None
 
 
@@ -172,13 +169,17 @@ def _is_nan_somewhere(f: Integrand, x: Tensor, owner: Tensor, tensors: Sequence[
         total = as_reals(y, 0).sum()
         if not total.requires_grad or not bool(y.isfinite().all()):
             return False
-        found = torch.autograd.grad(total, tensors, allow_unused=True, retain_graph=True)
+        found: Any = torch.autograd.grad(total, tensors, allow_unused=True, retain_graph=True)
     return any(g is not None and bool(g.isnan().any()) for g in found)
 
 
-def _first(places: Tensor, lost: Any) -> Tensor:
-    """Return by bisection one of the places, with which alone something is lost."""
-    while len(places) > 1:
-        half = places[: len(places) // 2]
-        places = half if lost(half) else places[len(places) // 2 :]
-    return places
+def _first(f: Integrand, x: Tensor, owner: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return by bisection one of the nodes ``(1, 1)`` where the derivative is NaN, and its integral."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        lost = _is_nan_somewhere(f, x[:, :half], owner[:half], tensors)
+        x, owner = (x[:, :half], owner[:half]) if lost else (x[:, half:], owner[half:])
+    while len(x) > 1:
+        half = len(x) // 2
+        x = x[:half] if _is_nan_somewhere(f, x[:half], owner, tensors) else x[half:]
+    return x, owner

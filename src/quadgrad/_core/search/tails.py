@@ -266,7 +266,7 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
 
     It is largest in the middle of cells, unless its phase may be ``shifted``.
     """
-    length, eps = edges.diff(), line.problem.pieces.rounding.eps
+    length = edges.diff()
     if not bool((length > 0.0).all()):
         return False
     if float(length[-1] / length[-2]) > LONGER:
@@ -283,6 +283,12 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
     falls = _law(size, middle)
     if falls is None:
         return False
+    return _goes_far(line, edges, shrinks, falls, float(size[-1]))
+
+
+def _goes_far(line: _Line, edges: Tensor, shrinks: float, falls: Callable[[float], float], last: float) -> bool:
+    """Look at f far beyond the cells, where half waves are longer by a power of u and waves as large as a law says."""
+    length, eps = edges.diff(), line.problem.pieces.rounding.eps
     share = torch.arange(SPREAD, dtype=torch.float64) * 0.6180339887498949 % 1.0
     for times in FAR:
         u = float(edges[-1]) * times
@@ -291,7 +297,7 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
         y = line(u + float(length[-1]) * times**shrinks * THERE * share)
         if not bool(y.isfinite().all()):
             return False
-        most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * float(size[-1])
+        most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * last
         if most <= nothing and law <= LIKE * nothing:
             break
         if not (law / LIKE <= most <= law * LIKE and _turns(y)):
