@@ -46,7 +46,7 @@ class InnerRecord:
     is given if f is called ``again``, for what must come out as it did.
     ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
     those of which the nodes are known, over f, ``sums`` of both over all nodes. ``uncertain`` collects, for whoever
-    asks for it with a list, what f computed with, ``hidden`` says that some of it was inside a transform of f's own.
+    asks for it with a list, what f computed with, ``hidden`` says that some of it was in a transform of f's own.
     ``said`` is what functions inside f have warned of, in all records that are open.
     """
 

@@ -287,7 +287,7 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
 
 
 def _goes_far(line: _Line, edges: Tensor, shrinks: float, falls: Callable[[float], float], last: float) -> bool:
-    """Look at f far beyond the cells, where half waves are longer by a power of u and waves as large as a law says."""
+    """Look at f far beyond the cells: waves are as large as a law says, and longer by a power of u."""
     length, eps = edges.diff(), line.problem.pieces.rounding.eps
     share = torch.arange(SPREAD, dtype=torch.float64) * 0.6180339887498949 % 1.0
     for times in FAR:
