@@ -23,10 +23,11 @@ CELLS = 8
 """Of so many cells with the largest errors of an integral f is looked at in the middle."""
 
 WIDER, APART = 2.0**8, (1.0, 2.0**8, 2.0**16, 2.0**24)
-"""Spacings of numbers between neighbouring places, each so many times wider: beside what rounds its argument f may be flat for a while."""
+"""Spacings of numbers between neighbouring places, each so many times wider: beside what rounds its argument f may
+be flat for a while."""
 
 EXPLAINED = 2.0
-"""Differences farther apart that are no more than so many times what the bend nearby lets expect are a fast wave."""
+"""Differences farther apart of no more than so many times what the bend nearby lets expect are a fast wave."""
 
 SMOOTH = 0.05
 """Differences of order 4 of what is smooth are less than that part of those of order 2."""

@@ -49,8 +49,8 @@ ENDS_TRIED = 2
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
 
-CHEAP = 250
-"""An end is not looked at before an integral has cost so many nodes."""
+CHEAP, CHEAP_OF_SEVERAL = 250, 600
+"""An end is not looked at before an integral has cost so many nodes; of several components it is dearer."""
 
 IN_VAIN, PART = 27, 0.33
 """Nodes that it takes to see that f is smooth somewhere; in all they may cost this part of what was spent."""
@@ -108,7 +108,9 @@ class Piles:
         lower, higher = problem.pieces.ends(ends.row)
         infinite = torch.where(ends.upper, higher, lower).isinf()
         spent = cost[ends.row // problem.pieces.count]
-        ready = (spent >= CHEAP) & (spent + DEAR <= problem.max_nfev)
+        integrand = problem.integrand
+        one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
+        ready = (spent >= (CHEAP if one else CHEAP_OF_SEVERAL)) & (spent + DEAR <= problem.max_nfev)
         if self.rounds < LATER:
             ready &= infinite | ~ends.singular
         ends = ends.take(ready)

@@ -70,6 +70,7 @@ class _Line:
     def __init__(self, problem: Problem, row: int, upper: bool) -> None:
         lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row])))
         self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
+        self.again = False  # farther out, where the wave may be too fast for a scan's places
         self.end = high if upper else lower
         self.other = lower if upper else high
         self.sign = 1.0 if upper else -1.0
@@ -120,6 +121,7 @@ def find_tail(
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
+    line.again = again
     return _try(line, distance, size, again, oscillates), line.spent
 
 
@@ -359,7 +361,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             return None
         elif count < FEW:
             length *= WIDER
-        elif _is_coarse(line, u, y, zeros, count):
+        elif line.again and _is_coarse(line, u, y, zeros, count):
             length /= 2.0
         else:
             break
