@@ -131,7 +131,7 @@ COUNTS: dict[str, tuple[int, int, int, int]] = {
     "sech": (152, 0, 320, 0),
     "damped cosine to infinity": (1396, 0, 1652, 0),
     "sin(x)/x": (1218, 0, 1302, 0),
-    "(sin(x)/x)^2": (1359, 0, 25799, 1),
+    "(sin(x)/x)^2": (1359, 0, 25862, 1),
     "complex pole nearby": (410, 0, 538, 0),
     "complex oscillation": (196, 0, 364, 0),
     "complex decay": (196, 0, 478, 0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, nan, pi
+from math import factorial, inf, nan, pi
 from typing import Any
 
 import pytest
@@ -503,3 +503,81 @@ def test_tiles_of_lanes_that_capture_and_are_given_arguments(chunk_size: int | N
 
     torch.testing.assert_close(vmap(area)(c, s), c * (2.0 / 3.0), rtol=1e-12, atol=0.0)
     torch.testing.assert_close(vmap(grad(area))(c, s), torch.full_like(c, 2.0 / 3.0), rtol=1e-12, atol=0.0)
+
+
+# --------------------------------------------------------- what has no lanes, differentiated inside of vmap
+
+RATE = t64(1.3)
+SCALES = t64([0.1, 0.5, 0.7])
+
+
+def decay(x: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
+    return scale * torch.exp(-rate * x)
+
+
+SHARED: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "argument": (
+        lambda s, q: solve(decay, t64(0.0), 1.0, (s, q)).value,
+        lambda s, q: s * (1 - torch.exp(-q)) / q,
+    ),
+    "captured": (
+        lambda s, q: solve(lambda x, s: decay(x, s, q), t64(0.0), 1.0, (s,)).value,
+        lambda s, q: s * (1 - torch.exp(-q)) / q,
+    ),
+    "captured beside a limit": (
+        lambda s, q: solve(lambda x: torch.exp(-q * x), t64(0.0), s).value,
+        lambda s, q: (1 - torch.exp(-q * s)) / q,
+    ),
+    "limit": (
+        lambda s, q: solve(lambda x, s: torch.sin(s * x), t64(0.0), q, (s,)).value,
+        lambda s, q: (1 - torch.cos(s * q)) / s,
+    ),
+    "breakpoint": (
+        lambda s, q: solve(lambda x, s, q: s * x * (x > q), t64(0.0), 2.0, (s, q), points=q[None]).value,
+        lambda s, q: s * (4 - q**2) / 2,
+    ),
+    "jump": (
+        lambda s, q: solve(lambda x, s: s * x * (x > q), t64(0.0), 2.0, (s,), jumps=lambda x, s: x - q).value,
+        lambda s, q: s * (4 - q**2) / 2,
+    ),
+    "resolved": (
+        lambda s, q: solve(lambda x, s: decay(x, s, q), t64(0.0), 1.0, (s,), gradient=qg.Resolve(params=q)).value,
+        lambda s, q: s * (1 - torch.exp(-q)) / q,
+    ),
+    "box": (
+        lambda s, q: qg.cubature(lambda x, s: decay(x.sum(-1), s, q), t64([0.0, 0.0]), 1.0, (s,), rtol=1e-10).value,
+        lambda s, q: s * ((1 - torch.exp(-q)) / q) ** 2,
+    ),
+    "nested": (
+        lambda s, q: solve(
+            lambda x: solve(lambda y, x: torch.exp(-q * x * y), 0 * x, 1.0, (x,)).value, t64(0.0), s
+        ).value,
+        lambda s, q: sum((-q) ** k * s ** (k + 1) / (float(factorial(k + 1)) * (k + 1)) for k in range(20)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", (grad, jacrev, jacfwd, hessian), ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", SHARED)
+def test_each_lane_has_its_own_derivative_by_what_all_share(kind: str, way: Any) -> None:
+    """As gradients of each sample of a batch are taken: ``vmap(grad(loss), (None, 0))(weights, samples)``."""
+    ours, exact = SHARED[kind]
+    each, true = (vmap(lambda s, f=f: way(lambda q: f(s, q))(RATE))(SCALES) for f in (ours, exact))
+    assert relative_error(each, true) <= 1e-8
+    among, true = (way(lambda q, f=f: vmap(lambda s: f(s, q))(SCALES).sum())(RATE) for f in (ours, exact))
+    assert relative_error(among, true) <= 1e-8
+
+
+def test_gradients_of_a_network_for_each_sample() -> None:
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Linear(1, 3, dtype=torch.float64)
+    weights = {n: torch.randn(p.shape, generator=generator, dtype=torch.float64) for n, p in net.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], s: Tensor) -> Tensor:
+        f = lambda x: torch.sin(torch.func.functional_call(net, weights, (x[..., None],))).sum(-1)
+        return solve(f, t64(0.0), s).value
+
+    together = vmap(grad(loss), (None, 0))(weights, SCALES)
+    alone = [grad(loss)(weights, s) for s in SCALES]
+    for name, found in together.items():
+        assert relative_error(found, torch.stack([one[name] for one in alone])) <= 1e-9

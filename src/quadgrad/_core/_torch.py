@@ -25,8 +25,10 @@ __all__ = [
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
+    "differentiated_within",
     "differentiations",
     "dispatch_mode_open",
+    "edges_to_before",
     "flatten_tree",
     "forward_mode_open",
     "hooks_saved_tensors",
@@ -79,6 +81,15 @@ def differentiations() -> int:
     """Return how many of the surrounding ``torch.func`` transforms differentiate."""
     stack = _functorch.get_interpreter_stack() or ()
     return sum(one.key() != _functorch.TransformType.Vmap for one in stack)
+
+
+def differentiated_within(tensor: Tensor, level: int) -> bool:
+    """Whether a transform inside that of a level differentiates by this tensor, backward."""
+    while _functorch.is_functorch_wrapped_tensor(tensor) and _functorch.maybe_get_level(tensor) > level:
+        if tensor.requires_grad and _functorch.maybe_get_bdim(tensor) < 0:
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
 
 
 def is_batched(tensor: Tensor) -> bool:
@@ -136,6 +147,40 @@ def leaves_behind(
             leaves.append(node.variable)
         waiting.extend(before for before, _ in node.next_functions)
     return leaves
+
+
+def edges_to_before(
+    tensor: Tensor, count: int, ends: Iterable[Tensor] = ()
+) -> list[tuple[Any, list[tuple[int, Any]]]]:
+    """Return where a tensor's autograd graph leaves the operations that this thread made after ``count`` others.
+
+    For each operation with such an edge the edges' places, each with the leaf it leads to, or the older node. What
+    is behind ``ends``, and these if they are leaves, is left out.
+    """
+    ends = list(ends)
+    seen: set[Any] = {t.grad_fn for t in ends} | {None}
+    left_out = {id(t) for t in ends if t.grad_fn is None}
+    found: list[tuple[Any, list[tuple[int, Any]]]] = []
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        places: list[tuple[int, Any]] = []
+        for place, (before, _) in enumerate(node.next_functions):
+            if before in seen:
+                continue
+            if hasattr(before, "variable"):
+                if id(before.variable) not in left_out:
+                    places.append((place, before.variable))
+            elif before._sequence_nr() < count:
+                places.append((place, before))
+            else:
+                waiting.append(before)
+        if places:
+            found.append((node, places))
+    return found
 
 
 def nodes_made() -> int:

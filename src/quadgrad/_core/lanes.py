@@ -20,6 +20,7 @@ from quadgrad._core._torch import (
     add_lanes,
     belongs_to_transform,
     carries_derivative,
+    differentiated_within,
     in_transform,
     outside_transforms,
     unwrap,
@@ -129,6 +130,10 @@ class Lanes:
     def count(self) -> int:
         """The number of lanes of all levels."""
         return math.prod(self.sizes)
+
+    def concern(self, tensor: Tensor) -> bool:
+        """Whether each lane has another tensor here, or another derivative by it: one taken inside its ``vmap``."""
+        return has_lanes(tensor) or differentiated_within(tensor, self.levels[0])
 
     def lift(self, tensor: Tensor) -> Tensor:
         """Return a tensor ``(count, *shape)`` without lanes, differentiable with respect to the one given."""

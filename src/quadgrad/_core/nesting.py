@@ -6,14 +6,33 @@ instead of warning by itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["InnerRecord", "current_record"]
+__all__ = ["InnerRecord", "Uncertain", "current_record"]
+
+
+class Uncertain(Protocol):
+    """What f was given by somebody who knows how wrong it is, and how wrong its derivatives are."""
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """What f goes on with, in the graph."""
+        ...
+
+    @property
+    def errors(self) -> Sequence[Tensor | None]:
+        """How wrong each output is, in its shape without trailing dimensions; None if that is not known."""
+        ...
+
+    def gradient_errors(self, cotangents: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return how wrong the gradients by tensors are of the outputs, times what is handed back to them."""
+        ...
 
 
 @dataclass
@@ -23,9 +42,12 @@ class InnerRecord:
     The relative error of inner integrals of which nobody knows at which nodes they were, the largest one of any,
     what those that failed had to say, the first jump not marked, and, of a part of a batch, the numbers of
     arguments on which f does not depend although they require grad. ``depth`` tells how many integrals surround the
-    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one.
+    inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one; it
+    is given if f is called ``again``, for what must come out as it did.
     ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
-    those of which the nodes are known, over f, ``sums`` of both over all nodes.
+    those of which the nodes are known, over f, ``sums`` of both over all nodes. ``uncertain`` collects, for whoever
+    asks for it with a list, what f computed with, ``hidden`` says that some of it was in a transform of f's own.
+    ``said`` is what functions inside f have warned of, in all records that are open.
     """
 
     noise: float = 0.0
@@ -35,15 +57,21 @@ class InnerRecord:
     severed: tuple[str, ...] = ()
     kept_by_a_verb: bool = False
     depth: int = 1
+    again: bool = False
     sums: tuple[float, float] = (0.0, 0.0)
     typical: float = 0.0
     heard: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: [])
+    uncertain: list[Uncertain] | None = None
+    hidden: bool = False
+    said: set[str] = field(default_factory=lambda: set())
     _token: Token[InnerRecord | None] | None = None
 
     def __enter__(self) -> InnerRecord:
         """Collect the reports of inner integrals from here on."""
         outer = current_record()
-        self.depth = (0 if outer is None else outer.depth) + (not self.kept_by_a_verb)
+        if not self.again:
+            self.depth = (0 if outer is None else outer.depth) + (not self.kept_by_a_verb)
+        self.said = self.said if outer is None else outer.said
         self._token = _record.set(self)
         return self
 

@@ -44,7 +44,7 @@ class Problem:
     breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
     k)``. ``reaches`` tells whether search is to look for what bisection does not reach, ``reaches_inside``
     whether for places where f is rough, and ``series`` whether for series at ends: who else but replay evaluates a
-    plan does not know these.
+    plan does not know these. ``depth`` is 1 more than the number of integrals around.
     """
 
     integrand: Integrand
@@ -65,6 +65,7 @@ class Problem:
     reaches_inside: bool = True
     series: bool = False
     zeros: tuple[Tensor, Tensor] | None = None
+    depth: int = 1
 
     @property
     def pieces(self) -> Any:

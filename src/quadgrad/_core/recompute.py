@@ -17,6 +17,7 @@ from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
+from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.cells import CellPlan, Mesh
 from quadgrad._core.reduce import total
 
@@ -199,8 +200,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        with WithoutAutocast():  # as it was in the forward pass; f has a state of its own
-            return None, None, *ctx.recipe.differentiate(ctx.saved_tensors, gradients[0])
+        saved = ctx.saved_tensors  # a checkpoint around the integral computes it again to have them
+        # As it was in the forward pass: f has a state of its own, and integrals inside it have told what they are.
+        with WithoutAutocast(), InnerRecord():
+            return None, None, *ctx.recipe.differentiate(saved, gradients[0])
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quadgrad._core._torch import carries_derivative, forward_mode_open, in_transform, outside_transforms
+from quadgrad._core._torch import (
+    carries_derivative,
+    forward_mode_open,
+    in_backward,
+    in_transform,
+    outside_transforms,
+)
 from quadgrad._core.estimates.series import add_series
 from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import has_lanes, plain
+from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.cells import CellPlan, Mesh
 from quadgrad._core.recompute import Rows, WeightedSum, recompute
 from quadgrad._core.reduce import total
@@ -74,7 +81,8 @@ def replay_plan(
         return _sum_up(integrand, plan, mesh, size, observer)
 
     def sums(work: WeightedSum, first: int, observer: Observer | None = observer) -> Tensor:
-        return _sum_up(work.integrand, work.plan, work.mesh, size, observer, first)
+        with InnerRecord() if in_backward() else nullcontext():  # integrals inside f have told what they are
+            return _sum_up(work.integrand, work.plan, work.mesh, size, observer, first)
 
     work = WeightedSum(integrand, plan, mesh)
     value = recompute(work, size, sums, lambda work, first: sums(work, first, None), rows)

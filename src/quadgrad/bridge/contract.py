@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
+from quadgrad._core.nesting import current_record
 
 __all__ = [
     "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
@@ -161,6 +162,11 @@ def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str
     """Warn, with the input, where an output is NaN or infinite."""
     for array in outputs:
         if not np.isfinite(array).all():
+            record = current_record()
+            if record is not None and name in record.said:  # an integrand is called many times
+                return
+            if record is not None:
+                record.said.add(name)
             bad = array[~np.isfinite(array)]
             first = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
             place = f" (the first at index {first})" if first else ""

@@ -271,6 +271,23 @@ class Task:
         self._trim()
         return found
 
+    def gradient_error(
+        self,
+        wanted: Sequence[int],
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        dtypes: Sequence[torch.dtype],
+    ) -> list[Array] | None:
+        """Return how wrong a vector-Jacobian product is by each wanted input; None if derivatives are given."""
+        if self.options.given is not None:
+            return None
+        rows = _flat(cotangents, 1)
+        try:
+            point = self._first_order(tuple(inputs), wanted)
+            return _gradient_error(_Pulled(point, rows, point.pull(rows)), dtypes)
+        except (NoDerivativeError, OutsideError):
+            return [np.full(inputs[i].shape, np.inf) for i in wanted]
+
     def jvp(
         self, wanted: Sequence[int], lanes: int, extra: int, inputs: Sequence[Array], tangents: Sequence[Array]
     ) -> Arrays:

@@ -26,6 +26,7 @@ from quadgrad.bridge.evaluation import INPUT, Callee, look_up
 from quadgrad.bridge.linearization import Linearization, floating
 from quadgrad.bridge.options import Info, Options, make_options
 from quadgrad.bridge.task import Task
+from quadgrad.bridge.uncertain import tell_integral
 
 __all__ = ["Wrapped", "wrap"]
 
@@ -229,11 +230,13 @@ class Wrapped:
         elif _needs_derivative(inputs):
             task, handle = self.task(count, statics)
             found = functions.call(task, handle, inputs)
+            tell_integral(task, inputs, found)
         else:
             task, _ = self.task(count, statics)
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
             found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
+            tell_integral(task, inputs, found)
         return found[0] if len(found) == 1 else tuple(found)
 
     def forget(self) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
 
-__all__ = ["EPSILON", "LEVIN", "add_series", "encode", "levin", "limit_of", "without_last"]
+__all__ = [
+    "EPSILON", "LEVIN", "add_series", "encode", "levin", "limit_of", "limits_of", "series_of", "without_last",
+]  # fmt: skip
 
 LEVIN, EPSILON = 0, 1
 """Which transformation."""
@@ -56,20 +58,30 @@ def limit_of(terms: Tensor, method: int, column: int) -> Tensor:
     return levin(terms, float(column)) if method == LEVIN else extrapolate(terms, column)[column][-1]
 
 
+def series_of(code: Tensor, row: Tensor) -> list[Tensor]:
+    """Return for each series which cells it has, in the order of its terms if each is one cell."""
+    series, found = 2 * row + (code > 0), list[Tensor]()
+    for which in series[code != 0].unique().tolist():
+        mine = ((series == which) & (code != 0)).nonzero().squeeze(1)
+        found.append(mine[code[mine].abs().argsort(stable=True)])
+    return found
+
+
+def limits_of(values: Tensor, code: Tensor) -> Tensor:
+    """Return the limit of one series from the integrals of its cells ``(n, *event)``."""
+    size = code.abs()
+    number, head = size % _TERMS - 1, int(size[0]) // _TERMS
+    terms = values.new_zeros((int(number.max()) + 1, *values.shape[1:])).index_add(0, number, values)
+    return limit_of(terms, head // _COLUMNS, head % _COLUMNS)
+
+
 def add_series(values: Tensor, owner: Tensor, row: Tensor, code: Tensor, batch: int) -> Tensor:
     """Return the sums of cells' integrals ``(n, *event)`` for each of ``batch`` owners, series by their limits."""
     result = values.new_zeros((batch, *values.shape[1:]))
     plain = (code == 0).nonzero().squeeze(1)
     result = result.index_add(0, owner[plain], values[plain])
-    size = code.abs()
-    series = 2 * row + (code > 0)
-    for which in series[code != 0].unique().tolist():
-        mine = ((series == which) & (code != 0)).nonzero().squeeze(1)
-        number = size[mine] % _TERMS - 1
-        head = int(size[mine[0]]) // _TERMS
-        terms = values.new_zeros((int(number.max()) + 1, *values.shape[1:])).index_add(0, number, values[mine])
-        limit = limit_of(terms, head // _COLUMNS, head % _COLUMNS)
-        result = result.index_add(0, owner[mine[:1]], limit[None])
+    for mine in series_of(code, row):
+        result = result.index_add(0, owner[mine[:1]], limits_of(values[mine], code[mine])[None])
     return result
 
 

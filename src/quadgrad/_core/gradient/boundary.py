@@ -28,6 +28,7 @@ from quadgrad._core.replay import REPLAY_BLOCK, Observer, replay_plan
 
 __all__ = [
     "FARTHER",
+    "PLACED",
     "Reading",
     "Treatment",
     "boundary_sum",
@@ -53,6 +54,9 @@ AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
 
 A root that was computed is a few spacings off, and one spacing beside it the side is often the wrong one.
 """
+
+PLACED = 1.0 / 8.0
+"""How far a place that search has found may be off, as a part of the distance at which f is read beside it."""
 
 FARTHER = 2.0**30
 """How many times farther from a place that search has found f may be read again, if there is room."""
@@ -157,6 +161,8 @@ def reading_errors(
     """
     integrand, limits, batch = problem.integrand, problem.limits, problem.batch
     errors = [limits.a.detach().new_zeros(batch) for _ in limits.marks]
+    if not batch:
+        return errors
     terms = [_terms(limits, batch, treatment, times) for times in READINGS]
     with torch.no_grad():
         for same in zip(*terms, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,13 +13,22 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import without_last
-from quadgrad._core.gradient.boundary import follow_marks, found_places, reading_errors, replay_with_limits
+from quadgrad._core.gradient.boundary import (
+    PLACED,
+    follow_marks,
+    found_places,
+    reading_errors,
+    replay_with_limits,
+)
 from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
 from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters
+from quadgrad._core.gradient.rows import ROWS, gradients, rows_of, weighted_rows, zeros
 from quadgrad._core.gradient.samples import SampledPrimal, sampled_gradient_error
+from quadgrad._core.gradient.uncertain import computes_with_uncertain, errors_of_uncertain
+from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
@@ -31,12 +40,6 @@ __all__ = ["gradient_error"]
 
 DROPPED = 2
 """So many of the last terms of a series are left out, to see what they change."""
-
-PLACED = 1.0 / 8.0
-"""How far a place that search has found may be off, as a part of the distance at which f is read beside it."""
-
-ROWS = 512
-"""Rows of a Jacobian computed at a time."""
 
 
 def gradient_error(
@@ -90,8 +93,8 @@ def gradient_error(
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function
-    own = getattr(primal, "gradient_errors", None)  # of geometries that know better
-    if not isinstance(primal, Primal | SampledPrimal | BoxPrimal) and own is None or in_transform():
+    knows = hasattr(primal, "gradient_errors")  # a geometry that knows better
+    if not (isinstance(primal, Primal | SampledPrimal | BoxPrimal) or knows) or in_transform():
         raise ValueError(
             "gradient_error needs a result with a gradient, computed outside of torch.func transforms: make "
             "one of the inputs require grad and call quad there"
@@ -100,26 +103,35 @@ def gradient_error(
     for i, tensor in enumerate(tensors):
         if not tensor.requires_grad:
             raise ValueError(f"wrt[{i}] of shape {tuple(tensor.shape)} does not require grad: it has no gradient")
+    if not primal.plan.batch:
+        errors = tuple(zeros(t) for t in tensors)
+        return errors[0] if isinstance(wrt, Tensor) else errors
+    # Integrals inside f have told what they are, and are computed as well as they were.
+    with InnerRecord(depth=primal.problem.depth, again=True):
+        errors = _errors(result, primal, function, tensors, grad_outputs)
+    return errors[0] if isinstance(wrt, Tensor) else errors
+
+
+def _errors(
+    result: Result, primal: Any, function: Any, tensors: tuple[Tensor, ...], grad_outputs: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the error for each tensor; ``function`` makes the value of the integrals, where it is none of them."""
     value = result.value.detach()
     weight = torch.ones_like(value) if grad_outputs is None else grad_outputs.detach()
     event = value.shape[len(primal.problem.batch_shape) :]
     weight = weight.expand(value.shape).reshape(primal.plan.batch, *event)
-    if own is not None:
-        errors = own(tensors, weight)
-        return errors[0] if isinstance(wrt, Tensor) else errors
+    if hasattr(primal, "gradient_errors"):
+        return primal.gradient_errors(tensors, weight)
+    plan = result.plan if result.derivative is None else result.derivative.plan
     if isinstance(primal, SampledPrimal):
-        plan = primal.plan if result.derivative is None else result.derivative.plan
-        errors = sampled_gradient_error(primal, plan, tensors, weight, function)
-        return errors[0] if isinstance(wrt, Tensor) else errors
+        plan = primal.plan if result.derivative is None else plan
+        return sampled_gradient_error(primal, plan, tensors, weight, function)
     if function is not None:
         weight = cast(Tensor, torch.autograd.functional.vjp(function, primal.value.detach(), weight)[1])
-    plan = result.plan if result.derivative is None else result.derivative.plan
     with torch.autocast(value.device.type, enabled=False):
         if isinstance(primal, BoxPrimal) or primal.scaled is None:
-            errors = _Estimate(primal, plan, weight).of(tensors)
-        else:
-            errors = _of_logarithms(primal, primal.scaled, plan, weight, tensors)
-    return errors[0] if isinstance(wrt, Tensor) else errors
+            return _Estimate(primal, plan, weight).of(tensors)
+        return _of_logarithms(primal, primal.scaled, plan, weight, tensors)
 
 
 def _of_logarithms(
@@ -137,7 +149,7 @@ def _of_logarithms(
         one = torch.zeros_like(columns)
         one[:, i] = columns[:, i]
         each.append(_Estimate(primal, plan, one.reshape(weight.shape), scaled.error).of(tensors))
-    return tuple(sum(errors, _zeros(t)) for t, *errors in zip(tensors, *each, strict=True))
+    return tuple(sum(errors, zeros(t)) for t, *errors in zip(tensors, *each, strict=True))
 
 
 @dataclass(frozen=True)
@@ -156,8 +168,8 @@ class _Estimate:
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the error for each tensor."""
         if isinstance(self.primal, Primal) and self.primal.unfollowed:  # what is missing is not known
-            return tuple(torch.full_like(_zeros(t), torch.inf) for t in tensors)
-        errors, every = [_zeros(t) for t in tensors], dict(enumerate(tensors))
+            return tuple(torch.full_like(zeros(t), torch.inf) for t in tensors)
+        errors, every = [zeros(t) for t in tensors], dict(enumerate(tensors))
         if len(self.plan):
             closed, computed = self._closed_over(tensors)
             treatment = None if isinstance(self.primal, BoxPrimal) else self.primal.treatment
@@ -174,25 +186,41 @@ class _Estimate:
                     errors[i] = errors[i] + self._along_graph(tensor, along)
         for error, source in self._readings():
             self._propagate(error, source, every, errors)
-        if isinstance(self.primal, BoxPrimal):
-            return tuple(errors)
-        if self.primal.problem.limits.found and len(self.plan):
-            errors = [error + blur for error, blur in zip(errors, self._of_places(tensors), strict=True)]
-        if self.plan.term is not None:
-            errors = [error + beyond for error, beyond in zip(errors, self._of_series(tensors), strict=True)]
+        for beside in self._beside(tensors):
+            errors = [error + more for error, more in zip(errors, beside, strict=True)]
         return tuple(errors)
+
+    def _beside(self, tensors: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+        """Yield what is to be added beside cells and limits."""
+        if len(self.plan):
+            yield self._of_uncertain(tensors)
+        if isinstance(self.primal, BoxPrimal):
+            return
+        if self.primal.problem.limits.found and len(self.plan):
+            yield self._of_places(tensors)
+        if self.plan.term is not None:
+            yield self._of_series(tensors)
+
+    def _of_uncertain(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return what integrals and wrapped functions inside f say that derivatives are off by."""
+        primal = self.primal
+        f, limits = primal.problem.integrand, primal.problem.limits
+        if not computes_with_uncertain(f, limits.detach().inner_points(self.plan.batch)[:1]):
+            return [zeros(t) for t in tensors]
+        whole = replace(primal, problem=replace(primal.problem, chunk_size=None))  # parts would hide their graphs
+        return errors_of_uncertain(lambda: whole.replay(self.plan), self.weight, tensors, primal.problem.depth)
 
     def _of_places(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what derivatives are off by because places that search has found are off: they jump there."""
         problem = self.primal.problem
         places, away, _ = found_places(problem.limits.detach(), problem.batch)
-        errors = [_zeros(t) for t in tensors]
+        errors = [zeros(t) for t in tensors]
         with torch.enable_grad():
             y = problem.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch))
             gaps = y[: len(places)] - y[len(places) :]
             for gap, width in zip(gaps, PLACED * away, strict=True):
                 total = as_reals((gap * align(width, gap) * self.weight.conj()).sum(), 0)[..., 0].sum()
-                for i, g in enumerate(_gradients(total, tensors)):
+                for i, g in enumerate(gradients(total, tensors)):
                     errors[i] = errors[i] if g is None else errors[i] + g.abs()
         return errors
 
@@ -211,7 +239,7 @@ class _Estimate:
                 every.append(
                     [
                         torch.zeros_like(t) if g is None else g
-                        for t, g in zip(tensors, _gradients(total, tensors), strict=True)
+                        for t, g in zip(tensors, gradients(total, tensors), strict=True)
                     ]
                 )
         return [
@@ -228,7 +256,7 @@ class _Estimate:
         for replaced in ((), tensors):
             with torch.enable_grad(), Closure((t, t.detach()) for t in replaced):
                 y = core.probe(x)[1]
-            reached = _gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
+            reached = gradients(as_reals(y, 0).sum(), tensors) if y.requires_grad else (None,) * len(tensors)
             masks.append([g is not None for g in reached])
         return masks[0], masks[1]
 
@@ -280,13 +308,13 @@ class _Estimate:
         def columns(cells: IntervalPlan, tau: Tensor, x: Tensor, factor: Tensor) -> Tensor:
             with torch.enable_grad():
                 y = (as_reals(follow(cells, tau, factor), 2) * reals[cells.owner]).sum(2)
-                rows = _rows(y.flatten(), tensor)
+                rows = rows_of(y.flatten(), tensor)
             return as_reals(rows, 1).reshape(*x.shape, width)
 
         def outputs(cells: IntervalPlan, tau: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 y = follow(cells, tau, factor)
-                rows = _rows(as_reals(y, 0).flatten(), tensor)
+                rows = rows_of(as_reals(y, 0).flatten(), tensor)
             rows = as_reals(rows, 1).reshape(*x.shape, -1)
             return y.detach(), split_outputs(rows, y.shape[2], y.is_complex())
 
@@ -319,7 +347,7 @@ class _Estimate:
                 errors[i] = errors[i] + error
             elif _depends(source, tensor):
                 spread = (error.unsqueeze(-1).expand(*error.shape, 2) if source.is_complex() else error).flatten()
-                errors[i] = errors[i] + _weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
+                errors[i] = errors[i] + weighted_rows(as_reals(source, 0).flatten(), tensor, spread)
 
     def _block(self, columns: int) -> int:
         """Return how many nodes with so many columns to look at at a time."""
@@ -332,41 +360,11 @@ class _Estimate:
         return replace(primal.problem, limits=primal.problem.limits.detach(), tolerance=eps, stretches=None)
 
 
-def _zeros(tensor: Tensor) -> Tensor:
-    """Return real zeros, one for each entry."""
-    return torch.zeros_like(tensor.detach(), dtype=tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)
-
-
 def _modulus(error: Tensor, like: Tensor) -> Tensor:
     """Join the errors of real and imaginary parts, which alternate along the last dimension."""
     return torch.linalg.vector_norm(error.unflatten(-1, (-1, 2)), dim=-1) if like.is_complex() else error
 
 
-def _gradients(output: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return torch.autograd.grad(output, tensors, retain_graph=True, allow_unused=True)
-
-
 def _depends(source: Tensor, tensor: Tensor) -> bool:
     """Whether ``tensor`` is, or is behind, ``source``."""
-    return source is tensor or _gradients(as_reals(source, 0).sum(), (tensor,))[0] is not None
-
-
-def _rows(outputs: Tensor, tensor: Tensor) -> Tensor:
-    """Return the Jacobian, shape ``(outputs, *tensor.shape)``."""
-    rows = None
-    if outputs.requires_grad:
-        one_by_one = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
-        (rows,) = torch.autograd.grad(
-            outputs, (tensor,), one_by_one, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-    return tensor.new_zeros((outputs.shape[0], *tensor.shape)) if rows is None else rows.detach()
-
-
-def _weighted_rows(outputs: Tensor, tensor: Tensor, weights: Tensor) -> Tensor:
-    """Return the sum of the Jacobian's absolute rows times ``weights``, some rows at a time."""
-    total = _zeros(tensor)
-    for first in range(0, outputs.shape[0], ROWS):
-        part = slice(first, first + ROWS)
-        size = _rows(outputs[part], tensor).abs()
-        total = total + torch.where(size > 0, size * weights[part].reshape(-1, *(1,) * tensor.ndim), 0.0).sum(0)
-    return total
+    return source is tensor or gradients(as_reals(source, 0).sum(), (tensor,))[0] is not None

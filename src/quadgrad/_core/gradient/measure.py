@@ -22,7 +22,7 @@ from quadgrad._core.reduce import concatenate, total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import noise
 
-__all__ = ["Measured", "Sampler", "measure", "sampler_of", "split_outputs"]
+__all__ = ["Measured", "Sampler", "look", "measure", "sampler_of", "split_outputs"]
 
 FALLS_OFF = 0.5
 """Decay per pair of degrees below which a cell's error falls so fast under bisection that its halves show it."""
@@ -116,10 +116,10 @@ def measure(
     rest, extrapolated = plan.part_extrapolated()
     for first in range(0, len(rest), step):
         cells = rest.take(slice(first, first + step))
-        cell = _look(problem, rule, cells, sampler)
+        cell = look(problem, rule, cells, sampler)
         error = cell.error
         if sharp:
-            halves = _look(problem, rule, cells.halved(), sampler, alone=False)
+            halves = look(problem, rule, cells.halved(), sampler, alone=False)
             error = _compare(cell, halves)
         each = torch.stack((error + cell.hidden, cell.floor, cell.floor + cell.rounding), dim=1)
         value = value + total(cell.value, cells.owner, problem.batch)
@@ -134,6 +134,10 @@ def measure(
         each = torch.stack((torch.zeros_like(ends.floor), ends.floor, ends.noise), dim=1)
         errors = errors + total(each, ends.owner, problem.batch)
     error, floor, rounding = errors.unbind(1)
+    # What is next to the smallest normal numbers has fewer digits, or was made of what has.
+    tiny = torch.finfo(value.dtype).tiny
+    coarse = (value != 0.0) & (value.abs() < tiny / torch.finfo(value.dtype).eps)
+    error = error + tiny * largest_of_groups(coarse.to(error.dtype), groups)
     return Measured(value, error, floor, rounding, ends)
 
 
@@ -152,7 +156,7 @@ class _Look:
     hidden: Tensor | float
 
 
-def _look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler, alone: bool = True) -> _Look:
+def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler, alone: bool = True) -> _Look:
     """Look at cells, and unless they are compared with others that did, at their edges, too."""
     layout, eps = problem.pieces.lay_out(cells), noise(problem)
     edges = look_at_edges(rule, layout, problem.pieces.rounding.eps) if alone else None

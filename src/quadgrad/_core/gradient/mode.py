@@ -102,10 +102,12 @@ class GradientMode(ABC):
     """How the value becomes differentiable; pass an instance as ``gradient=`` to :func:`quadgrad.quad`.
 
     ``replays_value`` tells that the derivative is that of the sum on the value's own plan: then the values that it
-    needs serve as the check of a plan that was passed.
+    needs serve as the check of a plan that was passed. ``takes_series`` tells that the mode can do with plans of
+    which some cells are terms of series.
     """
 
     replays_value = False
+    takes_series = False
 
     def with_tensors(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> GradientMode:
         """Return the mode that is meant where f sees others in the place of tensors that it closes over."""

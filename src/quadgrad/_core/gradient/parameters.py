@@ -21,7 +21,7 @@ from quadgrad._core.closure import Closure
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Integrand
 
-__all__ = ["Parameters", "closure_of", "declare", "is_variable", "refuse_undeclared"]
+__all__ = ["Parameters", "captured", "closure_of", "declare", "is_variable", "refuse_undeclared"]
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
         _, y = integrand.with_still_arguments().probe(x)
     if not carries_derivative(y):
         return
-    captured = {id(tensor): (name, tensor) for name, tensor in _captured(integrand.function)}
+    named = {id(tensor): (name, tensor) for name, tensor in captured(integrand.function)}
     allowed = {id(tensor) for tensor in declared.tensors}
     lost = [t for t in leaves_behind(y) if id(t) not in allowed]
     if not lost:
-        lost = [t for _, t in captured.values() if id(t) not in allowed and carries_derivative(t)]
+        lost = [t for _, t in named.values() if id(t) not in allowed and carries_derivative(t)]
     if lost:
         text = ", ".join(
-            f"a tensor of shape {tuple(t.shape)}" + (f" ({captured[id(t)][0]})" if id(t) in captured else "")
+            f"a tensor of shape {tuple(t.shape)}" + (f" ({named[id(t)][0]})" if id(t) in named else "")
             for t in lost
         )
     else:
@@ -124,15 +124,17 @@ def refuse_undeclared(integrand: Integrand, declared: Parameters, x: Tensor) -> 
     )
 
 
-def _captured(f: Any, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
+def captured(f: Any, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
     """Name the tensors that a function closes over, those of modules by their path."""
     for name, value in closure_of(f):
         if isinstance(value, Tensor | Module):
             yield from _named(value, name)
         elif isinstance(value, list | tuple):
             yield from ((f"{name}[{i}]", each) for i, each in enumerate(value) if isinstance(each, Tensor))
+        elif isinstance(value, Mapping):
+            yield from ((f"{name}[{key!r}]", each) for key, each in value.items() if isinstance(each, Tensor))
         elif callable(value) and depth and not inspect.isclass(value):
-            yield from _captured(value, depth - 1)
+            yield from captured(value, depth - 1)
 
 
 def closure_of(f: Any) -> Iterator[tuple[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
+from quadgrad._core.gradient.boundary import PLACED, found_places
 from quadgrad._core.gradient.boxes import BoxPrimal
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
@@ -17,12 +18,17 @@ from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, S
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.readings import reading_errors_by
 from quadgrad._core.gradient.samples import SampledPrimal
-from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer
+from quadgrad._core.gradient.series import add_measured, measure_series
+from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer, largest_of_groups
+from quadgrad._core.gradient.uncertain import uncertain_errors_by
 from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.result import Derivative
+from quadgrad._core.search.noisy import is_noisy
+from quadgrad._core.search.start import first_cells
+from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, make_tolerance
@@ -40,6 +46,9 @@ HIDDEN = 20.0
 
 20,000 peaks took 4300 nodes each with 5, and 840 with 20, at the same true errors.
 """
+
+SEEN = 4.0
+"""The same of what is inside f and knows how wrong it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +99,8 @@ class Resolve(GradientMode):
     (('args[0]',), tensor(True))
     """
 
+    takes_series: ClassVar[bool] = True
+
     rtol: float | None = None
     atol: float = 0.0
     params: Any = None
@@ -114,13 +125,17 @@ class Resolve(GradientMode):
         if isinstance(primal, SampledPrimal | BoxPrimal):
             return primal.resolve(self.parameters, self.rtol, self.atol)
         integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
-        if plan.batch:
+        if len(plan):  # else f is never called
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])
         variables = variables_of(integrand, self.parameters)  # which outside of the transforms could not be told
+        inner = uncertain_errors_by(primal, plan, variables)
         with primal.problem.outside() as plain_problem:
-            derivative = _Search(self, primal, plain_problem, variables).run()
+            search = _Search(self, primal, plain_problem, variables, inner)
+            derivative = search.run()
         replayed = primal.replay(derivative.plan)
         derivative = self._with_readings(primal, derivative, variables)
+        if inner is not None:
+            derivative = self._with_uncertain(primal, derivative, variables, search.asked)
         still = replayed.detach()
         lost = plain(primal.value).isfinite() & ~plain(still).isfinite()
         lost = lost.flatten(1).any(1) if lost.ndim > 1 else lost
@@ -148,6 +163,17 @@ class Resolve(GradientMode):
         lost = readings.isinf().any(1).reshape(status.shape) & (status == int(Status.CONVERGED))
         return replace(derivative, error=error, status=status.masked_fill(lost, int(Status.DIVERGENT)))
 
+    def _with_uncertain(
+        self, primal: Primal, derivative: Derivative, variables: Variables, asked: Tensor
+    ) -> Derivative:
+        """Add what integrals and wrapped functions inside f are off by."""
+        inner = uncertain_errors_by(primal, derivative.plan, variables)
+        assert inner is not None
+        error = derivative.error + inner.reshape(derivative.error.shape).to(derivative.error.dtype)
+        missed = (error.reshape(inner.shape) > asked).any(1).reshape(derivative.status.shape)
+        missed &= derivative.status == int(Status.CONVERGED)
+        return replace(derivative, error=error, status=derivative.status.masked_fill(missed, int(Status.ROUNDOFF)))
+
 
 class _Search:
     """The search for one call's second plan, outside of all transforms.
@@ -156,7 +182,9 @@ class _Search:
     become 1 by scaling, which depends on the integral and the variable.
     """
 
-    def __init__(self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables) -> None:
+    def __init__(
+        self, mode: Resolve, primal: Primal, problem: Problem, variables: Variables, inner: Tensor | None
+    ) -> None:
         integrand, treatment = problem.integrand, primal.treatment
         self.primal, self.problem, self.variables = primal, problem, variables
         self.tolerance = make_tolerance(mode.rtol, mode.atol, primal.problem.tolerance.eps)
@@ -169,6 +197,8 @@ class _Search:
         groups = replace(self.variables, sizes=sizes).groups(output_count(integrand))
         self.groups = [columns.to(still.device) for columns in groups]
         self.integrand, self.rounding = derivative, self._rounding()
+        self.inner, self.last_scale = inner, torch.zeros_like(self.rounding)
+        self.asked = primal.plan.start.new_zeros((problem.batch, len(variables.names)))
 
     def run(self) -> Derivative:
         """Measure on a plan and refine it, until the derivative meets its tolerance or cannot."""
@@ -179,10 +209,22 @@ class _Search:
             return self._outcome(plan.start.new_zeros((plan.batch, len(names))), status, nfev, plan)
         problem = replace(self.problem, integrand=self.integrand, tolerance=self.tolerance, opening=None)
         sampler = sampler_of(self.integrand, self.problem.integrand, self.integrand, problem.block)
+        series, beyond = plan.take(plan.terms != 0), None
+        if len(series):  # whose cells are what they are: only those before them are refined
+            beyond = measure_series(problem, series, sampler, self.groups)
+            plan = replace(plan.take(plan.terms == 0), term=None)
         before: tuple[IntervalPlan, Tensor, Tensor] | None = None
         searches = 0
         while True:
             measured = measure(problem, plan, sampler, self.groups)
+            measured = measured if beyond is None else add_measured(measured, beyond)
+            if searches == 0 and before is None and not len(series):
+                fresh = self._look_afresh(problem, measured, status)
+                if fresh is not None:
+                    seen, again = fresh
+                    nfev = nfev + again.nfev
+                    plan = plan.take(~seen[plan.owner]).join(again.plan.take(seen[again.plan.owner]))
+                    measured = measure(problem, plan, sampler, self.groups)
             asked, noise = self._asked(measured)
             plan = choose_columns(plan, measured.ends, asked)
             now = (plan, self._error(measured, plan), asked)
@@ -192,16 +234,66 @@ class _Search:
             before, searches = before or now, searches + 1
             plan = draw_closer(plan, measured.ends, asked, late)
             again = late[plan.owner]
-            scaled = _scaled(self.integrand, 1.0 / torch.maximum(0.5 * asked, noise), self.groups)
+            scale = 1.0 / torch.maximum(0.5 * asked, noise)
+            self.last_scale = torch.where(late[:, None], scale, self.last_scale)
+            scaled = _scaled(self.integrand, scale, self.groups)
             one = Tolerance(0.0, 1.0, self.tolerance.eps)
             refined = search_tiles(replace(problem, integrand=scaled, tolerance=one), plan.take(again))
             plan = plan.take(~again).join(refined.plan)
             nfev, status = nfev + refined.nfev, torch.maximum(status, refined.status)
         plan, error, asked = now if before is None else _better(before, now)
-        met = (error / asked).amax(1) <= 1.0
+        error = error + self._of_places()
+        self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
         status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
+        status = self._of_rounding(status, plan)
+        plan = plan.join(series) if len(series) else plan
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
         return self._outcome(error, status, nfev, plan)
+
+    def _look_afresh(self, problem: Problem, measured: Measured, status: Tensor) -> tuple[Tensor, Found] | None:
+        """Look whether derivatives that seem to be zero are made of what the value's plan has not seen.
+
+        As search does with integrals of which it has seen next to nothing, for each variable alone. Returns of
+        which integrals something was found, and what.
+        """
+        none = (self._sizes(measured) <= self.rounding) & (self.rounding > 0.0) & (status == 0)[:, None]
+        none[:, len(self.variables.names) :] = False
+        best: tuple[Tensor, Found] | None = None
+        for j in none.any(0).nonzero()[:, 0].tolist():
+            only = torch.zeros_like(self.rounding)
+            only[:, j] = none[:, j].to(only.dtype)
+            whole = first_cells(problem, None)
+            whole = whole.take(none[whole.owner, j])
+            task = replace(problem, integrand=_scaled(self.integrand, only, self.groups))
+            found = search_tiles(task, whole)
+            seen = none[:, j] & (largest_component(found.value.abs()) > self.rounding[:, j])
+            if best is None:
+                best = seen, found
+            else:  # of several that hide the last one is refined further for the others
+                seen_all, joined = seen | best[0], best[1]
+                plan = joined.plan.take(~seen[joined.plan.owner]).join(found.plan.take(seen[found.plan.owner]))
+                best = seen_all, replace(joined, plan=plan, nfev=joined.nfev + found.nfev)
+        return best if best is None or bool(best[0].any()) else None
+
+    def _of_places(self) -> Tensor | float:
+        """Return what derivatives are off by because places that search has found are off: they jump there."""
+        problem = self.problem
+        if not problem.limits.found:
+            return 0.0
+        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        y = self.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch)).detach()
+        gaps = (y[: len(places)] - y[len(places) :]).abs().nan_to_num(0.0, torch.inf)
+        return largest_of_groups((gaps * (PLACED * away)[..., None]).sum(0), self.groups)
+
+    def _of_rounding(self, status: Tensor, plan: IntervalPlan) -> Tensor:
+        """Return how derivatives ended, of those that ran out of their budget which did for rounding."""
+        late = status == int(Status.MAX_NFEV)
+        if not bool(late.any()):
+            return status
+        asked = torch.where(late[:, None] & self.last_scale.isfinite(), self.last_scale, 0.0)
+        scaled = _scaled(self.integrand, asked, self.groups)
+        noisy = is_noisy(replace(self.problem, integrand=scaled), plan, late)
+        return status.masked_fill(noisy, int(Status.ROUNDOFF))
 
     def _rounding(self) -> Tensor:
         """Return the rounding of a derivative that should be zero: that of the value over the variable's size.
@@ -260,7 +352,10 @@ class _Search:
         asked = torch.where(size <= zero, torch.maximum(asked, zero), asked)
         variables = len(self.variables.names)
         idle = torch.stack([self.singular] * variables + [~self.with_value] * (len(self.groups) - variables), dim=1)
-        return asked.masked_fill(idle, torch.inf), HIDDEN * noise
+        hidden = HIDDEN * noise
+        if self.inner is not None:  # what is inside f is off by that, in no way that more nodes would mend
+            hidden[:, :variables] = torch.maximum(hidden[:, :variables], SEEN * self.inner.nan_to_num(0.0, 0.0))
+        return asked.masked_fill(idle, torch.inf), hidden
 
 
 def _give_up(derivative: Derivative, plan: IntervalPlan, lost: Tensor) -> Derivative:

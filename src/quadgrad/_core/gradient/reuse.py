@@ -27,6 +27,7 @@ class Reuse(GradientMode):
     """
 
     replays_value = True
+    takes_series = True
 
     def apply(self, primal: Primal) -> Differentiated:
         """Return the replayed integrals; see :class:`GradientMode`."""

@@ -25,7 +25,7 @@ from quadgrad._core.reduce import apply, total
 from quadgrad._core.rules import RuleTensors
 from quadgrad._core.search.task import noise
 
-__all__ = ["SingularEnds", "choose_columns", "draw_closer", "largest_of_groups", "measure_ends"]
+__all__ = ["SingularEnds", "choose_columns", "draw_closer", "join_outputs", "largest_of_groups", "measure_ends"]
 
 ENOUGH = 0.01
 """An error below this part of the tolerance is good enough: higher columns are not looked at."""
@@ -70,7 +70,7 @@ def largest_of_groups(errors: Tensor, groups: Sequence[Tensor] | None) -> Tensor
     return torch.stack([errors.index_select(-1, group).amax(-1) for group in groups], dim=-1)
 
 
-def _join_outputs(y: Tensor, weight: Tensor | None) -> Tensor:
+def join_outputs(y: Tensor, weight: Tensor | None) -> Tensor:
     """Return columns ``(..., n, outputs, columns)`` as real ones, or their sum weighted by ``(n, outputs)``."""
     if weight is not None:
         y = (y * weight.conj()[..., None]).sum(-2)
@@ -95,7 +95,7 @@ def measure_ends(
     # Sums are formed in double precision, whatever f is called with.
     f, y = (t.to(torch.promote_types(t.dtype, factor.dtype)) for t in sample(cells, tau, x, factor))
     weights = None if weight is None else weight[owner]
-    joined = _join_outputs(y, weights)
+    joined = join_outputs(y, weights)
     values, beside = (joined * factor[..., None]).split((m, 1))
     f, y, joined, factor, values = f[:m], y[:m], joined[:m], factor[:m], values.flatten(1)
     sums, terms, eps = weigh(rule, values, values.abs()), apply(rule.shares, values), noise(problem)
@@ -148,7 +148,7 @@ def _replayed(
     for column in range(COLUMNS):
         entries = [_weights(terms, column, back) for back in (1, 2, 3)]
         entries.append(_weights(off, column, 1))
-        limit, once, twice, other = (_join_outputs((w[..., None] * changes).sum(0), weights) for w in entries)
+        limit, once, twice, other = (join_outputs((w[..., None] * changes).sum(0), weights) for w in entries)
         doubt = (other - limit).abs()
         gap = ((limit - own_value).abs() + doubt).nan_to_num(torch.inf, torch.inf)
         step, earlier = (limit - once).abs(), (once - twice).abs()

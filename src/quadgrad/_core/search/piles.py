@@ -16,8 +16,8 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.components import find_tail_of_all
 from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
-from quadgrad._core.search.tails import find_tail
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 from quadgrad._core.search.zoom import Zoomed
 
@@ -41,8 +41,8 @@ ENDS_TRIED = 2
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
 
-CHEAP = 250
-"""An end is not looked at before an integral has cost so many nodes."""
+CHEAP, CHEAP_OF_SEVERAL = 250, 600
+"""An end is not looked at before an integral has cost so many nodes; of several components it is dearer."""
 
 IN_VAIN, PART = 27, 0.33
 """Nodes that it takes to see that f is smooth somewhere; in all they may cost this part of what was spent."""
@@ -98,10 +98,6 @@ class Piles:
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
         problem, tried, odd = self.problem, self.ends_tried, self.rounds % 2
-        if problem.pieces.rounding.eps > torch.finfo(torch.float64).eps:  # zeros are not known well enough
-            return
-        if problem.integrand.event != () or (problem.integrand.output_dtype or torch.float64).is_complex:
-            return
         columns = (ends.row, ends.upper, ends.distance, ends.singular)
         new: list[tuple[int, bool, float, bool]] = []
         for row, upper, distance, singular in torch.stack([t.double() for t in columns], 1).tolist():
@@ -114,10 +110,12 @@ class Piles:
         owner, limits = rows // problem.pieces.count, problem.pieces.ends(rows)
         infinite = (end.isinf().double().expand(len(new)) for end in limits)
         known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *infinite), 1).tolist()
-        costs: list[int] = []
+        integrand, costs = problem.integrand, list[int]()
+        one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
+        cheap = CHEAP if one else CHEAP_OF_SEVERAL
         for (row, upper, distance, singular), (spent, value, *at_end) in zip(new, known, strict=True):
             wave = bool(at_end[upper]) or not singular
-            ready = CHEAP <= spent <= problem.max_nfev - DEAR and (wave or self.rounds >= LATER)
+            ready = cheap <= spent <= problem.max_nfev - DEAR and (wave or self.rounds >= LATER)
             costs.append(self._see_tail(row, upper, distance, wave, value) if ready else 0)
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
@@ -126,7 +124,7 @@ class Piles:
         """Look for a tail at one end; return what the integral is to be charged."""
         times = self.ends_tried.get((row, upper), 0)
         self.ends_tried[row, upper] = times + 1
-        tail, nodes = find_tail(self.problem, row, upper, distance, abs(value), times > 0, wave)
+        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), times > 0, wave)
         if tail is None:
             return nodes
         self.tails.append(tail)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import Totals, allowed_error
@@ -149,7 +150,7 @@ class _Reach:
             value[tail.owner] += tail.value
             error[tail.owner] += tail.error
         mine = _mask(found.status, [tail.owner for tail in self.tails])
-        size = value.abs().double()
+        size = largest_component(value.abs().double())
         allowed = allowed_error(self.problem.tolerance, Totals(size, size, error, torch.zeros_like(size)))
         short = mine & (found.status == int(Status.CONVERGED)) & ~(error <= allowed)
         status = found.status.masked_fill(short, int(Status.ROUNDOFF))

@@ -21,7 +21,7 @@ from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Tail, noise
 
-__all__ = ["find_tail"]
+__all__ = ["GOOD", "SAFETY", "find_tail", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -75,6 +75,7 @@ class _Line:
         self.device = problem.pieces.lower.device
         lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row], device=self.device)))
         self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
+        self.again = False  # farther out, where the wave may be too fast for a scan's places
         self.end = high if upper else lower
         self.other = lower if upper else high
         self.sign = 1.0 if upper else -1.0
@@ -101,6 +102,10 @@ class _Line:
             return 1.0 / (distance * self.span)
         return 1.0 / distance - distance / (1.0 - distance) if self.double else (1.0 - distance) / distance
 
+    def u_at(self, fractions: Tensor) -> Tensor:
+        """Return u at fractions of the piece."""
+        return torch.tensor([self.u_of(distance) for distance in fractions.tolist()], dtype=torch.float64)
+
     def fraction(self, u: Tensor) -> Tensor:
         """Return the fraction of the piece at u, measured from the end, positive."""
         if not self.infinite:
@@ -121,6 +126,7 @@ def find_tail(
     ``size`` is that of the integral as far as it is known.
     """
     line = _Line(problem, row, upper)
+    line.again = again
     return _try(line, distance, size, again, oscillates), line.spent
 
 
@@ -262,15 +268,21 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
     return best
 
 
-def _goes_on(line: _Line, edges: Tensor) -> bool:
-    """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit."""
-    length, eps = edges.diff(), line.problem.pieces.rounding.eps
+def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
+    """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit.
+
+    It is largest in the middle of cells, unless its phase may be ``shifted``.
+    """
+    length = edges.diff()
     if not bool((length > 0.0).all()):
         return False
     if float(length[-1] / length[-2]) > LONGER:
         return False
     middle = 0.5 * (edges[1:] + edges[:-1])
     size = line(middle).abs().clamp_min(torch.finfo(torch.float64).tiny)
+    if shifted:  # nor have the first cells been chosen for how it decays
+        size = torch.maximum(size, line(edges[1:]).abs())[len(middle) // 2 :]
+        middle = middle[len(middle) // 2 :]
     far = float(edges[-1] / edges[0])
     if far <= 1.0:
         return False
@@ -278,6 +290,12 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
     falls = _law(size, middle)
     if falls is None:
         return False
+    return _goes_far(line, edges, shrinks, falls, float(size[-1]))
+
+
+def _goes_far(line: _Line, edges: Tensor, shrinks: float, falls: Callable[[float], float], last: float) -> bool:
+    """Look at f far beyond the cells: waves are as large as a law says, and longer by a power of u."""
+    length, eps = edges.diff(), line.problem.pieces.rounding.eps
     share = torch.arange(SPREAD, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1.0
     for times in FAR:
         u = float(edges[-1]) * times
@@ -286,12 +304,26 @@ def _goes_on(line: _Line, edges: Tensor) -> bool:
         y = line(u + float(length[-1]) * times**shrinks * THERE * share)
         if not bool(y.isfinite().all()):
             return False
-        most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * float(size[-1])
+        most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * last
         if most <= nothing and law <= LIKE * nothing:
             break
         if not (law / LIKE <= most <= law * LIKE and _turns(y)):
             return False
     return True
+
+
+def wave_goes_on(problem: Problem, tail: Tail, row: int) -> bool:
+    """Tell whether another component of f, far beyond the cells of a tail, still is a wave like that on them.
+
+    Of what is no wave it is not asked.
+    """
+    if tail.kind != LINEAR:
+        return True
+    line = _Line(problem, row, tail.upper)
+    fractions = (
+        torch.cat((tail.start[:1], tail.stop)).abs() if tail.upper else torch.cat((tail.stop[:1], tail.start))
+    )
+    return _goes_on(line, line.u_at(fractions), shifted=True)
 
 
 def _turns(y: Tensor) -> bool:
@@ -334,6 +366,8 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             return None
         elif count < FEW:
             length *= WIDER
+        elif line.again and _is_coarse(line, u, y, zeros, count):
+            length /= 2.0
         else:
             break
     else:
@@ -352,6 +386,15 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
             return both[len(u) :] - both[: len(u)]
 
     return _follow(function, brackets)
+
+
+def _is_coarse(line: _Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> bool:
+    """Tell whether there are more changes between the places than they show: of a fast wave they see any other."""
+    between = line(0.5 * (u[1:] + u[:-1]))
+    y = torch.stack((y[:-1], between), 1).flatten()
+    if zeros:
+        return int(((y[1:] > 0.0) != (y[:-1] > 0.0)).sum()) > count + 1
+    return 2 * int(((y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])).sum()) > count + 2
 
 
 def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, float]]) -> Tensor | None:

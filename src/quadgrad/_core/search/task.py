@@ -51,7 +51,7 @@ class Tail:
     kind: int
     code: Tensor
     errors: Tensor
-    value: float
+    value: float | Tensor
     error: float
     edge: float
     nfev: int

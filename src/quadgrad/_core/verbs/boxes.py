@@ -93,6 +93,7 @@ def integrate_boxes(
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
+        problem.depth = inner.depth
         with thinking():
             problem, probe, lanes = open_call(problem, tolerances, None, False)
         inner.heard.clear()

@@ -76,6 +76,7 @@ def integrate_cut(
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
+        problem.depth = inner.depth
         with thinking():
             problem, probe, lanes = open_call(problem, tolerances, unaided.restore(region.functions), False)
         inner.heard.clear()

@@ -24,7 +24,7 @@ from quadgrad._core._torch import (
 )
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Argument, Captured, Integrand
-from quadgrad._core.lanes import Lanes, has_lanes, plain
+from quadgrad._core.lanes import Lanes, plain
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.problem import BLOCK, Problem
 from quadgrad._core.ranks import Ranks
@@ -134,13 +134,13 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
 
     def join(tensor: Tensor, share: bool = False) -> Tensor:
         """Turn ``(batch or 1, *rest)`` in each lane into ``(lanes * batch, *rest)``, unless all may share one."""
-        if share and tensor.shape[0] == 1 and not has_lanes(tensor):
+        if share and tensor.shape[0] == 1 and not lanes.concern(tensor):
             return tensor
         return lanes.lift(tensor).expand(-1, batch, *tensor.shape[1:]).flatten(0, 1)
 
     def join_argument(argument: Argument) -> Argument:
         value = argument.value
-        if not isinstance(value, Tensor) or (argument.shared and not has_lanes(value)):
+        if not isinstance(value, Tensor) or (argument.shared and not lanes.concern(value)):
             return argument
         if value.ndim == 0:
             value = value.reshape(1)
@@ -155,8 +155,8 @@ def _join(problem: Problem, lanes: Lanes) -> Problem:
         integrand = replace(integrand, arguments=tuple(map(join_argument, integrand.arguments)))
         if batch == 0:
             return integrand
-        y = integrand(inner[None, :1], slice(0, 1))
-        if not has_lanes(y):
+        y = integrand.with_still_arguments()(inner[None, :1], slice(0, 1))
+        if not lanes.concern(y):
             return integrand
         return replace(
             integrand, captured=Captured(lanes, batch, plain(inner[::batch]), problem.chunk_size or BLOCK)

@@ -26,6 +26,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.result import Result
+from quadgrad._core.search.noisy import is_noisy
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance, real_dtype, returned_dtype
@@ -65,6 +66,7 @@ def integrate(
         problem.integrand.function = unaided.restore(problem.integrand.function)
         jumps = None if jumps is None else unaided.restore(jumps)
         alone = plan is None and jumps is None and not log
+        problem.depth = inner.depth
         problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks)
         asked = problem.tolerance
         if outer is not None and outer.depth:
@@ -148,17 +150,21 @@ def _integrate(
     logs, primal = LogSearch(problem, probe) if log else None, None
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
-    problem.series = gradient.replays_value or not problem.flowing
+    problem.series = gradient.takes_series or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)
         primal.scaled = Scaled(primal.found.error, logs.noise)
     found, limits = primal.found, primal.problem.limits.detach()
     failed = any_failed(found.status)
+    if failed:
+        _tell_rounding(primal)
     asked = _warn_of_lost_gradients(primal, probe, apart=first is not None)
     primal.value = oriented_value(found, limits, failed)
     watched.told(primal)
     derived = _differentiate(primal, gradient) if problem.flowing else Differentiated(primal.value)
+    if problem.flowing:
+        watched.follow(derived.value)
     value, error, status = derived.value, found.error, found.status
     if problem.flowing and not primal.unfollowed:
         value = note_second_derivatives(primal.problem, value)
@@ -187,6 +193,15 @@ def _integrate(
         plain_numbers(problem) and problem.tolerance.rtol == make_tolerance(None, 0.0, epsilon(torch.float32)).rtol,
     )
     return result, failed
+
+
+def _tell_rounding(primal: Primal) -> None:
+    """Say of integrals whose budget ran out which are made of rounding: no larger one would help them."""
+    found = primal.found
+    late = found.status == int(Status.MAX_NFEV)
+    if bool(late.any()):
+        with primal.problem.outside() as problem, InnerRecord():
+            found.status = found.status.masked_fill(is_noisy(problem, primal.plan, late), int(Status.ROUNDOFF))
 
 
 def _unflatten(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -22,6 +22,8 @@ stalled, and what :class:`Merging` holds; the number of cells is in there."""
 def as_keys(key: Any) -> Tensor:
     """Return whole numbers, one for each integral of the batch."""
     keys = key if isinstance(key, Tensor) else torch.as_tensor(key, device="cpu")
+    if isinstance(key, list | tuple) and keys.numel() == 0:  # which torch takes for floats
+        keys = keys.long()
     if keys.dtype.is_floating_point or keys.dtype.is_complex or keys.dtype == torch.bool:
         raise TypeError(
             f"key holds {keys.dtype}: it is a whole number for each integral, such as the datum's index"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core._torch import carries_derivative, in_transform
 from quadgrad._core.errors import (
     IntegrationError,
     IntegrationWarning,
@@ -17,6 +19,7 @@ from quadgrad._core.errors import (
     speaker,
     warn,
 )
+from quadgrad._core.gradient.error import gradient_error
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.limits import Limits
@@ -48,6 +51,7 @@ def report(
         value, error = plain(result.value).detach(), plain(result.error)
         # The error of a logarithm is the relative one of what it is the logarithm of.
         outer.hear(error, torch.ones_like(value) if log else value, failures)
+        _show(result, outer)
     if on_failure == "ignore" or (on_failure == "warn" and outer is not None):
         return
     sentences += [
@@ -59,6 +63,39 @@ def report(
         raise IntegrationError(text)
     if text:
         warn(text, IntegrationWarning)
+
+
+@dataclass(frozen=True)
+class InnerIntegral:
+    """An integral inside f, which knows how wrong it is and its gradient; see :class:`Uncertain`."""
+
+    result: Result
+
+    @property
+    def outputs(self) -> tuple[Tensor]:
+        """The integral, in the graph."""
+        return (self.result.value,)
+
+    @property
+    def errors(self) -> tuple[Tensor]:
+        """Its error."""
+        return (self.result.error,)
+
+    def gradient_errors(self, cotangents: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return how wrong its gradients are, as :func:`quadgrad.gradient_error` tells."""
+        errors = gradient_error(self.result, tuple(tensors), cotangents[0])
+        assert isinstance(errors, tuple)
+        return errors
+
+
+def _show(result: Result, outer: InnerRecord) -> None:
+    """Show an integral whose derivative may be asked for to whoever collects such."""
+    if outer.uncertain is None or not carries_derivative(result.value):
+        return
+    if in_transform() or result.primal is None:
+        outer.hidden = True
+    else:
+        outer.uncertain.append(InnerIntegral(result))
 
 
 def _count(what: str, status: Tensor, detail: str = "") -> str:

@@ -138,6 +138,7 @@ def _share(
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
         problem.integrand.function = unaided.restore(problem.integrand.function)
+        problem.depth = inner.depth
         tolerances = (problem.tolerance.rtol, problem.tolerance.atol)
         run = current_rehearsal()
         with nullcontext() if run is None else run.thinking():

@@ -1,0 +1,67 @@
+"""Budgets that rounding has eaten up end ROUNDOFF, of derivatives too, and MAX_NFEV where f is only hard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import quadgrad as qg
+from helpers import leaf, t64
+
+ROUNDED: dict[str, Callable[..., Tensor]] = {
+    "exp(px) - 1 - px": lambda x, p: (torch.exp(1e-4 * p * x) - 1 - 1e-4 * p * x) / 1e-8,
+    "lgamma far out": lambda x, p: torch.lgamma(p * x + 1e6 + 0.3) - torch.lgamma(p * x + 1e6),
+    "the same, more so": lambda x, p: (torch.exp(1e-6 * p * x) - 1 - 1e-6 * p * x) / 1e-12,
+}
+
+HARD: dict[str, Callable[..., Tensor]] = {
+    "fast waves": lambda x, p: torch.sin(1e6 * p * x),
+    "very fast waves": lambda x, p: torch.sin(3e7 * p * x),
+    "steps": lambda x, p: torch.floor(1000 * p * x) + 0 * p,
+    "nowhere smooth": lambda x, p: sum((0.5**k * torch.cos(3.0**k * p * x) for k in range(24)), 0 * x),
+    "fast kinks": lambda x, p: torch.sin(3e4 * p * x).abs(),
+}
+
+
+def ended(f: Callable[..., Tensor], p: Any, **options: Any) -> qg.Result:
+    return qg.quad(f, t64(0.1), 1.0, (p,), rtol=1e-12, on_failure="ignore", **options)
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_rounding_is_told(kind: str) -> None:
+    for p in (1.0, 1.7, 0.6):
+        assert ended(ROUNDED[kind], t64(p)).status == int(qg.Status.ROUNDOFF)
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_what_is_only_hard_ran_out_of_its_budget(kind: str) -> None:
+    for p in (1.0, 1.7):
+        assert ended(HARD[kind], t64(p)).status == int(qg.Status.MAX_NFEV)
+
+
+def test_each_of_a_batch_by_itself() -> None:
+    f = lambda x, p, rough: torch.where(rough > 0, ROUNDED["lgamma far out"](x, p), HARD["fast waves"](x, p))
+    result = qg.quad(f, t64(0.1), 1.0, (t64([1.0, 1.0]), t64([1.0, 0.0])), rtol=1e-12, on_failure="ignore")
+    assert result.status.tolist() == [int(qg.Status.ROUNDOFF), int(qg.Status.MAX_NFEV)]
+
+
+def test_derivatives_made_of_rounding() -> None:
+    """The derivative by p is the cancelling difference; the value is nearly all something else."""
+    p = leaf([1.0, 1.7])
+    f = lambda x, p: torch.exp(x) + 1e-6 * ROUNDED["lgamma far out"](x, p)
+    result = qg.quad(f, t64(0.1), 1.0, (p,), rtol=1e-8, gradient=qg.Resolve(rtol=1e-13), on_failure="ignore")
+    assert result.derivative is not None and bool(result.converged.all())
+    assert not bool((result.derivative.status == int(qg.Status.MAX_NFEV)).any())
+
+
+def test_derivatives_of_differences_of_what_is_rounded() -> None:
+    p = leaf([1.0, 1.7])
+    rough = lambda x, p: p * (torch.lgamma(x + 1e6 + 0.3) - torch.lgamma(x + 1e6))
+    f = lambda x, p: 1e5 * torch.exp(x) + rough(x, p)
+    result = qg.quad(f, t64(0.1), 1.0, (p,), rtol=1e-8, gradient=qg.Resolve(rtol=1e-12), on_failure="ignore")
+    assert result.derivative is not None and bool(result.converged.all())
+    assert result.derivative.status.tolist() == [int(qg.Status.ROUNDOFF)] * 2
