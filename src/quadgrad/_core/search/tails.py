@@ -2,7 +2,8 @@
 
 Towards such an end cells are laid whose integrals are the terms of a series with a limit (:mod:`.series`). Of an
 oscillation they end at its zeros or, where it has none, at its minima; else they double in the logarithm of the
-distance. The rest of the piece, up to the first of them, is searched as ever.
+distance, or, where f cancels so close to the end that rounding hides it, cover equal parts of that. The rest of the
+piece, up to the first of them, is searched as ever.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ ENOUGH = 1e-3
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
 
+OCTAVES, BEGINS = 20, (2, 6, 10)
+"""So many octaves are summed up towards an end that rounding hides, from one of so many octaves off on."""
+
+BEYOND, EVERY = 36, 2
+"""So many octaves beyond them f is looked at in every second one: there rounding must have hidden it at last."""
+
+HIDDEN, GRADUAL = 0.1, 3e-4
+"""The error of a term, as a part of it, from which on it is hidden, and at least the one before: rounding grows by
+2 to 16 from octave to octave."""
+
+FADES = 0.5
+"""How far such terms may be from a power of the distance times one of its logarithm, as a logarithm."""
+
 
 class _Line:
     """f towards one end of a piece, as a function of u that grows without bound on the way."""
@@ -120,31 +134,32 @@ def find_tail(
 
 
 def _try(line: _Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
-    problem = line.problem
-    if oscillates:
-        edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER))
-        if edges is None:
-            return None
+    edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER)) if oscillates else None
+    if edges is not None:
         if not _goes_on(line, edges):
             return None
         first = min(max(round(float(edges[0] / (edges[1] - edges[0]))), 1), 60)
-        fractions, kind, method = line.fraction(edges), LINEAR, LEVIN
-    else:
-        v0 = max(1.0, -math.log((distance if again else 0.5) * line.span))
-        near = max(float(NEAREST), 16.0 * problem.pieces.rounding.eps * abs(line.end))
-        doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
-        if doublings < FEWEST:
-            return None
-        shift = _origin(line, -math.log(near))
-        if v0 + shift <= 0.0:
-            shift = 0.0
-        doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
-        if doublings < FEWEST:
-            return None
-        v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64)) - shift
-        first = 0
-        fractions, kind, method = torch.exp(-v) / line.span, LOGARITHMIC, EPSILON
-    return _sum(line, fractions, kind, method, size, first)
+        return _sum(line, line.fraction(edges), LINEAR, LEVIN, size, first)
+    doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
+    tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
+    return tail or _fading(line, size)
+
+
+def _doubling(line: _Line, distance: float) -> Tensor | None:
+    """Return fractions of cells that double in the logarithm of the distance, if there is room for enough."""
+    v0 = max(1.0, -math.log(distance))
+    near = max(float(NEAREST), 16.0 * line.problem.pieces.rounding.eps * abs(line.end))
+    doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
+    if doublings < FEWEST:
+        return None
+    shift = _origin(line, -math.log(near))
+    if v0 + shift <= 0.0:
+        shift = 0.0
+    doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
+    if doublings < FEWEST:
+        return None
+    v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64)) - shift
+    return torch.exp(-v) / line.span
 
 
 def _origin(line: _Line, deepest: float) -> float:
@@ -167,56 +182,106 @@ def _origin(line: _Line, deepest: float) -> float:
 
 def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
     """Integrate between descending fractions, and take the series to its limit."""
-    problem, n = line.problem, len(fractions) - 1
     if not bool((fractions.diff() < 0.0).all()):
         return None
-    start, stop = (-fractions[:-1], -fractions[1:]) if line.upper else (fractions[1:], fractions[:-1])
-    row = torch.full((n,), line.row)
-    rule = problem.rule.tensors(torch.float64, torch.device("cpu"))
-    kinds = torch.full((n,), kind, dtype=torch.int8)
-    layout = lay_out(problem.pieces, row, start, stop, None if kind == LINEAR else kinds)
-    x, factor = layout.nodes(rule.nodes)
-    y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
-    line.spent += x.numel()
-    if not bool(y.isfinite().all()):
+    terms, errors = _integrate(line, fractions[:-1], fractions[1:], kind)
+    if not bool((errors.isfinite() & (terms != 0.0)).all()):
         return None
-    eps, values = noise(problem), y * factor
-    sums = weigh(rule, values, values.abs())
-    terms = sums.value
-    # Rounding of x shakes f, and that of a phase computed from it, as much again.
-    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
-    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = errors + shaken
-    errors = torch.maximum(errors, FLOOR * eps * sums.size)
-    if not bool((terms != 0.0).all()):
-        return None
+    eps = noise(line.problem)
     best = (
         _best_levin(terms, errors, eps, first)
         if method == LEVIN
-        else _best_epsilon(terms, errors, eps, problem.tolerance.rtol)
+        else _best_epsilon(terms, errors, eps, line.problem.tolerance.rtol)
     )
+    return _tail(line, fractions, errors, (kind, method), best, size)
+
+
+def _cells(line: _Line, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return start and stop of cells between fractions measured from the end."""
+    return (-outer, -inner) if line.upper else (inner, outer)
+
+
+def _integrate(line: _Line, outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Integrate between fractions: values and errors, which are infinite where f is not finite."""
+    problem, n = line.problem, len(outer)
+    row = torch.full((n,), line.row)
+    rule = problem.rule.tensors(torch.float64, torch.device("cpu"))
+    kinds = None if kind == LINEAR else torch.full((n,), kind, dtype=torch.int8)
+    layout = lay_out(problem.pieces, row, *_cells(line, outer, inner), kinds)
+    x, factor = layout.nodes(rule.nodes)
+    y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
+    line.spent += x.numel()
+    eps, values = noise(problem), y * factor
+    sums = weigh(rule, values, values.abs())
+    # Rounding of x shakes f, and that of a phase computed from it, as much again.
+    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
+    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
+    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size)
+    return sums.value, errors.masked_fill(~y.isfinite().all(0), torch.inf)
+
+
+Best = tuple[float, float, int, int]
+"""Limit, error, how many terms it takes, and the column, or the number of the first term."""
+
+
+def _tail(
+    line: _Line, fractions: Tensor, errors: Tensor, how: tuple[int, int], best: Best | None, size: float
+) -> Tail | None:
+    """Return a tail of the terms between fractions, if its error is small enough."""
     if best is None:
         return None
-    value, error, used, column = best
+    (value, error, used, column), (kind, method), problem = best, how, line.problem
     allowed = GOOD * max(problem.tolerance.atol, problem.tolerance.rtol * max(size, abs(value)))
     if not error <= allowed:
         return None
+    start, stop = _cells(line, fractions[:used], fractions[1 : used + 1])
     code = encode(torch.arange(used), method, column, line.upper)
-    cells = slice(0, used)
     return Tail(
         owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
-        start=start[cells], stop=stop[cells], kind=kind, code=code, errors=errors[cells], value=value, error=error,
+        start=start, stop=stop, kind=kind, code=code, errors=errors[:used], value=value, error=error,
         edge=float(fractions[0]), nfev=line.spent,
     )  # fmt: skip
 
 
-def _gain(terms: Tensor, function: object) -> Tensor:
-    """Return how much each term's error counts in a limit."""
-    _, pull, *_ = torch.func.vjp(function, terms)  # pyright: ignore
-    return pull(terms.new_ones(()))[0].abs()
+def _fading(line: _Line, size: float) -> Tail | None:
+    """Sum up octave by octave what rounding hides the closer to the end the more: ``x^.2 / (e^x - 1)``.
+
+    There cells with logarithmic nodes, whose terms are extrapolated from up to twelve octaves, get worse as they
+    close in on the end. Which terms are good enough, and in which column, their errors tell.
+    """
+    octave = -torch.arange(float(OCTAVES + 1), dtype=torch.float64)
+    outer = torch.exp2(torch.cat((octave[:-1], octave[-1] - torch.arange(0.0, BEYOND, EVERY))))
+    for begin in BEGINS:
+        edges = outer * 2.0**-begin
+        terms, errors = _integrate(line, edges, 0.5 * edges, LOGARITHMIC)
+        if not _fades(terms.abs(), errors, edges.log()):
+            return None
+        best = _best_truncated(terms[:OCTAVES], errors[:OCTAVES], noise(line.problem))
+        fractions = torch.cat((edges[:OCTAVES], 0.5 * edges[OCTAVES - 1 : OCTAVES]))
+        tail = _tail(line, fractions, errors, (LOGARITHMIC, EPSILON), best, size)
+        if tail is not None:
+            return tail
+    return None
 
 
-def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[float, float, int, int] | None:
+def _fades(terms: Tensor, errors: Tensor, place: Tensor) -> bool:
+    """Tell whether terms follow one law until rounding, and nothing else, hides them: or there is another limit.
+
+    A second scale would make them leave the law; one that is hidden, too, no value of f could show. What cuts f
+    off hides it all at once, and rounding by and by.
+    """
+    part = (errors / terms).nan_to_num(torch.inf, torch.inf)
+    # c + a log x + b log |log x|, through three terms that are hardly shaken.
+    known = torch.tensor((OCTAVES // 2, 3 * OCTAVES // 4, OCTAVES - 1))
+    if not bool((part[: OCTAVES] < HIDDEN).all()):
+        return False
+    law = torch.stack((torch.ones_like(place), place, place.abs().log()), 1)
+    off = (terms.log()[:, None] - law @ torch.linalg.solve(law[known], terms[known].log()[:, None])).abs()[:, 0]
+    hidden = ((part > HIDDEN) | ~(off <= FADES))[OCTAVES:].nonzero()[:, 0]
+    return len(hidden) > 0 and float(part[OCTAVES + int(hidden[0]) - 1]) > GRADUAL
+
+
+def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
     """Return limit, error, and how many terms it takes of the best order."""
     limits, others = (
         [float(levin(terms[: k + 1], first + more)) for k in range(len(terms))] for more in (0.0, 0.75)
@@ -231,7 +296,7 @@ def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[
     return best
 
 
-def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tuple[float, float, int, int] | None:
+def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Best | None:
     """Return limit, error, how many terms it takes, and the column of the epsilon table."""
     ratio = float((terms[1:].abs() / terms[:-1].abs()).max())
     if not ratio < 0.95:
@@ -254,6 +319,28 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
         # In higher columns rounding is amplified, in the gradient above all.
         if best is not None and best[1] <= ENOUGH * rtol * abs(best[0]):
             break
+    return best
+
+
+def _best_truncated(terms: Tensor, errors: Tensor, eps: float) -> Best | None:
+    """Return limit, error, terms and column of the entry of an epsilon table that is best."""
+    if not bool((errors.isfinite() & (terms != 0.0)).all()):
+        return None
+    columns = (len(terms) - 1) // 2
+    entries = lambda t: [torch.stack(column) for column in extrapolate(t, columns)[1:]]
+    table = [torch.nn.functional.pad(terms.cumsum(0), (1, 0)), *entries(terms)]
+    pulls = torch.func.jacrev(lambda t: torch.cat(entries(t)))(terms)
+    shaken = (pulls.abs() @ (errors + eps * terms.abs().max())).split([len(column) for column in table[1:]])
+    best: Best | None = None
+    for k, (column, gain) in enumerate(zip(table[1:], shaken, strict=True), 1):
+        # Two of three neighbours, or one of the column before, may agree by accident.
+        apart = column.diff().abs()
+        apart = torch.maximum(apart[1:], apart[:-1])
+        apart = torch.maximum(apart, (column[2:] - table[k - 1][4:]).abs())
+        error = (SAFETY * apart + gain[2:]).nan_to_num(torch.inf, torch.inf)
+        if len(error) and (best is None or float(error.min()) < best[1]):
+            at = int(error.argmin())
+            best = (float(column[at + 2]), float(error[at]), 2 * k + at + 2, k)
     return best
 
 
