@@ -64,18 +64,26 @@ ENOUGH = 1e-3
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
 
-OCTAVES, BEGINS = 20, (2, 6, 10)
-"""So many octaves are summed up towards an end that rounding hides, from one of so many octaves off on."""
+BLOCK, BLOCKS, BEGINS = 18, 3, (0, 4, 8)
+"""Octaves towards an end that rounding hides are looked at in blocks, from a quarter of the piece on until it does;
+they are summed from the first on, or from later ones."""
 
-BEYOND, EVERY = 36, 2
-"""So many octaves beyond them f is looked at in every second one: there rounding must have hidden it at last."""
+HIDDEN, GROWS = 0.3, 30.0
+"""The error of a term, as a part of it, from which on it is hidden; and what it may be at most of that of the two
+before: rounding grows by 2 to 16 from octave to octave, what is rough or cuts f off shows all at once."""
 
-HIDDEN, GRADUAL = 0.1, 3e-4
-"""The error of a term, as a part of it, from which on it is hidden, and at least the one before: rounding grows by
-2 to 16 from octave to octave."""
+KNOWN, LEAST = 1e-5, 0.015
+"""Terms known to that part tell with what power of the distance they fall, which is this at least: a sum of terms
+that do not fall is none, nor is one that only a logarithm makes finite."""
 
-FADES = 0.5
-"""How far such terms may be from a power of the distance times one of its logarithm, as a logarithm."""
+HALF, BEST = 0.45, 1e-3
+"""As :data:`GOOD`, of what rounding hides; what is worse than that at last, as a part of the whole, is not kept."""
+
+SMOOTH, EVEN = 1e-12, 0.02
+"""Such a part has any term; and by such third differences logarithms of terms may fall unevenly."""
+
+COLUMNS, AGREE = 8, 3
+"""Columns of the epsilon table that are looked at; up to which one all later entries must agree with the best."""
 
 
 class _Line:
@@ -142,7 +150,7 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
         return _sum(line, line.fraction(edges), LINEAR, LEVIN, size, first)
     doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
     tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
-    return tail or _fading(line, size)
+    return tail or _fading(line, size, again)
 
 
 def _doubling(line: _Line, distance: float) -> Tensor | None:
@@ -225,14 +233,15 @@ Best = tuple[float, float, int, int]
 
 
 def _tail(
-    line: _Line, fractions: Tensor, errors: Tensor, how: tuple[int, int], best: Best | None, size: float
-) -> Tail | None:
-    """Return a tail of the terms between fractions, if its error is small enough."""
+    line: _Line, fractions: Tensor, errors: Tensor, how: tuple[int, int], best: Best | None, size: float,
+    part: float | None = None,
+) -> Tail | None:  # fmt: skip
+    """Return a tail of the terms between fractions, if its error is a small enough ``part`` of the whole."""
     if best is None:
         return None
     (value, error, used, column), (kind, method), problem = best, how, line.problem
-    allowed = GOOD * max(problem.tolerance.atol, problem.tolerance.rtol * max(size, abs(value)))
-    if not error <= allowed:
+    part = GOOD * problem.tolerance.rtol if part is None else part
+    if not error <= max(GOOD * problem.tolerance.atol, part * max(size, abs(value))):
         return None
     start, stop = _cells(line, fractions[:used], fractions[1 : used + 1])
     code = encode(torch.arange(used), method, column, line.upper)
@@ -243,42 +252,65 @@ def _tail(
     )  # fmt: skip
 
 
-def _fading(line: _Line, size: float) -> Tail | None:
+def _fading(line: _Line, size: float, again: bool) -> Tail | None:
     """Sum up octave by octave what rounding hides the closer to the end the more: ``x^.2 / (e^x - 1)``.
 
     There cells with logarithmic nodes, whose terms are extrapolated from up to twelve octaves, get worse as they
-    close in on the end. Which terms are good enough, and in which column, their errors tell.
+    close in on the end. Which terms are good enough, and in which column, their errors tell. If all that was tried
+    ``again`` is not good enough, rounding is to blame, and the best is kept.
     """
-    octave = -torch.arange(float(OCTAVES + 1), dtype=torch.float64)
-    outer = torch.exp2(torch.cat((octave[:-1], octave[-1] - torch.arange(0.0, BEYOND, EVERY))))
+    edges = torch.exp2(-2.0 - torch.arange(BLOCK * BLOCKS + 1.0, dtype=torch.float64))
+    terms = errors = edges[:0]
+    hidden: int | None = None
+    while hidden is None and len(terms) < BLOCK * BLOCKS:
+        low = len(terms)
+        more = _integrate(line, edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
+        terms, errors = torch.cat((terms, more[0])), torch.cat((errors, more[1]))
+        hidden = _hidden(terms, errors)
+    if hidden is None or not _falls(terms[:hidden].abs(), errors[:hidden], -edges[:hidden].log()):
+        return None
+    rtol, best = line.problem.tolerance.rtol, None
     for begin in BEGINS:
-        edges = outer * 2.0**-begin
-        terms, errors = _integrate(line, edges, 0.5 * edges, LOGARITHMIC)
-        if not _fades(terms.abs(), errors, edges.log()):
-            return None
-        best = _best_truncated(terms[:OCTAVES], errors[:OCTAVES], noise(line.problem))
-        fractions = torch.cat((edges[:OCTAVES], 0.5 * edges[OCTAVES - 1 : OCTAVES]))
-        tail = _tail(line, fractions, errors, (LOGARITHMIC, EPSILON), best, size)
-        if tail is not None:
-            return tail
-    return None
+        part = slice(begin, hidden)
+        limit = _best_truncated(terms[part], errors[part], noise(line.problem))
+        most = max(BEST, rtol) if again else HALF * rtol
+        tail = _tail(line, edges[begin:], errors[part], (LOGARITHMIC, EPSILON), limit, size, most)
+        if tail is not None and (best is None or tail.error < best.error):
+            best = tail
+        if best is not None and best.error <= HALF * rtol * max(size, abs(best.value)):
+            break
+    return best
 
 
-def _fades(terms: Tensor, errors: Tensor, place: Tensor) -> bool:
-    """Tell whether terms follow one law until rounding, and nothing else, hides them: or there is another limit.
+def _hidden(terms: Tensor, errors: Tensor) -> int | None:
+    """Return the first term that rounding hides; None if none is, or if not rounding has hidden it."""
+    part = (errors / terms.abs()).nan_to_num(torch.inf, torch.inf)
+    # Where all values are the same multiple of a spacing of numbers, they are as smooth as they are wrong.
+    steps = terms.abs().log().diff().nan_to_num(torch.inf, torch.inf, torch.inf)
+    leaps = torch.nn.functional.pad((steps[1:] - steps[:-1]).abs() > HIDDEN, (2, 0))
+    part = torch.where(leaps, torch.inf, part)
+    index = (part > HIDDEN).nonzero()[:, 0]
+    if not len(index) or (first := int(index[0])) <= FEWEST:
+        return None
+    before = torch.maximum(part[:first], part[:first].roll(1))[1:].clamp_min(SMOOTH)
+    return first if bool((part[2 : first + 1].clamp_max(HIDDEN) <= GROWS * before).all()) else None
 
-    A second scale would make them leave the law; one that is hidden, too, no value of f could show. What cuts f
-    off hides it all at once, and rounding by and by.
-    """
-    part = (errors / terms).nan_to_num(torch.inf, torch.inf)
-    # c + a log x + b log |log x|, through three terms that are hardly shaken.
-    known = torch.tensor((OCTAVES // 2, 3 * OCTAVES // 4, OCTAVES - 1))
-    if not bool((part[: OCTAVES] < HIDDEN).all()):
+
+def _falls(terms: Tensor, errors: Tensor, v: Tensor) -> bool:
+    """Tell whether terms fall like a power of the distance, of which v is minus the logarithm."""
+    good = int((errors < KNOWN * terms).cumprod(0).sum())
+    if good <= FEWEST:
         return False
-    law = torch.stack((torch.ones_like(place), place, place.abs().log()), 1)
-    off = (terms.log()[:, None] - law @ torch.linalg.solve(law[known], terms[known].log()[:, None])).abs()[:, 0]
-    hidden = ((part > HIDDEN) | ~(off <= FADES))[OCTAVES:].nonzero()[:, 0]
-    return len(hidden) > 0 and float(part[OCTAVES + int(hidden[0]) - 1]) > GRADUAL
+    # c - a v + b log v, through three terms
+    # Of any such law third differences of logarithms are next to nothing, of a second scale they are not.
+    part, third = errors / terms, terms.log().diff(n=3).abs()
+    around = sum(part[i : len(part) - 3 + i] for i in range(4))
+    if bool((third > EVEN + around)[FEWEST:].any()):
+        return False
+    known = torch.tensor((good // 3, 2 * good // 3, good - 1))
+    law = torch.stack((torch.ones_like(v), -v, v.log()), 1)
+    power = float(torch.linalg.solve(law[known], terms[known].log())[1])
+    return power > LEAST and bool((terms[known].diff() < 0.0).all())
 
 
 def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
@@ -323,24 +355,34 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Bes
 
 
 def _best_truncated(terms: Tensor, errors: Tensor, eps: float) -> Best | None:
-    """Return limit, error, terms and column of the entry of an epsilon table that is best."""
-    if not bool((errors.isfinite() & (terms != 0.0)).all()):
+    """Return limit, error, terms and column of the entry of an epsilon table that is best.
+
+    Later ones in low columns are less exact, but not wrong: if one is elsewhere, terms have left their law.
+    """
+    columns = min(COLUMNS, (len(terms) - 1) // 2)
+    if len(terms) <= FEWEST:
         return None
-    columns = (len(terms) - 1) // 2
     entries = lambda t: [torch.stack(column) for column in extrapolate(t, columns)[1:]]
     table = [torch.nn.functional.pad(terms.cumsum(0), (1, 0)), *entries(terms)]
     pulls = torch.func.jacrev(lambda t: torch.cat(entries(t)))(terms)
     shaken = (pulls.abs() @ (errors + eps * terms.abs().max())).split([len(column) for column in table[1:]])
     best: Best | None = None
+    doubts: list[Tensor] = []
     for k, (column, gain) in enumerate(zip(table[1:], shaken, strict=True), 1):
         # Two of three neighbours, or one of the column before, may agree by accident.
         apart = column.diff().abs()
         apart = torch.maximum(apart[1:], apart[:-1])
         apart = torch.maximum(apart, (column[2:] - table[k - 1][4:]).abs())
-        error = (SAFETY * apart + gain[2:]).nan_to_num(torch.inf, torch.inf)
-        if len(error) and (best is None or float(error.min()) < best[1]):
-            at = int(error.argmin())
-            best = (float(column[at + 2]), float(error[at]), 2 * k + at + 2, k)
+        doubts.append((SAFETY * apart + gain[2:]).nan_to_num(torch.inf, torch.inf))
+        if len(apart) and (best is None or float(doubts[-1].min()) < best[1]):
+            at = int(doubts[-1].argmin())
+            best = (float(column[at + 2]), float(doubts[-1][at]), 2 * k + at + 2, k)
+    if best is None:
+        return None
+    for k, (column, doubt) in enumerate(zip(table[1 : AGREE + 1], doubts, strict=False), 1):
+        later = slice(max(best[2] - 2 * k - 2, 0), None)
+        if bool(((column[2:] - best[0]).abs() > doubt + best[1])[later].any()):
+            return None
     return best
 
 
