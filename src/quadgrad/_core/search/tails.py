@@ -267,6 +267,8 @@ def _fading(line: _Line, size: float, again: bool) -> Tail | None:
         more = _integrate(line, edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
         terms, errors = torch.cat((terms, more[0])), torch.cat((errors, more[1]))
         hidden = _hidden(terms, errors)
+        if hidden is None and not float(errors[-1]) > SMOOTH * abs(float(terms[-1])):
+            return None
     if hidden is None or not _falls(terms[:hidden].abs(), errors[:hidden], -edges[:hidden].log()):
         return None
     rtol, best = line.problem.tolerance.rtol, None
@@ -311,6 +313,12 @@ def _falls(terms: Tensor, errors: Tensor, v: Tensor) -> bool:
     law = torch.stack((torch.ones_like(v), -v, v.log()), 1)
     power = float(torch.linalg.solve(law[known], terms[known].log())[1])
     return power > LEAST and bool((terms[known].diff() < 0.0).all())
+
+
+def _gain(terms: Tensor, function: object) -> Tensor:
+    """Return how much each term's error counts in a limit."""
+    _, pull, *_ = torch.func.vjp(function, terms)  # pyright: ignore
+    return pull(terms.new_ones(()))[0].abs()
 
 
 def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
