@@ -77,7 +77,9 @@ def cancels(p: float) -> dict[str, Case]:
     """Integrands like ``x^(p-1)`` at 0, of which rounding hides the more the closer to it."""
     q = mp.mpf(p)
     return {
-        f"x^{p} / (e^x - 1)": (lambda x: x**p / (torch.exp(x) - 1), 0, inf, float(mp.gamma(1 + q) * mp.zeta(1 + q))),
+        f"x^{p} / (e^x - 1)": (
+            lambda x: x**p / (torch.exp(x) - 1), 0, inf, float(mp.gamma(1 + q) * mp.zeta(1 + q)),
+        ),
         f"(1 - cos x) x^{p}-3": (
             lambda x: (1 - torch.cos(x)) * x ** (p - 3), 0, 0.5,
             series(lambda k: ((-1) ** (k + 1) / mp.factorial(2 * k), 2 * k - 3 + q), 1),
@@ -87,7 +89,8 @@ def cancels(p: float) -> dict[str, Case]:
             series(lambda k: (mp.binomial(mp.mpf(0.5), k), k - 2 + q), 1),
         ),
         f"log(1 + x) x^{p}-2": (
-            lambda x: torch.log(1 + x) * x ** (p - 2), 0, 0.5, series(lambda k: ((-1) ** (k + 1) / mp.mpf(k), k - 2 + q), 1),
+            lambda x: torch.log(1 + x) * x ** (p - 2), 0, 0.5,
+            series(lambda k: ((-1) ** (k + 1) / mp.mpf(k), k - 2 + q), 1),
         ),
     }  # fmt: skip
 
@@ -131,7 +134,8 @@ def test_what_happens_before_rounding_hides_it_is_not_summed_over(kind: str, at:
 
     def changed(x: Tensor) -> Tensor:
         return {
-            "step": 1 + 0.2 * (x > at), "cut": (x > at).double(), "bump": 1 + 0.3 * torch.exp(-((x / at).log() ** 2)),
+            "step": 1 + 0.2 * (x > at), "cut": (x > at).double(),
+            "bump": 1 + 0.3 * torch.exp(-((x / at).log() ** 2)),
             "scale": (1 + at / x) ** -0.1,
         }[kind]  # fmt: skip
 

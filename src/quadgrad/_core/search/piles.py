@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.corners import SEVERAL, call_places, corners_first
 from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.tails import find_tail
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew, noise
@@ -149,10 +150,12 @@ class Piles:
         stays = self._stays(
             *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (piled.start[0], piled.stop[1]))
         )
-        if not bool(stays.any()):
+        if not bool(stays.any()) and len(row) < SEVERAL:
             return
         owner = row // self.problem.pieces.count
-        here = torch.zeros(batch, dtype=torch.bool, device=row.device).index_fill_(0, owner[stays], True)[owner]
+        stays_or_several = stays | (torch.bincount(owner, minlength=batch) >= SEVERAL)[owner]
+        here = torch.zeros(batch, dtype=torch.bool, device=row.device)
+        here = here.index_fill_(0, owner[stays_or_several], True)[owner]
         piled, owner, stays = (
             Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends),
             owner[here],
@@ -163,13 +166,16 @@ class Piles:
         known = self._holds(owner, low, high)
         many = torch.bincount(owner, minlength=batch)
         afford = search.cost() + ZOOMED * many <= self.problem.max_nfev
-        fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & stays
+        several = (many >= SEVERAL)[owner]
+        fresh = ~known & (tried[owner] < TRIALS) & afford[owner] & (stays | several)
         number = torch.bincount(owner[fresh], minlength=batch)
         fresh &= (IN_VAIN * number <= PART * search.cost())[owner]
         index = fresh.nonzero()[:, 0]
         if not len(index):
             return
-        place, found, doubt, spent = zoom(self.problem, owner[index], low[index], high[index])
+        place, found, doubt, spent, (beside, more) = corners_first(
+            zoom, self.problem, owner[index], low[index], high[index], several[index]
+        )
         mine = owner[index]
         search.charge(mine, spent)
         # So close to an end a singular one is steeper still: what was closed in on is the end.
@@ -179,6 +185,10 @@ class Piles:
             self.owner.append(mine[found])
             self.place.append(place[found])
             self.doubt.append(doubt[found])
+        if len(more):
+            self.owner.append(mine[beside])
+            self.place.append(more)
+            self.doubt.append(torch.zeros_like(more))
         # In vain: sooner or later it is given up.
         vain = mine[~found].unique()
         self.tried = tried.index_add(0, vain, torch.ones_like(vain))
@@ -256,10 +266,10 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Te
     while len(index):
         x = low + (high - low) * steps
         if seen is None:
-            y = _values(problem, owner, x)
+            y = call_places(problem, owner, x)
             size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
         else:
-            new = _values(problem, owner, torch.cat((x[1:4], x[5:8])))
+            new = call_places(problem, owner, torch.cat((x[1:4], x[5:8])))
             y = torch.cat((seen[:1], new[:3], seen[1:2], new[3:], seen[2:]))
         assert size is not None
         spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
@@ -328,15 +338,3 @@ def _corner(x: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
     (left, rise), (right, fall) = line(none, at - 1), line(at + 1, none + DIVISIONS)
     away = (left - right) / (fall - rise)
     return torch.where(away.abs() <= x[1] - x[0], otherwise + away, otherwise)
-
-
-def _values(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
-    """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
-    step = max(1, problem.block // len(x))
-    parts = [
-        problem.integrand(x[:, low : low + step], owner[low : low + step]).detach()
-        for low in range(0, x.shape[1], step)
-    ]
-    y = torch.cat(parts, 1)
-    y = y.reshape(*x.shape, -1)
-    return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
