@@ -1,7 +1,7 @@
 """Where f has a kink: cubics through f on both sides of a stretch meet there.
 
-Halving a stretch around the greatest bend of f takes 81 calls until numbers are too close. Beside a kink f is smooth
-on either side, and where the polynomials of both sides meet, f is looked at so closely that a bend as large as
+Halving a stretch around the greatest bend of f takes 81 calls until numbers are too close. Beside a kink f is
+smooth on either side. Where the polynomials of both sides meet f is looked at so closely that a bend as large as
 their slopes differ by can be nothing else. Of what is no kink that is seen after 8 calls, at most 17.
 """
 
