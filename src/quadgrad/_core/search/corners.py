@@ -33,41 +33,89 @@ PROVES = 0.5
 DIVISIONS = 8
 NEWTON = 6
 
+STRAIGHT = 1e-10
+"""Values on a side that are off a straight line by no more than this part of their size are on it."""
+
+DEEPEST, COSTS = 12, 1_000
+"""Where one corner of several is between straight lines f is a table, whose other corners are looked for: in what is
+between those known, halved so often at most, and for so many calls."""
+
+ROUGH, SMOOTH, CORNER, STRAIGHT_CORNER = range(4)
+"""What a stretch is: none of the others; one polynomial; a corner between two; one between straight lines."""
+
 
 Zoom = Callable[[Problem, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def corners_first(
-    zoom: Zoom, problem: Problem, owner: Tensor, low: Tensor, high: Tensor, several: Tensor
+    zoom: Zoom, problem: Problem, row: Tensor, low: Tensor, high: Tensor, several: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Close in on stretches ``(k,)`` as ``zoom`` does, looking for corners first in those that are of ``several``.
 
-    Where there is none, there may be two: once one place is known they are looked for on both sides of it. Returned
-    beside what ``zoom`` returns are the stretches and the places of such others.
+    Returned beside what ``zoom`` returns are corners of tables elsewhere in their pieces: a stretch of the same
+    piece, and the place.
     """
-    index, none = several.nonzero()[:, 0], (owner[:0], low[:0])
+    owner, index, none = row // problem.pieces.count, several.nonzero()[:, 0], (row[:0], low[:0])
     if not len(index):
         return *zoom(problem, owner, low, high), none
-    places, there, calls = find_corners(problem, owner[index], low[index], high[index])
-    rest = torch.ones_like(several).index_copy(0, index, ~there).nonzero()[:, 0]
-    place, found, doubt = low.index_copy(0, index, places), torch.ones_like(several), torch.zeros_like(low)
+    places, kind, calls = find_corners(problem, owner[index], low[index], high[index])
+    found = torch.zeros_like(several).index_copy(0, index, kind >= CORNER)
+    place, doubt = low.index_copy(0, index, places), torch.zeros_like(low)
     spent = torch.zeros_like(owner).index_copy(0, index, calls)
-    if not len(rest):
-        return place, found, doubt, spent, none
-    closer = zoom(problem, owner[rest], low[rest], high[rest])
-    place, found = place.index_copy(0, rest, closer[0]), found.index_copy(0, rest, closer[1])
-    doubt, spent = doubt.index_copy(0, rest, closer[2]), spent.index_add(0, rest, closer[3])
-    split = rest[found[rest] & several[rest]].repeat(2)
-    half = len(split) // 2
-    at = place[split[:half]]
-    places, there, calls = find_corners(
-        problem, owner[split], torch.cat((low[split[:half]], at)), torch.cat((at, high[split[:half]]))
-    )
-    return place, found, doubt, spent.index_add(0, split, calls), (split[there], places[there])
+    straight = index[kind == STRAIGHT_CORNER]
+    beside, more, calls = _trace(problem, row[straight], place[straight])
+    others = straight[beside], more
+    spent.index_add_(0, straight, calls)
+    # A stretch in which a corner of a table is has been seen to the end.
+    inside = (row[:, None] == row[others[0]]) & (low[:, None] <= more) & (more <= high[:, None])
+    if len(more):
+        place = torch.where(found | ~inside.any(1), place, more[inside.to(torch.int8).argmax(1)])
+    found |= inside.any(1)
+    rest = (~found).nonzero()[:, 0]
+    if len(rest):
+        closer = zoom(problem, owner[rest], low[rest], high[rest])
+        place, found = place.index_copy(0, rest, closer[0]), found.index_copy(0, rest, closer[1])
+        doubt, spent = doubt.index_copy(0, rest, closer[2]), spent.index_add(0, rest, closer[3])
+    return place, found, doubt, spent, others
+
+
+def _trace(problem: Problem, row: Tensor, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return further corners of the pieces that are tables, given some: whose neighbours, where, and the calls.
+
+    Between neighbours, and up to the ends of the piece, f is one straight line, or has another corner.
+    """
+    order = corner.argsort(stable=True)
+    order = order[row[order].argsort(stable=True)]
+    lower, upper = (end.expand(row.shape) if len(end) == 1 else end for end in problem.pieces.ends(row))
+    order = order[(lower.isfinite() & upper.isfinite())[order]]
+    spent, index, places = torch.zeros_like(row), list[Tensor](), list[Tensor]()
+    if not len(order):
+        return order, corner[:0], spent
+    first = torch.nn.functional.pad(row[order][1:] != row[order][:-1], (1, 0), value=True)
+    last = torch.nn.functional.pad(first[1:], (0, 1), value=True)
+    at = corner[order]
+    which = torch.cat((order, order[first]))
+    low = torch.cat((at, lower[order][first].to(at)))
+    high = torch.cat((torch.where(last, upper[order].to(at), at.roll(-1)), at[first]))
+    for _ in range(DEEPEST):
+        place, kind, calls = find_corners(problem, row[which] // problem.pieces.count, low, high)
+        spent.index_add_(0, which, calls)
+        here = kind >= CORNER
+        index.append(which[here])
+        places.append(place[here])
+        whole = torch.zeros_like(spent).index_add_(0, torch.searchsorted(row.unique(), row), spent)
+        dear = whole[torch.searchsorted(row.unique(), row[which])] > COSTS
+        halved = (kind == ROUGH) & ~dear
+        if not bool(halved.any()):
+            break
+        middle = 0.5 * (low + high)[halved]
+        which = which[halved].repeat(2)
+        low, high = torch.cat((low[halved], middle)), torch.cat((middle, high[halved]))
+    return torch.cat(index), torch.cat(places), spent
 
 
 def find_corners(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a place in each stretch ``(k,)``, whether f has a kink there and is smooth around, and the calls."""
+    """Return a place in each stretch ``(k,)``, whether f has a corner there and is smooth around, and the calls."""
     eps = noise(problem)
     width = high - low
     tau = torch.linspace(0.0, MARGIN, SIDE, dtype=low.dtype, device=low.device)
@@ -79,11 +127,15 @@ def find_corners(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> 
     size = y.abs().amax(0)
     s, component, jump = _meet(left, right, size, eps)
     inside = (s > MARGIN) & (s < 1.0 - MARGIN)
-    place, found = low + width * s.clamp(0.0, 1.0), torch.zeros_like(inside)
+    place = low + width * s.clamp(0.0, 1.0)
+    far = (0.5 / MARGIN) ** torch.arange(SIDE, device=low.device, dtype=low.dtype)[:, None, None]
+    agree = ((far * (left - right)).sum(0).abs() <= STRAIGHT * size).all(1)
+    straight = (torch.stack((left[2:], right[2:])).abs() <= STRAIGHT * size).flatten(0, 1).all(0).all(1)
+    kind = agree.to(torch.int64) * SMOOTH
     spent = torch.full_like(owner, 2 * SIDE)
     index = inside.nonzero()[:, 0]
     if not len(index):
-        return place, found, spent
+        return place, kind, spent
     spent[index] += DIVISIONS + 1
     steps = torch.arange(DIVISIONS + 1, dtype=low.dtype, device=low.device)[:, None] / DIVISIONS - 0.5
     x = place[index] + steps * (CLOSE * width[index])
@@ -105,8 +157,8 @@ def find_corners(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> 
     away = (near[0] - near[-1] + DIVISIONS * fall) / (fall - rise)
     proved &= (away > 1.0) & (away < DIVISIONS - 1.0)
     place[index] = torch.where(proved, x[0] + away * step, place[index])
-    found[index] = proved
-    return place, found, spent
+    kind[index] = torch.where(proved, CORNER + straight[index].to(torch.int64), kind[index])
+    return place, kind, spent
 
 
 def _meet(left: Tensor, right: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -161,6 +161,7 @@ class Piles:
             owner[here],
             stays[here],
         )
+        row = piled.row
         low, high = _ends_of(self.problem, piled)
         tried = torch.zeros(batch, dtype=torch.int64, device=row.device) if self.tried is None else self.tried
         known = self._holds(owner, low, high)
@@ -174,7 +175,7 @@ class Piles:
         if not len(index):
             return
         place, found, doubt, spent, (beside, more) = corners_first(
-            zoom, self.problem, owner[index], low[index], high[index], several[index]
+            zoom, self.problem, row[index], low[index], high[index], several[index]
         )
         mine = owner[index]
         search.charge(mine, spent)
