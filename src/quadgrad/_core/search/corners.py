@@ -37,7 +37,7 @@ STRAIGHT = 1e-10
 """Values on a side that are off a straight line by no more than this part of their size are on it."""
 
 DEEPEST, COSTS = 12, 1_000
-"""Where one corner of several is between straight lines f is a table, whose other corners are looked for: in what is
+"""Where one corner of several is between straight lines f is a table, whose others are looked for: in what is
 between those known, halved so often at most, and for so many calls."""
 
 ROUGH, SMOOTH, CORNER, STRAIGHT_CORNER = range(4)
@@ -67,16 +67,28 @@ def corners_first(
     others = straight[beside], more
     spent.index_add_(0, straight, calls)
     # A stretch in which a corner of a table is has been seen to the end.
-    inside = (row[:, None] == row[others[0]]) & (low[:, None] <= more) & (more <= high[:, None])
-    if len(more):
-        place = torch.where(found | ~inside.any(1), place, more[inside.to(torch.int8).argmax(1)])
-    found |= inside.any(1)
+    at = _holding(problem, row, low, high, *others)
+    place = torch.where(found | (at < 0), place, more[at.clamp_min(0)] if len(more) else place)
+    found |= at >= 0
     rest = (~found).nonzero()[:, 0]
     if len(rest):
         closer = zoom(problem, owner[rest], low[rest], high[rest])
         place, found = place.index_copy(0, rest, closer[0]), found.index_copy(0, rest, closer[1])
         doubt, spent = doubt.index_copy(0, rest, closer[2]), spent.index_add(0, rest, closer[3])
     return place, found, doubt, spent, others
+
+
+def _holding(problem: Problem, row: Tensor, low: Tensor, high: Tensor, index: Tensor, place: Tensor) -> Tensor:
+    """Return for each of ascending stretches ``(k,)`` one of the places in it, in rows ``row[index]``, or -1."""
+    lower, upper = (end.expand(row.shape) if len(end) == 1 else end for end in problem.pieces.ends(row))
+    at = torch.full_like(row, -1)
+    if not len(index):
+        return at
+    begins = row + ((low - lower) / (upper - lower)).nan_to_num(0.0)  # of infinite pieces there is no place
+    keys = row[index] + (place - lower[index]) / (upper - lower)[index]
+    stretch = (torch.searchsorted(begins, keys, right=True) - 1).clamp_min(0)
+    inside = (row[stretch] == row[index]) & (low[stretch] <= place) & (place <= high[stretch])
+    return at.index_copy(0, stretch[inside], inside.nonzero()[:, 0])
 
 
 def _trace(problem: Problem, row: Tensor, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:

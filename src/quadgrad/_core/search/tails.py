@@ -68,6 +68,9 @@ BLOCK, BLOCKS, BEGINS = 18, 3, (0, 4, 8)
 """Octaves towards an end that rounding hides are looked at in blocks, from a quarter of the piece on until it does;
 they are summed from the first on, or from later ones."""
 
+FEW_OCTAVES = (8, BLOCK - 1)
+"""Those that are looked at before all are."""
+
 HIDDEN, GROWS = 0.3, 30.0
 """The error of a term, as a part of it, from which on it is hidden; and what it may be at most of that of the two
 before: rounding grows by 2 to 16 from octave to octave, what is rough or cuts f off shows all at once."""
@@ -260,6 +263,8 @@ def _fading(line: _Line, size: float, again: bool) -> Tail | None:
     ``again`` is not good enough, rounding is to blame, and the best is kept.
     """
     edges = torch.exp2(-2.0 - torch.arange(BLOCK * BLOCKS + 1.0, dtype=torch.float64))
+    if not _grows(line, edges):
+        return None
     terms = errors = edges[:0]
     hidden: int | None = None
     while hidden is None and len(terms) < BLOCK * BLOCKS:
@@ -267,8 +272,6 @@ def _fading(line: _Line, size: float, again: bool) -> Tail | None:
         more = _integrate(line, edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
         terms, errors = torch.cat((terms, more[0])), torch.cat((errors, more[1]))
         hidden = _hidden(terms, errors)
-        if hidden is None and not float(errors[-1]) > SMOOTH * abs(float(terms[-1])):
-            return None
     if hidden is None or not _falls(terms[:hidden].abs(), errors[:hidden], -edges[:hidden].log()):
         return None
     rtol, best = line.problem.tolerance.rtol, None
@@ -282,6 +285,20 @@ def _fading(line: _Line, size: float, again: bool) -> Tail | None:
         if best is not None and best.error <= HALF * rtol * max(size, abs(best.value)):
             break
     return best
+
+
+def _grows(line: _Line, edges: Tensor) -> bool:
+    """Tell from a few terms whether they fall like a power below 1, and rounding grows: most often they do not.
+
+    Where an end is not at 0 rounding of x itself grows, and cells with logarithmic nodes know by how much.
+    """
+    if not line.infinite and line.end != 0.0:
+        return False
+    few = torch.tensor(FEW_OCTAVES)
+    terms, errors = _integrate(line, edges[few], edges[few + 1], LOGARITHMIC)
+    part, ratio = errors / terms.abs(), terms[1:] / terms[:-1]
+    falls = (ratio < 1.0) & (ratio > torch.exp2(-few.diff().double()))
+    return bool(falls.all() & (part < HIDDEN).all() & (part[1] > SMOOTH) & (part[1] > FEW_OCTAVES[0] * part[0]))
 
 
 def _hidden(terms: Tensor, errors: Tensor) -> int | None:
