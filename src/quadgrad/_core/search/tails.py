@@ -82,8 +82,8 @@ that do not fall is none, nor is one that only a logarithm makes finite."""
 HALF, BEST = 0.45, 1e-3
 """As :data:`GOOD`, of what rounding hides; what is worse than that at last, as a part of the whole, is not kept."""
 
-SMOOTH, EVEN = 1e-12, 0.02
-"""Such a part has any term; and by such third differences logarithms of terms may fall unevenly."""
+SMOOTH, EVEN = 1e-12, 0.01
+"""Such a part has any term; and so far terms may be off their law beyond their errors, as a logarithm."""
 
 COLUMNS, AGREE = 8, 3
 """Columns of the epsilon table that are looked at; up to which one all later entries must agree with the best."""
@@ -321,15 +321,14 @@ def _falls(terms: Tensor, errors: Tensor, v: Tensor) -> bool:
     if good <= FEWEST:
         return False
     # c - a v + b log v, through three terms
-    # Of any such law third differences of logarithms are next to nothing, of a second scale they are not.
-    part, third = errors / terms, terms.log().diff(n=3).abs()
-    around = sum(part[i : len(part) - 3 + i] for i in range(4))
-    if bool((third > EVEN + around)[FEWEST:].any()):
-        return False
+    # c - a v + b log v, through three terms: all that are not hidden must follow, or there is a second scale.
     known = torch.tensor((good // 3, 2 * good // 3, good - 1))
     law = torch.stack((torch.ones_like(v), -v, v.log()), 1)
-    power = float(torch.linalg.solve(law[known], terms[known].log())[1])
-    return power > LEAST and bool((terms[known].diff() < 0.0).all())
+    numbers = torch.linalg.solve(law[known], terms[known].log())
+    off = (terms.log() - law @ numbers).abs()
+    if bool((off > EVEN + errors / terms)[good // 3 :].any()):
+        return False
+    return float(numbers[1]) > LEAST and bool((terms[known].diff() < 0.0).all())
 
 
 def _gain(terms: Tensor, function: object) -> Tensor:
