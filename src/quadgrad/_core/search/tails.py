@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
-from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
-from quadgrad._core.estimates.series import EPSILON, LEVIN, encode, levin
+from quadgrad._core.estimates.series import EPSILON, LEVIN, levin
 from quadgrad._core.estimates.singular_ends import NEAREST
-from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
+from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.fading import sum_octaves
 from quadgrad._core.search.task import Tail, noise
+from quadgrad._core.search.towards import Best, Line, integrate_cells, make_tail
 
 __all__ = ["find_tail"]
 
@@ -61,74 +62,6 @@ LONGER = 1.01
 ENOUGH = 1e-3
 """Columns are not looked at further when the error is below this part of the tolerance."""
 
-GOOD = 0.1
-"""A tail is taken if its error is below this part of the tolerance of what is known."""
-
-BLOCK, BLOCKS, BEGINS = 18, 3, (0, 4, 8)
-"""Octaves towards an end that rounding hides are looked at in blocks, from a quarter of the piece on until it does;
-they are summed from the first on, or from later ones."""
-
-FEW_OCTAVES = (8, BLOCK - 1)
-"""Those that are looked at before all are."""
-
-HIDDEN, GROWS = 0.3, 30.0
-"""The error of a term, as a part of it, from which on it is hidden; and what it may be at most of that of the two
-before: rounding grows by 2 to 16 from octave to octave, what is rough or cuts f off shows all at once."""
-
-KNOWN, LEAST = 1e-5, 0.015
-"""Terms known to that part tell with what power of the distance they fall, which is this at least: a sum of terms
-that do not fall is none, nor is one that only a logarithm makes finite."""
-
-HALF, BEST = 0.45, 1e-3
-"""As :data:`GOOD`, of what rounding hides; what is worse than that at last, as a part of the whole, is not kept."""
-
-SMOOTH, EVEN = 1e-12, 0.01
-"""Such a part has any term; and so far terms may be off their law beyond their errors, as a logarithm."""
-
-COLUMNS, AGREE = 8, 3
-"""Columns of the epsilon table that are looked at; up to which one all later entries must agree with the best."""
-
-
-class _Line:
-    """f towards one end of a piece, as a function of u that grows without bound on the way."""
-
-    def __init__(self, problem: Problem, row: int, upper: bool) -> None:
-        lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row])))
-        self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
-        self.end = high if upper else lower
-        self.other = lower if upper else high
-        self.sign = 1.0 if upper else -1.0
-        self.infinite = math.isinf(self.end)
-        self.double = self.infinite and math.isinf(self.other)
-        self.span = high - lower
-        self.owner = torch.tensor([row // problem.pieces.count])
-        # No farther from the end than that, lest nothing is left for the rest.
-        self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
-
-    def x(self, u: Tensor) -> Tensor:
-        if not self.infinite:
-            return self.end - self.sign / u
-        return (0.0 if self.double else self.other) + self.sign * u
-
-    def __call__(self, u: Tensor) -> Tensor:
-        self.spent += len(u)
-        y = self.problem.integrand(self.x(u)[:, None], self.owner).detach()
-        return y.double().reshape(-1)
-
-    def u_of(self, distance: float) -> float:
-        """Return u at a fraction of the piece, measured from the end."""
-        if not self.infinite:
-            return 1.0 / (distance * self.span)
-        return 1.0 / distance - distance / (1.0 - distance) if self.double else (1.0 - distance) / distance
-
-    def fraction(self, u: Tensor) -> Tensor:
-        """Return the fraction of the piece at u, measured from the end, positive."""
-        if not self.infinite:
-            return 1.0 / (u * self.span)
-        if self.double:  # u = p / q - q / p, p = 1 - q: q = 2 / (2 + u + sqrt(4 + u^2))
-            return 2.0 / (2.0 + u + torch.sqrt(4.0 + u * u))
-        return 1.0 / (1.0 + u)
-
 
 def find_tail(
     problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool, oscillates: bool
@@ -140,11 +73,11 @@ def find_tail(
 
     ``size`` is that of the integral as far as it is known.
     """
-    line = _Line(problem, row, upper)
+    line = Line(problem, row, upper)
     return _try(line, distance, size, again, oscillates), line.spent
 
 
-def _try(line: _Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
+def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
     edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER)) if oscillates else None
     if edges is not None:
         if not _goes_on(line, edges):
@@ -153,10 +86,10 @@ def _try(line: _Line, distance: float, size: float, again: bool, oscillates: boo
         return _sum(line, line.fraction(edges), LINEAR, LEVIN, size, first)
     doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
     tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
-    return tail or _fading(line, size, again)
+    return tail or sum_octaves(line, size, again)
 
 
-def _doubling(line: _Line, distance: float) -> Tensor | None:
+def _doubling(line: Line, distance: float) -> Tensor | None:
     """Return fractions of cells that double in the logarithm of the distance, if there is room for enough."""
     v0 = max(1.0, -math.log(distance))
     near = max(float(NEAREST), 16.0 * line.problem.pieces.rounding.eps * abs(line.end))
@@ -173,7 +106,7 @@ def _doubling(line: _Line, distance: float) -> Tensor | None:
     return torch.exp(-v) / line.span
 
 
-def _origin(line: _Line, deepest: float) -> float:
+def _origin(line: Line, deepest: float) -> float:
     """Return c if f times the distance falls like a power of v + c, v being the distance's logarithm.
 
     Cells that double in v + c have integrals in an exact geometric sequence then.
@@ -191,11 +124,11 @@ def _origin(line: _Line, deepest: float) -> float:
     return shift if math.isfinite(shift) else 0.0
 
 
-def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
+def _sum(line: Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
     """Integrate between descending fractions, and take the series to its limit."""
     if not bool((fractions.diff() < 0.0).all()):
         return None
-    terms, errors = _integrate(line, fractions[:-1], fractions[1:], kind)
+    terms, errors = integrate_cells(line, fractions[:-1], fractions[1:], kind)
     if not bool((errors.isfinite() & (terms != 0.0)).all()):
         return None
     eps = noise(line.problem)
@@ -204,131 +137,7 @@ def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, fi
         if method == LEVIN
         else _best_epsilon(terms, errors, eps, line.problem.tolerance.rtol)
     )
-    return _tail(line, fractions, errors, (kind, method), best, size)
-
-
-def _cells(line: _Line, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Return start and stop of cells between fractions measured from the end."""
-    return (-outer, -inner) if line.upper else (inner, outer)
-
-
-def _integrate(line: _Line, outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Integrate between fractions: values and errors, which are infinite where f is not finite."""
-    problem, n = line.problem, len(outer)
-    row = torch.full((n,), line.row)
-    rule = problem.rule.tensors(torch.float64, torch.device("cpu"))
-    kinds = None if kind == LINEAR else torch.full((n,), kind, dtype=torch.int8)
-    layout = lay_out(problem.pieces, row, *_cells(line, outer, inner), kinds)
-    x, factor = layout.nodes(rule.nodes)
-    y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
-    line.spent += x.numel()
-    eps, values = noise(problem), y * factor
-    sums = weigh(rule, values, values.abs())
-    # Rounding of x shakes f, and that of a phase computed from it, as much again.
-    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
-    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size)
-    return sums.value, errors.masked_fill(~y.isfinite().all(0), torch.inf)
-
-
-Best = tuple[float, float, int, int]
-"""Limit, error, how many terms it takes, and the column, or the number of the first term."""
-
-
-def _tail(
-    line: _Line, fractions: Tensor, errors: Tensor, how: tuple[int, int], best: Best | None, size: float,
-    part: float | None = None,
-) -> Tail | None:  # fmt: skip
-    """Return a tail of the terms between fractions, if its error is a small enough ``part`` of the whole."""
-    if best is None:
-        return None
-    (value, error, used, column), (kind, method), problem = best, how, line.problem
-    part = GOOD * problem.tolerance.rtol if part is None else part
-    if not error <= max(GOOD * problem.tolerance.atol, part * max(size, abs(value))):
-        return None
-    start, stop = _cells(line, fractions[:used], fractions[1 : used + 1])
-    code = encode(torch.arange(used), method, column, line.upper)
-    return Tail(
-        owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
-        start=start, stop=stop, kind=kind, code=code, errors=errors[:used], value=value, error=error,
-        edge=float(fractions[0]), nfev=line.spent,
-    )  # fmt: skip
-
-
-def _fading(line: _Line, size: float, again: bool) -> Tail | None:
-    """Sum up octave by octave what rounding hides the closer to the end the more: ``x^.2 / (e^x - 1)``.
-
-    There cells with logarithmic nodes, whose terms are extrapolated from up to twelve octaves, get worse as they
-    close in on the end. Which terms are good enough, and in which column, their errors tell. If all that was tried
-    ``again`` is not good enough, rounding is to blame, and the best is kept.
-    """
-    edges = torch.exp2(-2.0 - torch.arange(BLOCK * BLOCKS + 1.0, dtype=torch.float64))
-    if not _grows(line, edges):
-        return None
-    terms = errors = edges[:0]
-    hidden: int | None = None
-    while hidden is None and len(terms) < BLOCK * BLOCKS:
-        low = len(terms)
-        more = _integrate(line, edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
-        terms, errors = torch.cat((terms, more[0])), torch.cat((errors, more[1]))
-        hidden = _hidden(terms, errors)
-    if hidden is None or not _falls(terms[:hidden].abs(), errors[:hidden], -edges[:hidden].log()):
-        return None
-    rtol, best = line.problem.tolerance.rtol, None
-    for begin in BEGINS:
-        part = slice(begin, hidden)
-        limit = _best_truncated(terms[part], errors[part], noise(line.problem))
-        most = max(BEST, rtol) if again else HALF * rtol
-        tail = _tail(line, edges[begin:], errors[part], (LOGARITHMIC, EPSILON), limit, size, most)
-        if tail is not None and (best is None or tail.error < best.error):
-            best = tail
-        if best is not None and best.error <= HALF * rtol * max(size, abs(best.value)):
-            break
-    return best
-
-
-def _grows(line: _Line, edges: Tensor) -> bool:
-    """Tell from a few terms whether they fall like a power below 1, and rounding grows: most often they do not.
-
-    Where an end is not at 0 rounding of x itself grows, and cells with logarithmic nodes know by how much.
-    """
-    if not line.infinite and line.end != 0.0:
-        return False
-    few = torch.tensor(FEW_OCTAVES)
-    terms, errors = _integrate(line, edges[few], edges[few + 1], LOGARITHMIC)
-    part, ratio = errors / terms.abs(), terms[1:] / terms[:-1]
-    falls = (ratio < 1.0) & (ratio > torch.exp2(-few.diff().double()))
-    return bool(falls.all() & (part < HIDDEN).all() & (part[1] > SMOOTH) & (part[1] > FEW_OCTAVES[0] * part[0]))
-
-
-def _hidden(terms: Tensor, errors: Tensor) -> int | None:
-    """Return the first term that rounding hides; None if none is, or if not rounding has hidden it."""
-    part = (errors / terms.abs()).nan_to_num(torch.inf, torch.inf)
-    # Where all values are the same multiple of a spacing of numbers, they are as smooth as they are wrong.
-    steps = terms.abs().log().diff().nan_to_num(torch.inf, torch.inf, torch.inf)
-    leaps = torch.nn.functional.pad((steps[1:] - steps[:-1]).abs() > HIDDEN, (2, 0))
-    part = torch.where(leaps, torch.inf, part)
-    index = (part > HIDDEN).nonzero()[:, 0]
-    if not len(index) or (first := int(index[0])) <= FEWEST:
-        return None
-    before = torch.maximum(part[:first], part[:first].roll(1))[1:].clamp_min(SMOOTH)
-    return first if bool((part[2 : first + 1].clamp_max(HIDDEN) <= GROWS * before).all()) else None
-
-
-def _falls(terms: Tensor, errors: Tensor, v: Tensor) -> bool:
-    """Tell whether terms fall like a power of the distance, of which v is minus the logarithm."""
-    good = int((errors < KNOWN * terms).cumprod(0).sum())
-    if good <= FEWEST:
-        return False
-    # c - a v + b log v, through three terms
-    # c - a v + b log v, through three terms: all that are not hidden must follow, or there is a second scale.
-    known = torch.tensor((good // 3, 2 * good // 3, good - 1))
-    law = torch.stack((torch.ones_like(v), -v, v.log()), 1)
-    numbers = torch.linalg.solve(law[known], terms[known].log())
-    off = (terms.log() - law @ numbers).abs()
-    if bool((off > EVEN + errors / terms)[good // 3 :].any()):
-        return False
-    return float(numbers[1]) > LEAST and bool((terms[known].diff() < 0.0).all())
+    return make_tail(line, fractions, errors, (kind, method), best, size)
 
 
 def _gain(terms: Tensor, function: object) -> Tensor:
@@ -378,39 +187,7 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Bes
     return best
 
 
-def _best_truncated(terms: Tensor, errors: Tensor, eps: float) -> Best | None:
-    """Return limit, error, terms and column of the entry of an epsilon table that is best.
-
-    Later ones in low columns are less exact, but not wrong: if one is elsewhere, terms have left their law.
-    """
-    columns = min(COLUMNS, (len(terms) - 1) // 2)
-    if len(terms) <= FEWEST:
-        return None
-    entries = lambda t: [torch.stack(column) for column in extrapolate(t, columns)[1:]]
-    table = [torch.nn.functional.pad(terms.cumsum(0), (1, 0)), *entries(terms)]
-    pulls = torch.func.jacrev(lambda t: torch.cat(entries(t)))(terms)
-    shaken = (pulls.abs() @ (errors + eps * terms.abs().max())).split([len(column) for column in table[1:]])
-    best: Best | None = None
-    doubts: list[Tensor] = []
-    for k, (column, gain) in enumerate(zip(table[1:], shaken, strict=True), 1):
-        # Two of three neighbours, or one of the column before, may agree by accident.
-        apart = column.diff().abs()
-        apart = torch.maximum(apart[1:], apart[:-1])
-        apart = torch.maximum(apart, (column[2:] - table[k - 1][4:]).abs())
-        doubts.append((SAFETY * apart + gain[2:]).nan_to_num(torch.inf, torch.inf))
-        if len(apart) and (best is None or float(doubts[-1].min()) < best[1]):
-            at = int(doubts[-1].argmin())
-            best = (float(column[at + 2]), float(doubts[-1][at]), 2 * k + at + 2, k)
-    if best is None:
-        return None
-    for k, (column, doubt) in enumerate(zip(table[1 : AGREE + 1], doubts, strict=False), 1):
-        later = slice(max(best[2] - 2 * k - 2, 0), None)
-        if bool(((column[2:] - best[0]).abs() > doubt + best[1])[later].any()):
-            return None
-    return best
-
-
-def _goes_on(line: _Line, edges: Tensor) -> bool:
+def _goes_on(line: Line, edges: Tensor) -> bool:
     """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit."""
     length, eps = edges.diff(), line.problem.pieces.rounding.eps
     if not bool((length > 0.0).all()):
@@ -463,7 +240,7 @@ def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
     return lambda at: float(size[-1]) * math.exp(min(rise * (of(at) - last), 700.0))
 
 
-def _phases(line: _Line, begin: float) -> Tensor | None:
+def _phases(line: Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
     begin = max(begin, line.least)
     length = max(9.0 * begin, 1.0)
