@@ -160,7 +160,7 @@ def drifting(this: Call, steps: int, compare: bool) -> Iterator[Claims]:
         if compare:
             once = call(sample, rtol=rtol, rule=rule)
             fresh.append(int(once.nfev.sum()))
-            if step == steps - 1 and sum(fresh) >= 20 * verb.plan.tau.shape[0] * sample.count * steps:
+            if step == steps - 1 and sum(fresh) >= 20 * result.plan.tau.shape[0] * sample.count * steps:
                 share = verb.nfev / sum(fresh)
         yield replace(value_claims(sample, result, rtol, what=f"value, step {step}"), share=share)
 

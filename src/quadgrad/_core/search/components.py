@@ -18,8 +18,9 @@ from quadgrad._core.estimates.series import limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.tails import GOOD, SAFETY, find_tail, wave_goes_on
+from quadgrad._core.search.tails import SAFETY, find_tail, wave_goes_on
 from quadgrad._core.search.task import Tail, noise
+from quadgrad._core.search.towards import GOOD
 
 __all__ = ["find_tail_of_all"]
 
@@ -37,10 +38,10 @@ def find_tail_of_all(
     integrand = problem.integrand
     if integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex:
         return find_tail(problem, row, upper, distance, size, again, oscillates)
-    start = torch.tensor([-distance if upper else 0.0], dtype=torch.float64)
-    stop = torch.tensor([0.0 if upper else distance], dtype=torch.float64)
-    tau = torch.linspace(0.05, 0.95, LOOKS, dtype=torch.float64)
-    rows = torch.tensor([row])
+    like = problem.pieces.lower.double()
+    start, stop = like.new_tensor([[-distance, 0.0] if upper else [0.0, distance]]).unbind(1)
+    tau = torch.linspace(0.05, 0.95, LOOKS, dtype=torch.float64, device=like.device)
+    rows = torch.full_like(start, row, dtype=torch.int64)
     x, _ = lay_out(problem.pieces, rows, start, stop, None).nodes(tau)
     height = _parts(integrand(x, rows // problem.pieces.count).detach()).abs().nan_to_num(0.0, 0.0, 0.0).mean(0)[0]
     if not height.numel() or not float(height.max()) > 0.0:
@@ -72,9 +73,10 @@ def _one(integrand: Integrand, index: int) -> Integrand:
 
 def _with_all(problem: Problem, tail: Tail, row: int, size: float, present: Tensor) -> Tail | None:
     """Return a tail with the limits of all components, if all are good enough."""
-    rule, n = problem.rule.tensors(torch.float64, torch.device("cpu")), len(tail.code)
-    rows = torch.full((n,), row)
-    layout = lay_out(problem.pieces, rows, tail.start, tail.stop, torch.full((n,), tail.kind, dtype=torch.int8))
+    rule, n = problem.rule.tensors(torch.float64, tail.code.device), len(tail.code)
+    rows = torch.full_like(tail.code, row)
+    kinds = torch.full_like(rows, tail.kind, dtype=torch.int8)
+    layout = lay_out(problem.pieces, rows, tail.start, tail.stop, kinds)
     x, factor = layout.nodes(rule.nodes)
     y = problem.integrand(x, rows // problem.pieces.count).detach()
     if not bool(y.isfinite().all()):

@@ -17,6 +17,7 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.components import find_tail_of_all
+from quadgrad._core.search.corners import SEVERAL, corners_first
 from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 from quadgrad._core.search.zoom import Zoomed
@@ -144,30 +145,40 @@ class Piles:
             self._see_tails(search, piled.ends)
         if not self.problem.reaches_inside:
             return
-        row, pieces = piled.row, self.problem.pieces
+        row = piled.row
         if not len(row):
             self.before = None
             return
         stays = self._stays(
             *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (piled.start[0], piled.stop[1]))
         )
-        here = (_count(row // pieces.count, stays) > 0).nonzero().squeeze(1)
+        self._close_in(search, piled, stays)
+
+    def _close_in(self, search: Stoppable, piled: Piled, stays: Tensor) -> None:
+        """Look closely at stretches that stay, and at those of integrals with several."""
+        row, pieces = piled.row, self.problem.pieces
+        owner = row // pieces.count
+        several = _count(owner, torch.ones_like(stays)) >= SEVERAL
+        looks = stays | several
+        here = (_count(owner, looks) > 0).nonzero().squeeze(1)
         if not len(here):
             return
-        piled, stays = Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends), stays[here]
-        row = piled.row
-        owner, (low, high) = row // pieces.count, _ends_of(self.problem, piled)
+        piled = Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends)
+        row, owner, looks, several = piled.row, owner[here], looks[here], several[here]
+        low, high = _ends_of(self.problem, piled)
         known, cost = self._holds(owner, low, high), search.cost(owner)
         if self.tried is None:
             self.tried = torch.zeros(self.problem.batch, dtype=torch.int64, device=row.device)
-        afford = cost + ZOOMED * _count(owner, torch.ones_like(stays)) <= self.problem.max_nfev
-        fresh = ~known & (self.tried[owner] < TRIALS) & afford & stays
+        afford = cost + ZOOMED * _count(owner, torch.ones_like(looks)) <= self.problem.max_nfev
+        fresh = ~known & (self.tried[owner] < TRIALS) & afford & looks
         fresh &= IN_VAIN * _count(owner, fresh) <= PART * cost
         index = fresh.nonzero()[:, 0]
         if not len(index):
             return
+        place, found, doubt, spent, (beside, more) = corners_first(
+            self.zoom, self.problem, row[index], low[index], high[index], several[index]
+        )
         mine = owner[index]
-        place, found, doubt, spent = self.zoom(self.problem, mine, low[index], high[index])
         search.charge(mine, spent)
         # So close to an end a singular one is steeper still: what was closed in on is the end.
         lower, upper = pieces.ends(row[index])
@@ -177,6 +188,10 @@ class Piles:
             self.owner.append(mine[rough])
             self.place.append(place[rough])
             self.doubt.append(doubt[rough])
+        if len(more):
+            self.owner.append(mine[beside])
+            self.place.append(more)
+            self.doubt.append(torch.zeros_like(more))
         # In vain: sooner or later it is given up.
         vain = torch.zeros_like(self.tried).index_add_(0, mine, (~found).to(self.tried.dtype))
         self.tried += vain > 0

@@ -2,7 +2,8 @@
 
 Towards such an end cells are laid whose integrals are the terms of a series with a limit (:mod:`.series`). Of an
 oscillation they end at its zeros or, where it has none, at its minima; else they double in the logarithm of the
-distance. The rest of the piece, up to the first of them, is searched as ever.
+distance, or, where f cancels so close to the end that rounding hides it, cover equal parts of that. The rest of the
+piece, up to the first of them, is searched as ever.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
-from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
-from quadgrad._core.estimates.series import EPSILON, LEVIN, encode, levin
+from quadgrad._core.estimates.series import EPSILON, LEVIN, levin
 from quadgrad._core.estimates.singular_ends import NEAREST
-from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC, lay_out
+from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.fading import sum_octaves
 from quadgrad._core.search.task import Tail, noise
+from quadgrad._core.search.towards import Best, Line, integrate_cells, make_tail
 
-__all__ = ["GOOD", "SAFETY", "find_tail", "wave_goes_on"]
+__all__ = ["SAFETY", "find_tail", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -60,60 +62,6 @@ LONGER = 1.01
 ENOUGH = 1e-3
 """Columns are not looked at further when the error is below this part of the tolerance."""
 
-GOOD = 0.1
-"""A tail is taken if its error is below this part of the tolerance of what is known."""
-
-
-class _Line:
-    """f towards one end of a piece, as a function of u that grows without bound on the way.
-
-    u and the values of f are on the host: what follows from a few of them is decided step by step, which on another
-    device would wait for each step. f itself is called where the problem is.
-    """
-
-    def __init__(self, problem: Problem, row: int, upper: bool) -> None:
-        self.device = problem.pieces.lower.device
-        lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row], device=self.device)))
-        self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
-        self.again = False  # farther out, where the wave may be too fast for a scan's places
-        self.end = high if upper else lower
-        self.other = lower if upper else high
-        self.sign = 1.0 if upper else -1.0
-        self.infinite = math.isinf(self.end)
-        self.double = self.infinite and math.isinf(self.other)
-        self.span = high - lower
-        self.owner = torch.tensor([row // problem.pieces.count], device=self.device)
-        # No farther from the end than that, lest nothing is left for the rest.
-        self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
-
-    def x(self, u: Tensor) -> Tensor:
-        if not self.infinite:
-            return self.end - self.sign / u
-        return (0.0 if self.double else self.other) + self.sign * u
-
-    def __call__(self, u: Tensor) -> Tensor:
-        self.spent += len(u)
-        y = self.problem.integrand(self.x(u)[:, None].to(self.device), self.owner).detach()
-        return y.double().reshape(-1).cpu()
-
-    def u_of(self, distance: float) -> float:
-        """Return u at a fraction of the piece, measured from the end."""
-        if not self.infinite:
-            return 1.0 / (distance * self.span)
-        return 1.0 / distance - distance / (1.0 - distance) if self.double else (1.0 - distance) / distance
-
-    def u_at(self, fractions: Tensor) -> Tensor:
-        """Return u at fractions of the piece."""
-        return torch.tensor([self.u_of(distance) for distance in fractions.tolist()], dtype=torch.float64)
-
-    def fraction(self, u: Tensor) -> Tensor:
-        """Return the fraction of the piece at u, measured from the end, positive."""
-        if not self.infinite:
-            return 1.0 / (u * self.span)
-        if self.double:  # u = p / q - q / p, p = 1 - q: q = 2 / (2 + u + sqrt(4 + u^2))
-            return 2.0 / (2.0 + u + torch.sqrt(4.0 + u * u))
-        return 1.0 / (1.0 + u)
-
 
 def find_tail(
     problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool, oscillates: bool
@@ -125,40 +73,41 @@ def find_tail(
 
     ``size`` is that of the integral as far as it is known.
     """
-    line = _Line(problem, row, upper)
+    line = Line(problem, row, upper)
     line.again = again
     return _try(line, distance, size, again, oscillates), line.spent
 
 
-def _try(line: _Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
-    problem = line.problem
-    if oscillates:
-        edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER))
-        if edges is None:
-            return None
+def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
+    edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER)) if oscillates else None
+    if edges is not None:
         if not _goes_on(line, edges):
             return None
         first = min(max(round(float(edges[0] / (edges[1] - edges[0]))), 1), 60)
-        fractions, kind, method = line.fraction(edges), LINEAR, LEVIN
-    else:
-        v0 = max(1.0, -math.log((distance if again else 0.5) * line.span))
-        near = max(float(NEAREST), 16.0 * problem.pieces.rounding.eps * abs(line.end))
-        doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
-        if doublings < FEWEST:
-            return None
-        shift = _origin(line, -math.log(near))
-        if v0 + shift <= 0.0:
-            shift = 0.0
-        doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
-        if doublings < FEWEST:
-            return None
-        v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64, device="cpu")) - shift
-        first = 0
-        fractions, kind, method = torch.exp(-v) / line.span, LOGARITHMIC, EPSILON
-    return _sum(line, fractions, kind, method, size, first)
+        return _sum(line, line.fraction(edges), LINEAR, LEVIN, size, first)
+    doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
+    tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
+    return tail or sum_octaves(line, size, again)
 
 
-def _origin(line: _Line, deepest: float) -> float:
+def _doubling(line: Line, distance: float) -> Tensor | None:
+    """Return fractions of cells that double in the logarithm of the distance, if there is room for enough."""
+    v0 = max(1.0, -math.log(distance))
+    near = max(float(NEAREST), 16.0 * line.problem.pieces.rounding.eps * abs(line.end))
+    doublings = int(math.log2(-math.log(near) / v0)) if near < 1.0 else 0
+    if doublings < FEWEST:
+        return None
+    shift = _origin(line, -math.log(near))
+    if v0 + shift <= 0.0:
+        shift = 0.0
+    doublings = int(math.log2((shift - math.log(near)) / (v0 + shift)))
+    if doublings < FEWEST:
+        return None
+    v = (v0 + shift) * torch.exp2(torch.arange(doublings + 1, dtype=torch.float64, device="cpu")) - shift
+    return torch.exp(-v) / line.span
+
+
+def _origin(line: Line, deepest: float) -> float:
     """Return c if f times the distance falls like a power of v + c, v being the distance's logarithm.
 
     Cells that double in v + c have integrals in an exact geometric sequence then.
@@ -176,49 +125,20 @@ def _origin(line: _Line, deepest: float) -> float:
     return shift if math.isfinite(shift) else 0.0
 
 
-def _sum(line: _Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
+def _sum(line: Line, fractions: Tensor, kind: int, method: int, size: float, first: int) -> Tail | None:
     """Integrate between descending fractions, and take the series to its limit."""
-    problem, n = line.problem, len(fractions) - 1
     if not bool((fractions.diff() < 0.0).all()):
         return None
-    start, stop = (-fractions[:-1], -fractions[1:]) if line.upper else (fractions[1:], fractions[:-1])
-    start, stop = start.to(line.device), stop.to(line.device)
-    row = torch.full_like(start, line.row, dtype=torch.int64)
-    rule = problem.rule.tensors(torch.float64, line.device)
-    kinds = torch.full_like(row, kind, dtype=torch.int8)
-    layout = lay_out(problem.pieces, row, start, stop, None if kind == LINEAR else kinds)
-    x, factor = layout.nodes(rule.nodes)
-    y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
-    line.spent += x.numel()
-    if not bool(y.isfinite().all()):
+    terms, errors = integrate_cells(line, fractions[:-1], fractions[1:], kind)
+    if not bool((errors.isfinite() & (terms != 0.0)).all()):
         return None
-    eps, values = noise(problem), y * factor
-    sums = weigh(rule, values, values.abs())
-    # Rounding of x shakes f, and that of a phase computed from it, as much again.
-    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
-    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = errors + shaken
-    terms, errors = sums.value.cpu(), torch.maximum(errors, FLOOR * eps * sums.size).cpu()
-    if not bool((terms != 0.0).all()):
-        return None
+    eps = noise(line.problem)
     best = (
         _best_levin(terms, errors, eps, first)
         if method == LEVIN
-        else _best_epsilon(terms, errors, eps, problem.tolerance.rtol)
+        else _best_epsilon(terms, errors, eps, line.problem.tolerance.rtol)
     )
-    if best is None:
-        return None
-    value, error, used, column = best
-    allowed = GOOD * max(problem.tolerance.atol, problem.tolerance.rtol * max(size, abs(value)))
-    if not error <= allowed:
-        return None
-    code = encode(torch.arange(used, device=line.device), method, column, line.upper)
-    cells = slice(0, used)
-    return Tail(
-        owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
-        start=start[cells], stop=stop[cells], kind=kind, code=code, errors=errors[cells].to(line.device),
-        value=value, error=error, edge=float(fractions[0]), nfev=line.spent,
-    )  # fmt: skip
+    return make_tail(line, fractions, errors, (kind, method), best, size)
 
 
 def _gain(terms: Tensor, function: object) -> Tensor:
@@ -227,7 +147,7 @@ def _gain(terms: Tensor, function: object) -> Tensor:
     return pull(terms.new_ones(()))[0].abs()
 
 
-def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[float, float, int, int] | None:
+def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
     """Return limit, error, and how many terms it takes of the best order."""
     limits, others = (
         [float(levin(terms[: k + 1], first + more)) for k in range(len(terms))] for more in (0.0, 0.75)
@@ -242,7 +162,7 @@ def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> tuple[
     return best
 
 
-def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tuple[float, float, int, int] | None:
+def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Best | None:
     """Return limit, error, how many terms it takes, and the column of the epsilon table."""
     ratio = float((terms[1:].abs() / terms[:-1].abs()).max())
     if not ratio < 0.95:
@@ -268,7 +188,7 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> tup
     return best
 
 
-def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
+def _goes_on(line: Line, edges: Tensor, shifted: bool = False) -> bool:
     """Tell whether f, far beyond the cells, still is a wave like that on them: or there is another limit.
 
     It is largest in the middle of cells, unless its phase may be ``shifted``.
@@ -293,7 +213,7 @@ def _goes_on(line: _Line, edges: Tensor, shifted: bool = False) -> bool:
     return _goes_far(line, edges, shrinks, falls, float(size[-1]))
 
 
-def _goes_far(line: _Line, edges: Tensor, shrinks: float, falls: Callable[[float], float], last: float) -> bool:
+def _goes_far(line: Line, edges: Tensor, shrinks: float, falls: Callable[[float], float], last: float) -> bool:
     """Look at f far beyond the cells: waves are as large as a law says, and longer by a power of u."""
     length, eps = edges.diff(), line.problem.pieces.rounding.eps
     share = torch.arange(SPREAD, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1.0
@@ -319,7 +239,7 @@ def wave_goes_on(problem: Problem, tail: Tail, row: int) -> bool:
     """
     if tail.kind != LINEAR:
         return True
-    line = _Line(problem, row, tail.upper)
+    line = Line(problem, row, tail.upper)
     fractions = (
         torch.cat((tail.start[:1], tail.stop)).abs() if tail.upper else torch.cat((tail.stop[:1], tail.start))
     )
@@ -347,7 +267,7 @@ def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
     return lambda at: float(size[-1]) * math.exp(min(rise * (of(at) - last), 700.0))
 
 
-def _phases(line: _Line, begin: float) -> Tensor | None:
+def _phases(line: Line, begin: float) -> Tensor | None:
     """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
     begin = max(begin, line.least)
     length = max(9.0 * begin, 1.0)
@@ -388,7 +308,7 @@ def _phases(line: _Line, begin: float) -> Tensor | None:
     return _follow(function, brackets)
 
 
-def _is_coarse(line: _Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> bool:
+def _is_coarse(line: Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> bool:
     """Tell whether there are more changes between the places than they show: of a fast wave they see any other."""
     between = line(0.5 * (u[1:] + u[:-1]))
     y = torch.stack((y[:-1], between), 1).flatten()

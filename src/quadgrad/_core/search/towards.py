@@ -1,0 +1,121 @@
+"""Cells towards one end of a piece, and the series that their integrals are the terms of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
+from quadgrad._core.estimates.series import encode
+from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.task import Tail, noise
+
+__all__ = ["GOOD", "Best", "Line", "integrate_cells", "make_tail"]
+
+GOOD = 0.1
+"""A tail is taken if its error is below this part of the tolerance of what is known."""
+
+
+class Line:
+    """f towards one end of a piece, as a function of u that grows without bound on the way.
+
+    u and the values of f are on the host: what follows from a few of them is decided step by step, which on another
+    device would wait for each step. f itself is called where the problem is.
+    """
+
+    def __init__(self, problem: Problem, row: int, upper: bool) -> None:
+        self.device = problem.pieces.lower.device
+        lower, high = (float(end) for end in problem.pieces.ends(torch.tensor([row], device=self.device)))
+        self.problem, self.row, self.upper, self.spent = problem, row, upper, 0
+        self.again = False  # farther out, where the wave may be too fast for a scan's places
+        self.end = high if upper else lower
+        self.other = lower if upper else high
+        self.sign = 1.0 if upper else -1.0
+        self.infinite = math.isinf(self.end)
+        self.double = self.infinite and math.isinf(self.other)
+        self.span = high - lower
+        self.owner = torch.tensor([row // problem.pieces.count], device=self.device)
+        # No farther from the end than that, lest nothing is left for the rest.
+        self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
+
+    def x(self, u: Tensor) -> Tensor:
+        if not self.infinite:
+            return self.end - self.sign / u
+        return (0.0 if self.double else self.other) + self.sign * u
+
+    def __call__(self, u: Tensor) -> Tensor:
+        self.spent += len(u)
+        y = self.problem.integrand(self.x(u)[:, None].to(self.device), self.owner).detach()
+        return y.double().reshape(-1).cpu()
+
+    def u_of(self, distance: float) -> float:
+        """Return u at a fraction of the piece, measured from the end."""
+        if not self.infinite:
+            return 1.0 / (distance * self.span)
+        return 1.0 / distance - distance / (1.0 - distance) if self.double else (1.0 - distance) / distance
+
+    def u_at(self, fractions: Tensor) -> Tensor:
+        """Return u at fractions of the piece."""
+        each = [self.u_of(distance) for distance in fractions.tolist()]
+        return torch.tensor(each, dtype=torch.float64, device="cpu")
+
+    def fraction(self, u: Tensor) -> Tensor:
+        """Return the fraction of the piece at u, measured from the end, positive."""
+        if not self.infinite:
+            return 1.0 / (u * self.span)
+        if self.double:  # u = p / q - q / p, p = 1 - q: q = 2 / (2 + u + sqrt(4 + u^2))
+            return 2.0 / (2.0 + u + torch.sqrt(4.0 + u * u))
+        return 1.0 / (1.0 + u)
+
+
+def _cells(line: Line, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return start and stop of cells between fractions measured from the end, where the problem is."""
+    outer, inner = outer.to(line.device), inner.to(line.device)
+    return (-outer, -inner) if line.upper else (inner, outer)
+
+
+def integrate_cells(line: Line, outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Integrate between fractions: values and errors, which are infinite where f is not finite."""
+    problem, n = line.problem, len(outer)
+    start, stop = _cells(line, outer, inner)
+    row = torch.full_like(start, line.row, dtype=torch.int64)
+    rule = problem.rule.tensors(torch.float64, line.device)
+    kinds = None if kind == LINEAR else torch.full_like(row, kind, dtype=torch.int8)
+    layout = lay_out(problem.pieces, row, start, stop, kinds)
+    x, factor = layout.nodes(rule.nodes)
+    y = problem.integrand(x, line.owner.expand(n)).detach().double().reshape(x.shape)
+    line.spent += x.numel()
+    eps, values = noise(problem), y * factor
+    sums = weigh(rule, values, values.abs())
+    # Rounding of x shakes f, and that of a phase computed from it, as much again.
+    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
+    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
+    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size)
+    return sums.value.cpu(), errors.masked_fill(~y.isfinite().all(0), torch.inf).cpu()
+
+
+Best = tuple[float, float, int, int]
+"""Limit, error, how many terms it takes, and the column, or the number of the first term."""
+
+
+def make_tail(
+    line: Line, fractions: Tensor, errors: Tensor, how: tuple[int, int], best: Best | None, size: float,
+    part: float | None = None,
+) -> Tail | None:  # fmt: skip
+    """Return a tail of the terms between fractions, if its error is a small enough ``part`` of the whole."""
+    if best is None:
+        return None
+    (value, error, used, column), (kind, method), problem = best, how, line.problem
+    part = GOOD * problem.tolerance.rtol if part is None else part
+    if not error <= max(GOOD * problem.tolerance.atol, part * max(size, abs(value))):
+        return None
+    start, stop = _cells(line, fractions[:used], fractions[1 : used + 1])
+    code = encode(torch.arange(used, device=line.device), method, column, line.upper)
+    return Tail(
+        owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,
+        start=start, stop=stop, kind=kind, code=code, errors=errors[:used].to(line.device), value=value,
+        error=error, edge=float(fractions[0]), nfev=line.spent,
+    )  # fmt: skip
