@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from quadgrad._core.estimates.interval import IntervalEstimate
 from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.mesh.bisection import Intervals
+from quadgrad._core.mesh.cells import NewIntervals
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
@@ -21,6 +23,7 @@ from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["interval_parts", "record", "search"]
 
@@ -36,15 +39,38 @@ def interval_parts(
     return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held, gathered)
 
 
-def search(task: Problem, first: IntervalPlan) -> Found:
+def search(task: Problem, first: IntervalPlan, witnesses: Witnesses | None = None) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
         spikes = Spikes()
-        bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
+        mesh, estimate = interval_parts(task, spikes=spikes)
+        if witnesses is not None:
+            estimate = _Questioned(estimate, witnesses)
+        bodies = TensorBodies(task, mesh, estimate, partial(record, task, spikes))
         return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
-        return search(replace(task, integrand=integrand, opening=None), first)
+        return search(replace(task, integrand=integrand, opening=None), first, witnesses)
+
+
+@dataclass(slots=True)
+class _Questioned:
+    """An estimate that asks witnesses, too."""
+
+    estimate: IntervalEstimate
+    witnesses: Witnesses
+
+    def __call__(self, new: NewIntervals, places: Any, y: Tensor, noise: float) -> Cells:
+        cells, m = self.estimate(new, places, y, noise), len(self.estimate.rule.nodes)
+        if self.witnesses.left and not new.logarithmic:
+            at_nodes = y if len(y) == m else y[1 : m + 1]
+            size = cells.sums[:-2].abs().sum(0)
+            against = self.witnesses.ask(new.row, new.start, new.stop, size, cells.sums[-2], at_nodes)
+            if against is not None:
+                cell, error = against
+                cells.sums[-2].index_add_(0, cell, error)
+                cells.whole[1, cell] = 1
+        return cells
 
 
 def record(

@@ -21,6 +21,7 @@ from quadgrad._core.search.look import look_again
 from quadgrad._core.search.spikes import follow_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
+from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["look_closer", "search_tiles"]
 
@@ -74,11 +75,13 @@ def look_closer(problem: Problem, found: Found) -> Found:
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
-    found = search_native(problem, first) if suits_native(problem) else None
-    if found is not None:
-        return found
-    # No cell at all is a start, too: then a kept plan leaves nothing to do.
-    return search(problem, first_cells(problem, None) if first is None else first)
+    witnesses = Witnesses.of(problem)
+    task = problem if witnesses is None else witnesses.within(problem)
+    found = search_native(task, first, witnesses) if suits_native(problem) else None
+    if found is None:
+        # No cell at all is a start, too: then a kept plan leaves nothing to do.
+        found = search(task, first_cells(problem, None) if first is None else first, witnesses)
+    return found if witnesses is None else replace(found, nfev=found.nfev + witnesses.cost)
 
 
 class _Column:

@@ -54,6 +54,7 @@ from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
+from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["NativeBodies", "UnreadableError", "open_native", "search_native", "suits_native"]
 
@@ -63,8 +64,9 @@ MOST = 2**62
 HELD = 64
 """Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
-START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+START, STOP, VALUE, ERROR, AT_START, ROW, FLAGS, REFINABLE = 0, 1, 2, 3, 5, 8, 9, 2
+"""Columns of a cell: place, size, error, f where it is known (three), the row as an integer, bytes (first the kind); and
+which of these bytes tells whether it may be refined."""
 
 SPIKE = 3
 """Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
@@ -111,13 +113,13 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     return integrand, Opening(setting, room, slope, y)
 
 
-def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
+def search_native(task: Problem, first: IntervalPlan | None, witnesses: Witnesses | None = None) -> Found | None:
     """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
 
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher))
+        return watched(task, lambda watcher: search_cells(NativeBodies(task, witnesses), task, first, watcher))
     except UnreadableError:
         return None
 
@@ -132,9 +134,9 @@ class NativeBodies:
     See :class:`quadgrad._core.search.rounds.Bodies`.
     """
 
-    def __init__(self, task: Problem) -> None:
+    def __init__(self, task: Problem, witnesses: Witnesses | None = None) -> None:
         integrand, batch, count = task.integrand, task.batch, task.pieces.count
-        self.task, self.kernel, self.memory = task, load(), Memory.take()
+        self.task, self.kernel, self.memory, self.witnesses = task, load(), Memory.take(), witnesses
         self.dtype = integrand.output_dtype or integrand.sum_dtype
         self.parts = 2 if self.dtype.is_complex else 1
         self.columns = math.prod(integrand.event or ()) * self.parts
@@ -299,7 +301,19 @@ class NativeBodies:
             self._keep_spikes()
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
+            if self.witnesses is not None and self.witnesses.left:
+                self._ask(self.witnesses, part, y[1 : self.m + 1] if first else y)
             low += part.n
+
+    def _ask(self, witnesses: Witnesses, cells: CellMemory, y: Tensor) -> None:
+        """Add to the errors of cells what witnesses hold against them, given f at the nodes."""
+        columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
+        row, y = columns.view(torch.int64)[:, ROW], y.view(self.m, cells.n, *(self.task.integrand.event or ()))
+        against = witnesses.ask(row, columns[:, START], columns[:, STOP], columns[:, VALUE].abs(), columns[:, ERROR], y)
+        if against is not None:
+            cell, error = against
+            columns[:, ERROR].index_add_(0, cell, error)
+            columns.view(torch.int8)[cell, 8 * FLAGS + REFINABLE] = 1
 
     def _measure_ends(self, cells: CellMemory, at_nodes: Tensor | None = None) -> None:
         """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""

@@ -1,0 +1,178 @@
+"""Witnesses: f where arguments say that something may be, which every cell around such a place has to explain.
+
+What f is made of is often at a place that is one of its arguments: the mean of a bell, a datum, a strike, a threshold.
+So f is called there, once, and remembered. A cell that is about to be believed is compared with it: where its
+interpolating polynomial is off, by more than its highest coefficients explain, the cell's error grows. See ADR 57.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._core.estimates.null_rules import BEYOND
+from quadgrad._core.mesh.cells import WHOLE
+from quadgrad._core.mesh.interval import Pieces, lay_out
+from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import align
+from quadgrad._core.search.task import hear_anew, noise
+
+__all__ = ["Witnesses"]
+
+MOST = 16
+"""So many arguments are looked at."""
+
+AWAY = 2.0**-30
+"""Closer to an end of its piece, as a part of it, nothing is asked for: cells close in on it anyway."""
+
+NARROW = 2.0**-5
+"""In a cell of so small a part of its piece nodes are as close to a place as a look would be."""
+
+SPACING = 0.1
+"""What no cell explains is as wide as nodes are apart, as a part of the cell."""
+
+ROUNDING = 100.0
+"""What is not explained by so many eps of the largest value is none of rounding."""
+
+SETTLES = 4.0
+"""A cell is not asked while its error is so many times above the tolerance: it will be halved."""
+
+
+@dataclass(slots=True)
+class Witnesses:
+    """Of each piece the places ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
+
+    ``off`` tells where a cell has failed to explain it. ``size`` is, of each integral, the largest that a cell of it
+    had; ``cost`` ``(batch,)`` is how many nodes were asked for.
+    """
+
+    problem: Problem
+    place: Tensor
+    value: Tensor
+    off: Tensor
+    size: Tensor
+    cost: Tensor
+    left: int
+
+    @staticmethod
+    def of(problem: Problem) -> Witnesses | None:
+        """Call f where arguments of integrals lie between their limits; None where none does."""
+        integrand, pieces, batch = problem.integrand, problem.pieces, problem.batch
+        if integrand.captured is not None or not integrand.vectorized or not batch:
+            return None
+        numbers = _numbers(integrand.arguments)
+        least = (problem.rule.nodes.size + WHOLE) * pieces.count
+        if not numbers or problem.max_nfev < least + len(numbers):
+            return None
+        place, slope = _fractions(pieces, batch, numbers)
+        inside = (place > AWAY) & (place < 1.0 - AWAY)
+        # Two arguments may be equal.
+        for j in range(1, len(numbers)):
+            inside[:, j] &= ~(inside[:, :j] & (place[:, :j] == place[:, j : j + 1])).any(1)
+        row, column = inside.nonzero().unbind(1)
+        if not len(row):
+            return None
+        owner = row // pieces.count
+        x = torch.stack([number.expand(batch) for number in numbers], 1)[owner, column]
+        hear_anew()
+        with np.errstate(all="ignore"):  # at a place of its own a function of NumPy may divide by zero
+            y = integrand(x[None], slice(0, 1) if batch == 1 else owner).detach()[0]
+        hear_anew()
+        y = y.to(torch.complex128 if y.is_complex() else torch.float64)
+        finite = y.isfinite() if y.ndim == 1 else y.flatten(1).isfinite().all(1)
+        table = torch.full_like(place, torch.nan)
+        table[row[finite], column[finite]] = place[row[finite], column[finite]]
+        value = y.new_zeros((*place.shape, *y.shape[1:]))
+        value[row, column] = y * align(slope[row, column], y)
+        cost = torch.zeros(batch, dtype=torch.int64, device=row.device).index_add_(0, owner, torch.ones_like(owner))
+        size = torch.zeros(batch, dtype=torch.float64, device=row.device)
+        return Witnesses(problem, table, value, torch.zeros_like(inside), size, cost, int(finite.sum()))
+
+    def within(self, problem: Problem) -> Problem:
+        """Return the problem without what this has cost."""
+        return replace(problem, budget=problem.max_nfev - self.place.shape[1])
+
+    def ask(self, row: Tensor, start: Tensor, stop: Tensor, size: Tensor, error: Tensor, y: Tensor) -> Any:
+        """Compare new cells with evenly spread nodes; return which ``(k,)`` are off, and by how much error, or None.
+
+        ``y`` ``(m, n, *event)`` is f at their nodes; ``size`` and ``error`` ``(n,)`` are what is known of them.
+        """
+        if not self.left:
+            return None
+        owner, tolerance = row // self.problem.pieces.count, self.problem.tolerance
+        self.size.scatter_reduce_(0, owner, size, "amax")
+        place, begin = self.place[row], torch.where(start < 0.0, 1.0 + start, start)
+        inside = (place > begin[:, None]) & (place < (begin + (stop - start))[:, None])
+        narrow = inside & (stop - start <= NARROW)[:, None] & ~self.off[row]
+        allowed = (max(tolerance.rtol, 50.0 * tolerance.eps) * self.size[owner]).clamp_min(tolerance.atol)
+        asked = inside & ~narrow & (error <= SETTLES * allowed)[:, None]
+        cell, column = narrow.nonzero().unbind(1)
+        self._close(row[cell], column)
+        cell, column = asked.nonzero().unbind(1)
+        if not len(cell):
+            return None
+        whose = row[cell]
+        tau = (place[cell, column] - begin[cell]) / (stop - start)[cell]
+        gap = self._gap(whose, start[cell], stop[cell], tau, y[:, cell], self.value[whose, column])
+        off = gap > 0.0
+        self._close(whose[~off], column[~off])
+        self.off[whose[off], column[off]] = True
+        return (cell[off], SPACING * gap[off]) if bool(off.any()) else None
+
+    def _close(self, row: Tensor, column: Tensor) -> None:
+        self.place[row, column] = torch.nan
+        self.left -= len(row)
+
+    def _gap(self, row: Tensor, start: Tensor, stop: Tensor, tau: Tensor, y: Tensor, value: Tensor) -> Tensor:
+        """Return how far f at a place of each cell is from its polynomial, less what is to be expected, ``(n,)``."""
+        problem = self.problem
+        rule = problem.rule.tensors(torch.float64, tau.device)
+        weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
+        layout = lay_out(problem.pieces, row, start, stop, None)
+        _, factor = layout.nodes(rule.nodes)
+        y = y.to(value.dtype) if value.is_complex() or not y.is_complex() else y
+        y = (y * align(factor, y)).flatten(2) if y.ndim > 2 else (y * factor)[..., None]
+        value = (value * align(stop - start, value)).reshape(len(row), -1)
+        apart = tau - rule.nodes[:, None]
+        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
+        weight = (weight / weight.sum(0)).to(y.dtype)
+        gap = (torch.einsum("mk,mkc->kc", weight, y) - value).abs()
+        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y).abs().sum(0)
+        # Rounding of x moves f by as much as f changes between nodes, at most.
+        shaken = (layout.reach / layout.scale).abs()[:, None] + 1.0
+        rounding = y.abs().amax(0) * (ROUNDING * noise(problem) * shaken)
+        return (gap - BEYOND * highest - rounding).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
+
+
+def _numbers(arguments: Any) -> list[Tensor]:
+    """Return the arguments that are real numbers, one for each integral or for all."""
+    numbers: list[Tensor] = []
+    for argument in arguments:
+        value = argument.value
+        if isinstance(value, Tensor):
+            if argument.element_ndim == 0 and value.is_floating_point():
+                numbers.append(value.detach().double().reshape(-1))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.append(torch.tensor([float(value)], dtype=torch.float64))
+    return numbers[:MOST]
+
+
+def _fractions(pieces: Pieces, batch: int, numbers: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return numbers as fractions of each piece, ``(rows, k)``, NaN or outside (0, 1) elsewhere, and the slopes."""
+    count, rows = pieces.count, batch * pieces.count
+    lower, upper = (end.double().expand(rows)[:, None] for end in (pieces.lower, pieces.upper))
+    x = torch.stack([number.to(lower.device).expand(batch) for number in numbers], 1).repeat_interleave(count, 0)
+    x = torch.where((x > lower) & (x < upper), x, torch.nan)
+    no_lower, no_upper = lower == -torch.inf, upper == torch.inf
+    from_lower, from_upper, root = x - lower, upper - x, torch.hypot(x, torch.full_like(x, 2.0))
+    place = from_lower / (upper - lower)
+    place = torch.where(no_upper, from_lower / (1.0 + from_lower), place)
+    place = torch.where(no_lower, 1.0 / (1.0 + from_upper), place)
+    place = torch.where(no_lower & no_upper, 2.0 / (2.0 - x + root), place)
+    rest = torch.where(no_lower & no_upper, 2.0 / (2.0 + x + root), 1.0 - place)
+    slope = torch.where(no_upper, rest**-2, 0.0) + torch.where(no_lower, place**-2, 0.0)
+    return place, torch.where(no_lower | no_upper, slope, upper - lower)
