@@ -62,10 +62,10 @@ class _Questioned:
 
     def __call__(self, new: NewIntervals, places: Any, y: Tensor, noise: float) -> Cells:
         cells, m = self.estimate(new, places, y, noise), len(self.estimate.rule.nodes)
-        if self.witnesses.left and not new.logarithmic:
+        if self.witnesses.left:
             at_nodes = y if len(y) == m else y[1 : m + 1]
             size = cells.sums[:-2].abs().sum(0)
-            against = self.witnesses.ask(new.row, new.start, new.stop, size, cells.sums[-2], at_nodes)
+            against = self.witnesses.ask(new.row, (new.start, new.stop), size, cells.sums[-2], at_nodes, new.logarithmic)
             if against is not None:
                 cell, error = against
                 cells.sums[-2].index_add_(0, cell, error)

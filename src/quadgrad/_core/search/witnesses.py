@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.mesh.cells import WHOLE
-from quadgrad._core.mesh.interval import Pieces, lay_out
+from quadgrad._core.mesh.interval import LOGARITHMIC, Layout, Pieces, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.task import hear_anew, noise
@@ -28,9 +28,6 @@ MOST = 16
 
 AWAY = 2.0**-30
 """Closer to an end of its piece, as a part of it, nothing is asked for: cells close in on it anyway."""
-
-NARROW = 2.0**-5
-"""In a cell of so small a part of its piece nodes are as close to a place as a look would be."""
 
 SPACING = 0.1
 """What no cell explains is as wide as nodes are apart, as a part of the cell."""
@@ -46,14 +43,13 @@ SETTLES = 4.0
 class Witnesses:
     """Of each piece the places ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
-    ``off`` tells where a cell has failed to explain it. ``size`` is, of each integral, the largest that a cell of it
-    had; ``cost`` ``(batch,)`` is how many nodes were asked for.
+    ``size`` is, of each integral, the largest that a cell of it had; ``cost`` ``(batch,)`` is how many nodes were
+    asked for.
     """
 
     problem: Problem
     place: Tensor
     value: Tensor
-    off: Tensor
     size: Tensor
     cost: Tensor
     left: int
@@ -90,14 +86,16 @@ class Witnesses:
         value[row, column] = y * align(slope[row, column], y)
         cost = torch.zeros(batch, dtype=torch.int64, device=row.device).index_add_(0, owner, torch.ones_like(owner))
         size = torch.zeros(batch, dtype=torch.float64, device=row.device)
-        return Witnesses(problem, table, value, torch.zeros_like(inside), size, cost, int(finite.sum()))
+        return Witnesses(problem, table, value, size, cost, int(finite.sum()))
 
     def within(self, problem: Problem) -> Problem:
         """Return the problem without what this has cost."""
         return replace(problem, budget=problem.max_nfev - self.place.shape[1])
 
-    def ask(self, row: Tensor, start: Tensor, stop: Tensor, size: Tensor, error: Tensor, y: Tensor) -> Any:
-        """Compare new cells with evenly spread nodes; return which ``(k,)`` are off, and by how much error, or None.
+    def ask(
+        self, row: Tensor, ends: tuple[Tensor, Tensor], size: Tensor, error: Tensor, y: Tensor, logarithmic: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Compare new cells, all of one kind; return which ``(k,)`` are off, and by how much error, or None.
 
         ``y`` ``(m, n, *event)`` is f at their nodes; ``size`` and ``error`` ``(n,)`` are what is known of them.
         """
@@ -105,38 +103,39 @@ class Witnesses:
             return None
         owner, tolerance = row // self.problem.pieces.count, self.problem.tolerance
         self.size.scatter_reduce_(0, owner, size, "amax")
+        allowed = (max(tolerance.rtol, 50.0 * tolerance.eps) * self.size[owner]).clamp_min(tolerance.atol)
+        settles = (error <= SETTLES * allowed).nonzero().squeeze(1)
+        row, start, stop = (t[settles] for t in (row, *ends))
         place, begin = self.place[row], torch.where(start < 0.0, 1.0 + start, start)
         inside = (place > begin[:, None]) & (place < (begin + (stop - start))[:, None])
-        narrow = inside & (stop - start <= NARROW)[:, None] & ~self.off[row]
-        allowed = (max(tolerance.rtol, 50.0 * tolerance.eps) * self.size[owner]).clamp_min(tolerance.atol)
-        asked = inside & ~narrow & (error <= SETTLES * allowed)[:, None]
-        cell, column = narrow.nonzero().unbind(1)
-        self._close(row[cell], column)
-        cell, column = asked.nonzero().unbind(1)
+        cell, column = inside.nonzero().unbind(1)
         if not len(cell):
             return None
-        whose = row[cell]
-        tau = (place[cell, column] - begin[cell]) / (stop - start)[cell]
-        gap = self._gap(whose, start[cell], stop[cell], tau, y[:, cell], self.value[whose, column])
+        whose, start, stop, cell = row[cell], start[cell], stop[cell], settles[cell]
+        layout = lay_out(self.problem.pieces, whose, start, stop, LOGARITHMIC if logarithmic else None)
+        place = self.place[whose, column]
+        if layout.outer is None or layout.rate is None:
+            tau, slope = (place - torch.where(start < 0.0, 1.0 + start, start)) / (stop - start), stop - start
+        else:
+            fraction = torch.where(start < 0.0, place - 1.0, place)
+            tau, slope = torch.log(fraction / layout.outer) / layout.rate, (fraction * layout.rate).abs()
+        value = self.value[whose, column]
+        gap = self._gap(layout, tau, y[:, cell], value * align(slope, value)) * (tau < 1.0)
         off = gap > 0.0
-        self._close(whose[~off], column[~off])
-        self.off[whose[off], column[off]] = True
+        done = ~off & (tau < 1.0)
+        self.place[whose[done], column[done]] = torch.nan
+        self.left -= int(done.sum())
         return (cell[off], SPACING * gap[off]) if bool(off.any()) else None
 
-    def _close(self, row: Tensor, column: Tensor) -> None:
-        self.place[row, column] = torch.nan
-        self.left -= len(row)
-
-    def _gap(self, row: Tensor, start: Tensor, stop: Tensor, tau: Tensor, y: Tensor, value: Tensor) -> Tensor:
+    def _gap(self, layout: Layout, tau: Tensor, y: Tensor, value: Tensor) -> Tensor:
         """Return how far f at a place of each cell is from its polynomial, less what is to be expected, ``(n,)``."""
         problem = self.problem
         rule = problem.rule.tensors(torch.float64, tau.device)
         weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
-        layout = lay_out(problem.pieces, row, start, stop, None)
         _, factor = layout.nodes(rule.nodes)
         y = y.to(value.dtype) if value.is_complex() or not y.is_complex() else y
         y = (y * align(factor, y)).flatten(2) if y.ndim > 2 else (y * factor)[..., None]
-        value = (value * align(stop - start, value)).reshape(len(row), -1)
+        value = value.reshape(len(tau), -1)
         apart = tau - rule.nodes[:, None]
         weight = weights / torch.where(apart == 0.0, 1e-300, apart)
         weight = (weight / weight.sum(0)).to(y.dtype)

@@ -302,17 +302,18 @@ class NativeBodies:
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             if self.witnesses is not None and self.witnesses.left:
-                self._ask(self.witnesses, part, y[1 : self.m + 1] if first else y)
+                self._ask(self.witnesses, part, y[1 : self.m + 1] if first else y, False)
             low += part.n
 
-    def _ask(self, witnesses: Witnesses, cells: CellMemory, y: Tensor) -> None:
+    def _ask(self, witnesses: Witnesses, cells: CellMemory, y: Tensor, logarithmic: bool) -> None:
         """Add to the errors of cells what witnesses hold against them, given f at the nodes."""
         columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
         row, y = columns.view(torch.int64)[:, ROW], y.view(self.m, cells.n, *(self.task.integrand.event or ()))
-        against = witnesses.ask(row, columns[:, START], columns[:, STOP], columns[:, VALUE].abs(), columns[:, ERROR], y)
+        size, error, ends = columns[:, VALUE].abs(), columns[:, ERROR], (columns[:, START], columns[:, STOP])
+        against = witnesses.ask(row, ends, size, error, y, logarithmic)
         if against is not None:
-            cell, error = against
-            columns[:, ERROR].index_add_(0, cell, error)
+            cell, more = against
+            error.index_add_(0, cell, more)
             columns.view(torch.int8)[cell, 8 * FLAGS + REFINABLE] = 1
 
     def _measure_ends(self, cells: CellMemory, at_nodes: Tensor | None = None) -> None:
@@ -333,6 +334,8 @@ class NativeBodies:
             )  # fmt: skip
             self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
+            if self.witnesses is not None and self.witnesses.left:
+                self._ask(self.witnesses, part, y[1 : self.m + 1], True)
             low += n
 
     def _room_for_spikes(self, n: int) -> tuple[Any, int]:
