@@ -92,6 +92,12 @@ class Witnesses:
         """Return the problem without what this has cost."""
         return replace(problem, budget=problem.max_nfev - self.place.shape[1])
 
+    def numbers(self) -> tuple[float, ...]:
+        """Return what the kernel compares with: the tolerances, and how much counts."""
+        tolerance = self.problem.tolerance
+        least = max(tolerance.rtol, 50.0 * tolerance.eps)
+        return least, tolerance.atol, SPACING, ROUNDING, SETTLES
+
     def ask(
         self, row: Tensor, ends: tuple[Tensor, Tensor], size: Tensor, error: Tensor, y: Tensor, logarithmic: bool
     ) -> tuple[Tensor, Tensor] | None:
@@ -101,9 +107,9 @@ class Witnesses:
         """
         if not self.left:
             return None
-        owner, tolerance = row // self.problem.pieces.count, self.problem.tolerance
+        owner, (rtol, atol, *_) = row // self.problem.pieces.count, self.numbers()
         self.size.scatter_reduce_(0, owner, size, "amax")
-        allowed = (max(tolerance.rtol, 50.0 * tolerance.eps) * self.size[owner]).clamp_min(tolerance.atol)
+        allowed = (rtol * self.size[owner]).clamp_min(atol)
         settles = (error <= SETTLES * allowed).nonzero().squeeze(1)
         row, start, stop = (t[settles] for t in (row, *ends))
         place, begin = self.place[row], torch.where(start < 0.0, 1.0 + start, start)

@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
+    "Maps", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -143,6 +143,17 @@ class Piles(Structure):
         return Piled(stretches.view(torch.int64)[:, 0].clone(), start, stop, at_ends)
 
 
+class WitnessNumbers(Structure):
+    """The numbers of :mod:`quadgrad._core.search.witnesses`, its tables, and how many places are left."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles")),
+        *((name, c_void_p) for name in ("place", "value", "size", "weights")),
+        *((name, c_int64) for name in ("k", "left")),
+    ]
+    left: int
+
+
 class Maps(Structure):
     """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
 
@@ -167,6 +178,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppppp"),
+    "ask": (Setting, WitnessNumbers, *"xnpnpppn"),
     "judge": (Round, Tally),
     "look_for_piles": (Round, Piles),
     "carry_on": (Round, *"ppppppn"),

@@ -38,6 +38,7 @@ from quadgrad._core.search.kernel.library import (
     Round,
     Setting,
     Tally,
+    WitnessNumbers,
     load,
 )  # fmt: skip
 from quadgrad._core.search.kernel.memory import (
@@ -64,9 +65,8 @@ MOST = 2**62
 HELD = 64
 """Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
-START, STOP, VALUE, ERROR, AT_START, ROW, FLAGS, REFINABLE = 0, 1, 2, 3, 5, 8, 9, 2
-"""Columns of a cell: place, size, error, f where it is known (three), the row as an integer, bytes (first the kind); and
-which of these bytes tells whether it may be refined."""
+START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
+"""Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
 
 SPIKE = 3
 """Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
@@ -136,7 +136,7 @@ class NativeBodies:
 
     def __init__(self, task: Problem, witnesses: Witnesses | None = None) -> None:
         integrand, batch, count = task.integrand, task.batch, task.pieces.count
-        self.task, self.kernel, self.memory, self.witnesses = task, load(), Memory.take(), witnesses
+        self.task, self.kernel, self.memory = task, load(), Memory.take()
         self.dtype = integrand.output_dtype or integrand.sum_dtype
         self.parts = 2 if self.dtype.is_complex else 1
         self.columns = math.prod(integrand.event or ()) * self.parts
@@ -159,11 +159,22 @@ class NativeBodies:
             *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
+        self.asks = None if witnesses is None else self._take(witnesses)
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
         arguments = () if batch == 1 or integrand.captured else integrand.arguments
         self.own = [_spreads(a) for a in arguments]
         spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
         self.spread = (c_void_p * len(spread))(*spread) if spread else ()
+
+    def _take(self, witnesses: Witnesses) -> WitnessNumbers | None:
+        """Return witnesses for the kernel; none of them where f returned something else than it did before."""
+        value, weights = self._read(witnesses.value), torch.from_numpy(witnesses.problem.rule.barycentric)
+        tables = (witnesses.place, value, witnesses.size, weights)
+        made = WitnessNumbers(
+            *witnesses.numbers(), *(t.data_ptr() for t in tables), witnesses.place.shape[1], witnesses.left
+        )
+        made.kept = tables
+        return made
 
     def open(self, first: IntervalPlan | None) -> None:
         """Take the given cells, or whole pieces."""
@@ -301,20 +312,19 @@ class NativeBodies:
             self._keep_spikes()
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
-            if self.witnesses is not None and self.witnesses.left:
-                self._ask(self.witnesses, part, y[1 : self.m + 1] if first else y, False)
+            if self.asks is not None and self.asks.left:
+                self._ask(False, part, y, slope, (layout, n), first)
             low += part.n
 
-    def _ask(self, witnesses: Witnesses, cells: CellMemory, y: Tensor, logarithmic: bool) -> None:
-        """Add to the errors of cells what witnesses hold against them, given f at the nodes."""
-        columns = cells.room[cells.at :][: cells.n * cells.width].view(cells.n, cells.width)
-        row, y = columns.view(torch.int64)[:, ROW], y.view(self.m, cells.n, *(self.task.integrand.event or ()))
-        size, error, ends = columns[:, VALUE].abs(), columns[:, ERROR], (columns[:, START], columns[:, STOP])
-        against = witnesses.ask(row, ends, size, error, y, logarithmic)
-        if against is not None:
-            cell, more = against
-            error.index_add_(0, cell, more)
-            columns.view(torch.int8)[cell, 8 * FLAGS + REFINABLE] = 1
+    def _ask(
+        self, logarithmic: bool, cells: CellMemory, y: Tensor, slope: int | None, layout: tuple[int, int], first: bool
+    ) -> None:
+        """Add to the errors of cells what witnesses hold against them; of first ones a row stands before the nodes."""
+        row = 8 * cells.n if first else 0
+        self.kernel.ask(
+            self.setting, byref(self.asks), noise(self.task), logarithmic, cells.pointer, cells.n,
+            y.data_ptr() + row * self.columns, None if slope is None else slope + row, *layout,
+        )  # fmt: skip
 
     def _measure_ends(self, cells: CellMemory, at_nodes: Tensor | None = None) -> None:
         """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""
@@ -334,8 +344,8 @@ class NativeBodies:
             )  # fmt: skip
             self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
-            if self.witnesses is not None and self.witnesses.left:
-                self._ask(self.witnesses, part, y[1 : self.m + 1], True)
+            if self.asks is not None and self.asks.left:
+                self._ask(True, part, y, slope, (at, n), True)
             low += n
 
     def _room_for_spikes(self, n: int) -> tuple[Any, int]:
