@@ -16,6 +16,7 @@ from torch import Tensor
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
+from quadgrad._core.search.kernel.naming import find_witnesses
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.spikes import follow_spikes
@@ -75,9 +76,10 @@ def look_closer(problem: Problem, found: Found) -> Found:
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
-    witnesses = Witnesses.of(problem)
+    native = suits_native(problem)
+    witnesses = find_witnesses(problem) if native else Witnesses.of(problem)
     task = problem if witnesses is None else witnesses.within(problem)
-    found = search_native(task, first, witnesses) if suits_native(problem) else None
+    found = search_native(task, first, witnesses) if native else None
     if found is None:
         # No cell at all is a start, too: then a kept plan leaves nothing to do.
         found = search(task, first_cells(problem, None) if first is None else first, witnesses)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import BEYOND
+from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.interval import LOGARITHMIC, Layout, Pieces, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.task import hear_anew, noise
 
-__all__ = ["Witnesses"]
+__all__ = ["AWAY", "Listed", "Witnesses", "named"]
 
 MOST = 16
 """So many arguments are looked at."""
@@ -40,15 +41,26 @@ SETTLES = 4.0
 
 
 @dataclass(slots=True)
-class Witnesses:
-    """Of each piece the places ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
+class Listed:
+    """Places one by one: x, whose it is, dx/dfraction, and the number of it among all of the rows ``(n,)``."""
 
-    ``size`` is, of each integral, the largest that a cell of it had; ``cost`` ``(batch,)`` is how many nodes were
-    asked for.
+    x: Tensor
+    owner: Tensor
+    slope: Tensor
+    at: Tensor
+
+
+@dataclass(slots=True)
+class Witnesses:
+    """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
+
+    ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the largest
+    that a cell of it had; ``cost`` ``(batch,)`` is how many nodes were asked for.
     """
 
     problem: Problem
     place: Tensor
+    slot: Tensor
     value: Tensor
     size: Tensor
     cost: Tensor
@@ -58,35 +70,39 @@ class Witnesses:
     def of(problem: Problem) -> Witnesses | None:
         """Call f where arguments of integrals lie between their limits; None where none does."""
         integrand, pieces, batch = problem.integrand, problem.pieces, problem.batch
-        if integrand.captured is not None or not integrand.vectorized or not batch:
-            return None
-        numbers = _numbers(integrand.arguments)
-        least = (problem.rule.nodes.size + WHOLE) * pieces.count
-        if not numbers or problem.max_nfev < least + len(numbers):
+        numbers = [_as_tensor(a.value).to(pieces.lower.device) for a in named(problem)]
+        if not numbers:
             return None
         place, slope = _fractions(pieces, batch, numbers)
         inside = (place > AWAY) & (place < 1.0 - AWAY)
-        # Two arguments may be equal.
-        for j in range(1, len(numbers)):
+        for j in range(1, len(numbers)):  # two arguments may be equal
             inside[:, j] &= ~(inside[:, :j] & (place[:, :j] == place[:, j : j + 1])).any(1)
         row, column = inside.nonzero().unbind(1)
-        if not len(row):
+        x = torch.stack([number.expand(batch) for number in numbers], 1)[row // pieces.count, column]
+        slot = torch.zeros_like(place, dtype=torch.int64)
+        slot[row, column] = torch.arange(len(row), device=row.device)
+        listed = Listed(x, row // pieces.count, slope[row, column], row * len(numbers) + column)
+        return Witnesses.call(problem, place.masked_fill(~inside, torch.nan), slot, listed)
+
+    @staticmethod
+    def call(problem: Problem, place: Tensor, slot: Tensor, listed: Listed) -> Witnesses | None:
+        """Call f at places that are known; None if there is none."""
+        batch, n = problem.batch, len(listed.x)
+        if not n:
             return None
-        owner = row // pieces.count
-        x = torch.stack([number.expand(batch) for number in numbers], 1)[owner, column]
         hear_anew()
         with np.errstate(all="ignore"):  # at a place of its own a function of NumPy may divide by zero
-            y = integrand(x[None], slice(0, 1) if batch == 1 else owner).detach()[0]
+            y = problem.integrand(listed.x[None], slice(0, 1) if batch == 1 else listed.owner).detach()[0]
         hear_anew()
         y = y.to(torch.complex128 if y.is_complex() else torch.float64)
-        finite = y.isfinite() if y.ndim == 1 else y.flatten(1).isfinite().all(1)
-        table = torch.full_like(place, torch.nan)
-        table[row[finite], column[finite]] = place[row[finite], column[finite]]
-        value = y.new_zeros((*place.shape, *y.shape[1:]))
-        value[row, column] = y * align(slope[row, column], y)
-        cost = torch.zeros(batch, dtype=torch.int64, device=row.device).index_add_(0, owner, torch.ones_like(owner))
-        size = torch.zeros(batch, dtype=torch.float64, device=row.device)
-        return Witnesses(problem, table, value, size, cost, int(finite.sum()))
+        value = y * align(listed.slope, y)
+        lost = ~(value.isfinite() if value.ndim == 1 else value.flatten(1).isfinite().all(1))
+        left = n - int(lost.sum())
+        if left < n:
+            place.view(-1)[listed.at[lost]] = torch.nan
+        cost = torch.bincount(listed.owner, minlength=batch)
+        size = torch.zeros(batch, dtype=torch.float64, device=place.device)
+        return Witnesses(problem, place, slot, value, size, cost, left)
 
     def within(self, problem: Problem) -> Problem:
         """Return the problem without what this has cost."""
@@ -125,7 +141,7 @@ class Witnesses:
         else:
             fraction = torch.where(start < 0.0, place - 1.0, place)
             tau, slope = torch.log(fraction / layout.outer) / layout.rate, (fraction * layout.rate).abs()
-        value = self.value[whose, column]
+        value = self.value[self.slot[whose, column]]
         gap = self._gap(layout, tau, y[:, cell], value * align(slope, value)) * (tau < 1.0)
         off = gap > 0.0
         done = ~off & (tau < 1.0)
@@ -153,17 +169,25 @@ class Witnesses:
         return (gap - BEYOND * highest - rounding).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
 
-def _numbers(arguments: Any) -> list[Tensor]:
-    """Return the arguments that are real numbers, one for each integral or for all."""
-    numbers: list[Tensor] = []
-    for argument in arguments:
-        value = argument.value
-        if isinstance(value, Tensor):
-            if argument.element_ndim == 0 and value.is_floating_point():
-                numbers.append(value.detach().double().reshape(-1))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.append(torch.tensor([float(value)], dtype=torch.float64))
-    return numbers[:MOST]
+def named(problem: Problem) -> list[Argument]:
+    """Return the arguments that are real numbers, one for each integral or for all, if f may be called there."""
+    integrand = problem.integrand
+    if integrand.captured is not None or not integrand.vectorized or not problem.batch:
+        return []
+    numbers = [a for a in integrand.arguments if _is_number(a)][:MOST]
+    least = (problem.rule.nodes.size + WHOLE) * problem.pieces.count
+    return numbers if problem.max_nfev >= least + len(numbers) else []
+
+
+def _is_number(argument: Argument) -> bool:
+    value = argument.value
+    if isinstance(value, Tensor):
+        return argument.element_ndim == 0 and value.is_floating_point()
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    return value.detach().double().reshape(-1) if isinstance(value, Tensor) else torch.tensor([float(value)]).double()
 
 
 def _fractions(pieces: Pieces, batch: int, numbers: list[Tensor]) -> tuple[Tensor, Tensor]:

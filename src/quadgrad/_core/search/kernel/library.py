@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "describe", "load",
+    "Maps", "Named", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -148,10 +148,20 @@ class WitnessNumbers(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles")),
-        *((name, c_void_p) for name in ("place", "value", "size", "weights")),
+        *((name, c_void_p) for name in ("place", "slot", "value", "size", "weights")),
         *((name, c_int64) for name in ("k", "left")),
     ]
     left: int
+
+
+class Named(Structure):
+    """Arguments of f that may name places: pointers, and what to add to each for the next integral."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("arguments", "steps")),
+        *((name, c_int64) for name in ("k", "batch")),
+        ("away", c_double),
+    ]
 
 
 class Maps(Structure):
@@ -178,6 +188,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppppp"),
+    "name_places": (Setting, Named, *"pppppp"),
     "ask": (Setting, WitnessNumbers, *"xnpnpppn"),
     "judge": (Round, Tally),
     "look_for_piles": (Round, Piles),
@@ -186,7 +197,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "collect": (Setting, *"ppnnppppppp"),
     "map_points": (Maps,),
 }
-_RETURNING = ("configure", "begin", "collect")
+_RETURNING = ("configure", "begin", "collect", "name_places")
 
 
 @cache

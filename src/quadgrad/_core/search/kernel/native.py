@@ -169,7 +169,7 @@ class NativeBodies:
     def _take(self, witnesses: Witnesses) -> WitnessNumbers | None:
         """Return witnesses for the kernel; none of them where f returned something else than it did before."""
         value, weights = self._read(witnesses.value), torch.from_numpy(witnesses.problem.rule.barycentric)
-        tables = (witnesses.place, value, witnesses.size, weights)
+        tables = (witnesses.place, witnesses.slot, value, witnesses.size, weights)
         made = WitnessNumbers(
             *witnesses.numbers(), *(t.data_ptr() for t in tables), witnesses.place.shape[1], witnesses.left
         )

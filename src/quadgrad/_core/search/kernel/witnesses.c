@@ -2,16 +2,65 @@
 
 #include "tiles.h"
 
-/* The numbers of witnesses.py; of each row k places, NaN where there is none or it is done, and f times the slope
- * there; the largest cell of each integral; the weights of the polynomial's barycentric form; how many are left. */
+/* The numbers of witnesses.py; of each row k places, NaN where there is none or it is done, and which of the values of f
+ * times the slope is there; the largest cell of each integral; the weights of the polynomial's barycentric form; how
+ * many are left. */
 typedef struct {
     double rtol, atol, spacing, rounding, settles;
     double *place;
+    const int64_t *slot;
     const double *value;
     double *size;
     const double *weights;
     int64_t k, left;
 } Witnesses;
+
+/* The arguments of f that are looked at: k pointers, and what to add for the next integral. */
+typedef struct {
+    const double *const *arguments;
+    const int64_t *steps;
+    int64_t k, batch;
+    double away;
+} Named;
+
+/* x as a fraction of a piece, and dx/dfraction there; see interval.py. */
+INLINE double fraction_of(Piece p, double x, double *slope) {
+    if (p.up > 0.0 && p.down > 0.0) {
+        double root = hypot(x, 2.0), from = 2.0 / (2.0 - x + root), rest = 2.0 / (2.0 + x + root);
+        *slope = 1.0 / (rest * rest) + 1.0 / (from * from);
+        return from;
+    }
+    if (p.up + p.down > 0.0) {
+        double away = p.up > 0.0 ? x - p.lower : p.upper - x;
+        *slope = (1.0 + away) * (1.0 + away);
+        return p.up > 0.0 ? away / (1.0 + away) : 1.0 / (1.0 + away);
+    }
+    *slope = p.upper - p.lower;
+    return (x - p.lower) / *slope;
+}
+
+/* Enter the places (rows, k) that arguments name, and list what is at each: x, whose, the slope, and which of the places
+ * it is; return how many there are. Equal ones of an integral are entered once. */
+EXPORT int64_t name_places(const Setting *set, const Named *named, double *place, int64_t *slot, double *x,
+                           int64_t *owner, double *slope, int64_t *at) {
+    int64_t n = 0, k = named->k;
+    for (int64_t row = 0; row < named->batch * set->count; row++, place += k, slot += k) {
+        Piece p = piece_of(set, row);
+        double lower = p.down > 0.0 ? -INFINITY : p.lower, upper = p.up > 0.0 ? INFINITY : p.upper;
+        for (int64_t j = 0; j < k; j++) {
+            double here = named->arguments[j][row / set->count * named->steps[j]], along;
+            place[j] = NAN;
+            if (!(here > lower && here < upper)) continue;
+            double part = fraction_of(p, here, &along);
+            int again = !(part > named->away && part < 1.0 - named->away);
+            for (int64_t i = 0; i < j; i++) again |= place[i] == part;
+            if (again) continue;
+            place[j] = part, slot[j] = n, x[n] = here, owner[n] = row / set->count, slope[n] = along;
+            at[n++] = row * k + j;
+        }
+    }
+    return n;
+}
 
 /* Where a witness is in a cell, and by what f times the slope there is multiplied; 0 where it is not in sight. */
 INLINE double locate(const Cell *cell, int64_t logarithmic, double rate, double place, double *tau) {
@@ -61,7 +110,7 @@ static void ask_cell(const Setting *set, Witnesses *all, double noise, int64_t l
         }
         for (int64_t i = 0; i < m; i++) part[i] /= sum;
         for (int64_t q = 0; q < columns; q += parts) {
-            const double *at = all->value + (cell->row * all->k + j) * columns + q;
+            const double *at = all->value + all->slot[cell->row * all->k + j] * columns + q;
             double value[2] = {at[0] * own, parts == 2 ? at[1] * own : 0.0};
             for (int64_t i = 0; i < m; i++) {
                 double factor = slope ? slope[i * n + c] * scale : scale;
