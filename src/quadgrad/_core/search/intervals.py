@@ -45,7 +45,7 @@ def search(task: Problem, first: IntervalPlan, witnesses: Witnesses | None = Non
         spikes = Spikes()
         mesh, estimate = interval_parts(task, spikes=spikes)
         if witnesses is not None:
-            estimate = _Questioned(estimate, witnesses)
+            estimate, task = _Questioned(estimate, witnesses), replace(task, budget=witnesses.most)
         bodies = TensorBodies(task, mesh, estimate, partial(record, task, spikes))
         return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:

@@ -78,12 +78,13 @@ def look_closer(problem: Problem, found: Found) -> Found:
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
     native = suits_native(problem)
     witnesses = find_witnesses(problem) if native else Witnesses.of(problem)
-    task = problem if witnesses is None else witnesses.within(problem)
-    found = search_native(task, first, witnesses) if native else None
+    found = search_native(problem, first, witnesses) if native else None
     if found is None:
         # No cell at all is a start, too: then a kept plan leaves nothing to do.
-        found = search(task, first_cells(problem, None) if first is None else first, witnesses)
-    return found if witnesses is None else replace(found, nfev=found.nfev + witnesses.cost)
+        found = search(problem, first_cells(problem, None) if first is None else first, witnesses)
+    if witnesses is not None:
+        found.nfev = found.nfev + witnesses.cost
+    return found
 
 
 class _Column:

@@ -7,7 +7,8 @@ interpolating polynomial is off, by more than its highest coefficients explain, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Witnesses:
     """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
     ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the largest
-    that a cell of it had; ``cost`` ``(batch,)`` is how many nodes were asked for.
+    that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for.
     """
 
     problem: Problem
@@ -63,7 +64,7 @@ class Witnesses:
     slot: Tensor
     value: Tensor
     size: Tensor
-    cost: Tensor
+    cost: Tensor | int
     left: int
 
     @staticmethod
@@ -94,19 +95,19 @@ class Witnesses:
         with np.errstate(all="ignore"):  # at a place of its own a function of NumPy may divide by zero
             y = problem.integrand(listed.x[None], slice(0, 1) if batch == 1 else listed.owner).detach()[0]
         hear_anew()
-        y = y.to(torch.complex128 if y.is_complex() else torch.float64)
-        value = y * align(listed.slope, y)
-        lost = ~(value.isfinite() if value.ndim == 1 else value.flatten(1).isfinite().all(1))
-        left = n - int(lost.sum())
-        if left < n:
+        wide = torch.complex128 if y.is_complex() else torch.float64
+        value, left = (y if y.dtype == wide else y.to(wide)) * align(listed.slope, y), n
+        if not isfinite(abs(value.sum().item())):
+            lost = ~(value.isfinite() if value.ndim == 1 else value.flatten(1).isfinite().all(1))
             place.view(-1)[listed.at[lost]] = torch.nan
-        cost = torch.bincount(listed.owner, minlength=batch)
-        size = torch.zeros(batch, dtype=torch.float64, device=place.device)
-        return Witnesses(problem, place, slot, value, size, cost, left)
+            left -= int(lost.sum())
+        cost = n if batch == 1 else torch.bincount(listed.owner, minlength=batch)
+        return Witnesses(problem, place, slot, value, place.new_zeros(batch), cost, left)
 
-    def within(self, problem: Problem) -> Problem:
-        """Return the problem without what this has cost."""
-        return replace(problem, budget=problem.max_nfev - self.place.shape[1])
+    @property
+    def most(self) -> int:
+        """The most nodes that an integral may cost beside those asked for here."""
+        return self.problem.max_nfev - self.place.shape[1]
 
     def numbers(self) -> tuple[float, ...]:
         """Return what the kernel compares with: the tolerances, and how much counts."""

@@ -152,11 +152,11 @@ class NativeBodies:
         self.settled = self.withdrawn = self.pairs = 0
         self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
         self.spiky, self.spikes = c_int64(), list[Tensor]()
-        tolerance = task.tolerance
+        tolerance, most = task.tolerance, task.max_nfev if witnesses is None else witnesses.most
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
-            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, MOST)), 0, 0, batch, 0, 0,
+            *ellipse(tolerance.rtol, self.m), int(min(most, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
         self.asks = None if witnesses is None else self._take(witnesses)

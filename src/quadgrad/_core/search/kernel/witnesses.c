@@ -62,6 +62,12 @@ EXPORT int64_t name_places(const Setting *set, const Named *named, double *place
     return n;
 }
 
+/* Witnesses in sight: in which cell, which of all, where in the cell, and by what f times the slope is multiplied. */
+typedef struct {
+    int64_t cell[WIDE], at[WIDE], count;
+    Tile tau, own;
+} Hits;
+
 /* Where a witness is in a cell, and by what f times the slope there is multiplied; 0 where it is not in sight. */
 INLINE double locate(const Cell *cell, int64_t logarithmic, double rate, double place, double *tau) {
     double width = cell->stop - cell->start, begin = cell->start < 0.0 ? 1.0 + cell->start : cell->start;
@@ -73,75 +79,103 @@ INLINE double locate(const Cell *cell, int64_t logarithmic, double rate, double 
     return *tau < 1.0 ? fabs(fraction * rate) : 0.0;
 }
 
-/* How far f, `value` at tau, is from the polynomial through `nodes`, values at the nodes, less what is to be expected;
- * of one component, a step apart. */
-INLINE double unexplained(const Rule *rule, int64_t parts, const double *part, const double *nodes, int64_t step,
-                          const double *value, double beyond, double rounding) {
-    double gap[2] = {0}, high[2] = {0}, next[2] = {0}, largest = 0.0;
-    for (int64_t i = 0; i < rule->m; i++) {
-        const double *y = nodes + i * step;
-        for (int64_t p = 0; p < parts; p++) {
-            gap[p] += part[i] * y[p];
-            high[p] += rule->all[rule->m + i] * y[p], next[p] += rule->all[2 * rule->m + i] * y[p];
+/* A question: the cells that are asked, f at their nodes, and what goes with it. */
+typedef struct {
+    const Setting *set;
+    Witnesses *all;
+    double noise;
+    Cell *cells;
+    int64_t n;
+    const double *y, *slope;
+    Layout layout;
+} Question;
+
+/* How far f at the witnesses is from the polynomials of their cells, less what is to be expected, of the component from
+ * column q on; `part` are the nodes' shares in the polynomials there. */
+INLINE void unexplained(const Question *ask, const Hits *hits, const Tile *part, int64_t q, int64_t parts, Tile most) {
+    const Rule *rule = ask->set->rule;
+    int64_t m = rule->m, columns = ask->set->columns;
+    Tile off = {0}, highest = {0}, second = {0}, largest = {0};
+    double size[MOST_NODES][WIDE];
+    for (int64_t p = 0; p < parts; p++) {
+        Tile gap = {0}, high = {0}, next = {0};
+        for (int64_t i = 0; i < m; i++) {
+            Tile y;
+            for (int64_t l = 0; l < WIDE; l++) {
+                int64_t c = hits->cell[l];
+                double factor = ask->layout.scale[c] * (ask->slope ? ask->slope[i * ask->n + c] : 1.0);
+                y[l] = ask->y[(i * ask->n + c) * columns + q + p] * factor;
+            }
+            double first = rule->all[m + i], other = rule->all[2 * m + i];
+            for (int l = 0; l < WIDE; l++) {
+                gap[l] += part[i][l] * y[l], high[l] += first * y[l], next[l] += other * y[l];
+                size[i][l] = p ? modulus(size[i][l], y[l]) : fabs(y[l]);
+            }
         }
-        largest = larger(largest, parts == 2 ? modulus(y[0], y[1]) : fabs(y[0]));
+        for (int64_t l = 0; l < WIDE; l++) {
+            double value = ask->all->value[ask->all->slot[hits->at[l]] * columns + q + p] * hits->own[l];
+            off[l] = p ? modulus(off[l], gap[l] - value) : fabs(gap[l] - value);
+            highest[l] = p ? modulus(highest[l], high[l]) : fabs(high[l]);
+            second[l] = p ? modulus(second[l], next[l]) : fabs(next[l]);
+        }
     }
-    for (int64_t p = 0; p < parts; p++) gap[p] -= value[p];
-    double off = parts == 2 ? modulus(gap[0], gap[1]) : fabs(gap[0]);
-    double highest = parts == 2 ? modulus(high[0], high[1]) + modulus(next[0], next[1]) : fabs(high[0]) + fabs(next[0]);
-    off -= beyond * highest + rounding * largest;
-    return off > 0.0 && off < INFINITY ? off : 0.0;
+    for (int64_t i = 0; i < m; i++)
+        for (int l = 0; l < WIDE; l++) largest[l] = larger(largest[l], size[i][l]);
+    for (int64_t l = 0; l < WIDE; l++) {
+        double shaken = fabs(ask->layout.reach[hits->cell[l]] / ask->layout.scale[hits->cell[l]]) + 1.0;
+        off[l] -= C.beyond * (highest[l] + second[l]) + ask->all->rounding * ask->noise * shaken * largest[l];
+        most[l] = larger(most[l], off[l] < INFINITY ? off[l] : 0.0);
+    }
 }
 
-/* Have the witnesses in a cell, the number c of n, say how far f is off, and add that to its error. */
-static void ask_cell(const Setting *set, Witnesses *all, double noise, int64_t logarithmic, Cell *cell, int64_t c,
-                     int64_t n, const double *y, const double *slope, const Layout *layout) {
-    const Rule *rule = set->rule;
-    int64_t m = rule->m, columns = set->columns, parts = set->parts, done = 0;
-    double *place = all->place + cell->row * all->k, more = 0.0, nodes[2 * MOST_NODES], part[MOST_NODES];
-    double scale = layout->scale[c], shaken = fabs(layout->reach[c] / scale) + 1.0;
-    for (int64_t j = 0; j < all->k; j++) {
-        double tau, own = locate(cell, logarithmic, logarithmic ? layout->rate[c] : 0.0, place[j], &tau);
-        if (own == 0.0) continue;
-        double sum = 0.0, most = 0.0;
-        for (int64_t i = 0; i < m; i++) {
-            double apart = tau - rule->nodes[i];
-            part[i] = all->weights[i] / (apart == 0.0 ? 1e-300 : apart), sum += part[i];
+/* Have the witnesses in sight say how far f is off, and add that to the errors of their cells. */
+static void settle(const Question *ask, Hits *hits) {
+    const Rule *rule = ask->set->rule;
+    Witnesses *all = ask->all;
+    Tile part[MOST_NODES], sum = {0}, most = {0};
+    for (int64_t l = hits->count; l < WIDE; l++) /* the rest of the tile says nothing */
+        hits->cell[l] = hits->cell[0], hits->at[l] = hits->at[0], hits->tau[l] = hits->tau[0], hits->own[l] = hits->own[0];
+    for (int64_t i = 0; i < rule->m; i++)
+        for (int l = 0; l < WIDE; l++) {
+            double apart = hits->tau[l] - rule->nodes[i];
+            part[i][l] = all->weights[i] / (apart == 0.0 ? 1e-300 : apart), sum[l] += part[i][l];
         }
-        for (int64_t i = 0; i < m; i++) part[i] /= sum;
-        for (int64_t q = 0; q < columns; q += parts) {
-            const double *at = all->value + all->slot[cell->row * all->k + j] * columns + q;
-            double value[2] = {at[0] * own, parts == 2 ? at[1] * own : 0.0};
-            for (int64_t i = 0; i < m; i++) {
-                double factor = slope ? slope[i * n + c] * scale : scale;
-                for (int64_t p = 0; p < parts; p++) nodes[2 * i + p] = y[(i * n + c) * columns + q + p] * factor;
-            }
-            double off = unexplained(rule, parts, part, nodes, 2, value, C.beyond, all->rounding * noise * shaken);
-            most = larger(most, off);
-        }
-        if (most > 0.0) more += all->spacing * most;
-        else place[j] = NAN, done++;
+    for (int l = 0; l < WIDE; l++) sum[l] = 1.0 / sum[l];
+    for (int64_t i = 0; i < rule->m; i++)
+        for (int l = 0; l < WIDE; l++) part[i][l] *= sum[l];
+    for (int64_t q = 0; q < ask->set->columns; q += ask->set->parts) {
+        if (ask->set->parts == 1) unexplained(ask, hits, part, q, 1, most);
+        else unexplained(ask, hits, part, q, 2, most);
     }
-    if (more > 0.0) cell->error += more, cell->refinable = 1;
-    if (done) __atomic_fetch_sub(&all->left, done, __ATOMIC_RELAXED);
+    for (int64_t l = 0; l < hits->count; l++) {
+        Cell *cell = cell_at(ask->cells, hits->cell[l], tail_of(ask->set));
+        if (most[l] > 0.0) cell->error += all->spacing * most[l], cell->refinable = 1;
+        else all->place[hits->at[l]] = NAN, all->left--;
+    }
+    hits->count = 0;
 }
 
 /* Have the witnesses in each of n new cells say how far f is off, if the cell is about to be believed. Values y (m, n,
  * columns) and the slope (m, n) at the nodes; layout as in `place`, with rows that are `stride` long. */
 EXPORT void ask(const Setting *set, Witnesses *all, double noise, int64_t logarithmic, Cell *cells, int64_t n,
                 const double *y, const double *slope, double *layout, int64_t stride) {
-    const Layout rows = rows_of(layout, stride);
-    int64_t tail = tail_of(set);
+    const Question question = {set, all, noise, cells, n, y, slope, rows_of(layout, stride)};
+    int64_t tail = tail_of(set), k = all->k;
+    Hits hits;
+    hits.count = 0;
     for (int64_t c = 0; c < n; c++) {
         const Cell *cell = cell_at(cells, c, tail);
-        double *size = all->size + cell->row / set->count;
+        double *size = all->size + (set->count == 1 ? cell->row : cell->row / set->count);
         *size = larger(*size, fabs(cell->value));
+        if (!(cell->error <= all->settles * larger(all->rtol * *size, all->atol))) continue;
+        for (int64_t at = cell->row * k; at < (cell->row + 1) * k; at++) {
+            double rate = logarithmic ? question.layout.rate[c] : 0.0, tau;
+            double own = locate(cell, logarithmic, rate, all->place[at], &tau);
+            if (own == 0.0) continue;
+            hits.cell[hits.count] = c, hits.at[hits.count] = at, hits.tau[hits.count] = tau;
+            hits.own[hits.count++] = own;
+            if (hits.count == WIDE) settle(&question, &hits);
+        }
     }
-    PARALLEL(sharing(n, set->threads))
-    for (int64_t c = 0; c < n; c++) {
-        Cell *cell = cell_at(cells, c, tail);
-        double allowed = larger(all->rtol * all->size[cell->row / set->count], all->atol);
-        if (cell->error <= all->settles * allowed)
-            ask_cell(set, all, noise, logarithmic, cell, c, n, y, slope, &rows);
-    }
+    if (hits.count) settle(&question, &hits);
 }
