@@ -41,7 +41,7 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "layer",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges", "layer",
     "sharp", "alike", "above",
 )  # fmt: skip
 _INTEGERS = (
