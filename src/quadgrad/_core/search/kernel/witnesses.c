@@ -163,11 +163,15 @@ EXPORT void ask(const Setting *set, Witnesses *all, double noise, int64_t logari
     int64_t tail = tail_of(set), k = all->k;
     Hits hits;
     hits.count = 0;
-    for (int64_t c = 0; c < n; c++) {
+    for (int64_t c = 0; c < n; c++) { /* all sizes come first: what is large may lie in the last cell */
         const Cell *cell = cell_at(cells, c, tail);
         double *size = all->size + (set->count == 1 ? cell->row : cell->row / set->count);
         *size = larger(*size, fabs(cell->value));
-        if (!(cell->error <= all->settles * larger(all->rtol * *size, all->atol))) continue;
+    }
+    for (int64_t c = 0; c < n; c++) {
+        const Cell *cell = cell_at(cells, c, tail);
+        double size = all->size[set->count == 1 ? cell->row : cell->row / set->count];
+        if (!(cell->error <= all->settles * larger(all->rtol * size, all->atol))) continue;
         for (int64_t at = cell->row * k; at < (cell->row + 1) * k; at++) {
             double rate = logarithmic ? question.layout.rate[c] : 0.0, tau;
             double own = locate(cell, logarithmic, rate, all->place[at], &tau);
