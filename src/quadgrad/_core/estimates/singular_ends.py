@@ -202,7 +202,9 @@ def unexplained(
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
     # Beside a logarithm rates settle in another way, and what is expected is off by itself.
-    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_((settles > SETTLED) & ~emerges, 0.0)
+    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(
+        (settles > SETTLED) & ~emerges, 0.0
+    )
     missed = torch.where(gap > slack * least, layer, part)
     return largest_component(missed.masked_fill_(steps == 0.0, 0.0).nan_to_num_(0.0, 0.0))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from quadgrad._core.estimates.interval import IntervalEstimate
 from quadgrad._core.estimates.spikes import Spikes
 from quadgrad._core.mesh.bisection import Intervals
-from quadgrad._core.mesh.cells import NewIntervals
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
@@ -42,35 +40,14 @@ def interval_parts(
 def search(task: Problem, first: IntervalPlan, witnesses: Witnesses | None = None) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        spikes = Spikes()
-        mesh, estimate = interval_parts(task, spikes=spikes)
+        spikes = Spikes(None if witnesses is None else witnesses.note)
         if witnesses is not None:
-            estimate, task = _Questioned(estimate, witnesses), replace(task, budget=witnesses.most)
-        bodies = TensorBodies(task, mesh, estimate, partial(record, task, spikes))
+            task = replace(task, budget=witnesses.most)
+        bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
         return watched(task, lambda watcher: search_cells(bodies, task, first, watcher))
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
         return search(replace(task, integrand=integrand, opening=None), first, witnesses)
-
-
-@dataclass(slots=True)
-class _Questioned:
-    """An estimate that asks witnesses, too."""
-
-    estimate: IntervalEstimate
-    witnesses: Witnesses
-
-    def __call__(self, new: NewIntervals, places: Any, y: Tensor, noise: float) -> Cells:
-        cells, m = self.estimate(new, places, y, noise), len(self.estimate.rule.nodes)
-        if self.witnesses.left:
-            at_nodes = y if len(y) == m else y[1 : m + 1]
-            size = cells.sums[:-2].abs().sum(0)
-            against = self.witnesses.ask(new.row, (new.start, new.stop), size, cells.sums[-2], at_nodes, new.logarithmic)
-            if against is not None:
-                cell, error = against
-                cells.sums[-2].index_add_(0, cell, error)
-                cells.whole[1, cell] = 1
-        return cells
 
 
 def record(

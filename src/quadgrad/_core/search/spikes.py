@@ -23,7 +23,7 @@ from quadgrad._core.reduce import align, total
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
-__all__ = ["cells_around", "follow_spikes", "from_lower", "search_from"]
+__all__ = ["cells_around", "follow_spikes", "from_lower", "join_spikes", "search_from"]
 
 RESOLVED = 1.0
 """What was seen is resolved where a cell around it is less than so many distances of nodes wide."""
@@ -211,10 +211,10 @@ def _follow(problem: Problem, found: Found, pairs: _Pairs, search: Search) -> Fo
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
     found = search_from(problem, found, new, others, search)
-    return replace(found, spikes=_join(found.spikes, further))
+    return replace(found, spikes=join_spikes(found.spikes, further))
 
 
-def _join(*spikes: Tensor | None) -> Tensor | None:
+def join_spikes(*spikes: Tensor | None) -> Tensor | None:
     """Return what all have seen."""
     given = [some for some in spikes if some is not None]
     return torch.cat(given) if given else None
@@ -314,4 +314,4 @@ def search_from(
         tails = [*(found.tails or []), *(mended.tails or [])]
         spikes.append(mended.spikes)
         found = replace(replace_some(found, mended, mine), tails=tails, found_places=places)
-    return replace(found, spikes=_join(*spikes))
+    return replace(found, spikes=join_spikes(*spikes))

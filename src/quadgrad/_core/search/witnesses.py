@@ -18,12 +18,14 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.cells import WHOLE
-from quadgrad._core.mesh.interval import LOGARITHMIC, Layout, Pieces, lay_out
+from quadgrad._core.estimates.spikes import Sight
+from quadgrad._core.mesh.interval import Pieces
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
-from quadgrad._core.search.task import hear_anew, noise
+from quadgrad._core.search.task import hear_anew
 
-__all__ = ["AWAY", "Listed", "Witnesses", "named"]
+__all__ = ["AWAY", "Listed", "Witnesses", "named", "pieces_of"]
 
 MOST = 16
 """So many arguments are looked at."""
@@ -56,7 +58,8 @@ class Witnesses:
     """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
     ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the largest
-    that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for.
+    that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for. ``gap`` is how far f is
+    off in the narrowest cell around a place, of this ``width``.
     """
 
     problem: Problem
@@ -66,16 +69,23 @@ class Witnesses:
     size: Tensor
     cost: Tensor | int
     left: int
+    width: Tensor
+    gap: Tensor
 
     @staticmethod
-    def of(problem: Problem) -> Witnesses | None:
-        """Call f where arguments of integrals lie between their limits; None where none does."""
+    def of(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
+        """Call f where arguments of integrals lie between their limits; None where none does.
+
+        Only in pieces that are ``mine`` ``(rows,)``, which are all if that is not given.
+        """
         integrand, pieces, batch = problem.integrand, problem.pieces, problem.batch
         numbers = [_as_tensor(a.value).to(pieces.lower.device) for a in named(problem)]
         if not numbers:
             return None
         place, slope = _fractions(pieces, batch, numbers)
         inside = (place > AWAY) & (place < 1.0 - AWAY)
+        if mine is not None:
+            inside &= mine[:, None]
         for j in range(1, len(numbers)):  # two arguments may be equal
             inside[:, j] &= ~(inside[:, :j] & (place[:, :j] == place[:, j : j + 1])).any(1)
         row, column = inside.nonzero().unbind(1)
@@ -102,7 +112,8 @@ class Witnesses:
             place.view(-1)[listed.at[lost]] = torch.nan
             left -= int(lost.sum())
         cost = n if batch == 1 else torch.bincount(listed.owner, minlength=batch)
-        return Witnesses(problem, place, slot, value, place.new_zeros(batch), cost, left)
+        size, width = place.new_zeros(batch), torch.full_like(place, torch.inf)
+        return Witnesses(problem, place, slot, value, size, cost, left, width, torch.zeros_like(place))
 
     @property
     def most(self) -> int:
@@ -115,69 +126,67 @@ class Witnesses:
         least = max(tolerance.rtol, 50.0 * tolerance.eps)
         return least, tolerance.atol, SPACING, ROUNDING, SETTLES
 
-    def ask(
-        self, row: Tensor, ends: tuple[Tensor, Tensor], size: Tensor, error: Tensor, y: Tensor, logarithmic: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """Compare new cells, all of one kind; return which ``(k,)`` are off, and by how much error, or None.
+    def note(self, sight: Sight, noise: float) -> None:
+        """Compare what is left with the polynomials of cells, and keep what the narrowest around each place says.
 
-        ``y`` ``(m, n, *event)`` is f at their nodes; ``size`` and ``error`` ``(n,)`` are what is known of them.
+        Search in tensor operations asks in the end, of all cells at once: a round has no operations to spare.
         """
-        if not self.left:
-            return None
-        owner, (rtol, atol, *_) = row // self.problem.pieces.count, self.numbers()
-        self.size.scatter_reduce_(0, owner, size, "amax")
-        allowed = (rtol * self.size[owner]).clamp_min(atol)
-        settles = (error <= SETTLES * allowed).nonzero().squeeze(1)
-        row, start, stop = (t[settles] for t in (row, *ends))
-        place, begin = self.place[row], torch.where(start < 0.0, 1.0 + start, start)
-        inside = (place > begin[:, None]) & (place < (begin + (stop - start))[:, None])
-        cell, column = inside.nonzero().unbind(1)
-        if not len(cell):
-            return None
-        whose, start, stop, cell = row[cell], start[cell], stop[cell], settles[cell]
-        layout = lay_out(self.problem.pieces, whose, start, stop, LOGARITHMIC if logarithmic else None)
-        place = self.place[whose, column]
+        cells, layout = sight.cells, sight.cells.layout
+        row, start, stop = cells.row, cells.start[:, None], cells.stop[:, None]
+        place, width = self.place[row], (stop - start).expand(-1, self.place.shape[1])
+        fraction = torch.where(start < 0.0, place - 1.0, place)
         if layout.outer is None or layout.rate is None:
-            tau, slope = (place - torch.where(start < 0.0, 1.0 + start, start)) / (stop - start), stop - start
+            tau, slope = (fraction - start) / width, width
         else:
-            fraction = torch.where(start < 0.0, place - 1.0, place)
-            tau, slope = torch.log(fraction / layout.outer) / layout.rate, (fraction * layout.rate).abs()
+            rate = layout.rate[:, None]
+            tau, slope = torch.log(fraction / layout.outer[:, None]) / rate, (fraction * rate).abs()
+        cell, column = ((tau > 0.0) & (tau < 1.0) & (width < self.width[row])).nonzero().unbind(1)
+        if not len(cell):
+            return
+        whose = row[cell]
         value = self.value[self.slot[whose, column]]
-        gap = self._gap(layout, tau, y[:, cell], value * align(slope, value)) * (tau < 1.0)
-        off = gap > 0.0
-        done = ~off & (tau < 1.0)
-        self.place[whose[done], column[done]] = torch.nan
-        self.left -= int(done.sum())
-        return (cell[off], SPACING * gap[off]) if bool(off.any()) else None
+        value = value * align(slope[cell, column], value)
+        gap = self._gap(sight, cell, tau[cell, column], value, noise)
+        self.width[whose, column], self.gap[whose, column] = width[cell, column], gap
 
-    def _gap(self, layout: Layout, tau: Tensor, y: Tensor, value: Tensor) -> Tensor:
-        """Return how far f at a place of each cell is from its polynomial, less what is to be expected, ``(n,)``."""
-        problem = self.problem
-        rule = problem.rule.tensors(torch.float64, tau.device)
-        weights = torch.as_tensor(problem.rule.barycentric, device=tau.device)[:, None]
-        _, factor = layout.nodes(rule.nodes)
-        y = y.to(value.dtype) if value.is_complex() or not y.is_complex() else y
-        y = (y * align(factor, y)).flatten(2) if y.ndim > 2 else (y * factor)[..., None]
-        value = value.reshape(len(tau), -1)
+    def _gap(self, sight: Sight, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
+        """Return how far f is from the polynomials of cells at one place of each, less what is to be expected, ``(k,)``."""
+        rule, y, layout = sight.rule, sight.values[:, cell], sight.cells.layout
+        weights = torch.as_tensor(self.problem.rule.barycentric, device=tau.device)[:, None]
+        y = torch.view_as_real(y).flatten(2) if y.is_complex() else y.reshape(*y.shape[:2], -1)
+        value = (torch.view_as_real(value) if value.is_complex() else value).reshape(len(cell), -1)
         apart = tau - rule.nodes[:, None]
         weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        weight = (weight / weight.sum(0)).to(y.dtype)
-        gap = (torch.einsum("mk,mkc->kc", weight, y) - value).abs()
-        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3].to(y.dtype), y).abs().sum(0)
+        gap = (torch.einsum("mk,mkc->kc", weight / weight.sum(0), y) - value).abs()
+        highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3], y).abs().sum(0)
         # Rounding of x moves f by as much as f changes between nodes, at most.
-        shaken = (layout.reach / layout.scale).abs()[:, None] + 1.0
-        rounding = y.abs().amax(0) * (ROUNDING * noise(problem) * shaken)
-        return (gap - BEYOND * highest - rounding).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
+        shaken = (layout.reach / layout.scale).abs()[cell, None] + 1.0
+        gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
+        return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
+
+    def lines(self) -> Tensor:
+        """Return what no cell explains as spikes: row, place, and how far nodes are apart there."""
+        row, column = (self.gap > 0.0).nonzero().unbind(1)
+        apart = SPACING * self.width[row, column]
+        return torch.stack((row.to(apart.dtype), self.place[row, column], apart), 1)
 
 
 def named(problem: Problem) -> list[Argument]:
     """Return the arguments that are real numbers, one for each integral or for all, if f may be called there."""
     integrand = problem.integrand
-    if integrand.captured is not None or not integrand.vectorized or not problem.batch:
+    if not integrand.vectorized or not problem.batch:
         return []
     numbers = [a for a in integrand.arguments if _is_number(a)][:MOST]
     least = (problem.rule.nodes.size + WHOLE) * problem.pieces.count
     return numbers if problem.max_nfev >= least + len(numbers) else []
+
+
+def pieces_of(problem: Problem, first: IntervalPlan | None) -> Tensor | None:
+    """Return which pieces ``(rows,)`` have cells in a plan; None stands for all."""
+    if first is None:
+        return None
+    mine = torch.zeros(problem.batch * problem.pieces.count, dtype=torch.bool, device=first.row.device)
+    return mine.index_fill_(0, first.row, True)
 
 
 def _is_number(argument: Argument) -> bool:
@@ -188,7 +197,9 @@ def _is_number(argument: Argument) -> bool:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return value.detach().double().reshape(-1) if isinstance(value, Tensor) else torch.tensor([float(value)]).double()
+    return (
+        value.detach().double().reshape(-1) if isinstance(value, Tensor) else torch.tensor([float(value)]).double()
+    )
 
 
 def _fractions(pieces: Pieces, batch: int, numbers: list[Tensor]) -> tuple[Tensor, Tensor]:

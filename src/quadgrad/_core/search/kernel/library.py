@@ -155,10 +155,10 @@ class WitnessNumbers(Structure):
 
 
 class Named(Structure):
-    """Arguments of f that may name places: pointers, and what to add to each for the next integral."""
+    """Arguments of f that may name places: pointers, what to add to each for the next integral, and in which pieces."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("arguments", "steps")),
+        *((name, c_void_p) for name in ("arguments", "steps", "mine")),
         *((name, c_int64) for name in ("k", "batch")),
         ("away", c_double),
     ]

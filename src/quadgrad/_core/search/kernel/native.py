@@ -317,7 +317,13 @@ class NativeBodies:
             low += part.n
 
     def _ask(
-        self, logarithmic: bool, cells: CellMemory, y: Tensor, slope: int | None, layout: tuple[int, int], first: bool
+        self,
+        logarithmic: bool,
+        cells: CellMemory,
+        y: Tensor,
+        slope: int | None,
+        layout: tuple[int, int],
+        first: bool,
     ) -> None:
         """Add to the errors of cells what witnesses hold against them; of first ones a row stands before the nodes."""
         row = 8 * cells.n if first else 0

@@ -15,10 +15,12 @@ typedef struct {
     int64_t k, left;
 } Witnesses;
 
-/* The arguments of f that are looked at: k pointers, and what to add for the next integral. */
+/* The arguments of f that are looked at: k pointers, and what to add for the next integral; and, if it is not all, in
+ * which pieces. */
 typedef struct {
     const double *const *arguments;
     const int64_t *steps;
+    const int8_t *mine;
     int64_t k, batch;
     double away;
 } Named;
@@ -50,7 +52,7 @@ EXPORT int64_t name_places(const Setting *set, const Named *named, double *place
         for (int64_t j = 0; j < k; j++) {
             double here = named->arguments[j][row / set->count * named->steps[j]], along;
             place[j] = NAN;
-            if (!(here > lower && here < upper)) continue;
+            if (!(here > lower && here < upper) || (named->mine && !named->mine[row])) continue;
             double part = fraction_of(p, here, &along);
             int again = !(part > named->away && part < 1.0 - named->away);
             for (int64_t i = 0; i < j; i++) again |= place[i] == part;
