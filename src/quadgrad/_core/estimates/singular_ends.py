@@ -38,8 +38,9 @@ SETTLED = 0.5
 SETTLING, DRIFTING = 0.9, 4.0
 """How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
-EMERGES = 2.0
-"""A drift that grows so many times from term to term is of something that begins there, and of no singularity."""
+EMERGES, AT_LEAST = 2.0, 1e-4
+"""A drift that grows so many times from term to term is of something that begins there, and of no singularity; if it
+is no less than that: what is smaller leaves little open, and may be rounding."""
 
 LAYER = 2.0
 """A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""
@@ -185,7 +186,7 @@ def unexplained(
     the ``remainder``, the integral beyond the terms, that f is off by. Drifts that grow leave nothing open.
     """
     (signed, steps, deep), (before, drift), tiny = seen, drifts, torch.finfo(last.dtype).tiny
-    near, emerges = signed.abs(), drift.abs() > EMERGES * before.abs()
+    near, emerges = signed.abs(), drift.abs() > (EMERGES * before.abs()).clamp_min(AT_LEAST)
     settles = (drift / before).nan_to_num_(0.0, 0.0, 0.0).clamp_(0.0, SETTLING)
     left = 1.0 - settles
     drift, grows = drift / left, rate >= 0.0

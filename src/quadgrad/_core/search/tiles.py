@@ -83,7 +83,7 @@ def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
         # No cell at all is a start, too: then a kept plan leaves nothing to do.
         found = search(problem, first_cells(problem, None) if first is None else first, witnesses)
         if witnesses is not None:
-            found.spikes = join_spikes(found.spikes, witnesses.lines())
+            found.spikes = join_spikes(found.spikes, witnesses.lines(found))
     if witnesses is not None:
         found.nfev = found.nfev + witnesses.cost
     return found

@@ -1,8 +1,8 @@
 """Witnesses: f where arguments say that something may be, which every cell around such a place has to explain.
 
-What f is made of is often at a place that is one of its arguments: the mean of a bell, a datum, a strike, a threshold.
+What f is made of is often at a place that is one of its arguments: the mean of a bell, a datum, a strike.
 So f is called there, once, and remembered. A cell that is about to be believed is compared with it: where its
-interpolating polynomial is off, by more than its highest coefficients explain, the cell's error grows. See ADR 57.
+polynomial is off, by more than its highest coefficients explain, the cell's error grows. See ADR 57.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import BEYOND
+from quadgrad._core.estimates.spikes import Sight
 from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.cells import WHOLE
-from quadgrad._core.estimates.spikes import Sight
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
-from quadgrad._core.search.task import hear_anew
+from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "named", "pieces_of"]
 
@@ -38,6 +38,9 @@ SPACING = 0.1
 
 ROUNDING = 100.0
 """What is not explained by so many eps of the largest value is none of rounding."""
+
+MATTERS = 0.1
+"""What is not explained matters if it amounts to this part of the tolerance."""
 
 SETTLES = 4.0
 """A cell is not asked while its error is so many times above the tolerance: it will be halved."""
@@ -57,9 +60,9 @@ class Listed:
 class Witnesses:
     """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
-    ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the largest
-    that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for. ``gap`` is how far f is
-    off in the narrowest cell around a place, of this ``width``.
+    ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the
+    largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for. ``gap`` is
+    how far f is off in the narrowest cell around a place, of this ``width``.
     """
 
     problem: Problem
@@ -78,7 +81,7 @@ class Witnesses:
 
         Only in pieces that are ``mine`` ``(rows,)``, which are all if that is not given.
         """
-        integrand, pieces, batch = problem.integrand, problem.pieces, problem.batch
+        pieces, batch = problem.pieces, problem.batch
         numbers = [_as_tensor(a.value).to(pieces.lower.device) for a in named(problem)]
         if not numbers:
             return None
@@ -124,7 +127,7 @@ class Witnesses:
         """Return what the kernel compares with: the tolerances, and how much counts."""
         tolerance = self.problem.tolerance
         least = max(tolerance.rtol, 50.0 * tolerance.eps)
-        return least, tolerance.atol, SPACING, ROUNDING, SETTLES
+        return least, tolerance.atol, SPACING, ROUNDING, SETTLES, MATTERS
 
     def note(self, sight: Sight, noise: float) -> None:
         """Compare what is left with the polynomials of cells, and keep what the narrowest around each place says.
@@ -150,7 +153,7 @@ class Witnesses:
         self.width[whose, column], self.gap[whose, column] = width[cell, column], gap
 
     def _gap(self, sight: Sight, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
-        """Return how far f is from the polynomials of cells at one place of each, less what is to be expected, ``(k,)``."""
+        """Return how far f is from the polynomials of cells at a place of each, less what is to be expected."""
         rule, y, layout = sight.rule, sight.values[:, cell], sight.cells.layout
         weights = torch.as_tensor(self.problem.rule.barycentric, device=tau.device)[:, None]
         y = torch.view_as_real(y).flatten(2) if y.is_complex() else y.reshape(*y.shape[:2], -1)
@@ -164,9 +167,12 @@ class Witnesses:
         gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
         return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
-    def lines(self) -> Tensor:
-        """Return what no cell explains as spikes: row, place, and how far nodes are apart there."""
-        row, column = (self.gap > 0.0).nonzero().unbind(1)
+    def lines(self, found: Found) -> Tensor:
+        """Return what no cell explains, and matters, as spikes: row, place, and how far nodes are apart there."""
+        size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
+        least = (MATTERS * self.problem.tolerance.rtol * size).clamp_min(MATTERS * self.problem.tolerance.atol)
+        least = torch.maximum(least, found.error.double()).repeat_interleave(self.problem.pieces.count)
+        row, column = (SPACING * self.gap > least[:, None]).nonzero().unbind(1)
         apart = SPACING * self.width[row, column]
         return torch.stack((row.to(apart.dtype), self.place[row, column], apart), 1)
 

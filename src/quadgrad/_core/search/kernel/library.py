@@ -26,7 +26,8 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Named", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "describe", "load",
+    "Maps", "Named", "Piles", "Round", "Setting", "Tally", "WitnessNumbers",
+    "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -41,8 +42,8 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges", "layer",
-    "sharp", "alike", "above",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges",
+    "at_least", "layer", "sharp", "alike", "above",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
@@ -147,7 +148,7 @@ class WitnessNumbers(Structure):
     """The numbers of :mod:`quadgrad._core.search.witnesses`, its tables, and how many places are left."""
 
     _fields_ = [
-        *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles")),
+        *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles", "matters")),
         *((name, c_void_p) for name in ("place", "slot", "value", "size", "weights")),
         *((name, c_int64) for name in ("k", "left")),
     ]
@@ -155,7 +156,7 @@ class WitnessNumbers(Structure):
 
 
 class Named(Structure):
-    """Arguments of f that may name places: pointers, what to add to each for the next integral, and in which pieces."""
+    """Arguments of f that may name places: pointers, what to add for the next integral; in which pieces."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("arguments", "steps", "mine")),

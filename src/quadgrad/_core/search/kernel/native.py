@@ -325,7 +325,7 @@ class NativeBodies:
         layout: tuple[int, int],
         first: bool,
     ) -> None:
-        """Add to the errors of cells what witnesses hold against them; of first ones a row stands before the nodes."""
+        """Add what witnesses hold against cells to their errors; of first ones a row stands before the nodes."""
         row = 8 * cells.n if first else 0
         self.kernel.ask(
             self.setting, byref(self.asks), noise(self.task), logarithmic, cells.pointer, cells.n,

@@ -92,7 +92,7 @@ INLINE void add_unexplained(const Number *terms, int64_t parts, Number edge, Num
     double rate = ahead * steps + steps * rates[2];
     rate -= ahead * settles * sqrt(settles) * (1.0 - pow(settles, steps)) / left;
     double expected = rates[2] >= 0.0 ? 0.0 : size_of(edge) * exp(rate), last = larger(size_of(terms[SHARES - 1]), DBL_MIN);
-    int emerges = fabs(drift) > C.emerges * fabs(before);
+    int emerges = fabs(drift) > larger(C.emerges * fabs(before), C.at_least);
     double slack = emerges ? 0.0 : expm1(smaller(2.0 * steps * (C.drifting * fabs(drift) / left + error / last), C.far));
     double power = fabs(rates[2] * (SHARES / (C.depth * M_LN2)) + 1.0);
     double near = size_of(value), least = smaller(expected, near);

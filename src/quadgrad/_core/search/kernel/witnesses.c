@@ -6,7 +6,7 @@
  * times the slope is there; the largest cell of each integral; the weights of the polynomial's barycentric form; how
  * many are left. */
 typedef struct {
-    double rtol, atol, spacing, rounding, settles;
+    double rtol, atol, spacing, rounding, settles, matters;
     double *place;
     const int64_t *slot;
     const double *value;
@@ -151,7 +151,8 @@ static void settle(const Question *ask, Hits *hits) {
     }
     for (int64_t l = 0; l < hits->count; l++) {
         Cell *cell = cell_at(ask->cells, hits->cell[l], tail_of(ask->set));
-        if (most[l] > 0.0) cell->error += all->spacing * most[l], cell->refinable = 1;
+        double size = all->size[cell->row / ask->set->count], more = all->spacing * most[l];
+        if (more > all->matters * larger(all->rtol * size, all->atol)) cell->error += more, cell->refinable = 1;
         else all->place[hits->at[l]] = NAN, all->left--;
     }
     hits->count = 0;
