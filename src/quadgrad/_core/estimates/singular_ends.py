@@ -39,8 +39,8 @@ SETTLING, DRIFTING = 0.9, 4.0
 """How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
 EMERGES, AT_LEAST = 2.0, 1e-4
-"""A drift that grows so many times from term to term is of something that begins there, and of no singularity; if it
-is no less than that: what is smaller leaves little open, and may be rounding."""
+"""A drift that grows so many times from term to term is of something that begins there, and of no singularity; if
+it is no less than that: what is smaller leaves little open, and may be rounding."""
 
 LAYER = 2.0
 """A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""

@@ -150,8 +150,9 @@ class Spikes:
 
     def _find(self) -> None:
         for (logarithmic, noise, _), sights in self._waiting.items():
-            for sight in sights if self._watch else ():
-                self._watch(sight, noise)
+            if self._watch is not None:
+                for sight in sights:
+                    self._watch(sight, noise)
             values, nulls = (torch.cat([getattr(s, name) for s in sights], 1) for name in ("values", "nulls"))
             decay, unseen = (torch.cat([getattr(s, name) for s in sights]) for name in ("decay", "unseen"))
             if values.is_complex():  # the null rules are those of the moduli

@@ -32,9 +32,6 @@ GRID, BESIDE, COARSEST = 11, 8, 6
 but each has 2^6 - 1. Beside pieces or components that were seen it is no more than 2^8 - 1: there needles elsewhere
 would not be looked for at all."""
 
-CENTRED = 20
-"""Places come closer and closer to the middle, down to 2^-20 of the piece."""
-
 INFINITE = 12
 """How many octaves close to an infinite end places come: farther out exp(x) overflows."""
 
@@ -225,13 +222,11 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
     middle = torch.full_like(close, 0.5)[:, None]
     lower, upper = (torch.where(close[:, None] > least, close[:, None], middle) for least in nearest)
     n = len(row)
-    # Functions without arguments are written around 0, and a caller puts what matters into the middle, or near it.
+    # Functions without arguments are written around 0.
     origin = (-ends[0] / (ends[1] - ends[0])).expand(n)
     origin = torch.where((origin > 0.0) & (origin < 1.0), origin, 0.5)[None]
-    near = torch.exp2(-torch.arange(level + 1, CENTRED + 1, dtype=torch.float64, device=row.device))[:, None]
-    middle = torch.cat((0.5 - near, 0.5 + near.flip(0))).expand(-1, n)
-    ends_ = (lower.flip(0).expand(-1, n), (1.0 - upper).expand(-1, n))
-    return torch.cat((ends_[0], even[:, None].expand(-1, n), ends_[1], middle, origin))
+    below, above = lower.flip(0).expand(-1, n), (1.0 - upper).expand(-1, n)
+    return torch.cat((below, even[:, None].expand(-1, n), above, origin))
 
 
 def _look(

@@ -7,8 +7,8 @@ polynomial is off, by more than its highest coefficients explain, the cell's err
 
 from __future__ import annotations
 
+from cmath import isfinite
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class Witnesses:
         hear_anew()
         wide = torch.complex128 if y.is_complex() else torch.float64
         value, left = (y if y.dtype == wide else y.to(wide)) * align(listed.slope, y), n
-        if not isfinite(abs(value.sum().item())):
+        if not isfinite(value.sum().item()):
             lost = ~(value.isfinite() if value.ndim == 1 else value.flatten(1).isfinite().all(1))
             place.view(-1)[listed.at[lost]] = torch.nan
             left -= int(lost.sum())

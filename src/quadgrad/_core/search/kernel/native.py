@@ -313,11 +313,12 @@ class NativeBodies:
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
             if self.asks is not None and self.asks.left:
-                self._ask(False, part, y, slope, (layout, n), first)
+                self._ask(self.asks, False, part, y, slope, (layout, n), first)
             low += part.n
 
     def _ask(
         self,
+        asks: WitnessNumbers,
         logarithmic: bool,
         cells: CellMemory,
         y: Tensor,
@@ -328,7 +329,7 @@ class NativeBodies:
         """Add what witnesses hold against cells to their errors; of first ones a row stands before the nodes."""
         row = 8 * cells.n if first else 0
         self.kernel.ask(
-            self.setting, byref(self.asks), noise(self.task), logarithmic, cells.pointer, cells.n,
+            self.setting, byref(asks), noise(self.task), logarithmic, cells.pointer, cells.n,
             y.data_ptr() + row * self.columns, None if slope is None else slope + row, *layout,
         )  # fmt: skip
 
@@ -351,7 +352,7 @@ class NativeBodies:
             self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
             if self.asks is not None and self.asks.left:
-                self._ask(True, part, y, slope, (at, n), True)
+                self._ask(self.asks, True, part, y, slope, (at, n), True)
             low += n
 
     def _room_for_spikes(self, n: int) -> tuple[Any, int]:
