@@ -173,7 +173,8 @@ class Witnesses:
         least = (MATTERS * self.problem.tolerance.rtol * size).clamp_min(MATTERS * self.problem.tolerance.atol)
         least = torch.maximum(least, found.error.double()).repeat_interleave(self.problem.pieces.count)
         row, column = (SPACING * self.gap > least[:, None]).nonzero().unbind(1)
-        apart = SPACING * self.width[row, column]
+        # Closer than nodes are apart, or a spike nearby would be taken for the same.
+        apart = 0.1 * SPACING * self.width[row, column]
         return torch.stack((row.to(apart.dtype), self.place[row, column], apart), 1)
 
 
