@@ -17,11 +17,9 @@ COUNT = 100
 SEED = 7  # one with which each family that is not always right is wrong
 
 # Families that quad lies about, with the reason; strict: whoever mends one has to strike it out.
-UNSEEN = "a narrow bell beside wide ones falls between the nodes"
 WAVE = "the rounding of the phase weighs more than the error's part for rounding"
 DISHONEST: dict[str, str] = {
     "oscillations": WAVE,
-    "Gaussians on a half line": UNSEEN,
 }
 
 

@@ -269,7 +269,8 @@ def test_a_rule(gauss20: str) -> None:
     again = qg.quad(peak, 0.0, 1.0, (c.detach(), e), rule=gauss20, plan=result.plan, rtol=1e-9)
     # With both edges; with logarithmic nodes also at looks, and close to the end.
     spent = torch.where(result.plan.kind == 0, 22, 26)
-    assert torch.equal(again.nfev, torch.zeros(3, dtype=torch.int64).index_add_(0, result.plan.owner, spent))
+    named = again.nfev.new_tensor([2, 2, 1])  # arguments between the limits, where f is called, too
+    assert torch.equal(again.nfev, named.index_add(0, result.plan.owner, spent))
 
 
 # --------------------------------------------------------------------------------------------- a gradient mode

@@ -225,9 +225,9 @@ def test_planted_lies_and_crashes_are_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_no_node_saw_is_told_from_what_was_dropped() -> None:
-    wave = sample_of("needles on waves, hidden", 1)
+    wave = sample_of("needles on waves, unnamed", 1)
     c, w, high, start, k = wave.args
-    narrow = replace(wave, args=(wave.a + 0.437 * (wave.b - wave.a), 1e-6 * (wave.b - wave.a), high, start, k))
+    narrow = replace(wave, args=(wave.a - 0.437 * (wave.b - wave.a), 1e-6 * (wave.b - wave.a), high, start, k))
     assert contrast("default", Call(narrow, None, 0), 0) == 0.0
     seen = replace(narrow, args=(narrow.args[0], 0.02 * (wave.b - wave.a), high, start, k))
     assert contrast("default", Call(seen, None, 0), 0) > 1e-3

@@ -354,9 +354,10 @@ def test_lanes_in_different_arguments_at_every_level() -> None:
     b, p = t64([0.3, 1.0]), RATES
     exact = (1 - torch.exp(-p * b[:, None])) / p
     nfev = [[int(solve(lambda x, q: torch.exp(-q * x), t64(0.0), s, (q,)).nfev) for q in p] for s in b]
+    captured = [[int(solve(lambda x, q=q: torch.exp(-q * x), t64(0.0), s).nfev) for q in p] for s in b]
     assert relative_error(ours(b, p).value, exact) <= 1e-10
     assert relative_error(crossed(b, p).value, exact.T) <= 1e-10
-    assert ours(b, p).nfev.tolist() == nfev
+    assert ours(b, p).nfev.tolist() == captured
     assert crossed(b, p).nfev.T.tolist() == nfev
 
 

@@ -13,7 +13,7 @@ import quadgrad as qg
 from quadgrad._core.search.kernel import native
 from quadgrad._core.search.tensors import TensorBodies
 
-EVENLY, LOGARITHMIC = 350, 735
+EVENLY, LOGARITHMIC = 350, 755
 """Most operations of a round, views among them, without and with cells that have logarithmic nodes."""
 
 

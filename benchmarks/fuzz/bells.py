@@ -59,12 +59,16 @@ def marked_needles(draw: Draw) -> Sample:
     )  # fmt: skip
 
 
-def grounded(draw: Draw, low: float, high: float, marked: bool) -> Sample:
-    """Return bells on a wave of at most two periods."""
+def grounded(draw: Draw, low: float, high: float, marked: bool, named: bool = True) -> Sample:
+    """Return bells on a wave of at most two periods.
+
+    Where they are is an argument, or, if it is not to be ``named``, its mirror image beyond the lower limit is.
+    """
     a, b, h = draw.interval()
     wave = lambda x, start, k: torch.cos(k * (x - start))
+    at = (lambda c, _: c) if named else (lambda c, start: 2 * start - c)
     args = (
-        a + h * draw.uniform(0.05, 0.95),
+        at(a + h * draw.uniform(0.05, 0.95), a),
         h * draw.decades(low, high),
         draw.uniform(0.1, 3),
         a,
@@ -72,10 +76,10 @@ def grounded(draw: Draw, low: float, high: float, marked: bool) -> Sample:
     )
 
     def f(x: Tensor, c: Tensor, w: Tensor, high: Tensor, start: Tensor, k: Tensor) -> Tensor:
-        return high * bell(x, c, w) + wave(x, start, k)
+        return high * bell(x, at(c, start), w) + wave(x, start, k)
 
     def area(a: Any, b: Any, c: Any, w: Any, high: Any, start: Any, k: Any) -> Any:
-        return high * bell_area(a, b, c, w) + (mp.sin(k * (b - start)) - mp.sin(k * (a - start))) / k
+        return high * bell_area(a, b, at(c, start), w) + (mp.sin(k * (b - start)) - mp.sin(k * (a - start))) / k
 
     return Sample(
         f, a, b, args, area, points=(lambda c, *_: c[..., None]) if marked else None,
@@ -91,6 +95,11 @@ def marked_needles_on_waves(draw: Draw) -> Sample:
 def hidden_needles_on_waves(draw: Draw) -> Sample:
     """A wave and a needle of a tenth to a ten-thousandth of the interval, not marked."""
     return grounded(draw, -4, -1, marked=False)
+
+
+def unnamed_needles_on_waves(draw: Draw) -> Sample:
+    """The same, where no argument is its place."""
+    return grounded(draw, -4, -1, marked=False, named=False)
 
 
 def wide(draw: Draw, decades: float, place: str) -> Sample:
@@ -214,6 +223,7 @@ BELLS: dict[str, Family] = {
     "needles, marked": Family(marked_needles),
     "needles on waves, marked": Family(marked_needles_on_waves),
     "needles on waves, hidden": Family(hidden_needles_on_waves),
+    "needles on waves, unnamed": Family(unnamed_needles_on_waves),
     "bells in wide intervals": Family(bells_in_wide_intervals),
     "bells, centred": Family(centred_bells),
     "bells, marked": Family(marked_bells),

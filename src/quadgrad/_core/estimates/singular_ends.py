@@ -38,6 +38,10 @@ SETTLED = 0.5
 SETTLING, DRIFTING = 0.9, 4.0
 """How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
+EMERGES, AT_LEAST = 2.0, 1e-4
+"""A drift that grows so many times from term to term is of something that begins there, and of no singularity; if
+it is no less than that: what is smaller leaves little open, and may be rounding."""
+
 LAYER = 2.0
 """A layer may reach to the innermost node: by so much farther than the cell's edge, and a little more."""
 
@@ -136,13 +140,17 @@ def see_deep(
     Return where f is not at all what is expected, ``(k,)``, see :func:`breaks_the_law`; what integral may be missed
     then, and what in any case.
     """
-    (deepest, near), far = deep.values.abs().unbind(), align(deep.steps, deep.values).unbind()
+    (deepest, _), far = deep.values.abs().unbind(), align(deep.steps, deep.values).unbind()
     # Where all is nothing, or next to it, that is what the series says.
     tiny = torch.finfo(sizes.dtype).tiny
     logs = sizes[-4:].clamp_min(tiny).log()
     rates = logs.diff(dim=0)
     drifts, remainder, last, rate = rates.diff(dim=0).unbind(), remainder.abs(), logs[-1], rates[-1]
     lawless = breaks_the_law(last, rate, drifts[1], deepest.clamp_min(tiny), far[0])
+    # Sizes may agree where signs do not; the phase of a complex power turns with the distance.
+    near = deep.values[1].abs()
+    if not terms.is_complex():
+        near = torch.where(terms[-1] * deep.values[1] < 0.0, -near, near)
     missed = unexplained(last, rate, drifts, (near, far[1], deep), error, remainder)
     return lawless, (SAFETY * largest_component(remainder), missed)
 
@@ -175,9 +183,10 @@ def unexplained(
     polynomial is: a layer too thin for all nodes, or one that f jumps to. Farther out than :func:`breaks_the_law`
     looks it can be told to many digits: the rates of the terms tend to that of the singularity as a geometric
     sequence. Where f is off by more than what they leave open, all that is there is unexplained, else the part of
-    the ``remainder``, the integral beyond the terms, that f is off by.
+    the ``remainder``, the integral beyond the terms, that f is off by. Drifts that grow leave nothing open.
     """
-    (near, steps, deep), (before, drift), tiny = seen, drifts, torch.finfo(last.dtype).tiny
+    (signed, steps, deep), (before, drift), tiny = seen, drifts, torch.finfo(last.dtype).tiny
+    near, emerges = signed.abs(), drift.abs() > (EMERGES * before.abs()).clamp_min(AT_LEAST)
     settles = (drift / before).nan_to_num_(0.0, 0.0, 0.0).clamp_(0.0, SETTLING)
     left = 1.0 - settles
     drift, grows = drift / left, rate >= 0.0
@@ -186,15 +195,17 @@ def unexplained(
     # Of terms that grow nothing is expected: no integral would.
     expected = deep.edge.abs() * (steps * (rate + ahead) - later).exp_().masked_fill_(grows, 0.0)
     slack = (error / last.exp()).add_(drift.abs(), alpha=DRIFTING).mul_(steps)
-    slack = torch.expm1((2.0 * slack).clamp_max_(FAR))
+    slack = torch.expm1((2.0 * slack).clamp_max_(FAR)).masked_fill_(emerges, 0.0)
     # Of a singularity rounding of x changes f, by its power of the distance.
     power = (rate * (SHARES / (DEPTH * math.log(2.0)))).add_(1.0).abs_()
-    least, gap = torch.minimum(expected, near), (near - expected).abs_()
+    least, gap = torch.minimum(expected, near), (signed - expected).abs_()
     gap = gap.addcmul_(align(deep.shaken, near) * power, torch.maximum(near, expected), value=-1.0).clamp_min_(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
     # Beside a logarithm rates settle in another way, and what is expected is off by itself.
-    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(settles > SETTLED, 0.0)
+    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(
+        (settles > SETTLED) & ~emerges, 0.0
+    )
     missed = torch.where(gap > slack * least, layer, part)
     return largest_component(missed.masked_fill_(steps == 0.0, 0.0).nan_to_num_(0.0, 0.0))
 

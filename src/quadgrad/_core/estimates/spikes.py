@@ -8,6 +8,7 @@ same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +124,9 @@ class Spikes:
     Nothing waits for it: cells are looked at many at a time, since a round may have few, and operations cost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[Sight, float], None] | None = None) -> None:
+        """``watch``, too, is shown what was seen of all cells, in the order in which they came."""
+        self._watch = watch
         self._waiting: dict[tuple[bool, float, torch.Size], list[Sight]] = {}
         self._held = 0
         self._groups: list[tuple[Tensor, Tensor, RuleTensors, _Cells]] = []
@@ -131,7 +134,7 @@ class Spikes:
 
     def clear(self) -> None:
         """Forget all."""
-        self.__init__()
+        self.__init__(self._watch)
 
     def add(self, sight: Sight, noise: float) -> None:
         """Look for spikes in cells, now or later."""
@@ -147,6 +150,9 @@ class Spikes:
 
     def _find(self) -> None:
         for (logarithmic, noise, _), sights in self._waiting.items():
+            if self._watch is not None:
+                for sight in sights:
+                    self._watch(sight, noise)
             values, nulls = (torch.cat([getattr(s, name) for s in sights], 1) for name in ("values", "nulls"))
             decay, unseen = (torch.cat([getattr(s, name) for s in sights]) for name in ("decay", "unseen"))
             if values.is_complex():  # the null rules are those of the moduli

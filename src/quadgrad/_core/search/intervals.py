@@ -21,6 +21,7 @@ from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
+from quadgrad._core.search.witnesses import Witnesses
 from quadgrad._core.search.zoom import zoom
 
 __all__ = ["interval_parts", "record", "search"]
@@ -37,15 +38,17 @@ def interval_parts(
     return mesh, IntervalEstimate(tensors, rtol, pieces.rounding, float(rule.nodes[0]), held, gathered)
 
 
-def search(task: Problem, first: IntervalPlan) -> Found:
+def search(task: Problem, first: IntervalPlan, witnesses: Witnesses | None = None) -> Found:
     """Search from the given cells; integrals without a cell are zero and converged."""
     try:
-        spikes = Spikes()
+        spikes = Spikes(None if witnesses is None else witnesses.note)
+        if witnesses is not None:
+            task = replace(task, budget=witnesses.most)
         bodies = TensorBodies(task, *interval_parts(task, spikes=spikes), partial(record, task, spikes))
         return watched(task, lambda watcher: search_cells(bodies, task, first, watcher), zoom)
     except TurnsComplexError:
         integrand = replace(task.integrand, output_dtype=task.integrand.sum_dtype.to_complex())
-        return search(replace(task, integrand=integrand, opening=None), first)
+        return search(replace(task, integrand=integrand, opening=None), first, witnesses)
 
 
 def record(

@@ -223,7 +223,11 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
     middle = torch.full_like(close, 0.5)[:, None]
     lower, upper = (torch.where(close[:, None] > least, close[:, None], middle) for least in nearest)
     n = len(row)
-    return torch.cat((lower.flip(0).expand(-1, n), even[:, None].expand(-1, n), (1.0 - upper).expand(-1, n)))
+    # Functions without arguments are written around 0.
+    origin = (-ends[0] / (ends[1] - ends[0])).expand(n)
+    origin = torch.where((origin > 0.0) & (origin < 1.0), origin, 0.5)[None]
+    below, above = lower.flip(0).expand(-1, n), (1.0 - upper).expand(-1, n)
+    return torch.cat((below, even[:, None].expand(-1, n), above, origin))
 
 
 def _look(

@@ -26,7 +26,7 @@ from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lo
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
-__all__ = ["cells_around", "follow_spikes", "search_from"]
+__all__ = ["cells_around", "follow_spikes", "from_lower", "join_spikes", "search_from"]
 
 OCTAVES = 10
 """So many times is the distance halved in which f is called on both sides."""
@@ -104,10 +104,10 @@ def _follow(problem: Problem, found: Found, pairs: Pairs, search: Search) -> Fou
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
     found = search_from(problem, found, new, others, search)
-    return replace(found, spikes=_join(found.spikes, further))
+    return replace(found, spikes=join_spikes(found.spikes, further))
 
 
-def _join(*spikes: Tensor | None) -> Tensor | None:
+def join_spikes(*spikes: Tensor | None) -> Tensor | None:
     """Return what all have seen."""
     given = [some for some in spikes if some is not None]
     return torch.cat(given) if given else None
@@ -198,4 +198,4 @@ def search_from(
         tails = [*(found.tails or []), *(mended.tails or [])]
         spikes.append(mended.spikes)
         found = replace(replace_some(found, mended, mine), tails=tails, found_places=places)
-    return replace(found, spikes=_join(*spikes))
+    return replace(found, spikes=join_spikes(*spikes))

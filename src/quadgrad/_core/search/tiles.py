@@ -16,11 +16,13 @@ from torch import Tensor
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
+from quadgrad._core.search.kernel.naming import find_witnesses
 from quadgrad._core.search.kernel.native import search_native, suits_native
 from quadgrad._core.search.look import look_again
-from quadgrad._core.search.spikes import follow_spikes
+from quadgrad._core.search.spikes import follow_spikes, join_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
+from quadgrad._core.search.witnesses import Witnesses, pieces_of
 
 __all__ = ["look_closer", "search_tiles"]
 
@@ -74,11 +76,17 @@ def look_closer(problem: Problem, found: Found) -> Found:
 
 
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
-    found = search_native(problem, first) if suits_native(problem) else None
-    if found is not None:
-        return found
-    # No cell at all is a start, too: then a kept plan leaves nothing to do.
-    return search(problem, first_cells(problem, None) if first is None else first)
+    native = suits_native(problem)
+    witnesses = (find_witnesses if native else Witnesses.of)(problem, pieces_of(problem, first))
+    found = search_native(problem, first, witnesses) if native else None
+    if found is None:
+        # No cell at all is a start, too: then a kept plan leaves nothing to do.
+        found = search(problem, first_cells(problem, None) if first is None else first, witnesses)
+        if witnesses is not None:
+            found.spikes = join_spikes(found.spikes, witnesses.lines(found))
+    if witnesses is not None:
+        found.nfev = found.nfev + witnesses.cost
+    return found
 
 
 class _Column:

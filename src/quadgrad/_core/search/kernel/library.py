@@ -26,7 +26,8 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
-    "Gaps", "Maps", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "Zoom", "describe", "load",
+    "Gaps", "Maps", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "Zoom",
+    "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
@@ -41,8 +42,8 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "layer",
-    "sharp", "alike", "above",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges",
+    "at_least", "layer", "sharp", "alike", "above",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
@@ -186,6 +187,27 @@ class Zoom(Structure):
     ]
 
 
+class WitnessNumbers(Structure):
+    """The numbers of :mod:`quadgrad._core.search.witnesses`, its tables, and how many places are left."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles", "matters")),
+        *((name, c_void_p) for name in ("place", "slot", "value", "size", "weights")),
+        *((name, c_int64) for name in ("k", "left")),
+    ]
+    left: int
+
+
+class Named(Structure):
+    """Arguments of f that may name places: pointers, what to add for the next integral; in which pieces."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("arguments", "steps", "mine")),
+        *((name, c_int64) for name in ("k", "batch")),
+        ("away", c_double),
+    ]
+
+
 class Maps(Structure):
     """Points of the unit cube, the maps and boxes they go through, and where they are written; see ``points.c``."""
 
@@ -210,6 +232,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "measure": (Setting, *"nnxpnpppnpp"),
     "place_ends": (Setting, *"pnppp"),
     "measure_ends": (Setting, *"xxpnppppp"),
+    "name_places": (Setting, Named, *"pppppp"),
+    "ask": (Setting, WitnessNumbers, *"xnpnpppn"),
     "judge": (Round, Tally),
     "look_for_piles": (Round, Piles),
     "carry_on": (Round, *"ppppppn"),
@@ -221,7 +245,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
 }
-_RETURNING = ("configure", "begin", "collect", "go_on_zooming")
+_RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming")
 
 
 @cache

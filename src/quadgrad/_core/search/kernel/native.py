@@ -37,6 +37,7 @@ from quadgrad._core.search.kernel.library import (
     Round,
     Setting,
     Tally,
+    WitnessNumbers,
     load,
 )  # fmt: skip
 from quadgrad._core.search.kernel.memory import (
@@ -55,6 +56,7 @@ from quadgrad._core.search.piles import watched
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
+from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["NativeBodies", "open_native", "search_native", "suits_native"]
 
@@ -112,13 +114,14 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
     return integrand, Opening(setting, room, slope, y)
 
 
-def search_native(task: Problem, first: IntervalPlan | None) -> Found | None:
+def search_native(task: Problem, first: IntervalPlan | None, witnesses: Witnesses | None = None) -> Found | None:
     """Search from the given cells, by default from whole pieces; None where f returns what the kernel cannot read.
 
     That shows in its values only: they need not be of the dtype that the first one had, nor be in memory at all.
     """
     try:
-        return watched(task, lambda watcher: search_cells(NativeBodies(task), task, first, watcher), zoom_native)
+        bodies = lambda watcher: search_cells(NativeBodies(task, witnesses), task, first, watcher)
+        return watched(task, bodies, zoom_native)
     except UnreadableError:
         return None
 
@@ -129,7 +132,7 @@ class NativeBodies:
     See :class:`quadgrad._core.search.rounds.Bodies`.
     """
 
-    def __init__(self, task: Problem) -> None:
+    def __init__(self, task: Problem, witnesses: Witnesses | None = None) -> None:
         integrand, batch, count = task.integrand, task.batch, task.pieces.count
         self.task, self.kernel, self.memory = task, load(), Memory.take()
         self.dtype = integrand.output_dtype or integrand.sum_dtype
@@ -147,18 +150,29 @@ class NativeBodies:
         self.settled = self.withdrawn = self.pairs = 0
         self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
         self.spiky, self.spikes = c_int64(), list[Tensor]()
-        tolerance = task.tolerance
+        tolerance, most = task.tolerance, task.max_nfev if witnesses is None else witnesses.most
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
             tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
-            *ellipse(tolerance.rtol, self.m), int(min(task.max_nfev, MOST)), 0, 0, batch, 0, 0,
+            *ellipse(tolerance.rtol, self.m), int(min(most, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
+        self.asks = None if witnesses is None else self._take(witnesses)
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
         arguments = () if batch == 1 or integrand.captured else integrand.arguments
         self.own = [spreads(a) for a in arguments]
         spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
         self.spread = (c_void_p * len(spread))(*spread) if spread else ()
+
+    def _take(self, witnesses: Witnesses) -> WitnessNumbers | None:
+        """Return witnesses for the kernel; none of them where f returned something else than it did before."""
+        value, weights = read(witnesses.value, self.parts), torch.from_numpy(witnesses.problem.rule.barycentric)
+        tables = (witnesses.place, witnesses.slot, value, witnesses.size, weights)
+        made = WitnessNumbers(
+            *witnesses.numbers(), *(t.data_ptr() for t in tables), witnesses.place.shape[1], witnesses.left
+        )
+        made.kept = tables
+        return made
 
     def open(self, first: IntervalPlan | None) -> None:
         """Take the given cells, or whole pieces."""
@@ -296,7 +310,26 @@ class NativeBodies:
             self._keep_spikes()
             if off is not None:
                 self._add_inner_error(part, off[1 : self.m + 1] if len(off) > self.m else off)
+            if self.asks is not None and self.asks.left:
+                self._ask(self.asks, False, part, y, slope, (layout, n), first)
             low += part.n
+
+    def _ask(
+        self,
+        asks: WitnessNumbers,
+        logarithmic: bool,
+        cells: CellMemory,
+        y: Tensor,
+        slope: int | None,
+        layout: tuple[int, int],
+        first: bool,
+    ) -> None:
+        """Add what witnesses hold against cells to their errors; of first ones a row stands before the nodes."""
+        row = 8 * cells.n if first else 0
+        self.kernel.ask(
+            self.setting, byref(asks), noise(self.task), logarithmic, cells.pointer, cells.n,
+            y.data_ptr() + row * self.columns, None if slope is None else slope + row, *layout,
+        )  # fmt: skip
 
     def _measure_ends(self, cells: CellMemory, at_nodes: Tensor | None = None) -> None:
         """Apply the rule to cells with logarithmic nodes; f is known at the nodes, ``at_nodes``, or not at all."""
@@ -316,6 +349,8 @@ class NativeBodies:
             )  # fmt: skip
             self._keep_spikes()
             self._add_inner_error(part, None if off is None else off[1 : self.m + 1])
+            if self.asks is not None and self.asks.left:
+                self._ask(self.asks, True, part, y, slope, (at, n), True)
             low += n
 
     def _room_for_spikes(self, n: int) -> tuple[Any, int]:

@@ -78,7 +78,7 @@ static int breaks_the_law(const Number *terms, double deep, double steps) {
 }
 
 /* unexplained in singular_ends.py, of one component, for each column */
-INLINE void add_unexplained(const Number *terms, Number edge, double near, double steps, double shaken,
+INLINE void add_unexplained(const Number *terms, int64_t parts, Number edge, Number value, double steps, double shaken,
                             double error, const Number *limits, EndSummary *s) {
     double rates[3], logs[4], remainder[COLUMNS];
     Number sum = {0};
@@ -92,12 +92,16 @@ INLINE void add_unexplained(const Number *terms, Number edge, double near, doubl
     double rate = ahead * steps + steps * rates[2];
     rate -= ahead * settles * sqrt(settles) * (1.0 - pow(settles, steps)) / left;
     double expected = rates[2] >= 0.0 ? 0.0 : size_of(edge) * exp(rate), last = larger(size_of(terms[SHARES - 1]), DBL_MIN);
-    double slack = expm1(smaller(2.0 * steps * (C.drifting * fabs(drift) / left + error / last), C.far));
+    int emerges = fabs(drift) > larger(C.emerges * fabs(before), C.at_least);
+    double slack = emerges ? 0.0 : expm1(smaller(2.0 * steps * (C.drifting * fabs(drift) / left + error / last), C.far));
     double power = fabs(rates[2] * (SHARES / (C.depth * M_LN2)) + 1.0);
-    double gap = larger(fabs(near - expected) - shaken * power * larger(near, expected), 0.0), least = smaller(expected, near);
+    double near = size_of(value), least = smaller(expected, near);
+    /* Sizes may agree where signs do not; the phase of a complex power turns with the distance. */
+    double is = parts == 1 && terms[SHARES - 1].a * value.a < 0.0 ? -near : near;
+    double gap = larger(fabs(is - expected) - shaken * power * larger(near, expected), 0.0);
     double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
     for (int k = 0; k < COLUMNS; k++) {
-        double part = settles > C.settled ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
+        double part = settles > C.settled && !emerges ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
         double missed = gap > slack * least ? layer : part;
         if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
     }
@@ -172,7 +176,7 @@ INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums
     if (cell->start == 0.0 || cell->stop == 0.0) {
         add_series(terms, size_of(values[1]), steps, limits, s);
         error += hidden * set->rule->nodes[0];
-        if (near > 0.0) add_unexplained(terms, at_edges[1], size_of(values[2]), near, shaken, error, limits, s);
+        if (near > 0.0) add_unexplained(terms, parts, at_edges[1], values[2], near, shaken, error, limits, s);
     } else {
         hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
     }

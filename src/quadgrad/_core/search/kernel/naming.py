@@ -1,0 +1,57 @@
+"""Witnesses found by the compiled kernel: which arguments lie between their limits. See search/witnesses.py."""
+
+from __future__ import annotations
+
+from ctypes import addressof, byref, c_double, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.integrand import Argument
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.kernel.library import Named, Setting, load
+from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, pointer
+from quadgrad._core.search.witnesses import AWAY, Listed, Witnesses, named
+
+__all__ = ["find_witnesses"]
+
+KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
+"""What the tables of places and of what is at each consist of."""
+
+
+def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
+    """Call f where arguments of integrals lie between their limits; see :meth:`Witnesses.of`."""
+    arguments = named(problem)
+    if not arguments or (problem.batch == 1 and not _any_inside(problem, arguments)):
+        return None
+    columns = [_numbers(a.value) for a in arguments]
+    setting = problem.opening.setting if problem.opening else Setting.of(problem.pieces, problem.rule)
+    k, rows = len(columns), problem.batch * problem.pieces.count
+    pointers = (c_void_p * k)(*[at for at, _, _ in columns])
+    steps = (c_int64 * k)(*[step for _, step, _ in columns])
+    asked = Named(addressof(pointers), addressof(steps), pointer(mine), k, problem.batch, AWAY)
+    place, slot, x, owner, slope, at = [kind.new_empty(rows * k) for kind in KINDS]
+    tables = (place, slot, x, owner, slope, at)
+    n = load().name_places(byref(setting), byref(asked), *[t.data_ptr() for t in tables])
+    if not n:
+        return None
+    return Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), Listed(*[t[:n] for t in tables[2:]]))
+
+
+def _any_inside(problem: Problem, arguments: list[Argument]) -> bool:
+    """Whether any of the arguments lies between the limits of a single integral: to ask numbers is quicker."""
+    lower, upper = float(problem.pieces.lower[0]), float(problem.pieces.upper[-1])
+    values = (a.value.detach() if isinstance(a.value, Tensor) else a.value for a in arguments)
+    return any(lower < float(value) < upper for value in values)
+
+
+def _numbers(value: Any) -> tuple[int, int, Any]:
+    """Return where the numbers of an argument are, how far apart, and what keeps them there."""
+    if not isinstance(value, Tensor):
+        number = c_double(value)
+        return addressof(number), 0, number
+    plain = value.detach().double().resolve_neg().contiguous()
+    if not in_memory(plain):
+        plain = torch.full_like(plain, torch.nan, device="cpu")
+    return plain.data_ptr(), int(plain.numel() > 1), plain
