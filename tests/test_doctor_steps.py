@@ -69,7 +69,6 @@ def test_a_step_that_stands_still_is_none(tolerance):
     assert report.verdict == Verdict.OK, str(report)
 
 
-@pytest.mark.xfail(strict=True, reason="of a line that decides only the next crossing is looked at, here a kink's")
 def test_a_step_beside_kinks_on_the_same_line_is_told():
     lift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quadgrad.doctor.crossings import Jump, find_restless
+from quadgrad.doctor.crossings import Jump
 from quadgrad.doctor.examine import Direction, Examination, Loss
 from quadgrad.doctor.places import Place, source_of
 from quadgrad.doctor.remedies import remedy_for, step_remedy
 from quadgrad.doctor.report import Report
+from quadgrad.doctor.restless import find_restless
 from quadgrad.doctor.rows import Row, Verdict
 from quadgrad.doctor.slopes import Estimate
 from quadgrad.doctor.trace import Event, Trace
