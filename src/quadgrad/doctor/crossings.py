@@ -18,7 +18,7 @@ from quadgrad.doctor.trace import Decision, Event, Order
 __all__ = ["Jump", "find_jumps"]
 
 _REACH, _NEAR, _WITHIN = 64.0, 2.0, 0.25
-"""How far the first crossing of a line is looked for, others, and others in an integral, in sizes of what is varied.
+"""How far the first crossing of a line is looked for, others, and others in an integral, in sizes of the inputs.
 
 A jump inside an interval is near: its next node is. One that comes in from outside is not there at the point.
 """
@@ -29,7 +29,7 @@ _MOST = 8
 _WIDTH = 1e-7
 _TRIES, _SECANTS = 24, 4
 
-_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
+_SCAN = (0.25, 0.5, 1.0, 2.0)
 """Where decisions are looked at whose next crossing their rates at the point do not tell."""
 
 _KEPT = 4_000_000
@@ -89,8 +89,12 @@ class _Search:
         self.trace = examination.trace
         self._runs: dict[float, Run] = {}
         self._kept = 4
-        self.at_point = self._run(0.0)
         h = main.step / 4.0
+        if examination.at_point is not None:
+            self._keep(0.0, examination.at_point)
+        for t, run in zip((h, -h), main.sides.get(h, ()), strict=False):
+            self._keep(t, run)
+        self.at_point = self._run(0.0)
         self.sides = [self._run(h), self._run(-h)]
         sizes = [
             torch.as_tensor(d.quantity).numel() for d in self.at_point.trace.decisions if d.quantity is not None
@@ -103,10 +107,13 @@ class _Search:
             return self._runs[t]
         order = Order(base=self.trace, margins=True, outcomes=outcomes or {})
         run = self.x.program.run(order, self.main.steps, t)
-        run.trace.events.clear()  # results as large as the program's own, which nobody reads here
         if not outcomes and (t == 0.0 or len(self._runs) < self._kept):
-            self._runs[t] = run
+            self._keep(t, run)
         return run
+
+    def _keep(self, t: float, run: Run) -> None:
+        run.trace.events.clear()  # results as large as the program's own, which nobody reads any more
+        self._runs[t] = run
 
     # ------------------------------------------------------------------------------------ one line
 
@@ -122,7 +129,7 @@ class _Search:
             return size, distance
         # One that stands still at the point, or turns, may all the same change further out.
         for t in (s * t for t in _SCAN for s in (1.0, -1.0)):
-            if not any(0.7 < seen / t < 1.4 for seen in self._runs):
+            if not any(0.6 < seen / t < 1.6 for seen in self._runs):
                 self._run(t)
         return self._first_jump(moving)[:2]
 
@@ -136,7 +143,8 @@ class _Search:
         done: set[tuple[int, int]] = set()
         failed: set[tuple[int, int, bool]] = set()
         near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
-        for _ in range(_MOST):
+        severed = abs(self.main.gap) > 3.0 * self.main.bar(self.x.floor)  # then the verdict is no OK anyway
+        for _ in range(1 if severed else _MOST):
             crossing = self._nearest(numbers, done, failed)
             if crossing is None or (done and abs(crossing.t) > near):
                 break
@@ -242,7 +250,7 @@ class _Search:
 
     def _close_in(self, crossing: _Crossing) -> tuple[_Point, _Point] | None:
         """Return two runs close to each other with the crossing between them."""
-        points, last = self._points(crossing), math.inf
+        points, last = self._points(crossing), crossing.t if self._is_straight(crossing) else math.inf
         halve = 0
         for tries in range(_TRIES):
             far = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
@@ -264,6 +272,13 @@ class _Search:
             if narrower and abs(points[narrower].t - points[narrower - 1].t) > 0.5 * abs(width):
                 halve += 1
         return None
+
+    def _is_straight(self, crossing: _Crossing) -> bool:
+        """Whether the margin at the point and beside it tells of no bend all the way to the crossing."""
+        values = [self._values(run, crossing.number) for run in (self.sides[1], self.at_point, self.sides[0])]
+        left, here, right = (math.nan if v is None else float(v[crossing.element]) for v in values)
+        bend = abs(right - 2.0 * here + left) * abs(crossing.t) * 4.0 / self.main.step
+        return bend <= 1e-7 * abs(right - left)
 
     def _with(self, points: list[_Point], t: float, crossing: _Crossing) -> list[_Point]:
         """Return the points and one more."""
