@@ -71,6 +71,7 @@ def examine_program(seed: int, **kinds: int) -> Outcome | None:
         with torch.no_grad():
             for source, step in zip((*program.inputs, *program.module.parameters()), moved, strict=True):
                 source.add_(JITTER * step)
+        steps = Program(function, program.inputs, [program.module], 0, lambda: None).direction(0)
         lost = program.losses(steps)
         seen, true = program.slope(set(program.kinds), steps), program.slope(set(), steps)
     size = abs(seen) + abs(true) + sum(map(abs, lost.values()))
