@@ -20,6 +20,7 @@ __all__ = ["Jump", "find_jumps"]
 _REACH, _NEAR, _WITHIN = 64.0, 2.0, 0.25
 """How far the first crossing of a line is looked for, others, and others in an integral, in sizes of the inputs.
 
+Where what decides moves in proportion, it costs little to look as far as for the first one.
 A jump inside an interval is near: its next node is. One that comes in from outside is not there at the point.
 """
 
@@ -146,8 +147,11 @@ class _Search:
         severed = abs(self.main.gap) > 3.0 * self.main.bar(self.x.floor)  # then the verdict is no OK anyway
         for _ in range(1 if severed else _MOST):
             crossing = self._nearest(numbers, done, failed)
-            if crossing is None or (done and abs(crossing.t) > near):
+            if crossing is None:
                 break
+            if done and abs(crossing.t) > near and (near == _WITHIN or not self._is_straight(crossing)):
+                failed.add((crossing.number, crossing.column, crossing.t > 0.0))
+                continue
             ends = self._close_in(crossing)
             if ends is None:
                 failed.add((crossing.number, crossing.column, crossing.t > 0.0))
