@@ -56,6 +56,17 @@ class _Crossing(NamedTuple):
     t: float
 
 
+class _Size(NamedTuple):
+    """How far the output jumps, at which distance, and whether the margin jumped as well."""
+
+    size: float
+    distance: float
+    carried: bool = False
+
+
+_NONE = _Size(0.0, 0.0)
+
+
 class _Point(NamedTuple):
     """A run along the direction, and a margin there."""
 
@@ -74,12 +85,13 @@ def find_jumps(examination: Examination) -> list[Jump]:
     if not lines or not math.isfinite(main.true.value):
         return []
     search = _Search(examination, main)
-    jumps: list[Jump] = []
-    for numbers in lines.values():
-        size, distance = search.jump_of(numbers)
-        if size > 0.0:
-            jumps.append(Jump(trace.decisions[numbers[0]], len(numbers), size, distance))
-    return jumps
+    found = [(numbers, search.jump_of(numbers)) for numbers in lines.values()]
+    # What a line decides on may jump itself, by what another one decides: that is the other line's.
+    own = [(numbers, jump) for numbers, jump in found if jump.size > 0.0 and not jump.carried]
+    all_of_them = own or [(numbers, jump) for numbers, jump in found if jump.size > 0.0]
+    return [
+        Jump(trace.decisions[numbers[0]], len(numbers), jump.size, jump.distance) for numbers, jump in all_of_them
+    ]
 
 
 class _Search:
@@ -102,6 +114,7 @@ class _Search:
         ]
         self._kept = max(self._kept, _KEPT // max(1, sum(sizes)))
         self._margins: dict[int, Margins | None] = {}
+        self._is_told = abs(main.gap) > 3.0 * main.bar(examination.floor)  # then the verdict is no OK anyway
 
     def _run(self, t: float, outcomes: Any = None) -> Run:
         if t in self._runs and not outcomes:
@@ -118,34 +131,34 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ one line
 
-    def jump_of(self, numbers: list[int]) -> tuple[float, float]:
+    def jump_of(self, numbers: list[int]) -> _Size:
         """Return how far the output jumps where one of these decisions changes, and at which distance."""
         if self.trace.decisions[numbers[0]].op in DRAWS:
             return self._drawn(numbers)
         moving = [k for k in numbers if self._moves(k)]
         if not moving:
-            return 0.0, 0.0
-        size, distance, met = self._first_jump(moving)
-        if met:
-            return size, distance
+            return _NONE
+        jump = self._first_jump(moving)
+        if jump is not None:
+            return jump
         # One that stands still at the point, or turns, may all the same change further out.
         for t in (s * t for t in _SCAN for s in (1.0, -1.0)):
             if not any(0.6 < seen / t < 1.6 for seen in self._runs):
                 self._run(t)
-        return self._first_jump(moving)[:2]
+        return self._first_jump(moving) or _NONE
 
     def _moves(self, number: int) -> bool:
         """Whether what decides depends on what is varied at all."""
         right, left = (self._values(run, number) for run in self.sides)
         return right is not None and left is not None and not torch.equal(right, left)
 
-    def _first_jump(self, numbers: list[int]) -> tuple[float, float, bool]:
-        """Follow one crossing after the other, until the output jumps; say whether one was met."""
+    def _first_jump(self, numbers: list[int]) -> _Size | None:
+        """Follow one crossing after the other, until the output jumps; None if there was none."""
+        carried = _NONE
         done: set[tuple[int, int]] = set()
         failed: set[tuple[int, int, bool]] = set()
         near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
-        severed = abs(self.main.gap) > 3.0 * self.main.bar(self.x.floor)  # then the verdict is no OK anyway
-        for _ in range(1 if severed else _MOST):
+        for _ in range(1 if self._is_told else _MOST):
             crossing = self._nearest(numbers, done, failed)
             if crossing is None:
                 break
@@ -157,12 +170,14 @@ class _Search:
                 failed.add((crossing.number, crossing.column, crossing.t > 0.0))
                 continue
             done.add((crossing.number, crossing.column))
-            size, distance = self._jump(crossing, *ends)
-            if size > 0.0:
-                return size, distance, True
-        return 0.0, 0.0, bool(done)
+            jump = self._jump(crossing, *ends)
+            if jump.size > 0.0 and not jump.carried:
+                self._is_told = True
+                return jump
+            carried = carried if carried.size > 0.0 else jump
+        return carried if done else None
 
-    def _drawn(self, numbers: list[int]) -> tuple[float, float]:
+    def _drawn(self, numbers: list[int]) -> _Size:
         """Return what another draw makes of the output, where its probabilities move."""
         for k in numbers:
             first, second = (self._values(run, k) for run in self.sides)
@@ -174,8 +189,8 @@ class _Search:
             changed = self._run(0.0, {k: held._replace(leaves=(other,))}).value
             size = abs(changed - self.at_point.value)
             if size > self._noise(0.0):
-                return size, 0.0
-        return 0.0, 0.0
+                return _Size(size, 0.0)
+        return _NONE
 
     # ------------------------------------------------------------------------------------ where margins are zero
 
@@ -294,18 +309,20 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ what happens there
 
-    def _jump(self, crossing: _Crossing, near: _Point, far: _Point) -> tuple[float, float]:
+    def _jump(self, crossing: _Crossing, near: _Point, far: _Point) -> _Size:
         """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
         noise = self._noise(abs(far.t - near.t) * self.main.size)
         if abs(far.run.value - near.run.value) <= noise:
-            return 0.0, 0.0
+            return _NONE
         outcome = far.run.trace.decisions[crossing.number].out
         try:
             crossed = self._run(near.t, {crossing.number: outcome})
         except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
             crossed = far.run
         size = abs(crossed.value - near.run.value)
-        return (size, abs(near.t)) if size > noise else (0.0, 0.0)
+        here = self._values(self.at_point, crossing.number)
+        carried = here is not None and abs(far.margin - near.margin) > 1e-2 * abs(float(here[crossing.element]))
+        return _Size(size, abs(near.t), carried) if size > noise else _NONE
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
