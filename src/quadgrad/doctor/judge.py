@@ -133,7 +133,7 @@ def _operations(events: Iterable[Event]) -> str:
 
 
 def _remedy(trace: Trace, events: Sequence[Event]) -> str:
-    event = events[0]
+    event = next((e for e in events if e.visible), events[0])  # what is written tells more than what is read for it
     remedy = remedy_for(event.op, event.detail, source_of(event.place), event.place.through)
     near = [place for place in trace.rewrapped if place.file == event.place.file]
     if near and remedy.startswith("wrap"):
