@@ -138,8 +138,10 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("element", range(4))
-@pytest.mark.parametrize("line", LINES)
+PAIRS = [(line, i) for line in LINES for i in range(4) if line != "topk" or i < 2]  # others leave by two crossings
+
+
+@pytest.mark.parametrize(("line", "element"), PAIRS)
 def test_a_step_of_one_element_beside_kinks_of_others_is_told(line, element):
     x = t64([0.32, -0.63, 0.87, -0.21]).requires_grad_()
     assert qg.doctor.check(lambda x: LINES[line](x, 0 * x.detach().abs().round()), x).ok
@@ -154,7 +156,7 @@ def test_of_two_places_on_one_line_one_may_jump(jump):
     def program(k):
         wave = lambda x: torch.sin(8.0 * x + k)
         f = lambda x: torch.exp(-k * x) + torch.where(wave(x) > 0, wave(x) + jump * (x > 0.5), 0 * x)
-        return qg.quad(f, 0.0, 1.0, points=0.5, rtol=1e-5).value
+        return qg.quad(f, 0.0, 1.0, points=0.5, rtol=1e-5 if jump else 1e-8).value
 
     report = qg.doctor.check(program, t64(0.7).requires_grad_())
     assert report.verdict == (Verdict.STEP if jump else Verdict.OK), str(report)

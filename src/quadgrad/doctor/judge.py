@@ -63,7 +63,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
         steps = [_step_row(x, jump) for jump in find_restless(x)]
         report = replace(report, rows=sorted(rows + steps, key=_gravity))
     noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
-    if steps and (verdict == Verdict.OK or noisy):  # so many jumps that differences are noise, too
+    # So many jumps that differences are noise, too; or that of nodes which cross one where nobody marked it.
+    crossed = verdict == Verdict.UNLOCATED and x.program.rehearsal.kept and not _found(lost + wrong)
+    if steps and (verdict == Verdict.OK or noisy or crossed):
         verdict, cause = Verdict.STEP, ""
     elif verdict == Verdict.OK and all(_is_zero(x, d) for d in x.directions):
         verdict = Verdict.ZERO
@@ -80,7 +82,7 @@ def _verdict(
             f"As soon as what requires grad moves a little, the program does something else{where}: it decides "
             "there, and the point lies on the border; or it is not defined beside it."
         )
-    found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
+    found = _found(rows)
     unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.allowed * main.size)
     far = [d for d in gaps if not abs(d.gap) <= 3.0 * d.bar(x.allowed)]
     if unexplained or (far and not found):
@@ -101,6 +103,10 @@ def _verdict(
             f"{d.bar(x.floor):.1g}. The value may be rounded much more coarsely than its size tells, or be noisy."
         )
     return Verdict.OK, ""
+
+
+def _found(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
 
 
 def _is_zero(x: Examination, direction: Direction) -> bool:
