@@ -156,7 +156,7 @@ def test_of_two_places_on_one_line_one_may_jump(jump):
     def program(k):
         wave = lambda x: torch.sin(8.0 * x + k)
         f = lambda x: torch.exp(-k * x) + torch.where(wave(x) > 0, wave(x) + jump * (x > 0.5), 0 * x)
-        return qg.quad(f, 0.0, 1.0, points=0.5, rtol=1e-5 if jump else 1e-8).value
+        return qg.quad(f, t64(0.0), 1.0, points=0.5, rtol=1e-5 if jump else 1e-8).value
 
     report = qg.doctor.check(program, t64(0.7).requires_grad_())
     assert report.verdict == (Verdict.STEP if jump else Verdict.OK), str(report)
