@@ -101,6 +101,8 @@ def main() -> None:
         "--only", action="append", default=[], metavar="TASK",
         help="of the page fuzz, and again for more: 'family', ':way', 'family:way', 'family:way:turn'",
     )  # fmt: skip
+    parser.add_argument("--first", type=int, default=0, help="of the page doctor: the first program's number")
+    parser.add_argument("--count", type=int, help="of the page doctor: how many programs (default all 1,100)")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -117,6 +119,7 @@ def main() -> None:
         with console.status(f"{name} ..."):
             more = {"seed": options.seed} if name in ("bridge", "cubature", "doctor", "families", "fuzz") else {}
             more |= {key: getattr(options, key) for key in ("minutes", "claims", "only")} if name == "fuzz" else {}
+            more |= {key: getattr(options, key) for key in ("first", "count")} if name == "doctor" else {}
             more |= {"against": options.against} if name in AGAINST else {}
             findings = BENCHMARKS[name](options.scale, **more)
         show_findings(findings, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import subprocess
 import sys
@@ -17,20 +18,22 @@ import quadgrad as qg
 from benchmarks.doctor_programs import RandomProgram, write_program
 from benchmarks.findings import Figure, Findings, Sheet, Target
 from benchmarks.memory import peak_memory
+from quadgrad.doctor.check import JITTER
 from quadgrad.doctor.program import Program
 
 __all__ = ["KINDS", "Outcome", "examine_program", "measure"]
 
 KINDS = {
-    "severing, wrong": (600, {"severing": 5, "wrong": 1}),
-    "severing": (150, {"severing": 5}),
-    "steps among them": (100, {"severing": 3, "wrong": 1, "steps": 1}),
-    "steps alone": (100, {"severing": 0, "steps": 1}),
-    "healthy": (50, {"severing": 0}),
+    "severing, wrong": ({"severing": 5, "wrong": 1}, 600),
+    "severing": ({"severing": 5}, 150),
+    "steps among them": ({"severing": 3, "wrong": 1, "steps": 1}, 100),
+    "steps alone": ({"severing": 0, "steps": 1}, 100),
+    "healthy": ({"severing": 0}, 50),
 }
 """Programs of up to 30 lines: how many of each kind, and what is in them at most."""
 
-WRONG = 100
+WRONG = {"severing": 0, "wrong": 1}, 100
+_TRIES = 100  # numbers of one program: those that raise by themselves are drawn anew
 _FORWARDS = 10
 
 
@@ -63,6 +66,14 @@ def examine_program(seed: int, **kinds: int) -> Outcome | None:
     torch.default_generator.set_state(program.names["state"])
     report = qg.doctor.check(function, *program.inputs, modules=[program.module])
     outcome = Outcome(seed, report.verdict.value, report.runs)
+    if any("examined beside" in note for note in report.notes):  # then the twin's derivatives are those there
+        moved = Program(function, program.inputs, [program.module], 0, lambda: None).direction(99)
+        with torch.no_grad():
+            for source, step in zip((*program.inputs, *program.module.parameters()), moved, strict=True):
+                source.add_(JITTER * step)
+        steps = Program(function, program.inputs, [program.module], 0, lambda: None).direction(0)
+        lost = program.losses(steps)
+        seen, true = program.slope(set(program.kinds), steps), program.slope(set(), steps)
     size = abs(seen) + abs(true) + sum(map(abs, lost.values()))
     rows = {row.line - 2: row for row in report.rows if row.file == program.file}
     blamed = {i for i, row in rows.items() if row.verdict.value in ("SEVERED", "WRONG", "EDITED")}
@@ -94,58 +105,78 @@ def _lines_with_costs(program: RandomProgram, report: qg.doctor.Report) -> int:
     return len(decide | {row.line - 2 for row in report.rows})
 
 
-def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
-    """Examine a thousand random programs, and a network of ten million parameters."""
+def measure(scale: float = 1.0, seed: int | None = None, first: int = 0, count: int | None = None) -> Findings:
+    """Examine a thousand random programs and a hundred wrong backwards, and a network of ten million parameters.
+
+    With ``first`` and ``count`` a part of the programs alone, by their numbers: pieces with one seed are the whole.
+    """
     seed = secrets.randbelow(2**31) if seed is None else seed
+    whole = first == 0 and count is None
+    last = math.inf if count is None else first + count
     rows: list[tuple[str, ...]] = []
     cases: list[tuple[str, ...]] = []
     every: list[Outcome] = []
+    begins = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for k, (kind, (count, kinds)) in enumerate(KINDS.items()):
-            outcomes = _examine(seed + 10**6 * k, max(3, round(count * scale)), kinds)
+        for k, (kind, (kinds, share)) in enumerate({**KINDS, "wrong backwards": WRONG}.items()):
+            ends = begins + max(3, round(share * scale))
+            numbers = [n for n in range(begins, ends) if first <= n < last]
+            begins = ends
+            outcomes = [_examine(seed + 10**6 * k + _TRIES * n, kinds) for n in numbers]
+            if not outcomes:
+                continue
             every += outcomes
-            verdicts = ", ".join(
-                f"{n} {verdict}" for verdict, n in Counter(o.verdict for o in outcomes).most_common()
-            )
-            bad = sum(bool(o.defects) for o in outcomes)
-            over = max(o.runs - 25 - 6 * o.lines for o in outcomes)
-            mean = sum(o.runs for o in outcomes) / len(outcomes)
-            rows.append((kind, f"{len(outcomes)}", f"{bad}", verdicts, f"{mean:.0f}", f"{over:+d}"))
+            rows.append((kind, *_summary(outcomes)))
             cases += [(kind, f"{o.seed}", o.verdict, "; ".join(o.defects)) for o in outcomes if o.defects]
-        wrong = _examine(seed + 10**7, max(3, round(WRONG * scale)), {"severing": 0, "wrong": 1})
-    there, sized = (sum(o.wrong[i] for o in (*every, *wrong)) for i in (0, 1))
-    every_one = Target(1, at_least=True)
-    ratio, memory = _cost(scale), _memory(scale)
-    defects = sum(bool(o.defects) for o in every)
-    within = sum(o.runs <= 25 + 6 * o.lines for o in every) / len(every)
+            cases += [
+                (kind, f"{o.seed}", o.verdict, f"{o.runs} runs, {o.lines} lines") for o in outcomes if _over(o) > 0
+            ]
     return Findings(
-        f"The doctor on {len(every):,} random programs, seed {seed}",
+        f"The doctor on {len(every):,} random programs, seed {seed}"
+        + ("" if whole else f", numbers {first} to {first + len(every) - 1} of {begins}"),
         "Up to 30 lines, with faults of every kind among them; true derivatives and losses from autograd on a twin "
         "whose lines do not sever. Programs that raise by themselves are drawn anew.",
         [
             Sheet(("", "programs", "with a\ndefect", "verdicts", "runs", "over 25 + 6\na line, at most"), rows),
-            Sheet(("kind", "seed", "verdict", "defect"), cases),
+            Sheet(("kind", "seed", "verdict", "defect, or more than 25 + 6 runs a line"), cases),
         ],
-        [
-            Figure("programs with a defect", defects, target=Target(0), unit=""),
-            Figure(f"wrong backwards found, sized, of {there}", sized / max(1, there), target=every_one, unit=""),
-            Figure("share within 25 runs and 6 a line that severs or decides", within, target=every_one, unit=""),
-            Figure("10^7 parameters: time over a forward pass by itself", ratio, target=Target(60)),
-            Figure("10^7 parameters: peak memory over that of a training step", memory, target=Target(3)),
-        ],
+        _figures(every) + (_costs(scale) if whole else []),
     )  # fmt: skip
 
 
-def _examine(first: int, count: int, kinds: dict[str, int]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    number = first
-    while len(outcomes) < count:
-        outcome = examine_program(number, **kinds)
-        number += 1
-        if outcome is not None:
-            outcomes.append(outcome)
-    return outcomes
+def _examine(number: int, kinds: dict[str, int]) -> Outcome:
+    """Examine the first program from this number on that does not raise by itself."""
+    return next(o for n in range(number, number + _TRIES) if (o := examine_program(n, **kinds)) is not None)
+
+
+def _over(outcome: Outcome) -> int:
+    return outcome.runs - 25 - 6 * outcome.lines
+
+
+def _summary(outcomes: list[Outcome]) -> tuple[str, ...]:
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(o.verdict for o in outcomes).most_common())
+    mean = sum(o.runs for o in outcomes) / len(outcomes)
+    bad = sum(bool(o.defects) for o in outcomes)
+    return f"{len(outcomes)}", f"{bad}", verdicts, f"{mean:.0f}", f"{max(map(_over, outcomes)):+d}"
+
+
+def _figures(every: list[Outcome]) -> list[Figure]:
+    there, sized = (sum(o.wrong[i] for o in every) for i in (0, 1))
+    within = sum(_over(o) <= 0 for o in every) / len(every)
+    every_one = Target(1, at_least=True)
+    return [
+        Figure("programs with a defect", sum(bool(o.defects) for o in every), target=Target(0), unit=""),
+        Figure(f"wrong backwards found, sized, of {there}", sized / max(1, there), target=every_one, unit=""),
+        Figure("share within 25 runs and 6 a line that severs or decides", within, target=every_one, unit=""),
+    ]
+
+
+def _costs(scale: float) -> list[Figure]:
+    return [
+        Figure("10^7 parameters: time over a forward pass by itself", _cost(scale), target=Target(60)),
+        Figure("10^7 parameters: peak memory over that of a training step", _memory(scale), target=Target(3)),
+    ]
 
 
 def _network(scale: float) -> tuple[nn.Module, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 import random
 import re
 import warnings
@@ -225,21 +226,39 @@ def test_integrals_in_every_verb_are_examined() -> None:
     assert report.verdict == "SEVERED" and "p.detach()" in lines_of(report)[0]
 
 
-def test_the_warning_of_a_severed_gradient_prescribes_what_names_the_line() -> None:
-    p = leaf(0.8)
+def in_torch(x: Tensor, p: Tensor) -> Tensor:
+    return p.item() * torch.exp(x)
+
+
+PRESCRIPTIONS = {
+    "alias": ("qg.quad(sever, 0.0, 1.0, (p,))", "import quadgrad as qg\n{}"),
+    "whole name": ("quadgrad.quad(\n    sever, 0.0, 1.0,  # two limits\n    args=(p,),\n)", "import quadgrad\n{}"),
+    "one function": ("quad(sever, 0.0, 1.0, (p,))", "from quadgrad import quad\n{}"),
+    "local": (
+        "qg.quad(sever, 0.0, 1.0, (q,))",
+        "import quadgrad as qg\ndef f():\n    q = 2 * p\n    return {}\nf()",
+    ),
+    "loop": ("qg.quad(sever, 0.0, b, (p.exp(),))", "import quadgrad as qg\n[{} for b in (1.0, 2.0)]"),
+    "integrator": ("f(sever, 0.0, 1.0, (p,))", "import quadgrad as qg\nf = qg.Integrator(qg.quad)\n{}"),
+}
+
+
+@pytest.mark.parametrize("form", PRESCRIPTIONS)
+def test_the_warning_of_a_severed_gradient_prescribes_what_names_the_line(form: str) -> None:
+    """The printed statement runs in the place of the call, whatever that calls the library."""
+    (call, around), said, file = PRESCRIPTIONS[form], list[str](), f"prescribed_{form}.py"
+    text = around.format(call)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    space = {"sever": in_torch, "p": leaf(0.8), "said": said, "__name__": "theirs"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        qg.quad(
-            lambda x, p: p.item() * torch.exp(x), 0.0, 1.0,
-            args=(p,),
-        )  # fmt: skip
-    (message,) = (str(w.message) for w in caught)
-    found = re.search(r"print\((quadgrad\.doctor\.check\(.*\))\)$", message)
-    assert found and "p.item() * torch.exp(x)" in found[1]
-    import quadgrad
-
-    report = eval(found[1], {"quadgrad": quadgrad, "qg": qg, "p": p, "torch": torch})
-    assert report.verdict == "SEVERED" and report.findings[0].operation == "item"
+        exec(compile(text, file, "exec"), space)
+    (message,) = {str(w.message) for w in caught}
+    found = re.search(r"In place of this call, the line is named by: (import quadgrad; )?print\((.*)\)$", message)
+    assert found and (found[1] is not None) == (form == "one function")
+    space.pop("__name__")
+    exec(around.format(f"said.append(str({found[2]}))"), space | {"quadgrad": __import__("quadgrad")})
+    assert all("SEVERED" in one and "p.item() * torch.exp(x)" in one for one in said) and said
 
 
 # -- the report

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.filterwarnings(
 def test_faults_are_found_and_sized_in_random_programs(kind: str) -> None:
     examined, seed = 0, 1000 * (1 + list(KINDS).index(kind))
     while examined < (2 if "steps" in kind else 4):
-        outcome = examine_program(seed, **KINDS[kind][1])
+        outcome = examine_program(seed, **KINDS[kind][0])
         seed += 1
         if outcome is not None:
             examined += 1
-            assert not outcome.defects, (outcome, f"examine_program({outcome.seed}, **{KINDS[kind][1]})")
+            assert not outcome.defects, (outcome, f"examine_program({outcome.seed}, **{KINDS[kind][0]})")
 
 
 def test_wrong_backward_passes_are_found_and_sized() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import quadgrad as qg
+from helpers import t64
 from quadgrad.doctor import Verdict
 
 TOLERANCES = {
@@ -69,7 +70,6 @@ def test_a_step_that_stands_still_is_none(tolerance):
     assert report.verdict == Verdict.OK, str(report)
 
 
-@pytest.mark.xfail(strict=True, reason="of a line that decides only the next crossing is looked at, here a kink's")
 def test_a_step_beside_kinks_on_the_same_line_is_told():
     lift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
@@ -83,3 +83,89 @@ def test_a_step_beside_kinks_on_the_same_line_is_told():
         for k in (0.4, 0.6, 0.8, 1.0, 1.17, 1.3)
     ]
     assert found == [Verdict.STEP] * 6
+
+
+# -- lines of which one element bends and another one jumps ---------------------------------------------
+
+EDGES, VALUES = t64([-1.0, -0.5, 0.0, 0.5, 1.0]), t64([0.0, 1.0, -1.0, 2.0, 0.0])
+
+
+def looped(x, w):
+    total = (x**2).sum()
+    for i in range(len(x)):
+        if x[i] > 0.1:
+            total = total + (x[i] - 0.1) + w[i]
+    return total
+
+
+def asked_as_numbers(x, w):
+    total = (x**2).sum()
+    for i in range(len(x)):
+        total = total + (2 * (x[i] - 0.1) + w[i] if x[i].item() > 0.1 else 0.0 * x[i])
+    return total
+
+
+def rounded(x, w):
+    near = torch.round(2 * x)
+    return (torch.abs(2 * x - near) + w * near + x**2).sum()
+
+
+def best_of_rows(x, w):
+    rows = torch.outer(x, t64([1.0, -1.0, 0.5])) + t64([0.1, 0.2, 0.3])
+    index = rows.argmax(1)
+    return (rows.gather(1, index[:, None])[:, 0] + w * index).sum() + (x**2).sum()
+
+
+def in_buckets(x, w):
+    k = torch.bucketize(x, EDGES).clamp(1, 4)
+    part = (x - EDGES[k - 1]) / 0.5
+    return (VALUES[k - 1] + part * (VALUES[k] - VALUES[k - 1]) + w * VALUES[k]).sum() + (x**2).sum()
+
+
+LINES = {
+    "where": lambda x, w: (torch.where(x > 0.1, x - 0.1 + w, 0 * x) + x**2).sum(),
+    "mask": lambda x, w: ((x > 0.1) * (torch.sin(x - 0.1) + w) + x**3).sum(),
+    "clamp and mask": lambda x, w: (torch.clamp(x, min=0.1) + (x >= 0.1) * w + torch.relu(x)).sum(),
+    "if": looped,
+    "numbers": asked_as_numbers,
+    "round": rounded,
+    "argmax": best_of_rows,
+    "sort": lambda x, w: (
+        (x.sort().values * VALUES[: len(x)]).sum() + (w[x.sort().indices] * VALUES[: len(x)]).sum()
+    ),
+    "topk": lambda x, w: x.topk(2).values.sum() + (w * t64([1.0, 2.0, 5.0, 9.0]))[x.topk(2).indices].sum(),
+    "buckets": in_buckets,
+}
+
+
+PAIRS = [(line, i) for line in LINES for i in range(4) if line != "topk" or i < 2]  # others leave by two crossings
+
+
+@pytest.mark.parametrize(("line", "element"), PAIRS)
+def test_a_step_of_one_element_beside_kinks_of_others_is_told(line, element):
+    x = t64([0.32, -0.63, 0.87, -0.21]).requires_grad_()
+    assert qg.doctor.check(lambda x: LINES[line](x, 0 * x.detach().abs().round()), x).ok
+    lift = torch.zeros(4, dtype=torch.float64)
+    lift[element] = 0.3
+    report = qg.doctor.check(lambda x: LINES[line](x, lift), x)
+    assert report.verdict == Verdict.STEP, str(report)
+
+
+@pytest.mark.parametrize("jump", [0.0, 0.2])
+def test_of_two_places_on_one_line_one_may_jump(jump):
+    def program(k):
+        wave = lambda x: torch.sin(8.0 * x + k)
+        f = lambda x: torch.exp(-k * x) + torch.where(wave(x) > 0, wave(x) + jump * (x > 0.5), 0 * x)
+        return qg.quad(f, t64(0.0), 1.0, points=0.5, rtol=1e-5 if jump else 1e-8).value
+
+    report = qg.doctor.check(program, t64(0.7).requires_grad_())
+    assert report.verdict == (Verdict.STEP if jump else Verdict.OK), str(report)
+
+
+def test_a_step_before_a_line_that_decides_is_not_that_lines():
+    def f(x):
+        y = torch.floor(3 * x) * x
+        return torch.where(y > 0.1, y - 0.1, 0.2 * (y - 0.1)).sum()
+
+    report = qg.doctor.check(f, t64([0.32, -0.63, 0.87]).requires_grad_())
+    assert {row.operation for row in report.findings} == {"floor"}, str(report)

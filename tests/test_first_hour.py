@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -382,6 +383,26 @@ def test_a_result_that_is_taken_for_its_value(use: Callable[[Any], Any], says: s
         assert bool(result)
 
 
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        (float, "float({})"),
+        (lambda c: c * 2, "{} * ..."),
+        (lambda c: 1 - c, "... - {}"),
+        (lambda c: torch.tensor(2.0) * c, "... * {}"),
+        (lambda c: c[0], "{}[0]"),
+        (torch.exp, "give torch.exp {}"),
+        (np.asarray, "{}.numpy(force=True)"),
+        (lambda c: c.sum(), "{}.sum"),
+    ],
+)
+def test_a_curve_that_is_taken_for_its_value(use: Callable[[Any], Any], says: str) -> None:
+    grid = torch.linspace(0.0, 1.0, 5)
+    for curve, value in ((qg.antiderivative(torch.exp, 0.0, 1.0), "F(x)"), (qg.spline(grid**2, grid), "S(x)")):
+        assert says.format(value) in told(lambda curve=curve: use(curve))
+        assert bool(curve) and copy.deepcopy(curve)(0.5) == curve(0.5)
+
+
 # -- precision and places ------------------------------------------------------------------------------
 
 
@@ -450,3 +471,44 @@ def test_a_model_in_half_precision_is_a_precision_and_no_jump(half: torch.dtype,
         assert f"f computes in {str(half).removeprefix('torch.')}" in result.message
     with pytest.warns(qg.UnmarkedJumpWarning):
         qg.quad(lambda x: f(x) + 0.8 * (x > 0.37), a, b, on_failure="ignore")
+
+
+# -- names, writes, places in tables -------------------------------------------------------------------
+
+
+MORE = [
+    (lambda x: exp(-x), r"Write torch\.exp$"),  # type: ignore[name-defined]  # noqa: F821
+    (lambda x: torch.expp(-x), r"Write torch\.exp$"),  # type: ignore[attr-defined]
+    (lambda x: torch.ones(4)[x], r"table\[x\.long\(\)\]"),
+    (lambda: 1.0, r"as in lambda x: \.\.\."),
+]
+
+
+@pytest.mark.parametrize(("f", "says"), MORE)
+@pytest.mark.parametrize("verb", [qg.quad, qg.antiderivative], ids=["quad", "antiderivative"])
+def test_other_slips_in_the_integrand(verb: Callable[..., Any], f: Callable[..., Any], says: str) -> None:
+    assert re.search(says, told(lambda: verb(f, 0.0, 1.0)))
+
+
+def test_x_is_not_written_to() -> None:
+    assert "y = x + 1 for x += 1" in told(lambda: qg.expectation(lambda x: x.add_(1.0), NORMAL))
+
+
+@pytest.mark.parametrize("f", [torch.Tensor.sum, torch.Tensor.mean, torch.Tensor.prod, torch.Tensor.max])
+def test_a_number_made_of_many_points_of_a_box_is_no_constant(f: Callable[..., Any]) -> None:
+    """Nodes that lie evenly begin and end with one in the middle, whose number is that of all."""
+    for g in (
+        lambda x: float(f(x[..., 0])),
+        lambda x: float(f(x[..., 1])),
+        lambda x: float(f(x[..., 0] + x[..., 1])),
+    ):
+        assert "leave out float()" in told(lambda g=g: qg.cubature(g, [0.0, 0.0], [1.0, 1.0]))
+
+
+@pytest.mark.parametrize("verb", [qg.quad, qg.cubature, qg.qmc, qg.antiderivative])
+def test_a_tensor_on_the_meta_device_is_named(verb: Callable[..., Any]) -> None:
+    nowhere = torch.ones((), device="meta")
+    ends = (0.0, 1.0) if verb in (qg.quad, qg.antiderivative) else ([0.0, 0.0], [1.0, 1.0])
+    assert "args[0] is on the meta device" in told(lambda: verb(lambda x, p: p, *ends, (nowhere,)), ValueError)
+    if verb in (qg.quad, qg.antiderivative):
+        assert "b is on the meta device" in told(lambda: verb(torch.exp, 0.0, nowhere), ValueError)

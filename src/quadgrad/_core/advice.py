@@ -6,6 +6,7 @@ the caller's code, and knows nothing of integrals.
 
 from __future__ import annotations
 
+import difflib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -84,8 +85,8 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
     for advise in advisers or (
-        signature, _leaves_torch, _takes_tensors, _takes_one_number, _mixes_dtypes, _mixes_devices, _network,
-        _element,
+        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _takes_one_number, _mixes_dtypes,
+        _mixes_devices, _network, _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -105,17 +106,24 @@ def spread(name: str, y: Any, called: Called) -> Tensor:
         raise IntegrandError(_instead_of_a_tensor(name, y, called))
     x, grid = called.x, called.grid
     flat = x.flatten(0, len(grid) - 1) if len(grid) > 1 else x
-    for one in (flat[:1], flat[-1:]) if grid.numel() > 1 else ():
+    for one in _unlike(flat) if grid.numel() > 1 else ():
         other = called.function(one.expand(flat.shape).reshape(x.shape), *called.args)
         if isinstance(other, Tensor) or not (other == y or (other != other and y != y)):
             raise IntegrandError(
-                f"{name} returned one number for many x, {y!r}, and {other!r} where all x are the first of them: "
+                f"{name} returned one number for many x, {y!r}, and {other!r} where all x are one of them: "
                 "leave out float(), .item(), .sum() and .mean(); a function of one number needs "
                 f"{called.one_by_one}. A constant is the same number whatever x is"
             )
     if isinstance(y, complex | np.complexfloating):
         return x.new_full(grid, complex(y), dtype=x.dtype.to_complex())
     return x.new_full(grid, float(y))
+
+
+def _unlike(x: Tensor) -> list[Tensor]:
+    """Return two of many points that are far apart: nodes that lie evenly have a mean which is one of them."""
+    along = x.detach().reshape(len(x), -1)
+    along = along @ torch.arange(1.0, along.shape[1] + 1.0, dtype=x.dtype, device=x.device).rsqrt()
+    return [x[i : i + 1] for i in (int(along.argmin()), int(along.argmax()))]
 
 
 def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
@@ -164,10 +172,8 @@ def signature(error: Exception, said: str, called: Called) -> str:
         if any(isinstance(a, Tensor) and a.ndim for a in called.args):
             text += ". A tensor in args is one argument, each entry of which is another integral"
         return text
-    return (
-        f"f was called with {many}: it has to take them, as in lambda x, "
-        f"{', '.join('pqrstuvw'[: len(called.args)])}: ..."
-    )
+    names = ", ".join("xpqrstuvw"[: 1 + len(called.args)])
+    return f"f was called with {many}: it has to take them, as in lambda {names}: ..."
 
 
 def _leaves_torch(error: Exception, said: str, called: Called) -> str:
@@ -197,6 +203,24 @@ def _in_torch(names: dict[str, str]) -> str:
     return "; ".join(said)
 
 
+def _misnamed(error: Exception, said: str, called: Called) -> str:
+    """Of names that are not defined, where torch has one like it."""
+    match = re.search(r"^name '(\w+)' is not defined|^module 'torch' has no attribute '(\w+)'", said)
+    if not match or not called.vectorized:
+        return ""
+    name = match[1] or match[2]
+    like = [name] if hasattr(torch, name) else difflib.get_close_matches(name, dir(torch), 1, 0.75)
+    like = [one for one in like if callable(getattr(torch, one)) and not one.startswith("_")]
+    return f"Write torch.{like[0]}" if like else ""
+
+
+def _writes_to_x(error: Exception, said: str, called: Called) -> str:
+    """Of functions that change what they were given."""
+    if "in-place operation" not in said:
+        return ""
+    return "x is not written to: y = x + 1 for x += 1 and x.add_(1), torch.where(mask, u, x) for x[mask] = u"
+
+
 def _takes_tensors(error: Exception, said: str, called: Called) -> str:
     """Of tensor functions that are given a number, and of what tensors do not have."""
     if match := re.search(r"'Tensor' object has no attribute '(\w+)'", said):
@@ -218,8 +242,8 @@ ONE_NUMBER = {
     r"ambiguous": "if, and, or, not, max and a < x < b decide once: torch.where decides for each x, "
     "torch.where(x > c, u, v), & and | join comparisons, torch.clamp stands in for max and min",
     r"__round__|__trunc__": "write torch.round(x), torch.floor(x)",
-    r"converted to an index": "x is no whole number: a table is read by table[x.long()], and range(n) needs one n "
-    "for all",
+    r"converted to an index|used as indices must be": "x is no whole number: a table is read by table[x.long()], "
+    "and range(n) needs one n for all",
     r"'list'|'float' object": "leave out x.tolist() and x.item(): x and what becomes of it are tensors",
     r"element tensors? can be|converted to Scalar|size-1 arrays|must be real number": "leave out float(x) and "
     "x.item(): x and what becomes of it are tensors",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import linecache
 import re
+import sys
+import tokenize
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -22,6 +24,7 @@ __all__ = [
     "Site",
     "UnmarkedJumpWarning",
     "calling_expression",
+    "calling_name",
     "calling_site",
     "speaker",
     "warn",
@@ -128,7 +131,29 @@ def calling_expression() -> str:
     ]
     lines[-1] = lines[-1][:end]
     lines[0] = lines[0][start:]
-    return " ".join(line.decode(errors="replace").strip() for line in lines).strip()
+    return " ".join(_uncommented([line.decode(errors="replace") for line in lines])).strip()
+
+
+def _uncommented(lines: list[str]) -> list[str]:
+    """Return lines without the comments at their ends, and without the space around them."""
+    try:
+        for token in tokenize.generate_tokens(iter([*lines, ""]).__next__):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column]
+    except (tokenize.TokenError, SyntaxError):  # the rest of a line is missing, which the expression is a part of
+        pass
+    return [line.strip() for line in lines]
+
+
+def calling_name(module: str) -> str:
+    """Return what a module is called on that line: ``qg``, after ``import quadgrad as qg``; empty if by no name."""
+    frame = _calling_frame()
+    for names in (frame.f_locals, frame.f_globals):
+        for name, value in names.items():
+            if value is sys.modules.get(module) and name.isidentifier():
+                return name
+    return ""
 
 
 def _calling_frame() -> FrameType:

@@ -28,9 +28,9 @@ from quadgrad.doctor.rows import Verdict
 from quadgrad.doctor.trace import Met, Order, Trace
 from quadgrad.doctor.wide import NARROW
 
-__all__ = ["check"]
+__all__ = ["JITTER", "check"]
 
-_JITTER = 1e-4
+JITTER = 1e-4
 """How far beside a kink a program is examined again, in sizes of what is varied."""
 
 _ROUNDS = 4
@@ -226,9 +226,9 @@ class _Examiner:
 
     def _examine(self, first: Run) -> Report:
         """Return the report on the point at which the sources stand."""
-        program = self.program
+        program, second = self.program, None
         if not self.steady:
-            second = program.run(Order(base=first.trace))
+            second = program.run(Order(base=first.trace, margins=True))
             if cause := disagreement(first, second):
                 return Report(Verdict.INCONCLUSIVE, cause=cause)
         if first.trace.problems:
@@ -238,7 +238,7 @@ class _Examiner:
         if any(g is not None and not bool(g.isfinite().all()) for g in first.gradient or ()):
             return self._not_finite()
         x = Examination(program, first, first.trace, self.count, stop_at_kink=not self.steady)
-        self.steady = True
+        self.steady, x.at_point = True, second
         x.compare_single(self.single)
         x.measure_truth()
         if x.at_kink:
@@ -265,7 +265,7 @@ class _Examiner:
         """Examine the program a little beside the point, where a kink or a border at the point is no more."""
         program, bases = self.program, self.program.state.bases
         steps = program.direction(99)
-        program.state.bases = [base + _JITTER * step for base, step in zip(bases, steps, strict=True)]
+        program.state.bases = [base + JITTER * step for base, step in zip(bases, steps, strict=True)]
         single, self.single = self.single, None
         try:
             again = self._examine(program.run(Order(gradient=True)))

@@ -1,4 +1,4 @@
-"""Where the next decision falls otherwise, along a direction, and whether the output jumps there."""
+"""Where decisions next fall otherwise, along a direction, and whether the output jumps there."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ import torch
 from torch import Tensor
 
 from quadgrad.doctor.examine import Direction, Examination
-from quadgrad.doctor.names import DRAWS, SELECTIONS
+from quadgrad.doctor.margins import Margins, margins_of
+from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
 from quadgrad.doctor.trace import Decision, Event, Order
-from quadgrad.doctor.watch import same_outcome
 
-__all__ = ["Jump", "find_jumps", "find_restless"]
+__all__ = ["Jump", "find_jumps"]
 
-_REACH = 64.0
-"""How far a crossing is looked for, in sizes of what is varied."""
+_REACH, _NEAR, _WITHIN = 64.0, 2.0, 0.25
+"""How far the first crossing of a line is looked for, others, and others in an integral, in sizes of the inputs.
+
+Where what decides moves in proportion, it costs little to look as far as for the first one.
+A jump inside an interval is near: its next node is. One that comes in from outside is not there at the point.
+"""
+
+_MOST = 8
+"""So many crossings of a line are looked at, of different elements: one may bend where another one jumps."""
 
 _WIDTH = 1e-7
-_SECANTS = 5
+_TRIES, _SECANTS = 24, 4
 
-_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0)
-"""Where a decision is looked at whose next crossing its rate at the point does not tell."""
+_SCAN = (0.25, 0.5, 1.0, 2.0)
+"""Where decisions are looked at whose next crossing their rates at the point do not tell."""
 
-_SHARES = (1.0, 2.0**-3, 2.0**-6)
-_HALVINGS, _BISECTIONS = 12, 30
+_KEPT = 4_000_000
+"""So many numbers that decide are kept of runs along the direction, which several lines then need not run again."""
 
 
 @dataclass(eq=False)
@@ -40,19 +47,36 @@ class Jump:
     distance: float
 
 
-_Ends = tuple[tuple[float, Run], tuple[float, Run]]
-"""Two places along a direction, and the runs there."""
-
-
 class _Crossing(NamedTuple):
+    """A decision's margin that is thought to be zero at ``t``; ``column`` is what it stands for."""
+
     number: int
     element: int
-    level: float
+    column: int
     t: float
 
 
+class _Size(NamedTuple):
+    """How far the output jumps, at which distance, and whether the margin jumped as well."""
+
+    size: float
+    distance: float
+    carried: bool = False
+
+
+_NONE = _Size(0.0, 0.0)
+
+
+class _Point(NamedTuple):
+    """A run along the direction, and a margin there."""
+
+    t: float
+    run: Run
+    margin: float
+
+
 def find_jumps(examination: Examination) -> list[Jump]:
-    """Return where the output jumps, for each line that decides: at its next crossing along the first direction."""
+    """Return where the output jumps, for each line that decides: at its next crossings along a direction."""
     trace, main = examination.trace, examination.directions[0]
     lines: dict[Any, list[int]] = {}
     for k, decision in enumerate(trace.decisions):
@@ -61,72 +85,13 @@ def find_jumps(examination: Examination) -> list[Jump]:
     if not lines or not math.isfinite(main.true.value):
         return []
     search = _Search(examination, main)
-    jumps: list[Jump] = []
-    for numbers in lines.values():
-        size, distance = search.jump_of(numbers)
-        if size > 0.0:
-            jumps.append(Jump(trace.decisions[numbers[0]], len(numbers), size, distance))
-    return jumps
-
-
-def find_restless(examination: Examination) -> list[Jump]:
-    """Return decisions that fall otherwise within every step and let the output jump: differences are noise.
-
-    An integral's nodes crowd around a jump: each one that crosses it jumps by little, and there is always one.
-    Those around a kink cross it, too, and change nothing.
-    """
-    lines: dict[Any, list[int]] = {}
-    for k in sorted(examination.flipped):
-        if not examination.trace.decisions[k].reason:
-            lines.setdefault(examination.trace.decisions[k].key, []).append(k)
-    jumps = [(numbers, _Held(examination, numbers).jump()) for numbers in lines.values()]
-    return [Jump(examination.trace.decisions[numbers[0]], 1, size, 0.0) for numbers, size in jumps if size > 0.0]
-
-
-class _Held:
-    """How much the output depends on some decisions: with them held as they fell at the point, and as they fall."""
-
-    def __init__(self, examination: Examination, numbers: list[int]) -> None:
-        self.x = examination
-        self.outcomes = {k: examination.trace.decisions[k].out for k in numbers}
-
-    def jump(self) -> float:
-        """Return by how much the output jumps within a step; 0 where it is bent only.
-
-        What was held back grows like the step where nodes cross jumps one after the other, and like its square
-        where they cross a kink. Where none cross nearby, it is followed to the first that does: it goes to zero
-        there, or jumps.
-        """
-        for h in (self.x.directions[0].step, -self.x.directions[0].step):
-            sizes = [self._size(h * share) for share in _SHARES]
-            if sizes[0] <= 0.0:
-                continue
-            if any(size > 0.5 * share**1.5 * sizes[0] for share, size in zip(_SHARES[1:], sizes[1:], strict=True)):
-                return sizes[0]
-            beyond = [h * share for share, size in zip(_SHARES, sizes, strict=True) if size > 0.0][-1]
-            if sizes[-1] <= 0.0 and self._first(beyond) > sizes[0] / 32.0:
-                return sizes[0]
-        return 0.0
-
-    def _first(self, beyond: float) -> float:
-        """Return what is held back just beyond the first place, before this one, at which it is something."""
-        near, last = 0.0, 0.0
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (near + beyond)
-            size = self._size(middle)
-            near, beyond, last = (near, middle, size) if size > 0.0 else (middle, beyond, last)
-        return last or self._size(beyond)
-
-    def _size(self, t: float) -> float:
-        """Return how much the output differs at a place, beyond its rounding."""
-        x, steps = self.x, self.x.directions[0].steps
-        live = x.program.run(Order(base=x.trace), steps, t)
-        try:
-            held = x.program.run(Order(base=x.trace, outcomes=self.outcomes), steps, t)
-        except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
-            return abs(live.value - x.base.value)
-        size = abs(live.value - held.value)
-        return size if size > 32.0 * x.eps * max(x.base.size, abs(x.base.value)) else 0.0
+    found = [(numbers, search.jump_of(numbers)) for numbers in lines.values()]
+    # What a line decides on may jump itself, by what another one decides: that is the other line's.
+    own = [(numbers, jump) for numbers, jump in found if jump.size > 0.0 and not jump.carried]
+    all_of_them = own or [(numbers, jump) for numbers, jump in found if jump.size > 0.0]
+    return [
+        Jump(trace.decisions[numbers[0]], len(numbers), jump.size, jump.distance) for numbers, jump in all_of_them
+    ]
 
 
 class _Search:
@@ -135,40 +100,87 @@ class _Search:
     def __init__(self, examination: Examination, main: Direction) -> None:
         self.x, self.main = examination, main
         self.trace = examination.trace
+        self._runs: dict[float, Run] = {}
+        self._kept = 4
+        h = main.step / 4.0
+        if examination.at_point is not None:
+            self._keep(0.0, examination.at_point)
+        for t, run in zip((h, -h), main.sides.get(h, ()), strict=False):
+            self._keep(t, run)
         self.at_point = self._run(0.0)
-        self._scans: dict[float, list[tuple[float, Run]]] = {}
-        h = main.step
-        self.sides = [(t, self._run(t)) for t in (h / 4.0, -h / 4.0)]
+        self.sides = [self._run(h), self._run(-h)]
+        sizes = [
+            torch.as_tensor(d.quantity).numel() for d in self.at_point.trace.decisions if d.quantity is not None
+        ]
+        self._kept = max(self._kept, _KEPT // max(1, sum(sizes)))
+        self._margins: dict[int, Margins | None] = {}
+        self._is_told = abs(main.gap) > 3.0 * main.bar(examination.floor)  # then the verdict is no OK anyway
 
     def _run(self, t: float, outcomes: Any = None) -> Run:
+        if t in self._runs and not outcomes:
+            return self._runs[t]
         order = Order(base=self.trace, margins=True, outcomes=outcomes or {})
-        return self.x.program.run(order, self.main.steps, t)
+        run = self.x.program.run(order, self.main.steps, t)
+        if not outcomes and (t == 0.0 or len(self._runs) < self._kept):
+            self._keep(t, run)
+        return run
 
-    def jump_of(self, numbers: list[int]) -> tuple[float, float]:
-        """Return how far the output jumps where the first of these decisions changes, and at which distance."""
+    def _keep(self, t: float, run: Run) -> None:
+        run.trace.events.clear()  # results as large as the program's own, which nobody reads any more
+        self._runs[t] = run
+
+    # ------------------------------------------------------------------------------------ one line
+
+    def jump_of(self, numbers: list[int]) -> _Size:
+        """Return how far the output jumps where one of these decisions changes, and at which distance."""
         if self.trace.decisions[numbers[0]].op in DRAWS:
             return self._drawn(numbers)
-        nearest = self._next(numbers)
-        for crossing in nearest:
-            bracket = self._bracket(crossing)
-            if bracket is not None:
-                return self._jump(crossing, *bracket)
+        moving = [k for k in numbers if self._moves(k)]
+        if not moving:
+            return _NONE
+        jump = self._first_jump(moving)
+        if jump is not None:
+            return jump
         # One that stands still at the point, or turns, may all the same change further out.
-        scanned = self._scanned(numbers) if self._moves(numbers) else None
-        return (0.0, 0.0) if scanned is None else self._jump(scanned[0], *scanned[1])
+        for t in (s * t for t in _SCAN for s in (1.0, -1.0)):
+            if not any(0.6 < seen / t < 1.6 for seen in self._runs):
+                self._run(t)
+        return self._first_jump(moving) or _NONE
 
-    def _moves(self, numbers: list[int]) -> bool:
+    def _moves(self, number: int) -> bool:
         """Whether what decides depends on what is varied at all."""
-        for k in numbers:
-            right, left = (self._quantity(run, k) for _, run in self.sides)
-            if right is not None and left is not None and not torch.equal(right, left):
-                return True
-        return False
+        right, left = (self._values(run, number) for run in self.sides)
+        return right is not None and left is not None and not torch.equal(right, left)
 
-    def _drawn(self, numbers: list[int]) -> tuple[float, float]:
+    def _first_jump(self, numbers: list[int]) -> _Size | None:
+        """Follow one crossing after the other, until the output jumps; None if there was none."""
+        carried = _NONE
+        done: set[tuple[int, int]] = set()
+        failed: set[tuple[int, int, bool]] = set()
+        near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
+        for _ in range(1 if self._is_told else _MOST):
+            crossing = self._nearest(numbers, done, failed)
+            if crossing is None:
+                break
+            if done and abs(crossing.t) > near and (near == _WITHIN or not self._is_straight(crossing)):
+                failed.add((crossing.number, crossing.column, crossing.t > 0.0))
+                continue
+            ends = self._close_in(crossing)
+            if ends is None:
+                failed.add((crossing.number, crossing.column, crossing.t > 0.0))
+                continue
+            done.add((crossing.number, crossing.column))
+            jump = self._jump(crossing, *ends)
+            if jump.size > 0.0 and not jump.carried:
+                self._is_told = True
+                return jump
+            carried = carried if carried.size > 0.0 else jump
+        return carried if done else None
+
+    def _drawn(self, numbers: list[int]) -> _Size:
         """Return what another draw makes of the output, where its probabilities move."""
         for k in numbers:
-            first, second = (self._quantity(run, k) for _, run in self.sides)
+            first, second = (self._values(run, k) for run in self.sides)
             if first is None or second is None or torch.equal(first, second):
                 continue
             held = self.trace.decisions[k].out
@@ -177,193 +189,163 @@ class _Search:
             changed = self._run(0.0, {k: held._replace(leaves=(other,))}).value
             size = abs(changed - self.at_point.value)
             if size > self._noise(0.0):
-                return size, 0.0
-        return 0.0, 0.0
+                return _Size(size, 0.0)
+        return _NONE
 
-    def _next(self, numbers: list[int]) -> list[_Crossing]:
-        """Return where elements reach the next level, were they to go on as they do: the nearest to either side."""
-        best: dict[bool, _Crossing] = {}
-        step = self.sides[0][0]
+    # ------------------------------------------------------------------------------------ where margins are zero
+
+    def _margins_of(self, number: int) -> Margins | None:
+        if number not in self._margins:
+            integrates = bool(self.x.program.rehearsal.kept)
+            self._margins[number] = margins_of(self.at_point.trace.decisions[number], integrates)
+        return self._margins[number]
+
+    def _values(self, run: Run, number: int) -> Tensor | None:
+        """Return the margins of a decision in a run; None where it does not come to this decision."""
+        margins, decisions = self._margins_of(number), run.trace.decisions
+        if margins is None or number >= len(decisions) or decisions[number].key != self.trace.decisions[number].key:
+            return None
+        return margins.at(decisions[number])
+
+    def _nearest(self, numbers: list[int], done: set[Any], failed: set[Any]) -> _Crossing | None:
+        """Return the nearest crossing of what was not followed yet, as far as all runs so far tell."""
+        best: _Crossing | None = None
         for k in numbers:
-            here, right, left = (self._quantity(run, k) for run in (self.at_point, *(run for _, run in self.sides)))
-            if here is None or right is None or left is None or not (here.shape == right.shape == left.shape):
+            margins = self._margins_of(k)
+            if margins is None:
                 continue
-            here, rate = here.flatten(), ((right - left) / (2.0 * step)).flatten()
-            for level, t in _arrivals(here, rate, self.trace.decisions[k], self.at_point.trace.decisions[k].levels):
-                t = torch.where(t.isfinite() & (t.abs() <= _REACH) & (rate != 0.0), t, torch.inf)
-                for side in (True, False):
-                    own = torch.where((t > 0.0) == side, t.abs(), torch.inf)
-                    if not own.numel() or not bool(own.isfinite().any()):
-                        continue
-                    i = int(own.argmin())
-                    if side not in best or float(own[i]) < abs(best[side].t):
-                        best[side] = _Crossing(k, i, float(level[i]), float(t[i]))
-        return sorted(best.values(), key=lambda c: abs(c.t))
+            for side in (1.0, -1.0):
+                places = self._places(k, side)
+                out = [c for n, c in done if n == k] + [c for n, c, s in failed if n == k and s == (side > 0.0)]
+                if places is None:
+                    continue
+                if out:
+                    places[torch.isin(self._columns(k, margins), torch.tensor(out))] = torch.inf
+                i = int(places.argmin())
+                t = float(places[i])
+                if t <= _REACH and (best is None or t < abs(best.t)):
+                    best = _Crossing(k, i, int(self._columns(k, margins)[i]), side * t)
+        return best
 
-    def _bracket(self, crossing: _Crossing) -> _Ends | None:
-        """Return two places with the crossing between them, close to each other, and the runs there."""
-        value, t = self._margin(self.at_point, crossing), crossing.t
-        if value is None or t == 0.0:
-            return None if value is None else self._pair(crossing, t)
-        return self._close_in(crossing, (0.0, value), None, t)
+    def _columns(self, number: int, margins: Margins) -> Tensor:
+        """Return what a margin stands for: in an integral also which way its nodes cross."""
+        columns = margins.columns
+        if not self.x.program.rehearsal.kept or margins.order is not None:
+            return columns
+        here, right = self._values(self.at_point, number), self._values(self.sides[0], number)
+        if here is None or right is None:
+            return columns
+        return 4 * columns + 2 * (here > 0.0) + (right > here)
 
-    def _close_in(
-        self, crossing: _Crossing, inside: tuple[float, float], outside: tuple[float, float] | None, t: float
-    ) -> _Ends | None:
-        """Follow the secant from a place on this side (and one beyond), each with its margin, to the crossing."""
-        last, side = inside, inside[1] > 0.0
-        for tries in range(_SECANTS if outside is None else 2 * _SECANTS):
-            margin = self._margin(self._run(t), crossing)
+    def _places(self, number: int, side: float) -> Tensor | None:
+        """Return how far away each margin is zero: between runs, or by secants; infinity where nothing tells."""
+        before = self._values(self.at_point, number)
+        if before is None:
+            return None
+        sign, places = before > 0.0, torch.full_like(before, torch.inf)
+        near, slope = 0.0, torch.zeros_like(before)
+        for t in sorted(side * t for t in self._runs if side * t > 0.0):
+            margin = self._values(self._runs[side * t], number)
             if margin is None:
-                return None
-            slope = (margin - last[1]) / (t - last[0]) if t != last[0] else 0.0
-            if (margin > 0.0) == side:
-                inside = (t, margin)
-            else:
-                outside = (t, margin)
-            if outside is None and (slope == 0.0 or not math.isfinite(slope)):
-                return None
-            root, last = t - margin / slope if slope else math.inf, (t, margin)
-            if outside is not None and (tries % 4 == 3 or not _is_between(root, inside[0], outside[0])):
-                root = 0.5 * (inside[0] + outside[0])
-            if abs(root) > _REACH:
-                return None
-            near = abs(root - t) <= 1e-4 * abs(t)  # the secant's next error is the square of it, about
-            t = root
-            if near:
                 break
-        if pair := self._pair(crossing, t):
-            return pair
-        # Numbers that decide may be rounded coarsely, in single precision: then what they decide tells where.
-        return self._halve(crossing.number, inside[0], 2.0 * inside[0] if outside is None else outside[0])
+            slope = (margin - before) / (t - near)
+            crossed = ((margin > 0.0) != sign) & places.isinf()
+            places = torch.where(crossed, near - before / slope, places)
+            near, before = t, margin
+        beyond = near - before / slope
+        free = places.isinf() & (beyond > near) & (slope != 0.0)
+        places = torch.where(free, beyond, places)
+        return torch.where(places.isfinite(), places, torch.inf)
 
-    def _halve(self, number: int, near: float, far: float) -> _Ends | None:
-        """Return two places close to each other, with the runs there, between which a decision falls otherwise."""
-        ends = [(near, self._run(near)), (far, self._run(far))]
-        if not all(self._is_met(run, number) for _, run in ends) or _same(ends[0], ends[1], number):
-            return None
-        for _ in range(_BISECTIONS):
-            (near, _), (far, _) = ends
-            if abs(far - near) <= 2.0 * _WIDTH * abs(far):
+    def _points(self, crossing: _Crossing) -> list[_Point]:
+        """Return all runs so far to this side of the point, with the margin there, the nearest first."""
+        found: list[_Point] = []
+        for t in sorted((t for t in self._runs if t * crossing.t >= 0.0), key=abs):
+            values = self._values(self._runs[t], crossing.number)
+            if values is None:
                 break
-            middle = 0.5 * (near + far)
-            run = self._run(middle)
-            if not self._is_met(run, number):  # a wide one: then only a large jump is one
-                break
-            ends[not _same(ends[0], (middle, run), number)] = (middle, run)
-        return ends[0], ends[1]
+            found.append(_Point(t, self._runs[t], float(values[crossing.element])))
+        return [p for p in found if math.isfinite(p.margin)]
 
-    def _is_met(self, run: Run, number: int) -> bool:
-        """Whether a run comes to this decision."""
-        decisions = run.trace.decisions
-        return number < len(decisions) and decisions[number].key == self.trace.decisions[number].key
-
-    def _scanned(self, numbers: list[int]) -> tuple[_Crossing, _Ends] | None:
-        """Return where one of these decisions is seen to have changed further out, whatever its rate here."""
-        for side in (1.0, -1.0):
-            before, at = 0.0, self.at_point
-            for t, run in self._further_out(side):
-                for k in numbers:
-                    if run.trace.parted and len(run.trace.decisions) <= k:
-                        continue
-                    crossing = self._changed(k, at, run)
-                    ends = None if crossing is None else (self._margin(at, crossing), self._margin(run, crossing))
-                    if crossing is None or ends is None or ends[0] is None or ends[1] is None:
-                        continue
-                    bracket = self._close_in(crossing, (before, ends[0]), (t, ends[1]), 0.5 * (before + t))
-                    return None if bracket is None else (crossing, bracket)
-                before, at = t, run
+    def _close_in(self, crossing: _Crossing) -> tuple[_Point, _Point] | None:
+        """Return two runs close to each other with the crossing between them."""
+        points, last = self._points(crossing), crossing.t if self._is_straight(crossing) else math.inf
+        halve = 0
+        for tries in range(_TRIES):
+            far = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
+            if far and abs(points[far].t - points[far - 1].t) <= 2.5 * _WIDTH * abs(points[far].t):
+                return points[far - 1], points[far]
+            if len(points) < 2 or (not far and tries >= _SECANTS):
+                return None
+            root = _root(points, far)
+            if far and halve >= 2:
+                root, halve = 0.5 * (points[far].t + points[far - 1].t), 0
+            if root is None or abs(root) > _REACH:
+                return None
+            sure = abs(root - last) <= 1e-3 * abs(root)  # the next error is the square of that, about
+            width = points[far].t - points[far - 1].t if far else math.inf
+            for t in (root * (1.0 - _WIDTH), root * (1.0 + _WIDTH)) if sure else (root,):
+                points = self._with(points, t, crossing)
+            last = root
+            narrower = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
+            if narrower and abs(points[narrower].t - points[narrower - 1].t) > 0.5 * abs(width):
+                halve += 1
         return None
 
-    def _further_out(self, side: float) -> list[tuple[float, Run]]:
-        if side not in self._scans:
-            self._scans[side] = [(side * t, self._run(side * t)) for t in _SCAN]
-        return self._scans[side]
+    def _is_straight(self, crossing: _Crossing) -> bool:
+        """Whether the margin at the point and beside it tells of no bend all the way to the crossing."""
+        values = [self._values(run, crossing.number) for run in (self.sides[1], self.at_point, self.sides[0])]
+        left, here, right = (math.nan if v is None else float(v[crossing.element]) for v in values)
+        bend = abs(right - 2.0 * here + left) * abs(crossing.t) * 4.0 / self.main.step
+        return bend <= 1e-7 * abs(right - left)
 
-    def _changed(self, number: int, near: Run, far: Run) -> _Crossing | None:
-        """Return the first element of a decision whose outcome is another in two runs."""
-        here, there = self._quantity(near, number), self._quantity(far, number)
-        if here is None or there is None or here.shape != there.shape:
-            return None
-        decision = self.at_point.trace.decisions[number]
-        if decision.op in SELECTIONS:
-            return _Crossing(number, 0, 0.0, 0.0) if self._chose_another(far, number) else None
-        shift = 0.5 if decision.levels == "halves" else 0.0
-        here, there = here.flatten(), there.flatten()
-        if decision.levels == "zero":
-            differ, level = (here > 0.0) != (there > 0.0), torch.zeros_like(here)
-        else:
-            differ = (here - shift).floor() != (there - shift).floor()
-            level = torch.maximum(here, there).sub(shift).floor() + shift
-        if not bool(differ.any()):
-            return None
-        i = int(differ.nonzero()[0])
-        return _Crossing(number, i, float(level[i]), 0.0)
+    def _with(self, points: list[_Point], t: float, crossing: _Crossing) -> list[_Point]:
+        """Return the points and one more."""
+        run = self._run(t)
+        values = self._values(run, crossing.number)
+        if values is None or not math.isfinite(margin := float(values[crossing.element])):
+            return points
+        return sorted([*(p for p in points if p.t != t), _Point(t, run, margin)], key=lambda p: abs(p.t))
 
-    def _pair(self, crossing: _Crossing, t: float) -> _Ends | None:
-        least = _WIDTH * (abs(t) or 1.0)
-        for width in (least, 100.0 * least):
-            near, far = t - math.copysign(width, t), t + math.copysign(width, t)
-            first, second = self._run(near), self._run(far)
-            a, b = self._margin(first, crossing), self._margin(second, crossing)
-            if a is not None and b is not None and (a > 0.0) != (b > 0.0):
-                return (near, first), (far, second)
-        return None
+    # ------------------------------------------------------------------------------------ what happens there
 
-    def _quantity(self, run: Run, number: int) -> Tensor | None:
-        """Return the numbers that decide; None where another run does not come to this decision."""
-        if not self._is_met(run, number):
-            return None
-        quantity = run.trace.decisions[number].quantity
-        return None if quantity is None else torch.as_tensor(quantity, dtype=torch.float64)
-
-    def _margin(self, run: Run, crossing: _Crossing) -> float | None:
-        quantity = self._quantity(run, crossing.number)
-        if (
-            quantity is not None
-            and self.trace.decisions[crossing.number].op in SELECTIONS
-            and self._chose_another(run, crossing.number)
-        ):  # then the distance to the next choice is that to the former one
-            quantity = quantity[quantity.isfinite()]
-            return -float(quantity.min()) if quantity.numel() else None
-        if quantity is None or crossing.element >= quantity.numel():
-            return None
-        value = float(quantity.flatten()[crossing.element]) - crossing.level
-        return value if math.isfinite(value) else None
-
-    def _chose_another(self, run: Run, number: int) -> bool:
-        return not same_outcome(run.trace.decisions[number].out, self.trace.decisions[number].out)
-
-    def _jump(self, crossing: _Crossing, near: tuple[float, Run], far: tuple[float, Run]) -> tuple[float, float]:
+    def _jump(self, crossing: _Crossing, near: _Point, far: _Point) -> _Size:
         """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
-        (t, before), (beyond, after) = near, far
-        outcome = after.trace.decisions[crossing.number].out
+        noise = self._noise(abs(far.t - near.t) * self.main.size)
+        if abs(far.run.value - near.run.value) <= noise:
+            return _NONE
+        outcome = far.run.trace.decisions[crossing.number].out
         try:
-            crossed = self._run(t, {crossing.number: outcome})
+            crossed = self._run(near.t, {crossing.number: outcome})
         except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
-            crossed = after
-        size = abs(crossed.value - before.value)
-        return (size, abs(t)) if size > self._noise(abs(beyond - t) * self.main.size) else (0.0, 0.0)
+            crossed = far.run
+        size = abs(crossed.value - near.run.value)
+        here = self._values(self.at_point, crossing.number)
+        carried = here is not None and abs(far.margin - near.margin) > 1e-2 * abs(float(here[crossing.element]))
+        return _Size(size, abs(near.t), carried) if size > noise else _NONE
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
 
 
-def _same(one: tuple[float, Run], other: tuple[float, Run], number: int) -> bool:
-    """Whether a decision falls alike at two places."""
-    return same_outcome(one[1].trace.decisions[number].out, other[1].trace.decisions[number].out)
-
-
-def _is_between(t: float, one: float, other: float) -> bool:
-    return min(one, other) < t < max(one, other)
-
-
-def _arrivals(here: Tensor, rate: Tensor, decision: Decision, levels: str) -> list[tuple[Tensor, Tensor]]:
-    """Return the next levels to both sides, and when elements get there."""
-    if levels == "zero":
-        level = torch.zeros_like(here)
-        return [(level, (level - here) / rate)]
-    shift = 0.5 if levels == "halves" else 0.0
-    low = (here - shift).floor() + shift
-    below = torch.where(low == here, low - 1.0, low)
-    return [(level, (level - here) / rate) for level in (low + 1.0, below)]
+def _root(points: list[_Point], far: int) -> float | None:
+    """Return where the margin is zero: between two points, by a parabola through a third; else by the secant."""
+    if not far:
+        before, last = points[-2:]
+        slope = (last.margin - before.margin) / (last.t - before.t)
+        root = last.t - last.margin / slope if slope else math.inf
+        return root if math.isfinite(root) and abs(root) > abs(last.t) and root * last.t >= 0.0 else None
+    a, b = points[far - 1], points[far]
+    others = [p for p in (*points[max(0, far - 2) : far - 1], *points[far + 1 : far + 2])]
+    secant = a.t - a.margin * (b.t - a.t) / (b.margin - a.margin)
+    for c in sorted(others, key=lambda p: abs(p.t - secant)):
+        if c.margin not in (a.margin, b.margin):
+            ya, yb, yc = a.margin, b.margin, c.margin
+            root = (
+                a.t * yb * yc / ((ya - yb) * (ya - yc))
+                + b.t * ya * yc / ((yb - ya) * (yb - yc))
+                + c.t * ya * yb / ((yc - ya) * (yc - yb))
+            )
+            if min(a.t, b.t) < root < max(a.t, b.t):
+                return root
+    return secant if min(a.t, b.t) < secant < max(a.t, b.t) else 0.5 * (a.t + b.t)

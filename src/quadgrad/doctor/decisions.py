@@ -51,7 +51,7 @@ def _quantity(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
     if name in DRAWS:
         return tensors_in((args, kwargs))[-1], "draw"
     if name in SELECTIONS:
-        return _selected(name, args, kwargs), "zero"
+        return _selected(name, args, kwargs)
     if name in ("floor_divide", "__floordiv__", "remainder", "fmod", "__mod__"):
         return args[0] / args[1], "integers"
     if name in ("__rfloordiv__", "__rmod__"):
@@ -65,19 +65,26 @@ def _quantity(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
     return tensors_in(args)[0], ROUNDINGS.get(name, "integers")
 
 
-def _selected(name: str, args: Any, kwargs: Any) -> Tensor | None:
+def _selected(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
+    """Return the numbers among which is chosen, in rows, and what of their order counts: one rank, or all."""
     if name in ("searchsorted", "bucketize"):
         edges, x = (args[0], args[1]) if name == "searchsorted" else (args[1], args[0])
         x = torch.as_tensor(x)
-        return x[..., None] - (edges if edges.ndim == 1 else edges[..., None, :])
+        return x[..., None] - (edges if edges.ndim == 1 else edges[..., None, :]), "zero"
     x = args[0]
     dim = _dimension(name, args, kwargs)
-    if dim is None:
-        x, dim = x.flatten(), 0
-    if name in ("argmax", "max", "argmin", "min"):
-        best = x.amax(dim, keepdim=True) if name.endswith("max") else x.amin(dim, keepdim=True)
-        return torch.where(x == best, torch.inf, (best - x).abs())
-    return x.sort(dim).values.diff(dim=dim)
+    x = x.flatten() if dim is None or x.ndim == 0 else x.movedim(dim, -1)
+    if name in ("argmax", "max"):
+        return x, "rank0"
+    if name in ("argmin", "min"):
+        return x, "rank-1"
+    if name == "median":
+        return x, f"rank{x.shape[-1] // 2}"
+    if name == "topk":
+        k = int(args[1] if len(args) > 1 else kwargs["k"])
+        smallest = kwargs.get("largest", args[3] if len(args) > 3 else True) is False
+        return -x if smallest else x, f"top{k}"
+    return x, "ranks"
 
 
 def _dimension(name: str, args: Any, kwargs: Any) -> int | None:

@@ -20,7 +20,7 @@ _HALVINGS = 24
 def find_elsewhere(x: Examination) -> tuple[list[Jump], list[str]]:
     """Return where the output jumps with what a line severs, and notes on lines that sever elsewhere only."""
     main = x.directions[0]
-    idle = [loss for loss in x.losses if loss.moved and not abs(loss.lost.value) > 3.0 * loss.lost.error]
+    idle = [loss for loss in x.losses if not abs(loss.lost.value) > 3.0 * loss.lost.error]
     numbers = {k for loss in idle for k in loss.numbers}
     if not idle or not math.isfinite(main.true.value):
         return [], []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ BAR, FLOOR = 1e-6, 2e-9
 
 _STEPS = (1.0, 0.5, 0.25)
 
+_SINGLE_PAIR = {True: (2.0**-6, 2.0**-22), False: (2.0**-3, 2.0**-12)}
+"""Of the first direction's step, and at least: the one step with which other directions are tried first."""
+
 
 @dataclass(eq=False)
 class Direction:
@@ -34,6 +37,7 @@ class Direction:
     kink: bool = False
     step: float = 0.0
     slopes: dict[float, float] = field(default_factory=lambda: {})
+    sides: dict[float, tuple[Run, Run]] = field(default_factory=lambda: {})
 
     @property
     def gap(self) -> float:
@@ -88,6 +92,8 @@ class Examination:
         self.floor = max(self.floor, min(0.5 * self.most, self.allowed))
         self.parted, self.flipped = "", set[int]()
         self.stop_at_kink, self.at_kink = stop_at_kink, False
+        self.decides = any(not decision.reason for decision in trace.decisions)
+        self.at_point: Run | None = None
         self.directions = [self._direction(i, "tensor") for i in range(count)]
         self.losses: list[Loss] = []
         self.frozen = Estimate.none()
@@ -133,9 +139,33 @@ class Examination:
             main = self.directions[0]
             self._measure(main, 3, 1.0, self.ladder)
         for direction in self.directions[1:]:
+            if self._measure_once(direction, main):
+                continue
             start = self.ladder.index(main.step) if main.step in self.ladder else 0
             ladder = self.ladder[start:-1] or self.ladder[-1:]
             self._measure(direction, 2, main.true.ratio, ladder, main)
+
+    def _measure_once(self, direction: Direction, main: Direction) -> bool:
+        """Try one step, so small that what the first direction lost by a larger one tells enough of its error."""
+        last = main.step * _STEPS[-1]
+        if last not in main.slopes or not main.size > 0.0:
+            return False
+        share, least = _SINGLE_PAIR[self.ladder == LADDERS[True]]
+        h = max(share * main.step, least)
+        right, left = self.pair(lambda: Order(base=self.trace), direction, h)
+        slope = (right.value - left.value) / (2.0 * h)
+        if right.trace.parted or left.trace.parted or not math.isfinite(slope):
+            return False
+        lost = abs(main.slopes[last] - main.true.value) / main.size * (h / last) ** 2
+        kept = direction.true
+        direction.true = _at_least(Estimate(slope, 2.0 * self.rounding(h), main.true.ratio), main, direction.size)
+        direction.true = replace(direction.true, error=direction.true.error + 10.0 * lost * direction.size)
+        direction.step = h
+        sure = direction.true.error <= 1e-2 * self.most * direction.size
+        if sure and (abs(direction.gap) <= 3.0 * direction.bar(self.floor) or self.active() or self._followed()):
+            return True
+        direction.true, direction.step = kept, 0.0
+        return False
 
     def _measure(
         self, direction: Direction, count: int, ratio: float, ladder: Sequence[float], main: Direction | None = None
@@ -162,7 +192,12 @@ class Examination:
         sides: list[tuple[float, float, float]] = []
         for share in _STEPS[-count:]:
             step = h * share
-            right, left = self.pair(lambda: Order(base=self.trace), direction, step)
+            margins = main is None and share == _STEPS[-1] and self.decides
+            right, left = self.pair(
+                lambda margins=margins: Order(base=self.trace, margins=margins), direction, step
+            )
+            if margins:
+                direction.sides = {step: (right, left)}
             if right.trace.parted or left.trace.parted or not math.isfinite(right.value - left.value):
                 return Estimate.none(), False
             slopes.append((right.value - left.value) / (2.0 * step))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quadgrad.doctor.crossings import Jump, find_restless
+from quadgrad.doctor.crossings import Jump
 from quadgrad.doctor.examine import Direction, Examination, Loss
 from quadgrad.doctor.places import Place, source_of
 from quadgrad.doctor.remedies import remedy_for, step_remedy
 from quadgrad.doctor.report import Report
+from quadgrad.doctor.restless import find_restless
 from quadgrad.doctor.rows import Row, Verdict
 from quadgrad.doctor.slopes import Estimate
 from quadgrad.doctor.trace import Event, Trace
@@ -62,7 +63,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
         steps = [_step_row(x, jump) for jump in find_restless(x)]
         report = replace(report, rows=sorted(rows + steps, key=_gravity))
     noisy = verdict == Verdict.INCONCLUSIVE and math.isfinite(main.true.value)
-    if steps and (verdict == Verdict.OK or noisy):  # so many jumps that differences are noise, too
+    # So many jumps that differences are noise, too; or that of nodes which cross one where nobody marked it.
+    crossed = verdict == Verdict.UNLOCATED and x.program.rehearsal.kept and not _found(lost + wrong)
+    if steps and (verdict == Verdict.OK or noisy or crossed):
         verdict, cause = Verdict.STEP, ""
     elif verdict == Verdict.OK and all(_is_zero(x, d) for d in x.directions):
         verdict = Verdict.ZERO
@@ -79,7 +82,7 @@ def _verdict(
             f"As soon as what requires grad moves a little, the program does something else{where}: it decides "
             "there, and the point lies on the border; or it is not defined beside it."
         )
-    found = [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
+    found = _found(rows)
     unexplained = not abs(residual.value) <= 3.0 * (residual.error + x.allowed * main.size)
     far = [d for d in gaps if not abs(d.gap) <= 3.0 * d.bar(x.allowed)]
     if unexplained or (far and not found):
@@ -100,6 +103,10 @@ def _verdict(
             f"{d.bar(x.floor):.1g}. The value may be rounded much more coarsely than its size tells, or be noisy."
         )
     return Verdict.OK, ""
+
+
+def _found(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
 
 
 def _is_zero(x: Examination, direction: Direction) -> bool:
@@ -132,7 +139,7 @@ def _operations(events: Iterable[Event]) -> str:
 
 
 def _remedy(trace: Trace, events: Sequence[Event]) -> str:
-    event = events[0]
+    event = next((e for e in events if e.visible), events[0])  # what is written tells more than what is read for it
     remedy = remedy_for(event.op, event.detail, source_of(event.place), event.place.through)
     near = [place for place in trace.rewrapped if place.file == event.place.file]
     if near and remedy.startswith("wrap"):

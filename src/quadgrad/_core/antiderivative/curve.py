@@ -25,6 +25,7 @@ from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import Treatment, boundary_sum, carries_gradient, singular_marks
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.interval import lay_out
+from quadgrad._core.misuse import NotItsValue
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.printing import Printed, counted
 from quadgrad._core.reduce import align, reals, total
@@ -42,7 +43,7 @@ DRAWN = [(k + 0.5) / 32.0 for k in range(32)]
 """Where in each cell a picture shows the curve."""
 
 
-class Antiderivative(Printed):
+class Antiderivative(NotItsValue, Printed):
     """The integral of f from a to x, as a function of x; :func:`quadgrad.antiderivative` makes it.
 
     Attributes
@@ -61,6 +62,9 @@ class Antiderivative(Printed):
 
     if TYPE_CHECKING:
         plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here
+
+    its_value = "F(x)"
+    its_array = "F(x).numpy(force=True)"
 
     def __init__(
         self, curve: Curve, error: Tensor, status: Tensor, nfev: Tensor, plan: IntervalPlan, detail: str = ""

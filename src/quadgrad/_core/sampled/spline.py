@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.lanes import plain
+from quadgrad._core.misuse import NotItsValue
 from quadgrad._core.printing import Printed, counted
 from quadgrad._core.sampled.cubic import End, cubic_slopes, periodic_slopes
 from quadgrad._core.sampled.local_slopes import akima_slopes, pchip_slopes
@@ -104,7 +105,7 @@ def spline(
     return Spline(_pieces(samples, kind), samples.dim, kind, extrapolate)
 
 
-class Spline(Printed):
+class Spline(NotItsValue, Printed):
     """A cubic spline through samples, from :func:`quadgrad.spline`.
 
     Attributes
@@ -122,6 +123,9 @@ class Spline(Printed):
     -----
     The batch is y's shape without ``dim``.
     """
+
+    its_value = "S(x)"
+    its_array = "S(x).numpy(force=True)"
 
     def __init__(self, pieces: Pieces, dim: int, kind: Any, extrapolate: bool | str) -> None:
         self._pieces = pieces

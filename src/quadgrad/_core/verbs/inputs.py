@@ -175,10 +175,10 @@ def refuse_other_than_functions(f: Any) -> None:
 def _refuse_mixed_devices(tensors: dict[str, Tensor | Element]) -> None:
     """Refuse tensors on several devices, by name; numbers in args that are on the CPU go with all, as in torch."""
     each = {name: v.tensor if isinstance(v, Element) else v for name, v in tensors.items()}
-    if len({t.device for t in each.values()}) <= 1:
-        return
     spread = {n: t for n, t in each.items() if t.ndim or not t.is_cpu or not n.startswith("args")}
     if len({t.device for t in spread.values()}) <= 1:
+        if nowhere := [name for name, t in spread.items() if t.is_meta]:
+            raise ValueError(f"{nowhere[0]} is on the meta device, where tensors have shapes and no numbers")
         return
     shown = ", ".join(f"{name} on {t.device}" for name, t in spread.items())
     home = next(str(t.device) for t in spread.values() if not t.is_cpu)

@@ -16,6 +16,7 @@ from quadgrad._core.errors import (
     SeveredGradientWarning,
     UnmarkedJumpWarning,
     calling_expression,
+    calling_name,
     speaker,
     warn,
 )
@@ -152,7 +153,8 @@ def _prescription() -> str:
     """Say what shows the line that severs: a statement that runs where this call stands."""
     if speaker.get() is not None:  # TensorFlow's functions are not the doctor's
         return ""
-    call = calling_expression()
-    if not call.endswith(")") or len(call) > 300 or "#" in call:
+    call, library = calling_expression(), calling_name("quadgrad")
+    if not call.endswith(")") or len(call) > 300:
         call = "..."  # the caller knows what stands there
-    return f". The line is named by: print(quadgrad.doctor.check(lambda: {call}))"
+    run = f"print({library or 'quadgrad'}.doctor.check(lambda: {call}))"
+    return f". In place of this call, the line is named by: {'' if library else 'import quadgrad; '}{run}"

@@ -1,0 +1,83 @@
+"""How far decisions are from falling otherwise: signed numbers, of which each is zero where one of them does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadgrad.doctor.names import SELECTIONS
+from quadgrad.doctor.trace import Decision
+
+__all__ = ["Margins", "margins_of"]
+
+
+@dataclass(eq=False)
+class Margins:
+    """The margins of one decision, one of each element (or pair of elements) and level it may reach next.
+
+    ``level`` is where the numbers that decide have to get, ``order`` how those of a selection stood at the point,
+    ``columns`` which margins belong to the same choice, or the same integral.
+    """
+
+    decision: Decision
+    level: Tensor
+    columns: Tensor
+    order: Tensor | None = None
+
+    def at(self, decision: Decision) -> Tensor | None:
+        """Return the margins in another run; None where it decides on something of another shape."""
+        quantity = _numbers(decision)
+        here = _numbers(self.decision)
+        if quantity is None or here is None or quantity.shape != here.shape:
+            return None
+        if self.order is not None:
+            return _ranked(quantity, self.order, self.decision.levels).flatten()
+        one = quantity.flatten()
+        return torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level
+
+
+def margins_of(decision: Decision, integrates: bool) -> Margins | None:
+    """Return the margins of a decision at the point; None where the numbers that decide are not known."""
+    x = _numbers(decision)
+    if x is None or x.numel() == 0:
+        return None
+    if decision.op in SELECTIONS and decision.levels != "zero":
+        order = x.argsort(dim=-1, descending=True, stable=True)
+        count = _ranked(x, order, decision.levels).numel()
+        columns = torch.arange(count)
+        if (
+            decision.levels.startswith("rank-") or decision.levels[4:].isdigit()
+        ):  # the best one of a row is one choice
+            columns = columns // max(1, x.shape[-1] - 1)
+        return Margins(decision, torch.zeros(count), columns, order)
+    # Of an integral's nodes any one tells of a place that it crosses; of other tensors each element for itself.
+    columns = torch.arange(x.numel())
+    if integrates and x.ndim > 0:
+        columns = columns % (x.shape[-1] if x.ndim > 1 else 1)
+    x = x.flatten()
+    if decision.levels == "zero":
+        return Margins(decision, torch.zeros_like(x), columns)
+    shift = 0.5 if decision.levels == "halves" else 0.0
+    low = (x - shift).floor() + shift
+    below = torch.where(low == x, low - 1.0, low)
+    return Margins(decision, torch.cat([low + 1.0, below]), torch.cat([columns, columns]))
+
+
+def _numbers(decision: Decision) -> Tensor | None:
+    quantity = decision.quantity
+    return None if quantity is None else torch.as_tensor(quantity, dtype=torch.float64)
+
+
+def _ranked(x: Tensor, order: Tensor, levels: str) -> Tensor:
+    """Return how far apart numbers are whose order counts, positive while it is what it was at the point."""
+    x = x.gather(-1, order)
+    if levels == "ranks":
+        return x[..., :-1] - x[..., 1:]
+    if levels.startswith("top"):
+        k = int(levels[3:])
+        return torch.cat([x[..., : k - 1] - x[..., 1:k], x[..., k - 1 : k] - x[..., k:]], -1)
+    rank = int(levels[4:]) % x.shape[-1]
+    one = x[..., rank : rank + 1]
+    return torch.cat([x[..., :rank] - one, one - x[..., rank + 1 :]], -1)
