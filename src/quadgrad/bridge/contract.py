@@ -49,7 +49,7 @@ def array_of(tensor: Tensor) -> Array:
         raise complex_input(str(tensor.dtype).removeprefix("torch."))
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.to(torch.float32)
-    return tensor.cpu().resolve_neg().numpy()
+    return tensor.numpy(force=True)
 
 
 def complex_input(dtype: str) -> TypeError:

@@ -9,18 +9,17 @@ curvature. Pure NumPy.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import comb
 
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.problem import TINY, Look, Problem
+from quadgrad.bridge.problem import LOUD, TINY, Look, Problem
 
 __all__ = ["with_noise"]
 
-PLACES = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 1.625])
-"""Where points lie, in spacings: all but the last in a row, for differences of high order. Those vanish for an even
-staircase too, and for roundings that are regular; the last point, between the others, does not fit in then."""
+PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
+"""Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding of
+a product k x grows evenly from point to point then, and its differences vanish."""
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
@@ -34,6 +33,8 @@ SHORTER = (2.0**-36, 2.0**-44)
 FALLING, ODD = 3.0, 3.0
 """By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
 from the point between than from differences where these vanish for another reason."""
+THIRD = 5.0
+"""A third difference over one of length 1."""
 RARE = 0.01
 """The share of outputs for which alone no further table is made."""
 COARSE, FINE = 2.0**-8, 2.0**-12
@@ -44,15 +45,20 @@ BLOCK, MANY = 2**13, 2**14
 """How many outputs are worked on at once, and of how many a median is taken."""
 
 
-def _fitted() -> Array:
-    """Return weights of values at x and ``PLACES``: the last value less the polynomial through all others."""
-    nodes, last = np.concatenate(([0.0], PLACES[:-1])), PLACES[-1]
-    others = [np.delete(nodes, i) for i in range(nodes.size)]
-    weights = [float(np.prod((last - rest) / (node - rest))) for node, rest in zip(nodes, others, strict=True)]
-    return np.array([*(-w for w in weights), 1.0])
+def _differences(nodes: Array, order: int) -> Array:
+    """Return weights of values at nodes in their divided differences of an order, as rows of length 1."""
+    rows = np.zeros((nodes.size - order, nodes.size))
+    for i, row in enumerate(rows):
+        some = nodes[i : i + order + 1]
+        row[i : i + order + 1] = [1.0 / np.prod(node - np.delete(some, j)) for j, node in enumerate(some)]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-FITTED = _fitted()
+IN_ROW = [np.pad(_differences(np.append(0.0, PLACES[:-1]), order), ((0, 0), (0, 1))) for order in ORDERS]
+FITTED = _differences(np.append(0.0, PLACES), PLACES.size)
+WEIGHTS = np.concatenate([*IN_ROW, FITTED])
+"""Of values at x and ``PLACES``: differences in a row, the last the value between less the polynomial through all
+others. Those of noise have its standard deviation."""
 
 
 @dataclass
@@ -96,12 +102,14 @@ def with_noise(problem: Problem) -> Problem:
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
         slope = (4.0 * (values[1] - values[0]) - (values[2] - values[0])) / 2.0
-        error = np.abs(np.diff(values[:-1], n=3, axis=0)).max(axis=0) + 8.0 * noise
+        third = np.abs(IN_ROW[0] @ values).max(axis=0)
+        bend = np.abs(values[0] - 2.0 * values[1] + values[2])
+        error = THIRD * third + 8.0 * noise
         rise = np.where(stepped, level.jump / level.away, 0.0)
     # A slope that could not be computed contradicts nothing.
     usable = np.isfinite(slope) & np.isfinite(error)
     slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
-    look = Look(points[0] - problem.x, slope, error, rise)
+    look = Look(points[0] - problem.x, slope, error, np.where(usable, bend, 0.0), rise)
     return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
 
 
@@ -118,7 +126,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         np.full(shape, np.inf),
         np.ones(shape),
         nothing.copy(),
-        8.0 * problem.floor,
+        LOUD * problem.floor,
     )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
@@ -130,6 +138,8 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
+    if turn + 1 < len(SPACINGS):
+        _look_again(problem, level, falling, *_attempts(problem)[turn + 1])
     for spacing in SHORTER:
         unsure = falling & (level.noise > 4.0 * problem.floor)
         if unsure.sum() <= RARE * size.size:
@@ -137,6 +147,17 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         closest = _table(problem, spacing, problem.scale)
         falling = unsure & _enter(level, closest[1], unsure, 1.0, stairs=False)
     return level, closest[0], closest[1]
+
+
+def _look_again(problem: Problem, level: _Level, falling: Array, spacing: float, unit: Array) -> None:
+    """Look at noisy outputs over a longer distance too: one of the inputs may be rounded, and has not jumped yet."""
+    before = level.noise
+    noisy = ~falling & ~level.flat & (before > LOUD * problem.floor)
+    if noisy.sum() <= RARE * noisy.size:
+        return
+    level.noise = before.copy()
+    curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
+    level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
 
 
 def _away(problem: Problem, points: Array, first: Array) -> float:
@@ -168,8 +189,8 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     """
     differences = np.diff(values[:-1], axis=0)
     ties = differences == 0.0
-    by_order, between = _by_order(values[:-1]), np.abs(FITTED @ values) / np.linalg.norm(FITTED)
-    noise = np.sqrt(np.mean(by_order**2, axis=0))
+    *by_order, between = _by_order(values)
+    noise = np.sqrt(np.mean(np.square(by_order), axis=0))
     falling = by_order[-1] * FALLING < by_order[0]
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
@@ -178,7 +199,7 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
     jump = np.where(both > level.least, both, np.inf).min(axis=0)
     jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
-    flat = np.mean(ties, axis=0) > 0.5
+    flat = ties.any(axis=0)
     digit = np.where(flat, np.inf, _last_digit(values))
     level.printed |= which & np.isfinite(digit)
     jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
@@ -241,16 +262,14 @@ def _points(problem: Problem, spacing: float, unit: Array) -> Array:
     sign, most = _room(problem)
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
     length = unit * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
-    # Multiples of eight spacings of x, so that no point is rounded: a steep function would turn that into noise.
-    unit = np.maximum(8.0 * problem.resolution, TINY)
+    # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
+    unit = np.maximum(64.0 * problem.resolution, TINY)
     length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
     return problem.representable(problem.x + PLACES[:, None] * (sign * length))
 
 
-def _by_order(values: Array) -> Array:
-    """Return the noise level from differences of each order, root mean square, ``(orders, m)``."""
-    rows: list[Array] = []
-    for order in ORDERS:
-        table = np.diff(values, n=order, axis=0)
-        rows.append(np.sqrt(np.mean(np.abs(table) ** 2, axis=0) / comb(2 * order, order)))
-    return np.stack(rows)
+def _by_order(values: Array) -> list[Array]:
+    """Return the noise level from differences of each order, root mean square, and from the point between."""
+    size = np.abs(WEIGHTS @ values)
+    ends = np.cumsum([len(rows) for rows in IN_ROW])
+    return [np.sqrt(np.mean(part**2, axis=0)) for part in np.split(size, ends)]

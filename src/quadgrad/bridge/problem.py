@@ -13,9 +13,11 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["TINY", "Look", "Problem", "along"]
+__all__ = ["LOUD", "TINY", "Look", "Problem", "along"]
 
 TINY = np.finfo(np.float64).tiny
+LOUD = 8.0
+"""Noise this many times that of rounding was seen, not assumed: differences that do not fall are noise then."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Look:
         All inputs move together, by this.
     slope, error : array, shape (m,)
         The derivative along the direction, and how wrong it may be.
+    bend : array, shape (m,)
+        The second difference along the direction.
     rise : array, shape (m,)
         The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be
         the rounding of something smooth; 0 for others.
@@ -36,6 +40,7 @@ class Look:
     direction: Array
     slope: Array
     error: Array
+    bend: Array
     rise: Array
 
 
@@ -100,6 +105,11 @@ class Problem:
         if self.look is None:
             return self.noise
         return self.noise + np.maximum(self.noise - self.floor, 0.0) * self.value.size**-0.5
+
+    @property
+    def loud(self) -> Array:
+        """Which outputs have noise that was seen."""
+        return self.noise > LOUD * self.floor
 
     @property
     def floor(self) -> Array:

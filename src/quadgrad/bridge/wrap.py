@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform
+from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, refuse_dressed, tensor_of, unknown_input
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up
@@ -226,11 +226,12 @@ class Wrapped:
         count = len(inputs) + len(statics)
         if torch.compiler.is_compiling():
             found = operators.call(_constant_handle(self._name_for_compilers, count, statics), 0, inputs)
-        elif _needs_derivative(inputs):
-            task, handle = self.task(count, statics)
-            found = functions.call(task, handle, inputs)
+            return found[0] if len(found) == 1 else tuple(found)
+        task, handle = self.task(count, statics)
+        plain = operators.plainly(inputs)
+        if not plain or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+            found = functions.call(task, handle, inputs, plain)
         else:
-            task, _ = self.task(count, statics)
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
             found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
@@ -333,14 +334,6 @@ def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
             "apply the transform outside torch.compile, or leave that part uncompiled"
         )
     return _wrapped[name].pinned_handle(count, statics)
-
-
-def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
-    """Whether somebody may ask for a derivative, or record what happens."""
-    if in_transform() or forward_mode_open() or dispatch_mode_open():
-        return True
-    wanted = torch.is_grad_enabled()
-    return any(type(t) not in operators.PLAIN or (wanted and t.requires_grad) for t in inputs)
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
