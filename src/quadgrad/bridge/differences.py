@@ -36,6 +36,8 @@ SAME = 0.05
 """A bend that is the same, within this, at a much smaller step is a kink."""
 CLOSE = 10.0
 """Estimates that contradict each other by less than so many of their errors are both believed less."""
+CLEAR = 100.0
+"""Beyond the size of an input slopes are believed that are so many times their errors: others may be chance."""
 ORDER = {"forward": 1, "central": 2, "richardson": 2}
 QUALITY = {"forward": 1 / 2, "central": 2 / 3, "richardson": 5 / 6}
 """The power of the noise that a method's error has, for a function that is well scaled."""
@@ -114,9 +116,9 @@ def differentiate(problem: Problem, method: str) -> Found:
             tried.append(fit(problem, step, method)[0])
             width = structure.spread(tried[-1], groups)
             found = _judged(problem, kept, groups, estimate(problem, groups, step, method), width, method)
-            # Beyond the size of an input a function that is not seen to change may do so unseen.
+            # Beyond the size of an input a function that is not seen to change clearly may do so unseen.
             beyond = structure.spread((step > problem.scale).astype(np.float64), groups) > 0.0
-            hidden = (beyond & (np.abs(found.value) <= found.error)) | (problem.loud & (found.value == 0.0))
+            hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (problem.loud & (found.value == 0.0))
             better = _merge(kept, groups, found, width, hidden)
             chosen = np.where(structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
         error = _last_word(problem, kept, method)
@@ -243,7 +245,8 @@ def _next_steps(problem: Problem, step: Array, found: Estimate, poor: Array, bli
         shrunk = np.maximum(mean, 1.0) ** (-1.0 / (order + 1))
     # Where noise rules, as it does next to 0 for a function that does not care how small x is: from x's scale to 1.
     grown = np.maximum(GROWTH * step, relative)
-    grown = np.minimum(grown, np.maximum(step, LARGEST * np.maximum(problem.scale, 1.0)))
+    near = step < 0.5 * LARGEST * problem.scale  # at first only as far as the input is large
+    grown = np.minimum(grown, np.maximum(step, LARGEST * np.maximum(problem.scale, np.where(near, 0.0, 1.0))))
     moved = np.where(count == 0.0, step, np.where(mean > ROUGH, step * shrunk, grown))
     moved = np.where(structure.collect(blind.astype(np.float64), groups) > 0.0, step * shorter, moved)
     # The distance to 0 is the best guess of how far a domain reaches.

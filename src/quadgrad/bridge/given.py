@@ -68,8 +68,9 @@ def full_jacobian(
 ) -> Jacobian:
     """Return the Jacobian from arrays of shape ``batch + output + input``.
 
-    ``callee`` calls what returns them, a :class:`Flat`. The number of leading dimensions that outputs and inputs share as a batch follows from the number of dimensions:
-    with none the array has those of the output followed by those of the input.
+    ``callee`` calls what returns them, a :class:`Flat`. The number of leading dimensions that outputs and inputs
+    share as a batch follows from the number of dimensions: with none the array has those of the output followed by
+    those of the input.
     """
     found = callee.one(inputs)
     floats = [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
@@ -123,7 +124,7 @@ def _as_dense(structure: Structure) -> Structure:
 def pulled(
     callee: Callee, inputs: Sequence[Array], cotangents: Sequence[Array], which: Sequence[int]
 ) -> list[Array]:
-    """Return what the user's vjp makes of one cotangent for each output, in their dtypes: of the inputs ``which``."""
+    """Return what the user's vjp makes of one cotangent for each output, for the inputs ``which``."""
     found = given_product(callee, inputs, cotangents, [x.shape for x in inputs], "input", which)
     return [np.real(a) if a.dtype.kind == "c" else a for a in found]
 
@@ -174,6 +175,7 @@ class Flat:
         self.fn = fn
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call it."""
         result = self.fn(*arguments, **keywords)
         return tuple(_leaves(result)) if isinstance(result, tuple) else result
 

@@ -8,7 +8,9 @@ curvature. Pure NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from quadgrad.bridge.problem import LOUD, TINY, Look, Problem
 __all__ = ["with_noise"]
 
 PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
-"""Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding of
-a product k x grows evenly from point to point then, and its differences vanish."""
+"""Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
+of a product k x grows evenly from point to point then, and its differences vanish."""
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
@@ -41,8 +43,9 @@ COARSE, FINE = 2.0**-8, 2.0**-12
 """Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more),
 and of other steps."""
 DIGITS = (3, 10)
-BLOCK, MANY = 2**13, 2**14
-"""How many outputs are worked on at once, and of how many a median is taken."""
+BLOCK, MANY, FEW = 2**13, 2**14, 64
+"""How many outputs are worked on at once, of how many a median is taken, and how many of a block are looked at
+first for few digits."""
 
 
 def _differences(nodes: Array, order: int) -> Array:
@@ -80,7 +83,7 @@ class _Level:
 
 
 def with_noise(problem: Problem) -> Problem:
-    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, at most 36."""
+    """Return the problem with the noise of each output and a look at its slope: 6 evaluations, 12 of noisy outputs."""
     size = np.abs(problem.value)
     floor = problem.floor
     finite = np.isfinite(problem.value)
@@ -129,6 +132,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         LOUD * problem.floor,
     )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
+    turn = 0
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
@@ -138,8 +142,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
-    if turn + 1 < len(SPACINGS):
-        _look_again(problem, level, falling, *_attempts(problem)[turn + 1])
+    _look_again(problem, level, falling, _attempts(problem)[turn + 1 : turn + 2])
     for spacing in SHORTER:
         unsure = falling & (level.noise > 4.0 * problem.floor)
         if unsure.sum() <= RARE * size.size:
@@ -149,15 +152,16 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     return level, closest[0], closest[1]
 
 
-def _look_again(problem: Problem, level: _Level, falling: Array, spacing: float, unit: Array) -> None:
-    """Look at noisy outputs over a longer distance too: one of the inputs may be rounded, and has not jumped yet."""
+def _look_again(problem: Problem, level: _Level, falling: Array, farther: Sequence[tuple[float, Array]]) -> None:
+    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet."""
     before = level.noise
     noisy = ~falling & ~level.flat & (before > LOUD * problem.floor)
     if noisy.sum() <= RARE * noisy.size:
         return
-    level.noise = before.copy()
-    curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
-    level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
+    for spacing, unit in farther:
+        level.noise = before.copy()
+        curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
+        level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
 
 
 def _away(problem: Problem, points: Array, first: Array) -> float:
@@ -200,9 +204,11 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     jump = np.where(both > level.least, both, np.inf).min(axis=0)
     jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
     flat = ties.any(axis=0)
-    digit = np.where(flat, np.inf, _last_digit(values))
+    digit = np.where(flat, np.inf, _last_digit(values) if _last_digit(values[:, :FEW]).min() < np.inf else np.inf)
     level.printed |= which & np.isfinite(digit)
-    jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
+    # The first jump seen stands: farther away the steps of two inputs may nearly cancel.
+    jump = np.where(np.isinf(level.jump), jump, level.jump)
+    jump = np.where(which, np.minimum(jump, digit), level.jump)
     level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
     level.jump = jump
     level.noise = np.where(which, noise, level.noise)
@@ -223,8 +229,8 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
     jump = np.where(change > level.least, change, np.inf).min(axis=0)
     digit = _last_digit(np.concatenate((problem.value[None], values)))
     level.printed |= waiting & np.isfinite(digit)
-    jump = np.where(np.isinf(jump), digit, jump)
-    jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
+    jump = np.where(np.isinf(level.jump), np.where(np.isinf(jump), digit, jump), level.jump)
+    jump = np.where(waiting, jump, level.jump)
     level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), _away(problem, points, first), level.away)
     level.jump = jump
 
@@ -261,11 +267,17 @@ def _points(problem: Problem, spacing: float, unit: Array) -> Array:
     """Return points in a row, starting next to x, into the bounds."""
     sign, most = _room(problem)
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
-    length = unit * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
+    length = unit * spacing * _spread(problem.x.size)
     # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
     unit = np.maximum(64.0 * problem.resolution, TINY)
     length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
     return problem.representable(problem.x + PLACES[:, None] * (sign * length))
+
+
+@lru_cache(maxsize=2)
+def _spread(count: int) -> Array:
+    """Return factors between 1/2 and 3/2, all different."""
+    return 0.5 + np.arange(1, count + 1) * GOLDEN % 1.0
 
 
 def _by_order(values: Array) -> list[Array]:

@@ -22,7 +22,8 @@ from quadgrad.bridge.contract import Array, Arrays, Spec, array_of, tensor_of
 from quadgrad.bridge.task import Task
 
 __all__ = [
-    "call", "jvp", "plain_product", "plain_values", "plainly", "register", "second_jvp", "second_vjp", "values", "vjp",
+    "call", "jvp", "plain_product", "plain_values", "plainly", "register", "second_jvp", "second_vjp", "values",
+    "vjp",
 ]  # fmt: skip
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))

@@ -29,6 +29,9 @@ DECAY = 0.1
 kink at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
 KINK = 1.1
 """Reported over estimated difference between the slopes at a kink and their mean."""
+LONG, MANY, SHARE = 0.1, 4, 0.1
+"""Steps longer than this, times eight, relative to the scale, truncate each of so many outputs or more by at least
+this share of what is typical of them."""
 NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
@@ -93,7 +96,8 @@ def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
     step = np.where(two_sided, step, np.minimum(step, most / only))
     # Powers of two: added to x they round little. Below a few spacings of x there is no step at all.
     finest = np.minimum(8.0 * problem.resolution, most / only)
-    return 2.0 ** np.floor(np.log2(np.maximum(np.maximum(step, finest), TINY))), side
+    step = np.maximum(np.maximum(step, finest), TINY)
+    return np.ldexp(1.0, np.frexp(step)[1] - 1), side
 
 
 # ----------------------------------------------------------------------------------------------- stencils
@@ -124,15 +128,21 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
     rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
     # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
     falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
-    truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend))
+    truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
     truncation = np.where(falling, truncation, np.maximum(truncation, KINK * bend))
     return Estimate(slope, truncation, rounding, bend, seen)
 
 
-def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Array) -> Array:
+def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Array, truncation: Array) -> Array:
     """Return what the truncation of a long step is even where the third difference is smaller, by chance."""
     length = problem.structure.spread(8.0 * step / problem.scale, groups)
-    return bend * np.minimum(bend / (np.abs(slope) + bend + TINY), length) / 6.0
+    size = np.abs(slope) + bend
+    least = bend * np.minimum(bend / (size + TINY), length) / 6.0
+    long = length > LONG
+    if not long.any() or not problem.structure.is_dense or slope.shape[1] < MANY:
+        return least
+    typical = np.median(np.where(size > 0.0, truncation / size, 0.0), axis=1, keepdims=True)
+    return np.where(long & (typical < np.inf), np.maximum(least, SHARE * typical * size), least)
 
 
 def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:

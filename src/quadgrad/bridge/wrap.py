@@ -70,13 +70,14 @@ def wrap(
         How derivatives are computed, one of
 
         * ``"central"``: differences with an error bar, 3 evaluations for each input element;
-        * ``"forward"``: 2 evaluations, half the digits;
+        * ``"forward"``: 2 evaluations, half the digits; where outputs are noisy that is ``"central"``;
         * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
         * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
         it is
           not;
         * ``"auto"``: the complex step if the probe allows it, else central;
-        * ``"spsa"``: 40 evaluations, however many inputs there are; noisy when there are more than 16.
+        * ``"spsa"``: 40 evaluations, however many inputs there are, more where steps shrink; noisy when there are
+          more than 16.
 
         Or the derivative itself, for a function that works elementwise: it takes what fn takes and returns the
         derivatives in the output's shape, as a tuple of these for several inputs.
@@ -92,7 +93,8 @@ def wrap(
         fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one
         call.
     scalars : bool
-        fn takes and returns Python numbers; it is called for each element of its broadcast inputs.
+        fn takes and returns Python numbers; it is called for each element of its broadcast inputs. Where it raises
+        ValueError or ArithmeticError close to an input, as ``math.log`` does, that is the end of its domain.
     tensors : bool
         fn takes torch tensors (without gradient) instead of arrays.
     sparsity : ``"elementwise"`` or matrix ``(outputs, inputs)``, dense or from scipy.sparse
@@ -111,7 +113,7 @@ def wrap(
         Runs the evaluations. Results do not depend on it.
     noise : float or pair, optional
         How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for
-        each new input) if not given. An estimate sees what differs between points close together, and no error that
+        each new input, 12 where there is some) if not given. An estimate sees what differs between points close together, and no error that
         is smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes
         the same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives
         that are right to three digits at best, though its outputs look noiseless. Give what its results are good
