@@ -6,6 +6,7 @@ It turns tensors into arrays and back, and says what is wrong with an output. It
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 
 __all__ = [
-    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
+    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "cut", "describe", "output_arrays",
     "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
 ]  # fmt: skip
 
@@ -88,6 +89,14 @@ def refuse_dressed(value: Any, what: str) -> None:
             "lost: give the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude "
             "in pint)"
         )
+
+
+def cut(array: Array, sizes: Sequence[int]) -> list[Array]:
+    """Cut an array into pieces of these sizes along its last axis."""
+    if len(sizes) == 1:
+        return [array]
+    ends = list(accumulate(sizes))
+    return [array[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def tensor_of(array: Array, device: torch.device) -> Tensor:

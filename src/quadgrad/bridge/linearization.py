@@ -13,7 +13,7 @@ import numpy as np
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
-from quadgrad.bridge.contract import Array, Arrays, specs_of
+from quadgrad.bridge.contract import Array, Arrays, cut, specs_of
 from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_jacobian, full_jacobian, given_product, pulled
@@ -119,8 +119,7 @@ class Linearization:
 
     def split(self, flat: Array) -> list[Array]:
         """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
-        sizes = [self.inputs[i].size for i in self.wanted]
-        parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
+        parts = cut(flat, [self.inputs[i].size for i in self.wanted])
         return [
             part.reshape(len(flat), *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
             for i, part in zip(self.wanted, parts, strict=True)
@@ -457,10 +456,9 @@ def _with_precision(dtype: np.dtype[np.generic], values: Array) -> np.dtype[np.g
 
 def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
     """Cut a flat cotangent into one for each output, in its dtype."""
-    ends = np.cumsum([a.size for a in arrays])[:-1]
     return [
         (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype, copy=False)
-        for part, a in zip(np.split(row, ends), arrays, strict=True)
+        for part, a in zip(cut(row, [a.size for a in arrays]), arrays, strict=True)
     ]
 
 

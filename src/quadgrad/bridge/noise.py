@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.problem import LOUD, TINY, Look, Problem
+from quadgrad.bridge.problem import LOUD, TINY, Look, Problem, middle
 
 __all__ = ["with_noise"]
 
@@ -59,9 +59,10 @@ def _differences(nodes: Array, order: int) -> Array:
 
 IN_ROW = [np.pad(_differences(np.append(0.0, PLACES[:-1]), order), ((0, 0), (0, 1))) for order in ORDERS]
 FITTED = _differences(np.append(0.0, PLACES), PLACES.size)
+ROWS = (slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 7))
 WEIGHTS = np.concatenate([*IN_ROW, FITTED])
 """Of values at x and ``PLACES``: differences in a row, the last the value between less the polynomial through all
-others. Those of noise have its standard deviation."""
+others, and which `ROWS` belong to an order. Those of noise have its standard deviation."""
 
 
 @dataclass
@@ -83,7 +84,7 @@ class _Level:
 
 
 def with_noise(problem: Problem) -> Problem:
-    """Return the problem with the noise of each output and a look at its slope: 6 evaluations, 12 of noisy outputs."""
+    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, 12 if noisy."""
     size = np.abs(problem.value)
     floor = problem.floor
     finite = np.isfinite(problem.value)
@@ -96,7 +97,7 @@ def with_noise(problem: Problem) -> Problem:
         noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
         some = slice(None, None, 1 + size.size // MANY)
         relative = (noise[some] / size[some])[size[some] > 0.0]
-        common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
+        common = middle(relative) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
         stepped = (
             level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
@@ -191,28 +192,30 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
 
     ``stairs`` says that these outputs were flat over a shorter distance.
     """
-    differences = np.diff(values[:-1], axis=0)
-    ties = differences == 0.0
+    flat = (values[1:-1] == values[:-2]).any(axis=0)
     *by_order, between = _by_order(values)
     noise = np.sqrt(np.mean(np.square(by_order), axis=0))
     falling = by_order[-1] * FALLING < by_order[0]
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
+    level.noise = np.where(which, noise, level.noise)
+    level.flat = np.where(which, flat, level.flat)
+    printed = np.isfinite(_last_digit(values[:, :: 1 + flat.size // FEW])).any()
+    if not (stairs or printed or flat.any()):
+        return falling
     # Some values alike and others not: a staircase, however even, and its steps are at least as high as the
     # smallest jump. Of steps that are all alike the differences of high order vanish.
+    differences = np.diff(values[:-1], axis=0)
     both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
     jump = np.where(both > level.least, both, np.inf).min(axis=0)
-    jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
-    flat = ties.any(axis=0)
-    digit = np.where(flat, np.inf, _last_digit(values) if _last_digit(values[:, :FEW]).min() < np.inf else np.inf)
+    jump = np.where(flat | stairs, jump, np.inf)
+    digit = np.where(flat, np.inf, _last_digit(values))
     level.printed |= which & np.isfinite(digit)
     # The first jump seen stands: farther away the steps of two inputs may nearly cancel.
     jump = np.where(np.isinf(level.jump), jump, level.jump)
     jump = np.where(which, np.minimum(jump, digit), level.jump)
     level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
     level.jump = jump
-    level.noise = np.where(which, noise, level.noise)
-    level.flat = np.where(which, flat, level.flat)
     return falling
 
 
@@ -283,5 +286,4 @@ def _spread(count: int) -> Array:
 def _by_order(values: Array) -> list[Array]:
     """Return the noise level from differences of each order, root mean square, and from the point between."""
     size = np.abs(WEIGHTS @ values)
-    ends = np.cumsum([len(rows) for rows in IN_ROW])
-    return [np.sqrt(np.mean(part**2, axis=0)) for part in np.split(size, ends)]
+    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) for rows in ROWS]

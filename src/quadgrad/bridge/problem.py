@@ -13,7 +13,7 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["LOUD", "TINY", "Look", "Problem", "along"]
+__all__ = ["LOUD", "TINY", "Look", "Problem", "along", "middle"]
 
 TINY = np.finfo(np.float64).tiny
 LOUD = 8.0
@@ -96,7 +96,7 @@ class Problem:
         usable = np.isfinite(size) & (size > 0.0)
         if not usable.any():
             return self.precision
-        ratio = float(np.quantile(noise[usable] / size[usable], 0.5, method="lower"))
+        ratio = middle(noise[usable] / size[usable])
         return min(max(ratio, self.precision), 0.1)
 
     @property
@@ -115,6 +115,12 @@ class Problem:
     def floor(self) -> Array:
         """The noise of the outputs that rounding alone makes."""
         return 0.5 * self.precision * np.abs(self.value)
+
+
+def middle(values: Array) -> float:
+    """Return the median, the lower one of an even number; NumPy's own takes longer than a small stencil."""
+    half = (values.size - 1) // 2
+    return float(np.partition(values, half)[half])
 
 
 def along(problem: Problem, direction: Array) -> Problem:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
-from quadgrad.bridge.contract import Array, Arrays, Spec, rounding, warn_not_finite
+from quadgrad.bridge.contract import Array, Arrays, Spec, cut, rounding, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_products, pulled
 from quadgrad.bridge.linearization import Counter, Linearization, NoDerivativeError, OutsideError, floating
@@ -381,8 +381,8 @@ class Task:
         if not rows:
             return tuple(np.zeros((*lane_shape, *extra_shape, *shape)) for shape in shapes)
         table = rows[0] if len(rows) == 1 else np.stack(rows)
-        parts = np.split(table, np.cumsum(sizes)[:-1], axis=-1) if len(sizes) > 1 else [table]
-        return tuple(p.reshape((*lane_shape, *extra_shape, *shape)) for p, shape in zip(parts, shapes, strict=True))
+        parts = zip(cut(table, sizes), shapes, strict=True)
+        return tuple(p.reshape((*lane_shape, *extra_shape, *shape)) for p, shape in parts)
 
     def _warn_lost(self, lost: Sequence[tuple[tuple[int, ...], Exception]], count: int) -> None:
         """Warn of lanes that have no derivative; raise if none has one."""
@@ -467,8 +467,8 @@ def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]
     error = each.point.jacobian.pull_error(each.rows)
     assert error is not None
     arrays = [each.point.inputs[i] for i in each.point.wanted]
-    ends = np.cumsum([a.size for a in arrays])[:-1]
-    parts = zip(np.split(error, ends, axis=1), np.split(each.found, ends, axis=1), arrays, dtypes, strict=True)
+    sizes = [a.size for a in arrays]
+    parts = zip(cut(error, sizes), cut(each.found, sizes), arrays, dtypes, strict=True)
     return [
         (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
         for e, f, a, d in parts
@@ -477,5 +477,4 @@ def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]
 
 def _cut(flat: Array | None, arrays: Sequence[Array]) -> list[Array]:
     assert flat is not None
-    parts = np.split(flat, np.cumsum([a.size for a in arrays])[:-1])
-    return [p.reshape(a.shape) for p, a in zip(parts, arrays, strict=True)]
+    return [p.reshape(a.shape) for p, a in zip(cut(flat, [a.size for a in arrays]), arrays, strict=True)]

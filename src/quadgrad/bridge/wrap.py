@@ -113,10 +113,11 @@ def wrap(
         Runs the evaluations. Results do not depend on it.
     noise : float or pair, optional
         How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for
-        each new input, 12 where there is some) if not given. An estimate sees what differs between points close together, and no error that
-        is smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes
-        the same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives
-        that are right to three digits at best, though its outputs look noiseless. Give what its results are good
+        each new input, 12 where there is some) if not given. An estimate sees what differs between points close
+        together, and no error that is smooth. That of an adaptive solver (of differential equations, integrals,
+        roots) is smooth while it takes the same steps, and jumps when it takes others: a loose one, with SciPy's
+        ``rtol=1e-3``, has derivatives that are right to three digits at best, though its outputs look noiseless.
+        Give what its results are good
         for: of ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 *
         atol)``. Where outputs are as good as that, the reported error covers the true one; and a tighter solver
         buys more than any method here.
