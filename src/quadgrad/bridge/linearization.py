@@ -121,7 +121,9 @@ class Linearization:
         """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
         parts = cut(flat, [self.inputs[i].size for i in self.wanted])
         return [
-            part.reshape(len(flat), *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
+            part.reshape(len(flat), *self.inputs[i].shape).astype(
+                _with_precision(self.inputs[i].dtype, part), copy=False
+            )
             for i, part in zip(self.wanted, parts, strict=True)
         ]
 

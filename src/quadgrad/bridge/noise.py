@@ -145,7 +145,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
             break
     _look_again(problem, level, falling, _attempts(problem)[turn + 1 : turn + 2])
     for spacing in SHORTER:
-        unsure = falling & (level.noise > 4.0 * problem.floor)
+        unsure = falling & ~level.still & (level.noise > 4.0 * problem.floor)  # those are flat still closer
         if unsure.sum() <= RARE * size.size:
             break
         closest = _table(problem, spacing, problem.scale)
