@@ -66,8 +66,8 @@ def by_numdifftools(f: Function) -> tuple[np.ndarray, np.ndarray, int]:
     import numdifftools
 
     fn, count = counted(f)
-    value, info = numdifftools.Jacobian(fn, full_output=True)(f.x)
-    return np.reshape(value, f.low.shape), np.reshape(info.error_estimate, f.low.shape), count[0]
+    value, error, *_ = numdifftools.Jacobian(fn, full_output=True)(f.x)
+    return np.reshape(value, f.low.shape), np.reshape(error, f.low.shape), count[0]
 
 
 def ways() -> dict[str, Way]:

@@ -21,6 +21,8 @@ __all__ = ["complex_direction", "complex_jacobian", "refusal", "tracer"]
 STEP = 1e-20
 MARGIN = 8.0
 """Reported error over the noise of the output."""
+SPACINGS = 2.0
+"""Rounding inside f is taken to move its inputs by less than so many of their spacings."""
 AGREEMENT, ROUNDING = 5.0, 1e-6
 """How far the two may be apart: in errors of the differences, and relatively."""
 
@@ -52,6 +54,9 @@ _METHODS = (
 def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tuple[Array, Array]:
     """Return the compressed Jacobian and its error from one complex evaluation for each group.
 
+    Beside a narrow line it takes two: what f rounds moves its derivative, by as much as that changes over a few
+    spacings of x.
+
     ``evaluate`` takes complex points ``(k, n)``, ``problem`` says where.
     """
     structure = problem.structure
@@ -64,7 +69,15 @@ def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tu
     with np.errstate(all="ignore"):
         relative = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
     relative = np.maximum(relative, problem.precision)
-    error = MARGIN * (relative * np.abs(value) + problem.noise / structure.spread(near, groups))
+    near = structure.spread(near, groups)
+    error = MARGIN * (relative * np.abs(value) + problem.noise / near)
+    if problem.look is not None:
+        length = np.abs(structure.spread(problem.look.direction, groups))
+        with np.errstate(all="ignore"):
+            moved = SPACINGS * problem.precision * near * problem.look.bend / length**2
+        if np.any(known & (moved > error)):
+            points += SPACINGS * problem.resolution * np.where(problem.upper > problem.x, 1.0, -1.0)
+            error += np.abs(np.imag(evaluate(points)) / STEP - value)
     return np.where(known, value, 0.0), np.where(known, error, 0.0)
 
 

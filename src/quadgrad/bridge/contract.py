@@ -6,6 +6,7 @@ It turns tensors into arrays and back, and says what is wrong with an output. It
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad._core.nesting import current_record
 
 __all__ = [
-    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "describe", "output_arrays",
+    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "cut", "describe", "output_arrays",
     "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
 ]  # fmt: skip
 
@@ -50,7 +51,7 @@ def array_of(tensor: Tensor) -> Array:
         raise complex_input(str(tensor.dtype).removeprefix("torch."))
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.to(torch.float32)
-    return tensor.cpu().resolve_neg().numpy()
+    return tensor.numpy(force=True)
 
 
 def complex_input(dtype: str) -> TypeError:
@@ -89,6 +90,14 @@ def refuse_dressed(value: Any, what: str) -> None:
             "lost: give the number in a unit of your choice (.to_value(unit) in astropy, .to(unit).magnitude "
             "in pint)"
         )
+
+
+def cut(array: Array, sizes: Sequence[int]) -> list[Array]:
+    """Cut an array into pieces of these sizes along its last axis."""
+    if len(sizes) == 1:
+        return [array]
+    ends = list(accumulate(sizes))
+    return [array[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def tensor_of(array: Array, device: torch.device) -> Tensor:

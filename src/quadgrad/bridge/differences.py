@@ -34,8 +34,10 @@ ROUGH = 30.0
 """Where truncation is estimated at less than this many times the noise, the estimate is noise itself."""
 SAME = 0.05
 """A bend that is the same, within this, at a much smaller step is a kink."""
-LOUD = 8.0
-"""Noise this many times that of rounding was seen, not assumed: differences that do not fall are noise then."""
+CLOSE = 10.0
+"""Estimates that contradict each other by less than so many of their errors are both believed less."""
+CLEAR = 100.0
+"""Beyond the size of an input slopes are believed that are so many times their errors: others may be chance."""
 ORDER = {"forward": 1, "central": 2, "richardson": 2}
 QUALITY = {"forward": 1 / 2, "central": 2 / 3, "richardson": 5 / 6}
 """The power of the noise that a method's error has, for a function that is well scaled."""
@@ -52,46 +54,72 @@ class Found:
 
 @dataclass
 class _Kept:
-    """The best estimates so far, all ``(groups, m)``; what the last step said of each entry; how far steps went."""
+    """The best estimates so far, all ``(groups, m)``; what the last step of each said; whether there is a kink."""
 
     value: Array
     error: Array
     width: Array
     seen: Array
-    bend: Array
-    bend_width: Array
     kink: Array
+    last: Estimate
+    last_width: Array
+
+    @classmethod
+    def first(cls, found: Estimate, width: Array, loud: Array) -> _Kept:
+        """Keep a first estimate; outputs in steps that stand still contradict no other."""
+        width = np.broadcast_to(width, found.value.shape)
+        believed = np.where(loud & (found.value == 0.0), np.inf, width)
+        return cls(found.value, found.error, believed, found.seen, np.zeros(width.shape, bool), found, width)
+
+    def own(self) -> None:
+        """Take copies of what is shared, before it is written to."""
+        for name in ("value", "error", "width", "seen", "last_width"):
+            setattr(self, name, np.array(getattr(self, name)))
+        self.last = Estimate(*(np.array(part) for part in vars(self.last).values()))
+
+    def enter(self, groups: Array, found: Estimate, width: Array) -> None:
+        """Write down what the last step of some groups said."""
+        for name, part in vars(found).items():
+            getattr(self.last, name)[groups] = part
+        self.last_width[groups] = width
 
 
 def differentiate(problem: Problem, method: str) -> Found:
     """Return the compressed Jacobian by ``"central"``, ``"forward"`` or ``"richardson"`` differences."""
     structure = problem.structure
-    groups = np.arange(structure.groups)
+    every = np.arange(structure.groups)
+    # Steps of noisy functions are long: where two points agree by chance, a third does not.
+    if method == "forward" and np.mean(problem.loud) > 0.5:
+        method = "central"
     relative = COARSEST if method == "richardson" else balanced(problem, ORDER[method])
     step = problem.scale * relative
-    chosen, too_long = step, np.full(step.shape, np.inf)
-    known = structure.known(groups)
+    chosen, too_long, tried = step, np.full(step.shape, np.inf), [fit(problem, step, method)[0]]
+    known = structure.known(every)
     with np.errstate(all="ignore"):
-        found = estimate(problem, groups, step, method)
-        width = np.broadcast_to(structure.spread(step, groups), found.value.shape)
-        kept = _Kept(found.value, found.error, width, found.seen, found.bend, width, np.zeros(width.shape, bool))
-        for _ in range(PASSES):
-            poor, blind = _doubts(problem, groups, kept, found, method)
+        found = estimate(problem, every, step, method)
+        kept = _Kept.first(found, structure.spread(tried[0], every), problem.loud)
+        for turn in range(PASSES):
+            poor, blind = _doubts(problem, kept, method)
             if not poor.any():
                 break
-            if kept.value is found.value:
-                kept = _Kept(*(np.array(part) for part in vars(kept).values()))
-            too_long = np.where(structure.collect(blind.astype(np.float64), groups) > 0.0, step, too_long)
-            moved = np.minimum(_next_steps(problem, groups, step, found, poor, blind, method), too_long / 4.0)
+            if not turn:
+                kept.own()
+            too_long = np.where(structure.collect(blind.astype(np.float64), every) > 0.0, step, too_long)
+            moved = np.minimum(_next_steps(problem, step, kept.last, poor, blind, method), too_long / 4.0)
             fitted, _ = fit(problem, moved, method)
-            changed = np.abs(np.log2(fitted / fit(problem, step, method)[0])) >= 1.0
-            step = np.where(changed, moved, step)
-            movable = structure.collect_groups(changed)[groups]
-            groups = groups[poor.any(axis=1) & movable]
+            # Where a step has been, its estimate is known.
+            fresh = np.all([np.abs(np.log2(fitted / other)) >= 1.0 for other in tried], axis=0)
+            groups = every[poor.any(axis=1) & structure.collect_groups(fresh)]
             if not groups.size:
                 break
-            found = _judged(problem, kept, groups, estimate(problem, groups, step, method), step)
-            better = _merge(kept, groups, found, structure.spread(step, groups))
+            step = np.where(fresh & np.isin(structure.colour, groups), moved, step)
+            tried.append(fit(problem, step, method)[0])
+            width = structure.spread(tried[-1], groups)
+            found = _judged(problem, kept, groups, estimate(problem, groups, step, method), width, method)
+            # Beyond the size of an input a function that is not seen to change clearly may do so unseen.
+            beyond = structure.spread((step > problem.scale).astype(np.float64), groups) > 0.0
+            hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (problem.loud & (found.value == 0.0))
+            better = _merge(kept, groups, found, width, hidden)
             chosen = np.where(structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
         error = _last_word(problem, kept, method)
     return Found(np.where(known, kept.value, 0.0), np.where(known, error, 0.0), chosen / relative)
@@ -105,10 +133,11 @@ def balanced(problem: Problem, order: int) -> float:
 # ------------------------------------------------------------------------------------------ what to believe
 
 
-def _doubts(problem: Problem, groups: Array, kept: _Kept, found: Estimate, method: str) -> tuple[Array, Array]:
-    """Return which entries of the groups need another step, and which of them because theirs sees nothing."""
-    poor = _poor(problem, groups, kept.value[groups], kept.error[groups], method) & ~kept.kink[groups]
-    blind = poor & ~found.seen & np.isfinite(found.error)
+def _doubts(problem: Problem, kept: _Kept, method: str) -> tuple[Array, Array]:
+    """Return which entries need another step, and which of them because theirs sees nothing."""
+    groups = np.arange(problem.structure.groups)
+    poor = _poor(problem, kept, method) & ~kept.kink
+    blind = poor & ~kept.last.seen & np.isfinite(kept.last.error)
     gap = _contradiction(problem, kept)
     if gap.any():
         other = (gap > 0.0) & problem.structure.known(groups)
@@ -116,8 +145,9 @@ def _doubts(problem: Problem, groups: Array, kept: _Kept, found: Estimate, metho
     return poor, blind
 
 
-def _poor(problem: Problem, groups: Array, value: Array, error: Array, method: str) -> Array:
+def _poor(problem: Problem, kept: _Kept, method: str) -> Array:
     """Return where the error is far above what differences of a well-scaled function have."""
+    groups, value, error = np.arange(problem.structure.groups), kept.value, kept.error
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.abs(value), size)
     rough = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
@@ -137,28 +167,40 @@ def _contradiction(problem: Problem, kept: _Kept) -> Array:
     return np.where(gap > allowed, gap, 0.0)
 
 
-def _judged(problem: Problem, kept: _Kept, groups: Array, found: Estimate, step: Array) -> Estimate:
-    """Return an estimate judged by how its bend compares with that at the step before."""
-    width = problem.structure.spread(step, groups)
-    before, ratio = kept.bend[groups], width / kept.bend_width[groups]
-    clear = found.bend > NOISY * np.sqrt(6.0) * problem.noise / width
-    kink = ~found.seen & clear & (ratio < 0.25) & (np.abs(found.bend - before) <= SAME * before)
-    smooth = ~found.seen & (ratio < 0.25) & (found.bend <= 1.5 * ratio * before)
-    kept.bend[groups], kept.bend_width[groups] = found.bend, np.broadcast_to(width, found.bend.shape)
+def _judged(problem: Problem, kept: _Kept, groups: Array, found: Estimate, width: Array, method: str) -> Estimate:
+    """Return an estimate judged by how it compares with that at the step before, and write it down."""
+    before, ratio = kept.last.bend[groups], width / kept.last_width[groups]
+    noise = NOISY * np.sqrt(6.0) * problem.noise
+    kink = (
+        ~found.seen & (found.bend > noise / width) & (ratio < 0.25) & (np.abs(found.bend - before) <= SAME * before)
+    )
+    # Of a smooth function bends are proportional to the step, except for the noise of the shorter one.
+    longer = (ratio > 4.0) & kept.last.seen[groups]
+    allowed = np.where(longer, before + noise / kept.last_width[groups], before) * ratio
+    smooth = ~found.seen & ((ratio < 0.25) | longer) & (found.bend <= 1.5 * allowed)
     kept.kink[groups] |= kink
     truncation = np.where(kink, np.maximum(found.truncation, KINK * found.bend), found.truncation)
-    return replace(found, truncation=truncation, seen=found.seen | kink | smooth)
+    if method != "richardson":  # what is less than the order allows is rounding that cancels
+        shrunk = np.where(kept.last.seen[groups] & (ratio < 1.0), kept.last.truncation[groups], 0.0)
+        truncation = np.fmax(truncation, np.where(np.isfinite(shrunk), shrunk, 0.0) * ratio ** ORDER[method])
+    found = replace(found, truncation=truncation, seen=found.seen | kink | smooth)
+    kept.enter(groups, found, width)
+    return found
 
 
-def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array) -> Array:
-    """Take over what is better, or contradicts what a longer step said; return where."""
+def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array, hidden: Array) -> Array:
+    """Take over what is better, or contradicts what a longer step said, and is not hidden; return where."""
     error, old = found.error, kept.error[groups]
     gap = np.abs(found.value - kept.value[groups])
     refuted = gap > error + old
-    better = np.where(refuted, (width < kept.width[groups]) & np.isfinite(error), error < old)
+    better = np.where(refuted, (width < kept.width[groups]) & np.isfinite(error), error < old) & ~hidden
     # What contradicts without having seen the function's scale itself is not believed more than what it
-    # contradicts.
-    error = np.where(refuted & ~found.seen, np.maximum(error, gap), error)
+    # contradicts; and what is contradicted by little may be noisier than it seems.
+    close = refuted & (gap <= CLOSE * (error + old))
+    error = np.where((refuted & ~found.seen) | close, np.fmax(error, gap), error)
+    # Where nothing moved at all, steps too coarse to be seen from here may have been taken for none.
+    flat = refuted & (kept.value[groups] == 0.0)
+    kept.error[groups] = np.where(close | flat, np.fmax(old, gap), old)
     for name, new in (("value", found.value), ("error", error), ("width", width), ("seen", found.seen)):
         table = getattr(kept, name)
         table[groups] = np.where(better, new, table[groups])
@@ -167,29 +209,29 @@ def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array) -> Array:
 
 def _last_word(problem: Problem, kept: _Kept, method: str) -> Array:
     """Return the errors: infinite where no step has seen the function, with what the look contradicts."""
-    groups = np.arange(problem.structure.groups)
     error = kept.error
     if not kept.seen.all():
-        quiet = problem.noise <= LOUD * problem.floor
-        lost = ~kept.seen & ~kept.kink & quiet & _poor(problem, groups, kept.value, error, method)
+        lost = ~kept.seen & ~kept.kink & ~problem.loud & _poor(problem, kept, method)
         error = np.where(lost, np.inf, error)
     if problem.look is None:
         return error
-    length, gap, rise = problem.look.direction, _contradiction(problem, kept), problem.look.rise
+    gap, rise = _contradiction(problem, kept), problem.look.rise
     if gap.any() or rise.any():
-        length = np.abs(problem.structure.spread(length, groups))
-        error = np.maximum(error + gap / length, rise / length)
+        groups = np.arange(problem.structure.groups)
+        length = np.abs(problem.structure.spread(problem.look.direction, groups))
+        # Any entry may be the one that is wrong, and the others hide a part of it.
+        hidden = np.where(gap > 0.0, gap + problem.look.error + (error * length).sum(axis=0), 0.0)
+        error = np.maximum(error, np.maximum(hidden, rise) / length)
     return error
 
 
 # ------------------------------------------------------------------------------------------------- steps
 
 
-def _next_steps(
-    problem: Problem, groups: Array, step: Array, found: Estimate, poor: Array, blind: Array, method: str
-) -> Array:
+def _next_steps(problem: Problem, step: Array, found: Estimate, poor: Array, blind: Array, method: str) -> Array:
     """Return steps that balance what was found; much smaller ones where they see nothing, or leave the domain."""
     structure, order = problem.structure, ORDER[method]
+    groups = np.arange(structure.groups)
     lost = poor & ~np.isfinite(found.error)
     usable = poor & ~lost & ~blind
     ratio = np.where(usable, found.truncation / np.maximum(found.rounding, TINY), 0.0)
@@ -203,7 +245,8 @@ def _next_steps(
         shrunk = np.maximum(mean, 1.0) ** (-1.0 / (order + 1))
     # Where noise rules, as it does next to 0 for a function that does not care how small x is: from x's scale to 1.
     grown = np.maximum(GROWTH * step, relative)
-    grown = np.minimum(grown, np.maximum(step, LARGEST * np.maximum(problem.scale, 1.0)))
+    near = step < 0.5 * LARGEST * problem.scale  # at first only as far as the input is large
+    grown = np.minimum(grown, np.maximum(step, LARGEST * np.maximum(problem.scale, np.where(near, 0.0, 1.0))))
     moved = np.where(count == 0.0, step, np.where(mean > ROUGH, step * shrunk, grown))
     moved = np.where(structure.collect(blind.astype(np.float64), groups) > 0.0, step * shorter, moved)
     # The distance to 0 is the best guess of how far a domain reaches.

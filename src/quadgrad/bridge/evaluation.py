@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -84,6 +84,15 @@ class Callee:
             raise
         return self._checked(result, inputs, expected, "")
 
+    def about(self, what: str, fn: Callable[..., Any]) -> Callee:
+        """Return how to call what is given about fn: a derivative, which nobody calls at many points."""
+        known = self.__dict__.setdefault("_about", dict[str, Callee]())
+        if what not in known:
+            known[what] = replace(
+                self, fn=fn, name=f"{what}= of {self.name}", executor=None, elementwise=False, vectorized=False
+            )
+        return known[what]
+
     def raw(self, inputs: Sequence[Any]) -> Any:
         """Call fn with inputs as they are; return what it returns."""
         values = iter(inputs)
@@ -103,7 +112,7 @@ class Callee:
         why = "as for the first of the points around it"
         first = specs_of(outputs[0])
         outputs += [self._checked(y, x, first, why) for x, y in zip(rows[1:], results[1:], strict=True)]
-        return tuple(np.stack(parts) for parts in zip(*outputs, strict=True))
+        return tuple(map(np.array, zip(*outputs, strict=True)))
 
     def _stacked(self, stacks: Sequence[Array], expected: Sequence[Spec] | None) -> Arrays:
         """Send whole stacks, in as few calls as memory and the executor suggest."""
@@ -138,7 +147,9 @@ class Callee:
         if not rows:
             specs = expected or (Spec((), np.dtype(np.float64)),)
             return tuple(np.zeros(shape, spec.dtype) for spec in specs)
-        results = self._call_all(rows)
+        # math.log raises where numpy.log returns NaN: around the point that is a domain, not an error.
+        lost = (np.nan,) * len(expected) if expected else None
+        results = self._call_all(rows, lost)
         columns = [output_arrays(y, self.name, integers=True) for y in results]
         first = tuple(Spec((), np.dtype(np.float64)) for _ in columns[0])
         for column, row in zip(columns, rows, strict=True):
@@ -151,6 +162,8 @@ class Callee:
         return tuple(np.array(values).reshape(shape) for values in zip(*columns, strict=True))
 
     def _checked(self, result: Any, inputs: Sequence[Array], expected: Sequence[Spec] | None, why: str) -> Arrays:
+        if type(result) is np.ndarray and expected == ((result.shape, result.dtype),):  # nearly always
+            return (result,)
         outputs = output_arrays(result, self.name)
         if expected is not None:
             refuse_other_specs(specs_of(outputs), expected, self.name, why or "as at the point itself")
@@ -164,8 +177,11 @@ class Callee:
                 )
         return outputs
 
-    def _call_all(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """Call fn with each row of inputs, in this order, and say for which input it raised."""
+    def _call_all(self, rows: Sequence[Sequence[Any]], lost: Any = None) -> list[Any]:
+        """Call fn with each row of inputs, in this order, and say for which input it raised.
+
+        ``lost`` stands for what it returns where a number is outside its domain, if that is no error.
+        """
         if self.executor is None or len(rows) == 1:
             results: Iterator[Callable[[], Any]] = (
                 partial(self.fn, *_filled(self.slots, row, self.tensors)) for row in rows
@@ -180,8 +196,10 @@ class Callee:
             try:
                 found.append(copied(result()))
             except Exception as error:
-                add_input_note(error, row, self.name)
-                raise
+                if lost is None or not isinstance(error, ArithmeticError | ValueError):
+                    add_input_note(error, row, self.name)
+                    raise
+                found.append(lost)
         return found
 
     def _refuse_nested_pool(self) -> None:
@@ -204,7 +222,7 @@ def copied(result: Any) -> Any:
         return result if alone and type(result) is np.ndarray else result.copy()
     if isinstance(result, torch.Tensor):
         return result.detach().clone()
-    return tuple(map(copied, result)) if type(result) is tuple else result
+    return tuple(map(copied, result)) if isinstance(result, tuple) else result
 
 
 def _references(result: Any) -> int:

@@ -6,7 +6,7 @@ It knows nothing of differences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from quadgrad.bridge.contract import Array, Arrays, add_input_note
 from quadgrad.bridge.evaluation import INPUT, Callee, copied
 from quadgrad.bridge.structure import Jacobian, Structure
 
-__all__ = ["elementwise_jacobian", "full_jacobian", "given_product"]
+__all__ = ["Flat", "elementwise_jacobian", "elementwise_products", "full_jacobian", "given_product", "pulled"]
 
 
 def elementwise_jacobian(
@@ -24,28 +24,43 @@ def elementwise_jacobian(
 ) -> Jacobian:
     """Return the Jacobian from derivatives with the shape of the outputs.
 
-    ``callee.fn`` is the derivative; it returns one for each floating input, for several outputs a tuple of these.
-    ``which`` says which inputs are wanted.
+    ``callee`` calls the derivative, a :class:`Flat`; it returns one for each floating input, for several outputs a
+    tuple of these. ``which`` says which inputs are wanted.
     """
-    flat = replace(callee, fn=_Flat(callee.fn), executor=None, elementwise=False, vectorized=False)
-    floats = [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
-    found, count = flat.one(inputs), len(floats)
-    if len(found) != count * len(outputs):
-        raise BridgeError(_wrong_number(callee.name, len(found), len(outputs), count))
+    shapes = [y.shape for y in outputs]
     rows: list[Array] = []
-    for i in which:
-        parts = found[floats.index(i) :: count]
-        for part, y in zip(parts, outputs, strict=True):
-            if np.broadcast_shapes(part.shape, y.shape) != y.shape:
-                raise BridgeError(
-                    f"{callee.name} returned shape {part.shape}; an elementwise derivative has the output's shape, "
-                    f"{y.shape}. A matrix of derivatives is given as jacobian="
-                )
-        spread = [np.broadcast_to(part, y.shape).ravel() for part, y in zip(parts, outputs, strict=True)]
+    for parts in _elementwise(callee, inputs, shapes, which):
+        spread = [np.broadcast_to(part, shape).ravel() for part, shape in zip(parts, shapes, strict=True)]
         rows.append(spread[0] if len(spread) == 1 else np.concatenate(spread))
     whole = np.broadcast_shapes(*(x.shape for x in inputs))
-    structure = Structure.elementwise(tuple(inputs[i].shape for i in which), tuple(y.shape for y in outputs), whole)
+    structure = Structure.elementwise(tuple(inputs[i].shape for i in which), tuple(shapes), whole)
     return Jacobian(structure, rows[0][None] if len(rows) == 1 else np.stack(rows), None)
+
+
+def elementwise_products(
+    callee: Callee, inputs: Sequence[Array], cotangent: Array, which: Sequence[int]
+) -> list[Array]:
+    """Return the gradients of the only output, which has the shape of every input, for one cotangent."""
+    found = _elementwise(callee, inputs, [cotangent.shape], which)
+    return [np.real(np.conj(part) * cotangent) for (part,) in found]
+
+
+def _elementwise(
+    callee: Callee, inputs: Sequence[Array], shapes: Sequence[tuple[int, ...]], which: Sequence[int]
+) -> list[Arrays]:
+    """Return the derivatives by each input of ``which``, one for each output."""
+    floats = [i for i, x in enumerate(inputs) if x.dtype.kind == "f"]
+    found, count = callee.one(inputs), len(floats)
+    if len(found) != count * len(shapes):
+        raise BridgeError(_wrong_number(callee.name, len(found), len(shapes), count))
+    columns = [found[floats.index(i) :: count] for i in which]
+    for part, shape in ((part, shape) for column in columns for part, shape in zip(column, shapes, strict=True)):
+        if part.shape != shape and np.broadcast_shapes(part.shape, shape) != shape:
+            raise BridgeError(
+                f"{callee.name} returned shape {part.shape}; an elementwise derivative has the output's shape, "
+                f"{shape}. A matrix of derivatives is given as jacobian="
+            )
+    return columns
 
 
 def full_jacobian(
@@ -53,10 +68,11 @@ def full_jacobian(
 ) -> Jacobian:
     """Return the Jacobian from arrays of shape ``batch + output + input``.
 
-    The number of leading dimensions that outputs and inputs share as a batch follows from the number of dimensions:
-    with none the array has those of the output followed by those of the input.
+    ``callee`` calls what returns them, a :class:`Flat`. The number of leading dimensions that outputs and inputs
+    share as a batch follows from the number of dimensions: with none the array has those of the output followed by
+    those of the input.
     """
-    found = replace(callee, fn=_Flat(callee.fn), executor=None, elementwise=False, vectorized=False).one(inputs)
+    found = callee.one(inputs)
     floats = [i for i, x in enumerate(inputs) if np.issubdtype(x.dtype, np.floating)]
     count = len(floats)
     if len(found) != count * len(outputs):
@@ -91,8 +107,8 @@ def _grouped(part: Array, output: tuple[int, ...], given: tuple[int, ...], name:
             f"is {output + given}, or without the input's leading dimensions where it is one Jacobian for each "
             "element of a batch"
         )
-    core, size = int(np.prod(given[batch:])), int(np.prod(output))
-    lanes = int(np.prod(given[:batch]))
+    core, size = prod(given[batch:]), prod(output)
+    lanes = prod(given[:batch])
     value = part.reshape(size, core).T
     element = np.repeat(np.arange(lanes), size // max(1, lanes))
     return value, element * core + np.arange(core)[:, None]
@@ -103,6 +119,14 @@ def _as_dense(structure: Structure) -> Structure:
     if structure.groups == structure.colour.size:
         return Structure.dense(structure.groups, structure.outputs)
     return structure
+
+
+def pulled(
+    callee: Callee, inputs: Sequence[Array], cotangents: Sequence[Array], which: Sequence[int]
+) -> list[Array]:
+    """Return what the user's vjp makes of one cotangent for each output, for the inputs ``which``."""
+    found = given_product(callee, inputs, cotangents, [x.shape for x in inputs], "input", which)
+    return [np.real(a) if a.dtype.kind == "c" else a for a in found]
 
 
 def given_product(
@@ -144,13 +168,14 @@ def given_product(
     return arrays
 
 
-class _Flat:
+class Flat:
     """A function whose nested tuples are flattened."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call it."""
         result = self.fn(*arguments, **keywords)
         return tuple(_leaves(result)) if isinstance(result, tuple) else result
 

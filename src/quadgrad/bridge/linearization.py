@@ -13,10 +13,10 @@ import numpy as np
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
-from quadgrad.bridge.contract import Array, Arrays, specs_of
+from quadgrad.bridge.contract import Array, Arrays, cut, specs_of
 from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
-from quadgrad.bridge.given import elementwise_jacobian, full_jacobian, given_product
+from quadgrad.bridge.given import Flat, elementwise_jacobian, full_jacobian, given_product, pulled
 from quadgrad.bridge.lazy import lazy
 from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
@@ -119,10 +119,11 @@ class Linearization:
 
     def split(self, flat: Array) -> list[Array]:
         """Return ``(k, n)`` as one array for each wanted input, ``(k, *shape)`` in its dtype."""
-        sizes = [self.inputs[i].size for i in self.wanted]
-        parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1) if sizes else []
+        parts = cut(flat, [self.inputs[i].size for i in self.wanted])
         return [
-            part.reshape(len(flat), *self.inputs[i].shape).astype(_with_precision(self.inputs[i].dtype, part))
+            part.reshape(len(flat), *self.inputs[i].shape).astype(
+                _with_precision(self.inputs[i].dtype, part), copy=False
+            )
             for i, part in zip(self.wanted, parts, strict=True)
         ]
 
@@ -330,17 +331,15 @@ class Linearization:
     def _given_jacobian(self) -> Jacobian | None:
         options = self.options
         if options.derivative is not None:
-            callee = self._about("derivative", options.derivative)
+            callee = self.callee.about("derivative", Flat(options.derivative))
             return elementwise_jacobian(callee, self.inputs, self.outputs, self.wanted)
         if options.jacobian is not None:
-            return full_jacobian(self._about("jacobian", options.jacobian), self.inputs, self.outputs, self.wanted)
+            callee = self.callee.about("jacobian", Flat(options.jacobian))
+            return full_jacobian(callee, self.inputs, self.outputs, self.wanted)
         if options.jvp is not None and options.vjp is None:
             rows = self.push(np.eye(self.x.size))
             return Jacobian(Structure.dense(self.x.size, self.value.size), rows, None)
         return None
-
-    def _about(self, what: str, fn: Callable[..., object]) -> Callee:
-        return replace(self.callee, fn=fn, name=f"{what}= of {self.callee.name}")
 
     def pull(self, cotangents: Array) -> Array:
         """Return vector-Jacobian products ``(e, n)``."""
@@ -348,13 +347,11 @@ class Linearization:
 
     def _pull_given(self, cotangents: Array) -> Array:
         assert self.options.vjp is not None
-        callee = self._about("vjp", self.options.vjp)
-        shapes = [x.shape for x in self.inputs]
+        callee = self.callee.about("vjp", self.options.vjp)
         rows: list[Array] = []
         for row in cotangents:
-            found = given_product(callee, self.inputs, _parts(row, self.outputs), shapes, "input", self.wanted)
-            flat = [np.real(a).ravel() for a in found]
-            rows.append(flat[0] if len(flat) == 1 else np.concatenate(flat))
+            found = pulled(callee, self.inputs, _parts(row, self.outputs), self.wanted)
+            rows.append(found[0].ravel() if len(found) == 1 else np.concatenate([a.ravel() for a in found]))
         if len(rows) == 1:
             return rows[0][None]
         return np.stack(rows) if rows else np.zeros((0, self.x.size))
@@ -363,7 +360,7 @@ class Linearization:
         """Return Jacobian-vector products ``(e, m)``; one direction takes two evaluations."""
         options = self.options
         if options.jvp is not None:
-            callee = self._about("jvp", options.jvp)
+            callee = self.callee.about("jvp", options.jvp)
             shapes = [y.shape for y in self.outputs]
             rows = [
                 self._joined(given_product(callee, self.inputs, self._tangents(row), shapes, "output"))
@@ -461,10 +458,9 @@ def _with_precision(dtype: np.dtype[np.generic], values: Array) -> np.dtype[np.g
 
 def _parts(row: Array, arrays: Sequence[Array]) -> list[Array]:
     """Cut a flat cotangent into one for each output, in its dtype."""
-    ends = np.cumsum([a.size for a in arrays])[:-1]
     return [
         (part if np.iscomplexobj(a) else np.real(part)).reshape(a.shape).astype(a.dtype, copy=False)
-        for part, a in zip(np.split(row, ends), arrays, strict=True)
+        for part, a in zip(cut(row, [a.size for a in arrays]), arrays, strict=True)
     ]
 
 

@@ -8,19 +8,20 @@ curvature. Pure NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import comb
+from functools import lru_cache
 
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.problem import TINY, Look, Problem
+from quadgrad.bridge.problem import LOUD, TINY, Look, Problem, middle
 
 __all__ = ["with_noise"]
 
-PLACES = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 1.625])
-"""Where points lie, in spacings: all but the last in a row, for differences of high order. Those vanish for an even
-staircase too, and for roundings that are regular; the last point, between the others, does not fit in then."""
+PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
+"""Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
+of a product k x grows evenly from point to point then, and its differences vanish."""
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
@@ -34,25 +35,34 @@ SHORTER = (2.0**-36, 2.0**-44)
 FALLING, ODD = 3.0, 3.0
 """By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
 from the point between than from differences where these vanish for another reason."""
+THIRD = 5.0
+"""A third difference over one of length 1."""
 RARE = 0.01
 """The share of outputs for which alone no further table is made."""
 COARSE, FINE = 2.0**-8, 2.0**-12
 """Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more),
 and of other steps."""
 DIGITS = (3, 10)
-BLOCK, MANY = 2**13, 2**14
-"""How many outputs are worked on at once, and of how many a median is taken."""
+BLOCK, MANY, FEW = 2**13, 2**14, 64
+"""How many outputs are worked on at once, of how many a median is taken, and how many of a block are looked at
+first for few digits."""
 
 
-def _fitted() -> Array:
-    """Return weights of values at x and ``PLACES``: the last value less the polynomial through all others."""
-    nodes, last = np.concatenate(([0.0], PLACES[:-1])), PLACES[-1]
-    others = [np.delete(nodes, i) for i in range(nodes.size)]
-    weights = [float(np.prod((last - rest) / (node - rest))) for node, rest in zip(nodes, others, strict=True)]
-    return np.array([*(-w for w in weights), 1.0])
+def _differences(nodes: Array, order: int) -> Array:
+    """Return weights of values at nodes in their divided differences of an order, as rows of length 1."""
+    rows = np.zeros((nodes.size - order, nodes.size))
+    for i, row in enumerate(rows):
+        some = nodes[i : i + order + 1]
+        row[i : i + order + 1] = [1.0 / np.prod(node - np.delete(some, j)) for j, node in enumerate(some)]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-FITTED = _fitted()
+IN_ROW = [np.pad(_differences(np.append(0.0, PLACES[:-1]), order), ((0, 0), (0, 1))) for order in ORDERS]
+FITTED = _differences(np.append(0.0, PLACES), PLACES.size)
+ROWS = (slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 7))
+WEIGHTS = np.concatenate([*IN_ROW, FITTED])
+"""Of values at x and ``PLACES``: differences in a row, the last the value between less the polynomial through all
+others, and which `ROWS` belong to an order. Those of noise have its standard deviation."""
 
 
 @dataclass
@@ -74,7 +84,7 @@ class _Level:
 
 
 def with_noise(problem: Problem) -> Problem:
-    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, at most 36."""
+    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, 12 if noisy."""
     size = np.abs(problem.value)
     floor = problem.floor
     finite = np.isfinite(problem.value)
@@ -87,7 +97,7 @@ def with_noise(problem: Problem) -> Problem:
         noise = np.where(np.isfinite(level.noise), level.noise, 0.0)
         some = slice(None, None, 1 + size.size // MANY)
         relative = (noise[some] / size[some])[size[some] > 0.0]
-        common = float(np.quantile(relative, 0.5, method="lower")) if relative.size else 0.0
+        common = middle(relative) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
         stepped = (
             level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
@@ -96,12 +106,14 @@ def with_noise(problem: Problem) -> Problem:
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
         slope = (4.0 * (values[1] - values[0]) - (values[2] - values[0])) / 2.0
-        error = np.abs(np.diff(values[:-1], n=3, axis=0)).max(axis=0) + 8.0 * noise
+        third = np.abs(IN_ROW[0] @ values).max(axis=0)
+        bend = np.abs(values[0] - 2.0 * values[1] + values[2])
+        error = THIRD * third + 8.0 * noise
         rise = np.where(stepped, level.jump / level.away, 0.0)
     # A slope that could not be computed contradicts nothing.
     usable = np.isfinite(slope) & np.isfinite(error)
     slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
-    look = Look(points[0] - problem.x, slope, error, rise)
+    look = Look(points[0] - problem.x, slope, error, np.where(usable, bend, 0.0), rise)
     return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
 
 
@@ -118,9 +130,10 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         np.full(shape, np.inf),
         np.ones(shape),
         nothing.copy(),
-        8.0 * problem.floor,
+        LOUD * problem.floor,
     )
     falling, closest = np.zeros(size.shape, bool), (np.zeros(0), np.zeros(0))
+    turn = 0
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
@@ -130,13 +143,26 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
+    _look_again(problem, level, falling, _attempts(problem)[turn + 1 : turn + 2])
     for spacing in SHORTER:
-        unsure = falling & (level.noise > 4.0 * problem.floor)
+        unsure = falling & ~level.still & (level.noise > 4.0 * problem.floor)  # those are flat still closer
         if unsure.sum() <= RARE * size.size:
             break
         closest = _table(problem, spacing, problem.scale)
         falling = unsure & _enter(level, closest[1], unsure, 1.0, stairs=False)
     return level, closest[0], closest[1]
+
+
+def _look_again(problem: Problem, level: _Level, falling: Array, farther: Sequence[tuple[float, Array]]) -> None:
+    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet."""
+    before = level.noise
+    noisy = ~falling & ~level.flat & (before > LOUD * problem.floor)
+    if noisy.sum() <= RARE * noisy.size:
+        return
+    for spacing, unit in farther:
+        level.noise = before.copy()
+        curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
+        level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
 
 
 def _away(problem: Problem, points: Array, first: Array) -> float:
@@ -166,26 +192,30 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
 
     ``stairs`` says that these outputs were flat over a shorter distance.
     """
-    differences = np.diff(values[:-1], axis=0)
-    ties = differences == 0.0
-    by_order, between = _by_order(values[:-1]), np.abs(FITTED @ values) / np.linalg.norm(FITTED)
-    noise = np.sqrt(np.mean(by_order**2, axis=0))
+    flat = (values[1:-1] == values[:-2]).any(axis=0)
+    *by_order, between = _by_order(values)
+    noise = np.sqrt(np.mean(np.square(by_order), axis=0))
     falling = by_order[-1] * FALLING < by_order[0]
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
-    # Some values alike and others not: a staircase, however even, and its steps are at least as high as the
-    # smallest jump. Of steps that are all alike the differences of high order vanish.
-    both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
-    jump = np.where(both > level.least, both, np.inf).min(axis=0)
-    jump = np.where(ties.any(axis=0) | stairs, jump, np.inf)
-    flat = np.mean(ties, axis=0) > 0.5
-    digit = np.where(flat, np.inf, _last_digit(values))
-    level.printed |= which & np.isfinite(digit)
-    jump = np.where(which, np.minimum(level.jump, np.minimum(jump, digit)), level.jump)
-    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
-    level.jump = jump
     level.noise = np.where(which, noise, level.noise)
     level.flat = np.where(which, flat, level.flat)
+    printed = np.isfinite(_last_digit(values[:, :: 1 + flat.size // FEW])).any()
+    if not (stairs or printed or flat.any()):
+        return falling
+    # Some values alike and others not: a staircase, however even, and its steps are at least as high as the
+    # smallest jump. Of steps that are all alike the differences of high order vanish.
+    differences = np.diff(values[:-1], axis=0)
+    both = np.abs(np.concatenate((differences, np.diff(differences, axis=0))))
+    jump = np.where(both > level.least, both, np.inf).min(axis=0)
+    jump = np.where(flat | stairs, jump, np.inf)
+    digit = np.where(flat, np.inf, _last_digit(values))
+    level.printed |= which & np.isfinite(digit)
+    # The first jump seen stands: farther away the steps of two inputs may nearly cancel.
+    jump = np.where(np.isinf(level.jump), jump, level.jump)
+    jump = np.where(which, np.minimum(jump, digit), level.jump)
+    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
+    level.jump = jump
     return falling
 
 
@@ -202,8 +232,8 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
     jump = np.where(change > level.least, change, np.inf).min(axis=0)
     digit = _last_digit(np.concatenate((problem.value[None], values)))
     level.printed |= waiting & np.isfinite(digit)
-    jump = np.where(np.isinf(jump), digit, jump)
-    jump = np.where(waiting, np.minimum(level.jump, jump), level.jump)
+    jump = np.where(np.isinf(level.jump), np.where(np.isinf(jump), digit, jump), level.jump)
+    jump = np.where(waiting, jump, level.jump)
     level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), _away(problem, points, first), level.away)
     level.jump = jump
 
@@ -240,17 +270,20 @@ def _points(problem: Problem, spacing: float, unit: Array) -> Array:
     """Return points in a row, starting next to x, into the bounds."""
     sign, most = _room(problem)
     # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
-    length = unit * spacing * (0.5 + np.arange(1, problem.x.size + 1) * GOLDEN % 1.0)
-    # Multiples of eight spacings of x, so that no point is rounded: a steep function would turn that into noise.
-    unit = np.maximum(8.0 * problem.resolution, TINY)
+    length = unit * spacing * _spread(problem.x.size)
+    # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
+    unit = np.maximum(64.0 * problem.resolution, TINY)
     length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
     return problem.representable(problem.x + PLACES[:, None] * (sign * length))
 
 
-def _by_order(values: Array) -> Array:
-    """Return the noise level from differences of each order, root mean square, ``(orders, m)``."""
-    rows: list[Array] = []
-    for order in ORDERS:
-        table = np.diff(values, n=order, axis=0)
-        rows.append(np.sqrt(np.mean(np.abs(table) ** 2, axis=0) / comb(2 * order, order)))
-    return np.stack(rows)
+@lru_cache(maxsize=2)
+def _spread(count: int) -> Array:
+    """Return factors between 1/2 and 3/2, all different."""
+    return 0.5 + np.arange(1, count + 1) * GOLDEN % 1.0
+
+
+def _by_order(values: Array) -> list[Array]:
+    """Return the noise level from differences of each order, root mean square, and from the point between."""
+    size = np.abs(WEIGHTS @ values)
+    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) for rows in ROWS]

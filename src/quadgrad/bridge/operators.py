@@ -21,7 +21,10 @@ from quadgrad._core.errors import BridgeError
 from quadgrad.bridge.contract import Array, Arrays, Spec, array_of, tensor_of
 from quadgrad.bridge.task import Task
 
-__all__ = ["PLAIN", "call", "jvp", "register", "second_jvp", "second_vjp", "values", "vjp"]
+__all__ = [
+    "call", "jvp", "plain_product", "plain_values", "plainly", "register", "second_jvp", "second_vjp", "values",
+    "vjp",
+]  # fmt: skip
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
@@ -56,11 +59,7 @@ def _arrays(tensors: Sequence[Tensor]) -> Arrays:
 
 def _vectors(tensors: Sequence[Tensor]) -> list[Array]:
     """Return tangents or cotangents, which may be complex."""
-    return [t.detach().cpu().resolve_conj().resolve_neg().to(_wide(t)).numpy() for t in tensors]
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.complex128 if tensor.is_complex() else torch.float64
+    return [t.to(torch.complex128 if t.is_complex() else torch.float64).numpy(force=True) for t in tensors]
 
 
 def _signature(lanes: int, inputs: Sequence[Tensor]) -> tuple[Spec, ...]:
@@ -77,7 +76,7 @@ def _lead(lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]) -> tuple[i
     return tuple(groups[1][0].shape[: lanes + extra])
 
 
-def _plainly(groups: Sequence[Sequence[Tensor]]) -> bool:
+def plainly(*groups: Sequence[Tensor]) -> bool:
     """Whether nobody records or replaces operators, so that the dispatcher, which takes longer, may be left out."""
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return False
@@ -86,17 +85,18 @@ def _plainly(groups: Sequence[Sequence[Tensor]]) -> bool:
 
 def values(handle: str, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the outputs, by the operator where somebody may be watching."""
-    return _compute_values(handle, lanes, inputs) if _plainly([inputs]) else call(handle, lanes, list(inputs))
+    return plain_values(_task(handle), lanes, inputs) if plainly(inputs) else call(handle, lanes, list(inputs))
 
 
 @torch.library.custom_op("quadgrad_bridge::call", mutates_args=())
 def call(handle: str, lanes: int, inputs: list[Tensor]) -> list[Tensor]:
     """Return the outputs."""
-    return _compute_values(handle, lanes, inputs)
+    return plain_values(_task(handle), lanes, inputs)
 
 
-def _compute_values(handle: str, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
-    task, arrays = _task(handle), _arrays(inputs)
+def plain_values(task: Task, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs, where nobody is watching."""
+    arrays = _arrays(inputs)
     found = task.values(lanes, arrays) if lanes else task.value(arrays, remember=True)
     return [tensor_of(y, inputs[0].device) for y in found]
 
@@ -149,19 +149,19 @@ def _apply(
     results = len(wanted) if like_inputs else len(_task(handle).specs(_signature(lanes, groups[0])))
     if not wanted:
         return ()
-    if _plainly(groups):
-        return _compute(kind, handle, wanted, lanes, extra, groups)
+    if plainly(*groups):
+        return plain_product(kind, _task(handle), wanted, lanes, extra, groups)
     operator = _operator(kind, tuple(map(len, groups)), results)
     found = operator(handle, list(wanted), lanes, extra, *(t for group in groups for t in group))
     return (found,) if results == 1 else tuple(found)
 
 
-def _compute(
-    kind: str, handle: str, wanted: Sequence[int], lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]
+def plain_product(
+    kind: str, task: Task, wanted: Sequence[int], lanes: int, extra: int, groups: Sequence[Sequence[Tensor]]
 ) -> tuple[Tensor, ...]:
     """Return products as tensors like the inputs, or like the outputs."""
     inputs, *vectors = groups
-    task, device = _task(handle), inputs[0].device
+    device = inputs[0].device
     more = {"dtypes": [inputs[i].dtype for i in wanted]} if kind == "vjp" else {}
     found = getattr(task, kind)(wanted, lanes, extra, _arrays(inputs), *map(_vectors, vectors), **more)
     if kind.endswith("vjp"):
@@ -183,7 +183,7 @@ def _operator(kind: str, sizes: tuple[int, ...], results: int) -> Any:
         return [tensors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def compute(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:
-        made = _compute(kind, handle, wanted, lanes, extra, grouped(tensors))
+        made = plain_product(kind, _task(handle), wanted, lanes, extra, grouped(tensors))
         return made[0] if results == 1 else made
 
     def pretend(handle: str, wanted: list[int], lanes: int, extra: int, *tensors: Tensor) -> Any:

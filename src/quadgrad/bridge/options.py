@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class Options:
             if key in self.bounds:
                 lower, upper = (np.broadcast_to(np.asarray(b, np.float64), shape).ravel() for b in self.bounds[key])
                 return lower, upper
-        size = int(np.prod(shape))
+        size = prod(shape)
         return np.full(size, -np.inf), np.full(size, np.inf)
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...] | None:

@@ -13,9 +13,11 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["TINY", "Look", "Problem", "along"]
+__all__ = ["LOUD", "TINY", "Look", "Problem", "along", "middle"]
 
 TINY = np.finfo(np.float64).tiny
+LOUD = 8.0
+"""Noise this many times that of rounding was seen, not assumed: differences that do not fall are noise then."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Look:
         All inputs move together, by this.
     slope, error : array, shape (m,)
         The derivative along the direction, and how wrong it may be.
+    bend : array, shape (m,)
+        The second difference along the direction.
     rise : array, shape (m,)
         The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be
         the rounding of something smooth; 0 for others.
@@ -36,6 +40,7 @@ class Look:
     direction: Array
     slope: Array
     error: Array
+    bend: Array
     rise: Array
 
 
@@ -91,7 +96,7 @@ class Problem:
         usable = np.isfinite(size) & (size > 0.0)
         if not usable.any():
             return self.precision
-        ratio = float(np.quantile(noise[usable] / size[usable], 0.5, method="lower"))
+        ratio = middle(noise[usable] / size[usable])
         return min(max(ratio, self.precision), 0.1)
 
     @property
@@ -102,9 +107,20 @@ class Problem:
         return self.noise + np.maximum(self.noise - self.floor, 0.0) * self.value.size**-0.5
 
     @property
+    def loud(self) -> Array:
+        """Which outputs have noise that was seen."""
+        return self.noise > LOUD * self.floor
+
+    @property
     def floor(self) -> Array:
         """The noise of the outputs that rounding alone makes."""
         return 0.5 * self.precision * np.abs(self.value)
+
+
+def middle(values: Array) -> float:
+    """Return the median, the lower one of an even number; NumPy's own takes longer than a small stencil."""
+    half = (values.size - 1) // 2
+    return float(np.partition(values, half)[half])
 
 
 def along(problem: Problem, direction: Array) -> Problem:

@@ -7,7 +7,8 @@ kink, and grows where the feature at x is narrower than the step. Pure NumPy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -28,6 +29,9 @@ DECAY = 0.1
 kink at x, 3/2 for a narrow line there, about 2 where the function is aliased)."""
 KINK = 1.1
 """Reported over estimated difference between the slopes at a kink and their mean."""
+LONG, MANY, SHARE = 0.1, 4, 0.1
+"""Steps longer than this, times eight, relative to the scale, truncate each of so many outputs or more by at least
+this share of what is typical of them."""
 NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
@@ -92,7 +96,8 @@ def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
     step = np.where(two_sided, step, np.minimum(step, most / only))
     # Powers of two: added to x they round little. Below a few spacings of x there is no step at all.
     finest = np.minimum(8.0 * problem.resolution, most / only)
-    return 2.0 ** np.floor(np.log2(np.maximum(np.maximum(step, finest), TINY))), side
+    step = np.maximum(np.maximum(step, finest), TINY)
+    return np.ldexp(1.0, np.frexp(step)[1] - 1), side
 
 
 # ----------------------------------------------------------------------------------------------- stencils
@@ -121,9 +126,23 @@ def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimat
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
     seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
     rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
-    # Where the step sees nothing else: slopes on both sides of a kink are one bend from their mean.
-    truncation = MARGIN * np.where(seen, truncation, np.maximum(truncation, KINK / MARGIN * bend))
+    # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
+    falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
+    truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
+    truncation = np.where(falling, truncation, np.maximum(truncation, KINK * bend))
     return Estimate(slope, truncation, rounding, bend, seen)
+
+
+def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Array, truncation: Array) -> Array:
+    """Return what the truncation of a long step is even where the third difference is smaller, by chance."""
+    length = problem.structure.spread(8.0 * step / problem.scale, groups)
+    size = np.abs(slope) + bend
+    least = bend * np.minimum(bend / (size + TINY), length) / 6.0
+    long = length > LONG
+    if not long.any() or not problem.structure.is_dense or slope.shape[1] < MANY:
+        return least
+    typical = np.median(np.where(size > 0.0, truncation / size, 0.0), axis=1, keepdims=True)
+    return np.where(long & (typical < np.inf), np.maximum(least, SHARE * typical * size), least)
 
 
 def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
@@ -157,6 +176,7 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
     slopes, gains = u * f + v * g, np.sqrt(u * u + v * v + (u + v) ** 2)
     bends = (f - g * (a / b)) / np.abs(a - b)
     changes = np.maximum(np.abs(f), np.abs(g))
+    problem = _with_ties(problem, f, g)
     coarsest = _coarsest_seen(problem, slopes, gains, bends, np.abs(a - b))
     two_sided = problem.structure.spread(side, groups, fill=0.0) == 0.0
     infinite = np.full(slopes[0].shape, np.inf)
@@ -180,6 +200,18 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
     bend = np.maximum(np.abs(bends[-1]), np.abs(2.0 * bends[-1] - bends[-2]))
     around = np.maximum(KINK * bend, SAFETY * np.abs(slopes[-1] - slopes[-2]))
     return Estimate(best[0], np.where(blind, around, best[1]), best[2], bend, ~blind)
+
+
+def _with_ties(problem: Problem, *changes: Array) -> Problem:
+    """Return the problem with noise for each entry: where outputs in steps stand still, what they then jump by."""
+    size = np.abs(np.concatenate(changes))
+    rough = problem.loud & np.any(size == 0.0, axis=0)
+    if not rough.any():
+        return problem
+    jump = np.where(size > 0.0, size, np.inf).min(axis=0)
+    return replace(
+        problem, noise=np.where(rough & np.isfinite(jump), np.maximum(problem.noise, jump), problem.noise)
+    )
 
 
 def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, widths: Array) -> Array:
@@ -227,7 +259,7 @@ def _evaluate(problem: Problem, groups: Array, points: Array) -> Array:
     lead, n = points.shape[:-1], problem.x.size
     if problem.structure.groups == 1 and groups.size == 1 and problem.structure.all_move:
         return problem.evaluate(points.reshape(-1, n)).reshape(*lead, 1, -1)
-    block = max(1, BLOCK // max(1, n * int(np.prod(lead))))
+    block = max(1, BLOCK // max(1, n * prod(lead)))
     parts: list[Array] = []
     for i in range(0, groups.size, block):
         members = problem.structure.members(groups[i : i + block])

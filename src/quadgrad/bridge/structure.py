@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Structure:
 
         Kept for the shapes of the last calls: of a million elements it takes longer to make than to use.
         """
-        sizes = [int(np.prod(shape)) for shape in shapes]
+        sizes = [prod(shape) for shape in shapes]
         first = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.intp)
         rows: list[Array] = []
         for start, size, shape in zip(first, sizes, shapes, strict=True):
@@ -65,7 +66,7 @@ class Structure:
                 for s in output_shapes
             ]
             rows.append(np.concatenate(parts))
-        outputs = sum(int(np.prod(s)) for s in output_shapes)
+        outputs = sum(prod(s) for s in output_shapes)
         source = np.stack(rows) if rows else np.zeros((0, outputs), np.intp)
         return Structure(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
 

@@ -9,20 +9,25 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
-from quadgrad.bridge.contract import Array, Arrays, Spec, rounding, warn_not_finite
+from quadgrad.bridge.contract import Array, Arrays, Spec, cut, rounding, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
+from quadgrad.bridge.given import Flat, elementwise_products, pulled
 from quadgrad.bridge.linearization import Counter, Linearization, NoDerivativeError, OutsideError, floating
 from quadgrad.bridge.options import Info, Options
 
 __all__ = ["Task"]
+
+GIVEN = Info("given", 0, None, None, None)
+"""What there is to say where the derivative was given."""
 
 REMEMBERED = 16
 """At how many inputs values and Jacobians are kept, if the memory allowed suffices; at the last one always."""
@@ -100,7 +105,7 @@ class Task:
         shape = inputs[0].shape[:lanes]
         if 0 in shape:
             return tuple(np.zeros(shape + s.shape, s.dtype) for s in self.specs(_signature(inputs, lanes)))
-        count = int(np.prod(shape))
+        count = prod(shape)
         stacks = [x.reshape(count, *x.shape[lanes:]) for x in self._widened(inputs)]
         found = self.callee.many(stacks)
         self.counter.nfev += count
@@ -223,14 +228,15 @@ class Task:
         if not self._stateless:
             return self.linearize(inputs, wanted)
         inputs = self._widened(inputs)
+        outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in self._like_outputs(inputs))
+        return self._linearization(inputs, outputs, tuple(wanted))
+
+    def _like_outputs(self, inputs: Arrays) -> Sequence[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return shapes and dtypes of the outputs, mostly those of the last call."""
         latest = self._latest
         if latest is None or latest[2] or latest[0] != [(x.shape, x.dtype) for x in inputs]:
-            outputs = tuple(
-                np.broadcast_to(np.zeros((), t), shape) for shape, t in self.specs(_signature(inputs, 0))
-            )
-        else:
-            outputs = tuple(np.broadcast_to(np.zeros((), t), shape) for shape, t in latest[1])
-        return self._linearization(inputs, outputs, tuple(wanted))
+            return self.specs(_signature(inputs, 0))
+        return latest[1]
 
     @property
     def _stateless(self) -> bool:
@@ -258,6 +264,11 @@ class Task:
 
         ``dtypes`` are those in which they are handed on, if not those of the inputs.
         """
+        if self._stateless and not lanes + extra:
+            found = self._given_at_once(wanted, self._widened(inputs), cotangents)
+            if found is not None:
+                self._report(GIVEN)
+                return found
         before, seen = self.counter.nfev, list[_Pulled]()
 
         def pull(point: Linearization, rows: Array) -> Array:
@@ -270,6 +281,23 @@ class Task:
         self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before, dtypes))
         self._trim()
         return found
+
+    def _given_at_once(self, wanted: Sequence[int], inputs: Arrays, cotangents: Sequence[Array]) -> Arrays | None:
+        """Return what a derivative that is given makes of one cotangent, where nothing is to be flat on the way."""
+        specs = self._like_outputs(inputs)
+        if not all(a.size for a in (*inputs, *cotangents)):
+            return None
+        if self.options.derivative is not None:
+            if len(specs) > 1 or any(x.shape != specs[0][0] for x in inputs):
+                return None
+            callee = self.callee.about("derivative", Flat(self.options.derivative))
+            return tuple(elementwise_products(callee, inputs, cotangents[0], wanted))
+        assert self.options.vjp is not None
+        vectors = [
+            (g if t.kind == "c" else np.real(g)).astype(t, copy=False)
+            for g, (_, t) in zip(cotangents, specs, strict=True)
+        ]
+        return tuple(pulled(self.callee.about("vjp", self.options.vjp), inputs, vectors, wanted))
 
     def gradient_error(
         self,
@@ -345,12 +373,12 @@ class Task:
         """Apply a product of flat vectors in each lane."""
         lane_shape = inputs[0].shape[:lanes]
         extra_shape = vectors[0][0].shape[lanes : lanes + extra] if vectors[0] else ()
-        count = int(np.prod(extra_shape))
+        count = prod(extra_shape)
         if like == "inputs":
             shapes = [inputs[i].shape[lanes:] for i in wanted]
         else:
             shapes = [spec.shape for spec in self.specs(_signature(inputs, lanes))]
-        sizes = [int(np.prod(shape)) for shape in shapes]
+        sizes = [prod(shape) for shape in shapes]
         rows: list[Array] = []
         lost: list[tuple[tuple[int, ...], Exception]] = []
         for index in np.ndindex(*lane_shape):
@@ -370,8 +398,8 @@ class Task:
         if not rows:
             return tuple(np.zeros((*lane_shape, *extra_shape, *shape)) for shape in shapes)
         table = rows[0] if len(rows) == 1 else np.stack(rows)
-        parts = np.split(table, np.cumsum(sizes)[:-1], axis=-1)
-        return tuple(p.reshape((*lane_shape, *extra_shape, *shape)) for p, shape in zip(parts, shapes, strict=True))
+        parts = zip(cut(table, sizes), shapes, strict=True)
+        return tuple(p.reshape((*lane_shape, *extra_shape, *shape)) for p, shape in parts)
 
     def _warn_lost(self, lost: Sequence[tuple[tuple[int, ...], Exception]], count: int) -> None:
         """Warn of lanes that have no derivative; raise if none has one."""
@@ -394,7 +422,7 @@ def _linearize(task: weakref.ref[Task], wanted: tuple[int, ...], inputs: Arrays)
 
 def _flat(vectors: Sequence[Array], count: int) -> Array:
     """Return vectors side by side, ``(count, size)``."""
-    rows = [np.reshape(v, (count, -1)) if v.size else np.zeros((count, 0)) for v in vectors]
+    rows = [v.reshape(count, -1) if v.size else np.zeros((count, 0)) for v in vectors]
     return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
 
@@ -437,10 +465,10 @@ def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtype
         return Info("none", nfev, None, None, None)
     first = seen[0].point
     if first.options.given is not None:
-        return Info("given", nfev, None, None, None)
+        return replace(GIVEN, nfev=nfev)
     by_output = [_cut(each.point.jacobian.output_error(), each.point.outputs) for each in seen]
     by_input = [_gradient_error(each, dtypes) for each in seen]
-    count = int(np.prod(lane_shape))
+    count = prod(lane_shape)
     if len(seen) < count:  # lanes without a derivative were left out
         return Info(first.method, nfev, first.problem.roughness, None, None, "some lanes have no derivative")
     stack = lambda columns: tuple(
@@ -456,8 +484,8 @@ def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]
     error = each.point.jacobian.pull_error(each.rows)
     assert error is not None
     arrays = [each.point.inputs[i] for i in each.point.wanted]
-    ends = np.cumsum([a.size for a in arrays])[:-1]
-    parts = zip(np.split(error, ends, axis=1), np.split(each.found, ends, axis=1), arrays, dtypes, strict=True)
+    sizes = [a.size for a in arrays]
+    parts = zip(cut(error, sizes), cut(each.found, sizes), arrays, dtypes, strict=True)
     return [
         (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
         for e, f, a, d in parts
@@ -466,5 +494,4 @@ def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]
 
 def _cut(flat: Array | None, arrays: Sequence[Array]) -> list[Array]:
     assert flat is not None
-    parts = np.split(flat, np.cumsum([a.size for a in arrays])[:-1])
-    return [p.reshape(a.shape) for p, a in zip(parts, arrays, strict=True)]
+    return [p.reshape(a.shape) for p, a in zip(cut(flat, [a.size for a in arrays]), arrays, strict=True)]

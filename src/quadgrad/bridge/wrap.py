@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import dispatch_mode_open, forward_mode_open, in_transform
+from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, refuse_dressed, tensor_of, unknown_input
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up
@@ -71,13 +71,14 @@ def wrap(
         How derivatives are computed, one of
 
         * ``"central"``: differences with an error bar, 3 evaluations for each input element;
-        * ``"forward"``: 2 evaluations, half the digits;
+        * ``"forward"``: 2 evaluations, half the digits; where outputs are noisy that is ``"central"``;
         * ``"richardson"``: extrapolated, 16 evaluations, nearly full precision;
         * ``"complex"``: the complex step, exact where fn is analytic, refused with the reason where a probe says
         it is
           not;
         * ``"auto"``: the complex step if the probe allows it, else central;
-        * ``"spsa"``: 40 evaluations, however many inputs there are; noisy when there are more than 16.
+        * ``"spsa"``: 40 evaluations, however many inputs there are, more where steps shrink; noisy when there are
+          more than 16.
 
         Or the derivative itself, for a function that works elementwise: it takes what fn takes and returns the
         derivatives in the output's shape, as a tuple of these for several inputs.
@@ -93,7 +94,8 @@ def wrap(
         fn accepts further leading dimensions on all its inputs and returns them first: a whole stencil is then one
         call.
     scalars : bool
-        fn takes and returns Python numbers; it is called for each element of its broadcast inputs.
+        fn takes and returns Python numbers; it is called for each element of its broadcast inputs. Where it raises
+        ValueError or ArithmeticError close to an input, as ``math.log`` does, that is the end of its domain.
     tensors : bool
         fn takes torch tensors (without gradient) instead of arrays.
     sparsity : ``"elementwise"`` or matrix ``(outputs, inputs)``, dense or from scipy.sparse
@@ -112,10 +114,11 @@ def wrap(
         Runs the evaluations. Results do not depend on it.
     noise : float or pair, optional
         How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for
-        each new input) if not given. An estimate sees what differs between points close together, and no error that
-        is smooth. That of an adaptive solver (of differential equations, integrals, roots) is smooth while it takes
-        the same steps, and jumps when it takes others: a loose one, with SciPy's ``rtol=1e-3``, has derivatives
-        that are right to three digits at best, though its outputs look noiseless. Give what its results are good
+        each new input, 12 where there is some) if not given. An estimate sees what differs between points close
+        together, and no error that is smooth. That of an adaptive solver (of differential equations, integrals,
+        roots) is smooth while it takes the same steps, and jumps when it takes others: a loose one, with SciPy's
+        ``rtol=1e-3``, has derivatives that are right to three digits at best, though its outputs look noiseless.
+        Give what its results are good
         for: of ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 *
         atol)``. Where outputs are as good as that, the reported error covers the true one; and a tighter solver
         buys more than any method here.
@@ -227,12 +230,13 @@ class Wrapped:
         count = len(inputs) + len(statics)
         if torch.compiler.is_compiling():
             found = operators.call(_constant_handle(self._name_for_compilers, count, statics), 0, inputs)
-        elif _needs_derivative(inputs):
-            task, handle = self.task(count, statics)
-            found = functions.call(task, handle, inputs)
+            return found[0] if len(found) == 1 else tuple(found)
+        task, handle = self.task(count, statics)
+        plain = operators.plainly(inputs)
+        if not plain or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+            found = functions.call(task, handle, inputs, plain)
             tell_integral(task, inputs, found)
         else:
-            task, _ = self.task(count, statics)
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
             found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
@@ -336,14 +340,6 @@ def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
             "apply the transform outside torch.compile, or leave that part uncompiled"
         )
     return _wrapped[name].pinned_handle(count, statics)
-
-
-def _needs_derivative(inputs: Sequence[Tensor]) -> bool:
-    """Whether somebody may ask for a derivative, or record what happens."""
-    if in_transform() or forward_mode_open() or dispatch_mode_open():
-        return True
-    wanted = torch.is_grad_enabled()
-    return any(type(t) not in operators.PLAIN or (wanted and t.requires_grad) for t in inputs)
 
 
 def _as_tensors(values: Sequence[Any], name: str) -> list[Tensor]:
