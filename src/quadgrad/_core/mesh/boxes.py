@@ -206,12 +206,19 @@ class Boxes:
     def enter(self, new: NewBoxes, places: Any, y: Tensor) -> None:
         """Take note of nothing."""
 
+    def lay_out(self, new: NewBoxes) -> Any:
+        """Return how cells lie in their domains."""
+        return self.domain.lay_out(BoxCells(new.row, *unit_corners(new.level, new.place)))
+
     def place(self, new: NewBoxes) -> BoxPlaces:
         """Place the nodes of cells, and those close to the centres of their faces."""
-        low, width = unit_corners(new.level, new.place)
-        layout = self.domain.lay_out(BoxCells(new.row, low, width))
-        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device, self.domain.x_dtype).nodes)
+        layout = self.lay_out(new)
+        x, factor = self.nodes(layout)
         return BoxPlaces(x, new.row, factor, layout)
+
+    def nodes(self, layout: Any, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return the places of f's values for some cells that are laid out, and its factor there."""
+        return layout.nodes(self.rule.tensors(torch.float64, self.device, self.domain.x_dtype).nodes, part)
 
     def propose(self, cells: Cells, marked: Tensor) -> Halves:
         """Halve the marked cells."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.boxes import BoxEstimate, compare_with_parents
+from quadgrad._core.estimates.boxes import BoxEstimate, Readings, compare_with_parents
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
 from quadgrad._core.mesh.protocol import Cells
@@ -22,7 +22,7 @@ from quadgrad._core.search.decide import Totals, Verdict, allowed_error
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
-from quadgrad._core.search.task import Found, noise
+from quadgrad._core.search.task import Found, hear, hear_anew, noise
 from quadgrad._core.search.tensors import TurnsComplexError
 
 __all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
@@ -84,12 +84,38 @@ class BoxBodies(HoldingBodies[BoxFound]):
     """The state of a search that holds its cells until an integral is done."""
 
     mesh: Boxes
+    estimate: BoxEstimate
 
     def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
         super().__init__(task, mesh, estimate, record)
         self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
         self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
         self.looked = torch.zeros(task.batch, dtype=torch.int64, device=mesh.device)
+
+    def evaluate(self) -> None:
+        """Call f on the new cells, a block of nodes at a time, and estimate all of them together."""
+        mesh, estimate, parts = self.mesh, self.estimate, list[Cells]()
+        for new in self.new:
+            layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
+            readings, inner = list[Readings](), torch.zeros_like(new.row, dtype=torch.float64)
+            for low in range(0, max(1, len(new)), step):
+                part = slice(low, low + step)
+                x, factor = mesh.nodes(layout, part)
+                hear_anew()
+                y = self.widen(self.task.integrand(x, new.row[part]).detach())
+                readings.append(estimate.read(factor, y))
+                if (off := hear(y)) is not None:
+                    inner[part] = self._inner_error(off, factor)
+            cells = estimate.judge(new, layout, Readings.join(readings), self.dtype.is_complex, noise(self.task))
+            cells.sums[-2:] += inner
+            parts.append(cells)
+        self.cells = self.gather(Cells.join(parts))
+
+    def _inner_error(self, off: Tensor, factor: Tensor) -> Tensor:
+        """Return what integrals inside f, ``off`` at the nodes of cells, add to the cells' errors."""
+        weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
+        weighted = weight[:, None] * off[: len(weight)] * factor[: len(weight)].abs()
+        return weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
 
     def gather(self, new: Cells) -> Cells:
         """Return the new cells, compared with their parents, and those that were held."""
@@ -163,12 +189,3 @@ class BoxBodies(HoldingBodies[BoxFound]):
             parts.append((y * factor.abs()[0]).nan_to_num(0.0, 0.0, 0.0))
         share = (self.looked[row].double().reciprocal())[whose]
         return find_unseen(cells, mesh.rule.d, allowed, mine[whose], point.T, torch.cat(parts), share)
-
-    def hear(self, cells: Cells, places: Any, off: Tensor | None) -> Cells:
-        """Return cells with what integrals inside f are off at their nodes."""
-        if off is None:
-            return cells
-        weight = self.mesh.rule.tensors(torch.float64, off.device).sizes
-        weighted = weight[:, None] * off[: len(weight)] * places.factor[: len(weight)].abs()
-        cells.sums[-2:] += weighted.sum(0).nan_to_num(0.0, 0.0, 0.0)
-        return cells
