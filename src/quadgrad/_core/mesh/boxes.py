@@ -173,19 +173,23 @@ class Halves:
 class Boxes:
     """The geometry of a search over images of the unit cube; see :class:`~.protocol.Mesh`.
 
-    ``domain`` is that of all ``batch`` integrals; those without volume get no cell.
+    ``domain`` is that of all ``batch`` integrals; those without volume get no cell, and where a plan is searched
+    ``alone`` none that has no cell there.
     """
 
     domain: Any
     rule: BoxRule
     batch: int
     device: torch.device
+    alone: bool = False
 
     def start(self, first: Any) -> Sequence[NewBoxes]:
         """Return the whole cube of every integral, or the cells of a plan."""
         if first is not None:
             kept = ~self.domain.empty.expand(self.batch)[first.owner]
             row, level, place = first.owner[kept], first.level[kept].T, first.position[kept].T
+            if self.alone:
+                return [NewBoxes(row, row, level, place, self.rule.rows, first.trust[kept])]
             new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))
             row, order = torch.cat((row, new.row)).sort(stable=True)
             level, place = (torch.cat(t, 1)[:, order] for t in ((level, new.level), (place, new.place)))

@@ -17,8 +17,10 @@ from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
+from quadgrad._core.rules import BoxRule
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
+from quadgrad._core.search.held_out import DOUBTS, POINTS, HeldOut, compare_nodes, held_out_points
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
@@ -31,13 +33,15 @@ BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
 
 
-def search_boxes(problem: Problem, first: BoxPlan | None) -> BoxFound:
-    """Search boxes from their whole, or from the cells of a plan."""
+def search_boxes(problem: Problem, first: BoxPlan | None, alone: bool = False) -> BoxFound:
+    """Search boxes from their whole, or from the cells of a plan; ``alone``: only the integrals that it has."""
     try:
-        return search_rounds(BoxBodies(problem, *box_parts(problem), partial(record_boxes, problem)), first)
+        mesh, estimate = box_parts(problem)
+        mesh.alone = alone
+        return search_rounds(BoxBodies(problem, mesh, estimate, partial(record_boxes, problem)), first)
     except TurnsComplexError:
         integrand = replace(problem.integrand, output_dtype=problem.integrand.sum_dtype.to_complex())
-        return search_boxes(replace(problem, integrand=integrand), first)
+        return search_boxes(replace(problem, integrand=integrand), first, alone)
 
 
 def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
@@ -62,7 +66,24 @@ def record_boxes(
     height = value.new_zeros(n, dtype=torch.float64).scatter_reduce_(0, cells.whole[2], cells.real[0], "amax")
     modulus = sum_by_owner(cells.sums[-1:], cells.whole[2], n)[0] / (FLOOR * noise(problem))
     nothing = value.new_zeros((n, 2, d), dtype=torch.float64)
-    return BoxFound(plan, value, error, status, nfev, height=height, modulus=modulus, top=height, corner=nothing)
+    doubt = torch.zeros_like(height).scatter_reduce_(0, cells.whole[2], cells.real[-DOUBTS], "amax")
+    most = ((cells.real[-DOUBTS] >= doubt[cells.whole[2]]) & (cells.real[-DOUBTS] > 0.0)).nonzero().squeeze(1)
+    doubted = value.new_zeros((n, d), dtype=torch.float64)
+    if len(most):
+        doubted[cells.whole[2, most]] = doubted_places(problem.rule, cells.take(most), d)
+    return BoxFound(
+        plan, value, error, status, nfev, height=height, modulus=modulus, top=height, corner=nothing, doubt=doubt,
+        doubted=doubted,
+    )  # fmt: skip
+
+
+def doubted_places(rule: BoxRule, cells: Cells, d: int) -> Tensor:
+    """Return the places in the unit cube that some cells are doubted at, ``(n, d)``."""
+    number = cells.real[1 - DOUBTS].long()
+    low, width = unit_corners(cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :])
+    node = torch.as_tensor(rule.nodes, device=low.device)[(-1 - number).clamp_min(0)].T
+    point = torch.as_tensor(held_out_points(d), device=low.device)[number.clamp_min(0)].T
+    return torch.where(number < 0, low + width * node, point).T
 
 
 @dataclass(slots=True)
@@ -70,13 +91,16 @@ class BoxFound(Found):
     """What a search on boxes hands over, and what it has seen of each integral.
 
     ``modulus`` is the integral of abs(f), ``height`` the largest size of f times the volume element at the nodes of
-    the cells handed over, ``top`` that at any node seen, in the cell of the unit cube with lower corner and width
+    the cells handed over, ``doubt`` how far f is off what is expected at the place ``doubted`` ``(batch, d)`` in
+    the unit cube (0 if that is no more than may be), ``top`` the largest size at any node seen, in the cell of the unit cube with lower corner and width
     ``corner`` ``(batch, 2, d)``.
     """
 
     modulus: Tensor = field(kw_only=True)
     height: Tensor = field(kw_only=True)
     top: Tensor = field(kw_only=True)
+    doubt: Tensor = field(kw_only=True)
+    doubted: Tensor = field(kw_only=True)
     corner: Tensor = field(kw_only=True)
 
 
@@ -92,22 +116,34 @@ class BoxBodies(HoldingBodies[BoxFound]):
         self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
         self.looked = torch.zeros(task.batch, dtype=torch.int64, device=mesh.device)
 
+    def open(self, first: Any) -> None:
+        """Take the cells to start with, and call f at the points that are held out."""
+        super().open(first)
+        some, spent = self.running.whole[1] > 0, self.running.whole[2]
+        count = max(0, min(POINTS, self.task.max_nfev - int(spent.max()))) if len(some) else 0
+        self.held_out = HeldOut(self.task, self.mesh, some.nonzero().squeeze(1), count)
+        self.looked += count
+        spent += count * some
+
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate all of them together."""
         mesh, estimate, parts = self.mesh, self.estimate, list[Cells]()
         for new in self.new:
             layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
-            readings, inner = list[Readings](), torch.zeros_like(new.row, dtype=torch.float64)
+            readings, doubts = list[Readings](), list[Tensor]()
+            inner = torch.zeros_like(new.row, dtype=torch.float64)
             for low in range(0, max(1, len(new)), step):
                 part = slice(low, low + step)
                 x, factor = mesh.nodes(layout, part)
                 hear_anew()
                 y = self.widen(self.task.integrand(x, new.row[part]).detach())
                 readings.append(estimate.read(factor, y))
+                doubts.append(self.held_out.compare(new, part, y, factor, noise(self.task)))
                 if (off := hear(y)) is not None:
                     inner[part] = self._inner_error(off, factor)
             cells = estimate.judge(new, layout, Readings.join(readings), self.dtype.is_complex, noise(self.task))
             cells.sums[-2:] += inner
+            cells.real = torch.cat((cells.real, torch.cat(doubts, 1)))
             parts.append(cells)
         self.cells = self.gather(Cells.join(parts))
 
@@ -125,6 +161,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
     def compare(self, new: Cells, parents: Cells) -> None:
         """Correct the errors of new cells by what those of their parents turned out to be."""
         compare_with_parents(new, parents)
+        compare_nodes(new.real[-DOUBTS:], parents.real[-DOUBTS:])
 
     def _remember(self, new: Cells) -> None:
         """Keep where each integral was seen to be highest."""

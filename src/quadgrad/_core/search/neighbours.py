@@ -43,7 +43,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     level, place = cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
     low, width = unit_corners(level, place)
     volume = width.prod(0)
-    mass = cells.real[FACES:] * volume
+    mass = cells.real[FACES : FACES + 2 * d] * volume
     # At the sides of the cube there is nothing across.
     inside = torch.stack(
         (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
@@ -59,7 +59,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     point = torch.where(across, point + step * width[:, cell], point)
     large = locate_points(owner, level, place, owner[cell], point)
     missed = mass[face, cell]
-    seen = (cells.real[FACES:][face, cell] > HIGHER * cells.real[0][large]) & (
+    seen = (cells.real[FACES : FACES + 2 * d][face, cell] > HIGHER * cells.real[0][large]) & (
         volume[large] >= LARGER * volume[cell]
     )
     missed = missed * stride * seen

@@ -1,0 +1,123 @@
+"""Points held out from all rules: f there is compared with the polynomials through the nodes of the cells around.
+
+A small error says how well f is known between the nodes unless there is something that no node sees. What no node
+sees, a narrow bump on something smooth, is seen by one of many points spread evenly, if only its foot: where f is
+smooth the polynomial says what f should be to many digits, so that the foot of a bump shows far from it, long before
+it matters. What is seen so is followed uphill (:mod:`quadgrad._core.search.ascent`). ADR 61.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quadgrad._core.mesh.boxes import Boxes, NewBoxes
+from quadgrad._core.points import make_sequence
+from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import reals
+from quadgrad._core.rules import BoxRule
+from quadgrad._core.rules.fit import fit_of
+from quadgrad._core.rules.rule import Array
+
+__all__ = ["COARSE", "DOUBTS", "POINTS", "HeldOut", "compare_nodes", "held_out_points", "one_column"]
+
+POINTS, SEED = 256, 2
+"""So many points are held out, of the sequence with this seed."""
+
+SHALLOW = 5
+"""Cells that were halved more often are not looked at: in them nodes are closer to each other than these points."""
+
+COARSE = 8
+"""Nor is any polynomial drawn in those that were halved more often than so."""
+
+BEYOND = 12.0
+"""How many times more than at the nodes themselves f may be off the polynomial."""
+
+ROUGHER = 2.0
+"""How many times more f may be off the polynomial at the nodes of a cell than at those of the cell it is half of."""
+
+DOUBTS = 4
+"""Rows of real numbers of cells that tell how far f is off what is expected, 0 if no more than may be; where, the
+number of a point that is held out or, counted down from -1, of a node; how far it is off at the nodes; and at which."""
+
+ROUNDED = 64.0
+"""Nor is anything told by so many eps of f's largest value in the cell."""
+
+
+class HeldOut:
+    """The points of all integrals of a search, and f there times the volume element; NaN where it was not asked."""
+
+    def __init__(self, problem: Problem, mesh: Boxes, rows: Tensor, count: int) -> None:
+        """Call f at the first ``count`` points of the integrals ``rows``."""
+        self.mesh, self.rule = mesh, mesh.rule
+        self.values = torch.full((POINTS, problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
+        u = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)[:, None]
+        for owner in rows.split(max(1, problem.block // max(1, count))) if count and len(rows) else ():
+            x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
+            self.values[:count, owner] = one_column(problem.integrand(x, owner).detach()) * factor
+
+    def compare(self, new: NewBoxes, part: slice, y: Tensor, factor: Tensor, noise: float) -> Tensor:
+        """Return what is told of some cells by f there ``(rows, n, *event)``: see :data:`DOUBTS`, ``(4, n)``."""
+        level, place, row = new.level[:, part], new.place[:, part], new.row[part]
+        told = torch.zeros((DOUBTS, len(row)), dtype=torch.float64, device=row.device)
+        deep = level.sum(0)
+        coarse = (deep <= COARSE).nonzero().squeeze(1)
+        if not len(coarse):
+            return told
+        fit, device = fit_of(self.rule), row.device
+        coefficients, basis = (torch.as_tensor(t, device=device) for t in (fit.coefficients, fit.basis))
+        m = len(basis)
+        # The polynomial is that of f times the volume element, where infinite sides have one.
+        stretch = factor[: m if len(factor) > 1 else 1, coarse] * torch.exp2(deep[coarse].double())
+        body = one_column(y[:m, coarse]) * stretch
+        off, node = torch.addmm(body, basis, coefficients @ body, beta=-1.0).abs().max(0)
+        off = off.clamp_min(ROUNDED * noise * body.abs().amax(0)).nan_to_num(0.0, 0.0)
+        told[2, coarse], told[3, coarse] = off, node.double()
+        shallow = (deep[coarse] <= SHALLOW).nonzero().squeeze(1)
+        cells = coarse[shallow]
+        shapes, which = torch.cat((level, place))[:, cells].unique(dim=1, return_inverse=True)
+        for number, shape in enumerate(shapes.T.tolist()):
+            at, predict = (torch.as_tensor(t, device=device) for t in _seen_in(self.rule, tuple(shape)))
+            if not len(at):
+                continue
+            mine = slice(None) if shapes.shape[1] == 1 else which == number
+            some, cell = shallow[mine], cells[mine]
+            gap = (predict @ body[:, some] - self.values[:, row[cell]][at]).abs().nan_to_num_(0.0, 0.0)
+            most, worst = gap.max(0)
+            told[0, cell] = torch.where(most > BEYOND * off[some], most, 0.0)
+            told[1, cell] = at[worst].double()
+        return told
+
+
+def compare_nodes(cells: Tensor, parents: Tensor) -> None:
+    """Doubt children, halves side by side, that are rougher than their parents: their nodes saw what is new."""
+    off, before = cells[2], parents[2].repeat_interleave(2)
+    seen = (off > ROUGHER * before) & (before > 0.0) & (off > cells[0])
+    cells[0], cells[1] = torch.where(seen, off, cells[0]), torch.where(seen, -1.0 - cells[3], cells[1])
+
+
+def one_column(y: Tensor) -> Tensor:
+    """Return one real number for f ``(m, n, *event)``: a sum of its components, which no symmetry makes nothing."""
+    y = reals(y, 2)
+    if y.ndim == 2:
+        return y.double()
+    weight = 1.0 + 0.5 * torch.frac(0.6180339887498949 * torch.arange(y.shape[2], device=y.device).double())
+    return y.double() @ weight
+
+
+@cache
+def held_out_points(d: int) -> Array:
+    """Return the points, ``(POINTS, d)``."""
+    return make_sequence("sobol", d, SEED, 1, "cpu").points(0, POINTS)[0].double().numpy()
+
+
+@lru_cache(512)
+def _seen_in(rule: BoxRule, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return which points are in a cell of some levels and places, and what gives the polynomial there."""
+    level, place = np.array(shape).reshape(2, -1)
+    u = held_out_points(rule.d) * 2.0**level - place
+    at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1))
+    return at, fit_of(rule).at(u[at])
