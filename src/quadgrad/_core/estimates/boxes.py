@@ -34,7 +34,7 @@ POWER = 2.0
 Half a power is left: with it 99.9 % of cells are below 100 times their median, with all three below 400 times.
 """
 
-CAUTION, LEARNT, LEAST = 10.0, 0.125, 0.002
+CAUTION, LEARNT, LEAST = 10.0, 0.25, 0.002
 """Children take so many times what their parent was off, as a part of what it was estimated to be, for their own
 estimate's; no less than this part of what the parent took, and no less than that in all."""
 

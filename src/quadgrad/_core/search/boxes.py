@@ -20,7 +20,7 @@ from quadgrad._core.reduce import reals
 from quadgrad._core.rules import BoxRule
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.held_out import DOUBTS, POINTS, HeldOut, compare_nodes, held_out_points
+from quadgrad._core.search.held_out import DOUBTS, HeldOut, compare_nodes, count_points, held_out_points
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
@@ -120,7 +120,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
         """Take the cells to start with, and call f at the points that are held out."""
         super().open(first)
         some, spent = self.running.whole[1] > 0, self.running.whole[2]
-        count = max(0, min(POINTS, self.task.max_nfev - int(spent.max()))) if len(some) else 0
+        count = max(0, min(count_points(self.mesh.rule.d), self.task.max_nfev - int(spent.max()))) if len(some) else 0
         self.held_out = HeldOut(self.task, self.mesh, some.nonzero().squeeze(1), count)
         self.looked += count
         spent += count * some

@@ -22,10 +22,11 @@ from quadgrad._core.rules import BoxRule
 from quadgrad._core.rules.fit import fit_of
 from quadgrad._core.rules.rule import Array
 
-__all__ = ["COARSE", "DOUBTS", "POINTS", "HeldOut", "compare_nodes", "held_out_points", "one_column"]
+__all__ = ["COARSE", "DOUBTS", "HeldOut", "compare_nodes", "count_points", "held_out_points", "one_column"]
 
-POINTS, SEED = 256, 2
-"""So many points are held out, of the sequence with this seed."""
+SEED = 2
+"""Of the sequence whose first points are held out."""
+
 
 SHALLOW = 5
 """Cells that were halved more often are not looked at: in them nodes are closer to each other than these points."""
@@ -33,10 +34,10 @@ SHALLOW = 5
 COARSE = 8
 """Nor is any polynomial drawn in those that were halved more often than so."""
 
-BEYOND = 12.0
+BEYOND = 6.0
 """How many times more than at the nodes themselves f may be off the polynomial."""
 
-ROUGHER = 2.0
+ROUGHER = 1.5
 """How many times more f may be off the polynomial at the nodes of a cell than at those of the cell it is half of."""
 
 DOUBTS = 4
@@ -53,7 +54,7 @@ class HeldOut:
     def __init__(self, problem: Problem, mesh: Boxes, rows: Tensor, count: int) -> None:
         """Call f at the first ``count`` points of the integrals ``rows``."""
         self.mesh, self.rule = mesh, mesh.rule
-        self.values = torch.full((POINTS, problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
+        self.values = torch.full((count_points(mesh.rule.d), problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
         u = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)[:, None]
         for owner in rows.split(max(1, problem.block // max(1, count))) if count and len(rows) else ():
             x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
@@ -99,6 +100,11 @@ def compare_nodes(cells: Tensor, parents: Tensor) -> None:
     cells[0], cells[1] = torch.where(seen, off, cells[0]), torch.where(seen, -1.0 - cells[3], cells[1])
 
 
+def count_points(d: int) -> int:
+    """Return how many points are held out in d dimensions."""
+    return 256 if d <= 2 else 512
+
+
 def one_column(y: Tensor) -> Tensor:
     """Return one real number for f ``(m, n, *event)``: a sum of its components, which no symmetry makes nothing."""
     y = reals(y, 2)
@@ -110,8 +116,8 @@ def one_column(y: Tensor) -> Tensor:
 
 @cache
 def held_out_points(d: int) -> Array:
-    """Return the points, ``(POINTS, d)``."""
-    return make_sequence("sobol", d, SEED, 1, "cpu").points(0, POINTS)[0].double().numpy()
+    """Return the points, ``(count, d)``."""
+    return make_sequence("sobol", d, SEED, 1, "cpu").points(0, count_points(d))[0].double().numpy()
 
 
 @lru_cache(512)

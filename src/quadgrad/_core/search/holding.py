@@ -23,6 +23,10 @@ __all__ = ["HoldingBodies"]
 NEGLIGIBLE = 0.01
 """Cells are not halved for less than this part of their even share of the allowed error."""
 
+KEPT, ENOUGH = 0.05, 0.95
+"""Halves keep this part of a cell's error, or less; as many cells are halved as make this part of what is allowed of
+the error of all, if that is close."""
+
 R = TypeVar("R")
 
 
@@ -64,7 +68,9 @@ class HoldingBodies(TensorBodies[R]):
         room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
         rank = torch.arange(len(order), device=order.device) - first[mine]
         least = (SHARE * NEGLIGIBLE) * target / counts.clamp_min(1.0)
-        large = (left > SHARE * target[mine]) & (largest > least[mine]) & (rank < room.clamp_min(1)[mine])
+        # Where little is to be taken away less may be left to chance: what halves keep is about known.
+        share = ((ENOUGH - KEPT * whole / target) / (1.0 - KEPT)).clamp(SHARE, ENOUGH)
+        large = (left > (share * target)[mine]) & (largest > least[mine]) & (rank < room.clamp_min(1)[mine])
         return torch.zeros_like(large).index_put((order,), large)
 
     def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
