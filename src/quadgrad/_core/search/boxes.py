@@ -137,6 +137,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
                 x, factor = mesh.nodes(layout, part)
                 hear_anew()
                 y = self.widen(self.task.integrand(x, new.row[part]).detach())
+                self.task.advance(y.shape[0] * y.shape[1])
                 readings.append(estimate.read(factor, y))
                 doubts.append(self.held_out.compare(new, part, y, factor, noise(self.task)))
                 if (off := hear(y)) is not None:
@@ -180,6 +181,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
     def mark(self, verdict: Verdict, totals: Totals, cells: Cells, follow: bool) -> Tensor:
         """Tell which cells are to be halved: of each integral those with the largest errors."""
         owner, splittable = cells.whole[0], cells.whole[1] > 0
+        self.doubt_retired(verdict)
         if not len(cells):
             return splittable
         d = self.mesh.rule.d

@@ -20,6 +20,7 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.progress import show_progress
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
@@ -49,7 +50,7 @@ LARGEST = 12
 
 def prepare_boxes(
     f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, tolerances: tuple[float | None, float],
-    rule: str, max_nfev: int | None, chunk_size: int | None,
+    rule: str, max_nfev: int | None, chunk_size: int | None, max_cells: int | None = None,
 ) -> Problem | None:  # fmt: skip
     """Check and flatten the integrand, boxes and arguments; None where there is one dimension, which is quad's."""
     integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
@@ -65,7 +66,10 @@ def prepare_boxes(
     budget = MOST if max_nfev is None else max_nfev
     if budget < known.rows:
         raise ValueError(f"max_nfev={budget} is less than one box needs with {known.name}: {known.rows} nodes")
-    return Problem(integrand, box, shape, known, tolerance, budget=budget, chunk_size=chunk_size, given=given)
+    return Problem(
+        integrand, box, shape, known, tolerance, budget=budget, chunk_size=chunk_size, given=given,
+        max_cells=max_cells,
+    )  # fmt: skip
 
 
 def choose_rule(d: int, rtol: float) -> str:
@@ -88,10 +92,11 @@ def integrate_boxes(
     gradient: GradientMode,
     plan: Plan | None,
     on_failure: Literal["warn", "raise", "ignore"],
+    progress: bool = False,
 ) -> Result:
     """Integrate what was checked and flattened; the options are those of :func:`quadgrad.cubature`."""
-    outer = current_record()
-    with InnerRecord() as inner, WithoutAutocast() as unaided:
+    outer, most = current_record(), problem.max_nfev * problem.batch
+    with InnerRecord() as inner, WithoutAutocast() as unaided, show_progress(progress, most) as problem.advance:
         problem.integrand.function = unaided.restore(problem.integrand.function)
         with thinking():
             problem, probe, lanes = open_call(problem, tolerances, None, False)

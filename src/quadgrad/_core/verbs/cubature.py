@@ -34,11 +34,13 @@ def cubature(
     atol: float = 0.0,
     rule: str = "auto",
     max_nfev: int | None = None,
+    max_cells: int | None = None,
     gradient: GradientMode = Reuse(),
     plan: Plan | None = None,
     vectorized: bool = True,
     log: bool = False,
     chunk_size: int | None = None,
+    progress: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
     """Integrate f over boxes in up to 12 dimensions, adaptively and differentiably, for each element of a batch.
@@ -68,8 +70,11 @@ def cubature(
         dimensions also ``"gk15"`` to ``"gk61"``, products of Gauss-Kronrod rules. ``"auto"`` chooses by dimension
         and tolerance. With Where and Boundary ``"gk7"``, ``"gk11"`` or ``"gk15"``.
     max_nfev : int, optional
-        Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 200
+        Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 300
         bytes each, not with the nodes.
+    max_cells : int, optional
+        Most cells of one integral that are looked at in each round, at least 2: those with the smallest errors
+        retire, with value and error, until no others are left to be halved, or the tolerance seems to be met.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
     plan : Plan, optional
@@ -81,6 +86,8 @@ def cubature(
         What :func:`quadgrad.quad` has and boxes do not: True is refused beyond one dimension.
     chunk_size : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
+    progress : bool
+        Whether to show a bar on standard error, if that is a terminal; it goes away. It needs rich.
     on_failure : {"warn", "raise", "ignore"}
         What to do when an integral does not converge.
 
@@ -143,10 +150,12 @@ def cubature(
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
             f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
-            on_failure=on_failure,
+            max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
+            progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
+    if max_cells is not None and (not isinstance(max_cells, int) or max_cells < 2):
+        raise ValueError(f"max_cells={max_cells!r} must be a whole number of cells, at least 2")
     tolerances = (rtol, atol)
     if isinstance(region, Where | Boundary):
         refuse_log(log)
@@ -155,7 +164,7 @@ def cubature(
             vectorized=vectorized, chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     f, a, b, args, vectorized = open_region("cubature", f, a, b, args, region, vectorized)
-    problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size)
+    problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size, max_cells)
     if problem is None:
         return quad(
             OneCoordinate(f, vectorized), _only(a), _only(b), args, rtol=rtol, atol=atol,
@@ -163,7 +172,7 @@ def cubature(
             vectorized=vectorized, log=log, chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     refuse_log(log)
-    return integrate_boxes(problem, tolerances, gradient, plan, on_failure)
+    return integrate_boxes(problem, tolerances, gradient, plan, on_failure, progress)
 
 
 @dataclass(frozen=True)
