@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +22,7 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.progress import show_progress
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
@@ -28,6 +30,7 @@ from quadgrad._core.search.boxes import search_boxes
 from quadgrad._core.search.scouts import look_for_peaks
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
@@ -93,15 +96,25 @@ def integrate_boxes(
     plan: Plan | None,
     on_failure: Literal["warn", "raise", "ignore"],
     progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
-    """Integrate what was checked and flattened; the options are those of :func:`quadgrad.cubature`."""
+    """Integrate what was checked and flattened; the options are those of :func:`quadgrad.cubature`.
+
+    ``ranks`` share the batch.
+    """
     outer, most = current_record(), problem.max_nfev * problem.batch
     with InnerRecord() as inner, WithoutAutocast() as unaided, show_progress(progress, most) as problem.advance:
         problem.integrand.function = unaided.restore(problem.integrand.function)
         with thinking():
-            problem, probe, lanes = open_call(problem, tolerances, None, False)
+            problem, probe, lanes = open_call(problem, tolerances, None, False, ranks)
         inner.heard.clear()
-        result = _integrate(problem, probe, gradient, _fit(problem, plan, lanes), on_failure)
+        cells = _fit(problem, plan, lanes)
+        if ranks is None or ranks.alone or problem.batch == 0:
+            result = _integrate(problem, probe, gradient, cells, on_failure)
+        else:
+            one = lambda part, mode, cells, _: _integrate(part, probe, mode, cells, on_failure, apart=True)
+            result = integrate_dealt(problem, gradient, cells, ranks, one)
+            result = replace(result, primal=None)  # what gradient_error needs of faces is not gathered
     told = inner.failures or outer is not None or result.derivative is not None
     if current_rehearsal() is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
@@ -136,8 +149,10 @@ def _search(problem: Problem, plan: BoxPlan | None) -> Found:
 
 
 def _integrate(
-    problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str
-) -> Result:
+    problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str,
+    apart: bool = False,
+) -> Result:  # fmt: skip
+    """Return the integrals of a batch, or of a part of one, ``apart`` from the others."""
     rehearsed = current_rehearsal() is not None
     if rehearsed:  # one of several runs that are compared: only in a replay is seen what f does
         problem.flowing, problem.chunk_size = True, None
@@ -146,7 +161,11 @@ def _integrate(
     if rehearsed:
         primal.faces = decided(lambda: search_faces(problem))
     elif problem.batch:
-        warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
+        severed = severed_arguments(problem.integrand, problem.limits, probe)
+        if apart:
+            InnerRecord.current().severed = tuple(severed)
+        else:
+            warn_if_severed(severed)
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
     if primal.faces is not None and primal.faces.failed and on_failure != "ignore":
         warn(_FACES.format(primal.faces.failed), IntegrationWarning)

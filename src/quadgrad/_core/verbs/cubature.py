@@ -11,10 +11,12 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.boxes import integrate_boxes, prepare_boxes
 from quadgrad._core.verbs.cut import integrate_cut
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.quad import check_options, quad
 from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import refuse_log
@@ -40,6 +42,7 @@ def cubature(
     vectorized: bool = True,
     log: bool = False,
     chunk_size: int | None = None,
+    group: Any = None,
     progress: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
@@ -86,6 +89,8 @@ def cubature(
         What :func:`quadgrad.quad` has and boxes do not: True is refused beyond one dimension.
     chunk_size : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
+    group : torch.distributed.ProcessGroup, optional
+        Of ranks that all make this call with the same arguments, and share its batch: all get the same bits.
     progress : bool
         Whether to show a bar on standard error, if that is a terminal; it goes away. It needs rich.
     on_failure : {"warn", "raise", "ignore"}
@@ -151,7 +156,7 @@ def cubature(
         return call_eagerly(
             f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
             max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
-            progress=progress, on_failure=on_failure,
+            group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     if max_cells is not None and (not isinstance(max_cells, int) or max_cells < 2):
@@ -159,20 +164,29 @@ def cubature(
     tolerances = (rtol, atol)
     if isinstance(region, Where | Boundary):
         refuse_log(log)
+        if group is not None:
+            raise ValueError(f"group is not for {type(region).__name__}: every rank integrates it by itself")
         return integrate_cut(
             f, a, b, args, region, tolerances, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
             vectorized=vectorized, chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     f, a, b, args, vectorized = open_region("cubature", f, a, b, args, region, vectorized)
-    problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size, max_cells)
-    if problem is None:
-        return quad(
-            OneCoordinate(f, vectorized), _only(a), _only(b), args, rtol=rtol, atol=atol,
-            rule="gk21" if rule == "auto" else rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
-            vectorized=vectorized, log=log, chunk_size=chunk_size, on_failure=on_failure,
+    with Ranks(group) as ranks:
+        problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size, max_cells)
+        if problem is None:
+            return quad(
+                OneCoordinate(f, vectorized), _only(a), _only(b), args, rtol=rtol, atol=atol,
+                rule="gk21" if rule == "auto" else rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
+                vectorized=vectorized, log=log, chunk_size=chunk_size, group=group, on_failure=on_failure,
+            )  # fmt: skip
+        refuse_log(log)
+        open_ranks(
+            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
+            gradient=gradient, plan=plan, vectorized=vectorized, chunk_size=chunk_size,
         )  # fmt: skip
-    refuse_log(log)
-    return integrate_boxes(problem, tolerances, gradient, plan, on_failure, progress)
+        return integrate_boxes(
+            problem, tolerances, gradient, plan, on_failure, progress and ranks.rank == 0, ranks
+        )
 
 
 @dataclass(frozen=True)
