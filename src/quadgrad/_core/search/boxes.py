@@ -20,7 +20,7 @@ from quadgrad._core.reduce import reals
 from quadgrad._core.rules import BoxRule
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.held_out import DOUBTS, HeldOut, compare_nodes, count_points, held_out_points
+from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, HeldOut, compare_nodes, count_points, held_out_points
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
@@ -131,6 +131,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
         for new in self.new:
             layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
             readings, doubts = list[Readings](), list[Tensor]()
+            coarse = len(new) == 0 or int(new.level.sum(0).min()) <= COARSE
             inner = torch.zeros_like(new.row, dtype=torch.float64)
             for low in range(0, max(1, len(new)), step):
                 part = slice(low, low + step)
@@ -139,12 +140,14 @@ class BoxBodies(HoldingBodies[BoxFound]):
                 y = self.widen(self.task.integrand(x, new.row[part]).detach())
                 self.task.advance(y.shape[0] * y.shape[1])
                 readings.append(estimate.read(factor, y))
-                doubts.append(self.held_out.compare(new, part, y, factor, noise(self.task)))
+                if coarse:
+                    doubts.append(self.held_out.compare(new, part, y, factor, noise(self.task)))
                 if (off := hear(y)) is not None:
                     inner[part] = self._inner_error(off, factor)
             cells = estimate.judge(new, layout, Readings.join(readings), self.dtype.is_complex, noise(self.task))
             cells.sums[-2:] += inner
-            cells.real = torch.cat((cells.real, torch.cat(doubts, 1)))
+            told = torch.cat(doubts, 1) if coarse else cells.real.new_zeros((DOUBTS, len(new)))
+            cells.real = torch.cat((cells.real, told))
             parts.append(cells)
         self.cells = self.gather(Cells.join(parts))
 
@@ -213,12 +216,12 @@ class BoxBodies(HoldingBodies[BoxFound]):
         count = torch.minimum((spent * SHARE_SEEN).long() - before, self.task.max_nfev - spent).clamp_min(0)
         self.looked[row] += count
         running.whole[2, mine] += count
-        last = int((before + count).max())
+        first, last = int(before.min()), int((before + count).max())
         if not int(count.sum()):
             return torch.zeros_like(cells.whole[0], dtype=torch.bool)
-        sequence = make_sequence("sobol", mesh.rule.d, 2, 1, mesh.device).points(0, last)[0].double()
+        sequence = make_sequence("sobol", mesh.rule.d, SEED, 1, mesh.device).points(first, last - first)[0].double()
         whose = torch.arange(len(mine), device=row.device).repeat_interleave(count)
-        number = torch.arange(len(whose), device=row.device) - (count.cumsum(0) - count - before)[whose]
+        number = torch.arange(len(whose), device=row.device) - (count.cumsum(0) - count - before)[whose] - first
         point, parts = sequence[number], list[Tensor]()
         for low in range(0, len(whose), self.task.block):
             part = slice(low, low + self.task.block)

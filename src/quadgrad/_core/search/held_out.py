@@ -22,7 +22,7 @@ from quadgrad._core.rules import BoxRule
 from quadgrad._core.rules.fit import fit_of
 from quadgrad._core.rules.rule import Array
 
-__all__ = ["COARSE", "DOUBTS", "HeldOut", "compare_nodes", "count_points", "held_out_points", "one_column"]
+__all__ = ["COARSE", "DOUBTS", "SEED", "HeldOut", "compare_nodes", "count_points", "held_out_points", "one_column"]
 
 SEED = 2
 """Of the sequence whose first points are held out."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from quadgrad._core.mesh.boxes import HINTS, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.kernel.boxes import locate_native
 
 __all__ = ["FACES", "SHARE_SEEN", "find_blind", "find_unseen", "locate_points"]
 
@@ -116,6 +117,8 @@ def locate_points(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, po
     -------
     Tensor of int64, shape (k,)
     """
+    if (located := locate_native(owner, level, place, whose, point)) is not None:
+        return located
     answer = torch.zeros_like(whose)
     cell, at = torch.arange(len(owner), device=owner.device), torch.arange(len(whose), device=owner.device)
     node, knot = owner, whose  # the cube, among all of this depth, that each cell and each point is in

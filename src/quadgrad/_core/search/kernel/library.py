@@ -26,7 +26,7 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH",
-    "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
+    "Locating", "Maps", "Piles", "Round", "Setting", "Tally", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END = 10, 5, 7, 13, 5, 4
@@ -155,6 +155,15 @@ class Maps(Structure):
     ]
 
 
+class Locating(Structure):
+    """Boxes, points, and where the numbers of the boxes are written; see ``boxes.c``."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("d", "n", "k")),
+        *((name, c_void_p) for name in ("level", "place", "point", "answer")),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
@@ -173,6 +182,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "withdraw": (Setting, *"ppnpppn"),
     "collect": (Setting, *"ppnnppppppp"),
     "map_points": (Maps,),
+    "locate_boxes": (Locating, *"npppp"),
 }
 _RETURNING = ("configure", "begin", "collect")
 
