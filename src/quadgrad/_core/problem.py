@@ -45,8 +45,8 @@ class Problem:
     breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
     k)``. ``reaches`` tells whether search is to look for what bisection does not reach, ``reaches_inside``
     whether for places where f is rough, and ``series`` whether for series at ends: who else but replay evaluates a
-    plan does not know these. ``max_cells`` is how many cells of one integral may be halved at a time, where these are
-    held, and ``advance`` is told of nodes that search asks for.
+    plan does not know these. ``max_cells`` is how many cells of one integral may be held, to be halved, and
+    ``advance`` is told of nodes that search asks for.
     """
 
     integrand: Integrand

@@ -96,8 +96,8 @@ class Readings:
 class BoxEstimate:
     """The estimate with a rule; ``x_dtype`` is that of the numbers that f is called with.
 
-    What has to see every value is one pass over a block of them (:meth:`read`), what is told from that another, over
-    the cells of all blocks (:meth:`judge`): it takes many small operations, whatever the number of cells.
+    What has to see every value is done for one block of them after the other (:meth:`read`). What that
+    tells is told of the cells of all blocks (:meth:`judge`): it takes many small operations, however few they are.
     """
 
     rule: BoxRule
@@ -114,7 +114,7 @@ class BoxEstimate:
         return self.judge(new, places.layout, self.read(places.factor, y), y.is_complex(), noise)
 
     def read(self, factor: Tensor, y: Tensor) -> Readings:
-        """Return what is kept of f's values ``y`` ``(rows, n, *event)``, which are to be multiplied by ``factor``."""
+        """Return what is kept of f's values ``y`` ``(rows, n, *event)``, to be multiplied by ``factor``."""
         rule = self.rule.tensors(torch.float64, y.device, self.x_dtype)
         real = reals(y, 2)
         real = real.reshape(*y.shape[:2], real.shape[2:].numel())
@@ -201,7 +201,7 @@ class BoxEstimate:
         return (along[:2].abs() - allowed).clamp_min_(0.0).nan_to_num_(0.0, 0.0, 0.0)
 
     def _product_nulls(self, body: Tensor) -> Tensor:
-        """Return the null rules along each of the d axes, integrated over the others, ``(d pairs, n, components)``."""
+        """Return the null rules along each axis, integrated over the others, ``(d pairs, n, components)``."""
         factor, d = self.rule.factor, self.rule.d
         assert factor is not None
         line: RuleTensors = factor.tensors(torch.float64, body.device)
@@ -234,9 +234,7 @@ class BoxEstimate:
         blur = (spread[..., None] * (variation + size)).sum(0)
         return torch.minimum(blur, size) if self.eps > 0.0 else blur
 
-    def _axis(
-        self, layout: Any, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float
-    ) -> Tensor:
+    def _axis(self, layout: Any, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float) -> Tensor:
         """Return the axis along which to halve each cell: where f is roughest, on a near-tie the widest."""
         inner = rough.sum(2).nan_to_num(torch.inf, torch.inf)
         rough, level = inner + gaps.sum((0, 3)), new.level.to(inner.dtype)

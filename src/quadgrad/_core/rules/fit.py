@@ -41,7 +41,7 @@ class Fit:
     basis: Array
 
     def at(self, u: Array) -> Array:
-        """Return what gives the polynomial at points u ``(k, d)`` of the cell from values at the nodes, ``(k, m)``."""
+        """Return what makes the polynomial at points u ``(k, d)`` of the cell of f at the nodes, ``(k, m)``."""
         return np.asarray(self.products(u) @ self.coefficients, dtype=np.float64)
 
     def products(self, u: Array) -> Array:

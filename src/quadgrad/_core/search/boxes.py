@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.boxes import BoxEstimate, Readings, compare_with_parents
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.mesh.boxes import HINTS, Boxes, unit_corners
+from quadgrad._core.mesh.boxes import HINTS, Boxes, NewBoxes, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
-from quadgrad._core.rules import BoxRule
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, HeldOut, compare_nodes, count_points, held_out_points
+from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, HeldOut, compare_nodes, doubted_places
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
@@ -70,20 +70,11 @@ def record_boxes(
     most = ((cells.real[-DOUBTS] >= doubt[cells.whole[2]]) & (cells.real[-DOUBTS] > 0.0)).nonzero().squeeze(1)
     doubted = value.new_zeros((n, d), dtype=torch.float64)
     if len(most):
-        doubted[cells.whole[2, most]] = doubted_places(problem.rule, cells.take(most), d)
+        doubted[cells.whole[2, most]] = doubted_places(problem.rule, cells.take(most))
     return BoxFound(
         plan, value, error, status, nfev, height=height, modulus=modulus, top=height, corner=nothing, doubt=doubt,
         doubted=doubted,
     )  # fmt: skip
-
-
-def doubted_places(rule: BoxRule, cells: Cells, d: int) -> Tensor:
-    """Return the places in the unit cube that some cells are doubted at, ``(n, d)``."""
-    number = cells.real[1 - DOUBTS].long()
-    low, width = unit_corners(cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :])
-    node = torch.as_tensor(rule.nodes, device=low.device)[(-1 - number).clamp_min(0)].T
-    point = torch.as_tensor(held_out_points(d), device=low.device)[number.clamp_min(0)].T
-    return torch.where(number < 0, low + width * node, point).T
 
 
 @dataclass(slots=True)
@@ -91,9 +82,9 @@ class BoxFound(Found):
     """What a search on boxes hands over, and what it has seen of each integral.
 
     ``modulus`` is the integral of abs(f), ``height`` the largest size of f times the volume element at the nodes of
-    the cells handed over, ``doubt`` how far f is off what is expected at the place ``doubted`` ``(batch, d)`` in
-    the unit cube (0 if that is no more than may be), ``top`` the largest size at any node seen, in the cell of the unit cube with lower corner and width
-    ``corner`` ``(batch, 2, d)``.
+    the cells handed over. ``doubt`` is how far f is off what is expected at the place ``doubted`` ``(batch, d)`` in
+    the unit cube, 0 if that is no more than may be. ``top`` is the largest size at any node seen, in the cell of
+    the unit cube with lower corner and width ``corner`` ``(batch, 2, d)``.
     """
 
     modulus: Tensor = field(kw_only=True)
@@ -120,15 +111,14 @@ class BoxBodies(HoldingBodies[BoxFound]):
         """Take the cells to start with, and call f at the points that are held out."""
         super().open(first)
         some, spent = self.running.whole[1] > 0, self.running.whole[2]
-        count = max(0, min(count_points(self.mesh.rule.d), self.task.max_nfev - int(spent.max()))) if len(some) else 0
-        self.held_out = HeldOut(self.task, self.mesh, some.nonzero().squeeze(1), count)
-        self.looked += count
-        spent += count * some
+        self.held_out = HeldOut(self.task, self.mesh, some.nonzero().squeeze(1), spent)
+        self.looked += self.held_out.count
+        spent += self.held_out.count * some
 
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate all of them together."""
         mesh, estimate, parts = self.mesh, self.estimate, list[Cells]()
-        for new in self.new:
+        for new in cast("Sequence[NewBoxes]", self.new):
             layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
             readings, doubts = list[Readings](), list[Tensor]()
             coarse = len(new) == 0 or int(new.level.sum(0).min()) <= COARSE

@@ -2,19 +2,21 @@
 
 A small error says how well f is known between the nodes unless there is something that no node sees. What no node
 sees, a narrow bump on something smooth, is seen by one of many points spread evenly, if only its foot: where f is
-smooth the polynomial says what f should be to many digits, so that the foot of a bump shows far from it, long before
-it matters. What is seen so is followed uphill (:mod:`quadgrad._core.search.ascent`). ADR 61.
+smooth the polynomial says what f should be to many digits, so that the foot of a bump shows far from it, where it
+does not matter. What is seen so is followed uphill (:mod:`quadgrad._core.search.ascent`). ADR 61.
 """
 
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.boxes import Boxes, NewBoxes
+from quadgrad._core.mesh.boxes import HINTS, Boxes, NewBoxes, unit_corners
+from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
@@ -22,7 +24,16 @@ from quadgrad._core.rules import BoxRule
 from quadgrad._core.rules.fit import fit_of
 from quadgrad._core.rules.rule import Array
 
-__all__ = ["COARSE", "DOUBTS", "SEED", "HeldOut", "compare_nodes", "count_points", "held_out_points", "one_column"]
+__all__ = [
+    "COARSE",
+    "DOUBTS",
+    "SEED",
+    "HeldOut",
+    "compare_nodes",
+    "doubted_places",
+    "held_out_points",
+    "one_column",
+]
 
 SEED = 2
 """Of the sequence whose first points are held out."""
@@ -38,11 +49,11 @@ BEYOND = 6.0
 """How many times more than at the nodes themselves f may be off the polynomial."""
 
 ROUGHER = 1.5
-"""How many times more f may be off the polynomial at the nodes of a cell than at those of the cell it is half of."""
+"""How many times more than at the nodes of the cell it is half of f may be off at the nodes of a cell."""
 
 DOUBTS = 4
-"""Rows of real numbers of cells that tell how far f is off what is expected, 0 if no more than may be; where, the
-number of a point that is held out or, counted down from -1, of a node; how far it is off at the nodes; and at which."""
+"""Rows of real numbers of cells that tell how far f is off what is expected, 0 if no more than may be; where: the
+number of a point that is held out or, counted down from -1, of a node; how far off it is at nodes; at which."""
 
 ROUNDED = 64.0
 """Nor is anything told by so many eps of f's largest value in the cell."""
@@ -51,12 +62,13 @@ ROUNDED = 64.0
 class HeldOut:
     """The points of all integrals of a search, and f there times the volume element; NaN where it was not asked."""
 
-    def __init__(self, problem: Problem, mesh: Boxes, rows: Tensor, count: int) -> None:
-        """Call f at the first ``count`` points of the integrals ``rows``."""
-        self.mesh, self.rule = mesh, mesh.rule
-        self.values = torch.full((count_points(mesh.rule.d), problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
+    def __init__(self, problem: Problem, mesh: Boxes, rows: Tensor, spent: Tensor) -> None:
+        """Call f at as many points as what the integrals ``rows`` have ``spent`` leaves room for."""
+        self.mesh, self.rule, points = mesh, mesh.rule, count_points(mesh.rule.d)
+        self.count = count = max(0, min(points, problem.max_nfev - int(spent.max()))) if len(rows) else 0
+        self.values = torch.full((points, problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
         u = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)[:, None]
-        for owner in rows.split(max(1, problem.block // max(1, count))) if count and len(rows) else ():
+        for owner in rows.split(max(1, problem.block // max(1, count))) if count else ():
             x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
             self.values[:count, owner] = one_column(problem.integrand(x, owner).detach()) * factor
 
@@ -105,6 +117,15 @@ def count_points(d: int) -> int:
     return 256 if d <= 2 else 512
 
 
+def doubted_places(rule: BoxRule, cells: Cells) -> Tensor:
+    """Return the places in the unit cube that some cells are doubted at, ``(n, d)``."""
+    number, d = cells.real[1 - DOUBTS].long(), rule.d
+    low, width = unit_corners(cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :])
+    node = torch.as_tensor(rule.nodes, device=low.device)[(-1 - number).clamp_min(0)].T
+    point = torch.as_tensor(held_out_points(d), device=low.device)[number.clamp_min(0)].T
+    return torch.where(number < 0, low + width * node, point).T
+
+
 def one_column(y: Tensor) -> Tensor:
     """Return one real number for f ``(m, n, *event)``: a sum of its components, which no symmetry makes nothing."""
     y = reals(y, 2)
@@ -121,9 +142,9 @@ def held_out_points(d: int) -> Array:
 
 
 @lru_cache(512)
-def _seen_in(rule: BoxRule, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def _seen_in(rule: BoxRule, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Array]:
     """Return which points are in a cell of some levels and places, and what gives the polynomial there."""
     level, place = np.array(shape).reshape(2, -1)
     u = held_out_points(rule.d) * 2.0**level - place
-    at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1))
+    at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1)).astype(np.int64)
     return at, fit_of(rule).at(u[at])

@@ -27,8 +27,8 @@ NEGLIGIBLE = 0.01
 """Cells are not halved for less than this part of their even share of the allowed error."""
 
 KEPT, ENOUGH = 0.05, 0.95
-"""Halves keep this part of a cell's error, or less; as many cells are halved as make this part of what is allowed of
-the error of all, if that is close."""
+"""Halves are taken to keep this part of a cell's error. If the error is close to what is allowed, as many cells are
+halved as make it this part of that: to halve more of them would be paid for without need."""
 
 R = TypeVar("R")
 
@@ -90,15 +90,16 @@ class HoldingBodies(TensorBodies[R]):
         return cells.take(locate(~(keep | splits), len(cells) - held - count))
 
     def _retire(self, cells: Cells, splits: Tensor, keep: Tensor, most: int) -> Tensor:
-        """Return which cells are held still, so that there are ``most`` of each integral with those that are new."""
+        """Return which cells are held still: ``most`` of each integral, with those that are new."""
         n, owner = len(self.running), cells.whole[0]
         room = most - 2 * sum_by_owner(splits[None].long(), owner, n)[0]
         order = (cells.sums[-2] * keep).argsort(descending=True)
-        order = order[(owner + n * ~keep)[order].argsort(stable=True)]  # those that are kept by integral, then the rest
+        order = order[(owner + n * ~keep)[order].argsort(stable=True)]  # what is kept by integral, then the rest
         counts = sum_by_owner(keep[None].long(), owner, n)[0]
-        rank = torch.empty_like(owner).index_put(
-            (order,), torch.arange(len(order), device=owner.device)
-        ) - (counts.cumsum(0) - counts)[owner]
+        rank = (
+            torch.empty_like(owner).index_put((order,), torch.arange(len(order), device=owner.device))
+            - (counts.cumsum(0) - counts)[owner]
+        )
         leave = keep & (rank >= room[owner])
         who = self.running.whole[0]
         self.retired[who] |= sum_by_owner(leave[None].long(), owner, n)[0] > 0

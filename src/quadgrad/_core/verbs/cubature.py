@@ -155,8 +155,8 @@ def cubature(
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
             f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
-            group=group, progress=progress, on_failure=on_failure,
+            max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
+            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     if max_cells is not None and (not isinstance(max_cells, int) or max_cells < 2):
@@ -184,9 +184,7 @@ def cubature(
             ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
             gradient=gradient, plan=plan, vectorized=vectorized, chunk_size=chunk_size,
         )  # fmt: skip
-        return integrate_boxes(
-            problem, tolerances, gradient, plan, on_failure, progress and ranks.rank == 0, ranks
-        )
+        return integrate_boxes(problem, tolerances, gradient, plan, on_failure, progress and ranks.rank == 0, ranks)
 
 
 @dataclass(frozen=True)
