@@ -50,7 +50,7 @@ def _mass(p: Tensor, s: Tensor, h: float) -> Tensor:
 
 @pytest.mark.parametrize(("d", "seed", "height"), ((2, 1, 5.0), (3, 4, 5.0), (3, 4, -5.0), (3, 5, -5.0)))
 def test_narrow_bumps_on_smooth_functions(d: int, seed: int, height: float) -> None:
-    """None is wrong; without points that are held out, and what is climbed from them, 3, 11, 12 and 9 of 200 were."""
+    """None is wrong; without the points, and what is climbed from them, 3, 11, 12 and 9 of 200 were."""
     count, random = 200, torch.Generator().manual_seed(seed)
     c, p = torch.rand(2, count, d, generator=random, dtype=torch.float64)
     s = 0.02 + 0.03 * torch.rand(count, generator=random, dtype=torch.float64)

@@ -81,14 +81,20 @@ class Readings:
     sizes: Tensor
     scale: Tensor
 
-    @staticmethod
-    def join(parts: list[Readings]) -> Readings:
-        """Return all parts as one."""
-        if len(parts) == 1:
-            return parts[0]
-        values = torch.cat([part.values for part in parts], 1)
+    def room(self, n: int) -> Readings:
+        """Return room for those of n cells: many small parts would leave memory in pieces."""
+        rows, _, components = self.values.shape
         return Readings(
-            values, torch.cat([part.sizes for part in parts], 1), torch.cat([part.scale for part in parts])
+            self.values.new_empty((rows, n, components)), self.sizes.new_empty((len(self.sizes), n)),
+            self.scale.new_empty(n),
+        )  # fmt: skip
+
+    def put(self, part: slice, readings: Readings) -> None:
+        """Enter those of some cells."""
+        self.values[:, part], self.sizes[:, part], self.scale[part] = (
+            readings.values,
+            readings.sizes,
+            readings.scale,
         )
 
 

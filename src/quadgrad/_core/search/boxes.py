@@ -120,24 +120,27 @@ class BoxBodies(HoldingBodies[BoxFound]):
         mesh, estimate, parts = self.mesh, self.estimate, list[Cells]()
         for new in cast("Sequence[NewBoxes]", self.new):
             layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
-            readings, doubts = list[Readings](), list[Tensor]()
+            seen: Readings | None = None
             coarse = len(new) == 0 or int(new.level.sum(0).min()) <= COARSE
-            inner = torch.zeros_like(new.row, dtype=torch.float64)
+            doubts = torch.zeros((DOUBTS, len(new)), dtype=torch.float64, device=new.row.device)
+            inner = torch.zeros_like(doubts[0])
             for low in range(0, max(1, len(new)), step):
                 part = slice(low, low + step)
                 x, factor = mesh.nodes(layout, part)
                 hear_anew()
                 y = self.widen(self.task.integrand(x, new.row[part]).detach())
                 self.task.advance(y.shape[0] * y.shape[1])
-                readings.append(estimate.read(factor, y))
+                readings = estimate.read(factor, y)
+                seen = readings.room(len(new)) if seen is None else seen
+                seen.put(part, readings)
                 if coarse:
-                    doubts.append(self.held_out.compare(new, part, y, factor, noise(self.task)))
+                    doubts[:, part] = self.held_out.compare(new, part, y, factor, noise(self.task))
                 if (off := hear(y)) is not None:
                     inner[part] = self._inner_error(off, factor)
-            cells = estimate.judge(new, layout, Readings.join(readings), self.dtype.is_complex, noise(self.task))
+            assert seen is not None
+            cells = estimate.judge(new, layout, seen, self.dtype.is_complex, noise(self.task))
             cells.sums[-2:] += inner
-            told = torch.cat(doubts, 1) if coarse else cells.real.new_zeros((DOUBTS, len(new)))
-            cells.real = torch.cat((cells.real, told))
+            cells.real = torch.cat((cells.real, doubts))
             parts.append(cells)
         self.cells = self.gather(Cells.join(parts))
 

@@ -141,7 +141,7 @@ def held_out_points(d: int) -> Array:
     return make_sequence("sobol", d, SEED, 1, "cpu").points(0, count_points(d))[0].double().numpy()
 
 
-@lru_cache(512)
+@lru_cache(128)
 def _seen_in(rule: BoxRule, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Array]:
     """Return which points are in a cell of some levels and places, and what gives the polynomial there."""
     level, place = np.array(shape).reshape(2, -1)

@@ -130,9 +130,9 @@ def cubature(
     and at the nodes of cells, with polynomials through the nodes around: what shows as the foot of a narrow bump is
     climbed, and cells around it are halved. Where next to nothing was seen, and where a peak that was seen is no
     longer at any node, f is called at 4,096 points, and points climb from the highest. In the end it is called at a
-    point anywhere for each 32 nodes, and cells that were blind to it are halved. What is so narrow that none of them
-    sees it is missed: a bump whose integral just matters is seen the less, the more digits are asked for and the more
-    dimensions there are.
+    point anywhere for each 32 nodes, and cells that were blind to it are halved. What is so narrow that none of
+    them sees it is missed: a bump whose integral just matters is seen the less, the more digits are asked for and
+    the more dimensions there are.
 
     Derivatives with respect to the sides are integrals over the faces, searched by themselves; mixed ones by two
     sides of different axes are integrals over edges (in two and three dimensions those by three sides, too). Where
