@@ -42,7 +42,7 @@ class HoldingBodies(TensorBodies[R]):
         super().__init__(task, mesh, estimate, record)
         self.held: Cells | None = None
         self.parents: Cells | None = None
-        self.retired = torch.zeros(task.batch, dtype=torch.bool, device=mesh.device)
+        self.retired = torch.zeros(task.batch, dtype=torch.bool, device=task.limits.marks[0].device)
 
     @abstractmethod
     def compare(self, new: Cells, parents: Cells) -> None:
