@@ -20,7 +20,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, HeldOut, compare_nodes, doubted_places
+from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes, doubted_places
 from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
@@ -122,8 +122,7 @@ class BoxBodies(HoldingBodies[BoxFound]):
             layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
             seen: Readings | None = None
             coarse = len(new) == 0 or int(new.level.sum(0).min()) <= COARSE
-            doubts = torch.zeros((DOUBTS, len(new)), dtype=torch.float64, device=new.row.device)
-            inner = torch.zeros_like(doubts[0])
+            drawn, inner = list[Drawn](), torch.zeros_like(new.row, dtype=torch.float64)
             for low in range(0, max(1, len(new)), step):
                 part = slice(low, low + step)
                 x, factor = mesh.nodes(layout, part)
@@ -133,14 +132,15 @@ class BoxBodies(HoldingBodies[BoxFound]):
                 readings = estimate.read(factor, y)
                 seen = readings.room(len(new)) if seen is None else seen
                 seen.put(part, readings)
-                if coarse:
-                    doubts[:, part] = self.held_out.compare(new, part, y, factor, noise(self.task))
+                if coarse and (fits := self.held_out.draw(new, part, y, factor)) is not None:
+                    drawn.append(fits)
                 if (off := hear(y)) is not None:
                     inner[part] = self._inner_error(off, factor)
             assert seen is not None
             cells = estimate.judge(new, layout, seen, self.dtype.is_complex, noise(self.task))
             cells.sums[-2:] += inner
-            cells.real = torch.cat((cells.real, doubts))
+            told = self.held_out.compare(new, drawn, noise(self.task))
+            cells.real = torch.cat((cells.real, told))
             parts.append(cells)
         self.cells = self.gather(Cells.join(parts))
 

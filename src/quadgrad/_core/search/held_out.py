@@ -8,6 +8,7 @@ does not matter. What is seen so is followed uphill (:mod:`quadgrad._core.search
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
@@ -48,6 +49,9 @@ COARSE = 8
 BEYOND = 6.0
 """How many times more than at the nodes themselves f may be off the polynomial."""
 
+VAGUE = 1.0
+"""Where f may be off by more than this part of its largest value nothing is told."""
+
 ROUGHER = 1.5
 """How many times more than at the nodes of the cell it is half of f may be off at the nodes of a cell."""
 
@@ -57,6 +61,15 @@ number of a point that is held out or, counted down from -1, of a node; how far 
 
 ROUNDED = 64.0
 """Nor is anything told by so many eps of f's largest value in the cell."""
+
+
+@dataclass(slots=True)
+class Drawn:
+    """Polynomials ``coefficients`` ``(k, n)`` in cells ``index``; how far off, where, and how large f is there."""
+
+    index: Tensor
+    coefficients: Tensor
+    told: Tensor
 
 
 class HeldOut:
@@ -72,35 +85,49 @@ class HeldOut:
             x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
             self.values[:count, owner] = one_column(problem.integrand(x, owner).detach()) * factor
 
-    def compare(self, new: NewBoxes, part: slice, y: Tensor, factor: Tensor, noise: float) -> Tensor:
-        """Return what is told of some cells by f there ``(rows, n, *event)``: see :data:`DOUBTS`, ``(4, n)``."""
-        level, place, row = new.level[:, part], new.place[:, part], new.row[part]
-        told = torch.zeros((DOUBTS, len(row)), dtype=torch.float64, device=row.device)
-        deep = level.sum(0)
+    def draw(self, new: NewBoxes, part: slice, y: Tensor, factor: Tensor) -> Drawn | None:
+        """Draw polynomials in those of some cells that are large enough, of f there ``(rows, n, *event)``."""
+        deep = new.level[:, part].sum(0)
         coarse = (deep <= COARSE).nonzero().squeeze(1)
         if not len(coarse):
-            return told
-        fit, device = fit_of(self.rule), row.device
-        coefficients, basis = (torch.as_tensor(t, device=device) for t in (fit.coefficients, fit.basis))
+            return None
+        fit = fit_of(self.rule)
+        coefficients, basis = (torch.as_tensor(t, device=y.device) for t in (fit.coefficients, fit.basis))
         m = len(basis)
         # The polynomial is that of f times the volume element, where infinite sides have one.
         stretch = factor[: m if len(factor) > 1 else 1, coarse] * torch.exp2(deep[coarse].double())
         body = one_column(y[:m, coarse]) * stretch
-        off, node = torch.addmm(body, basis, coefficients @ body, beta=-1.0).abs().max(0)
-        off = off.clamp_min(ROUNDED * noise * body.abs().amax(0)).nan_to_num(0.0, 0.0)
-        told[2, coarse], told[3, coarse] = off, node.double()
-        shallow = (deep[coarse] <= SHALLOW).nonzero().squeeze(1)
-        cells = coarse[shallow]
-        shapes, which = torch.cat((level, place))[:, cells].unique(dim=1, return_inverse=True)
-        for number, shape in enumerate(shapes.T.tolist()):
-            at, predict = (torch.as_tensor(t, device=device) for t in _seen_in(self.rule, tuple(shape)))
+        drawn = coefficients @ body
+        off, node = torch.addmm(body, basis, drawn, beta=-1.0).abs().max(0)
+        return Drawn(coarse + (part.start or 0), drawn, torch.stack((off, node.double(), body.abs().amax(0))))
+
+    def compare(self, new: NewBoxes, drawn: list[Drawn], noise: float) -> Tensor:
+        """Return what is told of cells in which polynomials were drawn: see :data:`DOUBTS`, ``(4, n)``."""
+        told = torch.zeros((DOUBTS, len(new)), dtype=torch.float64, device=new.row.device)
+        if not drawn:
+            return told
+        index = torch.cat([each.index for each in drawn])
+        coefficients = torch.cat([each.coefficients for each in drawn], 1)
+        off, node, size = torch.cat([each.told for each in drawn], 1)
+        least = ROUNDED * noise * size
+        off = torch.maximum(off, least).nan_to_num(0.0, 0.0)
+        told[2, index], told[3, index] = off, node
+        deep = new.level[:, index].sum(0)
+        # Where the polynomial says little nothing is told, nor of the first cells, which will be halved.
+        some = (deep <= SHALLOW) & (BEYOND * off < VAGUE * size) & ((deep > 1) | (off <= least))
+        some = some.nonzero().squeeze(1)
+        cells = index[some]
+        shapes, which = torch.cat((new.level, new.place))[:, cells].unique(dim=1, return_inverse=True)
+        order = which.argsort(stable=True)
+        groups = order.split(torch.bincount(which, minlength=shapes.shape[1]).tolist())
+        for shape, mine in zip(shapes.T.tolist(), groups, strict=True):
+            at, products = (torch.as_tensor(t, device=index.device) for t in _seen_in(self.rule, tuple(shape)))
             if not len(at):
                 continue
-            mine = slice(None) if shapes.shape[1] == 1 else which == number
-            some, cell = shallow[mine], cells[mine]
-            gap = (predict @ body[:, some] - self.values[:, row[cell]][at]).abs().nan_to_num_(0.0, 0.0)
-            most, worst = gap.max(0)
-            told[0, cell] = torch.where(most > BEYOND * off[some], most, 0.0)
+            cell, own = cells[mine], some[mine]
+            gap = products @ coefficients[:, own] - self.values[at[:, None], new.row[cell]]
+            most, worst = gap.abs_().nan_to_num_(0.0, 0.0).max(0)
+            told[0, cell] = torch.where(most > BEYOND * off[own], most, 0.0)
             told[1, cell] = at[worst].double()
         return told
 
@@ -141,10 +168,10 @@ def held_out_points(d: int) -> Array:
     return make_sequence("sobol", d, SEED, 1, "cpu").points(0, count_points(d))[0].double().numpy()
 
 
-@lru_cache(128)
+@lru_cache(1024)
 def _seen_in(rule: BoxRule, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Array]:
-    """Return which points are in a cell of some levels and places, and what gives the polynomial there."""
+    """Return which points are in a cell of some levels and places, and the products of the polynomial there."""
     level, place = np.array(shape).reshape(2, -1)
     u = held_out_points(rule.d) * 2.0**level - place
     at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1)).astype(np.int64)
-    return at, fit_of(rule).at(u[at])
+    return at, fit_of(rule).products(u[at])
