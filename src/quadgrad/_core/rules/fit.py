@@ -18,6 +18,9 @@ __all__ = ["Fit", "fit_of"]
 MOST, PART = 170, 0.6
 """So many coefficients at most, and no more than this part of the nodes: what is left over tells how good it is."""
 
+ROOM = 2**21
+"""Nor may coefficients and nodes together be more than so many numbers, as with products of long rules."""
+
 LARGEST = 20.0
 """Sums of the absolute values that nodes are multiplied by, anywhere in the cell, are at most this."""
 
@@ -57,7 +60,7 @@ def fit_of(rule: BoxRule) -> Fit:
     best: Fit | None = None
     for degree in range(1, 9):
         powers = _powers(d, degree)
-        if best is not None and len(powers) > min(MOST, PART * m):
+        if best is not None and len(powers) > min(MOST, PART * m, ROOM / m):
             break
         basis = _products(rule.nodes, powers)
         left, singular, right = np.linalg.svd(basis, full_matrices=False)
