@@ -49,9 +49,6 @@ COARSE = 8
 BEYOND = 6.0
 """How many times more than at the nodes themselves f may be off the polynomial."""
 
-VAGUE = 1.0
-"""Where f may be off by more than this part of its largest value nothing is told."""
-
 ROUGHER = 1.5
 """How many times more than at the nodes of the cell it is half of f may be off at the nodes of a cell."""
 
@@ -113,8 +110,8 @@ class HeldOut:
         off = torch.maximum(off, least).nan_to_num(0.0, 0.0)
         told[2, index], told[3, index] = off, node
         deep = new.level[:, index].sum(0)
-        # Where the polynomial says little nothing is told, nor of the first cells, which will be halved.
-        some = (deep <= SHALLOW) & (BEYOND * off < VAGUE * size) & ((deep > 1) | (off <= least))
+        # Of the first cells nothing need be told where they will be halved in any case.
+        some = (deep <= SHALLOW) & ((deep > 1) | (off <= least))
         some = some.nonzero().squeeze(1)
         cells = index[some]
         shapes, which = torch.cat((new.level, new.place))[:, cells].unique(dim=1, return_inverse=True)
