@@ -90,6 +90,19 @@ def quad_everything(rank: int, world: int) -> list[Tensor]:
     return [*numbers(result), result.plan.row, result.plan.start, *first, *second]
 
 
+def cubature_everything(rank: int, world: int) -> list[Tensor]:
+    """Arguments, sides, a tensor that is closed over, fewer cells at a time; a warm start; one dimension."""
+    b, k, c = leaf(torch.linspace(0.5, 1.2, 12).reshape(6, 2)), leaf(torch.linspace(1.0, 30.0, 6)), leaf(0.4)
+    f = lambda x, k: torch.exp(-k * ((x - c) ** 2).sum(-1))
+    group = group_of(world)
+    result = qg.cubature(f, t64([0.0, 0.0]), b, (k,), rtol=1e-5, max_cells=8, group=group)
+    weight = torch.linspace(1.0, 2.0, 6, dtype=torch.float64)
+    first = torch.autograd.grad(result.value, (b, k, c), weight)
+    again = qg.cubature(f, t64([0.0, 0.0]), b.detach(), (k,), rtol=1e-6, plan=result.plan, group=group)
+    line = qg.cubature(lambda x: torch.exp(-c * x[..., 0]), t64([0.0]), t64([1.0]), group=group)
+    return [*numbers(result), result.plan.level, result.plan.position, *first, *numbers(again), *numbers(line)]
+
+
 def quad_twice(rank: int, world: int) -> list[Tensor]:
     """Third derivatives of a batch."""
     s, c, b = leaf([0.5, 0.8, 1.2]), leaf(0.3), leaf(1.0)
@@ -195,6 +208,7 @@ SAME = (
     sample_twice,
     sample_network,
     quad_everything,
+    cubature_everything,
     quad_twice,
     quad_single,
     quad_kinds,

@@ -121,7 +121,7 @@ def test_a_triangle_of_low_degree() -> None:
     triangle = qg.Nested([(0.0, t64(1.0)), (0.0, lambda x: x[..., 0])])
     for rule in ("gm7", "gm9", "gm11", "gk15"):
         result = qg.cubature(lambda x: x.sum(-1), region=triangle, rtol=1e-9, rule=rule)
-        assert result.converged and abs(float(result.value) - 0.5) <= result.error and result.nfev < 500
+        assert result.converged and abs(float(result.value) - 0.5) <= result.error and result.nfev < 700
 
 
 def test_a_needle_in_the_middle_of_the_box() -> None:
@@ -182,7 +182,7 @@ def test_a_corner_peak_to_many_digits() -> None:
     terms = ((-1) ** sum(v) / (1 + v[0] + 2 * v[1] + 3 * v[2]) for v in itertools.product((0, 1), repeat=3))
     exact = sum(terms) / 36
     result = qg.cubature(f, *cube(3), rtol=1e-8)
-    assert result.nfev < 15_500 and abs(float(result.value) / exact - 1) < 1e-8
+    assert result.nfev < 15_000 and abs(float(result.value) / exact - 1) < 1e-8
 
 
 def test_infinite_reversed_and_empty_sides() -> None:

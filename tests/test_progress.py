@@ -36,6 +36,19 @@ def test_a_bar_shows_on_a_terminal_and_goes_away(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(result.value, integrate().value)
 
 
+def test_boxes_show_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    peaks = lambda **options: (
+        qg.cubature(
+            lambda x: torch.exp(-(x**2).sum(-1)), t64([0.0, 0.0]), 1.0, rtol=1e-9, max_nfev=10_000, **options
+        ).value
+    )
+    value = peaks(progress=True)
+    assert "/10000" in terminal.getvalue() and terminal.getvalue().rstrip().endswith("\x1b[2K")
+    assert torch.equal(value, peaks())
+
+
 def test_nothing_shows_unless_asked_for_or_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     integrate()

@@ -16,6 +16,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.tolerance import Tolerance
 
@@ -44,7 +45,9 @@ class Problem:
     breakpoints: by which component each was found, and where it has a derivative; int64 and bool of shape ``(batch,
     k)``. ``reaches`` tells whether search is to look for what bisection does not reach, ``reaches_inside``
     whether for places where f is rough, and ``series`` whether for series at ends: who else but replay evaluates a
-    plan does not know these. ``depth`` is 1 more than the number of integrals around.
+    plan does not know these. ``depth`` is 1 more than the number of integrals around. ``max_cells``
+    is how many cells of one integral may be held, to be halved, and ``advance`` is told of nodes that search asks
+    for.
     """
 
     integrand: Integrand
@@ -66,6 +69,8 @@ class Problem:
     series: bool = False
     zeros: tuple[Tensor, Tensor] | None = None
     depth: int = 1
+    max_cells: int | None = None
+    advance: Advance = nothing
 
     @property
     def pieces(self) -> Any:

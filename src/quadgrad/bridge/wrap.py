@@ -235,12 +235,11 @@ class Wrapped:
         plain = operators.plainly(inputs)
         if not plain or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
             found = functions.call(task, handle, inputs, plain)
-            tell_integral(task, inputs, found)
         else:
             arrays = [array_of(t) for t in inputs]
             device = inputs[0].device
             found = [tensor_of(y, device) for y in task.value(arrays, remember=False)]
-            tell_integral(task, inputs, found)
+        tell_integral(task, inputs, found)
         return found[0] if len(found) == 1 else tuple(found)
 
     def forget(self) -> None:

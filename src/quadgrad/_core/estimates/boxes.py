@@ -10,6 +10,7 @@ along each axis: a face of f's own, a jump or a kink, may lie there. ADR 49.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from quadgrad._core.rules import BoxRule, RuleTensors
 from quadgrad._core.rules.box import BESIDE_FACE, BoxRuleTensors
 from quadgrad._core.rules.rule import NULL_PAIRS
 
-__all__ = ["BoxEstimate", "compare_with_parents"]
+__all__ = ["BoxEstimate", "Readings", "compare_with_parents"]
 
 SAFETY = 10.0
 """How many times what is extrapolated from the null rules the error is taken for."""
@@ -33,7 +34,7 @@ POWER = 2.0
 Half a power is left: with it 99.9 % of cells are below 100 times their median, with all three below 400 times.
 """
 
-CAUTION, LEARNT, LEAST = 10.0, 0.125, 0.002
+CAUTION, LEARNT, LEAST = 10.0, 0.25, 0.002
 """Children take so many times what their parent was off, as a part of what it was estimated to be, for their own
 estimate's; no less than this part of what the parent took, and no less than that in all."""
 
@@ -68,8 +69,42 @@ NARROWEST = 8.0
 
 
 @dataclass(slots=True)
+class Readings:
+    """What linear functionals, and sizes, make of f's values on cells: all that is kept of them.
+
+    ``values`` ``(rows, n, components)`` are the integral over the unit cell, the null rules, the integral of abs(f)
+    and the six rows of :attr:`BoxRuleTensors.along` for each axis; ``sizes`` ``(1 + 2 d, n)`` the largest size of f
+    at the nodes, and that close to each face. ``scale`` ``(n,)`` is the volume where it is not in f's values.
+    """
+
+    values: Tensor
+    sizes: Tensor
+    scale: Tensor
+
+    def room(self, n: int) -> Readings:
+        """Return room for those of n cells: many small parts would leave memory in pieces."""
+        rows, _, components = self.values.shape
+        return Readings(
+            self.values.new_empty((rows, n, components)), self.sizes.new_empty((len(self.sizes), n)),
+            self.scale.new_empty(n),
+        )  # fmt: skip
+
+    def put(self, part: slice, readings: Readings) -> None:
+        """Enter those of some cells."""
+        self.values[:, part], self.sizes[:, part], self.scale[part] = (
+            readings.values,
+            readings.sizes,
+            readings.scale,
+        )
+
+
+@dataclass(slots=True)
 class BoxEstimate:
-    """The estimate with a rule; ``x_dtype`` is that of the numbers that f is called with."""
+    """The estimate with a rule; ``x_dtype`` is that of the numbers that f is called with.
+
+    What has to see every value is done for one block of them after the other (:meth:`read`). What that
+    tells is told of the cells of all blocks (:meth:`judge`): it takes many small operations, however few they are.
+    """
 
     rule: BoxRule
     x_dtype: torch.dtype
@@ -82,9 +117,11 @@ class BoxEstimate:
 
     def __call__(self, new: NewBoxes, places: BoxPlaces, y: Tensor, noise: float) -> Cells:
         """Return new cells with what f's values ``y`` ``(rows, n, *event)`` say about them."""
+        return self.judge(new, places.layout, self.read(places.factor, y), y.is_complex(), noise)
+
+    def read(self, factor: Tensor, y: Tensor) -> Readings:
+        """Return what is kept of f's values ``y`` ``(rows, n, *event)``, to be multiplied by ``factor``."""
         rule = self.rule.tensors(torch.float64, y.device, self.x_dtype)
-        factor = places.factor
-        n, is_complex = y.shape[1], y.is_complex()
         real = reals(y, 2)
         real = real.reshape(*y.shape[:2], real.shape[2:].numel())
         if factor.shape[0] > 1:
@@ -92,23 +129,33 @@ class BoxEstimate:
             scale = torch.ones_like(factor[0])
         else:  # what is the same at all nodes of a cell need not meet each of them
             scale = factor[0]
-        volume = scale.abs()
-        m, c = len(rule.weights), real.shape[2]
+        m, (n, c) = len(rule.weights), real.shape[1:]
         body = real[:m].reshape(m, n * c)
-        sums = apply(torch.cat((rule.weights[None], rule.nulls)), body).unflatten(1, (n, c))
         moduli = body.abs()
-        size = (rule.sizes @ moduli).reshape(n, c)
+        size = (rule.sizes @ moduli).reshape(1, n, c)
         height = moduli.amax(0).reshape(n, c).amax(1) if n * c else size.new_zeros(n)
-        along = self._along(rule, real)
-        blur = self._blur(places, along, size)
+        sums = apply(torch.cat((rule.weights[None], rule.nulls)), body).unflatten(1, (n, c))
+        nulls = [self._product_nulls(body.reshape(m, n, c))] if self.rule.factor is not None else []
+        faces = real[m:].abs()
+        faces = faces.amax(2) if c else faces.sum(2)
+        values = torch.cat((sums, *nulls, size, self._along(rule, real).flatten(0, 1)))
+        return Readings(values, torch.cat((height[None], faces)), scale)
+
+    def judge(self, new: NewBoxes, layout: Any, seen: Readings, is_complex: bool, noise: float) -> Cells:
+        """Return new cells with what was read of f's values."""
+        d, n = self.rule.d, len(new)
+        levels = tuple(len(level) for level in self.rule.nulls)
+        value, nulls, size, along = seen.values.split((1, len(seen.values) - 2 - 6 * d, 1, 6 * d))
+        size, along, scale, volume = size[0], along.unflatten(0, (6, d)), seen.scale, seen.scale.abs()
+        blur = self._blur(layout, along, size)
         if self.rule.factor is None:
             rounding = ROUNDED * noise * size + blur
-            (error, fall), rough = _symmetric_error(sums[1:], rule.levels, rounding), along[4:].abs().sum(0)
+            (error, fall), rough = _symmetric_error(nulls, levels, rounding), along[4:].abs().sum(0)
             kinked = self._kinked(along, error, size, noise)
             smooth = (largest_component(fall) < SMOOTH) & (kinked.sum((0, 2)) == 0.0)
             error = torch.maximum(error, KINK * kinked.amax(0))
         else:
-            error, rough = self._product_error(body.reshape(m, n, c), size, noise)
+            error, rough = self._product_error(nulls.unflatten(0, (d, -1)), size, noise)
             smooth = torch.zeros_like(scale, dtype=torch.bool)
         gaps = self._gaps(along)
         hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
@@ -120,22 +167,15 @@ class BoxEstimate:
         error, floor, curable = bound_error(error, size, blur, noise)
         # Null rules take blur for roughness. Where f is not finite both are infinite, and that is curable.
         curable = curable & ~((error <= SAFETY * SLOW * blur) & error.isfinite())
-        value = (sums[0] * scale[:, None]).T
-        value = value.masked_fill(error.isinf(), 0.0)
-        axis = self._axis(places, new, rough, gaps, size / volume, noise)
-        whole = torch.empty((4 + 2 * self.rule.d, n), dtype=torch.int64, device=y.device)
+        value = (value[0] * scale[:, None]).T.masked_fill(error.isinf(), 0.0)
+        axis = self._axis(layout, new, rough, gaps, size / volume, noise)
+        whole = torch.empty((4 + 2 * d, n), dtype=torch.int64, device=axis.device)
         whole[0], whole[1], whole[2], whole[3] = (
-            new.owner,
-            self._splittable(places, new, axis, curable),
-            new.row,
-            axis,
-        )
-        whole[4 : 4 + self.rule.d], whole[4 + self.rule.d :] = new.level, new.place
-        height = (height * volume * torch.exp2(new.level.sum(0).double())).nan_to_num(0.0, 0.0)
-        faces = real[m:].abs().reshape(2 * self.rule.d, n, c)
-        faces = faces.amax(2) if c else faces.sum(2)
-        faces = (faces * volume * torch.exp2(new.level.sum(0).double())).nan_to_num(0.0, 0.0, 0.0)
-        real = torch.cat((torch.stack((height, raw, trust, least)), faces))
+            new.owner, self._splittable(layout, new, axis, curable), new.row, axis,
+        )  # fmt: skip
+        whole[4 : 4 + d], whole[4 + d :] = new.level, new.place
+        sizes = (seen.sizes * (volume * torch.exp2(new.level.sum(0).double()))).nan_to_num_(0.0, 0.0, 0.0)
+        real = torch.cat((sizes[:1], raw[None], trust[None], least[None], sizes[1:]))
         return Cells(torch.cat((value, error[None], floor[None])), whole, real)
 
     def _along(self, rule: BoxRuleTensors, real: Tensor) -> Tensor:
@@ -166,8 +206,8 @@ class BoxEstimate:
         allowed = BEYOND * (along[4].abs() + along[5].abs())
         return (along[:2].abs() - allowed).clamp_min_(0.0).nan_to_num_(0.0, 0.0, 0.0)
 
-    def _product_error(self, body: Tensor, size: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-        """Return the error of a product rule, ``(n, components)``, and its part from each of the d axes."""
+    def _product_nulls(self, body: Tensor) -> Tensor:
+        """Return the null rules along each axis, integrated over the others, ``(d pairs, n, components)``."""
         factor, d = self.rule.factor, self.rule.d
         assert factor is not None
         line: RuleTensors = factor.tensors(torch.float64, body.device)
@@ -180,29 +220,31 @@ class BoxEstimate:
         for axis in range(d):
             rows = grid.movedim(axis, 0).reshape(s, -1)
             nulls = (pairs @ rows).abs_().reshape(len(pairs), len(rest), -1)
-            nulls = torch.einsum("kmn,m->kn", nulls, rest).reshape(len(pairs), *size.shape)
-            parts.append(null_rule_error(line, nulls, size, noise)[0])
-        each = torch.stack(parts)
+            parts.append(torch.einsum("kmn,m->kn", nulls, rest))
+        return torch.cat(parts).unflatten(1, body.shape[1:])
+
+    def _product_error(self, nulls: Tensor, size: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+        """Return the error of a product rule, ``(n, components)``, and its part from each of the d axes."""
+        assert self.rule.factor is not None
+        line: RuleTensors = self.rule.factor.tensors(torch.float64, size.device)
+        each = torch.stack([null_rule_error(line, axis, size, noise)[0] for axis in nulls])
         return each.sum(0), each
 
-    def _blur(self, places: BoxPlaces, along: Tensor, size: Tensor) -> Tensor:
+    def _blur(self, layout: Any, along: Tensor, size: Tensor) -> Tensor:
         """Return what rounding of x adds to the mean of f over each cell, ``(n, components)``."""
         if not self.flat:
             return torch.zeros_like(size)
-        layout = places.layout
         reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs())
         spread = (PLACE * self.eps * reach / layout.side.abs()).clamp_max(1.0)
         variation = along[4:].abs().sum(0)
         blur = (spread[..., None] * (variation + size)).sum(0)
         return torch.minimum(blur, size) if self.eps > 0.0 else blur
 
-    def _axis(
-        self, places: BoxPlaces, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float
-    ) -> Tensor:
+    def _axis(self, layout: Any, new: NewBoxes, rough: Tensor, gaps: Tensor, size: Tensor, noise: float) -> Tensor:
         """Return the axis along which to halve each cell: where f is roughest, on a near-tie the widest."""
         inner = rough.sum(2).nan_to_num(torch.inf, torch.inf)
         rough, level = inner + gaps.sum((0, 3)), new.level.to(inner.dtype)
-        width = places.layout.side.abs() if self.flat else torch.exp2(-level)
+        width = layout.side.abs() if self.flat else torch.exp2(-level)
         top = rough.amax(0)
         tied = rough >= TIE * top - 10.0 * noise * size
         late = level > level.amin(0) + AHEAD
@@ -211,12 +253,11 @@ class BoxEstimate:
         behind = (level + AHEAD < level.gather(0, axis[None])) & (inner > UNRESOLVED * size)
         return torch.where(behind.any(0), (inner * behind).nan_to_num(0.0).argmax(0), axis)
 
-    def _splittable(self, places: BoxPlaces, new: NewBoxes, axis: Tensor, curable: Tensor) -> Tensor:
+    def _splittable(self, layout: Any, new: NewBoxes, axis: Tensor, curable: Tensor) -> Tensor:
         """Return 1 where halving helps, -1 where it would if cells could be narrower, else 0."""
         level = new.level.gather(0, axis[None])[0]
         wide = (level < DEEPEST) & (new.place.gather(0, axis[None])[0] < FARTHEST)
         if self.flat:
-            layout = places.layout
             side = layout.side.gather(0, axis[None])[0].abs()
             reach = torch.maximum(layout.corner.abs(), (layout.corner + layout.side).abs()).gather(0, axis[None])[0]
             wide = wide & (0.5 * side * BESIDE_FACE[self.x_dtype] > NARROWEST * self.eps * reach)

@@ -175,19 +175,23 @@ class Halves:
 class Boxes:
     """The geometry of a search over images of the unit cube; see :class:`~.protocol.Mesh`.
 
-    ``domain`` is that of all ``batch`` integrals; those without volume get no cell.
+    ``domain`` is that of all ``batch`` integrals; those without volume get no cell, and where a plan is searched
+    ``alone`` none that has no cell there.
     """
 
     domain: Any
     rule: BoxRule
     batch: int
     device: torch.device
+    alone: bool = False
 
     def start(self, first: Any) -> Sequence[NewBoxes]:
         """Return the whole cube of every integral, or the cells of a plan."""
         if first is not None:
             kept = ~self.domain.empty.expand(self.batch)[first.owner]
             row, level, place = first.owner[kept], first.level[kept].T, first.position[kept].T
+            if self.alone:
+                return [NewBoxes(row, row, level, place, self.rule.rows, first.trust[kept])]
             new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))
             row, order = torch.cat((row, new.row)).sort(stable=True)
             level, place = (torch.cat(t, 1)[:, order] for t in ((level, new.level), (place, new.place)))
@@ -208,12 +212,19 @@ class Boxes:
     def enter(self, new: NewBoxes, places: Any, y: Tensor) -> None:
         """Take note of nothing."""
 
+    def lay_out(self, new: NewBoxes) -> Any:
+        """Return how cells lie in their domains."""
+        return self.domain.lay_out(BoxCells(new.row, *unit_corners(new.level, new.place)))
+
     def place(self, new: NewBoxes) -> BoxPlaces:
         """Place the nodes of cells, and those close to the centres of their faces."""
-        low, width = unit_corners(new.level, new.place)
-        layout = self.domain.lay_out(BoxCells(new.row, low, width))
-        x, factor = layout.nodes(self.rule.tensors(low.dtype, low.device, self.domain.x_dtype).nodes)
+        layout = self.lay_out(new)
+        x, factor = self.nodes(layout)
         return BoxPlaces(x, new.row, factor, layout)
+
+    def nodes(self, layout: Any, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return the places of f's values for some cells that are laid out, and its factor there."""
+        return layout.nodes(self.rule.tensors(torch.float64, self.device, self.domain.x_dtype).nodes, part)
 
     def propose(self, cells: Cells, marked: Tensor) -> Halves:
         """Halve the marked cells."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from quadgrad._core.mesh.boxes import HINTS, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.kernel.boxes import locate_native
 
 __all__ = ["FACES", "SHARE_SEEN", "find_blind", "find_unseen", "locate_points"]
 
@@ -43,7 +44,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     level, place = cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
     low, width = unit_corners(level, place)
     volume = width.prod(0)
-    mass = cells.real[FACES:] * volume
+    mass = cells.real[FACES : FACES + 2 * d] * volume
     # At the sides of the cube there is nothing across.
     inside = torch.stack(
         (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
@@ -59,7 +60,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     point = torch.where(across, point + step * width[:, cell], point)
     large = locate_points(owner, level, place, owner[cell], point)
     missed = mass[face, cell]
-    seen = (cells.real[FACES:][face, cell] > HIGHER * cells.real[0][large]) & (
+    seen = (cells.real[FACES : FACES + 2 * d][face, cell] > HIGHER * cells.real[0][large]) & (
         volume[large] >= LARGER * volume[cell]
     )
     missed = missed * stride * seen
@@ -116,6 +117,8 @@ def locate_points(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, po
     -------
     Tensor of int64, shape (k,)
     """
+    if (located := locate_native(owner, level, place, whose, point)) is not None:
+        return located
     answer = torch.zeros_like(whose)
     cell, at = torch.arange(len(owner), device=owner.device), torch.arange(len(whose), device=owner.device)
     node, knot = owner, whose  # the cube, among all of this depth, that each cell and each point is in

@@ -11,7 +11,7 @@ are halved until they are as narrow, and search goes on from there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.boxes import BoxFound, search_boxes
+from quadgrad._core.search.ascent import Peaks, follow
+from quadgrad._core.search.boxes import BoxFound, box_parts, search_boxes
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.status import Status
 
@@ -45,27 +46,34 @@ ROUNDS = 3
 
 
 def look_for_peaks(problem: Problem, found: BoxFound) -> BoxFound:
-    """Look at the integrals of which little was seen or a peak was lost, and search on around what is seen."""
+    """Look at integrals of which little was seen, or a peak or its foot lost, and search on around what is seen."""
     for _ in range(ROUNDS):
         if 0 in found.value.shape:
             return found
-        done = found.status == int(Status.CONVERGED)
+        done = (found.status == int(Status.CONVERGED)) & ~problem.pieces.empty
         size = torch.maximum(largest_component(found.value.abs()).double(), found.modulus)
         faint = (size <= problem.tolerance.nothing) | (found.error.double() >= FAINT * size)
         lost = found.height < LOST * found.top
-        who = (done & (faint | lost) & ~problem.pieces.empty).nonzero().squeeze(1)
-        if not len(who):
-            return found
-        again = _search_on(problem, found, who, lost[who])
+        doubt = done & (found.doubt > 0.0)
+        who = (done & (faint | lost) & ~doubt).nonzero().squeeze(1)
+        again = None
+        if len(who):
+            again = _search_on(problem, found, who, *_find_peaks(problem, found, who, lost[who]), lost[who])
+        if bool(doubt.any()):
+            again, who = again or found, doubt.nonzero().squeeze(1)
+            again.doubt[who] = 0.0
+            climbed = follow(problem, box_parts(problem)[0], again.plan, who, found.doubted[who])
+            again = _search_on(problem, again, who, *climbed, torch.zeros_like(who, dtype=torch.bool)) or again
         if again is None:
             return found
         found = again
     return found
 
 
-def _search_on(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> BoxFound | None:
-    """Look at some integrals, and search those where something was seen on from cells around it."""
-    peaks, cost = _find_peaks(problem, found, who, lost)
+def _search_on(
+    problem: Problem, found: BoxFound, who: Tensor, peaks: Peaks, cost: Tensor | int, lost: Tensor
+) -> BoxFound | None:
+    """Search integrals, in which peaks were found at a cost, on from cells around them."""
     found.nfev[who] += cost
     allowed = (problem.tolerance.rtol * largest_component(found.value.abs()).double()).clamp_min(
         problem.tolerance.atol
@@ -75,7 +83,7 @@ def _search_on(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> 
     matters = (mass > 0.1 * allowed[who]) & (peaks.height > 0.0)
     # Those that were lost are not to be looked for again and again.
     found = replace(
-        found, top=found.top.index_copy(0, who, torch.where(matters, found.top[who], found.height[who]))
+        found, top=found.top.index_copy(0, who, torch.where(matters | ~lost, found.top[who], found.height[who]))
     )
     if not bool(matters.any()):
         return found if bool(lost.any()) else None
@@ -88,33 +96,22 @@ def _search_on(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> 
     first_round = int(torch.bincount(first.row).max()) * problem.rule.rows
     if left < first_round:
         return replace(found, status=found.status.masked_fill(mine, int(Status.MAX_NFEV)))
-    mended = search_boxes(replace(problem, budget=left), first)
+    mended = search_boxes(replace(problem, budget=left), first, alone=True)
     top = torch.maximum(mended.top, found.top.index_copy(0, who, torch.minimum(found.top[who], peaks.height)))
     whole = plan.take(~mine[plan.owner]).join(mended.plan)
     columns = {
         name: torch.where(mine, getattr(mended, name), getattr(found, name))
-        for name in ("error", "status", "height", "modulus")
+        for name in ("error", "status", "height", "modulus", "doubt")
     }
     shape = (-1, *(1,) * (found.value.ndim - 1))
     value = torch.where(mine.reshape(shape), mended.value, found.value)
+    doubted = torch.where(mine[:, None], mended.doubted, found.doubted)
     corner = torch.where(mine[:, None, None], mended.corner, found.corner)
     nfev = found.nfev + torch.where(mine, mended.nfev, 0)
     return replace(
-        found, plan=whole, value=value, nfev=nfev, top=torch.where(mine, top, found.top), corner=corner, **columns
-    )
-
-
-@dataclass
-class _Peaks:
-    """Where f is highest in the unit cube, ``place`` and ``width`` ``(k, d)``, and how high."""
-
-    place: Tensor
-    width: Tensor
-    height: Tensor
-
-    def take(self, index: Tensor) -> _Peaks:
-        """Return some of them."""
-        return _Peaks(self.place[index], self.width[index], self.height[index])
+        found, plan=whole, value=value, nfev=nfev, top=torch.where(mine, top, found.top), corner=corner,
+        doubted=doubted, **columns,
+    )  # fmt: skip
 
 
 def _heights(problem: Problem, who: Tensor, u: Tensor) -> Tensor:
@@ -130,7 +127,7 @@ def _heights(problem: Problem, who: Tensor, u: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _find_peaks(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> tuple[_Peaks, int]:
+def _find_peaks(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) -> tuple[Peaks, int]:
     """Return the highest places that are found, and at how many points f was called for each."""
     d, device = problem.rule.d, who.device
     points = make_sequence("sobol", d, 0, 1, device)
@@ -150,7 +147,7 @@ def _find_peaks(problem: Problem, found: BoxFound, who: Tensor, lost: Tensor) ->
     return _climb(problem, who, place, width, top)
 
 
-def _climb(problem: Problem, who: Tensor, place: Tensor, width: Tensor, top: Tensor) -> tuple[_Peaks, int]:
+def _climb(problem: Problem, who: Tensor, place: Tensor, width: Tensor, top: Tensor) -> tuple[Peaks, int]:
     """Return the peaks that populations of points reach, each from its place."""
     d = place.shape[1]
     normal = make_sequence("sobol", d, 1, STEPS, who.device).points(0, CLIMBERS).double()
@@ -181,10 +178,10 @@ def _climb(problem: Problem, who: Tensor, place: Tensor, width: Tensor, top: Ten
             break
         mean = torch.where(few[:, None], best, centre)
         spread = torch.where(few[:, None], 0.5 * spread, torch.maximum(scatter, 0.5 * spread * (1 - step / STEPS)))
-    return _Peaks(best, size.clamp_min(2.0**-40), top), cost
+    return Peaks(best, size.clamp_min(2.0**-40), top), cost
 
 
-def _halve_around(plan: BoxPlan, who: Tensor, peaks: _Peaks, batch: int) -> BoxPlan:
+def _halve_around(plan: BoxPlan, who: Tensor, peaks: Peaks, batch: int) -> BoxPlan:
     """Return a plan whose cells close to the peaks are halved until they are about as narrow."""
     number = torch.zeros(batch, dtype=torch.int64, device=who.device).index_copy(
         0, who, torch.arange(len(who), device=who.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -20,6 +21,8 @@ from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.progress import show_progress
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
@@ -27,6 +30,7 @@ from quadgrad._core.search.boxes import search_boxes
 from quadgrad._core.search.scouts import look_for_peaks
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
@@ -49,7 +53,7 @@ LARGEST = 12
 
 def prepare_boxes(
     f: Callable[..., Any], a: Any, b: Any, args: Any, vectorized: bool, tolerances: tuple[float | None, float],
-    rule: str, max_nfev: int | None, chunk_size: int | None,
+    rule: str, max_nfev: int | None, chunk_size: int | None, max_cells: int | None = None,
 ) -> Problem | None:  # fmt: skip
     """Check and flatten the integrand, boxes and arguments; None where there is one dimension, which is quad's."""
     integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
@@ -65,7 +69,10 @@ def prepare_boxes(
     budget = MOST if max_nfev is None else max_nfev
     if budget < known.rows:
         raise ValueError(f"max_nfev={budget} is less than one box needs with {known.name}: {known.rows} nodes")
-    return Problem(integrand, box, shape, known, tolerance, budget=budget, chunk_size=chunk_size, given=given)
+    return Problem(
+        integrand, box, shape, known, tolerance, budget=budget, chunk_size=chunk_size, given=given,
+        max_cells=max_cells,
+    )  # fmt: skip
 
 
 def choose_rule(d: int, rtol: float) -> str:
@@ -88,16 +95,27 @@ def integrate_boxes(
     gradient: GradientMode,
     plan: Plan | None,
     on_failure: Literal["warn", "raise", "ignore"],
+    progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
-    """Integrate what was checked and flattened; the options are those of :func:`quadgrad.cubature`."""
-    outer = current_record()
-    with InnerRecord() as inner, WithoutAutocast() as unaided:
+    """Integrate what was checked and flattened; the options are those of :func:`quadgrad.cubature`.
+
+    ``ranks`` share the batch.
+    """
+    outer, most = current_record(), problem.max_nfev * problem.batch
+    with InnerRecord() as inner, WithoutAutocast() as unaided, show_progress(progress, most) as problem.advance:
         problem.integrand.function = unaided.restore(problem.integrand.function)
         problem.depth = inner.depth
         with thinking():
-            problem, probe, lanes = open_call(problem, tolerances, None, False)
+            problem, probe, lanes = open_call(problem, tolerances, None, False, ranks)
         inner.heard.clear()
-        result = _integrate(problem, probe, gradient, _fit(problem, plan, lanes), on_failure)
+        cells = _fit(problem, plan, lanes)
+        if ranks is None or ranks.alone or problem.batch == 0:
+            result = _integrate(problem, probe, gradient, cells, on_failure)
+        else:
+            one = lambda part, mode, cells, _: _integrate(part, probe, mode, cells, on_failure, apart=True)
+            result = integrate_dealt(problem, gradient, cells, ranks, one)
+            result = replace(result, primal=None)  # what gradient_error needs of faces is not gathered
     told = inner.failures or outer is not None or result.derivative is not None
     if current_rehearsal() is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
@@ -132,8 +150,10 @@ def _search(problem: Problem, plan: BoxPlan | None) -> Found:
 
 
 def _integrate(
-    problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str
-) -> Result:
+    problem: Problem, probe: torch.Tensor, gradient: GradientMode, plan: BoxPlan | None, on_failure: str,
+    apart: bool = False,
+) -> Result:  # fmt: skip
+    """Return the integrals of a batch, or of a part of one, ``apart`` from the others."""
     rehearsed = current_rehearsal() is not None
     if rehearsed:  # one of several runs that are compared: only in a replay is seen what f does
         problem.flowing, problem.chunk_size = True, None
@@ -142,7 +162,11 @@ def _integrate(
     if rehearsed:
         primal.faces = decided(lambda: search_faces(problem))
     elif problem.batch:
-        warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
+        severed = severed_arguments(problem.integrand, problem.limits, probe)
+        if apart:
+            InnerRecord.current().severed = tuple(severed)
+        else:
+            warn_if_severed(severed)
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
     if primal.faces is not None and primal.faces.failed and on_failure != "ignore":
         warn(_FACES.format(primal.faces.failed), IntegrationWarning)

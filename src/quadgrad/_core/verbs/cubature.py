@@ -11,10 +11,12 @@ import torch
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
+from quadgrad._core.ranks import Ranks
 from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.boxes import integrate_boxes, prepare_boxes
 from quadgrad._core.verbs.cut import integrate_cut
+from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.quad import check_options, quad
 from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import refuse_log
@@ -34,11 +36,14 @@ def cubature(
     atol: float = 0.0,
     rule: str = "auto",
     max_nfev: int | None = None,
+    max_cells: int | None = None,
     gradient: GradientMode = Reuse(),
     plan: Plan | None = None,
     vectorized: bool = True,
     log: bool = False,
     chunk_size: int | None = None,
+    group: Any = None,
+    progress: bool = False,
     on_failure: Literal["warn", "raise", "ignore"] = "warn",
 ) -> Result:
     """Integrate f over boxes in up to 12 dimensions, adaptively and differentiably, for each element of a batch.
@@ -68,8 +73,11 @@ def cubature(
         dimensions also ``"gk15"`` to ``"gk61"``, products of Gauss-Kronrod rules. ``"auto"`` chooses by dimension
         and tolerance. With Where and Boundary ``"gk7"``, ``"gk11"`` or ``"gk15"``.
     max_nfev : int, optional
-        Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 200
+        Most nodes to spend on one integral, 5 million unless given. Memory grows with the cells, of about 300
         bytes each, not with the nodes.
+    max_cells : int, optional
+        Most cells of one integral that are looked at in each round, at least 2: those with the smallest errors
+        retire, with value and error, until no others are left to be halved, or the tolerance seems to be met.
     gradient : GradientMode
         How the value is differentiated, see :class:`quadgrad.Reuse` and :class:`quadgrad.Resolve`.
     plan : Plan, optional
@@ -81,6 +89,10 @@ def cubature(
         What :func:`quadgrad.quad` has and boxes do not: True is refused beyond one dimension.
     chunk_size : int, optional
         Nodes evaluated at a time, in the backward pass too; bounds memory.
+    group : torch.distributed.ProcessGroup, optional
+        Of ranks that all make this call with the same arguments, and share its batch: all get the same bits.
+    progress : bool
+        Whether to show a bar on standard error, if that is a terminal; it goes away. It needs rich.
     on_failure : {"warn", "raise", "ignore"}
         What to do when an integral does not converge.
 
@@ -114,10 +126,13 @@ def cubature(
     The cells with the largest errors are halved, along the axis where f is roughest, those of all integrals
     together, until the summed error meets the tolerance (van Dooren and de Ridder's strategy, *J. Comput. Appl.
     Math.* 2, 1976). Errors come from null rules (Berntsen, Espelid and Genz, *ACM TOMS* 17, 1991), and from how far
-    children were off their parents. Where next to nothing was seen, and where a peak that was seen is no longer at
-    any node, f is called at 4,096 points, and points climb from the highest. Else it is called at a point anywhere
-    for each 32 nodes, and cells that were blind to it are halved. What is so narrow that none of them sees it is
-    missed.
+    children were off their parents. f is called at 512 points anywhere (256 in the plane), too, and compared there,
+    and at the nodes of cells, with polynomials through the nodes around: what shows as the foot of a narrow bump is
+    climbed, and cells around it are halved. Where next to nothing was seen, and where a peak that was seen is no
+    longer at any node, f is called at 4,096 points, and points climb from the highest. In the end it is called at a
+    point anywhere for each 32 nodes, and cells that were blind to it are halved. What is so narrow that none of
+    them sees it is missed: a bump whose integral just matters is seen the less, the more digits are asked for and
+    the more dimensions there are.
 
     Derivatives with respect to the sides are integrals over the faces, searched by themselves; mixed ones by two
     sides of different axes are integrals over edges (in two and three dimensions those by three sides, too). Where
@@ -143,27 +158,36 @@ def cubature(
         call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
         return call_eagerly(
             f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            gradient=gradient, plan=plan, vectorized=vectorized, log=log, chunk_size=chunk_size,
-            on_failure=on_failure,
+            max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
+            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
+    if max_cells is not None and (not isinstance(max_cells, int) or max_cells < 2):
+        raise ValueError(f"max_cells={max_cells!r} must be a whole number of cells, at least 2")
     tolerances = (rtol, atol)
     if isinstance(region, Where | Boundary):
         refuse_log(log)
+        if group is not None:
+            raise ValueError(f"group is not for {type(region).__name__}: every rank integrates it by itself")
         return integrate_cut(
             f, a, b, args, region, tolerances, rule=rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
             vectorized=vectorized, chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
     f, a, b, args, vectorized = open_region("cubature", f, a, b, args, region, vectorized)
-    problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size)
-    if problem is None:
-        return quad(
-            OneCoordinate(f, vectorized), _only(a), _only(b), args, rtol=rtol, atol=atol,
-            rule="gk21" if rule == "auto" else rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
-            vectorized=vectorized, log=log, chunk_size=chunk_size, on_failure=on_failure,
+    with Ranks(group) as ranks:
+        problem = prepare_boxes(f, a, b, args, vectorized, tolerances, rule, max_nfev, chunk_size, max_cells)
+        if problem is None:
+            return quad(
+                OneCoordinate(f, vectorized), _only(a), _only(b), args, rtol=rtol, atol=atol,
+                rule="gk21" if rule == "auto" else rule, max_nfev=max_nfev, gradient=gradient, plan=plan,
+                vectorized=vectorized, log=log, chunk_size=chunk_size, group=group, on_failure=on_failure,
+            )  # fmt: skip
+        refuse_log(log)
+        open_ranks(
+            ranks, problem, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, max_cells=max_cells,
+            gradient=gradient, plan=plan, vectorized=vectorized, chunk_size=chunk_size,
         )  # fmt: skip
-    refuse_log(log)
-    return integrate_boxes(problem, tolerances, gradient, plan, on_failure)
+        return integrate_boxes(problem, tolerances, gradient, plan, on_failure, progress and ranks.rank == 0, ranks)
 
 
 @dataclass(frozen=True)

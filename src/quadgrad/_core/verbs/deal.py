@@ -19,6 +19,7 @@ from quadgrad._core.gradient import GradientMode, Primal
 from quadgrad._core.gradient.shared import SharedGradient, gradient_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.nesting import InnerRecord
+from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import PARTS, Ranks
@@ -35,12 +36,12 @@ _HIDDEN = (
     "points only: with group, pass it in args"
 )
 
-IntegratePart = Callable[[Problem, GradientMode, IntervalPlan | None, int], Result]
+IntegratePart = Callable[[Problem, GradientMode, Any, int], Result]
 """Integrates a part of the batch, which begins with the integral of the given number."""
 
 
 def integrate_dealt(
-    problem: Problem, gradient: GradientMode, plan: IntervalPlan | None, ranks: Ranks, integrate: IntegratePart
+    problem: Problem, gradient: GradientMode, plan: CellPlan | None, ranks: Ranks, integrate: IntegratePart
 ) -> Result:
     """Return all integrals of a problem, each computed by one of the ranks; all say the same of them."""
     if forward_mode_open():
@@ -132,8 +133,9 @@ def _with_tensors(problem: Problem, places: Sequence[int], tensors: Sequence[Ten
         pairs = zip(integrand.arguments, values, strict=True)
         return replace(integrand, arguments=tuple(replace(argument, value=value) for argument, value in pairs))
 
+    limits = replace(problem.limits, a=a, b=b, **({} if points is None else {"points": points}))
     return replace(
-        problem, limits=replace(problem.limits, a=a, b=b, points=points),
+        problem, limits=limits,
         integrand=with_arguments(problem.integrand), jumps=problem.jumps and with_arguments(problem.jumps),
     )  # fmt: skip
 
@@ -147,11 +149,12 @@ def _seen_by(problem: Problem, closure: Closure) -> Problem:
     return replace(problem, integrand=around(problem.integrand), jumps=problem.jumps and around(problem.jumps))
 
 
-def _part_of_plan(plan: IntervalPlan | None, problem: Problem, low: int, high: int) -> IntervalPlan | None:
+def _part_of_plan(plan: CellPlan | None, problem: Problem, low: int, high: int) -> CellPlan | None:
     """Return the cells of some integrals."""
     if plan is None:
         return None
-    refuse_misfit(plan, problem.batch_shape)
+    if isinstance(plan, IntervalPlan):
+        refuse_misfit(plan, problem.batch_shape)
     if plan.batch_shape == ():
         return plan
     first, last = (int(torch.searchsorted(plan.row, owner * plan.pieces)) for owner in (low, high))
@@ -178,9 +181,9 @@ def _join(parts: list[Result], shape: tuple[int, ...]) -> Result:
     derivatives = [part.derivative for part in parts if part.derivative is not None]
     derivative = None
     if derivatives:
-        plan = IntervalPlan.join_batches([one.plan for one in derivatives], shape)
+        plan = CellPlan.join_batches([one.plan for one in derivatives], shape)
         derivative = replace(derivatives[0], plan=plan, **join(derivatives, "error", "status", "nfev"))
-    plan = IntervalPlan.join_batches([part.plan for part in parts], shape)
+    plan = CellPlan.join_batches([part.plan for part in parts], shape)
     detail = next((part.detail for part in parts if part.detail), "")
     return replace(
         parts[0], plan=plan, detail=detail, derivative=derivative,

@@ -26,8 +26,8 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
-    "Gaps", "Maps", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "WitnessNumbers", "Zoom",
-    "describe", "load",
+    "Gaps", "Locating", "Maps", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "WitnessNumbers",
+    "Zoom", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
@@ -220,6 +220,15 @@ class Maps(Structure):
     ]
 
 
+class Locating(Structure):
+    """Boxes, points, and where the numbers of the boxes are written; see ``boxes.c``."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("d", "n", "k")),
+        *((name, c_void_p) for name in ("level", "place", "point", "answer")),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
@@ -244,6 +253,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin_zoom": (Zoom, *"ppp"),
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
+    "locate_boxes": (Locating, *"npppp"),
 }
 _RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming")
 

@@ -1,0 +1,72 @@
+/* In which boxes points are: the inside of neighbours.py, which explains it. */
+
+#include "kernel.h"
+
+enum { MOST_AXES = 16 }; /* more of them the caller leaves to tensors */
+
+/* Cells (d rows of n levels and places) and points (d rows of k); both as numbers that are put in order. */
+typedef struct {
+    int64_t d, n, k;
+    const int64_t *level, *place;
+    const double *point;
+    int64_t *answer;
+} Locating;
+
+/* Put those that are in the upper half behind the others, and return how many are not. */
+INLINE int64_t part_cells(const Locating *to, int64_t *cell, int64_t count, int64_t axis, int64_t depth) {
+    int64_t lower = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t c = cell[i], at = axis * to->n + c;
+        int64_t upper = (to->place[at] >> (to->level[at] - depth - 1)) & 1;
+        cell[i] = cell[lower], cell[lower] = c;
+        lower += !upper;
+    }
+    return lower;
+}
+
+INLINE int64_t part_points(const Locating *to, int64_t *at, int64_t count, int64_t axis, double middle) {
+    int64_t lower = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t p = at[i];
+        at[i] = at[lower], at[lower] = p;
+        lower += !(to->point[axis * to->k + p] >= middle);
+    }
+    return lower;
+}
+
+/* Find the bisections of a box again, whose depth along each axis and lower corner (in boxes of that depth) are given. */
+static void locate(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t points, int64_t *depth,
+                   double *corner) {
+    if (points == 0 || cells == 0) return;
+    int64_t axis = 0;
+    for (int deeper = 0; cells > 1 && axis < to->d; axis += !deeper) {
+        deeper = 1;
+        for (int64_t i = 0; i < cells && deeper; i++) deeper = to->level[axis * to->n + cell[i]] > depth[axis];
+        if (deeper) break;
+    }
+    if (cells == 1 || axis == to->d) {
+        for (int64_t i = 0; i < points; i++) to->answer[at[i]] = cell[0];
+        return;
+    }
+    double before = corner[axis], middle = ldexp(before + 0.5, (int)-depth[axis]);
+    int64_t lower = part_cells(to, cell, cells, axis, depth[axis]), near = part_points(to, at, points, axis, middle);
+    depth[axis]++;
+    corner[axis] = 2.0 * before;
+    locate(to, cell, lower, at, near, depth, corner);
+    corner[axis] = 2.0 * before + 1.0;
+    locate(to, cell + lower, cells - lower, at + near, points - near, depth, corner);
+    depth[axis]--;
+    corner[axis] = before;
+}
+
+/* For `batch` integrals, of which each has the numbers of its cells and points between `first` and the next: find the
+ * cells that the points are in. */
+EXPORT void locate_boxes(const Locating *to, int64_t batch, int64_t *cell, const int64_t *first_cell, int64_t *at,
+                         const int64_t *first_point) {
+    for (int64_t i = 0; i < batch; i++) {
+        int64_t depth[MOST_AXES] = {0};
+        double corner[MOST_AXES] = {0.0};
+        locate(to, cell + first_cell[i], first_cell[i + 1] - first_cell[i], at + first_point[i],
+               first_point[i + 1] - first_point[i], depth, corner);
+    }
+}
