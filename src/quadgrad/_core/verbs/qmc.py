@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -13,14 +14,19 @@ from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
+from quadgrad._core.regions.guide import find_guide
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.regions import open_region
-from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_log
+from quadgrad._core.verbs.regions import open_cut, open_region
+from quadgrad._core.verbs.sample import Guide, integrate_samples, make_sample, refuse_log
 
 __all__ = ["qmc"]
+
+LINES = 2**18
+"""Coordinates of points at a time from which lines go out, of which each is looked at in several places."""
 
 
 @names_ours
@@ -164,7 +170,14 @@ def qmc(
     check_options(on_failure, chunk_size, gradient)
     refuse_log(log)
     tolerances = (rtol, atol)
-    f, a, b, args, vectorized = open_region("qmc", f, a, b, args, region, vectorized)
+    guide: Guide | None = None
+    if isinstance(region, Where | Boundary):
+        through, args = open_cut(f, a, b, args, region, vectorized)
+        guide = partial(find_guide, through=through)
+        f, a, b, vectorized = through, [0.0] * through.dims, 1.0, True
+        chunk_size = LINES // (through.d * through.dims) if chunk_size is None else max(1, chunk_size // through.d)
+    else:
+        f, a, b, args, vectorized = open_region("qmc", f, a, b, args, region, vectorized)
     with Ranks(group) as ranks:
         problem = prepare_box(f, a, b, args, vectorized, tolerances, chunk_size=chunk_size)
         open_ranks(
@@ -174,4 +187,4 @@ def qmc(
         sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
         most = sample.most * sample.plan.replicates * problem.batch
         with show_progress(progress and ranks.rank == 0, most) as advance:
-            return integrate_samples(problem, gradient, replace(sample, advance=advance), said, on_failure)
+            return integrate_samples(problem, gradient, replace(sample, advance=advance), said, on_failure, guide=guide)
