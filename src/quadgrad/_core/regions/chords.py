@@ -100,7 +100,7 @@ class Lines:
         if self.edges is None:
             return w
         bins = self.edges.shape[-1] - 1
-        bin = (w * bins).long().clamp_(0, bins - 1)
+        bin = (w * bins).long().clamp(0, bins - 1)
         edges = self.edges.expand(*w.shape, bins + 1)
         low, high = (edges.gather(-1, (bin + k)[..., None]).squeeze(-1) for k in (0, 1))
         return torch.minimum(low + (w * bins - bin) * (high - low), high)
@@ -126,19 +126,19 @@ class Lines:
         return torch.where(own, t[..., None], y)
 
     def x(self, points: Tensor) -> Tensor:
-        """Return points of the unit cube in the boxes, all lines one after another: ``(k * d * m, *batch, d)``."""
-        return self.corner + self.side * points.flatten(0, 2)
+        """Return points of the unit cube in the boxes."""
+        return self.corner + self.side * points
 
     def level(self, points: Tensor) -> Tensor:
         """Return the smallest of the functions at points ``(k, d, *grid, d)`` of the unit cube."""
-        return self.g(self.x(points), *self.args).amin(-1).unflatten(0, points.shape[:3])
+        return self.g(self.x(points), *self.args).amin(-1)
 
     def gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of that in x and in the coordinates of the unit cube, ``(k, d, *grid, d)``."""
         x = self.x(points)
         value, pull, *_ = torch.func.vjp(lambda x: self.g(x, *self.args).amin(-1), x)
         slope = pull(torch.ones_like(value))[0]
-        return slope.unflatten(0, points.shape[:3]), (slope * self.side).unflatten(0, points.shape[:3])
+        return slope, slope * self.side
 
     @torch.no_grad()
     def cross(self, y: Tensor) -> Crossings:

@@ -126,7 +126,7 @@ class Through:
         own = Integrand(
             self.f, self.kinds, 0, points.dtype, points.dtype, self.vectorized, point_ndim=1
         )
-        return own.call(lines.x(points), list(lines.args)).unflatten(0, points.shape[:3])
+        return own.call(lines.x(points), list(lines.args))
 
     def _volume(
         self, lines: Lines, still: Lines, y: Tensor, weight: Tensor, crossings: Crossings, place: Tensor
