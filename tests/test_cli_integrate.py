@@ -276,7 +276,7 @@ def test_gradients_through_limits_that_name_outer_variables():
         ((*SIMPLEX, "--grad", "y"), "--grad: y is integrated over, there is no derivative by it\n"),
         ((*SIMPLEX, "--param", "x=1"), "--param: x is integrated over\n"),
         ((*SIMPLEX, "--points", "0.5"), "--points: breakpoints are for one variable"),
-        ((*SIMPLEX, "--plot", "cells.png"), "--plot: pictures are of one variable"),
+        ((*SIMPLEX, "--over", "z", "0", "1", "--plot", "cells.png"), "--plot: pictures are of one variable or two"),
         ((*SIMPLEX, "--rule", "gk16"), "rule='gk16' is not known"),
     ],
 )

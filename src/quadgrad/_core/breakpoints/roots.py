@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core.lanes import has_lanes
 
 __all__ = ["Bracket", "Dip", "find_zeros", "follow_dips"]
 
@@ -47,7 +47,7 @@ def find_zeros(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the sign changes, the width of the last bracket and the value there, each ``(k,)``.
 
-    Brackets end at so small a ``part`` of what they were, or after so many steps; under transforms after these.
+    Brackets end at so small a ``part`` of what they were, or after so many steps; where there are lanes after these.
 
     Inverse quadratic interpolation where it is safe, else bisection (Chandrupatla, *Advances in Engineering
     Software* 28, 1997). ``function`` maps ``(1, k)`` to ``(1, k)``.
@@ -67,7 +67,7 @@ def find_zeros(
         resolution = 2.0 * eps * torch.minimum(x1.abs(), x2.abs()) + finest
         # Also at a 0: rounding may make a stretch of them, at whose end signs change.
         running = gap > 2.0 * resolution
-        if not (in_transform() or bool(running.any())):
+        if not (has_lanes(running) or bool(running.any())):
             break
         t = torch.where(running, _next_step((x1, x2, x3), (f1, f2, f3), resolution / gap), 0.0)
     nearer = f1.abs() <= f2.abs()

@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
 from quadgrad._core.breakpoints.roots import Bracket, find_zeros
+from quadgrad._core.lanes import has_lanes
 from quadgrad._core.regions.where import Together
 
 __all__ = ["Crossings", "Lines", "axes_first", "detached"]
 
-SAMPLES = 4
-"""Places at which a line is looked at, beside its ends."""
-
 EVEN = 2.0**-5
 """The share of points that no map moves; see :mod:`quadgrad._core.mesh.grid`."""
 
-FINEST, STEPS = 2.0**-46, 60
+INSIDE = 2.0**-26
+"""How far inside of the region f is read beside a crossing, as a part of the distance of places; in single precision
+a few eps."""
+
+FINEST, STEPS = 2.0**-32, 24
 """Where a line crosses the boundary is known to such a part of the distance between places; steps to it at most."""
 
 HALF_STEP = 2.0**-13
@@ -42,6 +43,8 @@ class Crossings:
         The coordinate along the line.
     valid : Tensor of bool
         Lines with fewer crossings than others are filled up.
+    inside : Tensor
+        The coordinate along the line a little inside of the region, where f is read.
     sign : Tensor
         1 where the line leaves the region, -1 where it enters it.
     chance : Tensor
@@ -57,6 +60,7 @@ class Crossings:
 
     t: Tensor
     valid: Tensor
+    inside: Tensor
     sign: Tensor
     chance: Tensor
     reach: Tensor
@@ -84,6 +88,8 @@ class Lines:
         The ends of equally probable bins along each axis, as :func:`axes_first` returns them.
     u : Tensor, shape ``(m, *batch, d)``
         Evenly spread points, of which those marked ``even`` ``(m, *batch)`` are not moved.
+    samples : int
+        Places at which a line is looked at, beside its ends.
     """
 
     g: Together
@@ -94,6 +100,7 @@ class Lines:
     edges: Tensor | None
     u: Tensor
     even: Tensor
+    samples: int
 
     def along(self, w: Tensor) -> Tensor:
         """Return the coordinates along the axes ``(..., d, *grid)`` of which w are the shares of probability."""
@@ -144,12 +151,12 @@ class Lines:
     def cross(self, y: Tensor) -> Crossings:
         """Find where the lines through points y ``(*grid, d)`` cross the boundary."""
         u = self.u.movedim(-1, 0)
-        inner = (torch.arange(SAMPLES, dtype=u.dtype, device=u.device).reshape(-1, *(1,) * u.ndim) + u) / SAMPLES
+        inner = (torch.arange(self.samples, dtype=u.dtype, device=u.device).reshape(-1, *(1,) * u.ndim) + u) / self.samples
         w = torch.cat((torch.zeros_like(u)[None], inner, torch.ones_like(u)[None]))
         v = self.level(self.points(y, self.along(w))).detach()
         positive = v > 0.0
         change = positive[1:] != positive[:-1]
-        most = SAMPLES + 1 if in_transform() else max(1, int(change.sum(0).amax()) if change.numel() else 1)
+        most = self.samples + 1 if has_lanes(v) else max(1, int(change.sum(0).amax()) if change.numel() else 1)
         place = (~change).byte().argsort(dim=0, stable=True)[:most]
         valid = change.gather(0, place)
         left = w.gather(0, place)
@@ -168,7 +175,7 @@ class Lines:
         number = torch.arange(r + 1, device=root.device).reshape(-1, *(1,) * (root.ndim - 1))
         # A piece between two crossings was met if one of the places is in it; one at an end is met in any case.
         inner = torch.cat((torch.zeros_like(valid[:1]), valid[1:], torch.zeros_like(valid[:1])))
-        chance = torch.where(inner, (SAMPLES * ends.diff(dim=0)).clamp_max(1.0), 1.0)
+        chance = torch.where(inner, (self.samples * ends.diff(dim=0)).clamp_max(1.0), 1.0)
         leaves = first ^ (number[:r] % 2 > 0)
         t = self.along(ends)
         pieces = torch.arange(0, r + 1, 2, device=root.device).reshape(-1, *(1,) * (root.ndim - 1)) + (~first).long()
@@ -176,10 +183,13 @@ class Lines:
         pieces = pieces.clamp_max(r)
         start, stop, one = t[:-1].gather(0, pieces), t[1:].gather(0, pieces), chance.gather(0, pieces)
         share = torch.where(inside & (stop > start), 1.0 / one.clamp_min(torch.finfo(one.dtype).eps), 0.0)
+        sign = torch.where(leaves, 1.0, -1.0).to(root.dtype)
+        reach = self.along(right) - self.along(left)
+        little = max(INSIDE, 8.0 * torch.finfo(root.dtype).eps) * reach
         return Crossings(
-            t=t[1:-1], valid=valid, sign=torch.where(leaves, 1.0, -1.0).to(root.dtype),
+            t=t[1:-1], valid=valid, inside=(t[1:-1] - sign * little).clamp(0.0, 1.0), sign=sign,
             chance=torch.minimum(chance[:-1], chance[1:]).clamp_min(torch.finfo(root.dtype).eps),
-            reach=(self.along(right) - self.along(left)).detach(), start=start, stop=stop, share=share, lost=lost,
+            reach=reach, start=start, stop=stop, share=share, lost=lost,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ MOVES = {False: 2, True: 3}
 """Steps to a crossing that moves, each of which makes one order of derivatives right; areas need one more."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Through:
     """f over a part of boxes, as a function ``(u, *args, a, b)`` on the unit cube in ``dims`` dimensions.
 
@@ -52,6 +52,8 @@ class Through:
     surface : bool
         Whether the integral is over where g vanishes.
     vectorized : bool
+    samples : int
+        Places at which each line is looked at, beside its ends; a guide may want more.
     """
 
     f: Callable[..., Any]
@@ -60,6 +62,7 @@ class Through:
     d: int
     surface: bool
     vectorized: bool
+    samples: int = 8
 
     @staticmethod
     def of(f: Any, g: Together, args: tuple[Any, ...], d: int, surface: bool, vectorized: bool) -> Through:
@@ -111,13 +114,27 @@ class Through:
             length = ((crossings.stop - crossings.start) * crossings.share).sum(0)
         return (weight * length).movedim(0, -1)
 
+    def missed(self, u: Tensor, *given: Any) -> Tensor:
+        """Return how long the pieces of lines are, weighted, and those in which f would be called outside.
+
+        ``(m, *batch, 2)``. In these a hole was not met, or several pieces were taken for one.
+        """
+        lines = self._lines(u, given)
+        y, weight = lines.base()
+        crossings = lines.cross(y)
+        length = crossings.stop - crossings.start
+        outside = lines.level(lines.points(y, crossings.start + u[..., self.d] * length)) <= 0.0
+        length = weight * length * crossings.share
+        return torch.stack((_mean(length), _mean(torch.where(outside, length, 0.0))), dim=-1)
+
     def _lines(self, u: Tensor, given: tuple[Any, ...]) -> Lines:
         count = len(self.kinds)
         args, (a, b, *guide) = given[:count], given[count:]
         edges, anchor = guide if guide else (None, torch.full_like(a, 0.4375))
         edges = None if edges is None else axes_first(edges.to(u.dtype), u.ndim - 1)
         return Lines(
-            self.g, args, a, b - a, anchor.to(u.dtype), edges, u[..., : self.d], u[..., self.d + 1] < EVEN
+            self.g, args, a, b - a, anchor.to(u.dtype), edges, u[..., : self.d], u[..., self.d + 1] < EVEN,
+            self.samples,
         )
 
     def _f(self, lines: Lines, points: Tensor) -> Tensor:
@@ -146,7 +163,7 @@ class Through:
         sound = crossings.valid & (part > GRAZES) & slope.isfinite() & (slope != 0.0)
         shift = self._moved(lines, y, crossings, slope, sound)
         shift = shift - shift.detach()
-        points = torch.where(sound[..., None], lines.points(y, crossings.t + 0.5 * shift), lines.anchor)
+        points = torch.where(sound[..., None], lines.points(y, crossings.inside + 0.5 * shift), lines.anchor)
         values = self._f(lines, points)
         values = torch.where(align(sound, values), values, 0.0)
         share = y.shape[-1] * weight * crossings.sign / crossings.chance * (part + 0.5 * change * shift)
