@@ -151,7 +151,9 @@ class Lines:
     def cross(self, y: Tensor) -> Crossings:
         """Find where the lines through points y ``(*grid, d)`` cross the boundary."""
         u = self.u.movedim(-1, 0)
-        inner = (torch.arange(self.samples, dtype=u.dtype, device=u.device).reshape(-1, *(1,) * u.ndim) + u) / self.samples
+        inner = (
+            torch.arange(self.samples, dtype=u.dtype, device=u.device).reshape(-1, *(1,) * u.ndim) + u
+        ) / self.samples
         w = torch.cat((torch.zeros_like(u)[None], inner, torch.ones_like(u)[None]))
         v = self.level(self.points(y, self.along(w))).detach()
         positive = v > 0.0
@@ -178,7 +180,9 @@ class Lines:
         chance = torch.where(inner, (self.samples * ends.diff(dim=0)).clamp_max(1.0), 1.0)
         leaves = first ^ (number[:r] % 2 > 0)
         t = self.along(ends)
-        pieces = torch.arange(0, r + 1, 2, device=root.device).reshape(-1, *(1,) * (root.ndim - 1)) + (~first).long()
+        pieces = (
+            torch.arange(0, r + 1, 2, device=root.device).reshape(-1, *(1,) * (root.ndim - 1)) + (~first).long()
+        )
         inside = pieces <= valid.sum(0)
         pieces = pieces.clamp_max(r)
         start, stop, one = t[:-1].gather(0, pieces), t[1:].gather(0, pieces), chance.gather(0, pieces)

@@ -24,8 +24,8 @@ __all__ = ["find_guide"]
 BINS = 32
 """Bins along each axis: a power of two, so that Sobol points stay evenly spread."""
 
-POINTS, FEWER, MANY = 4096, 2048, 9
-"""Points in each round; so many fewer from so many dimensions on."""
+POINTS = 4096
+"""Points in each round."""
 
 MISSED, SAMPLES = 2e-3, 64
 """Lines are looked at in twice as many places where this part of what they have inside is outside; at most so many.
@@ -35,8 +35,14 @@ MISSED, SAMPLES = 2e-3, 64
 ELITE, LEVELS = 0.1, 40
 """The share of the points that show where to go on, and rounds at most until so many are in the region."""
 
-ROUNDS = 5
-"""Rounds that fit the map to the lines."""
+DAMPING = (1.0, 0.7, 0.5, 0.4, 0.3, 0.25)
+"""Rounds that fit the map to the lines, and how much of what each says is followed: of later ones less, so that the
+map becomes the mean of what they said."""
+
+ROUNDS = len(DAMPING)
+
+SMOOTHINGS = 3
+"""How often a bin is averaged with its neighbours."""
 
 EFFECTIVE, COOLINGS = 0.1, 12
 """The effective share of the points that a round is to learn from; how often weights are made more alike for it."""
@@ -52,8 +58,8 @@ def find_guide(problem: Problem, through: Through) -> tuple[Argument, Argument]:
     """
     n, d, like = problem.batch, through.d, problem.limits.a
     sequence = make_sequence("sobol", through.dims, 1, 1, like.device)
-    u = sequence.points(0, POINTS if d < MANY else FEWER)[0].to(like.dtype)[:, None]
-    each = [_Guide(part, through, u).run() for part in _parts(problem, len(u) * max(1, d // 4))]
+    u = [sequence.points(k * POINTS, POINTS)[0].to(like.dtype)[:, None] for k in range(ROUNDS + 1)]
+    each = [_Guide(part, through, u).run() for part in _parts(problem, POINTS * max(1, d // 4))]
     edges, anchor = (torch.cat(columns) for columns in zip(*each, strict=True)) if each else (
         even_grid(n, d, BINS, like), like.new_zeros(n, d)
     )  # fmt: skip
@@ -71,13 +77,18 @@ def _parts(problem: Problem, rows: int) -> list[Problem]:
 class _Guide:
     """The maps of some integrals."""
 
-    def __init__(self, problem: Problem, through: Through, u: Tensor) -> None:
-        self.problem, self.through = problem, through
+    def __init__(self, problem: Problem, through: Through, points: list[Tensor]) -> None:
+        self.problem, self.through, self.points = problem, through, points
         n, d = problem.batch, through.d
-        self.u = u.expand(-1, n, -1)
-        self.bin = (u[:, 0, :d] * BINS).long().clamp_max(BINS - 1)
-        self.edges = even_grid(n, d, BINS, u)
+        self._take(0)
+        self.edges = even_grid(n, d, BINS, self.u)
         self.anchor = torch.full_like(self.edges[..., 0], 0.4375)
+
+    def _take(self, number: int) -> None:
+        """Go on with other points, so that what chance does to a map is not learnt again and again."""
+        u = self.points[number]
+        self.u = u.expand(-1, self.problem.batch, -1)
+        self.bin = (u[:, 0, : self.through.d] * BINS).long().clamp_max(BINS - 1)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Learn the maps."""
@@ -97,10 +108,11 @@ class _Guide:
             if bool(stuck.all()):
                 break
             self._fit((v >= level).to(self.u.dtype)[..., None].expand(*v.shape, self.through.d), ~stuck)
-        for _ in range(ROUNDS if self.through.d > 1 else 0):
+        for number in range(ROUNDS if self.through.d > 1 else 0):
+            self._take(1 + number)
             length = self._ask(self.through.lengths, (self.through.d,))
             # A line along an axis says nothing about places along it.
-            self._fit(_tempered(length.sum(-1, keepdim=True) - length) ** 2, highest > 0.0, 0.5)
+            self._fit(_tempered(length.sum(-1, keepdim=True) - length) ** 2, highest > 0.0, 0.5 * DAMPING[number])
         while self.through.samples < SAMPLES and not self.through.surface:
             length, outside = self._ask(self.through.missed, (2,)).sum(0).unbind(-1)
             if not bool((outside > MISSED * length).any()):
@@ -141,8 +153,9 @@ def _tempered(weight: Tensor) -> Tensor:
 def _fitted(edges: Tensor, mass: Tensor) -> Tensor:
     """Return the ends of bins ``(batch, d, bins + 1)`` that are as probable as the mass in the old ones says."""
     d = edges.shape[1]
-    padded = torch.cat((mass[..., :1], mass, mass[..., -1:]), dim=-1)
-    mass = 0.25 * (padded[..., :-2] + padded[..., 2:]) + 0.5 * mass
+    for _ in range(SMOOTHINGS):
+        padded = torch.cat((mass[..., :1], mass, mass[..., -1:]), dim=-1)
+        mass = 0.25 * (padded[..., :-2] + padded[..., 2:]) + 0.5 * mass
     total = mass.sum(-1, keepdim=True)
     even, width = LEFT / d, edges.diff(dim=-1)
     share = torch.where(total > 0.0, (1.0 - even) * mass / total + even * width, width)

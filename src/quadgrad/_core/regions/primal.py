@@ -13,7 +13,6 @@ from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad._core.gradient.derivative import variables_of
 from quadgrad._core.gradient.mode import Differentiated
 from quadgrad._core.gradient.parameters import Parameters, refuse_undeclared
-from quadgrad._core.integrand import Integrand
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, total

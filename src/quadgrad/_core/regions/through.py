@@ -133,16 +133,21 @@ class Through:
         edges, anchor = guide if guide else (None, torch.full_like(a, 0.4375))
         edges = None if edges is None else axes_first(edges.to(u.dtype), u.ndim - 1)
         return Lines(
-            self.g, args, a, b - a, anchor.to(u.dtype), edges, u[..., : self.d], u[..., self.d + 1] < EVEN,
+            self.g,
+            args,
+            a,
+            b - a,
+            anchor.to(u.dtype),
+            edges,
+            u[..., : self.d],
+            u[..., self.d + 1] < EVEN,
             self.samples,
         )
 
     def _f(self, lines: Lines, points: Tensor) -> Tensor:
         """Return f at points ``(k, d, *grid, d)`` of the unit cube, ``(k, d, *grid, *event)``."""
         # What f returns is checked here, where the caller's own shapes and x are known.
-        own = Integrand(
-            self.f, self.kinds, 0, points.dtype, points.dtype, self.vectorized, point_ndim=1
-        )
+        own = Integrand(self.f, self.kinds, 0, points.dtype, points.dtype, self.vectorized, point_ndim=1)
         return own.call(lines.x(points), list(lines.args))
 
     def _volume(

@@ -187,4 +187,6 @@ def qmc(
         sample, said = make_sample(problem, sequence, n, tolerances, replicates, confidence, seed, plan, ranks)
         most = sample.most * sample.plan.replicates * problem.batch
         with show_progress(progress and ranks.rank == 0, most) as advance:
-            return integrate_samples(problem, gradient, replace(sample, advance=advance), said, on_failure, guide=guide)
+            return integrate_samples(
+                problem, gradient, replace(sample, advance=advance), said, on_failure, guide=guide
+            )

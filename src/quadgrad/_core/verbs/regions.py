@@ -60,7 +60,9 @@ def open_cut(
     if a is None or b is None:
         raise TypeError(f"qmc needs the corners a and b of the boxes that {name} cuts a part out of")
     given = tuple(args) if isinstance(args, tuple | list) else (args,)
-    given = tuple([v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v) for v in given])
+    given = tuple(
+        [v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v) for v in given]
+    )
     integrand, box, shape, _ = flatten_box(f, a, b, given, vectorized)
     if box.infinite:
         raise ValueError(
