@@ -47,7 +47,7 @@ def find_zeros(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the sign changes, the width of the last bracket and the value there, each ``(k,)``.
 
-    Brackets end at so small a ``part`` of what they were, or after so many steps; where there are lanes after these.
+    Brackets end at so small a ``part`` of what they were, or after so many steps; with lanes after these.
 
     Inverse quadratic interpolation where it is safe, else bisection (Chandrupatla, *Advances in Engineering
     Software* 28, 1997). ``function`` maps ``(1, k)`` to ``(1, k)``.

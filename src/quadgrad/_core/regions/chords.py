@@ -1,8 +1,8 @@
 """Lines through what functions cut out of boxes: where they enter and leave it, in coordinates of the unit cube.
 
-Through each point of a sample runs one line along each axis. Each is looked at in a few places, evenly spread and as
-random as the point's coordinate along it, so that a piece of the region that is shorter than their distance is met
-with a probability that is known.
+Through each point of a sample runs one line along each axis. Each is looked at in a few places, evenly spread and
+as random as the point's coordinate along it, so that a piece of the region that is shorter than their distance is
+met with a probability that is known.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ EVEN = 2.0**-5
 """The share of points that no map moves; see :mod:`quadgrad._core.mesh.grid`."""
 
 INSIDE = 2.0**-26
-"""How far inside of the region f is read beside a crossing, as a part of the distance of places; in single precision
-a few eps."""
+"""How far inside of the region f is read beside a crossing, as a part of the distance of places; in single
+precision a few eps."""
 
 FINEST, STEPS = 2.0**-32, 24
 """Where a line crosses the boundary is known to such a part of the distance between places; steps to it at most."""
@@ -171,7 +171,7 @@ class Lines:
     def _pieces(
         self, root: Tensor, valid: Tensor, first: Tensor, left: Tensor, right: Tensor, lost: Tensor
     ) -> Crossings:
-        """Return crossings at shares ``root`` of the probability; ``first`` tells where lines begin in the region."""
+        """Return crossings at shares ``root`` of the probability; ``first`` tells which lines begin inside."""
         r = root.shape[0]
         ends = torch.cat((torch.zeros_like(root[:1]), root, torch.ones_like(root[:1])))
         number = torch.arange(r + 1, device=root.device).reshape(-1, *(1,) * (root.ndim - 1))
@@ -223,7 +223,7 @@ def own_component(vectors: Tensor) -> Tensor:
 
 
 def axes_first(edges: Tensor, rank: int) -> Tensor:
-    """Return ``(*batch, d, bins + 1)`` as ``(d, ..., bins + 1)``, to stand beside lines ``(d, *grid)`` of a rank."""
+    """Return ``(*batch, d, bins + 1)`` as ``(d, ..., bins + 1)``, to stand beside lines ``(d, *grid)``."""
     edges = edges.movedim(-2, 0)
     return edges.reshape(edges.shape[0], *(1,) * (rank - edges.ndim + 2), *edges.shape[1:])
 

@@ -1,8 +1,8 @@
 """Where in boxes the part is that functions cut out: maps of the unit cube that lead points of a sample there.
 
-In many dimensions nearly all of a box is outside. A map is first led towards where the functions are larger, level by
-level (the cross-entropy method: R. Y. Rubinstein, *Methodol. Comput. Appl. Probab.* 1, 1999), and then fitted to how
-long the lines through its points are inside. It changes how fast a sample converges, and nothing of what it
+In many dimensions nearly all of a box is outside. A map is first led towards where the functions are larger, level
+by level (the cross-entropy method: R. Y. Rubinstein, *Methodol. Comput. Appl. Probab.* 1, 1999), and then fitted to
+how long the lines through its points are inside. It changes how fast a sample converges, and nothing of what it
 converges to.
 """
 

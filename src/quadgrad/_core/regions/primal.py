@@ -140,10 +140,10 @@ def gradients_with_errors(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the gradient of the weighted integrals by tensors, and how far off it is.
 
-    It is compared with those by the two next lower rules along each axis, as the value is: where the first is off by
-    much less than the second, the rule itself is off by less still. In up to three dimensions, and where boundaries
-    do not cross, cells are compared with their halves besides: by those rules alone it was 10,000 times as large as
-    what gradients were off. What lattices and lines have not seen of a cell
+    It is compared with those by the two next lower rules along each axis, as the value is: where the first is off
+    by much less than the second, the rule itself is off by less still. In up to three dimensions, and where
+    boundaries do not cross, cells are compared with their halves besides: by those rules alone it was 10,000 times
+    as large as what gradients were off. What lattices and lines have not seen of a cell
     that is not steep, or blank, they do not see of its derivative: it is infinite where search has failed.
     """
     problem, cells = primal.problem, cells_of(primal.plan)

@@ -1,9 +1,10 @@
 """Integrals over what functions cut out of boxes as integrals over the unit cube, in any number of dimensions.
 
-A point of the cube stands for the lines through it along all axes. On each the region is what lies between crossings
-of its boundary, and f is called at one place in every piece: no piece is left out on the average, however short. The
-value is the mean over the lines. Its derivatives come from how the crossings move; there the lines through a place
-of the boundary share it by how steeply they meet it, since those that graze it move infinitely fast.
+A point of the cube stands for the lines through it along all axes. On each the region is what lies between
+crossings of its boundary, and f is called at one place in every piece. The value is the mean over the lines.
+
+Its derivatives come from how the crossings move; there the lines through a place of the boundary share it by how
+steeply they meet it, since those that graze it move infinitely fast.
 """
 
 from __future__ import annotations

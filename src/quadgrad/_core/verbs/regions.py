@@ -34,7 +34,8 @@ def open_region(
         return f, a, b, args, vectorized
     if not isinstance(region, Mapped):
         raise TypeError(
-            f"region={region!r:.80} is no region: {verb} takes quadgrad.Ball, Sphere, Simplex, Nested, Where and Boundary"
+            f"region={region!r:.80} is no region: {verb} takes quadgrad.Ball, Sphere, Simplex, Nested, Where and "
+            "Boundary"
         )
     if a is not None or b is not None:
         raise TypeError(
