@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.antiderivative.curve import Antiderivative
-from quadgrad._core.integrand import Integrand
+from quadgrad._core.integrand import Argument, Integrand, tensor_and_ndim
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.box import BoxPlan
@@ -148,10 +148,11 @@ def plot_boxes(
         (integrand, box, *_), placed = flatten_box(given, a, b, args, trusted=plan), None
     else:
         # On the unit cube, without the stretch that the integral has there.
-        over, every = over_unit_cube(given, region, args)
+        every = over_unit_cube(given, region, args)[1]
         count = len(every) - len(region.parameters())
+        kinds = tuple([Argument(v, shared=False, element_ndim=n) for v, n in map(tensor_and_ndim, every[:count])])
         place = lambda u, *v: region.place(u, v[count:], v[:count])[0]
-        own = lambda u, *v: Integrand(given, over.kinds, 0, u.dtype, u.dtype, True, point_ndim=1).call(
+        own = lambda u, *v: Integrand(given, kinds, 0, u.dtype, u.dtype, True, point_ndim=1).call(
             place(u, *v), list(v[:count])
         )
         integrand, box, *_ = flatten_box(own, [0.0] * 2, [1.0] * 2, every, trusted=plan)

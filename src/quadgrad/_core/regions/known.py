@@ -184,7 +184,7 @@ def _scout(level: Level, owners: Tensor, start: Tensor, points: Tensor) -> Scout
     # What stands out of a slope is where a function is no more extreme than elsewhere.
     best = torch.cat([t.topk(k, 2).indices for t, k in ((v, 1), (-v, 1), (odd, ODD), (-odd, ODD))], dim=2)
     best = best.movedim(2, 3)  # (n, cells, functions, k)
-    functions, k = best.shape[2:]
+    functions = best.shape[2]
     u = u[torch.arange(cells, device=u.device)[:, None, None], best]  # (n, cells, functions, k, d)
     low, side = (start[None, :, k, None, None].expand(u.shape) for k in range(2))
     ups = [1.0, -1.0] + [1.0] * ODD + [-1.0] * ODD

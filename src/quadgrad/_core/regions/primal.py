@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -167,13 +168,8 @@ def gradients_with_errors(
                 columns.append(columns[0] - finer[group].sum())
             values, *off = (_gradients(one, tensors) for one in columns)
             for i, (gradient, error) in enumerate(zip(gradients, errors, strict=True)):
-                high, less = (sum(one[i].abs() for one in off[k : k + d]) for k in (0, d))
-                trust = 1.0 if group is kink else (CAUTION * high / less).nan_to_num(1.0).clamp(LEAST, 1.0)
+                error += _off([one[i].abs() for one in off], d, group is kink)
                 error += FLOOR * problem.tolerance.eps * values[i].abs()
-                if finer is not None and group is not kink:
-                    error += torch.minimum(high * trust, SAFETY * off[2 * d][i].abs())
-                else:
-                    error += high * trust
                 gradient += values[i]
     return tuple(gradients), tuple(torch.full_like(e, torch.inf) if lost else e for e in errors)
 
@@ -195,6 +191,15 @@ def _columns(sums: Tensor, d: int) -> list[Tensor]:
     return [sums[0], *(sums[0] - sums[k] for k in range(1, 1 + 2 * d))]
 
 
+def _off(differences: list[Tensor], d: int, kink: bool) -> Tensor:
+    """Return how far off a gradient is that differs so from those by lower rules, and by halves."""
+    high, low = (torch.stack(differences[k : k + d]).sum(0) for k in (0, d))
+    if kink:
+        return high
+    off = high * (CAUTION * high / low).nan_to_num(1.0).clamp(LEAST, 1.0)
+    return torch.minimum(off, SAFETY * differences[-1]) if len(differences) > 2 * d else off
+
+
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, tensors, retain_graph=True, materialize_grads=True, allow_unused=True)
 
@@ -212,30 +217,40 @@ def search_derivative(primal: CutPrimal, parameters: Parameters, tolerance: Tole
             assert function is not None
             refuse_undeclared(function, parameters, points)
     names = variables_of(problem.integrand, parameters).names
-    found, nfev, plan = primal.found, torch.zeros_like(primal.found.nfev), primal.plan
+    found, nfev = primal.found, torch.zeros_like(primal.found.nfev)
     status = torch.full_like(nfev, int(Status.CONVERGED))
-    for number in range(REFINED + 1):
-        error, sizes = _measure(replace(primal, found=replace(primal.found, plan=plan)), parameters)
-        asked = (tolerance.rtol * sizes).clamp_min(tolerance.atol)
-        worst = float((error / asked).nan_to_num(0.0).amax()) if error.numel() else 0.0
-        if worst <= 1.0:
+    error, size = _measure(primal, parameters)
+    for _ in range(REFINED):
+        worst = _worst(error, size, tolerance)
+        if worst <= 1.0 or worst == math.inf or bool(status.any()):
             break
-        late = (error > asked).any(1)
-        if number == REFINED or worst == float("inf") or bool(status[late].any()):
-            status = torch.where(late & (status == 0), int(Status.MAX_NFEV), status)
-            break
-        size = _size(found.value)
-        met = float(torch.where(size > 0.0, found.error / size, 0.0)[late].amax())
+        late = (error > _asked(size, tolerance)).any(1)
+        values = _size(found.value)
+        met = float(torch.where(values > 0.0, found.error / values, 0.0)[late].amax())
         rtol = max(met / min(max(LEAST_STEP, worst), LARGEST_STEP), problem.tolerance.eps)
         with problem.outside() as plain:
             finer = replace(plain, tolerance=make_tolerance(rtol, 0.0, problem.tolerance.eps))
-            found = primal.search(finer, plan)
-        plan, nfev, status = found.plan, nfev + found.nfev, found.status
+            found = primal.search(finer, found.plan)
+        nfev, status = nfev + found.nfev, found.status
+        # Rounding of the value need not be in the way of the derivative.
         status = status.masked_fill(status == int(Status.ROUNDOFF), int(Status.CONVERGED))
+        error, size = _measure(replace(primal, found=replace(primal.found, plan=found.plan)), parameters)
+    missed = (error > _asked(size, tolerance)).any(1) & (status == int(Status.CONVERGED))
+    status = status.masked_fill(missed, int(Status.MAX_NFEV))
     shape = problem.batch_shape
     return Derivative(
-        names, error.reshape(*shape, len(names)), status.reshape(shape), nfev.reshape(shape), plan
+        names, error.reshape(*shape, len(names)), status.reshape(shape), nfev.reshape(shape), found.plan
     )  # fmt: skip
+
+
+def _asked(size: Tensor, tolerance: Tolerance) -> Tensor:
+    return (tolerance.rtol * size).clamp_min(tolerance.atol)
+
+
+def _worst(error: Tensor, size: Tensor, tolerance: Tolerance) -> float:
+    """Return how many times too large the worst error is."""
+    ratio = (error / _asked(size, tolerance)).nan_to_num(0.0, math.inf)
+    return float(ratio.amax()) if ratio.numel() else 0.0
 
 
 def _measure(primal: CutPrimal, parameters: Parameters) -> tuple[Tensor, Tensor]:
@@ -260,7 +275,7 @@ def _measure(primal: CutPrimal, parameters: Parameters) -> tuple[Tensor, Tensor]
     tensors = [*leaves, *variables.parameters.tensors]
     largest = [problem.limits.a.new_zeros(n, len(tensors)) for _ in range(2)]
     event = primal.value.shape[1:]
-    units = [1.0, 1j] if primal.value.is_complex() else [1.0]
+    units = primal.value.new_tensor([1.0, 1j] if primal.value.is_complex() else [1.0])
     for place in range(event.numel()):
         for unit in units:
             weight = torch.zeros_like(primal.value).reshape(n, -1)
