@@ -43,17 +43,24 @@ def within(number: Tensor, exact: Any, error: Tensor) -> bool:
     return bool((((number - exact).abs() <= error) & (error < exact.abs())).all())
 
 
-@pytest.mark.parametrize("d", (2, 8, 20))
+@pytest.mark.parametrize("d", (2, 8))
 def test_balls_and_their_derivatives(d: int) -> None:
     r = leaf(1.0)
-    result = over(d, ball, (r,), seed=1, n=2**13 if d == 20 else 2**12)
+    result = over(d, ball, (r,), seed=1)
     assert result.status == qg.Status.SAMPLED and within(result.value, volume(d), result.error)
     error = qg.gradient_error(result, r)
     (slope,) = torch.autograd.grad(result.value, r, create_graph=True)
     assert within(slope, d * volume(d), error)
-    if d == 8:
-        (bend,) = torch.autograd.grad(slope, r)
-        assert bend.item() == pytest.approx(d * (d - 1) * volume(d), rel=0.1)
+    (bend,) = torch.autograd.grad(slope, r)
+    assert bend.item() == pytest.approx(d * (d - 1) * volume(d), rel=0.1)
+
+
+def test_a_ball_that_is_a_part_in_a_thousand_million_of_its_box() -> None:
+    r = leaf(1.0)
+    result = over(20, ball, (r,), n=2**11)
+    assert result.value.item() == pytest.approx(volume(20), rel=0.5)
+    (slope,) = torch.autograd.grad(result.value, r)
+    assert slope.item() == pytest.approx(20 * volume(20), rel=0.5)
 
 
 def test_the_probability_that_a_sum_stays_below_a_level() -> None:
@@ -75,7 +82,7 @@ def test_the_probability_that_a_sum_stays_below_a_level() -> None:
 def test_an_annulus_of_two_functions() -> None:
     ring = qg.Where(lambda x, r: r - x.norm(dim=-1)) & qg.Where(lambda x, r: (x**2).sum(-1) - 0.09)
     r = leaf([1.0, 0.5])
-    result = over(3, one, (r,), lambda x, r: (x**2).sum(-1), region=ring, n=2**12)
+    result = over(3, one, (r,), lambda x, r: (x**2).sum(-1), region=ring, n=2**11)
     exact = 4 * math.pi / 5 * (r.detach() ** 5 - 0.3**5)
     assert within(result.value, exact, result.error)
     error = qg.gradient_error(result, r)
@@ -106,7 +113,7 @@ def test_corners_move_too() -> None:
 @cache
 def pieces() -> tuple[Callable[[Tensor], Tensor], Tensor]:
     f = lambda x, r: torch.exp(r * x[..., 0])
-    return lambda r: over(2, ball, (r,), f, n=2**8, replicates=2).value, t64([0.5, 1.0, 0.2])
+    return lambda r: over(2, ball, (r,), f, n=2**8, replicates=2).value, t64([0.5, 1.0])
 
 
 def test_batches_and_lanes_are_single_calls() -> None:

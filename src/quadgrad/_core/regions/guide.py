@@ -24,8 +24,8 @@ __all__ = ["find_guide"]
 BINS = 32
 """Bins along each axis: a power of two, so that Sobol points stay evenly spread."""
 
-POINTS = 4096
-"""Points in each round."""
+POINTS, FEWER, FEW = 4096, 2048, 5
+"""Points in each round, and in up to how many dimensions fewer will do."""
 
 MISSED, SAMPLES = 2e-3, 64
 """Lines are looked at in twice as many places where this part of what they have inside is outside; at most so many.
@@ -58,8 +58,9 @@ def find_guide(problem: Problem, through: Through) -> tuple[Argument, Argument]:
     """
     n, d, like = problem.batch, through.d, problem.limits.a
     sequence = make_sequence("sobol", through.dims, 1, 1, like.device)
-    u = [sequence.points(k * POINTS, POINTS)[0].to(like.dtype)[:, None] for k in range(ROUNDS + 1)]
-    each = [_Guide(part, through, u).run() for part in _parts(problem, POINTS * max(1, d // 4))]
+    m = FEWER if d <= FEW else POINTS
+    u = [sequence.points(k * m, m)[0].to(like.dtype)[:, None] for k in range(ROUNDS + 1)]
+    each = [_Guide(part, through, u).run() for part in _parts(problem, m * max(1, d // 4))]
     edges, anchor = (torch.cat(columns) for columns in zip(*each, strict=True)) if each else (
         even_grid(n, d, BINS, like), like.new_zeros(n, d)
     )  # fmt: skip

@@ -36,6 +36,10 @@ REFINED, LEAST_STEP, LARGEST_STEP = 6, 4.0, 100.0
 HALVED, SAFETY = 3, 10.0
 """Dimensions in which cells are compared with their halves; what a difference to these is multiplied by."""
 
+KINKED = 0.2
+"""So uncertain, as a part of it, is what a cell adds to a gradient in which boundaries may cross: the derivative jumps
+there along one axis, which rules need not see."""
+
 FLOOR = 1e4
 """Gradients are uncertain by so many eps of their size at least."""
 
@@ -169,7 +173,7 @@ def gradients_with_errors(
             values, *off = (_gradients(one, tensors) for one in columns)
             for i, (gradient, error) in enumerate(zip(gradients, errors, strict=True)):
                 error += _off([one[i].abs() for one in off], d, group is kink)
-                error += FLOOR * problem.tolerance.eps * values[i].abs()
+                error += (KINKED if group is kink else FLOOR * problem.tolerance.eps) * values[i].abs()
                 gradient += values[i]
     return tuple(gradients), tuple(torch.full_like(e, torch.inf) if lost else e for e in errors)
 
