@@ -37,8 +37,8 @@ HALVED, SAFETY = 3, 10.0
 """Dimensions in which cells are compared with their halves; what a difference to these is multiplied by."""
 
 KINKED = 0.2
-"""So uncertain, as a part of it, is what a cell adds to a gradient in which boundaries may cross: the derivative jumps
-there along one axis, which rules need not see."""
+"""So uncertain, as a part of it, is what a cell adds to a gradient in which boundaries may cross: the derivative
+jumps there along one axis, which rules need not see. Without, 5 of 20 gradients were off by more than was said."""
 
 FLOOR = 1e4
 """Gradients are uncertain by so many eps of their size at least."""
