@@ -249,6 +249,16 @@ def test_several_variables_the_outermost_first(words, exact):
     assert found["error"] >= abs(found["value"] - exact) - 1e-15
 
 
+@pytest.mark.parametrize(
+    "words", [SIMPLEX, ("exp(-x**2 - y**2)", "--over", "x", "-inf", "inf", "--over", "y", "0", "inf")]
+)
+def test_a_picture_of_two_variables(words, tmp_path):
+    file = tmp_path / "cells.svg"
+    result = invoke(*words, "--plot", str(file), "--rtol", "1e-6")
+    assert result.exit_code == 0, result.output
+    assert file.read_text(encoding="utf-8").startswith("<?xml")
+
+
 def test_gradients_through_limits_that_name_outer_variables():
     found = answer(*SIMPLEX, "--grad", "a,b", "--rtol", "1e-10")
     assert found["value"] == pytest.approx(3 * 2**4 / 24, rel=1e-10)
@@ -276,7 +286,7 @@ def test_gradients_through_limits_that_name_outer_variables():
         ((*SIMPLEX, "--grad", "y"), "--grad: y is integrated over, there is no derivative by it\n"),
         ((*SIMPLEX, "--param", "x=1"), "--param: x is integrated over\n"),
         ((*SIMPLEX, "--points", "0.5"), "--points: breakpoints are for one variable"),
-        ((*SIMPLEX, "--plot", "cells.png"), "--plot: pictures are of one variable"),
+        ((*SIMPLEX, "--over", "z", "0", "1", "--plot", "cells.png"), "--plot: pictures are of one variable or two"),
         ((*SIMPLEX, "--rule", "gk16"), "rule='gk16' is not known"),
     ],
 )

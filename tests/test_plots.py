@@ -166,3 +166,40 @@ def test_boxes_in_the_plane():
     assert math.isfinite(limits.width) and limits.width > 4.0
     with pytest.raises(ValueError, match="3 dimensions"):
         qg.cubature(lambda x: x.sum(-1), [0.0] * 3, [1.0] * 3).plan.plot()
+
+
+def ends_of(ax):
+    boxes = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    return torch.as_tensor(np.concatenate([path.vertices for path in boxes.get_paths()]))
+
+
+def test_what_functions_cut_out_of_a_box():
+    r = t64([0.9, 0.7])
+    disc, inside = qg.Where(lambda x, r: r**2 - (x**2).sum(-1)), []
+
+    def f(x, r):
+        inside.append(((x**2).sum(-1) <= r**2 + 1e-9).all())
+        return torch.exp(x[..., 0])
+
+    corners = (t64([-1.0, -1.0]), 1.0)
+    plan = qg.cubature(f, *corners, (r,), region=disc, rtol=1e-4).plan
+    ax = plan.plot(f, *corners, (r,), region=disc, element=1, ax=Figure().subplots())
+    own = plan.owner == 1
+    assert ax.get_title() == f"{int(own.sum())} cells of {plan.rule}" and all(inside)
+    assert ends_of(ax).max().item() == pytest.approx(1.0)
+    boxes = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    assert np.isnan(np.ma.filled(boxes.get_array(), np.nan)).sum() == int(plan.outside[own].sum())
+    line = ax.collections[1].get_paths()[0].vertices
+    assert np.abs(np.hypot(*line.T) - 0.7).max() < 1e-3
+    plan.plot(*(None, *corners, (r,)), region=disc, ax=Figure().subplots())
+    with pytest.raises(IndexError, match="element=2"):
+        plan.plot(f, *corners, (r,), region=disc, element=2)
+
+
+def test_boxes_of_a_region_are_pieces_of_it():
+    ball = qg.Ball([[0.0, 0.0], [1.0, 1.0]], t64([0.5, 0.7]))
+    f = lambda x: torch.exp(x[..., 0])
+    plan = qg.cubature(f, region=ball, rtol=1e-6).plan
+    ax = plan.plot(f, region=ball, element=1, ax=Figure().subplots())
+    ends = (ends_of(ax) - 1.0).norm(dim=1)
+    assert ends.max().item() == pytest.approx(0.7) and len(ax.collections) > 1

@@ -5,23 +5,36 @@ Called as a method of what they show. matplotlib is imported only when something
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.antiderivative.curve import Antiderivative
+from quadgrad._core.integrand import Argument, Integrand, tensor_and_ndim
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.plans.box import BoxPlan
+from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.regions.mapped import Mapped, over_unit_cube
+from quadgrad._core.regions.mesh import cut_cells
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.verbs.inputs import flatten, flatten_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_antiderivative", "plot_boxes", "plot_plan"]
+__all__ = ["plot_antiderivative", "plot_boxes", "plot_cut", "plot_plan"]
+
+FAR = 100.0
+"""Where infinite sides are drawn farther than this, scales are those of asinh."""
+
+LINES = 201
+"""Lines along each axis of the grid on which a region and the integrand in it are drawn."""
 
 _Plan = TypeVar("_Plan", IntervalPlan, BoxPlan)
 
@@ -94,7 +107,7 @@ IntervalPlan.plot = plot_plan
 
 def plot_boxes(
     plan: BoxPlan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
-    *, element: int = 0, ax: Axes | None = None,
+    *, region: Mapped | None = None, element: int = 0, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Draw the boxes of one integral in the plane, coloured by their error, over the integrand's level lines.
 
@@ -107,6 +120,8 @@ def plot_boxes(
         modulus.
     a, b, args
         What :func:`quadgrad.cubature` was given. Infinite sides are drawn as far as nodes reach.
+    region : Ball, Simplex or Nested, optional
+        The region, in the place of a and b: boxes are drawn as the pieces of it that they are.
     element : int
         Which integral of the (flattened) batch.
     ax : matplotlib.axes.Axes, optional
@@ -124,34 +139,131 @@ def plot_boxes(
     """
     if plan.d != 2:
         raise ValueError(f"boxes in {plan.d} dimensions cannot be drawn: a picture has two")
-    cells, ax = _cells_of(plan, element), _axes(ax)
-    ax.set(title=_title(len(cells), plan.rule), xlabel="x[..., 0]", ylabel="x[..., 1]")
+    cells, ax = _cells_of(plan, element), _plane(ax)
+    ax.set_title(_title(len(cells), plan.rule))
     if len(cells) == 0:
         return ax
-    integrand, box, *_ = flatten_box(f or (lambda x, *_: x.sum(-1)), a, b, args, trusted=plan)
+    given = torch.zeros_like if f is None else f
+    if region is None:
+        (integrand, box, *_), placed = flatten_box(given, a, b, args, trusted=plan), None
+    else:
+        # On the unit cube, without the stretch that the integral has there.
+        every = over_unit_cube(given, region, args)[1]
+        count = len(every) - len(region.parameters())
+        kinds = tuple([Argument(v, shared=False, element_ndim=n) for v, n in map(tensor_and_ndim, every[:count])])
+        place = lambda u, *v: region.place(u, v[count:], v[:count])[0]
+        own = lambda u, *v: Integrand(given, kinds, 0, u.dtype, u.dtype, True, point_ndim=1).call(
+            place(u, *v), list(v[:count])
+        )
+        integrand, box, *_ = flatten_box(own, [0.0] * 2, [1.0] * 2, every, trusted=plan)
+        placed = replace(integrand, function=place, event=(2,))
     layout = box.detach().lay_out(cells)
-    x, _ = layout.nodes(cells.tau)
-    ends = layout.nodes(torch.stack((torch.zeros_like(cells.tau[0]), torch.ones_like(cells.tau[0]))))[0]
-    ends = ends.clamp(x.amin((0, 1)), x.amax((0, 1))) if cells.infinite else ends
-    if f is not None:
-        with torch.no_grad():
-            y = integrand(x, cells.owner).detach().cpu()
-        y = (y.abs() if y.is_complex() else y).reshape(x.shape[0] * x.shape[1], -1)[:, 0]
-        flat, fine = x.reshape(-1, 2).cpu(), y.isfinite()
-        draw: Any = ax.tricontour  # whose annotations leave out how triangles are told
-        draw(*flat[fine].T.numpy(), y[fine].numpy(), levels=12, colors="0.3", linewidths=0.6)
+    with torch.no_grad():
+        u, ends = layout.nodes(cells.tau)[0], layout.nodes(_outline(cells.tau, 1 if placed is None else 8))[0]
+        x = u if placed is None else placed(u, cells.owner)
+        ends = ends if placed is None else placed(ends, cells.owner)
+        low, high = x.amin((0, 1)), x.amax((0, 1))
+        infinite = cells.infinite or bool(ends.isinf().any() | ends.isnan().any())
+        ends = torch.minimum(torch.maximum(ends.nan_to_num(), low), high) if infinite else ends
+        if f is not None:
+            y = integrand(u, cells.owner).detach().cpu()
+            y = (y.abs() if y.is_complex() else y).reshape(x.shape[0] * x.shape[1], -1)[:, 0]
+            flat, fine = x.reshape(-1, 2).cpu(), y.isfinite()
+            draw: Any = ax.tricontour  # whose annotations leave out how triangles are told
+            draw(*flat[fine].T.numpy(), y[fine].numpy(), levels=12, colors="0.3", linewidths=0.6)
     _draw_boxes(ax, ends.cpu(), cells.error.cpu())
+    if infinite and float(ends.abs().max()) > FAR:
+        ax.set(xscale="asinh", yscale="asinh")
     return ax
 
 
+def plot_cut(
+    plan: CutPlan, f: Callable[..., Any] | None = None, a: Any = 0.0, b: Any = 1.0, args: Any = (),
+    *, region: Where | Boundary, element: int = 0, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw the cells of one integral over a part of the plane, and the region over the integrand's level lines.
+
+    Cells are coloured by their error, those that are outside are white; the thick line is where the functions
+    vanish.
+
+    Parameters
+    ----------
+    plan : CutPlan
+        As in ``cubature(..., region=region).plan``, of two dimensions.
+    f : callable, optional
+        ``f(x, *args)`` as for :func:`quadgrad.cubature`; it is called in the region alone, and the first of its
+        components is drawn, of complex ones the modulus.
+    a, b, args, region
+        What :func:`quadgrad.cubature` was given.
+    element : int
+        Which integral of the (flattened) batch.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot makes a new figure unless given. It is returned.
+
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> from matplotlib.figure import Figure
+    >>> disc, f = qg.Where(lambda x: 0.5 - (x**2).sum(-1)), lambda x: torch.exp(x[..., 0])
+    >>> plan = qg.cubature(f, [-1.0, -1.0], 1.0, region=disc, rtol=1e-4).plan
+    >>> ax = plan.plot(f, [-1.0, -1.0], 1.0, region=disc, ax=Figure().subplots())
+    >>> ax.get_title() == f"{len(plan)} cells of {plan.rule}"
+    True
+    """
+    d = plan.level.shape[0]
+    if d != 2:
+        raise ValueError(f"cells in {d} dimensions cannot be drawn: a picture has two")
+    if not 0 <= element < plan.batch:
+        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
+    own = (plan.owner == element).nonzero().squeeze(1)
+    ax = _plane(ax)
+    ax.set_title(_title(len(own), plan.rule))
+    integrand, box, *_ = flatten_box(f or torch.zeros_like, a, b, args)
+    g = replace(integrand, function=region.functions, event=(plan.active.shape[1],), output_dtype=None)
+    low, side = (t[own] for t in cut_cells(plan))
+    with torch.no_grad():
+        box = box.detach().take(own.new_tensor([element]))
+        ends = box.place(low + side * _outline(low, 1)[:, None])[0]
+        line = torch.linspace(0.0, 1.0, LINES, dtype=low.dtype, device=low.device)
+        x = box.place(torch.cartesian_prod(line, line)[:, None])[0]
+        v = g(x, own.new_tensor([element]))[:, 0].amin(-1)
+        y = torch.full_like(v, torch.nan)
+        if f is not None and not plan.surface and bool((v > 0.0).any()):
+            inside = integrand(x[v > 0.0], own.new_tensor([element])).reshape(int((v > 0.0).sum()), -1)[:, 0]
+            y[v > 0.0] = (inside.abs() if inside.is_complex() else inside).to(y.dtype)
+    grid = [t.reshape(LINES, LINES).cpu().numpy() for t in (*x[:, 0].T, v, y.masked_fill(y.isinf(), torch.nan))]
+    if len(y[y.isfinite()].unique()) > 1:
+        ax.contour(*grid[:2], grid[3], levels=12, colors="0.3", linewidths=0.6)
+    if bool((v > 0.0).any()) and bool((v < 0.0).any()):
+        ax.contour(*grid[:3], levels=[0.0], colors="k", linewidths=1.5)
+    _draw_boxes(ax, ends.cpu(), plan.error[own].masked_fill(plan.outside[own], torch.nan).cpu())
+    return ax
+
+
+def _plane(ax: Axes | None) -> Axes:
+    """Return where to draw points of the plane."""
+    ax = _axes(ax)
+    ax.set(xlabel="x[..., 0]", ylabel="x[..., 1]")
+    return ax
+
+
+def _outline(like: Tensor, parts: int) -> Tensor:
+    """Return points along the sides of the unit square, ``(4 * parts, 2)``."""
+    t = torch.arange(parts, dtype=like.dtype, device=like.device) / parts
+    still = torch.zeros_like(t)
+    sides = ((t, still), (1.0 + still, t), (1.0 - t, 1.0 + still), (still, 1.0 - t))
+    return torch.cat([torch.stack(side, dim=-1) for side in sides])
+
+
 def _draw_boxes(ax: Axes, ends: Tensor, error: Tensor) -> None:
-    """Draw boxes, given two opposite corners ``(2, n, 2)`` of each."""
+    """Draw boxes, given points ``(k, n, 2)`` along the sides of each; those whose error is NaN stay white."""
     from matplotlib.collections import PolyCollection
 
-    (left, low), (right, high) = ends[0].T, ends[1].T
-    corners = torch.stack([torch.stack(p, -1) for p in ((left, low), (right, low), (right, high), (left, high))], 1)
     norm, numbers = _colours(error)
-    drawn = PolyCollection(corners.tolist(), array=numbers, norm=norm, cmap="plasma_r", edgecolors="0.6", lw=0.3)
+    numbers[error.isnan().numpy()] = math.nan
+    drawn = PolyCollection(
+        ends.movedim(0, 1).tolist(), array=numbers, norm=norm, cmap="plasma_r", edgecolors="0.6", lw=0.3
+    )
     drawn.set_zorder(0)
     ax.add_collection(drawn)
     ax.autoscale_view()
@@ -159,6 +271,7 @@ def _draw_boxes(ax: Axes, ends: Tensor, error: Tensor) -> None:
 
 
 BoxPlan.plot = plot_boxes
+CutPlan.plot = plot_cut
 
 
 def plot_antiderivative(curve: Antiderivative, *, element: int = 0, ax: Axes | None = None) -> Axes:
@@ -218,7 +331,7 @@ def _title(count: int, rule: str) -> str:
 
 def _span(ax: Axes, ends: Tensor, infinite: bool) -> None:
     """Let the picture end where the cells do."""
-    if infinite and float(ends.abs().max()) > 100.0:
+    if infinite and float(ends.abs().max()) > FAR:
         ax.set_xscale("asinh")  # smooth, where symlog has a kink that looks like one of the curve's
     ax.set_xlim(float(ends.min()), float(ends.max()))
 

@@ -31,7 +31,7 @@ from quadgrad._core.result import Result
 from quadgrad._core.status import Status
 from quadgrad._core.verbs.cubature import cubature
 from quadgrad._core.verbs.quad import quad
-from quadgrad._plots import plot_plan
+from quadgrad._plots import plot_boxes, plot_plan
 
 __all__ = ["Answer", "Problem", "as_json", "as_table", "draw", "read", "solve"]
 
@@ -272,7 +272,12 @@ def draw(problem: Problem, answer: Answer, path: Path) -> None:
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
-    plot_plan(answer.result.plan, p.expression, p.lower, p.upper, p.arguments, points=p.points, ax=ax)
+    if p.region is None:
+        plot_plan(answer.result.plan, p.expression, p.lower, p.upper, p.arguments, points=p.points, ax=ax)
+    else:
+        integrand = lambda x, *args: p.expression(*x.unbind(-1), *args)
+        plot_boxes(answer.result.plan, integrand, args=p.arguments, region=p.region, ax=ax)
+        ax.set_ylabel(p.expression.names[1], parse_math=False)
     ax.set_xlabel(p.expression.names[0], parse_math=False)
     figure.suptitle(text if len(text) <= 80 else text[:77] + "...", parse_math=False)
     figure.savefig(path)

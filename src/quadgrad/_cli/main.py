@@ -198,8 +198,8 @@ def add_integrate(app: "typer.Typer") -> None:
         """
         refuse_extra(context, expression)
         if plot is not None:
-            if len(context.meta[OVER]) > 1:
-                fail("--plot: pictures are of one variable; in Python plan.plot() draws the boxes of two")
+            if len(context.meta[OVER]) > 2:
+                fail("--plot: pictures are of one variable or two")
             require_picture(plot, "--plot")
         try:
             every = context.meta[OVER]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quadgrad._core.lanes import has_lanes
+
 __all__ = ["Bracket", "Dip", "find_zeros", "follow_dips"]
 
 Function = Callable[[Tensor], Tensor]
@@ -40,17 +42,21 @@ class Dip:
     y: Tensor
 
 
-def find_zeros(function: Function, bracket: Bracket) -> tuple[Tensor, Tensor, Tensor]:
+def find_zeros(
+    function: Function, bracket: Bracket, part: float = 2.0**-60, most: int = MOST_STEPS
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the sign changes, the width of the last bracket and the value there, each ``(k,)``.
+
+    Brackets end at so small a ``part`` of what they were, or after so many steps; with lanes after these.
 
     Inverse quadratic interpolation where it is safe, else bisection (Chandrupatla, *Advances in Engineering
     Software* 28, 1997). ``function`` maps ``(1, k)`` to ``(1, k)``.
     """
     eps = torch.finfo(bracket.left.dtype).eps
-    finest = 2.0**-60 * (bracket.right - bracket.left)
+    finest = part * (bracket.right - bracket.left)
     x1, f1, x2, f2 = bracket.right, bracket.at_right, bracket.left, bracket.at_left
     t = torch.full_like(x1, 0.5)
-    for _ in range(MOST_STEPS):
+    for _ in range(most):
         x = x1 + t * (x2 - x1)
         f = function(x[None])[0]
         same = (f >= 0) == (f1 >= 0)
@@ -61,7 +67,7 @@ def find_zeros(function: Function, bracket: Bracket) -> tuple[Tensor, Tensor, Te
         resolution = 2.0 * eps * torch.minimum(x1.abs(), x2.abs()) + finest
         # Also at a 0: rounding may make a stretch of them, at whose end signs change.
         running = gap > 2.0 * resolution
-        if not bool(running.any()):
+        if not (has_lanes(running) or bool(running.any())):
             break
         t = torch.where(running, _next_step((x1, x2, x3), (f1, f2, f3), resolution / gap), 0.0)
     nearer = f1.abs() <= f2.abs()

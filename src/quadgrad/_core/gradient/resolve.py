@@ -11,13 +11,11 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.gradient.boundary import PLACED, found_places
-from quadgrad._core.gradient.boxes import BoxPrimal
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
 from quadgrad._core.gradient.measure import Measured, measure, sampler_of
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.readings import reading_errors_by
-from quadgrad._core.gradient.samples import SampledPrimal
 from quadgrad._core.gradient.series import add_measured, measure_series
 from quadgrad._core.gradient.singular_ends import choose_columns, draw_closer, largest_of_groups
 from quadgrad._core.gradient.uncertain import uncertain_errors_by
@@ -120,10 +118,12 @@ class Resolve(GradientMode):
         object.__setattr__(mode, "parameters", Parameters(names, tuple(others.get(id(t), t) for t in tensors)))
         return mode
 
-    def apply(self, primal: Primal | SampledPrimal | BoxPrimal) -> Differentiated:
+    def apply(self, primal: Primal) -> Differentiated:
         """Return the value with the derivatives of a second plan; see :class:`GradientMode`."""
-        if isinstance(primal, SampledPrimal | BoxPrimal):
-            return primal.resolve(self.parameters, self.rtol, self.atol)
+        own = getattr(primal, "resolve", None)  # of geometries that know better
+        if own is not None:
+            return own(self.parameters, self.rtol, self.atol)
+        assert isinstance(primal, Primal)
         integrand, limits, plan = primal.problem.integrand, primal.problem.limits, primal.plan
         if len(plan):  # else f is never called
             refuse_undeclared(integrand, self.parameters, limits.detach().inner_points(plan.batch)[:1])

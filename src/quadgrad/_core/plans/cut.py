@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.printing import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["CutPlan"]
 
@@ -56,6 +60,9 @@ class CutPlan(Plan, geometry="cut"):
     active: Tensor
     blank: Tensor
     lost: Tensor
+
+    if TYPE_CHECKING:
+        plot: ClassVar[Callable[..., Axes]]  # quadgrad._plots puts it here, so that nothing below calls it
 
     @property
     def size(self) -> int:

@@ -120,7 +120,7 @@ def as_parameter(name: str, value: Any, ndim: int, infinite: bool = False) -> An
         raise ValueError(f"{name} is NaN{'' if infinite else ' or infinite'}{which}")
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return seen if seen.is_floating_point() else seen.to(torch.get_default_dtype())
-    return value
+    return seen.to(torch.get_default_dtype()) if seen.ndim > ndim else value  # a list that is a batch
 
 
 def as_seen(value: Any) -> Tensor:

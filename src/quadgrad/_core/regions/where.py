@@ -37,16 +37,19 @@ class Where:
 
     Notes
     -----
+    For :func:`quadgrad.cubature` in up to five dimensions, and for :func:`quadgrad.qmc`, to a few digits, in any.
+
     Cells that the boundary crosses are integrated over one axis after the other, between the places where g
     vanishes (R. I. Saye, *SIAM J. Sci. Comput.* 37, 2015), and Newton steps from these make the integral
     differentiable by whatever g depends on. Nothing is masked: f is called inside of the region alone.
 
     What g shows of a cell decides whether it is inside or outside. With ``lipschitz`` that is rigorous. Without,
     the bound on its change is taken from differences between points of a lattice, after a look around: 4,096
-    points, and climbs from the best of them. A part of the region that is so small, and so far from where g
-    changes, that nothing points to it stays unseen. Where g is constant over cells nothing points anywhere: such
-    integrals do not converge (a saturated network: give what stands before its last ``tanh`` or ``sigmoid``; a
-    function whose values are known to be bounded away from 0: give ``lipschitz``).
+    points, and climbs from the best of them and from those that stand out of what is smooth. A part of the region
+    that is so small, and so far from where g changes, that nothing points to it stays unseen. Where g is constant
+    over cells nothing points anywhere: such integrals do not converge (a saturated network: give what stands before
+    its last ``tanh`` or ``sigmoid``; a function whose values are known to be bounded away from 0: give
+    ``lipschitz``).
 
     Where the gradient of g vanishes together with g the derivative of the integral need not exist; there a warning
     says that it lacks something.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -13,25 +14,27 @@ from quadgrad._core.closure import with_no_share_of
 from quadgrad._core.errors import IntegrandError, PlanError, UnmarkedJumpWarning, warn
 from quadgrad._core.gradient import GradientMode, Resolve
 from quadgrad._core.gradient.mode import Differentiated, Primal
+from quadgrad._core.lanes import has_lanes
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.regions.pairs import PAIRS, CutRule, line_rule
-from quadgrad._core.regions.search import CutPrimal, counts_of, search_cut
+from quadgrad._core.regions.primal import CutPrimal
+from quadgrad._core.regions.search import counts_of, search_cut
 from quadgrad._core.regions.where import Boundary, Together, Where
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
-from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.tolerance import epsilon, make_tolerance, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.results import make_result
 
-__all__ = ["integrate_cut"]
+__all__ = ["integrate_cut", "replay_cut"]
 
 MOST = 5_000_000
 """Most nodes to spend on one integral, unless the caller says."""
@@ -49,10 +52,10 @@ def integrate_cut(
     name = type(region).__name__
     if a is None or b is None:
         raise TypeError(f"cubature needs the corners a and b of the boxes that {name} cuts a part out of")
-    if isinstance(gradient, Resolve):
+    if isinstance(gradient, Resolve) and in_transform():
         raise ValueError(
-            f"Resolve is not for {name}: the derivative is that of the sum on the value's own cells. Use "
-            "gradient=quadgrad.Reuse(), and a smaller rtol where it has to be more accurate"
+            f"Resolve with {name} is not for transforms of torch.func: use gradient=quadgrad.Reuse() there, and a "
+            "smaller rtol where the derivative has to be more accurate"
         )
     integrand, box, shape, given = flatten_box(f, a, b, args, vectorized)
     if box.infinite:
@@ -85,6 +88,33 @@ def integrate_cut(
     if current_rehearsal() is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
     return lower(result, lanes)
+
+
+def replay_cut(f: Any, plan: CutPlan, a: Any, b: Any, args: Any, region: Where | Boundary) -> Tensor:
+    """Return the sum over the plan's cells, as for :func:`quadgrad.replay`."""
+    integrand, box, shape, given = flatten_box(f, a, b, args)
+    d, name = plan.level.shape[0], type(region).__name__
+    if (box.d, region.surface) != (d, plan.surface):
+        kind = "Boundary" if plan.surface else "Where"
+        raise PlanError(f"the plan is one of a {kind} in {d} dimensions, the call has a {name} in {box.d}")
+    if shape != plan.batch_shape:
+        raise ValueError(f"the inputs have the batch {shape}, the plan {plan.batch_shape}")
+    rule = CutRule(plan.rule, d, plan.surface, line_rule(plan.rule, box.a.device))
+    g = replace(integrand, function=region.functions, vectorized=True, name=Together.called)
+    tolerance = make_tolerance(None, 0.0, epsilon(integrand.call_dtype))
+    points = box.detach().inner_points(max(1, plan.batch))[:1]
+    (g, probe), (integrand, _) = g.probe(points), integrand.probe(points)
+    if probe.shape[-1] != plan.active.shape[1]:
+        raise PlanError(f"the region has {probe.shape[-1]} functions, that of the plan {plan.active.shape[1]}")
+    if any(has_lanes(t) for t in (probe, *box.marks)):
+        raise ValueError(f"replay over {name} is not for torch.func.vmap: use a batch, or quadgrad.cubature")
+    problem = Problem(integrand, box, shape, rule, tolerance, jumps=g, given=given, flowing=True)
+    still = box.a.new_zeros(plan.batch)
+    found = Found(plan, still, still, still.long(), still.long())
+    value = CutPrimal(problem, found, lambda *_: found).replay()
+    dtype = returned_dtype(integrand.call_dtype, torch.float32)
+    value = value.to(dtype.to_complex() if value.is_complex() else dtype)
+    return value.reshape(shape + tuple(value.shape[1:]))
 
 
 def _choose(d: int, rtol: float) -> str:
@@ -147,7 +177,8 @@ def _integrate(
     if rehearsed:  # one of several runs that are compared: only in a replay is seen what f and the region do
         problem.flowing, problem.chunk_size = True, None
     found = decided(lambda: _search(problem, region, plan), max(problem.tolerance.rtol, problem.tolerance.eps**0.5))
-    primal = CutPrimal(problem, found)
+    again = lambda plain, plan: search_cut(plain, _bounds(plain, region), plan)
+    primal = CutPrimal(problem, found, again)
     if not rehearsed and problem.batch:
         warn_if_severed(_severed(problem, probe))
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from quadgrad._core.regions.mapped import Mapped, over_unit_cube
-from quadgrad._core.regions.where import Boundary, Where
+import torch
+from torch import Tensor
 
-__all__ = ["open_region"]
+from quadgrad._core.integrand import Element
+from quadgrad._core.regions.mapped import Mapped, over_unit_cube
+from quadgrad._core.regions.through import Through
+from quadgrad._core.regions.where import Boundary, Where
+from quadgrad._core.verbs.inputs import flatten_box
+
+__all__ = ["open_cut", "open_region"]
 
 
 def open_region(
@@ -26,13 +32,10 @@ def open_region(
                 f"{verb} needs the corners a and b of a box, or region=, such as quadgrad.Ball([0, 0], 1)"
             )
         return f, a, b, args, vectorized
-    if isinstance(region, Where | Boundary):
-        raise TypeError(
-            f"{verb} takes no {type(region).__name__}: it is for quadgrad.cubature, in a few dimensions"
-        )
     if not isinstance(region, Mapped):
         raise TypeError(
-            f"region={region!r:.80} is no region: {verb} takes quadgrad.Ball, Sphere, Simplex and Nested"
+            f"region={region!r:.80} is no region: {verb} takes quadgrad.Ball, Sphere, Simplex, Nested, Where and "
+            "Boundary"
         )
     if a is not None or b is not None:
         raise TypeError(
@@ -40,3 +43,35 @@ def open_region(
         )
     function, args = over_unit_cube(f, region, args, vectorized)
     return function, [0.0] * region.dims, [1.0] * region.dims, args, True
+
+
+def open_cut(
+    f: Any, a: Any, b: Any, args: Any, region: Where | Boundary, vectorized: bool
+) -> tuple[Through, tuple[Any, ...]]:  # fmt: skip
+    """Return the function on the unit cube whose integral is that over what is cut out of boxes, and its arguments.
+
+    Raises
+    ------
+    TypeError
+        If corners are missing.
+    ValueError
+        If a side is infinite, or the corners do not fit.
+    """
+    name = type(region).__name__
+    if a is None or b is None:
+        raise TypeError(f"qmc needs the corners a and b of the boxes that {name} cuts a part out of")
+    given = tuple(args) if isinstance(args, tuple | list) else (args,)
+    given = tuple(
+        [v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v) for v in given]
+    )
+    integrand, box, shape, _ = flatten_box(f, a, b, given, vectorized)
+    if box.infinite:
+        raise ValueError(
+            f"{name} needs finite corners a and b: give a box that holds the region, or as much of it as counts"
+        )
+    corners = [
+        Element(corner.reshape((*shape, box.d) if corner.shape[0] > 1 else (box.d,)).to(integrand.call_dtype), 1)
+        for corner in box.marks
+    ]
+    through = Through.of(f, region.functions, given, box.d, region.surface, vectorized)
+    return through, (*given, *corners)

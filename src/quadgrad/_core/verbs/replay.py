@@ -17,10 +17,14 @@ from quadgrad._core.logspace.scaling import attach_shift, shift_on_plan, take_lo
 from quadgrad._core.mesh.limits import stack_points
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.box import BoxPlan
+from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.replay import REPLAY_BLOCK
 from quadgrad._core.tolerance import returned_dtype
+from quadgrad._core.verbs.cut import replay_cut
 from quadgrad._core.verbs.inputs import flatten, flatten_box
+from quadgrad._core.verbs.regions import open_region
 
 __all__ = ["replay"]
 
@@ -29,10 +33,11 @@ __all__ = ["replay"]
 def replay(
     f: Callable[..., Any],
     plan: Plan,
-    a: Any,
-    b: Any,
+    a: Any = None,
+    b: Any = None,
     args: Any = (),
     *,
+    region: Any = None,
     points: Any = None,
     log: bool = False,
 ) -> Tensor:
@@ -52,6 +57,10 @@ def replay(
         ``(*batch, d)``.
     args : tuple
         Further arguments of f.
+    region : Ball, Sphere, Simplex, Nested, Where or Boundary, optional
+        As for :func:`quadgrad.cubature`, of the kind that the plan was made for. Where a function cuts it out of
+        boxes its zeros are looked for in the plan's cells, which waits for the device, does not compile whole, and
+        is not for ``torch.func.vmap``.
     points : Tensor, optional
         As many breakpoints as the plan was made with.
     log : bool
@@ -71,8 +80,15 @@ def replay(
     tensor(1.4161)
     """
     with WithoutAutocast() as unaided:
+        f = unaided.restore(f)
+        if isinstance(plan, CutPlan):
+            if not isinstance(region, Where | Boundary):
+                raise TypeError("the plan is one of a Where or Boundary: pass region=, as it was made with")
+            _refuse_points(points, log)
+            return replay_cut(f, plan, a, b, args, region)
+        f, a, b, args, _ = open_region("replay", f, a, b, args, region, True)
         if isinstance(plan, BoxPlan):
-            return _replay_boxes(unaided.restore(f), plan, a, b, args, points, log)
+            return _replay_boxes(f, plan, a, b, args, points, log)
         pieces = 1 if points is None else 1 + stack_points(points).shape[-1]
         if not isinstance(plan, IntervalPlan):
             raise TypeError(f"a plan of quadgrad.quad or cubature is needed, not {type(plan).__name__}")
@@ -80,7 +96,7 @@ def replay(
             made = plan.pieces - plan.found - 1
             raise ValueError(f"the plan was made with {made} breakpoints for each integral")
         try:
-            integrand, limits, *_ = flatten(unaided.restore(f), a, b, args, points, trusted=plan)
+            integrand, limits, *_ = flatten(f, a, b, args, points, trusted=plan)
         except RuntimeError as error:
             raise ValueError(
                 f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}"
@@ -102,13 +118,17 @@ def _replay_boxes(
     f: Callable[..., Any], plan: BoxPlan, a: Any, b: Any, args: Any, points: Any, log: bool
 ) -> Tensor:
     """Return the sum over a plan of boxes."""
-    if points is not None or log:
-        raise ValueError("a plan of boxes has neither points nor log=True")
+    _refuse_points(points, log)
     try:
         integrand, box, *_ = flatten_box(f, a, b, args, trusted=plan)
     except RuntimeError as error:
         raise ValueError(f"an input does not broadcast to the plan's batch {plan.batch_shape}: {error}") from None
     return _returned(integrand, plan, replay_boxes(integrand, plan, box, chunk_size=None))
+
+
+def _refuse_points(points: Any, log: bool) -> None:
+    if points is not None or log:
+        raise ValueError("a plan of boxes has neither points nor log=True")
 
 
 def _returned(integrand: Integrand, plan: Plan, value: Tensor) -> Tensor:

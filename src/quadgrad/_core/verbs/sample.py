@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Real
@@ -17,6 +18,7 @@ from quadgrad._core.errors import PlanError
 from quadgrad._core.gradient import GradientMode
 from quadgrad._core.gradient.mode import Differentiated, Primal
 from quadgrad._core.gradient.samples import SampledPrimal
+from quadgrad._core.integrand import Argument, Integrand
 from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.points import PointsPlan
@@ -34,7 +36,9 @@ from quadgrad._core.verbs.noise import refuse_unequal
 from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
 from quadgrad._core.verbs.results import make_result
 
-__all__ = ["FIRST", "MOST", "integrate_samples", "make_sample", "refuse_log"]
+__all__ = ["FIRST", "MOST", "Guide", "integrate_samples", "make_sample", "refuse_log"]
+
+Guide = Callable[[Problem], tuple[Argument, ...]]
 
 FIRST = 2**11
 """Points of all replicates in the first round."""
@@ -118,13 +122,15 @@ def integrate_samples(
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
     training: Training | None = None,
+    guide: Guide | None = None,
 ) -> Result:
     """Sample what was checked and flattened; the options are those of :func:`quadgrad.qmc`.
 
-    With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`).
+    With ``training`` the points go through maps that are learnt first (:func:`quadgrad.vegas`). A ``guide`` returns
+    further arguments for the integrand, which are found out before it is sampled.
     """
     with sample.ranks:
-        return _share(problem, gradient, sample, said, on_failure, training)
+        return _share(problem, gradient, sample, said, on_failure, training, guide)
 
 
 def _share(
@@ -134,6 +140,7 @@ def _share(
     said: str,
     on_failure: Literal["warn", "raise", "ignore"],
     training: Training | None,
+    guide: Guide | None,
 ) -> Result:
     outer = current_record()
     with InnerRecord() as inner, WithoutAutocast() as unaided:
@@ -151,7 +158,7 @@ def _share(
             sample = replace(sample, plan=plan)
             if training is not None and training.kept is not None and training.kept.shape[0] > 1:
                 training = replace(training, kept=training.kept.repeat(lanes.count))
-        result = _integrate(problem, probe, gradient, sample, said, training)
+        result = _integrate(problem, probe, gradient, sample, said, training, guide)
     told = inner.failures or outer is not None or result.derivative is not None
     if run is None and (told or bool(did_fail(result.status).any())):
         report(result, inner, outer, on_failure)
@@ -159,19 +166,24 @@ def _share(
 
 
 def _integrate(
-    problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None
-) -> Result:
+    problem: Problem, probe: Tensor, gradient: GradientMode, sample: Sample, said: str, training: Training | None,
+    guide: Guide | None,
+) -> Result:  # fmt: skip
     run = current_rehearsal()
     if run is not None:  # one of several that are compared: only in a replay is seen what f does
         problem.flowing, problem.chunk_size = True, None
     call = -1 if run is None else run.begin(problem.tolerance.eps**0.5)
+    given = problem.integrand.arguments
     kept = None if run is None else run.found(call)
     if kept is None:
+        if guide is not None:
+            problem.integrand = _guided(problem, guide)
         sample, found, said = _search(problem, sample, said, training)
         if run is not None:
-            run.keep(call, (sample, found))
+            run.keep(call, (sample, found, problem.integrand.arguments[len(given) :]))
     else:
-        sample, found = kept
+        sample, found, more = kept
+        problem.integrand = replace(problem.integrand, arguments=(*given, *more))
     primal = SampledPrimal(problem, found, sample)
     if run is None and problem.batch:
         warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
@@ -180,6 +192,13 @@ def _integrate(
     if problem.flowing and problem.batch == 0 and not in_transform():
         value = with_no_share_of(probe, value)
     return make_result(problem, probe, found, value, derived, primal, said + _lost(found))
+
+
+def _guided(problem: Problem, guide: Guide) -> Integrand:
+    """Return the integrand with what a guide adds to its arguments."""
+    with problem.outside() as plain:
+        more = guide(plain)
+    return replace(problem.integrand, arguments=(*problem.integrand.arguments, *more))
 
 
 def _search(problem: Problem, sample: Sample, said: str, training: Training | None) -> tuple[Sample, Found, str]:
