@@ -50,7 +50,6 @@ NOT_CONVERGED: dict[str, tuple[str, str]] = {
     "marked two singularities": (ROUNDED, "1e-12"),
     "1/(x log(x)^2)": (LOGARITHMIC, "float32"),
     "1/(x log(x)^2) from 2": (LOGARITHMIC, "1e-4 1e-8 1e-12 float32"),
-    "sin(x)/x": (ENDLESS, "float32"),
     "(sin(x)/x)^2": (ENDLESS, "1e-12"),
 }
 

@@ -50,9 +50,8 @@ def test_statuses_are_quoted_as_they_are() -> None:
             Status.MAX_NFEV,
             None,
         ),
-        (lambda x: torch.exp(1j * x) / (x + 1) ** 0.5, 0.0, inf, 1e-8, Status.MAX_NFEV, None),
     ],
-    ids=["rounding", "two frequencies", "events", "complex"],
+    ids=["rounding", "two frequencies", "events"],
 )
 def test_what_it_says_this_version_does_not_do(
     f, a: float, b: float, rtol: float, status: Status, digits: int | None

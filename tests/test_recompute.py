@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import quadgrad as qg
 from helpers import integral, leaf, relative_error, t64
+from quadgrad._core._torch import hooks_saved_tensors
 
 Case = Callable[[dict[str, Tensor], int | None], Tensor]
 SMALL = 42
@@ -443,6 +444,7 @@ def test_an_error_of_f_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="no such table") as caught:
         qg.quad(f, 0.0, UPPER, rtol=1e-9, chunk_size=SMALL)
     assert any("quadgrad" in note for note in caught.value.__notes__)
+    assert not hooks_saved_tensors()  # of a checkpoint that did not come to its end
 
 
 class Counting(TorchFunctionMode):

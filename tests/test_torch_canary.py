@@ -21,6 +21,7 @@ from torch.utils import _pytree
 import quadgrad as qg
 from helpers import leaf, t64
 from quadgrad._core._torch import (
+    StopRecomputation,
     belongs_to_transform,
     carries_derivative,
     dispatch_mode_open,
@@ -486,3 +487,20 @@ def test_functions_are_hidden_from_modes_and_nests_are_taken_apart() -> None:
     assert len(seen) == 1
     leaves, form = flatten_tree({"a": [X, 2.0], "b": (None, X.max(0))})
     assert len(leaves) in (5, 6) and unflatten_tree(leaves, form)["a"][1] == 2.0
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def test_a_checkpoint_ends_a_recomputation_by_an_exception_of_its_own() -> None:
+    raised: list[BaseException] = []
+
+    def f(x: Tensor) -> Tensor:
+        try:
+            return x.sin().exp()
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    torch.utils.checkpoint.checkpoint(f, leaf(0.5), use_reentrant=False).backward()
+    assert [type(error) for error in raised] == [StopRecomputation]

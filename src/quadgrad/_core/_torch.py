@@ -18,9 +18,10 @@ from torch._functorch.pyfunctorch import (
     temporarily_restore_interpreter_stack,
 )
 from torch.autograd import forward_ad
-from torch.utils import _python_dispatch, _pytree
+from torch.utils import _python_dispatch, _pytree, checkpoint
 
 __all__ = [
+    "StopRecomputation",
     "add_lanes",
     "belongs_to_transform",
     "carries_derivative",
@@ -48,6 +49,9 @@ __all__ = [
     "without_derivatives",
     "without_modes",
 ]
+
+StopRecomputation = checkpoint._StopRecomputationError  # pyright: ignore[reportPrivateUsage]
+"""By which a checkpoint ends a recomputation that it has seen enough of."""
 
 
 def carries_derivative(tensor: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quadgrad._core._torch import (
+    StopRecomputation,
     carries_derivative,
     forward_mode_open,
     in_backward,
@@ -93,9 +94,35 @@ def replay_plan(
     rows = Rows(plan.batch)
     for cells, low, high in work.cuts(size):
         part = work.part(cells, low, high)
-        rows.add(low, checkpoint(sums, part, cells.start, use_reentrant=False, preserve_rng_state=False))
+        rows.add(low, _checkpointed(sums, part, cells.start))
     value = rows.join()
     assert value is not None
+    return value
+
+
+def _checkpointed(sums: Callable[[WeightedSum, int], Tensor], work: WeightedSum, first: int) -> Tensor:
+    """Return sums that the backward pass computes again.
+
+    Where the function raises, torch's checkpoint leaves its hooks in place for as long as the traceback lives, and
+    gradients of others would go through them: so it is told of an error when it has ended.
+    """
+    raised: list[Exception] = []
+    ended = False
+
+    def call(work: WeightedSum, first: int) -> Tensor | None:
+        try:
+            return sums(work, first)
+        except Exception as error:
+            if ended or isinstance(error, StopRecomputation):  # by which torch ends what it has seen enough of
+                raise
+            raised.append(error)
+            return None
+
+    value = checkpoint(call, work, first, use_reentrant=False, preserve_rng_state=False)
+    ended = True
+    if raised:
+        raise raised[0]
+    assert isinstance(value, Tensor)
     return value
 
 
