@@ -512,3 +512,31 @@ def test_a_tensor_on_the_meta_device_is_named(verb: Callable[..., Any]) -> None:
     assert "args[0] is on the meta device" in told(lambda: verb(lambda x, p: p, *ends, (nowhere,)), ValueError)
     if verb in (qg.quad, qg.antiderivative):
         assert "b is on the meta device" in told(lambda: verb(torch.exp, 0.0, nowhere), ValueError)
+
+
+# -- names and containers of other libraries ------------------------------------------------------------
+
+ELSEWHERE: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: qg.quad(func=torch.exp, a=0.0, b=1.0), TypeError, "'func': that is f here"),
+    (lambda: qg.quad(torch.exp, 0.0, "inf"), TypeError, r"not 'inf': write float\('inf'\)"),
+    (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, ([1.0, 2.0],)), TypeError, r"args\[0\] is a list.*torch.tensor"),
+    (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, ({"p": 1.0},)), TypeError, r"args\[0\] is a dict.*one by one"),
+    (lambda: qg.Integrator(torch.exp), TypeError, r"verb is what integrates.*integrate\(f, a, b\)"),
+    (lambda: qg.Integrator(lambda x: x), TypeError, r"verb is what integrates"),
+    (lambda: qg.cubature(torch.exp, [[0, 1], [0, 2]]), TypeError, r"turned round: a=\[0, 0\], b=\[1, 2\]"),
+    (lambda: qg.cubature(torch.exp, qg.Ball([0.0, 0.0], 1.0)), TypeError, r"region=Ball\(...\)"),
+    (lambda: qg.dblquad, AttributeError, "that is quadgrad.cubature here"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "says"), ELSEWHERE)
+def test_what_other_libraries_call_it(call: Callable[[], Any], kind: type[Exception], says: str) -> None:
+    assert re.search(says, told(call, kind))
+
+
+def test_what_a_wrapped_function_found_is_printed_in_a_line() -> None:
+    bessel = qg.bridge.wrap(scipy.special.kv)
+    order = leaf(0.7)
+    qg.quad(bessel, 0.5, 3.0, (order,)).value  # noqa: B018
+    torch.autograd.grad(bessel(order, torch.linspace(0.5, 3.0, 50, dtype=F64)).sum(), order)
+    assert len(repr(bessel.info)) < 250 and "worst gradient_error" in repr(bessel.info)

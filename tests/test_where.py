@@ -97,6 +97,32 @@ def test_the_probability_of_a_sum() -> None:
     assert slope == pytest.approx(0.7275, abs=1e-12) and bend == pytest.approx(1.35 - 3 * 0.35, abs=1e-12)
 
 
+@pytest.mark.parametrize("d", (2, 3))
+@pytest.mark.parametrize("t", (0.5, 0.75, 1.0, 1.5, 2.0, 2.5))
+def test_derivatives_where_the_boundary_meets_corners_of_cells(d: int, t: float) -> None:
+    if t >= d:
+        return
+    place = leaf(t)
+    result = cut(lambda x, t: t - x.sum(-1), args=(place,), corners=(t64([0.0] * d), 1.0))
+    (slope,) = torch.autograd.grad(result.value, place, retain_graph=True)
+    exact = sum((-1) ** k * math.comb(d, k) * max(t - k, 0.0) ** (d - 1) for k in range(d + 1))
+    assert slope.item() == pytest.approx(exact / math.factorial(d - 1), abs=1e-12)
+    assert (slope - exact / math.factorial(d - 1)).abs() <= qg.gradient_error(result, place) + 1e-15
+
+
+@pytest.mark.parametrize("sign", (1.0, -1.0))
+@pytest.mark.parametrize("axis", (0, 1))
+@pytest.mark.parametrize("t", (0.25, 0.5, 0.75))
+def test_derivatives_where_the_boundary_is_a_face_of_cells(sign: float, axis: int, t: float) -> None:
+    place = leaf(t)
+    peak = lambda x, t: 0.1 / (squared(x - 0.5) + 0.01)  # cells end in its middle
+    result = cut(lambda x, t: sign * (t - x[..., axis]), peak, (place,), corners=(t64([0.0, 0.0]), 1.0))
+    (slope,) = torch.autograd.grad(result.value, place, retain_graph=True)
+    wide = math.hypot(0.1, t - 0.5)
+    off = abs(slope.item() - sign * 0.2 / wide * math.atan(0.5 / wide))
+    assert off <= min(1e-3, qg.gradient_error(result, place).item())
+
+
 @pytest.mark.parametrize("kind", ("product", "both"))
 def test_an_annulus(kind: str) -> None:
     p, q = leaf(0.3), leaf(0.8)

@@ -112,7 +112,12 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f"quadgrad.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    theirs = {
+        "dblquad": "cubature", "tplquad": "cubature", "nquad": "cubature", "quad_vec": "quad", "integrate": "quad",
+        "qmc_quad": "qmc", "simps": "simpson", "trapz": "trapezoid", "cumtrapz": "cumulative_trapezoid",
+    }  # fmt: skip
+    hint = f": that is quadgrad.{theirs[name]} here" if name in theirs else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

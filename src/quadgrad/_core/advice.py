@@ -85,8 +85,8 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
     for advise in advisers or (
-        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _takes_one_number, _mixes_dtypes,
-        _mixes_devices, _network, _element,
+        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _takes_one_number,
+        _mixes_dtypes, _mixes_devices, _network, _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -249,6 +249,18 @@ ONE_NUMBER = {
     "x.item(): x and what becomes of it are tensors",
 }
 """What to write where something took one number, by what it said."""
+
+
+def _container(error: Exception, said: str, called: Called) -> str:
+    """Of lists and dicts in args, which f gets as they are."""
+    kinds = [(i, type(a).__name__) for i, a in enumerate(called.args) if isinstance(a, list | tuple | dict)]
+    if not kinds or not isinstance(error, TypeError):
+        return ""
+    i, kind = kinds[0]
+    text = f"args[{i}] is a {kind}, which f gets as it is"
+    if kind == "dict":
+        return f"{text}: pass its values one by one, args=(p, q), or let f close over it"
+    return f"{text}: each entry of torch.tensor(...) is another integral, quadgrad.element is for one"
 
 
 def _takes_one_number(error: Exception, said: str, called: Called) -> str:

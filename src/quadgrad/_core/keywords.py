@@ -16,6 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RENAMED = {
+    "f": "func function fn fun integrand",
     "rtol": "epsrel rel_tol reltol relative_tolerance tol tolerance eps precision",
     "atol": "epsabs abs_tol abstol absolute_tolerance",
     "max_nfev": "limit maxiter max_iter max_evals maxeval max_neval max_nevals max_ninter maxfev max_subdivisions "

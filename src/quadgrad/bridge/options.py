@@ -43,6 +43,14 @@ class Info:
     gradient_error: tuple[Array, ...] | None
     note: str = ""
 
+    def __repr__(self) -> str:
+        """Tell the worst of each error in place of all."""
+        worst = lambda errors: None if errors is None else tuple(float(f"{e.max(initial=0.0):.2g}") for e in errors)
+        return (
+            f"Info(method={self.method!r}, nfev={self.nfev}, noise={self.noise}, worst error={worst(self.error)}, "
+            f"worst gradient_error={worst(self.gradient_error)}, note={self.note!r})"
+        )
+
 
 @dataclass(frozen=True)
 class Options:

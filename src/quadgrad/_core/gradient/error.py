@@ -57,7 +57,7 @@ def gradient_error(
     Parameters
     ----------
     result : Result
-        Of :func:`quadgrad.quad` with a gradient, outside of ``torch.func`` transforms.
+        Of :func:`quadgrad.quad` or another verb, with a gradient, outside of ``torch.func`` transforms.
     wrt : Tensor or sequence of Tensor
         Arguments, limits, breakpoints, tensors that f closes over, or what they were computed from.
         An argument itself costs least; what arguments were computed from needs their graph, so call this first or

@@ -235,12 +235,14 @@ def _vertex(left: tuple[Tensor, Tensor], here: tuple[Tensor, Tensor], right: tup
 
 
 def _slope(function: Callable[[Tensor], Tensor], t: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the difference quotient around t, inside of the unit cube, and the size of the second derivative."""
-    places = torch.stack(((t - step).clamp_min(0.0), t, (t + step).clamp_max(1.0)))
-    below, here, above = function(places)
-    left, right = t - places[0], places[2] - t
-    bend = 2.0 * ((above - here) / right - (here - below) / left) / (left + right)
-    return (above - below) / (left + right), bend.nan_to_num(0.0, 0.0, 0.0).abs()
+    """Return the difference quotient around t, or close by inside of the unit cube, and the second one's size.
+
+    Places on both sides are equally far: between a root and the face that it is on, to rounding, there is no slope.
+    """
+    centre = t.clamp(step, 1.0 - step)
+    below, here, above = function(torch.stack((centre - step, centre, centre + step)))
+    bend = (above - 2.0 * here + below) / step**2
+    return (above - below) / (2.0 * step), bend.nan_to_num(0.0, 0.0, 0.0).abs()
 
 
 def moved(level: Level, roots: Roots, points: Tensor, owner: Tensor, axis: Tensor) -> Tensor:

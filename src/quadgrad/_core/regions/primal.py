@@ -100,7 +100,7 @@ class CutPrimal:
         """Return where nodes are placed."""
         rule = self.problem.rule
         with self.problem.outside() as plain:
-            return trace(level_of(plain), cells, rule.line, rule.surface)[1]
+            return trace(level_of(plain), cells, rule.line, rule.surface, moving=True)[1]
 
     def _sums(self, cells: Cut) -> Tensor:
         """Return the integrals over some cells, ``(n, *event)``."""

@@ -19,7 +19,7 @@ from quadgrad._core.regions.lines import Level, Roots, find_roots, moved, on_axi
 __all__ = ["Cut", "Line", "Nodes", "Skeleton", "rebuild", "trace"]
 
 LEAST = 1e-14
-"""Stretches narrower than this part of the cell's side are left out."""
+"""Stretches narrower than this part of the cell's side are left out, where only values are wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +91,12 @@ class Nodes:
     cell: Tensor
 
 
-def trace(level: Level, cells: Cut, rule: Line, surface: bool) -> tuple[Nodes, Skeleton]:
+def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = False) -> tuple[Nodes, Skeleton]:
     """Place nodes where all functions are positive, or (``surface``) where the one there is vanishes.
 
-    ``level`` is outside of all transforms, and nothing carries a gradient.
+    ``level`` is outside of all transforms, and nothing carries a gradient. With ``moving`` stretches of no width
+    are kept: where the boundary meets a corner of a cell, a root is a face, and what lies between the two grows
+    from nothing as the boundary moves. Without it the derivative lacks that, and is as good as arbitrary.
     """
     d = cells.low.shape[1]
     nodes = _first(cells, 1 + 2 * d)
@@ -110,11 +112,9 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool) -> tuple[Nodes, S
         if last and surface:
             ends = roots.line, torch.arange(roots.t.shape[0], device=place.device) + 2 * cell.shape[0], axis[:0]
         else:
-            ends = _stretches(place, roots.line, width)
+            line, start, stop = ends = _stretches(place, roots.line, width, moving)
             if last:
-                line, start, stop = ends
-                middle = on_axis(nodes.u[line], axis[line], 0.5 * (place[start] + place[stop]))
-                inside = (level(middle, owner[line]) > 0.0).all(1)
+                inside = _inside(level, nodes.u[line], owner[line], axis[line], place, ends, width)
                 ends = line[inside], start[inside], stop[inside]
         step = Step(cell, axis, rest, roots, *ends)
         steps.append(step)
@@ -153,17 +153,41 @@ def _first(cells: Cut, columns: int) -> Nodes:
     )
 
 
-def _stretches(place: Tensor, root_lines: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _stretches(place: Tensor, root_lines: Tensor, width: Tensor, narrow: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the line and both ends of the stretches between neighbouring places of each line."""
     m = width.shape[0]
     each = torch.arange(m, device=place.device)
     line = torch.cat((each, each, root_lines))
-    order = place.argsort(stable=True)
+    # Roots that are on a face lie inside of it: those on an upper face come before it.
+    order = torch.cat((each, torch.arange(2 * m, place.shape[0], device=place.device), each + m))
+    order = order[place[order].argsort(stable=True)]
     order = order[line[order].argsort(stable=True)]
     start, stop = order[:-1], order[1:]
-    wide = (line[start] == line[stop]) & (place[stop] - place[start] > LEAST * width[line[start]])
-    start, stop = start[wide], stop[wide]
+    keep = line[start] == line[stop]
+    if not narrow:
+        keep &= place[stop] - place[start] > LEAST * width[line[start]]
+    start, stop = start[keep], stop[keep]
     return line[start], start, stop
+
+
+def _inside(
+    level: Level, u: Tensor, owner: Tensor, axis: Tensor, place: Tensor, ends: tuple[Tensor, Tensor, Tensor],
+    width: Tensor,
+) -> Tensor:  # fmt: skip
+    """Tell which stretches of the innermost axis are where all functions are positive.
+
+    In the middle of one that has no width a function is 0, to rounding. Between a face and a root the sign is the
+    one that was taken at the face when roots were looked for, where 0 is positive: so it is on both sides of the
+    face, and exactly one of two cells has the root. Between two roots nothing is.
+    """
+    line, start, stop = ends
+    low, high = place[start], place[stop]
+    narrow = high - low <= LEAST * width[line]
+    faces = 2 * width.shape[0]
+    t = torch.where(narrow, torch.where(start < faces, low, high), 0.5 * (low + high))
+    v = level(on_axis(u, axis, t), owner)
+    positive = (v > 0.0) | (v == 0.0) & narrow[:, None]
+    return positive.all(1) & ~(narrow & (start >= faces) & (stop >= faces))
 
 
 def _advance(nodes: Nodes, step: Step, place: Tensor, rule: Line) -> Nodes:

@@ -253,7 +253,8 @@ def _limit(name: str, value: Any) -> Any:
             value = torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{name} must be a number or a tensor (inf and -inf included), not {value!r:.80}: {error}"
+                f"{name} must be a number or a tensor (inf and -inf included), not {value!r:.80}: "
+                + (f"write float({value!r:.80})" if isinstance(value, str) else str(error))
             ) from None
     if value.is_complex():
         raise TypeError(

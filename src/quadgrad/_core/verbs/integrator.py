@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -129,7 +129,7 @@ class Integrator(Printed, torch.nn.Module):
         self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, key: Any = None,
         max_cells: int = CELLS, **options: Any,
     ) -> None:  # fmt: skip
-        accepted = inspect.signature(verb).parameters
+        accepted = _parameters(verb)
         for name in options.keys() & accepted.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
         super().__init__()
@@ -339,6 +339,20 @@ class Integrator(Printed, torch.nn.Module):
         calls = f"{self.calls:,}: {self.started} from scratch, {self.refined} refined, {self.coarsened} coarsened"
         plan = repr(self.plan).splitlines()[0] + (f"; cells of {len(self.kept):,} keys" if len(self.kept) else "")
         return f"Integrator of {verb}({options})", {"calls": calls, "nfev": f"{self.nfev:,}", "plan": plan}
+
+
+def _parameters(verb: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a verb; refuse an integrand in its place."""
+    try:
+        accepted = inspect.signature(verb).parameters
+    except (TypeError, ValueError):  # no function, or one of torch's own
+        accepted = {}
+    if "f" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        raise TypeError(
+            f"verb is what integrates, such as quadgrad.quad, not {verb!r:.60}: write integrate = "
+            "quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+        )
+    return accepted
 
 
 def restore_integrator(verb: str, options: dict[str, Any], state: dict[str, Any]) -> Integrator:

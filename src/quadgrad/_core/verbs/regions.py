@@ -30,6 +30,7 @@ def open_region(
         if a is None or b is None:
             raise TypeError(
                 f"{verb} needs the corners a and b of a box, or region=, such as quadgrad.Ball([0, 0], 1)"
+                + _meant(a)
             )
         return f, a, b, args, vectorized
     if not isinstance(region, Mapped):
@@ -75,3 +76,13 @@ def open_cut(
     ]
     through = Through.of(f, region.functions, given, box.d, region.surface, vectorized)
     return through, (*given, *corners)
+
+
+def _meant(a: Any) -> str:
+    """Say what to write where something else than a corner was given alone."""
+    if isinstance(a, Mapped | Where | Boundary):
+        return f". It has a name: region={type(a).__name__}(...)"
+    if isinstance(a, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in a):
+        low, high = ([pair[k] for pair in a] for k in range(2))
+        return f". A pair for each coordinate is turned round: a={low!r:.60}, b={high!r:.60}"
+    return ""
