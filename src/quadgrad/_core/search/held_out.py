@@ -78,7 +78,11 @@ class HeldOut:
         self.mesh, self.rule, points = mesh, mesh.rule, count_points(mesh.rule.d)
         self.count = count = max(0, min(points, problem.max_nfev - int(spent.max()))) if len(rows) else 0
         self.values = torch.full((points, problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
-        u = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)[:, None]
+        # On the device once for all blocks and rounds.
+        self.points = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)
+        self.fit = fit_of(self.rule)
+        self.matrices = [torch.as_tensor(t, device=mesh.device) for t in (self.fit.coefficients, self.fit.basis)]
+        u = self.points[:, None]
         for owner in rows.split(max(1, problem.block // max(1, count))) if count else ():
             x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
             self.values[:count, owner] = one_column(problem.integrand(x, owner).detach()) * factor
@@ -89,8 +93,7 @@ class HeldOut:
         coarse = (deep <= COARSE).nonzero().squeeze(1)
         if not len(coarse):
             return None
-        fit = fit_of(self.rule)
-        coefficients, basis = (torch.as_tensor(t, device=y.device) for t in (fit.coefficients, fit.basis))
+        coefficients, basis = self.matrices
         m, every = len(basis), len(coarse) == len(deep)
         body = one_column(y[:m] if every else y[:m, coarse])
         # The polynomial is that of f times the volume element, where infinite sides have one.
@@ -132,7 +135,7 @@ class HeldOut:
         return told
 
     def _largest_gaps(self, row: Tensor, level: Tensor, place: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far f is off polynomials ``drawn`` ``(k, n)`` at most at the points in some cells, and at which.
+        """Return how far f is off polynomials ``drawn`` ``(k, n)`` at most at the points in cells, and at which.
 
         Cells of one shape, of any integrals, have the same points in them, and the same products there: they are
         multiplied together, a few cells of one shape at a time in one product of stacks of matrices.
@@ -142,47 +145,45 @@ class HeldOut:
         wide = min(TOGETHER, int(counts.max()))
         strips = (counts + wide - 1).div(wide, rounding_mode="floor")
         shape = torch.arange(len(counts), device=row.device).repeat_interleave(strips)
-        begin = torch.arange(len(shape), device=row.device) - (strips.cumsum(0) - strips)[shape]
-        slot = (first[:-1][shape] + wide * begin)[:, None] + torch.arange(wide, device=row.device)
+        rank = torch.arange(len(shape), device=row.device) - (strips.cumsum(0) - strips)[shape]
+        slot = (first[:-1][shape] + wide * rank)[:, None] + torch.arange(wide, device=row.device)
         own = order[slot.clamp_max(n - 1)]  # (strips, wide), with cells of the next shape where there is room
         most, worst = drawn.new_zeros(n), torch.zeros_like(row)
         shown, lead = drawn.T, order[first[:-1]]
-        points = torch.as_tensor(held_out_points(self.rule.d)[: self.count], device=row.device)
-        at, step = 0, max(1, LARGEST // (max(len(points) >> int(level.sum(0).min()), 1) * 2 * (k + wide)))
+        most_points = max(self.count >> int(level.sum(0).min()), 1)
+        step = max(1, LARGEST // (2 * most_points * (k + wide)))
         for low in range(0, len(shape), step):
-            part = shape[low : low + step]
-            at, low_shape = slice(low, low + step), int(part[0])
-            which = lead[low_shape : int(part[-1]) + 1]
-            inside, products = self._points_in(points, level[:, which], place[:, which])
-            mine, part = own[at], part - low_shape
+            at = slice(low, low + step)
+            begin, end = int(shape[at][0]), int(shape[at][-1]) + 1
+            inside, products = self._points_in(level[:, lead[begin:end]], place[:, lead[begin:end]])
             if not inside.shape[1]:
                 continue
-            gap = torch.bmm(products[part], shown[mine].transpose(1, 2))
-            seen = inside[part]
+            mine, group = own[at], shape[at] - begin
+            gap = torch.bmm(products[group], shown[mine].transpose(1, 2))
+            seen = inside[group]
             gap -= self.values[seen.clamp_min(0)[..., None], row[mine][:, None]]
             gap = gap.abs_().nan_to_num_(0.0, 0.0)
             high, number = gap.max(1)
-            mine_only = slot[at] < first[1:][shape[at]][:, None]
-            kept = mine[mine_only]
-            most[kept], worst[kept] = high[mine_only], seen.gather(1, number)[mine_only]
+            real = slot[at] < first[1:][shape[at]][:, None]
+            most[mine[real]], worst[mine[real]] = high[real], seen.gather(1, number)[real]
         return most, worst.clamp_min(0)
 
-    def _points_in(self, points: Tensor, level: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which points are in cells, ``(n, m)`` with -1 where there are fewer, and the products there."""
-        u = points[:, :, None] * torch.exp2(level.double()) - place
+    def _points_in(self, level: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which points are in cells, ``(n, m)``, and the products there; -1 and NaN where no more are."""
+        u = self.points[:, :, None] * torch.exp2(level.double()) - place
         within = ((u >= 0.0) & (u < 1.0)).all(1).T
         many = within.sum(1)
         cell, point = within.nonzero().unbind(1)
         rank = torch.arange(len(cell), device=cell.device) - (many.cumsum(0) - many)[cell]
         inside = torch.full((len(many), int(many.max())), -1, device=cell.device)
         inside[cell, rank] = point
-        products = u.new_full((*inside.shape, fit_of(self.rule).basis.shape[1]), torch.nan)
-        products[cell, rank] = fit_of(self.rule).products_of(u[point, :, cell])
+        products = u.new_full((*inside.shape, len(self.fit.powers)), torch.nan)
+        products[cell, rank] = self.fit.products_of(u[point, :, cell])
         return inside, products
 
 
 def group_shapes(level: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order by level and place ``(d, n)`` of cells halved a few times, and where groups begin and end."""
+    """Return the order by level and place ``(d, n)`` of cells halved a few times, and where groups end."""
     code = torch.bitwise_left_shift(torch.ones_like(level), level) + place  # another one for each cell of an axis
     key = torch.zeros_like(code[0])
     for axis, more in enumerate(code):
