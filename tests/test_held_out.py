@@ -132,7 +132,7 @@ def test_gaps_of_stacked_cells_are_those_of_each_cell(name: str, d: int, count: 
     held_out.rule, held_out.fit, held_out.count = rule, fit, count
     held_out.points, held_out.values = torch.tensor(points), torch.tensor(values)
     given = (torch.tensor(t) for t in (row, level, place, drawn))
-    most, worst = held_out._largest_gaps(*given)
+    most, worst = held_out.largest_gaps(*given)
     for i in range(n):
         u = points * 2.0 ** level[:, i] - place[:, i]
         at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1))

@@ -30,6 +30,7 @@ __all__ = [
     "HeldOut",
     "compare_nodes",
     "doubted_places",
+    "group_shapes",
     "held_out_points",
     "one_column",
 ]
@@ -115,7 +116,6 @@ class HeldOut:
         if not drawn:
             return told
         index = torch.cat([each.index for each in drawn])
-        coefficients = torch.cat([each.coefficients for each in drawn], 1)
         off, node, size = torch.cat([each.told for each in drawn], 1)
         least = ROUNDED * noise * size
         off = torch.maximum(off, least).nan_to_num(0.0, 0.0)
@@ -127,14 +127,13 @@ class HeldOut:
         if not len(some) or not self.count:
             return told
         cells = index[some]
-        most, worst = self._largest_gaps(
-            new.row[cells], new.level[:, cells], new.place[:, cells], coefficients[:, some]
-        )
+        coefficients = torch.cat([each.coefficients for each in drawn], 1)[:, some]
+        most, worst = self.largest_gaps(new.row[cells], new.level[:, cells], new.place[:, cells], coefficients)
         told[0, cells] = torch.where(most > BEYOND * off[some], most, 0.0)
         told[1, cells] = worst.double()
         return told
 
-    def _largest_gaps(self, row: Tensor, level: Tensor, place: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def largest_gaps(self, row: Tensor, level: Tensor, place: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far f is off polynomials ``drawn`` ``(k, n)`` at most at the points in cells, and at which.
 
         Cells of one shape, of any integrals, have the same points in them, and the same products there: they are
