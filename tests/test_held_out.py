@@ -16,6 +16,7 @@ from quadgrad._core.rules import get_box_rule
 from quadgrad._core.rules.fit import fit_of
 from quadgrad._core.search import neighbours
 from quadgrad._core.search.boxes import search_boxes
+from quadgrad._core.search.held_out import HeldOut, group_shapes, held_out_points
 from quadgrad._core.search.kernel.boxes import locate_native
 from quadgrad._core.verbs.boxes import prepare_boxes
 from quadgrad._core.verbs.door import open_call
@@ -112,3 +113,42 @@ def test_many_cells_in_five_dimensions_within_the_budget() -> None:
 def test_how_many_cells_is_a_number(most: object) -> None:
     with pytest.raises(ValueError, match="max_cells="):
         qg.cubature(lambda x: x.sum(-1), *cube(2), max_cells=most)
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "count"), (("gm9", 2, 256), ("gm9", 3, 512), ("gm9", 3, 37), ("gm7", 11, 512))
+)
+def test_gaps_of_stacked_cells_are_those_of_each_cell(name: str, d: int, count: int) -> None:
+    """Of several integrals and shapes, more of one than are multiplied at once, and some without any point."""
+    rule, random, batch, n = get_box_rule(name, d), np.random.default_rng(d), 7, 300
+    level = np.zeros((d, n), dtype=np.int64)
+    for i in range(50, n):  # the first are all of one shape
+        np.add.at(level[:, i], random.integers(0, d, size=i % 6), 1)
+    place = random.integers(0, 2**level)
+    row = random.integers(0, batch, n)
+    fit, points = fit_of(rule), held_out_points(d)[:count]
+    values, drawn = random.normal(size=(count, batch)), random.normal(size=(len(fit.powers), n))
+    held_out = HeldOut.__new__(HeldOut)
+    held_out.rule, held_out.fit, held_out.count = rule, fit, count
+    held_out.points, held_out.values = torch.tensor(points), torch.tensor(values)
+    given = (torch.tensor(t) for t in (row, level, place, drawn))
+    most, worst = held_out.largest_gaps(*given)
+    for i in range(n):
+        u = points * 2.0 ** level[:, i] - place[:, i]
+        at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1))
+        gap = np.abs(fit.products(u[at]) @ drawn[:, i] - values[at, row[i]])
+        np.testing.assert_allclose(most[i], gap.max(initial=0.0), rtol=1e-11)
+        assert not len(at) or worst[i] == at[gap.argmax()]
+
+
+@pytest.mark.parametrize("d", (2, 8, 12))
+def test_cells_of_one_shape_are_grouped(d: int) -> None:
+    random, n = np.random.default_rng(d), 2000
+    level = np.zeros((d, n), dtype=np.int64)
+    np.add.at(level, (random.integers(0, d, size=5 * n), np.repeat(np.arange(n), 5)), 1)
+    place = random.integers(0, 2**level)
+    order, first = group_shapes(torch.tensor(level), torch.tensor(place))
+    shapes = np.vstack((level, place))[:, order]
+    differ = (shapes[:, 1:] != shapes[:, :-1]).any(0)
+    assert (1 + np.flatnonzero(differ)).tolist() == first[1:-1].tolist()
+    assert len(first) - 1 == np.unique(shapes, axis=1).shape[1]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from quadgrad._core.rules.box import BoxRule
 from quadgrad._core.rules.rule import Array
@@ -50,6 +52,21 @@ class Fit:
     def products(self, u: Array) -> Array:
         """Return the products at points u ``(n, d)`` of the cell, ``(n, k)``."""
         return _products(u, self.powers)
+
+    def products_of(self, u: Tensor) -> Tensor:
+        """Return the same of a tensor, where it is."""
+        degree = int(self.powers.max())
+        t = 2.0 * u.T - 1.0
+        legendre = [torch.ones_like(t), t]
+        for k in range(1, degree):
+            legendre.append((legendre[k] * t * (2 * k + 1) - legendre[k - 1] * k) / (k + 1))
+        table = torch.stack(legendre)  # (degrees, d, n)
+        products, powers = None, torch.as_tensor(self.powers, device=u.device).T
+        for axis, power in enumerate(powers):
+            one = table[:, axis].index_select(0, power)
+            products = one if products is None else products.mul_(one)
+        assert products is not None
+        return products.T.contiguous()
 
 
 @cache

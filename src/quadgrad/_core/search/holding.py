@@ -62,20 +62,25 @@ class HoldingBodies(TensorBodies[R]):
         ``error`` ``(n,)`` is what halving each cell may take away; ``whole`` ``(integrals,)`` what all cells have
         together, ``counts`` how many they are, ``target`` what is allowed.
         """
-        order = error.argsort(descending=True)
+        least = (SHARE * NEGLIGIBLE) * target / counts.clamp_min(1.0)
+        many = (error > least[owner]).nonzero().squeeze(1)  # what is less comes last, and is not to be sorted
+        order = many[error[many].argsort(descending=True, stable=True)]
         order = order[owner[order].argsort(stable=True)]  # by integral, the largest first
+        chosen = torch.zeros_like(owner, dtype=torch.bool)
+        if not len(order):
+            return chosen
         mine, largest = owner[order], error[order]
-        first = (counts.cumsum(0) - counts).long()
+        these = torch.bincount(mine, minlength=len(counts))
+        first = these.cumsum(0) - these
         before = largest.cumsum(0) - largest
         before = before - before[first.clamp_max(len(order) - 1)][mine]
         left = whole[mine] - before
         room = (self.task.max_nfev - self.running.whole[2]) // (2 * self.mesh.rule.rows)
         rank = torch.arange(len(order), device=order.device) - first[mine]
-        least = (SHARE * NEGLIGIBLE) * target / counts.clamp_min(1.0)
         # Where little is to be taken away less may be left to chance: what halves keep is about known.
         share = ((ENOUGH - KEPT * whole / target) / (1.0 - KEPT)).clamp(SHARE, ENOUGH)
-        large = (left > (share * target)[mine]) & (largest > least[mine]) & (rank < room.clamp_min(1)[mine])
-        return torch.zeros_like(large).index_put((order,), large)
+        large = (left > (share * target)[mine]) & (rank < room.clamp_min(1)[mine])
+        return chosen.index_put((order,), large)
 
     def set_aside(self, cells: Cells, splits: Tensor, count: int, runs: Tensor) -> Cells:
         """Hold the cells that are not halved of integrals that run on; return those that settle."""

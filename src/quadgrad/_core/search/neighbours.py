@@ -41,6 +41,10 @@ LOOKS = 2**12
 def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     """Tell which cells of integrals that are ``done`` are blind, given the errors ``allowed``, ``(integrals,)``."""
     owner, blind = cells.whole[0], torch.zeros_like(cells.whole[0], dtype=torch.bool)
+    some = done[owner]
+    if not bool(some.all()):
+        some = some.nonzero().squeeze(1)
+        return blind.index_put((some,), find_blind(cells.take(some), d, allowed, done))
     level, place = cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
     low, width = unit_corners(level, place)
     volume = width.prod(0)
@@ -49,7 +53,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     inside = torch.stack(
         (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
     )
-    counts = inside.flatten(0, 1) & (mass > 1e-2 * EACH * allowed[owner]) & done[owner]
+    counts = inside.flatten(0, 1) & (mass > 1e-2 * EACH * allowed[owner])
     face, cell = counts.nonzero().unbind(1)
     if not len(face):
         return blind
@@ -87,6 +91,8 @@ def find_unseen(
 
 def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return some faces of each integral, evenly from all by mass, and for how many each stands."""
+    if int(torch.bincount(owner[cell], minlength=count).max()) <= LOOKS:
+        return face, cell, torch.ones_like(face)
     heavy = mass.argsort(descending=True, stable=True)
     heavy = heavy[owner[cell[heavy]].argsort(stable=True)]
     own = owner[cell[heavy]]
