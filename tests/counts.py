@@ -29,7 +29,7 @@ COUNTS: dict[str, tuple[int, int, int, int]] = {
     "logarithm": (95, 0, 95, 0),
     "inverse root": (95, 0, 95, 0),
     "inverse root from the right": (95, 0, 95, 0),
-    "vee": (348, 0, 335, 0),
+    "vee": (348, 0, 379, 0),
     "marked vee": (52, 0, 52, 0),
     "step": (474, 0, 423, 0),
     "marked step": (380, 0, 380, 0),

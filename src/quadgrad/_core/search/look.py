@@ -139,7 +139,10 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
         places = problem.limits.points[:, -problem.limits.found :].expand(problem.batch, -1)
         places = places.repeat_interleave(count, 0)
         ends = problem.pieces.ends(slice(None))
-        occupied &= ~torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
+        beside = torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
+        # But not by this search, if all of the integral is nothing.
+        nowhere = largest_component(found.value.abs()) <= nothing
+        occupied &= ~beside | nowhere.repeat_interleave(count)
     row = (candidates & occupied).nonzero().squeeze(1)
     if not len(row):
         return _Faint(row, unseen[row])

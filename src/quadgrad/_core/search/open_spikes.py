@@ -78,10 +78,12 @@ class CellMap:
         return torch.where(self.logarithmic, along, self.start + tau * self.width)
 
 
-def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor) -> Pairs | None:
+def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor, carried: bool = False) -> Pairs | None:
     """Return the spikes that no narrow cell is around, and the cells there, in integrals that are ``done``.
 
-    ``spikes`` ``(k, 3)`` are rows, places and distances of nodes. Those widest apart come first.
+    ``spikes`` ``(k, 3)`` are rows, places and distances of nodes. Those widest apart come first. What is carried
+    over from a search whose cells are gone is open in cells of any width: these may have closed in on the place, an
+    end of their piece, without seeing what was seen.
     """
     count = plan.pieces
     spikes = spikes[done[spikes[:, 0].long() // count]]
@@ -100,11 +102,13 @@ def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor) -> Pairs | None:
     cells, begin = plan.row[order], from_lower(plan.start[order])
     if not len(cells):
         return None
-    low, high = (_before(cells, begin, row, (at + side * apart).clamp(0.0, 1.0)) for side in (-1.0, 1.0))
+    sides = (0.0, 0.0) if carried else (-1.0, 1.0)
+    low, high = (_before(cells, begin, row, (at + side * apart).clamp(0.0, 1.0)) for side in sides)
     low = torch.maximum(low, torch.searchsorted(cells, row))
     around = low[:, None] + torch.arange(CELLS, device=low.device)
     inside, around = around <= high[:, None], order[around.clamp_max(len(cells) - 1)]
     width = CellMap(plan, around).scale(place[:, None]).masked_fill(~inside, torch.inf).amin(1)
+    apart = torch.minimum(apart, width) if carried else apart
     index = ((high - low < CELLS) & (width >= RESOLVED * apart) & width.isfinite()).nonzero().squeeze(1)
     index = index[apart[index].argsort(descending=True, stable=True)]
     index = index[rank(row[index] // count) < MOST]

@@ -17,10 +17,12 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.carried import Sights
 from quadgrad._core.search.decide import Totals, allowed_error
+from quadgrad._core.search.spikes import join_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
-from quadgrad._core.search.tiles import search_tiles
+from quadgrad._core.search.tiles import follow_carried, search_tiles
 from quadgrad._core.status import Status
 
 __all__ = ["search_reaching"]
@@ -62,6 +64,7 @@ class _Reach:
     places: Tensor | None
     stale: bool
     tails: list[Tail] = field(default_factory=list[Tail])
+    sights: Sights | None = None
 
     def __post_init__(self) -> None:
         """Nothing is in doubt yet."""
@@ -73,6 +76,7 @@ class _Reach:
         # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
         parts = torch.ceil(found.nfev * (PARTS / most)).long()
         new, places = found.tails or [], found.found_places
+        spikes, found.spikes = found.spikes, None
         found.tails = found.found_places = None
         pieces = torch.full_like(parts, self.problem.with_found(self.places).pieces.count + 2)
         if places is not None:
@@ -88,6 +92,8 @@ class _Reach:
         self.tails += new
         if bool(inside.any()):
             assert places is not None
+            if spikes is not None:
+                self.sights = Sights.of(self.problem.with_found(self.places), spikes, inside, self.sights)
             mine = inside[places.owner]
             self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
         for again, inner in ((inside, True), (ends, False)):
@@ -123,6 +129,11 @@ class _Reach:
             problem, budget=left, opening=None, reaches=reaches, reaches_inside=inside, tolerance=tolerance
         )
         mended = search_tiles(task, first)
+        spikes = None
+        if self.sights is not None and self.places is not None:
+            spikes = self.sights.spikes(problem, again, self.places)
+        if spikes is not None:
+            mended = follow_carried(task, mended, spikes)
         plan = found.plan.take(~again[found.plan.owner]).join(mended.plan)
         value = torch.where(again.reshape(-1, *(1,) * (found.value.ndim - 1)), mended.value, found.value)
         error, status = (
@@ -132,6 +143,7 @@ class _Reach:
         self.found = Found(
             plan, value, error, status, nfev, tails=[*(found.tails or []), *(mended.tails or [])],
             found_places=join_places([found.found_places, mended.found_places]),
+            spikes=join_spikes(found.spikes, mended.spikes),
         )  # fmt: skip
 
     def close(self) -> Found:

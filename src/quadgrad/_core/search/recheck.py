@@ -7,6 +7,7 @@ refinement is done at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,10 +23,12 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.kernel.native import NativeBodies, suits_native
 from quadgrad._core.search.kernel.values import UnreadableError
+from quadgrad._core.search.spikes import join_spikes
 from quadgrad._core.search.stalled import search_on
 from quadgrad._core.search.task import Found, hear, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error
-from quadgrad._core.search.tiles import look_closer
+from quadgrad._core.search.tiles import ask_witnesses, look_closer
+from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["Watch"]
 
@@ -37,7 +40,8 @@ class Watch:
         self.problem, self.first = problem, first
         self._closed = self._unreadable = False
         sight = _NativeSight if suits_native(problem) else _TensorSight
-        self._sight: _NativeSight | _TensorSight = sight(problem, first)
+        self._witnesses = ask_witnesses(problem, first)
+        self._sight: _NativeSight | _TensorSight = sight(problem, first, self._witnesses)
 
     def see(self, index: Tensor, y: Tensor, factor: Tensor) -> None:
         """Look at the values on some cells, and call f beside their nodes, too."""
@@ -62,14 +66,17 @@ class Watch:
             found = search_on(self._sight.close(), self.problem, self.first)
         except (UnreadableError, TurnsComplexError):
             return None
+        if (witnesses := self._witnesses) is not None:
+            lines = witnesses.lines(found) if isinstance(self._sight, _TensorSight) else None
+            found = replace(found, spikes=join_spikes(found.spikes, lines), nfev=found.nfev + witnesses.cost)
         return look_closer(self.problem, found)
 
 
 class _NativeSight:
     """Cells as the kernel estimates them: it has those with logarithmic nodes behind the others."""
 
-    def __init__(self, problem: Problem, first: IntervalPlan) -> None:
-        self.bodies = NativeBodies(problem)
+    def __init__(self, problem: Problem, first: IntervalPlan, witnesses: Witnesses | None) -> None:
+        self.bodies = NativeBodies(problem, witnesses)
         self.bodies.open(first)
         self.place = None if first.even else (~first.linear).sort(stable=True).indices.argsort()
 
@@ -88,9 +95,11 @@ class _NativeSight:
 class _TensorSight:
     """Cells as tensor operations estimate them."""
 
-    def __init__(self, problem: Problem, first: IntervalPlan) -> None:
+    def __init__(self, problem: Problem, first: IntervalPlan, witnesses: Witnesses | None) -> None:
+        if witnesses is not None:
+            problem = replace(problem, budget=witnesses.most)
         self.problem, self.first = problem, first
-        self.spikes = Spikes()
+        self.spikes = Spikes(None if witnesses is None else witnesses.note)
         parts = interval_parts(problem, spikes=self.spikes)
         self.bodies = TensorBodies(problem, *parts, partial(record, problem, self.spikes))
         self.parts: list[tuple[Tensor, Cells]] = []

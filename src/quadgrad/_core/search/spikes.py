@@ -49,16 +49,28 @@ SHARES = 16
 Search = Callable[[Problem, IntervalPlan], Found]
 
 
-def follow_spikes(problem: Problem, found: Found, search: Search) -> Found:
-    """Look around what single nodes saw, and search on where f is more than cells make of it."""
+def follow_spikes(problem: Problem, found: Found, search: Search, carried: Tensor | None = None) -> Found:
+    """Look around what single nodes saw, and search on where f is more than cells make of it.
+
+    Also around what was ``carried`` over from a search on other pieces. What was seen of integrals that are to be
+    searched again from places that were found is left for that.
+    """
+    kept = None
+    if carried is not None and len(found.plan):
+        pairs = find_open(found.plan, carried, found.status == int(Status.CONVERGED), carried=True)
+        if pairs is not None:
+            found = _follow(problem, found, pairs, search)
     for _ in range(PASSES):
         if found.spikes is None or 0 in found.value.shape or not len(found.plan):
-            return found
+            break
         pairs = _find_open(problem, found, found.spikes)
         if pairs is None:
-            return found
+            break
+        if found.found_places is not None:
+            waits = found.status != int(Status.CONVERGED)
+            kept = join_spikes(kept, found.spikes[waits[found.spikes[:, 0].long() // problem.pieces.count]])
         found = _follow(problem, found, pairs, search)
-    return found
+    return found if kept is None else replace(found, spikes=join_spikes(found.spikes, kept))
 
 
 def _find_open(problem: Problem, found: Found, spikes: Tensor) -> Pairs | None:
@@ -102,9 +114,12 @@ def _follow(problem: Problem, found: Found, pairs: Pairs, search: Search) -> Fou
     at, cell = at[index], cell[index]
     place, step = from_lower(CellMap(plan, cell).place(tau[at, index])), 0.25 * away[at, index]
     new = cells_around(plan.row[cell], place, step, plan.start[cell], plan.stop[cell])
+    # What only the place itself shows may be narrower still: it is open until a cell there is halved again.
+    alone = (at == OCTAVES + 1).nonzero().squeeze(1)
+    closer = torch.stack((plan.row[cell], place, 0.5 * step), 1)[alone]
     others = torch.ones_like(plan.row, dtype=torch.bool).index_fill_(0, cell, False)
     found = search_from(problem, found, new, others, search)
-    return replace(found, spikes=join_spikes(found.spikes, further))
+    return replace(found, spikes=join_spikes(found.spikes, further, closer))
 
 
 def join_spikes(*spikes: Tensor | None) -> Tensor | None:

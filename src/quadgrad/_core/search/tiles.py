@@ -24,7 +24,7 @@ from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 from quadgrad._core.search.witnesses import Witnesses, pieces_of
 
-__all__ = ["look_closer", "search_tiles"]
+__all__ = ["ask_witnesses", "follow_carried", "look_closer", "search_tiles"]
 
 SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
@@ -35,11 +35,13 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
-    places, tails = list[Places](), list[Tail]()
+    places, tails, spikes = list[Places](), list[Tail](), list[Tensor]()
     for low, found in _tiles(problem, whole):
         if (here := found.found_places) is not None:
             places.append(Places(here.owner + low, here.place, here.doubt))
         tails += [replace(tail, owner=tail.owner + low) for tail in found.tails or ()]
+        if found.spikes is not None:
+            spikes.append(found.spikes + found.spikes.new_tensor([low * problem.pieces.count, 0.0, 0.0]))
         totals = (found.value, found.error, found.status, found.nfev)
         cells = [getattr(found.plan, name) for name in IntervalPlan.always]
         for name, part in zip(_COLUMNS, (*totals, *cells), strict=True):
@@ -49,7 +51,8 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     *totals, row, start, stop, error, kind = (columns.pop(name).close() for name in _COLUMNS)
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
     value, error, status, nfev = totals
-    return Found(plan, value, error, status, nfev, tails=tails, found_places=join_places(places))
+    seen = join_spikes(*spikes)
+    return Found(plan, value, error, status, nfev, tails=tails, found_places=join_places(places), spikes=seen)
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)
@@ -66,6 +69,11 @@ def _tiles(problem: Problem, whole: IntervalPlan | None) -> Iterator[tuple[int, 
         yield low, replace(found, plan=replace(found.plan, row=found.plan.row + low * count))
 
 
+def follow_carried(problem: Problem, found: Found, spikes: Tensor) -> Found:
+    """Look around what an earlier search has seen, too, and search on where that is not explained."""
+    return follow_spikes(problem, found, _search_cells, spikes)
+
+
 def _search(problem: Problem, first: IntervalPlan | None) -> Found:
     return look_closer(problem, _search_cells(problem, first))
 
@@ -75,10 +83,15 @@ def look_closer(problem: Problem, found: Found) -> Found:
     return follow_spikes(problem, look_again(problem, found, _search_cells), _search_cells)
 
 
+def ask_witnesses(problem: Problem, first: IntervalPlan | None) -> Witnesses | None:
+    """Call f where arguments say that something may be, in the pieces that have cells; None where none says so."""
+    find = find_witnesses if suits_native(problem) else Witnesses.of
+    return find(problem, pieces_of(problem, first))
+
+
 def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
-    native = suits_native(problem)
-    witnesses = (find_witnesses if native else Witnesses.of)(problem, pieces_of(problem, first))
-    found = search_native(problem, first, witnesses) if native else None
+    witnesses = ask_witnesses(problem, first)
+    found = search_native(problem, first, witnesses) if suits_native(problem) else None
     if found is None:
         # No cell at all is a start, too: then a kept plan leaves nothing to do.
         found = search(problem, first_cells(problem, None) if first is None else first, witnesses)

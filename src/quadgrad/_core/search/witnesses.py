@@ -25,7 +25,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.task import Found, hear_anew
 
-__all__ = ["AWAY", "Listed", "Witnesses", "named", "pieces_of"]
+__all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]
 
 MOST = 16
 """So many arguments are looked at."""
@@ -127,7 +127,7 @@ class Witnesses:
         """Return what the kernel compares with: the tolerances, and how much counts."""
         tolerance = self.problem.tolerance
         least = max(tolerance.rtol, 50.0 * tolerance.eps)
-        return least, tolerance.atol, SPACING, ROUNDING, SETTLES, MATTERS
+        return least, max(tolerance.atol, tolerance.nothing), SPACING, ROUNDING, SETTLES, MATTERS
 
     def note(self, sight: Sight, noise: float) -> None:
         """Compare what is left with the polynomials of cells, and keep what the narrowest around each place says.
@@ -214,7 +214,11 @@ def _fractions(pieces: Pieces, batch: int, numbers: list[Tensor]) -> tuple[Tenso
     count, rows = pieces.count, batch * pieces.count
     lower, upper = (end.double().expand(rows)[:, None] for end in (pieces.lower, pieces.upper))
     x = torch.stack([number.to(lower.device).expand(batch) for number in numbers], 1).repeat_interleave(count, 0)
-    x = torch.where((x > lower) & (x < upper), x, torch.nan)
+    return fractions(torch.where((x > lower) & (x < upper), x, torch.nan), lower, upper)
+
+
+def fractions(x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where x is in pieces, measured from the lower end, and dx/dfraction there."""
     no_lower, no_upper = lower == -torch.inf, upper == torch.inf
     from_lower, from_upper, root = x - lower, upper - x, torch.hypot(x, torch.full_like(x, 2.0))
     place = from_lower / (upper - lower)
