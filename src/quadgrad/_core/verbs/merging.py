@@ -81,7 +81,7 @@ class Merging:
 
 
 def merge_worthwhile(plan: CellPlan, allowed: Tensor, worth: float, size: Tensor) -> tuple[CellPlan, Tensor]:
-    """Return a plan with cells merged, of integrals of which at least the part ``worth`` goes, and their sizes then.
+    """Return a plan with cells merged where that saves at least the part ``worth``, and the integrals' sizes then.
 
     Each has ``size`` cells and may have an error ``allowed``, ``(batch,)``; where that is below 0 it is left alone.
     """

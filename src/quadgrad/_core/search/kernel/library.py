@@ -26,8 +26,8 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
-    "Gaps", "Locating", "Maps", "Merger", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "WitnessNumbers",
-    "Zoom", "describe", "load",
+    "Gaps", "Locating", "Maps", "Merger", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally",
+    "WitnessNumbers", "Zoom", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
