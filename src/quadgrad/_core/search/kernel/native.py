@@ -268,13 +268,10 @@ class NativeBodies:
     def close_first(self) -> None:
         """Measure what waits; take note that all cells of a plan are measured."""
         if self.waiting:
-            index, y, off = zip(*self.waiting, strict=True)
-            if any(o is not None for o in off):
-                off = [REALS.new_zeros(t.shape[:2]) if o is None else o for o, t in zip(off, y, strict=True)]
-                off = torch.cat(off, 1)
-            else:
-                off = None
-            self._measure_some(torch.cat(index), True, torch.cat(y, 1), off)
+            index, y, off = (list(parts) for parts in zip(*self.waiting, strict=True))
+            exact = all(o is None for o in off)
+            off = [REALS.new_zeros(t.shape[:2]) if o is None else o for o, t in zip(off, y, strict=True)]
+            self._measure_some(torch.cat(index), True, torch.cat(y, 1), None if exact else torch.cat(off, 1))
             self.waiting.clear()
         self.first = self.one_each = False
 
@@ -299,7 +296,7 @@ class NativeBodies:
         whole = self._whole(0, n)
         count = int(whole.sum())
         if count in (0, n):  # no need to take cells out and put them back
-            self._measure(self.linear, self.layout, True, count > 0)
+            self._measure_some(slice(0, n), count > 0)
             return
         for looks, mine in ((True, whole), (False, ~whole)):
             self._measure_some(mine.nonzero().squeeze(1), looks)
