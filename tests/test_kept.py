@@ -14,7 +14,9 @@ from torch.func import grad, hessian, vmap
 import quadgrad as qg
 from helpers import Recorder, leaf, relative_error, same_plan, t64
 from quadgrad._core.reduce import total
+from quadgrad._core.search.kernel import merging as native_merging
 from quadgrad._core.search.kernel import native
+from quadgrad._core.verbs.merging import merge_worthwhile
 
 
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
@@ -303,6 +305,36 @@ def test_merging_leaves_cells_alone_that_close_in_on_an_end() -> None:
     assert relative_error(qg.replay(power, plan.merge(mask), t64(0.0), 1.0, (s,)), exact) <= 1e-6
     result = qg.quad(power, t64(0.0), 1.0, (s,), rtol=1e-10, plan=plan.merge(mask))
     assert ((result.value - exact).abs() <= result.error).all() and result.converged.all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("points", (None, [0.2]))
+@pytest.mark.parametrize("singular", (False, True))
+def test_kernel_merges_what_tensor_operations_merge(
+    singular: bool, points: list[float] | None, dtype: torch.dtype
+) -> None:
+    numbers = torch.Generator().manual_seed(5)
+    s = 0.3 + torch.rand(40, dtype=dtype, generator=numbers)
+    f, args = (power, (s,)) if singular else (peak, (s, 10 ** (-4 * s)))
+    plan = qg.quad(f, torch.zeros((), dtype=dtype), 1.0, args, points=points, rtol=1e-4, on_failure="ignore").plan
+    assert bool(plan.kind.any()) or not singular
+    merged, size = 0, torch.bincount(plan.owner, minlength=40)
+    plan = plan.noted(inspected=True)
+    for worth in (0.05, 0.1, 0.3):
+        for scale in (0.0, 1e-6, 1e-3, 1.0, 1e3, 1e12):
+            allowed = scale * torch.rand(40, dtype=dtype, generator=numbers)
+            allowed[::7] = -1.0
+            native_plan, left = native_merging.merge_native(plan, allowed, worth, size) or pytest.skip("no kernel")
+            tensor_plan, count = merge_worthwhile(plan, allowed, worth, size)
+            assert torch.equal(left, count) and len(native_plan) == len(tensor_plan) == int(count.sum())
+            if len(tensor_plan) < len(plan):
+                merged += 1
+                assert native_plan.inspected == tensor_plan.inspected
+                native_plan, tensor_plan = (p.take(p.order) for p in (native_plan, tensor_plan))
+            assert same_plan(native_plan, tensor_plan)
+            assert torch.equal(native_plan.kind, tensor_plan.kind)
+            assert torch.allclose(native_plan.error, tensor_plan.error, rtol=1e-5, atol=0.0)
+    assert merged >= 5
 
 
 # -- singular ends -----------------------------------------------------------------------------------------

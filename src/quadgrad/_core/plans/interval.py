@@ -149,8 +149,11 @@ class IntervalPlan(CellPlan, geometry="interval"):
     def common(self) -> IntervalPlan | None:
         """Return the cells of one integral that are halved where at least half of the integrals have halved them.
 
-        Those beside singular ends count as whole: where others are singular, search finds out.
+        Those beside singular ends count as whole: where others are singular, search finds out. Places that search
+        has found are each integral's own: pieces between them have nothing in common.
         """
+        if self.places is not None:
+            return None
         linear = self.take(self.linear)
         row, start, level, owner = linear.piece, linear.start, linear.level, linear.owner
         halved = level.new_zeros((0, 2))  # piece and number of a cell, all of one width

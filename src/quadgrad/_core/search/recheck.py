@@ -85,7 +85,7 @@ class _NativeSight:
             self.bodies.see(int(index[0] if self.place is None else self.place[index[0]]), y)
 
     def restart(self) -> None:
-        pass
+        self.bodies.restart()
 
     def close(self) -> NativeBodies:
         self.bodies.close_first()

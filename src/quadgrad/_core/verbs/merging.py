@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.plans.cells import CellPlan
+from quadgrad._core.search.kernel.merging import merge_native
 
-__all__ = ["Merging"]
+__all__ = ["Merging", "merge_worthwhile"]
 
 WORTH = 0.1
 """Merging must save this share of an integral's cells to be tried, and to be kept up."""
@@ -74,12 +75,21 @@ class Merging:
 
     def _try(self, plan: CellPlan, allowed: Tensor, size: Tensor) -> tuple[CellPlan, Tensor]:
         """Merge what seems to be finer than needed, of those integrals of which that saves enough."""
-        merged = plan.coarser(allowed)
-        if len(merged) == len(plan):
-            return plan, size
-        fewer = torch.bincount(merged.owner, minlength=plan.batch)
-        worth = fewer <= (1.0 - WORTH) * size
-        self.before = torch.where(worth, size, 0)
-        if not bool(worth.all()):
-            merged = plan.take(~worth[plan.owner]).join(merged.take(worth[merged.owner]))
-        return merged, torch.where(worth, fewer, size)
+        merged, fewer = merge_native(plan, allowed, WORTH, size) or merge_worthwhile(plan, allowed, WORTH, size)
+        self.before = torch.where(fewer < size, size, 0)
+        return merged, fewer
+
+
+def merge_worthwhile(plan: CellPlan, allowed: Tensor, worth: float, size: Tensor) -> tuple[CellPlan, Tensor]:
+    """Return a plan with cells merged where that saves at least the part ``worth``, and the integrals' sizes then.
+
+    Each has ``size`` cells and may have an error ``allowed``, ``(batch,)``; where that is below 0 it is left alone.
+    """
+    merged = plan.coarser(allowed)
+    if len(merged) == len(plan):
+        return plan, size
+    fewer = torch.bincount(merged.owner, minlength=plan.batch)
+    helps = fewer <= (1.0 - worth) * size
+    if not bool(helps.all()):
+        merged = plan.take(~helps[plan.owner]).join(merged.take(helps[merged.owner]))
+    return merged, torch.where(helps, fewer, size)

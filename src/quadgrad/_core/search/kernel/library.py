@@ -26,8 +26,8 @@ from quadgrad._core.status import Status
 
 __all__ = [
     "CELL", "END", "END_LAYOUT", "INTEGRAL", "LAYOUT", "LEAF", "SHARE", "STRETCH", "ZOOMED",
-    "Gaps", "Locating", "Maps", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally", "WitnessNumbers",
-    "Zoom", "describe", "load",
+    "Gaps", "Locating", "Maps", "Merger", "Named", "OpenSpikes", "Piles", "Round", "Setting", "Tally",
+    "WitnessNumbers", "Zoom", "describe", "load",
 ]  # fmt: skip
 
 CELL, LEAF, INTEGRAL, SHARE, STRETCH, END, ZOOMED = 10, 5, 7, 13, 5, 4, 9
@@ -229,6 +229,18 @@ class Locating(Structure):
     ]
 
 
+class Merger(Structure):
+    """Cells of a kept plan, which of them may be merged, and where those that are left go; see ``merging.c``."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("row", "start", "stop", "error", "kind", "allowed")),
+        *((name, c_int64) for name in ("n", "count", "batch")),
+        *((name, c_double) for name in ("merged", "worth")),
+        *((name, c_void_p) for name in ("to_row", "to_start", "to_stop", "to_error", "to_kind")),
+        *((name, c_void_p) for name in ("fewer", "order")),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     # A structure, or a pointer ("p"), a count ("n") or a number ("x").
     "configure": (_Constants,),
@@ -254,8 +266,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
     "locate_boxes": (Locating, *"npppp"),
+    "merge_cells": (Merger,),
 }
-_RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming")
+_RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells")
 
 
 @cache

@@ -150,6 +150,7 @@ class NativeBodies:
         self.settled = self.withdrawn = self.pairs = 0
         self.mixed, self.first, self.planned, self.tally = False, True, False, Tally()
         self.spiky, self.spikes = c_int64(), list[Tensor]()
+        self.waiting = list[tuple[Tensor, Tensor, Tensor | None]]()
         tolerance, most = task.tolerance, task.max_nfev if witnesses is None else witnesses.most
         totals = (self.held, self.value, self.error, self.status, self.nfev, self.counts)
         self.round = Round(
@@ -180,7 +181,8 @@ class NativeBodies:
         whole = first is None and count == 1
         if first is not None:
             self.planned = True
-            cells = numbers(first.row.shape[0], CELL + self.width).zero_()
+            n, width = first.row.shape[0], CELL + self.width
+            cells = memory.cells(n * width)[: n * width].view(n, width).zero_()
             cells[:, START], cells[:, STOP] = first.start, first.stop
             cells.view(torch.int64)[:, ROW] = first.row
             if not first.even:
@@ -210,7 +212,7 @@ class NativeBodies:
             linear = cells.view(torch.int8)[:, 8 * FLAGS] == LINEAR
             room, n = torch.cat((cells[linear], cells[~linear])), int(linear.sum())
         self._hold(room.flatten(), n, len(cells) - n)
-        self.books, self.layout = numbers(self.task.batch, INTEGRAL), numbers(n * LAYOUT)
+        self.books, self.layout = numbers(self.task.batch, INTEGRAL), self.memory.room("layout", n * LAYOUT)
         self.kernel.open_books(
             self.setting, self.linear.pointer, n, self.ends.pointer, self.ends.n, self.task.batch,
             self.books.data_ptr(), self.layout.data_ptr(),
@@ -227,7 +229,7 @@ class NativeBodies:
         if self.pairs:
             self._call_between()
         if self.first and self.planned:
-            self._measure_planned(0, self.linear.n)
+            self._measure_planned()
         else:
             self._measure(self.linear, self.layout, self.first, self.first)
         self._measure_ends(self.ends)
@@ -237,22 +239,40 @@ class NativeBodies:
         """Measure cells of a plan, from the number ``low`` on, by f at their nodes, ``(m, n, *event)``.
 
         Those with evenly spread nodes come first, and none is in a block with others. What is extrapolated is so in
-        the columns of the plan.
+        the columns of the plan. Whole pieces wait for one another, so that few among many cost no calls of f.
         """
-        off, y, ends = hear(y), read(y, self.parts), low - self.linear.n
-        if ends < 0:
-            self._measure_planned(low, low + y.shape[1], y)
-            cells = CellMemory(self.linear.room, y.shape[1], self.linear.width, low * self.linear.width)
-        else:
-            n, width = y.shape[1], self.ends.width
+        off, y, n, ends = hear(y), read(y, self.parts), y.shape[1], low - self.linear.n
+        if ends >= 0:
+            width = self.ends.width
             cells = CellMemory(self.ends.room, n, width, self.ends.at + ends * width)
             kind = cells.room[cells.at :][: n * width].view(n, width).view(torch.int8)[:, 8 * FLAGS]
             kind += HELD * (kind >= EXTRAPOLATED)
             self._measure_ends(cells, y)
-        self._add_inner_error(cells, off)
+            self._add_inner_error(cells, off)
+            return
+        whole = self._whole(low, low + n)
+        count = int(whole.sum())
+        if count in (0, n):
+            self._measure_some(slice(low, low + n), count > 0, y, off)
+            return
+        here, others = whole.nonzero().squeeze(1), (~whole).nonzero().squeeze(1)
+        pick = lambda index: (low + index, y[:, index], None if off is None else off[:, index])
+        self.waiting.append(pick(here))
+        index, y, off = pick(others)
+        self._measure_some(index, False, y, off)
+
+    def restart(self) -> None:
+        """Forget what was seen: all of it comes again."""
+        self.waiting.clear()
 
     def close_first(self) -> None:
-        """Take note that all cells of a plan are measured."""
+        """Measure what waits; take note that all cells of a plan are measured."""
+        if self.waiting:
+            index, y, off = (list(parts) for parts in zip(*self.waiting, strict=True))
+            exact = all(o is None for o in off)
+            off = [REALS.new_zeros(t.shape[:2]) if o is None else o for o, t in zip(off, y, strict=True)]
+            self._measure_some(torch.cat(index), True, torch.cat(y, 1), None if exact else torch.cat(off, 1))
+            self.waiting.clear()
         self.first = self.one_each = False
 
     def first_errors(self) -> tuple[Tensor, Tensor]:
@@ -265,43 +285,62 @@ class NativeBodies:
         """Return the nodes spent on each integral so far, to be written to."""
         return self.books.view(torch.int64)[:, NFEV]
 
-    def _measure_planned(self, low: int, high: int, y: Tensor | None = None) -> None:
-        """Measure cells of a plan: whole pieces with looks, others without; ``y`` is f at their nodes if known."""
-        n, width = self.linear.n, self.linear.width
-        layout, cells = self.layout.view(LAYOUT, -1)[:, low:high], self.linear.room[: n * width].view(n, width)
-        cells = cells[low:high]
-        whole = cells[:, STOP] - cells[:, START] == 1.0
-        kinds = int(whole.sum())
-        if high - low == n and kinds in (0, n):  # no need to take cells out and put them back
-            self._measure(self.linear, self.layout, True, kinds == n, y)
+    def _whole(self, low: int, high: int) -> Tensor:
+        """Tell which of a plan's cells with evenly spread nodes are whole pieces."""
+        cells = self.linear.room[: self.linear.n * self.linear.width].view(-1, self.linear.width)[low:high]
+        return cells[:, STOP] - cells[:, START] == 1.0
+
+    def _measure_planned(self) -> None:
+        """Measure all cells of a plan with evenly spread nodes: whole pieces with looks, others without."""
+        n = self.linear.n
+        whole = self._whole(0, n)
+        count = int(whole.sum())
+        if count in (0, n):  # no need to take cells out and put them back
+            self._measure_some(slice(0, n), count > 0)
             return
         for looks, mine in ((True, whole), (False, ~whole)):
-            index = mine.nonzero().squeeze(1)
-            if len(index) == 0:
-                continue
-            taken, at_nodes = cells[index], None if y is None else y[:, index]
-            self._measure(CellMemory(taken, len(index), width), layout[:, index].flatten(), True, looks, at_nodes)
-            cells[index] = taken
+            self._measure_some(mine.nonzero().squeeze(1), looks)
+
+    def _measure_some(
+        self, index: slice | Tensor, looks: bool, y: Tensor | None = None, off: Tensor | None = None
+    ) -> None:
+        """Measure some cells of a plan; ``y`` is f at their nodes, if known, and off by ``off``."""
+        n, width = self.linear.n, self.linear.width
+        if isinstance(index, slice):
+            low, high = index.start, index.stop
+            some = CellMemory(self.linear.room, high - low, width, low * width)
+            self._measure(some, self.layout, True, looks, y, (low, n))
+            self._add_inner_error(some, off)
+            return
+        cells, layout = self.linear.room[: n * width].view(n, width), self.layout[: n * LAYOUT].view(LAYOUT, n)
+        taken = cells[index]
+        some = CellMemory(taken.view(-1), len(index), width)
+        self._measure(some, layout[:, index].view(-1), True, looks, y)
+        self._add_inner_error(some, off)
+        cells[index] = taken
 
     def _measure(
-        self, cells: CellMemory, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None
-    ) -> None:
+        self, cells: CellMemory, layouts: Tensor, first: bool, looks: bool, at_nodes: Tensor | None = None,
+        among: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         """Apply the rule to cells with evenly spread nodes; to first ones with edges, to whole pieces with looks.
 
-        Where f is known at the nodes, ``at_nodes``, it is called beside and between them alone.
+        Where f is known at the nodes, ``at_nodes``, it is called beside and between them alone. ``layouts`` are
+        those of the cells, or of more: the number of the first among how many.
         """
-        task, opening, low, n = self.task, self.task.opening, 0, cells.n
+        task, opening, low = self.task, self.task.opening, 0
+        start, n = among or (0, cells.n)
         rows = self.m + (WHOLE if looks else BESIDE * first)
         for part in cells.parts(max(1, task.block // rows)):
-            layout = layouts.data_ptr() + 8 * low
+            layout = layouts.data_ptr() + 8 * (start + low)
             if first and opening is not None:
                 slope, y = pointer(opening.slope), read(opening.y.detach(), self.parts)
             else:
                 x, slope = numbers(rows, part.n), self._slope(rows * part.n)
                 self.kernel.place(self.setting, first, looks, part.pointer, part.n, x.data_ptr(), slope, layout, n)
-                whose = slice(low, low + part.n)
+                whose = slice(start + low, start + low + part.n)
                 owner = whose if self.one_each else layouts[2 * n :][whose]
-                y = self._call_unknown(x, owner, None if at_nodes is None else at_nodes[:, whose])
+                y = self._call_unknown(x, owner, None if at_nodes is None else at_nodes[:, low : low + part.n])
             off = None if at_nodes is not None else hear(y)
             self.kernel.measure(
                 self.setting, first, looks, noise(task), part.pointer, part.n, y.data_ptr(), slope, layout, n,
