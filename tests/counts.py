@@ -70,7 +70,7 @@ COUNTS: dict[str, tuple[int, int, int, int]] = {
     "sawtooth": (1811, 0, 1906, 0),
     "marked absolute sine": (130, 0, 130, 0),
     "marked change of law": (52, 0, 52, 0),
-    "ramp": (284, 0, 329, 0),
+    "ramp": (284, 0, 461, 0),
     "x^0.1": (95, 0, 95, 0),
     "x^-0.5": (95, 0, 95, 0),
     "x^-0.9": (117, 0, 117, 0),
