@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import in_transform, outside_transforms, without_derivatives
+from quadgrad._core.blocks import on_device
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.cells import WHOLE
@@ -92,7 +93,7 @@ class Problem:
         numbers = math.prod(self.integrand.event or ())
         if self.rule is not None and self.rule.nodes.ndim > 1:  # points of several coordinates
             numbers = max(numbers, self.rule.nodes.shape[1])
-        return self.chunk_size or max(1, BLOCK // max(1, numbers))
+        return self.chunk_size or max(1, on_device(BLOCK, self.limits.a.device) // max(1, numbers))
 
     @property
     def tile(self) -> int:

@@ -22,6 +22,7 @@ from quadgrad._core._torch import (
     in_transform,
     outside_transforms,
 )
+from quadgrad._core.blocks import on_device
 from quadgrad._core.estimates.series import add_series
 from quadgrad._core.estimates.sums import extrapolated_sums, weighted_sums
 from quadgrad._core.integrand import Integrand
@@ -76,6 +77,7 @@ def replay_plan(
     rows : Rows, optional
         Collect the sums of a thrifty replay, where it can be one function: part by part, in ascending order.
     """
+    block = block if thrifty else on_device(block, plan.row.device)
     size = max(1, block // plan.tau.shape[0])
     kept = not thrifty or not torch.is_grad_enabled() or in_transform() or forward_mode_open()
     if kept or len(plan) == 0 or plan.term is not None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from quadgrad._core.blocks import on_device
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.estimates.replicates import FEWEST, Estimate, ReplicateSums
 from quadgrad._core.mesh.box import Box
@@ -83,7 +84,8 @@ def block_width(problem: Problem, plan: PointsPlan, batch: int) -> int:
     event = 1
     for size in problem.integrand.event or ():
         event *= size
-    nodes = problem.chunk_size or max(1, min(BLOCK // max(1, event), NUMBERS // (plan.d + 1 + event)))
+    most = on_device(1, problem.limits.a.device)
+    nodes = problem.chunk_size or max(1, most * min(BLOCK // max(1, event), NUMBERS // (plan.d + 1 + event)))
     return 2 ** max(0, (nodes // max(1, plan.count * batch)).bit_length() - 1)
 
 
