@@ -93,7 +93,7 @@ class Problem:
         numbers = math.prod(self.integrand.event or ())
         if self.rule is not None and self.rule.nodes.ndim > 1:  # points of several coordinates
             numbers = max(numbers, self.rule.nodes.shape[1])
-        return self.chunk_size or max(1, on_device(BLOCK, self.limits.a.device) // max(1, numbers))
+        return self.chunk_size or max(1, on_device(BLOCK, self.pieces.tensors()[0].device) // max(1, numbers))
 
     @property
     def tile(self) -> int:
