@@ -48,13 +48,13 @@ class Cost:
 @contextmanager
 def without_kernel() -> Iterator[None]:
     """Search with tensor operations on the CPU, too."""
-    from quadgrad._core.search.kernel import native
+    from quadgrad._core.search.kernel import opening
 
-    load, native.load = native.load, lambda: None
+    load, opening.load = opening.load, lambda: None
     try:
         yield
     finally:
-        native.load = load
+        opening.load = load
 
 
 def count_rounds(widths: float, n: int = BATCH) -> Cost:

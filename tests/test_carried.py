@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import quadgrad as qg
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from tests.helpers import t64
 
 ROOT_PI = math.sqrt(math.pi)
@@ -19,7 +19,7 @@ SHIFTS = (0.0, 0.3, -0.7, 1.3)
 @pytest.fixture(params=("kernel", "tensors"))
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     return request.param
 
 

@@ -13,7 +13,7 @@ from benchmarks.derivatives import ROWS
 from benchmarks.problems import PROBLEMS
 from counts import COUNTS, DERIVATIVES, RTOLS
 from helpers import leaf, t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.kernel.library import load
 
 
@@ -21,7 +21,7 @@ from quadgrad._core.search.kernel.library import load
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])
 def test_every_problem_of_the_table(engine: str, rtol: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     elif load() is None:
         pytest.skip("the package was installed without its compiled kernel")
     spent, place = {}, 2 * RTOLS.index(rtol)
@@ -34,7 +34,7 @@ def test_every_problem_of_the_table(engine: str, rtol: float, monkeypatch: pytes
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])
 def test_many_peaks(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     c, decades = torch.rand((2, 500), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     e = 10 ** (4 * decades - 5)
     peak = lambda x, c, e: e / ((x - c) ** 2 + e**2)

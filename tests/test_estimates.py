@@ -10,7 +10,7 @@ import quadgrad as qg
 from helpers import Recorder, t64
 from quadgrad._core.estimates.null_rules import null_rule_error, weigh
 from quadgrad._core.rules import get_rule
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.kernel.library import load
 
 EPS = torch.finfo(torch.float64).eps
@@ -20,7 +20,7 @@ EPS = torch.finfo(torch.float64).eps
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every test with the kernel and without."""
     if request.param == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     elif load() is None:
         pytest.skip("the package was installed without its compiled kernel")
 

@@ -15,7 +15,7 @@ import quadgrad as qg
 from helpers import Recorder, leaf, relative_error, same_plan, t64
 from quadgrad._core.reduce import total
 from quadgrad._core.search.kernel import merging as native_merging
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from quadgrad._core.verbs.merging import merge_worthwhile
 
 
@@ -454,7 +454,7 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize("chunk_size", [21, 200, 10**6])
 def test_tiles_with_nothing_left_to_search_add_nothing_to_a_kept_plan(engine, chunk_size, monkeypatch) -> None:
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
 
     def peaks(x, e):
         return e / ((x - 0.3) ** 2 + e**2)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import quadgrad as qg
 from helpers import leaf, t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 
 def peak(x: Tensor, c: Tensor, e: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def test_nodes_never_exceed_the_budget(
     f: Any, gradient: Any, budget: int | None, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     mode = {"gradient": qg.Resolve(rtol=1e-3)} if gradient == "resolve" else {}
     options: dict[str, Any] = {"rtol": 1e-12, "max_nfev": budget} | mode
     kept, most = qg.Integrator(qg.quad, on_failure="ignore", **options), budget or 30_000

@@ -14,7 +14,7 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.problems import PROBLEMS, Problem
 from helpers import t64
-from quadgrad._core.search.kernel import library, native
+from quadgrad._core.search.kernel import library, opening
 from quadgrad._core.search.kernel.library import load
 
 INF = float("inf")
@@ -38,7 +38,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[qg.Result, qg.R
         run = partial(qg.quad, *args, on_failure="ignore", **options)
         compiled = run()
         with monkeypatch.context() as patch:
-            patch.setattr(native, "load", lambda: None)
+            patch.setattr(opening, "load", lambda: None)
             return compiled, run()
 
     return call

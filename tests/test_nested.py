@@ -17,7 +17,7 @@ from torch.func import grad, hessian, jacfwd, vmap
 
 import quadgrad as qg
 from helpers import integral, leaf, relative_error, t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 
 def inner(x: Tensor, p: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ DOUBLES = {
 @pytest.mark.parametrize("engine", ("kernel", "tensors"))
 def test_double_integrals(name: str, options: dict[str, float], engine: str, monkeypatch) -> None:
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     inner, a, b, exact = DOUBLES[name]
     result = qg.quad(lambda x: inner(x, **options), t64(a), b, **options)
     true = abs(float(result.value) - exact)

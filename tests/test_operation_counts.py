@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quadgrad as qg
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.tensors import TensorBodies
 
 EVENLY, LOGARITHMIC = 350, 755
@@ -69,7 +69,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch, looks: list[int]) -> list[tuple[Coun
         return lists(self)
 
     lists = torch.Tensor.tolist
-    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(opening, "load", lambda: None)
     monkeypatch.setattr(TensorBodies, "decide", whole_round)
     monkeypatch.setattr(TensorBodies, "evaluate", first)
     monkeypatch.setattr(torch.Tensor, "tolist", to_list)

@@ -14,7 +14,7 @@ import quadgrad as qg
 from helpers import Recorder, integral, leaf, relative_error, same_plan, t64
 from problems import PROBLEMS
 from quadgrad._core.rules import get_rule
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 TABLE = {p.name: p for p in PROBLEMS}
 
@@ -300,7 +300,7 @@ def test_peaks_as_narrow_as_spacings_of_single_precision_do_not_raise(
     name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     centres = (
         (61.102925, 5.2e-7, 50.0, 1e3),
         (71.554785, 9.2e-8, 61.554785, 1e3),

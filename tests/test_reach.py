@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import quadgrad as qg
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 inf = math.inf
 Case = tuple[Callable[..., Any], float, float, float]
@@ -106,7 +106,7 @@ ALL = SERIES | PLACES | CANCELS
 @pytest.mark.parametrize("name", ALL)
 def test_reached_within_4000_nodes(name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     f, a, b, exact = ALL[name]
     result = qg.quad(f, t64(a), t64(b), rtol=1e-8)
     error = abs(float(result.value) - exact)
@@ -168,7 +168,7 @@ def mixed(x: Tensor, c: Tensor, kind: Tensor, w: Tensor) -> Tensor:
 @pytest.mark.parametrize("compiled", (True, False))
 def test_a_batch_of_all_of_these_is_what_single_calls_are(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     n, draw = (24 if compiled else 12), torch.Generator().manual_seed(0)
     c, kind, w = (
         torch.rand(n, generator=draw).double(),
@@ -191,7 +191,7 @@ def test_a_batch_of_all_of_these_is_what_single_calls_are(compiled: bool, monkey
 @pytest.mark.parametrize("compiled", (True, False))
 def test_a_table_within_4000_nodes(seed: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     draw = torch.Generator().manual_seed(seed)
     inner = torch.rand(18, generator=draw, dtype=torch.float64).sort().values
     knots, heights = torch.cat((t64(0.0)[None], inner, t64(1.0)[None])), torch.randn(20, generator=draw).double()

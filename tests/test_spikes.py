@@ -12,7 +12,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -26,7 +26,7 @@ def draw() -> Callable[[float, float, int], Tensor]:
 @pytest.fixture(params=["kernel", "tensors"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     return request.param
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
 TOLERANCES = (1e-4, 1e-8, 1e-10)
@@ -274,7 +274,7 @@ def test_half_precision_inside_the_integrand_is_no_unmarked_jump(dtype: torch.dt
 def test_scales_of_one_at_an_end_of_very_wide_pieces(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On [0, b] and [-b, 0], and beside a piece that was seen; each alone is the same as in the batch."""
     if engine == "tensors":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(opening, "load", lambda: None)
     b = 10.0 ** torch.arange(10, 300, 29, dtype=torch.float64)
     a, b = torch.cat((0 * b, -b)), torch.cat((b, 0 * b))
     for f, exact in (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import quadgrad as qg
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 from tests.helpers import relative_error, t64
 
 INF = math.inf
@@ -83,7 +83,7 @@ def test_tensor_operations_ask_too() -> None:
     c = draw(0.02, 0.98)
     f = lambda x, c: torch.cos(3 * x) + 1e4 * bell(x, c, 1e-4)
     exact = math.sin(3.0) / 3 + math.sqrt(math.pi)
-    with patch.object(native, "load", lambda: None):
+    with patch.object(opening, "load", lambda: None):
         result = qg.quad(f, 0.0, 1.0, (c,), rtol=1e-8)
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error).all()

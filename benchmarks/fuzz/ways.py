@@ -19,7 +19,7 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.fuzz.claims import Claims, value_claims
 from benchmarks.fuzz.sample import Sample, join
-from quadgrad._core.search.kernel import native
+from quadgrad._core.search.kernel import opening
 
 __all__ = ["WAYS", "Call", "DisagreementError", "call", "suits"]
 
@@ -323,7 +323,7 @@ def without_kernel(this: Call) -> Iterator[Claims]:
     """Tensor operations in place of the kernel: the same statuses and values, and counts but for rounding."""
     rtol, rule = this.tolerance(-9), this.rule()
     compiled = call(this.sample, rtol=rtol, rule=rule)
-    with patch.object(native, "load", lambda: None):
+    with patch.object(opening, "load", lambda: None):
         plain = call(this.sample, rtol=rtol, rule=rule)
     yield value_claims(this.sample, plain, rtol)
     _same(this.sample, compiled, plain, "kernel and tensors", rtol, counts=False)

@@ -21,7 +21,8 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
-from quadgrad._core.search.kernel.native import NativeBodies, suits_native
+from quadgrad._core.search.kernel.native import NativeBodies
+from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.spikes import join_spikes
 from quadgrad._core.search.stalled import search_on

@@ -20,7 +20,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.search.gaps import find_gaps
-from quadgrad._core.search.kernel.native import suits_native
+from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
 from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lower, rank
 from quadgrad._core.search.task import Found, join_places, replace_some

@@ -17,7 +17,8 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
 from quadgrad._core.search.kernel.naming import find_witnesses
-from quadgrad._core.search.kernel.native import search_native, suits_native
+from quadgrad._core.search.kernel.native import search_native
+from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.look import look_again
 from quadgrad._core.search.spikes import follow_spikes, join_spikes
 from quadgrad._core.search.start import first_cells

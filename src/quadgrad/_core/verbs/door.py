@@ -29,7 +29,7 @@ from quadgrad._core.plans.base import Plan
 from quadgrad._core.problem import BLOCK, Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
-from quadgrad._core.search.kernel.native import open_native
+from quadgrad._core.search.kernel.opening import open_native
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.wrapped import refuse_wrapped
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from quadgrad._core.integrand import Argument
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.kernel.library import Named, Setting, load
+from quadgrad._core.search.kernel.library import Named, Setting, WitnessNumbers, load
 from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, pointer
+from quadgrad._core.search.kernel.values import read
 from quadgrad._core.search.witnesses import AWAY, Listed, Witnesses, named
 
-__all__ = ["find_witnesses"]
+__all__ = ["find_witnesses", "numbers_of"]
 
 KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
 """What the tables of places and of what is at each consist of."""
@@ -55,3 +56,14 @@ def _numbers(value: Any) -> tuple[int, int, Any]:
     if not in_memory(plain):
         plain = torch.full_like(plain, torch.nan, device="cpu")
     return plain.data_ptr(), int(plain.numel() > 1), plain
+
+
+def numbers_of(witnesses: Witnesses, parts: int) -> WitnessNumbers:
+    """Return witnesses as the kernel reads them, of an integrand whose values have so many ``parts``."""
+    value, weights = read(witnesses.value, parts), torch.from_numpy(witnesses.problem.rule.barycentric)
+    tables = (witnesses.place, witnesses.slot, value, witnesses.size, weights)
+    made = WitnessNumbers(
+        *witnesses.numbers(), *(t.data_ptr() for t in tables), witnesses.place.shape[1], witnesses.left
+    )
+    made.kept = tables
+    return made

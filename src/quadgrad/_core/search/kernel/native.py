@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 from ctypes import addressof, byref, c_int64, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.spikes import RISES
-from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import BESIDE, BESIDE_END, WHOLE
-from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, Pieces
+from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.rules import Rule
 from quadgrad._core.rules.rule import LOOKS
 from quadgrad._core.search.decide import WAIT
 from quadgrad._core.search.kernel.library import (
@@ -46,10 +43,10 @@ from quadgrad._core.search.kernel.memory import (
     REALS,
     CellMemory,
     Memory,
-    in_memory,
     numbers,
     pointer,
 )
+from quadgrad._core.search.kernel.naming import numbers_of
 from quadgrad._core.search.kernel.values import UnreadableError, as_dtype, read, spreads
 from quadgrad._core.search.kernel.zoom import zoom_native
 from quadgrad._core.search.piles import watched
@@ -58,7 +55,7 @@ from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 from quadgrad._core.search.witnesses import Witnesses
 
-__all__ = ["NativeBodies", "open_native", "search_native", "suits_native"]
+__all__ = ["NativeBodies", "search_native"]
 
 MOST = 2**62
 """No budget is larger: what a round would cost is added to what is spent."""
@@ -74,44 +71,6 @@ SPIKE = 3
 
 WHO, NFEV = 3, 5
 """Columns of an integral: which it is, and the evaluations, as integers."""
-
-
-def suits_native(task: Problem) -> bool:
-    """Whether the kernel can search this: what f returns has components, and all is in the CPU's memory."""
-    pieces, event = task.pieces, task.integrand.event
-    return event is not None and 0 not in event and _is_open(pieces, task.rule)
-
-
-def _is_open(pieces: Pieces, rule: Rule) -> bool:
-    return rule.mirrored and in_memory(pieces.lower) and in_memory(pieces.upper) and load() is not None
-
-
-@dataclass(slots=True)
-class Opening:
-    """A single integral's first cell and where it is, and f there as f returned it, which may carry a gradient."""
-
-    setting: Setting
-    room: Tensor
-    slope: Tensor | None
-    y: Tensor
-
-
-def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integrand, Opening] | None:
-    """Call f on the first cell of a single integral, not knowing yet what it returns; None where that is no cell.
-
-    Returned with it is the integrand that knows its output.
-    """
-    if pieces.count > 1 or not _is_open(pieces, rule):
-        return None
-    kernel, setting, rows = load(), Setting.of(pieces, rule), rule.nodes.size + WHOLE
-    room, x, slope = numbers(CELL + LAYOUT), numbers(rows, 1), numbers(rows) if pieces.infinite else None
-    cell = room.data_ptr()
-    layout = cell + 8 * CELL
-    if kernel.begin(byref(setting), 1, cell, None, layout) == 0:
-        return None
-    kernel.place(byref(setting), True, True, cell, 1, x.data_ptr(), pointer(slope), layout, 1)
-    integrand, y = integrand.probe(x)
-    return integrand, Opening(setting, room, slope, y)
 
 
 def search_native(task: Problem, first: IntervalPlan | None, witnesses: Witnesses | None = None) -> Found | None:
@@ -158,22 +117,12 @@ class NativeBodies:
             *ellipse(tolerance.rtol, self.m), int(min(most, MOST)), 0, 0, batch, 0, 0,
             addressof(setting), 0, 0, 0, 0, 0, *[t.data_ptr() for t in totals],
         )  # fmt: skip
-        self.asks = None if witnesses is None else self._take(witnesses)
+        self.asks = None if witnesses is None else numbers_of(witnesses, self.parts)
         # Plain numbers of eight bytes are spread over cells by all threads; torch's index_select uses one.
         arguments = () if batch == 1 or integrand.captured else integrand.arguments
         self.own = [spreads(a) for a in arguments]
         spread = [a.value.data_ptr() for a, own in zip(arguments, self.own, strict=True) if own]
         self.spread = (c_void_p * len(spread))(*spread) if spread else ()
-
-    def _take(self, witnesses: Witnesses) -> WitnessNumbers | None:
-        """Return witnesses for the kernel; none of them where f returned something else than it did before."""
-        value, weights = read(witnesses.value, self.parts), torch.from_numpy(witnesses.problem.rule.barycentric)
-        tables = (witnesses.place, witnesses.slot, value, witnesses.size, weights)
-        made = WitnessNumbers(
-            *witnesses.numbers(), *(t.data_ptr() for t in tables), witnesses.place.shape[1], witnesses.left
-        )
-        made.kept = tables
-        return made
 
     def open(self, first: IntervalPlan | None) -> None:
         """Take the given cells, or whole pieces."""
