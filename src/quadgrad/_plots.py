@@ -213,9 +213,7 @@ def plot_cut(
     d = plan.level.shape[0]
     if d != 2:
         raise ValueError(f"cells in {d} dimensions cannot be drawn: a picture has two")
-    if not 0 <= element < plan.batch:
-        raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
-    own = (plan.owner == element).nonzero().squeeze(1)
+    own = _own_cells(plan, element).nonzero().squeeze(1)
     ax = _plane(ax)
     ax.set_title(_title(len(own), plan.rule))
     integrand, box, *_ = flatten_box(f or torch.zeros_like, a, b, args)
@@ -310,9 +308,14 @@ Antiderivative.plot = plot_antiderivative
 
 def _cells_of(plan: _Plan, element: int) -> _Plan:
     """Return the cells of one integral of the batch."""
+    return plan.take(_own_cells(plan, element))
+
+
+def _own_cells(plan: IntervalPlan | BoxPlan | CutPlan, element: int) -> Tensor:
+    """Tell which cells are those of one integral of the batch."""
     if not 0 <= element < plan.batch:
         raise IndexError(f"element={element} is not in a plan of {plan.batch} integrals")
-    return plan.take(plan.owner == element)
+    return plan.owner == element
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,6 +93,3 @@ def _dimension(name: str, args: Any, kwargs: Any) -> int | None:
     if isinstance(dim, int) and not isinstance(dim, bool):
         return dim
     return None if name in ("argmax", "argmin", "unique") else -1
-
-
-Quantity = Callable[..., tuple[Tensor | None, str]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["EVEN", "Placed", "even_grid", "grid_table", "through_grid"]
+__all__ = ["EVEN", "Placed", "even_grid", "grid_table", "level_mass", "through_grid"]
 
 EVEN = 0.03125
 """The share of points that no map moves: those whose first coordinate is below it. A power of two, so that they are
@@ -27,6 +27,20 @@ Placed = tuple[Tensor, Tensor, Tensor]
 def even_grid(batch: int, d: int, bins: int, like: Tensor) -> Tensor:
     """Return grids that move nothing, ``(batch, d, bins + 1)``."""
     return torch.linspace(0.0, 1.0, bins + 1, dtype=like.dtype, device=like.device).repeat(batch, d, 1)
+
+
+def level_mass(grid: Tensor, mass: Tensor) -> Tensor:
+    """Return grids ``(batch, d, bins + 1)`` of bins that share what the old ones' ``mass`` is, all alike."""
+    bins = mass.shape[-1]
+    reached = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))
+    reached = reached / reached[..., -1:]
+    wanted = torch.linspace(0.0, 1.0, bins + 1, dtype=grid.dtype, device=grid.device)
+    upper = torch.searchsorted(reached, wanted.expand_as(reached).contiguous()).clamp_(1, bins)
+    low, high = reached.gather(-1, upper - 1), reached.gather(-1, upper)
+    start, stop = grid.gather(-1, upper - 1), grid.gather(-1, upper)
+    new = start + (wanted - low) / (high - low).clamp_min(torch.finfo(grid.dtype).tiny) * (stop - start)
+    new[..., 0], new[..., -1] = 0.0, 1.0
+    return new.cummax(-1).values
 
 
 def grid_table(grid: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.integrand import Argument
-from quadgrad._core.mesh.grid import even_grid
+from quadgrad._core.mesh.grid import even_grid, level_mass
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.regions.through import Through
@@ -160,12 +160,4 @@ def _fitted(edges: Tensor, mass: Tensor) -> Tensor:
     total = mass.sum(-1, keepdim=True)
     even, width = LEFT / d, edges.diff(dim=-1)
     share = torch.where(total > 0.0, (1.0 - even) * mass / total + even * width, width)
-    reached = torch.nn.functional.pad(share.cumsum(-1), (1, 0))
-    reached = reached / reached[..., -1:]
-    asked = torch.linspace(0.0, 1.0, BINS + 1, dtype=edges.dtype, device=edges.device)
-    upper = torch.searchsorted(reached, asked.expand_as(reached).contiguous()).clamp_(1, BINS)
-    low, high = reached.gather(-1, upper - 1), reached.gather(-1, upper)
-    start, stop = edges.gather(-1, upper - 1), edges.gather(-1, upper)
-    new = start + (asked - low) / (high - low).clamp_min(torch.finfo(edges.dtype).tiny) * (stop - start)
-    new[..., 0], new[..., -1] = 0.0, 1.0
-    return new.clamp(0.0, 1.0).cummax(-1).values
+    return level_mass(edges, share).clamp(0.0, 1.0)

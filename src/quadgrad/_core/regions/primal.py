@@ -168,7 +168,7 @@ def gradients_with_errors(
             if not (sums.requires_grad and bool(group.any())):
                 continue
             columns = _columns(sums[group].sum(0), d)
-            if finer is not None:
+            if finer is not None and group is not kink:
                 columns.append(columns[0] - finer[group].sum())
             values, *off = (_gradients(one, tensors) for one in columns)
             for i, (gradient, error) in enumerate(zip(gradients, errors, strict=True)):

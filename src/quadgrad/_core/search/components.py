@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
+from quadgrad._core.estimates.null_rules import FLOOR, PLACE, SAFETY, null_rule_error, weigh
 from quadgrad._core.estimates.series import limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.tails import SAFETY, find_tail, wave_goes_on
+from quadgrad._core.search.tails import find_tail, wave_goes_on
 from quadgrad._core.search.task import Tail, noise
 from quadgrad._core.search.towards import GOOD
 

@@ -7,14 +7,12 @@ their slopes differ by can be nothing else. Of what is no kink that is seen afte
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import noise
-from quadgrad._core.search.zoom import call_places
+from quadgrad._core.search.zoom import Zoom, call_places
 
 __all__ = ["SEVERAL", "corners_first", "find_corners"]
 
@@ -43,9 +41,6 @@ between those known, halved so often at most, and for so many calls."""
 
 ROUGH, SMOOTH, CORNER, STRAIGHT_CORNER = range(4)
 """What a stretch is: none of the others; one polynomial; a corner between two; one between straight lines."""
-
-
-Zoom = Callable[[Problem, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def corners_first(
@@ -128,7 +123,7 @@ def _trace(problem: Problem, row: Tensor, corner: Tensor) -> tuple[Tensor, Tenso
 
 
 def find_corners(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a place in each stretch ``(k,)``, whether f has a corner there and is smooth around, and the calls."""
+    """Return a place in each stretch ``(k,)``, what the stretch is, one of the kinds above, and the calls."""
     eps = noise(problem)
     width = high - low
     tau = torch.linspace(0.0, MARGIN, SIDE, dtype=low.dtype, device=low.device)

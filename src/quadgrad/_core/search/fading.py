@@ -36,7 +36,8 @@ KNOWN, LEAST = 1e-5, 0.015
 that do not fall is none, nor is one that only a logarithm makes finite."""
 
 HALF, BEST = 0.45, 1e-3
-"""As :data:`GOOD`, of what rounding hides; what is worse than that at last, as a part of the whole, is not kept."""
+"""As :data:`quadgrad._core.search.towards.GOOD`, of what rounding hides; what is worse than that at last, as a part
+of the whole, is not kept."""
 
 SMOOTH, EVEN = 1e-12, 0.01
 """Such a part has any term; and so far terms may be off their law beyond their errors, as a logarithm."""
@@ -110,7 +111,6 @@ def _falls(terms: Tensor, errors: Tensor, v: Tensor) -> bool:
     good = int((errors < KNOWN * terms).cumprod(0).sum())
     if good <= FEWEST:
         return False
-    # c - a v + b log v, through three terms
     # c - a v + b log v, through three terms: all that are not hidden must follow, or there is a second scale.
     known = torch.tensor((good // 3, 2 * good // 3, good - 1), device="cpu")
     law = torch.stack((torch.ones_like(v), -v, v.log()), 1)

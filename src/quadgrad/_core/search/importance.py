@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.estimates.replicates import ReplicateSums, half_width
-from quadgrad._core.mesh.grid import even_grid
+from quadgrad._core.mesh.grid import even_grid, level_mass
 from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
@@ -159,15 +159,7 @@ def adapt_grid(grid: Tensor, moments: Tensor, damping: float = DAMPING) -> Tenso
     smooth = smooth.clamp(1e-30, 1.0 - 1e-12)
     importance = ((smooth - 1.0) / smooth.log()) ** damping
     importance = torch.maximum(importance / importance.mean(-1, keepdim=True), _graded(grid))
-    reached = torch.nn.functional.pad(importance.cumsum(-1), (1, 0))
-    reached = reached / reached[..., -1:]
-    wanted = torch.linspace(0.0, 1.0, bins + 1, dtype=grid.dtype, device=grid.device)
-    upper = torch.searchsorted(reached, wanted.expand_as(reached).contiguous()).clamp_(1, bins)
-    low, high = reached.gather(-1, upper - 1), reached.gather(-1, upper)
-    start, stop = grid.gather(-1, upper - 1), grid.gather(-1, upper)
-    new = start + (wanted - low) / (high - low) * (stop - start)
-    new[..., 0], new[..., -1] = 0.0, 1.0
-    return torch.where(known, new.cummax(-1).values, grid)
+    return torch.where(known, level_mass(grid, importance), grid)
 
 
 def _graded(grid: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.search.wide import call_close, cells_towards, depth
 from quadgrad._core.status import Status
 
-__all__ = ["GRID", "is_faint", "look_again"]
+__all__ = ["GRID", "look_again"]
 
 GRID, BESIDE, COARSEST = 11, 8, 6
 """A single piece is looked at in 2^11 - 1 places, first in 2^8 - 1 of these. Several share them by their widths,
@@ -41,9 +41,6 @@ ZOOM, ZOOMS = 16, 8
 
 LEVEL = 0.5
 """Two neighbours of the highest place that have this part of its height show how wide it is."""
-
-HIGHER = 10.0
-"""What is not so much higher than what search has seen is no needle."""
 
 Search = Callable[[Problem, IntervalPlan], Found]
 
@@ -158,15 +155,6 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
     components = (unseen[row] & ((modulus <= nothing) | dropped)) | rough[:, None]
     mine = components.any(1)
     return _Faint(row[mine], components[mine])
-
-
-def is_faint(problem: Problem, found: Found) -> Tensor:
-    """Tell of which integrals a piece was hardly seen, ``(batch,)``."""
-    faint = None if 0 in found.value.shape else _faint_pieces(problem, found)
-    answer = torch.zeros_like(found.status, dtype=torch.bool)
-    if faint is not None:
-        answer[faint.row // problem.pieces.count] = True
-    return answer
 
 
 def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from quadgrad._core.search.components import find_tail_of_all
 from quadgrad._core.search.corners import SEVERAL, corners_first
 from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
-from quadgrad._core.search.zoom import Zoomed
+from quadgrad._core.search.zoom import Zoom
 
 __all__ = ["Piles", "watched"]
 
@@ -53,9 +53,6 @@ SAVES, SAVES_STRONG = 600, 2_000
 
 AT_END = 1e-9
 """A place closer to the end of its piece, relative to the piece, is none."""
-
-
-Zoom = Callable[[Problem, Tensor, Tensor, Tensor], Zoomed]
 
 
 class Stoppable(Protocol):
@@ -229,7 +226,7 @@ class Piles:
 def watched(
     problem: Problem,
     search: Callable[[Piles | None], Found],
-    zoom: Callable[[Problem, Tensor, Tensor, Tensor], Zoomed],
+    zoom: Zoom,
 ) -> Found:
     """Run a search, watched if that is wanted, and enter in its outcome what was found; one body is to zoom."""
     if not problem.reaches:

@@ -26,7 +26,7 @@ from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lo
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
-__all__ = ["cells_around", "follow_spikes", "from_lower", "join_spikes", "search_from"]
+__all__ = ["cells_around", "follow_spikes", "join_spikes", "search_from"]
 
 OCTAVES = 10
 """So many times is the distance halved in which f is called on both sides."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.epsilon import extrapolate
+from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import EPSILON, LEVIN, levin
 from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
@@ -23,7 +24,7 @@ from quadgrad._core.search.fading import sum_octaves
 from quadgrad._core.search.task import Tail, noise
 from quadgrad._core.search.towards import Best, Line, integrate_cells, make_tail
 
-__all__ = ["SAFETY", "find_tail", "wave_goes_on"]
+__all__ = ["find_tail", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -43,7 +44,6 @@ WIDER, FINER = 3.0, 8.0
 REFINE, SETTLED = 16, 1e-9
 """Steps towards a zero at most, and how little it moves in the last one, as a part of its bracket."""
 
-SAFETY = 10.0
 EARLIER = 8.0
 """By how much, as a part of the variable that grows towards the end."""
 

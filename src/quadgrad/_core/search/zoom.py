@@ -5,6 +5,8 @@ The other body of each step is the kernel's ``zoom.c``, for which the tests chec
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import noise
 
-__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoomed", "call_places", "divisions", "zoom"]
+__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "call_places", "divisions", "zoom"]
 
 DIVISIONS = 8
 """Intervals between places where f is called: of these the two around the greatest bend are divided next."""
@@ -28,6 +30,8 @@ BOUNDED = 4.0
 
 Zoomed = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of each stretch the place, whether f is not smooth there, what that leaves in doubt, and the nodes spent."""
+
+Zoom = Callable[[Problem, Tensor, Tensor, Tensor], Zoomed]
 
 
 def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
