@@ -229,7 +229,7 @@ class _Search:
             plan = choose_columns(plan, measured.ends, asked)
             now = (plan, self._error(measured, plan), asked)
             late = (now[1] / torch.maximum(asked, 2.0 * noise)).amax(1) > 1.0
-            if searches == SEARCHES or not bool((late & (status == 0)).any()):
+            if searches == SEARCHES or not bool((late & (status == int(Status.CONVERGED))).any()):
                 break
             before, searches = before or now, searches + 1
             plan = draw_closer(plan, measured.ends, asked, late)
@@ -244,7 +244,8 @@ class _Search:
         plan, error, asked = now if before is None else _better(before, now)
         error = error + self._of_places()
         self.asked, met = asked[:, : len(names)], (error / asked).amax(1) <= 1.0
-        status = torch.where(met, int(Status.CONVERGED), status.masked_fill(status == 0, int(Status.ROUNDOFF)))
+        converged = int(Status.CONVERGED)
+        status = torch.where(met, converged, status.masked_fill(status == converged, int(Status.ROUNDOFF)))
         status = self._of_rounding(status, plan)
         plan = plan.join(series) if len(series) else plan
         error = error[:, : len(names)].masked_fill(self.singular[:, None], torch.inf)
@@ -256,7 +257,11 @@ class _Search:
         As search does with integrals of which it has seen next to nothing, for each variable alone. Returns of
         which integrals something was found, and what.
         """
-        none = (self._sizes(measured) <= self.rounding) & (self.rounding > 0.0) & (status == 0)[:, None]
+        none = (
+            (self._sizes(measured) <= self.rounding)
+            & (self.rounding > 0.0)
+            & (status == int(Status.CONVERGED))[:, None]
+        )
         none[:, len(self.variables.names) :] = False
         best: tuple[Tensor, Found] | None = None
         for j in none.any(0).nonzero()[:, 0].tolist():

@@ -105,14 +105,14 @@ def _trace(problem: Problem, row: Tensor, corner: Tensor) -> tuple[Tensor, Tenso
     which = torch.cat((order, order[first]))
     low = torch.cat((at, lower[order][first].to(at)))
     high = torch.cat((torch.where(last, upper[order].to(at), at.roll(-1)), at[first]))
+    piece = row.unique(return_inverse=True)[1]
     for _ in range(DEEPEST):
         place, kind, calls = find_corners(problem, row[which] // problem.pieces.count, low, high)
         spent.index_add_(0, which, calls)
         here = kind >= CORNER
         index.append(which[here])
         places.append(place[here])
-        whole = torch.zeros_like(spent).index_add_(0, torch.searchsorted(row.unique(), row), spent)
-        dear = whole[torch.searchsorted(row.unique(), row[which])] > COSTS
+        dear = torch.zeros_like(spent).index_add_(0, piece, spent)[piece[which]] > COSTS
         halved = (kind == ROUGH) & ~dear
         if not bool(halved.any()):
             break

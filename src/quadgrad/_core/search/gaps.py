@@ -12,7 +12,13 @@ from quadgrad._core.estimates.null_rules import BEYOND
 from quadgrad._core.reduce import align
 from quadgrad._core.rules import Rule
 
-__all__ = ["find_gaps"]
+__all__ = ["MATTERS", "ROUNDING", "find_gaps"]
+
+MATTERS = 0.1
+"""What is not explained matters if it may amount to this part of the tolerance."""
+
+ROUNDING = 100.0
+"""What is not explained by so many eps of the largest value is none of rounding."""
 
 
 def find_gaps(

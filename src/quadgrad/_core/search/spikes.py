@@ -19,7 +19,7 @@ from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
-from quadgrad._core.search.gaps import find_gaps
+from quadgrad._core.search.gaps import MATTERS, ROUNDING, find_gaps
 from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
 from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lower, rank
@@ -36,12 +36,6 @@ HIGHER = 100.0
 
 PASSES = 5
 """How often the places of one search are followed."""
-
-MATTERS = 0.1
-"""What is not explained matters if it may amount to this part of the tolerance."""
-
-ROUNDING = 100.0
-"""What is not explained by so many eps of the largest value is none of rounding."""
 
 SHARES = 16
 """What a search has spent is counted in so many parts of the budget."""

@@ -23,6 +23,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
+from quadgrad._core.search.gaps import MATTERS, ROUNDING
 from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]
@@ -35,12 +36,6 @@ AWAY = 2.0**-30
 
 SPACING = 0.1
 """What no cell explains is as wide as nodes are apart, as a part of the cell."""
-
-ROUNDING = 100.0
-"""What is not explained by so many eps of the largest value is none of rounding."""
-
-MATTERS = 0.1
-"""What is not explained matters if it amounts to this part of the tolerance."""
 
 SETTLES = 4.0
 """A cell is not asked while its error is so many times above the tolerance: it will be halved."""
