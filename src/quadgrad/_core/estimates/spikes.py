@@ -2,8 +2,8 @@
 
 That is a value that rises steeply from both its neighbours; or, beside something wide, one without which the
 highest coefficients would be nothing. Noted are the places, on cells of all generations: the children of a cell
-need not see again what one of its nodes has seen. What becomes of them: :mod:`quadgrad._core.search.spikes`. The
-same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
+need not see again what one of its nodes has seen. What becomes of them: :mod:`quadgrad._core.search.looks.spikes`.
+The same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
 """
 
 from __future__ import annotations

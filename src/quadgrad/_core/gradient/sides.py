@@ -27,8 +27,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, replay_plan
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.boxes import search_boxes
-from quadgrad._core.search.scouts import look_for_peaks
+from quadgrad._core.search.boxes.scouts import look_for_peaks
+from quadgrad._core.search.boxes.search import search_boxes
 from quadgrad._core.status import Status
 
 __all__ = ["Faces", "search_faces"]

@@ -1,6 +1,6 @@
 """Polynomials through f's values at the nodes of a rule on boxes, by least squares: what f should be elsewhere.
 
-Search holds f at points that no node saw against them (:mod:`quadgrad._core.search.held_out`).
+Search holds f at points that no node saw against them (:mod:`quadgrad._core.search.boxes.held_out`).
 """
 
 from __future__ import annotations

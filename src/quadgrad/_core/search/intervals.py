@@ -17,12 +17,12 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.piles import watched
+from quadgrad._core.search.looks.witnesses import Witnesses
+from quadgrad._core.search.piles.watch import watched
+from quadgrad._core.search.piles.zoom import zoom
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
-from quadgrad._core.search.witnesses import Witnesses
-from quadgrad._core.search.zoom import zoom
 
 __all__ = ["interval_parts", "record", "search"]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.carried import Sights
 from quadgrad._core.search.decide import Totals, allowed_error
-from quadgrad._core.search.spikes import join_spikes
+from quadgrad._core.search.looks.carried import Sights
+from quadgrad._core.search.looks.spikes import join_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 from quadgrad._core.search.tiles import follow_carried, search_tiles

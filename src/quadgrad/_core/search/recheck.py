@@ -21,15 +21,15 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
-from quadgrad._core.search.kernel.native import NativeBodies
 from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.values import UnreadableError
-from quadgrad._core.search.spikes import join_spikes
+from quadgrad._core.search.looks.spikes import join_spikes
+from quadgrad._core.search.looks.witnesses import Witnesses
+from quadgrad._core.search.native import NativeBodies
 from quadgrad._core.search.stalled import search_on
 from quadgrad._core.search.task import Found, hear, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error
 from quadgrad._core.search.tiles import ask_witnesses, look_closer
-from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["Watch"]
 

@@ -73,7 +73,7 @@ class Found:
     tails: list[Tail] | None = field(default=None, kw_only=True)
     """Series towards ends of pieces, as search has found out."""
     found_places: Places | None = field(default=None, kw_only=True)
-    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
+    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles.watch`."""
     faint: bool | None = field(default=None, kw_only=True)
     """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
     seen: Tensor | None = field(default=None, kw_only=True)

@@ -26,8 +26,8 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.boxes import search_boxes
-from quadgrad._core.search.scouts import look_for_peaks
+from quadgrad._core.search.boxes.scouts import look_for_peaks
+from quadgrad._core.search.boxes.search import search_boxes
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.deal import integrate_dealt

@@ -28,8 +28,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad._core.result import Result
-from quadgrad._core.search.importance import Training, judge_maps, train_maps
-from quadgrad._core.search.sampling import BLOCK, Sample, hold_memory, search_samples
+from quadgrad._core.search.samples.importance import Training, judge_maps, train_maps
+from quadgrad._core.search.samples.sampling import BLOCK, Sample, hold_memory, search_samples
 from quadgrad._core.search.task import Found
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal

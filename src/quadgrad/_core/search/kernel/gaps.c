@@ -1,4 +1,4 @@
-/* How far f at places in cells is from the cells' polynomials: the other body of find_gaps in search/gaps.py. */
+/* How far f at places in cells is from the cells' polynomials: the other body of find_gaps in search/looks/gaps.py. */
 
 #include "tiles.h"
 

@@ -1,4 +1,4 @@
-/* What f at places that arguments name holds against cells: the other body of Witnesses.ask in search/witnesses.py. */
+/* What f at places that arguments name holds against cells: the other body of Witnesses.ask in search/looks/witnesses.py. */
 
 #include "tiles.h"
 

@@ -18,9 +18,9 @@ from quadgrad._core.estimates.series import limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.tails import find_tail, wave_goes_on
+from quadgrad._core.search.ends.tails import find_tail, wave_goes_on
+from quadgrad._core.search.ends.towards import GOOD
 from quadgrad._core.search.task import Tail, noise
-from quadgrad._core.search.towards import GOOD
 
 __all__ = ["find_tail_of_all"]
 

@@ -23,7 +23,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
-from quadgrad._core.search.gaps import MATTERS, ROUNDING
+from quadgrad._core.search.looks.gaps import MATTERS, ROUNDING
 from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]

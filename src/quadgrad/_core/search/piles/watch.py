@@ -16,11 +16,11 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.components import find_tail_of_all
-from quadgrad._core.search.corners import SEVERAL, corners_first
-from quadgrad._core.search.stretches import LASTS, UNFINISHED, Ends, Piled
+from quadgrad._core.search.ends.components import find_tail_of_all
+from quadgrad._core.search.piles.corners import SEVERAL, corners_first
+from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
+from quadgrad._core.search.piles.zoom import Zoom
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
-from quadgrad._core.search.zoom import Zoom
 
 __all__ = ["Piles", "watched"]
 
@@ -61,7 +61,7 @@ class Stoppable(Protocol):
     def look_for_piles(self, far: float) -> Piled:
         """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more.
 
-        See :mod:`quadgrad._core.search.stretches`.
+        See :mod:`quadgrad._core.search.piles.stretches`.
         """
         ...
 

@@ -19,8 +19,8 @@ from quadgrad._core.plans.importance import ImportancePlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.points.hashing import fold_seed, hash_numbers
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.placing import place_points
-from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, tile_size
+from quadgrad._core.search.samples.placing import place_points
+from quadgrad._core.search.samples.sampling import Sample, block_width, blocks, cut, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 

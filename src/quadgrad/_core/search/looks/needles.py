@@ -21,9 +21,9 @@ from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
-from quadgrad._core.search.spikes import cells_around, search_from
+from quadgrad._core.search.looks.spikes import cells_around, search_from
+from quadgrad._core.search.looks.wide import call_close, cells_towards, depth
 from quadgrad._core.search.task import Found
-from quadgrad._core.search.wide import call_close, cells_towards, depth
 from quadgrad._core.status import Status
 
 __all__ = ["GRID", "look_again"]

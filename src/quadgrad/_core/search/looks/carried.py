@@ -14,8 +14,8 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import concatenate
-from quadgrad._core.search.open_spikes import from_lower
-from quadgrad._core.search.witnesses import fractions
+from quadgrad._core.search.looks.open_spikes import from_lower
+from quadgrad._core.search.looks.witnesses import fractions
 
 __all__ = ["Sights"]
 

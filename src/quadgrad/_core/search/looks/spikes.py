@@ -19,10 +19,10 @@ from quadgrad._core.mesh.interval import LINEAR, lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
-from quadgrad._core.search.gaps import MATTERS, ROUNDING, find_gaps
 from quadgrad._core.search.kernel.opening import suits_native
-from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
-from quadgrad._core.search.open_spikes import CellMap, Pairs, find_open, from_lower, rank
+from quadgrad._core.search.looks.gaps import MATTERS, ROUNDING, find_gaps
+from quadgrad._core.search.looks.open_spikes import CellMap, Pairs, find_open, from_lower, rank
+from quadgrad._core.search.looks.spikes_native import find_gaps_native, find_open_native
 from quadgrad._core.search.task import Found, join_places, replace_some
 from quadgrad._core.status import Status
 
@@ -141,7 +141,7 @@ def _unexplained(
 ) -> tuple[Tensor, Tensor]:
     """Return how far f at places in cells is from the cells' polynomials, and f's size, ``(m, k)``.
 
-    See :func:`quadgrad._core.search.gaps.find_gaps`.
+    See :func:`quadgrad._core.search.looks.gaps.find_gaps`.
     """
     nodes = problem.rule.tensors(torch.float64, tau.device).nodes
     row, m = plan.row[cell], len(nodes)

@@ -18,7 +18,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.progress import Advance, nothing
 from quadgrad._core.ranks import PARTS, Ranks
 from quadgrad._core.reduce import align
-from quadgrad._core.search.placing import place_points
+from quadgrad._core.search.samples.placing import place_points
 from quadgrad._core.search.task import Found, noise
 from quadgrad._core.status import Status
 

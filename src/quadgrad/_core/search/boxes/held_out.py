@@ -3,7 +3,7 @@
 A small error says how well f is known between the nodes unless there is something that no node sees. What no node
 sees, a narrow bump on something smooth, is seen by one of many points spread evenly, if only its foot: where f is
 smooth the polynomial says what f should be to many digits, so that the foot of a bump shows far from it, where it
-does not matter. What is seen so is followed uphill (:mod:`quadgrad._core.search.ascent`). ADR 61.
+does not matter. What is seen so is followed uphill (:mod:`quadgrad._core.search.boxes.ascent`). ADR 61.
 """
 
 from __future__ import annotations

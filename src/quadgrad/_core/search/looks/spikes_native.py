@@ -10,16 +10,16 @@ from torch import Tensor
 
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import Rule
-from quadgrad._core.search.gaps import find_gaps
 from quadgrad._core.search.kernel.library import Gaps, OpenSpikes, load
 from quadgrad._core.search.kernel.memory import INTEGERS, in_memory, numbers
-from quadgrad._core.search.open_spikes import CELLS, MOST, RESOLVED, SAME, Pairs
+from quadgrad._core.search.looks.gaps import find_gaps
+from quadgrad._core.search.looks.open_spikes import CELLS, MOST, RESOLVED, SAME, Pairs
 
 __all__ = ["find_gaps_native", "find_open_native"]
 
 
 def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pairs | None:
-    """Return what :func:`quadgrad._core.search.open_spikes.find_open` does, of integrals that ended in this way."""
+    """Return what :func:`~quadgrad._core.search.looks.open_spikes.find_open` does, of integrals ended this way."""
     n, rows, cells = len(spikes), plan.pieces * len(status), len(plan)
     sizes = (rows + 1, n, max(n, 3 * cells), CELLS * n, n, CELLS * n, CELLS * n, CELLS * n)
     rooms = numbers(sum(sizes)).split(sizes)
@@ -38,7 +38,7 @@ def find_open_native(plan: IntervalPlan, spikes: Tensor, status: Tensor) -> Pair
 def find_gaps_native(
     rule: Rule, y: Tensor, factor: Tensor, tau: Tensor, inside: Tensor, rounding: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what :func:`quadgrad._core.search.gaps.find_gaps` does."""
+    """Return what :func:`quadgrad._core.search.looks.gaps.find_gaps` does."""
     if not in_memory(y):  # subclasses may keep what they stand for elsewhere
         return find_gaps(rule, y, factor, tau, inside, rounding)
     k, n = tau.shape

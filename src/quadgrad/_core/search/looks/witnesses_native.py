@@ -1,4 +1,4 @@
-"""Witnesses found by the compiled kernel: which arguments lie between their limits. See search/witnesses.py."""
+"""Witnesses found by the compiled kernel: which arguments lie between their limits (see ``witnesses.py``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.kernel.library import Named, Setting, WitnessNumbers, load
 from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, pointer
 from quadgrad._core.search.kernel.values import read
-from quadgrad._core.search.witnesses import AWAY, Listed, Witnesses, named
+from quadgrad._core.search.looks.witnesses import AWAY, Listed, Witnesses, named
 
 __all__ = ["find_witnesses", "numbers_of"]
 

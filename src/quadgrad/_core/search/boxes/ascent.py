@@ -18,8 +18,8 @@ from quadgrad._core.mesh.boxes import Boxes, NewBoxes, unit_corners
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules.fit import fit_of
-from quadgrad._core.search.held_out import COARSE, one_column
-from quadgrad._core.search.neighbours import locate_points
+from quadgrad._core.search.boxes.held_out import COARSE, one_column
+from quadgrad._core.search.boxes.neighbours import locate_points
 
 __all__ = ["Peaks", "follow"]
 

@@ -12,8 +12,8 @@ from quadgrad._core.estimates.epsilon import extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import EPSILON
 from quadgrad._core.mesh.interval import LOGARITHMIC
+from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, noise
-from quadgrad._core.search.towards import Best, Line, integrate_cells, make_tail
 
 __all__ = ["sum_octaves"]
 
@@ -36,7 +36,7 @@ KNOWN, LEAST = 1e-5, 0.015
 that do not fall is none, nor is one that only a logarithm makes finite."""
 
 HALF, BEST = 0.45, 1e-3
-"""As :data:`quadgrad._core.search.towards.GOOD`, of what rounding hides; what is worse than that at last, as a part
+"""As :data:`~quadgrad._core.search.ends.towards.GOOD`, of what rounding hides; what is worse at last, as a part
 of the whole, is not kept."""
 
 SMOOTH, EVEN = 1e-12, 0.01

@@ -46,14 +46,14 @@ from quadgrad._core.search.kernel.memory import (
     numbers,
     pointer,
 )
-from quadgrad._core.search.kernel.naming import numbers_of
 from quadgrad._core.search.kernel.values import UnreadableError, as_dtype, read, spreads
 from quadgrad._core.search.kernel.zoom import zoom_native
-from quadgrad._core.search.piles import watched
+from quadgrad._core.search.looks.witnesses import Witnesses
+from quadgrad._core.search.looks.witnesses_native import numbers_of
+from quadgrad._core.search.piles.stretches import Piled
+from quadgrad._core.search.piles.watch import watched
 from quadgrad._core.search.stalled import search_cells
-from quadgrad._core.search.stretches import Piled
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
-from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["NativeBodies", "search_native"]
 

@@ -20,9 +20,9 @@ from quadgrad._core.estimates.series import EPSILON, LEVIN, levin
 from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.fading import sum_octaves
+from quadgrad._core.search.ends.fading import sum_octaves
+from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, noise
-from quadgrad._core.search.towards import Best, Line, integrate_cells, make_tail
 
 __all__ = ["find_tail", "wave_goes_on"]
 

@@ -22,8 +22,8 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.ascent import Peaks, follow
-from quadgrad._core.search.boxes import BoxFound, box_parts, search_boxes
+from quadgrad._core.search.boxes.ascent import Peaks, follow
+from quadgrad._core.search.boxes.search import BoxFound, box_parts, search_boxes
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.status import Status
 

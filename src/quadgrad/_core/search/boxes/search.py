@@ -19,10 +19,10 @@ from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.boxes.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes, doubted_places
+from quadgrad._core.search.boxes.holding import HoldingBodies
+from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes, doubted_places
-from quadgrad._core.search.holding import HoldingBodies
-from quadgrad._core.search.neighbours import SHARE_SEEN, find_blind, find_unseen
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, hear, hear_anew, noise
 from quadgrad._core.search.tensors import TurnsComplexError
