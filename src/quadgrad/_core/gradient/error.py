@@ -12,7 +12,7 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
-from quadgrad._core.estimates.series import without_last
+from quadgrad._core.estimates.series import DROPPED, without_last
 from quadgrad._core.gradient.boundary import (
     PLACED,
     follow_marks,
@@ -37,9 +37,6 @@ from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
-
-DROPPED = 2
-"""So many of the last terms of a series are left out, to see what they change."""
 
 
 def gradient_error(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, PLACE, SAFETY, null_rule_error, weigh
-from quadgrad._core.estimates.series import limits_of
+from quadgrad._core.estimates.series import DROPPED, limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
@@ -26,9 +26,6 @@ __all__ = ["find_tail_of_all"]
 
 LOOKS = 16
 """At so many places components are compared."""
-
-DROPPED = 2
-"""So many of the last terms are left out, one after the other, to see what they change."""
 
 
 def find_tail_of_all(
