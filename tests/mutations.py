@@ -85,7 +85,7 @@ SERIES = "tests/test_series.py tests/test_reach.py"
 ZOOM = "tests/test_zoom.py tests/test_reach.py"
 ROUNDING = "tests/test_noise_of_rounding.py tests/test_honesty.py"
 HELD_OUT = "tests/test_held_out.py"
-CUBATURE = "tests/test_held_out.py tests/test_cubature.py"
+CUBATURE = "tests/test_scouts.py tests/test_held_out.py tests/test_cubature.py"
 
 MUTATIONS = (
     # ----------------------------------------------------------------------------------------- search
@@ -147,7 +147,7 @@ MUTATIONS = (
     Mutation("a tail that fits", "search/ends/tails.py", r"^FITS, NEGLIGIBLE = (0\.03)", "3.0", SERIES),
     Mutation("a series that is good", "search/ends/towards.py", *constant("GOOD", "1e4"), SERIES),
     Mutation("what rounding hides", "search/ends/fading.py", r"^HIDDEN, GROWS = (0\.3)", "1e-9", SERIES),
-    Mutation("noise that rounding explains", "search/noisy.py", *constant("EXPLAINED", "1e6"), ROUNDING),
+    Mutation("noise that rounding explains", "search/noisy.py", *constant("EXPLAINED", "0.0"), ROUNDING),
     # ------------------------------------------------------------------------------------- search: boxes
     Mutation("points held out that disagree", "search/boxes/held_out.py", *constant("BEYOND", "1e6"), HELD_OUT),
     Mutation("first bisections of boxes", "search/boxes/search.py", *constant("BISECTIONS", "0"), CUBATURE),
