@@ -7,6 +7,7 @@ is nothing costs a cell, so that what is found here decides about nothing but no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,8 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all
+from quadgrad._core.search.ends.tails import are_quiet
+from quadgrad._core.search.ends.towards import Line
 from quadgrad._core.search.piles.corners import SEVERAL, corners_first
 from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.piles.zoom import Zoom
@@ -105,16 +108,27 @@ class Piles:
         if not new:
             return
         rows = torch.tensor([end[0] for end in new], device=ends.row.device)
-        owner, limits = rows // problem.pieces.count, problem.pieces.ends(rows)
-        infinite = (end.isinf().double().expand(len(new)) for end in limits)
-        known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *infinite), 1).tolist()
-        integrand, costs = problem.integrand, list[int]()
+        owner = rows // problem.pieces.count
+        limits = (end.double().expand(len(new)) for end in problem.pieces.ends(rows))
+        known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *limits), 1).tolist()
+        integrand = problem.integrand
         one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
-        cheap = CHEAP if one else CHEAP_OF_SEVERAL
-        for (row, upper, distance, singular), (spent, value, *at_end) in zip(new, known, strict=True):
-            wave = bool(at_end[upper]) or not singular
-            ready = cheap <= spent <= problem.max_nfev - DEAR and (wave or self.rounds >= LATER)
-            costs.append(self._see_tail(row, upper, distance, wave, value) if ready else 0)
+        least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
+        costs, waves, lines = [0] * len(new), dict[int, bool](), dict[int, Line]()
+        for i, ((row, upper, _, singular), (spent, _, *ends)) in enumerate(zip(new, known, strict=True)):
+            wave = math.isinf(ends[upper]) or not singular
+            if least <= spent <= most and (wave or self.rounds >= LATER):
+                waves[i] = wave
+                if one and wave:
+                    lines[i] = Line(problem, row, upper, tuple(ends), again=(row, upper) in tried)
+        quiet = dict(zip(lines, are_quiet([*lines.values()], [new[i][2] for i in lines]), strict=True))
+        for i, wave in waves.items():
+            row, upper, distance, _ = new[i]
+            if quiet.get(i):
+                tried[row, upper] = tried.get((row, upper), 0) + 1
+                costs[i] = lines[i].spent
+            else:
+                costs[i] = self._see_tail(row, upper, distance, wave, known[i][1])
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
 
