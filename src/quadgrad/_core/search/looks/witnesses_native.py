@@ -11,14 +11,14 @@ from torch import Tensor
 from quadgrad._core.integrand import Argument
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.kernel.library import Named, Setting, WitnessNumbers, load
-from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, pointer
+from quadgrad._core.search.kernel.memory import INTEGERS, REALS, Memory, in_memory, numbers, pointer
 from quadgrad._core.search.kernel.values import read
 from quadgrad._core.search.looks.witnesses import AWAY, Listed, Witnesses, named
 
 __all__ = ["find_witnesses", "numbers_of"]
 
-KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
-"""What the tables of places and of what is at each consist of."""
+TABLES = {"places": REALS, "slots": INTEGERS, "owners": INTEGERS, "slopes": REALS, "which": INTEGERS}
+"""The tables of places and of what is at each, but for x, and what they consist of."""
 
 
 def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
@@ -32,12 +32,17 @@ def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | 
     pointers = (c_void_p * k)(*[at for at, _, _ in columns])
     steps = (c_int64 * k)(*[step for _, step, _ in columns])
     asked = Named(addressof(pointers), addressof(steps), pointer(mine), k, problem.batch, AWAY)
-    place, slot, x, owner, slope, at = [kind.new_empty(rows * k) for kind in KINDS]
-    tables = (place, slot, x, owner, slope, at)
-    n = load().name_places(byref(setting), byref(asked), *[t.data_ptr() for t in tables])
-    if not n:
-        return None
-    return Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), Listed(*[t[:n] for t in tables[2:]]))
+    memory, x, size = Memory.take(), numbers(rows * k), rows * k
+    rooms = [memory.room(name, size)[:size].view(kind.dtype) for name, kind in TABLES.items()]
+    place, slot, *about = rooms
+    n = load().name_places(byref(setting), byref(asked), *[t.data_ptr() for t in (place, slot, x, *about)])
+    listed = Listed(x[:n], *[t[:n] for t in about])
+    witnesses = Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), listed)
+    if witnesses is None:
+        memory.leave()
+    else:
+        witnesses.memory = memory
+    return witnesses
 
 
 def _any_inside(problem: Problem, arguments: list[Argument]) -> bool:
