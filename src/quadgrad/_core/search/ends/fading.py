@@ -12,7 +12,7 @@ from quadgrad._core.estimates.epsilon import extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import EPSILON
 from quadgrad._core.mesh.interval import LOGARITHMIC
-from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
+from quadgrad._core.search.ends.towards import Best, Line, find_gains, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, noise
 
 __all__ = ["are_hidden", "sum_octaves"]
@@ -137,8 +137,11 @@ def _best_truncated(terms: Tensor, errors: Tensor, eps: float) -> Best | None:
         return None
     entries = lambda t: [torch.stack(column) for column in extrapolate(t, columns)[1:]]
     table = [torch.nn.functional.pad(terms.cumsum(0), (1, 0)), *entries(terms)]
-    pulls = torch.func.jacrev(lambda t: torch.cat(entries(t)))(terms)
-    shaken = (pulls.abs() @ (errors + eps * terms.abs().max())).split([len(column) for column in table[1:]])
+    lengths = [len(column) for column in table[1:]]
+    # As many copies of the terms as there are entries, and of each copy one: all derivatives at once.
+    copies = terms[:, None].expand(-1, sum(lengths))
+    _, gains = find_gains(lambda t: torch.cat(entries(t)).diagonal(), copies)
+    shaken = ((errors + eps * terms.abs().max()) @ gains).split(lengths)
     best: Best | None = None
     doubts: list[Tensor] = []
     for k, (column, gain) in enumerate(zip(table[1:], shaken, strict=True), 1):

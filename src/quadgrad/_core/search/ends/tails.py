@@ -21,7 +21,7 @@ from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.fading import are_hidden, sum_octaves
-from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
+from quadgrad._core.search.ends.towards import Best, Line, find_gains, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, call_places, noise
 
 __all__ = ["are_quiet", "find_tail", "wave_goes_on"]
@@ -92,7 +92,7 @@ def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool
 def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
     """Tell at which ends, of any number, :func:`find_tail` would find neither a wave nor terms that rounding hides.
 
-    Most often that is so, and it takes two calls of f, of one real component, for all. Its costs are entered in lines.
+    Most often that is so, and it takes two calls of f, of one real component, for all. Lines count them.
     """
     if not lines:
         return []
@@ -158,12 +158,6 @@ def _sum(line: Line, fractions: Tensor, kind: int, method: int, size: float, fir
     return make_tail(line, fractions, errors, (kind, method), best, size)
 
 
-def _gain(terms: Tensor, function: object) -> Tensor:
-    """Return how much each term's error counts in a limit."""
-    _, pull, *_ = torch.func.vjp(function, terms)  # pyright: ignore
-    return pull(terms.new_ones(()))[0].abs()
-
-
 def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
     """Return limit, error, and how many terms it takes of the best order."""
     limits, others = (
@@ -172,7 +166,7 @@ def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best |
     largest, best = float(terms.abs().max()), None
     for k in range(FEWEST, len(terms)):
         apart = max(abs(limits[k] - limits[k - 1]), abs(limits[k - 1] - limits[k - 2]), abs(limits[k] - others[k]))
-        gain = _gain(terms[: k + 1], lambda t: levin(t, float(first)))
+        _, gain = find_gains(lambda t: levin(t, float(first)), terms[: k + 1])
         error = SAFETY * apart + float((gain * (errors[: k + 1] + eps * largest)).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
             best = (limits[k], error, k + 1, first)
@@ -195,7 +189,7 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Bes
         )
         if k == 1:
             apart = max(apart, abs(float(entries[-2] - entries[-3])))
-        gain = _gain(terms, lambda t, k=k: extrapolate(t, k)[k][-1])
+        _, gain = find_gains(lambda t, k=k: extrapolate(t, k)[k][-1], terms)
         error = SAFETY * apart + float((gain * (errors + eps * terms.abs().max())).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
             best = (float(entries[-1]), error, len(terms), k)

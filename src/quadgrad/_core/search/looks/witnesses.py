@@ -56,9 +56,9 @@ class Witnesses:
     """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
     ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the
-    largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for. ``narrowest``
-    ``(2, rows, k)`` is the width of the narrowest cell around each place, and how far f is off there, once noted;
-    ``memory`` what the compiled kernel has its tables in, where it works on.
+    largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for.
+    ``narrowest`` ``(2, rows, k)`` is the width of the narrowest cell around each place, and how far f is off there,
+    once that is noted; ``memory`` is where the compiled kernel has its tables, and works.
     """
 
     problem: Problem
