@@ -115,12 +115,12 @@ class Piles:
         one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
         least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
         costs, waves, lines = [0] * len(new), dict[int, bool](), dict[int, Line]()
-        for i, ((row, upper, _, singular), (spent, _, *ends)) in enumerate(zip(new, known, strict=True)):
-            wave = math.isinf(ends[upper]) or not singular
+        for i, ((row, upper, _, singular), (spent, _, *limits)) in enumerate(zip(new, known, strict=True)):
+            wave = math.isinf(limits[upper]) or not singular
             if least <= spent <= most and (wave or self.rounds >= LATER):
                 waves[i] = wave
                 if one and wave:
-                    lines[i] = Line(problem, row, upper, tuple(ends), again=(row, upper) in tried)
+                    lines[i] = Line(problem, row, upper, tuple(limits), again=(row, upper) in tried)
         quiet = dict(zip(lines, are_quiet([*lines.values()], [new[i][2] for i in lines]), strict=True))
         for i, wave in waves.items():
             row, upper, distance, _ = new[i]
