@@ -93,8 +93,7 @@ class NativeBodies:
 
     def __init__(self, task: Problem, witnesses: Witnesses | None = None) -> None:
         integrand, batch, count = task.integrand, task.batch, task.pieces.count
-        self.task, self.kernel = task, load()
-        self.memory = Memory.take() if witnesses is None or witnesses.memory is None else witnesses.memory
+        self.task, self.kernel, self.memory = task, load(), Memory.take()
         self.dtype = integrand.output_dtype or integrand.sum_dtype
         self.parts = 2 if self.dtype.is_complex else 1
         self.columns = math.prod(integrand.event or ()) * self.parts

@@ -58,7 +58,7 @@ class Witnesses:
     ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the
     largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for.
     ``narrowest`` ``(2, rows, k)`` is the width of the narrowest cell around each place, and how far f is off there,
-    once that is noted; ``memory`` is where the compiled kernel has its tables, and works.
+    once that is noted.
     """
 
     problem: Problem
@@ -69,7 +69,6 @@ class Witnesses:
     cost: Tensor | int
     left: int
     narrowest: Tensor | None = None
-    memory: Any = None
 
     @staticmethod
     def of(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:

@@ -11,14 +11,14 @@ from torch import Tensor
 from quadgrad._core.integrand import Argument
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.kernel.library import Named, Setting, WitnessNumbers, load
-from quadgrad._core.search.kernel.memory import INTEGERS, REALS, Memory, in_memory, numbers, pointer
+from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, pointer
 from quadgrad._core.search.kernel.values import read
 from quadgrad._core.search.looks.witnesses import AWAY, Listed, Witnesses, named
 
 __all__ = ["find_witnesses", "numbers_of"]
 
-TABLES = (REALS, INTEGERS, INTEGERS, REALS, INTEGERS)
-"""What the tables of places and of what is at each, but for x, consist of."""
+KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
+"""What the tables of places and of what is at each consist of."""
 
 
 def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
@@ -34,26 +34,18 @@ def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | 
     pointers = (c_void_p * k)(*[at for at, _, _ in columns])
     steps = (c_int64 * k)(*[step for _, step, _ in columns])
     asked = Named(addressof(pointers), addressof(steps), pointer(mine), k, problem.batch, AWAY)
-    memory, x, size = Memory.take(), numbers(rows * k), rows * k
-    tables = memory.room("witnesses", len(TABLES) * size)[: len(TABLES) * size].split(size)
-    place, slot, *about = (
-        t if kind is REALS else t.view(kind.dtype) for t, kind in zip(tables, TABLES, strict=True)
-    )
-    n = load().name_places(byref(setting), byref(asked), *[t.data_ptr() for t in (place, slot, x, *about)])
-    listed = Listed(x[:n], *[t[:n] for t in about])
-    witnesses = Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), listed)
-    if witnesses is None:
-        memory.leave()
-    else:
-        witnesses.memory = memory
-    return witnesses
+    place, slot, x, owner, slope, at = [kind.new_empty(rows * k) for kind in KINDS]
+    tables = (place, slot, x, owner, slope, at)
+    n = load().name_places(byref(setting), byref(asked), *[t.data_ptr() for t in tables])
+    if not n:
+        return None
+    return Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), Listed(*[t[:n] for t in tables[2:]]))
 
 
 def _one_of_each(problem: Problem, arguments: list[Argument]) -> list[tuple[int, int, Any]]:
-    """Return what :func:`_numbers` does for a single integral; nothing if none is between its limits.
+    """Return what :func:`_numbers` does for a single integral, whose numbers are quicker asked for one by one.
 
-    To ask one number after the other is quicker there: of a smooth integral's quarter of a millisecond tensors of
-    one number each would take a fifth.
+    That is nothing if none is between its limits.
     """
     lower, upper = float(problem.pieces.lower[0]), float(problem.pieces.upper[-1])
     values = [float(a.value.detach() if isinstance(a.value, Tensor) else a.value) for a in arguments]
