@@ -106,8 +106,9 @@ def integrate_cells(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) 
     # Rounding of x shakes f, and that of a phase computed from it, as much again.
     shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
     errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size)
-    return sums.value.cpu(), errors.masked_fill(~y.isfinite().all(0), torch.inf).cpu()
+    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size).masked_fill(~y.isfinite().all(0), torch.inf)
+    terms, errors = torch.stack((sums.value, errors)).cpu()  # read at once
+    return terms, errors
 
 
 Best = tuple[float, float, int, int]
