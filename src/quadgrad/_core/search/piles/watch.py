@@ -98,45 +98,40 @@ class Piles:
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
-        problem, tried, odd = self.problem, self.ends_tried, self.rounds % 2
-        columns = (ends.row, ends.upper, ends.distance, ends.singular)
-        new: list[tuple[int, bool, float, bool]] = []
-        for row, upper, distance, singular in torch.stack([t.double() for t in columns], 1).tolist():
-            times = tried.get((int(row), bool(upper)), 0)
-            if times < ENDS_TRIED and not (times and odd):
-                new.append((int(row), bool(upper), distance, bool(singular)))
-        if not new:
-            return
-        rows = torch.tensor([end[0] for end in new], device=ends.row.device)
-        owner = rows // problem.pieces.count
-        limits = (end.double().expand(len(new)) for end in problem.pieces.ends(rows))
-        known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *limits), 1).tolist()
+        problem, owner = self.problem, ends.row // self.problem.pieces.count
+        columns = (
+            ends.row, ends.upper, ends.distance, ends.singular, search.settled_values(owner), search.cost(owner),
+            *(end.expand(owner.shape) for end in problem.pieces.ends(ends.row)),
+        )  # fmt: skip
         integrand = problem.integrand
         one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
         least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
-        costs, waves, lines = [0] * len(new), dict[int, bool](), dict[int, Line]()
-        for i, ((row, upper, _, singular), (spent, _, *limits)) in enumerate(zip(new, known, strict=True)):
-            wave = math.isinf(limits[upper]) or not singular
-            if least <= spent <= most and (wave or self.rounds >= LATER):
-                waves[i] = wave
+        costs, lines = [0] * len(owner), dict[int, Line]()
+        looks = dict[int, tuple[int, bool, float, bool, float]]()
+        # The host reads all at once.
+        for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
+            row, upper, distance, singular, value, spent, *limits = told
+            row, upper = int(row), bool(upper)
+            times, wave = self.ends_tried.get((row, upper), 0), math.isinf(limits[upper]) or not singular
+            due = times < ENDS_TRIED and not (times and self.rounds % 2)
+            if due and least <= spent <= most and (wave or self.rounds >= LATER):
+                looks[i] = row, upper, distance, wave, value
                 if one and wave:
-                    lines[i] = Line(problem, row, upper, tuple(limits), again=(row, upper) in tried)
-        quiet = dict(zip(lines, are_quiet([*lines.values()], [new[i][2] for i in lines]), strict=True))
-        for i, wave in waves.items():
-            row, upper, distance, _ = new[i]
+                    lines[i] = Line(problem, row, upper, tuple(limits), again=times > 0)
+        quiet = dict(zip(lines, are_quiet([*lines.values()], [looks[i][2] for i in lines]), strict=True))
+        for i, (row, upper, distance, wave, value) in looks.items():
+            again = (row, upper) in self.ends_tried
+            self.ends_tried[row, upper] = self.ends_tried.get((row, upper), 0) + 1
             if quiet.get(i):
-                tried[row, upper] = tried.get((row, upper), 0) + 1
                 costs[i] = lines[i].spent
             else:
-                costs[i] = self._see_tail(row, upper, distance, wave, known[i][1])
+                costs[i] = self._see_tail(row, upper, distance, wave, value, again)
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
 
-    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float) -> int:
+    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float, again: bool) -> int:
         """Look for a tail at one end; return what the integral is to be charged."""
-        times = self.ends_tried.get((row, upper), 0)
-        self.ends_tried[row, upper] = times + 1
-        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), times > 0, wave)
+        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), again, wave)
         if tail is None:
             return nodes
         self.tails.append(tail)
