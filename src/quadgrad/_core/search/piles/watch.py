@@ -164,7 +164,8 @@ class Piles:
         """Look closely at stretches that stay, and at those of integrals with several."""
         row, pieces = piled.row, self.problem.pieces
         owner = row // pieces.count
-        several = _count(owner, torch.ones_like(stays)) >= SEVERAL
+        size = _count(owner, torch.ones_like(stays))
+        several = size >= SEVERAL
         looks = stays | several
         here = (_count(owner, looks) > 0).nonzero().squeeze(1)
         if not len(here):
@@ -175,7 +176,7 @@ class Piles:
         known, cost = self._holds(owner, low, high), search.cost(owner)
         if self.tried is None:
             self.tried = torch.zeros(self.problem.batch, dtype=torch.int64, device=row.device)
-        afford = cost + ZOOMED * _count(owner, torch.ones_like(looks)) <= self.problem.max_nfev
+        afford = cost + ZOOMED * size[here] <= self.problem.max_nfev
         fresh = ~known & (self.tried[owner] < TRIALS) & afford & looks
         fresh &= IN_VAIN * _count(owner, fresh) <= PART * cost
         index = fresh.nonzero()[:, 0]
