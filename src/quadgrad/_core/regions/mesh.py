@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.boxes import HINTS, Halves, unit_corners
-from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.mesh.boxes import HINTS, unit_corners
+from quadgrad._core.mesh.protocol import Cells, EvenMesh, EvenMoves
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.reduce import reals, total
 from quadgrad._core.regions.known import Known, Scouts, inspect, send_scouts
@@ -97,7 +97,7 @@ def cut_cells(new: NewCuts | CutPlan) -> tuple[Tensor, Tensor]:
     return low.T.contiguous(), side.T.contiguous()
 
 
-class CutMesh:
+class CutMesh(EvenMesh):
     """The boxes of all integrals of a call, and the functions that cut them.
 
     Parameters
@@ -137,17 +137,6 @@ class CutMesh:
             row = torch.arange(self.batch, device=device).repeat_interleave(place.shape[1])
             level, place = level.repeat(1, self.batch), place.repeat(1, self.batch)
         return [NewCuts(row, row, level, place, self.rule.rows, self.seen[row])]
-
-    def beside(self, new: NewCuts) -> None:
-        """Need no places that several cells share."""
-        return
-
-    def enter(self, new: NewCuts, places: CutPlaces, y: Tensor) -> None:
-        """Take note of nothing."""
-
-    def recall(self, cells: Cells) -> Cells:
-        """Return cells as they were estimated."""
-        return cells
 
     def place(self, new: NewCuts) -> CutPlaces:
         """Look at the cells, and place nodes where f is to be called."""
@@ -217,11 +206,7 @@ class CutMesh:
         worst = torch.where(doubtful[:, None] | ~error.isfinite(), longest, error)
         return torch.where(worst == worst.amax(1, keepdim=True), longest, -torch.inf).argmax(1)
 
-    def propose(self, cells: Cells, marked: Tensor) -> Halves:
-        """Halve the marked cells."""
-        return Halves(marked, self.rule.rows)
-
-    def split(self, cells: Cells, moves: Halves, counts: list[int]) -> Sequence[NewCuts]:
+    def split(self, cells: Cells, moves: EvenMoves, counts: list[int]) -> Sequence[NewCuts]:
         """Return the halves of the cells that are split, next to each other."""
         d = self.rule.d
         parent = torch.nonzero_static(moves.splits, size=counts[0]).squeeze(1).repeat_interleave(2)

@@ -1,6 +1,6 @@
 """Places that single nodes saw and no narrow cell is around.
 
-The other body is the kernel's ``places.c``, for which the tests check that it does the same.
+The other body is the kernel's ``open_spikes.c``, for which the tests check that it does the same.
 """
 
 from __future__ import annotations

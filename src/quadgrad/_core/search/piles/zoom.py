@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.task import call_places, noise
 
-__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "call_places", "divisions", "zoom"]
+__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "divisions", "zoom"]
 
 DIVISIONS = 8
 """Intervals between places where f is called: of these the two around the greatest bend are divided next."""
@@ -127,15 +127,3 @@ def _corner(x: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
     (left, rise), (right, fall) = line(none, at - 1), line(at + 1, none + DIVISIONS)
     away = (left - right) / (fall - rise)
     return torch.where(away.abs() <= x[1] - x[0], otherwise + away, otherwise)
-
-
-def call_places(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
-    """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
-    step = max(1, problem.block // len(x))
-    if x.shape[1] <= step:
-        y = problem.integrand(x, owner).detach()
-    else:
-        blocks = (slice(low, low + step) for low in range(0, x.shape[1], step))
-        y = torch.cat([problem.integrand(x[:, block], owner[block]).detach() for block in blocks], 1)
-    y = y.resolve_conj().resolve_neg().reshape(*x.shape, -1)
-    return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
