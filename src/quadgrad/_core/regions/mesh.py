@@ -16,10 +16,11 @@ from quadgrad._core.mesh.boxes import HINTS, Halves, unit_corners
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.reduce import reals, total
-from quadgrad._core.regions.known import Known, Scouts, inspect, send_scouts
+from quadgrad._core.regions.known import Known, inspect
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.pairs import CutRule
 from quadgrad._core.regions.recursion import Cut, Nodes, trace
+from quadgrad._core.regions.scouts import Scouts, send_scouts
 from quadgrad._core.regions.surface import ROUGH, element
 
 __all__ = ["CutMesh", "CutPlaces", "cut_cells"]
@@ -108,13 +109,16 @@ class CutMesh:
         The number of integrals.
     rule : CutRule
     lipschitz : Tensor, shape ``(batch or 1, functions)``, optional
+    rtol : float
     block : int
         Evaluations at a time.
     """
 
-    def __init__(self, level: Level, batch: int, rule: CutRule, lipschitz: Tensor | None, block: int) -> None:
+    def __init__(
+        self, level: Level, batch: int, rule: CutRule, lipschitz: Tensor | None, rtol: float, block: int
+    ) -> None:  # fmt: skip
         self.level, self.batch, self.rule = level, batch, rule
-        self.lipschitz, self.block = lipschitz, block
+        self.lipschitz, self.rtol, self.block = lipschitz, rtol, block
         self.scouts: Scouts | None = None
         device = level.box.a.device
         self.finest = 1 - SPARE - round(math.log2(torch.finfo(level.g.call_dtype).eps))
@@ -130,7 +134,7 @@ class CutMesh:
         level = torch.full_like(place, halvings)
         if self.lipschitz is None and self.batch:
             grid = torch.stack([t.T for t in unit_corners(level, place)], dim=1)
-            self.scouts = send_scouts(self.level, self.batch, grid, self.block)
+            self.scouts = send_scouts(self.level, self.batch, grid, self.rtol, self.block)
         if first is not None:
             row, level, place = first.owner, first.level, first.place
         else:
