@@ -551,14 +551,74 @@ def test_replay_over_a_region_that_is_a_map() -> None:
     assert value.item() == pytest.approx(4 * math.pi * 0.36, rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_narrow_hole_of_a_slope_is_seen(seed: int) -> None:
-    place = 0.95 * (2.0 * torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1.0)
-    width = 0.01
-    g = lambda x: (2.0 + x[..., 0]) * (1.0 - 2.0 * torch.exp(-squared(x - place) / width**2))
-    result = cut(g, rtol=1e-6)
-    hole = math.pi * width**2 * math.log(2.0)
-    assert result.converged and abs(result.value.item() - (4.0 - hole)) <= result.error.item() < 0.05 * hole
+def star(g: Callable[[Tensor], Tensor], center: Tensor) -> float:
+    """Return the area around a center up to where g first vanishes on rays, by bisection on each."""
+    angle = 2 * math.pi * torch.arange(64, dtype=torch.float64) / 64
+    ray = torch.stack((angle.cos(), angle.sin()), -1)
+    steps = torch.logspace(-5, 0, 301, dtype=torch.float64)[:, None]
+    first = (g(center + steps[..., None] * ray) <= 0.0).int().argmax(0)
+    low, high = (steps[first - k, 0] for k in (1, 0))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        inside = g(center + middle[:, None] * ray) > 0.0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return float((0.5 * low**2).mean() * 2 * math.pi)
+
+
+BELLS = {"gauss": lambda r: torch.exp(-0.5 * r), "lorentz": lambda r: 1.0 / (1.0 + r)}
+
+
+@pytest.mark.parametrize("turn", (0.4, 2.3))
+@pytest.mark.parametrize("width", (0.03, 0.01, 3e-3, 1e-3))
+@pytest.mark.parametrize("bell", BELLS.values(), ids=BELLS)
+def test_a_narrow_spike_beside_a_larger_region_is_seen(
+    bell: Callable[..., Tensor], width: float, turn: float
+) -> None:
+    place = 0.9 * t64([math.cos(turn), math.sin(turn)])
+    g = lambda x: 0.36 - squared(x) + 0.9 * bell(squared(x - place) / width**2)
+    result = cut(g, rtol=1e-7)
+    spike = star(g, place)
+    exact = star(g, t64([0.0, 0.0])) + spike
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() + 1e-9 < 0.05 * spike
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("width", (0.1, 0.01, 1e-3))
+@pytest.mark.parametrize("bell", BELLS.values(), ids=BELLS)
+def test_a_narrow_hole_of_a_slope_is_seen(bell: Callable[..., Tensor], width: float, seed: int) -> None:
+    place = 0.8 * (2.0 * torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1.0)
+    g = lambda x: (2.0 + x[..., 0]) * (1.0 - 2.0 * bell(squared(x - place) / width**2))
+    result = cut(g, rtol=1e-7)
+    hole = star(lambda x: -g(x), place)
+    assert result.converged and abs(result.value.item() - (4.0 - hole)) <= result.error.item() + 1e-12
+    assert result.error.item() < 0.2 * hole
+
+
+@pytest.mark.parametrize("place", ([0.87, -0.78], [-0.75, 0.8], [0.7, 0.71]))
+def test_a_small_part_of_a_union_is_seen(place: list[float]) -> None:
+    small = lambda x: 2e-3 - squared(x - t64(place)).sqrt()
+    result = cut(lambda x: torch.maximum(0.6 - squared(x).sqrt(), small(x)), rtol=1e-6)
+    exact = math.pi * (0.36 + 4e-6)
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() < 2e-6
+
+
+@pytest.mark.parametrize("place", ([0.87, -0.78], [-0.75, 0.8], [0.7, 0.71]))
+def test_what_has_no_foot_is_seen_where_it_matters(place: list[float]) -> None:
+    cone = lambda x: (0.06 - squared(x - t64(place)).sqrt()).clamp_min(0.0)
+    g = lambda x: 0.36 - squared(x) + 60.0 * cone(x)
+    result, part = cut(g, rtol=1e-3), star(g, t64(place))
+    assert result.converged and abs(result.value.item() - 0.36 * math.pi - part) <= result.error.item() < 0.2 * part
+
+
+def test_a_narrow_spike_in_space_is_seen() -> None:
+    place, width = t64([0.7, -0.6, 0.55]), 0.05
+    g = lambda x: x.sum(-1) - 1.5 + 2.0 * torch.exp(-0.5 * squared(x - place) / width**2)
+    result = cut(g, rtol=1e-4, corners=(t64([-1.0] * 3), 1.0))
+    # Across the slope, at a height over the place, the spike is a disc.
+    height = torch.linspace(-0.15, 0.15, 20_001, dtype=torch.float64)
+    squares = -2.0 * width**2 * ((0.85 - 3.0**0.5 * height) / 2.0).log() - height**2
+    spike = math.pi * 0.3 * squares.clamp_min(0.0).mean().item()
+    assert result.converged and abs(result.value.item() - 0.5625 - spike) <= result.error.item() < 0.1 * spike
 
 
 def test_an_integrator_keeps_cells_while_the_region_moves() -> None:

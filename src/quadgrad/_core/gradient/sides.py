@@ -34,9 +34,9 @@ from quadgrad._core.status import Status
 __all__ = ["Faces", "search_faces"]
 
 TOGETHER, LARGEST = 3, 5
-"""Sides of so many axes move together at most in so many dimensions, of two in more: mixed derivatives of that order.
+"""Sides of so many axes move together in up to so many dimensions, of two in more: mixed derivatives of that order.
 
-Three sides make f be called 1.5 times as often in four and five dimensions as two, twice as often in six.
+With three f is called 1.5 times as often in four and five dimensions, twice as often in six.
 """
 
 

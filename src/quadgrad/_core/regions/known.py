@@ -2,8 +2,8 @@
 
 With a bound on how fast they change this is a proof. Without one, the bound is taken from differences between
 points of a lattice, unless a look around at the start of a search (:mod:`quadgrad._core.regions.scouts`) has seen
-the other sign. A function that is constant over a cell has shown nothing: what it says there
-is what a saturated one says where it does not look.
+what these do not show. A function that is constant over a cell has shown nothing: what it says there is what a
+saturated one says where it does not look.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ def inspect(
 def _contradicted(
     scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, q: int, positive: Tensor, negative: Tensor
 ) -> Tensor:  # fmt: skip
-    """Tell of which functions a lattice cannot show what a scout has seen in a cell or beside it, ``(n, functions)``.
+    """Tell of which functions a cell's lattice cannot have shown what scouts have seen there, ``(n, functions)``.
 
-    One that shows one sign where the scout has seen the other; and one whose points are farther apart than that
-    sign reaches, also where it shows both.
+    It shows one sign where a scout has seen the other; or, if it shows both, or a scout was beside the cell, its
+    points are farther apart than what was seen is wide.
     """
     u, seen, extent = scouts.u[owner], scouts.positive[owner], scouts.extent[owner]
     apart = torch.maximum(low[:, None] - u, u - (low + side)[:, None])

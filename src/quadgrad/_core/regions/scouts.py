@@ -17,14 +17,19 @@ from torch import Tensor
 from quadgrad._core.points import make_sequence
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.rules.fit import Fit, fit_points
+from quadgrad._core.tolerance import sum_dtype
 
 __all__ = ["Scouts", "send_scouts"]
 
 LEAST, MOST, HITS = 2**12, 2**16, 4.0
-"""Points for each integral: as many as put about four in what is as large as the tolerance, a part of the box."""
+"""Points for each integral, at least and at most: as many as put about four in what is as large a part of the box
+as the tolerance is of the integral."""
 
 FITTED, NEIGHBOURHOOD = 1024, 256
-"""Points of a cell, at most, that polynomials are fitted to, and of which the highest among neighbours are sought."""
+"""Points of a cell, at most: to fit polynomials to, and to look for the highest among neighbours in."""
+
+REFITS, CLIPPED = 3, 3.0
+"""How often polynomials are fitted again to gaps that are cut off at so many times the median one."""
 
 NEIGHBOURS = 3
 """Times the number of dimensions: neighbours a point is compared with."""
@@ -111,7 +116,7 @@ def send_scouts(level: Level, batch: int, start: Tensor, rtol: float, block: int
     number = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
     tables: list[Tensor] = []
     for column, empty in zip(columns, (torch.nan, False, torch.inf), strict=True):
-        table = column.new_full((batch, int(count.max()), column.shape[1]), empty)
+        table = column.new_full((batch, int(count.amax()), column.shape[1]), empty)
         table[owner, number] = column[order]
         tables.append(table)
     return Scouts(*tables)
@@ -119,10 +124,8 @@ def send_scouts(level: Level, batch: int, start: Tensor, rtol: float, block: int
 
 @cache
 def _points(d: int, size: int, device: torch.device) -> tuple[Tensor, Fit, Tensor, Tensor]:
-    """Return points of the unit cube, the polynomials through the first of them and their products at all of them,
-    and the neighbours of the first points, by their numbers.
-    """  # fmt: skip
-    points = make_sequence("sobol", d, 0, 1, device).points(0, size)[0].double()
+    """Return points of a cell, polynomials through the first of them, their products at all, and neighbours."""
+    points = make_sequence("sobol", d, 0, 1, device).points(0, size)[0].to(sum_dtype(device))
     fit = fit_points(points[:FITTED].cpu().numpy())
     few = points[:NEIGHBOURHOOD]
     near = torch.cdist(few, few).argsort(dim=1)[:, 1 : 1 + NEIGHBOURS * d]
@@ -136,8 +139,8 @@ def _look(level: Level, owners: Tensor, start: Tensor, size: int) -> tuple[Tenso
     u = (start[:, 0, None] + start[:, 1, None] * points).reshape(-1, d)
     v = level(u.repeat(n, 1), owners.repeat_interleave(cells * size))
     functions = v.shape[1]
-    v = v.double().reshape(n, cells, size, functions).movedim(3, 2).flatten(0, 2).nan_to_num(0.0, 0.0, 0.0)
-    coefficients = v[:, :FITTED] @ torch.as_tensor(fit.coefficients, device=v.device).T
+    v = v.to(u.dtype).reshape(n, cells, size, functions).movedim(3, 2).flatten(0, 2).nan_to_num(0.0, 0.0, 0.0)
+    coefficients = _fitted(v[:, :FITTED], fit, products[:FITTED])
     cell = torch.arange(cells, device=v.device).repeat_interleave(functions).repeat(n)
     patches = _Patches(
         level, fit, owners.repeat_interleave(cells * functions),
@@ -150,16 +153,37 @@ def _look(level: Level, owners: Tensor, start: Tensor, size: int) -> tuple[Tenso
     climbers = patches.take(torch.cat((odd, patch)))
     climbers.coefficients[len(odd) :] = 0.0
     sign = torch.cat((gap[odd, place].sign(), sign))
+    if not len(sign):  # a function need not understand that it is asked for nothing
+        return climbers.owner, climbers.low, v.new_zeros((0, functions), dtype=torch.bool), climbers.low
     distance = size ** (-1.0 / d)
     t = _climb(climbers, points[torch.cat((place, top))], sign, distance)
     u, extent = climbers.low + climbers.side * t, _extent(climbers, t, distance)
     return climbers.owner, u, level(u, climbers.owner) > 0.0, extent
 
 
+def _fitted(v: Tensor, fit: Fit, products: Tensor) -> Tensor:
+    """Return polynomials ``(p, k)`` close to values ``(p, m)``, among which few that are far off count little.
+
+    One point on a spike in a corner of a cell would bend the polynomial so much that gaps around change their sign.
+    """
+    matrix = torch.as_tensor(fit.coefficients, dtype=v.dtype, device=v.device).T
+    coefficients = v @ matrix
+    for _ in range(REFITS):
+        gap = v - coefficients @ products.T
+        most = CLIPPED * _median(gap)[:, None]
+        coefficients = coefficients + torch.minimum(torch.maximum(gap, -most), most) @ matrix
+    return coefficients
+
+
+def _median(gap: Tensor) -> Tensor:
+    """Return the median size of gaps ``(p, m)``, ``(p,)``: that of the first of them, sorting is slow."""
+    return gap[:, :NEIGHBOURHOOD].abs().median(1).values
+
+
 def _stand_out(gap: Tensor, rounding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the patches and the numbers of points whose gaps ``(p, size)`` are far larger than most."""
     size, (m, d) = gap.abs(), points.shape
-    least = torch.maximum(STANDS_OUT * size.median(1).values, rounding)
+    least = torch.maximum(STANDS_OUT * _median(size), rounding)
     patch = torch.arange(len(gap), device=gap.device)
     found: list[tuple[Tensor, Tensor]] = []
     for _ in range(ODD):
@@ -198,7 +222,7 @@ def _climb(patches: _Patches, t: Tensor, sign: Tensor, step: float) -> Tensor:
     eye = torch.eye(d, dtype=t.dtype, device=t.device)
     moves, each = torch.cat((eye, -eye)), torch.arange(p, device=t.device)
     height, steps = sign * patches(t[:, None])[:, 0], torch.full_like(sign, step)
-    for _ in range(CLIMB if p else 0):
+    for _ in range(CLIMB):
         tried = (t[:, None] + steps[:, None, None] * moves).clamp(0.0, 1.0)
         top, place = (sign[:, None] * patches(tried)).max(1)
         better = top > height
