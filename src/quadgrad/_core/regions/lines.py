@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.rehearsal import current_rehearsal
 
-__all__ = ["Level", "Roots", "find_roots", "moved", "on_axis"]
+__all__ = ["ORDER", "Level", "Roots", "find_roots", "moved", "on_axis", "on_faces"]
 
 SAMPLES = 4
 """Parts of a line, between whose ends changes of sign are looked for."""
@@ -93,15 +93,12 @@ class Roots:
     slope: Tensor
     sound: Tensor
 
-    def on_faces(self, u: Tensor, rest: Tensor, low: Tensor, side: Tensor) -> Tensor:
-        """Return the points ``(k, d)`` on the lines: u there, but on the faces for the axes of ``rest`` ``(k, r)``.
 
-        ``low`` and ``side`` ``(k, d)`` are those of the cells.
-        """
-        return _on_faces(u, rest, low, side, self.upper)
+def on_faces(u: Tensor, rest: Tensor, low: Tensor, side: Tensor, upper: Tensor) -> Tensor:
+    """Return the points ``(k, d)`` of lines: u there, but on faces of the cells for the axes of ``rest`` ``(k, r)``.
 
-
-def _on_faces(u: Tensor, rest: Tensor, low: Tensor, side: Tensor, upper: Tensor) -> Tensor:
+    ``low`` and ``side`` ``(k, d)`` are those of the cells, ``upper`` tells which faces.
+    """
     if rest.shape[1] == 0:
         return u
     at = low.gather(1, rest) + side.gather(1, rest) * upper[:, : rest.shape[1]]
@@ -134,7 +131,7 @@ def find_roots(
         upper = torch.zeros((here.shape[0], max(1, rest.shape[1])), dtype=torch.bool, device=u.device)
         if faces:
             upper[:] = torch.tensor(faces, device=u.device)
-        points = _on_faces(u[here], rest[here], low[here], side[here], upper)
+        points = on_faces(u[here], rest[here], low[here], side[here], upper)
         line, t, which, slope, sound = _on_lines(
             level, points, owner[here], axis[here], low[here], side[here], active[here], rest.shape[1] == 0
         )

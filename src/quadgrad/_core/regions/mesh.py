@@ -59,7 +59,8 @@ ROUNDING = 10.0
 class CutPlaces:
     """Where f is called: ``x`` ``(1, n, d)`` for the integrals ``owner`` ``(n,)``, and what that makes of cells.
 
-    ``factor`` ``(n,)`` is the element of volume, or of a surface.
+    ``factor`` ``(n,)`` is the element of volume, or of a surface; ``kinked`` tells in which cells boundaries may cross
+    where the rule does not see it.
     """
 
     x: Tensor
@@ -67,6 +68,7 @@ class CutPlaces:
     nodes: Nodes
     known: Known
     factor: Tensor
+    kinked: Tensor
 
 
 @dataclass(slots=True)
@@ -162,12 +164,14 @@ class CutMesh:
             none = none | ~known.active.any(1)
         inside = (~none).nonzero().squeeze(1)
         cut = Cut(new.row, low, side, known.order, known.active).take(inside)
-        nodes, _ = trace(self.level, cut, self.rule.line, self.rule.surface)
+        nodes, skeleton = trace(self.level, cut, self.rule.line, self.rule.surface)
         x, factor = element(self.level, nodes, cut, self.rule.surface)
         nodes = replace(nodes, cell=inside[nodes.cell])
         owner = new.row[nodes.cell]
         self.spent.index_add_(0, owner, torch.ones_like(owner))
-        return CutPlaces(x, owner, nodes, known, factor)
+        several = known.active.sum(1) > 1
+        kinked = (several & ~known.steep).index_put((inside,), skeleton.kinked, accumulate=False)
+        return CutPlaces(x, owner, nodes, known, factor, kinked | several & ~known.steep)
 
     def __call__(self, new: NewCuts, places: CutPlaces, y: Tensor, noise: float) -> Cells:
         """Return the cells with what f's values ``(1, nodes, *event)`` say of them: this is the estimate."""
@@ -186,22 +190,22 @@ class CutMesh:
         doubtful = known.active.any(1) & ~known.clear
         height = torch.where(peak > 0.0, peak, self.seen[new.row])
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
-        corner = known.active.sum(1) > 1
+        several = known.active.sum(1) > 1
         deep = (new.level.sum(0) >= DEEPEST) | (new.level.amax(0) >= self.finest)
         if self.rule.surface and self.level.g.stack is not None:
             noise = max(noise, ROUGH / ROUNDING)
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
         least = torch.where(
-            doubtful, missed, torch.where(corner, torch.where(known.steep, KINK, TURN) * missed, floor)
+            doubtful, missed, torch.where(places.kinked, torch.where(known.steep, KINK, TURN) * missed, floor)
         )
-        error = torch.maximum(torch.where(corner, along[:, 0].sum(1), _error(along)), least)
+        error = torch.maximum(torch.where(several, along[:, 0].sum(1), _error(along)), least)
         lost = ~error.isfinite() | known.lost
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
         error = error.masked_fill(lost, torch.inf)
         blank = known.blank & (new.level.sum(0) >= self.rule.d * (START.get(self.rule.d, 1) + BLANK))
         can = (~deep & ~blank).long()
-        axis = self._axis(new, along[:, 0], doubtful | corner)
+        axis = self._axis(new, along[:, 0], doubtful | places.kinked)
         bits = torch.arange(known.active.shape[1], device=value.device)
         active = (known.active.long() << bits).sum(1)
         whole = torch.stack((new.owner, can, new.row, axis))
