@@ -169,9 +169,8 @@ class CutMesh:
         nodes = replace(nodes, cell=inside[nodes.cell])
         owner = new.row[nodes.cell]
         self.spent.index_add_(0, owner, torch.ones_like(owner))
-        several = known.active.sum(1) > 1
-        kinked = (several & ~known.steep).index_put((inside,), skeleton.kinked, accumulate=False)
-        return CutPlaces(x, owner, nodes, known, factor, kinked | several & ~known.steep)
+        kinked = torch.zeros_like(none).index_put((inside,), skeleton.kinked)
+        return CutPlaces(x, owner, nodes, known, factor, kinked)
 
     def __call__(self, new: NewCuts, places: CutPlaces, y: Tensor, noise: float) -> Cells:
         """Return the cells with what f's values ``(1, nodes, *event)`` say of them: this is the estimate."""
@@ -197,7 +196,7 @@ class CutMesh:
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
         least = torch.where(
-            doubtful, missed, torch.where(places.kinked, torch.where(known.steep, KINK, TURN) * missed, floor)
+            doubtful, missed, torch.where(places.kinked, KINK * missed, floor)
         )
         error = torch.maximum(torch.where(several, along[:, 0].sum(1), _error(along)), least)
         lost = ~error.isfinite() | known.lost

@@ -117,7 +117,7 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = Fa
         last = number == d - 1
         bottom, width = (t.gather(1, axis[:, None]).squeeze(1) for t in (low, side))
         place, root_lines, corners = torch.cat((bottom, bottom + width, roots.t)), roots.line, None
-        if not last and bool((active.sum(1) > 1).any()):
+        if not last and (d > 2 or bool((active.sum(1) > 1).any())):
             corners, unsure = find_corners(level, nodes.u, owner, axis, rest, low, side, active)
             kinked[cell[unsure]] = True
             place, root_lines = torch.cat((place, corners.t[:, 0])), torch.cat((root_lines, corners.line))
