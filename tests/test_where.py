@@ -285,6 +285,78 @@ def test_intersections() -> None:
     assert abs(triangle.value.item() - 0.5 * 1.3**2) <= triangle.error.item() and triangle.converged
 
 
+def polygon(c: Tensor, f: Callable[..., Tensor] = one, **options: Any) -> Tensor:
+    """Integrate over where all of five normals' products are less than c."""
+    angle = t64([0.2, 1.5, 2.7, 4.0, 5.2])
+    normals = torch.stack((angle.cos(), angle.sin()), -1)
+    return cut(lambda x, c: c - x @ normals.T, f, (qg.element(c, 1),), rtol=1e-6, **options).value
+
+
+def exact_polygon(c: Tensor) -> Tensor:
+    """Return the integral of 1 + x_1 over that polygon, by its corners."""
+    angle = t64([0.2, 1.5, 2.7, 4.0, 5.2])
+    normals = torch.stack((angle.cos(), angle.sin()), -1)
+    corner = torch.linalg.solve(torch.stack((normals, normals.roll(-1, 0)), 1), torch.stack((c, c.roll(-1)), -1))
+    following = corner.roll(-1, 0)
+    cross = corner[:, 0] * following[:, 1] - following[:, 0] * corner[:, 1]
+    return (cross * (0.5 + (corner + following)[:, 0] / 6.0)).sum()
+
+
+def test_a_moving_polygon() -> None:
+    c = leaf([0.5, 0.45, 0.55, 0.4, 0.6])
+    own = lambda c: polygon(c, lambda x, c: 1.0 + x[..., 0])
+    assert own(c).item() == pytest.approx(exact_polygon(c).item(), rel=1e-13)
+    for order in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian):
+        torch.testing.assert_close(order(own, c), order(exact_polygon, c), rtol=1e-9, atol=1e-9)
+    plain, along = c.detach(), t64([1.0, -1.0, 0.5, 0.0, 2.0])
+    slopes = torch.func.vmap(torch.func.grad(own))(torch.stack((plain, 1.1 * plain)))
+    for number, scale in enumerate((1.0, 1.1)):
+        exact = torch.func.grad(exact_polygon)(scale * plain)
+        torch.testing.assert_close(slopes[number], exact, rtol=1e-10, atol=0.0)
+    forward = torch.func.jvp(own, (plain,), (along,))[1]
+    assert forward.item() == pytest.approx((torch.func.grad(exact_polygon)(plain) @ along).item(), rel=1e-10)
+    captured = lambda c: cut(lambda x: torch.stack((c - squared(x), x[..., 0] - c * x[..., 1]), -1)).value
+    half = torch.func.vmap(torch.func.grad(captured))(t64([0.36, 0.25]))
+    assert half.tolist() == pytest.approx([math.pi / 2, math.pi / 2], rel=1e-9)
+
+
+def test_a_lens_of_two_discs() -> None:
+    c, r = leaf(0.35), leaf(0.6)
+    discs = [lambda x, c, r, s=s: r**2 - squared(x - s * c * t64([1.0, 0.0])) for s in (1.0, -1.0)]
+    result = qg.cubature(one, *SQUARE, (c, r), region=qg.Where(discs[0]) & qg.Where(discs[1]), rtol=1e-7)
+    exact = lambda c, r: 2 * (r**2 * torch.acos(c / r) - c * torch.sqrt(r**2 - c**2))
+    assert result.converged and abs(result.value - exact(c, r)).item() <= result.error.item() < 1e-7
+    assert result.nfev < 6_000
+    own, known = (derivatives(v, c, r) for v in (result.value, exact(c, r)))
+    assert own[0] == pytest.approx(known[0], abs=1e-9) and own[1] == pytest.approx(known[1], abs=1e-8)
+    errors = qg.gradient_error(result, (c, r))
+    assert all(error.item() < 1e-8 for error in errors)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_of_turned_ellipsoids_are_as_right_as_is_said(seed: int) -> None:
+    random = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    axes = leaf(0.15 * random + 0.7 * torch.eye(3, dtype=torch.float64))
+    g = lambda x, axes: 1.0 - squared(torch.linalg.solve(axes, x[..., None])[..., 0])
+    corners = (t64([-1.4] * 3), 1.4)
+    result = cut(g, lambda x, _: x[..., 0] ** 2, (qg.element(axes, 2),), corners=corners, rtol=1e-2)
+    exact = 4 / 15 * math.pi * torch.linalg.det(axes).abs() * (axes[0] ** 2).sum()
+    slopes, known = (torch.autograd.grad(v, axes, retain_graph=True)[0] for v in (result.value, exact))
+    assert ((slopes - known).abs() <= qg.gradient_error(result, axes)).all()
+    assert (slopes - known).abs().max() < 1e-5
+
+
+def test_a_wedge_of_a_ball() -> None:
+    angle, r = leaf(1.1), leaf(0.8)
+    sides = lambda x, t, r: torch.stack((x[..., 1], torch.sin(t) * x[..., 0] - torch.cos(t) * x[..., 1]), -1)
+    region = qg.Where(lambda x, t, r: r**2 - squared(x)) & qg.Where(sides)
+    result = qg.cubature(
+        one, t64([-1.0] * 3), 1.0, (angle, r), region=region, rtol=1e-2, on_failure="ignore", gradient=qg.Reuse()
+    )
+    exact = 2 / 3 * 1.1 * 0.8**3
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() and result.nfev < 200_000
+
+
 @pytest.mark.parametrize("trial", range(12))
 def test_random_regions_are_as_right_as_they_say(trial: int) -> None:
     generator = torch.Generator().manual_seed(trial)

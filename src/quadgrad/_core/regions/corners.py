@@ -1,13 +1,12 @@
-"""Where the boundary has corners and turns in planes through cells; and how those places move, in ordinary torch.
+"""Where boundaries cross and turn in planes through cells; and how those places move, in ordinary torch.
 
 The integral over one axis has a kink where the boundaries of two functions cross, and a singularity where one turns
-round on a face: it is cut into pieces there. Without, what pokes through a face between the nodes is missed, which is
-little of a value and more of its derivative. Like roots on lines such places move by steps with slopes held fixed.
+round on a face: it is cut into pieces there. Without, what pokes through a face between the nodes is missed, little
+of a value but more of its derivative. Like roots on lines such places move by steps with slopes held fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
@@ -67,127 +66,122 @@ class Corners:
         return Corners(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
+def _join(parts: list[Corners]) -> Corners:
+    return Corners(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Corners)))
+
+
 def find_corners(
     level: Level, u: Tensor, owner: Tensor, axis: Tensor, rest: Tensor, low: Tensor, side: Tensor, active: Tensor
 ) -> tuple[Corners, Tensor]:  # fmt: skip
-    """Find the corners and turns of the active functions over lines, which are given as for roots.
+    """Find where the boundaries of active functions cross and turn over lines, which are given as for roots.
 
-    Also tell over which lines ``(m,)`` there may be more corners.
+    Also tell over which lines ``(m,)`` they may cross elsewhere.
     """
-    (m, r), functions = rest.shape, active.shape[1]
-    every = [(i, j) for i in range(functions) for j in range(i, functions)]
-    pairs = torch.tensor(every, device=u.device)
-    turns = pairs[:, 0] == pairs[:, 1]
+    r, functions, count = rest.shape[1], torch.arange(active.shape[1], device=u.device), active.sum(1)
+    pairs, alone = torch.combinations(functions).reshape(-1, 2), functions[:, None].expand(-1, 2)
     # Where three functions vanish together two more axes are needed: such places are not looked for.
-    kinked = (active.sum(1) > 2) & (r > 1)
-    parts: list[Corners] = []
+    kinked = (count > 2) & (r > 1)
+    empty = (rest.new_zeros(0, 2), low.new_zeros(0, 2), rest.new_zeros(0, 2), rest.new_zeros(0, r) > 0)
+    parts = [Corners(rest[:0, 0], *empty, low.new_zeros(0, 2, 2), low[:0, 0])]
     for free in range(r):
         # A single function is steep along the last axis.
-        steep = turns & (active.sum(1) == 1)[:, None] & (free == r - 1)
-        line, pair = (active[:, pairs].all(2) & ~steep).nonzero().unbind(1)
+        turning = active & (count > 1)[:, None] if free == r - 1 else active
         for faces in product((False, True), repeat=r - 1):
-            upper = torch.tensor((*faces[:free], False, *faces[free:]), device=u.device).expand(len(line), r)
-            axes = torch.stack((axis[line], rest[line, free]), 1)
-            here = Corners(
-                line, axes, low[line].gather(1, axes), pairs[pair], upper, low.new_zeros(len(line), 2, 2),
-                STEP * side[line].gather(1, axes[:, 1:]).squeeze(1),
-            )  # fmt: skip
-            planes = _Planes(level, on_faces(u[line], rest[line], low[line], side[line], upper), owner[line])
-            for turn in (False, True):
-                some = (turns[pair] == turn).nonzero().squeeze(1)
-                if len(some):
-                    found, sure = _in_planes(planes.take(some), here.take(some), side[line[some]], turn)
-                    kinked[line[some[~sure]]] = True
+            upper = torch.tensor((*faces[:free], False, *faces[free:]), device=u.device)
+            for which, some in ((pairs, active[:, pairs].all(2)), (alone, turning)):
+                line, number = some.nonzero().unbind(1)
+                if not len(line):
+                    continue
+                axes, every = torch.stack((axis[line], rest[line, free]), 1), upper.expand(len(line), r)
+                points = on_faces(u[line], rest[line], low[line], side[line], every)
+                corner, sides = low[line].gather(1, axes), side[line].gather(1, axes)
+                inverse = low.new_zeros(len(line), 2, 2)
+                planes = _Planes(
+                    level, points, owner[line], corner, sides,
+                    Corners(line, axes, corner, which[number], every, inverse, STEP * sides[:, 1]),
+                )  # fmt: skip
+                if which is pairs:
+                    found, sure = planes.crossings()
+                    kinked[line[~sure]] = True
                     parts.append(found)
-    if not parts:
-        parts.append(Corners(*(getattr(here, field.name)[:0] for field in fields(Corners))))
-    joined = (torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Corners))
-    return Corners(*joined), kinked
+                else:
+                    parts.extend(planes.turns())
+    return _join(parts), kinked
 
 
 @dataclass(frozen=True, eq=False)
 class _Planes:
-    """Planes through points ``(k, d)``, of the integrals ``owner`` ``(k,)``."""
+    """Planes through points ``(k, d)`` of cells whose corners are ``low``, ``side`` ``(k, 2)`` in them.
+
+    ``corners`` tells which functions are looked at.
+    """
 
     level: Level
     points: Tensor
     owner: Tensor
+    low: Tensor
+    side: Tensor
+    corners: Corners
 
-    def take(self, index: Tensor) -> _Planes:
-        """Return some of them."""
-        return _Planes(self.level, self.points[index], self.owner[index])
+    def __call__(self, q: Tensor) -> Tensor:
+        """Return what is to vanish at parts q ``(j, k, 2)`` of the sides, ``(j, k, 2)``."""
+        return _values(self.level, self.corners, self.points, self.owner, self.low + self.side * q)
 
-    def __call__(self, corners: Corners, t: Tensor) -> Tensor:
-        """Return what vanishes at corners, at other places t ``(..., k, 2)`` of their planes, ``(..., k, 2)``."""
-        v = self._level(corners, t)
-        first, second = v.gather(-1, corners.which.expand(*v.shape[:-1], 2)).unbind(-1)
-        turns = corners.which[:, 0] == corners.which[:, 1]
-        if bool(turns.any()):
-            width = corners.width
-            centre = torch.minimum(torch.maximum(t[..., 1], width), 1.0 - width)
-            ends = torch.stack((centre - width, centre + width))
-            ends = self._level(corners, torch.stack((t[..., 0].expand_as(ends), ends), -1))
-            ends = ends.gather(-1, corners.which[:, :1].expand(*ends.shape[:-1], 1)).squeeze(-1)
-            second = torch.where(turns, ends[1] - ends[0], second)
-        return torch.stack((first, second), -1)
+    def crossings(self) -> tuple[Corners, Tensor]:
+        """Return where pairs of functions vanish together, and tell of which planes it is sure that this is all."""
+        square = self.low.new_tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
+        at = self(square[:, None].expand(-1, len(self.low), -1))
+        mean = at[:4].mean(0)
+        slope = 0.5 * torch.stack((at[2] + at[3] - at[0] - at[1], at[1] + at[3] - at[0] - at[2]), -1)
+        change = slope.abs().sum(2)
+        bent = (at[4] - mean).abs() + 0.25 * (at[0] + at[3] - at[1] - at[2]).abs()
+        alike = (bent <= LINEAR * change).all(1) & (torch.linalg.det(slope).abs() >= CROSSES * change.prod(1))
+        apart = ((at > 0.0).all(0) | (at < 0.0).all(0)).any(1)
+        found, settled, within = self._settle((0.5 - _step(slope, mean)).nan_to_num(0.5))
+        return found, alike & (settled | ~within) | apart
 
-    def _level(self, corners: Corners, t: Tensor) -> Tensor:
-        points = self.points.expand(*t.shape[:-1], -1).scatter(-1, corners.axes.expand_as(t), t)
-        return self.level(points.flatten(0, -2), self.owner.expand(t.shape[:-1]).flatten()).unflatten(0, t.shape[:-1])
+    def turns(self) -> list[Corners]:
+        """Return where functions vanish together with their slopes along the second axis."""
+        starts = self.low.new_tensor([[start, 0.5] for start in STARTS])
+        return [self._settle(start.expand_as(self.low))[0] for start in starts]
 
+    def _settle(self, q: Tensor) -> tuple[Corners, Tensor, Tensor]:
+        """Return where both values vanish, from parts q ``(k, 2)`` of the sides on.
 
-def _in_planes(planes: _Planes, corners: Corners, side: Tensor, turn: bool) -> tuple[Corners, Tensor]:
-    """Return corners, or turns, that are in cells, and of which planes it is sure that no corner is missing.
-
-    The corners that are given are where those of the cells are, ``side`` ``(k, d)``.
-    """
-    low, side = corners.t, side.gather(1, corners.axes)
-    value = lambda q: planes(corners, low + side * q)
-    sure = torch.ones_like(low[:, 0], dtype=torch.bool)
-    if turn:
-        starts = [torch.full_like(low, 0.5) for _ in STARTS]
-        for q, start in zip(starts, STARTS, strict=True):
-            q[:, 0] = start
-    else:
-        start, sure, apart = _linear(value, low)
-        starts = [start]
-    found: list[Corners] = []
-    for start in starts:
-        q, step, slope = _newton(value, start)
+        And of which planes that was found, and whether steps end in the cell.
+        """
+        moves = STEP * torch.eye(2, dtype=q.dtype, device=q.device)[:, None]
+        step, slope = torch.full_like(q, torch.inf), q.new_zeros(len(q), 2, 2)
+        for _ in range(STEPS):
+            place, inner = q.clamp(0.0, 1.0), q.clamp(STEP, 1.0 - STEP)
+            here, *around = self(torch.stack((place, *(inner + moves), *(inner - moves))))
+            slope = torch.stack((around[0] - around[2], around[1] - around[3]), -1) / (2.0 * STEP)
+            step = _step(slope, here)
+            q = place - step
         within = (q == q.clamp(0.0, 1.0)).all(1)
         settled = within & (step.abs() <= SETTLED).all(1)
-        inverse = side[settled, :, None] * torch.linalg.inv(slope[settled])
-        found.append(replace(corners.take(settled), t=(low + side * q)[settled], inverse=inverse))
-        if not turn:
-            sure = sure & (settled | ~within) | apart
-    joined = (torch.cat([getattr(part, field.name) for part in found]) for field in fields(Corners))
-    return Corners(*joined), sure
+        inverse = self.side[settled, :, None] * torch.linalg.inv(slope[settled])
+        found = replace(self.corners.take(settled), t=(self.low + self.side * q)[settled], inverse=inverse)
+        return found, settled, within
 
 
-def _linear(value: Callable[[Tensor], Tensor], low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where linear functions like two in squares vanish together, if they are like them, or never vanish."""
-    square = low.new_tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
-    at = value(square[:, None].expand(-1, len(low), -1))
-    mean = at[:4].mean(0)
-    slope = torch.stack((at[2] + at[3] - at[0] - at[1], at[1] + at[3] - at[0] - at[2]), -1) / 2
-    change = slope.abs().sum(2)
-    bent = (at[4] - mean).abs() + (at[0] + at[3] - at[1] - at[2]).abs() / 4
-    alike = (bent <= LINEAR * change).all(1) & (torch.linalg.det(slope).abs() >= CROSSES * change.prod(1))
-    apart = ((at > 0.0).all(0) | (at < 0.0).all(0)).any(1)
-    return (0.5 - _step(slope, mean)).nan_to_num(0.5), alike, apart
+def _values(level: Level, corners: Corners, points: Tensor, owner: Tensor, t: Tensor) -> Tensor:
+    """Return what vanishes at corners, at places t ``(j, k, 2)`` of their planes, ``(j, k, 2)``."""
 
+    def at(t: Tensor) -> Tensor:
+        grid = t.shape[:-1]
+        x = points.expand(*grid, -1).scatter(-1, corners.axes.expand(*grid, 2), t)
+        v = level(x.flatten(0, -2), owner.expand(grid).flatten()).unflatten(0, grid)
+        return v.gather(-1, corners.which.expand(*grid, 2))
 
-def _newton(value: Callable[[Tensor], Tensor], q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where both values vanish, in parts of the sides ``(k, 2)``; the last step; the slopes there."""
-    moves = STEP * torch.eye(2, dtype=q.dtype, device=q.device)[:, None]
-    step, slope = torch.full_like(q, torch.inf), q.new_zeros(len(q), 2, 2)
-    for _ in range(STEPS):
-        place, inner = q.clamp(0.0, 1.0), q.clamp(STEP, 1.0 - STEP)
-        here, *around = value(torch.stack((place, *(inner + moves), *(inner - moves))))
-        slope = torch.stack((around[0] - around[2], around[1] - around[3]), -1) / (2.0 * STEP)
-        step = _step(slope, here)
-        q = place - step
-    return q, step, slope
+    first, second = at(t).unbind(-1)
+    turns = corners.which[:, 0] == corners.which[:, 1]
+    if bool(turns.any()):
+        width = corners.width
+        middle = torch.minimum(torch.maximum(t[..., 1], width), 1.0 - width)
+        below, above = (at(torch.stack((t[..., 0], s), -1))[..., 0] for s in (middle - width, middle + width))
+        second = torch.where(turns, above - below, second)
+    return torch.stack((first, second), -1)
 
 
 def _step(slope: Tensor, value: Tensor) -> Tensor:
@@ -202,9 +196,9 @@ def moved_corners(level: Level, corners: Corners, points: Tensor, owner: Tensor)
 
     ``points`` ``(k, d)`` are in the planes.
     """
-    planes, t = _Planes(level, points, owner), corners.t
+    t = corners.t
     for _ in range(ORDER):
-        t = t - (corners.inverse * planes(corners, t)[:, None]).sum(2)
+        t = t - (corners.inverse * _values(level, corners, points, owner, t[None])[0, :, None]).sum(2)
     if current_rehearsal() is not None:  # corners are those of another run
         return t[:, 0]
     return corners.t[:, 0] + (t[:, 0] - t[:, 0].detach())

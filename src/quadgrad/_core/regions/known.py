@@ -44,10 +44,8 @@ class Known:
         Which functions may vanish in the cell; none if it is inside or outside.
     order : Tensor of int64, shape (n, d)
         The axes, the outermost first, the steepest last.
-    steep : Tensor of bool
-        Along the last axis all active functions are monotonic, as far as the lattice shows.
     clear : Tensor of bool
-        The same of each active function along an axis of its own.
+        Each active function is monotonic along some axis, as far as the lattice shows.
     blank : Tensor of bool
         All active functions are constant there, as far as the lattice shows.
     lost : Tensor of bool
@@ -57,7 +55,6 @@ class Known:
     outside: Tensor
     active: Tensor
     order: Tensor
-    steep: Tensor
     clear: Tensor
     blank: Tensor
     lost: Tensor
@@ -108,10 +105,10 @@ def inspect(
         decided &= ~hidden
     outside = (decided & negative).any(1)
     active = ~decided & ~outside[:, None]
-    order, steep, clear = _axes(low_change, high_change, largest, active)
+    order, clear = _axes(low_change, high_change, largest, active)
     clear &= ~(hidden & active).any(1)  # the lattice has not seen what is there
     blank = (blank | decided).all(1) & active.any(1)
-    return Known(outside, active, order, steep, clear, blank, ~v.isfinite().flatten(1).all(1))
+    return Known(outside, active, order, clear, blank, ~v.isfinite().flatten(1).all(1))
 
 
 def _contradicted(
@@ -130,8 +127,8 @@ def _contradicted(
     return (within & other | beside[:, :, None]).any(1)
 
 
-def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Order the axes; tell if the last is steep for all active functions, and if each of these has such an axis.
+def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Order the axes, and tell if each of the active functions is steep along one of them.
 
     The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them
     are: a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too,
@@ -147,4 +144,4 @@ def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[T
     best = torch.where(steep, 1.0 + share, alike)
     last = best.argmax(1, keepdim=True)
     order = alike.scatter(1, last, torch.inf).argsort(dim=1, stable=True)
-    return order, steep.gather(1, last).squeeze(1), clear
+    return order, clear

@@ -95,7 +95,7 @@ class Roots:
 
 
 def on_faces(u: Tensor, rest: Tensor, low: Tensor, side: Tensor, upper: Tensor) -> Tensor:
-    """Return the points ``(k, d)`` of lines: u there, but on faces of the cells for the axes of ``rest`` ``(k, r)``.
+    """Return the points ``(k, d)`` of lines: u, but on faces of the cells for the axes of ``rest`` ``(k, r)``.
 
     ``low`` and ``side`` ``(k, d)`` are those of the cells, ``upper`` tells which faces.
     """

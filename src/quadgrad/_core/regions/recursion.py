@@ -19,6 +19,9 @@ from quadgrad._core.regions.lines import Level, Roots, find_roots, moved, on_axi
 
 __all__ = ["Cut", "Line", "Nodes", "Skeleton", "rebuild", "trace"]
 
+LARGEST = 3
+"""Dimensions in which stretches end at corners and turns: of more axes there are too many planes to look at."""
+
 LEAST = 1e-14
 """Stretches narrower than this part of the cell's side are left out, where only values are wanted."""
 
@@ -59,8 +62,8 @@ class Step:
     """What was decided for one axis: the ends of the stretches of each line, among faces and roots.
 
     ``cell`` ``(m,)`` and ``axis`` ``(m,)`` are those of the lines; ``line``, ``start`` and ``stop`` ``(k,)`` of
-    each stretch its line and its ends, numbers among the lower faces, the upper faces, the roots and the corners, one
-    after the other. Of the last axis of a surface, the roots themselves are meant: ``start`` is theirs, ``stop`` is
+    each stretch its line and its ends, numbers among the lower faces, the upper faces, the roots and the corners,
+    one after the other. Of the last axis of a surface, roots themselves are meant: ``start`` is theirs, ``stop`` is
     empty.
     """
 
@@ -108,7 +111,8 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = Fa
     d = cells.low.shape[1]
     nodes = _first(cells, 1 + 2 * d)
     steps: list[Step] = []
-    kinked = torch.zeros(len(cells), dtype=torch.bool, device=cells.low.device)
+    several = cells.active.sum(1) > 1
+    kinked = several if d > LARGEST else torch.zeros_like(several)
     for number in range(d):
         cell = nodes.cell
         axis, rest = cells.order[cell, number], cells.order[cell, number + 1 :]
@@ -117,7 +121,7 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = Fa
         last = number == d - 1
         bottom, width = (t.gather(1, axis[:, None]).squeeze(1) for t in (low, side))
         place, root_lines, corners = torch.cat((bottom, bottom + width, roots.t)), roots.line, None
-        if not last and (d > 2 or bool((active.sum(1) > 1).any())):
+        if not last and (d == LARGEST or d < LARGEST and bool(several.any())):
             corners, unsure = find_corners(level, nodes.u, owner, axis, rest, low, side, active)
             kinked[cell[unsure]] = True
             place, root_lines = torch.cat((place, corners.t[:, 0])), torch.cat((root_lines, corners.line))

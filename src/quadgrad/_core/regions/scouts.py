@@ -233,7 +233,7 @@ def _climb(patches: _Patches, t: Tensor, sign: Tensor, step: float) -> Tensor:
 
 def _extent(patches: _Patches, t: Tensor, distance: float) -> Tensor:
     """Return how far from points t ``(p, d)`` of cells the functions' signs change, in the unit cube."""
-    p, d = t.shape
+    d = t.shape[1]
     eye = torch.eye(d, dtype=t.dtype, device=t.device)
     widths = WIDEST * distance * 0.5 ** torch.arange(WIDTHS, dtype=t.dtype, device=t.device)
     moves = torch.stack((eye, -eye), 1)[:, :, None] * widths[:, None]  # (d, 2, widths, d)
