@@ -347,14 +347,12 @@ def test_gradients_of_turned_ellipsoids_are_as_right_as_is_said(seed: int) -> No
 
 
 def test_a_wedge_of_a_ball() -> None:
-    angle, r = leaf(1.1), leaf(0.8)
-    sides = lambda x, t, r: torch.stack((x[..., 1], torch.sin(t) * x[..., 0] - torch.cos(t) * x[..., 1]), -1)
-    region = qg.Where(lambda x, t, r: r**2 - squared(x)) & qg.Where(sides)
-    result = qg.cubature(
-        one, t64([-1.0] * 3), 1.0, (angle, r), region=region, rtol=1e-2, on_failure="ignore", gradient=qg.Reuse()
-    )
+    """Two planes and a sphere, whose edges run through cells."""
+    sides = lambda x: torch.stack((x[..., 1], math.sin(1.1) * x[..., 0] - math.cos(1.1) * x[..., 1]), -1)
+    region = qg.Where(lambda x: 0.64 - squared(x)) & qg.Where(sides)
+    result = qg.cubature(one, t64([-1.0] * 3), 1.0, region=region, rtol=3e-2)
     exact = 2 / 3 * 1.1 * 0.8**3
-    assert result.converged and abs(result.value.item() - exact) <= result.error.item() and result.nfev < 200_000
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() and result.nfev < 60_000
 
 
 @pytest.mark.parametrize("trial", range(12))

@@ -158,7 +158,7 @@ def rebuild(level: Level, skeleton: Skeleton, rule: Line, columns: int = 1) -> t
             points = on_faces(nodes.u[over], step.rest[over], low[over], side[over], step.corners.upper)
             places.append(moved_corners(level, step.corners, points, cells.owner[cell[over]]))
         if step is skeleton.steps[-1]:
-            stuck[cell[line[~roots.sound]]] = True
+            stuck[cell[line[roots.flat]]] = True
         nodes = _advance(nodes, step, torch.cat(places), rule)
     return nodes, stuck
 
