@@ -105,7 +105,7 @@ def find_corners(
                     kinked[line[~sure]] = True
                     parts.append(found)
                 else:
-                    parts.extend(planes.turns())
+                    parts.append(planes.turns())
     return _join(parts), kinked
 
 
@@ -140,10 +140,20 @@ class _Planes:
         found, settled, within = self._settle((0.5 - _step(slope, mean)).nan_to_num(0.5))
         return found, alike & (settled | ~within) | apart
 
-    def turns(self) -> list[Corners]:
+    def turns(self) -> Corners:
         """Return where functions vanish together with their slopes along the second axis."""
+        places = self.low.new_tensor(list(product(STARTS, (0.0, 1.0))))
+        slopes = self(places[:, None].expand(-1, len(self.low), -1))[..., 1]
+        turning = (~((slopes > 0.0).all(0) | (slopes < 0.0).all(0))).nonzero().squeeze(1)
+        if not len(turning):
+            return self.corners.take(turning)
+        some = turning.repeat(len(STARTS))
+        planes = replace(
+            self, points=self.points[some], owner=self.owner[some], low=self.low[some], side=self.side[some],
+            corners=self.corners.take(some),
+        )  # fmt: skip
         starts = self.low.new_tensor([[start, 0.5] for start in STARTS])
-        return [self._settle(start.expand_as(self.low))[0] for start in starts]
+        return planes._settle(starts.repeat_interleave(len(turning), 0))[0]
 
     def _settle(self, q: Tensor) -> tuple[Corners, Tensor, Tensor]:
         """Return where both values vanish, from parts q ``(k, 2)`` of the sides on.
@@ -167,21 +177,21 @@ class _Planes:
 
 def _values(level: Level, corners: Corners, points: Tensor, owner: Tensor, t: Tensor) -> Tensor:
     """Return what vanishes at corners, at places t ``(j, k, 2)`` of their planes, ``(j, k, 2)``."""
-
-    def at(t: Tensor) -> Tensor:
-        grid = t.shape[:-1]
-        x = points.expand(*grid, -1).scatter(-1, corners.axes.expand(*grid, 2), t)
-        v = level(x.flatten(0, -2), owner.expand(grid).flatten()).unflatten(0, grid)
-        return v.gather(-1, corners.which.expand(*grid, 2))
-
-    first, second = at(t).unbind(-1)
     turns = corners.which[:, 0] == corners.which[:, 1]
+    places = [t]
     if bool(turns.any()):
         width = corners.width
         middle = torch.minimum(torch.maximum(t[..., 1], width), 1.0 - width)
-        below, above = (at(torch.stack((t[..., 0], s), -1))[..., 0] for s in (middle - width, middle + width))
-        second = torch.where(turns, above - below, second)
-    return torch.stack((first, second), -1)
+        places += [torch.stack((t[..., 0], s), -1) for s in (middle - width, middle + width)]
+    every = torch.stack(places)
+    grid = every.shape[:-1]
+    x = points.expand(*grid, -1).scatter(-1, corners.axes.expand(*grid, 2), every)
+    v = level(x.flatten(0, -2), owner.expand(grid).flatten()).unflatten(0, grid)
+    here, *around = v.gather(-1, corners.which.expand(*grid, 2))
+    if not around:
+        return here
+    slope = around[1][..., 0] - around[0][..., 0]
+    return torch.stack((here[..., 0], torch.where(turns, slope, here[..., 1])), -1)
 
 
 def _step(slope: Tensor, value: Tensor) -> Tensor:
