@@ -33,7 +33,7 @@ from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance, real_dt
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import any_failed, did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import any_failed, did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.solve import follow_jumps, oriented_value, replay_kept, search, search_all
 from quadgrad._core.verbs.trouble import offending_point, plain_numbers
 
@@ -233,7 +233,7 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
 def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
     problem = primal.problem
-    lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
+    lost = severed(problem, probe)
     if not (problem.flowing or lost):
         return False
     if problem.batch:
