@@ -141,7 +141,12 @@ class Result(NotItsValue, _Outcome):
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
         heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
-        facts = {"value": show_numbers(self.value, 10)} | _one_component(self) | _ended(self) | {"plan": _first_line(self.plan)}
+        facts = (
+            {"value": show_numbers(self.value, 10)}
+            | _one_component(self)
+            | _ended(self)
+            | {"plan": _first_line(self.plan)}
+        )
         if self.by_default:
             facts["dtype"] = BY_DEFAULT
         if _are_one(self):

@@ -226,5 +226,7 @@ def _lost(found: Found) -> str:
         said += f" f was NaN or infinite at {int(lost[i]):,} of {int(found.nfev[i]):,} points (integral {i})."
     unseen = (found.status == int(Status.MAX_NFEV)) & (found.error == 0.0)
     for i in unseen.nonzero().flatten()[:1].tolist():
-        said += f" f was 0 at all {int(found.nfev[i]):,} points (integral {i}): where it is not may lie between them."
+        said += (
+            f" f was 0 at all {int(found.nfev[i]):,} points (integral {i}): where it is not may lie between them."
+        )
     return said

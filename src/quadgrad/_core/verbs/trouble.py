@@ -90,7 +90,9 @@ def _one_part(problem: Problem, plan: IntervalPlan, status: Tensor, first: int) 
         mine = ((plan.owner == owners) & (plan.error > 0.0)).nonzero()[:, 0]
         cells = plan.take(mine[plan.error[mine].argmax()[None]]) if len(mine) else plan.take(mine)
         y = plain.integrand(cells.place(plain.pieces)[0], cells.owner)
-    sizes = [float(part.abs().nan_to_num(nan=torch.inf).max()) if part.numel() else 0.0 for part in (y.real, y.imag)]
+    sizes = [
+        float(part.abs().nan_to_num(nan=torch.inf).max()) if part.numel() else 0.0 for part in (y.real, y.imag)
+    ]
     names = ("real", "imaginary"), (".real", ".imag")
     worse = int(sizes[1] > sizes[0])
     if not sizes[worse] > LARGER * sizes[1 - worse]:
