@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quadgrad import bridge as bridge
     from quadgrad import doctor as doctor
     from quadgrad import tensorflow as tensorflow
-    from quadgrad._public import *
+    from quadgrad._public import *  # noqa: F403
     from quadgrad._public import __all__ as __all__
 
 __version__ = "0.1.0"

@@ -8,14 +8,11 @@ below). Everything else is refused with its place. It knows nothing of integrals
 from __future__ import annotations
 
 import ast
-import difflib
 import keyword
 import math
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn
 
 import numpy as np

@@ -220,7 +220,7 @@ def add_integrate(app: "typer.Typer") -> None:
 
 @contextmanager
 def uncollected() -> Generator[None]:
-    """Return a context in which no garbage is looked for: of what imports make there is none, and much to look at."""
+    """Return a context in which no garbage is looked for: imports make none, and much to look at."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""Tensors that f closes over, require grad, and leave torch inside of it: their gradient is gone, and no graph shows it.
+"""Tensors that require grad, that f closes over, and that leave torch inside of it: no graph shows that.
 
-What f gives requires no grad, as where nobody wants a gradient. So f is called once more, by one who watches, but only
-where a look at the names in its code finds such a tensor.
+What f gives requires no grad, as where nobody wants a gradient. So f is called once more, by one who watches, but
+only where a look at the names in its code finds such a tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quadgrad._core.problem import Problem
 
 __all__ = ["escaped"]
 
-ESCAPES = frozenset("__complex__ __float__ __int__ ge gt item le lt tensor tolist".split())
+ESCAPES = {"__complex__", "__float__", "__int__", "ge", "gt", "item", "le", "lt", "tensor", "tolist"}
 """Torch functions out of which no derivative comes. What is detached, or computed under ``no_grad``, is meant."""
 
 DEPTH = 2
@@ -29,7 +29,7 @@ DEPTH = 2
 
 
 def escaped(problem: Problem) -> list[str]:
-    """Return the names of tensors that f closes over and that leave torch in it, where it gives nothing with a graph.
+    """Return the names of tensors that f closes over and that leave torch in it, where what it gives has no graph.
 
     The call is outside of transforms, and gradients are on.
     """
@@ -63,7 +63,7 @@ def _requires_grad(value: Any) -> bool:
 
 
 def _visible(function: Any, depth: int) -> Iterator[Any]:
-    """Yield what the names in a function's code stand for; quicker than ``inspect``, which every call would notice."""
+    """Yield what the names in a function's code stand for; ``inspect`` takes so long that calls would notice."""
     for value in _names(function) if depth else ():
         yield value
         if not isinstance(value, Tensor | Module):

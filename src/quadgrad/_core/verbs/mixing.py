@@ -1,7 +1,7 @@
 """An integrand that mixes what it is called with is refused: what it gives for one x depends on those beside it.
 
-It sums over ``args``, takes the first of them for all, or normalises by what it finds among the x. Since it is called
-with many nodes of many integrals at once, its numbers would be wrong, and converge all the same.
+It sums over ``args``, takes the first of them for all, or normalises by what it finds among the x. Since it is
+called with many nodes of many integrals at once, its numbers would be wrong, and converge all the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from quadgrad._core.problem import Problem
 __all__ = ["refuse_mixing"]
 
 _MIXES = (
-    "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, as "
-    "p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called with many "
-    "x of many integrals at once, and each entry of a tensor in args is another integral: pass a vector or matrix that "
-    "belongs to one as quadgrad.element(t, ndim=k) and go over its last dimensions, or close over it"
+    "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
+    "as p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called "
+    "with many x of many integrals at once, and each entry of a tensor in args is another integral: pass a vector or "
+    "matrix that belongs to one as quadgrad.element(t, ndim=k) and go over its last dimensions, or close over it"
 )
 
 
