@@ -7,7 +7,9 @@ the caller's code, and knows nothing of integrals.
 from __future__ import annotations
 
 import difflib
+import dis
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,8 +40,8 @@ MAKERS = {"arange", "array", "asarray", "empty", "errstate", "full", "linspace",
 UNLIKE = {"divmod", "frexp", "gcd", "lcm", "ldexp", "modf", "spacing"}
 """Functions of a name that torch has, too, but not for real numbers, or without a derivative."""
 
-DEPTH = 2
-"""Modules inside of modules, at most: scipy.special.jv."""
+OTHERS = ("quadgrad", "torch", "numpy", "scipy", "tensorflow", "keras")
+"""Libraries in which nothing can be rewritten."""
 
 DTYPES = {
     "double": torch.float64, "float64": torch.float64, "float": torch.float32, "float32": torch.float32,
@@ -85,8 +87,8 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
     for advise in advisers or (
-        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _takes_one_number,
-        _mixes_dtypes, _mixes_devices, _network, _element,
+        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _joins_others,
+        _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -226,16 +228,34 @@ def _takes_tensors(error: Exception, said: str, called: Called) -> str:
     if match := re.search(r"'Tensor' object has no attribute '(\w+)'", said):
         theirs = {"astype": "x.to(dtype)", "copy": "x.clone()"}.get(match[1])
         return f"Tensors have no {match[1]}, but {theirs}" if theirs else ""
+    name = said.partition("(")[0]
+    limit = {"max": "torch.clamp(x, min=c)", "min": "torch.clamp(x, max=c)"}.get(name.removesuffix("imum"))
     if not re.search(r"must be Tensor, not (int|float)", said):
-        return ""
+        unfit = re.search(r"invalid combination of arguments - got \(Tensor, (int|float)\)", said)
+        return f"With a number c that is {limit}" if limit and unfit else ""
     if not called.vectorized:
         return "With vectorized=False x is a Python float: use math.exp and the like, or leave vectorized=False out"
-    name = said.partition("(")[0]
-    limit = {"maximum": "torch.clamp(x, min=c)", "minimum": "torch.clamp(x, max=c)"}.get(name)
-    return (
-        f"torch.{name} takes tensors: {limit or f'for a number c write math.{name}(c)'}, or make a tensor of it, "
-        "x.new_tensor(c)"
-    )
+    alone = f"for a number c write math.{name}(c)" * ("position 1" in said)
+    instead = ", or ".join(filter(None, (limit or alone, "make a tensor of it, x.new_tensor(c)")))
+    return f"torch.{name} takes tensors: {instead}"
+
+
+def _joins_others(error: Exception, said: str, called: Called) -> str:
+    """Of operators between a tensor and what is no number."""
+    match = re.search(r"operand type\(s\) for .*: '(\w+)' and '(\w+)'", said)
+    if not match or "Tensor" not in match.groups():
+        return ""
+    return {
+        "NoneType": "Something that f calls returned None: is its return missing?",
+        "str": "A str is no number: float('2') is one",
+        "list": "Make a tensor of the list, x.new_tensor([...]); each of its entries meets each x in x[..., None]",
+        "tuple": "Of what is in the tuple take one, or torch.stack((...), dim=-1)",
+        "dict": "Take a value of the dict by its key",
+        "Result": "A Result is not its value: write result.value",
+        "function": "The function was not called: end it with (x)",
+        "builtin_function_or_method": "The function was not called: end it with (x)",
+        "method": "The method was not called: end it with ()",
+    }.get(match[1] if match[2] == "Tensor" else match[2], "")  # fmt: skip
 
 
 ONE_NUMBER = {
@@ -243,7 +263,8 @@ ONE_NUMBER = {
     "torch.where(x > c, u, v), & and | join comparisons, torch.clamp stands in for max and min",
     r"__round__|__trunc__": "write torch.round(x), torch.floor(x)",
     r"converted to an index|used as indices must be": "x is no whole number: a table is read by table[x.long()], "
-    "and range(n) needs one n for all",
+    "a list is multiplied as x.new_tensor([...]), and range(n) needs one n for all",
+    r"format string|string to float": "a tensor is written by no format, and no number is made of what is written",
     r"'list'|'float' object": "leave out x.tolist() and x.item(): x and what becomes of it are tensors",
     r"element tensors? can be|converted to Scalar|size-1 arrays|must be real number": "leave out float(x) and "
     "x.item(): x and what becomes of it are tensors",
@@ -356,12 +377,43 @@ def _foreign(function: Any, error: Exception | None) -> dict[str, str]:
     """Return the functions of NumPy, SciPy and math that the caller's code names, each with torch's for it."""
     found: dict[str, str] = {}
     for code, names in _codes(function, error):
-        for name in code.co_names + code.co_freevars + code.co_varnames:
-            for path, value in _look_up(name, names.get(name), code.co_names):
-                found.setdefault(path, _twin(value))
+        for path in _dotted(code):
+            if (value := _numeric(path, names)) is not None:
+                found.setdefault(path if path != "function" else f"{_home(value)}.{value.__name__}", _twin(value))
         if found:
             break
     return found
+
+
+def _dotted(code: CodeType) -> Iterator[str]:
+    """Yield the names that code loads, with the attributes that it asks of each: ``np.linalg.norm``."""
+    path = ""
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path += f".{step.argval}" if path else ""
+            continue
+        if path:
+            yield path
+        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # some load two at once
+        path = names[-1] if step.opname.startswith("LOAD_") and isinstance(names[-1], str) else ""
+    for inner in code.co_consts:  # lambdas and, before Python 3.12, comprehensions
+        if isinstance(inner, CodeType):
+            yield from _dotted(inner)
+
+
+def _numeric(path: str, names: dict[str, Any]) -> Any:
+    """Return the function of NumPy, SciPy or math that a path names, or None."""
+    first, *rest = path.split(".")
+    if "random" in rest:  # to wrap it would not help
+        return None
+    value = names.get(first)
+    at_home = isinstance(value, ModuleType) and value.__name__.partition(".")[0] in NUMERIC
+    for attribute in rest:
+        value = getattr(value, attribute, None)
+    if not callable(value) or isinstance(value, type) or getattr(value, "__name__", None) in (None, *MAKERS):
+        return None
+    known = isinstance(value, np.ufunc) or str(getattr(value, "__module__", "")).partition(".")[0] in NUMERIC
+    return value if known or (at_home and rest) else None
 
 
 def _codes(function: Any, error: Exception | None) -> Iterator[tuple[CodeType, dict[str, Any]]]:
@@ -385,32 +437,8 @@ def _frames(error: Exception | None) -> list[FrameType]:
 
 
 def _is_theirs(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] not in (
-        "quadgrad",
-        "torch",
-        "numpy",
-        "scipy",
-        "tensorflow",
-        "keras",
-    )
-
-
-def _look_up(name: str, value: Any, attributes: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield what a name stands for, if that is a numeric function or a module some of whose functions are named."""
-    if isinstance(value, ModuleType):
-        if value.__name__.partition(".")[0] in NUMERIC:
-            inner = attributes if name.count(".") < DEPTH else ()
-            for attribute in inner:
-                yield from _look_up(f"{name}.{attribute}", getattr(value, attribute, None), attributes)
-    elif callable(value) and not isinstance(value, type) and _is_numeric(value):
-        if value.__name__ in MAKERS:
-            return
-        shown = name if name != "function" else f"{_home(value)}.{value.__name__}"
-        yield shown, value
-
-
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, np.ufunc) or str(getattr(value, "__module__", "")).partition(".")[0] in NUMERIC
+    library = frame.f_globals.get("__name__", "").partition(".")[0]
+    return library not in OTHERS and library not in sys.stdlib_module_names - {"__main__"}
 
 
 def _home(value: Any) -> str:

@@ -18,8 +18,8 @@ __all__ = ["refuse_mixing"]
 _MIXES = (
     "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
     "as p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called "
-    "with many x of many integrals at once, and each entry of a tensor in args is another integral: pass a vector or "
-    "matrix that belongs to one as quadgrad.element(t, ndim=k) and go over its last dimensions, or close over it"
+    "with many x of many integrals at once, and each entry of a tensor in args is another integral: pass a vector "
+    "or matrix that belongs to one as quadgrad.element(t, ndim=k) and go over its last dimensions, or close over it"
 )
 
 
