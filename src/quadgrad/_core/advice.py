@@ -13,6 +13,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Number
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
@@ -128,6 +130,20 @@ def _unlike(x: Tensor) -> list[Tensor]:
     return [x[i : i + 1] for i in (int(along.argmin()), int(along.argmax()))]
 
 
+INSTEAD: dict[Any, str] = {
+    (
+        list,
+        tuple,
+    ): "several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated one by "
+    "one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]",
+    (set, frozenset, Iterator): "several values at each x are stacked behind it, torch.stack(list(...), dim=-1)",
+    dict: "stack its values behind x, torch.stack(list(values), dim=-1), or return one of them",
+    (str, bytes, Number, Decimal): "a constant is a float: float(...) of it",
+    torch.distributions.Distribution: "return what it gives at x, .log_prob(x).exp(), or use quadgrad.expectation",
+}
+"""What to return instead of an object of some kind."""
+
+
 def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
     """Say what was returned in the place of a tensor, and what to return."""
     kind = type(y).__name__
@@ -136,13 +152,9 @@ def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
         return f"{text}: is its return missing? A def needs one, a lambda has none"
     if isinstance(y, np.ndarray):
         return f"{text}: NumPy has no gradient. To keep it, {_in_torch(_foreign(called.function, None))}"
-    if isinstance(y, list | tuple):
-        return (
-            f"{text}: several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated "
-            "one by one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]"
-        )
-    if isinstance(y, dict):
-        return f"{text}: stack its values behind x, torch.stack(list(values), dim=-1), or return one of them"
+    for kinds, instead in INSTEAD.items():
+        if isinstance(y, kinds):
+            return f"{text}: {instead}"
     if isinstance(getattr(y, "value", None), Tensor):
         return f"{text}: return its value, {kind}.value"
     if type(y).__module__.partition(".")[0] in ("tensorflow", "keras"):
@@ -273,15 +285,17 @@ ONE_NUMBER = {
 
 
 def _container(error: Exception, said: str, called: Called) -> str:
-    """Of lists and dicts in args, which f gets as they are."""
-    kinds = [(i, type(a).__name__) for i, a in enumerate(called.args) if isinstance(a, list | tuple | dict)]
-    if not kinds or not isinstance(error, TypeError):
+    """Of what is in args and no number or tensor, which f gets as it is."""
+    strange = [(i, a) for i, a in enumerate(called.args) if not isinstance(a, Tensor | Number | np.number)]
+    if not strange or not isinstance(error, TypeError) or any(callable(a) for _, a in strange):
         return ""
-    i, kind = kinds[0]
-    text = f"args[{i}] is a {kind}, which f gets as it is"
-    if kind == "dict":
+    i, value = strange[0]
+    text = f"args[{i}] is {'None' if value is None else f'a {type(value).__name__}'}, which f gets as it is"
+    if isinstance(value, dict):
         return f"{text}: pass its values one by one, args=(p, q), or let f close over it"
-    return f"{text}: each entry of torch.tensor(...) is another integral, quadgrad.element is for one"
+    if isinstance(value, list | tuple):
+        return f"{text}: each entry of torch.tensor(...) is another integral, quadgrad.element is for one"
+    return f"{text}: pass a number or a tensor"
 
 
 def _takes_one_number(error: Exception, said: str, called: Called) -> str:
