@@ -54,10 +54,10 @@ ROUNDED = 0.04
 class Integrator(Printed, torch.nn.Module):
     """A verb with its options that keeps its plan across calls: half the evaluations, in training.
 
-    Make it once, before the loop, with the options; call it as you call the verb, ``integrate(f, a, b, args)``: each
-    result is a :class:`Result`, checked as that of a fresh call is. Minibatches that are drawn afresh name their
-    data, ``key=indices``. It is a :class:`torch.nn.Module` without parameters, for a model's ``state_dict``; most of
-    its methods are those of any module, and :meth:`reset` forgets all that is kept.
+    Make it once, before the loop, with the options; call it as you call the verb, ``integrate(f, a, b, args)``:
+    each result is a :class:`Result`, checked as that of a fresh call is. Minibatches that are drawn afresh name
+    their data, ``key=indices``. It is a :class:`torch.nn.Module` without parameters, for a model's ``state_dict``:
+    most of its methods are those of any module. :meth:`reset` forgets all that is kept.
 
     Examples
     --------
@@ -113,13 +113,13 @@ class Integrator(Printed, torch.nn.Module):
 
     Notes
     -----
-    Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at its nodes give integral, gradient
-    and error in one pass. Where an error exceeds its tolerance, search goes on from these cells, within ``max_nfev``
-    in all; halves of a cell whose errors are far below what they may be are merged. What did not converge is not
-    refined again before its error grows, or some calls have passed; integrals that were NaN keep the cells they had.
-    Where keeping costs more than starting anew did, the next calls start anew. Of the verbs that sample, the number
-    of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives fresh points, the same seed
-    the same ones.
+    Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at its nodes give integral,
+    gradient and error in one pass. Where an error exceeds its tolerance, search goes on from these cells, within
+    ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are merged. What did not
+    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
+    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
+    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
+    fresh points, the same seed the same ones.
 
     A batch of another shape starts from the cells that many integrals of the one before have in common. With
     ``key=`` in each call, whole numbers in the batch's shape, each datum gets the cells it had when it was last
@@ -355,8 +355,8 @@ def _parameters(verb: Any) -> Mapping[str, inspect.Parameter]:
     keeps = "plan" in accepted and accepted["plan"].kind is inspect.Parameter.KEYWORD_ONLY
     if not (keeps or any(p.kind is p.VAR_KEYWORD for p in accepted.values())):
         raise TypeError(
-            f"verb is what integrates, and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write integrate = "
-            "quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+            f"verb is what integrates and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write "
+            "integrate = quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
         )
     return accepted
 

@@ -147,9 +147,6 @@ def _call(name: str, function: Callable[..., Any], x: Tensor, args: Sequence[Any
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
 
 
-_SWAPPED = ": f comes first, expectation(f, distribution)"
-
-
 def _instead(value: Any) -> str:
     """Say what to write for what is taken for a distribution."""
     if isinstance(value, Tensor | np.ndarray):
@@ -163,9 +160,8 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
     """Check what the caller passed, and return it."""
     for name, function in (("f", f), ("weight", weight)):
         if not callable(function) and not (name == "weight" and function is None):
-            raise TypeError(
-                f"{name} must be a function {name}(x, *args), not {type(function).__name__}{_SWAPPED * callable(distribution)}"
-            )
+            hint = ": f comes first, expectation(f, distribution)" * callable(distribution)
+            raise TypeError(f"{name} must be a function {name}(x, *args), not {type(function).__name__}{hint}")
     params = params if isinstance(params, tuple | list) else (params,)
     if not isinstance(distribution, torch.distributions.Distribution):
         if not callable(distribution):
