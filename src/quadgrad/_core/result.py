@@ -22,7 +22,6 @@ SHOWN = 4
 """So many names of variables are printed."""
 
 
-ALIKE = "all integrals are one: f uses args, or a limit, as a whole? quadgrad.element(t, ndim=k) belongs to one"
 BY_DEFAULT = "float32, torch's default for plain numbers: rtol is 3.5e-4, with a limit in float64 1.5e-8"
 """What is told of the dtype where nobody chose it."""
 
@@ -149,8 +148,6 @@ class Result(NotItsValue, _Outcome):
         )
         if self.by_default:
             facts["dtype"] = BY_DEFAULT
-        if _are_one(self):
-            facts["batch"] = ALIKE
         if self.derivative is not None:
             facts["derivative"] = (
                 f"{_ended(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
@@ -166,15 +163,6 @@ def _ended(result: Result | Derivative) -> dict[str, str]:
     worst = show_numbers(error, 2) if error.numel() <= 1 else f"{error.max():.2g} at most"
     spent = show_numbers(nfev, 10) if nfev.numel() <= 1 else f"{nfev.sum():,}, at most {nfev.max():,} for one"
     return {"error": worst, "status": ", ".join(ends), "nfev": spent}
-
-
-def _are_one(result: Result) -> bool:
-    """Whether several integrals agree to the last bit, errors and nodes: f sums over what makes a batch."""
-    count = plain(result.error).numel()
-    each = (
-        (plain(result.value).flatten(0, result.error.ndim - 1), plain(result.error).flatten()) if count > 1 else ()
-    )
-    return bool(each) and all(bool((t == t[:1]).all()) for t in (*each, plain(result.nfev).flatten()))
 
 
 def _one_component(result: Result) -> dict[str, str]:
