@@ -39,12 +39,12 @@ __all__ = ["lower", "open_call", "open_ranks"]
 
 def open_call(
     problem: Problem, tolerances: tuple[float | None, float], jumps: Callable[..., Any] | None, alone: bool,
-    ranks: Ranks | None = None,
+    ranks: Ranks | None = None, kept: bool = False,
 ) -> tuple[Problem, Tensor, Lanes | None]:  # fmt: skip
     """Return the problem knowing f's output, what f returned, and the lanes that were joined to the batch.
 
     A single integral that is ``alone``, to be searched once, is opened by the nodes of its first cell. Ranks that
-    share the call look whether f is one that they can share.
+    share the call look whether f is one that they can share. With a plan that was ``kept`` f was looked at before.
     """
     if ranks is not None and not ranks.alone:
         with refuse_wrapped(problem.integrand.function, jumps):
@@ -70,7 +70,8 @@ def open_call(
     if eps != problem.tolerance.eps:
         problem.tolerance = make_tolerance(*tolerances, eps)
     if not in_transform():
-        refuse_mixing(problem, probe, index)
+        if not kept:
+            refuse_mixing(problem, probe, index)
         return problem, probe, None
     lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes

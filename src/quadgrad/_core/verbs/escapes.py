@@ -24,7 +24,7 @@ __all__ = ["escaped"]
 ESCAPES = {"__complex__", "__float__", "__int__", "ge", "gt", "item", "le", "lt", "tensor", "tolist"}
 """Torch functions out of which no derivative comes. What is detached, or computed under ``no_grad``, is meant."""
 
-DEPTH = 2
+DEPTH = 3
 """So many functions deep names are looked at."""
 
 

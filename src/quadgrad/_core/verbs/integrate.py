@@ -67,7 +67,7 @@ def integrate(
         jumps = None if jumps is None else unaided.restore(jumps)
         alone = plan is None and jumps is None and not log
         problem.depth = inner.depth
-        problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks)
+        problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks, plan is not None)
         asked = problem.tolerance
         if outer is not None and outer.depth:
             # Its tolerance, most often the same, has to have room for what is off here.
@@ -239,7 +239,7 @@ def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     if problem.batch:
         primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = least_jump(primal.found, problem.tolerance)
-    if not note_unmarked_jumps(problem, primal.uninspected, least):
+    if not note_unmarked_jumps(problem, primal.uninspected, least) and not InnerRecord.current().jump:
         if apart:
             InnerRecord.current().severed = tuple(lost)
         else:

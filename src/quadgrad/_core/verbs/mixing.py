@@ -54,7 +54,7 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
 
 
 def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
-    """Tell whether the values differ by more than rounding, and f is not random."""
+    """Raise if the values differ by more than rounding, and f is not random."""
     integrand, near = problem.integrand, problem.tolerance.eps**0.5
 
     def differs(y: Tensor) -> Tensor:
@@ -63,10 +63,13 @@ def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner:
 
     if not bool(differs(alone).any()):
         return
-    # Calls of another length may be rounded otherwise, which f may amplify: not these two.
-    own = owner if isinstance(owner, slice) else owner[2:].expand(3)
-    apart = differs(integrand(x[-1:, -1:].expand_as(x), own)[-1, -1])
-    if bool(apart.any()) and not bool(differs(integrand(x, owner)[-1, -1]).any()):
+    # Calls of another length may be rounded otherwise, which f may amplify: not those of this one, beside others.
+    apart = differs(together)
+    for places in ((2, 2, 2), (0, 0, 2)):
+        chosen = torch.tensor(places, device=x.device)
+        own = owner if isinstance(owner, slice) else owner[chosen]
+        apart = apart | differs(integrand(x.index_select(int(x.shape[0] == 1), chosen), own)[-1, -1])
+    if bool(apart.any()) and not bool(differs(integrand(x, owner)[-1, -1]).any()):  # else it is random
         one, other = (y[apart].flatten()[0] for y in (alone.detach(), together))
         numbers = (y.item() if not y.is_complex() else abs(y.item()) for y in (one, other))
         raise IntegrandError(_MIXES.format(integrand.name, *numbers))
