@@ -56,7 +56,7 @@ def make_app() -> "typer.Typer":
     ) -> None:
         """Integrals you can differentiate.
 
-        Two thirds of the time that a command takes to start are torch's import.
+        Most of the time that a command takes to start is torch's import.
         """
 
     add_demo(app)

@@ -146,6 +146,6 @@ def warn_if_severed(lost: list[str], called: str = "") -> None:
             f"{' and '.join(lost)} require{'s' * (len(lost) == 1)} grad, but the integrand's output does not: "
             "something inside it leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison "
             "(>, argmax, round), and the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. "
-            f"If no gradient is meant, pass or use what is detached{prescription(called)}",
+            f"If no gradient is meant, pass it detached{prescription(called)}",
             SeveredGradientWarning,
         )

@@ -63,6 +63,11 @@ def _not_finite(problem: Problem, plan: IntervalPlan, status: Tensor, first: int
             return ""
         place = float(places[0])
         text = f" For example f(x) = {values[0]} at x = {place:.6g} (integral {first + index})."
+        if values[0] != values[0] and plain.pieces.infinite:
+            text += (
+                " Infinity times 0, or less infinity, is NaN: put factors that overflow and underflow into one "
+                "exponential, exp(u - v) for exp(u) * exp(-v), or end the interval where f is 0."
+            )
         if _is_alone(plain, places, index):
             text += f" Beside it f is finite: if it is this x alone, name it, points=[{place!r}]."
     return text
