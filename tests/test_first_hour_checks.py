@@ -227,6 +227,16 @@ def test_the_part_that_diverges_is_named(part: str) -> None:
     assert "part" not in both.message
 
 
+def test_infinity_times_zero_far_out_is_told_with_what_to_write() -> None:
+    """As in the price of an option, where exp(x) overflows before the density is 0."""
+    b = t64(math.inf)
+    apart = qg.quad(lambda x: torch.exp(0.2 * x) * torch.exp(-(x**2)), -math.inf, b, on_failure="ignore")
+    assert "exp(u - v) for exp(u) * exp(-v)" in apart.message
+    together = qg.quad(lambda x: torch.exp(0.2 * x - x**2), -math.inf, b)
+    assert float(together.value) == pytest.approx(math.sqrt(math.pi) * math.exp(0.01), rel=1e-10)
+    assert "exp(u" not in qg.quad(lambda x: torch.log(x - 0.5), 0.0, t64(1.0), on_failure="ignore").message
+
+
 def test_the_help_of_the_integrator_begins_with_its_use() -> None:
     text = qg.Integrator.__doc__ or ""
     assert text.index("Examples") < text.index("Parameters") < text.index("Notes")
