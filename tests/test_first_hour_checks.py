@@ -245,6 +245,7 @@ def test_the_help_of_the_integrator_begins_with_its_use() -> None:
 
 # -- more of what raises ----------------------------------------------------------------------------------
 
+NORM = scipy.stats.norm
 array_wrap = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
 
@@ -253,6 +254,7 @@ array_wrap = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarnin
     ("f", "says"),
     [
         (lambda x, p: scipy.stats.norm.pdf(x, p), r"wrap\(scipy.stats.norm.pdf\)"),
+        (lambda x, p: NORM.pdf(x, p), r"wrap\(NORM.pdf\)"),
         (lambda x, p: np.exp(-p * x) if x.ndim else 0.0, r"torch.exp for np.exp$"),
         (lambda x, p: np.sqrt(p) + x.round() + x.size(0), r"torch.sqrt for np.sqrt$"),
         (lambda x, p: np.vectorize(lambda t: t + 1.0)(p * x), r"quadgrad.bridge.wrap\(f\)"),

@@ -418,10 +418,11 @@ def _dotted(code: CodeType) -> Iterator[str]:
 def _numeric(path: str, names: dict[str, Any]) -> Any:
     """Return the function of NumPy, SciPy or math that a path names, or None."""
     first, *rest = path.split(".")
-    if "random" in rest:  # to wrap it would not help
-        return None
     value = names.get(first)
-    at_home = isinstance(value, ModuleType) and value.__name__.partition(".")[0] in NUMERIC
+    home = value.__name__ if isinstance(value, ModuleType) else type(value).__module__
+    at_home = home.partition(".")[0] in NUMERIC
+    if rest and not at_home or "random" in rest:  # of other objects nothing is asked; to wrap chance would not help
+        return None
     for attribute in rest:
         value = getattr(value, attribute, None)
     if not callable(value) or isinstance(value, type) or getattr(value, "__name__", None) in (None, *MAKERS):
