@@ -341,3 +341,16 @@ def test_public_names_are_there_in_a_command_too() -> None:
         "assert qg.quad.__module__ == 'quadgrad' and 'quad' in dir(qg) and qg._restore_plan"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+def test_a_solver_that_shares_its_steps_among_nodes_is_not_mixing() -> None:
+    def solved(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        steps = 20 + x.numel() % 7  # as many as the batch has it
+        y, h = torch.ones_like(x * p), x * p / steps
+        for _ in range(steps):
+            y = y * (1.0 + h + h**2 / 2.0 + h**3 / 6.0)
+        return y
+
+    p = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    result = qg.quad(solved, 0.0, 1.0, (p,), rtol=1e-3)
+    assert torch.allclose(result.value, p.expm1() / p, rtol=1e-3)

@@ -15,6 +15,10 @@ from quadgrad._core.problem import Problem
 
 __all__ = ["refuse_mixing"]
 
+APART = 1e-3
+"""Values that differ by more than this part of them are not the same: solvers inside f may share steps among its x,
+whose tolerance is most often smaller, and what takes x as a whole is off by far more."""
+
 _MIXES = (
     "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
     "as p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called "
@@ -31,7 +35,7 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
     Raises
     ------
     IntegrandError
-        If they differ by more than rounding.
+        If they differ by more than rounding, or solvers inside f, make of them.
     """
     integrand, batch, opening = problem.integrand, problem.batch, problem.opening
     if not integrand.vectorized or (batch < 2 and opening is None) or problem.block < 3:
@@ -55,7 +59,7 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
 
 def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
     """Raise if the values differ by more than rounding, and f is not random."""
-    integrand, near = problem.integrand, problem.tolerance.eps**0.5
+    integrand, near = problem.integrand, max(APART, problem.tolerance.eps**0.5)
 
     def differs(y: Tensor) -> Tensor:
         apart = (y - together).abs() > near * torch.maximum(y.abs(), together.abs())
