@@ -87,6 +87,8 @@ def gradient_error(
     >>> bool(true > 1e-4), bool(true <= error)
     (True, True)
     """
+    if not hasattr(result, "primal"):
+        raise TypeError(f"gradient_error takes a Result, what quad returned, not {type(result).__name__}")
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function

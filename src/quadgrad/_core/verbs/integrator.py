@@ -52,25 +52,37 @@ ROUNDED = 0.04
 
 
 class Integrator(Printed, torch.nn.Module):
-    """Integrate again and again with the same options, on a plan that is kept, checked and mended.
+    """A verb with its options that keeps its plan across calls: half the evaluations, in training.
 
-    Call it as you call the verb. Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at
-    its nodes give integral, gradient and error in one pass. Where an error exceeds its tolerance, search goes on
-    from these cells, within ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are
-    merged. So each result is checked as that of a fresh call is, at less than half the evaluations. What did not
-    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
-    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
-    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
-    fresh points, the same seed the same ones.
+    Make it once, before the loop, with the options; call it as you call the verb, ``integrate(f, a, b, args)``:
+    each result is a :class:`Result`, checked as that of a fresh call is. Minibatches that are drawn afresh name
+    their data, ``key=indices``. It is a :class:`torch.nn.Module` without parameters, for a model's ``state_dict``:
+    most of its methods are those of any module. :meth:`reset` forgets all that is kept.
 
-    A batch of another shape starts from the cells that many integrals of the one before have in common. For
-    minibatches that are drawn afresh, name the data: with ``key=`` in each call, whole numbers in the batch's
-    shape, each datum gets the cells it had when it was last seen.
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> width = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    >>> optimiser = torch.optim.Adam([width], lr=1e-3)
+    >>> integrate = qg.Integrator(qg.quad, rtol=1e-8)
+    >>> for step in range(50):
+    ...     optimiser.zero_grad()
+    ...     value, error = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (width,))
+    ...     loss = (value - 2.8) ** 2
+    ...     loss.backward()
+    ...     optimiser.step()
+    >>> integrate.calls, integrate.started
+    (50, 1)
 
-    It is a :class:`torch.nn.Module` without parameters: as an attribute of a model it is in the model's
-    ``state_dict`` (which ``torch.load(..., weights_only=True)`` reads) and moves with it; a ``state_dict`` that
-    lacks it loads, too.
-    Inside :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
+    Minibatches of 100 peaks: the second time each is integrated on its own cells.
+
+    >>> widths = torch.logspace(-4, 0, 100, dtype=torch.float64)
+    >>> integrate = qg.Integrator(rtol=1e-8)
+    >>> for epoch in range(2):
+    ...     for batch in torch.randperm(100, generator=torch.Generator().manual_seed(epoch)).split(30):
+    ...         result = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (widths[batch],), key=batch)
+    >>> len(integrate.kept), integrate.started
+    (100, 4)
 
     Parameters
     ----------
@@ -99,30 +111,23 @@ class Integrator(Printed, torch.nn.Module):
     TypeError, ValueError
         What the verb itself says of its options, when the integrator is made: it integrates nothing with them.
 
-    Examples
-    --------
-    >>> import torch, quadgrad as qg
-    >>> width = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-    >>> optimiser = torch.optim.Adam([width], lr=1e-3)
-    >>> integrate = qg.Integrator(qg.quad, rtol=1e-8)
-    >>> for step in range(50):
-    ...     optimiser.zero_grad()
-    ...     value, error = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (width,))
-    ...     loss = (value - 2.8) ** 2
-    ...     loss.backward()
-    ...     optimiser.step()
-    >>> integrate.calls, integrate.started
-    (50, 1)
+    Notes
+    -----
+    Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at its nodes give integral,
+    gradient and error in one pass. Where an error exceeds its tolerance, search goes on from these cells, within
+    ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are merged. What did not
+    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
+    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
+    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
+    fresh points, the same seed the same ones.
 
-    Minibatches of 100 peaks: the second time each is integrated on its own cells.
+    A batch of another shape starts from the cells that many integrals of the one before have in common. With
+    ``key=`` in each call, whole numbers in the batch's shape, each datum gets the cells it had when it was last
+    seen.
 
-    >>> widths = torch.logspace(-4, 0, 100, dtype=torch.float64)
-    >>> integrate = qg.Integrator(rtol=1e-8)
-    >>> for epoch in range(2):
-    ...     for batch in torch.randperm(100, generator=torch.Generator().manual_seed(epoch)).split(30):
-    ...         result = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (widths[batch],), key=batch)
-    >>> len(integrate.kept), integrate.started
-    (100, 4)
+    As an attribute of a model it is in the model's ``state_dict`` (which ``torch.load(..., weights_only=True)``
+    reads) and moves with it; a ``state_dict`` that lacks it loads, too. Inside
+    :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
     """
 
     def __init__(
@@ -347,10 +352,11 @@ def _parameters(verb: Any) -> Mapping[str, inspect.Parameter]:
         accepted = inspect.signature(verb).parameters
     except (TypeError, ValueError):  # no function, or one of torch's own
         accepted = {}
-    if "f" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    keeps = "plan" in accepted and accepted["plan"].kind is inspect.Parameter.KEYWORD_ONLY
+    if not (keeps or any(p.kind is p.VAR_KEYWORD for p in accepted.values())):
         raise TypeError(
-            f"verb is what integrates, such as quadgrad.quad, not {verb!r:.60}: write integrate = "
-            "quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+            f"verb is what integrates and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write "
+            "integrate = quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
         )
     return accepted
 
