@@ -314,18 +314,3 @@ def test_one_warning_for_a_training_that_fails_in_every_step() -> None:
         for step in range(30):
             kept(peak, t64(0.0), 1.0, (t64(0.3), leaf(1e-5 * (1 + step))))
     assert len(caught) == 1
-
-
-def test_where_each_integral_has_places_of_its_own_starting_anew_is_from_scratch() -> None:
-    """What others have in common is no start there: it cost twice what a start costs, in every call."""
-    c = t64([0.3, 0.5, 0.6])
-    f = lambda x, c: (x - c).abs() ** -0.3
-    kept, fresh = qg.Integrator(on_failure="ignore"), 0
-    for step in range(12):
-        moved = c + 1e-3 * step
-        result = kept(f, t64(0.0), 1.0, (moved,))
-        exact = (moved**0.7 + (1 - moved) ** 0.7) / 0.7
-        assert ((result.value - exact).abs() <= result.error).all()
-        fresh += int(qg.quad(f, t64(0.0), 1.0, (moved,), on_failure="ignore").nfev.sum())
-    assert result.plan.places is not None and result.plan.common() is None
-    assert kept.started >= 5 and kept.nfev <= 1.5 * fresh

@@ -56,14 +56,14 @@ def search_on(
         return finish_rounds(bodies, watcher)
     owner, error = bodies.first_errors()
     lost, count = error.isinf(), problem.batch
-    ends = torch.zeros_like(owner[:1]).expand(count) if first.stalled is None else first.stalled
-    if bool(lost.any()):
-        bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
-        ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
-    elif first.stalled is None:
+    if first.stalled is None and not bool(lost.any()):
         return finish_rounds(bodies, watcher)
+    bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
+    ends = torch.zeros_like(bad) if first.stalled is None else first.stalled
+    ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
     grown = total(error, owner, count) > GROWN * total(first.error.double(), first.owner, count)
-    held = (ends > 0) & (~grown | (ends == int(Status.NONFINITE)))
+    # What was not finite and is so now is searched: it may need other cells than before.
+    held = (ends > 0) & ((bad > 0) | (~grown & (ends != int(Status.NONFINITE))))
     spent = bodies.spent()
     nfev = spent.clone()
     spent.masked_fill_(held, problem.max_nfev)  # which leaves nothing to refine with

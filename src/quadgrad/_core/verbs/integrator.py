@@ -15,7 +15,7 @@ from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.cells import CellPlan
-from quadgrad._core.plans.interval import MERGED
+from quadgrad._core.plans.interval import MERGED, IntervalPlan
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result
@@ -267,18 +267,22 @@ class Integrator(Printed, torch.nn.Module):
         return plan.common() if plan.batch > 1 else None
 
     def _after_failure(self, plan: CellPlan, start: Any, status: Tensor, error: Tensor) -> CellPlan:
-        """Return a plan that leaves alone what has stalled, and has earlier cells for what was not finite."""
+        """Return a plan that leaves alone what has stalled, and has earlier cells for what was finite before."""
         lost = (status == int(Status.NONFINITE)) | (status > 0) & error.isinf()
-        stalled = status.masked_fill(lost, 0)
+        former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
+        sound = lost & (torch.bincount(former.owner, minlength=plan.batch) > 0)
+        stalled = status.masked_fill(sound & (status != int(Status.NONFINITE)), 0)
         if bool(lost.any()):
-            former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
-            plan = plan.take(~lost[plan.owner]).join(former.take(lost[former.owner]))
+            plan = plan.take(~lost[plan.owner]).join(former.take(sound[former.owner]))
+            if isinstance(plan, IntervalPlan) and plan.places is not None and former.places is not None:
+                plan = plan.with_places(torch.where(sound[:, None], former.places, plan.places))
         if not bool(stalled.any()):
             return plan.noted()
         if self.calls >= self._retry:  # what has changed since may have made it easier
             if self._retry:
-                plan = plan.take((stalled == 0)[plan.owner])
-                stalled, self._patience = torch.zeros_like(stalled), LONGER * self._patience
+                tried = (stalled > 0) & ~sound
+                plan, stalled = plan.take(~tried[plan.owner]), stalled.masked_fill(tried, 0)
+                self._patience = LONGER * self._patience
             self._retry = self.calls + self._patience
         return plan.noted(stalled=stalled)
 

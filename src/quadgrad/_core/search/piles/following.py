@@ -99,6 +99,8 @@ def _find(
     problem: Problem, owner: Tensor, place: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return where places are now, whether that was found, the doubt they leave, and the nodes spent."""
+    if not len(owner):
+        return place, place.bool(), place, owner
     now, kind, nodes = find_corners(problem, owner, low, high)
     found, doubt = kind >= CORNER, torch.zeros_like(place)
     rest = (~found).nonzero()[:, 0]
