@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -83,7 +82,7 @@ def test_places_are_followed_however_far_they_move(
     f, area, rtol = FAMILIES[family]
     c, spent, fresh, kept = t64([0.31, 0.47, 0.632]), 0, 0, qg.Integrator(rtol=rtol, on_failure="ignore")
     kept(f, t64(0.0), 1.0, (c,))
-    assert kept.plan.places is not None
+    assert getattr(kept.plan, "places", None) is not None
     for drift in DRIFTS:
         c, k = c + drift, t64([1.0, 2.0, 3.0]).requires_grad_(gradient)
         result = kept(lambda x, c, k: k * f(x, c), t64(0.0), 1.0, (c, k))
@@ -183,7 +182,7 @@ def test_a_plan_without_places_finds_those_that_appear(gradient: bool) -> None:
         if gradient and height:  # else there is nothing of it to be seen in the value
             slope = torch.autograd.grad(result.value.sum(), h)[0][0]
             torch.testing.assert_close(slope, t64(0.3), rtol=1e-12, atol=0.0)
-    assert kept.plan.places is not None
+    assert getattr(kept.plan, "places", None) is not None
 
 
 def test_gradients_through_followed_places() -> None:

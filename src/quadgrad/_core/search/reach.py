@@ -101,7 +101,7 @@ class _Reach:
         return bool((inside | ends).any())
 
     def _forget_places(self, failed: Tensor) -> Tensor:
-        """Forget the places of integrals that did not converge on kept cells between them; return which these are."""
+        """Forget the places of integrals that did not converge on kept cells between them, and return these."""
         self.unproved = None
         if self.places is not None and bool(failed.any()):
             self.places = self.places.masked_fill(failed[:, None], torch.nan)

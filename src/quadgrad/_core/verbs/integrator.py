@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.cells import CellPlan
-from quadgrad._core.plans.interval import MERGED, IntervalPlan
+from quadgrad._core.plans.interval import MERGED
 from quadgrad._core.plans.points import PointsPlan
 from quadgrad._core.printing import Printed
 from quadgrad._core.result import Result
@@ -201,7 +202,7 @@ class Integrator(Printed, torch.nn.Module):
 
     def _ask(self, ask: Callable[..., Result], start: Plan | None) -> tuple[Result, Plan | None]:
         """Integrate from a plan, or from what fits of it; return from what that was."""
-        if start is not None:
+        if start is not None and _device(start).type != "meta":  # where tensors have no values
             try:
                 return ask(start), start
             except PlanError as misfit:
@@ -249,7 +250,10 @@ class Integrator(Printed, torch.nn.Module):
             self.kept.put(keys, plan, merging)
         else:
             self._merging = merging
-            plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
+            if not bool(
+                (status == int(Status.NONFINITE)).any()
+            ):  # a bad step tells nothing of what the next one costs
+                plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
         self.plan = plan
 
     def _unless_dear(self, plan: CellPlan, spent: float, kept: bool) -> CellPlan | None:
@@ -274,8 +278,7 @@ class Integrator(Printed, torch.nn.Module):
         stalled = status.masked_fill(sound & (status != int(Status.NONFINITE)), 0)
         if bool(lost.any()):
             plan = plan.take(~lost[plan.owner]).join(former.take(sound[former.owner]))
-            if isinstance(plan, IntervalPlan) and plan.places is not None and former.places is not None:
-                plan = plan.with_places(torch.where(sound[:, None], former.places, plan.places))
+            plan = plan.with_notes_of(former, sound)
         if not bool(stalled.any()):
             return plan.noted()
         if self.calls >= self._retry:  # what has changed since may have made it easier
@@ -284,7 +287,8 @@ class Integrator(Printed, torch.nn.Module):
                 plan, stalled = plan.take(~tried[plan.owner]), stalled.masked_fill(tried, 0)
                 self._patience = LONGER * self._patience
             self._retry = self.calls + self._patience
-        return plan.noted(stalled=stalled)
+        # Errors are of the precision that they were found in: what stalls in a lower one need not in a higher one.
+        return replace(plan, error=plan.error.to(error.dtype)).noted(stalled=stalled)
 
     def _allowed(self, result: Result) -> Tensor:
         """Return the error that each integral may have, ``(batch,)``."""

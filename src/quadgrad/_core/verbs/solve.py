@@ -67,16 +67,16 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     """
     if len(plan) == 0 or plan.term is not None:
         return None
-    start = switches = None
+    start, switches = None, None
     with problem.outside() as plain:
         if problem.jumps is None:
             start = follow(plain, plan)
         else:
             switches, fitted = Switches.open(plain).fit(plan)
             plan = fitted or plan
-    between = problem.with_found(start.places) if switches is None else switches.attach(problem)
+    between = switches.attach(problem) if switches else problem.with_found(start.places if start else None)
     with between.outside() as plain:
-        task, cells = (plain, plan) if start is None else (start.task, start.plan)
+        task, cells = (start.task, start.plan) if start else (plain, plan)
         watch = Watch(task, first_cells(task, cells))
     first = watch.first
     treatment = choose_treatment(between, first)

@@ -19,7 +19,7 @@ from quadgrad._core.search.kernel.zoom import zoom_native
 from quadgrad._core.search.piles.corners import CORNER, find_corners
 from quadgrad._core.search.piles.watch import ZOOMED
 from quadgrad._core.search.piles.zoom import BOUNDED, bends_of, call_places, zoom
-from quadgrad._core.search.start import first_cells
+from quadgrad._core.search.start import first_cells, refuse_misfit
 
 __all__ = ["Start", "follow"]
 
@@ -62,6 +62,7 @@ def follow(problem: Problem, plan: IntervalPlan | None) -> Start:
     task = replace(problem, reaches=True)
     if plan is None or plan.places is None or not problem.batch:
         return Start(problem, task, plan)
+    refuse_misfit(plan, problem.batch_shape)
     places = plan.places.expand(problem.batch, -1)
     plan = first_cells(problem.with_found(places), plan)
     known = places.isfinite()
@@ -85,14 +86,16 @@ def _around(problem: Problem, places: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far down and up each place is looked for, in x; nowhere where it is no longer between limits."""
     batch = problem.batch
     pieces = problem.with_found(places).pieces
-    lower, upper = (end.double().expand(batch * pieces.count).view(batch, 1, -1) for end in pieces.ends(slice(None)))
+    lower, upper = (
+        end.double().expand(batch * pieces.count).view(batch, 1, -1) for end in pieces.ends(slice(None))
+    )
     width, at = upper - lower, places.double()[..., None]
     before, after = (torch.where(end == at, width, 0.0).amax(2) for end in (upper, lower))
     least = torch.minimum(before, after)
     least = torch.where(least.isinf(), at[..., 0].abs(), least)
     before, after = (torch.where(gap.isinf(), least, gap) for gap in (before, after))
-    inside = least > 0.0
-    return tuple(torch.where(inside, end, at[..., 0]) for end in (at[..., 0] - REACH * before, at[..., 0] + REACH * after))
+    share = torch.where(least > 0.0, REACH, 0.0)
+    return at[..., 0] - share * before, at[..., 0] + share * after
 
 
 def _find(
