@@ -18,9 +18,9 @@ from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import Totals, allowed_error
+from quadgrad._core.search.following import Start, follow
 from quadgrad._core.search.looks.carried import Sights
 from quadgrad._core.search.looks.spikes import join_spikes
-from quadgrad._core.search.piles.following import Start, follow
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 from quadgrad._core.search.tiles import follow_carried, search_tiles

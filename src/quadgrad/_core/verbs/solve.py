@@ -17,7 +17,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.piles.following import follow
+from quadgrad._core.search.following import follow
 from quadgrad._core.search.reach import search_on, search_reaching
 from quadgrad._core.search.recheck import Watch
 from quadgrad._core.search.start import first_cells
