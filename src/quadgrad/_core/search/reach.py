@@ -49,6 +49,8 @@ def search_reaching(problem: Problem, search: Search, plan: IntervalPlan | None)
 
 def search_on(start: Start, found: Found) -> Found:
     """Search again with what a search has found, as long as that finds more."""
+    if start.places is None and found.found_places is None and not found.tails:
+        return found
     reach = _Reach(start, found)
     for trial in range(AGAIN):
         if not reach.go_on(trial + 1 < AGAIN):

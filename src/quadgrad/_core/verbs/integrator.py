@@ -234,7 +234,8 @@ class Integrator(Printed, torch.nn.Module):
                 f"key has shape {tuple(keys.shape)}, and the batch is {plan.batch_shape}: one for each"
             )
         same = isinstance(start, CellPlan) and start.batch_shape == plan.batch_shape
-        self.refined += int(same and start is not None and not start.same(plan))
+        stays = same and start is not None and start.same(plan)
+        self.refined += int(same and not stays)
         if not plan.batch:
             return
         status = plain(result.status).reshape(-1)
@@ -242,7 +243,7 @@ class Integrator(Printed, torch.nn.Module):
             plan = self._after_failure(plan, start if same else None, status, plain(result.error).reshape(-1))
         if not same or merging is None or len(merging.wait) != plan.batch:
             merging = Merging.start(plan.batch, plan.row.device) if keys is None or merging is None else merging
-        if len(plan) > plan.batch * plan.pieces and not in_transform():
+        if len(plan) > plan.batch * plan.pieces and not in_transform() and not merging.rest(stays):
             merging = merging.to(plan.row.device)
             plan, proved = merging.merge(plan, self._allowed(result))
             self.coarsened += int(proved > 0)
