@@ -20,6 +20,7 @@ from quadgrad._core.search.piles.corners import CORNER, find_corners
 from quadgrad._core.search.piles.watch import ZOOMED
 from quadgrad._core.search.piles.zoom import BOUNDED, bends_of, call_places, zoom
 from quadgrad._core.search.start import first_cells, refuse_misfit
+from quadgrad._core.search.task import hear_anew
 
 __all__ = ["Start", "follow"]
 
@@ -28,6 +29,9 @@ REACH = 0.125
 
 STAYS = 0.125
 """The bend between neighbouring numbers, relative to f there, that shows that a place is where it was."""
+
+BESIDE = 2
+"""So many numbers on either side are looked at for that."""
 
 DEAREST = 30 + ZOOMED
 """No place costs more nodes."""
@@ -71,6 +75,7 @@ def follow(problem: Problem, plan: IntervalPlan | None) -> Start:
     looked = known & (high > low) & afford[:, None]
     owner, column = looked.nonzero().unbind(1)
     place, found, doubts, nodes = _find(problem, owner, places[looked].double(), low[looked], high[looked])
+    hear_anew()  # integrals inside f that were called here are none of a cell's
     spent = torch.zeros_like(known[:, 0], dtype=torch.int64).index_add_(0, owner, nodes)
     doubt = torch.zeros_like(spent, dtype=torch.float64).index_add_(0, owner, doubts)
     now = torch.full_like(places, torch.nan)
@@ -109,7 +114,7 @@ def _find(
     rest = (~found).nonzero()[:, 0]
     if len(rest):
         now[rest], found[rest], doubt[rest] = _see_again(problem, owner[rest], place[rest])
-        nodes[rest] += 5
+        nodes[rest] += 2 * BESIDE + 1
         rest = (~found).nonzero()[:, 0]
     if len(rest):
         closer = zoom_native if suits_native(problem) else zoom
@@ -121,7 +126,7 @@ def _find(
 def _see_again(problem: Problem, owner: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Look at the numbers beside a place: return where f bends most, whether it bends enough, and the doubt."""
     step = problem.pieces.rounding.eps * place.abs().clamp_min(problem.pieces.rounding.tiny**0.5)
-    x = place + step * torch.arange(-2, 3, device=place.device)[:, None]
+    x = place + step * torch.arange(-BESIDE, BESIDE + 1, device=place.device)[:, None]
     y = call_places(problem, owner, x)
     size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
     bend, at = bends_of(y, size)

@@ -52,6 +52,8 @@ class Merging:
 
     def to(self, device: torch.device) -> Merging:
         """Return the same on another device."""
+        if self.wait.device == device:
+            return self
         return Merging(*(column.to(device) for column in self.columns()))
 
     def columns(self) -> tuple[Tensor, ...]:
