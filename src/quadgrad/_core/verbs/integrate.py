@@ -148,9 +148,9 @@ def _integrate(
     watched = Watched(problem.integrand)
     problem.integrand = watched.integrand
     logs, primal = LogSearch(problem, probe) if log else None, None
+    problem.series = gradient.takes_series or not problem.flowing
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
-    problem.series = gradient.takes_series or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -206,7 +207,7 @@ class Integrator(Printed, torch.nn.Module):
 
     def _ask(self, ask: Callable[..., Result], start: Plan | None) -> tuple[Result, Plan | None]:
         """Integrate from a plan, or from what fits of it; return from what that was."""
-        if start is not None:
+        if start is not None and _device(start).type != "meta":  # where tensors have no values
             try:
                 return ask(start), start
             except PlanError as misfit:
@@ -238,7 +239,8 @@ class Integrator(Printed, torch.nn.Module):
                 f"key has shape {tuple(keys.shape)}, and the batch is {plan.batch_shape}: one for each"
             )
         same = isinstance(start, CellPlan) and start.batch_shape == plan.batch_shape
-        self.refined += int(same and start is not None and not start.same(plan))
+        stays = same and start is not None and start.same(plan)
+        self.refined += int(same and not stays)
         if not plan.batch:
             return
         status = plain(result.status).reshape(-1)
@@ -246,7 +248,7 @@ class Integrator(Printed, torch.nn.Module):
             plan = self._after_failure(plan, start if same else None, status, plain(result.error).reshape(-1))
         if not same or merging is None or len(merging.wait) != plan.batch:
             merging = Merging.start(plan.batch, plan.row.device) if keys is None or merging is None else merging
-        if len(plan) > plan.batch * plan.pieces and not in_transform():
+        if len(plan) > plan.batch * plan.pieces and not in_transform() and not merging.rest(stays):
             merging = merging.to(plan.row.device)
             plan, proved = merging.merge(plan, self._allowed(result))
             self.coarsened += int(proved > 0)
@@ -254,7 +256,10 @@ class Integrator(Printed, torch.nn.Module):
             self.kept.put(keys, plan, merging)
         else:
             self._merging = merging
-            plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
+            if not bool(
+                (status == int(Status.NONFINITE)).any()
+            ):  # a bad step tells nothing of what the next one costs
+                plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
         self.plan = plan
 
     def _unless_dear(self, plan: CellPlan, spent: float, kept: bool) -> CellPlan | None:
@@ -272,20 +277,24 @@ class Integrator(Printed, torch.nn.Module):
         return plan.common() if plan.batch > 1 else None
 
     def _after_failure(self, plan: CellPlan, start: Any, status: Tensor, error: Tensor) -> CellPlan:
-        """Return a plan that leaves alone what has stalled, and has earlier cells for what was not finite."""
+        """Return a plan that leaves alone what has stalled, and has earlier cells for what was finite before."""
         lost = (status == int(Status.NONFINITE)) | (status > 0) & error.isinf()
-        stalled = status.masked_fill(lost, 0)
+        former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
+        sound = lost & (torch.bincount(former.owner, minlength=plan.batch) > 0)
+        stalled = status.masked_fill(sound & (status != int(Status.NONFINITE)), 0)
         if bool(lost.any()):
-            former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
-            plan = plan.take(~lost[plan.owner]).join(former.take(lost[former.owner]))
+            plan = plan.take(~lost[plan.owner]).join(former.take(sound[former.owner]))
+            plan = plan.with_notes_of(former, sound)
         if not bool(stalled.any()):
             return plan.noted()
         if self.calls >= self._retry:  # what has changed since may have made it easier
             if self._retry:
-                plan = plan.take((stalled == 0)[plan.owner])
-                stalled, self._patience = torch.zeros_like(stalled), LONGER * self._patience
+                tried = (stalled > 0) & ~sound
+                plan, stalled = plan.take(~tried[plan.owner]), stalled.masked_fill(tried, 0)
+                self._patience = LONGER * self._patience
             self._retry = self.calls + self._patience
-        return plan.noted(stalled=stalled)
+        # Errors are of the precision that they were found in: what stalls in a lower one need not in a higher one.
+        return replace(plan, error=plan.error.to(error.dtype)).noted(stalled=stalled)
 
     def _allowed(self, result: Result) -> Tensor:
         """Return the error that each integral may have, ``(batch,)``."""

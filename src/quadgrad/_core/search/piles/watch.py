@@ -25,7 +25,7 @@ from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.piles.zoom import Zoom
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 
-__all__ = ["Piles", "watched"]
+__all__ = ["ZOOMED", "Piles", "watched"]
 
 FIRST, EVERY = 3, 1
 """The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""

@@ -14,7 +14,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import call_places, noise
 
-__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "divisions", "zoom"]
+__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "bends_of", "divisions", "zoom"]
 
 DIVISIONS = 8
 """Intervals between places where f is called: of these the two around the greatest bend are divided next."""
@@ -58,7 +58,7 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
             y = torch.cat((seen[:1], new[:3], seen[1:2], new[3:], seen[2:]))
         assert size is not None
         spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
-        bend, at = _bends(y, size)
+        bend, at = bends_of(y, size)
         # As close as numbers are: what is left is the bend between neighbours.
         close = (high - low) <= 0.5 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
         close = close | ((high - low) < problem.pieces.rounding.tiny**0.5)
@@ -98,7 +98,7 @@ def divisions(like: Tensor) -> Tensor:
     return torch.arange(DIVISIONS + 1, dtype=like.dtype, device=like.device)[:, None] / DIVISIONS
 
 
-def _bends(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def bends_of(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest second difference of values ``(m, k, c)``, relative to their sizes, and at which node."""
     scale = torch.where(size > 0.0, size, 1.0)
     bends = ((y[2:] - 2.0 * y[1:-1] + y[:-2]).abs() / scale).nan_to_num(torch.inf, torch.inf).amax(2)
