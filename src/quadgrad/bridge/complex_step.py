@@ -65,11 +65,10 @@ def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tu
     value = np.imag(evaluate(points)) / STEP if groups.size else np.zeros((0, problem.value.size))
     known = structure.known(groups)
     # No difference is taken, but what f loses in cancellation its derivative loses too, and 1 / x more.
-    near = np.where(problem.x != 0.0, np.abs(problem.x), problem.scale)
     with np.errstate(all="ignore"):
         relative = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
     relative = np.maximum(relative, problem.precision)
-    near = structure.spread(near, groups)
+    near = structure.spread(problem.near, groups)
     error = MARGIN * (relative * np.abs(value) + problem.noise / near)
     if problem.look is not None:
         length = np.abs(structure.spread(problem.look.direction, groups))

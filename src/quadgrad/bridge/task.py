@@ -21,8 +21,9 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.contract import Array, Arrays, Spec, cut, rounding, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_products, pulled
-from quadgrad.bridge.linearization import Counter, Linearization, NoDerivativeError, OutsideError, floating
+from quadgrad.bridge.linearization import Counter, Learnt, Linearization, NoDerivativeError, OutsideError, floating
 from quadgrad.bridge.options import Info, Options
+from quadgrad.bridge.problem import Problem
 
 __all__ = ["Task"]
 
@@ -73,11 +74,11 @@ class Task:
     names : sequence of str
         Of the inputs.
     report : callable
-        Receives an :class:`Info` after each vector-Jacobian product.
+        Receives after each vector-Jacobian product what returns its :class:`Info`: few ask.
     """
 
     def __init__(
-        self, callee: Callee, options: Options, names: Sequence[str], report: Callable[[Info], None]
+        self, callee: Callee, options: Options, names: Sequence[str], report: Callable[[Callable[[], Info]], None]
     ) -> None:
         self.callee = callee
         self.options = options
@@ -87,7 +88,7 @@ class Task:
         self._known: OrderedDict[Any, _Point] = OrderedDict()
         self._specs: dict[Any, tuple[Spec, ...]] = {}
         self._latest: tuple[list[Any], list[Any], int] | None = None
-        self._refusals: dict[object, str | None] = {}
+        self._learnt = Learnt()
 
     # ------------------------------------------------------------------------------------------ values
 
@@ -188,9 +189,10 @@ class Task:
 
     def _keep(self, point: _Point) -> _Point:
         key = _key(point.inputs)
-        self._known[key] = point
+        if self._known.get(key) is not point:
+            self._known[key] = point
+            self._trim()
         self._known.move_to_end(key)
-        self._trim()
         return point
 
     def _trim(self) -> None:
@@ -219,7 +221,7 @@ class Task:
     def _linearization(self, inputs: Arrays, outputs: Arrays, chosen: tuple[int, ...]) -> Linearization:
         # Weakly: a circle of references would keep what is forgotten until Python looks for circles.
         return Linearization(
-            self.callee, self.options, self.names, inputs, outputs, chosen, self.counter, self._refusals,
+            self.callee, self.options, self.names, inputs, outputs, chosen, self.counter, self._learnt,
             partial(_linearize, weakref.ref(self), chosen),
         )  # fmt: skip
 
@@ -248,6 +250,7 @@ class Task:
         for point in self._known.values():
             point.release()
         self._known.clear()
+        self._learnt.quiet.clear()
 
     # ------------------------------------------------------------------------------------------ products
 
@@ -267,18 +270,21 @@ class Task:
         if self._stateless and not lanes + extra:
             found = self._given_at_once(wanted, self._widened(inputs), cotangents)
             if found is not None:
-                self._report(GIVEN)
+                self._report(lambda: GIVEN)
                 return found
         before, seen = self.counter.nfev, list[_Pulled]()
+        kinds = dtypes or [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
 
         def pull(point: Linearization, rows: Array) -> Array:
-            seen.append(_Pulled(point, rows, point.pull(rows)))
-            return seen[-1].found
+            found = point.pull(rows)
+            if point.options.given is None:
+                seen.append(_Pulled(point, point.problem, _gradient_error(point, rows, found, kinds)))
+            else:
+                seen.append(_Pulled(point, None, []))
+            return found
 
         found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, self._first_order, "inputs")
-        if dtypes is None:
-            dtypes = [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
-        self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before, dtypes))
+        self._report(partial(_info, seen, inputs[0].shape[:lanes], self.counter.nfev - before))
         self._trim()
         return found
 
@@ -312,7 +318,7 @@ class Task:
         rows = _flat(cotangents, 1)
         try:
             point = self._first_order(tuple(inputs), wanted)
-            return _gradient_error(_Pulled(point, rows, point.pull(rows)), dtypes)
+            return _gradient_error(point, rows, point.pull(rows), dtypes)
         except (NoDerivativeError, OutsideError):
             return [np.full(inputs[i].shape, np.inf) for i in wanted]
 
@@ -452,40 +458,43 @@ def _specs(given: Sequence[tuple[tuple[int, ...], Any]], lanes: int) -> tuple[Sp
 
 
 class _Pulled(NamedTuple):
-    """What a backward pass did in one lane."""
+    """Where a backward pass was in one lane, and how wrong its gradients may be.
+
+    With the problem, which the point may have let go by the time somebody asks.
+    """
 
     point: Linearization
-    rows: Array
-    found: Array
+    problem: Problem | None
+    errors: list[Array]
 
 
-def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtypes: Sequence[torch.dtype]) -> Info:
+def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int) -> Info:
     """Return what a backward pass found, over all lanes."""
     if not seen:
         return Info("none", nfev, None, None, None)
-    first = seen[0].point
-    if first.options.given is not None:
+    first, problem, _ = seen[0]
+    if problem is None:
         return replace(GIVEN, nfev=nfev)
+    if len(seen) < prod(lane_shape):  # lanes without a derivative were left out
+        return Info(first.method, nfev, problem.roughness, None, None, "some lanes have no derivative")
     by_output = [_cut(each.point.jacobian.output_error(), each.point.outputs) for each in seen]
-    by_input = [_gradient_error(each, dtypes) for each in seen]
-    count = prod(lane_shape)
-    if len(seen) < count:  # lanes without a derivative were left out
-        return Info(first.method, nfev, first.problem.roughness, None, None, "some lanes have no derivative")
     stack = lambda columns: tuple(
         (column[0] if len(column) == 1 else np.stack(column)).reshape(lane_shape + column[0].shape)
         for column in zip(*columns, strict=True)
     )
     note = first.complex_refusal or "" if first.options.method == "auto" else ""
-    return Info(first.method, nfev, first.problem.roughness, stack(by_output), stack(by_input), note)
+    return Info(
+        first.method, nfev, problem.roughness, stack(by_output), stack([each.errors for each in seen]), note
+    )
 
 
-def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]:
+def _gradient_error(point: Linearization, rows: Array, found: Array, dtypes: Sequence[torch.dtype]) -> list[Array]:
     """Return for each input how wrong its gradient may be, rounded to its dtype."""
-    error = each.point.jacobian.pull_error(each.rows)
+    error = point.jacobian.pull_error(rows)
     assert error is not None
-    arrays = [each.point.inputs[i] for i in each.point.wanted]
+    arrays = [point.inputs[i] for i in point.wanted]
     sizes = [a.size for a in arrays]
-    parts = zip(cut(error, sizes), cut(each.found, sizes), arrays, dtypes, strict=True)
+    parts = zip(cut(error, sizes), cut(found, sizes), arrays, dtypes, strict=True)
     return [
         (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
         for e, f, a, d in parts

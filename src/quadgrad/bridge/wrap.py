@@ -182,8 +182,6 @@ class Wrapped:
     ----------
     fn : callable
         The function itself.
-    info : Info or None
-        Error estimates, evaluations and noise level of the last backward pass.
     """
 
     def __init__(
@@ -194,7 +192,7 @@ class Wrapped:
         update_wrapper(self, fn, updated=())
         self.fn = fn
         self.options = options
-        self.info: Info | None = None
+        self._info: Callable[[], Info] | Info | None = None
         self._signature = _signature(fn)
         self._parameters = tuple(self._signature.parameters) if self._signature else ()
         self._static = _static(static, self._parameters, fn, _most_arguments(self._signature))
@@ -323,8 +321,15 @@ class Wrapped:
         self._pinned[handle] = task
         return handle
 
-    def _remember(self, info: Info) -> None:
-        self.info = info
+    @property
+    def info(self) -> Info | None:
+        """Error estimates, evaluations and noise level of the last backward pass."""
+        if callable(self._info):
+            self._info = self._info()
+        return self._info
+
+    def _remember(self, info: Callable[[], Info]) -> None:
+        self._info = info
 
 
 @torch.compiler.assume_constant_result
