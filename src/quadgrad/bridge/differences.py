@@ -83,7 +83,8 @@ class _Kept:
     @classmethod
     def first(cls, found: Estimate, width: Array, loud: Array) -> _Kept:
         """Keep a first estimate; outputs in steps that stand still contradict no other."""
-        width = np.broadcast_to(width, found.value.shape)
+        if width.shape != found.value.shape:
+            width = np.broadcast_to(width, found.value.shape)
         believed = np.where(loud & (found.value == 0.0), np.inf, width)
         return cls(found.value, found.error, believed, found.seen, np.zeros(width.shape, bool), found, width)
 
@@ -106,7 +107,8 @@ def differentiate(problem: Problem, method: str) -> Found:
     if method == "forward" and np.mean(problem.loud) > 0.5:
         method = "central"
     with np.errstate(all="ignore"):
-        return (_by_elements if problem.structure.in_order else _refined)(problem, method)
+        several = problem.structure.in_order and problem.value.size > 1
+        return (_by_elements if several else _refined)(problem, method)
 
 
 def _by_elements(problem: Problem, method: str) -> Found:
@@ -215,10 +217,10 @@ def _doubts(problem: Problem, kept: _Kept, method: str) -> tuple[Array, Array]:
 def _poor(problem: Problem, kept: _Kept, method: str) -> Array:
     """Return where the error is far above what differences of a well-scaled function have."""
     groups, value, error = np.arange(problem.structure.groups), kept.value, kept.error
-    if np.all(error <= _allowed(problem.precision ** QUALITY[method]) * np.abs(value)):  # nearly always
+    if np.all(error < _allowed(problem.precision ** QUALITY[method]) * np.abs(value)):  # nearly always
         return np.zeros(error.shape, bool)
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
-    size = np.fmax(np.abs(value), size)
+    size = np.fmax(np.where(np.isfinite(value), np.abs(value), 0.0), size)
     rough = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
     poor = error > _allowed(np.clip(rough, problem.precision, 0.1) ** QUALITY[method]) * size
     return poor & problem.structure.known(groups) & np.isfinite(problem.value)

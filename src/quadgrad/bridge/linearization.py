@@ -146,10 +146,10 @@ class Linearization:
 
     def _placed(self, moved: Sequence[Array], count: int) -> list[Array]:
         """Return stacks of all inputs: the wanted ones moved, the others repeated."""
-        stacks = [np.broadcast_to(x, (count, *x.shape)) for x in self.inputs]
-        for i, stack in zip(self.wanted, moved, strict=True):
-            stacks[i] = stack
-        return stacks
+        places = dict(zip(self.wanted, moved, strict=True))
+        return [
+            places[i] if i in places else np.broadcast_to(x, (count, *x.shape)) for i, x in enumerate(self.inputs)
+        ]
 
     def evaluate(self, points: Array) -> Array:
         """Return outputs ``(k, m)`` at points ``(k, n)``, real or complex."""

@@ -35,6 +35,8 @@ SHORTER = (2.0**-36, 2.0**-44)
 FALLING, ODD = 3.0, 3.0
 """By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
 from the point between than from differences where these vanish for another reason."""
+ALONE = 100.0
+"""By how much the third difference of the farthest points is smaller than that of the nearest beside a line."""
 THIRD = 5.0
 """A third difference over one of length 1."""
 RARE = 0.01
@@ -198,8 +200,11 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     """
     flat = (values[1:-1] == values[:-2]).any(axis=0)
     *by_order, between = _by_order(values)
-    noise = np.sqrt(np.mean(np.square(by_order), axis=0))
-    falling = by_order[-1] * FALLING < by_order[0]
+    largest = np.maximum(np.max(by_order, axis=0), TINY)
+    noise = np.sqrt(np.mean(np.square(by_order / largest), axis=0)) * largest
+    # Farther points that agree with each other, but not with x, lie beside a line narrower than their distance.
+    nearest, _, farthest = np.abs(IN_ROW[0] @ values)
+    falling = (by_order[-1] * FALLING < by_order[0]) | (farthest * ALONE < nearest)
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
     level.noise = np.where(which, noise, level.noise)
@@ -244,6 +249,8 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 
 def _last_digit(values: Array) -> Array:
     """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
+    if np.iscomplexobj(values):  # not by their size: that of phases is 1
+        return np.maximum(_last_digit(values.real), _last_digit(values.imag))
     size = np.abs(values)
     first = np.floor(np.log10(size.max(axis=0)))
     unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)
@@ -297,4 +304,6 @@ def _spread(count: int) -> Array:
 def _by_order(values: Array) -> list[Array]:
     """Return the noise level from differences of each order, root mean square, and from the point between."""
     size = np.abs(WEIGHTS @ values)
-    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) for rows in ROWS]
+    largest = np.maximum(size.max(axis=0), TINY)  # squares leave the range of numbers
+    size /= largest
+    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) * largest for rows in ROWS]

@@ -78,6 +78,8 @@ class Problem:
         None where the noise was declared: nobody looked.
     single : array of bool, shape (n,), or None
         Which inputs are float32, if any is.
+    blurred : bool
+        Whether points are not quite where they are said to be, but within ``resolution`` of it.
     some : callable or None
         From points ``(k, inputs of some elements)`` and the elements' indices to their outputs, of a function that
         works elementwise and may be called on some of its elements.
@@ -97,6 +99,7 @@ class Problem:
     structure: Structure
     look: Look | None = None
     single: Array | None = None
+    blurred: bool = False
     some: Callable[[Array, Array], Array] | None = None
     typical_noise: float | None = None
 
@@ -181,6 +184,7 @@ def along(problem: Problem, direction: Array) -> Problem:
         structure=Structure.dense(1, problem.value.size),
         look=None,
         single=None,
+        blurred=True,
         some=None,
     )
 

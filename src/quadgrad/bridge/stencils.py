@@ -104,9 +104,10 @@ def single_step(problem: Problem, step: Array) -> Array:
     step, side = fit(problem, step, "richardson")
     groups = np.arange(problem.structure.groups)
     points = place(problem, step, side, "pair")
-    u, v = _weights(*problem.structure.spread(points - problem.x, groups))
+    a, b = problem.structure.spread(points - problem.x, groups)
     f, g = evaluate(problem, groups, points) - problem.value
-    return u * f + v * g
+    u, v = _weights(b / a)
+    return (u * f + v * g) / a
 
 
 def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
@@ -146,18 +147,18 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
 
 def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
     """Return the slope of the parabola through x and two points, its error from a third."""
-    (a, b, c), (f, g, k) = offsets, changes
-    u, v = _weights(a, b)
-    slope = u * f + v * g
+    a, (f, g, k) = offsets[0], changes
+    # In units of a: products of three lengths leave the range of numbers where inputs are very large or small.
+    b, c = offsets[1:] / a
+    u, v = _weights(b)
+    slope = (u * f + v * g) / a
     # The third divided difference, times a b: what the cubic has more than the parabola.
-    p, q, r = b / ((a - b) * (a - c)), a / ((b - a) * (b - c)), a * b / (c * (c - a) * (c - b))
-    truncation = np.abs(p * f + q * g + r * k)
-    bend = np.abs((f - g * (a / b)) / (a - b))
-    noise = problem.noise
-    unsure = NOISY * noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2)
+    p, q, r = b / ((1.0 - b) * (1.0 - c)), 1.0 / ((b - 1.0) * (b - c)), b / (c * (c - 1.0) * (c - b))
+    truncation, bend = np.abs((p * f + q * g + r * k) / a), np.abs((f - g / b) / ((1.0 - b) * a))
+    unsure = NOISY * problem.noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2) / np.abs(a)
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
     seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
-    rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
+    rounding = _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
     # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
     falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
     truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
@@ -196,8 +197,8 @@ def _extrapolated(problem: Problem, groups: Array, side: Array, offsets: Array, 
     coarser as they should take part: agreement between values that are aliased is chance.
     """
     (a, b), (f, g) = np.moveaxis(offsets, 1, 0), np.moveaxis(changes, 1, 0)
-    u, v = _weights(a, b)
-    slopes, gains = u * f + v * g, np.sqrt(u * u + v * v + (u + v) ** 2)
+    u, v = _weights(b / a)
+    slopes, gains = (u * f + v * g) / a, _gain(u, v) / np.abs(a)
     bends = (f - g * (a / b)) / np.abs(a - b)
     largest = np.maximum(np.abs(f), np.abs(g))
     problem = _with_ties(problem, f, g)
@@ -256,14 +257,21 @@ def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, 
     return LEVELS - 1 - good.sum(axis=0)
 
 
-def _weights(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the weights of f(x + a) - f(x) and f(x + b) - f(x) in the slope of the parabola at x."""
-    return b / (a * (b - a)), a / (b * (a - b))
+def _weights(b: Array) -> tuple[Array, Array]:
+    """Return the weights of f(x + a) - f(x) and f(x + b a) - f(x) in the slope of the parabola at x, times a."""
+    return b / (b - 1.0), 1.0 / (b * (1.0 - b))
+
+
+def _gain(u: Array, v: Array) -> Array:
+    """Return by how much weights amplify noise, that of f(x) among it."""
+    return np.sqrt(u * u + v * v + (u + v) ** 2)
 
 
 def _rounding(problem: Problem, slope: Array, amplification: Array, change: Array) -> Array:
     # Where f grows by orders of magnitude on the way, so does its noise.
     noise = problem.unsure + 0.5 * problem.precision * change
+    if problem.blurred:
+        noise = noise + problem.resolution * np.abs(slope)
     return SAFETY * amplification * noise + 4.0 * problem.precision * np.abs(slope)
 
 
