@@ -51,7 +51,8 @@ SAME = 0.05
 CLOSE = 10.0
 """Estimates that contradict each other by less than so many of their errors are both believed less."""
 CLEAR = 100.0
-"""Beyond the size of an input slopes are believed that are so many times their errors: others may be chance."""
+"""Beyond the size of an input slopes are believed that are so many times their errors: others may be chance. A
+longer step casts doubt on a shorter one by less than so many errors of that."""
 CACHED = 2**14
 """How many elements are worked on at once."""
 ORDER = {"forward": 1, "central": 2, "richardson": 2}
@@ -270,8 +271,10 @@ def _merge(kept: _Kept, groups: Array, found: Estimate, width: Array, hidden: Ar
     refuted = gap > error + old
     better = np.where(refuted, (width < kept.width[groups]) & np.isfinite(error), error < old) & ~hidden
     # What contradicts without having seen the function's scale itself is not believed more than what it
-    # contradicts; and what is contradicted by little may be noisier than it seems.
-    close = refuted & (gap <= CLOSE * (error + old))
+    # contradicts; and what is contradicted by little may be noisier than it seems: not by a step that saw nothing,
+    # nor by a longer one that is itself so wrong.
+    doubtful = np.where(width < kept.width[groups], kept.seen[groups], gap <= CLEAR * old)
+    close = refuted & (gap <= CLOSE * (error + old)) & doubtful
     error = np.where((refuted & ~found.seen) | close, np.fmax(error, gap), error)
     # Where nothing moved at all, steps too coarse to be seen from here may have been taken for none.
     flat = refuted & (kept.value[groups] == 0.0)

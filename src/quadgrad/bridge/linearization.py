@@ -21,12 +21,9 @@ from quadgrad.bridge.glance import Quiet, glance
 from quadgrad.bridge.lazy import lazy
 from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
-from quadgrad.bridge.problem import Problem, along, power_of_two
+from quadgrad.bridge.problem import SMALL, Problem, along, scales
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
-
-SMALL = 1e-3
-"""Where all of an input is below, its scale is taken from its size at first."""
 
 __all__ = ["Counter", "Learnt", "Linearization", "NoDerivativeError", "OutsideError", "floating"]
 
@@ -238,30 +235,12 @@ class Linearization:
         precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
         relative, absolute = self.options.noise or (0.0, 0.0)
         noise = np.abs(value) * max(0.5 * precision, relative) + absolute
+        kinds = [scales(self.inputs[i], one_unit=self.callee.elementwise) for i in self.wanted]
+        scale, resolution = (_side_by_side([pair[k] for pair in kinds]) for k in (0, 1))
         return Problem(
-            self.evaluate, x, *self._scales(), lower, upper, value, noise, precision, self.structure,
+            self.evaluate, x, scale, resolution, lower, upper, value, noise, precision, self.structure,
             single=self._single, some=self._evaluate_some if self.callee.any_shape else None,
         )  # fmt: skip
-
-    def _scales(self) -> tuple[Array, Array]:
-        """Return the scales of the inputs, and how finely numbers are spaced there.
-
-        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in
-        which they are not: each on its own, but in functions that work elementwise all of an array, which has one
-        unit.
-        """
-        sizes, spacings = list[Array](), list[Array]()
-        for i in self.wanted:
-            size = np.abs(self.inputs[i]).astype(np.float64).ravel()
-            largest = size.max(initial=0.0)
-            scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
-            if not self.callee.elementwise:
-                scale = np.where((size > 0.0) & (size < SMALL), size, scale)
-            sizes.append(scale)
-            kind = np.finfo(self.inputs[i].dtype)
-            # What numpy.spacing returns, in a tenth of the time.
-            spacings.append(np.maximum(power_of_two(size) * float(kind.eps), float(kind.smallest_subnormal)))
-        return _side_by_side(sizes), _side_by_side(spacings)
 
     @property
     def _single(self) -> Array | None:

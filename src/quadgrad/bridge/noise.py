@@ -250,7 +250,7 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 def _last_digit(values: Array) -> Array:
     """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
     if np.iscomplexobj(values):  # not by their size: that of phases is 1
-        return np.maximum(_last_digit(values.real), _last_digit(values.imag))
+        return np.maximum(_last_digit(np.real(values)), _last_digit(np.imag(values)))
     size = np.abs(values)
     first = np.floor(np.log10(size.max(axis=0)))
     unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)

@@ -9,26 +9,23 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
-from quadgrad.bridge.contract import Array, Arrays, Spec, cut, rounding, warn_not_finite
+from quadgrad.bridge.contract import Array, Arrays, Spec, cut, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_products, pulled
 from quadgrad.bridge.linearization import Counter, Learnt, Linearization, NoDerivativeError, OutsideError, floating
 from quadgrad.bridge.options import Info, Options
-from quadgrad.bridge.problem import Problem
+from quadgrad.bridge.report import GIVEN, Pulled, gradient_error, report
 
 __all__ = ["Task"]
-
-GIVEN = Info("given", 0, None, None, None)
-"""What there is to say where the derivative was given."""
 
 REMEMBERED = 16
 """At how many inputs values and Jacobians are kept, if the memory allowed suffices; at the last one always."""
@@ -272,19 +269,19 @@ class Task:
             if found is not None:
                 self._report(lambda: GIVEN)
                 return found
-        before, seen = self.counter.nfev, list[_Pulled]()
+        before, seen = self.counter.nfev, list[Pulled]()
         kinds = dtypes or [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
 
         def pull(point: Linearization, rows: Array) -> Array:
             found = point.pull(rows)
             if point.options.given is None:
-                seen.append(_Pulled(point, point.problem, _gradient_error(point, rows, found, kinds)))
+                seen.append(Pulled(point, point.problem, gradient_error(point, rows, found, kinds)))
             else:
-                seen.append(_Pulled(point, None, []))
+                seen.append(Pulled(point, None, []))
             return found
 
         found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, self._first_order, "inputs")
-        self._report(partial(_info, seen, inputs[0].shape[:lanes], self.counter.nfev - before))
+        self._report(partial(report, seen, inputs[0].shape[:lanes], self.counter.nfev - before))
         self._trim()
         return found
 
@@ -318,7 +315,7 @@ class Task:
         rows = _flat(cotangents, 1)
         try:
             point = self._first_order(tuple(inputs), wanted)
-            return _gradient_error(point, rows, point.pull(rows), dtypes)
+            return gradient_error(point, rows, point.pull(rows), dtypes)
         except (NoDerivativeError, OutsideError):
             return [np.full(inputs[i].shape, np.inf) for i in wanted]
 
@@ -455,52 +452,3 @@ def _signature(inputs: Sequence[Array], lanes: int) -> tuple[Spec, ...]:
 
 def _specs(given: Sequence[tuple[tuple[int, ...], Any]], lanes: int) -> tuple[Spec, ...]:
     return tuple(Spec(shape[lanes:], dtype) for shape, dtype in given)
-
-
-class _Pulled(NamedTuple):
-    """Where a backward pass was in one lane, and how wrong its gradients may be.
-
-    With the problem, which the point may have let go by the time somebody asks.
-    """
-
-    point: Linearization
-    problem: Problem | None
-    errors: list[Array]
-
-
-def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int) -> Info:
-    """Return what a backward pass found, over all lanes."""
-    if not seen:
-        return Info("none", nfev, None, None, None)
-    first, problem, _ = seen[0]
-    if problem is None:
-        return replace(GIVEN, nfev=nfev)
-    if len(seen) < prod(lane_shape):  # lanes without a derivative were left out
-        return Info(first.method, nfev, problem.roughness, None, None, "some lanes have no derivative")
-    by_output = [_cut(each.point.jacobian.output_error(), each.point.outputs) for each in seen]
-    stack = lambda columns: tuple(
-        (column[0] if len(column) == 1 else np.stack(column)).reshape(lane_shape + column[0].shape)
-        for column in zip(*columns, strict=True)
-    )
-    note = first.complex_refusal or "" if first.options.method == "auto" else ""
-    return Info(
-        first.method, nfev, problem.roughness, stack(by_output), stack([each.errors for each in seen]), note
-    )
-
-
-def _gradient_error(point: Linearization, rows: Array, found: Array, dtypes: Sequence[torch.dtype]) -> list[Array]:
-    """Return for each input how wrong its gradient may be, rounded to its dtype."""
-    error = point.jacobian.pull_error(rows)
-    assert error is not None
-    arrays = [point.inputs[i] for i in point.wanted]
-    sizes = [a.size for a in arrays]
-    parts = zip(cut(error, sizes), cut(found, sizes), arrays, dtypes, strict=True)
-    return [
-        (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
-        for e, f, a, d in parts
-    ]
-
-
-def _cut(flat: Array | None, arrays: Sequence[Array]) -> list[Array]:
-    assert flat is not None
-    return [p.reshape(a.shape) for p, a in zip(cut(flat, [a.size for a in arrays]), arrays, strict=True)]

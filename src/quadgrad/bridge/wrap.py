@@ -117,11 +117,11 @@ def wrap(
         evaluations for each new input, 12 where there is some; by 2 where there was none at the last one. An
         estimate sees what differs between points close together, and no error that is smooth. That of an adaptive
         solver (of differential equations, integrals, roots) is smooth while it takes the same steps, and jumps when
-        it takes others; that of one that starts from its last result depends on where it was called before. A loose
-        one, with SciPy's ``rtol=1e-3``, has derivatives that are right to three digits at best, though its outputs
-        look noiseless. Give what its results are good for: of ``solve_ivp`` with ``rtol, atol``, whose errors add
-        up from step to step, ``noise=(10 * rtol, 10 * atol)``. Where outputs are as good as that, the reported error
-        covers the true one; and a tighter solver buys more than any method here.
+        it takes others; that of one that starts from its last result depends on where it was called before. A
+        loose one, with SciPy's ``rtol=1e-3``, has derivatives that are right to three digits at best, though its
+        outputs look noiseless. Give what its results are good for: of ``solve_ivp`` with ``rtol, atol``, whose
+        errors add up from step to step, ``noise=(10 * rtol, 10 * atol)``. Where outputs are as good as that, the
+        reported error covers the true one; and a tighter solver buys more than any method here.
     seed : int, optional
         For ``"spsa"``.
     memory : float
