@@ -21,6 +21,7 @@ from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import FAINT
+from quadgrad._core.search.looks.open_spikes import from_lower, rank
 from quadgrad._core.search.looks.spikes import cells_around, search_from
 from quadgrad._core.search.looks.wide import call_close, cells_towards, depth
 from quadgrad._core.search.task import Found
@@ -38,6 +39,9 @@ INFINITE = 12
 
 ZOOM, ZOOMS = 16, 8
 """Where something is seen, places are put 16 times as closely around the highest one, until f is level there."""
+
+FEATURES = 16
+"""So many places of a piece are looked at more closely."""
 
 LEVEL = 0.5
 """Two neighbours of the highest place that have this part of its height show how wide it is."""
@@ -68,30 +72,48 @@ def look_again(problem: Problem, found: Found, search: Search) -> Found:
 
 
 def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
-    nfev, status = found.nfev.clone(), found.status.clone()
+    nfev, status, count = found.nfev.clone(), found.status.clone(), problem.pieces.count
+    features: list[tuple[Tensor, Tensor, Tensor]] = []
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
     levels = _levels(problem, found, faint.row)
     for level in levels.unique().tolist():
         mine = levels == level
         part = _Faint(faint.row[mine], faint.components[mine])
+        nowhere = torch.ones_like(part.row, dtype=torch.bool)
         for stage, before in ((min(level, BESIDE), 0), (level, BESIDE)):
             if stage <= before or not len(part.row):
                 continue
-            own = part.row // problem.pieces.count
-            spent, seen = _look(problem, part, stage, nfev, before)
-            nfev.index_add_(0, own, spent)
-            status[own[spent == 0]] = int(Status.MAX_NFEV)
-            cells += seen
-            left = spent > 0
-            for around, *_ in seen:
-                left = left & ~torch.isin(part.row, around)
-            part = _Faint(part.row[left], part.components[left])
-        cells += _look_close(problem, part, nfev, status)
+            afford, seen = _look(problem, part, stage, nfev, features, before)
+            status[part.row[~afford] // count] = int(Status.MAX_NFEV)
+            nowhere &= ~seen.any(1)
+            # What was seen of one component says nothing of the others.
+            left = (part.components & ~seen).any(1) & afford
+            part = _Faint(part.row[left], (part.components & ~seen)[left])
+            nowhere = nowhere[left]
+        cells += _look_close(problem, _Faint(part.row[nowhere], part.components[nowhere]), nfev, status)
     found = replace(found, nfev=nfev, status=status)
+    if features:
+        cells.append(_cells_around_all(*(torch.cat(column) for column in zip(*features, strict=True))))
     if not cells:
         return found
     row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
     return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+
+
+def _cells_around_all(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, start and stop of cells that are halved towards all places of each row."""
+    turn = rank(row)
+    first = turn == 0
+    cells = cells_around(row[first], place[first], step[first])
+    for k in range(1, int(turn.max()) + 1):
+        mine = turn == k
+        begin, width = from_lower(cells[1]), cells[2] - cells[1]
+        here = (cells[0] == row[mine, None]) & (begin <= place[mine, None]) & (place[mine, None] <= begin + width)
+        at = here.to(torch.int8).argmax(1)
+        others = torch.ones_like(cells[0], dtype=torch.bool).index_fill_(0, at, False)
+        halved = cells_around(row[mine], place[mine], step[mine], cells[1][at], cells[2][at])
+        cells = tuple(torch.cat((old[others], new)) for old, new in zip(cells, halved, strict=True))
+    return cells
 
 
 def _look_close(
@@ -222,58 +244,75 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
 
 
 def _look(
-    problem: Problem, faint: _Faint, level: int, nfev: Tensor, before: int = 0
-) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Look at pieces; return what that costs each, 0 where it is too much, and cells around what was seen."""
-    row, wanted = faint.row, faint.components
+    problem: Problem, faint: _Faint, level: int, nfev: Tensor, features: list[tuple[Tensor, Tensor, Tensor]],
+    before: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Look at pieces, and add what is seen to the features: row, place, and how far beside it f is level no more.
+
+    Returned are which pieces ``(k,)`` the budget allows, and of which components something was seen. The nodes that
+    this costs are added to ``nfev``.
+    """
+    row, seen = faint.row, torch.zeros_like(faint.components)
+    owner = row // problem.pieces.count
     tau = _places(level, before, problem, row)
-    spent = torch.full_like(row, len(tau))
-    afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev
-    spent = spent * afford
-    if not bool(afford.any()):
-        return spent, []
+    afford = nfev[owner] + len(tau) <= problem.max_nfev
     kept = afford.nonzero().squeeze(1)
-    row, wanted, tau = row[kept], wanted[kept], tau[:, kept]
+    if not len(kept):
+        return afford, seen
+    row, tau = row[kept], tau[:, kept].sort(0).values
+    nfev.index_add_(0, owner[kept], torch.full_like(row, len(tau)))
     heights, _ = _heights(problem, row, tau)
-    heights = heights.masked_fill(~wanted, 0.0)
-    most = heights.amax(0)
-    # Each component by its own height: one that is small beside the others is not to be lost.
-    height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
-    seen = (most > 0.0).any(1)
-    if not bool(seen.any()):
-        return spent, []
-    index = seen.nonzero().squeeze(1)
-    row, wanted, most = row[index], wanted[index], most[index]
-    at = height[:, index].argmax(0)
-    place = tau[:, index].gather(0, at[None])[0]
+    heights = heights.masked_fill(~faint.components[kept], 0.0)
+    seen[kept] = heights.amax(0) > 0.0
+    at, piece, component = _highest(heights)
+    if not len(at):
+        return afford, seen
+    place, row = tau[at, piece], row[piece]
     below = torch.minimum(place, 1.0 - place)
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
-    place, step, more = _zoom(problem, row, wanted, place, step)
-    spent[kept[index]] += more
-    return spent, [cells_around(row, place, step)]
+    place, step, cost = _zoom(problem, row, component, place, step)
+    nfev.index_add_(0, row // problem.pieces.count, cost)
+    features.append((row, place, step))
+    return afford, seen
 
 
-def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, int]:
+def _highest(heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where ``heights`` ``(m, k, components)`` are largest between two places where they are 0.
+
+    Of each piece so many, each component by its own height: one that is small beside the others is not to be lost.
+    """
+    there = heights > 0.0
+    begins = there & ~torch.nn.functional.pad(there, (0, 0, 0, 0, 1, 0))[:-1]
+    at, piece, component = there.nonzero().unbind(1)
+    height = (heights / heights.amax(0))[at, piece, component]
+    run = (piece * heights.shape[2] + component) * len(heights) + begins.cumsum(0)[at, piece, component]
+    order = height.argsort(descending=True, stable=True)
+    order = order[rank(run[order]) == 0]
+    order = order[rank(piece[order]) < FEATURES]
+    return at[order], piece[order], component[order]
+
+
+def _zoom(
+    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the highest places near the given ones, how far beside them f is no longer level, and what it cost."""
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
-    open_, cost = torch.ones_like(row, dtype=torch.bool), 0
+    place, step, cost = place.clone(), step.clone(), torch.zeros_like(row)
+    open_ = torch.arange(len(row), device=row.device)
     for _ in range(ZOOMS):
-        tau = place + offsets * step
+        tau = place[open_] + offsets * step[open_]
         inside = (tau > 0.0) & (tau < 1.0)
-        heights, _ = _heights(problem, row, torch.where(inside, tau, place))
-        heights = heights.masked_fill(~wanted, 0.0)
-        most = heights.amax(0)
-        height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
-        at = height.argmax(0)
-        cost += len(offsets)
+        heights, _ = _heights(problem, row[open_], torch.where(inside, tau, place[open_]))
+        height = heights[:, torch.arange(len(open_), device=row.device), component[open_]]
+        most, at = height.max(0)
+        cost[open_] += len(offsets)
         sides = torch.stack((at - 1, at + 1)).clamp(0, len(offsets) - 1)
-        level = height.gather(0, sides).amin(0) >= LEVEL
-        place = torch.where(open_, tau.gather(0, at[None])[0].clamp(0.0, 1.0), place)
-        place = torch.where((place > 0.0) & (place < 1.0), place, 0.5)
-        finer = step / ZOOM
-        done = level | (finer < 2.0**-48) | (finer < 2.0**-50 * place)
-        step = torch.where(open_, finer, step)
-        open_ = open_ & ~done
-        if not bool(open_.any()):
+        level = height.gather(0, sides).amin(0) >= LEVEL * most
+        highest = tau.gather(0, at[None])[0]
+        place[open_] = torch.where((highest > 0.0) & (highest < 1.0), highest, 0.5)
+        step[open_] /= ZOOM
+        finer = step[open_]
+        open_ = open_[~(level | (finer < 2.0**-48) | (finer < 2.0**-50 * place[open_]))]
+        if not len(open_):
             break
     return place, step, cost
