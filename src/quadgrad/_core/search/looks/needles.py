@@ -149,19 +149,20 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
         errors = torch.zeros_like(sizes[:, 0]).index_add_(0, plan.row, plan.error.double())
     unseen = sizes <= nothing
     rough = errors >= FAINT * sizes.sum(1)
-    candidates = (unseen.any(1) | rough) & done
-    if not bool(candidates.any()):
-        return None
-    occupied = torch.zeros_like(candidates)
-    occupied[plan.row] = True
     if problem.limits.found:  # of the caller's piece something was seen there, or it would not have been found
         places = problem.limits.points[:, -problem.limits.found :].expand(problem.batch, -1)
         places = places.repeat_interleave(count, 0)
         ends = problem.pieces.ends(slice(None))
         beside = torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
-        # But not by this search, if all of the integral is nothing.
-        nowhere = largest_component(found.value.abs()) <= nothing
-        occupied &= ~beside | nowhere.repeat_interleave(count)
+        # But not by this search, if all of a component is nothing.
+        nowhere = unseen.reshape(problem.batch, count, -1).all(1).repeat_interleave(count, 0)
+        unseen &= ~beside[:, None] | nowhere
+        rough &= ~beside | nowhere.any(1)
+    candidates = (unseen.any(1) | rough) & done
+    if not bool(candidates.any()):
+        return None
+    occupied = torch.zeros_like(candidates)
+    occupied[plan.row] = True
     row = (candidates & occupied).nonzero().squeeze(1)
     if not len(row):
         return _Faint(row, unseen[row])
