@@ -212,8 +212,10 @@ def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
     )
     level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
     level = level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
-    alone = largest_component(found.value.abs()) <= problem.tolerance.nothing
-    return torch.where(alone[row // problem.pieces.count], level, level.clamp_max(BESIDE))
+    owner = row // problem.pieces.count
+    alone = largest_component(found.value.abs())[owner] <= problem.tolerance.nothing
+    spent = torch.log2(found.nfev[owner].double()).floor().clamp(BESIDE, GRID).to(torch.int64)
+    return torch.where(alone, level, torch.minimum(level, spent))
 
 
 def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
