@@ -20,6 +20,7 @@ from quadgrad._core.mesh.cells import LIMIT
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import reals
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.search.looks.open_spikes import from_lower, rank
 from quadgrad._core.search.looks.spikes import cells_around, search_from
@@ -130,8 +131,7 @@ def _look_close(
     row, deep = faint.row[kept], deep[kept]
     nfev.index_add_(0, own[kept], 2 * deep)
     y, there = call_close(problem, row, deep)
-    heights = y.abs().double().reshape(*y.shape[:2], -1).nan_to_num(0.0, 0.0, 0.0)
-    height = (heights * faint.components[kept]).amax(2) * there
+    height = (_sizes(y).nan_to_num(0.0, 0.0, 0.0) * faint.components[kept]).amax(2) * there
     most, at = height.max(0)
     seen = (most > 0.0).nonzero().squeeze(1)
     return [cells_towards(row[seen], at[seen], len(y) // 2)] if len(seen) else []
@@ -143,7 +143,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
     count = problem.pieces.count
     done = (found.status == int(Status.CONVERGED)).repeat_interleave(count)
     if found.seen is None:
-        sizes, errors = found.value.abs().double().reshape(-1, 1), found.error.double()
+        sizes, errors = found.value.abs().double()[:, None], found.error.double()
     else:
         sizes = found.seen
         errors = torch.zeros_like(sizes[:, 0]).index_add_(0, plan.row, plan.error.double())
@@ -181,7 +181,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
 
 
 def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``.
+    """Return the sizes of f's real components at places ``(m, k)`` of pieces, ``(m, k, components)``.
 
     They are 0 where not finite; with the slope, times dx / dplace.
     """
@@ -193,10 +193,15 @@ def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) ->
         part = slice(low, low + step)
         x, factor = layout.nodes(tau[:, part], part)
         y = problem.integrand(x, owner[part]).detach()
-        size = y.abs().double().reshape(*y.shape[:2], -1)
+        size = _sizes(y)
         parts.append(size * factor[..., None] if slope else size)
     heights = torch.cat(parts, 1)
     return heights.nan_to_num(0.0, 0.0, 0.0), owner
+
+
+def _sizes(y: Tensor) -> Tensor:
+    """Return the sizes of real components, ``(m, k, components)``."""
+    return reals(y, 2).abs().double().reshape(*y.shape[:2], -1)
 
 
 def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
