@@ -219,7 +219,8 @@ def fractions(x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     place = from_lower / (upper - lower)
     place = torch.where(no_upper, from_lower / (1.0 + from_lower), place)
     place = torch.where(no_lower, 1.0 / (1.0 + from_upper), place)
-    place = torch.where(no_lower & no_upper, 2.0 / (2.0 - x + root), place)
     rest = torch.where(no_lower & no_upper, 2.0 / (2.0 + x + root), 1.0 - place)
+    from_end = torch.where(x < 0.0, 2.0 / (2.0 - x + root), 1.0 - rest)  # neither cancels
+    place = torch.where(no_lower & no_upper, from_end, place)
     slope = torch.where(no_upper, rest**-2, 0.0) + torch.where(no_lower, place**-2, 0.0)
     return place, torch.where(no_lower | no_upper, slope, upper - lower)
