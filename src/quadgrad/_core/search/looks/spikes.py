@@ -136,7 +136,8 @@ def _places(plan: IntervalPlan, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, T
     cells, place = CellMap(plan, pairs.cell), pairs.place + offsets * pairs.apart
     place = torch.where((pairs.place < 0.0) & (place >= 0.0), 2.0, place)  # beyond the end of the piece
     tau, away = cells.tau(place), offsets.abs().clamp_min(2.0**-OCTAVES) * pairs.apart
-    inside = (tau > 0.0) & (tau < 1.0)
+    # A cell with logarithmic nodes at an end goes on beyond the innermost one.
+    inside = (tau > 0.0) & (tau < torch.where(cells.at_end, torch.inf, 1.0))
     return torch.where(inside, tau, 0.5), away, cells.scale(place), inside
 
 

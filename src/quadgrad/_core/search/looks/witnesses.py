@@ -23,7 +23,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
-from quadgrad._core.search.looks.gaps import MATTERS, ROUNDING
+from quadgrad._core.search.looks.gaps import INNERMOST, MATTERS, ROUNDING, polynomial_at
 from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]
@@ -131,34 +131,34 @@ class Witnesses:
         """
         cells, layout = sight.cells, sight.cells.layout
         row, start, stop = cells.row, cells.start[:, None], cells.stop[:, None]
-        place, width = self.place[row], (stop - start).expand(-1, self.place.shape[1])
+        place = self.place[row]
         fraction = torch.where(start < 0.0, place - 1.0, place)
         if layout.outer is None or layout.rate is None:
-            tau, slope = (fraction - start) / width, width
+            tau, slope = (fraction - start) / (stop - start), (stop - start).expand(fraction.shape)
         else:
             rate = layout.rate[:, None]
             tau, slope = torch.log(fraction / layout.outer[:, None]) / rate, (fraction * rate).abs()
-        cell, column = ((tau > 0.0) & (tau < 1.0) & (width < self.width[row])).nonzero().unbind(1)
+        inside = (fraction > start) & (fraction < stop) & (slope < self.width[row])
+        cell, column = inside.nonzero().unbind(1)
         if not len(cell):
             return
         whose = row[cell]
         value = self.value[self.slot[whose, column]]
         value = value * align(slope[cell, column], value)
         gap = self._gap(sight, cell, tau[cell, column], value, noise)
-        self.width[whose, column], self.gap[whose, column] = width[cell, column], gap
+        self.width[whose, column], self.gap[whose, column] = slope[cell, column], gap
 
     def _gap(self, sight: Sight, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
         """Return how far f is from the polynomials of cells at a place of each, less what is to be expected."""
         rule, y, layout = sight.rule, sight.values[:, cell], sight.cells.layout
-        weights = torch.as_tensor(self.problem.rule.barycentric, device=tau.device)[:, None]
+        weights = torch.as_tensor(self.problem.rule.barycentric, device=tau.device)
         y = torch.view_as_real(y).flatten(2) if y.is_complex() else y.reshape(*y.shape[:2], -1)
         value = (torch.view_as_real(value) if value.is_complex() else value).reshape(len(cell), -1)
-        apart = tau - rule.nodes[:, None]
-        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        gap = (torch.einsum("mk,mkc->kc", weight / weight.sum(0), y) - value).abs()
+        gap = (torch.einsum("mk,mkc->kc", polynomial_at(tau, rule.nodes, weights), y) - value).abs()
         highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3], y).abs().sum(0)
         # Rounding of x moves f by as much as f changes between nodes, at most.
         shaken = (layout.reach / layout.scale).abs()[cell, None] + 1.0
+        gap = gap - (tau >= 1.0)[:, None] * y[-INNERMOST:].abs().amax(0)
         gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
         return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
