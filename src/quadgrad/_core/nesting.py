@@ -6,6 +6,7 @@ instead of warning by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -127,8 +128,11 @@ class InnerRecord:
         # In proportion to f: what f makes of an inner integral is most often a multiple of it.
         off = (errors * torch.where(sizes > 0.0, height[:, None] / sizes, 1.0)).nan_to_num(0.0, 0.0, 0.0).sum(1)
         # Null rules have to know what a small difference says nothing of; what nodes are off beyond that is added.
-        self.sums = (self.sums[0] + float(off.sum()), self.sums[1] + float(height.nan_to_num(0.0, 0.0).sum()))
-        self.typical = self.sums[0] / self.sums[1] if self.sums[1] > 0.0 else 0.0
+        # Typical is the geometric mean: few nodes close to an end, where f is worse, are not to stand for all.
+        ratios = (off / height).log()
+        ratios = ratios[ratios.isfinite()]
+        self.sums = (self.sums[0] + float(ratios.sum()), self.sums[1] + len(ratios))
+        self.typical = math.exp(self.sums[0] / self.sums[1]) if self.sums[1] else 0.0
         return (off - self.typical * height).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).reshape(y.shape[:2])
 
     def _count(self, failures: dict[str, int]) -> None:
