@@ -104,6 +104,18 @@ def test_kept_plans_of_needles_on_waves(m: float) -> None:
     assert abs(float(result.value.detach()) - exact) <= float(result.error.detach())
 
 
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("half", (1e6, 2e6, 5e6))
+@pytest.mark.parametrize("shift", (0.0, 0.3))
+def test_boxes_beside_whose_edge_a_breakpoint_is_found(half: float, shift: float) -> None:
+    """One node sees a box, and an edge of it becomes a breakpoint: the box is beyond that, closer than any node."""
+    b = torch.tensor(half, dtype=torch.float32)
+    wide = half / 4 * 2 * math.atan(4.0) * 1e-3
+    f = lambda x: ((x - shift).abs() < 0.5) + 1e-3 / (1 + (4 * x / b) ** 2)
+    result = qg.quad(f, -b, b, rtol=1e-4)
+    assert result.converged and abs(float(result.value) - 1.0 - wide) <= 1e-4 * wide
+
+
 BESIDE = {
     "alone": (lambda x: 0.0 * x, 0.0),
     "beside exp": (lambda x: torch.exp(-x.abs()), 1.0),
