@@ -109,7 +109,7 @@ def boxes_at_once(x: Tensor, *args: Tensor) -> Tensor:
 def test_boxes_at_once(
     draw: Callable[..., Tensor], kind: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each as wide as places of the coarser grid are apart or wider; in the sum no node of a first cell sees any."""
+    """Each as wide as places of the coarser grid are apart or wider; of the sum no first node sees any."""
     if engine == "tensors":
         monkeypatch.setattr(opening, "load", lambda: None)
     n, k = 100 if engine == "kernel" else 25, 3 if kind == "three events" else 2
@@ -141,7 +141,7 @@ def test_what_waits_for_new_breakpoints_is_kept_while_others_of_the_batch_are_fo
     narrow = t64([0.052900240983400286, -0.08951890652879552]), t64([0.05292267564520352, -0.08906435276929768])
     wider = t64([0.05157967214307842, -0.08291901350918744]), t64([0.051884295717986764, -0.08226459180140737])
     heights = t64([0.0038777501291403413, 0.07665269966424113]), t64([0.0010405438041287132, 122.699015223315])
-    exact = torch.stack([(r - l) * h for (l, r), h in zip((narrow, wider), heights, strict=True)], dim=-1)
+    exact = torch.stack([(b[1] - b[0]) * h for b, h in zip((narrow, wider), heights, strict=True)], dim=-1)
     result = qg.quad(boxes_at_once, a, b, (*narrow, heights[0], *wider, heights[1]), rtol=1.0239546199126868e-05)
     off = (result.value - exact).abs().amax(1)
     assert (off <= torch.maximum(result.error, 1.03e-5 * exact.amax(1))).all()

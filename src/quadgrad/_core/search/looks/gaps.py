@@ -57,7 +57,7 @@ def find_gaps(
 
 
 def polynomial_at(tau: Tensor, nodes: Tensor, weights: Tensor) -> Tensor:
-    """Return what the values at nodes count in their polynomial at places, ``(m, *tau.shape)``; nothing from 1 on."""
+    """Return what values at nodes count in their polynomial at places, ``(m, *tau.shape)``; nothing from 1 on."""
     nodes, weights = (t.reshape(-1, *(1,) * tau.ndim) for t in (nodes, weights))
     apart = tau - nodes
     weight = weights / torch.where(apart == 0.0, 1e-300, apart)

@@ -113,7 +113,8 @@ def _cells_around_all(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor,
         at = here.to(torch.int8).argmax(1)
         others = torch.ones_like(cells[0], dtype=torch.bool).index_fill_(0, at, False)
         halved = cells_around(row[mine], place[mine], step[mine], cells[1][at], cells[2][at])
-        cells = tuple(torch.cat((old[others], new)) for old, new in zip(cells, halved, strict=True))
+        rows, starts, stops = (torch.cat((old[others], new)) for old, new in zip(cells, halved, strict=True))
+        cells = rows, starts, stops
     return cells
 
 
