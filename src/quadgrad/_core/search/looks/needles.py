@@ -144,7 +144,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
     count = problem.pieces.count
     done = (found.status == int(Status.CONVERGED)).repeat_interleave(count)
     if found.seen is None:
-        sizes, errors = found.value.abs().double()[:, None], found.error.double()
+        sizes, errors = found.value.abs().double().reshape(-1, 1), found.error.double()
     else:
         sizes = found.seen
         errors = torch.zeros_like(sizes[:, 0]).index_add_(0, plan.row, plan.error.double())
