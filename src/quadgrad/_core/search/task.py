@@ -80,7 +80,7 @@ class Found:
     faint: bool | None = field(default=None, kw_only=True)
     """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
     seen: Tensor | None = field(default=None, kw_only=True)
-    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
+    """Of several pieces or real components: the sums of the sizes of cells' values, ``(pieces, components)``."""
     spikes: Tensor | None = field(default=None, kw_only=True)
     """What single nodes saw: ``(k, 3)``, the row, the place, and how far nodes were apart there."""
 

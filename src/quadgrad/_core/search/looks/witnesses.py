@@ -23,7 +23,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, reals
-from quadgrad._core.search.looks.gaps import MATTERS, ROUNDING
+from quadgrad._core.search.looks.gaps import INNERMOST, MATTERS, ROUNDING, polynomial_at
 from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]
@@ -131,36 +131,35 @@ class Witnesses:
         if self.narrowest is None:
             self.narrowest = torch.stack((torch.full_like(self.place, torch.inf), torch.zeros_like(self.place)))
         row, start, stop = cells.row, cells.start[:, None], cells.stop[:, None]
-        place, width = self.place[row], (stop - start).expand(-1, self.place.shape[1])
+        place = self.place[row]
         fraction = torch.where(start < 0.0, place - 1.0, place)
         if cells.outer is None or cells.rate is None:
-            tau, slope = (fraction - start) / width, width
+            tau, slope = (fraction - start) / (stop - start), (stop - start).expand(fraction.shape)
         else:
             rate = cells.rate[:, None]
             tau, slope = torch.log(fraction / cells.outer[:, None]) / rate, (fraction * rate).abs()
-        inside = (tau > 0.0) & (tau < 1.0) & (width < self.narrowest[0, row])
+        inside = (fraction > start) & (fraction < stop) & (slope < self.narrowest[0, row])
         # Cells of several rounds are asked together, one within the other.
-        each = width.masked_fill(~inside, torch.inf)
+        each = slope.masked_fill(~inside, torch.inf)
         least = self.narrowest[0].scatter_reduce(0, row[:, None].expand_as(each), each, "amin")
-        cell, column = (inside & (width == least[row])).nonzero().unbind(1)
+        cell, column = (inside & (slope == least[row])).nonzero().unbind(1)
         if not len(cell):
             return
         whose = row[cell]
         value = self.value[self.slot[whose, column]]
         value = value * align(slope[cell, column], value)
         gap = self._gap(cells, values[:, cell], cell, tau[cell, column], value, noise)
-        self.narrowest[:, whose, column] = torch.stack((width[cell, column], gap))
+        self.narrowest[:, whose, column] = torch.stack((slope[cell, column], gap))
 
     def _gap(self, cells: Seen, y: Tensor, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
         """Return how far f is from the polynomials of cells at a place of each, less what is to be expected."""
-        rule, weights = cells.rule, torch.as_tensor(self.problem.rule.barycentric, device=tau.device)[:, None]
+        rule, weights = cells.rule, torch.as_tensor(self.problem.rule.barycentric, device=tau.device)
         y, value = y.reshape(*y.shape[:2], -1), reals(value, 1).reshape(len(cell), -1)
-        apart = tau - rule.nodes[:, None]
-        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        gap = (torch.einsum("mk,mkc->kc", weight / weight.sum(0), y) - value).abs()
+        gap = (torch.einsum("mk,mkc->kc", polynomial_at(tau, rule.nodes, weights), y) - value).abs()
         highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3], y).abs().sum(0)
         # Rounding of x moves f by as much as f changes between nodes, at most.
         shaken = (cells.reach / cells.scale).abs()[cell, None] + 1.0
+        gap = gap - (tau >= 1.0)[:, None] * y[-INNERMOST:].abs().amax(0)
         gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
         return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
@@ -224,7 +223,8 @@ def fractions(x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     place = from_lower / (upper - lower)
     place = torch.where(no_upper, from_lower / (1.0 + from_lower), place)
     place = torch.where(no_lower, 1.0 / (1.0 + from_upper), place)
-    place = torch.where(no_lower & no_upper, 2.0 / (2.0 - x + root), place)
     rest = torch.where(no_lower & no_upper, 2.0 / (2.0 + x + root), 1.0 - place)
+    from_end = torch.where(x < 0.0, 2.0 / (2.0 - x + root), 1.0 - rest)  # neither cancels
+    place = torch.where(no_lower & no_upper, from_end, place)
     slope = torch.where(no_upper, rest**-2, 0.0) + torch.where(no_lower, place**-2, 0.0)
     return place, torch.where(no_lower | no_upper, slope, upper - lower)
