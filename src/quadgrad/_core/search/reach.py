@@ -34,6 +34,9 @@ AGAIN = 5
 PARTS = 16
 """What a search has spent is counted in so many parts of the budget."""
 
+MOST_CANCELLED = 20
+"""What is before a series may be 2^20 times the whole; of more cancellation no digits are left to ask for."""
+
 LOOKS = 8
 """So many places at most beside its nodes does a first cell look at."""
 
@@ -55,6 +58,7 @@ def search_on(start: Start, found: Found) -> Found:
     for trial in range(AGAIN):
         if not reach.go_on(trial + 1 < AGAIN):
             break
+    reach.tighten()
     return reach.close()
 
 
@@ -119,7 +123,37 @@ class _Reach:
         plan = plan.take(~again[plan.owner])
         self.found.plan = replace(plan, pieces=count, row=plan.owner * count + plan.piece)
 
-    def _search(self, again: Tensor, reaches: bool, inside: bool, left: int) -> None:
+    def tighten(self) -> None:
+        """Search what is before series again where both cancel: its tolerance is that of their sum."""
+        if not self.tails:
+            return
+        value, error = self._sums()
+        whole, before = (largest_component(t.abs()).double() for t in (value, self.found.value))
+        short = self._are_short(value, error) & (whole > 0.0)
+        times = torch.where(short, (before / whole).log2().ceil(), 0.0).clamp_max(MOST_CANCELLED)
+        most = self.problem.max_nfev
+        parts = torch.ceil(self.found.nfev * (PARTS / most)).long()
+        key = torch.where(short & (times > 0.0) & (parts < PARTS), times.long() * PARTS + parts, 0)
+        for each in key[key > 0].unique().tolist():
+            part = each % PARTS
+            self._search(key == each, False, False, most - most * part // PARTS, 0.5 ** (each // PARTS))
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Return the integrals, and their errors, with the series added."""
+        value, error = self.found.value.clone(), self.found.error.clone()
+        for tail in self.tails:
+            value[tail.owner] += tail.value
+            error[tail.owner] += tail.error
+        return value, error
+
+    def _are_short(self, value: Tensor, error: Tensor) -> Tensor:
+        """Tell which integrals with series miss their tolerance although what is before the series met it."""
+        mine = _mask(self.found.status, [tail.owner for tail in self.tails])
+        size = largest_component(value.abs().double())
+        allowed = allowed_error(self.problem.tolerance, Totals(size, size, error, torch.zeros_like(size)))
+        return mine & (self.found.status == int(Status.CONVERGED)) & ~(error <= allowed)
+
+    def _search(self, again: Tensor, reaches: bool, inside: bool, left: int, part: float = 1.0) -> None:
         problem, found = self.problem.with_found(self.places), self.found
         count = problem.pieces.count
         whole = first_cells(problem, None)
@@ -131,7 +165,9 @@ class _Reach:
             for row in rows.unique().tolist():
                 start, stop = _head([tail for tail in heads if tail.owner * count + tail.piece == row], first.start)
                 first = first.join(first.with_cells(torch.full_like(start, row, dtype=torch.int64), start, stop))
-        tolerance = problem.tolerance if inside else replace(problem.tolerance, rtol=0.5 * problem.tolerance.rtol)
+        tolerance = problem.tolerance
+        if not inside:
+            tolerance = replace(tolerance, rtol=0.5 * part * tolerance.rtol)
         task = replace(
             problem, budget=left, opening=None, reaches=reaches, reaches_inside=inside, tolerance=tolerance
         )
@@ -161,18 +197,12 @@ class _Reach:
         if not self.tails:
             found.plan = plan
             return found
-        value, error = found.value.clone(), found.error.clone()
+        value, error = self._sums()
         for tail in self.tails:
             row = torch.full_like(tail.code, tail.owner * count + tail.piece)
             cells = plan.with_cells(row, tail.start, tail.stop, torch.full_like(row, tail.kind, dtype=torch.int8))
             plan = plan.join(replace(cells, term=tail.code, error=tail.errors))
-            value[tail.owner] += tail.value
-            error[tail.owner] += tail.error
-        mine = _mask(found.status, [tail.owner for tail in self.tails])
-        size = largest_component(value.abs().double())
-        allowed = allowed_error(self.problem.tolerance, Totals(size, size, error, torch.zeros_like(size)))
-        short = mine & (found.status == int(Status.CONVERGED)) & ~(error <= allowed)
-        status = found.status.masked_fill(short, int(Status.ROUNDOFF))
+        status = found.status.masked_fill(self._are_short(value, error), int(Status.ROUNDOFF))
         return Found(plan, value, error, status, found.nfev)
 
 
