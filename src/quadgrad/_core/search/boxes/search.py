@@ -18,30 +18,36 @@ from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
-from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.search.books import Running, sum_by_owner
 from quadgrad._core.search.boxes.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes, doubted_places
 from quadgrad._core.search.boxes.holding import HoldingBodies
+from quadgrad._core.search.boxes.native import BISECTIONS, READY, BoxKernel, NativeRound, part
 from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, find_blind, find_unseen
-from quadgrad._core.search.decide import Totals, Verdict, allowed_error
+from quadgrad._core.search.decide import RUN, Totals, Verdict, allowed_error
+from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.rounds import search_rounds
 from quadgrad._core.search.task import Found, hear, hear_anew, noise
-from quadgrad._core.search.tensors import TurnsComplexError
+from quadgrad._core.search.tensors import Count, TurnsComplexError
 
 __all__ = ["BoxBodies", "BoxFound", "box_parts", "search_boxes"]
 
-BISECTIONS = 2
-"""No cell is believed before so many halvings: one alone may be blind to all of f."""
+def search_boxes(
+    problem: Problem, first: BoxPlan | None, alone: bool = False, native: bool = True
+) -> BoxFound:
+    """Search boxes from their whole, or from the cells of a plan; ``alone``: only the integrals that it has.
 
-
-def search_boxes(problem: Problem, first: BoxPlan | None, alone: bool = False) -> BoxFound:
-    """Search boxes from their whole, or from the cells of a plan; ``alone``: only the integrals that it has."""
+    ``native`` tells whether the compiled kernel is to do what it can.
+    """
     try:
         mesh, estimate = box_parts(problem)
         mesh.alone = alone
-        return search_rounds(BoxBodies(problem, mesh, estimate, partial(record_boxes, problem)), first)
+        return search_rounds(BoxBodies(problem, mesh, estimate, partial(record_boxes, problem), native), first)
     except TurnsComplexError:
         integrand = replace(problem.integrand, output_dtype=problem.integrand.sum_dtype.to_complex())
-        return search_boxes(replace(problem, integrand=integrand), first, alone)
+        return search_boxes(replace(problem, integrand=integrand), first, alone, native)
+    except UnreadableError:
+        return search_boxes(problem, first, alone, native=False)
 
 
 def box_parts(problem: Problem) -> tuple[Boxes, BoxEstimate]:
@@ -101,11 +107,13 @@ class BoxBodies(HoldingBodies[BoxFound]):
     mesh: Boxes
     estimate: BoxEstimate
 
-    def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
+    def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any, native: bool = True) -> None:
         super().__init__(task, mesh, estimate, record)
         self.top = torch.zeros(task.batch, dtype=torch.float64, device=mesh.device)
         self.corner = self.top.new_zeros((task.batch, 2, mesh.rule.d))
         self.looked = torch.zeros(task.batch, dtype=torch.int64, device=mesh.device)
+        self.kernel = BoxKernel.of(task, mesh, self.dtype) if native else None
+        self.room: Cells | None = None
 
     def open(self, first: Any) -> None:
         """Take the cells to start with, and call f at the points that are held out."""
@@ -117,32 +125,64 @@ class BoxBodies(HoldingBodies[BoxFound]):
 
     def evaluate(self) -> None:
         """Call f on the new cells, a block of nodes at a time, and estimate all of them together."""
-        mesh, estimate, parts = self.mesh, self.estimate, list[Cells]()
+        parts = list[Cells]()
         for new in cast("Sequence[NewBoxes]", self.new):
-            layout, step = mesh.lay_out(new), max(1, self.task.block // new.rows)
-            seen: Readings | None = None
+            layout, step = self._lay_out(new), max(1, self.task.block // new.rows)
+            seen: Readings | None = None if self.kernel is None else self.kernel.room(len(new))
             coarse = len(new) == 0 or int(new.level.sum(0).min()) <= COARSE
             drawn, inner = list[Drawn](), torch.zeros_like(new.row, dtype=torch.float64)
             for low in range(0, max(1, len(new)), step):
                 part = slice(low, low + step)
-                x, factor = mesh.nodes(layout, part)
+                x, factor = self._nodes(layout, low, min(step, len(new) - low))
                 hear_anew()
                 y = self.widen(self.task.integrand(x, new.row[part]).detach())
                 self.task.advance(y.shape[0] * y.shape[1])
-                readings = estimate.read(factor, y)
-                seen = readings.room(len(new)) if seen is None else seen
-                seen.put(part, readings)
+                seen = self._read(factor, y, seen, part, len(new))
                 if coarse and (fits := self.held_out.draw(new, part, y, factor)) is not None:
                     drawn.append(fits)
                 if (off := hear(y)) is not None:
                     inner[part] = self._inner_error(off, factor)
             assert seen is not None
-            cells = estimate.judge(new, layout, seen, self.dtype.is_complex, noise(self.task))
-            cells.sums[-2:] += inner
             told = self.held_out.compare(new, drawn, noise(self.task))
-            cells.real = torch.cat((cells.real, told))
-            parts.append(cells)
+            parts.append(self._judge(new, layout, seen, inner, told))
         self.cells = self.gather(Cells.join(parts))
+
+    def _lay_out(self, new: NewBoxes) -> Any:
+        """Return how cells lie in their domains."""
+        flat = self.kernel is not None and self.kernel.flat
+        return self.kernel.lay_out(new) if flat else self.mesh.lay_out(new)
+
+    def _nodes(self, layout: Any, low: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return the places of f's values for ``count`` cells from ``low`` on, and its factor there."""
+        if self.kernel is not None and self.kernel.flat:
+            return self.kernel.nodes(layout, low, count), layout.volume[:, low : low + count]
+        return self.mesh.nodes(layout, slice(low, low + count))
+
+    def _read(self, factor: Tensor, y: Tensor, seen: Readings | None, part: slice, n: int) -> Readings:
+        """Enter what is kept of f's values on a part of n cells."""
+        if self.kernel is not None:
+            assert seen is not None
+            self.kernel.read(y, factor if len(factor) > 1 else None, seen, part.start)
+            return seen
+        readings = self.estimate.read(factor, y)
+        seen = readings.room(n) if seen is None else seen
+        seen.put(part, readings)
+        return seen
+
+    def _judge(self, new: NewBoxes, layout: Any, seen: Readings, inner: Tensor, told: Tensor) -> Cells:
+        """Return new cells with what was read of f's values, and what is told of doubts."""
+        if self.kernel is None:
+            cells = self.estimate.judge(new, layout, seen, self.dtype.is_complex, noise(self.task))
+            cells.real = torch.cat((cells.real, told))
+        else:
+            n, room = len(new), self.room
+            cells = self.kernel.cells(n) if room is None else part(room, len(room) - n, n)
+            flat = self.kernel.flat
+            scale = layout.volume if flat else torch.ones_like(inner)
+            self.kernel.judge(new, layout if flat else None, scale, seen, noise(self.task), cells)
+            cells.real[-DOUBTS:] = told
+        cells.sums[-2:] += inner
+        return cells
 
     def _inner_error(self, off: Tensor, factor: Tensor) -> Tensor:
         """Return what integrals inside f, ``off`` at the nodes of cells, add to the cells' errors."""
@@ -153,12 +193,58 @@ class BoxBodies(HoldingBodies[BoxFound]):
     def gather(self, new: Cells) -> Cells:
         """Return the new cells, compared with their parents, and those that were held."""
         self._remember(new)
-        return super().gather(new)
+        if self.room is None:
+            return super().gather(new)
+        assert self.kernel is not None and self.parents is not None
+        self.kernel.compare(new, self.parents)
+        cells, self.room, self.parents = self.room, None, None
+        return cells
 
     def compare(self, new: Cells, parents: Cells) -> None:
         """Correct the errors of new cells by what those of their parents turned out to be."""
         compare_with_parents(new, parents)
         compare_nodes(new.real[-DOUBTS:], parents.real[-DOUBTS:])
+
+    def decide(self) -> Count:
+        """Judge all running integrals, put away what has settled, and halve the other cells."""
+        if self.kernel is None or self.task.max_cells is not None:
+            return super().decide()
+        cells, running, who = self.cells, self.running, self.running.whole[0]
+        round = self.kernel.round(cells, running, self.reopened)
+        if round.n_ready:
+            self._look_closer(cells, round)
+        n_run, n_wait, halved = round.finish()
+        self.waiting, self.reopened, n = self.waiting + n_wait, False, len(running)
+        if n_run < n:
+            self.books.enter(who, round.code, running.whole[2], round.totals)
+        parents, held, settled = round.group(halved)
+        if n_run:
+            self.room = self.kernel.cells(len(held) + 2 * halved)
+            self.kernel.copy(cells, held, self.room)
+            self.parents = self.kernel.copy(cells, parents, self.kernel.cells(halved))
+            new = self.kernel.halve(self.parents)
+            going = Running(round.next, running.sums)
+            if n_run < n:
+                runs = round.code == RUN
+                going, place = going.take(locate(runs, n_run)), runs.cumsum(0) - 1
+                new.owner = place.index_select(0, new.owner)
+                first = self.room.whole[0, : len(held)]
+                first.copy_(place.index_select(0, first))
+            self.running, self.new = going, [new]
+        if n_run < n or not n:
+            ended = cells.take(settled)
+            self.books.settle(ended, who.index_select(0, ended.whole[0]))
+        return Count(n_run, self.waiting)
+
+    def _look_closer(self, cells: Cells, round: NativeRound) -> None:
+        """Mark further cells of integrals that are ready to end, where something may have been missed."""
+        d, owner, splittable = self.mesh.rule.d, cells.whole[0], cells.whole[1] > 0
+        ready = round.is_told(READY)
+        blind = find_blind(cells, d, round.target, ready) & splittable
+        round.marked |= blind
+        ready &= sum_by_owner(blind[None].long(), owner, len(ready))[0] == 0
+        if bool(ready.any()):
+            round.marked |= self._unseen(cells, round.target, ready) & splittable
 
     def _remember(self, new: Cells) -> None:
         """Keep where each integral was seen to be highest."""

@@ -1,8 +1,6 @@
 /* In which boxes points are: the inside of neighbours.py, which explains it. */
 
-#include "kernel.h"
-
-enum { MOST_AXES = 16 }; /* more of them the caller leaves to tensors */
+#include "boxes.h"
 
 /* Cells (d rows of n levels and places) and points (d rows of k); both as numbers that are put in order. */
 typedef struct {

@@ -20,6 +20,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
+from quadgrad._core.search.kernel.box_structures import BoxColumns, BoxRound, BoxSetting, Judging, Reading
 from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
@@ -266,9 +267,22 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
     "locate_boxes": (Locating, *"npppp"),
+    "lay_out_boxes": (BoxSetting, *"pppnppp"),
+    "place_boxes": (BoxSetting, *"ppnnnp"),
+    "read_boxes": (BoxSetting, Reading),
+    "judge_boxes": (BoxSetting, Judging, BoxColumns),
+    "compare_boxes": (BoxSetting, BoxColumns, BoxColumns, "n"),
+    "mark_boxes": (BoxSetting, BoxColumns, BoxRound),
+    "finish_boxes": (BoxSetting, BoxColumns, BoxRound, "p"),
+    "group_boxes": (BoxColumns, BoxRound, "n"),
+    "copy_boxes": (BoxSetting, BoxColumns, *"pn", BoxColumns),
+    "halve_boxes": (BoxSetting, BoxColumns, *"npppp"),
     "merge_cells": (Merger,),
 }
-_RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells")
+_RETURNING = (
+    "configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes", "finish_boxes",
+    "group_boxes",
+)  # fmt: skip
 
 
 @cache
