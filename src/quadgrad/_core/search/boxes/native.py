@@ -19,10 +19,12 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import Running
-from quadgrad._core.search.boxes import held_out, holding
+from quadgrad._core.search.boxes import held_out, holding, neighbours
+from quadgrad._core.search.boxes.neighbours import Sample
 from quadgrad._core.search.kernel.box_structures import (
     BoxColumns,
     BoxConstants,
+    BoxLook,
     BoxRound,
     BoxSetting,
     Judging,
@@ -32,13 +34,16 @@ from quadgrad._core.search.kernel.library import load
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, in_memory, numbers, pointer
 from quadgrad._core.search.kernel.values import UnreadableError, as_dtype
 
-__all__ = ["BISECTIONS", "READY", "BoxKernel", "NativeRound", "part"]
+__all__ = ["BISECTIONS", "BoxKernel", "NativeLook", "NativeRound", "part"]
 
 BISECTIONS = 2
 """No cell is believed before so many halvings: one alone may be blind to all of f."""
 
 MOST = 2**62
 """No budget is larger: what a round would cost is added to what is spent."""
+
+KEYS = 2**14
+"""Numbers of which the kernel counts masses, see ``box_looks.c``."""
 
 READY = 16
 """A bit of what is told of an integral: its error is small enough, and none of its cells is to be halved."""
@@ -166,10 +171,6 @@ class NativeRound:
         )  # fmt: skip
         self.n_ready = kernel.library.mark_boxes(kernel.set, byref(self.columns), byref(self.numbers))
 
-    def is_told(self, what: int) -> Tensor:
-        """Tell of which integrals something is told."""
-        return (self.told & what) > 0
-
     def finish(self) -> tuple[int, int, int]:
         """Decide how integrals end; return how many run on, how many wait, and how many cells are halved."""
         counts = (c_int64 * 2)()
@@ -182,6 +183,42 @@ class NativeRound:
         """Return which cells are halved, which are held, and which settle."""
         held = self.kernel.library.group_boxes(byref(self.columns), byref(self.numbers), halved)
         return self.order[:halved], self.order[halved : halved + held], self.order[halved + held :]
+
+
+class NativeLook:
+    """A closer look at integrals that are ready to end: the cells that are blind are marked to be halved."""
+
+    def __init__(self, round: NativeRound) -> None:
+        n, integrals = len(round.cells), len(round.told)
+        self.kernel, self.columns, self.marked = round.kernel, round.columns, round.marked
+        self.ready, numbers_, each = round.told & READY, INTEGERS.new_empty(n + integrals + 1), numbers(2, n)
+        self.kept = (numbers_, each, round)
+        self.numbers = BoxLook(
+            neighbours.HIGHER, neighbours.LARGER, neighbours.ABOVE, neighbours.MATTERS, neighbours.EACH,
+            neighbours.LEAST, n, integrals, neighbours.LOOKS, round.target.data_ptr(), self.ready.data_ptr(),
+            numbers_.data_ptr(), numbers_.data_ptr() + 8 * n, each.data_ptr(), each.data_ptr() + 8 * n,
+            self.marked.data_ptr(),
+        )  # fmt: skip
+        self.kernel.library.order_boxes(self.kernel.set, byref(self.columns), byref(self.numbers))
+
+    def mark_blind(self) -> bool:
+        """Look at the cells' faces; return whether any integral is ready still."""
+        looks = neighbours.LOOKS
+        room, point = INTEGERS.new_empty(4 * looks + KEYS), numbers(self.kernel.d, looks)
+        kernel, at = self.kernel, (room.data_ptr(), point.data_ptr(), self.ready.data_ptr())
+        return kernel.library.mark_blind_boxes(kernel.set, byref(self.columns), byref(self.numbers), *at) > 0
+
+    def mark_unseen(self, sample: Sample) -> None:
+        """Look at points anywhere."""
+        many = torch.zeros(len(self.ready), dtype=torch.int64).index_copy_(0, sample.mine, sample.count)
+        share = numbers(len(many)).index_copy_(0, sample.mine, sample.share)
+        point, height = sample.point.contiguous(), sample.height.contiguous()
+        k, kernel = len(height), self.kernel
+        room = INTEGERS.new_empty(2 * k)
+        kernel.library.mark_unseen_boxes(
+            kernel.set, byref(self.columns), byref(self.numbers), point.data_ptr(), k, height.data_ptr(),
+            many.data_ptr(), share.data_ptr(), room.data_ptr(),
+        )  # fmt: skip
 
 
 def columns(cells: Cells) -> BoxColumns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -22,8 +22,8 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.search.books import Running, sum_by_owner
 from quadgrad._core.search.boxes.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes, doubted_places
 from quadgrad._core.search.boxes.holding import HoldingBodies
-from quadgrad._core.search.boxes.native import BISECTIONS, READY, BoxKernel, NativeRound, part
-from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, find_blind, find_unseen
+from quadgrad._core.search.boxes.native import BISECTIONS, BoxKernel, NativeLook, NativeRound, part
+from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, Sample, find_blind, find_unseen
 from quadgrad._core.search.decide import RUN, Totals, Verdict, allowed_error
 from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.rounds import search_rounds
@@ -212,7 +212,9 @@ class BoxBodies(HoldingBodies[BoxFound]):
         cells, running, who = self.cells, self.running, self.running.whole[0]
         round = self.kernel.round(cells, running, self.reopened)
         if round.n_ready:
-            self._look_closer(cells, round)
+            look = NativeLook(round)
+            if look.mark_blind() and (sample := self._sample(look.ready > 0)) is not None:
+                look.mark_unseen(sample)
         n_run, n_wait, halved = round.finish()
         self.waiting, self.reopened, n = self.waiting + n_wait, False, len(running)
         if n_run < n:
@@ -235,16 +237,6 @@ class BoxBodies(HoldingBodies[BoxFound]):
             ended = cells.take(settled)
             self.books.settle(ended, who.index_select(0, ended.whole[0]))
         return Count(n_run, self.waiting)
-
-    def _look_closer(self, cells: Cells, round: NativeRound) -> None:
-        """Mark further cells of integrals that are ready to end, where something may have been missed."""
-        d, owner, splittable = self.mesh.rule.d, cells.whole[0], cells.whole[1] > 0
-        ready = round.is_told(READY)
-        blind = find_blind(cells, d, round.target, ready) & splittable
-        round.marked |= blind
-        ready &= sum_by_owner(blind[None].long(), owner, len(ready))[0] == 0
-        if bool(ready.any()):
-            round.marked |= self._unseen(cells, round.target, ready) & splittable
 
     def _remember(self, new: Cells) -> None:
         """Keep where each integral was seen to be highest."""
@@ -283,11 +275,12 @@ class BoxBodies(HoldingBodies[BoxFound]):
             marked = marked | (find_blind(cells, d, target, ready) & splittable)
             ready = ready & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
         if bool(ready.any()):
-            marked = marked | (self._unseen(cells, target, ready) & splittable)
+            if (sample := self._sample(ready)) is not None:
+                marked = marked | (find_unseen(cells, d, target, sample) & splittable)
         return marked | (super().mark(verdict, totals, cells, True) & verdict.done[owner]) if follow else marked
 
-    def _unseen(self, cells: Cells, allowed: Tensor, ready: Tensor) -> Tensor:
-        """Tell which cells are blind to what f is at points anywhere, of integrals that are ``ready`` to end."""
+    def _sample(self, ready: Tensor) -> Sample | None:
+        """Call f at points anywhere, of integrals that are ``ready`` to end; None if none has any left to pay."""
         mesh, running = self.mesh, self.running
         mine = ready.nonzero().squeeze(1)
         row = running.whole[0, mine]
@@ -297,16 +290,27 @@ class BoxBodies(HoldingBodies[BoxFound]):
         running.whole[2, mine] += count
         first, last = int(before.min()), int((before + count).max())
         if not int(count.sum()):
-            return torch.zeros_like(cells.whole[0], dtype=torch.bool)
-        sequence = make_sequence("sobol", mesh.rule.d, SEED, 1, mesh.device).points(first, last - first)[0].double()
-        whose = torch.arange(len(mine), device=row.device).repeat_interleave(count)
-        number = torch.arange(len(whose), device=row.device) - (count.cumsum(0) - count - before)[whose] - first
-        point, parts = sequence[number], list[Tensor]()
-        for low in range(0, len(whose), self.task.block):
+            return None
+        point = anywhere(mesh.rule.d, mesh.device).points(first, last - first)[0]
+        if len(mine) > 1:
+            whose = torch.arange(len(mine), device=row.device).repeat_interleave(count)
+            number = torch.arange(len(whose), device=row.device) - (count.cumsum(0) - count - before)[whose] - first
+            point, row = point.T.index_select(1, number).T, row[whose]
+        else:
+            row = row.expand(len(point))
+        height = list[Tensor]()
+        for low in range(0, len(point), self.task.block):
             part = slice(low, low + self.task.block)
-            x, factor = mesh.domain.take(row[whose[part]]).place(point[None, part])
-            y = self.task.integrand(x, row[whose[part]]).detach()[0]
+            whose = row[part]
+            x, factor = mesh.domain.take(whose[:1] if len(mine) == 1 else whose).place(point[None, part])
+            y = self.task.integrand(x, whose).detach()[0]
             y = largest_component(reals(y, 1).abs().double())
-            parts.append((y * factor.abs()[0]).nan_to_num(0.0, 0.0, 0.0))
-        share = (self.looked[row].double().reciprocal())[whose]
-        return find_unseen(cells, mesh.rule.d, allowed, mine[whose], point.T, torch.cat(parts), share)
+            height.append((y * factor.abs()[0]).nan_to_num(0.0, 0.0, 0.0))
+        share = self.looked[running.whole[0, mine]].double().reciprocal()
+        return Sample(mine, count, share, point.T, torch.cat(height))
+
+
+@cache
+def anywhere(d: int, device: torch.device) -> Any:
+    """Return points that f is called at wherever its cells are."""
+    return make_sequence("sobol", d, SEED, 1, device)

@@ -129,7 +129,7 @@ INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumn
         whole[(LEVEL + k) * stride] = level[k] = in->level[k * n + i];
         whole[(LEVEL + d + k) * stride] = in->place[k * n + i];
         depth += level[k];
-        width[k] = set->flat ? fabs(in->side[k * n + i]) : ldexp(1.0, (int)-level[k]);
+        width[k] = set->flat ? fabs(in->side[k * n + i]) : power_of_2(-level[k]);
         if (!set->flat) continue;
         double corner = in->corner[k * n + i];
         reach[k] = larger(fabs(corner), fabs(corner + in->side[k * n + i]));
@@ -157,7 +157,7 @@ INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumn
     whole[OWNER * stride] = in->owner[i], whole[SPLITTABLE * stride] = curable * (2 * wide - 1);
     whole[ROW * stride] = in->row[i], whole[AXIS * stride] = axis;
     real[RAW * stride] = not_nan(off, INFINITY), real[TRUST * stride] = trust, real[LEAST * stride] = least;
-    double unit = ldexp(volume, (int)depth);
+    double unit = volume * power_of_2(depth);
     for (int64_t k = 0; k <= 2 * d; k++)
         real[(k ? LEAST + k : HEIGHT) * stride] = finite_or(in->sizes[k * n + i] * unit, 0.0);
 }

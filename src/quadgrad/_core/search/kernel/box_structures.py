@@ -15,7 +15,7 @@ from quadgrad._core.rules.box import BESIDE_FACE, extrapolate_line
 from quadgrad._core.search import decide
 from quadgrad._core.status import Status
 
-__all__ = ["BoxColumns", "BoxConstants", "BoxRound", "BoxSetting", "Judging", "Reading", "rule_numbers"]
+__all__ = ["BoxColumns", "BoxConstants", "BoxLook", "BoxRound", "BoxSetting", "Judging", "Reading", "rule_numbers"]
 
 _REALS = (
     "safety", "slow", "rough", "straight", "kink", "rounded", "smooth", "hidden", "tie", "unresolved", "narrowest",
@@ -132,4 +132,14 @@ class BoxRound(Structure):
         *((name, c_int64) for name in ("n", "running", "reopened")),
         *((name, c_void_p) for name in ("settled", "integrals", "totals", "target", "narrow")),
         *((name, c_void_p) for name in ("next", "code", "first", "order", "told", "marked")),
+    ]
+
+
+class BoxLook(Structure):
+    """What is asked of integrals that are ready to end, and room for it; see ``box_looks.c``."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("higher", "larger", "above", "matters", "each", "least")),
+        *((name, c_int64) for name in ("n", "running", "looks")),
+        *((name, c_void_p) for name in ("target", "ready", "order", "first", "missed", "volume", "marked")),
     ]

@@ -15,7 +15,7 @@ EXPORT void lay_out_boxes(const BoxSetting *set, const int64_t *row, const int64
         volume[i] = 1.0;
         for (int64_t axis = 0; axis < set->rule->d; axis++) {
             int64_t at = axis * n + i;
-            double width = ldexp(1.0, (int)-level[at]), whole = b[axis] - a[axis];
+            double width = power_of_2(-level[at]), whole = b[axis] - a[axis];
             side[at] = whole * width;
             corner[at] = a[axis] + whole * ((double)place[at] * width);
             volume[i] *= side[at];

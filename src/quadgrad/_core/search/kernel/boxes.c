@@ -2,14 +2,6 @@
 
 #include "boxes.h"
 
-/* Cells (d rows of n levels and places) and points (d rows of k); both as numbers that are put in order. */
-typedef struct {
-    int64_t d, n, k;
-    const int64_t *level, *place;
-    const double *point;
-    int64_t *answer;
-} Locating;
-
 /* Put those that are in the upper half behind the others, and return how many are not. */
 INLINE int64_t part_cells(const Locating *to, int64_t *cell, int64_t count, int64_t axis, int64_t depth) {
     int64_t lower = 0;
@@ -57,14 +49,18 @@ static void locate(const Locating *to, int64_t *cell, int64_t cells, int64_t *at
     corner[axis] = before;
 }
 
+/* Find for points, whose numbers `at` are put in order, the cells that they are in, whose numbers are too. */
+void locate_all(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t points) {
+    int64_t depth[MOST_AXES] = {0};
+    double corner[MOST_AXES] = {0.0};
+    locate(to, cell, cells, at, points, depth, corner);
+}
+
 /* For `batch` integrals, of which each has the numbers of its cells and points between `first` and the next: find the
  * cells that the points are in. */
 EXPORT void locate_boxes(const Locating *to, int64_t batch, int64_t *cell, const int64_t *first_cell, int64_t *at,
                          const int64_t *first_point) {
-    for (int64_t i = 0; i < batch; i++) {
-        int64_t depth[MOST_AXES] = {0};
-        double corner[MOST_AXES] = {0.0};
-        locate(to, cell + first_cell[i], first_cell[i + 1] - first_cell[i], at + first_point[i],
-               first_point[i + 1] - first_point[i], depth, corner);
-    }
+    for (int64_t i = 0; i < batch; i++)
+        locate_all(to, cell + first_cell[i], first_cell[i + 1] - first_cell[i], at + first_point[i],
+                   first_point[i + 1] - first_point[i]);
 }

@@ -45,5 +45,21 @@ typedef struct {
     int64_t *whole, stride;
 } BoxColumns;
 
+/* 2 to a power that is no larger than the halvings of a cell. */
+INLINE double power_of_2(int64_t power) {
+    union { int64_t bits; double number; } made = {(power + 1023) << 52};
+    return made.number;
+}
+
 enum { OWNER, SPLITTABLE, ROW, AXIS, LEVEL };
 enum { HEIGHT, RAW, TRUST, LEAST, FACES };
+
+/* Cells (d rows of n levels and places) and points (d rows of k); both as numbers that are put in order. */
+typedef struct {
+    int64_t d, n, k;
+    const int64_t *level, *place;
+    const double *point;
+    int64_t *answer;
+} Locating;
+
+void locate_all(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t points);

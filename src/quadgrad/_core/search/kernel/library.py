@@ -20,7 +20,7 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
-from quadgrad._core.search.kernel.box_structures import BoxColumns, BoxRound, BoxSetting, Judging, Reading
+from quadgrad._core.search.kernel.box_structures import BoxColumns, BoxLook, BoxRound, BoxSetting, Judging, Reading
 from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
@@ -276,12 +276,15 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "finish_boxes": (BoxSetting, BoxColumns, BoxRound, "p"),
     "group_boxes": (BoxColumns, BoxRound, "n"),
     "copy_boxes": (BoxSetting, BoxColumns, *"pn", BoxColumns),
+    "order_boxes": (BoxSetting, BoxColumns, BoxLook),
+    "mark_blind_boxes": (BoxSetting, BoxColumns, BoxLook, *"ppp"),
+    "mark_unseen_boxes": (BoxSetting, BoxColumns, BoxLook, *"pnpppp"),
     "halve_boxes": (BoxSetting, BoxColumns, *"npppp"),
     "merge_cells": (Merger,),
 }
 _RETURNING = (
     "configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes", "finish_boxes",
-    "group_boxes",
+    "group_boxes", "mark_blind_boxes",
 )  # fmt: skip
 
 
