@@ -29,6 +29,7 @@ __all__ = [
     "SEED",
     "HeldOut",
     "compare_nodes",
+    "component_weights",
     "doubted_places",
     "group_shapes",
     "held_out_points",
@@ -221,8 +222,12 @@ def one_column(y: Tensor) -> Tensor:
     y = reals(y, 2)
     if y.ndim == 2:
         return y.double()
-    weight = 1.0 + 0.5 * torch.frac(0.6180339887498949 * torch.arange(y.shape[2], device=y.device).double())
-    return y.double() @ weight
+    return y.double() @ component_weights(y.shape[2], y.device)
+
+
+def component_weights(count: int, device: torch.device) -> Tensor:
+    """Return the weights of components in their sum."""
+    return 1.0 + 0.5 * torch.frac(0.6180339887498949 * torch.arange(count, device=device).double())
 
 
 @cache

@@ -1,232 +1,105 @@
-"""Boxes in the compiled kernel: where f is called, what its values say, and which cells are halved.
-
-The same decisions as those of the tensor operations, which the tests check. What is kept stands in the same
-matrices, so that all else works on either.
-"""
+"""The search on boxes by the compiled kernel: the same decisions as :mod:`.bodies` makes in tensor operations."""
 
 from __future__ import annotations
 
-import math
-from ctypes import byref, c_int64
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
-import torch
-from torch import Tensor
-
-from quadgrad._core.estimates.boxes import Readings
-from quadgrad._core.mesh.box import Box
-from quadgrad._core.mesh.boxes import HINTS, Boxes, FlatLayout, NewBoxes
+from quadgrad._core.mesh.boxes import Boxes, NewBoxes
+from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import Running
-from quadgrad._core.search.boxes import held_out, holding, neighbours
-from quadgrad._core.search.boxes.neighbours import Sample
-from quadgrad._core.search.kernel.box_structures import (
-    BoxColumns,
-    BoxConstants,
-    BoxLook,
-    BoxRound,
-    BoxSetting,
-    Judging,
-    Reading,
-)
-from quadgrad._core.search.kernel.library import load
-from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, in_memory, numbers, pointer
-from quadgrad._core.search.kernel.values import UnreadableError, as_dtype
+from quadgrad._core.search.boxes.bodies import BoxBodies
+from quadgrad._core.search.boxes.kernel import BoxKernel, NativeLook, NativeRound, part
+from quadgrad._core.search.decide import RUN
+from quadgrad._core.search.task import hear, hear_anew, noise
+from quadgrad._core.search.tensors import Count
 
-__all__ = ["BISECTIONS", "BoxKernel", "NativeLook", "NativeRound", "part"]
+__all__ = ["NativeBoxBodies"]
 
-BISECTIONS = 2
-"""No cell is believed before so many halvings: one alone may be blind to all of f."""
-
-MOST = 2**62
-"""No budget is larger: what a round would cost is added to what is spent."""
-
-KEYS = 2**14
-"""Numbers of which the kernel counts masses, see ``box_looks.c``."""
-
-READY = 16
-"""A bit of what is told of an integral: its error is small enough, and none of its cells is to be halved."""
+R = TypeVar("R")
 
 
-class BoxKernel:
-    """The kernel at work on the boxes of one search."""
+class NativeBoxBodies(BoxBodies[R]):
+    """The state of a search on the CPU; see :class:`.bodies.BoxBodies`."""
 
-    def __init__(self, problem: Problem, mesh: Boxes, dtype: torch.dtype) -> None:
-        domain, rule = mesh.domain, mesh.rule
-        self.problem, self.library, self.rule, self.d = problem, load(), rule, rule.d
-        self.flat = type(domain) is Box and not domain.infinite
-        parts = 1 + dtype.is_complex
-        self.columns = math.prod(problem.integrand.event or ()) * parts
-        constants = BoxConstants.of(
-            min(problem.max_nfev, MOST), BISECTIONS=BISECTIONS, ROUGHER=held_out.ROUGHER,
-            NEGLIGIBLE=holding.NEGLIGIBLE, KEPT=holding.KEPT, ENOUGH=holding.ENOUGH,
-        )  # fmt: skip
-        corners = (domain.a, domain.b) if self.flat else None
-        self.setting = BoxSetting.of(constants, rule, corners, domain.x_dtype, self.columns, parts)
-        self.set = byref(self.setting)
+    def __init__(self, task: Problem, mesh: Any, estimate: Any, record: Any) -> None:
+        super().__init__(task, mesh, estimate, record)
+        self.kernel = BoxKernel(task, mesh, self.dtype)
+        self.room: Cells | None = None
+        """The cells that are held, and behind them room for those that are new."""
 
     @staticmethod
-    def of(problem: Problem, mesh: Boxes, dtype: torch.dtype) -> BoxKernel | None:
-        """Return it where the kernel can do the work: on the CPU, with rules whose nodes share weights."""
-        able = mesh.device.type == "cpu" and mesh.rule.orbits and mesh.domain.a.dtype == torch.float64
-        return BoxKernel(problem, mesh, dtype) if able and load() is not None else None
+    def can(task: Problem, mesh: Boxes) -> bool:
+        """Whether the kernel can do the work: on the CPU, with rules whose nodes share weights."""
+        return BoxKernel.can(mesh)
 
-    def lay_out(self, new: NewBoxes) -> FlatLayout:
-        """Return how cells lie in boxes without infinite sides."""
-        d, n = new.level.shape
-        room = numbers(2 * d + 1, n)
-        layout = FlatLayout(room[:d], room[d : 2 * d], room[2 * d :])
-        places = (t.data_ptr() for t in (layout.corner, layout.side, layout.volume))
-        self.library.lay_out_boxes(
-            self.set, new.row.data_ptr(), new.level.data_ptr(), new.place.data_ptr(), n, *places
-        )
-        return layout
+    def open(self, first: Any) -> None:
+        """Take the cells to start with, and call f at the points that are held out."""
+        super().open(first)
+        self.kernel.hold_out(self.held_out)
 
-    def nodes(self, layout: FlatLayout, low: int, count: int) -> Tensor:
-        """Return x ``(m, count, d)`` at the nodes of cells from ``low`` on."""
-        x, n = numbers(self.d, self.rule.rows, count), layout.side.shape[1]
-        self.library.place_boxes(
-            self.set, layout.corner.data_ptr(), layout.side.data_ptr(), n, low, count, x.data_ptr()
-        )
-        return x.permute(1, 2, 0)
+    def evaluate(self) -> None:
+        """Call f on the new cells, a block of nodes at a time, and estimate them."""
+        kernel, mesh, task = self.kernel, self.mesh, self.task
+        (new,) = cast("Sequence[NewBoxes]", self.new)
+        n, step = len(new), max(1, task.block // new.rows)
+        cells = kernel.cells(n) if self.room is None else part(self.room, len(self.room) - n, n)
+        layout = kernel.lay_out(new) if kernel.flat else mesh.lay_out(new)
+        kernel.open_round(new, layout, cells)
+        for low in range(0, max(1, n), step):
+            block = slice(low, min(n, low + step))
+            x, factor = kernel.nodes(layout, block) if kernel.flat else mesh.nodes(layout, block)
+            hear_anew()
+            y = self.widen(task.integrand(x, new.row if n <= step else new.row[block]).detach())
+            task.advance(y.shape[0] * y.shape[1])
+            kernel.estimate(y, factor, low, noise(task))
+            if (off := hear(y)) is not None:
+                cells.sums[-2:, block] += self.inner_error(off, factor)
+        kernel.remember(cells, self.top, self.corner)
+        if self.room is None:
+            self.cells = self.gather(cells)
+        else:
+            assert self.parents is not None
+            kernel.compare(cells, self.parents)
+            self.cells, self.room, self.parents = self.room, None, None
 
-    def room(self, n: int) -> Readings:
-        """Return room for what is read of n cells."""
-        rows = 2 + sum(map(len, self.rule.nulls)) + 6 * self.d
-        return Readings(numbers(rows, n, self.columns), numbers(1 + 2 * self.d, n), numbers(0))
+    def compare(self, new: Cells, parents: Cells) -> None:
+        """Correct the errors of new cells by what those of their parents turned out to be."""
+        self.kernel.compare(new, parents)
 
-    def read(self, y: Tensor, factor: Tensor | None, seen: Readings, low: int) -> None:
-        """Enter what is kept of f's values ``y`` ``(rows, n, *event)``, times ``factor``, on cells from ``low`` on."""
-        y = as_dtype(reals(y, 2).resolve_neg(), torch.float64)
-        if factor is not None:
-            y = y * (factor if y.ndim == 2 else factor[..., None])
-        y = y.contiguous()
-        if not in_memory(y):
-            raise UnreadableError
-        values, sizes = seen.values, seen.sizes
-        reading = Reading(
-            y.data_ptr(), values.data_ptr() + 8 * low * self.columns, sizes.data_ptr() + 8 * low, y.shape[1],
-            sizes.shape[1],
-        )  # fmt: skip
-        self.library.read_boxes(self.set, byref(reading))
+    def remember(self, new: Cells) -> None:
+        """Need not do again what the kernel has done."""
 
-    def judge(self, new: NewBoxes, layout: FlatLayout | None, scale: Tensor, seen: Readings, noise: float, cells: Cells) -> None:  # fmt: skip
-        """Enter new cells with what was read of f's values on them, but for their doubts."""
-        corners = (layout.corner.data_ptr(), layout.side.data_ptr()) if layout is not None else (None, None)
-        judging = Judging(
-            seen.values.data_ptr(), seen.sizes.data_ptr(), scale.data_ptr(), *corners, pointer(new.trust),
-            new.owner.data_ptr(), new.row.data_ptr(), new.level.data_ptr(), new.place.data_ptr(), len(new), noise,
-        )  # fmt: skip
-        self.library.judge_boxes(self.set, byref(judging), byref(columns(cells)))
-
-    def compare(self, children: Cells, parents: Cells) -> None:
-        """Correct the errors of children by what their parents' turned out to be, and doubt those that are rougher."""
-        self.library.compare_boxes(self.set, byref(columns(children)), byref(columns(parents)), len(parents))
-
-    def cells(self, n: int) -> Cells:
-        """Return room for n cells."""
-        whole = INTEGERS.new_empty((HINTS + 2 * self.d, n))
-        return Cells(numbers(self.columns + 2, n), whole, numbers(HINTS + 2 * self.d + held_out.DOUBTS, n))
-
-    def copy(self, cells: Cells, index: Tensor, to: Cells) -> Cells:
-        """Enter the cells at ``index`` as the first of others, and return these."""
-        n = len(index)
-        self.library.copy_boxes(self.set, byref(columns(cells)), index.data_ptr(), n, byref(columns(to)))
-        return part(to, 0, n)
-
-    def halve(self, parents: Cells) -> NewBoxes:
-        """Return the halves of cells."""
-        n = 2 * len(parents)
-        room = INTEGERS.new_empty((2 + 2 * self.d, n))
-        new = NewBoxes(room[0], room[1], room[2 : 2 + self.d], room[2 + self.d :], self.rule.rows)
-        places = (t.data_ptr() for t in (new.owner, new.row, new.level, new.place))
-        self.library.halve_boxes(self.set, byref(columns(parents)), n // 2, *places)
-        return new
-
-    def round(self, cells: Cells, running: Running, reopened: bool) -> NativeRound:
-        """Judge all integrals, and mark cells that are to be halved."""
-        return NativeRound(self, cells, running, reopened)
-
-
-class NativeRound:
-    """What is decided on all integrals that run, and on their cells."""
-
-    def __init__(self, kernel: BoxKernel, cells: Cells, running: Running, reopened: bool) -> None:
-        tolerance, n, integrals = kernel.problem.tolerance, len(cells), len(running)
-        rows = kernel.columns + 2
-        real, room = numbers(rows + 2, integrals), INTEGERS.new_empty(6 * integrals + 1 + n)
-        self.kernel, self.cells, self.columns = kernel, cells, columns(cells)
-        self.totals, self.target = real[:rows], real[rows]
-        self.next, self.code = room[: 4 * integrals].view(4, -1), room[4 * integrals : 5 * integrals]
-        self.order = room[6 * integrals + 1 :]
-        self.told, self.marked = BYTES.new_empty(integrals), torch.empty(n, dtype=torch.bool)
-        at = room.data_ptr()
-        self.whole, self.sums = running.whole.contiguous(), running.sums.contiguous()
-        self.numbers = BoxRound(
-            tolerance.rtol, max(tolerance.atol, tolerance.nothing), tolerance.eps, n, integrals, reopened,
-            self.sums.data_ptr(), self.whole.data_ptr(), real.data_ptr(), self.target.data_ptr(),
-            real[rows + 1].data_ptr(), at, at + 32 * integrals, at + 40 * integrals, self.order.data_ptr(),
-            self.told.data_ptr(), self.marked.data_ptr(),
-        )  # fmt: skip
-        self.n_ready = kernel.library.mark_boxes(kernel.set, byref(self.columns), byref(self.numbers))
-
-    def finish(self) -> tuple[int, int, int]:
-        """Decide how integrals end; return how many run on, how many wait, and how many cells are halved."""
-        counts = (c_int64 * 2)()
-        running = self.kernel.library.finish_boxes(
-            self.kernel.set, byref(self.columns), byref(self.numbers), counts
-        )
-        return running, *counts
-
-    def group(self, halved: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return which cells are halved, which are held, and which settle."""
-        held = self.kernel.library.group_boxes(byref(self.columns), byref(self.numbers), halved)
-        return self.order[:halved], self.order[halved : halved + held], self.order[halved + held :]
-
-
-class NativeLook:
-    """A closer look at integrals that are ready to end: the cells that are blind are marked to be halved."""
-
-    def __init__(self, round: NativeRound) -> None:
-        n, integrals = len(round.cells), len(round.told)
-        self.kernel, self.columns, self.marked = round.kernel, round.columns, round.marked
-        self.ready, numbers_, each = round.told & READY, INTEGERS.new_empty(n + integrals + 1), numbers(2, n)
-        self.kept = (numbers_, each, round)
-        self.numbers = BoxLook(
-            neighbours.HIGHER, neighbours.LARGER, neighbours.ABOVE, neighbours.MATTERS, neighbours.EACH,
-            neighbours.LEAST, n, integrals, neighbours.LOOKS, round.target.data_ptr(), self.ready.data_ptr(),
-            numbers_.data_ptr(), numbers_.data_ptr() + 8 * n, each.data_ptr(), each.data_ptr() + 8 * n,
-            self.marked.data_ptr(),
-        )  # fmt: skip
-        self.kernel.library.order_boxes(self.kernel.set, byref(self.columns), byref(self.numbers))
-
-    def mark_blind(self) -> bool:
-        """Look at the cells' faces; return whether any integral is ready still."""
-        looks = neighbours.LOOKS
-        room, point = INTEGERS.new_empty(4 * looks + KEYS), numbers(self.kernel.d, looks)
-        kernel, at = self.kernel, (room.data_ptr(), point.data_ptr(), self.ready.data_ptr())
-        return kernel.library.mark_blind_boxes(kernel.set, byref(self.columns), byref(self.numbers), *at) > 0
-
-    def mark_unseen(self, sample: Sample) -> None:
-        """Look at points anywhere."""
-        many = torch.zeros(len(self.ready), dtype=torch.int64).index_copy_(0, sample.mine, sample.count)
-        share = numbers(len(many)).index_copy_(0, sample.mine, sample.share)
-        point, height = sample.point.contiguous(), sample.height.contiguous()
-        k, kernel = len(height), self.kernel
-        room = INTEGERS.new_empty(2 * k)
-        kernel.library.mark_unseen_boxes(
-            kernel.set, byref(self.columns), byref(self.numbers), point.data_ptr(), k, height.data_ptr(),
-            many.data_ptr(), share.data_ptr(), room.data_ptr(),
-        )  # fmt: skip
-
-
-def columns(cells: Cells) -> BoxColumns:
-    """Return where the numbers of some cells are."""
-    sums, whole, real = cells.sums, cells.whole, cells.real
-    return BoxColumns(sums.data_ptr(), real.data_ptr(), whole.data_ptr(), sums.stride(0))
-
-
-def part(cells: Cells, first: int, n: int) -> Cells:
-    """Return n cells where they stand among others."""
-    return Cells(*(t.narrow(1, first, n) for t in (cells.sums, cells.whole, cells.real)))
+    def decide(self) -> Count:
+        """Judge all running integrals, put away what has settled, and halve the other cells."""
+        if self.task.max_cells is not None:
+            return super().decide()
+        kernel, cells, running, who = self.kernel, self.cells, self.running, self.running.whole[0]
+        round, n = NativeRound(kernel, cells, running, self.reopened), len(running)
+        if round.n_ready:
+            look = NativeLook(round)
+            if look.mark_blind() and (sample := self.sample(look.ready > 0)) is not None:
+                look.mark_unseen(sample)
+        n_run, n_wait, halved = round.finish()
+        self.waiting, self.reopened = self.waiting + n_wait, False
+        if n_run < n:
+            self.books.enter(who, round.code, running.whole[2], round.totals)
+        parents, held, settled = round.group(halved)
+        if n_run:
+            self.room = kernel.cells(len(held) + 2 * halved)
+            kernel.copy(cells, held, self.room)
+            self.parents = kernel.copy(cells, parents, kernel.cells(halved))
+            new, going = kernel.halve(self.parents), Running(round.next, running.sums)
+            if n_run < n:
+                runs = round.code == RUN
+                going, place = going.take(locate(runs, n_run)), runs.cumsum(0) - 1
+                new.owner = place.index_select(0, new.owner)
+                first = self.room.whole[0, : len(held)]
+                first.copy_(place.index_select(0, first))
+            self.running, self.new = going, [new]
+        if n_run < n or not n:
+            ended = cells.take(settled)
+            self.books.settle(ended, who.index_select(0, ended.whole[0]))
+        return Count(n_run, self.waiting)

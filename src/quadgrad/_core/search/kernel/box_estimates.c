@@ -1,6 +1,78 @@
-/* What is told of boxes by what was read of f's values: the inside of estimates/boxes.py, which explains it. */
+/* What f's values say about boxes: the inside of estimates/boxes.py, which explains it. */
 
 #include "boxes.h"
+
+enum { NUMBERS = 32, MOST_ORBITS = 64 }; /* so many columns at a time, which stay in registers */
+
+/* Values of f on n new cells from `first` on, with several columns each; room for what is read of them, the matrices of
+ * `Readings` with rows for n cells; and where all new cells are, in matrices with rows of `stride`. */
+typedef struct {
+    const double *y;
+    double *values, *sizes;
+    const double *scale, *corner, *side, *trust;
+    const int64_t *owner, *row, *level, *place;
+    int64_t n, first, stride;
+    double noise;
+} Estimating;
+
+/* The sums over all orbits of `width` columns. A NaN anywhere shows in the sum of the sizes, and need be looked for
+ * there alone. */
+INLINE void sum_orbits(const BoxRule *rule, const double *y, int64_t stride, int64_t width, double (*sums)[NUMBERS],
+                       double *size, double *height) {
+    double most[NUMBERS] = {0.0}, total[NUMBERS] = {0.0};
+    for (int64_t g = 0; g < rule->g; g++) {
+        double sum[NUMBERS] = {0.0}, moduli[NUMBERS] = {0.0};
+        for (int64_t k = 0; k < rule->orbits[g]; k++, y += stride)
+            for (int64_t i = 0; i < width; i++) {
+                double modulus = fabs(y[i]);
+                sum[i] += y[i];
+                moduli[i] += modulus;
+                most[i] = larger(most[i], modulus);
+            }
+        for (int64_t i = 0; i < width; i++) total[i] += rule->sizes[g] * moduli[i];
+        memcpy(sums[g], sum, sizeof sum);
+    }
+    for (int64_t i = 0; i < width; i++) size[i] = total[i], height[i] = total[i] == total[i] ? most[i] : NAN;
+}
+
+/* The functionals of `width` columns from the number `first` of their block on. */
+INLINE void read_columns(const BoxSetting *set, const Estimating *to, int64_t first, int64_t width, double *height) {
+    const BoxRule *rule = set->rule;
+    int64_t stride = to->n * set->columns, rows = 1 + rule->nulls;
+    const double *y = to->y + first;
+    double sums[MOST_ORBITS][NUMBERS], size[NUMBERS], *out = to->values + first;
+    sum_orbits(rule, y, stride, width, sums, size, height);
+    for (int64_t r = 0; r < rows; r++) {
+        double sum[NUMBERS] = {0.0};
+        for (int64_t g = 0; g < rule->g; g++)
+            for (int64_t i = 0; i < width; i++) sum[i] += rule->functionals[r * rule->g + g] * sums[g][i];
+        memcpy(out + r * stride, sum, (size_t)width * sizeof *sum);
+    }
+    memcpy(out + rows * stride, size, (size_t)width * sizeof *size);
+    out += (rows + 1) * stride;
+    for (int64_t axis = 0; axis < rule->d; axis++)
+        for (int64_t r = 0; r < 6; r++) {
+            double sum[NUMBERS] = {0.0};
+            const double *face = y + (rule->m + 2 * axis + r) * stride;
+            for (int64_t k = 0; k < rule->s; k++)
+                for (int64_t i = 0; i < width; i++)
+                    sum[i] += rule->along[r * rule->s + k] * y[rule->lines[axis * rule->s + k] * stride + i];
+            for (int64_t i = 0; r < 2 && i < width; i++) sum[i] -= face[i];
+            memcpy(out + (r * rule->d + axis) * stride, sum, (size_t)width * sizeof *sum);
+        }
+}
+
+/* The largest size of f in cells, and close to each of their faces. */
+INLINE void read_sizes(const BoxSetting *set, const Estimating *to, int64_t first, int64_t count) {
+    const BoxRule *rule = set->rule;
+    int64_t c = set->columns;
+    for (int64_t r = 0; r < 2 * rule->d; r++)
+        for (int64_t i = first; i < first + count; i++) {
+            double most = 0.0;
+            for (int64_t j = 0; j < c; j++) most = worse(most, fabs(to->y[((rule->m + r) * to->n + i) * c + j]));
+            to->sizes[(1 + r) * to->n + i] = most;
+        }
+}
 
 /* What is told of one column of a cell. */
 typedef struct {
@@ -111,20 +183,12 @@ INLINE int64_t choose_axis(const BoxSetting *set, const double *inner, const dou
     return axis;
 }
 
-/* What was read of n new cells, in room for them alone, and where they lie. */
-typedef struct {
-    const double *values, *sizes, *scale, *corner, *side, *trust;
-    const int64_t *owner, *row, *level, *place;
-    int64_t n;
-    double noise;
-} Judging;
-
-INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumns *to, int64_t i) {
+INLINE void judge_cell(const BoxSetting *set, const Estimating *in, const BoxColumns *to, int64_t at) {
     const BoxConstants *c = set->c;
-    int64_t d = set->rule->d, n = in->n, stride = to->stride, columns = set->columns, depth = 0, level[MOST_AXES];
+    int64_t d = set->rule->d, n = in->stride, i = in->first + at, stride = to->stride, columns = set->columns, depth = 0, level[MOST_AXES];
     double spread[MOST_AXES], width[MOST_AXES], reach[MOST_AXES], inner[MOST_AXES] = {0.0}, gaps[MOST_AXES] = {0.0};
-    double *sums = to->sums + i, *real = to->real + i;
-    int64_t *whole = to->whole + i;
+    double *sums = to->sums + at, *real = to->real + at;
+    int64_t *whole = to->whole + at;
     for (int64_t k = 0; k < d; k++) {
         whole[(LEVEL + k) * stride] = level[k] = in->level[k * n + i];
         whole[(LEVEL + d + k) * stride] = in->place[k * n + i];
@@ -138,7 +202,7 @@ INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumn
     if (!set->flat) memset(spread, 0, sizeof spread);
     int kinked = 0;
     double scale = in->scale[i], volume = fabs(scale), noise = in->noise;
-    Told told = judge_columns(set, in->values + i * columns, n * columns, noise, spread, inner, gaps, &kinked);
+    Told told = judge_columns(set, in->values + at * columns, in->n * columns, noise, spread, inner, gaps, &kinked);
     double size = told.size * volume, blur = told.blur * volume, off = told.error * volume;
     double least = told.fall < c->smooth && !kinked ? c->least : 1.0;
     double trust = in->trust ? larger(in->trust[i], least) : 1.0;
@@ -148,7 +212,7 @@ INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumn
     double error = not_nan(worse(worse(off * trust, told.hidden * volume), least_error), INFINITY);
     int curable = error > least_error && !(isfinite(error) && error <= c->safety * c->slow * blur);
     for (int64_t j = 0; j < columns; j++)
-        sums[j * stride] = isinf(error) ? 0.0 : in->values[i * columns + j] * scale;
+        sums[j * stride] = isinf(error) ? 0.0 : in->values[at * columns + j] * scale;
     sums[columns * stride] = error, sums[(columns + 1) * stride] = floor;
     for (int64_t k = 0; k < d; k++) inner[k] = not_nan(inner[k], INFINITY);
     int64_t axis = choose_axis(set, inner, gaps, width, level, size / volume, noise);
@@ -159,13 +223,28 @@ INLINE void judge_cell(const BoxSetting *set, const Judging *in, const BoxColumn
     real[RAW * stride] = not_nan(off, INFINITY), real[TRUST * stride] = trust, real[LEAST * stride] = least;
     double unit = volume * power_of_2(depth);
     for (int64_t k = 0; k <= 2 * d; k++)
-        real[(k ? LEAST + k : HEIGHT) * stride] = finite_or(in->sizes[k * n + i] * unit, 0.0);
+        real[(k ? LEAST + k : HEIGHT) * stride] = finite_or(in->sizes[k * in->n + at] * unit, 0.0);
 }
 
-EXPORT void judge_boxes(const BoxSetting *set, const Judging *in, const BoxColumns *to) {
-    int threads = sharing(8 * in->n, set->threads);
+/* Enter what f's values say about cells, a few at a time, of which all that is read stays in the nearest cache. */
+EXPORT void estimate_boxes(const BoxSetting *set, const Estimating *in, const BoxColumns *to) {
+    int64_t c = set->columns, some = c < NUMBERS ? NUMBERS / (c ? c : 1) : 1;
+    int threads = sharing(set->rule->rows * in->n, set->threads);
     PARALLEL(threads)
-    for (int64_t i = 0; i < in->n; i++) judge_cell(set, in, to, i);
+    for (int64_t first = 0; first < in->n; first += some) {
+        int64_t count = in->n - first < some ? in->n - first : some;
+        double height[NUMBERS];
+        for (int64_t i = first; i < first + count; i++) in->sizes[i] = 0.0;
+        for (int64_t at = first * c; at < (first + count) * c; at += NUMBERS) {
+            int64_t left = (first + count) * c - at, width = left < NUMBERS ? left : NUMBERS;
+            if (left >= NUMBERS) read_columns(set, in, at, NUMBERS, height);
+            else read_columns(set, in, at, left, height);
+            for (int64_t i = 0; i < width; i++)
+                in->sizes[(at + i) / c] = worse(in->sizes[(at + i) / c], height[i]);
+        }
+        read_sizes(set, in, first, count);
+        for (int64_t i = first; i < first + count; i++) judge_cell(set, in, to, i);
+    }
 }
 
 /* Correct the errors of the children of n parents, which stand next to each other, by what their parents' turned out to
@@ -194,6 +273,23 @@ EXPORT void compare_boxes(const BoxSetting *set, const BoxColumns *children, con
             double *doubt = real + told * stride, off = doubt[2 * stride];
             if (off > c->rougher * before && before > 0.0 && off > doubt[0])
                 doubt[0] = off, doubt[stride] = -1.0 - doubt[3 * stride];
+        }
+    }
+}
+
+/* Keep where each integral was seen to be highest: its height, which was `before` as high, and that cell's lower corner
+ * and width. */
+EXPORT void remember_boxes(const BoxSetting *set, const BoxColumns *cells, int64_t n, const double *before, double *top,
+                           double *corner) {
+    int64_t d = set->rule->d, stride = cells->stride;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = cells->whole[ROW * stride + i];
+        double height = cells->real[HEIGHT * stride + i];
+        if (!(height >= top[row] && height > before[row])) continue;
+        top[row] = height;
+        for (int64_t axis = 0; axis < d; axis++) {
+            double *to = corner + row * 2 * d + axis, width = power_of_2(-cells->whole[(LEVEL + axis) * stride + i]);
+            to[0] = (double)cells->whole[(LEVEL + d + axis) * stride + i] * width, to[d] = width;
         }
     }
 }

@@ -15,7 +15,10 @@ from quadgrad._core.rules.box import BESIDE_FACE, extrapolate_line
 from quadgrad._core.search import decide
 from quadgrad._core.status import Status
 
-__all__ = ["BoxColumns", "BoxConstants", "BoxLook", "BoxRound", "BoxSetting", "Judging", "Reading", "rule_numbers"]
+__all__ = [
+    "BoxColumns", "BoxConstants", "BoxLook", "BoxRound", "BoxSetting", "Estimating", "HeldOutNumbers",
+    "rule_numbers",
+]  # fmt: skip
 
 _REALS = (
     "safety", "slow", "rough", "straight", "kink", "rounded", "smooth", "hidden", "tie", "unresolved", "narrowest",
@@ -107,20 +110,27 @@ class BoxColumns(Structure):
     _fields_ = [*((name, c_void_p) for name in ("sums", "real", "whole")), ("stride", c_int64)]
 
 
-class Reading(Structure):
-    """Values of f on a block of cells, and where what is read of them goes; see ``box_values.c``."""
+class Estimating(Structure):
+    """Values of f on a block of new cells, room for what is read of them, and where cells are.
 
-    _fields_ = [*((name, c_void_p) for name in ("y", "values", "sizes")), ("n", c_int64), ("room", c_int64)]
-
-
-class Judging(Structure):
-    """What was read of new cells, and where they are; see ``box_estimates.c``."""
+    See ``box_estimates.c``.
+    """
 
     _fields_ = [
-        *((name, c_void_p) for name in ("values", "sizes", "scale", "corner", "side", "trust")),
+        *((name, c_void_p) for name in ("y", "values", "sizes", "scale", "corner", "side", "trust")),
         *((name, c_void_p) for name in ("owner", "row", "level", "place")),
-        ("n", c_int64),
+        *((name, c_int64) for name in ("n", "first", "stride")),
         ("noise", c_double),
+    ]
+
+
+class HeldOutNumbers(Structure):
+    """Polynomials, and points at which f is held against them; see ``box_held_out.c``."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("rounded", "beyond", "noise")),
+        *((name, c_int64) for name in ("shallow", "coarse", "k", "count", "batch")),
+        *((name, c_void_p) for name in ("coefficients", "basis", "points", "values", "weights", "powers", "digits")),
     ]
 
 

@@ -20,7 +20,9 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
-from quadgrad._core.search.kernel.box_structures import BoxColumns, BoxLook, BoxRound, BoxSetting, Judging, Reading
+from quadgrad._core.search.kernel.box_structures import (
+    BoxColumns, BoxLook, BoxRound, BoxSetting, Estimating, HeldOutNumbers,
+)  # fmt: skip
 from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
@@ -269,8 +271,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "locate_boxes": (Locating, *"npppp"),
     "lay_out_boxes": (BoxSetting, *"pppnppp"),
     "place_boxes": (BoxSetting, *"ppnnnp"),
-    "read_boxes": (BoxSetting, Reading),
-    "judge_boxes": (BoxSetting, Judging, BoxColumns),
+    "estimate_boxes": (BoxSetting, Estimating, BoxColumns),
+    "hold_out_boxes": (BoxSetting, HeldOutNumbers, *"ppn", BoxColumns, "p"),
+    "remember_boxes": (BoxSetting, BoxColumns, *"nppp"),
     "compare_boxes": (BoxSetting, BoxColumns, BoxColumns, "n"),
     "mark_boxes": (BoxSetting, BoxColumns, BoxRound),
     "finish_boxes": (BoxSetting, BoxColumns, BoxRound, "p"),
