@@ -21,7 +21,7 @@ from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import Running
 from quadgrad._core.search.boxes import held_out, holding, neighbours
 from quadgrad._core.search.boxes.bodies import BISECTIONS
-from quadgrad._core.search.boxes.held_out import BEYOND, COARSE, ROUNDED, SHALLOW, HeldOut, component_weights
+from quadgrad._core.search.boxes.held_out import BEYOND, COARSE, DOUBTS, ROUNDED, SHALLOW, HeldOut, component_weights
 from quadgrad._core.search.boxes.neighbours import Sample
 from quadgrad._core.search.kernel.box_structures import (
     BoxColumns,
@@ -33,7 +33,7 @@ from quadgrad._core.search.kernel.box_structures import (
     HeldOutNumbers,
 )
 from quadgrad._core.search.kernel.library import load
-from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, in_memory, numbers, pointer
+from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, Memory, in_memory, numbers, pointer
 from quadgrad._core.search.kernel.values import UnreadableError, as_dtype
 
 __all__ = ["BoxKernel", "NativeLook", "NativeRound", "part"]
@@ -66,7 +66,7 @@ class BoxKernel:
         )  # fmt: skip
         corners = (domain.a, domain.b) if self.flat else None
         self.setting = BoxSetting.of(constants, rule, corners, domain.x_dtype, self.columns, parts)
-        self.set, self.scratch = byref(self.setting), numbers(0)
+        self.set, self.memory, self.scale = byref(self.setting), Memory.take(), numbers(0)
         self.rows = 2 + sum(map(len, rule.nulls)) + 6 * rule.d
 
     @staticmethod
@@ -77,7 +77,7 @@ class BoxKernel:
     def lay_out(self, new: NewBoxes) -> FlatLayout:
         """Return how cells lie in boxes without infinite sides."""
         d, n = new.level.shape
-        room = numbers(2 * d + 1, n)
+        room = self.memory.room("layout", (2 * d + 1) * n)[: (2 * d + 1) * n].view(-1, n)
         layout = FlatLayout(room[:d], room[d : 2 * d], room[2 * d :])
         places = (t.data_ptr() for t in (layout.corner, layout.side, layout.volume))
         self.library.lay_out_boxes(
@@ -129,7 +129,7 @@ class BoxKernel:
         y, n, to = y.contiguous(), y.shape[1], self.estimating
         if not in_memory(y):
             raise UnreadableError
-        room = self.room(n * (self.rows * self.columns + 1 + 2 * self.d))
+        room = self.memory.room("read", n * (self.rows * self.columns + 1 + 2 * self.d))
         to.y, to.values, to.sizes = y.data_ptr(), room.data_ptr(), room.data_ptr() + 8 * n * self.rows * self.columns
         to.n, to.first, to.noise = n, low, noise
         at = BoxColumns(*(place + 8 * low for place in (self.at.sums, self.at.real, self.at.whole)), self.at.stride)
@@ -138,12 +138,6 @@ class BoxKernel:
         self.library.hold_out_boxes(
             self.set, byref(self.held), to.y, self.scale.data_ptr() + 8 * low, n, byref(at), self.drawing.data_ptr()
         )
-
-    def room(self, n: int) -> Tensor:
-        """Return room for n numbers, which is used again."""
-        if len(self.scratch) < n:
-            self.scratch = numbers(n)
-        return self.scratch
 
     def remember(self, cells: Cells, top: Tensor, corner: Tensor) -> None:
         """Keep where each integral was seen to be highest: how high, and the lower corner and width of that cell."""
@@ -156,10 +150,13 @@ class BoxKernel:
         """Correct the errors of children by what their parents' turned out to be, and doubt those that are rougher."""
         self.library.compare_boxes(self.set, byref(columns(children)), byref(columns(parents)), len(parents))
 
-    def cells(self, n: int) -> Cells:
-        """Return room for n cells."""
-        whole = INTEGERS.new_empty((HINTS + 2 * self.d, n))
-        return Cells(numbers(self.columns + 2, n), whole, numbers(HINTS + 2 * self.d + held_out.DOUBTS, n))
+    def cells(self, n: int, name: str | None = None) -> Cells:
+        """Return room for n cells: that of a name, or one that the cells asked for before are not in."""
+        rows = self.columns + 2, HINTS + 2 * self.d, HINTS + 2 * self.d + DOUBTS
+        size = 1 << (sum(rows) * n).bit_length()  # of which what is not needed is not touched
+        room = self.memory.cells(size) if name is None else self.memory.room(name, size)
+        sums, whole, real = (part.view(-1, n) for part in room[: sum(rows) * n].split([r * n for r in rows]))
+        return Cells(sums, whole.view(torch.int64), real)
 
     def copy(self, cells: Cells, index: Tensor, to: Cells) -> Cells:
         """Enter the cells at ``index`` as the first of others, and return these."""
@@ -232,7 +229,7 @@ class NativeLook:
     def mark_blind(self) -> bool:
         """Look at the cells' faces; return whether any integral is ready still."""
         looks = neighbours.LOOKS
-        room, point = INTEGERS.new_empty(4 * looks + KEYS), numbers(self.kernel.d, looks)
+        room, point = INTEGERS.new_empty(5 * looks + KEYS), numbers(self.kernel.d, looks)
         kernel, at = self.kernel, (room.data_ptr(), point.data_ptr(), self.ready.data_ptr())
         return kernel.library.mark_blind_boxes(kernel.set, byref(self.columns), byref(self.numbers), *at) > 0
 
@@ -242,7 +239,7 @@ class NativeLook:
         share = numbers(len(many)).index_copy_(0, sample.mine, sample.share)
         point, height = sample.point.contiguous(), sample.height.contiguous()
         k, kernel = len(height), self.kernel
-        room = INTEGERS.new_empty(2 * k)
+        room = INTEGERS.new_empty(3 * k)
         kernel.library.mark_unseen_boxes(
             kernel.set, byref(self.columns), byref(self.numbers), point.data_ptr(), k, height.data_ptr(),
             many.data_ptr(), share.data_ptr(), room.data_ptr(),

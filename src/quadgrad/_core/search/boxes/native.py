@@ -65,6 +65,12 @@ class NativeBoxBodies(BoxBodies[R]):
             kernel.compare(cells, self.parents)
             self.cells, self.room, self.parents = self.room, None, None
 
+    def close(self) -> R:
+        """Return the totals, all cells, and where each integral was seen to be highest."""
+        found = super().close()
+        self.kernel.memory.leave()
+        return found
+
     def compare(self, new: Cells, parents: Cells) -> None:
         """Correct the errors of new cells by what those of their parents turned out to be."""
         self.kernel.compare(new, parents)
@@ -90,7 +96,7 @@ class NativeBoxBodies(BoxBodies[R]):
         if n_run:
             self.room = kernel.cells(len(held) + 2 * halved)
             kernel.copy(cells, held, self.room)
-            self.parents = kernel.copy(cells, parents, kernel.cells(halved))
+            self.parents = kernel.copy(cells, parents, kernel.cells(halved, "parents"))
             new, going = kernel.halve(self.parents), Running(round.next, running.sums)
             if n_run < n:
                 runs = round.code == RUN

@@ -100,10 +100,10 @@ EXPORT void order_boxes(const BoxSetting *set, const BoxColumns *cells, const Bo
 }
 
 /* Mark cells that are blind to what f is at the faces of those beside them. There is room for `looks` numbers of faces:
- * cells, faces, the order of points and answers; for KEYS counts; and for points (d, looks). Return how many integrals are ready still. */
+ * cells, faces, the order of points and answers; for KEYS counts, and again the order; and for points (d, looks). Return how many integrals are ready still. */
 EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t *numbers,
                                 double *point, uint8_t *ready) {
-    int64_t d = set->rule->d, looks = look->looks, *cell = numbers, *face = cell + looks, *at = face + looks, *many = at + 2 * looks, left = 0;
+    int64_t d = set->rule->d, looks = look->looks, *cell = numbers, *face = cell + looks, *at = face + looks, *many = at + 2 * looks, *other = many + KEYS, left = 0;
     Locating to = locating(set, cells, point, looks, at + looks);
     for (int64_t i = 0; i < look->running; i++) {
         if (!ready[i]) continue;
@@ -118,7 +118,7 @@ EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, 
                 point[axis * looks + k] = low + 0.5 * width + step * (1.0 + 0x1p-12) * width;
             }
         }
-        locate_all(&to, look->order + first, look->first[i + 1] - first, at, count);
+        locate_all(&to, look->order + first, look->first[i + 1] - first, at, other, count);
         for (int64_t k = first; k < look->first[i + 1]; k++) look->missed[look->order[k]] = 0.0;
         for (int64_t k = 0; k < count; k++) {
             int64_t large = to.answer[k];
@@ -145,7 +145,7 @@ EXPORT void mark_unseen_boxes(const BoxSetting *set, const BoxColumns *cells, co
         int64_t first = look->first[i], count = look->first[i + 1] - first;
         double whole = 0.0;
         for (int64_t p = next; p < next + many[i]; p++) at[p] = p;
-        locate_all(&to, look->order + first, count, at + next, many[i]);
+        locate_all(&to, look->order + first, count, at + next, at + 2 * k, many[i]);
         for (int64_t c = first; c < first + count; c++) look->missed[look->order[c]] = 0.0;
         for (int64_t p = next; p < next + many[i]; p++) {
             double seen = cells->real[to.answer[p]], missed = (height[p] - seen) * share[i];

@@ -62,4 +62,4 @@ typedef struct {
     int64_t *answer;
 } Locating;
 
-void locate_all(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t points);
+void locate_all(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t *other, int64_t points);

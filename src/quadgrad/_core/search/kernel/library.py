@@ -268,7 +268,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin_zoom": (Zoom, *"ppp"),
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
-    "locate_boxes": (Locating, *"npppp"),
+    "locate_boxes": (Locating, *"nppppp"),
     "lay_out_boxes": (BoxSetting, *"pppnppp"),
     "place_boxes": (BoxSetting, *"ppnnnp"),
     "estimate_boxes": (BoxSetting, Estimating, BoxColumns),
