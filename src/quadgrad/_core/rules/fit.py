@@ -6,7 +6,7 @@ Search holds f at points that no node saw against them (:mod:`quadgrad._core.sea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -44,6 +44,14 @@ class Fit:
     powers: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
     coefficients: Array
     basis: Array
+
+    @cached_property
+    def complete(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """After each term, of how many axes, from the first on, all powers were seen of those that follow, ``(k,)``."""
+        last = np.vstack((self.powers[1:], np.full_like(self.powers[:1], -1))) != self.powers
+        return np.asarray(self.powers.shape[1] - last[:, ::-1].argmax(1), dtype=np.int64) - 1 + (
+            np.arange(len(last)) == len(last) - 1
+        )
 
     def at(self, u: Array) -> Array:
         """Return what makes the polynomial at points u ``(k, d)`` of the cell of f at the nodes, ``(k, m)``."""

@@ -21,7 +21,9 @@ from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import Running
 from quadgrad._core.search.boxes import held_out, holding, neighbours
 from quadgrad._core.search.boxes.bodies import BISECTIONS
-from quadgrad._core.search.boxes.held_out import BEYOND, COARSE, DOUBTS, ROUNDED, SHALLOW, HeldOut, component_weights
+from quadgrad._core.search.boxes.held_out import (
+    BEYOND, COARSE, DOUBTS, ROUNDED, SHALLOW, HeldOut, component_weights, held_out_bits,
+)  # fmt: skip
 from quadgrad._core.search.boxes.neighbours import Sample
 from quadgrad._core.search.kernel.box_structures import (
     BoxColumns,
@@ -96,18 +98,17 @@ class BoxKernel:
 
     def hold_out(self, held_out: HeldOut) -> None:
         """Take the polynomials, and the points at which f is held against them."""
-        fit, points, d = held_out.fit, held_out.points.contiguous(), self.d
-        digits = (points * 2.0**SHALLOW).long() << (SHALLOW * torch.arange(d))
-        kept = (
-            *held_out.matrices, points, held_out.values, component_weights(self.columns, points.device),
-            torch.as_tensor(fit.powers), digits.sum(1),
-        )  # fmt: skip
-        kept = [t.contiguous() for t in kept]
+        fit, powers = held_out.fit, held_out.fit.powers
+        held = (*held_out.matrices, held_out.values, component_weights(self.columns, held_out.values.device))
+        kept = [t.contiguous().numpy() for t in held]
+        places, inside = held_out_bits(self.d)
         self.drawing = numbers(2 * self.setting.threads * len(fit.basis) * TOGETHER)
         self.held = HeldOutNumbers(
-            ROUNDED, BEYOND, 0.0, SHALLOW, COARSE, len(fit.powers), held_out.count, held_out.values.shape[1],
-            *(t.data_ptr() for t in kept),
+            ROUNDED, BEYOND, 0.0, SHALLOW, COARSE, len(powers), int(powers.max()), places.shape[1], inside.shape[2],
+            *(t.ctypes.data for t in (*kept[:2], places, *kept[2:], fit.powers, fit.complete)),
+            inside.ctypes.data,
         )  # fmt: skip
+        kept += [places, inside, fit]
         self.held.kept = kept
 
     def open_round(self, new: NewBoxes, layout: Any, cells: Cells) -> None:

@@ -2,15 +2,18 @@
 
 #include "boxes.h"
 
-enum { TOGETHER = 8, ROWS = 4, MOST_TERMS = 192, MOST_DEGREE = 8 }; /* so many cells, and rows of a matrix, at a time */
+enum { TOGETHER = 8, ROWS = 4, POINTS = 16, MOST_TERMS = 192, MOST_DEGREE = 8 }; /* cells, rows and points at a time */
 
-/* Polynomials of k terms with `powers` (k, d), by `coefficients` (k, m) and `basis` (m, k). `count` points (count, d)
- * with their binary digits, SHALLOW of each axis, as one number, and f there (points, batch). */
+/* Polynomials of k terms with `powers` (k, d) of which the first axis' rise fastest, by `coefficients` (k, m) and
+ * `basis` (m, k); after each term the sums over so many axes are complete. `count` points (d, count), f there (batch,
+ * count), and one bit for each of them in `words` numbers for each axis and each cell of it that is halved up to
+ * SHALLOW times. */
 typedef struct {
     double rounded, beyond, noise;
-    int64_t shallow, coarse, k, count, batch;
+    int64_t shallow, coarse, k, degree, count, words;
     const double *coefficients, *basis, *points, *values, *weights;
-    const int64_t *powers, *digits;
+    const int64_t *powers, *complete;
+    const uint64_t *inside;
 } HeldOut;
 
 /* f's values (rows, n, columns) at the nodes of cells, what they are to be multiplied by, where these are, in matrices
@@ -22,78 +25,80 @@ typedef struct {
     double *told;
 } Drawing;
 
-typedef double Lane[TOGETHER];
+typedef double Lane __attribute__((vector_size(8 * TOGETHER), aligned(8), may_alias));
+typedef double Wide __attribute__((vector_size(8 * POINTS), may_alias));
 
 /* Rows of a matrix (rows, columns) times TOGETHER vectors, less `from` where there is any. */
 INLINE void multiply(const double *matrix, int64_t rows, int64_t columns, const Lane *vector, const Lane *from, Lane *to) {
     for (int64_t r = 0; r < rows; r += ROWS) {
         Lane sum[ROWS] = {{0.0}};
-        int64_t some = rows - r < ROWS ? rows - r : ROWS;
-        if (some == ROWS)
-            for (int64_t c = 0; c < columns; c++)
-                for (int64_t q = 0; q < ROWS; q++)
-                    for (int i = 0; i < TOGETHER; i++) sum[q][i] += matrix[(r + q) * columns + c] * vector[c][i];
-        else
-            for (int64_t c = 0; c < columns; c++)
-                for (int64_t q = 0; q < some; q++)
-                    for (int i = 0; i < TOGETHER; i++) sum[q][i] += matrix[(r + q) * columns + c] * vector[c][i];
-        for (int64_t q = 0; q < some; q++)
-            for (int i = 0; i < TOGETHER; i++) to[r + q][i] = from ? from[r + q][i] - sum[q][i] : sum[q][i];
+        const double *row[ROWS];
+        for (int q = 0; q < ROWS; q++) row[q] = matrix + (r + q < rows ? r + q : rows - 1) * columns;
+        for (int64_t c = 0; c < columns; c++)
+            for (int q = 0; q < ROWS; q++) sum[q] += row[q][c] * vector[c];
+        for (int64_t q = 0; q < ROWS && r + q < rows; q++) {
+            to[r + q] = sum[q];
+            if (from) to[r + q] = from[r + q] - sum[q];
+        }
     }
 }
 
-/* The products of Legendre's polynomials at TOGETHER points of a cell, times their coefficients. */
-INLINE void polynomial_at(const HeldOut *held, int64_t d, const Lane *t, const double *drawn, Lane sum) {
-    Lane legendre[MOST_AXES][MOST_DEGREE + 1];
-    for (int64_t axis = 0; axis < d; axis++)
-        for (int j = 0; j <= MOST_DEGREE; j++)
-            for (int i = 0; i < TOGETHER; i++) {
-                double x = 2.0 * t[axis][i] - 1.0;
-                legendre[axis][j][i] = j == 0 ? 1.0 : j == 1 ? x
-                    : ((2 * j - 1) * x * legendre[axis][j - 1][i] - (j - 1) * legendre[axis][j - 2][i]) / j;
-            }
-    memset(sum, 0, sizeof(Lane));
+/* A polynomial at POINTS points of a cell: of the sums over powers of one axis are made those over the next one's. */
+INLINE Wide polynomial_at(const HeldOut *held, int64_t d, const Wide *t, const double *drawn) {
+    Wide legendre[MOST_AXES][MOST_DEGREE + 1], sum[MOST_AXES + 1] = {{0.0}}, none = {0.0};
+    for (int64_t axis = 0; axis < d; axis++) {
+        Wide *p = legendre[axis], x = p[1] = 2.0 * t[axis] - 1.0;
+        p[0] = none + 1.0;
+        for (int j = 2; j <= held->degree; j++) p[j] = (2.0 * j - 1.0) / j * x * p[j - 1] - (j - 1.0) / j * p[j - 2];
+    }
     for (int64_t k = 0; k < held->k; k++) {
-        Lane product;
-        for (int i = 0; i < TOGETHER; i++) product[i] = drawn[k * TOGETHER];
-        for (int64_t axis = 0; axis < d; axis++) {
-            int64_t power = held->powers[k * d + axis];
-            for (int i = 0; power && i < TOGETHER; i++) product[i] *= legendre[axis][power][i];
+        const int64_t *power = held->powers + k * d;
+        sum[0] += drawn[k * TOGETHER] * legendre[0][power[0]];
+        for (int64_t axis = 1; axis <= held->complete[k]; axis++) {
+            if (axis < d) sum[axis - 1] *= legendre[axis][power[axis]];
+            sum[axis] += sum[axis - 1];
+            sum[axis - 1] = none;
         }
-        for (int i = 0; i < TOGETHER; i++) sum[i] += product[i];
+    }
+    return sum[d];
+}
+
+/* How far f is off the polynomial of a cell at some of the points, and at which it is farther than before. */
+INLINE void compare_points(const HeldOut *held, const Drawing *in, int64_t d, int64_t cell, const double *drawn,
+                           const int64_t *number, int64_t count, double *most, double *worst) {
+    Wide t[MOST_AXES];
+    for (int64_t axis = 0; axis < d; axis++) {
+        double scale = power_of_2(in->level[axis * in->stride + cell]), place = (double)in->place[axis * in->stride + cell];
+        for (int i = 0; i < POINTS; i++)
+            t[axis][i] = held->points[axis * held->count + number[i < count ? i : 0]] * scale - place;
+    }
+    Wide value = polynomial_at(held, d, t, drawn);
+    for (int64_t i = 0; i < count; i++) {
+        double gap = fabs(value[i] - held->values[in->row[cell] * held->count + number[i]]);
+        if (isfinite(gap) && gap > *most) *most = gap, *worst = (double)number[i];
     }
 }
 
 /* How far f is off the polynomial of a cell at the points in it, at most, and at which. */
 INLINE double largest_gap(const HeldOut *held, const Drawing *in, int64_t d, int64_t cell, const double *drawn,
                           double *worst) {
-    uint64_t mask = 0, mine = 0;
-    double scale[MOST_AXES], shift[MOST_AXES], most = 0.0;
-    for (int64_t axis = 0; axis < d; axis++) {
-        int64_t level = in->level[axis * in->stride + cell], place = in->place[axis * in->stride + cell];
-        int64_t rest = held->shallow - level, field = axis * held->shallow;
-        mask |= (((uint64_t)1 << level) - 1) << (field + rest), mine |= (uint64_t)place << (field + rest);
-        scale[axis] = power_of_2(level), shift[axis] = (double)place;
-    }
+    int64_t number[POINTS], filled = 0, cells = ((int64_t)2 << held->shallow) - 1;
+    double most = 0.0;
     *worst = 0.0;
-    int64_t number[TOGETHER], filled = 0;
-    for (int64_t p = 0; p <= held->count; p++) {
-        if (p < held->count) {
-            if (((uint64_t)held->digits[p] & mask) != mine) continue;
-            number[filled++] = p;
+    for (int64_t word = 0; word < held->words; word++) {
+        uint64_t bits = UINT64_MAX;
+        for (int64_t axis = 0; axis < d; axis++) {
+            int64_t level = in->level[axis * in->stride + cell], place = in->place[axis * in->stride + cell];
+            bits &= held->inside[(axis * cells + ((int64_t)1 << level) - 1 + place) * held->words + word];
         }
-        if (!filled || (filled < TOGETHER && p < held->count)) continue;
-        Lane t[MOST_AXES], value;
-        for (int i = 0; i < TOGETHER; i++)
-            for (int64_t axis = 0; axis < d; axis++)
-                t[axis][i] = held->points[number[i < filled ? i : 0] * d + axis] * scale[axis] - shift[axis];
-        polynomial_at(held, d, t, drawn, value);
-        for (int64_t i = 0; i < filled; i++) {
-            double gap = fabs(value[i] - held->values[number[i] * held->batch + in->row[cell]]);
-            if (isfinite(gap) && gap > most) most = gap, *worst = (double)number[i];
+        for (; bits; bits &= bits - 1) {
+            number[filled++] = 64 * word + __builtin_ctzll(bits);
+            if (filled < POINTS) continue;
+            compare_points(held, in, d, cell, drawn, number, filled, &most, worst);
+            filled = 0;
         }
-        filled = 0;
     }
+    if (filled) compare_points(held, in, d, cell, drawn, number, filled, &most, worst);
     return most;
 }
 
@@ -110,21 +115,24 @@ static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, 
         }
     multiply(held->coefficients, held->k, m, body, NULL, drawn);
     multiply(held->basis, m, held->k, drawn, body, off);
-    for (int64_t i = 0; i < count; i++) {
-        double size = 0.0, gap = 0.0, node = 0.0, *told = in->told + cell[i];
-        for (int64_t r = 0; r < m; r++) {
+    Lane sizes = {0.0}, gaps = {0.0}, nodes = {0.0};
+    for (int64_t r = 0; r < m; r++)
+        for (int i = 0; i < TOGETHER; i++) {
             double here = fabs(off[r][i]);
-            size = worse(size, fabs(body[r][i]));
-            if (here > gap || (here != here && gap == gap)) gap = here, node = (double)r;
+            int worst = (here > gaps[i]) | ((here != here) & (gaps[i] == gaps[i]));
+            sizes[i] = worse(sizes[i], fabs(body[r][i]));
+            gaps[i] = worst ? here : gaps[i], nodes[i] = worst ? (double)r : nodes[i];
         }
+    for (int64_t i = 0; i < count; i++) {
+        double size = sizes[i], gap = gaps[i], *told = in->told + cell[i];
         double scale = power_of_2(deep[i]) * in->scale[cell[i]], least = held->rounded * held->noise * (size * fabs(scale));
         gap = worse(gap * fabs(scale), least);
         gap = isfinite(gap) ? gap : 0.0;
-        told[2 * n] = gap, told[3 * n] = node;
+        told[2 * n] = gap, told[3 * n] = nodes[i];
         /* Of the first cells nothing need be told where they will be halved in any case. */
         if (deep[i] > held->shallow || !(deep[i] > 1 || gap <= least) || !held->count) continue;
         for (int64_t k = 0; k < held->k; k++) drawn[k][i] *= scale;
-        double most = largest_gap(held, in, d, cell[i], &drawn[0][i], told + n);
+        double most = largest_gap(held, in, d, cell[i], (double *)drawn + i, told + n);
         told[0] = most > held->beyond * gap ? most : 0.0;
     }
 }

@@ -129,8 +129,9 @@ class HeldOutNumbers(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rounded", "beyond", "noise")),
-        *((name, c_int64) for name in ("shallow", "coarse", "k", "count", "batch")),
-        *((name, c_void_p) for name in ("coefficients", "basis", "points", "values", "weights", "powers", "digits")),
+        *((name, c_int64) for name in ("shallow", "coarse", "k", "degree", "count", "words")),
+        *((name, c_void_p) for name in ("coefficients", "basis", "points", "values", "weights")),
+        *((name, c_void_p) for name in ("powers", "complete", "inside")),
     ]
 
 
