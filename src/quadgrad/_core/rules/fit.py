@@ -47,11 +47,10 @@ class Fit:
 
     @cached_property
     def complete(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """After each term, of how many axes, from the first on, all powers were seen of those that follow, ``(k,)``."""
-        last = np.vstack((self.powers[1:], np.full_like(self.powers[:1], -1))) != self.powers
-        return np.asarray(self.powers.shape[1] - last[:, ::-1].argmax(1), dtype=np.int64) - 1 + (
-            np.arange(len(last)) == len(last) - 1
-        )
+        """Of how many axes, from the first on, sums over all powers are complete after each term, ``(k,)``."""
+        differ = self.powers[1:] != self.powers[:-1]
+        highest = self.powers.shape[1] - 1 - differ[:, ::-1].argmax(1)
+        return np.append(highest, self.powers.shape[1])
 
     def at(self, u: Array) -> Array:
         """Return what makes the polynomial at points u ``(k, d)`` of the cell of f at the nodes, ``(k, m)``."""

@@ -133,9 +133,8 @@ class BoxBodies(HoldingBodies[R]):
         if bool(ready.any()):
             marked = marked | (find_blind(cells, d, target, ready) & splittable)
             ready = ready & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
-        if bool(ready.any()):
-            if (sample := self.sample(ready)) is not None:
-                marked = marked | (find_unseen(cells, d, target, sample) & splittable)
+        if bool(ready.any()) and (sample := self.sample(ready)) is not None:
+            marked = marked | (find_unseen(cells, d, target, sample) & splittable)
         return marked | (super().mark(verdict, totals, cells, True) & verdict.done[owner]) if follow else marked
 
     def sample(self, ready: Tensor) -> Sample | None:

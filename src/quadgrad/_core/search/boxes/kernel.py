@@ -22,7 +22,14 @@ from quadgrad._core.search.books import Running
 from quadgrad._core.search.boxes import held_out, holding, neighbours
 from quadgrad._core.search.boxes.bodies import BISECTIONS
 from quadgrad._core.search.boxes.held_out import (
-    BEYOND, COARSE, DOUBTS, ROUNDED, SHALLOW, HeldOut, component_weights, held_out_bits,
+    BEYOND,
+    COARSE,
+    DOUBTS,
+    ROUNDED,
+    SHALLOW,
+    HeldOut,
+    component_weights,
+    held_out_bits,
 )  # fmt: skip
 from quadgrad._core.search.boxes.neighbours import Sample
 from quadgrad._core.search.kernel.box_structures import (
@@ -131,7 +138,11 @@ class BoxKernel:
         if not in_memory(y):
             raise UnreadableError
         room = self.memory.room("read", n * (self.rows * self.columns + 1 + 2 * self.d))
-        to.y, to.values, to.sizes = y.data_ptr(), room.data_ptr(), room.data_ptr() + 8 * n * self.rows * self.columns
+        to.y, to.values, to.sizes = (
+            y.data_ptr(),
+            room.data_ptr(),
+            room.data_ptr() + 8 * n * self.rows * self.columns,
+        )
         to.n, to.first, to.noise = n, low, noise
         at = BoxColumns(*(place + 8 * low for place in (self.at.sums, self.at.real, self.at.whole)), self.at.stride)
         self.library.estimate_boxes(self.set, byref(to), byref(at))
@@ -141,14 +152,14 @@ class BoxKernel:
         )
 
     def remember(self, cells: Cells, top: Tensor, corner: Tensor) -> None:
-        """Keep where each integral was seen to be highest: how high, and the lower corner and width of that cell."""
+        """Keep how high each integral was seen to be, and the lower corner and width of that cell."""
         before = top.clone()
         self.library.remember_boxes(
             self.set, byref(columns(cells)), len(cells), before.data_ptr(), top.data_ptr(), corner.data_ptr()
         )
 
     def compare(self, children: Cells, parents: Cells) -> None:
-        """Correct the errors of children by what their parents' turned out to be, and doubt those that are rougher."""
+        """Correct the errors of children by those of their parents, and doubt what is rougher than these."""
         self.library.compare_boxes(self.set, byref(columns(children)), byref(columns(parents)), len(parents))
 
     def cells(self, n: int, name: str | None = None) -> Cells:

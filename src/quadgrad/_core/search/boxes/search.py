@@ -26,9 +26,7 @@ from quadgrad._core.search.tensors import TurnsComplexError
 __all__ = ["BoxFound", "box_parts", "search_boxes"]
 
 
-def search_boxes(
-    problem: Problem, first: BoxPlan | None, alone: bool = False, native: bool = True
-) -> BoxFound:
+def search_boxes(problem: Problem, first: BoxPlan | None, alone: bool = False, native: bool = True) -> BoxFound:
     """Search boxes from their whole, or from the cells of a plan; ``alone``: only the integrals that it has.
 
     ``native`` tells whether the compiled kernel is to do what it can.

@@ -91,7 +91,7 @@ class BoxSetting(Structure):
         cls, constants: BoxConstants, rule: BoxRule, corners: tuple[torch.Tensor, torch.Tensor] | None,
         x_dtype: torch.dtype, columns: int, parts: int,
     ) -> BoxSetting:  # fmt: skip
-        """Return the setting for boxes between ``corners`` ``(1 or batch, d)``; without, cells are laid out elsewhere."""
+        """Return the setting for boxes between ``corners`` ``(1 or batch, d)``, or where others lay out cells."""
         numbers = rule_numbers(rule, x_dtype)
         kept = [t.resolve_neg().contiguous() for t in torch.broadcast_tensors(*corners)] if corners else []
         pointers = [t.data_ptr() for t in kept] or [0, 0]

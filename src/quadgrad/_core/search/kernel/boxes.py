@@ -33,6 +33,12 @@ def locate_native(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, po
         len(level), len(owner), len(whose), level.data_ptr(), place.data_ptr(), point.data_ptr(), answer.data_ptr()
     )
     load().locate_boxes(
-        byref(locating), count, cell.data_ptr(), first_cell.data_ptr(), at.data_ptr(), other.data_ptr(), first_point.data_ptr()
+        byref(locating),
+        count,
+        cell.data_ptr(),
+        first_cell.data_ptr(),
+        at.data_ptr(),
+        other.data_ptr(),
+        first_point.data_ptr(),
     )
     return answer

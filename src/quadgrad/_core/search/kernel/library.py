@@ -21,7 +21,12 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
 from quadgrad._core.search.kernel.box_structures import (
-    BoxColumns, BoxLook, BoxRound, BoxSetting, Estimating, HeldOutNumbers,
+    BoxColumns,
+    BoxLook,
+    BoxRound,
+    BoxSetting,
+    Estimating,
+    HeldOutNumbers,
 )  # fmt: skip
 from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
