@@ -162,12 +162,15 @@ def test_what_values_say(
     told = other.held_out.compare(new, [] if drawn is None else [drawn], 2e-16)
     size = expected.sums[-1].nan_to_num(0.0, 0.0)
     rounding = 1e4 * size  # sums in another order, times what errors and trust multiply them by
-    assert ((cells.sums - expected.sums).abs().nan_to_num(0.0) <= rounding + 1e-9 * expected.sums.abs()).all()
+    off = (cells.sums - expected.sums).abs().nan_to_num(0.0)
+    relative = torch.full((len(off), 1), 1e-12, dtype=torch.float64)
+    relative[-2] = 1e-5  # of quotients of small null rules
+    assert (off <= rounding + relative * expected.sums.abs()).all()
     assert torch.equal(cells.sums.isinf(), expected.sums.isinf())
     if kind not in ("symmetric", "constant", "smooth"):  # in which rounding decides between axes
         assert torch.equal(cells.whole, expected.whole)
     sure = (expected.sums[-2] > 1e6 * size) & expected.sums.isfinite().all(0)
-    torch.testing.assert_close(cells.real[:-4, sure], expected.real[:, sure], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(cells.real[:-4, sure], expected.real[:, sure], rtol=1e-5, atol=0.0)
     for k in (0, 2):
         torch.testing.assert_close(cells.real[k - 4], told[k], rtol=1e-6, atol=1e3 * float(size.max()))
     seen = (told[0] > 0.0) & (cells.real[-4] > 0.0)

@@ -86,7 +86,7 @@ class BoxKernel:
     def lay_out(self, new: NewBoxes) -> FlatLayout:
         """Return how cells lie in boxes without infinite sides."""
         d, n = new.level.shape
-        room = self.memory.room("layout", (2 * d + 1) * n)[: (2 * d + 1) * n].view(-1, n)
+        room = self.memory.room("layout", (2 * d + 1) * n)[: (2 * d + 1) * n].view(2 * d + 1, n)
         layout = FlatLayout(room[:d], room[d : 2 * d], room[2 * d :])
         places = (t.data_ptr() for t in (layout.corner, layout.side, layout.volume))
         self.library.lay_out_boxes(
@@ -135,6 +135,8 @@ class BoxKernel:
         if not self.flat:
             y = y * (factor if y.ndim == 2 else factor[..., None])
         y, n, to = y.contiguous(), y.shape[1], self.estimating
+        if n == 0:
+            return
         if not in_memory(y):
             raise UnreadableError
         room = self.memory.room("read", n * (self.rows * self.columns + 1 + 2 * self.d))
@@ -167,7 +169,7 @@ class BoxKernel:
         rows = self.columns + 2, HINTS + 2 * self.d, HINTS + 2 * self.d + DOUBTS
         size = 1 << (sum(rows) * n).bit_length()  # of which what is not needed is not touched
         room = self.memory.cells(size) if name is None else self.memory.room(name, size)
-        sums, whole, real = (part.view(-1, n) for part in room[: sum(rows) * n].split([r * n for r in rows]))
+        sums, whole, real = room[: sum(rows) * n].view(sum(rows), n).split(rows)
         return Cells(sums, whole.view(torch.int64), real)
 
     def copy(self, cells: Cells, index: Tensor, to: Cells) -> Cells:
