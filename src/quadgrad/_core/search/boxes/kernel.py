@@ -121,7 +121,7 @@ class BoxKernel:
     def open_round(self, new: NewBoxes, layout: Any, cells: Cells) -> None:
         """Take the places of new cells, and where what f's values say about them goes."""
         n = len(new)
-        scale = layout.volume if self.flat else torch.ones(n, dtype=torch.float64)
+        scale = layout.volume if self.flat else numbers(n).fill_(1.0)
         corners = (layout.corner.data_ptr(), layout.side.data_ptr()) if self.flat else (None, None)
         self.kept, self.at, self.scale = (new, layout, cells), columns(cells), scale
         self.estimating = Estimating(
@@ -199,7 +199,7 @@ class NativeRound:
         self.totals, self.target = real[:rows], real[rows]
         self.next, self.code = room[: 4 * integrals].view(4, -1), room[4 * integrals : 5 * integrals]
         self.order = room[6 * integrals + 1 :]
-        self.told, self.marked = BYTES.new_empty(integrals), torch.empty(n, dtype=torch.bool)
+        self.told, self.marked = BYTES.new_empty(integrals), BYTES.new_empty(n, dtype=torch.bool)
         at = room.data_ptr()
         self.whole, self.sums = running.whole.contiguous(), running.sums.contiguous()
         self.numbers = BoxRound(
@@ -249,7 +249,7 @@ class NativeLook:
 
     def mark_unseen(self, sample: Sample) -> None:
         """Look at points anywhere."""
-        many = torch.zeros(len(self.ready), dtype=torch.int64).index_copy_(0, sample.mine, sample.count)
+        many = INTEGERS.new_zeros(len(self.ready)).index_copy_(0, sample.mine, sample.count)
         share = numbers(len(many)).index_copy_(0, sample.mine, sample.share)
         point, height = sample.point.contiguous(), sample.height.contiguous()
         k, kernel = len(height), self.kernel
