@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -63,11 +62,8 @@ def record(
 
 
 def _seen(problem: Problem, cells: Cells) -> Tensor | None:
-    """Return the sums of the sizes of cells' components over each piece, where these are several."""
-    count = problem.pieces.count
-    components = cells.sums[:-2]
-    if len(components) == 2 * math.prod(problem.integrand.event or ()):  # real and imaginary parts
-        components = torch.hypot(components[0::2], components[1::2])
+    """Return the sums of the sizes of cells' real components over each piece, where these are several."""
+    count, components = problem.pieces.count, cells.sums[:-2]
     if count == 1 and len(components) == 1:
         return None
     return sum_by_owner(components.abs(), cells.whole[2], problem.batch * count).T

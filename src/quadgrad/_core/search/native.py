@@ -477,8 +477,8 @@ class NativeBodies:
         n, event = self.settled - self.withdrawn, self.task.integrand.event
         row, kind = INTEGERS.new_empty(n), BYTES.new_empty(n) if self.mixed else None
         start, stop, error = numbers(n), numbers(n), numbers(n)
-        components, several = self.columns // self.parts, self.task.pieces.count > 1
-        seen = numbers(self.counts.shape[0], components).zero_() if several or components > 1 else None
+        several = self.columns > 1 or self.task.pieces.count > 1
+        seen = numbers(self.counts.shape[0], self.columns).zero_() if several else None
         ends = self.kernel.collect(
             self.setting, *self.leaves, self.settled, self.counts.shape[0], self.counts.data_ptr(), row.data_ptr(),
             start.data_ptr(), stop.data_ptr(), error.data_ptr(), None if kind is None else kind.data_ptr(),

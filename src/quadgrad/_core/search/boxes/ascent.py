@@ -125,4 +125,6 @@ def _widths(around: Tensor, top: Tensor, scale: Tensor, width: Tensor, d: int) -
     fall = (top.clamp_min(tiny).log() - around.clamp_min(tiny).log().unflatten(1, (2, d)).mean(1)).clamp_min(1e-3)
     sigma = scale[:, None, None] / (2.0 * fall).sqrt()  # of a Gaussian that falls so
     best = (fall.log() - math.log(0.5)).abs().argmin(0, keepdim=True)
-    return sigma.gather(0, best)[0].T * width
+    # What is level on top and falls at once, as a box does, is no wider than the distance at which it has fallen.
+    fallen = torch.where(fall >= 0.5, scale[:, None, None], torch.inf).amin(0)
+    return torch.minimum(sigma.gather(0, best)[0], fallen).T * width

@@ -14,21 +14,18 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, PLACE, SAFETY, null_rule_error, weigh
-from quadgrad._core.estimates.series import limits_of
+from quadgrad._core.estimates.series import DROPPED, limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.tails import find_tail, wave_goes_on
-from quadgrad._core.search.ends.towards import GOOD
+from quadgrad._core.search.ends.towards import GOOD, find_gains
 from quadgrad._core.search.task import Tail, noise
 
 __all__ = ["find_tail_of_all"]
 
 LOOKS = 16
 """At so many places components are compared."""
-
-DROPPED = 2
-"""So many of the last terms are left out, one after the other, to see what they change."""
 
 
 def find_tail_of_all(
@@ -93,8 +90,7 @@ def _with_all(problem: Problem, tail: Tail, row: int, size: float, present: Tens
         shaken = sums.variation * shaking
         each, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
         errors = errors + torch.maximum(each + shaken, FLOOR * eps * sums.size)
-    limit, pull, *_ = torch.func.vjp(partial(limits_of, code=tail.code), terms)
-    gain = pull(torch.ones_like(limit))[0].abs()
+    limit, gain = find_gains(partial(limits_of, code=tail.code), terms)
     others = [limits_of(terms[: n - k], tail.code[: n - k]) for k in range(1, DROPPED + 1)]
     apart = torch.stack([(limit - other).abs() for other in others]).amax(0)
     error = SAFETY * apart + (gain * (errors + eps * terms.abs().amax(0))).sum(0)

@@ -12,10 +12,10 @@ from quadgrad._core.estimates.epsilon import extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import EPSILON
 from quadgrad._core.mesh.interval import LOGARITHMIC
-from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
+from quadgrad._core.search.ends.towards import Best, Line, find_gains, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, noise
 
-__all__ = ["sum_octaves"]
+__all__ = ["are_hidden", "sum_octaves"]
 
 FEWEST = 6
 """So many terms before rounding hides them are too few."""
@@ -54,13 +54,13 @@ def sum_octaves(line: Line, size: float, again: bool) -> Tail | None:
     ``again`` is not good enough, rounding is to blame, and the best is kept.
     """
     edges = torch.exp2(-2.0 - torch.arange(BLOCK * BLOCKS + 1.0, dtype=torch.float64, device="cpu"))
-    if not _grows(line, edges):
+    if not are_hidden([line])[0]:
         return None
     terms = errors = edges[:0]
     hidden: int | None = None
     while hidden is None and len(terms) < BLOCK * BLOCKS:
         low = len(terms)
-        more = integrate_cells(line, edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
+        more = integrate_cells([line], edges[low : low + BLOCK], edges[low + 1 : low + BLOCK + 1], LOGARITHMIC)
         terms, errors = torch.cat((terms, more[0])), torch.cat((errors, more[1]))
         hidden = _hidden(terms, errors)
     if hidden is None or not _falls(terms[:hidden].abs(), errors[:hidden], -edges[:hidden].log()):
@@ -78,18 +78,24 @@ def sum_octaves(line: Line, size: float, again: bool) -> Tail | None:
     return best
 
 
-def _grows(line: Line, edges: Tensor) -> bool:
+def are_hidden(lines: list[Line]) -> list[bool]:
     """Tell from a few terms whether they fall like a power below 1, and rounding grows: most often they do not.
 
     Where an end is not at 0 rounding of x itself grows, and cells with logarithmic nodes know by how much.
     """
-    if not line.infinite and line.end != 0.0:
-        return False
-    few = torch.tensor(FEW_OCTAVES, device="cpu")
-    terms, errors = integrate_cells(line, edges[few], edges[few + 1], LOGARITHMIC)
-    part, ratio = errors / terms.abs(), terms[1:] / terms[:-1]
-    falls = (ratio < 1.0) & (ratio > torch.exp2(-few.diff().double()))
-    return bool(falls.all() & (part < HIDDEN).all() & (part[1] > SMOOTH) & (part[1] > FEW_OCTAVES[0] * part[0]))
+    asked = [line for line in lines if line.infinite or line.end == 0.0]
+    if not asked:
+        return [False] * len(lines)
+    few = torch.tensor(FEW_OCTAVES, dtype=torch.float64, device="cpu")
+    sums = integrate_cells(asked, torch.exp2(-2.0 - few), torch.exp2(-3.0 - few), LOGARITHMIC)
+    terms, errors = (t.reshape(-1, len(few)) for t in sums)
+    part, ratio = errors / terms.abs(), terms[:, 1:] / terms[:, :-1]
+    falls = (ratio < 1.0) & (ratio > torch.exp2(-few.diff()))
+    hides = (
+        falls.all(1) & (part < HIDDEN).all(1) & (part[:, 1] > SMOOTH) & (part[:, 1] > FEW_OCTAVES[0] * part[:, 0])
+    )
+    told = iter(hides.tolist())
+    return [(line.infinite or line.end == 0.0) and next(told) for line in lines]
 
 
 def _hidden(terms: Tensor, errors: Tensor) -> int | None:
@@ -131,8 +137,11 @@ def _best_truncated(terms: Tensor, errors: Tensor, eps: float) -> Best | None:
         return None
     entries = lambda t: [torch.stack(column) for column in extrapolate(t, columns)[1:]]
     table = [torch.nn.functional.pad(terms.cumsum(0), (1, 0)), *entries(terms)]
-    pulls = torch.func.jacrev(lambda t: torch.cat(entries(t)))(terms)
-    shaken = (pulls.abs() @ (errors + eps * terms.abs().max())).split([len(column) for column in table[1:]])
+    lengths = [len(column) for column in table[1:]]
+    # As many copies of the terms as there are entries, and of each copy one: all derivatives at once.
+    copies = terms[:, None].expand(-1, sum(lengths))
+    _, gains = find_gains(lambda t: torch.cat(entries(t)).diagonal(), copies)
+    shaken = ((errors + eps * terms.abs().max()) @ gains).split(lengths)
     best: Best | None = None
     doubts: list[Tensor] = []
     for k, (column, gain) in enumerate(zip(table[1:], shaken, strict=True), 1):

@@ -20,11 +20,11 @@ from quadgrad._core.estimates.series import EPSILON, LEVIN, levin
 from quadgrad._core.estimates.singular_ends import NEAREST
 from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.ends.fading import sum_octaves
-from quadgrad._core.search.ends.towards import Best, Line, integrate_cells, make_tail
-from quadgrad._core.search.task import Tail, noise
+from quadgrad._core.search.ends.fading import are_hidden, sum_octaves
+from quadgrad._core.search.ends.towards import Best, Line, find_gains, integrate_cells, make_tail
+from quadgrad._core.search.task import Tail, call_places, noise
 
-__all__ = ["find_tail", "wave_goes_on"]
+__all__ = ["are_quiet", "find_tail", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -73,13 +73,12 @@ def find_tail(
 
     ``size`` is that of the integral as far as it is known.
     """
-    line = Line(problem, row, upper)
-    line.again = again
+    line = Line(problem, row, upper, again=again)
     return _try(line, distance, size, again, oscillates), line.spent
 
 
 def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
-    edges = _phases(line, line.u_of(distance) / (1.0 if again else EARLIER)) if oscillates else None
+    edges = _phases(line, distance) if oscillates else None
     if edges is not None:
         if not _goes_on(line, edges):
             return None
@@ -88,6 +87,24 @@ def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool
     doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
     tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
     return tail or sum_octaves(line, size, again)
+
+
+def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
+    """Tell at which ends, of any number, :func:`find_tail` would find neither a wave nor terms that rounding hides.
+
+    Most often that is so, and it takes two calls of f, of one real component, for all. Lines count them.
+    """
+    if not lines:
+        return []
+    problem = lines[0].problem
+    u = [_spread(*_stretch(line, distance)) for line, distance in zip(lines, distances, strict=True)]
+    x = torch.stack([line.x(t) for line, t in zip(lines, u, strict=True)], 1).to(lines[0].device)
+    y = call_places(problem, torch.cat([line.owner for line in lines]), x)[..., 0].cpu()
+    changes, dips = _turns(y)
+    still = ~y.isfinite().all(0) | ~(changes.any(0) | dips.any(0))
+    for line in lines:
+        line.spent += SCAN
+    return [quiet and not hidden for quiet, hidden in zip(still.tolist(), are_hidden(lines), strict=True)]
 
 
 def _doubling(line: Line, distance: float) -> Tensor | None:
@@ -129,7 +146,7 @@ def _sum(line: Line, fractions: Tensor, kind: int, method: int, size: float, fir
     """Integrate between descending fractions, and take the series to its limit."""
     if not bool((fractions.diff() < 0.0).all()):
         return None
-    terms, errors = integrate_cells(line, fractions[:-1], fractions[1:], kind)
+    terms, errors = integrate_cells([line], fractions[:-1], fractions[1:], kind)
     if not bool((errors.isfinite() & (terms != 0.0)).all()):
         return None
     eps = noise(line.problem)
@@ -141,12 +158,6 @@ def _sum(line: Line, fractions: Tensor, kind: int, method: int, size: float, fir
     return make_tail(line, fractions, errors, (kind, method), best, size)
 
 
-def _gain(terms: Tensor, function: object) -> Tensor:
-    """Return how much each term's error counts in a limit."""
-    _, pull, *_ = torch.func.vjp(function, terms)  # pyright: ignore
-    return pull(terms.new_ones(()))[0].abs()
-
-
 def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best | None:
     """Return limit, error, and how many terms it takes of the best order."""
     limits, others = (
@@ -155,7 +166,7 @@ def _best_levin(terms: Tensor, errors: Tensor, eps: float, first: int) -> Best |
     largest, best = float(terms.abs().max()), None
     for k in range(FEWEST, len(terms)):
         apart = max(abs(limits[k] - limits[k - 1]), abs(limits[k - 1] - limits[k - 2]), abs(limits[k] - others[k]))
-        gain = _gain(terms[: k + 1], lambda t: levin(t, float(first)))
+        _, gain = find_gains(lambda t: levin(t, float(first)), terms[: k + 1])
         error = SAFETY * apart + float((gain * (errors[: k + 1] + eps * largest)).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
             best = (limits[k], error, k + 1, first)
@@ -178,7 +189,7 @@ def _best_epsilon(terms: Tensor, errors: Tensor, eps: float, rtol: float) -> Bes
         )
         if k == 1:
             apart = max(apart, abs(float(entries[-2] - entries[-3])))
-        gain = _gain(terms, lambda t, k=k: extrapolate(t, k)[k][-1])
+        _, gain = find_gains(lambda t, k=k: extrapolate(t, k)[k][-1], terms)
         error = SAFETY * apart + float((gain * (errors + eps * terms.abs().max())).sum())
         if math.isfinite(error) and (best is None or error < best[1]):
             best = (float(entries[-1]), error, len(terms), k)
@@ -227,7 +238,7 @@ def _goes_far(line: Line, edges: Tensor, shrinks: float, falls: Callable[[float]
         most, law, nothing = float(y.abs().max()), falls(u), NEGLIGIBLE * last
         if most <= nothing and law <= LIKE * nothing:
             break
-        if not (law / LIKE <= most <= law * LIKE and _turns(y)):
+        if not (law / LIKE <= most <= law * LIKE and _varies(y)):
             return False
     return True
 
@@ -246,7 +257,7 @@ def wave_goes_on(problem: Problem, tail: Tail, row: int) -> bool:
     return _goes_on(line, line.u_at(fractions), shifted=True)
 
 
-def _turns(y: Tensor) -> bool:
+def _varies(y: Tensor) -> bool:
     """Tell whether values at random phases are those of a wave: about as often above 0 as below, or varied."""
     above, size = float((y > 0.0).double().mean()), y.abs()
     return 0.15 <= above <= 0.85 or (above in (0.0, 1.0) and float(size.min()) <= 0.5 * float(size.max()))
@@ -267,17 +278,32 @@ def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
     return lambda at: float(size[-1]) * math.exp(min(rise * (of(at) - last), 700.0))
 
 
-def _phases(line: Line, begin: float) -> Tensor | None:
-    """Return the zeros of an oscillation beyond u = ``begin``, or if it has none its minima."""
-    begin = max(begin, line.least)
-    length = max(9.0 * begin, 1.0)
+def _stretch(line: Line, distance: float) -> tuple[float, float]:
+    """Return from which u on, and how far, waves are looked for first."""
+    begin = max(line.u_of(distance) / (1.0 if line.again else EARLIER), line.least)
+    return begin, max(9.0 * begin, 1.0)
+
+
+def _spread(begin: float, length: float) -> Tensor:
+    """Return the places of a stretch at which that is done."""
+    return begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64, device="cpu")
+
+
+def _turns(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell, along the first dimension, between which the sign changes, and which, but for both ends, are least."""
+    return (y[1:] > 0.0) != (y[:-1] > 0.0), (y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])
+
+
+def _phases(line: Line, distance: float) -> Tensor | None:
+    """Return the zeros of an oscillation towards the end, or if it has none its minima."""
+    begin, length = _stretch(line, distance)
     for _ in range(10):
-        u = begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64, device="cpu")
+        u = _spread(begin, length)
         y = line(u)
         if not bool(y.isfinite().all()):
             return None
-        changes = ((y[1:] > 0.0) != (y[:-1] > 0.0)).nonzero().squeeze(1)
-        dips = ((y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])).nonzero().squeeze(1) + 1
+        changes, dips = (turns.nonzero().squeeze(1) for turns in _turns(y))
+        dips = dips + 1
         zeros = len(changes) >= len(dips)
         count = len(changes) if zeros else 2 * len(dips)
         if count > MANY:
@@ -312,9 +338,8 @@ def _is_coarse(line: Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> boo
     """Tell whether there are more changes between the places than they show: of a fast wave they see any other."""
     between = line(0.5 * (u[1:] + u[:-1]))
     y = torch.stack((y[:-1], between), 1).flatten()
-    if zeros:
-        return int(((y[1:] > 0.0) != (y[:-1] > 0.0)).sum()) > count + 1
-    return 2 * int(((y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])).sum()) > count + 2
+    changes, dips = _turns(y)
+    return int(changes.sum()) > count + 1 if zeros else 2 * int(dips.sum()) > count + 2
 
 
 def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, float]]) -> Tensor | None:
@@ -327,7 +352,7 @@ def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, fl
         step = (c - b) * min(max((c - b) / (b - a), 0.5), 2.0)
         u = c + step * torch.tensor([0.6, 0.8, 0.95, 1.05, 1.2, 1.4], dtype=torch.float64, device="cpu")
         y = function(u)
-        change = ((y[1:] > 0.0) != (y[:-1] > 0.0)).nonzero().squeeze(1)
+        change = _turns(y)[0].nonzero().squeeze(1)
         if len(change) != 1 or not bool(y.isfinite().all()):
             return None
         i = int(change[0])

@@ -9,8 +9,8 @@ from torch import Tensor
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.kernel.library import ZOOMED, Zoom, load
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, in_memory, numbers
-from quadgrad._core.search.piles.zoom import BOUNDED, DIVISIONS, SMOOTH, SURE, Zoomed, call_places, divisions, zoom
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.piles.zoom import BOUNDED, DIVISIONS, SMOOTH, SURE, Zoomed, divisions, zoom
+from quadgrad._core.search.task import call_places, noise
 
 __all__ = ["zoom_native"]
 

@@ -50,8 +50,8 @@ class Sights:
     def spikes(self, problem: Problem, mine: Tensor, places: Tensor) -> Tensor | None:
         """Return the spikes of integrals that are ``mine`` ``(batch,)``, on the pieces that a problem has now.
 
-        Breakpoints ``places`` ``(batch, m)`` in sight of a spike are spikes, too: what was seen may go on beyond
-        them. One at a breakpoint is a spike of both pieces.
+        Breakpoints ``places`` ``(batch, m)`` in sight of a spike are spikes, too, of pieces that it is not in: what
+        was seen may go on beyond them. One at a breakpoint is a spike of both pieces.
         """
         chosen = mine[self.owner].nonzero().squeeze(1)
         if not len(chosen):
@@ -63,8 +63,11 @@ class Sights:
         count = problem.pieces.count
         row = (self.owner[index, None] * count + torch.arange(count, device=index.device)).flatten()
         lower, upper = (end.double().expand(problem.batch * count)[row] for end in problem.pieces.ends(slice(None)))
-        x, before, after = (t.repeat_interleave(count) for t in (x, self.before[index], self.after[index]))
+        x, own, before, after = (
+            t.repeat_interleave(count) for t in (x, self.x[index], self.before[index], self.after[index])
+        )
         here = (lower <= x) & (x <= upper) & (lower < upper)
+        here &= (x == own) | (own < lower) | (own > upper)
         row, lower, upper, *around = (t[here] for t in (row, lower, upper, x, before, after))
         place, low, high = (
             fractions(t.clamp(lower, upper), lower, upper)[0].clamp(NEAREST, 1.0 - NEAREST) for t in around

@@ -20,7 +20,9 @@ from quadgrad._core.mesh.cells import LIMIT
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
+from quadgrad._core.reduce import reals
 from quadgrad._core.search.decide import FAINT
+from quadgrad._core.search.looks.open_spikes import from_lower, rank
 from quadgrad._core.search.looks.spikes import cells_around, search_from
 from quadgrad._core.search.looks.wide import call_close, cells_towards, depth
 from quadgrad._core.search.task import Found
@@ -38,6 +40,9 @@ INFINITE = 12
 
 ZOOM, ZOOMS = 16, 8
 """Where something is seen, places are put 16 times as closely around the highest one, until f is level there."""
+
+FEATURES = 16
+"""So many places of a piece are looked at more closely."""
 
 LEVEL = 0.5
 """Two neighbours of the highest place that have this part of its height show how wide it is."""
@@ -68,30 +73,49 @@ def look_again(problem: Problem, found: Found, search: Search) -> Found:
 
 
 def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
-    nfev, status = found.nfev.clone(), found.status.clone()
+    nfev, status, count = found.nfev.clone(), found.status.clone(), problem.pieces.count
+    features: list[tuple[Tensor, Tensor, Tensor]] = []
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
     levels = _levels(problem, found, faint.row)
     for level in levels.unique().tolist():
         mine = levels == level
         part = _Faint(faint.row[mine], faint.components[mine])
+        nowhere = torch.ones_like(part.row, dtype=torch.bool)
         for stage, before in ((min(level, BESIDE), 0), (level, BESIDE)):
             if stage <= before or not len(part.row):
                 continue
-            own = part.row // problem.pieces.count
-            spent, seen = _look(problem, part, stage, nfev, before)
-            nfev.index_add_(0, own, spent)
-            status[own[spent == 0]] = int(Status.MAX_NFEV)
-            cells += seen
-            left = spent > 0
-            for around, *_ in seen:
-                left = left & ~torch.isin(part.row, around)
-            part = _Faint(part.row[left], part.components[left])
-        cells += _look_close(problem, part, nfev, status)
+            afford, seen = _look(problem, part, stage, nfev, features, before)
+            status[part.row[~afford] // count] = int(Status.MAX_NFEV)
+            nowhere &= ~seen.any(1)
+            # What was seen of one component says nothing of the others.
+            left = (part.components & ~seen).any(1) & afford
+            part = _Faint(part.row[left], (part.components & ~seen)[left])
+            nowhere = nowhere[left]
+        cells += _look_close(problem, _Faint(part.row[nowhere], part.components[nowhere]), nfev, status)
     found = replace(found, nfev=nfev, status=status)
+    if features:
+        cells.append(_cells_around_all(*(torch.cat(column) for column in zip(*features, strict=True))))
     if not cells:
         return found
     row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
     return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+
+
+def _cells_around_all(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, start and stop of cells that are halved towards all places of each row."""
+    turn = rank(row)
+    first = turn == 0
+    cells = cells_around(row[first], place[first], step[first])
+    for k in range(1, int(turn.max()) + 1):
+        mine = turn == k
+        begin, width = from_lower(cells[1]), cells[2] - cells[1]
+        here = (cells[0] == row[mine, None]) & (begin <= place[mine, None]) & (place[mine, None] <= begin + width)
+        at = here.to(torch.int8).argmax(1)
+        others = torch.ones_like(cells[0], dtype=torch.bool).index_fill_(0, at, False)
+        halved = cells_around(row[mine], place[mine], step[mine], cells[1][at], cells[2][at])
+        rows, starts, stops = (torch.cat((old[others], new)) for old, new in zip(cells, halved, strict=True))
+        cells = rows, starts, stops
+    return cells
 
 
 def _look_close(
@@ -108,8 +132,7 @@ def _look_close(
     row, deep = faint.row[kept], deep[kept]
     nfev.index_add_(0, own[kept], 2 * deep)
     y, there = call_close(problem, row, deep)
-    heights = y.abs().double().reshape(*y.shape[:2], -1).nan_to_num(0.0, 0.0, 0.0)
-    height = (heights * faint.components[kept]).amax(2) * there
+    height = (_sizes(y).nan_to_num(0.0, 0.0, 0.0) * faint.components[kept]).amax(2) * there
     most, at = height.max(0)
     seen = (most > 0.0).nonzero().squeeze(1)
     return [cells_towards(row[seen], at[seen], len(y) // 2)] if len(seen) else []
@@ -127,19 +150,20 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
         errors = torch.zeros_like(sizes[:, 0]).index_add_(0, plan.row, plan.error.double())
     unseen = sizes <= nothing
     rough = errors >= FAINT * sizes.sum(1)
-    candidates = (unseen.any(1) | rough) & done
-    if not bool(candidates.any()):
-        return None
-    occupied = torch.zeros_like(candidates)
-    occupied[plan.row] = True
     if problem.limits.found:  # of the caller's piece something was seen there, or it would not have been found
         places = problem.limits.points[:, -problem.limits.found :].expand(problem.batch, -1)
         places = places.repeat_interleave(count, 0)
         ends = problem.pieces.ends(slice(None))
         beside = torch.stack([(end[:, None] == places).any(1) for end in ends]).any(0)
-        # But not by this search, if all of the integral is nothing.
-        nowhere = largest_component(found.value.abs()) <= nothing
-        occupied &= ~beside | nowhere.repeat_interleave(count)
+        # But not by this search, if all of a component is nothing.
+        nowhere = unseen.reshape(problem.batch, count, -1).all(1).repeat_interleave(count, 0)
+        unseen &= ~beside[:, None] | nowhere
+        rough &= ~beside | nowhere.any(1)
+    candidates = (unseen.any(1) | rough) & done
+    if not bool(candidates.any()):
+        return None
+    occupied = torch.zeros_like(candidates)
+    occupied[plan.row] = True
     row = (candidates & occupied).nonzero().squeeze(1)
     if not len(row):
         return _Faint(row, unseen[row])
@@ -158,7 +182,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
 
 
 def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the sizes of f's components at places ``(m, k)`` of pieces, ``(m, k, components)``.
+    """Return the sizes of f's real components at places ``(m, k)`` of pieces, ``(m, k, components)``.
 
     They are 0 where not finite; with the slope, times dx / dplace.
     """
@@ -170,10 +194,15 @@ def _heights(problem: Problem, row: Tensor, tau: Tensor, slope: bool = False) ->
         part = slice(low, low + step)
         x, factor = layout.nodes(tau[:, part], part)
         y = problem.integrand(x, owner[part]).detach()
-        size = y.abs().double().reshape(*y.shape[:2], -1)
+        size = _sizes(y)
         parts.append(size * factor[..., None] if slope else size)
     heights = torch.cat(parts, 1)
     return heights.nan_to_num(0.0, 0.0, 0.0), owner
+
+
+def _sizes(y: Tensor) -> Tensor:
+    """Return the sizes of real components, ``(m, k, components)``."""
+    return reals(y, 2).abs().double().reshape(*y.shape[:2], -1)
 
 
 def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
@@ -189,8 +218,10 @@ def _levels(problem: Problem, found: Found, row: Tensor) -> Tensor:
     )
     level = GRID + torch.log2(share.clamp_min(2.0**-GRID)).ceil()
     level = level.clamp(COARSEST, GRID).to(torch.int64).flatten()[row]
-    alone = largest_component(found.value.abs()) <= problem.tolerance.nothing
-    return torch.where(alone[row // problem.pieces.count], level, level.clamp_max(BESIDE))
+    owner = row // problem.pieces.count
+    alone = largest_component(found.value.abs())[owner] <= problem.tolerance.nothing
+    spent = torch.log2(found.nfev[owner].double()).floor().clamp(BESIDE, GRID).to(torch.int64)
+    return torch.where(alone, level, torch.minimum(level, spent))
 
 
 def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
@@ -222,58 +253,75 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
 
 
 def _look(
-    problem: Problem, faint: _Faint, level: int, nfev: Tensor, before: int = 0
-) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Look at pieces; return what that costs each, 0 where it is too much, and cells around what was seen."""
-    row, wanted = faint.row, faint.components
+    problem: Problem, faint: _Faint, level: int, nfev: Tensor, features: list[tuple[Tensor, Tensor, Tensor]],
+    before: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Look at pieces, and add what is seen to the features: row, place, and how far beside it f is level no more.
+
+    Returned are which pieces ``(k,)`` the budget allows, and of which components something was seen. The nodes that
+    this costs are added to ``nfev``.
+    """
+    row, seen = faint.row, torch.zeros_like(faint.components)
+    owner = row // problem.pieces.count
     tau = _places(level, before, problem, row)
-    spent = torch.full_like(row, len(tau))
-    afford = nfev[row // problem.pieces.count] + len(tau) <= problem.max_nfev
-    spent = spent * afford
-    if not bool(afford.any()):
-        return spent, []
+    afford = nfev[owner] + len(tau) <= problem.max_nfev
     kept = afford.nonzero().squeeze(1)
-    row, wanted, tau = row[kept], wanted[kept], tau[:, kept]
+    if not len(kept):
+        return afford, seen
+    row, tau = row[kept], tau[:, kept].sort(0).values
+    nfev.index_add_(0, owner[kept], torch.full_like(row, len(tau)))
     heights, _ = _heights(problem, row, tau)
-    heights = heights.masked_fill(~wanted, 0.0)
-    most = heights.amax(0)
-    # Each component by its own height: one that is small beside the others is not to be lost.
-    height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
-    seen = (most > 0.0).any(1)
-    if not bool(seen.any()):
-        return spent, []
-    index = seen.nonzero().squeeze(1)
-    row, wanted, most = row[index], wanted[index], most[index]
-    at = height[:, index].argmax(0)
-    place = tau[:, index].gather(0, at[None])[0]
+    heights = heights.masked_fill(~faint.components[kept], 0.0)
+    seen[kept] = heights.amax(0) > 0.0
+    at, piece, component = _highest(heights)
+    if not len(at):
+        return afford, seen
+    place, row = tau[at, piece], row[piece]
     below = torch.minimum(place, 1.0 - place)
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
-    place, step, more = _zoom(problem, row, wanted, place, step)
-    spent[kept[index]] += more
-    return spent, [cells_around(row, place, step)]
+    place, step, cost = _zoom(problem, row, component, place, step)
+    nfev.index_add_(0, row // problem.pieces.count, cost)
+    features.append((row, place, step))
+    return afford, seen
 
 
-def _zoom(problem: Problem, row: Tensor, wanted: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, int]:
+def _highest(heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where ``heights`` ``(m, k, components)`` are largest between two places where they are 0.
+
+    Of each piece so many, each component by its own height: one that is small beside the others is not to be lost.
+    """
+    there = heights > 0.0
+    begins = there & ~torch.nn.functional.pad(there, (0, 0, 0, 0, 1, 0))[:-1]
+    at, piece, component = there.nonzero().unbind(1)
+    height = (heights / heights.amax(0))[at, piece, component]
+    run = (piece * heights.shape[2] + component) * len(heights) + begins.cumsum(0)[at, piece, component]
+    order = height.argsort(descending=True, stable=True)
+    order = order[rank(run[order]) == 0]
+    order = order[rank(piece[order]) < FEATURES]
+    return at[order], piece[order], component[order]
+
+
+def _zoom(
+    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the highest places near the given ones, how far beside them f is no longer level, and what it cost."""
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
-    open_, cost = torch.ones_like(row, dtype=torch.bool), 0
+    place, step, cost = place.clone(), step.clone(), torch.zeros_like(row)
+    open_ = torch.arange(len(row), device=row.device)
     for _ in range(ZOOMS):
-        tau = place + offsets * step
+        tau = place[open_] + offsets * step[open_]
         inside = (tau > 0.0) & (tau < 1.0)
-        heights, _ = _heights(problem, row, torch.where(inside, tau, place))
-        heights = heights.masked_fill(~wanted, 0.0)
-        most = heights.amax(0)
-        height = (heights / torch.where(most > 0.0, most, 1.0)).amax(2)
-        at = height.argmax(0)
-        cost += len(offsets)
+        heights, _ = _heights(problem, row[open_], torch.where(inside, tau, place[open_]))
+        height = heights[:, torch.arange(len(open_), device=row.device), component[open_]]
+        most, at = height.max(0)
+        cost[open_] += len(offsets)
         sides = torch.stack((at - 1, at + 1)).clamp(0, len(offsets) - 1)
-        level = height.gather(0, sides).amin(0) >= LEVEL
-        place = torch.where(open_, tau.gather(0, at[None])[0].clamp(0.0, 1.0), place)
-        place = torch.where((place > 0.0) & (place < 1.0), place, 0.5)
-        finer = step / ZOOM
-        done = level | (finer < 2.0**-48) | (finer < 2.0**-50 * place)
-        step = torch.where(open_, finer, step)
-        open_ = open_ & ~done
-        if not bool(open_.any()):
+        level = height.gather(0, sides).amin(0) >= LEVEL * most
+        highest = tau.gather(0, at[None])[0]
+        place[open_] = torch.where((highest > 0.0) & (highest < 1.0), highest, 0.5)
+        step[open_] /= ZOOM
+        finer = step[open_]
+        open_ = open_[~(level | (finer < 2.0**-48) | (finer < 2.0**-50 * place[open_]))]
+        if not len(open_):
             break
     return place, step, cost

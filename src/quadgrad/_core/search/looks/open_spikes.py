@@ -1,6 +1,6 @@
 """Places that single nodes saw and no narrow cell is around.
 
-The other body is the kernel's ``places.c``, for which the tests check that it does the same.
+The other body is the kernel's ``open_spikes.c``, for which the tests check that it does the same.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class CellMap:
         self.outer = torch.where(self.from_lower, stop, self.start)
         inner = torch.where(self.from_lower, self.start, stop)
         self.logarithmic = plan.kind[cell] != LINEAR
+        self.at_end = self.logarithmic & (inner == 0.0)
         ratio = torch.where(inner == 0.0, 2.0**-DEPTH, inner / self.outer)
         self.rate = torch.where(self.logarithmic, ratio, 0.5).log()
 

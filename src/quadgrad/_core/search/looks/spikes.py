@@ -53,7 +53,8 @@ def follow_spikes(problem: Problem, found: Found, search: Search, carried: Tenso
     if carried is not None and len(found.plan):
         pairs = find_open(found.plan, carried, found.status == int(Status.CONVERGED), carried=True)
         if pairs is not None:
-            found = _follow(problem, found, pairs, search)
+            others, found = found.spikes, _follow(problem, found, pairs, search)
+            found.spikes = join_spikes(found.spikes, others)
     for _ in range(PASSES):
         if found.spikes is None or 0 in found.value.shape or not len(found.plan):
             break
@@ -96,6 +97,9 @@ def _follow(problem: Problem, found: Found, pairs: Pairs, search: Search) -> Fou
     allowed = (tolerance.rtol * size).clamp_min(max(tolerance.atol, tolerance.nothing))
     # What the error covers that is reported need not be found.
     matters = most > torch.maximum(MATTERS * allowed, found.error.double())[owner]
+    # What matters less is not found, but is an error all the same.
+    rest = most.masked_fill(matters, 0.0).to(found.error)
+    found = replace(found, error=found.error.scatter_reduce(0, owner, rest, "amax"))
     # It may be higher still: closer around the highest place it is looked for again.
     index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
     where = CellMap(plan, cell[index]).place(tau[at[index], index])
@@ -132,7 +136,8 @@ def _places(plan: IntervalPlan, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, T
     cells, place = CellMap(plan, pairs.cell), pairs.place + offsets * pairs.apart
     place = torch.where((pairs.place < 0.0) & (place >= 0.0), 2.0, place)  # beyond the end of the piece
     tau, away = cells.tau(place), offsets.abs().clamp_min(2.0**-OCTAVES) * pairs.apart
-    inside = (tau > 0.0) & (tau < 1.0)
+    # A cell with logarithmic nodes at an end goes on beyond the innermost one.
+    inside = (tau > 0.0) & (tau < torch.where(cells.at_end, torch.inf, 1.0))
     return torch.where(inside, tau, 0.5), away, cells.scale(place), inside
 
 

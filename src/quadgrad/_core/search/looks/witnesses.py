@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import BEYOND
-from quadgrad._core.estimates.spikes import Sight
+from quadgrad._core.estimates.spikes import Seen
 from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.reduce import align
-from quadgrad._core.search.looks.gaps import MATTERS, ROUNDING
+from quadgrad._core.reduce import align, reals
+from quadgrad._core.search.looks.gaps import INNERMOST, MATTERS, ROUNDING, polynomial_at
 from quadgrad._core.search.task import Found, hear_anew
 
 __all__ = ["AWAY", "Listed", "Witnesses", "fractions", "named", "pieces_of"]
@@ -56,8 +56,9 @@ class Witnesses:
     """Places of each piece, ``(rows, k)``, NaN where there is none or it is done, and f times the slope there.
 
     ``slot`` ``(rows, k)`` tells which of the values ``(n, *event)`` it is. ``size`` is, of each integral, the
-    largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for. ``gap`` is
-    how far f is off in the narrowest cell around a place, of this ``width``.
+    largest that a cell of it had; ``cost`` ``(batch,)``, or a number, is how many nodes were asked for.
+    ``narrowest`` ``(2, rows, k)`` is the width of the narrowest cell around each place, and how far f is off there,
+    once that is noted.
     """
 
     problem: Problem
@@ -67,8 +68,7 @@ class Witnesses:
     size: Tensor
     cost: Tensor | int
     left: int
-    width: Tensor
-    gap: Tensor
+    narrowest: Tensor | None = None
 
     @staticmethod
     def of(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
@@ -110,8 +110,7 @@ class Witnesses:
             place.view(-1)[listed.at[lost]] = torch.nan
             left -= int(lost.sum())
         cost = n if batch == 1 else torch.bincount(listed.owner, minlength=batch)
-        size, width = place.new_zeros(batch), torch.full_like(place, torch.inf)
-        return Witnesses(problem, place, slot, value, size, cost, left, width, torch.zeros_like(place))
+        return Witnesses(problem, place, slot, value, place.new_zeros(batch), cost, left)
 
     @property
     def most(self) -> int:
@@ -124,41 +123,43 @@ class Witnesses:
         least = max(tolerance.rtol, 50.0 * tolerance.eps)
         return least, max(tolerance.atol, tolerance.nothing), SPACING, ROUNDING, SETTLES, MATTERS
 
-    def note(self, sight: Sight, noise: float) -> None:
+    def note(self, cells: Seen, values: Tensor, noise: float) -> None:
         """Compare what is left with the polynomials of cells, and keep what the narrowest around each place says.
 
-        Search in tensor operations asks in the end, of all cells at once: a round has no operations to spare.
+        Search in tensor operations asks in the end, of many cells at once: a round has no operations to spare.
         """
-        cells, layout = sight.cells, sight.cells.layout
+        if self.narrowest is None:
+            self.narrowest = torch.stack((torch.full_like(self.place, torch.inf), torch.zeros_like(self.place)))
         row, start, stop = cells.row, cells.start[:, None], cells.stop[:, None]
-        place, width = self.place[row], (stop - start).expand(-1, self.place.shape[1])
+        place = self.place[row]
         fraction = torch.where(start < 0.0, place - 1.0, place)
-        if layout.outer is None or layout.rate is None:
-            tau, slope = (fraction - start) / width, width
+        if cells.outer is None or cells.rate is None:
+            tau, slope = (fraction - start) / (stop - start), (stop - start).expand(fraction.shape)
         else:
-            rate = layout.rate[:, None]
-            tau, slope = torch.log(fraction / layout.outer[:, None]) / rate, (fraction * rate).abs()
-        cell, column = ((tau > 0.0) & (tau < 1.0) & (width < self.width[row])).nonzero().unbind(1)
+            rate = cells.rate[:, None]
+            tau, slope = torch.log(fraction / cells.outer[:, None]) / rate, (fraction * rate).abs()
+        inside = (fraction > start) & (fraction < stop) & (slope < self.narrowest[0, row])
+        # Cells of several rounds are asked together, one within the other.
+        each = slope.masked_fill(~inside, torch.inf)
+        least = self.narrowest[0].scatter_reduce(0, row[:, None].expand_as(each), each, "amin")
+        cell, column = (inside & (slope == least[row])).nonzero().unbind(1)
         if not len(cell):
             return
         whose = row[cell]
         value = self.value[self.slot[whose, column]]
         value = value * align(slope[cell, column], value)
-        gap = self._gap(sight, cell, tau[cell, column], value, noise)
-        self.width[whose, column], self.gap[whose, column] = width[cell, column], gap
+        gap = self._gap(cells, values[:, cell], cell, tau[cell, column], value, noise)
+        self.narrowest[:, whose, column] = torch.stack((slope[cell, column], gap))
 
-    def _gap(self, sight: Sight, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
+    def _gap(self, cells: Seen, y: Tensor, cell: Tensor, tau: Tensor, value: Tensor, noise: float) -> Tensor:
         """Return how far f is from the polynomials of cells at a place of each, less what is to be expected."""
-        rule, y, layout = sight.rule, sight.values[:, cell], sight.cells.layout
-        weights = torch.as_tensor(self.problem.rule.barycentric, device=tau.device)[:, None]
-        y = torch.view_as_real(y).flatten(2) if y.is_complex() else y.reshape(*y.shape[:2], -1)
-        value = (torch.view_as_real(value) if value.is_complex() else value).reshape(len(cell), -1)
-        apart = tau - rule.nodes[:, None]
-        weight = weights / torch.where(apart == 0.0, 1e-300, apart)
-        gap = (torch.einsum("mk,mkc->kc", weight / weight.sum(0), y) - value).abs()
+        rule, weights = cells.rule, torch.as_tensor(self.problem.rule.barycentric, device=tau.device)
+        y, value = y.reshape(*y.shape[:2], -1), reals(value, 1).reshape(len(cell), -1)
+        gap = (torch.einsum("mk,mkc->kc", polynomial_at(tau, rule.nodes, weights), y) - value).abs()
         highest = torch.einsum("jm,mkc->jkc", rule.functionals[1:3], y).abs().sum(0)
         # Rounding of x moves f by as much as f changes between nodes, at most.
-        shaken = (layout.reach / layout.scale).abs()[cell, None] + 1.0
+        shaken = (cells.reach / cells.scale).abs()[cell, None] + 1.0
+        gap = gap - (tau >= 1.0)[:, None] * y[-INNERMOST:].abs().amax(0)
         gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
         return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
@@ -167,9 +168,12 @@ class Witnesses:
         size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
         least = (MATTERS * self.problem.tolerance.rtol * size).clamp_min(MATTERS * self.problem.tolerance.atol)
         least = torch.maximum(least, found.error.double()).repeat_interleave(self.problem.pieces.count)
-        row, column = (SPACING * self.gap > least[:, None]).nonzero().unbind(1)
+        if self.narrowest is None:
+            return self.place.new_empty(0, 3)
+        width, gap = self.narrowest
+        row, column = (SPACING * gap > least[:, None]).nonzero().unbind(1)
         # Closer than nodes are apart, or a spike nearby would be taken for the same.
-        apart = 0.1 * SPACING * self.width[row, column]
+        apart = 0.1 * SPACING * width[row, column]
         return torch.stack((row.to(apart.dtype), self.place[row, column], apart), 1)
 
 
@@ -219,7 +223,8 @@ def fractions(x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     place = from_lower / (upper - lower)
     place = torch.where(no_upper, from_lower / (1.0 + from_lower), place)
     place = torch.where(no_lower, 1.0 / (1.0 + from_upper), place)
-    place = torch.where(no_lower & no_upper, 2.0 / (2.0 - x + root), place)
     rest = torch.where(no_lower & no_upper, 2.0 / (2.0 + x + root), 1.0 - place)
+    from_end = torch.where(x < 0.0, 2.0 / (2.0 - x + root), 1.0 - rest)  # neither cancels
+    place = torch.where(no_lower & no_upper, from_end, place)
     slope = torch.where(no_upper, rest**-2, 0.0) + torch.where(no_lower, place**-2, 0.0)
     return place, torch.where(no_lower | no_upper, slope, upper - lower)

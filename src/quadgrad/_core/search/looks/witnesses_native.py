@@ -24,9 +24,11 @@ KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
 def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | None:
     """Call f where arguments of integrals lie between their limits; see :meth:`Witnesses.of`."""
     arguments = named(problem)
-    if not arguments or (problem.batch == 1 and not _any_inside(problem, arguments)):
+    if not arguments:
         return None
-    columns = [_numbers(a.value) for a in arguments]
+    columns = _one_of_each(problem, arguments) if problem.batch == 1 else [_numbers(a.value) for a in arguments]
+    if not columns:
+        return None
     setting = problem.opening.setting if problem.opening else Setting.of(problem.pieces, problem.rule)
     k, rows = len(columns), problem.batch * problem.pieces.count
     pointers = (c_void_p * k)(*[at for at, _, _ in columns])
@@ -40,11 +42,17 @@ def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | 
     return Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), Listed(*[t[:n] for t in tables[2:]]))
 
 
-def _any_inside(problem: Problem, arguments: list[Argument]) -> bool:
-    """Whether any of the arguments lies between the limits of a single integral: to ask numbers is quicker."""
+def _one_of_each(problem: Problem, arguments: list[Argument]) -> list[tuple[int, int, Any]]:
+    """Return what :func:`_numbers` does for a single integral, whose numbers are quicker asked for one by one.
+
+    That is nothing if none is between its limits.
+    """
     lower, upper = float(problem.pieces.lower[0]), float(problem.pieces.upper[-1])
-    values = (a.value.detach() if isinstance(a.value, Tensor) else a.value for a in arguments)
-    return any(lower < float(value) < upper for value in values)
+    values = [float(a.value.detach() if isinstance(a.value, Tensor) else a.value) for a in arguments]
+    if not any(lower < value < upper for value in values):
+        return []
+    kept = (c_double * len(values))(*values)
+    return [(addressof(kept) + 8 * i, 0, kept) for i in range(len(values))]
 
 
 def _numbers(value: Any) -> tuple[int, int, Any]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.piles.zoom import Zoom, call_places
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.piles.zoom import Zoom
+from quadgrad._core.search.task import call_places, noise
 
-__all__ = ["SEVERAL", "corners_first", "find_corners"]
+__all__ = ["CORNER", "SEVERAL", "corners_first", "find_corners"]
 
 SEVERAL = 4
 """Corners are looked for in integrals with so many stretches: where there is one, most often f has a peak."""

@@ -97,33 +97,40 @@ def look_for_piles(cells: AtHand, count: int, unfinished: Tensor) -> Piled:
     bad = looked_at & (error >= WORST * worst)
     number = torch.zeros_like(unfinished, dtype=torch.int64).index_add_(0, owner, bad.to(torch.int64))
     bad = bad & (number[owner] <= TOGETHER * MOST)
-    ends = _ends(cells, looked_at & (error >= WORST_AT_END * worst), count * len(unfinished))
-    index = locate(bad, int(bad.sum()))
+    large = looked_at & (error >= WORST_AT_END * worst)
+    at_end = large & _touches(cells.start, cells.stop)
+    n, n_ends = torch.stack((bad.sum(), at_end.sum())).tolist()
+    ends = _ends(cells, large, locate(at_end, n_ends), count * len(unfinished))
+    index = locate(bad, n)
     row, start, stop, linear = (t[index] for t in (cells.row, cells.start, cells.stop, cells.kind == LINEAR))
+    if not n:
+        return Piled(row, start.expand(2, 0), stop.expand(2, 0), ends)
     # In ascending order, measured from the lower end: a neighbour begins where a cell ends, but in the middle.
     half = 2 * row + (start < 0.0)
     order = start.argsort(stable=True)
     order = order[half[order].argsort(stable=True)]
     row, start, stop, linear = row[order], start[order], stop[order], linear[order]
     joined = (row[1:] == row[:-1]) & ((start[1:] == stop[:-1]) | ((stop[:-1] == 0.5) & (start[1:] == -0.5)))
-    first = torch.cat((torch.ones_like(row[:1], dtype=torch.bool), ~joined))
-    last = torch.cat((~joined, torch.ones_like(row[:1], dtype=torch.bool)))
-    group, n = first.cumsum(0) - 1, int(first.sum())
-    at_end = (start == 0.0) | (stop == 0.0) | (stop == 1.0) | ~linear
-    size, touching = (
-        torch.zeros(n, dtype=torch.int64, device=row.device).index_add_(0, group, mask.to(torch.int64))
-        for mask in (torch.ones_like(at_end), at_end)
-    )
-    row, sides = row[first], torch.stack((locate(first, n), locate(last, n)))
-    rough = torch.zeros_like(unfinished).index_fill_(0, row[size > TOGETHER] // count, True)
-    good = (touching == 0) & ~rough[row // count]
-    return Piled(row[good], start[sides[:, good]], stop[sides[:, good]], ends)
+    first = torch.nn.functional.pad(~joined, (1, 0), value=True)
+    group = first.cumsum(0) - 1
+    counted = torch.stack((torch.ones_like(group), (_touches(start, stop) | ~linear).to(group.dtype)))
+    size, touching = torch.zeros_like(counted).index_add_(1, group, counted).index_select(1, group)
+    rough = torch.zeros_like(number).index_add_(0, row // count, (size > TOGETHER).to(number.dtype))
+    good = first & (touching == 0) & (rough[row // count] == 0)
+    begin = locate(good, int(good.sum()))
+    sides = torch.stack((begin, begin + size[begin] - 1))
+    return Piled(row[begin], start[sides], stop[sides], ends)
 
 
-def _ends(cells: AtHand, bad: Tensor, rows: int) -> Ends:
+def _touches(start: Tensor, stop: Tensor) -> Tensor:
+    """Tell which cells are at an end of their piece."""
+    return (start == 0.0) | (stop == 0.0) | (stop == 1.0)
+
+
+def _ends(cells: AtHand, large: Tensor, index: Tensor, rows: int) -> Ends:
+    """Return the ends at which cells ``index`` are, and how far cells of ``large`` error reach from there."""
     side, inner = 2 * cells.row + (cells.start < 0.0), torch.where(cells.start < 0.0, cells.start, cells.stop).abs()
     distance = torch.zeros(2 * rows, dtype=inner.dtype, device=inner.device)
-    distance.scatter_reduce_(0, side[bad], inner[bad], "amax")
-    index = (bad & ((cells.start == 0.0) | (cells.stop == 0.0) | (cells.stop == 1.0))).nonzero()[:, 0]
+    distance.scatter_reduce_(0, side, inner * large, "amax")
     side, order = (2 * cells.row + (cells.start != 0.0))[index].sort()
     return Ends(side // 2, side % 2 > 0, distance[side], cells.kind[index][order] != LINEAR)

@@ -7,6 +7,7 @@ is nothing costs a cell, so that what is found here decides about nothing but no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,12 +18,14 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all
+from quadgrad._core.search.ends.tails import are_quiet
+from quadgrad._core.search.ends.towards import Line
 from quadgrad._core.search.piles.corners import SEVERAL, corners_first
 from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.piles.zoom import Zoom
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 
-__all__ = ["Piles", "watched"]
+__all__ = ["ZOOMED", "Piles", "watched"]
 
 FIRST, EVERY = 3, 1
 """The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
@@ -95,34 +98,40 @@ class Piles:
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
-        problem, tried, odd = self.problem, self.ends_tried, self.rounds % 2
-        columns = (ends.row, ends.upper, ends.distance, ends.singular)
-        new: list[tuple[int, bool, float, bool]] = []
-        for row, upper, distance, singular in torch.stack([t.double() for t in columns], 1).tolist():
-            times = tried.get((int(row), bool(upper)), 0)
-            if times < ENDS_TRIED and not (times and odd):
-                new.append((int(row), bool(upper), distance, bool(singular)))
-        if not new:
-            return
-        rows = torch.tensor([end[0] for end in new], device=ends.row.device)
-        owner, limits = rows // problem.pieces.count, problem.pieces.ends(rows)
-        infinite = (end.isinf().double().expand(len(new)) for end in limits)
-        known = torch.stack((search.cost(owner).double(), search.settled_values(owner), *infinite), 1).tolist()
-        integrand, costs = problem.integrand, list[int]()
+        problem, owner = self.problem, ends.row // self.problem.pieces.count
+        columns = (
+            ends.row, ends.upper, ends.distance, ends.singular, search.settled_values(owner), search.cost(owner),
+            *(end.expand(owner.shape) for end in problem.pieces.ends(ends.row)),
+        )  # fmt: skip
+        integrand = problem.integrand
         one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
-        cheap = CHEAP if one else CHEAP_OF_SEVERAL
-        for (row, upper, distance, singular), (spent, value, *at_end) in zip(new, known, strict=True):
-            wave = bool(at_end[upper]) or not singular
-            ready = cheap <= spent <= problem.max_nfev - DEAR and (wave or self.rounds >= LATER)
-            costs.append(self._see_tail(row, upper, distance, wave, value) if ready else 0)
+        least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
+        costs, lines = [0] * len(owner), dict[int, Line]()
+        looks = dict[int, tuple[int, bool, float, bool, float]]()
+        # The host reads all at once.
+        for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
+            row, upper, distance, singular, value, spent, *limits = told
+            row, upper = int(row), bool(upper)
+            times, wave = self.ends_tried.get((row, upper), 0), math.isinf(limits[upper]) or not singular
+            due = times < ENDS_TRIED and not (times and self.rounds % 2)
+            if due and least <= spent <= most and (wave or self.rounds >= LATER):
+                looks[i] = row, upper, distance, wave, value
+                if one and wave:
+                    lines[i] = Line(problem, row, upper, tuple(limits), again=times > 0)
+        quiet = dict(zip(lines, are_quiet([*lines.values()], [looks[i][2] for i in lines]), strict=True))
+        for i, (row, upper, distance, wave, value) in looks.items():
+            again = (row, upper) in self.ends_tried
+            self.ends_tried[row, upper] = self.ends_tried.get((row, upper), 0) + 1
+            if quiet.get(i):
+                costs[i] = lines[i].spent
+            else:
+                costs[i] = self._see_tail(row, upper, distance, wave, value, again)
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
 
-    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float) -> int:
+    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float, again: bool) -> int:
         """Look for a tail at one end; return what the integral is to be charged."""
-        times = self.ends_tried.get((row, upper), 0)
-        self.ends_tried[row, upper] = times + 1
-        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), times > 0, wave)
+        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), again, wave)
         if tail is None:
             return nodes
         self.tails.append(tail)
@@ -155,7 +164,8 @@ class Piles:
         """Look closely at stretches that stay, and at those of integrals with several."""
         row, pieces = piled.row, self.problem.pieces
         owner = row // pieces.count
-        several = _count(owner, torch.ones_like(stays)) >= SEVERAL
+        size = _count(owner, torch.ones_like(stays))
+        several = size >= SEVERAL
         looks = stays | several
         here = (_count(owner, looks) > 0).nonzero().squeeze(1)
         if not len(here):
@@ -166,7 +176,7 @@ class Piles:
         known, cost = self._holds(owner, low, high), search.cost(owner)
         if self.tried is None:
             self.tried = torch.zeros(self.problem.batch, dtype=torch.int64, device=row.device)
-        afford = cost + ZOOMED * _count(owner, torch.ones_like(looks)) <= self.problem.max_nfev
+        afford = cost + ZOOMED * size[here] <= self.problem.max_nfev
         fresh = ~known & (self.tried[owner] < TRIALS) & afford & looks
         fresh &= IN_VAIN * _count(owner, fresh) <= PART * cost
         index = fresh.nonzero()[:, 0]

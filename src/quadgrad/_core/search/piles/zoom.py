@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import noise
+from quadgrad._core.search.task import call_places, noise
 
-__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "call_places", "divisions", "zoom"]
+__all__ = ["BOUNDED", "DIVISIONS", "SMOOTH", "SURE", "Zoom", "Zoomed", "bends_of", "divisions", "zoom"]
 
 DIVISIONS = 8
 """Intervals between places where f is called: of these the two around the greatest bend are divided next."""
@@ -58,7 +58,7 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
             y = torch.cat((seen[:1], new[:3], seen[1:2], new[3:], seen[2:]))
         assert size is not None
         spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
-        bend, at = _bends(y, size)
+        bend, at = bends_of(y, size)
         # As close as numbers are: what is left is the bend between neighbours.
         close = (high - low) <= 0.5 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
         close = close | ((high - low) < problem.pieces.rounding.tiny**0.5)
@@ -98,7 +98,7 @@ def divisions(like: Tensor) -> Tensor:
     return torch.arange(DIVISIONS + 1, dtype=like.dtype, device=like.device)[:, None] / DIVISIONS
 
 
-def _bends(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def bends_of(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest second difference of values ``(m, k, c)``, relative to their sizes, and at which node."""
     scale = torch.where(size > 0.0, size, 1.0)
     bends = ((y[2:] - 2.0 * y[1:-1] + y[:-2]).abs() / scale).nan_to_num(torch.inf, torch.inf).amax(2)
@@ -127,15 +127,3 @@ def _corner(x: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
     (left, rise), (right, fall) = line(none, at - 1), line(at + 1, none + DIVISIONS)
     away = (left - right) / (fall - rise)
     return torch.where(away.abs() <= x[1] - x[0], otherwise + away, otherwise)
-
-
-def call_places(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
-    """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
-    step = max(1, problem.block // len(x))
-    if x.shape[1] <= step:
-        y = problem.integrand(x, owner).detach()
-    else:
-        blocks = (slice(low, low + step) for low in range(0, x.shape[1], step))
-        y = torch.cat([problem.integrand(x[:, block], owner[block]).detach() for block in blocks], 1)
-    y = y.resolve_conj().resolve_neg().reshape(*x.shape, -1)
-    return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
