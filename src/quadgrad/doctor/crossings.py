@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quadgrad.doctor.examine import Direction, Examination
+from quadgrad.doctor.kinks import bends_only
 from quadgrad.doctor.margins import Margins, margins_of
 from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
 from quadgrad.doctor.trace import Decision, Event, Order
+from quadgrad.doctor.values import Held
 
 __all__ = ["Jump", "find_jumps"]
 
@@ -26,6 +29,9 @@ A jump inside an interval is near: its next node is. One that comes in from outs
 
 _MOST = 8
 """So many crossings of a line are looked at, of different elements: one may bend where another one jumps."""
+
+_A_CROSSING = 3
+"""So many runs a crossing takes at least."""
 
 _WIDTH = 1e-7
 _TRIES, _SECANTS = 24, 4
@@ -75,6 +81,22 @@ class _Point(NamedTuple):
     margin: float
 
 
+@dataclass(eq=False)
+class _Line:
+    """A line that decides: its decisions, which crossings were followed or not reached, and what was found."""
+
+    numbers: list[int]
+    done: set[tuple[int, int]] = field(default_factory=lambda: set())
+    failed: set[tuple[int, int, bool]] = field(default_factory=lambda: set())
+    jump: _Size = _NONE
+    open: bool = True
+
+    def left_out(self, number: int, side: float) -> list[int]:
+        """Return which crossings of a decision are not to be followed again."""
+        failed = [c for k, c, right in self.failed if k == number and right == (side > 0.0)]
+        return failed + [c for k, c in self.done if k == number]
+
+
 def find_jumps(examination: Examination) -> list[Jump]:
     """Return where the output jumps, for each line that decides: at its next crossings along a direction."""
     trace, main = examination.trace, examination.directions[0]
@@ -84,13 +106,12 @@ def find_jumps(examination: Examination) -> list[Jump]:
             lines.setdefault(decision.key, []).append(k)
     if not lines or not math.isfinite(main.true.value):
         return []
-    search = _Search(examination, main)
-    found = [(numbers, search.jump_of(numbers)) for numbers in lines.values()]
+    found = [line for line in _Search(examination, main).lines(lines.values()) if line.jump.size > 0.0]
     # What a line decides on may jump itself, by what another one decides: that is the other line's.
-    own = [(numbers, jump) for numbers, jump in found if jump.size > 0.0 and not jump.carried]
-    all_of_them = own or [(numbers, jump) for numbers, jump in found if jump.size > 0.0]
+    own = [line for line in found if not line.jump.carried] or found
     return [
-        Jump(trace.decisions[numbers[0]], len(numbers), jump.size, jump.distance) for numbers, jump in all_of_them
+        Jump(trace.decisions[line.numbers[0]], len(line.numbers), line.jump.size, line.jump.distance)
+        for line in own
     ]
 
 
@@ -108,7 +129,7 @@ class _Search:
         for t, run in zip((h, -h), main.sides.get(h, ()), strict=False):
             self._keep(t, run)
         self.at_point = self._run(0.0)
-        self.sides = [self._run(h), self._run(-h)]
+        self.sides = self._run(h), self._run(-h)
         sizes = [
             torch.as_tensor(d.quantity).numel() for d in self.at_point.trace.decisions if d.quantity is not None
         ]
@@ -128,66 +149,90 @@ class _Search:
     def _keep(self, t: float, run: Run) -> None:
         run.trace.events.clear()  # results as large as the program's own, which nobody reads any more
         self._runs[t] = run
+        self.x.live[t] = run.value
 
-    # ------------------------------------------------------------------------------------ one line
+    # ------------------------------------------------------------------------------------ all lines
 
-    def jump_of(self, numbers: list[int]) -> _Size:
-        """Return how far the output jumps where one of these decisions changes, and at which distance."""
-        if self.trace.decisions[numbers[0]].op in DRAWS:
-            return self._drawn(numbers)
-        moving = [k for k in numbers if self._moves(k)]
-        if not moving:
-            return _NONE
-        jump = self._first_jump(moving)
-        if jump is not None:
-            return jump
-        # One that stands still at the point, or turns, may all the same change further out.
-        for t in (s * t for t in _SCAN for s in (1.0, -1.0)):
-            if not any(0.6 < seen / t < 1.6 for seen in self._runs):
-                self._run(t)
-        return self._first_jump(moving) or _NONE
+    def lines(self, numbers: Iterable[list[int]]) -> list[_Line]:
+        """Follow crossings of all lines in turn, the nearest first, as long as runs are left for it."""
+        bends = self._bends()
+        lines = [_Line(moving) for each in numbers if (moving := [k for k in each if self._moves(k) and k not in bends])]
+        for line in lines:
+            if self.trace.decisions[line.numbers[0]].op in DRAWS:
+                line.jump, line.open = self._drawn(line.numbers), False
+        scan = [s * t for t in _SCAN for s in (1.0, -1.0)]
+        while self.x.left() >= _A_CROSSING:
+            found = self._next(lines)
+            if found is not None:
+                self._follow(*found)
+            elif scan and any(line.open and not line.done for line in lines):
+                # One that stands still at the point, or turns, may all the same change further out.
+                t = scan.pop(0)
+                if not any(0.6 < seen / t < 1.6 for seen in self._runs):
+                    self._run(t)
+            else:
+                break
+        return lines
+
+    def _bends(self) -> set[int]:
+        """Return which decisions only bend the output, or do nothing."""
+        runs = [run.trace.decisions for run in (self.at_point, *self.sides)]
+        bends: set[int] = set()
+        for k, known in enumerate(self.trace.decisions):
+            there = [decisions[k] for decisions in runs if k < len(decisions) and decisions[k].key == known.key]
+            if len(there) == len(runs) and known.op not in DRAWS and bends_only(there[0], (there[1], there[2])):
+                bends.add(k)
+        unread = {k for k in bends if not runs[0][k].gaps}
+        if unread:  # as far as torch shows: what TorchScript takes it does not show
+            outcomes = {k: _other_outcome(self.trace.decisions[k].out) for k in unread}
+            try:
+                silent = self._run(0.0, outcomes).value == self.at_point.value
+            except Exception:  # an index that is none
+                silent = False
+            bends = bends if silent else bends - unread
+        for decisions in runs:
+            for decision in decisions:
+                decision.gaps.clear()
+        return bends
 
     def _moves(self, number: int) -> bool:
         """Whether what decides depends on what is varied at all."""
         right, left = (self._values(run, number) for run in self.sides)
         return right is not None and left is not None and not torch.equal(right, left)
 
-    def _first_jump(self, numbers: list[int]) -> _Size | None:
-        """Follow one crossing after the other, until the output jumps; None if there was none."""
-        carried = _NONE
-        done: set[tuple[int, int]] = set()
-        failed: set[tuple[int, int, bool]] = set()
+    def _next(self, lines: list[_Line]) -> tuple[_Line, _Crossing] | None:
+        """Return the crossing that is followed next: of lines of which none was, the nearest; then of others."""
         near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
-        for _ in range(1 if self._is_told else _MOST):
-            crossing = self._nearest(numbers, done, failed)
-            if crossing is None:
-                break
-            if done and abs(crossing.t) > near and (near == _WITHIN or not self._is_straight(crossing)):
-                failed.add((crossing.number, crossing.column, crossing.t > 0.0))
-                continue
-            ends = self._close_in(crossing)
-            if ends is None:
-                failed.add((crossing.number, crossing.column, crossing.t > 0.0))
-                continue
-            done.add((crossing.number, crossing.column))
-            jump = self._jump(crossing, *ends)
-            if jump.size > 0.0 and not jump.carried:
-                self._is_told = True
-                return jump
-            carried = carried if carried.size > 0.0 else jump
-        return carried if done else None
+        found: list[tuple[int, float, _Line, _Crossing]] = []
+        for line in lines:
+            while line.open and len(line.done) < (1 if self._is_told else _MOST):
+                crossing = self._nearest(line)
+                if crossing is None:
+                    break
+                far = line.done and abs(crossing.t) > near
+                if not far or (near != _WITHIN and self._is_straight(crossing)):
+                    found.append((len(line.done), abs(crossing.t), line, crossing))
+                    break
+                line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
+        return min(found, key=lambda each: each[:2])[2:] if found else None
+
+    def _follow(self, line: _Line, crossing: _Crossing) -> None:
+        ends = self._close_in(crossing)
+        if ends is None:
+            line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
+            return
+        line.done.add((crossing.number, crossing.column))
+        jump = self._jump(crossing, *ends)
+        if jump.size > 0.0 and not jump.carried:
+            self._is_told, line.open = True, False
+        if not line.open or not line.jump.size:
+            line.jump = jump
 
     def _drawn(self, numbers: list[int]) -> _Size:
         """Return what another draw makes of the output, where its probabilities move."""
         for k in numbers:
-            first, second = (self._values(run, k) for run in self.sides)
-            if first is None or second is None or torch.equal(first, second):
-                continue
-            held = self.trace.decisions[k].out
-            drawn = held.leaves[0]
-            other = 1 - drawn if "bernoulli" in self.trace.decisions[k].op else (drawn == 0).to(drawn.dtype)
-            changed = self._run(0.0, {k: held._replace(leaves=(other,))}).value
-            size = abs(changed - self.at_point.value)
+            outcome = _other_outcome(self.trace.decisions[k].out)
+            size = abs(self._run(0.0, {k: outcome}).value - self.at_point.value)
             if size > self._noise(0.0):
                 return _Size(size, 0.0)
         return _NONE
@@ -207,19 +252,18 @@ class _Search:
             return None
         return margins.at(decisions[number])
 
-    def _nearest(self, numbers: list[int], done: set[Any], failed: set[Any]) -> _Crossing | None:
+    def _nearest(self, line: _Line) -> _Crossing | None:
         """Return the nearest crossing of what was not followed yet, as far as all runs so far tell."""
         best: _Crossing | None = None
-        for k in numbers:
+        for k in line.numbers:
             margins = self._margins_of(k)
             if margins is None:
                 continue
             for side in (1.0, -1.0):
                 places = self._places(k, side)
-                out = [c for n, c in done if n == k] + [c for n, c, s in failed if n == k and s == (side > 0.0)]
                 if places is None:
                     continue
-                if out:
+                if out := line.left_out(k, side):
                     places[torch.isin(self._columns(k, margins), torch.tensor(out))] = torch.inf
                 i = int(places.argmin())
                 t = float(places[i])
@@ -272,6 +316,8 @@ class _Search:
         points, last = self._points(crossing), crossing.t if self._is_straight(crossing) else math.inf
         halve = 0
         for tries in range(_TRIES):
+            if self.x.left() < 2:
+                return None
             far = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
             if far and abs(points[far].t - points[far - 1].t) <= 2.5 * _WIDTH * abs(points[far].t):
                 return points[far - 1], points[far]
@@ -326,6 +372,13 @@ class _Search:
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+
+
+def _other_outcome(held: Held) -> Held:
+    """Return what a decision did not come to: of a mask the opposite, of places the first two exchanged."""
+    other = lambda x: ~x if x.dtype == torch.bool else (x == 0).to(x.dtype)
+    steps = lambda x: isinstance(x, Tensor) and (len(held.leaves) == 1 or not x.is_floating_point())
+    return held._replace(leaves=tuple(other(x) if steps(x) else x for x in held.leaves))
 
 
 def _root(points: list[_Point], far: int) -> float | None:

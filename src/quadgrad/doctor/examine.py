@@ -17,6 +17,9 @@ from quadgrad.doctor.trace import Call, Order, Trace
 
 __all__ = ["BAR", "Direction", "Examination", "Loss"]
 
+_RUNS, _A_LINE = 25, 6
+"""So many runs are allowed, and so many more for each line that severs."""
+
 BAR, FLOOR = 1e-6, 2e-9
 """What an error bar may be at most, and is at least, of the derivative."""
 
@@ -100,6 +103,13 @@ class Examination:
         self.wrong: list[tuple[Call, Estimate]] = []
         self.single: list[float] = []
         self._single_run: Run | None = None
+        self.live: dict[float, float] = {}
+        """The program's values along the first direction, as far as it was run there."""
+
+    def left(self) -> int:
+        """Return how many runs are left of those that are allowed."""
+        lines = {self.trace.events[k].place.key for k in self.active()}
+        return _RUNS + _A_LINE * len(lines) - self.program.runs
 
     def _direction(self, number: int, scale: str) -> Direction:
         steps = self.program.direction(number, scale)

@@ -102,6 +102,7 @@ def _functions(watch: Watch) -> Generator[None]:
             return original.__func__(cls, *args, **kwargs)
         if cls.__name__ == "CheckpointFunction":  # a reentrant checkpoint runs without gradient: nothing is seen
             return args[0](*args[2:])
+        watch.read((args, kwargs))
         watch.inside += 1
         try:
             result = original.__func__(cls, *args, **kwargs)

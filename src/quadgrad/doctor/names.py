@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "ROUNDINGS", "SELECTIONS",
-    "STATE", "is_in_place", "name_of",
+    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "READS", "ROUNDINGS",
+    "SELECTIONS", "STATE", "is_in_place", "name_of",
 ]  # fmt: skip
 
 
@@ -26,6 +26,12 @@ STATE = _names(
     "retains_grad shape size storage storage_offset stride untyped_storage unwrap_dead_wrappers volatile"
 )
 """What reads or sets a tensor's properties, or asks what no derivative goes through."""
+
+READS = _names(
+    "__contains__ __deepcopy__ __dlpack__ __format__ __reduce_ex__ __repr__ _assert_async _is_all_true _is_any_true "
+    "allclose data_ptr equal is_nonzero storage untyped_storage"
+)
+"""Those by which a program gets to know what a tensor holds."""
 
 MAKES_A_LEAF = _names("requires_grad_ requires_grad=")
 

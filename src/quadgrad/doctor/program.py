@@ -86,6 +86,7 @@ class Program:
         with torch.enable_grad(), rehearsal.open():
             with watching(watch, self.state.see_module, self.state.see_optimiser):
                 result = self.function(*inputs)
+            watch.read(flatten_tree(result)[0])
             self._rehearsed = True
             if order.base is None:
                 watch.close()

@@ -43,7 +43,8 @@ class Decision:
     """A comparison, a rounding, an argmax, a draw: a result that moves in steps.
 
     ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``, or
-    ``"draw"`` where chance decides.
+    ``"draw"`` where chance decides. ``gaps`` are how far apart those values are between which its outcome chooses, for
+    each operation that took it; ``read`` tells that others took it, too.
     """
 
     place: Place
@@ -52,6 +53,8 @@ class Decision:
     quantity: Any = None
     levels: str = "zero"
     reason: str = ""
+    gaps: list[Tensor] = field(default_factory=lambda: [])
+    read: bool = False
 
     @property
     def key(self) -> Any:

@@ -27,6 +27,7 @@ from quadgrad._core._torch import (
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
+from quadgrad.doctor.kinks import gap_between
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.names import (
     COMPARISONS,
@@ -35,6 +36,7 @@ from quadgrad.doctor.names import (
     MAKES_A_LEAF,
     NO_DERIVATIVE,
     RANDOM,
+    READS,
     ROUNDINGS,
     STATE,
     is_in_place,
@@ -77,6 +79,7 @@ class Watch(TorchFunctionMode):
         self._bare: dict[int, Tensor] = {}
         self._edited: set[int] = set()
         self._occurrences: dict[Any, int] = {}
+        self._outcomes: dict[int, tuple[Tensor, Decision]] = {}  # tensors, so that no other one gets their id
         self._start, self._thread = nodes_made(), threading.get_ident()
 
     # ------------------------------------------------------------------------------------- what torch calls
@@ -87,6 +90,8 @@ class Watch(TorchFunctionMode):
         if self.idle:
             return func(*args, **kwargs)
         name = name_of(func)
+        if self._outcomes and (name not in STATE or name in READS):
+            self.read((args, kwargs), name, args, kwargs)
         if name in STATE or name in MAKES_A_LEAF:
             return self._state(func, name, args, kwargs)
         if name == "backward":
@@ -123,6 +128,18 @@ class Watch(TorchFunctionMode):
         elif name in _HOOKS:
             self.trace.suspects.setdefault("a hook", place_of())
         return result
+
+    def read(self, value: Any, name: str = "", args: Any = (), kwargs: Any = None) -> None:
+        """Note that the program goes on with outcomes of decisions: to choose between two values, or as it likes."""
+        for tensor in values.tensors_in(value):
+            held, decision = self._outcomes.get(id(tensor), (None, None))
+            if held is None or decision is None:
+                continue
+            gap = gap_between(name, args, kwargs, held)
+            if gap is None:
+                decision.read = True
+            else:
+                decision.gaps.append(gap)
 
     def made(self, leaf: Tensor) -> None:
         """Note a leaf that the program itself makes."""
@@ -240,7 +257,12 @@ class Watch(TorchFunctionMode):
         if place.owner in ("engine", "optimiser") or (place.owner == "library" and name in COMPARISONS):
             return result  # torch checks what it is given
         quantity, levels = quantity_of(name, args, kwargs, result) if self.order.margins else (None, "")
-        return self.decided(Decision(place, name, values.hold(result), quantity, levels, why_intended()), result)
+        decision = Decision(place, name, values.hold(result), quantity, levels, why_intended())
+        if self.order.margins:
+            steps = [o for o in values.tensors_in(result) if not o.is_floating_point()]
+            self._outcomes.update({id(o): (o, decision) for o in steps})
+            decision.read = not steps  # whoever takes a rounded number may differentiate it: it is not followed
+        return self.decided(decision, result)
 
     def decided(self, decision: Decision, result: Any) -> Any:
         """Note a decision, and return what the order wants in its place."""
@@ -261,7 +283,8 @@ class Watch(TorchFunctionMode):
         place = place_of()
         if place.owner != "user":
             return value
-        return self.decided(Decision(place, op, values.hold(value), quantity, levels, why_intended()), value)
+        decision = Decision(place, op, values.hold(value), quantity, levels, why_intended(), read=True)
+        return self.decided(decision, value)
 
     # ------------------------------------------------------------------------------------ what is written in place
 
@@ -271,9 +294,8 @@ class Watch(TorchFunctionMode):
             result, place = call(), place_of()
             if place.owner in ("engine", "optimiser"):
                 return result
-            outcome = self.decided(
-                Decision(place, name, values.hold(result), quantity, levels, why_intended()), result
-            )
+            decision = Decision(place, name, values.hold(result), quantity, levels, why_intended(), read=True)
+            outcome = self.decided(decision, result)
             if outcome is not result:
                 result.data.copy_(outcome)
             return result
