@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,10 +35,14 @@ _A_CROSSING = 3
 """So many runs a crossing takes at least."""
 
 _WIDTH = 1e-7
-_TRIES, _SECANTS = 24, 4
+_SHOWS = 1e-2
+"""Of its distance: as close to a crossing a jump may show that is much larger than what the output changes there."""
 
-_SCAN = (0.25, 0.5, 1.0, 2.0)
-"""Where decisions are looked at whose next crossing their rates at the point do not tell."""
+_TRIES = 24
+
+_BEHIND = 1.1
+_SCAN = (0.5, -0.5, 1.0, -1.0, 2.0, -2.0)
+"""Where decisions are looked at whose next crossing is not certain: so much behind a guess, and there."""
 
 _KEPT = 4_000_000
 """So many numbers that decide are kept of runs along the direction, which several lines then need not run again."""
@@ -160,19 +165,29 @@ class _Search:
         for line in lines:
             if self.trace.decisions[line.numbers[0]].op in DRAWS:
                 line.jump, line.open = self._drawn(line.numbers), False
-        scan = [s * t for t in _SCAN for s in (1.0, -1.0)]
         while self.x.left() >= _A_CROSSING:
             found = self._next(lines)
             if found is not None:
                 self._follow(*found)
-            elif scan and any(line.open and not line.done for line in lines):
-                # One that stands still at the point, or turns, may all the same change further out.
-                t = scan.pop(0)
-                if not any(0.6 < seen / t < 1.6 for seen in self._runs):
-                    self._run(t)
+            elif (t := self._outlook(lines)) is not None:
+                self._run(t)
             else:
                 break
         return lines
+
+    def _outlook(self, lines: list[_Line]) -> float | None:
+        """Return where to run next: a little behind where a line that was not followed yet may change, or far out.
+
+        A decision that changed between two runs is certain, and each run tells of all lines.
+        """
+        waiting = [line for line in lines if line.open and not line.done]
+        if not waiting:
+            return None
+        guesses = [c.t for line in waiting if (c := self._nearest(line, _NEAR, certain=False)) is not None]
+        for t in (*(_BEHIND * t for t in sorted(guesses, key=abs)), *_SCAN):
+            if not any(0.8 < seen / t < 1.25 for seen in self._runs):
+                return t
+        return None
 
     def _bends(self) -> set[int]:
         """Return which decisions only bend the output, or do nothing."""
@@ -205,24 +220,25 @@ class _Search:
         near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
         found: list[tuple[int, float, _Line, _Crossing]] = []
         for line in lines:
-            while line.open and len(line.done) < (1 if self._is_told else _MOST):
-                crossing = self._nearest(line)
-                if crossing is None:
-                    break
-                far = line.done and abs(crossing.t) > near
-                if not far or (near != _WITHIN and self._is_straight(crossing)):
+            if line.open and len(line.done) < (1 if self._is_told else _MOST):
+                reach = near if near == _WITHIN and line.done else _REACH
+                crossing = self._nearest(line, reach)
+                if crossing is not None:
                     found.append((len(line.done), abs(crossing.t), line, crossing))
-                    break
-                line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
         return min(found, key=lambda each: each[:2])[2:] if found else None
 
     def _follow(self, line: _Line, crossing: _Crossing) -> None:
-        ends = self._close_in(crossing)
-        if ends is None:
+        """Close in on a crossing until a jump shows there, or none can be."""
+        jump = None
+        for closeness in (_SHOWS, _WIDTH):
+            ends = self._close_in(crossing, closeness)
+            jump = jump if ends is None else self._jump(crossing, *ends)
+            if ends is None or (jump is not None and jump.size > 0.0):
+                break
+        if jump is None:
             line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
             return
         line.done.add((crossing.number, crossing.column))
-        jump = self._jump(crossing, *ends)
         if jump.size > 0.0 and not jump.carried:
             self._is_told, line.open = True, False
         if not line.open or not line.jump.size:
@@ -252,22 +268,22 @@ class _Search:
             return None
         return margins.at(decisions[number])
 
-    def _nearest(self, line: _Line) -> _Crossing | None:
-        """Return the nearest crossing of what was not followed yet, as far as all runs so far tell."""
+    def _nearest(self, line: _Line, reach: float, certain: bool = True) -> _Crossing | None:
+        """Return the nearest crossing that was not followed yet: one that is certain, or as far as runs so far tell."""
         best: _Crossing | None = None
         for k in line.numbers:
             margins = self._margins_of(k)
             if margins is None:
                 continue
             for side in (1.0, -1.0):
-                places = self._places(k, side)
+                places = self._places(k, side, certain)
                 if places is None:
                     continue
                 if out := line.left_out(k, side):
                     places[torch.isin(self._columns(k, margins), torch.tensor(out))] = torch.inf
                 i = int(places.argmin())
                 t = float(places[i])
-                if t <= _REACH and (best is None or t < abs(best.t)):
+                if t <= reach and (best is None or t < abs(best.t)):
                     best = _Crossing(k, i, int(self._columns(k, margins)[i]), side * t)
         return best
 
@@ -281,8 +297,11 @@ class _Search:
             return columns
         return 4 * columns + 2 * (here > 0.0) + (right > here)
 
-    def _places(self, number: int, side: float) -> Tensor | None:
-        """Return how far away each margin is zero: between runs, or by secants; infinity where nothing tells."""
+    def _places(self, number: int, side: float, certain: bool) -> Tensor | None:
+        """Return how far away each margin is zero: between runs, or by secants; infinity where nothing tells.
+
+        Certain is what changed between two runs, and what moves in proportion.
+        """
         before = self._values(self.at_point, number)
         if before is None:
             return None
@@ -298,8 +317,18 @@ class _Search:
             near, before = t, margin
         beyond = near - before / slope
         free = places.isinf() & (beyond > near) & (slope != 0.0)
+        if certain:
+            free &= self._straight(number, beyond)
         places = torch.where(free, beyond, places)
         return torch.where(places.isfinite(), places, torch.inf)
+
+    def _straight(self, number: int, places: Tensor) -> Tensor:
+        """Whether margins at the point and beside it tell of no bend all the way to these places."""
+        left, here, right = (self._values(run, number) for run in (self.sides[1], self.at_point, self.sides[0]))
+        if left is None or here is None or right is None:
+            return torch.zeros_like(places, dtype=torch.bool)
+        bend = (right - 2.0 * here + left).abs() * places * 4.0 / self.main.step
+        return bend <= 1e-7 * (right - left).abs()
 
     def _points(self, crossing: _Crossing) -> list[_Point]:
         """Return all runs so far to this side of the point, with the margin there, the nearest first."""
@@ -311,39 +340,39 @@ class _Search:
             found.append(_Point(t, self._runs[t], float(values[crossing.element])))
         return [p for p in found if math.isfinite(p.margin)]
 
-    def _close_in(self, crossing: _Crossing) -> tuple[_Point, _Point] | None:
-        """Return two runs close to each other with the crossing between them."""
-        points, last = self._points(crossing), crossing.t if self._is_straight(crossing) else math.inf
-        halve = 0
-        for tries in range(_TRIES):
-            if self.x.left() < 2:
-                return None
-            far = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
-            if far and abs(points[far].t - points[far - 1].t) <= 2.5 * _WIDTH * abs(points[far].t):
-                return points[far - 1], points[far]
-            if len(points) < 2 or (not far and tries >= _SECANTS):
+    def _close_in(self, crossing: _Crossing, closeness: float) -> tuple[_Point, _Point, float] | None:
+        """Return two runs close to each other with the crossing between them, and what slopes are there."""
+        points, last, halve = self._points(crossing), crossing.t, 0
+        for _ in range(_TRIES):
+            far = _changed(points)
+            if far:
+                near, beyond, slope = points[far - 1], points[far], self._slope(points, far)
+                width = abs(beyond.t - near.t) / abs(beyond.t)
+                shows = abs(beyond.run.value - near.run.value) > self._noise(abs(beyond.t - near.t) * slope)
+                if width <= 2.5 * _WIDTH or (width <= closeness and closeness > _WIDTH and shows):
+                    return near, beyond, self.main.size if width <= 2.5 * _WIDTH else slope
+            if len(points) < 2 or self.x.left() < 2:
                 return None
             root = _root(points, far)
             if far and halve >= 2:
                 root, halve = 0.5 * (points[far].t + points[far - 1].t), 0
             if root is None or abs(root) > _REACH:
                 return None
-            sure = abs(root - last) <= 1e-3 * abs(root)  # the next error is the square of that, about
-            width = points[far].t - points[far - 1].t if far else math.inf
-            for t in (root * (1.0 - _WIDTH), root * (1.0 + _WIDTH)) if sure else (root,):
+            # Of an interpolation the next error is the square of the last one, about.
+            off = abs(root / last - 1.0)
+            around = max(_WIDTH, 4.0 * off**2)
+            width = abs(points[far].t - points[far - 1].t) if far else math.inf
+            for t in (root * (1.0 - around), root * (1.0 + around)) if off <= 0.03 else (root,):
                 points = self._with(points, t, crossing)
-            last = root
-            narrower = next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
-            if narrower and abs(points[narrower].t - points[narrower - 1].t) > 0.5 * abs(width):
+            last, narrower = root, _changed(points)
+            if narrower and abs(points[narrower].t - points[narrower - 1].t) > 0.5 * width:
                 halve += 1
         return None
 
-    def _is_straight(self, crossing: _Crossing) -> bool:
-        """Whether the margin at the point and beside it tells of no bend all the way to the crossing."""
-        values = [self._values(run, crossing.number) for run in (self.sides[1], self.at_point, self.sides[0])]
-        left, here, right = (math.nan if v is None else float(v[crossing.element]) for v in values)
-        bend = abs(right - 2.0 * here + left) * abs(crossing.t) * 4.0 / self.main.step
-        return bend <= 1e-7 * abs(right - left)
+    def _slope(self, points: list[_Point], far: int) -> float:
+        """Return how fast the output changes at most, at the point and before and behind a crossing."""
+        beside = [pair for pair in itertools.pairwise(points) if pair[0] is not points[far - 1]]
+        return max(self.main.size, *(abs((b.run.value - a.run.value) / (b.t - a.t)) for a, b in beside), 0.0)
 
     def _with(self, points: list[_Point], t: float, crossing: _Crossing) -> list[_Point]:
         """Return the points and one more."""
@@ -355,9 +384,10 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ what happens there
 
-    def _jump(self, crossing: _Crossing, near: _Point, far: _Point) -> _Size:
+    def _jump(self, crossing: _Crossing, near: _Point, far: _Point, slope: float) -> _Size:
         """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
-        noise = self._noise(abs(far.t - near.t) * self.main.size)
+        width = abs(far.t - near.t)
+        noise = self._noise(width * slope)
         if abs(far.run.value - near.run.value) <= noise:
             return _NONE
         outcome = far.run.trace.decisions[crossing.number].out
@@ -367,7 +397,8 @@ class _Search:
             crossed = far.run
         size = abs(crossed.value - near.run.value)
         here = self._values(self.at_point, crossing.number)
-        carried = here is not None and abs(far.margin - near.margin) > 1e-2 * abs(float(here[crossing.element]))
+        moved = abs(far.margin - near.margin)
+        carried = here is not None and moved > (1e-2 + 10.0 * width / abs(near.t)) * abs(float(here[crossing.element]))
         return _Size(size, abs(near.t), carried) if size > noise else _NONE
 
     def _noise(self, smooth: float) -> float:
@@ -379,6 +410,11 @@ def _other_outcome(held: Held) -> Held:
     other = lambda x: ~x if x.dtype == torch.bool else (x == 0).to(x.dtype)
     steps = lambda x: isinstance(x, Tensor) and (len(held.leaves) == 1 or not x.is_floating_point())
     return held._replace(leaves=tuple(other(x) if steps(x) else x for x in held.leaves))
+
+
+def _changed(points: list[_Point]) -> int:
+    """Return which one is the first to the other side of zero; 0 if none is."""
+    return next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
 
 
 def _root(points: list[_Point], far: int) -> float | None:
