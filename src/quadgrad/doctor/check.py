@@ -268,7 +268,12 @@ class _Examiner:
         program.state.bases = [base + JITTER * step for base, step in zip(bases, steps, strict=True)]
         single, self.single = self.single, None
         try:
-            again = self._examine(program.run(Order(gradient=True)))
+            base = program.run(Order(gradient=True))
+            if report.verdict == Verdict.UNLOCATED and report.cause != _KINK and Examination(
+                program, base, base.trace, 1
+            ).is_off_at_once():
+                return report
+            again = self._examine(base)
         finally:
             program.state.bases, self.single = bases, single
         if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != _KINK:

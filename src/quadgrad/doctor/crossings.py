@@ -34,9 +34,12 @@ _MOST = 8
 _A_CROSSING = 3
 """So many runs a crossing takes at least."""
 
+_ELSEWHERE = 4
+"""So many are left for what :mod:`quadgrad.doctor.elsewhere` does."""
+
 _WIDTH = 1e-7
 _SHOWS = 1e-2
-"""Of its distance: as close to a crossing a jump may show that is much larger than what the output changes there."""
+"""Of its distance: as close to a crossing a jump may show that is much larger than what slopes make there."""
 
 _TRIES = 24
 
@@ -161,11 +164,12 @@ class _Search:
     def lines(self, numbers: Iterable[list[int]]) -> list[_Line]:
         """Follow crossings of all lines in turn, the nearest first, as long as runs are left for it."""
         bends = self._bends()
-        lines = [_Line(moving) for each in numbers if (moving := [k for k in each if self._moves(k) and k not in bends])]
+        moving = [[k for k in each if k not in bends and self._moves(k)] for each in numbers]
+        lines = [_Line(each) for each in moving if each]
         for line in lines:
             if self.trace.decisions[line.numbers[0]].op in DRAWS:
                 line.jump, line.open = self._drawn(line.numbers), False
-        while self.x.left() >= _A_CROSSING:
+        while self._left() >= _A_CROSSING:
             found = self._next(lines)
             if found is not None:
                 self._follow(*found)
@@ -174,6 +178,10 @@ class _Search:
             else:
                 break
         return lines
+
+    def _left(self) -> int:
+        """Return how many runs are left, but for those that look at lines which sever what changes nothing."""
+        return self.x.left() - (_ELSEWHERE if self.x.idle() else 0)
 
     def _outlook(self, lines: list[_Line]) -> float | None:
         """Return where to run next: a little behind where a line that was not followed yet may change, or far out.
@@ -269,7 +277,7 @@ class _Search:
         return margins.at(decisions[number])
 
     def _nearest(self, line: _Line, reach: float, certain: bool = True) -> _Crossing | None:
-        """Return the nearest crossing that was not followed yet: one that is certain, or as far as runs so far tell."""
+        """Return the nearest crossing that was not followed yet: a certain one, or as far as runs so far tell."""
         best: _Crossing | None = None
         for k in line.numbers:
             margins = self._margins_of(k)
@@ -351,7 +359,7 @@ class _Search:
                 shows = abs(beyond.run.value - near.run.value) > self._noise(abs(beyond.t - near.t) * slope)
                 if width <= 2.5 * _WIDTH or (width <= closeness and closeness > _WIDTH and shows):
                     return near, beyond, self.main.size if width <= 2.5 * _WIDTH else slope
-            if len(points) < 2 or self.x.left() < 2:
+            if len(points) < 2 or self._left() < 2:
                 return None
             root = _root(points, far)
             if far and halve >= 2:
@@ -397,8 +405,8 @@ class _Search:
             crossed = far.run
         size = abs(crossed.value - near.run.value)
         here = self._values(self.at_point, crossing.number)
-        moved = abs(far.margin - near.margin)
-        carried = here is not None and moved > (1e-2 + 10.0 * width / abs(near.t)) * abs(float(here[crossing.element]))
+        before = 0.0 if here is None else abs(float(here[crossing.element]))
+        carried = abs(far.margin - near.margin) > (1e-2 + 10.0 * width / abs(near.t)) * before
         return _Size(size, abs(near.t), carried) if size > noise else _NONE
 
     def _noise(self, smooth: float) -> float:

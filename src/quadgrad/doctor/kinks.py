@@ -14,7 +14,7 @@ from quadgrad.doctor.values import plain_copy
 __all__ = ["bends_only", "gap_between"]
 
 _ORDERS = (1, 2, 3)
-"""Powers of what decides to which the gap between two branches may be proportional: a relu's 1, a Huber loss's 2."""
+"""Powers of what decides that the gap between two branches may be proportional to: a relu's 1, a Huber loss's 2."""
 
 _GAPS: dict[str, Callable[..., Any]] = {
     "where": lambda mask, a, b: a - b,
@@ -25,7 +25,7 @@ _GAPS["__mul__"] = _GAPS["__rmul__"] = _GAPS["mul"]
 
 
 def gap_between(name: str, args: Any, kwargs: Any, mask: Tensor) -> Tensor | None:
-    """Return how far apart the values are between which an operation chooses by a mask; None if it is no such one."""
+    """Return how far apart the values are between which an operation chooses by a mask; None if it does not."""
     if name not in _GAPS or kwargs or mask.dtype != torch.bool:
         return None
     if name == "where" and len(args) == 3 and args[1] is mask:  # x.where(mask, y)

@@ -28,8 +28,8 @@ STATE = _names(
 """What reads or sets a tensor's properties, or asks what no derivative goes through."""
 
 READS = _names(
-    "__contains__ __deepcopy__ __dlpack__ __format__ __reduce_ex__ __repr__ _assert_async _is_all_true _is_any_true "
-    "allclose data_ptr equal is_nonzero storage untyped_storage"
+    "__contains__ __deepcopy__ __dlpack__ __format__ __reduce_ex__ __repr__ _assert_async _is_all_true "
+    "_is_any_true allclose data_ptr equal is_nonzero storage untyped_storage"
 )
 """Those by which a program gets to know what a tensor holds."""
 

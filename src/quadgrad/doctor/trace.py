@@ -43,8 +43,8 @@ class Decision:
     """A comparison, a rounding, an argmax, a draw: a result that moves in steps.
 
     ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``, or
-    ``"draw"`` where chance decides. ``gaps`` are how far apart those values are between which its outcome chooses, for
-    each operation that took it; ``read`` tells that others took it, too.
+    ``"draw"`` where chance decides. ``gaps`` are how far apart the values are between which the outcome chooses,
+    for each operation that took it; ``read`` tells that others took it, too.
     """
 
     place: Place

@@ -130,7 +130,7 @@ class Watch(TorchFunctionMode):
         return result
 
     def read(self, value: Any, name: str = "", args: Any = (), kwargs: Any = None) -> None:
-        """Note that the program goes on with outcomes of decisions: to choose between two values, or as it likes."""
+        """Note that the program uses outcomes of decisions: to choose between two values, or as it likes."""
         for tensor in values.tensors_in(value):
             held, decision = self._outcomes.get(id(tensor), (None, None))
             if held is None or decision is None:
