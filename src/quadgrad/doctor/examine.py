@@ -15,9 +15,9 @@ from quadgrad.doctor.program import Program, Run
 from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate
 from quadgrad.doctor.trace import Call, Order, Trace
 
-__all__ = ["BAR", "Direction", "Examination", "Loss"]
+__all__ = ["A_LINE", "BAR", "RUNS", "Direction", "Examination", "Loss"]
 
-_RUNS, _A_LINE = 25, 6
+RUNS, A_LINE = 25, 6
 """So many runs are allowed, and so many more for each line that severs."""
 
 BAR, FLOOR = 1e-6, 2e-9
@@ -110,7 +110,7 @@ class Examination:
     def left(self) -> int:
         """Return how many runs are left of those that are allowed."""
         lines = {self.trace.events[k].place.key for k in self.active()}
-        return _RUNS + _A_LINE * len(lines) - self.program.runs
+        return RUNS + A_LINE * len(lines) - self.program.runs
 
     def _direction(self, number: int, scale: str) -> Direction:
         steps = self.program.direction(number, scale)

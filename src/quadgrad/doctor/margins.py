@@ -12,6 +12,10 @@ from quadgrad.doctor.trace import Decision
 
 __all__ = ["Margins", "margins_of"]
 
+_TINY = 1e-300
+_ZERO_IS_POSITIVE = frozenset(("__ge__", "__lt__", "ge", "ge_", "greater_equal", "less", "lt", "lt_"))
+"""``x >= 0`` and ``x < 0`` change below zero, others above it; a choice stays what it is among equals."""
+
 
 @dataclass(eq=False)
 class Margins:
@@ -33,9 +37,14 @@ class Margins:
         if quantity is None or here is None or quantity.shape != here.shape:
             return None
         if self.order is not None:
-            return _ranked(quantity, self.order, self.decision.levels).flatten()
+            return self._none_zero(_ranked(quantity, self.order, self.decision.levels).flatten())
         one = quantity.flatten()
-        return torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level
+        return self._none_zero(torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level)
+
+    def _none_zero(self, margins: Tensor) -> Tensor:
+        """Return margins of which those that are zero have the sign of the side to which zero belongs."""
+        positive = self.order is not None or self.decision.op in _ZERO_IS_POSITIVE
+        return torch.where(margins == 0.0, _TINY if positive else -_TINY, margins)
 
 
 def margins_of(decision: Decision, integrates: bool) -> Margins | None:
