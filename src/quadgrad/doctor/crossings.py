@@ -41,6 +41,9 @@ _WIDTH = 1e-7
 _SHOWS = 1e-2
 """Of its distance: as close to a crossing a jump may show that is much larger than what slopes make there."""
 
+_NARROWER, _STAYS = 0.125, 0.5
+"""Of a bend no more than an eighth is left at an eighth of the distance; of a jump much more than that."""
+
 _TRIES = 24
 
 _BEHIND = 1.1
@@ -143,6 +146,7 @@ class _Search:
         ]
         self._kept = max(self._kept, _KEPT // max(1, sum(sizes)))
         self._margins: dict[int, Margins | None] = {}
+        self._bends: dict[int, Tensor] = {}
         self._more = 0
         self._is_told = abs(main.gap) > 3.0 * main.bar(examination.floor)  # then the verdict is no OK anyway
 
@@ -164,8 +168,8 @@ class _Search:
 
     def lines(self, numbers: Iterable[list[int]]) -> list[_Line]:
         """Follow crossings of all lines in turn, the nearest first, as long as runs are left for it."""
-        bends = self._bends()
-        moving = [[k for k in each if k not in bends and self._moves(k)] for each in numbers]
+        self._find_bends()
+        moving = [[k for k in each if self._moves(k)] for each in numbers]
         lines = [_Line(each) for each in moving if each]
         for line in lines:
             if self.trace.decisions[line.numbers[0]].op in DRAWS:
@@ -204,31 +208,35 @@ class _Search:
                 return t
         return None
 
-    def _bends(self) -> set[int]:
-        """Return which decisions only bend the output, or do nothing."""
+    def _find_bends(self) -> None:
+        """Find out which decisions, or elements of them, only bend the output, or do nothing."""
         runs = [run.trace.decisions for run in (self.at_point, *self.sides)]
-        bends: set[int] = set()
         for k, known in enumerate(self.trace.decisions):
             there = [decisions[k] for decisions in runs if k < len(decisions) and decisions[k].key == known.key]
-            if len(there) == len(runs) and known.op not in DRAWS and bends_only(there[0], (there[1], there[2])):
-                bends.add(k)
-        unread = {k for k in bends if not runs[0][k].gaps}
+            if len(there) == len(runs) and known.op not in DRAWS:
+                bends = bends_only(there[0], (there[1], there[2]))
+                if bends is not None:
+                    self._bends[k] = bends.flatten()
+        unread = [k for k in self._bends if not runs[0][k].gaps]
         if unread:  # as far as torch shows: what TorchScript takes it does not show
             outcomes = {k: _other_outcome(self.trace.decisions[k].out) for k in unread}
             try:
                 silent = self._run(0.0, outcomes).value == self.at_point.value
             except Exception:  # an index that is none
                 silent = False
-            bends = bends if silent else bends - unread
+            for k in () if silent else unread:
+                del self._bends[k]
         for decisions in runs:
             for decision in decisions:
                 decision.gaps.clear()
-        return bends
 
     def _moves(self, number: int) -> bool:
         """Whether what decides depends on what is varied at all."""
+        if number in self._bends and bool(self._bends[number].all()):
+            return False
         right, left = (self._values(run, number) for run in self.sides)
-        return right is not None and left is not None and not torch.equal(right, left)
+        known = right is not None and left is not None
+        return known and (not torch.equal(right, left) or self.at_point.trace.decisions[number].levels == "outcome")
 
     def _next(self, lines: list[_Line]) -> tuple[_Line, _Crossing] | None:
         """Return the crossing that is followed next: of lines of which none was, the nearest; then of others."""
@@ -245,11 +253,13 @@ class _Search:
     def _follow(self, line: _Line, crossing: _Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
         jump = None
-        for closeness in (_SHOWS, _WIDTH):
+        by_outcome = self.at_point.trace.decisions[crossing.number].levels == "outcome"
+        for closeness in (_SHOWS, _WIDTH) if not by_outcome else ():
             ends = self._close_in(crossing, closeness)
             jump = jump if ends is None else self._jump(crossing, *ends)
             if ends is None or (jump is not None and jump.size > 0.0):
                 break
+        jump = self._bisect(crossing) if by_outcome else jump
         if jump is None:
             line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
             return
@@ -335,6 +345,8 @@ class _Search:
         if certain:
             free &= self._straight(number, beyond)
         places = torch.where(free, beyond, places)
+        if number in self._bends:
+            places[self._bends[number]] = torch.inf
         return torch.where(places.isfinite(), places, torch.inf)
 
     def _straight(self, number: int, places: Tensor) -> Tensor:
@@ -405,16 +417,37 @@ class _Search:
         noise = self._noise(width * slope)
         if abs(far.run.value - near.run.value) <= noise:
             return _NONE
-        outcome = far.run.trace.decisions[crossing.number].out
-        try:
-            crossed = self._run(near.t, {crossing.number: outcome})
-        except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
-            crossed = far.run
-        size = abs(crossed.value - near.run.value)
+        size = self._exchanged(crossing.number, near, far)
         here = self._values(self.at_point, crossing.number)
         before = 0.0 if here is None else abs(float(here[crossing.element]))
         carried = abs(far.margin - near.margin) > (1e-2 + 10.0 * width / abs(near.t)) * before
         return _Size(size, abs(near.t), carried) if size > noise else _NONE
+
+    def _exchanged(self, number: int, near: _Point, far: _Point) -> float:
+        """Return what the outcome that a decision has elsewhere changes of the output."""
+        outcome = far.run.trace.decisions[number].out
+        try:
+            value = self._run(near.t, {number: outcome}).value
+        except Exception:  # with an outcome that its own numbers contradict, a program may refuse to go on
+            value = far.run.value
+        return abs(value - near.run.value)
+
+    def _bisect(self, crossing: _Crossing) -> _Size | None:
+        """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide.
+
+        What the new outcome changes stays as large near the place as it is at the point, or shrinks.
+        """
+        points = self._points(crossing)
+        while far := _changed(points):
+            near, beyond = points[far - 1], points[far]
+            if abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t):
+                there = self._exchanged(crossing.number, near, beyond)
+                here = self._exchanged(crossing.number, points[0], beyond) if there > self._noise(0.0) else math.inf
+                return _Size(there, abs(near.t)) if there > _STAYS * here else _NONE
+            if self._left() < _A_CROSSING:
+                return None
+            points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
+        return None
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth

@@ -15,7 +15,7 @@ from quadgrad.doctor.trace import Order
 __all__ = ["find_elsewhere"]
 
 _PLACES = (0.5, -1.0, 2.0)
-_NARROWER, _STAYS = 0.25, 0.6
+_NARROWER, _STAYS, _BENDS = 0.25, 0.6, 3
 """What a jump keeps of its size where what is around it becomes so much narrower; a bend shrinks with it."""
 
 
@@ -73,7 +73,7 @@ class _Comparison:
 
     def follow(self, loss: Loss, place: float) -> tuple[float, float]:
         """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it bends."""
-        near, beyond = 0.0, [(place, self.difference(loss.numbers, place))]
+        near, beyond, bends = 0.0, [(place, self.difference(loss.numbers, place))], 0
         while self.x.left() >= 2:
             t = 0.5 * (near + beyond[-1][0])
             size = self.difference(loss.numbers, t)
@@ -83,6 +83,9 @@ class _Comparison:
                 beyond.append((t, size))
             last, size = beyond[-1]
             wider = [s for t, s in beyond if abs(last - near) <= _NARROWER * abs(t - near)]
-            if wider:
-                return (size, abs(last)) if size > _STAYS * wider[-1] else (0.0, 0.0)
+            if wider and size > _STAYS * wider[-1]:
+                return size, abs(last)
+            bends += bool(wider)
+            if bends == _BENDS:
+                break
         return 0.0, 0.0

@@ -38,24 +38,26 @@ def gap_between(name: str, args: Any, kwargs: Any, mask: Tensor) -> Tensor | Non
     return plain_copy(gap)[0] if isinstance(gap, Tensor) and gap.is_floating_point() else None
 
 
-def bends_only(point: Decision, sides: tuple[Decision, Decision]) -> bool:
-    """Whether what a decision chooses between comes together exactly where it falls otherwise.
+def bends_only(point: Decision, sides: tuple[Decision, Decision]) -> Tensor | None:
+    """Return which elements of a decision only bend the output: what they choose between comes together there.
 
-    The gap is a power of what decides, times a constant: at the point, and to both sides of it. What has no
-    gap, and was not read, changes nothing.
+    The gap is a power of what decides, times a constant: at the point, and to both sides of it. None where
+    that cannot be told; of what was not read nothing does more than bend.
     """
     runs = (point, *sides)
-    if point.levels != "zero" or any(d.read or len(d.gaps) != len(point.gaps) for d in runs):
-        return not any(d.read or d.gaps for d in runs)
+    if not any(d.read or d.gaps for d in runs):
+        return torch.ones((), dtype=torch.bool)
     margins = [d.quantity for d in runs]
-    if not all(isinstance(m, Tensor) for m in margins):
-        return False
-    return all(_is_power([d.gaps[i] for d in runs], margins) for i in range(len(point.gaps)))
+    known = point.levels == "zero" and all(isinstance(m, Tensor) for m in margins)
+    if not known or any(d.read or len(d.gaps) != len(point.gaps) for d in runs):
+        return None
+    fits = [_is_power([d.gaps[i] for d in runs], margins) for i in range(len(point.gaps))]
+    return torch.stack([each for each in fits if each is not None]).all(0) if None not in fits else None
 
 
-def _is_power(gaps: list[Tensor], margins: list[Tensor]) -> bool:
+def _is_power(gaps: list[Tensor], margins: list[Tensor]) -> Tensor | None:
     if any(each.shape != margins[0].shape for each in (*gaps, *margins)):
-        return False
+        return None
     gap, margin = gaps[0].double(), margins[0]
     eps = torch.finfo(gaps[0].dtype).eps
     powers: list[Tensor] = []
@@ -64,7 +66,8 @@ def _is_power(gaps: list[Tensor], margins: list[Tensor]) -> bool:
         for there, moved in zip(gaps[1:], margins[1:], strict=True):
             change = (moved**order - margin**order).abs()
             off = (there.double() * margin**order - gap * moved**order).abs()
-            told = change > 1e-9 * margin.abs() ** order  # of one that hardly moves nothing is told
+            # Of what hardly moves nothing is told; what stands still does not cross.
+            told = (change > 1e-9 * margin.abs() ** order) | (moved == margin)
             fits &= told & (off <= gap.abs() * (1e-6 * change + 8.0 * eps * margin.abs() ** order))
         powers.append(fits)
-    return bool(torch.stack(powers).any(0).all())
+    return torch.stack(powers).any(0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quadgrad.doctor.names import SELECTIONS
 from quadgrad.doctor.trace import Decision
+from quadgrad.doctor.values import same_outcome
 
 __all__ = ["Margins", "margins_of"]
 
@@ -32,6 +33,8 @@ class Margins:
 
     def at(self, decision: Decision) -> Tensor | None:
         """Return the margins in another run; None where it decides on something of another shape."""
+        if self.decision.levels == "outcome":
+            return torch.tensor([1.0 if same_outcome(self.decision.out, decision.out) else -1.0]).double()
         quantity = _numbers(decision)
         here = _numbers(self.decision)
         if quantity is None or here is None or quantity.shape != here.shape:
@@ -48,7 +51,9 @@ class Margins:
 
 
 def margins_of(decision: Decision, integrates: bool) -> Margins | None:
-    """Return the margins of a decision at the point; None where the numbers that decide are not known."""
+    """Return the margins of a decision at the point; None where it decides on nothing."""
+    if decision.levels == "outcome":
+        return Margins(decision, torch.zeros(1), torch.zeros(1, dtype=torch.long))
     x = _numbers(decision)
     if x is None or x.numel() == 0:
         return None

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = [
     "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "READS", "ROUNDINGS",
-    "SELECTIONS", "STATE", "is_in_place", "name_of",
+    "SELECTIONS", "SHAPED", "STATE", "STEPPING", "is_in_place", "name_of",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ ROUNDINGS = (
     | dict.fromkeys(
         _names(
             "__floordiv__ __mod__ __rfloordiv__ __rmod__ bool floor_divide fmod hardshrink heaviside remainder sgn "
-            "sign sign_ signbit threshold threshold_"
+            "sign sign_ signbit threshold threshold_ _threshold"
         ),
         "zero",
     )
@@ -58,7 +58,16 @@ ROUNDINGS = (
 SELECTIONS = _names("argmax argmin argsort bucketize max median min msort searchsorted sort topk unique")
 """Operations that tell places, which change by steps."""
 
+SHAPED = _names(
+    "empty_like full_like new_empty new_full new_ones new_zeros ones_like randint_like zeros_like __getitem__ "
+    "get_default_dtype stride size"
+)
+"""Operations of which only the shape depends on what they are given."""
+
 DRAWS = _names("bernoulli bernoulli_ multinomial poisson binomial")
+
+STEPPING = COMPARISONS | frozenset(ROUNDINGS) | SELECTIONS | DRAWS | _names("to type as_tensor tensor astype")
+"""What moves in steps, and in which numbers it does."""
 
 RANDOM = DRAWS | _names(
     "_sample_dirichlet _standard_gamma cauchy_ exponential_ geometric_ log_normal_ normal normal_ rand_like "

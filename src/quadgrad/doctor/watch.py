@@ -39,6 +39,7 @@ from quadgrad.doctor.names import (
     READS,
     ROUNDINGS,
     STATE,
+    STEPPING,
     is_in_place,
     name_of,
 )  # fmt: skip
@@ -47,7 +48,7 @@ from quadgrad.doctor.places import place_of
 from quadgrad.doctor.trace import Decision, Event, Met, Order, Problem, Trace
 from quadgrad.doctor.wide import widen
 
-__all__ = ["Watch", "carries", "same_outcome"]
+__all__ = ["Watch", "carries"]
 
 _OPTIMISER = "what an optimiser does"
 _BARE = ("data", "detach")
@@ -169,7 +170,7 @@ class Watch(TorchFunctionMode):
         if kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.made(result)
             self.trace.rewrapped.append(place_of())
-        if is_decision(name, args, result):
+        if is_decision(name, args, result, flows):
             return self._decide(name, args, kwargs, result)
         outs = flatten_tree(result)[0] if not isinstance(result, Tensor) else [result]
         if name in _BARE and not flows and isinstance(result, Tensor):
@@ -254,8 +255,9 @@ class Watch(TorchFunctionMode):
 
     def _decide(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
         place = place_of()
-        if place.owner in ("engine", "optimiser") or (place.owner == "library" and name in COMPARISONS):
-            return result  # torch checks what it is given
+        checks = name in COMPARISONS or name not in STEPPING  # torch checks what it is given
+        if place.owner in ("engine", "optimiser") or (place.owner == "library" and checks):
+            return result
         quantity, levels = quantity_of(name, args, kwargs, result) if self.order.margins else (None, "")
         decision = Decision(place, name, values.hold(result), quantity, levels, why_intended())
         if self.order.margins:
@@ -272,7 +274,7 @@ class Watch(TorchFunctionMode):
             return _joined(self.order.outcomes[number], result)
         if base is not None and not self.trace.parted:
             known = base.decisions[number] if number < len(base.decisions) else None
-            if known is None or known.key != decision.key or not same_outcome(known.out, decision.out):
+            if known is None or known.key != decision.key or not values.same_outcome(known.out, decision.out):
                 self.trace.flipped.add(number)
         return result
 
@@ -438,17 +440,6 @@ def _detail(args: Any, kwargs: Any, result: Any) -> str:
     if kinds or (isinstance(result, Tensor) and not (result.is_floating_point() or result.is_complex())):
         return "integer"
     return ""
-
-
-def same_outcome(a: values.Held, b: values.Held) -> bool:
-    """Whether what moves in steps is the same, whatever else an operation returned."""
-    if len(a.leaves) != len(b.leaves):
-        return False
-    return all(
-        values.same(values.Held((x,), None, ((),)), values.Held((y,), None, ((),)))
-        for x, y in zip(a.leaves, b.leaves, strict=True)
-        if not (isinstance(x, Tensor) and x.is_floating_point() and len(a.leaves) > 1)
-    )
 
 
 def _joined(outcome: values.Held, result: Any) -> Any:
