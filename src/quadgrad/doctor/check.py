@@ -269,9 +269,11 @@ class _Examiner:
         single, self.single = self.single, None
         try:
             base = program.run(Order(gradient=True))
-            if report.verdict == Verdict.UNLOCATED and report.cause != _KINK and Examination(
-                program, base, base.trace, 1
-            ).is_off_at_once():
+            if (
+                report.verdict == Verdict.UNLOCATED
+                and report.cause != _KINK
+                and Examination(program, base, base.trace, 1).is_off_at_once()
+            ):
                 return report
             again = self._examine(base)
         finally:

@@ -16,6 +16,7 @@ from quadgrad.doctor.kinks import bends_only
 from quadgrad.doctor.margins import Margins, margins_of
 from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
+from quadgrad.doctor.together import Crossing, Together
 from quadgrad.doctor.trace import Decision, Event, Order
 from quadgrad.doctor.values import Held
 
@@ -62,15 +63,6 @@ class Jump:
     count: int
     size: float
     distance: float
-
-
-class _Crossing(NamedTuple):
-    """A decision's margin that is thought to be zero at ``t``; ``column`` is what it stands for."""
-
-    number: int
-    element: int
-    column: int
-    t: float
 
 
 class _Size(NamedTuple):
@@ -148,6 +140,7 @@ class _Search:
         self._margins: dict[int, Margins | None] = {}
         self._bends: dict[int, Tensor] = {}
         self._more = 0
+        self._together = Together(examination, self.at_point, self._values)
         self._is_told = abs(main.gap) > 3.0 * main.bar(examination.floor)  # then the verdict is no OK anyway
 
     def _run(self, t: float, outcomes: Any = None) -> Run:
@@ -182,7 +175,7 @@ class _Search:
             t = self._outlook(lines) if found is None else None
             if self._left() < _A_CROSSING or (found is None and t is None):
                 return lines
-            if found is not None:
+            if found is not None and not (found[0].done and self._follow_together(lines)):
                 self._follow(*found)
             elif t is not None:
                 self._run(t)
@@ -238,10 +231,10 @@ class _Search:
         known = right is not None and left is not None
         return known and (not torch.equal(right, left) or self.at_point.trace.decisions[number].levels == "outcome")
 
-    def _next(self, lines: list[_Line]) -> tuple[_Line, _Crossing] | None:
+    def _next(self, lines: list[_Line]) -> tuple[_Line, Crossing] | None:
         """Return the crossing that is followed next: of lines of which none was, the nearest; then of others."""
         near = _WITHIN if self.x.program.rehearsal.kept else _NEAR
-        found: list[tuple[int, float, _Line, _Crossing]] = []
+        found: list[tuple[int, float, _Line, Crossing]] = []
         for line in lines:
             if line.open and len(line.done) < (1 if self._is_told else _MOST):
                 reach = near if near == _WITHIN and line.done else _REACH
@@ -250,7 +243,7 @@ class _Search:
                     found.append((len(line.done), abs(crossing.t), line, crossing))
         return min(found, key=lambda each: each[:2])[2:] if found else None
 
-    def _follow(self, line: _Line, crossing: _Crossing) -> None:
+    def _follow(self, line: _Line, crossing: Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
         jump = None
         by_outcome = self.at_point.trace.decisions[crossing.number].levels == "outcome"
@@ -268,6 +261,33 @@ class _Search:
             self._is_told, line.open = True, False
         if not line.open or not line.jump.size:
             line.jump = jump
+
+    def _follow_together(self, lines: list[_Line]) -> bool:
+        """Cross in one step what moves in proportion; return whether that only bent the output."""
+        waiting: list[Crossing] = []
+        for line in lines:
+            for k in line.numbers if line.open else ():
+                for side in (1.0, -1.0):
+                    waiting += self._straight_ones(line, k, side)
+        crossed, jumps, distance = self._together.cross(sorted(waiting, key=lambda crossing: abs(crossing.t)))
+        for line in lines:
+            line.done |= {(c.number, c.column) for c in crossed if c.number in line.numbers}
+            for k in jumps.keys() & set(line.numbers):
+                line.jump, line.open, self._is_told = _Size(jumps[k], distance), False, True
+        return bool(crossed)
+
+    def _straight_ones(self, line: _Line, number: int, side: float) -> list[Crossing]:
+        """Return crossings of a decision that are not between runs, but certain."""
+        margins, places = self._margins_of(number), self._places(number, side, certain=True)
+        if margins is None or places is None or margins.order is not None:
+            return []
+        columns, out = self._columns(number, margins), line.left_out(number, side)
+        near = places.argsort()[:_MOST].tolist()
+        return [
+            Crossing(number, i, int(columns[i]), side * float(places[i]))
+            for i in near
+            if float(places[i]) <= _NEAR and int(columns[i]) not in out
+        ]
 
     def _drawn(self, numbers: list[int]) -> _Size:
         """Return what another draw makes of the output, where its probabilities move."""
@@ -293,9 +313,9 @@ class _Search:
             return None
         return margins.at(decisions[number])
 
-    def _nearest(self, line: _Line, reach: float, certain: bool = True) -> _Crossing | None:
+    def _nearest(self, line: _Line, reach: float, certain: bool = True) -> Crossing | None:
         """Return the nearest crossing that was not followed yet: a certain one, or as far as runs so far tell."""
-        best: _Crossing | None = None
+        best: Crossing | None = None
         for k in line.numbers:
             margins = self._margins_of(k)
             if margins is None:
@@ -309,7 +329,7 @@ class _Search:
                 i = int(places.argmin())
                 t = float(places[i])
                 if t <= reach and (best is None or t < abs(best.t)):
-                    best = _Crossing(k, i, int(self._columns(k, margins)[i]), side * t)
+                    best = Crossing(k, i, int(self._columns(k, margins)[i]), side * t)
         return best
 
     def _columns(self, number: int, margins: Margins) -> Tensor:
@@ -357,7 +377,7 @@ class _Search:
         bend = (right - 2.0 * here + left).abs() * places * 4.0 / self.main.step
         return bend <= 1e-7 * (right - left).abs()
 
-    def _points(self, crossing: _Crossing) -> list[_Point]:
+    def _points(self, crossing: Crossing) -> list[_Point]:
         """Return all runs so far to this side of the point, with the margin there, the nearest first."""
         found: list[_Point] = []
         for t in sorted((t for t in self._runs if t * crossing.t >= 0.0), key=abs):
@@ -367,7 +387,7 @@ class _Search:
             found.append(_Point(t, self._runs[t], float(values[crossing.element])))
         return [p for p in found if math.isfinite(p.margin)]
 
-    def _close_in(self, crossing: _Crossing, closeness: float) -> tuple[_Point, _Point, float] | None:
+    def _close_in(self, crossing: Crossing, closeness: float) -> tuple[_Point, _Point, float] | None:
         """Return two runs close to each other with the crossing between them, and what slopes are there."""
         points, last, halve = self._points(crossing), crossing.t, 0
         for _ in range(_TRIES):
@@ -401,7 +421,7 @@ class _Search:
         beside = [pair for pair in itertools.pairwise(points) if pair[0] is not points[far - 1]]
         return max(self.main.size, *(abs((b.run.value - a.run.value) / (b.t - a.t)) for a, b in beside), 0.0)
 
-    def _with(self, points: list[_Point], t: float, crossing: _Crossing) -> list[_Point]:
+    def _with(self, points: list[_Point], t: float, crossing: Crossing) -> list[_Point]:
         """Return the points and one more."""
         run = self._run(t)
         values = self._values(run, crossing.number)
@@ -411,7 +431,7 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ what happens there
 
-    def _jump(self, crossing: _Crossing, near: _Point, far: _Point, slope: float) -> _Size:
+    def _jump(self, crossing: Crossing, near: _Point, far: _Point, slope: float) -> _Size:
         """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
         width = abs(far.t - near.t)
         noise = self._noise(width * slope)
@@ -432,7 +452,7 @@ class _Search:
             value = far.run.value
         return abs(value - near.run.value)
 
-    def _bisect(self, crossing: _Crossing) -> _Size | None:
+    def _bisect(self, crossing: Crossing) -> _Size | None:
         """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide.
 
         What the new outcome changes stays as large near the place as it is at the point, or shrinks.

@@ -28,6 +28,7 @@ _STEPS = (1.0, 0.5, 0.25)
 _STEADY, _SMOOTH = 1e-5, 1e-3
 """Up to such shares of the derivative differences of several steps are the same, and those of a smooth function."""
 
+
 @dataclass(eq=False)
 class Direction:
     """One direction: autograd's derivative along it, the true one, and their scale."""
@@ -161,10 +162,9 @@ class Examination:
         curvature = 10.0 * abs(main.slopes[last] - main.true.value) / main.size / last**2
         # As small as rounding allows: kinks lie further away then.
         h = min(max(2.0 * self.rounding(1.0) / main.size / (0.5 * self._share(main)), self.ladder[2]), last)
-        right, left = self.pair(lambda: Order(base=self.trace), direction, h)
-        slope = (right.value - left.value) / (2.0 * h)
-        if right.trace.parted or left.trace.parted or not math.isfinite(slope):
+        if not self._difference(direction, h, self.decides):
             return False
+        slope = direction.slopes[h]
         estimate = _at_least(Estimate(slope, 2.0 * self.rounding(h), main.true.ratio), main, direction.size)
         estimate = replace(estimate, error=estimate.error + curvature * h**2 * direction.size)
         if not self._is_enough(replace(direction, true=estimate), main):

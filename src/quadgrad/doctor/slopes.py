@@ -57,4 +57,3 @@ def extrapolate(slopes: Sequence[float], rounding: float, ratio: float = 1.0) ->
     left = abs(late - early) / 2.0
     last = abs(third - second)
     return Estimate(value, left + 2.0 * rounding, min(1.0, 4.0 * left / last) if last > 0.0 else 0.0)
-
