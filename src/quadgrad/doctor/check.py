@@ -158,7 +158,7 @@ class _Examiner:
             first = self._first_run()
             if isinstance(first, Report):
                 return first
-            if any(t.dtype in NARROW for t in self.program.sources):
+            if first.narrow or any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
             if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.precise:

@@ -228,8 +228,9 @@ class _Search:
         if number in self._bends and bool(self._bends[number].all()):
             return False
         right, left = (self._values(run, number) for run in self.sides)
-        known = right is not None and left is not None
-        return known and (not torch.equal(right, left) or self.at_point.trace.decisions[number].levels == "outcome")
+        if right is None or left is None:
+            return False
+        return not torch.equal(right, left) or self.at_point.trace.decisions[number].levels == "outcome"
 
     def _next(self, lines: list[_Line]) -> tuple[_Line, Crossing] | None:
         """Return the crossing that is followed next: of lines of which none was, the nearest; then of others."""

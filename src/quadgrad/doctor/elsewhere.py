@@ -29,7 +29,9 @@ def find_elsewhere(x: Examination) -> tuple[list[Jump], list[str]]:
     place = next((t for t in _PLACES if x.left() >= 2 and compare.difference(every, t)), None)
     jumps: list[Jump] = []
     notes: list[str] = []
-    for loss in idle if place is not None else ():
+    if place is None:
+        return jumps, notes
+    for loss in idle:
         if x.left() < 1 or not compare.difference(loss.numbers, place):
             continue
         event = x.trace.events[loss.numbers[0]]

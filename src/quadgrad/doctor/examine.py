@@ -182,8 +182,13 @@ class Examination:
         """Whether a derivative is known well, and autograd agrees or there are lines to blame."""
         # Where lines sever, a gap is no sign that steps are too large, if the first direction has one, too.
         explained = self._blames() and (main is None or self._is_off(main))
-        known = direction.true.error <= self._share(main) * direction.size
+        known = direction.true.error <= self._share(main) * direction.size or self.is_zero(direction)
         return known and (explained or not self._is_off(direction))
+
+    def is_zero(self, direction: Direction) -> bool:
+        """Whether the output changes by no more than its rounding."""
+        rounding = 10.0 * self.rounding(direction.step or 1.0)
+        return max(abs(direction.true.value), abs(direction.autograd), direction.scale) <= rounding
 
     def _is_off(self, direction: Direction) -> bool:
         """Whether autograd's derivative is another one than the true one."""
@@ -235,6 +240,7 @@ class Examination:
     def _try(self, direction: Direction, h: float, main: Direction | None, more: bool) -> None:
         """Take differences with a step and its half (and a quarter), and keep the best estimate."""
         slopes: list[float] = []
+        step = h
         for share in _STEPS if main is None else _STEPS[1:]:
             step = h * share
             if not self._difference(direction, step, main is None and share == _STEPS[-1] and self.decides):
@@ -243,7 +249,8 @@ class Examination:
             if main is None and self.stop_at_kink and len(slopes) == 2 and self._is_kink(direction):
                 self.at_kink = True
                 return
-            if main is None and more and len(slopes) == 2 and abs(slopes[1] - slopes[0]) > _SMOOTH * direction.size:
+            size = max(direction.size, abs(slopes[-1]))
+            if main is None and more and len(slopes) == 2 and abs(slopes[1] - slopes[0]) > _SMOOTH * size:
                 return
             looks = len(slopes) == (2 if self.stop_at_kink and main is None else 1)
             if looks and more and self._is_far(direction, slopes[-1]) and not self._stands(direction):

@@ -58,10 +58,7 @@ ROUNDINGS = (
 SELECTIONS = _names("argmax argmin argsort bucketize max median min msort searchsorted sort topk unique")
 """Operations that tell places, which change by steps."""
 
-SHAPED = _names(
-    "empty_like full_like new_empty new_full new_ones new_zeros ones_like randint_like zeros_like __getitem__ "
-    "get_default_dtype stride size"
-)
+SHAPED = _names("empty_like full_like new_empty new_full new_ones new_zeros ones_like randint_like zeros_like")
 """Operations of which only the shape depends on what they are given."""
 
 DRAWS = _names("bernoulli bernoulli_ multinomial poisson binomial")

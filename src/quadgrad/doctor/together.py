@@ -53,7 +53,7 @@ class Together:
         if distance > _FAR:
             return [], {}, 0.0
         every = [d.steps for d, _, _ in directions]
-        steps = [sum(share * s for share, s in zip(shares, each, strict=True)) for each in zip(*every, strict=True)]
+        steps = [_weighed(shares, each) for each in zip(*every, strict=True)]
         run = lambda t, outcomes: self.x.program.run(
             Order(base=self.x.trace, margins=True, outcomes=outcomes), steps, t
         )
@@ -88,3 +88,10 @@ class Together:
     def _margin(self, crossing: Crossing, run: Run) -> float:
         values = self.values(run, crossing.number)
         return float("nan") if values is None else float(values[crossing.element])
+
+
+def _weighed(shares: Sequence[float], steps: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(steps[0])
+    for share, step in zip(shares, steps, strict=True):
+        total = total + share * step
+    return total

@@ -135,6 +135,7 @@ class Trace:
     suspects: dict[str, Place] = field(default_factory=lambda: {})
     problems: list[Problem] = field(default_factory=lambda: [])
     objectives: list[Any] = field(default_factory=lambda: [])
+    samples: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: [])
     generators: list[Any] = field(default_factory=lambda: [])
     rewrapped: list[Place] = field(default_factory=lambda: [])
     aliases: dict[int, Tensor] = field(default_factory=lambda: {})

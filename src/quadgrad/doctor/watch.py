@@ -27,6 +27,7 @@ from quadgrad._core._torch import (
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
+from quadgrad.doctor.implicit import IMPLICIT, moved_sample
 from quadgrad.doctor.kinks import gap_between
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.names import (
@@ -38,6 +39,7 @@ from quadgrad.doctor.names import (
     RANDOM,
     READS,
     ROUNDINGS,
+    SHAPED,
     STATE,
     STEPPING,
     is_in_place,
@@ -165,6 +167,8 @@ class Watch(TorchFunctionMode):
         flows = any(carries(t) for t in tensors)
         state = self._random_state(name, kwargs) if name in RANDOM else None
         result = call()
+        if name in IMPLICIT and isinstance(result, Tensor) and carries(result):
+            return self.sampled(name, args[0], result)
         if self.order.anomaly:
             self._guard(name, result)
         if kwargs.get("requires_grad") and isinstance(result, Tensor):
@@ -177,7 +181,7 @@ class Watch(TorchFunctionMode):
             self._bare[id(result)] = result  # what is written to it autograd connects with this object only
         if not flows or (name not in NO_DERIVATIVE and any(isinstance(o, Tensor) and carries(o) for o in outs)):
             return result
-        if not any(values.is_continuous(o) for o in outs):
+        if name in SHAPED or not any(values.is_continuous(o) for o in outs):
             return result
         place = place_of()
         if place.owner in ("engine", "optimiser"):
@@ -189,6 +193,16 @@ class Watch(TorchFunctionMode):
         if shared is not None:
             self.trace.aliases[len(self.trace.events) - 1] = shared
         return result
+
+    def sampled(self, name: str, concentration: Tensor, sample: Tensor) -> Tensor:
+        """Return a sample with an implicit derivative: that of the first run, moved as torch believes."""
+        if belongs_to_transform(sample) or belongs_to_transform(concentration):
+            return sample
+        number, base = len(self.trace.samples), self.order.base
+        self.trace.samples.append((sample.detach().clone(), concentration.detach().clone()))
+        if base is None or number >= len(base.samples) or base.samples[number][0].shape != sample.shape:
+            return sample
+        return moved_sample(name, *base.samples[number], concentration)
 
     def _straight_through(self, soft: Tensor, dim: int) -> Tensor:
         """Return the hard sample of a soft one, as torch does unseen: what it adds is a constant to autograd."""
@@ -301,6 +315,8 @@ class Watch(TorchFunctionMode):
             if outcome is not result:
                 result.data.copy_(outcome)
             return result
+        if name in RANDOM:
+            self.trace.random = True
         targets = [t for t in values.tensors_in(args[0]) if not belongs_to_transform(t)]
         flows = any(carries(t) for t in tensors)
         visible = any(t.requires_grad or self._is_alias(t) for t in targets)
