@@ -68,7 +68,10 @@ SICK: dict[str, tuple[Program, str]] = {
     "Hessian": (lambda x: torch.func.hessian(lambda t: (t.detach() ** 2 * t**2).sum())(x).sum(), "SEVERED"),
     "Jacobian": (lambda x: torch.autograd.functional.jacobian(torch.sin, x).pow(2).sum() + x.sum(), "SEVERED"),
     "sparse": (
-        lambda x: torch.sparse_coo_tensor(torch.arange(8)[None], x.detach(), (8,), check_invariants=True).to_dense() @ x, "SEVERED",
+        lambda x: (
+            torch.sparse_coo_tensor(torch.arange(8)[None], x.detach(), (8,), check_invariants=True).to_dense() @ x
+        ),
+        "SEVERED",
     ),
     "drawn": (
         lambda x: torch.distributions.Gamma(x.exp(), torch.ones_like(x)).sample().pow(2).sum() + x.sum(), "SEVERED",

@@ -15,7 +15,7 @@ from quadgrad.doctor.trace import Order
 __all__ = ["find_elsewhere"]
 
 _PLACES = (0.5, -1.0, 2.0)
-_NARROWER, _STAYS, _BENDS = 0.25, 0.6, 3
+_NARROWER, _STAYS, _TWICE, _BENDS = 0.25, 0.6, 2, 3
 """What a jump keeps of its size where what is around it becomes so much narrower; a bend shrinks with it."""
 
 
@@ -75,8 +75,8 @@ class _Comparison:
 
     def follow(self, loss: Loss, place: float) -> tuple[float, float]:
         """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it bends."""
-        near, beyond, bends = 0.0, [(place, self.difference(loss.numbers, place))], 0
-        while self.x.left() >= 2:
+        near, beyond, bends, stays = 0.0, [(place, self.difference(loss.numbers, place))], 0, 0
+        while stays or self.x.left() >= 2:
             t = 0.5 * (near + beyond[-1][0])
             size = self.difference(loss.numbers, t)
             if not size:
@@ -85,9 +85,14 @@ class _Comparison:
                 beyond.append((t, size))
             last, size = beyond[-1]
             wider = [s for t, s in beyond if abs(last - near) <= _NARROWER * abs(t - near)]
-            if wider and size > _STAYS * wider[-1]:
+            if not wider:
+                continue
+            if size > _STAYS * wider[-1]:
+                stays, beyond = stays + 1, beyond[-1:]
+            else:
+                bends, stays = bends + 1, 0
+            if stays == _TWICE:
                 return size, abs(last)
-            bends += bool(wider)
             if bends == _BENDS:
                 break
         return 0.0, 0.0
