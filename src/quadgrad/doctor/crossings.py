@@ -125,6 +125,7 @@ class _Search:
         self.x, self.main = examination, main
         self.trace = examination.trace
         self._runs: dict[float, Run] = {}
+        self._refused: list[float] = []
         self._kept = 4
         h = main.step / 4.0
         if examination.at_point is not None:
@@ -152,6 +153,14 @@ class _Search:
             self._keep(t, run)
         return run
 
+    def _attempt(self, t: float) -> Run | None:
+        """Run where the program may not be defined, which it says in its own way."""
+        try:
+            return self._run(t)
+        except Exception:
+            self._refused.append(t)
+            return None
+
     def _keep(self, t: float, run: Run) -> None:
         run.trace.events.clear()  # results as large as the program's own, which nobody reads any more
         self._runs[t] = run
@@ -178,7 +187,7 @@ class _Search:
             if found is not None and not (found[0].done and self._follow_together(lines)):
                 self._follow(*found)
             elif t is not None:
-                self._run(t)
+                self._attempt(t)
 
     def _left(self) -> int:
         """Return how many runs are left, but for those that look at lines which sever what changes nothing.
@@ -197,7 +206,7 @@ class _Search:
             return None
         guesses = [c.t for line in waiting if (c := self._nearest(line, _NEAR, certain=False)) is not None]
         for t in (*(_BEHIND * t for t in sorted(guesses, key=abs)), *_SCAN):
-            if not any(0.8 < seen / t < 1.25 for seen in self._runs):
+            if not any(0.8 < seen / t < 1.25 for seen in (*self._runs, *self._refused)):
                 return t
         return None
 
@@ -224,13 +233,13 @@ class _Search:
                 decision.gaps.clear()
 
     def _moves(self, number: int) -> bool:
-        """Whether what decides depends on what is varied at all."""
+        """Whether what decides depends on what is varied at all, here or further away."""
         if number in self._bends and bool(self._bends[number].all()):
             return False
         right, left = (self._values(run, number) for run in self.sides)
         if right is None or left is None:
             return False
-        return not torch.equal(right, left) or self.at_point.trace.decisions[number].levels == "outcome"
+        return self.trace.decisions[number].flows or not torch.equal(right, left)
 
     def _next(self, lines: list[_Line]) -> tuple[_Line, Crossing] | None:
         """Return the crossing that is followed next: of lines of which none was, the nearest; then of others."""
@@ -424,9 +433,9 @@ class _Search:
 
     def _with(self, points: list[_Point], t: float, crossing: Crossing) -> list[_Point]:
         """Return the points and one more."""
-        run = self._run(t)
-        values = self._values(run, crossing.number)
-        if values is None or not math.isfinite(margin := float(values[crossing.element])):
+        run = self._attempt(t)
+        values = None if run is None else self._values(run, crossing.number)
+        if run is None or values is None or not math.isfinite(margin := float(values[crossing.element])):
             return points
         return sorted([*(p for p in points if p.t != t), _Point(t, run, margin)], key=lambda p: abs(p.t))
 

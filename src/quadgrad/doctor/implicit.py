@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from quadgrad._core._torch import derivative_of_dirichlet, derivative_of_gamma
 
 __all__ = ["IMPLICIT", "moved_sample"]
 
 
 def _gamma(sample: Tensor, concentration: Tensor, change: Tensor) -> Tensor:
-    return torch._standard_gamma_grad(concentration, sample) * change
+    return derivative_of_gamma(concentration, sample) * change
 
 
 def _dirichlet(sample: Tensor, concentration: Tensor, change: Tensor) -> Tensor:
-    total = concentration.sum(-1, keepdim=True).expand_as(concentration)
-    parts = torch._dirichlet_grad(sample, concentration, total) * change
+    parts = derivative_of_dirichlet(sample, concentration) * change
     return parts - sample * parts.sum(-1, keepdim=True)
 
 

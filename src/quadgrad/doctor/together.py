@@ -57,7 +57,10 @@ class Together:
         run = lambda t, outcomes: self.x.program.run(
             Order(base=self.x.trace, margins=True, outcomes=outcomes), steps, t
         )
-        near, far = run(1.0 - _WIDTH, {}), run(1.0 + _WIDTH, {})
+        try:
+            near, far = run(1.0 - _WIDTH, {}), run(1.0 + _WIDTH, {})
+        except Exception:  # so far away the program may not be defined
+            return [], {}, 0.0
         signs = [[self._margin(c, side) > 0.0 for c in chosen] for side in (self.at_point, near, far)]
         crossed = [c for c, here, a, b in zip(chosen, *signs, strict=True) if here == a != b]
         change = sum(abs(share) * d.size for share, (d, _, _) in zip(shares, directions, strict=True))

@@ -44,7 +44,8 @@ class Decision:
 
     ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``, or
     ``"draw"`` where chance decides. ``gaps`` are how far apart the values are between which the outcome chooses,
-    for each operation that took it; ``read`` tells that others took it, too.
+    for each operation that took it; ``read`` tells that others took it, too, ``flows`` that a derivative flows to
+    what it decides on.
     """
 
     place: Place
@@ -55,6 +56,7 @@ class Decision:
     reason: str = ""
     gaps: list[Tensor] = field(default_factory=lambda: [])
     read: bool = False
+    flows: bool = False
 
     @property
     def key(self) -> Any:

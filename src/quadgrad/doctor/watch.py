@@ -175,7 +175,7 @@ class Watch(TorchFunctionMode):
             self.made(result)
             self.trace.rewrapped.append(place_of())
         if is_decision(name, args, result, flows):
-            return self._decide(name, args, kwargs, result)
+            return self._decide(name, args, kwargs, result, flows)
         outs = flatten_tree(result)[0] if not isinstance(result, Tensor) else [result]
         if name in _BARE and not flows and isinstance(result, Tensor):
             self._bare[id(result)] = result  # what is written to it autograd connects with this object only
@@ -267,13 +267,13 @@ class Watch(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------ decisions
 
-    def _decide(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+    def _decide(self, name: str, args: Any, kwargs: Any, result: Any, flows: bool) -> Any:
         place = place_of()
         checks = name in COMPARISONS or name not in STEPPING  # torch checks what it is given
         if place.owner in ("engine", "optimiser") or (place.owner == "library" and checks):
             return result
         quantity, levels = quantity_of(name, args, kwargs, result) if self.order.margins else (None, "")
-        decision = Decision(place, name, values.hold(result), quantity, levels, why_intended())
+        decision = Decision(place, name, values.hold(result), quantity, levels, why_intended(), flows=flows)
         if self.order.margins:
             steps = [o for o in values.tensors_in(result) if not o.is_floating_point()]
             self._outcomes.update({id(o): (o, decision) for o in steps})
