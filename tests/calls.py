@@ -151,7 +151,7 @@ CALLS = {
     ),
     "vegas": lambda p: (
         qg.vegas(
-            lambda x, p: torch.exp(-50.0 * p[0] * (x - 0.5).square().sum(-1)),
+            lambda x, p: torch.exp(-50.0 * p * (x - 0.5).square().sum(-1)),
             [0.0] * 4,
             [1.0] * 4,
             (p,),

@@ -76,6 +76,16 @@ PERTURBED = "tests/test_perturbations.py"
 NOISE = "tests/test_perturbations_noise.py"
 DATA = "tests/test_perturbations_data.py -k 'not spawn and not forked'"
 CERTIFY = "tests/test_perturbations_certify.py"
+UNSEEN = "tests/test_unseen.py"
+SPIKES = "tests/test_spikes.py tests/test_open_spikes.py"
+WITNESSES = "tests/test_witnesses.py"
+CARRIED = "tests/test_carried.py"
+REACH = "tests/test_reach.py"
+SERIES = "tests/test_series.py tests/test_reach.py"
+ZOOM = "tests/test_zoom.py tests/test_reach.py"
+ROUNDING = "tests/test_noise_of_rounding.py tests/test_honesty.py"
+HELD_OUT = "tests/test_held_out.py"
+CUBATURE = "tests/test_scouts.py tests/test_held_out.py tests/test_cubature.py"
 
 MUTATIONS = (
     # ----------------------------------------------------------------------------------------- search
@@ -111,6 +121,41 @@ MUTATIONS = (
         ">=",
         DECISIONS,
     ),
+    # ------------------------------------------------------------------------------------ search: looks
+    Mutation("the grid of the look for needles", "search/looks/needles.py", r"COARSEST = (11), 8", "6", UNSEEN),
+    Mutation("how closely the look zooms", "search/looks/needles.py", r"ZOOMS = 16, (8)", "1", UNSEEN),
+    Mutation("octaves at ends of wide pieces", "search/looks/wide.py", *constant("OCTAVES", "1"), UNSEEN),
+    Mutation("a gap that matters", "search/looks/gaps.py", *constant("MATTERS", "10.0"), SPIKES),
+    Mutation("a gap that rounding explains", "search/looks/gaps.py", *constant("ROUNDING", "1e8"), SPIKES),
+    Mutation("a spike that is resolved", "search/looks/open_spikes.py", *constant("RESOLVED", "1e3"), SPIKES),
+    Mutation("octaves around a spike", "search/looks/spikes.py", *constant("OCTAVES", "2"), SPIKES),
+    Mutation("how often spikes are followed", "search/looks/spikes.py", *constant("PASSES", "1"), SPIKES),
+    Mutation(
+        "how far a witness is from an argument", "search/looks/witnesses.py", *constant("AWAY", "0.1"), WITNESSES
+    ),
+    Mutation("how many witnesses a piece has", "search/looks/witnesses.py", *constant("MOST", "1"), WITNESSES),
+    Mutation("what settles a witness", "search/looks/witnesses.py", *constant("SETTLES", "1e6"), WITNESSES),
+    Mutation("how near a carried spike is", "search/looks/carried.py", *constant("NEAREST", "0.1"), CARRIED),
+    # ----------------------------------------------------------------------------- search: piles and ends
+    Mutation("what is smooth after all", "search/piles/zoom.py", *constant("SMOOTH", "0.9"), ZOOM),
+    Mutation("how often a bend is asked", "search/piles/zoom.py", *constant("SURE", "1"), ZOOM),
+    Mutation("what proves a kink", "search/piles/corners.py", *constant("PROVES", "20.0"), REACH),
+    Mutation("a pile's part of the error", "search/piles/stretches.py", *constant("WORST", "0.5"), REACH),
+    Mutation("what a place saves", "search/piles/watch.py", r"^SAVES, SAVES_STRONG = (600)", "10**9", REACH),
+    Mutation("terms of a series", "search/ends/tails.py", *constant("TERMS", "4"), SERIES),
+    Mutation("fewest terms of a series", "search/ends/tails.py", *constant("FEWEST", "2"), SERIES),
+    Mutation("a tail that fits", "search/ends/tails.py", r"^FITS, NEGLIGIBLE = (0\.03)", "3.0", SERIES),
+    Mutation("a series that is good", "search/ends/towards.py", *constant("GOOD", "1e4"), SERIES),
+    Mutation("what rounding hides", "search/ends/fading.py", r"^HIDDEN, GROWS = (0\.3)", "1e-9", SERIES),
+    Mutation("noise that rounding explains", "search/noisy.py", *constant("EXPLAINED", "0.0"), ROUNDING),
+    # ------------------------------------------------------------------------------------- search: boxes
+    Mutation("points held out that disagree", "search/boxes/held_out.py", *constant("BEYOND", "1e6"), HELD_OUT),
+    Mutation("first bisections of boxes", "search/boxes/search.py", *constant("BISECTIONS", "0"), CUBATURE),
+    Mutation("faces that show more", "search/boxes/neighbours.py", r"^HIGHER, LARGER = (3\.0)", "1e9", CUBATURE),
+    Mutation("how many scouts", "search/boxes/scouts.py", *constant("POINTS", "4"), CUBATURE),
+    Mutation("what was lost again", "search/boxes/scouts.py", *constant("LOST", "1e9"), CUBATURE),
+    Mutation("how far scouts climb", "search/boxes/scouts.py", r"ELITE, STEPS = 128, 32, (60)", "1", CUBATURE),
+    Mutation("errors left in boxes", "search/boxes/holding.py", *constant("NEGLIGIBLE", "2.0"), CUBATURE),
     # -------------------------------------------------------------------------------------- estimates
     Mutation("floor of an error", "estimates/null_rules.py", *constant("FLOOR", "20.0"), ESTIMATES),
     Mutation("rounding of x", "estimates/null_rules.py", *constant("PLACE", "0.6"), COUNTS),
@@ -286,7 +331,7 @@ MUTATIONS = (
         PERTURBED,
     ),
     Mutation("epochs", "verbs/perturbed.py", r"self\.seed, EPOCH, (epoch)\)", "0", DATA),
-    Mutation("epochs of workers", "verbs/perturbed.py", r"int64\)(\.share_memory_\(\))", "", DATA),
+    Mutation("epochs of workers", "verbs/perturbed.py", r'device="cpu"\)(\.share_memory_\(\))', "", DATA),
     Mutation("what is kept for an epoch", "verbs/perturbed.py", r"key = (epoch), x", "0", DATA),
     Mutation("points that choose a class", "verbs/certify.py", r"counts\((n0), n\)", "0", CERTIFY),
     Mutation("items of a certificate", "verbs/certify.py", r"CERTIFY, (i)\)", "0", CERTIFY),

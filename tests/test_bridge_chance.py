@@ -239,3 +239,10 @@ def test_statics_of_numpy_are_told_from_pythons(a: Any, b: Any) -> None:
         seen.clear()
         wrapped(leaf([1.0, 2.0]), static).sum().backward()
         assert set(seen) == {type(static)}
+
+
+def test_a_precise_slope_is_not_doubted_for_what_a_long_step_saw_of_stairs() -> None:
+    """Its error hid that another input's slope, which eight steps had agreed on by chance, was wrong."""
+    f = next(f for i, f in enumerate(functions(525, 62002)) if i == 524)
+    assert f.kind == "stepped"
+    assert bridge.check(f.fn, f.x, jacobian=lambda x: f.high).verdict == "right"

@@ -104,8 +104,37 @@ def test_kept_plans_of_needles_on_waves(m: float) -> None:
     assert abs(float(result.value.detach()) - exact) <= float(result.error.detach())
 
 
-@pytest.mark.xfail(strict=True, reason="beyond the innermost node of a cell that ends at infinity none is in sight")
-def test_arguments_beyond_the_innermost_node_of_an_end() -> None:
-    plan = qg.quad(bell, t64(0.0), math.inf, (t64(5.0),)).plan
-    result = qg.quad(bell, t64(0.0), math.inf, (t64(1e5).requires_grad_(),), plan=plan)
-    assert abs(float(result.value.detach()) - ROOT_PI) <= float(result.error.detach())
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("half", (1e6, 2e6, 5e6))
+@pytest.mark.parametrize("shift", (0.0, 0.3))
+def test_boxes_beside_whose_edge_a_breakpoint_is_found(half: float, shift: float) -> None:
+    """One node sees a box, and an edge of it becomes a breakpoint: the box is beyond that, closer than any node."""
+    b = torch.tensor(half, dtype=torch.float32)
+    wide = half / 4 * 2 * math.atan(4.0) * 1e-3
+    f = lambda x: ((x - shift).abs() < 0.5) + 1e-3 / (1 + (4 * x / b) ** 2)
+    result = qg.quad(f, -b, b, rtol=1e-4)
+    assert result.converged and abs(float(result.value) - 1.0 - wide) <= 1e-4 * wide
+
+
+BESIDE = {
+    "alone": (lambda x: 0.0 * x, 0.0),
+    "beside exp": (lambda x: torch.exp(-x.abs()), 1.0),
+    "beside a power": (lambda x: (1.0 + x.abs()) ** -1.2, 5.0),
+}
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("m", (1e4, 1e5, 3.3e6, 1e8))
+def test_arguments_beyond_the_innermost_node_of_an_end(m: float, beside: str) -> None:
+    """Fresh and on a kept plan, on half lines and the line."""
+    wide, area = BESIDE[beside]
+    f = lambda x, m: bell(x, m) + wide(x)
+    for lower, upper, sign in ((0.0, math.inf, 1), (-math.inf, 0.0, -1), (-math.inf, math.inf, -1)):
+        exact = ROOT_PI + area * (2 if lower == -upper else 1)
+        plan = qg.quad(f, t64(lower), upper, (t64(5.0 * sign),)).plan
+        place = t64(m * sign).requires_grad_()
+        for kept in (None, plan):
+            result = qg.quad(f, t64(lower), upper, (place,), plan=kept)
+            off = abs(float(result.value.detach()) - exact)
+            assert result.converged and off <= float(result.error.detach()) + 1e-14

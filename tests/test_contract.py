@@ -76,7 +76,9 @@ def test_probe_is_one_interior_node_of_one_element(rank: int) -> None:
     result = qg.quad(f, t64(2.0), b, (t64(1.0),))
     assert f.seen[0].shape == (1,) * (rank + 1)
     assert 2.0 < float(f.seen[0]) < 3.0
-    assert f.nodes.numel() == int(result.nfev.sum()) + 1
+    assert f.seen[1].shape == (1, 3)  # the same node again, beside those of others
+    assert float(f.seen[1][0, -1]) == float(f.seen[0])
+    assert f.nodes.numel() == int(result.nfev.sum()) + 1 + 3
 
 
 def test_a_single_integral_is_probed_on_its_first_cell() -> None:
@@ -84,7 +86,8 @@ def test_a_single_integral_is_probed_on_its_first_cell() -> None:
     result = qg.quad(f, t64(2.0), t64(3.0), (t64(1.0),))
     assert f.seen[0].shape == (26, 1)
     assert ((f.seen[0] > 2.0) & (f.seen[0] < 3.0)).all()
-    assert f.nodes.numel() == int(result.nfev)
+    assert torch.isin(f.seen[1], f.seen[0]).all()  # three of them again, beside other ones
+    assert f.nodes.numel() == int(result.nfev) + 3
     for other in (
         lambda x, p: torch.exp(-1j * p * x),
         lambda x, p: torch.stack((x, p * x), -1),
@@ -99,8 +102,8 @@ def test_a_single_integral_is_probed_on_its_first_cell() -> None:
 def test_x_in_search_has_a_row_for_each_node_and_a_column_for_each_cell() -> None:
     f = Recorder(decay)
     qg.quad(f, t64(0.0), t64(1.0), (t64([1.0, 2.0, 3.0]),), rule="gk15")
-    assert f.seen[1].shape == (20, 3)  # the first cells' nodes, looks, and one place beside each limit
-    assert f.args[1][0].tolist() == [1.0, 2.0, 3.0]
+    assert f.seen[2].shape == (20, 3)  # the first cells' nodes, looks, and one place beside each limit
+    assert f.args[2][0].tolist() == [1.0, 2.0, 3.0]
 
 
 # -- qg.element --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from benchmarks.problems.genz import FAMILIES, draw
 from helpers import t64
 from quadgrad._core.mesh.boxes import unit_corners
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.neighbours import locate_points
+from quadgrad._core.search.boxes.neighbours import locate_points
 
 INF = math.inf
 SMOOTH = ("oscillatory", "product peak", "corner peak", "Gaussian")

@@ -16,16 +16,18 @@ import quadgrad as qg
 from helpers import leaf, t64
 from quadgrad._core.gradient import Differentiated, GradientMode, Primal
 from quadgrad._core.integrand import Integrand, make_argument
-from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.mesh.protocol import Cells, Domain, EvenMesh, EvenMoves
 from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.replay import replay_plan
 from quadgrad._core.result import Result
 from quadgrad._core.rules import RULES, Rule, get_rule
 from quadgrad._core.search.rounds import search_rounds
+from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies
 from quadgrad._core.tolerance import make_tolerance
 from quadgrad._core.verbs.door import lower, open_call
+from quadgrad._core.verbs.results import make_result
 
 # --------------------------------------------------------------------------------------- a geometry: triangles
 
@@ -57,42 +59,18 @@ class NewTriangles:
 
 
 @dataclass
-class Quartered:
-    split: Tensor
-
-    @property
-    def splits(self) -> Tensor:
-        return self.split > 0
-
-    @property
-    def price(self) -> Tensor:
-        return self.split * torch.tensor([[4], [4 * len(WEIGHTS)], [0], [0]])
-
-    def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        self.split = self.split * keep
-        return self.split.sum()[None]
-
-
-@dataclass
-class Triangles:
+class Triangles(Domain, EvenMesh):
     """The domains of all integrals ``(batch, 3, 2)``: a geometry for search and for replay."""
 
     vertices: Tensor
-    count = 1
-    shareable = False
+    children, rows = 4, len(WEIGHTS)
 
     # What a problem asks of its domain.
     marks = property(lambda self: (self.vertices,))
     with_marks = lambda self, marks: Triangles(*marks)
-    detach = lambda self: Triangles(self.vertices.detach())
-    pieces = lambda self: self
-    part = lambda self, low, high: Triangles(self.vertices[low:high])
     inner_points = lambda self, n: self.vertices.mean(1).expand(n, 2)
 
     # What replay asks of it, and search of its nodes.
-    tensors = lambda self: [self.vertices]
-    with_tensors = lambda self, tensors: Triangles(*tensors)
-
     def lay_out(self, cells: TrianglePlan | NewTriangles) -> SimpleNamespace:
         whose = cells.owner if isinstance(cells, CellPlan) else cells.whose
         return SimpleNamespace(nodes=lambda tau, part: self.nodes(whose[part], cells.corners[part], tau))
@@ -103,10 +81,6 @@ class Triangles:
         return torch.einsum("mk,nkd->mnd", tau, x), (0.5 * (a * d - b * c).abs())[None]
 
     # What search asks of it beside.
-    beside = lambda self, new: None
-    recall = lambda self, cells: cells
-    propose = lambda self, cells, marked: Quartered(marked.long())
-
     def start(self, first: None) -> list[NewTriangles]:
         whose = torch.arange(len(self.vertices))
         return [NewTriangles(whose, whose, torch.eye(3, dtype=torch.float64).expand(len(whose), 3, 3))]
@@ -115,8 +89,8 @@ class Triangles:
         x, factor = self.nodes(new.whose, new.corners, NODES)
         return SimpleNamespace(x=x, owner=new.whose, factor=factor)
 
-    def split(self, cells: Cells, moves: Quartered, counts: list[int]) -> list[NewTriangles]:
-        parent = torch.nonzero_static(moves.split, size=counts[0]).squeeze(1)
+    def split(self, cells: Cells, moves: EvenMoves, counts: list[int]) -> list[NewTriangles]:
+        parent = torch.nonzero_static(moves.splits, size=counts[0]).squeeze(1)
         owner, _, whose = cells.whole[:, parent].repeat_interleave(4, 1)
         corners = QUARTERS @ cells.real[:, parent].T.reshape(-1, 1, 3, 3)
         return [NewTriangles(owner, whose, corners.reshape(-1, 3, 3))]
@@ -146,26 +120,23 @@ def integrate(f, vertices: Tensor, args=(), rtol: float = 1e-6, chunk_size: int 
     arguments = tuple(make_argument(a, shape) for a in args)
     integrand = Integrand(f, arguments, len(shape), torch.float64, torch.float64, True, point_ndim=1)
     problem = Problem(integrand, domain, shape, get_rule("gk21"), known, chunk_size=chunk_size)
-    problem, _, lanes = open_call(problem, (rtol, 0.0), None, alone=False)
+    problem, probe, lanes = open_call(problem, (rtol, 0.0), None, alone=False)
 
-    def record(cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Result:
+    def record(cells: Cells, *totals: Tensor) -> Found:
         row, order = cells.whole[0].sort(stable=True)
         plan = TrianglePlan(
             rule="radon7", batch_shape=problem.batch_shape, pieces=1, row=row, error=cells.sums[-2, order],
             kind=torch.zeros_like(row, dtype=torch.int8), tau=NODES, weight=WEIGHTS,
             corners=cells.real[:, order].T.reshape(-1, 3, 3),
         )  # fmt: skip
-        return Result(value, error, status, nfev, plan)
+        return Found(plan, *totals)
 
     with problem.outside() as plain:
-        result = search_rounds(TensorBodies(plain, plain.limits, estimate, record), None)
+        found = search_rounds(TensorBodies(plain, plain.limits, estimate, record), None)
+    value = found.value
     if problem.flowing:
-        mesh, thrifty = problem.limits, chunk_size is not None
-        value = replay_plan(problem.integrand, result.plan, mesh, problem.block, thrifty)
-        result = replace(result, value=value)
-    parts = ("value", "error", "status", "nfev")
-    shaped = {name: getattr(result, name).reshape(problem.batch_shape) for name in parts}
-    return lower(replace(result, **shaped), lanes)
+        value = replay_plan(problem.integrand, found.plan, problem.limits, problem.block, chunk_size is not None)
+    return lower(make_result(problem, probe, found, value, Differentiated(value), None, ""), lanes)
 
 
 CORNERS = t64([[[0, 0], [1, 0], [0, 1]], [[0, 0], [2, 1], [1, 3]], [[-1, 0], [1, 0], [0, -2]]])

@@ -14,9 +14,9 @@ from benchmarks.problems.genz import draw
 from helpers import t64
 from quadgrad._core.rules import get_box_rule
 from quadgrad._core.rules.fit import fit_of
-from quadgrad._core.search import neighbours
-from quadgrad._core.search.boxes import search_boxes
-from quadgrad._core.search.held_out import HeldOut, group_shapes, held_out_points
+from quadgrad._core.search.boxes import neighbours
+from quadgrad._core.search.boxes.held_out import HeldOut, group_shapes, held_out_points
+from quadgrad._core.search.boxes.search import search_boxes
 from quadgrad._core.search.kernel.boxes import locate_native
 from quadgrad._core.verbs.boxes import prepare_boxes
 from quadgrad._core.verbs.door import open_call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -316,16 +317,99 @@ def test_one_warning_for_a_training_that_fails_in_every_step() -> None:
     assert len(caught) == 1
 
 
-def test_where_each_integral_has_places_of_its_own_starting_anew_is_from_scratch() -> None:
-    """What others have in common is no start there: it cost twice what a start costs, in every call."""
-    c = t64([0.3, 0.5, 0.6])
-    f = lambda x, c: (x - c).abs() ** -0.3
-    kept, fresh = qg.Integrator(on_failure="ignore"), 0
-    for step in range(12):
-        moved = c + 1e-3 * step
-        result = kept(f, t64(0.0), 1.0, (moved,))
-        exact = (moved**0.7 + (1 - moved) ** 0.7) / 0.7
-        assert ((result.value - exact).abs() <= result.error).all()
-        fresh += int(qg.quad(f, t64(0.0), 1.0, (moved,), on_failure="ignore").nfev.sum())
-    assert result.plan.places is not None and result.plan.common() is None
-    assert kept.started >= 5 and kept.nfev <= 1.5 * fresh
+# ------------------------------------------------------------- places of their own, other precisions and threads
+
+PLACES = 0.1 + 0.8 * draw(12, seed=3)
+
+
+def step(x: Tensor, c: Tensor) -> Tensor:
+    return torch.where(x < c, 2.0, 1.0) * torch.exp(-x)
+
+
+def below(c: Tensor) -> Tensor:
+    return 2 - torch.exp(-c) - math.exp(-1.0)
+
+
+def near(result: qg.Result, exact: Tensor) -> bool:
+    return bool(((result.value - exact).abs() <= result.error + 4e-16).all() and result.converged.all())
+
+
+def test_batches_of_other_shapes_whose_integrals_have_places() -> None:
+    kept = qg.Integrator(rtol=1e-8)
+    for c in (PLACES, PLACES, PLACES[:5], PLACES[:1], PLACES.view(3, 4), PLACES[0], PLACES[:0], PLACES):
+        assert near(kept(step, t64(0.0), 1.0, (c,)), below(c))
+
+
+def test_keys_keep_the_places_of_each_datum() -> None:
+    kept, spent, shuffle = qg.Integrator(rtol=1e-8), [0], torch.Generator().manual_seed(0)
+    height = (torch.arange(12) % 3 > 0).double()  # some have none
+    for epoch in range(3):
+        for keys in torch.randperm(12, generator=shuffle).split(5):
+            c, h = PLACES[keys] + 1e-4 * epoch, height[keys]
+            result = kept(lambda x, c, h: torch.exp(x) + h * (x < c), t64(0.0), 1.0, (c, h), key=keys)
+            assert near(result, math.e - 1 + h * c)
+        spent.append(kept.nfev)
+    assert len(kept.kept) == 12 and kept.started == 3
+    assert spent[2] - spent[1] <= 0.6 * spent[1] and spent[3] - spent[2] <= 0.6 * spent[1]
+    copied = qg.Integrator(rtol=1e-8)
+    copied.load_state_dict(kept.state_dict())
+    result = copied(step, t64(0.0), 1.0, (PLACES,), key=torch.arange(12))
+    assert near(result, below(PLACES)) and copied.started == 3
+
+
+def test_keys_from_several_threads() -> None:
+    kept, failed = qg.Integrator(rtol=1e-8), list[BaseException]()
+
+    def work(seed: int) -> None:
+        shuffle = torch.Generator().manual_seed(seed)
+        try:
+            for _ in range(10):
+                keys = torch.randperm(12, generator=shuffle)[:4]
+                assert near(kept(step, t64(0.0), 1.0, (PLACES[keys],), key=keys), below(PLACES[keys]))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len(kept.kept) == 12
+
+
+def test_what_stalls_in_single_precision_is_searched_in_double() -> None:
+    c, e = PLACES, 10 ** (-3 * draw(12, seed=4))
+    kept = qg.Integrator(rtol=1e-8, on_failure="ignore")
+    for _ in range(2):
+        assert not kept(peak, torch.tensor(0.0), 1.0, (c.float(), e.float())).converged.any()
+    assert near(kept(peak, t64(0.0), 1.0, (c, e)), area(c, e))
+
+
+def test_moved_where_tensors_have_no_values_it_begins_anew() -> None:
+    for key in (None, torch.arange(12)):
+        kept = qg.Integrator(rtol=1e-8, key=key)
+        kept(step, t64(0.0), 1.0, (PLACES,))
+        assert near(kept.to("meta")(step, t64(0.0), 1.0, (PLACES,)), below(PLACES)) and kept.started == 2
+
+
+@pytest.mark.parametrize("gradient", (True, False))
+def test_what_is_not_finite_call_after_call_is_not_searched_in_each(gradient: bool) -> None:
+    kept = qg.Integrator(rtol=1e-8, on_failure="ignore")
+    f, needed = lambda x, k: torch.exp(k * x), list[int]()
+    for call in range(8):
+        k = t64([1.0, 2e3 if call < 6 else 2.0]).requires_grad_(gradient)
+        result = kept(f, t64(0.0), 1.0, (k,))
+        needed.append(int(result.nfev[1]))
+        assert result.status.tolist() == [0, int(qg.Status.NONFINITE) if call < 6 else 0]
+    assert max(needed[1:6]) <= 30 < needed[0]
+    assert near(result, torch.expm1(k) / k)
+
+
+def test_after_steps_with_nan_the_places_are_where_they_were() -> None:
+    for key in (None, torch.arange(12)):
+        kept = qg.Integrator(rtol=1e-8, on_failure="ignore", key=key)
+        fresh = int(kept(step, t64(0.0), 1.0, (PLACES,)).nfev.sum())
+        for _ in range(3):
+            kept(lambda x, c: step(x, c) * torch.nan, t64(0.0), 1.0, (PLACES,))
+        result = kept(step, t64(0.0), 1.0, (PLACES,))
+        assert near(result, below(PLACES)) and int(result.nfev.sum()) <= 0.3 * fresh

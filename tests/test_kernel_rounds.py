@@ -21,7 +21,7 @@ from quadgrad._core.mesh.interval import LINEAR, LOGARITHMIC
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.kernel.library import CELL, load
-from quadgrad._core.search.kernel.native import NativeBodies
+from quadgrad._core.search.native import NativeBodies
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.tensors import TensorBodies
 from quadgrad._core.verbs.inputs import prepare

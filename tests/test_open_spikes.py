@@ -11,10 +11,10 @@ from quadgrad._core.mesh.cells import bisect
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR, LOGARITHMIC, Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.rules import get_rule
-from quadgrad._core.search.gaps import find_gaps
 from quadgrad._core.search.kernel.library import load
-from quadgrad._core.search.kernel.spikes import find_gaps_native, find_open_native
-from quadgrad._core.search.open_spikes import find_open
+from quadgrad._core.search.looks.gaps import find_gaps
+from quadgrad._core.search.looks.open_spikes import find_open
+from quadgrad._core.search.looks.spikes_native import find_gaps_native, find_open_native
 from quadgrad._core.status import Status
 
 BATCH = 40

@@ -13,6 +13,8 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
+from quadgrad._core.search.ends.tails import are_quiet
+from quadgrad._core.search.piles import watch
 
 OFF = 1e-14
 """Of the exact numbers."""
@@ -222,3 +224,34 @@ def test_single_precision_is_honest(kind: str) -> None:
 def test_gradcheck() -> None:
     integral = partial(qg.quad, lambda x, w: torch.exp(1j * w * x) / x.sqrt(), t64(0.0), inf, rtol=1e-11)
     assert torch.autograd.gradcheck(lambda w: torch.view_as_real(integral((w,)).value), (leaf(1.7),), rtol=1e-5)
+
+
+ENDS = {
+    "peaks": (lambda x, k: k / ((x - 0.03 * k) ** 2 + 1e-4 * k**2), 0.0, 1.0),
+    "waves": (lambda x, k: torch.sin(k * x) / (1 + x), 0.0, inf),
+    "fast waves": (lambda x, k: torch.sin(k / x) / x, 0.0, 1.0),
+    "roots": (lambda x, k: (x - k / 31).abs().sqrt(), 0.0, 1.0),
+    "what rounding hides": (lambda x, k: x**0.2 / torch.expm1(k * x), 0.0, inf),
+}
+"""Integrands of an argument from 1 to 20, and limits: of some ends are quiet, of others not."""
+
+
+def test_ends_are_told_together_what_each_is_told_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    k = torch.linspace(1.0, 20.0, 12, dtype=torch.float64)
+    told: list[bool] = []
+
+    def integrate(f: Callable[..., Tensor], a: float, b: float) -> qg.Result:
+        return qg.quad(f, a, b, (k,), rtol=1e-8, on_failure="ignore")
+
+    def together(*ends: Any) -> list[bool]:
+        told.extend(are_quiet(*ends))
+        return told[len(told) - len(ends[0]) :]
+
+    monkeypatch.setattr(watch, "are_quiet", together)
+    found = {name: integrate(*one) for name, one in ENDS.items()}
+    assert set(told) == {False, True}
+    monkeypatch.setattr(watch, "are_quiet", lambda lines, distances: [False] * len(lines))
+    for name, one in ENDS.items():
+        alone = integrate(*one)
+        for column in ("value", "error", "status", "nfev"):
+            assert torch.equal(getattr(alone, column), getattr(found[name], column)), (name, column)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
+from quadgrad._core.rules import get_rule
 from quadgrad._core.search.kernel import opening
 
 ROUNDING = 8 * torch.finfo(torch.float64).eps
@@ -90,6 +91,60 @@ def test_a_kept_plan_follows_a_needle_at_a_breakpoint(width: float) -> None:
         result = solver(lambda x, w: needle(x, c, w), t64(0.0), 1.0, (w,), points=[c])
         exact = w.detach() * pi**0.5 / 2 * (torch.erf(0.7 / w.detach()) + torch.erf(0.3 / w.detach()))
         assert result.converged and lies(result, exact) == 0
+
+
+# -- boxes: what one component shows says nothing of the others --------------------------------------------
+
+
+def box(x: Tensor, left: Tensor, right: Tensor, height: Tensor) -> Tensor:
+    return torch.where((x > left) & (x < right), height, 0.0)
+
+
+def boxes_at_once(x: Tensor, *args: Tensor) -> Tensor:
+    return torch.stack([box(x, *args[k : k + 3]) for k in range(0, len(args), 3)], dim=-1)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "tensors"])
+@pytest.mark.parametrize("kind", ["two events", "three events", "complex", "sum"])
+def test_boxes_at_once(
+    draw: Callable[..., Tensor], kind: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as wide as places of the coarser grid are apart or wider; of the sum no first node sees any."""
+    if engine == "tensors":
+        monkeypatch.setattr(opening, "load", lambda: None)
+    n, k = 100 if engine == "kernel" else 25, 3 if kind == "three events" else 2
+    width, height = 10 ** draw(-2.38, -2 if kind == "sum" else -0.5, n * k), 10 ** draw(-2, 2, n * k)
+    left = draw(0, 1, n * k) * (1 - width)
+    left, width, height = (t.reshape(n, k) for t in (left, width, height))
+    exact, f = width * height, boxes_at_once
+    if kind == "complex":
+        f = lambda x, *args: torch.view_as_complex(boxes_at_once(x, *args))
+    elif kind == "sum":
+        f = lambda x, *args: boxes_at_once(x, *args).sum(-1)
+        rule = get_rule("gk21")
+        seen = [(left < tau) & (tau < left + width) for tau in (*rule.nodes.tolist(), *rule.looks.tolist())]
+        apart = (left[:, 0] - left[:, 1]).abs() > 0.05
+        kept = ~torch.stack(seen).any(0).any(1) & apart
+        left, width, height = left[kept], width[kept], height[kept]
+        exact = (width * height).sum(1)
+    args = torch.stack((left, left + width, height), -1).flatten(1).unbind(1)
+    result = qg.quad(f, torch.zeros_like(args[0]), 1.0, args, rtol=1e-8, on_failure="ignore")
+    value = torch.view_as_real(result.value) if kind == "complex" else result.value
+    off, size = (t.abs().reshape(len(left), -1).amax(1) for t in (value - exact, exact))
+    assert not (result.converged & (off > result.error + ROUNDING * size)).any()
+    assert len(left) >= 8 and result.converged.sum() >= 0.95 * len(left)
+
+
+def test_what_waits_for_new_breakpoints_is_kept_while_others_of_the_batch_are_followed() -> None:
+    """A box that one node saw between two searches, beside an integral in which carried spikes are followed."""
+    a, b = t64([0.0495576335093961, -0.09311328325377384]), t64([0.059745521555553585, -0.06831734741505242])
+    narrow = t64([0.052900240983400286, -0.08951890652879552]), t64([0.05292267564520352, -0.08906435276929768])
+    wider = t64([0.05157967214307842, -0.08291901350918744]), t64([0.051884295717986764, -0.08226459180140737])
+    heights = t64([0.0038777501291403413, 0.07665269966424113]), t64([0.0010405438041287132, 122.699015223315])
+    exact = torch.stack([(b[1] - b[0]) * h for b, h in zip((narrow, wider), heights, strict=True)], dim=-1)
+    result = qg.quad(boxes_at_once, a, b, (*narrow, heights[0], *wider, heights[1]), rtol=1.0239546199126868e-05)
+    off = (result.value - exact).abs().amax(1)
+    assert (off <= torch.maximum(result.error, 1.03e-5 * exact.amax(1))).all()
 
 
 # -- next to nothing, not nothing ------------------------------------------------------------------------

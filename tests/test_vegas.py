@@ -19,10 +19,10 @@ from helpers import leaf, t64
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.grid import EVEN, even_grid, grid_table, through_grid
 from quadgrad._core.plans.points import PointsPlan
-from quadgrad._core.search import placing
-from quadgrad._core.search.importance import adapt_grid
 from quadgrad._core.search.kernel import mapping
 from quadgrad._core.search.kernel.library import load
+from quadgrad._core.search.samples import placing
+from quadgrad._core.search.samples.importance import adapt_grid
 
 ROOT = Path(__file__).parents[1]
 RIDGE = 0.999941839  # the mean over the centres of products of error functions

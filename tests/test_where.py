@@ -285,6 +285,76 @@ def test_intersections() -> None:
     assert abs(triangle.value.item() - 0.5 * 1.3**2) <= triangle.error.item() and triangle.converged
 
 
+def polygon(c: Tensor, f: Callable[..., Tensor] = one, **options: Any) -> Tensor:
+    """Integrate over where all of five normals' products are less than c."""
+    angle = t64([0.2, 1.5, 2.7, 4.0, 5.2])
+    normals = torch.stack((angle.cos(), angle.sin()), -1)
+    return cut(lambda x, c: c - x @ normals.T, f, (qg.element(c, 1),), rtol=1e-6, **options).value
+
+
+def exact_polygon(c: Tensor) -> Tensor:
+    """Return the integral of 1 + x_1 over that polygon, by its corners."""
+    angle = t64([0.2, 1.5, 2.7, 4.0, 5.2])
+    normals = torch.stack((angle.cos(), angle.sin()), -1)
+    corner = torch.linalg.solve(torch.stack((normals, normals.roll(-1, 0)), 1), torch.stack((c, c.roll(-1)), -1))
+    following = corner.roll(-1, 0)
+    cross = corner[:, 0] * following[:, 1] - following[:, 0] * corner[:, 1]
+    return (cross * (0.5 + (corner + following)[:, 0] / 6.0)).sum()
+
+
+def test_a_moving_polygon() -> None:
+    c = leaf([0.5, 0.45, 0.55, 0.4, 0.6])
+    own = lambda c: polygon(c, lambda x, c: 1.0 + x[..., 0])
+    assert own(c).item() == pytest.approx(exact_polygon(c).item(), rel=1e-13)
+    for order in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian):
+        torch.testing.assert_close(order(own, c), order(exact_polygon, c), rtol=1e-9, atol=1e-9)
+    plain, along = c.detach(), t64([1.0, -1.0, 0.5, 0.0, 2.0])
+    slopes = torch.func.vmap(torch.func.grad(own))(torch.stack((plain, 1.1 * plain)))
+    for number, scale in enumerate((1.0, 1.1)):
+        exact = torch.func.grad(exact_polygon)(scale * plain)
+        torch.testing.assert_close(slopes[number], exact, rtol=1e-10, atol=0.0)
+    forward = torch.func.jvp(own, (plain,), (along,))[1]
+    assert forward.item() == pytest.approx((torch.func.grad(exact_polygon)(plain) @ along).item(), rel=1e-10)
+    captured = lambda c: cut(lambda x: torch.stack((c - squared(x), x[..., 0] - c * x[..., 1]), -1)).value
+    half = torch.func.vmap(torch.func.grad(captured))(t64([0.36, 0.25]))
+    assert half.tolist() == pytest.approx([math.pi / 2, math.pi / 2], rel=1e-9)
+
+
+def test_a_lens_of_two_discs() -> None:
+    c, r = leaf(0.35), leaf(0.6)
+    discs = [lambda x, c, r, s=s: r**2 - squared(x - s * c * t64([1.0, 0.0])) for s in (1.0, -1.0)]
+    result = qg.cubature(one, *SQUARE, (c, r), region=qg.Where(discs[0]) & qg.Where(discs[1]), rtol=1e-7)
+    exact = lambda c, r: 2 * (r**2 * torch.acos(c / r) - c * torch.sqrt(r**2 - c**2))
+    assert result.converged and abs(result.value - exact(c, r)).item() <= result.error.item() < 1e-7
+    assert result.nfev < 6_000
+    own, known = (derivatives(v, c, r) for v in (result.value, exact(c, r)))
+    assert own[0] == pytest.approx(known[0], abs=1e-9) and own[1] == pytest.approx(known[1], abs=1e-8)
+    errors = qg.gradient_error(result, (c, r))
+    assert all(error.item() < 1e-8 for error in errors)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_of_turned_ellipsoids_are_as_right_as_is_said(seed: int) -> None:
+    random = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    axes = leaf(0.15 * random + 0.7 * torch.eye(3, dtype=torch.float64))
+    g = lambda x, axes: 1.0 - squared(torch.linalg.solve(axes, x[..., None])[..., 0])
+    corners = (t64([-1.4] * 3), 1.4)
+    result = cut(g, lambda x, _: x[..., 0] ** 2, (qg.element(axes, 2),), corners=corners, rtol=1e-2)
+    exact = 4 / 15 * math.pi * torch.linalg.det(axes).abs() * (axes[0] ** 2).sum()
+    slopes, known = (torch.autograd.grad(v, axes, retain_graph=True)[0] for v in (result.value, exact))
+    assert ((slopes - known).abs() <= qg.gradient_error(result, axes)).all()
+    assert (slopes - known).abs().max() < 1e-5
+
+
+def test_a_wedge_of_a_ball() -> None:
+    """Two planes and a sphere, whose edges run through cells."""
+    sides = lambda x: torch.stack((x[..., 1], math.sin(1.1) * x[..., 0] - math.cos(1.1) * x[..., 1]), -1)
+    region = qg.Where(lambda x: 0.64 - squared(x)) & qg.Where(sides)
+    result = qg.cubature(one, t64([-1.0] * 3), 1.0, region=region, rtol=3e-2)
+    exact = 2 / 3 * 1.1 * 0.8**3
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() and result.nfev < 60_000
+
+
 @pytest.mark.parametrize("trial", range(12))
 def test_random_regions_are_as_right_as_they_say(trial: int) -> None:
     generator = torch.Generator().manual_seed(trial)
@@ -551,14 +621,74 @@ def test_replay_over_a_region_that_is_a_map() -> None:
     assert value.item() == pytest.approx(4 * math.pi * 0.36, rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_narrow_hole_of_a_slope_is_seen(seed: int) -> None:
-    place = 0.95 * (2.0 * torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1.0)
-    width = 0.01
-    g = lambda x: (2.0 + x[..., 0]) * (1.0 - 2.0 * torch.exp(-squared(x - place) / width**2))
-    result = cut(g, rtol=1e-6)
-    hole = math.pi * width**2 * math.log(2.0)
-    assert result.converged and abs(result.value.item() - (4.0 - hole)) <= result.error.item() < 0.05 * hole
+def star(g: Callable[[Tensor], Tensor], center: Tensor) -> float:
+    """Return the area around a center up to where g first vanishes on rays, by bisection on each."""
+    angle = 2 * math.pi * torch.arange(64, dtype=torch.float64) / 64
+    ray = torch.stack((angle.cos(), angle.sin()), -1)
+    steps = torch.logspace(-5, 0, 301, dtype=torch.float64)[:, None]
+    first = (g(center + steps[..., None] * ray) <= 0.0).int().argmax(0)
+    low, high = (steps[first - k, 0] for k in (1, 0))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        inside = g(center + middle[:, None] * ray) > 0.0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return float((0.5 * low**2).mean() * 2 * math.pi)
+
+
+BELLS = {"gauss": lambda r: torch.exp(-0.5 * r), "lorentz": lambda r: 1.0 / (1.0 + r)}
+
+
+@pytest.mark.parametrize("turn", (0.4, 2.3))
+@pytest.mark.parametrize("width", (0.03, 0.01, 3e-3, 1e-3))
+@pytest.mark.parametrize("bell", BELLS.values(), ids=BELLS)
+def test_a_narrow_spike_beside_a_larger_region_is_seen(
+    bell: Callable[..., Tensor], width: float, turn: float
+) -> None:
+    place = 0.9 * t64([math.cos(turn), math.sin(turn)])
+    g = lambda x: 0.36 - squared(x) + 0.9 * bell(squared(x - place) / width**2)
+    result = cut(g, rtol=1e-7)
+    spike = star(g, place)
+    exact = star(g, t64([0.0, 0.0])) + spike
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() + 1e-9 < 0.05 * spike
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("width", (0.1, 0.01, 1e-3))
+@pytest.mark.parametrize("bell", BELLS.values(), ids=BELLS)
+def test_a_narrow_hole_of_a_slope_is_seen(bell: Callable[..., Tensor], width: float, seed: int) -> None:
+    place = 0.8 * (2.0 * torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1.0)
+    g = lambda x: (2.0 + x[..., 0]) * (1.0 - 2.0 * bell(squared(x - place) / width**2))
+    result = cut(g, rtol=1e-7)
+    hole = star(lambda x: -g(x), place)
+    assert result.converged and abs(result.value.item() - (4.0 - hole)) <= result.error.item() + 1e-12
+    assert result.error.item() < 0.2 * hole
+
+
+@pytest.mark.parametrize("place", ([0.87, -0.78], [-0.75, 0.8], [0.7, 0.71]))
+def test_a_small_part_of_a_union_is_seen(place: list[float]) -> None:
+    small = lambda x: 2e-3 - squared(x - t64(place)).sqrt()
+    result = cut(lambda x: torch.maximum(0.6 - squared(x).sqrt(), small(x)), rtol=1e-6)
+    exact = math.pi * (0.36 + 4e-6)
+    assert result.converged and abs(result.value.item() - exact) <= result.error.item() < 2e-6
+
+
+@pytest.mark.parametrize("place", ([0.87, -0.78], [-0.75, 0.8], [0.7, 0.71]))
+def test_what_has_no_foot_is_seen_where_it_matters(place: list[float]) -> None:
+    cone = lambda x: (0.06 - squared(x - t64(place)).sqrt()).clamp_min(0.0)
+    g = lambda x: 0.36 - squared(x) + 60.0 * cone(x)
+    result, part = cut(g, rtol=1e-3), star(g, t64(place))
+    assert result.converged and abs(result.value.item() - 0.36 * math.pi - part) <= result.error.item() < 0.2 * part
+
+
+def test_a_narrow_spike_in_space_is_seen() -> None:
+    place, width = t64([0.7, -0.6, 0.55]), 0.05
+    g = lambda x: x.sum(-1) - 1.5 + 2.0 * torch.exp(-0.5 * squared(x - place) / width**2)
+    result = cut(g, rtol=1e-4, corners=(t64([-1.0] * 3), 1.0))
+    # Across the slope, at a height over the place, the spike is a disc.
+    height = torch.linspace(-0.15, 0.15, 20_001, dtype=torch.float64)
+    squares = -2.0 * width**2 * ((0.85 - 3.0**0.5 * height) / 2.0).log() - height**2
+    spike = math.pi * 0.3 * squares.clamp_min(0.0).mean().item()
+    assert result.converged and abs(result.value.item() - 0.5625 - spike) <= result.error.item() < 0.1 * spike
 
 
 def test_an_integrator_keeps_cells_while_the_region_moves() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import t64
 from quadgrad._core.search.kernel.library import load
 from quadgrad._core.search.kernel.zoom import zoom_native
-from quadgrad._core.search.zoom import zoom
+from quadgrad._core.search.piles.zoom import zoom
 from quadgrad._core.verbs.inputs import prepare
 
 pytestmark = pytest.mark.skipif(load() is None, reason="the package was installed without its compiled kernel")

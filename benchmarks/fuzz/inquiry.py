@@ -71,10 +71,12 @@ def _values(sample: Sample, x: Tensor, place: int | None) -> Tensor:
     return torch.stack(slopes, dim=-1).double()
 
 
-def contrast(way: str, this: Call, seed: int) -> float:
+def contrast(way: str, this: Call, seed: int, number: int = 0) -> float:
     """Return by how much f differs from f without its feature at any node of a call, over the scale of the latter.
 
-    Infinite where there is no hidden feature; of a pair that of the one that shows less.
+    The call is that of the claim of this ``number``: what others of the same way saw, at a finer tolerance or with
+    other parameters, is not known to it. Infinite where there is no hidden feature; of a pair that of the one that
+    shows less.
     """
     watched: list[tuple[Sample, list[Any]]] = []
 
@@ -97,9 +99,22 @@ def contrast(way: str, this: Call, seed: int) -> float:
     if this.sample.without is None or way == "vmap":
         return torch.inf
     again = Call(watch(this.sample), watch(this.other) if this.other else None, seed)
-    list(WAYS[way](again))
-    shown = [[_contrast(sample, block) for block in heard] for sample, heard in watched if heard]
-    return min((max(blocks) for blocks in shown), default=torch.inf)
+    shown: list[tuple[Sample, list[Any]]] = []
+    for place, claims in enumerate(WAYS[way](again)):
+        if claims.place is None:  # derivatives are of the value before them
+            shown = [(sample, list(heard)) for sample, heard in watched]
+            for _, heard in watched:
+                heard.clear()
+        else:
+            shown = [
+                (sample, [*before, *heard]) for (sample, before), (_, heard) in zip(shown, watched, strict=True)
+            ]
+        if place == number:
+            return min(
+                (max(_contrast(sample, block) for block in heard) for sample, heard in shown if heard),
+                default=torch.inf,
+            )
+    return torch.inf
 
 
 def _contrast(sample: Sample, block: tuple[Tensor, ...]) -> float:

@@ -131,7 +131,7 @@ class Outcome:
     gradients: Count = field(default_factory=Count)
     cases: list[Case] = field(default_factory=list[Case])
     seconds: float = 0.0
-    contrast: dict[int, float] = field(default_factory=dict[int, float])
+    contrast: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
 
 
 def draw(family: str, count: int, seed: int) -> tuple[Sample, Sample | None]:
@@ -206,11 +206,11 @@ class _Part:
                 f"{type(error).__name__}: {str(error)[:300]} ({where.filename.rpartition('/')[2]}:{where.lineno})"
             )
             self.outcome.cases.append(Case("crash", str(task), self.first, "", f"{text}; {show(self.sample, 0)}"))
-        for claim in claims:
-            self.enter(claim)
+        for number, claim in enumerate(claims):
+            self.enter(claim, number)
 
-    def enter(self, claims: Claims) -> None:
-        """Count claims, and ask about each wrong one."""
+    def enter(self, claims: Claims, number: int) -> None:
+        """Count the claims of a way that have this ``number``, and ask about each wrong one."""
         verdict = claims.judge()
         count = self.outcome.values if claims.place is None else self.outcome.gradients
         count.enter(claims, verdict)
@@ -219,7 +219,7 @@ class _Part:
                 at = i if claims.chosen is None else int(claims.chosen[i])
                 shown, excuse = kind, ""
                 if kind in ("false", "understated"):
-                    shown, excuse = self.ask(kind, claims, verdict, i, at)
+                    shown, excuse = self.ask(kind, claims, number, verdict, i, at)
                     if claims.place is None and shown == "false":
                         self.false.add(at)
                     elif claims.place is not None and at in self.false:
@@ -228,9 +228,9 @@ class _Part:
                 case = Case(shown, str(self.outcome.task), self.first + at, claims.what, "", excuse)
                 self.keep(case, lambda i=i: describe(claims, verdict, i), at)
 
-    def ask(self, kind: str, claims: Claims, verdict: Verdict, i: int, at: int) -> tuple[str, str]:
+    def ask(self, kind: str, claims: Claims, number: int, verdict: Verdict, i: int, at: int) -> tuple[str, str]:
         """Return whether claim ``i``, about integral ``at``, is false or understated, and what excuses it."""
-        task, known, index = self.outcome.task, self.outcome.contrast, self.first + at
+        task, known, index = self.outcome.task, self.outcome.contrast, (self.first + at, number)
         true, reported = float(verdict.true[i]), float(claims.reported[i])
         if index not in known and len(known) >= ASKED:
             return kind, ""
@@ -238,7 +238,7 @@ class _Part:
         try:
             noise, size = rounding(task.way, self.call(single), claims)
             if index not in known:
-                known[index] = contrast(task.way, self.call(single), task.number)
+                known[index] = contrast(task.way, self.call(single), task.number, number)
         except Exception:  # alone it may fail in another way, which has a task of its own
             return kind, ""
         if true <= claims.slack * size:

@@ -10,108 +10,42 @@ where a gradient is severed or wrong, :mod:`quadgrad.tensorflow` is for TensorFl
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from quadgrad import _plots as _plots  # gives plans their plot
-from quadgrad._config import keep_freed_memory, show_config
-from quadgrad._core.antiderivative.curve import Antiderivative
-from quadgrad._core.errors import (
-    IntegrandError,
-    IntegrationError,
-    IntegrationWarning,
-    SeveredGradientWarning,
-    UnmarkedJumpWarning,
-)
-from quadgrad._core.gradient import GradientMode, Resolve, Reuse
-from quadgrad._core.gradient.error import gradient_error
-from quadgrad._core.integrand import element
-from quadgrad._core.plans.base import Plan, restore_plan
-from quadgrad._core.regions.ball import Ball, Sphere
-from quadgrad._core.regions.nested import Nested
-from quadgrad._core.regions.simplex import Simplex
-from quadgrad._core.regions.where import Boundary, Where
-from quadgrad._core.result import Result, restore_result
-from quadgrad._core.sampled.romberg import romb
-from quadgrad._core.sampled.simpson import cumulative_simpson, simpson
-from quadgrad._core.sampled.spline import Spline, spline
-from quadgrad._core.sampled.trapezoid import cumulative_trapezoid, trapezoid
-from quadgrad._core.status import Status
-from quadgrad._core.verbs.antiderivative import antiderivative
-from quadgrad._core.verbs.certify import certify
-from quadgrad._core.verbs.cubature import cubature
-from quadgrad._core.verbs.expectation import expectation
-from quadgrad._core.verbs.integrator import Integrator, restore_integrator
-from quadgrad._core.verbs.perturbation_loss import perturbation_loss
-from quadgrad._core.verbs.perturbed import Perturbed
-from quadgrad._core.verbs.qmc import qmc
-from quadgrad._core.verbs.quad import quad
-from quadgrad._core.verbs.replay import replay
-from quadgrad._core.verbs.vegas import vegas
-
-__all__ = [
-    "Antiderivative",
-    "Ball",
-    "Boundary",
-    "GradientMode",
-    "IntegrandError",
-    "IntegrationError",
-    "IntegrationWarning",
-    "Integrator",
-    "Nested",
-    "Perturbed",
-    "Plan",
-    "Resolve",
-    "Result",
-    "Reuse",
-    "SeveredGradientWarning",
-    "Simplex",
-    "Sphere",
-    "Spline",
-    "Status",
-    "UnmarkedJumpWarning",
-    "Where",
-    "antiderivative",
-    "certify",
-    "cubature",
-    "cumulative_simpson",
-    "cumulative_trapezoid",
-    "element",
-    "expectation",
-    "gradient_error",
-    "keep_freed_memory",
-    "perturbation_loss",
-    "qmc",
-    "quad",
-    "replay",
-    "romb",
-    "show_config",
-    "simpson",
-    "spline",
-    "trapezoid",
-    "vegas",
-]
-__version__ = "0.1.0"
-_restore_plan, _restore_result, _restore_integrator = restore_plan, restore_result, restore_integrator  # in files
-
-# Tracebacks and files then name what callers import. Classes with annotated fields stay where their annotations are
-# understood.
-for _name in __all__:
-    if not is_dataclass(globals()[_name]):
-        globals()[_name].__module__ = __name__
 
 if TYPE_CHECKING:
     from quadgrad import bridge as bridge
     from quadgrad import doctor as doctor
     from quadgrad import tensorflow as tensorflow
+    from quadgrad._public import *  # noqa: F403
+    from quadgrad._public import __all__ as __all__
+
+__version__ = "0.1.0"
+_EDGES = ("bridge", "doctor", "tensorflow")
+
+
+def _starts_a_command() -> bool:
+    """Whether it is ``quadgrad`` or ``python -m quadgrad`` that imports the package: ``--help`` needs no torch."""
+    return Path(sys.argv[0]).stem == "quadgrad" or sys.orig_argv[1:3] == ["-m", "quadgrad"]
+
+
+def _load() -> None:
+    """Import all public names, and what files of results and plans name."""
+    public = importlib.import_module("quadgrad._public")
+    hidden = ("_restore_plan", "_restore_result", "_restore_integrator")
+    globals().update({name: getattr(public, name) for name in ("__all__", *public.__all__, *hidden)})
 
 
 def __getattr__(name: str) -> Any:
     """Import the edges of the library when they are first used: ``import quadgrad`` stays fast."""
-    if name in ("bridge", "doctor", "tensorflow"):
-        import importlib
-
+    if name in _EDGES:
         return importlib.import_module(f"quadgrad.{name}")
+    if "__all__" not in globals() and not (name.startswith("__") and name != "__all__"):
+        _load()
+        if name in globals():
+            return globals()[name]
     theirs = {
         "dblquad": "cubature", "tplquad": "cubature", "nquad": "cubature", "quad_vec": "quad", "integrate": "quad",
         "qmc_quad": "qmc", "simps": "simpson", "trapz": "trapezoid", "cumtrapz": "cumulative_trapezoid",
@@ -123,3 +57,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Show what is public."""
     return sorted({*__all__, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})
+
+
+if not _starts_a_command():
+    _load()

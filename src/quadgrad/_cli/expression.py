@@ -8,14 +8,11 @@ below). Everything else is refused with its place. It knows nothing of integrals
 from __future__ import annotations
 
 import ast
-import difflib
 import keyword
 import math
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -23,19 +20,9 @@ import scipy
 import torch
 from torch import Tensor
 
-from quadgrad._cli.special import bessel, gamma
+from quadgrad._cli.vocabulary import BESSEL, CONSTANTS, FUNCTIONS, PHYSICAL, nearest
 
-__all__ = [
-    "BESSEL",
-    "CONSTANTS",
-    "FUNCTIONS",
-    "PHYSICAL",
-    "Expression",
-    "ExpressionError",
-    "check_name",
-    "nearest",
-    "physical_value",
-]
+__all__ = ["Expression", "ExpressionError", "check_name", "physical_value"]
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 100
@@ -44,72 +31,6 @@ EXCERPT = 30
 
 Node = Callable[[Mapping[str, Tensor]], Tensor]
 
-
-@dataclass(frozen=True)
-class Function:
-    """A function of one or more tensors; a step is constant but for jumps, and hides its arguments' derivative."""
-
-    call: Callable[..., Tensor]
-    arity: int = 1
-    step: bool = False
-
-
-def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(condition != 0.0, yes, no)
-
-
-def _bessel(kind: str, order: float | None = None) -> Function:
-    if order is None:
-        return Function(partial(bessel, kind), arity=2)
-    return Function(lambda x: bessel(kind, torch.full_like(x, order, requires_grad=False), x))
-
-
-CONSTANTS = {"pi": math.pi, "e": math.e, "inf": math.inf}
-PHYSICAL = {
-    "hbar": ("hbar", "the reduced Planck constant, in J s"),
-    "h": ("h", "the Planck constant, in J s"),
-    "c": ("c", "the speed of light, in m/s"),
-    "k": ("k", "the Boltzmann constant, in J/K"),
-}
-"""Constants of nature: their names in ``scipy.constants`` (CODATA), and what they are. A parameter of that name is
-meant where there is one."""
-
-FUNCTIONS = {
-    "exp": Function(torch.exp), "expm1": Function(torch.expm1),
-    "log": Function(torch.log), "ln": Function(torch.log),
-    "log1p": Function(torch.log1p), "log2": Function(torch.log2), "log10": Function(torch.log10),
-    "sqrt": Function(torch.sqrt), "abs": Function(torch.abs),
-    "sin": Function(torch.sin), "cos": Function(torch.cos), "tan": Function(torch.tan),
-    "asin": Function(torch.asin), "acos": Function(torch.acos), "atan": Function(torch.atan),
-    "atan2": Function(torch.atan2, arity=2),
-    "sinh": Function(torch.sinh), "cosh": Function(torch.cosh), "tanh": Function(torch.tanh),
-    "asinh": Function(torch.asinh), "acosh": Function(torch.acosh), "atanh": Function(torch.atanh),
-    "erf": Function(torch.special.erf), "erfc": Function(torch.special.erfc),
-    "erfcx": Function(torch.special.erfcx),
-    "gamma": Function(gamma), "lgamma": Function(torch.lgamma), "digamma": Function(torch.digamma),
-    "sigmoid": Function(torch.sigmoid), "softplus": Function(lambda x: torch.logaddexp(x, torch.zeros_like(x))),
-    "relu": Function(torch.relu),
-    "floor": Function(torch.floor, step=True), "ceil": Function(torch.ceil, step=True),
-    "sign": Function(torch.sign, step=True),
-    "minimum": Function(torch.minimum, arity=2), "maximum": Function(torch.maximum, arity=2),
-    "where": Function(_where, arity=3), "sinc": Function(torch.sinc),
-}  # fmt: skip
-BESSEL = {
-    "j0": _bessel("jv", 0.0), "j1": _bessel("jv", 1.0), "jv": _bessel("jv"), "y0": _bessel("yv", 0.0),
-    "y1": _bessel("yv", 1.0), "yv": _bessel("yv"), "i0": _bessel("iv", 0.0), "i1": _bessel("iv", 1.0),
-    "iv": _bessel("iv"), "k0": _bessel("kv", 0.0), "k1": _bessel("kv", 1.0), "kv": _bessel("kv"),
-}  # fmt: skip
-"""Bessel functions under SciPy's names, which may name parameters, too: y0 is one where it is not called."""
-
-SPELLINGS = {
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh",
-    "arccosh": "acosh", "arctanh": "atanh", "min": "minimum", "max": "maximum", "fabs": "abs", "pow": "**",
-    "power": "**", "jn": "jv(n, x)", "besselj": "jv(n, x)", "bessely": "yv(n, x)", "besseli": "iv(n, x)",
-    "besselk": "kv(n, x)", "J0": "j0", "J1": "j1", "Y0": "y0", "Y1": "y1", "I0": "i0", "K0": "k0", "Gamma": "gamma",
-    "gammaln": "lgamma", "psi": "digamma", "expit": "sigmoid", "kB": "k", "k_B": "k", "heaviside": "a "
-    "comparison such as x > 0", "infinity": "inf", "oo": "inf", "PI": "pi",
-}  # fmt: skip
-"""What other languages call it."""
 
 OPERATORS: dict[type[ast.AST], Callable[[Tensor, Tensor], Tensor]] = {
     ast.Add: torch.add,
@@ -238,15 +159,6 @@ def check_name(name: str) -> str:
         kind = "constant" if name in CONSTANTS else "function"
         raise ValueError(f"{name} is a {kind} and cannot be a name: choose another")
     return name
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the most similar of the known names, or all of them if they are few."""
-    known = list(known)
-    found = [SPELLINGS[name]] if name in SPELLINGS else difflib.get_close_matches(name, known, 1)
-    if found:
-        return f": did you mean {found[0]}?"
-    return f": known are {', '.join(known)}" if 0 < len(known) <= 10 else ""
 
 
 def _parse(text: str) -> ast.expr:
@@ -398,7 +310,8 @@ class _Builder:
         self._steps += function.step
         arguments = [self.build(argument, depth + 1) for argument in node.args]
         self._steps -= function.step
-        return lambda values: function.call(*(argument(values) for argument in arguments))
+        call = function.resolved()
+        return lambda values: call(*(argument(values) for argument in arguments))
 
     def _index(self, offset: int) -> int:
         """Python counts bytes."""

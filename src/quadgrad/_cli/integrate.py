@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from quadgrad._cli.expression import (
-    PHYSICAL,
     Expression,
     ExpressionError,
     check_name,
-    nearest,
     physical_value,
 )
+from quadgrad._cli.vocabulary import PHYSICAL, nearest
 from quadgrad._core.errors import IntegrationWarning
 from quadgrad._core.regions.nested import Nested
 from quadgrad._core.result import Result

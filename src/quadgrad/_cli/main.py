@@ -2,16 +2,18 @@
 
 # No `from __future__ import annotations` here: typer reads the annotations below when it runs.
 
+import gc
 import importlib.util
 import platform
 import re
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from quadgrad._cli.expression import BESSEL, CONSTANTS, FUNCTIONS, PHYSICAL, nearest
-from quadgrad._cli.integrate import as_json, as_table, draw, read, solve
+from quadgrad._cli.vocabulary import nearest, vocabulary
 
 if TYPE_CHECKING:
     import typer
@@ -26,7 +28,10 @@ PICTURE_FORMATS = (".pdf", ".png", ".svg")
 def main() -> None:
     """Run the command line; the entry point of ``quadgrad``."""
     require("typer", "rich")
-    make_app()()
+    try:
+        make_app()()
+    finally:
+        gc.freeze()  # or Python would look through all of torch for garbage when it ends: 0.3 s
 
 
 def make_app() -> "typer.Typer":
@@ -51,7 +56,7 @@ def make_app() -> "typer.Typer":
     ) -> None:
         """Integrals you can differentiate.
 
-        Two thirds of the time that a command takes to start are torch's import.
+        Most of the time that a command takes to start is torch's import.
         """
 
     add_demo(app)
@@ -77,9 +82,10 @@ def add_demo(app: "typer.Typer") -> None:
         Takes less than a minute, and writes one picture. Exit code 1 means: a number is off.
         """
         require_picture(output, "--output")
-        from rich.console import Console
+        with uncollected():
+            from rich.console import Console
 
-        from quadgrad._demo.run import run
+            from quadgrad._demo.run import run
 
         raise typer.Exit(0 if run(output, seed, Console()) else 1)
 
@@ -108,10 +114,11 @@ def add_doctor(app: "typer.Typer") -> None:
         The function returns a loss, or calls backward() itself. Exit code 0: no finding. 1: a finding. 2: a mistake
         in the command.
         """
-        from rich.console import Console
+        with uncollected():
+            from rich.console import Console
 
-        from quadgrad._cli.doctor import examine
-        from quadgrad.doctor.show import as_table
+            from quadgrad._cli.doctor import examine
+            from quadgrad.doctor.show import as_table
 
         try:
             report = examine(target, directions, seed)
@@ -130,15 +137,6 @@ def add_doctor(app: "typer.Typer") -> None:
         raise typer.Exit(0 if report.ok else 1)
 
 
-def _vocabulary() -> str:
-    """Return what an expression may be made of."""
-    return (
-        f"Functions: {', '.join([*FUNCTIONS, *BESSEL])}; jv, yv, iv, kv are Bessel functions of (order, x), "
-        f"sinc(x) is sin(pi*x)/(pi*x). Constants: {', '.join([*CONSTANTS, *PHYSICAL])}, the latter in SI units "
-        "unless --param says otherwise. A comparison is 1 or 0."
-    )
-
-
 def add_integrate(app: "typer.Typer") -> None:
     """Add ``quadgrad integrate``."""
     import typer
@@ -154,7 +152,7 @@ def add_integrate(app: "typer.Typer") -> None:
             ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
             return super().parse_args(ctx, args)
 
-    @app.command(epilog=_vocabulary(), context_settings=lenient, cls=Command)
+    @app.command(epilog=vocabulary(), context_settings=lenient, cls=Command)
     def integrate(
         context: typer.Context,
         expression: Annotated[str, typer.Argument(help='The integrand, in quotes: "exp(-a*x**2)".')],
@@ -201,6 +199,8 @@ def add_integrate(app: "typer.Typer") -> None:
             if len(context.meta[OVER]) > 2:
                 fail("--plot: pictures are of one variable or two")
             require_picture(plot, "--plot")
+        with uncollected():  # torch among them, which help does without
+            from quadgrad._cli.integrate import as_json, as_table, draw, read, solve
         try:
             every = context.meta[OVER]
             problem = read(expression, every if len(every) > 1 else [over], param, grad, points)
@@ -216,6 +216,18 @@ def add_integrate(app: "typer.Typer") -> None:
             except OSError as error:
                 fail(f"--plot: {error}")
         raise typer.Exit(0 if answer.converged else 1)
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Return a context in which no garbage is looked for: imports make none, and much to look at."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def refuse_extra(context: "typer.Context", expression: str) -> None:

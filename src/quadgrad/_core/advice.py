@@ -7,10 +7,14 @@ the caller's code, and knows nothing of integrals.
 from __future__ import annotations
 
 import difflib
+import dis
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Number
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
@@ -38,8 +42,8 @@ MAKERS = {"arange", "array", "asarray", "empty", "errstate", "full", "linspace",
 UNLIKE = {"divmod", "frexp", "gcd", "lcm", "ldexp", "modf", "spacing"}
 """Functions of a name that torch has, too, but not for real numbers, or without a derivative."""
 
-DEPTH = 2
-"""Modules inside of modules, at most: scipy.special.jv."""
+OTHERS = ("quadgrad", "torch", "numpy", "scipy", "tensorflow", "keras")
+"""Libraries in which nothing can be rewritten."""
 
 DTYPES = {
     "double": torch.float64, "float64": torch.float64, "float": torch.float32, "float32": torch.float32,
@@ -85,8 +89,8 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     """Return what to write instead where a function raised, a sentence after a full stop; empty if unknown."""
     said = str(error)
     for advise in advisers or (
-        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _takes_one_number,
-        _mixes_dtypes, _mixes_devices, _network, _element,
+        signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _joins_others,
+        _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -126,6 +130,20 @@ def _unlike(x: Tensor) -> list[Tensor]:
     return [x[i : i + 1] for i in (int(along.argmin()), int(along.argmax()))]
 
 
+INSTEAD: dict[Any, str] = {
+    (
+        list,
+        tuple,
+    ): "several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated one by "
+    "one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]",
+    (set, frozenset, Iterator): "several values at each x are stacked behind it, torch.stack(list(...), dim=-1)",
+    dict: "stack its values behind x, torch.stack(list(values), dim=-1), or return one of them",
+    (str, bytes, Number, Decimal): "a constant is a float: float(...) of it",
+    torch.distributions.Distribution: "return what it gives at x, .log_prob(x).exp(), or use quadgrad.expectation",
+}
+"""What to return instead of an object of some kind."""
+
+
 def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
     """Say what was returned in the place of a tensor, and what to return."""
     kind = type(y).__name__
@@ -134,13 +152,9 @@ def _instead_of_a_tensor(name: str, y: Any, called: Called) -> str:
         return f"{text}: is its return missing? A def needs one, a lambda has none"
     if isinstance(y, np.ndarray):
         return f"{text}: NumPy has no gradient. To keep it, {_in_torch(_foreign(called.function, None))}"
-    if isinstance(y, list | tuple):
-        return (
-            f"{text}: several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated "
-            "one by one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]"
-        )
-    if isinstance(y, dict):
-        return f"{text}: stack its values behind x, torch.stack(list(values), dim=-1), or return one of them"
+    for kinds, instead in INSTEAD.items():
+        if isinstance(y, kinds):
+            return f"{text}: {instead}"
     if isinstance(getattr(y, "value", None), Tensor):
         return f"{text}: return its value, {kind}.value"
     if type(y).__module__.partition(".")[0] in ("tensorflow", "keras"):
@@ -226,16 +240,34 @@ def _takes_tensors(error: Exception, said: str, called: Called) -> str:
     if match := re.search(r"'Tensor' object has no attribute '(\w+)'", said):
         theirs = {"astype": "x.to(dtype)", "copy": "x.clone()"}.get(match[1])
         return f"Tensors have no {match[1]}, but {theirs}" if theirs else ""
+    name = said.partition("(")[0]
+    limit = {"max": "torch.clamp(x, min=c)", "min": "torch.clamp(x, max=c)"}.get(name.removesuffix("imum"))
     if not re.search(r"must be Tensor, not (int|float)", said):
-        return ""
+        unfit = re.search(r"invalid combination of arguments - got \(Tensor, (int|float)\)", said)
+        return f"With a number c that is {limit}" if limit and unfit else ""
     if not called.vectorized:
         return "With vectorized=False x is a Python float: use math.exp and the like, or leave vectorized=False out"
-    name = said.partition("(")[0]
-    limit = {"maximum": "torch.clamp(x, min=c)", "minimum": "torch.clamp(x, max=c)"}.get(name)
-    return (
-        f"torch.{name} takes tensors: {limit or f'for a number c write math.{name}(c)'}, or make a tensor of it, "
-        "x.new_tensor(c)"
-    )
+    alone = f"for a number c write math.{name}(c)" * ("position 1" in said)
+    instead = ", or ".join(filter(None, (limit or alone, "make a tensor of it, x.new_tensor(c)")))
+    return f"torch.{name} takes tensors: {instead}"
+
+
+def _joins_others(error: Exception, said: str, called: Called) -> str:
+    """Of operators between a tensor and what is no number."""
+    match = re.search(r"operand type\(s\) for .*: '(\w+)' and '(\w+)'", said)
+    if not match or "Tensor" not in match.groups():
+        return ""
+    return {
+        "NoneType": "Something that f calls returned None: is its return missing?",
+        "str": "A str is no number: float('2') is one",
+        "list": "Make a tensor of the list, x.new_tensor([...]); each of its entries meets each x in x[..., None]",
+        "tuple": "Of what is in the tuple take one, or torch.stack((...), dim=-1)",
+        "dict": "Take a value of the dict by its key",
+        "Result": "A Result is not its value: write result.value",
+        "function": "The function was not called: end it with (x)",
+        "builtin_function_or_method": "The function was not called: end it with (x)",
+        "method": "The method was not called: end it with ()",
+    }.get(match[1] if match[2] == "Tensor" else match[2], "")  # fmt: skip
 
 
 ONE_NUMBER = {
@@ -243,7 +275,8 @@ ONE_NUMBER = {
     "torch.where(x > c, u, v), & and | join comparisons, torch.clamp stands in for max and min",
     r"__round__|__trunc__": "write torch.round(x), torch.floor(x)",
     r"converted to an index|used as indices must be": "x is no whole number: a table is read by table[x.long()], "
-    "and range(n) needs one n for all",
+    "a list is multiplied as x.new_tensor([...]), and range(n) needs one n for all",
+    r"format string|string to float": "a tensor is written by no format, and no number is made of what is written",
     r"'list'|'float' object": "leave out x.tolist() and x.item(): x and what becomes of it are tensors",
     r"element tensors? can be|converted to Scalar|size-1 arrays|must be real number": "leave out float(x) and "
     "x.item(): x and what becomes of it are tensors",
@@ -252,15 +285,17 @@ ONE_NUMBER = {
 
 
 def _container(error: Exception, said: str, called: Called) -> str:
-    """Of lists and dicts in args, which f gets as they are."""
-    kinds = [(i, type(a).__name__) for i, a in enumerate(called.args) if isinstance(a, list | tuple | dict)]
-    if not kinds or not isinstance(error, TypeError):
+    """Of what is in args and no number or tensor, which f gets as it is."""
+    strange = [(i, a) for i, a in enumerate(called.args) if not isinstance(a, Tensor | Number | np.number)]
+    if not strange or not isinstance(error, TypeError) or any(callable(a) for _, a in strange):
         return ""
-    i, kind = kinds[0]
-    text = f"args[{i}] is a {kind}, which f gets as it is"
-    if kind == "dict":
+    i, value = strange[0]
+    text = f"args[{i}] is {'None' if value is None else f'a {type(value).__name__}'}, which f gets as it is"
+    if isinstance(value, dict):
         return f"{text}: pass its values one by one, args=(p, q), or let f close over it"
-    return f"{text}: each entry of torch.tensor(...) is another integral, quadgrad.element is for one"
+    if isinstance(value, list | tuple):
+        return f"{text}: each entry of torch.tensor(...) is another integral, quadgrad.element is for one"
+    return f"{text}: pass a number or a tensor"
 
 
 def _takes_one_number(error: Exception, said: str, called: Called) -> str:
@@ -356,12 +391,44 @@ def _foreign(function: Any, error: Exception | None) -> dict[str, str]:
     """Return the functions of NumPy, SciPy and math that the caller's code names, each with torch's for it."""
     found: dict[str, str] = {}
     for code, names in _codes(function, error):
-        for name in code.co_names + code.co_freevars + code.co_varnames:
-            for path, value in _look_up(name, names.get(name), code.co_names):
-                found.setdefault(path, _twin(value))
+        for path in _dotted(code):
+            if (value := _numeric(path, names)) is not None:
+                found.setdefault(path if path != "function" else f"{_home(value)}.{value.__name__}", _twin(value))
         if found:
             break
     return found
+
+
+def _dotted(code: CodeType) -> Iterator[str]:
+    """Yield the names that code loads, with the attributes that it asks of each: ``np.linalg.norm``."""
+    path = ""
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path += f".{step.argval}" if path else ""
+            continue
+        if path:
+            yield path
+        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # some load two at once
+        path = names[-1] if step.opname.startswith("LOAD_") and isinstance(names[-1], str) else ""
+    for inner in code.co_consts:  # lambdas and, before Python 3.12, comprehensions
+        if isinstance(inner, CodeType):
+            yield from _dotted(inner)
+
+
+def _numeric(path: str, names: dict[str, Any]) -> Any:
+    """Return the function of NumPy, SciPy or math that a path names, or None."""
+    first, *rest = path.split(".")
+    value = names.get(first)
+    home = value.__name__ if isinstance(value, ModuleType) else type(value).__module__
+    at_home = home.partition(".")[0] in NUMERIC
+    if rest and not at_home or "random" in rest:  # of other objects nothing is asked; to wrap chance would not help
+        return None
+    for attribute in rest:
+        value = getattr(value, attribute, None)
+    if not callable(value) or isinstance(value, type) or getattr(value, "__name__", None) in (None, *MAKERS):
+        return None
+    known = isinstance(value, np.ufunc) or str(getattr(value, "__module__", "")).partition(".")[0] in NUMERIC
+    return value if known or (at_home and rest) else None
 
 
 def _codes(function: Any, error: Exception | None) -> Iterator[tuple[CodeType, dict[str, Any]]]:
@@ -385,32 +452,8 @@ def _frames(error: Exception | None) -> list[FrameType]:
 
 
 def _is_theirs(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] not in (
-        "quadgrad",
-        "torch",
-        "numpy",
-        "scipy",
-        "tensorflow",
-        "keras",
-    )
-
-
-def _look_up(name: str, value: Any, attributes: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield what a name stands for, if that is a numeric function or a module some of whose functions are named."""
-    if isinstance(value, ModuleType):
-        if value.__name__.partition(".")[0] in NUMERIC:
-            inner = attributes if name.count(".") < DEPTH else ()
-            for attribute in inner:
-                yield from _look_up(f"{name}.{attribute}", getattr(value, attribute, None), attributes)
-    elif callable(value) and not isinstance(value, type) and _is_numeric(value):
-        if value.__name__ in MAKERS:
-            return
-        shown = name if name != "function" else f"{_home(value)}.{value.__name__}"
-        yield shown, value
-
-
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, np.ufunc) or str(getattr(value, "__module__", "")).partition(".")[0] in NUMERIC
+    library = frame.f_globals.get("__name__", "").partition(".")[0]
+    return library not in OTHERS and library not in sys.stdlib_module_names - {"__main__"}
 
 
 def _home(value: Any) -> str:

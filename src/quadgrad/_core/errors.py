@@ -26,6 +26,7 @@ __all__ = [
     "calling_expression",
     "calling_name",
     "calling_site",
+    "prescription",
     "speaker",
     "warn",
 ]
@@ -154,6 +155,17 @@ def calling_name(module: str) -> str:
             if value is sys.modules.get(module) and name.isidentifier():
                 return name
     return ""
+
+
+def prescription(called: str = "") -> str:
+    """Say what shows the line that severs: a statement that runs where this call stands."""
+    if speaker.get() is not None:  # TensorFlow's functions are not the doctor's
+        return ""
+    call, library = calling_expression(), calling_name("quadgrad")
+    if not call.endswith(")") or len(call) > 300:
+        call = "..."  # the caller knows what stands there
+    run = f"print({library or 'quadgrad'}.doctor.check(lambda: {call}{called}))"
+    return f". In place of this call, the line is named by: {'' if library else 'import quadgrad; '}{run}"
 
 
 def _calling_frame() -> FrameType:

@@ -325,6 +325,8 @@ class Integrand:
             raise
         if not isinstance(y, Tensor):
             y = spread(f"the {self.name}", y, self._called(x, args))
+        if y.layout is not torch.strided:
+            raise IntegrandError(f"the {self.name} returned a tensor of {y.layout}: make it dense, .to_dense()")
         grid = self.grid(x)
         if y.shape != grid + (y.shape[len(grid) :] if event is None else event):
             raise IntegrandError(_wrong_shape(self.name, x, y, args, event, self.point_ndim))

@@ -45,7 +45,7 @@ class InnerRecord:
     inner ones: a record is of one, unless it is ``kept_by_a_verb`` around integrals of its own, or parts of one; it
     is given if f is called ``again``, for what must come out as it did.
     ``heard`` has errors and values of inner integrals since f was called last, ``typical`` is the error of f for
-    those of which the nodes are known, over f, ``sums`` of both over all nodes. ``uncertain`` collects, for whoever
+    those of which the nodes are known, over f, ``sums`` tell it over all nodes. ``uncertain`` collects, for whoever
     asks for it with a list, what f computed with, ``hidden`` says that some of it was in a transform of f's own.
     ``said`` is what functions inside f have warned of, in all records that are open.
     """
@@ -127,8 +127,10 @@ class InnerRecord:
         # In proportion to f: what f makes of an inner integral is most often a multiple of it.
         off = (errors * torch.where(sizes > 0.0, height[:, None] / sizes, 1.0)).nan_to_num(0.0, 0.0, 0.0).sum(1)
         # Null rules have to know what a small difference says nothing of; what nodes are off beyond that is added.
-        self.sums = (self.sums[0] + float(off.sum()), self.sums[1] + float(height.nan_to_num(0.0, 0.0).sum()))
-        self.typical = self.sums[0] / self.sums[1] if self.sums[1] > 0.0 else 0.0
+        # A mean of square roots: few nodes close to an end, where f is worse, are not to stand for all.
+        roots, heights = (t.nan_to_num(0.0, 0.0, 0.0) for t in ((off * height).sqrt(), height))
+        self.sums = (self.sums[0] + float(roots.sum()), self.sums[1] + float(heights.sum()))
+        self.typical = (self.sums[0] / self.sums[1]) ** 2 if self.sums[1] > 0.0 else 0.0
         return (off - self.typical * height).clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).reshape(y.shape[:2])
 
     def _count(self, failures: dict[str, int]) -> None:

@@ -22,9 +22,11 @@ SHOWN = 4
 """So many names of variables are printed."""
 
 
-ALIKE = "all integrals are one: f uses args, or a limit, as a whole? quadgrad.element(t, ndim=k) belongs to one"
 BY_DEFAULT = "float32, torch's default for plain numbers: rtol is 3.5e-4, with a limit in float64 1.5e-8"
 """What is told of the dtype where nobody chose it."""
+
+
+ONE_COMPONENT = "{}: f returned one component behind x; where f(x)[..., 0] is meant, as of a network, it is {}"
 
 
 class _Outcome(Printed):
@@ -130,7 +132,7 @@ class Result(NotItsValue, _Outcome):
     @property
     def message(self) -> str:
         """How the integrals ended, in a sentence for each way."""
-        return describe(self.status) + self.detail
+        return describe(self.status, self.plan) + self.detail
 
     def __copy__(self) -> Result:
         return replace(self)
@@ -138,11 +140,14 @@ class Result(NotItsValue, _Outcome):
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed."""
         heading = f"Result of {counted(plain(self.status).numel(), 'integral')}"
-        facts = {"value": show_numbers(self.value, 10)} | _ended(self) | {"plan": _first_line(self.plan)}
+        facts = (
+            {"value": show_numbers(self.value, 10)}
+            | _one_component(self)
+            | _ended(self)
+            | {"plan": _first_line(self.plan)}
+        )
         if self.by_default:
             facts["dtype"] = BY_DEFAULT
-        if _are_one(self):
-            facts["batch"] = ALIKE
         if self.derivative is not None:
             facts["derivative"] = (
                 f"{_ended(self.derivative)['status']}; {_first_line(self.derivative).removeprefix('Derivative ')}"
@@ -160,13 +165,10 @@ def _ended(result: Result | Derivative) -> dict[str, str]:
     return {"error": worst, "status": ", ".join(ends), "nfev": spent}
 
 
-def _are_one(result: Result) -> bool:
-    """Whether several integrals agree to the last bit, errors and nodes: f sums over what makes a batch."""
-    count = plain(result.error).numel()
-    each = (
-        (plain(result.value).flatten(0, result.error.ndim - 1), plain(result.error).flatten()) if count > 1 else ()
-    )
-    return bool(each) and all(bool((t == t[:1]).all()) for t in (*each, plain(result.nfev).flatten()))
+def _one_component(result: Result) -> dict[str, str]:
+    """Return the shape of a value with one component, as a network gives it: in a loss it would meet another."""
+    shape, batch = tuple(result.value.shape), tuple(result.status.shape)
+    return {"shape": ONE_COMPONENT.format(shape, batch)} if shape == (*batch, 1) else {}
 
 
 def _first_line(printed: Any) -> str:
@@ -184,14 +186,15 @@ restore_result.__name__ = restore_result.__qualname__ = "_restore_result"
 torch.serialization.add_safe_globals([restore_result])
 
 
-def describe(status: Tensor) -> str:
-    """Say how many of how many integrals ended in which way, and what to do."""
+def describe(status: Tensor, plan: Any = None) -> str:
+    """Say how many of how many integrals ended in which way, and what to do, with a plan of such a kind."""
     numbers = plain(status).flatten().tolist()
+    says = {s: s.message for s in Status} | dict(getattr(plan, "says", {}))
     if not numbers:
         return "No integral was asked for."
     if len(numbers) == 1:
-        return Status(numbers[0]).message
-    return " ".join(f"{numbers.count(s)} of {len(numbers)}: {s.message}" for s in Status if numbers.count(s) > 0)
+        return says[Status(numbers[0])]
+    return " ".join(f"{numbers.count(s)} of {len(numbers)}: {says[s]}" for s in Status if numbers.count(s) > 0)
 
 
 def _flatten(result: Result) -> tuple[list[Any], tuple[Any, ...]]:

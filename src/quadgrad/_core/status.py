@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["Status"]
+__all__ = ["AT_POINTS", "IN_BOXES", "Status"]
 
 
 class Status(IntEnum):
@@ -52,3 +52,16 @@ class Status(IntEnum):
         "A sample of n points was asked for, and no tolerance: the error is the half-width of its confidence "
         "interval.",
     )
+
+
+_SPENT = "The budget ran out before the tolerance was met: "
+
+IN_BOXES = {
+    Status.MAX_NFEV: _SPENT + "raise max_nfev, loosen rtol or atol, or split the box at the hard places.",
+    Status.DIVERGENT: "The integral seems to diverge, or its singularity is too strong to resolve: check that it "
+    "exists, and split the box so that the singularity lies in a corner.",
+}
+"""What is said of cells of boxes, which have no breakpoints."""
+
+AT_POINTS = {Status.MAX_NFEV: _SPENT + "raise n, or loosen rtol or atol."}
+"""What is said of samples."""

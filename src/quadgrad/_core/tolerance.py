@@ -68,6 +68,8 @@ def epsilon(*dtypes: torch.dtype) -> float:
 def make_tolerance(rtol: float | None, atol: float, eps: float) -> Tolerance:
     """Check the tolerances and fill in the default ``rtol = sqrt(eps)``."""
     for name, number in (("rtol", rtol), ("atol", atol)):
+        if isinstance(number, str):
+            raise TypeError(f"{name}={number!r} is a str: write {name}=1e-6")
         if number is not None and not (math.isfinite(number) and number >= 0.0):
             raise ValueError(f"{name}={number!r} must be a finite number, zero or positive")
     if rtol is None:

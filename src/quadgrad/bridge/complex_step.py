@@ -14,11 +14,12 @@ import numpy as np
 
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.differences import differentiate
-from quadgrad.bridge.problem import Problem, along
+from quadgrad.bridge.problem import TINY, Problem, along
 
 __all__ = ["complex_direction", "complex_jacobian", "refusal", "tracer"]
 
 STEP = 1e-20
+"""Relative to x where that is below 1: small beside any line that numbers can tell, at least 1e-16 of x wide."""
 MARGIN = 8.0
 """Reported error over the noise of the output."""
 SPACINGS = 2.0
@@ -61,15 +62,16 @@ def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tu
     """
     structure = problem.structure
     groups = np.arange(structure.groups)
-    points = problem.x + 1j * STEP * structure.members(groups)
-    value = np.imag(evaluate(points)) / STEP if groups.size else np.zeros((0, problem.value.size))
+    step = np.maximum(STEP * np.minimum(problem.near, 1.0), TINY)
+    points = problem.x + 1j * step * structure.members(groups)
+    width = structure.spread(step, groups)
+    value = np.imag(evaluate(points)) / width if groups.size else np.zeros((0, problem.value.size))
     known = structure.known(groups)
     # No difference is taken, but what f loses in cancellation its derivative loses too, and 1 / x more.
-    near = np.where(problem.x != 0.0, np.abs(problem.x), problem.scale)
     with np.errstate(all="ignore"):
         relative = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
     relative = np.maximum(relative, problem.precision)
-    near = structure.spread(near, groups)
+    near = structure.spread(problem.near, groups)
     error = MARGIN * (relative * np.abs(value) + problem.noise / near)
     if problem.look is not None:
         length = np.abs(structure.spread(problem.look.direction, groups))
@@ -77,13 +79,21 @@ def complex_jacobian(problem: Problem, evaluate: Callable[[Array], Array]) -> tu
             moved = SPACINGS * problem.precision * near * problem.look.bend / length**2
         if np.any(known & (moved > error)):
             points += SPACINGS * problem.resolution * np.where(problem.upper > problem.x, 1.0, -1.0)
-            error += np.abs(np.imag(evaluate(points)) / STEP - value)
+            error += np.abs(np.imag(evaluate(points)) / width - value)
     return np.where(known, value, 0.0), np.where(known, error, 0.0)
 
 
 def complex_direction(problem: Problem, evaluate: Callable[[Array], Array], direction: Array) -> Array:
     """Return the derivatives along a direction, ``(m,)``, from one complex evaluation."""
-    return np.imag(evaluate(problem.x[None] + 1j * STEP * direction))[0] / STEP
+    step = _along(problem, direction)
+    return np.imag(evaluate(problem.x[None] + 1j * step * direction))[0] / step
+
+
+def _along(problem: Problem, direction: Array) -> float:
+    """Return the step along a direction, in units of it."""
+    moving = direction != 0.0
+    step = np.min(np.minimum(problem.near[moving], 1.0) / np.abs(direction[moving]), initial=1.0)
+    return max(STEP * float(step), TINY)
 
 
 def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callable[[list[str]], Any]) -> str | None:
@@ -105,7 +115,8 @@ def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callab
     direction = signs * problem.scale / (1.0 + np.arange(problem.x.size) * 0.618 % 1.0)
     try:
         traced(seen)
-        output = evaluate(problem.x[None] + 1j * STEP * direction)[0]
+        step = _along(problem, direction)
+        output = evaluate(problem.x[None] + 1j * step * direction)[0]
     except Exception as error:
         return seen[0] if seen else f"it does not take complex numbers ({type(error).__name__}: {error})"
     if seen:
@@ -115,12 +126,12 @@ def refusal(problem: Problem, evaluate: Callable[[Array], Array], traced: Callab
     central = differentiate(along(problem, direction), "central")
     with np.errstate(all="ignore"):
         allowed = AGREEMENT * central.error[0] + ROUNDING * np.abs(central.value[0])
-        gap = np.abs(output.imag / STEP - central.value[0]) > allowed
+        gap = np.abs(output.imag / step - central.value[0]) > allowed
         moved = np.abs(output.real - problem.value) > 1e3 * problem.noise + ROUNDING * np.abs(problem.value).max()
     if gap.any():
         i = int(np.argmax(gap))
         return (
-            f"it differs from central differences: {output.imag[i] / STEP:.6g}, not {central.value[0, i]:.6g}, "
+            f"it differs from central differences: {output.imag[i] / step:.6g}, not {central.value[0, i]:.6g}, "
             f"along one "
             "direction (a modulus, a conjugate or a part taken inside?)"
         )
@@ -213,7 +224,7 @@ def tracer(inputs: Sequence[Array], seen: list[str]) -> list[Array]:
     traced: list[Array] = []
     for x in inputs:
         if np.issubdtype(x.dtype, np.floating):
-            x = np.asarray(x + 1j * STEP).view(_Traced)
+            x = np.asarray(x + 1j * STEP * np.minimum(np.abs(x), 1.0)).view(_Traced)
             x.seen = seen
         traced.append(x)
     return traced

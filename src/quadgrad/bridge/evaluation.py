@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -83,6 +82,11 @@ class Callee:
             add_input_note(error, inputs, self.name)
             raise
         return self._checked(result, inputs, expected, "")
+
+    @property
+    def any_shape(self) -> bool:
+        """Whether fn is known to work on some of the elements as it does on all."""
+        return self.elementwise and (self.scalars or isinstance(self.fn, np.ufunc))
 
     def about(self, what: str, fn: Callable[..., Any]) -> Callee:
         """Return how to call what is given about fn: a derivative, which nobody calls at many points."""
@@ -183,18 +187,18 @@ class Callee:
         ``lost`` stands for what it returns where a number is outside its domain, if that is no error.
         """
         if self.executor is None or len(rows) == 1:
-            results: Iterator[Callable[[], Any]] = (
-                partial(self.fn, *_filled(self.slots, row, self.tensors)) for row in rows
-            )
+            plain = not (self.tensors or self.scalars) and all(slot is INPUT for slot in self.slots)
+            call = lambda row: self.fn(*map(np.array, row) if plain else _filled(self.slots, row, self.tensors))
+            waiting: Sequence[Any] = rows
         else:
             self._refuse_nested_pool()
             sent = _Sendable(self.fn)
-            futures = [self.executor.submit(sent, *_filled(self.slots, row, self.tensors)) for row in rows]
-            results = (future.result for future in futures)
+            waiting = [self.executor.submit(sent, *_filled(self.slots, row, self.tensors)) for row in rows]
+            call = Future[Any].result
         found: list[Any] = []
-        for row, result in zip(rows, results, strict=True):
+        for row, each in zip(rows, waiting, strict=True):
             try:
-                found.append(copied(result()))
+                found.append(copied(call(each)))
             except Exception as error:
                 if lost is None or not isinstance(error, ArithmeticError | ValueError):
                     add_input_note(error, row, self.name)
@@ -217,9 +221,10 @@ def copied(result: Any) -> Any:
 
     An array that nobody else refers to, and that is no view of other memory, is nobody's buffer.
     """
+    if type(result) is np.ndarray and result.base is None and sys.getrefcount(result) <= _ALONE:
+        return result if result.flags.owndata else result.copy()
     if isinstance(result, np.ndarray):
-        alone = result.base is None and result.flags.owndata and sys.getrefcount(result) <= _ALONE
-        return result if alone and type(result) is np.ndarray else result.copy()
+        return result.copy()
     if isinstance(result, torch.Tensor):
         return result.detach().clone()
     return tuple(map(copied, result)) if isinstance(result, tuple) else result

@@ -13,21 +13,19 @@ import numpy as np
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
-from quadgrad.bridge.contract import Array, Arrays, cut, specs_of
+from quadgrad.bridge.contract import Array, Arrays, Spec, cut, specs_of
 from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_jacobian, full_jacobian, given_product, pulled
+from quadgrad.bridge.glance import Quiet, glance
 from quadgrad.bridge.lazy import lazy
 from quadgrad.bridge.noise import with_noise
 from quadgrad.bridge.options import Options
-from quadgrad.bridge.problem import Problem, along
+from quadgrad.bridge.problem import SMALL, Problem, along, scales
 from quadgrad.bridge.spsa import SAMPLES, SampledJacobian, sample_jacobian
 from quadgrad.bridge.structure import Jacobian, Structure
 
-SMALL = 1e-3
-"""Where all of an input is below, its scale is taken from its size at first."""
-
-__all__ = ["Counter", "Linearization", "NoDerivativeError", "OutsideError", "floating"]
+__all__ = ["Counter", "Learnt", "Linearization", "NoDerivativeError", "OutsideError", "floating"]
 
 
 class OutsideError(ValueError):
@@ -50,6 +48,22 @@ class Counter:
     nfev: int = 0
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What one point of a function taught about others.
+
+    Attributes
+    ----------
+    refusals : dict
+        Why the complex step is wrong, by dtypes and shapes of inputs.
+    quiet : dict
+        How noisy the function was, by the inputs that move and the dtypes of all.
+    """
+
+    refusals: dict[object, str | None] = field(default_factory=dict[object, "str | None"])
+    quiet: dict[object, Quiet] = field(default_factory=dict[object, Quiet])
+
+
 @dataclass
 class Linearization:
     """The function around one input.
@@ -65,8 +79,8 @@ class Linearization:
     wanted : tuple of int
         With respect to which inputs; the others are constants.
     counter : Counter
-    refusals : dict
-        Why the complex step is wrong, by dtypes and shapes of inputs: shared by all points of a function.
+    learnt : Learnt
+        Shared by all points of a function.
     neighbour : callable
         Returns the linearization at other inputs.
     """
@@ -78,7 +92,7 @@ class Linearization:
     outputs: Arrays
     wanted: tuple[int, ...]
     counter: Counter
-    refusals: dict[object, str | None]
+    learnt: Learnt
     neighbour: Callable[[Arrays], Linearization] = field(repr=False)
 
     # ---------------------------------------------------------------------------------------- the point
@@ -129,10 +143,10 @@ class Linearization:
 
     def _placed(self, moved: Sequence[Array], count: int) -> list[Array]:
         """Return stacks of all inputs: the wanted ones moved, the others repeated."""
-        stacks = [np.broadcast_to(x, (count, *x.shape)) for x in self.inputs]
-        for i, stack in zip(self.wanted, moved, strict=True):
-            stacks[i] = stack
-        return stacks
+        places = dict(zip(self.wanted, moved, strict=True))
+        return [
+            places[i] if i in places else np.broadcast_to(x, (count, *x.shape)) for i, x in enumerate(self.inputs)
+        ]
 
     def evaluate(self, points: Array) -> Array:
         """Return outputs ``(k, m)`` at points ``(k, n)``, real or complex."""
@@ -145,6 +159,20 @@ class Linearization:
             flat = found[0].reshape(len(points), -1)
             return flat.astype(np.result_type(flat, np.float64), copy=False)
         return np.concatenate([y.reshape(len(points), -1) for y in found], axis=1)
+
+    def _evaluate_some(self, points: Array, chosen: Array) -> Array:
+        """Return outputs ``(k, elements)`` of some elements only; inputs and the only output have one shape."""
+        count, size = len(points), self.value.size
+        self.counter.nfev += -(-count * chosen.size // size)
+        moved = points.reshape(count, len(self.wanted), chosen.size)
+        stacks = [
+            np.broadcast_to(np.broadcast_to(x, self._broadcast_shape).reshape(-1)[chosen], (count, chosen.size))
+            for x in self.inputs
+        ]
+        for k, i in enumerate(self.wanted):
+            stacks[i] = moved[:, k].astype(self.inputs[i].dtype, copy=False)
+        found = self.callee.many(stacks, [Spec((chosen.size,), y.dtype) for y in self.outputs])
+        return found[0].astype(np.result_type(found[0], np.float64), copy=False)
 
     def _refuse_other_shapes(self, found: Arrays) -> None:
         """Raise where outputs at complex points have other shapes: bits read as numbers are twice as many."""
@@ -187,7 +215,7 @@ class Linearization:
     def quiet_problem(self) -> Problem:
         """The function for difference methods, as noisy as its dtype (or the user) says."""
         limits = [self.options.limits(i, self.names[i], self.inputs[i].shape) for i in self.wanted]
-        lower, upper = np.hstack(limits) if limits else np.zeros((2, 0))
+        lower, upper = (_side_by_side([pair[side] for pair in limits]) for side in (0, 1))
         x, value = self.x, self.value
         outside = (x < lower) | (x > upper)
         if outside.any():
@@ -207,41 +235,32 @@ class Linearization:
         precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
         relative, absolute = self.options.noise or (0.0, 0.0)
         noise = np.abs(value) * max(0.5 * precision, relative) + absolute
+        kinds = [scales(self.inputs[i], one_unit=self.callee.elementwise) for i in self.wanted]
+        scale, resolution = (_side_by_side([pair[k] for pair in kinds]) for k in (0, 1))
         return Problem(
-            self.evaluate, x, *self._scales(), lower, upper, value, noise, precision, self._representable,
-            self.structure,
+            self.evaluate, x, scale, resolution, lower, upper, value, noise, precision, self.structure,
+            single=self._single, some=self._evaluate_some if self.callee.any_shape else None,
         )  # fmt: skip
 
-    def _scales(self) -> tuple[Array, Array]:
-        """Return the scales of the inputs, and how finely numbers are spaced there.
-
-        The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in
-        which they are not: each on its own, but in functions that work elementwise all of an array, which has one
-        unit.
-        """
-        sizes: list[Array] = []
-        for i in self.wanted:
-            size = np.abs(self.inputs[i]).astype(np.float64).ravel()
-            largest = size.max(initial=0.0)
-            scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
-            if not self.callee.elementwise:
-                scale = np.where((size > 0.0) & (size < SMALL), size, scale)
-            sizes.append(scale)
-        spacings = [np.spacing(np.abs(self.inputs[i])).astype(np.float64).ravel() for i in self.wanted]
-        return (np.concatenate(sizes), np.concatenate(spacings)) if sizes else (np.zeros(0), np.zeros(0))
-
-    def _representable(self, points: Array) -> Array:
-        """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
-        if all(self.inputs[i].dtype == np.float64 for i in self.wanted):
-            return points
-        rows = [stack.reshape(len(stack), -1) for stack in self.split(points.reshape(-1, self.x.size))]
-        return np.concatenate(rows, axis=1).astype(np.float64).reshape(points.shape)
+    @property
+    def _single(self) -> Array | None:
+        """Which of the wanted inputs are float32, flat; None if none is."""
+        single = [self.inputs[i].dtype == np.float32 for i in self.wanted]
+        return np.repeat(single, [self.inputs[i].size for i in self.wanted]) if any(single) else None
 
     @lazy
     def problem(self) -> Problem:
         """The function for difference methods, its noise estimated if it was not declared."""
-        quiet = self.quiet_problem
-        return quiet if self.options.noise is not None else with_noise(quiet)
+        problem = self.quiet_problem
+        if self.options.noise is not None:
+            return problem
+        quiet = self.learnt.quiet.setdefault((self.wanted, *(x.dtype for x in self.inputs)), Quiet())
+        glanced = glance(problem, quiet)
+        if glanced is not None:
+            return glanced
+        problem, odd = with_noise(problem)
+        quiet.learn(problem, odd)
+        return problem
 
     # ---------------------------------------------------------------------------------------- the method
 
@@ -262,15 +281,15 @@ class Linearization:
     def complex_refusal(self) -> str | None:
         """Why the complex step is wrong."""
         key = specs_of(self.inputs), self.wanted
-        if key not in self.refusals:
+        if key not in self.learnt.refusals:
             single = replace(self.callee, executor=None)
 
             def traced(seen: list[str]) -> None:
                 if not single.scalars:
                     single.raw(tracer(self.inputs, seen))
 
-            self.refusals[key] = refusal(self.problem, self.evaluate, traced)
-        return self.refusals[key]
+            self.learnt.refusals[key] = refusal(self.problem, self.evaluate, traced)
+        return self.learnt.refusals[key]
 
     # ---------------------------------------------------------------------------------------- first order
 
@@ -449,6 +468,11 @@ class Linearization:
         """Differentiate a function of the linearization along a direction."""
         line = along(self.steered, tangent)
         return slope_along(line, lambda t: function(self.at(self.x + t * tangent)), 1 / 3 if exact else 1 / 4)
+
+
+def _side_by_side(arrays: Sequence[Array]) -> Array:
+    """Return flat arrays as one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros(0)])
 
 
 def _with_precision(dtype: np.dtype[np.generic], values: Array) -> np.dtype[np.generic]:

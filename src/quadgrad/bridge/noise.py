@@ -17,7 +17,7 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import LOUD, TINY, Look, Problem, middle
 
-__all__ = ["with_noise"]
+__all__ = ["BLOCK", "ODD", "PLACES", "RARE", "beside", "differences", "with_noise"]
 
 PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
 """Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
@@ -35,6 +35,8 @@ SHORTER = (2.0**-36, 2.0**-44)
 FALLING, ODD = 3.0, 3.0
 """By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
 from the point between than from differences where these vanish for another reason."""
+ALONE = 100.0
+"""By how much the third difference of the farthest points is smaller than that of the nearest beside a line."""
 THIRD = 5.0
 """A third difference over one of length 1."""
 RARE = 0.01
@@ -48,7 +50,7 @@ BLOCK, MANY, FEW = 2**13, 2**14, 64
 first for few digits."""
 
 
-def _differences(nodes: Array, order: int) -> Array:
+def differences(nodes: Array, order: int) -> Array:
     """Return weights of values at nodes in their divided differences of an order, as rows of length 1."""
     rows = np.zeros((nodes.size - order, nodes.size))
     for i, row in enumerate(rows):
@@ -57,8 +59,8 @@ def _differences(nodes: Array, order: int) -> Array:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-IN_ROW = [np.pad(_differences(np.append(0.0, PLACES[:-1]), order), ((0, 0), (0, 1))) for order in ORDERS]
-FITTED = _differences(np.append(0.0, PLACES), PLACES.size)
+IN_ROW = [np.pad(differences(np.append(0.0, PLACES[:-1]), order), ((0, 0), (0, 1))) for order in ORDERS]
+FITTED = differences(np.append(0.0, PLACES), PLACES.size)
 ROWS = (slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 7))
 WEIGHTS = np.concatenate([*IN_ROW, FITTED])
 """Of values at x and ``PLACES``: differences in a row, the last the value between less the polynomial through all
@@ -70,8 +72,8 @@ class _Level:
     """What tables say of each output, all ``(m,)``.
 
     Its noise, whether it has not changed yet, nor had in the first table, its smallest jump that is larger than
-    ``least``, how many times farther away than the first point that was seen, and whether it is printed in decimal
-    digits.
+    ``least``, how many times farther away than the first point that was seen, whether it is printed in decimal
+    digits, and whether it is curved so close to x.
     """
 
     noise: Array
@@ -80,16 +82,20 @@ class _Level:
     jump: Array
     away: Array
     printed: Array
+    curved: Array
     least: Array
 
 
-def with_noise(problem: Problem) -> Problem:
-    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, 12 if noisy."""
+def with_noise(problem: Problem) -> tuple[Problem, Array]:
+    """Return the problem with the noise of each output and a look at its slope; 6 evaluations, 12 if noisy.
+
+    Returns with it which outputs are not like those of a smooth function that rounds.
+    """
     size = np.abs(problem.value)
     floor = problem.floor
     finite = np.isfinite(problem.value)
     if problem.x.size == 0 or not finite.any():
-        return replace(problem, noise=np.where(finite, floor, 0.0))
+        return replace(problem, noise=np.where(finite, floor, 0.0)), ~finite
     with np.errstate(all="ignore"):
         level, points, values = _tables(problem, size, finite)
         _look_far(problem, level, size, points)
@@ -110,11 +116,9 @@ def with_noise(problem: Problem) -> Problem:
         bend = np.abs(values[0] - 2.0 * values[1] + values[2])
         error = THIRD * third + 8.0 * noise
         rise = np.where(stepped, level.jump / level.away, 0.0)
-    # A slope that could not be computed contradicts nothing.
-    usable = np.isfinite(slope) & np.isfinite(error)
-    slope, error = np.where(usable, slope, 0.0), np.where(usable, error, np.inf)
-    look = Look(points[0] - problem.x, slope, error, np.where(usable, bend, 0.0), rise)
-    return replace(problem, noise=np.where(finite, noise, 0.0), look=look)
+    look = Look(points[0] - problem.x, slope, error, bend, rise).usable()
+    problem = replace(problem, noise=np.where(finite, noise, 0.0), look=look)
+    return problem, (level.still & (size > 0.0)) | level.curved | np.isfinite(level.jump) | problem.loud
 
 
 def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array, Array]:
@@ -129,6 +133,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         ~nothing,
         np.full(shape, np.inf),
         np.ones(shape),
+        nothing.copy(),
         nothing.copy(),
         LOUD * problem.floor,
     )
@@ -146,6 +151,7 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     _look_again(problem, level, falling, _attempts(problem)[turn + 1 : turn + 2])
     for spacing in SHORTER:
         unsure = falling & ~level.still & (level.noise > 4.0 * problem.floor)  # those are flat still closer
+        level.curved |= unsure
         if unsure.sum() <= RARE * size.size:
             break
         closest = _table(problem, spacing, problem.scale)
@@ -171,7 +177,7 @@ def _away(problem: Problem, points: Array, first: Array) -> float:
 
 
 def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]:
-    points = _points(problem, spacing, unit)
+    points = beside(problem, spacing, PLACES, unit)
     return points, np.concatenate((problem.value[None], problem.evaluate(points)))
 
 
@@ -194,8 +200,11 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     """
     flat = (values[1:-1] == values[:-2]).any(axis=0)
     *by_order, between = _by_order(values)
-    noise = np.sqrt(np.mean(np.square(by_order), axis=0))
-    falling = by_order[-1] * FALLING < by_order[0]
+    largest = np.maximum(np.max(by_order, axis=0), TINY)
+    noise = np.sqrt(np.mean(np.square(by_order / largest), axis=0)) * largest
+    # Farther points that agree with each other, but not with x, lie beside a line narrower than their distance.
+    nearest, _, farthest = np.abs(IN_ROW[0] @ values)
+    falling = (by_order[-1] * FALLING < by_order[0]) | (farthest * ALONE < nearest)
     noise = np.where(falling, np.minimum(noise, 2.0 * np.maximum(by_order[-1], between)), noise)
     noise = np.maximum(noise, np.where(between > ODD * noise, ODD, 1.0) * between)
     level.noise = np.where(which, noise, level.noise)
@@ -240,6 +249,8 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 
 def _last_digit(values: Array) -> Array:
     """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
+    if np.iscomplexobj(values):  # not by their size: that of phases is 1
+        return np.maximum(_last_digit(np.real(values)), _last_digit(np.imag(values)))
     size = np.abs(values)
     first = np.floor(np.log10(size.max(axis=0)))
     unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)
@@ -255,7 +266,7 @@ def _last_digit(values: Array) -> Array:
 
 def _attempts(problem: Problem) -> list[tuple[float, Array]]:
     """Return the distances to try, each with what it is relative to."""
-    near = np.where(problem.x != 0.0, np.abs(problem.x), problem.scale)
+    near = problem.near
     last = [] if np.array_equal(near, problem.scale) else [(SPACINGS[-1], problem.scale)]
     return [(spacing, near) for spacing in SPACINGS] + last
 
@@ -266,15 +277,22 @@ def _room(problem: Problem) -> tuple[Array, Array]:
     return np.where(above >= below, 1.0, -1.0), np.maximum(above, below)
 
 
-def _points(problem: Problem, spacing: float, unit: Array) -> Array:
-    """Return points in a row, starting next to x, into the bounds."""
-    sign, most = _room(problem)
-    # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
-    length = unit * spacing * _spread(problem.x.size)
-    # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
-    unit = np.maximum(64.0 * problem.resolution, TINY)
-    length = np.minimum(np.maximum(np.rint(length / unit), 1.0) * unit, most / PLACES.max())
-    return problem.representable(problem.x + PLACES[:, None] * (sign * length))
+def beside(problem: Problem, spacing: float, places: Array, unit: Array | None = None) -> Array:
+    """Return points in a row, starting next to x, into the bounds, ``(k, n)``; ``unit`` is |x| if not given."""
+    points, farther = np.empty((places.size, problem.x.size)), _spread(problem.x.size)
+    for i in range(0, problem.x.size, BLOCK):
+        some = slice(i, i + BLOCK)
+        x, resolution = problem.x[some], problem.resolution[some]
+        above, below = problem.upper[some] - x, x - problem.lower[some]
+        size = np.where(x != 0.0, np.abs(x), problem.scale[some]) if unit is None else unit[some]
+        # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
+        length = size * spacing * farther[some]
+        # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
+        least = np.maximum(64.0 * resolution, TINY)
+        length = np.maximum(np.rint(length / least), 1.0) * least
+        length = np.minimum(length, np.maximum(above, below) / PLACES.max())
+        points[:, some] = x + places[:, None] * np.where(above >= below, length, -length)
+    return problem.representable(points)
 
 
 @lru_cache(maxsize=2)
@@ -286,4 +304,6 @@ def _spread(count: int) -> Array:
 def _by_order(values: Array) -> list[Array]:
     """Return the noise level from differences of each order, root mean square, and from the point between."""
     size = np.abs(WEIGHTS @ values)
-    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) for rows in ROWS]
+    largest = np.maximum(size.max(axis=0), TINY)  # squares leave the range of numbers
+    size /= largest
+    return [np.sqrt(np.mean(size[rows] ** 2, axis=0)) * largest for rows in ROWS]

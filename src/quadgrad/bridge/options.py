@@ -96,7 +96,7 @@ class Options:
                 lower, upper = (np.broadcast_to(np.asarray(b, np.float64), shape).ravel() for b in self.bounds[key])
                 return lower, upper
         size = prod(shape)
-        return np.full(size, -np.inf), np.full(size, np.inf)
+        return np.broadcast_to(-np.inf, size), np.broadcast_to(np.inf, size)
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...] | None:
         """Return the declared shapes of the outputs for inputs of these shapes."""

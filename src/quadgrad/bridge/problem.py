@@ -13,9 +13,11 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["LOUD", "TINY", "Look", "Problem", "along", "middle"]
+__all__ = ["LOUD", "SMALL", "TINY", "Look", "Problem", "along", "middle", "part", "power_of_two", "scales"]
 
 TINY = np.finfo(np.float64).tiny
+SMALL = 1e-3
+"""Where all of an input is below, its scale is taken from its size at first."""
 LOUD = 8.0
 """Noise this many times that of rounding was seen, not assumed: differences that do not fall are noise then."""
 
@@ -43,6 +45,19 @@ class Look:
     bend: Array
     rise: Array
 
+    def usable(self) -> Look:
+        """Return it without slopes that could not be computed: they contradict nothing."""
+        usable = np.isfinite(self.slope) & np.isfinite(self.error)
+        if usable.all():
+            return self
+        slope, bend = np.where(usable, self.slope, 0.0), np.where(usable, self.bend, 0.0)
+        return replace(self, slope=slope, error=np.where(usable, self.error, np.inf), bend=bend)
+
+    @property
+    def of_outputs(self) -> tuple[Array, Array, Array, Array]:
+        """All but the direction."""
+        return self.slope, self.error, self.bend, self.rise
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -59,12 +74,19 @@ class Problem:
         The outputs at x, and how uncertain each is, absolutely (a standard deviation).
     precision : float
         The spacing at 1 of the outputs' dtype.
-    representable : callable
-        Rounds points to what the inputs' dtypes can hold.
     structure : Structure
         Which inputs are moved together.
     look : Look or None
         None where the noise was declared: nobody looked.
+    single : array of bool, shape (n,), or None
+        Which inputs are float32, if any is.
+    blurred : bool
+        Whether points are not quite where they are said to be, but within ``resolution`` of it.
+    some : callable or None
+        From points ``(k, inputs of some elements)`` and the elements' indices to their outputs, of a function that
+        works elementwise and may be called on some of its elements.
+    typical_noise : float or None
+        :attr:`typical`, where it is that of a larger problem.
     """
 
     evaluate: Callable[[Array], Array]
@@ -76,9 +98,16 @@ class Problem:
     value: Array
     noise: Array
     precision: float
-    representable: Callable[[Array], Array]
     structure: Structure
     look: Look | None = None
+    single: Array | None = None
+    blurred: bool = False
+    some: Callable[[Array, Array], Array] | None = None
+    typical_noise: float | None = None
+
+    def representable(self, points: Array) -> Array:
+        """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
+        return points if self.single is None else np.where(self.single, points.astype(np.float32), points)
 
     @property
     def roughness(self) -> float:
@@ -90,14 +119,19 @@ class Problem:
 
     @property
     def typical(self) -> float:
-        """The relative noise level of the better half of the outputs, from which first steps follow."""
+        """The relative noise level of the better half of the outputs, from which first steps follow.
+
+        That of rounding is one level, however it was estimated: steps that followed it would change with it.
+        """
+        if self.typical_noise is not None:
+            return self.typical_noise
         some = slice(None, None, 1 + self.value.size // 2**14)
         size, noise = np.abs(self.value[some]), self.noise[some]
         usable = np.isfinite(size) & (size > 0.0)
         if not usable.any():
             return self.precision
         ratio = middle(noise[usable] / size[usable])
-        return min(max(ratio, self.precision), 0.1)
+        return self.precision if ratio <= 0.5 * LOUD * self.precision else min(ratio, 0.1)
 
     @property
     def unsure(self) -> Array:
@@ -112,6 +146,11 @@ class Problem:
         return self.noise > LOUD * self.floor
 
     @property
+    def near(self) -> Array:
+        """How far the inputs are from 0; of those that are 0 their scale."""
+        return np.where(self.x != 0.0, np.abs(self.x), self.scale)
+
+    @property
     def floor(self) -> Array:
         """The noise of the outputs that rounding alone makes."""
         return 0.5 * self.precision * np.abs(self.value)
@@ -121,6 +160,30 @@ def middle(values: Array) -> float:
     """Return the median, the lower one of an even number; NumPy's own takes longer than a small stencil."""
     half = (values.size - 1) // 2
     return float(np.partition(values, half)[half])
+
+
+def power_of_two(values: Array) -> Array:
+    """Return the largest power of two that is not above each of these positive normal numbers."""
+    return (values.view(np.int64) & _EXPONENT).view(np.float64)
+
+
+_EXPONENT = np.float64(np.inf).view(np.int64)
+
+
+def scales(given: Array, *, one_unit: bool) -> tuple[Array, Array]:
+    """Return over which distances a function changes with an input, and how finely numbers are spaced there; flat.
+
+    The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
+    they are not: each in its own, or all of an array in one.
+    """
+    size = np.abs(given).astype(np.float64).ravel()
+    largest = size.max(initial=0.0)
+    scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
+    if not one_unit:
+        scale = np.where((size > 0.0) & (size < SMALL), size, scale)
+    kind = np.finfo(given.dtype)
+    # What numpy.spacing returns, in a tenth of the time.
+    return scale, np.maximum(power_of_two(size) * float(kind.eps), float(kind.smallest_subnormal))
 
 
 def along(problem: Problem, direction: Array) -> Problem:
@@ -136,7 +199,39 @@ def along(problem: Problem, direction: Array) -> Problem:
         resolution=np.max(problem.resolution[moving] / np.abs(speed), keepdims=True),
         lower=room.min(axis=0).max(keepdims=True),
         upper=room.max(axis=0).min(keepdims=True),
-        representable=lambda t: t,
         structure=Structure.dense(1, problem.value.size),
         look=None,
+        single=None,
+        blurred=True,
+        some=None,
     )
+
+
+def part(problem: Problem, chosen: slice | Array) -> Problem:
+    """Return the problem of some elements of a function that works elementwise, whose structure is in order."""
+    groups, size = problem.structure.source.shape
+    look = problem.look
+
+    def some(values: Array) -> Array:
+        return values.reshape(groups, size)[:, chosen].reshape(-1)
+
+    def embedded(points: Array) -> Array:
+        """Return points of all elements, those not chosen at x."""
+        whole = np.broadcast_to(problem.x.reshape(groups, size), (len(points), groups, size)).copy()
+        whole[..., chosen] = points.reshape(len(points), groups, -1)
+        return whole.reshape(len(points), -1)
+
+    def evaluated(points: Array) -> Array:
+        if problem.some is not None and isinstance(chosen, np.ndarray):
+            return problem.some(points, chosen)
+        return problem.evaluate(embedded(points))[:, chosen]
+
+    inputs = (problem.x, problem.scale, problem.resolution, problem.lower, problem.upper)
+    x, scale, resolution, lower, upper = map(some, inputs)
+    value = problem.value[chosen]
+    return Problem(
+        evaluated, x, scale, resolution, lower, upper, value, problem.noise[chosen], problem.precision,
+        Structure.in_rows(groups, value.size),
+        look=None if look is None else Look(some(look.direction), *(t[chosen] for t in look.of_outputs)),
+        single=None if problem.single is None else some(problem.single), typical_noise=problem.typical,
+    )  # fmt: skip

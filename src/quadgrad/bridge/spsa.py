@@ -122,20 +122,26 @@ def _sampled(problem: Problem, signs: Array, scatter: float, step: Array) -> _Sa
     centre = np.clip(problem.x, problem.lower + 2.0 * step, problem.upper - 2.0 * step)
     inside = centre + (centre - problem.x)
     moves = np.where(structure.colour >= 0, signs[:, structure.colour], 0.0) * step
-    checked = moves[:CHECKED]
-    points = [centre + moves, centre - moves, centre + 2.0 * checked, centre - 2.0 * checked]
+    # Kinks of two inputs may cancel, whichever way both move: some are moved alone.
+    alone = moves[:1] * _halves(structure.colour)
+    checked = np.concatenate((moves[:CHECKED], alone))
+    points = [centre + moves, centre - moves, centre + alone, centre - alone]
+    points += [centre + 2.0 * checked, centre - 2.0 * checked]
     if np.any(centre != problem.x):
         points += [inside + moves, inside - moves, centre[None]]
     outputs = problem.evaluate(problem.representable(np.concatenate(points)))
-    above, below, far_above, far_below, *more = np.split(outputs, np.cumsum([len(p) for p in points])[:-1])
+    above, below, up, down, far_above, far_below, *more = np.split(
+        outputs, np.cumsum([len(p) for p in points])[:-1]
+    )
     middle = more[2][0] if more else problem.value
-    halves = 0.5 * (above - below)
+    halves, count = 0.5 * (above - below), len(checked) - len(alone)
     noise = SAFETY * problem.noise
     # What twice the step says of truncation; and bends, 4 times as large there where the function is smooth.
-    third = np.abs(0.25 * (far_above - far_below) - halves[: len(checked)]).max(axis=0)
-    bend = np.abs(0.5 * (above + below) - middle)
+    third = np.abs(0.25 * (far_above - far_below)[:count] - halves[:count]).max(axis=0)
+    bend = np.abs(0.5 * np.concatenate((above[:count] + below[:count], up + down)) - middle)
     farther = np.abs(0.5 * (far_above + far_below) - middle)
-    kinked = np.any(farther < 3.0 * bend[: len(checked)] - 8.0 * noise, axis=0)
+    kinked = np.any((bend > noise) & (farther < 3.0 * bend + 8.0 * noise), axis=0)
+    bend = np.concatenate((bend, np.abs(0.5 * (above + below)[count:] - middle)))
     seen = third <= np.maximum(DECAY * np.abs(halves).max(axis=0), 4.0 * noise)
     bend = np.where(kinked | ~seen, bend.max(axis=0), 0.0)
     size = MARGIN * third + SAFETY * bend + noise
@@ -145,6 +151,12 @@ def _sampled(problem: Problem, signs: Array, scatter: float, step: Array) -> _Sa
     largest = np.maximum(np.abs(halves).max(axis=0), 10.0 * noise)
     doubt = float(np.max((size + gap) / np.where(largest > 0.0, DECAY * largest, np.inf), initial=0.0))
     return _Sampled(halves, size + gap, step, doubt if np.isfinite(doubt) else np.inf)
+
+
+def _halves(colour: Array) -> Array:
+    """Return which inputs are moved alone, ``(k, n)``: by the last two binary digits of their group."""
+    digits = min(2, int(colour.max(initial=0)).bit_length())
+    return (colour >> np.arange(digits)[:, None]) & 1
 
 
 def _contradiction(

@@ -13,9 +13,12 @@ from math import prod
 import numpy as np
 
 from quadgrad.bridge.contract import Array
-from quadgrad.bridge.problem import TINY, Problem
+from quadgrad.bridge.problem import TINY, Problem, power_of_two
 
-__all__ = ["COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "Estimate", "estimate", "fit", "single_step"]
+__all__ = [
+    "COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "STENCIL", "Estimate", "estimate", "evaluate", "fit", "judge",
+    "place", "single_step",
+]  # fmt: skip
 
 SAFETY, MARGIN = 3.0, 3.5
 """Reported over estimated error, for noise and for truncation (at a kink at x the estimate is a third of the
@@ -34,6 +37,8 @@ LONG, MANY, SHARE = 0.1, 4, 0.1
 this share of what is typical of them."""
 NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
+STENCIL = {"central": (3,), "forward": (2,), "richardson": (LEVELS, 2)}
+"""How many points a stencil has."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
 """How many steps a stencil goes to the nearer side, to the farther, and a one-sided one to its only side."""
 
@@ -65,25 +70,44 @@ class Estimate:
         total = self.truncation + self.rounding
         return np.where(np.isfinite(total) & np.isfinite(self.value), total, np.inf)
 
+    def at(self, outputs: Array) -> Estimate:
+        """Return the estimates of some outputs."""
+        return Estimate(*(np.broadcast_to(t, self.value.shape)[:, outputs] for t in vars(self).values()))
 
-def estimate(problem: Problem, groups: Array, step: Array, method: str) -> Estimate:
-    """Return derivatives with this step by one of the methods."""
-    step, side = fit(problem, step, method)
+
+def estimate(problem: Problem, groups: Array, fitted: tuple[Array, Array], method: str) -> Estimate:
+    """Return derivatives with steps and sides from :func:`fit` by one of the methods."""
+    points = place(problem, *fitted, method)
+    return judge(problem, groups, fitted, points, evaluate(problem, groups, points), method)
+
+
+def place(problem: Problem, step: Array, side: Array, method: str) -> Array:
+    """Return the points of a stencil, ``(..., n)``, for steps and sides from :func:`fit`."""
+    return problem.representable(problem.x + _nodes(problem, side, method) * step)
+
+
+def judge(
+    problem: Problem, groups: Array, fitted: tuple[Array, Array], points: Array, outputs: Array, method: str
+) -> Estimate:
+    """Return derivatives from outputs ``(..., groups, m)`` at the points of a stencil."""
+    offsets = problem.structure.spread(points - problem.x, groups)
+    changes = outputs - problem.value
     if method == "richardson":
-        return _extrapolated(problem, groups, step, side)
-    return (_one_sided if method == "forward" else _cubic)(problem, groups, step, side)
+        return _extrapolated(problem, groups, fitted[1], offsets, changes)
+    if method == "forward":
+        return _one_sided(problem, offsets, changes)
+    return _cubic(problem, groups, fitted[0], offsets, changes)
 
 
-def single_step(problem: Problem, step: Array, method: str) -> Array:
+def single_step(problem: Problem, step: Array) -> Array:
     """Return slopes from one step for each input, without a word on their error."""
-    step, side = fit(problem, step, "richardson" if method == "central" else method)
+    step, side = fit(problem, step, "richardson")
     groups = np.arange(problem.structure.groups)
-    nodes = [np.where(side == 0.0, step, side * step), np.where(side == 0.0, -step, 2.0 * side * step)]
-    offsets, (f, *more) = _moved(problem, groups, np.stack(nodes[: 1 if method == "forward" else 2]))
-    if not more:
-        return f / offsets[0]
-    u, v = _weights(*offsets)
-    return u * f + v * more[0]
+    points = place(problem, step, side, "pair")
+    a, b = problem.structure.spread(points - problem.x, groups)
+    f, g = evaluate(problem, groups, points) - problem.value
+    u, v = _weights(b / a)
+    return (u * f + v * g) / a
 
 
 def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
@@ -96,36 +120,45 @@ def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
     step = np.where(two_sided, step, np.minimum(step, most / only))
     # Powers of two: added to x they round little. Below a few spacings of x there is no step at all.
     finest = np.minimum(8.0 * problem.resolution, most / only)
-    step = np.maximum(np.maximum(step, finest), TINY)
-    return np.ldexp(1.0, np.frexp(step)[1] - 1), side
+    return power_of_two(np.maximum(np.maximum(step, finest), TINY)), side
 
 
 # ----------------------------------------------------------------------------------------------- stencils
 
 
-def _cubic(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
-    """Return the slope of the parabola through x and two points, its error from a third.
+def _nodes(problem: Problem, side: Array, method: str) -> Array:
+    """Return where the points of a stencil are, in steps from x, ``(..., n)``.
 
-    Two-sided: x + h, x - h, x + 2 h (x - 2 h where there is more room below); one-sided: x + h, x + 2 h, x + 3 h.
+    Central: 1, -1 and 2 (-2 where there is more room below); at a bound 1, 2, 3. Forward: 1 to the side with less
+    room and 2 to the other, because a kink at x shows nowhere else, and twice as far away: of a function that is
+    odd about x the slopes over equal distances are equal, and equally wrong. Richardson: a pair for each level.
     """
-    farther = 2.0 * _farther(problem)
-    nodes = np.stack((
-        np.where(side == 0.0, 1.0, side),
-        np.where(side == 0.0, -1.0, 2.0 * side),
-        np.where(side == 0.0, farther, 3.0 * side),
-    ))  # fmt: skip
-    (a, b, c), (f, g, k) = _moved(problem, groups, nodes * step)
-    u, v = _weights(a, b)
-    slope = u * f + v * g
+    two_sided = side == 0.0
+    pair = np.stack((np.where(two_sided, 1.0, side), np.where(two_sided, -1.0, 2.0 * side)))
+    if method == "pair":
+        return pair
+    if method == "richardson":
+        return (0.5 ** np.arange(LEVELS))[:, None, None] * pair
+    farther = np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
+    if method == "forward":
+        return np.where(two_sided, np.stack((-farther, 2.0 * farther)), pair)
+    return np.concatenate((pair, np.where(two_sided, 2.0 * farther, 3.0 * side)[None]))
+
+
+def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
+    """Return the slope of the parabola through x and two points, its error from a third."""
+    a, (f, g, k) = offsets[0], changes
+    # In units of a: products of three lengths leave the range of numbers where inputs are very large or small.
+    b, c = offsets[1:] / a
+    u, v = _weights(b)
+    slope = (u * f + v * g) / a
     # The third divided difference, times a b: what the cubic has more than the parabola.
-    p, q, r = b / ((a - b) * (a - c)), a / ((b - a) * (b - c)), a * b / (c * (c - a) * (c - b))
-    truncation = np.abs(p * f + q * g + r * k)
-    bend = np.abs((f - g * (a / b)) / (a - b))
-    noise = problem.noise
-    unsure = NOISY * noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2)
+    p, q, r = b / ((1.0 - b) * (1.0 - c)), 1.0 / ((b - 1.0) * (b - c)), b / (c * (c - 1.0) * (c - b))
+    truncation, bend = np.abs((p * f + q * g + r * k) / a), np.abs((f - g / b) / ((1.0 - b) * a))
+    unsure = NOISY * problem.noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2) / np.abs(a)
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
     seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
-    rounding = _rounding(problem, slope, np.sqrt(u * u + v * v + (u + v) ** 2), np.maximum(np.abs(f), np.abs(g)))
+    rounding = _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
     # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
     falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
     truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
@@ -145,15 +178,9 @@ def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Ar
     return np.where(long & (typical < np.inf), np.maximum(least, SHARE * typical * size), least)
 
 
-def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
-    """Return the slope from x to x + h; a point on the other side (at a bound the next one) tells its error.
-
-    On the other side, because a kink at x shows nowhere else, and twice as far away: of a function that is odd
-    about x the slopes over equal distances are equal, and equally wrong.
-    """
-    farther = _farther(problem)
-    nodes = np.stack((np.where(side == 0.0, -farther, side), np.where(side == 0.0, 2.0 * farther, 2.0 * side)))
-    (a, b), (f, g) = _moved(problem, groups, nodes * step)
+def _one_sided(problem: Problem, offsets: Array, changes: Array) -> Estimate:
+    """Return the slope from x to the nearer point; the farther one tells its error."""
+    (a, b), (f, g) = offsets, changes
     slope = f / a
     bend = np.abs((f - g * (a / b)) / (a - b))  # a third of a kink
     unsure = NOISY * problem.noise * np.sqrt(6.0) / np.abs(a - b)
@@ -162,25 +189,23 @@ def _one_sided(problem: Problem, groups: Array, step: Array, side: Array) -> Est
     return Estimate(slope, MARGIN * bend, rounding, bend, seen)
 
 
-def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> Estimate:
+def _extrapolated(problem: Problem, groups: Array, side: Array, offsets: Array, changes: Array) -> Estimate:
     """Return slopes extrapolated to step 0, each from the entry of Neville's table whose error is least.
 
     (Ridders, *Advances in Engineering Software* 4, 1982). Two-sided slopes have errors of order 2, 4, 6, ...,
     one-sided ones of order 2, 3, 4, ... Only steps at which differences fall from the next finer to the next
     coarser as they should take part: agreement between values that are aliased is chance.
     """
-    first = np.stack((np.where(side == 0.0, 1.0, side), np.where(side == 0.0, -1.0, 2.0 * side))) * step
-    nodes = (0.5 ** np.arange(LEVELS))[:, None, None] * first
-    (a, b), (f, g) = (np.moveaxis(t, 1, 0) for t in _moved(problem, groups, nodes))
-    u, v = _weights(a, b)
-    slopes, gains = u * f + v * g, np.sqrt(u * u + v * v + (u + v) ** 2)
+    (a, b), (f, g) = np.moveaxis(offsets, 1, 0), np.moveaxis(changes, 1, 0)
+    u, v = _weights(b / a)
+    slopes, gains = (u * f + v * g) / a, _gain(u, v) / np.abs(a)
     bends = (f - g * (a / b)) / np.abs(a - b)
-    changes = np.maximum(np.abs(f), np.abs(g))
+    largest = np.maximum(np.abs(f), np.abs(g))
     problem = _with_ties(problem, f, g)
     coarsest = _coarsest_seen(problem, slopes, gains, bends, np.abs(a - b))
     two_sided = problem.structure.spread(side, groups, fill=0.0) == 0.0
     infinite = np.full(slopes[0].shape, np.inf)
-    best = [slopes[-1], infinite, _rounding(problem, slopes[-1], gains[-1], changes[-1])]
+    best = [slopes[-1], infinite, _rounding(problem, slopes[-1], gains[-1], largest[-1])]
     above = [(slopes[0], gains[0])]
     for k in range(1, LEVELS):
         row = [(slopes[k], gains[k])]
@@ -190,7 +215,7 @@ def _extrapolated(problem: Problem, groups: Array, step: Array, side: Array) -> 
             value = fine + (fine - coarse) / (ratio - 1.0)
             row.append((value, np.hypot(ratio * gain, other) / (ratio - 1.0)))
             truncation = np.maximum(np.abs(value - fine), np.abs(value - coarse))
-            rounding = _rounding(problem, value, row[m][1], changes[k - m])
+            rounding = _rounding(problem, value, row[m][1], largest[k - m])
             better = (truncation + rounding < best[1] + best[2]) & (k - m >= coarsest)
             for i, new in enumerate((value, truncation, rounding)):
                 best[i] = np.where(better, new, best[i])
@@ -232,29 +257,25 @@ def _coarsest_seen(problem: Problem, slopes: Array, gains: Array, bends: Array, 
     return LEVELS - 1 - good.sum(axis=0)
 
 
-def _farther(problem: Problem) -> Array:
-    """Return on which side of x there is more room: 1 or -1."""
-    return np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
+def _weights(b: Array) -> tuple[Array, Array]:
+    """Return the weights of f(x + a) - f(x) and f(x + b a) - f(x) in the slope of the parabola at x, times a."""
+    return b / (b - 1.0), 1.0 / (b * (1.0 - b))
 
 
-def _weights(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the weights of f(x + a) - f(x) and f(x + b) - f(x) in the slope of the parabola at x."""
-    return b / (a * (b - a)), a / (b * (a - b))
+def _gain(u: Array, v: Array) -> Array:
+    """Return by how much weights amplify noise, that of f(x) among it."""
+    return np.sqrt(u * u + v * v + (u + v) ** 2)
 
 
 def _rounding(problem: Problem, slope: Array, amplification: Array, change: Array) -> Array:
     # Where f grows by orders of magnitude on the way, so does its noise.
     noise = problem.unsure + 0.5 * problem.precision * change
+    if problem.blurred:
+        noise = noise + problem.resolution * np.abs(slope)
     return SAFETY * amplification * noise + 4.0 * problem.precision * np.abs(slope)
 
 
-def _moved(problem: Problem, groups: Array, nodes: Array) -> tuple[Array, Array]:
-    """Return by how much inputs move, after rounding, and by how much outputs: both ``(..., groups, m)``."""
-    points = problem.representable(problem.x + nodes)
-    return problem.structure.spread(points - problem.x, groups), _evaluate(problem, groups, points) - problem.value
-
-
-def _evaluate(problem: Problem, groups: Array, points: Array) -> Array:
+def evaluate(problem: Problem, groups: Array, points: Array) -> Array:
     """Move the inputs of each group to ``points`` ``(..., n)``; return outputs ``(..., groups, m)``."""
     lead, n = points.shape[:-1], problem.x.size
     if problem.structure.groups == 1 and groups.size == 1 and problem.structure.all_move:

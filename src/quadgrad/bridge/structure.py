@@ -70,6 +70,12 @@ class Structure:
         source = np.stack(rows) if rows else np.zeros((0, outputs), np.intp)
         return Structure(np.repeat(np.arange(len(shapes)), sizes), source, outputs)
 
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def in_rows(groups: int, size: int) -> Structure:
+        """Each group has an input for each output, in the outputs' order."""
+        return Structure(np.repeat(np.arange(groups), size), np.arange(groups * size).reshape(groups, size), size)
+
     @classmethod
     def declared(cls, sparsity: Any, inputs: int, outputs: int) -> Structure:
         """Colour the columns of a matrix ``(outputs, inputs)`` whose nonzero entries may be nonzero derivatives."""
@@ -133,6 +139,8 @@ class Structure:
         """Return for each group and output the value, of ``(..., n)``, of the input it depends on."""
         if self.in_order and groups.size == self.groups:
             return values.reshape(*values.shape[:-1], *self.source.shape)
+        if self.is_dense and groups.size == self.groups:
+            return values[..., None]
         source = self.source[groups]
         if values.shape[-1] == 0:
             return np.full(values.shape[:-1] + source.shape, fill)

@@ -9,25 +9,23 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
-from quadgrad.bridge.contract import Array, Arrays, Spec, cut, rounding, warn_not_finite
+from quadgrad.bridge.contract import Array, Arrays, Spec, cut, warn_not_finite
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_products, pulled
-from quadgrad.bridge.linearization import Counter, Linearization, NoDerivativeError, OutsideError, floating
+from quadgrad.bridge.linearization import Counter, Learnt, Linearization, NoDerivativeError, OutsideError, floating
 from quadgrad.bridge.options import Info, Options
+from quadgrad.bridge.report import GIVEN, Pulled, gradient_error, report
 
 __all__ = ["Task"]
-
-GIVEN = Info("given", 0, None, None, None)
-"""What there is to say where the derivative was given."""
 
 REMEMBERED = 16
 """At how many inputs values and Jacobians are kept, if the memory allowed suffices; at the last one always."""
@@ -73,11 +71,11 @@ class Task:
     names : sequence of str
         Of the inputs.
     report : callable
-        Receives an :class:`Info` after each vector-Jacobian product.
+        Receives after each vector-Jacobian product what returns its :class:`Info`: few ask.
     """
 
     def __init__(
-        self, callee: Callee, options: Options, names: Sequence[str], report: Callable[[Info], None]
+        self, callee: Callee, options: Options, names: Sequence[str], report: Callable[[Callable[[], Info]], None]
     ) -> None:
         self.callee = callee
         self.options = options
@@ -87,7 +85,7 @@ class Task:
         self._known: OrderedDict[Any, _Point] = OrderedDict()
         self._specs: dict[Any, tuple[Spec, ...]] = {}
         self._latest: tuple[list[Any], list[Any], int] | None = None
-        self._refusals: dict[object, str | None] = {}
+        self._learnt = Learnt()
 
     # ------------------------------------------------------------------------------------------ values
 
@@ -188,9 +186,10 @@ class Task:
 
     def _keep(self, point: _Point) -> _Point:
         key = _key(point.inputs)
-        self._known[key] = point
+        if self._known.get(key) is not point:
+            self._known[key] = point
+            self._trim()
         self._known.move_to_end(key)
-        self._trim()
         return point
 
     def _trim(self) -> None:
@@ -219,7 +218,7 @@ class Task:
     def _linearization(self, inputs: Arrays, outputs: Arrays, chosen: tuple[int, ...]) -> Linearization:
         # Weakly: a circle of references would keep what is forgotten until Python looks for circles.
         return Linearization(
-            self.callee, self.options, self.names, inputs, outputs, chosen, self.counter, self._refusals,
+            self.callee, self.options, self.names, inputs, outputs, chosen, self.counter, self._learnt,
             partial(_linearize, weakref.ref(self), chosen),
         )  # fmt: skip
 
@@ -248,6 +247,7 @@ class Task:
         for point in self._known.values():
             point.release()
         self._known.clear()
+        self._learnt.quiet.clear()
 
     # ------------------------------------------------------------------------------------------ products
 
@@ -267,18 +267,21 @@ class Task:
         if self._stateless and not lanes + extra:
             found = self._given_at_once(wanted, self._widened(inputs), cotangents)
             if found is not None:
-                self._report(GIVEN)
+                self._report(lambda: GIVEN)
                 return found
-        before, seen = self.counter.nfev, list[_Pulled]()
+        before, seen = self.counter.nfev, list[Pulled]()
+        kinds = dtypes or [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
 
         def pull(point: Linearization, rows: Array) -> Array:
-            seen.append(_Pulled(point, rows, point.pull(rows)))
-            return seen[-1].found
+            found = point.pull(rows)
+            if point.options.given is None:
+                seen.append(Pulled(point, point.problem, gradient_error(point, rows, found, kinds)))
+            else:
+                seen.append(Pulled(point, None, []))
+            return found
 
         found = self._over_lanes(wanted, lanes, extra, inputs, [cotangents], pull, self._first_order, "inputs")
-        if dtypes is None:
-            dtypes = [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
-        self._report(_info(seen, inputs[0].shape[:lanes], self.counter.nfev - before, dtypes))
+        self._report(partial(report, seen, inputs[0].shape[:lanes], self.counter.nfev - before))
         self._trim()
         return found
 
@@ -312,7 +315,7 @@ class Task:
         rows = _flat(cotangents, 1)
         try:
             point = self._first_order(tuple(inputs), wanted)
-            return _gradient_error(_Pulled(point, rows, point.pull(rows)), dtypes)
+            return gradient_error(point, rows, point.pull(rows), dtypes)
         except (NoDerivativeError, OutsideError):
             return [np.full(inputs[i].shape, np.inf) for i in wanted]
 
@@ -449,49 +452,3 @@ def _signature(inputs: Sequence[Array], lanes: int) -> tuple[Spec, ...]:
 
 def _specs(given: Sequence[tuple[tuple[int, ...], Any]], lanes: int) -> tuple[Spec, ...]:
     return tuple(Spec(shape[lanes:], dtype) for shape, dtype in given)
-
-
-class _Pulled(NamedTuple):
-    """What a backward pass did in one lane."""
-
-    point: Linearization
-    rows: Array
-    found: Array
-
-
-def _info(seen: Sequence[_Pulled], lane_shape: tuple[int, ...], nfev: int, dtypes: Sequence[torch.dtype]) -> Info:
-    """Return what a backward pass found, over all lanes."""
-    if not seen:
-        return Info("none", nfev, None, None, None)
-    first = seen[0].point
-    if first.options.given is not None:
-        return replace(GIVEN, nfev=nfev)
-    by_output = [_cut(each.point.jacobian.output_error(), each.point.outputs) for each in seen]
-    by_input = [_gradient_error(each, dtypes) for each in seen]
-    count = prod(lane_shape)
-    if len(seen) < count:  # lanes without a derivative were left out
-        return Info(first.method, nfev, first.problem.roughness, None, None, "some lanes have no derivative")
-    stack = lambda columns: tuple(
-        (column[0] if len(column) == 1 else np.stack(column)).reshape(lane_shape + column[0].shape)
-        for column in zip(*columns, strict=True)
-    )
-    note = first.complex_refusal or "" if first.options.method == "auto" else ""
-    return Info(first.method, nfev, first.problem.roughness, stack(by_output), stack(by_input), note)
-
-
-def _gradient_error(each: _Pulled, dtypes: Sequence[torch.dtype]) -> list[Array]:
-    """Return for each input how wrong its gradient may be, rounded to its dtype."""
-    error = each.point.jacobian.pull_error(each.rows)
-    assert error is not None
-    arrays = [each.point.inputs[i] for i in each.point.wanted]
-    sizes = [a.size for a in arrays]
-    parts = zip(cut(error, sizes), cut(each.found, sizes), arrays, dtypes, strict=True)
-    return [
-        (e if d == torch.float64 else e + rounding(f, d)).max(axis=0, initial=0.0).reshape(a.shape)
-        for e, f, a, d in parts
-    ]
-
-
-def _cut(flat: Array | None, arrays: Sequence[Array]) -> list[Array]:
-    assert flat is not None
-    return [p.reshape(a.shape) for p, a in zip(cut(flat, [a.size for a in arrays]), arrays, strict=True)]

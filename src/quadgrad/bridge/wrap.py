@@ -77,7 +77,7 @@ def wrap(
         it is
           not;
         * ``"auto"``: the complex step if the probe allows it, else central;
-        * ``"spsa"``: 40 evaluations, however many inputs there are, more where steps shrink; noisy when there are
+        * ``"spsa"``: 48 evaluations, however many inputs there are, more where steps shrink; noisy when there are
           more than 16.
 
         Or the derivative itself, for a function that works elementwise: it takes what fn takes and returns the
@@ -113,15 +113,15 @@ def wrap(
     executor : concurrent.futures.Executor, optional
         Runs the evaluations. Results do not depend on it.
     noise : float or pair, optional
-        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated (6 evaluations for
-        each new input, 12 where there is some) if not given. An estimate sees what differs between points close
-        together, and no error that is smooth. That of an adaptive solver (of differential equations, integrals,
-        roots) is smooth while it takes the same steps, and jumps when it takes others: a loose one, with SciPy's
-        ``rtol=1e-3``, has derivatives that are right to three digits at best, though its outputs look noiseless.
-        Give what its results are good
-        for: of ``solve_ivp`` with ``rtol, atol``, whose errors add up from step to step, ``noise=(10 * rtol, 10 *
-        atol)``. Where outputs are as good as that, the reported error covers the true one; and a tighter solver
-        buys more than any method here.
+        How wrong fn's outputs may be, relatively; a pair adds how wrong absolutely. Estimated if not given, by 6
+        evaluations for each new input, 12 where there is some; by 2 where there was none at the last one. An
+        estimate sees what differs between points close together, and no error that is smooth. That of an adaptive
+        solver (of differential equations, integrals, roots) is smooth while it takes the same steps, and jumps when
+        it takes others; that of one that starts from its last result depends on where it was called before. A
+        loose one, with SciPy's ``rtol=1e-3``, has derivatives that are right to three digits at best, though its
+        outputs look noiseless. Give what its results are good for: of ``solve_ivp`` with ``rtol, atol``, whose
+        errors add up from step to step, ``noise=(10 * rtol, 10 * atol)``. Where outputs are as good as that, the
+        reported error covers the true one; and a tighter solver buys more than any method here.
     seed : int, optional
         For ``"spsa"``.
     memory : float
@@ -182,8 +182,6 @@ class Wrapped:
     ----------
     fn : callable
         The function itself.
-    info : Info or None
-        Error estimates, evaluations and noise level of the last backward pass.
     """
 
     def __init__(
@@ -194,7 +192,7 @@ class Wrapped:
         update_wrapper(self, fn, updated=())
         self.fn = fn
         self.options = options
-        self.info: Info | None = None
+        self._info: Callable[[], Info] | Info | None = None
         self._signature = _signature(fn)
         self._parameters = tuple(self._signature.parameters) if self._signature else ()
         self._static = _static(static, self._parameters, fn, _most_arguments(self._signature))
@@ -323,8 +321,15 @@ class Wrapped:
         self._pinned[handle] = task
         return handle
 
-    def _remember(self, info: Info) -> None:
-        self.info = info
+    @property
+    def info(self) -> Info | None:
+        """Error estimates, evaluations and noise level of the last backward pass."""
+        if callable(self._info):
+            self._info = self._info()
+        return self._info
+
+    def _remember(self, info: Callable[[], Info]) -> None:
+        self._info = info
 
 
 @torch.compiler.assume_constant_result

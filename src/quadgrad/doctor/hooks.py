@@ -100,13 +100,13 @@ def _functions(watch: Watch) -> Generator[None]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if watch.idle:
-            return original.__func__(cls, *args, **kwargs)
+            return original.__get__(None, cls)(*args, **kwargs)
         if cls.__name__ == "CheckpointFunction":  # a reentrant checkpoint runs without gradient: nothing is seen
             return args[0](*args[2:])
         watch.read((args, kwargs))
         watch.inside += 1
         try:
-            result = original.__func__(cls, *args, **kwargs)
+            result = original.__get__(None, cls)(*args, **kwargs)
         finally:
             watch.inside -= 1
         with without_modes():

@@ -66,7 +66,7 @@ class Result(NotItsValue, Printed):
         """How the integrals ended, in a sentence for each way."""
         if tf.is_symbolic_tensor(self.status):
             return "How the integrals end is not known before the graph runs: return status from it."
-        return describe(to_torch(self.status)) + self.detail
+        return describe(to_torch(self.status), self.plan) + self.detail
 
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> NoReturn:
         """Refuse to be an argument of a TensorFlow function."""

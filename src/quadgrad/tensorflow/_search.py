@@ -139,6 +139,7 @@ def _no_leaf(_: Any) -> Tensor:
 
 _WORDS = {
     " requires grad, but the integrand's output does not": " is watched by a tape, but f's output is not",
+    " require grad, but the integrand's output does not": " are watched by a tape, but f's output is not",
     "leaves torch (.item(), float(), .detach(), NumPy)": "leaves TensorFlow (.numpy(), float(), NumPy), stops the "
     "gradient (tf.stop_gradient)",
     "what leaves torch": "what leaves TensorFlow",

@@ -82,7 +82,7 @@ class Antiderivative(NotItsValue, Printed):
     @property
     def message(self) -> str:
         """How the integrals ended, in a sentence for each way."""
-        return describe(self.status) + self.detail
+        return describe(self.status, self.plan) + self.detail
 
     def __call__(self, x: Any, *, complement: bool = False) -> Tensor:
         """Return the integral from a to x, or, as a ``complement``, that from x to b.

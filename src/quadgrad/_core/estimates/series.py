@@ -16,11 +16,15 @@ from torch import Tensor
 from quadgrad._core.estimates.epsilon import extrapolate
 
 __all__ = [
-    "EPSILON", "LEVIN", "add_series", "encode", "levin", "limit_of", "limits_of", "series_of", "without_last",
+    "DROPPED", "EPSILON", "LEVIN", "add_series", "encode", "levin", "limit_of", "limits_of", "series_of",
+    "without_last",
 ]  # fmt: skip
 
 LEVIN, EPSILON = 0, 1
 """Which transformation."""
+
+DROPPED = 2
+"""So many of the last terms of a series are left out, one after the other, to see what they change."""
 
 _TERMS, _COLUMNS = 256, 64
 

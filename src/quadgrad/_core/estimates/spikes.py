@@ -2,8 +2,8 @@
 
 That is a value that rises steeply from both its neighbours; or, beside something wide, one without which the
 highest coefficients would be nothing. Noted are the places, on cells of all generations: the children of a cell
-need not see again what one of its nodes has seen. What becomes of them: :mod:`quadgrad._core.search.spikes`. The
-same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
+need not see again what one of its nodes has seen. What becomes of them: :mod:`quadgrad._core.search.looks.spikes`.
+The same stands in the kernel's ``spikes.h``, for one column of a cell at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quadgrad._core.mesh.cells import NewIntervals
 from quadgrad._core.reduce import reals
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "Sight", "Spikes", "find_spikes", "quiet_below"]
+__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes", "find_spikes", "quiet_below"]
 
 SHARP = 10.0
 """Values rise from those around them if they are so many times as large, see ADR 45."""
@@ -107,15 +107,18 @@ class Sight:
 
 
 @dataclass(slots=True)
-class _Cells:
-    """Row, start and stop of cells ``(n,)``, and outer end and rate if logarithmic, or else f at the edges."""
+class Seen:
+    """Cells ``(n,)`` of a rule, where they are; outer end and rate if logarithmic, or else f at the edges."""
 
+    rule: RuleTensors
     row: Tensor
     start: Tensor
     stop: Tensor
-    outer: Tensor | None
-    rate: Tensor | None
-    edges: Tensor | None
+    reach: Tensor
+    scale: Tensor
+    outer: Tensor | None = None
+    rate: Tensor | None = None
+    edges: Tensor | None = None
 
 
 class Spikes:
@@ -124,12 +127,12 @@ class Spikes:
     Nothing waits for it: cells are looked at many at a time, since a round may have few, and operations cost.
     """
 
-    def __init__(self, watch: Callable[[Sight, float], None] | None = None) -> None:
-        """``watch``, too, is shown what was seen of all cells, in the order in which they came."""
+    def __init__(self, watch: Callable[[Seen, Tensor, float], None] | None = None) -> None:
+        """``watch``, too, is shown the values ``(m, n)`` or ``(m, n, columns)`` of all cells, many at a time."""
         self._watch = watch
         self._waiting: dict[tuple[bool, float, torch.Size], list[Sight]] = {}
         self._held = 0
-        self._groups: list[tuple[Tensor, Tensor, RuleTensors, _Cells]] = []
+        self._groups: list[tuple[Tensor, Tensor, Seen]] = []
         self._looks: list[tuple[Tensor, RuleTensors, NewIntervals]] = []
 
     def clear(self) -> None:
@@ -150,9 +153,6 @@ class Spikes:
 
     def _find(self) -> None:
         for (logarithmic, noise, _), sights in self._waiting.items():
-            if self._watch is not None:
-                for sight in sights:
-                    self._watch(sight, noise)
             values, nulls = (torch.cat([getattr(s, name) for s in sights], 1) for name in ("values", "nulls"))
             decay, unseen = (torch.cat([getattr(s, name) for s in sights]) for name in ("decay", "unseen"))
             if values.is_complex():  # the null rules are those of the moduli
@@ -162,16 +162,16 @@ class Spikes:
                     for t, shape in ((nulls.abs(), nulls.shape[:1]), (decay, ()), (unseen, ()))
                 )
             rule, cells = sights[0].rule, [s.cells for s in sights]
-            row, start, stop = (torch.cat([getattr(c, name) for c in cells]) for name in ("row", "start", "stop"))
-            if logarithmic:
-                outer, rate = (torch.cat([getattr(c.layout, name) for c in cells]) for name in ("outer", "rate"))
-                joined = _Cells(row, start, stop, outer, rate, None)
-            else:
-                edges = torch.cat([c.at_edges * c.layout.scale for c in cells], 1)
-                joined = _Cells(row, start, stop, None, None, edges)
+            columns = [torch.cat([getattr(c, name) for c in cells]) for name in ("row", "start", "stop")]
+            names = ("reach", "scale", "outer", "rate") if logarithmic else ("reach", "scale")
+            columns += [torch.cat([getattr(c.layout, name) for c in cells]) for name in names]
+            seen = Seen(rule, *columns)
+            if not logarithmic:
+                seen.edges = torch.cat([c.at_edges * c.layout.scale for c in cells], 1)
+            if self._watch is not None:
+                self._watch(seen, values, noise)
             quiet = quiet_below(values, unseen, noise)
-            here, place = find_spikes(rule, values, joined.edges, nulls, decay, quiet)
-            self._groups.append((here, place, rule, joined))
+            self._groups.append((*find_spikes(rule, values, seen.edges, nulls, decay, quiet), seen))
         self._waiting.clear()
         self._held = 0
 
@@ -179,7 +179,8 @@ class Spikes:
         """Return ``(k, 3)``, the row, the place, and how far nodes are apart there."""
         self._find()
         parts: list[Tensor] = []
-        for here, place, rule, cells in self._groups:
+        for here, place, cells in self._groups:
+            rule = cells.rule
             here, place = (t.flatten(2) if t.ndim > 2 else t[..., None] for t in (here, place))
             at = here.nonzero()
             if not len(at):

@@ -19,8 +19,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.replay import REPLAY_BLOCK, replay_plan
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.boxes import box_parts, search_boxes
-from quadgrad._core.search.scouts import look_for_peaks
+from quadgrad._core.search.boxes.scouts import look_for_peaks
+from quadgrad._core.search.boxes.search import box_parts, search_boxes
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import make_tolerance
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform
 from quadgrad._core.closure import Closure
 from quadgrad._core.estimates.null_rules import SAFETY
-from quadgrad._core.estimates.series import without_last
+from quadgrad._core.estimates.series import DROPPED, without_last
 from quadgrad._core.gradient.boundary import (
     PLACED,
     follow_marks,
@@ -37,9 +37,6 @@ from quadgrad._core.result import Result
 from quadgrad._core.tolerance import Tolerance
 
 __all__ = ["gradient_error"]
-
-DROPPED = 2
-"""So many of the last terms of a series are left out, to see what they change."""
 
 
 def gradient_error(
@@ -90,6 +87,8 @@ def gradient_error(
     >>> bool(true > 1e-4), bool(true <= error)
     (True, True)
     """
+    if not hasattr(result, "primal"):
+        raise TypeError(f"gradient_error takes a Result, what quad returned, not {type(result).__name__}")
     primal, function = result.primal, None
     if isinstance(primal, Finished):
         primal, function = primal.primal, primal.function

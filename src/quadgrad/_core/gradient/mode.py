@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quadgrad._core.gradient.boundary import Treatment, replay_with_limits
@@ -71,6 +72,14 @@ class Primal:
     def plan(self) -> IntervalPlan:
         """The cells on which search found the integrals."""
         return self.found.plan
+
+    @property
+    def slope(self) -> Tensor:
+        """The derivative of what is returned by the integrals: 1, or that of the logarithm, 0 where they are 0."""
+        value = self.value.detach()
+        if self.scaled is None:
+            return torch.ones_like(value)
+        return torch.where(value == 0.0, 0.0, 1.0 / value.masked_fill(value == 0.0, 1.0))
 
     def replay(self, plan: IntervalPlan | None = None) -> Tensor:
         """Return the integrals as a differentiable sum over a plan's cells, by default the value's own."""

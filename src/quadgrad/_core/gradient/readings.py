@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,9 @@ from quadgrad._core._torch import in_transform
 from quadgrad._core.gradient.boundary import carries_gradient, reading_errors
 from quadgrad._core.gradient.derivative import as_reals
 from quadgrad._core.gradient.mode import Primal
+from quadgrad._core.gradient.rows import ROWS, rows_of, zeros
 
 __all__ = ["reading_errors_by"]
-
-ROWS = 512
-"""Marks differentiated at a time."""
 
 
 def reading_errors_by(primal: Primal, tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -29,39 +26,20 @@ def reading_errors_by(primal: Primal, tensors: Sequence[Tensor | None]) -> Tenso
     marks = [mark for mark in problem.limits.marks if carries_gradient(mark)]
     if in_transform() or not batch or not any(mark.requires_grad for mark in marks):
         return None
-    value, relative = primal.value.detach(), None
-    weight = torch.ones_like(value)
-    if primal.scaled is not None:
-        weight, relative = (
-            torch.where(value == 0.0, 0.0, 1.0 / value.masked_fill(value == 0.0, 1.0)),
-            primal.scaled.error,
-        )
-    errors = reading_errors(problem, primal.treatment, weight, relative)
-    total = (
-        value.real.new_zeros((batch, len(tensors)))
-        if value.is_complex()
-        else value.new_zeros((batch, len(tensors)))
-    )
+    relative = None if primal.scaled is None else primal.scaled.error
+    errors = reading_errors(problem, primal.treatment, primal.slope, relative)
+    total = zeros(primal.value).new_zeros((batch, len(tensors)))
     for mark, error in zip(problem.limits.marks, errors, strict=True):
         if not mark.requires_grad:
             continue
         for column, tensor in enumerate(tensors):
-            slope = None if tensor is None or tensor is mark else _slopes(mark.expand(batch), tensor)
-            if slope is not None:
+            if tensor is not None and tensor is not mark:
+                slope = _slopes(mark.expand(batch), tensor)
                 total[:, column] += torch.where(slope > 0.0, slope * error, 0.0)
     return total
 
 
-def _slopes(mark: Tensor, tensor: Tensor) -> Tensor | None:
-    """Return the largest derivative of each mark ``(batch,)`` by an entry of a tensor; None if there is none."""
-    parts: list[Tensor] = []
-    for low in range(0, len(mark), ROWS):
-        some = mark[low : low + ROWS]
-        found: Any = torch.autograd.grad(
-            some, (tensor,), torch.eye(len(some), dtype=mark.dtype, device=mark.device), retain_graph=True,
-            allow_unused=True, is_grads_batched=True,
-        )  # fmt: skip
-        if found[0] is None:
-            return None
-        parts.append(as_reals(found[0], 1).abs().amax(1))
+def _slopes(mark: Tensor, tensor: Tensor) -> Tensor:
+    """Return the largest derivative of each mark ``(batch,)`` by an entry of a tensor."""
+    parts = [as_reals(rows_of(some, tensor), 1).abs().amax(1) for some in mark.split(ROWS)]
     return torch.cat(parts)

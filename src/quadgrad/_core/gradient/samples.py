@@ -28,7 +28,7 @@ from quadgrad._core.recompute import with_gradient
 from quadgrad._core.reduce import align
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
+from quadgrad._core.search.samples.sampling import Sample, block_width, blocks, cut, search_samples, tile_size
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import Tolerance, make_tolerance
 

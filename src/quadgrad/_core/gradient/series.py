@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import SAFETY
-from quadgrad._core.estimates.series import limits_of, series_of
+from quadgrad._core.estimates.series import DROPPED, limits_of, series_of
 from quadgrad._core.gradient.measure import Measured, Sampler, look
 from quadgrad._core.gradient.singular_ends import join_outputs, largest_of_groups
 from quadgrad._core.plans.interval import IntervalPlan
@@ -20,9 +20,6 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, total
 
 __all__ = ["add_measured", "measure_series"]
-
-DROPPED = 2
-"""So many of the last terms of a series are left out, to see what they change."""
 
 
 def measure_series(

@@ -78,13 +78,9 @@ def uncertain_errors_by(primal: Primal, plan: Any, variables: Variables) -> Tens
         leaves.append(value.expand(batch, *value.shape[1:]).clone().requires_grad_())
         arguments[i] = replace(arguments[i], value=leaves[-1], shared=False)
     apart = replace(problem, integrand=replace(f, arguments=tuple(arguments)), limits=limits, chunk_size=None)
-    value = primal.value.detach()
-    weight = torch.ones_like(value)
-    if primal.scaled is not None:
-        weight = torch.where(value == 0.0, 0.0, 1.0 / value.masked_fill(value == 0.0, 1.0))
     whole = replace(primal, problem=apart)
     tensors = (*leaves, *variables.parameters.tensors)
-    errors = errors_of_uncertain(lambda: whole.replay(plan), weight, tensors, problem.depth)
+    errors = errors_of_uncertain(lambda: whole.replay(plan), primal.slope, tensors, problem.depth)
     each = [error.reshape(batch, -1).amax(1) for error in errors[: len(leaves)]]
     each += [error.amax().expand(batch) for error in errors[len(leaves) :]]
     return torch.stack(each, dim=1)

@@ -26,10 +26,10 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
+from quadgrad._core.search.looks.wide import call_close, depth
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, replace_some
 from quadgrad._core.search.tiles import search_tiles
-from quadgrad._core.search.wide import call_close, depth
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import Tolerance
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import derivatives_open, in_transform
 from quadgrad._core.mesh.boxes import FlatLayout, MappedLayout
+from quadgrad._core.mesh.protocol import Domain
 
 __all__ = ["Box", "Flat"]
 
@@ -35,8 +36,8 @@ class Flat(NamedTuple):
         return self.side.prod(-1)[None]
 
 
-@dataclass(slots=True)
-class Box:
+@dataclass
+class Box(Domain):
     """Where each integral is taken.
 
     The corners ``a`` and ``b`` have shape ``(batch, d)``, or ``(1, d)`` where all integrals share them.
@@ -49,8 +50,6 @@ class Box:
     infinite: bool
     x_dtype: torch.dtype
 
-    points: ClassVar[None] = None
-    count: ClassVar[int] = 1
     shareable: ClassVar[bool] = True
 
     @property
@@ -72,10 +71,6 @@ class Box:
         """Return a box with other corners."""
         return replace(self, a=marks[0], b=marks[1])
 
-    def pieces(self) -> Box:
-        """Return what nodes are placed on: the box itself."""
-        return self
-
     def part(self, first: int, last: int) -> Box:
         """Return the boxes of the integrals from ``first`` to before ``last``."""
         return self.take(slice(first, last))
@@ -90,14 +85,6 @@ class Box:
         if not (self.a.requires_grad or self.b.requires_grad or derivatives_open()):
             return self
         return replace(self, a=self.a.detach(), b=self.b.detach())
-
-    def tensors(self) -> list[Tensor]:
-        """Return what may carry a gradient, for a replay: the corners."""
-        return [self.a, self.b]
-
-    def with_tensors(self, tensors: list[Tensor]) -> Box:
-        """Return a box with others in their place."""
-        return replace(self, a=tensors[0], b=tensors[1])
 
     def lay_out(self, cells: Any) -> FlatLayout | MappedLayout:
         """Return how cells of the unit cube lie in the boxes of their owners; see :mod:`.boxes`."""

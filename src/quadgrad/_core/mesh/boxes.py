@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.mesh.protocol import Cells, EvenMesh, EvenMoves
 from quadgrad._core.rules import BoxRule
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Boxes",
     "CubeMap",
     "FlatLayout",
-    "Halves",
     "MappedLayout",
     "NewBoxes",
     "unit_corners",
@@ -147,32 +146,8 @@ class BoxPlaces:
     layout: Any
 
 
-@dataclass(slots=True)
-class Halves:
-    """Cells that are halved along the axis that was chosen for them; see :class:`~.protocol.Moves`."""
-
-    halved: Tensor
-    rows: int
-
-    @property
-    def splits(self) -> Tensor:
-        """Which cells are halved."""
-        return self.halved
-
-    @property
-    def price(self) -> Tensor:
-        """What that costs: two children each."""
-        cost = self.halved.new_tensor([[2], [2 * self.rows], [0], [0]], dtype=torch.int64)
-        return self.halved * cost
-
-    def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
-        """Halve only cells where ``keep``; return how many these are."""
-        self.halved = self.halved & keep.to(torch.bool)
-        return self.halved.sum()[None]
-
-
-@dataclass(slots=True)
-class Boxes:
+@dataclass
+class Boxes(EvenMesh):
     """The geometry of a search over images of the unit cube; see :class:`~.protocol.Mesh`.
 
     ``domain`` is that of all ``batch`` integrals; those without volume get no cell, and where a plan is searched
@@ -205,13 +180,6 @@ class Boxes:
         zero = torch.zeros((self.rule.d, len(row)), dtype=torch.int64, device=self.device)
         return NewBoxes(row, row, zero, zero, self.rule.rows)
 
-    def beside(self, new: NewBoxes) -> None:
-        """Need no places that several cells share."""
-        return
-
-    def enter(self, new: NewBoxes, places: Any, y: Tensor) -> None:
-        """Take note of nothing."""
-
     def lay_out(self, new: NewBoxes) -> Any:
         """Return how cells lie in their domains."""
         return self.domain.lay_out(BoxCells(new.row, *unit_corners(new.level, new.place)))
@@ -226,11 +194,7 @@ class Boxes:
         """Return the places of f's values for some cells that are laid out, and its factor there."""
         return layout.nodes(self.rule.tensors(torch.float64, self.device, self.domain.x_dtype).nodes, part)
 
-    def propose(self, cells: Cells, marked: Tensor) -> Halves:
-        """Halve the marked cells."""
-        return Halves(marked, self.rule.rows)
-
-    def split(self, cells: Cells, moves: Halves, counts: list[int]) -> Sequence[NewBoxes]:
+    def split(self, cells: Cells, moves: EvenMoves, counts: list[int]) -> Sequence[NewBoxes]:
         """Return the halves of the cells that are split."""
         parent = torch.nonzero_static(moves.splits, size=counts[0]).squeeze(1)
         whole = cells.whole.index_select(1, parent)
@@ -242,10 +206,6 @@ class Boxes:
         places = torch.stack((place, place + along), dim=2).flatten(1)
         owner, row = whole[0].repeat_interleave(2), whole[2].repeat_interleave(2)
         return [NewBoxes(owner, row, level.repeat_interleave(2, dim=1), places, self.rule.rows)]
-
-    def recall(self, cells: Cells) -> Cells:
-        """Return cells as they were estimated."""
-        return cells
 
     def part(self, first: int, last: int) -> Boxes:
         """Return the geometry of some of the integrals."""

@@ -7,14 +7,15 @@ geometry.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "Estimate", "Mesh", "Moves", "NewCells", "Places"]
+__all__ = ["Cells", "Domain", "Estimate", "EvenMesh", "EvenMoves", "Mesh", "Moves", "NewCells", "Places"]
 
 
 @dataclass(slots=True)
@@ -127,6 +128,94 @@ class Mesh(Protocol):
     def recall(self, cells: Cells) -> Cells:
         """Return cells that had settled as they are taken back."""
         ...
+
+
+@dataclass(slots=True)
+class EvenMoves:
+    """Cells ``splits`` ``(n,)`` that get as many ``children`` each, of so many ``rows``; see :class:`Moves`."""
+
+    splits: Tensor
+    children: int
+    rows: int
+
+    @property
+    def price(self) -> Tensor:
+        """What that costs."""
+        cost = [[self.children], [self.children * self.rows], [0], [0]]
+        return self.splits * self.splits.new_tensor(cost, dtype=torch.int64)
+
+    def restrict(self, keep: Tensor, afford: Tensor) -> Tensor:
+        """Split only cells where ``keep``; return how many these are."""
+        self.splits = self.splits & keep.to(torch.bool)
+        return self.splits.sum()[None]
+
+
+class EvenMesh:
+    """What geometries share of which no cells share places, and all are split into as many; see :class:`Mesh`."""
+
+    rule: Any
+    children = 2
+
+    @property
+    def rows(self) -> int:
+        """At how many places f is called for each cell."""
+        return self.rule.rows
+
+    def beside(self, new: Any) -> None:
+        """Need no places that several cells share."""
+        return
+
+    def enter(self, new: Any, places: Any, y: Tensor) -> None:
+        """Take note of nothing."""
+
+    def propose(self, cells: Cells, marked: Tensor) -> EvenMoves:
+        """Split the marked cells."""
+        return EvenMoves(marked, self.children, self.rows)
+
+    def recall(self, cells: Cells) -> Cells:
+        """Return cells as they were estimated."""
+        return cells
+
+
+class Domain(ABC):
+    """Where integrals are taken, as it follows from tensors of one row for each integral, the ``marks``."""
+
+    points: ClassVar[None] = None
+    count: ClassVar[int] = 1
+    shareable: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def marks(self) -> tuple[Tensor, ...]:
+        """All places that can carry a gradient."""
+
+    @abstractmethod
+    def with_marks(self, marks: tuple[Tensor, ...]) -> Self:
+        """Return the domain with others in their place."""
+
+    @abstractmethod
+    def inner_points(self, batch: int) -> Tensor:
+        """Return a harmless point of each integral, ``(batch, d)``."""
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the domain of the integrals from ``first`` to before ``last``."""
+        return self.with_marks(tuple(mark[first:last] for mark in self.marks))
+
+    def detach(self) -> Self:
+        """Return the domain without gradient."""
+        return self.with_marks(tuple(mark.detach() for mark in self.marks))
+
+    def pieces(self) -> Self:
+        """Return what nodes are placed on: the domain itself."""
+        return self
+
+    def tensors(self) -> list[Tensor]:
+        """Return what may carry a gradient, for a replay: the marks."""
+        return [*self.marks]
+
+    def with_tensors(self, tensors: list[Tensor]) -> Self:
+        """Return the domain with others in their place."""
+        return self.with_marks(tuple(tensors))
 
 
 class Estimate(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor
 from quadgrad._core._torch import forward_mode_open, in_transform
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, stand_in, uncompiled
-from quadgrad._core.errors import IntegrandError, SeveredGradientWarning, warn
+from quadgrad._core.errors import IntegrandError, SeveredGradientWarning, prescription, warn
 from quadgrad._core.perturbations.again import RandomState, once_more
 from quadgrad._core.perturbations.noise import Noise
 from quadgrad._core.perturbations.transport import Transport
@@ -125,7 +125,7 @@ class PerturbedMean:
             del part  # with what is left of its graph
         value, found = self._mean(parts), sums.of([*given, *closure.stand_ins, *leaves])
         if "x" in names and found[0] is None:
-            warn(_SEVERED, SeveredGradientWarning)
+            warn(_SEVERED + prescription(), SeveredGradientWarning)
         if all(s is None for s in found):
             return value
         # Views, which a closure around this one sees, unlike what a Function is given. What is sparse cannot pass.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.printing import Printed
+from quadgrad._core.status import Status
 
 __all__ = ["Plan", "restore_plan"]
 
@@ -39,6 +41,9 @@ class Plan(Printed):
     batch_shape: tuple[int, ...]
 
     geometry: ClassVar[str]
+
+    says: ClassVar[Mapping[Status, str]] = {}
+    """How an integral ended, where that is another sentence than the status' own."""
 
     def __init_subclass__(cls, geometry: str = "", **options: Any) -> None:
         """Enter a geometry under its name in files."""

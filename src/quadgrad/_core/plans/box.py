@@ -15,6 +15,7 @@ from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.boxes import unit_corners
 from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.rules import BoxRule
+from quadgrad._core.status import IN_BOXES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,8 @@ class BoxPlan(CellPlan, geometry="box"):
         What the rule's estimate was multiplied by for the error, as its parents' errors turned out: f's kind may be
         easier than the worst.
     """
+
+    says = IN_BOXES
 
     infinite: bool
     level: Tensor

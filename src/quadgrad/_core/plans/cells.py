@@ -233,6 +233,14 @@ class CellPlan(Plan):
         vars(plan).update(vars(self), inspected=inspected, stalled=stalled)
         return plan
 
+    def with_notes_of(self, other: Self, which: Tensor) -> Self:
+        """Return the plan with what another one, of as many pieces, holds of some integrals ``(batch,)``."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.of_integrals}
+        kept = {
+            k: torch.where(which[:, None], b, a) for k, (a, b) in pairs.items() if a is not None and b is not None
+        }
+        return self._with(kept) if kept else self
+
     def groups(self) -> list[tuple[Tensor | None, Self]]:
         """Return parts whose nodes are all spread in one way, with the places of their cells; None if it is all.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.printing import counted
+from quadgrad._core.status import IN_BOXES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +49,8 @@ class CutPlan(Plan, geometry="cut"):
     lost : Tensor of bool, shape (n,)
         Whether a function was NaN there.
     """
+
+    says = IN_BOXES
 
     rule: str
     surface: bool

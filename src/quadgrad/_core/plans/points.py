@@ -16,6 +16,7 @@ from quadgrad._core.mesh.grid import Placed, grid_table, through_grid
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.points import Sequence, make_sequence
 from quadgrad._core.printing import counted
+from quadgrad._core.status import AT_POINTS
 
 __all__ = ["PointsPlan"]
 
@@ -54,6 +55,8 @@ class PointsPlan(Plan, geometry="points"):
     only : int, optional
         The number of the one replicate that :meth:`replicate` has left.
     """
+
+    says = AT_POINTS
 
     sequence: str
     d: int

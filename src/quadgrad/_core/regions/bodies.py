@@ -17,8 +17,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.regions.mesh import CutMesh
 from quadgrad._core.search.books import sum_by_owner
+from quadgrad._core.search.boxes.holding import HoldingBodies
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
-from quadgrad._core.search.holding import HoldingBodies
 from quadgrad._core.search.task import Found
 
 __all__ = ["CutBodies"]

@@ -1,9 +1,9 @@
 """What the functions that cut show of a cell: that it is inside, outside, or how they cut it.
 
 With a bound on how fast they change this is a proof. Without one, the bound is taken from differences between
-points of a lattice, and a look around at the start of a search goes against it: many points in each first cell, and
-a climb from the most promising one. A function that is constant over a cell has shown nothing: what it says there
-is what a saturated one says where it does not look.
+points of a lattice, unless a look around at the start of a search (:mod:`quadgrad._core.regions.scouts`) has seen
+what these do not show. A function that is constant over a cell has shown nothing: what it says there is what a
+saturated one says where it does not look.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.points import make_sequence
 from quadgrad._core.regions.lines import Level
+from quadgrad._core.regions.scouts import Scouts
 
-__all__ = ["Known", "Scouts", "inspect", "send_scouts"]
+__all__ = ["Known", "inspect"]
 
 SAFETY = 2.0
 """A function may change so many times as fast as neighbouring points of the lattice say."""
@@ -24,28 +24,12 @@ SAFETY = 2.0
 STEEP = 0.25
 """Along the innermost axis differences keep their sign, and the smallest is at least this part of the largest."""
 
+MARGIN, ACROSS = 2.0, 2.0
+"""What a scout has seen reaches to so many times the distance at which the sign changes along an axis; to see it, a
+lattice puts so many steps into that distance."""
+
 CONSTANT = 16.0
 """Values that differ by less than so many eps of their size are taken to be equal."""
-
-SCOUTS, CLIMB = 4096, 40
-"""Points of the look around, for each integral, and steps of a climb."""
-
-
-FAR, ODD = 0.125, 2
-"""The first step of a climb from the most promising point, as a part of a cell's side; and from how many points
-that stand out of a trend one climbs besides, in steps of half the distance of points at first. Without these 5 of
-24 narrow holes of a slope were seen, with them all."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scouts:
-    """Where the functions came closest to changing their sign, and whether they are positive there.
-
-    ``u`` has shape ``(batch, k, d)``, ``positive`` ``(batch, k, functions)``.
-    """
-
-    u: Tensor
-    positive: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +44,8 @@ class Known:
         Which functions may vanish in the cell; none if it is inside or outside.
     order : Tensor of int64, shape (n, d)
         The axes, the outermost first, the steepest last.
-    steep : Tensor of bool
-        Along the last axis all active functions are monotonic, as far as the lattice shows.
     clear : Tensor of bool
-        The same of each active function along an axis of its own.
+        Each active function is monotonic along some axis, as far as the lattice shows.
     blank : Tensor of bool
         All active functions are constant there, as far as the lattice shows.
     lost : Tensor of bool
@@ -73,7 +55,6 @@ class Known:
     outside: Tensor
     active: Tensor
     order: Tensor
-    steep: Tensor
     clear: Tensor
     blank: Tensor
     lost: Tensor
@@ -120,25 +101,34 @@ def inspect(
     decided = (nearest > reach) & ~blank
     hidden = torch.zeros_like(decided)
     if scouts is not None:
-        hidden = (positive | negative) & _contradicted(scouts, owner, low, side, positive)
+        hidden = _contradicted(scouts, owner, low, side, q, positive, negative)
         decided &= ~hidden
     outside = (decided & negative).any(1)
     active = ~decided & ~outside[:, None]
-    order, steep, clear = _axes(low_change, high_change, largest, active)
+    order, clear = _axes(low_change, high_change, largest, active)
     clear &= ~(hidden & active).any(1)  # the lattice has not seen what is there
     blank = (blank | decided).all(1) & active.any(1)
-    return Known(outside, active, order, steep, clear, blank, ~v.isfinite().flatten(1).all(1))
+    return Known(outside, active, order, clear, blank, ~v.isfinite().flatten(1).all(1))
 
 
-def _contradicted(scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, positive: Tensor) -> Tensor:
-    """Tell of which functions a scout in a cell has seen the other sign, ``(n, functions)``."""
-    u, seen = scouts.u[owner], scouts.positive[owner]
-    within = ((u >= low[:, None]) & (u <= (low + side)[:, None])).all(2)
-    return ((seen != positive[:, None]) & within[:, :, None]).any(1)
+def _contradicted(
+    scouts: Scouts, owner: Tensor, low: Tensor, side: Tensor, q: int, positive: Tensor, negative: Tensor
+) -> Tensor:  # fmt: skip
+    """Tell of which functions a cell's lattice cannot have shown what scouts have seen there, ``(n, functions)``.
+
+    It shows one sign where a scout has seen the other; or, if it shows both, or a scout was beside the cell, its
+    points are farther apart than what was seen is wide.
+    """
+    u, seen, extent = scouts.u[owner], scouts.positive[owner], scouts.extent[owner]
+    apart = torch.maximum(low[:, None] - u, u - (low + side)[:, None])
+    within = (apart <= 0.0).all(2)[:, :, None]
+    other = (seen & negative[:, None]) | (~seen & positive[:, None])
+    beside = (apart <= MARGIN * extent).all(2) & (side[:, None] / (q - 1) > extent / ACROSS).any(2)
+    return (within & other | beside[:, :, None]).any(1)
 
 
-def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Order the axes; tell if the last is steep for all active functions, and if each of these has such an axis.
+def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Order the axes, and tell if each of the active functions is steep along one of them.
 
     The last one is the steepest, in units of the cell. The others are ordered by how alike the slopes along them
     are: a function that turns along the next to last axis meets the faces of the cell in a curve that turns, too,
@@ -154,76 +144,4 @@ def _axes(low: Tensor, high: Tensor, largest: Tensor, active: Tensor) -> tuple[T
     best = torch.where(steep, 1.0 + share, alike)
     last = best.argmax(1, keepdim=True)
     order = alike.scatter(1, last, torch.inf).argsort(dim=1, stable=True)
-    return order, steep.gather(1, last).squeeze(1), clear
-
-
-def send_scouts(level: Level, batch: int, start: Tensor, block: int) -> Scouts:
-    """Look around in each first cell ``start`` ``(cells, 2, d)`` (low, side), which all integrals have.
-
-    From the point nearest to a change of sign, of each function and in each direction, one climbs on; and from
-    those that stand out most of what is smooth in their cell.
-    """
-    cells, _, d = start.shape
-    size = max(1, SCOUTS // cells)
-    sequence = make_sequence("sobol", d, 0, 1, start.device)
-    points = sequence.points(0, size)[0].to(start.dtype)
-    parts: list[Scouts] = []
-    for low in range(0, batch, max(1, block // (cells * size))):
-        owners = torch.arange(low, min(batch, low + max(1, block // (cells * size))), device=start.device)
-        parts.append(_scout(level, owners, start, points))
-    return Scouts(torch.cat([p.u for p in parts]), torch.cat([p.positive for p in parts]))
-
-
-def _scout(level: Level, owners: Tensor, start: Tensor, points: Tensor) -> Scouts:
-    n, (cells, _, d), size = owners.shape[0], start.shape, points.shape[0]
-    u = start[:, 0, None] + start[:, 1, None] * points
-    whose = owners[:, None].expand(n, cells * size).reshape(-1)
-    v = level(u.reshape(1, -1, d).expand(n, -1, d).reshape(-1, d), whose).reshape(n, cells, size, -1)
-    v = v.nan_to_num(0.0)
-    odd = _without_trend(points, v)
-    # What stands out of a slope is where a function is no more extreme than elsewhere.
-    best = torch.cat([t.topk(k, 2).indices for t, k in ((v, 1), (-v, 1), (odd, ODD), (-odd, ODD))], dim=2)
-    best = best.movedim(2, 3)  # (n, cells, functions, k)
-    functions = best.shape[2]
-    u = u[torch.arange(cells, device=u.device)[:, None, None], best]  # (n, cells, functions, k, d)
-    low, side = (start[None, :, k, None, None].expand(u.shape) for k in range(2))
-    ups = [1.0, -1.0] + [1.0] * ODD + [-1.0] * ODD
-    steps = [FAR, FAR] + [0.5 * size ** (-1.0 / d)] * (2 * ODD)
-    sign, step = (u.new_tensor(t).expand(u.shape[:-1]) for t in (ups, steps))
-    which = torch.arange(functions, device=u.device)[:, None].expand(u.shape[:-1])
-    whose = owners[:, None, None, None].expand(u.shape[:-1])
-    u, low, side = (t.reshape(-1, d) for t in (u, low, side))
-    sign, step, which, whose = (t.reshape(-1) for t in (sign, step, which, whose))
-    u = _climb(level, u, low, side, sign, step, which, whose)
-    positive = level(u, whose) > 0.0
-    return Scouts(u.reshape(n, -1, d), positive.reshape(n, -1, functions))
-
-
-def _without_trend(points: Tensor, v: Tensor) -> Tensor:
-    """Return values ``(n, cells, size, functions)`` at points less the nearest polynomial of second degree."""
-    d = points.shape[1]
-    products = [points[:, i] * points[:, j] for i in range(d) for j in range(i, d)]
-    basis = torch.linalg.qr(torch.stack((torch.ones_like(points[:, 0]), *points.T, *products), dim=1))[0]
-    return v - torch.einsum("sk,nckf->ncsf", basis, torch.einsum("sk,ncsf->nckf", basis, v))
-
-
-def _climb(
-    level: Level, u: Tensor, low: Tensor, side: Tensor, sign: Tensor, step: Tensor, which: Tensor, owner: Tensor
-) -> Tensor:  # fmt: skip
-    """Climb to where ``sign`` times a function is larger, by steps along the axes, halved where none leads up."""
-    n, d = u.shape
-    directions = torch.cat(
-        (torch.eye(d, dtype=u.dtype, device=u.device), -torch.eye(d, dtype=u.dtype, device=u.device))
-    )
-    height = sign * level(u, owner).gather(1, which[:, None]).squeeze(1)
-    for _ in range(CLIMB):
-        tried = u[:, None] + (step[:, None] * side)[:, None] * directions
-        tried = torch.minimum(torch.maximum(tried, low[:, None]), (low + side)[:, None])
-        each = owner[:, None].expand(n, 2 * d).reshape(-1)
-        values = level(tried.reshape(-1, d), each).reshape(n, 2 * d, -1)
-        values = sign[:, None] * values.gather(2, which[:, None, None].expand(n, 2 * d, 1)).squeeze(2)
-        top, place = values.nan_to_num(-torch.inf).max(1)
-        better = top > height
-        u = torch.where(better[:, None], tried[torch.arange(n, device=u.device), place], u)
-        height, step = torch.where(better, top, height), torch.where(better, step, 0.5 * step)
-    return u
+    return order, clear

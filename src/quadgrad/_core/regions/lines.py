@@ -7,7 +7,7 @@ steps ``t - g(t) / slope`` with the slope held fixed, each of which makes one mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 
 import torch
@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.rehearsal import current_rehearsal
 
-__all__ = ["Level", "Roots", "find_roots", "moved", "on_axis"]
+__all__ = ["ORDER", "Level", "Roots", "find_roots", "moved", "on_axis", "on_faces"]
 
 SAMPLES = 4
 """Parts of a line, between whose ends changes of sign are looked for."""
@@ -84,6 +84,8 @@ class Roots:
     slope : Tensor
     sound : Tensor of bool
         Where g passes through 0 at a finite slope, so that the place has a derivative.
+    flat : Tensor of bool
+        Where it does not, other than where the line nearly touches the boundary.
     """
 
     line: Tensor
@@ -92,16 +94,14 @@ class Roots:
     upper: Tensor
     slope: Tensor
     sound: Tensor
-
-    def on_faces(self, u: Tensor, rest: Tensor, low: Tensor, side: Tensor) -> Tensor:
-        """Return the points ``(k, d)`` on the lines: u there, but on the faces for the axes of ``rest`` ``(k, r)``.
-
-        ``low`` and ``side`` ``(k, d)`` are those of the cells.
-        """
-        return _on_faces(u, rest, low, side, self.upper)
+    flat: Tensor
 
 
-def _on_faces(u: Tensor, rest: Tensor, low: Tensor, side: Tensor, upper: Tensor) -> Tensor:
+def on_faces(u: Tensor, rest: Tensor, low: Tensor, side: Tensor, upper: Tensor) -> Tensor:
+    """Return the points ``(k, d)`` of lines: u, but on faces of the cells for the axes of ``rest`` ``(k, r)``.
+
+    ``low`` and ``side`` ``(k, d)`` are those of the cells, ``upper`` tells which faces.
+    """
     if rest.shape[1] == 0:
         return u
     at = low.gather(1, rest) + side.gather(1, rest) * upper[:, : rest.shape[1]]
@@ -134,20 +134,19 @@ def find_roots(
         upper = torch.zeros((here.shape[0], max(1, rest.shape[1])), dtype=torch.bool, device=u.device)
         if faces:
             upper[:] = torch.tensor(faces, device=u.device)
-        points = _on_faces(u[here], rest[here], low[here], side[here], upper)
-        line, t, which, slope, sound = _on_lines(
+        points = on_faces(u[here], rest[here], low[here], side[here], upper)
+        line, t, which, *more = _on_lines(
             level, points, owner[here], axis[here], low[here], side[here], active[here], rest.shape[1] == 0
         )
-        parts.append(Roots(here[line], t, which, upper[line], slope, sound))
-    joined = ("line", "t", "which", "upper", "slope", "sound")
-    return Roots(*(torch.cat([getattr(part, name) for part in parts]) for name in joined))
+        parts.append(Roots(here[line], t, which, upper[line], *more))
+    return Roots(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Roots)))
 
 
 def _on_lines(
     level: Level, points: Tensor, owner: Tensor, axis: Tensor, low: Tensor, side: Tensor, active: Tensor,
     innermost: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return of the zeros on lines through points the line, the place, the function, its slope, if it is sound."""
+    """Return the zeros on lines through points: the line, place, function, slope, if it is sound, and if flat."""
     m = points.shape[0]
     start, width = (t.gather(1, axis[:, None]) for t in (low, side))
     at = start + width * torch.linspace(0.0, 1.0, SAMPLES + 1, dtype=start.dtype, device=start.device)
@@ -162,7 +161,7 @@ def _on_lines(
     line, which, sides = _with_pairs(value, at, v, active, line, which, sides)
     bracket = Bracket(*sides)
     if line.numel() == 0:
-        return line, bracket.left, which, bracket.left, line > 0
+        return line, bracket.left, which, bracket.left, line > 0, line > 0
 
     def function(t: Tensor) -> Tensor:
         return torch.stack([value(line, which, one) for one in t])
@@ -172,10 +171,11 @@ def _on_lines(
     (near, _), (far, bend) = (_slope(function, t, step * width) for step in (STEP, 4.0 * STEP))
     size = v.abs().amax(1)[line, which]
     rounding = VALUE_ULPS * torch.finfo(level.g.call_dtype).eps * size
-    least = torch.maximum(rounding / (FLAT * width), ALONE * width * bend)
-    sound = near.isfinite() & (near.abs() >= least) & ((far - near).abs() <= ALIKE * near.abs())
+    steep = near.isfinite() & (near.abs() >= rounding / (FLAT * width)) & ((far - near).abs() <= ALIKE * near.abs())
+    alone = near.abs() >= ALONE * width * bend
+    sound = steep & alone
     found = torch.ones_like(sound) if innermost else near.abs() >= DOUBLE * width * bend
-    return line[found], t[found], which[found], near[found], sound[found]
+    return line[found], t[found], which[found], near[found], sound[found], (~steep & alone)[found]
 
 
 def _with_pairs(

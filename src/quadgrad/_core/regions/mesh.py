@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.boxes import HINTS, Halves, unit_corners
-from quadgrad._core.mesh.protocol import Cells
+from quadgrad._core.mesh.boxes import HINTS, unit_corners
+from quadgrad._core.mesh.protocol import Cells, EvenMesh, EvenMoves
 from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.reduce import reals, total
-from quadgrad._core.regions.known import Known, Scouts, inspect, send_scouts
+from quadgrad._core.regions.known import Known, inspect
 from quadgrad._core.regions.lines import Level
 from quadgrad._core.regions.pairs import CutRule
 from quadgrad._core.regions.recursion import Cut, Nodes, trace
+from quadgrad._core.regions.scouts import Scouts, send_scouts
 from quadgrad._core.regions.surface import ROUGH, element
 
 __all__ = ["CutMesh", "CutPlaces", "cut_cells"]
@@ -42,13 +43,9 @@ CAUTION, LEAST = 10.0, 0.01
 """The difference to the first lower rule is the error if that is so many times as far off as the second one; where
 it is less it is believed to be less in proportion, down to this part of it."""
 
-KINK, TURN = 0.02, 0.1
-"""Where two boundaries may cross in a cell, the integral over its last axis has a kink, which rules may not see:
-its error is at least the first part of the volume times the largest abs(f), or the second one if there is no axis
-along which all functions are steep.
-
-Without, of 100 random intersections 10 had larger errors than were reported, by up to 45 times.
-"""
+KINK = 0.02
+"""Where boundaries may cross in a cell and no stretch ends, the integral over its last axis has a kink, which rules
+may not see: its error is at least this part of the volume times the largest abs(f)."""
 
 ROUNDING = 10.0
 """The floor of an error is so many times the noise of f times the integral of abs(f)."""
@@ -58,7 +55,8 @@ ROUNDING = 10.0
 class CutPlaces:
     """Where f is called: ``x`` ``(1, n, d)`` for the integrals ``owner`` ``(n,)``, and what that makes of cells.
 
-    ``factor`` ``(n,)`` is the element of volume, or of a surface.
+    ``factor`` ``(n,)`` is the element of volume, or of a surface; ``kinked`` tells in which cells boundaries may
+    cross where no stretch ends.
     """
 
     x: Tensor
@@ -66,6 +64,7 @@ class CutPlaces:
     nodes: Nodes
     known: Known
     factor: Tensor
+    kinked: Tensor
 
 
 @dataclass(slots=True)
@@ -97,7 +96,7 @@ def cut_cells(new: NewCuts | CutPlan) -> tuple[Tensor, Tensor]:
     return low.T.contiguous(), side.T.contiguous()
 
 
-class CutMesh:
+class CutMesh(EvenMesh):
     """The boxes of all integrals of a call, and the functions that cut them.
 
     Parameters
@@ -108,13 +107,16 @@ class CutMesh:
         The number of integrals.
     rule : CutRule
     lipschitz : Tensor, shape ``(batch or 1, functions)``, optional
+    rtol : float
     block : int
         Evaluations at a time.
     """
 
-    def __init__(self, level: Level, batch: int, rule: CutRule, lipschitz: Tensor | None, block: int) -> None:
+    def __init__(
+        self, level: Level, batch: int, rule: CutRule, lipschitz: Tensor | None, rtol: float, block: int
+    ) -> None:  # fmt: skip
         self.level, self.batch, self.rule = level, batch, rule
-        self.lipschitz, self.block = lipschitz, block
+        self.lipschitz, self.rtol, self.block = lipschitz, rtol, block
         self.scouts: Scouts | None = None
         device = level.box.a.device
         self.finest = 1 - SPARE - round(math.log2(torch.finfo(level.g.call_dtype).eps))
@@ -130,24 +132,13 @@ class CutMesh:
         level = torch.full_like(place, halvings)
         if self.lipschitz is None and self.batch:
             grid = torch.stack([t.T for t in unit_corners(level, place)], dim=1)
-            self.scouts = send_scouts(self.level, self.batch, grid, self.block)
+            self.scouts = send_scouts(self.level, self.batch, grid, self.rtol, self.block)
         if first is not None:
             row, level, place = first.owner, first.level, first.place
         else:
             row = torch.arange(self.batch, device=device).repeat_interleave(place.shape[1])
             level, place = level.repeat(1, self.batch), place.repeat(1, self.batch)
         return [NewCuts(row, row, level, place, self.rule.rows, self.seen[row])]
-
-    def beside(self, new: NewCuts) -> None:
-        """Need no places that several cells share."""
-        return
-
-    def enter(self, new: NewCuts, places: CutPlaces, y: Tensor) -> None:
-        """Take note of nothing."""
-
-    def recall(self, cells: Cells) -> Cells:
-        """Return cells as they were estimated."""
-        return cells
 
     def place(self, new: NewCuts) -> CutPlaces:
         """Look at the cells, and place nodes where f is to be called."""
@@ -158,12 +149,13 @@ class CutMesh:
             none = none | ~known.active.any(1)
         inside = (~none).nonzero().squeeze(1)
         cut = Cut(new.row, low, side, known.order, known.active).take(inside)
-        nodes, _ = trace(self.level, cut, self.rule.line, self.rule.surface)
+        nodes, skeleton = trace(self.level, cut, self.rule.line, self.rule.surface)
         x, factor = element(self.level, nodes, cut, self.rule.surface)
         nodes = replace(nodes, cell=inside[nodes.cell])
         owner = new.row[nodes.cell]
         self.spent.index_add_(0, owner, torch.ones_like(owner))
-        return CutPlaces(x, owner, nodes, known, factor)
+        kinked = torch.zeros_like(none).index_put((inside,), skeleton.kinked)
+        return CutPlaces(x, owner, nodes, known, factor, kinked)
 
     def __call__(self, new: NewCuts, places: CutPlaces, y: Tensor, noise: float) -> Cells:
         """Return the cells with what f's values ``(1, nodes, *event)`` say of them: this is the estimate."""
@@ -182,22 +174,20 @@ class CutMesh:
         doubtful = known.active.any(1) & ~known.clear
         height = torch.where(peak > 0.0, peak, self.seen[new.row])
         missed = torch.where(height > 0.0, height, 1.0) * self._measure(new)
-        corner = known.active.sum(1) > 1
+        several = known.active.sum(1) > 1
         deep = (new.level.sum(0) >= DEEPEST) | (new.level.amax(0) >= self.finest)
         if self.rule.surface and self.level.g.stack is not None:
             noise = max(noise, ROUGH / ROUNDING)
         floor = ROUNDING * noise * size
         floor = torch.where(doubtful & deep, torch.maximum(floor, missed), floor)
-        least = torch.where(
-            doubtful, missed, torch.where(corner, torch.where(known.steep, KINK, TURN) * missed, floor)
-        )
-        error = torch.maximum(torch.where(corner, along[:, 0].sum(1), _error(along)), least)
+        least = torch.where(doubtful, missed, torch.where(places.kinked, KINK * missed, floor))
+        error = torch.maximum(torch.where(several, along[:, 0].sum(1), _error(along)), least)
         lost = ~error.isfinite() | known.lost
         value, floor = value.masked_fill(lost[:, None], 0.0), floor.masked_fill(lost, 0.0)
         error = error.masked_fill(lost, torch.inf)
         blank = known.blank & (new.level.sum(0) >= self.rule.d * (START.get(self.rule.d, 1) + BLANK))
         can = (~deep & ~blank).long()
-        axis = self._axis(new, along[:, 0], doubtful | corner)
+        axis = self._axis(new, along[:, 0], doubtful | places.kinked)
         bits = torch.arange(known.active.shape[1], device=value.device)
         active = (known.active.long() << bits).sum(1)
         whole = torch.stack((new.owner, can, new.row, axis))
@@ -217,11 +207,7 @@ class CutMesh:
         worst = torch.where(doubtful[:, None] | ~error.isfinite(), longest, error)
         return torch.where(worst == worst.amax(1, keepdim=True), longest, -torch.inf).argmax(1)
 
-    def propose(self, cells: Cells, marked: Tensor) -> Halves:
-        """Halve the marked cells."""
-        return Halves(marked, self.rule.rows)
-
-    def split(self, cells: Cells, moves: Halves, counts: list[int]) -> Sequence[NewCuts]:
+    def split(self, cells: Cells, moves: EvenMoves, counts: list[int]) -> Sequence[NewCuts]:
         """Return the halves of the cells that are split, next to each other."""
         d = self.rule.d
         parent = torch.nonzero_static(moves.splits, size=counts[0]).squeeze(1).repeat_interleave(2)

@@ -61,9 +61,15 @@ class Nested(Mapped):
 
     limits: Sequence[tuple[Any, Any]]
 
+    def __new__(cls, *limits: Any, **named: Any) -> Nested:
+        """Refuse pairs that are not in one list."""
+        if len(limits) > 1:
+            raise TypeError("Nested takes one list of pairs: Nested([(0.0, 1.0), (0.0, lambda x: x[..., 0])])")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Check the limits."""
-        pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in self.limits]
+        pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in self.limits or ((),)]
         if not pairs or any(len(pair) != 2 for pair in pairs):
             raise ValueError("limits must be pairs (lower, upper), one for each coordinate, the outermost first")
         ends = ("lower", "upper")

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.regions.lines import Level, Roots, find_roots, moved, on_axis
+from quadgrad._core.regions.corners import Corners, find_corners, moved_corners
+from quadgrad._core.regions.lines import Level, Roots, find_roots, moved, on_axis, on_faces
 
 __all__ = ["Cut", "Line", "Nodes", "Skeleton", "rebuild", "trace"]
+
+LARGEST = 3
+"""Dimensions in which stretches end at corners and turns: of more axes there are too many planes to look at."""
 
 LEAST = 1e-14
 """Stretches narrower than this part of the cell's side are left out, where only values are wanted."""
@@ -58,14 +62,16 @@ class Step:
     """What was decided for one axis: the ends of the stretches of each line, among faces and roots.
 
     ``cell`` ``(m,)`` and ``axis`` ``(m,)`` are those of the lines; ``line``, ``start`` and ``stop`` ``(k,)`` of
-    each stretch its line and its ends, numbers among the lower faces, the upper faces and the roots, one after the
-    other. Of the last axis of a surface, the roots themselves are meant: ``start`` is theirs, ``stop`` is empty.
+    each stretch its line and its ends, numbers among the lower faces, the upper faces, the roots and the corners,
+    one after the other. Of the last axis of a surface, roots themselves are meant: ``start`` is theirs, ``stop`` is
+    empty.
     """
 
     cell: Tensor
     axis: Tensor
     rest: Tensor
     roots: Roots
+    corners: Corners | None
     line: Tensor
     start: Tensor
     stop: Tensor
@@ -73,10 +79,14 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """All that was decided for some cells: from it nodes are rebuilt, differentiably."""
+    """All that was decided for some cells: from it nodes are rebuilt, differentiably.
+
+    ``kinked`` ``(n,)`` tells in which boundaries may cross where no stretch ends.
+    """
 
     cells: Cut
     steps: list[Step]
+    kinked: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,8 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = Fa
     d = cells.low.shape[1]
     nodes = _first(cells, 1 + 2 * d)
     steps: list[Step] = []
+    several = cells.active.sum(1) > 1
+    kinked = several if d > LARGEST else torch.zeros_like(several)
     for number in range(d):
         cell = nodes.cell
         axis, rest = cells.order[cell, number], cells.order[cell, number + 1 :]
@@ -108,18 +120,22 @@ def trace(level: Level, cells: Cut, rule: Line, surface: bool, moving: bool = Fa
         roots = find_roots(level, nodes.u, owner, axis, rest, low, side, active)
         last = number == d - 1
         bottom, width = (t.gather(1, axis[:, None]).squeeze(1) for t in (low, side))
-        place = torch.cat((bottom, bottom + width, roots.t))
+        place, root_lines, corners = torch.cat((bottom, bottom + width, roots.t)), roots.line, None
+        if not last and (d == LARGEST or d < LARGEST and bool(several.any())):
+            corners, unsure = find_corners(level, nodes.u, owner, axis, rest, low, side, active)
+            kinked[cell[unsure]] = True
+            place, root_lines = torch.cat((place, corners.t[:, 0])), torch.cat((root_lines, corners.line))
         if last and surface:
             ends = roots.line, torch.arange(roots.t.shape[0], device=place.device) + 2 * cell.shape[0], axis[:0]
         else:
-            line, start, stop = ends = _stretches(place, roots.line, width, moving)
+            line, start, stop = ends = _stretches(place, root_lines, width, moving)
             if last:
                 inside = _inside(level, nodes.u[line], owner[line], axis[line], place, ends, width)
                 ends = line[inside], start[inside], stop[inside]
-        step = Step(cell, axis, rest, roots, *ends)
+        step = Step(cell, axis, rest, roots, corners, *ends)
         steps.append(step)
         nodes = _advance(nodes, step, place, rule)
-    return nodes, Skeleton(cells, steps)
+    return nodes, Skeleton(cells, steps, kinked)
 
 
 def rebuild(level: Level, skeleton: Skeleton, rule: Line, columns: int = 1) -> tuple[Nodes, Tensor]:
@@ -134,13 +150,16 @@ def rebuild(level: Level, skeleton: Skeleton, rule: Line, columns: int = 1) -> t
         low, side = cells.low[cell], cells.side[cell]
         bottom, width = (t.gather(1, step.axis[:, None]).squeeze(1) for t in (low, side))
         line = roots.line
-        place = roots.t
+        places = [bottom, bottom + width, roots.t]
         if line.numel():
-            points = roots.on_faces(nodes.u[line], step.rest[line], low[line], side[line])
-            place = moved(level, roots, points, cells.owner[cell[line]], step.axis[line])
+            points = on_faces(nodes.u[line], step.rest[line], low[line], side[line], roots.upper)
+            places[2] = moved(level, roots, points, cells.owner[cell[line]], step.axis[line])
+        if step.corners is not None and (over := step.corners.line).numel():
+            points = on_faces(nodes.u[over], step.rest[over], low[over], side[over], step.corners.upper)
+            places.append(moved_corners(level, step.corners, points, cells.owner[cell[over]]))
         if step is skeleton.steps[-1]:
-            stuck[cell[line[~roots.sound]]] = True
-        nodes = _advance(nodes, step, torch.cat((bottom, bottom + width, place)), rule)
+            stuck[cell[line[roots.flat]]] = True
+        nodes = _advance(nodes, step, torch.cat(places), rule)
     return nodes, stuck
 
 

@@ -29,7 +29,8 @@ def level_of(problem: Problem) -> Level:
 
 def search_cut(problem: Problem, lipschitz: Tensor | None, first: CutPlan | None) -> Found:
     """Search a problem that is outside of all transforms, from a coarse grid or the cells of a plan."""
-    mesh = CutMesh(level_of(problem), problem.batch, problem.rule, lipschitz, problem.block)
+    rtol, block = problem.tolerance.rtol, problem.block
+    mesh = CutMesh(level_of(problem), problem.batch, problem.rule, lipschitz, rtol, block)
 
     def record(cells: Cells, value: Tensor, error: Tensor, status: Tensor, nfev: Tensor) -> Found:
         assert problem.jumps is not None and problem.jumps.event is not None

@@ -1,6 +1,6 @@
 """Polynomials through f's values at the nodes of a rule on boxes, by least squares: what f should be elsewhere.
 
-Search holds f at points that no node saw against them (:mod:`quadgrad._core.search.held_out`).
+Search holds f at points that no node saw against them (:mod:`quadgrad._core.search.boxes.held_out`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from quadgrad._core.rules.box import BoxRule
 from quadgrad._core.rules.rule import Array
 
-__all__ = ["Fit", "fit_of"]
+__all__ = ["Fit", "fit_of", "fit_points"]
 
 MOST, PART = 170, 0.6
 """So many coefficients at most, and no more than this part of the nodes: what is left over tells how good it is."""
@@ -72,14 +72,19 @@ class Fit:
 @cache
 def fit_of(rule: BoxRule) -> Fit:
     """Return the polynomials of the highest degree that the nodes of a rule tell well."""
-    m, d = rule.nodes.shape
+    return fit_points(rule.nodes)
+
+
+def fit_points(points: Array) -> Fit:
+    """Return the polynomials of the highest degree, up to 8, that points ``(m, d)`` of the unit cube tell well."""
+    m, d = points.shape
     places = np.random.default_rng(0).random((200, d))  # its own generator
     best: Fit | None = None
     for degree in range(1, 9):
         powers = _powers(d, degree)
         if best is not None and len(powers) > min(MOST, PART * m, ROOM / m):
             break
-        basis = _products(rule.nodes, powers)
+        basis = _products(points, powers)
         left, singular, right = np.linalg.svd(basis, full_matrices=False)
         if singular[-1] < 1e-9 * singular[0]:
             break

@@ -174,6 +174,10 @@ def _check_x(x: Tensor, y: Tensor, dim: int) -> Tensor:
             x = x.reshape(*[1] * (y.ndim - x.ndim), *x.shape)
         pairs = zip(x.shape, y.shape, strict=True) if x.ndim == y.ndim else ()
         fits = x.ndim == y.ndim and x.shape[dim] == n and all(p == q or 1 in (p, q) for p, q in pairs)
+    if x.ndim == 0 and n > 1:
+        raise ValueError("x is one number, not a place for each sample: the spacing of even samples is dx=")
+    if x.device != y.device:
+        raise ValueError(f"y is on {y.device}, x on {x.device}: move one of them, .to({str(y.device)!r})")
     if not fits:
         raise ValueError(
             f"x of shape {tuple(x.shape)} does not fit y of shape {tuple(y.shape)} with its {n} samples along "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -17,12 +16,12 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.piles import watched
+from quadgrad._core.search.looks.witnesses import Witnesses
+from quadgrad._core.search.piles.watch import watched
+from quadgrad._core.search.piles.zoom import zoom
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError
-from quadgrad._core.search.witnesses import Witnesses
-from quadgrad._core.search.zoom import zoom
 
 __all__ = ["interval_parts", "record", "search"]
 
@@ -63,11 +62,8 @@ def record(
 
 
 def _seen(problem: Problem, cells: Cells) -> Tensor | None:
-    """Return the sums of the sizes of cells' components over each piece, where these are several."""
-    count = problem.pieces.count
-    components = cells.sums[:-2]
-    if len(components) == 2 * math.prod(problem.integrand.event or ()):  # real and imaginary parts
-        components = torch.hypot(components[0::2], components[1::2])
+    """Return the sums of the sizes of cells' real components over each piece, where these are several."""
+    count, components = problem.pieces.count, cells.sums[:-2]
     if count == 1 and len(components) == 1:
         return None
     return sum_by_owner(components.abs(), cells.whole[2], problem.batch * count).T

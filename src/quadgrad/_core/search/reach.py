@@ -9,7 +9,7 @@ keep their cells.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,15 +17,16 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.carried import Sights
 from quadgrad._core.search.decide import Totals, allowed_error
-from quadgrad._core.search.spikes import join_spikes
+from quadgrad._core.search.following import Start, follow
+from quadgrad._core.search.looks.carried import Sights
+from quadgrad._core.search.looks.spikes import join_spikes
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 from quadgrad._core.search.tiles import follow_carried, search_tiles
 from quadgrad._core.status import Status
 
-__all__ = ["search_reaching"]
+__all__ = ["search_on", "search_reaching"]
 
 AGAIN = 5
 """Searches at most after the first: not all places show at once."""
@@ -41,34 +42,32 @@ Search = Callable[[Problem, "IntervalPlan | None"], Found]
 
 def search_reaching(problem: Problem, search: Search, plan: IntervalPlan | None) -> Found:
     """Search a problem, from the cells of a plan if one is given, and again with what this finds."""
-    if plan is not None and plan.term is not None:  # what was summed up is not in its cells
-        plan = None
-    places = None if plan is None or plan.places is None else plan.places.expand(problem.batch, -1)
-    found = search(replace(problem.with_found(places), reaches=True), plan)
-    if found.found_places is None and not found.tails:
-        found.plan = found.plan.with_places(places)
+    # What was summed up as a series is not in a plan's cells.
+    start = follow(problem, None if plan is not None and plan.term is not None else plan)
+    return search_on(start, search(start.task, start.plan))
+
+
+def search_on(start: Start, found: Found) -> Found:
+    """Search again with what a search has found, as long as that finds more."""
+    if start.places is None and found.found_places is None and not found.tails:
         return found
-    reach = _Reach(problem, found, places, stale=places is not None)
+    reach = _Reach(start, found)
     for trial in range(AGAIN):
         if not reach.go_on(trial + 1 < AGAIN):
             break
     return reach.close()
 
 
-@dataclass
 class _Reach:
     """The state of a search: what was found so far, of all integrals, the places, and the series."""
 
-    problem: Problem
-    found: Found
-    places: Tensor | None
-    stale: bool
-    tails: list[Tail] = field(default_factory=list[Tail])
-    sights: Sights | None = None
-
-    def __post_init__(self) -> None:
-        """Nothing is in doubt yet."""
-        self.doubt = torch.zeros_like(self.found.error, dtype=torch.float64)
+    def __init__(self, start: Start, found: Found) -> None:
+        found.nfev = found.nfev + start.nodes
+        self.problem, self.found, self.places = start.problem, found, start.places
+        self.doubt = torch.zeros_like(found.error, dtype=torch.float64) + start.doubt
+        self.unproved = start.unproved
+        self.tails = list[Tail]()
+        self.sights: Sights | None = None
 
     def go_on(self, reaches: bool) -> bool:
         """Search the integrals again of which something new is known; return whether there were any."""
@@ -96,18 +95,26 @@ class _Reach:
                 self.sights = Sights.of(self.problem.with_found(self.places), spikes, inside, self.sights)
             mine = inside[places.owner]
             self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
+        if self.unproved is not None:
+            inside |= self._forget_places(stopped & self.unproved & ~(inside | ends))
         for again, inner in ((inside, True), (ends, False)):
             for part in parts[again].unique().tolist():
                 self._search(again & (parts == part), reaches, inner, most - most * part // PARTS)
         return bool((inside | ends).any())
 
+    def _forget_places(self, failed: Tensor) -> Tensor:
+        """Forget the places of integrals that did not converge on kept cells between them, and return these."""
+        self.unproved = None
+        if self.places is not None and bool(failed.any()):
+            self.places = self.places.masked_fill(failed[:, None], torch.nan)
+            self.doubt = self.doubt.masked_fill(failed, 0.0)
+            self.found.plan = self.found.plan.take(~failed[self.found.plan.owner])
+        return failed
+
     def _mark(self, again: Tensor, new: Places) -> None:
         """Take places among the breakpoints, and the plan's rows with them."""
-        old = self.places
         self.doubt = self.doubt.index_add(0, new.owner, new.doubt)
-        if old is not None and self.stale:  # places of an earlier call, where they did not serve
-            old = old.masked_fill(again[:, None], torch.nan)
-        self.places = _join(old, new, self.problem.batch)
+        self.places = _join(self.places, new, self.problem.batch)
         count, plan = self.problem.with_found(self.places).pieces.count, self.found.plan
         plan = plan.take(~again[plan.owner])
         self.found.plan = replace(plan, pieces=count, row=plan.owner * count + plan.piece)

@@ -21,15 +21,18 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import interval_parts, record
-from quadgrad._core.search.kernel.native import NativeBodies
 from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.values import UnreadableError
-from quadgrad._core.search.spikes import join_spikes
+from quadgrad._core.search.kernel.zoom import zoom_native
+from quadgrad._core.search.looks.spikes import join_spikes
+from quadgrad._core.search.looks.witnesses import Witnesses
+from quadgrad._core.search.native import NativeBodies
+from quadgrad._core.search.piles.watch import watched
+from quadgrad._core.search.piles.zoom import zoom
 from quadgrad._core.search.stalled import search_on
 from quadgrad._core.search.task import Found, hear, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error
 from quadgrad._core.search.tiles import ask_witnesses, look_closer
-from quadgrad._core.search.witnesses import Witnesses
 
 __all__ = ["Watch"]
 
@@ -63,8 +66,9 @@ class Watch:
         self._closed = True
         if self._unreadable:
             return None
+        on = lambda watcher: search_on(self._sight.close(), self.problem, self.first, watcher)
         try:
-            found = search_on(self._sight.close(), self.problem, self.first)
+            found = watched(self.problem, on, self._sight.zoom)
         except (UnreadableError, TurnsComplexError):
             return None
         if (witnesses := self._witnesses) is not None:
@@ -75,6 +79,8 @@ class Watch:
 
 class _NativeSight:
     """Cells as the kernel estimates them: it has those with logarithmic nodes behind the others."""
+
+    zoom = staticmethod(zoom_native)
 
     def __init__(self, problem: Problem, first: IntervalPlan, witnesses: Witnesses | None) -> None:
         self.bodies = NativeBodies(problem, witnesses)
@@ -95,6 +101,8 @@ class _NativeSight:
 
 class _TensorSight:
     """Cells as tensor operations estimate them."""
+
+    zoom = staticmethod(zoom)
 
     def __init__(self, problem: Problem, first: IntervalPlan, witnesses: Witnesses | None) -> None:
         if witnesses is not None:

@@ -6,7 +6,7 @@ value, and with it the tolerance, may have shrunk) are reopened once no integral
 
 What does the work is a *body*: tensor operations for cells of any shape and on any device
 (:mod:`quadgrad._core.search.tensors`), or the compiled kernel for intervals on the CPU
-(:mod:`quadgrad._core.search.kernel.native`). The loop knows neither cells nor what they cost.
+(:mod:`quadgrad._core.search.native`). The loop knows neither cells nor what they cost.
 """
 
 from __future__ import annotations

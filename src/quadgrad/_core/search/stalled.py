@@ -30,6 +30,8 @@ REGION = 3
 class Stallable(Bodies[Found], Protocol):
     """Bodies that tell what the cells of a plan are worth, and may be told to leave some integrals alone."""
 
+    dtype: torch.dtype
+
     def first_errors(self) -> tuple[Tensor, Tensor]:
         """Return the integral and the error of each cell of the plan, which were just evaluated."""
         ...
@@ -56,14 +58,17 @@ def search_on(
         return finish_rounds(bodies, watcher)
     owner, error = bodies.first_errors()
     lost, count = error.isinf(), problem.batch
-    ends = torch.zeros_like(owner[:1]).expand(count) if first.stalled is None else first.stalled
-    if bool(lost.any()):
-        bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
-        ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
-    elif first.stalled is None:
+    stalled = first.stalled
+    if torch.finfo(bodies.dtype).eps < torch.finfo(first.error.dtype).eps:
+        stalled = None  # in less precision than now
+    if stalled is None and not bool(lost.any()):
         return finish_rounds(bodies, watcher)
+    bad, cells = total(lost.long(), owner, count), total(torch.ones_like(owner), owner, count)
+    ends = torch.zeros_like(bad) if stalled is None else stalled
+    ends = ends.masked_fill((bad >= REGION) & (2 * bad >= cells), int(Status.NONFINITE))
     grown = total(error, owner, count) > GROWN * total(first.error.double(), first.owner, count)
-    held = (ends > 0) & (~grown | (ends == int(Status.NONFINITE)))
+    # What was not finite and is so now is searched: it may need other cells than before.
+    held = (ends > 0) & ((bad > 0) | (~grown & (ends != int(Status.NONFINITE))))
     spent = bodies.spent()
     nfev = spent.clone()
     spent.masked_fill_(held, problem.max_nfev)  # which leaves nothing to refine with

@@ -15,7 +15,10 @@ from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, concatenate
 
-__all__ = ["Found", "Places", "Tail", "hear", "hear_anew", "inner_error", "join_places", "noise", "replace_some"]
+__all__ = [
+    "Found", "Places", "Tail", "call_places", "hear", "hear_anew", "inner_error", "join_places", "noise",
+    "replace_some",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,11 @@ class Found:
     tails: list[Tail] | None = field(default=None, kw_only=True)
     """Series towards ends of pieces, as search has found out."""
     found_places: Places | None = field(default=None, kw_only=True)
-    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles`."""
+    """Where f is rough, as search has found out: :mod:`quadgrad._core.search.piles.watch`."""
     faint: bool | None = field(default=None, kw_only=True)
     """Of intervals: whether search saw next to nothing of any; None if it cannot tell."""
     seen: Tensor | None = field(default=None, kw_only=True)
-    """Of several pieces or components: the sums of the sizes of cells' values, ``(pieces, components)``."""
+    """Of several pieces or real components: the sums of the sizes of cells' values, ``(pieces, components)``."""
     spikes: Tensor | None = field(default=None, kw_only=True)
     """What single nodes saw: ``(k, 3)``, the row, the place, and how far nodes were apart there."""
 
@@ -88,6 +91,18 @@ def replace_some(found: Found, again: Found, who: Tensor) -> Found:
     value = torch.where(align(who, found.value), again.value, found.value)
     error, status = (torch.where(who, getattr(again, name), getattr(found, name)) for name in ("error", "status"))
     return Found(plan, value, error, status, found.nfev + torch.where(who, again.nfev, 0))
+
+
+def call_places(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
+    """Return f at places ``(m, k)`` of integrals, ``(m, k, components)``."""
+    step = max(1, problem.block // len(x))
+    if x.shape[1] <= step:
+        y = problem.integrand(x, owner).detach()
+    else:
+        blocks = (slice(low, low + step) for low in range(0, x.shape[1], step))
+        y = torch.cat([problem.integrand(x[:, block], owner[block]).detach() for block in blocks], 1)
+    y = y.resolve_conj().resolve_neg().reshape(*x.shape, -1)
+    return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
 
 
 def hear(y: Tensor) -> Tensor | None:

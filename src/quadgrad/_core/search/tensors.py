@@ -20,7 +20,7 @@ from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
-from quadgrad._core.search.stretches import AtHand, Piled, look_for_piles
+from quadgrad._core.search.piles.stretches import AtHand, Piled, look_for_piles
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "add_inner_error", "call_beside", "unpack"]

@@ -16,14 +16,14 @@ from torch import Tensor
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.intervals import search
-from quadgrad._core.search.kernel.naming import find_witnesses
-from quadgrad._core.search.kernel.native import search_native
 from quadgrad._core.search.kernel.opening import suits_native
-from quadgrad._core.search.look import look_again
-from quadgrad._core.search.spikes import follow_spikes, join_spikes
+from quadgrad._core.search.looks.needles import look_again
+from quadgrad._core.search.looks.spikes import follow_spikes, join_spikes
+from quadgrad._core.search.looks.witnesses import Witnesses, pieces_of
+from quadgrad._core.search.looks.witnesses_native import find_witnesses
+from quadgrad._core.search.native import search_native
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
-from quadgrad._core.search.witnesses import Witnesses, pieces_of
 
 __all__ = ["ask_witnesses", "follow_carried", "look_closer", "search_tiles"]
 

@@ -28,7 +28,7 @@ from quadgrad._core.verbs.inputs import prepare
 from quadgrad._core.verbs.integrate import least_jump
 from quadgrad._core.verbs.noise import refuse_noise
 from quadgrad._core.verbs.quad import check_options
-from quadgrad._core.verbs.report import report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import report, severed, warn_if_severed
 from quadgrad._core.verbs.solve import search
 from quadgrad._core.verbs.trouble import offending_point
 
@@ -146,13 +146,11 @@ def antiderivative(
         if rehearsed:  # one of several runs that are compared: only in a replay is seen what f does
             problem.flowing, problem.chunk_size = True, None
         found, refined, status, places, limits = decided(lambda: _find(problem, rehearsed), problem.tolerance.rtol)
-        lost = (
-            severed_arguments(problem.integrand, problem.limits, probe) if problem.batch and not rehearsed else []
-        )
+        lost = [] if rehearsed else severed(problem, probe)
         if (problem.flowing or lost) and not rehearsed:
             least = least_jump(found, problem.tolerance)
             if not note_unmarked_jumps(problem, refined.values.plan, least):
-                warn_if_severed(lost, prescribes=False)
+                warn_if_severed(lost, called=f"({_somewhere(problem)})")
         failed = bool(status.any())
         detail = offending_point(problem, found.plan, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
@@ -166,6 +164,12 @@ def antiderivative(
     if not rehearsed and (failed or inner.failures or inner.jump or outer is not None):
         report(result, inner, outer, on_failure)
     return Antiderivative(curve, result.error, result.status, result.nfev, result.plan, detail)
+
+
+def _somewhere(problem: Problem) -> str:
+    """Write a place that lies in all intervals, or dots."""
+    places = problem.limits.detach().inner_points(problem.batch)
+    return f"{float(places[0]):.4g}" if bool((places == places[0]).all()) else "..."
 
 
 def _find(problem: Problem, rehearsed: bool) -> tuple[Found, Refined, Tensor, Places, Any]:

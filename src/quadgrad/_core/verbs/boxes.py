@@ -26,15 +26,15 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.boxes import search_boxes
-from quadgrad._core.search.scouts import look_for_peaks
+from quadgrad._core.search.boxes.scouts import look_for_peaks
+from quadgrad._core.search.boxes.search import search_boxes
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
-from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.results import make_result
 
 __all__ = ["MOST", "integrate_boxes", "prepare_boxes"]
@@ -162,11 +162,11 @@ def _integrate(
     if rehearsed:
         primal.faces = decided(lambda: search_faces(problem))
     elif problem.batch:
-        severed = severed_arguments(problem.integrand, problem.limits, probe)
+        lost = severed(problem, probe)
         if apart:
-            InnerRecord.current().severed = tuple(severed)
+            InnerRecord.current().severed = tuple(lost)
         else:
-            warn_if_severed(severed)
+            warn_if_severed(lost)
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
     if primal.faces is not None and primal.faces.failed and on_failure != "ignore":
         warn(_FACES.format(primal.faces.failed), IntegrationWarning)

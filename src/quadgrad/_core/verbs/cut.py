@@ -31,7 +31,7 @@ from quadgrad._core.tolerance import epsilon, make_tolerance, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.inputs import flatten_box
 from quadgrad._core.verbs.noise import refuse_disagreement
-from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.results import make_result
 
 __all__ = ["integrate_cut", "replay_cut"]
@@ -206,7 +206,7 @@ def _severed(problem: Problem, probe: Tensor) -> list[str]:
     if not torch.is_grad_enabled() or in_transform() or probe.requires_grad:
         return []
     point = problem.limits.detach().inner_points(problem.batch)[:1]
-    return [] if g.probe(point)[1].requires_grad else severed_arguments(problem.integrand, problem.limits, probe)
+    return [] if g.probe(point)[1].requires_grad else severed(problem, probe)
 
 
 def _detail(found: Found) -> str:

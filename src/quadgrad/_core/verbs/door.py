@@ -31,6 +31,7 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.kernel.opening import open_native
 from quadgrad._core.tolerance import epsilon, make_tolerance
+from quadgrad._core.verbs.mixing import refuse_mixing
 from quadgrad._core.verbs.wrapped import refuse_wrapped
 
 __all__ = ["lower", "open_call", "open_ranks"]
@@ -38,19 +39,19 @@ __all__ = ["lower", "open_call", "open_ranks"]
 
 def open_call(
     problem: Problem, tolerances: tuple[float | None, float], jumps: Callable[..., Any] | None, alone: bool,
-    ranks: Ranks | None = None,
+    ranks: Ranks | None = None, kept: bool = False,
 ) -> tuple[Problem, Tensor, Lanes | None]:  # fmt: skip
     """Return the problem knowing f's output, what f returned, and the lanes that were joined to the batch.
 
     A single integral that is ``alone``, to be searched once, is opened by the nodes of its first cell. Ranks that
-    share the call look whether f is one that they can share.
+    share the call look whether f is one that they can share. With a plan that was ``kept`` f was looked at before.
     """
     if ranks is not None and not ranks.alone:
         with refuse_wrapped(problem.integrand.function, jumps):
             opened = open_call(problem, tolerances, jumps, False)
         ranks.refuse_other_values(opened[1])
         return opened
-    opened = None
+    opened, index = None, 0
     if alone and problem.batch_shape == () and not in_transform():
         opened = open_native(problem.integrand, problem.pieces, problem.rule)
     if opened is not None:
@@ -59,7 +60,7 @@ def open_call(
     else:
         # Under a transform that differentiates, derivatives are asked for anyway: the probe need not have any.
         with without_derivatives() if in_differentiation() else nullcontext():
-            problem.integrand, probe = _probe(problem)
+            problem.integrand, probe, index = _probe(problem)
     reached = [probe, *problem.limits.marks]
     if jumps is not None:
         problem.jumps, moving = _probe_jumps(problem, jumps)
@@ -69,13 +70,15 @@ def open_call(
     if eps != problem.tolerance.eps:
         problem.tolerance = make_tolerance(*tolerances, eps)
     if not in_transform():
+        if not kept:
+            refuse_mixing(problem, probe, index)
         return problem, probe, None
     lanes = Lanes.of([*reached, *(a.value for a in problem.integrand.arguments)])
     return (problem if lanes is None else _join(problem, lanes)), probe, lanes
 
 
-def _probe(problem: Problem) -> tuple[Integrand, Tensor]:
-    """Call f at an inner point of the first integral.
+def _probe(problem: Problem) -> tuple[Integrand, Tensor, int]:
+    """Call f at an inner point of the first integral, and return its number with what f returned.
 
     A function of one number may raise where a tensor would be infinite: over nothing it is not called.
     """
@@ -83,9 +86,9 @@ def _probe(problem: Problem) -> tuple[Integrand, Tensor]:
     if not (integrand.vectorized or in_transform() or problem.batch == 0):
         wide = (limits.a != limits.b).nonzero()[:1].flatten().tolist()
         if not wide and not _is_differentiated([*limits.marks]):
-            return integrand.unprobed()
+            return *integrand.unprobed(), index
         index = wide[0] if wide else 0
-    return integrand.probe(limits.part(index, index + 1).detach().inner_points(1), index)
+    return *integrand.probe(limits.part(index, index + 1).detach().inner_points(1), index), index
 
 
 def open_ranks(group: Any, problem: Problem, **options: Any) -> Ranks:

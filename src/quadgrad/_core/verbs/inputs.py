@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -254,7 +256,7 @@ def _limit(name: str, value: Any) -> Any:
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a number or a tensor (inf and -inf included), not {value!r:.80}: "
-                + (f"write float({value!r:.80})" if isinstance(value, str) else str(error))
+                + (f"write float({value!r:.80})" if isinstance(value, str | Fraction | Decimal) else str(error))
             ) from None
     if value.is_complex():
         raise TypeError(

@@ -33,7 +33,7 @@ from quadgrad._core.tolerance import Tolerance, epsilon, make_tolerance, real_dt
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import ReplacedRows, refuse_disagreement, refuse_noise
-from quadgrad._core.verbs.report import any_failed, did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import any_failed, did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.solve import follow_jumps, oriented_value, replay_kept, search, search_all
 from quadgrad._core.verbs.trouble import offending_point, plain_numbers
 
@@ -67,7 +67,7 @@ def integrate(
         jumps = None if jumps is None else unaided.restore(jumps)
         alone = plan is None and jumps is None and not log
         problem.depth = inner.depth
-        problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks)
+        problem, probe, lanes = open_call(problem, tolerances, jumps, alone, ranks, plan is not None)
         asked = problem.tolerance
         if outer is not None and outer.depth:
             # Its tolerance, most often the same, has to have room for what is off here.
@@ -148,9 +148,9 @@ def _integrate(
     watched = Watched(problem.integrand)
     problem.integrand = watched.integrand
     logs, primal = LogSearch(problem, probe) if log else None, None
+    problem.series = gradient.takes_series or not problem.flowing
     if plan is not None and problem.flowing and gradient.replays_value and logs is None:
         primal = replay_kept(problem, plan)
-    problem.series = gradient.takes_series or not problem.flowing
     primal = primal or search_all(problem, logs.search if logs else search, plan)
     if logs:
         primal.problem = logs.shifted(primal.problem)
@@ -233,13 +233,13 @@ def _differentiate(primal: Primal, gradient: GradientMode) -> Differentiated:
 def _warn_of_lost_gradients(primal: Primal, probe: Tensor, apart: bool) -> bool:
     """Tell what the gradient lacks, a dependence on an argument or a jump; return whether one was asked for."""
     problem = primal.problem
-    lost = severed_arguments(problem.integrand, problem.limits, probe) if problem.batch else []
+    lost = severed(problem, probe)
     if not (problem.flowing or lost):
         return False
     if problem.batch:
         primal.unfollowed = note_found_places(problem, silent=primal.uninspected is None)
     least = least_jump(primal.found, problem.tolerance)
-    if not note_unmarked_jumps(problem, primal.uninspected, least):
+    if not note_unmarked_jumps(problem, primal.uninspected, least) and not InnerRecord.current().jump:
         if apart:
             InnerRecord.current().severed = tuple(lost)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -52,25 +53,37 @@ ROUNDED = 0.04
 
 
 class Integrator(Printed, torch.nn.Module):
-    """Integrate again and again with the same options, on a plan that is kept, checked and mended.
+    """A verb with its options that keeps its plan across calls: half the evaluations, in training.
 
-    Call it as you call the verb. Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at
-    its nodes give integral, gradient and error in one pass. Where an error exceeds its tolerance, search goes on
-    from these cells, within ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are
-    merged. So each result is checked as that of a fresh call is, at less than half the evaluations. What did not
-    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
-    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
-    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
-    fresh points, the same seed the same ones.
+    Make it once, before the loop, with the options; call it as you call the verb, ``integrate(f, a, b, args)``:
+    each result is a :class:`Result`, checked as that of a fresh call is. Minibatches that are drawn afresh name
+    their data, ``key=indices``. It is a :class:`torch.nn.Module` without parameters, for a model's ``state_dict``:
+    most of its methods are those of any module. :meth:`reset` forgets all that is kept.
 
-    A batch of another shape starts from the cells that many integrals of the one before have in common. For
-    minibatches that are drawn afresh, name the data: with ``key=`` in each call, whole numbers in the batch's
-    shape, each datum gets the cells it had when it was last seen.
+    Examples
+    --------
+    >>> import torch, quadgrad as qg
+    >>> width = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    >>> optimiser = torch.optim.Adam([width], lr=1e-3)
+    >>> integrate = qg.Integrator(qg.quad, rtol=1e-8)
+    >>> for step in range(50):
+    ...     optimiser.zero_grad()
+    ...     value, error = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (width,))
+    ...     loss = (value - 2.8) ** 2
+    ...     loss.backward()
+    ...     optimiser.step()
+    >>> integrate.calls, integrate.started
+    (50, 1)
 
-    It is a :class:`torch.nn.Module` without parameters: as an attribute of a model it is in the model's
-    ``state_dict`` (which ``torch.load(..., weights_only=True)`` reads) and moves with it; a ``state_dict`` that
-    lacks it loads, too.
-    Inside :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
+    Minibatches of 100 peaks: the second time each is integrated on its own cells.
+
+    >>> widths = torch.logspace(-4, 0, 100, dtype=torch.float64)
+    >>> integrate = qg.Integrator(rtol=1e-8)
+    >>> for epoch in range(2):
+    ...     for batch in torch.randperm(100, generator=torch.Generator().manual_seed(epoch)).split(30):
+    ...         result = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (widths[batch],), key=batch)
+    >>> len(integrate.kept), integrate.started
+    (100, 4)
 
     Parameters
     ----------
@@ -99,30 +112,23 @@ class Integrator(Printed, torch.nn.Module):
     TypeError, ValueError
         What the verb itself says of its options, when the integrator is made: it integrates nothing with them.
 
-    Examples
-    --------
-    >>> import torch, quadgrad as qg
-    >>> width = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-    >>> optimiser = torch.optim.Adam([width], lr=1e-3)
-    >>> integrate = qg.Integrator(qg.quad, rtol=1e-8)
-    >>> for step in range(50):
-    ...     optimiser.zero_grad()
-    ...     value, error = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (width,))
-    ...     loss = (value - 2.8) ** 2
-    ...     loss.backward()
-    ...     optimiser.step()
-    >>> integrate.calls, integrate.started
-    (50, 1)
+    Notes
+    -----
+    Of :func:`quadgrad.quad`, the plan of the call before is replayed; the values at its nodes give integral,
+    gradient and error in one pass. Where an error exceeds its tolerance, search goes on from these cells, within
+    ``max_nfev`` in all; halves of a cell whose errors are far below what they may be are merged. What did not
+    converge is not refined again before its error grows, or some calls have passed; integrals that were NaN keep
+    the cells they had. Where keeping costs more than starting anew did, the next calls start anew. Of the verbs
+    that sample, the number of points and the map of :func:`quadgrad.vegas` are kept; ``seed=`` in a call gives
+    fresh points, the same seed the same ones.
 
-    Minibatches of 100 peaks: the second time each is integrated on its own cells.
+    A batch of another shape starts from the cells that many integrals of the one before have in common. With
+    ``key=`` in each call, whole numbers in the batch's shape, each datum gets the cells it had when it was last
+    seen.
 
-    >>> widths = torch.logspace(-4, 0, 100, dtype=torch.float64)
-    >>> integrate = qg.Integrator(rtol=1e-8)
-    >>> for epoch in range(2):
-    ...     for batch in torch.randperm(100, generator=torch.Generator().manual_seed(epoch)).split(30):
-    ...         result = integrate(lambda x, e: e / ((x - 0.3) ** 2 + e**2), 0.0, 1.0, (widths[batch],), key=batch)
-    >>> len(integrate.kept), integrate.started
-    (100, 4)
+    As an attribute of a model it is in the model's ``state_dict`` (which ``torch.load(..., weights_only=True)``
+    reads) and moves with it; a ``state_dict`` that lacks it loads, too. Inside
+    :func:`torch.utils.checkpoint.checkpoint` a call that is made again does what it did before.
     """
 
     def __init__(
@@ -201,7 +207,7 @@ class Integrator(Printed, torch.nn.Module):
 
     def _ask(self, ask: Callable[..., Result], start: Plan | None) -> tuple[Result, Plan | None]:
         """Integrate from a plan, or from what fits of it; return from what that was."""
-        if start is not None:
+        if start is not None and _device(start).type != "meta":  # where tensors have no values
             try:
                 return ask(start), start
             except PlanError as misfit:
@@ -233,7 +239,8 @@ class Integrator(Printed, torch.nn.Module):
                 f"key has shape {tuple(keys.shape)}, and the batch is {plan.batch_shape}: one for each"
             )
         same = isinstance(start, CellPlan) and start.batch_shape == plan.batch_shape
-        self.refined += int(same and start is not None and not start.same(plan))
+        stays = same and start is not None and start.same(plan)
+        self.refined += int(same and not stays)
         if not plan.batch:
             return
         status = plain(result.status).reshape(-1)
@@ -241,7 +248,7 @@ class Integrator(Printed, torch.nn.Module):
             plan = self._after_failure(plan, start if same else None, status, plain(result.error).reshape(-1))
         if not same or merging is None or len(merging.wait) != plan.batch:
             merging = Merging.start(plan.batch, plan.row.device) if keys is None or merging is None else merging
-        if len(plan) > plan.batch * plan.pieces and not in_transform():
+        if len(plan) > plan.batch * plan.pieces and not in_transform() and not merging.rest(stays):
             merging = merging.to(plan.row.device)
             plan, proved = merging.merge(plan, self._allowed(result))
             self.coarsened += int(proved > 0)
@@ -249,7 +256,10 @@ class Integrator(Printed, torch.nn.Module):
             self.kept.put(keys, plan, merging)
         else:
             self._merging = merging
-            plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
+            if not bool(
+                (status == int(Status.NONFINITE)).any()
+            ):  # a bad step tells nothing of what the next one costs
+                plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
         self.plan = plan
 
     def _unless_dear(self, plan: CellPlan, spent: float, kept: bool) -> CellPlan | None:
@@ -267,20 +277,24 @@ class Integrator(Printed, torch.nn.Module):
         return plan.common() if plan.batch > 1 else None
 
     def _after_failure(self, plan: CellPlan, start: Any, status: Tensor, error: Tensor) -> CellPlan:
-        """Return a plan that leaves alone what has stalled, and has earlier cells for what was not finite."""
+        """Return a plan that leaves alone what has stalled, and has earlier cells for what was finite before."""
         lost = (status == int(Status.NONFINITE)) | (status > 0) & error.isinf()
-        stalled = status.masked_fill(lost, 0)
+        former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
+        sound = lost & (torch.bincount(former.owner, minlength=plan.batch) > 0)
+        stalled = status.masked_fill(sound & (status != int(Status.NONFINITE)), 0)
         if bool(lost.any()):
-            former = start if start is not None and start.pieces == plan.pieces else plan.take(slice(0, 0))
-            plan = plan.take(~lost[plan.owner]).join(former.take(lost[former.owner]))
+            plan = plan.take(~lost[plan.owner]).join(former.take(sound[former.owner]))
+            plan = plan.with_notes_of(former, sound)
         if not bool(stalled.any()):
             return plan.noted()
         if self.calls >= self._retry:  # what has changed since may have made it easier
             if self._retry:
-                plan = plan.take((stalled == 0)[plan.owner])
-                stalled, self._patience = torch.zeros_like(stalled), LONGER * self._patience
+                tried = (stalled > 0) & ~sound
+                plan, stalled = plan.take(~tried[plan.owner]), stalled.masked_fill(tried, 0)
+                self._patience = LONGER * self._patience
             self._retry = self.calls + self._patience
-        return plan.noted(stalled=stalled)
+        # Errors are of the precision that they were found in: what stalls in a lower one need not in a higher one.
+        return replace(plan, error=plan.error.to(error.dtype)).noted(stalled=stalled)
 
     def _allowed(self, result: Result) -> Tensor:
         """Return the error that each integral may have, ``(batch,)``."""
@@ -347,10 +361,11 @@ def _parameters(verb: Any) -> Mapping[str, inspect.Parameter]:
         accepted = inspect.signature(verb).parameters
     except (TypeError, ValueError):  # no function, or one of torch's own
         accepted = {}
-    if "f" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    keeps = "plan" in accepted and accepted["plan"].kind is inspect.Parameter.KEYWORD_ONLY
+    if not (keeps or any(p.kind is p.VAR_KEYWORD for p in accepted.values())):
         raise TypeError(
-            f"verb is what integrates, such as quadgrad.quad, not {verb!r:.60}: write integrate = "
-            "quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+            f"verb is what integrates and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write "
+            "integrate = quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
         )
     return accepted
 

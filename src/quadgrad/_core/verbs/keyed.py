@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -13,6 +14,9 @@ from quadgrad._core.plans.cells import CellPlan
 from quadgrad._core.verbs.merging import Merging
 
 __all__ = ["KeyedCells", "as_keys"]
+
+LOCK = threading.Lock()
+"""What replicas of a model in several threads keep is one pool. No copy and no file has to leave out this lock."""
 
 NOTES = len(fields(Merging)) + 3
 """Numbers kept for each datum: where its cells begin and how many they are, when it was used, whether it has
@@ -43,6 +47,7 @@ class KeyedCells:
         self.like: CellPlan | None = None
         self.keys = torch.zeros(0, dtype=torch.int64, device="cpu")
         self.notes = torch.zeros((NOTES, 0), dtype=torch.int64, device="cpu")
+        self.places = torch.zeros((0, 0), dtype=torch.float64, device="cpu")  # that search has found, of each datum
         self.columns: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -60,11 +65,17 @@ class KeyedCells:
         """Put all cells on another device."""
         if self.like is not None:
             device = to(self.like.row[:0]).device
+            if device.type == "meta":
+                return self.__init__(self.most)
             self.like = self.like.to(device)
             self.columns = {name: column.to(device) for name, column in self.columns.items()}
 
     def take(self, keys: Tensor) -> tuple[CellPlan | None, Merging]:
         """Return the cells of a batch, none for data not seen before, and when to merge them."""
+        with LOCK:
+            return self._take(keys)
+
+    def _take(self, keys: Tensor) -> tuple[CellPlan | None, Merging]:
         flat, batch = keys.cpu().reshape(-1), keys.numel()
         place, known = self._find(flat)
         if self.like is None or not bool(known.any()):
@@ -79,20 +90,35 @@ class KeyedCells:
         index = torch.arange(len(owner), device="cpu") - (count.cumsum(0) - count)[owner] + begin[owner]
         device = self.like.row.device
         columns = {name: column[index.to(device)] for name, column in self.columns.items()}
-        columns["row"] = owner.to(device) * self.like.pieces + columns["row"]
-        plan = replace(self.like, batch_shape=tuple(keys.shape), stalled=None, **columns)
+        places = self.places[place].masked_fill(~known[:, None], torch.nan).to(device)
+        places = places[:, places.isfinite().any(0)]
+        pieces = self.like.pieces + places.shape[1]
+        columns["row"] = owner.to(device) * pieces + columns["row"]
+        if places.shape[1]:
+            columns["places"] = places
+        plan = replace(self.like, batch_shape=tuple(keys.shape), pieces=pieces, stalled=None, **columns)
         plan = plan.noted(plan.inspected, stalled.to(device) if bool(stalled.any()) else None)
         return plan, Merging(*notes[3:].unbind())
 
     def put(self, keys: Tensor, plan: CellPlan, merging: Merging) -> None:
         """Keep a batch's cells; of a datum that is in it several times, the last ones."""
+        with LOCK:
+            self._put(keys, plan, merging)
+
+    def _put(self, keys: Tensor, plan: CellPlan, merging: Merging) -> None:
         self.calls += 1
-        if self.like is None or (self.like.rule, self.like.pieces) != (plan.rule, plan.pieces):
+        found = getattr(plan, "places", None)
+        found = self.places.new_zeros((plan.batch, 0)) if found is None else found.to(self.places)
+        pieces = (
+            plan.pieces - found.shape[1]
+        )  # those of the caller's own breakpoints: the others are each datum's own
+        if self.like is None or (self.like.rule, self.like.pieces) != (plan.rule, pieces):
             self.__init__(self.most)
             self.calls = 1
             self.columns = {name: getattr(plan, name)[:0] for name in plan.columns}
         flat = keys.cpu().reshape(-1)
-        self.like = plan.take(slice(0, 0)).noted(plan.inspected)
+        like = plan.take(slice(0, 0)).noted(plan.inspected)
+        self.like = replace(like, pieces=pieces, places=None) if found.shape[1] else like
         unique, number = flat.unique(return_inverse=True)
         last = torch.zeros_like(unique).scatter_reduce(0, number, torch.arange(len(flat), device="cpu"), "amax")
         self._enter(unique)
@@ -106,6 +132,9 @@ class KeyedCells:
         )
         notes[-1] = size
         self.notes[:, place] = notes[:, last]
+        width = max(found.shape[1], self.places.shape[1])
+        found, self.places = (_pad(table, width) for table in (found, self.places))
+        self.places[place] = found[last]
         new = {name: plan.piece if name == "row" else getattr(plan, name) for name in plan.columns}
         self.columns = {name: torch.cat((old, new[name])) for name, old in self.columns.items()}
         self._sweep()
@@ -121,6 +150,7 @@ class KeyedCells:
         new = keys[~known]
         self.keys, order = torch.cat((self.keys, new)).sort()
         self.notes = torch.cat((self.notes, self.notes.new_zeros((NOTES, len(new)))), dim=1)[:, order]
+        self.places = torch.cat((self.places, self.places.new_zeros((len(new), self.places.shape[1]))))[order]
 
     def _sweep(self) -> None:
         """Forget what is too much, and close gaps if there are many."""
@@ -130,7 +160,7 @@ class KeyedCells:
         latest = self.notes[1].argsort(descending=True, stable=True)
         keep = torch.zeros_like(size, dtype=torch.bool)
         keep[latest] = size[latest].cumsum(0) <= self.most
-        self.keys, self.notes = self.keys[keep], self.notes[:, keep]
+        self.keys, self.notes, self.places = self.keys[keep], self.notes[:, keep], self.places[keep]
         begin, size = self.notes[0], self.notes[-1]
         owner = torch.arange(len(size), device="cpu").repeat_interleave(size)
         index = (torch.arange(len(owner), device="cpu") - (size.cumsum(0) - size)[owner] + begin[owner]).to(
@@ -138,3 +168,8 @@ class KeyedCells:
         )
         self.columns = {name: column[index] for name, column in self.columns.items()}
         self.notes[0] = size.cumsum(0) - size
+
+
+def _pad(table: Tensor, width: int) -> Tensor:
+    """Return a table with so many columns, the new ones NaN."""
+    return torch.nn.functional.pad(table, (0, width - table.shape[1]), value=torch.nan)

@@ -40,6 +40,10 @@ class Merging:
     failed: Tensor
     size: Tensor
 
+    def __post_init__(self) -> None:
+        """Know of no calls in which nothing is due if cells stay, nor of any that were not counted."""
+        self._idle = self._missed = 0
+
     @staticmethod
     def start(batch: int, device: torch.device) -> Merging:
         """Return what holds for integrals that were searched from scratch."""
@@ -48,11 +52,19 @@ class Merging:
 
     def to(self, device: torch.device) -> Merging:
         """Return the same on another device."""
+        if self.wait.device == device:
+            return self
         return Merging(*(column.to(device) for column in self.columns()))
 
     def columns(self) -> tuple[Tensor, ...]:
         """Return all of it."""
         return tuple(getattr(self, field.name) for field in fields(self))
+
+    def rest(self, stays: bool) -> bool:
+        """Tell whether there is nothing to do after a call whose cells are those it started from, if they are."""
+        rests = stays and self._idle > 0
+        self._idle, self._missed = self._idle - rests, self._missed + rests
+        return rests
 
     def merge(self, plan: CellPlan, allowed: Tensor) -> tuple[CellPlan, int]:
         """Return the plan to start the next call from, and how many mergers have proved worth it since the last."""
@@ -64,14 +76,16 @@ class Merging:
         self.failed = torch.where(useless, size, self.failed)
         grown = (size > self.size) & ~useless & (size > GROWN * self.failed) & (self.size > 0)
         self.pause = torch.where(proved | grown, PAUSE, torch.where(useless, LONGER * self.pause, self.pause))
-        wait = torch.where(useless, self.pause // LONGER, self.wait - 1)
+        wait = torch.where(useless, self.pause // LONGER, self.wait - 1 - self._missed)
         self.wait, self.before = torch.where(proved | grown, 0, wait), torch.zeros_like(size)
         due = self.wait <= 0
         if bool(due.any()):
             self.wait = torch.where(due, FIRST, self.wait)
             plan, size = self._try(plan, torch.where(due, allowed, -1.0), size)
-        self.size = size
-        return plan, int(proved.sum())
+        self.size, self._missed = size, 0
+        tries, next_due, proven = torch.stack((self.before.sum(), self.wait.min(), proved.sum())).tolist()
+        self._idle = 0 if tries else max(0, next_due - 1)
+        return plan, proven
 
     def _try(self, plan: CellPlan, allowed: Tensor, size: Tensor) -> tuple[CellPlan, Tensor]:
         """Merge what seems to be finer than needed, of those integrals of which that saves enough."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from quadgrad._core.errors import PlanError
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
@@ -195,7 +196,9 @@ def quad(
         )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     check_limit_gradient(limit_gradient)
-    plan = cast("IntervalPlan | None", plan)  # which search checks
+    if not (plan is None or isinstance(plan, IntervalPlan)):
+        hint = ": pass result.plan" * isinstance(plan, Result)
+        raise PlanError(f"a plan of quadgrad.quad is needed, not {type(plan).__name__}{hint}")
     with Ranks(group) as ranks:
         problem = prepare(
             f, a, b, args, points, vectorized, rule, (rtol, atol), budget=max_nfev, chunk_size=chunk_size,

@@ -21,6 +21,7 @@ from quadgrad._core.plans.cut import CutPlan
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.replay import REPLAY_BLOCK
+from quadgrad._core.result import Result
 from quadgrad._core.tolerance import returned_dtype
 from quadgrad._core.verbs.cut import replay_cut
 from quadgrad._core.verbs.inputs import flatten, flatten_box
@@ -79,6 +80,9 @@ def replay(
     >>> qg.replay(torch.sin, plan, 0.0, torch.tensor(2.0))
     tensor(1.4161)
     """
+    if not isinstance(plan, Plan):
+        hint = ": pass result.plan" if isinstance(plan, Result) else ", after f: replay(f, plan, a, b)"
+        raise TypeError(f"a plan of quadgrad.quad or cubature is needed, not {type(plan).__name__}{hint}")
     with WithoutAutocast() as unaided:
         f = unaided.restore(f)
         if isinstance(plan, CutPlan):

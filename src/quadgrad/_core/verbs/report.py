@@ -15,20 +15,18 @@ from quadgrad._core.errors import (
     IntegrationWarning,
     SeveredGradientWarning,
     UnmarkedJumpWarning,
-    calling_expression,
-    calling_name,
-    speaker,
+    prescription,
     warn,
 )
 from quadgrad._core.gradient.error import gradient_error
-from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.nesting import InnerRecord
-from quadgrad._core.result import Result, describe
+from quadgrad._core.problem import Problem
+from quadgrad._core.result import Derivative, Result, describe
 from quadgrad._core.status import Status
+from quadgrad._core.verbs.escapes import escaped
 
-__all__ = ["any_failed", "did_fail", "report", "severed_arguments", "warn_if_severed"]
+__all__ = ["any_failed", "did_fail", "report", "severed", "warn_if_severed"]
 
 
 def report(
@@ -40,14 +38,14 @@ def report(
 ) -> None:
     """Warn, raise or tell the surrounding integral about failures of this call and of those inside it."""
     _report_jump(inner, outer)
-    sentences = [_count("integrals", result.status, result.detail)]
+    sentences = [_count("integrals", result, result.detail)]
     if result.derivative is not None:
-        sentences.append(_count("derivatives", result.derivative.status))
+        sentences.append(_count("derivatives", result.derivative))
     if outer is not None:
         failures = dict(inner.failures)
         failed = did_fail(result.status)
         if bool(failed.any()):
-            sentence = describe(result.status[failed]) + result.detail
+            sentence = describe(result.status[failed], result.plan) + result.detail
             failures[sentence] = failures.get(sentence, 0) + int(failed.sum())
         value, error = plain(result.value).detach(), plain(result.error)
         # The error of a logarithm is the relative one of what it is the logarithm of.
@@ -99,11 +97,11 @@ def _show(result: Result, outer: InnerRecord) -> None:
         outer.uncertain.append(InnerIntegral(result))
 
 
-def _count(what: str, status: Tensor, detail: str = "") -> str:
+def _count(what: str, found: Result | Derivative, detail: str = "") -> str:
     """Say how many did not converge, and why, or nothing."""
-    failed = int(did_fail(status).sum())
-    why = f"{failed} of {status.numel()} {what} did not converge. "
-    return why + describe(status) + detail if failed else ""
+    failed = int(did_fail(found.status).sum())
+    why = f"{failed} of {found.status.numel()} {what} did not converge. "
+    return why + describe(found.status, found.plan) + detail if failed else ""
 
 
 def any_failed(status: Tensor) -> bool:
@@ -123,38 +121,31 @@ def _report_jump(inner: InnerRecord, outer: InnerRecord | None) -> None:
         warn(inner.jump, UnmarkedJumpWarning)
 
 
-def severed_arguments(integrand: Integrand, limits: Limits, probe: Tensor) -> list[str]:
-    """Return the numbers of the arguments that require grad, if f's output does not.
+def severed(problem: Problem, probe: Tensor) -> list[str]:
+    """Return the names of what requires grad, args and what f closes over, if f's output does not.
 
     None where a breakpoint requires grad: then f may rightly depend on the argument by comparison only.
     """
-    if not torch.is_grad_enabled() or probe.requires_grad or in_transform():
+    if not torch.is_grad_enabled() or probe.requires_grad or in_transform() or not problem.batch:
         return []
-    if limits.points is not None and limits.points.requires_grad:
+    points = getattr(problem.limits, "points", None)
+    if points is not None and points.requires_grad:
         return []
-    return [
-        str(i) for i, a in enumerate(integrand.arguments) if isinstance(a.value, Tensor) and a.value.requires_grad
-    ]
+    values = [argument.value for argument in problem.integrand.arguments]
+    lost = [f"args[{i}]" for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
+    return lost + escaped(problem)
 
 
-def warn_if_severed(lost: list[str], prescribes: bool = True) -> None:
-    """Warn of arguments that require grad although f's output does not; and say how the line is found."""
+def warn_if_severed(lost: list[str], called: str = "") -> None:
+    """Warn of what requires grad although f's output does not; and say how the line is found.
+
+    ``called`` is what is to be added to the call so that it gives a number.
+    """
     if lost:
         warn(
-            f"args[{', '.join(lost)}] requires grad, but the integrand's output does not: something inside it "
-            "leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison (>, argmax, round), and "
-            "the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. If f does not depend on "
-            f"it, pass it detached{_prescription() if prescribes else ''}",
+            f"{' and '.join(lost)} require{'s' * (len(lost) == 1)} grad, but the integrand's output does not: "
+            "something inside it leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison "
+            "(>, argmax, round), and the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. "
+            f"If no gradient is meant, pass it detached{prescription(called)}",
             SeveredGradientWarning,
         )
-
-
-def _prescription() -> str:
-    """Say what shows the line that severs: a statement that runs where this call stands."""
-    if speaker.get() is not None:  # TensorFlow's functions are not the doctor's
-        return ""
-    call, library = calling_expression(), calling_name("quadgrad")
-    if not call.endswith(")") or len(call) > 300:
-        call = "..."  # the caller knows what stands there
-    run = f"print({library or 'quadgrad'}.doctor.check(lambda: {call}))"
-    return f". In place of this call, the line is named by: {'' if library else 'import quadgrad; '}{run}"

@@ -28,12 +28,13 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad._core.result import Result
-from quadgrad._core.search.importance import Training, judge_maps, train_maps
-from quadgrad._core.search.sampling import BLOCK, Sample, hold_memory, search_samples
+from quadgrad._core.search.samples.importance import Training, judge_maps, train_maps
+from quadgrad._core.search.samples.sampling import BLOCK, Sample, hold_memory, search_samples
 from quadgrad._core.search.task import Found
+from quadgrad._core.status import Status
 from quadgrad._core.verbs.door import lower, open_call
 from quadgrad._core.verbs.noise import refuse_unequal
-from quadgrad._core.verbs.report import did_fail, report, severed_arguments, warn_if_severed
+from quadgrad._core.verbs.report import did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.results import make_result
 
 __all__ = ["FIRST", "MOST", "Guide", "integrate_samples", "make_sample", "refuse_log"]
@@ -186,7 +187,7 @@ def _integrate(
         problem.integrand = replace(problem.integrand, arguments=(*given, *more))
     primal = SampledPrimal(problem, found, sample)
     if run is None and problem.batch:
-        warn_if_severed(severed_arguments(problem.integrand, problem.limits, probe))
+        warn_if_severed(severed(problem, probe))
     derived = gradient.apply(cast(Primal, primal)) if problem.flowing else Differentiated(found.value)
     value = derived.value
     if problem.flowing and problem.batch == 0 and not in_transform():
@@ -218,10 +219,14 @@ def _search(problem: Problem, sample: Sample, said: str, training: Training | No
 
 
 def _lost(found: Found) -> str:
-    """Say of how many points f was not finite, for the first integral where it was not."""
+    """Say at how many points f was not finite, or that it was 0 at all, of the first integral where it was."""
     lost: Any = found.lost
-    index = (lost > 0).nonzero().flatten()[:1].tolist()
-    if not index:
-        return ""
-    i = index[0]
-    return f" f was NaN or infinite at {int(lost[i]):,} of {int(found.nfev[i]):,} points (integral {i})."
+    said = ""
+    for i in (lost > 0).nonzero().flatten()[:1].tolist():
+        said += f" f was NaN or infinite at {int(lost[i]):,} of {int(found.nfev[i]):,} points (integral {i})."
+    unseen = (found.status == int(Status.MAX_NFEV)) & (found.error == 0.0)
+    for i in unseen.nonzero().flatten()[:1].tolist():
+        said += (
+            f" f was 0 at all {int(found.nfev[i]):,} points (integral {i}): where it is not may lie between them."
+        )
+    return said

@@ -17,7 +17,8 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.search.books import sum_by_owner
-from quadgrad._core.search.reach import search_reaching
+from quadgrad._core.search.following import follow
+from quadgrad._core.search.reach import search_on, search_reaching
 from quadgrad._core.search.recheck import Watch
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
@@ -64,35 +65,38 @@ def replay_kept(problem: Problem, plan: IntervalPlan) -> Primal | None:
     saves a search, and the checks of what search found: where f is not deterministic, the values themselves show a
     large error. The others are replayed again.
     """
-    if problem.jumps is not None:
-        with problem.outside() as plain:
-            switches, fitted = Switches.open(plain).fit(plan)
-        plan = plan if fitted is None else fitted
-        problem = switches.attach(problem)
     if len(plan) == 0 or plan.term is not None:
         return None
-    places = plan.places
-    if places is not None:
-        problem = problem.with_found(places.expand(problem.batch, -1))
+    start, switches = None, None
     with problem.outside() as plain:
-        watch = Watch(plain, first_cells(plain, plan))
+        if problem.jumps is None:
+            start = follow(plain, plan)
+        else:
+            switches, fitted = Switches.open(plain).fit(plan)
+            plan = fitted or plan
+    between = switches.attach(problem) if switches else problem.with_found(start.places if start else None)
+    with between.outside() as plain:
+        task, cells = (start.task, start.plan) if start else (plain, plan)
+        watch = Watch(task, first_cells(task, cells))
     first = watch.first
-    treatment = choose_treatment(problem, first)
-    value = replay_with_limits(problem.integrand, first, problem.limits, treatment, problem.chunk_size, watch)
-    with problem.outside():
+    treatment = choose_treatment(between, first)
+    value = replay_with_limits(between.integrand, first, between.limits, treatment, problem.chunk_size, watch)
+    with between.outside():
         found = watch.search()
+        if found is not None and start is not None:
+            found = search_on(start, found)
     if found is None:
         return None
-    found.plan = found.plan.with_places(first.places)
+    problem = between if start is None else problem.with_found(found.plan.places)
     refined = _refined(first, found.plan)
     if refined is None:
         found.plan = found.plan.noted(inspected=plan.inspected)
         return Primal(problem, found, found.value, None if plan.inspected else found.plan, treatment, value)
-    # Zeros of jumps have to be looked for on the new cells, and places that search has found may have moved.
-    if problem.jumps is not None or places is not None:
+    if start is None:  # zeros of jumps have to be looked for on the new cells
         return None
-    # What is infinite would give NaN where it is replaced.
-    if treatment is not None or bool(refined.all()) or bool(found.plan.error.isinf().any()):
+    # What is infinite would give NaN where it is replaced; a series is summed up as a whole.
+    lost = bool(found.plan.error.isinf().any())
+    if treatment is not None or found.plan.term is not None or lost or bool(refined.all()):
         return Primal(problem, found, found.value, found.plan)
     mended = found.plan.take(refined[found.plan.owner])
     with problem.outside() as plain:
@@ -110,13 +114,22 @@ def _refined(first: IntervalPlan, plan: IntervalPlan) -> Tensor | None:
 
     A cell that turned to logarithmic nodes is as wide as it was.
     """
-    if first.even and plan.even and len(first) == len(plan):
+    if first.even and plan.even and len(first) == len(plan) and first.places is plan.places:
         return None
     # Cells of either kind are counted apart: what one has lost the other may have won.
     kinds = (torch.stack((p.kind == LINEAR, p.kind != LINEAR)).long() for p in (first, plan))
     before, after = (sum_by_owner(k, p.owner, p.batch) for k, p in zip(kinds, (first, plan), strict=True))
     refined = (before != after).any(0)
+    if plan.places is not first.places:  # search has found others: few integrals, mostly one
+        refined |= _differ(first.places, plan.places)
     return refined if bool(refined.any()) else None
+
+
+def _differ(old: Tensor | None, new: Tensor | None) -> Tensor | bool:
+    """Tell of which integrals places ``(batch, k)``, or NaN, are others than before."""
+    if old is None or new is None or old.shape != new.shape:
+        return True
+    return ~torch.isclose(old, new, rtol=0.0, atol=0.0, equal_nan=True).all(1)
 
 
 def oriented_value(found: Found, limits: Limits, failed: bool) -> Tensor:

@@ -20,6 +20,10 @@ MOST, NARROW, CORE = 0.5, 2.0**-10, 0.01
 the share of the largest error that a cell of it has at least."""
 
 
+LARGER = 1e3
+"""So many times larger is the part of a complex integrand that an integral is said to fail for."""
+
+
 def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
     """Return what more is known of the first integral that failed: an x, and a remedy; empty if nothing is.
 
@@ -29,7 +33,7 @@ def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first:
     if not text:
         failed = (status.reshape(-1) != int(Status.CONVERGED)).nonzero()[:1, 0].tolist()
         text = "".join(_hard_place(problem, plan, index, first) for index in failed)
-    return text + _too_coarse(problem, plan, status)
+    return text + _one_part(problem, plan, status, first) + _too_coarse(problem, plan, status)
 
 
 def plain_numbers(problem: Problem) -> bool:
@@ -59,6 +63,11 @@ def _not_finite(problem: Problem, plan: IntervalPlan, status: Tensor, first: int
             return ""
         place = float(places[0])
         text = f" For example f(x) = {values[0]} at x = {place:.6g} (integral {first + index})."
+        if values[0] != values[0] and plain.pieces.infinite:
+            text += (
+                " Infinity times 0, or less infinity, is NaN: put factors that overflow and underflow into one "
+                "exponential, exp(u - v) for exp(u) * exp(-v), or end the interval where f is 0."
+            )
         if _is_alone(plain, places, index):
             text += f" Beside it f is finite: if it is this x alone, name it, points=[{place!r}]."
     return text
@@ -74,6 +83,29 @@ def _is_alone(problem: Problem, place: Tensor, index: int) -> bool:
         return False
     y = problem.integrand(x[:, None], torch.full_like(x[:1], index, dtype=torch.int64))
     return bool(y.isfinite().all())
+
+
+def _one_part(problem: Problem, plan: IntervalPlan, status: Tensor, first: int) -> str:
+    """Say which part of a complex integrand it is that an integral fails for, if the other is far smaller there."""
+    failed = (status.reshape(-1) == int(Status.DIVERGENT)) | (status.reshape(-1) == int(Status.NONFINITE))
+    owners = failed.nonzero()[:1, 0]
+    if not owners.numel() or not (problem.integrand.output_dtype or torch.float32).is_complex:
+        return ""
+    with problem.outside() as plain:
+        mine = ((plan.owner == owners) & (plan.error > 0.0)).nonzero()[:, 0]
+        cells = plan.take(mine[plan.error[mine].argmax()[None]]) if len(mine) else plan.take(mine)
+        y = plain.integrand(cells.place(plain.pieces)[0], cells.owner)
+    sizes = [
+        float(part.abs().nan_to_num(nan=torch.inf).max()) if part.numel() else 0.0 for part in (y.real, y.imag)
+    ]
+    names = ("real", "imaginary"), (".real", ".imag")
+    worse = int(sizes[1] > sizes[0])
+    if not sizes[worse] > LARGER * sizes[1 - worse]:
+        return ""
+    return (
+        f" It is the {names[0][worse]} part of f that is large there (integral {first + int(owners)}): if the "
+        f"{names[0][1 - worse]} one alone is wanted, return {names[1][1 - worse]} of it."
+    )
 
 
 def _ends(problem: Problem, index: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from quadgrad._core.points.sequence import whole_number
 from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
-from quadgrad._core.search.importance import Training
+from quadgrad._core.search.samples.importance import Training
 from quadgrad._core.verbs.door import open_ranks
 from quadgrad._core.verbs.inputs import prepare_box
 from quadgrad._core.verbs.quad import check_options

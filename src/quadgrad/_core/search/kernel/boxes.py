@@ -17,7 +17,7 @@ MOST_AXES = 16
 
 
 def locate_native(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, point: Tensor) -> Tensor | None:
-    """Return what :func:`quadgrad._core.search.neighbours.locate_points` does; None without the kernel."""
+    """Return what :func:`quadgrad._core.search.boxes.neighbours.locate_points` does; None without the kernel."""
     if not (owner.is_cpu and point.dtype == torch.float64 and len(level) <= MOST_AXES) or load() is None:
         return None
     level, place, point = level.contiguous(), place.contiguous(), point.resolve_neg().contiguous()

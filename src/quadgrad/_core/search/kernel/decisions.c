@@ -320,7 +320,7 @@ EXPORT void withdraw(const Setting *set, Leaf *settled, int64_t *tags, int64_t a
 
 /* The n settled cells but those that are gone, sorted by row, those of one row as they settled, of which there are
  * `counts` in each of the rows. Return how many have logarithmic nodes; 0 if their kinds are not asked for. Enter the
- * sums of the sizes of components (rows, components), if these are asked for. */
+ * sums of the sizes of real components (rows, columns), if these are asked for. */
 EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t n, int64_t rows, int64_t *counts,
                        int64_t *row, double *start, double *stop, double *error, int8_t *kind, double *seen) {
     Leaves leaves = {settled, tags, tail_of(set)};
@@ -340,9 +340,8 @@ EXPORT int64_t collect(const Setting *set, Leaf *settled, int64_t *tags, int64_t
             const Leaf *leaf = leaf_at(&leaves, i);
             int64_t to = counts[here]++;
             row[to] = here, start[to] = leaf->start, stop[to] = leaf->stop, error[to] = leaf->error;
-            double *sizes = seen + here * (set->columns / set->parts);
-            for (int64_t j = 0; seen && j < set->columns; j += set->parts)
-                sizes[j / set->parts] += leaves.tail ? size_at(leaf->columns, j, set->parts) : fabs(leaf->value);
+            for (int64_t j = 0; seen && j < set->columns; j++)
+                seen[here * set->columns + j] += fabs(leaves.tail ? leaf->columns[j] : leaf->value);
             if (kind) n_ends[t] += (kind[to] = (int8_t)(tag % 256 / 32)) != LINEAR;
         }
     }

@@ -175,17 +175,26 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary s, cons
 /* _between in interval.py: how far f at the looks, the rows of y behind the nodes and an edge, is from the polynomial. */
 INLINE void look_between(const Setting *set, double eps, const double *y, const double *slope, int64_t n,
                          int64_t columns, int64_t low, int64_t first, int64_t width, const double *values,
-                         int64_t stride, const double *scale, const double *reach, Summary of) {
+                         int64_t stride, const double *largest, const double *scale, const double *reach, Summary of) {
     const Rule *rule = set->rule;
     int64_t m = rule->m;
     Tile nodes[MOST_NODES], looks[LOOKS], seen[LOOKS];
     for (int64_t i = 0; i < m; i++) memcpy(nodes[i], values + i * stride, sizeof(Tile));
     load(y + (m + 1) * n * columns, slope ? slope + (m + 1) * n : slope, LOOKS, n, columns, low, first, width, seen);
     weigh(rule->all + (FUNCTIONALS + SHARES) * m, LOOKS, m, nodes, looks);
-    for (int64_t c = 0; c < width; c += set->parts) {
-        double blur = smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0), varies = of[VARIATION][c];
-        if (set->parts == 2) varies = larger(varies, of[VARIATION][c + 1]);
-        of[BETWEEN][c] = largest_gap(m, nodes, looks, seen, c, set->parts, C.floor * eps, C.rounded * blur * varies);
+    Tile blur, most = {0};
+    for (int c = 0; c < WIDE; c++)
+        blur[c] = C.rounded * smaller(C.place * set->eps * reach[c] / larger(set->tiny, scale[c]), 1.0);
+    if (set->parts == 1) {
+        for (int k = 0; k < LOOKS; k++)
+            for (int c = 0; c < WIDE; c++) most[c] = worse(most[c], fabs(looks[k][c] - seen[k][c]));
+        for (int c = 0; c < WIDE; c++)
+            of[BETWEEN][c] = excess(most[c], C.floor * eps * largest[c] + blur[c] * of[VARIATION][c]);
+        return;
+    }
+    for (int64_t c = 0; c < width; c += 2) {
+        double varies = larger(of[VARIATION][c], of[VARIATION][c + 1]);
+        of[BETWEEN][c] = largest_gap(m, nodes, looks, seen, c, 2, C.floor * eps, blur[c] * varies);
     }
 }
 
@@ -266,7 +275,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         if (columns == 1) {
             judge_columns(set, eps, sums, size, scale, reach, middle, summary);
             if (looks)
-                look_between(set, eps, y, slope, n, 1, low, first, width, values, stride, scale, reach, summary);
+                look_between(set, eps, y, slope, n, 1, low, first, width, values, stride, largest, scale, reach, summary);
             suspect(set, 1, eps, summary, sums, values, stride, first, width, largest, steepest, scale, reach,
                     cell_at(cells, low, 0), &suspects);
             if (suspects.any)
@@ -280,7 +289,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         }
         judge_columns(set, eps, sums, size, scales, reaches, middle, part);
         if (looks)
-            look_between(set, eps, y, slope, n, columns, low, first, width, values, stride, scales, reaches, part);
+            look_between(set, eps, y, slope, n, columns, low, first, width, values, stride, largest, scales, reaches, part);
         suspect(set, columns, eps, part, sums, values, stride, first, width, largest, steepest, scales, reaches,
                 cell_at(cells, low, tail), &suspects);
         if (suspects.any)

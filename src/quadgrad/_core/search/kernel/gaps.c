@@ -1,4 +1,4 @@
-/* How far f at places in cells is from the cells' polynomials: the other body of find_gaps in search/gaps.py. */
+/* How far f at places in cells is from the cells' polynomials: the other body of find_gaps in search/looks/gaps.py. */
 
 #include "tiles.h"
 
@@ -39,12 +39,14 @@ INLINE void explain(const Gaps *ask, const Tile *real, const Tile *imaginary, Ti
 /* Enter what one component says of a tile's cells. */
 INLINE void add_component(const Gaps *ask, int64_t low, int64_t here, int64_t column, int several) {
     int64_t m = ask->m, n = ask->n;
-    Tile real[MOST_NODES] = {0}, imaginary[MOST_NODES] = {0}, allowed, tau = {0}, seen = {0}, other = {0};
+    Tile real[MOST_NODES] = {0}, imaginary[MOST_NODES] = {0}, allowed, tau = {0}, seen = {0}, other = {0}, within = {0};
     for (int64_t j = 0; j < m; j++) {
         load_part(ask, j, low, here, column, real[j]);
         if (several) load_part(ask, j, low, here, column + 1, imaginary[j]);
     }
     explain(ask, real, imaginary, allowed);
+    for (int64_t j = m - INNERMOST; j < m; j++) /* see gaps.py */
+        for (int l = 0; l < WIDE; l++) within[l] = larger(within[l], modulus(real[j][l], imaginary[j][l]));
     for (int64_t q = 0; q < ask->count; q++) {
         Tile whole = {0}, sum = {0}, sum_other = {0};
         memcpy(tau, ask->tau + q * n + low, (size_t)here * sizeof *tau);
@@ -58,8 +60,9 @@ INLINE void add_component(const Gaps *ask, int64_t low, int64_t here, int64_t co
             }
         for (int64_t l = 0; l < here; l++) {
             int64_t at = q * n + low + l;
-            double height = modulus(seen[l], other[l]);
-            double missed = modulus(sum[l] / whole[l] - seen[l], sum_other[l] / whole[l] - other[l]) - allowed[l];
+            double height = modulus(seen[l], other[l]), share = tau[l] < 1.0 ? 1.0 / whole[l] : 0.0;
+            double missed = modulus(sum[l] * share - seen[l], sum_other[l] * share - other[l]) - allowed[l];
+            if (tau[l] >= 1.0) missed -= within[l];
             if (ask->inside[at] && missed > ask->missed[at] && missed < INFINITY) ask->missed[at] = missed;
             if (height > ask->height[at] && height < INFINITY) ask->height[at] = height;
         }

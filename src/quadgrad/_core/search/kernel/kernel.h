@@ -41,7 +41,7 @@ enum { HELD = 64 };                         /* more, before the cell is measured
 enum { KEEP, REVERT, TURN, CLOSER, PART, HALVE };
 enum { RUN = -1, WAIT = -2 };
 enum { MOST_THREADS = 64, READERS = 4 }; /* READERS: threads that each read all there is */
-enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, LOOKS = 3, COLUMNS = 3, LEVELS = 20 };
+enum { NULL_PAIRS = 5, FUNCTIONALS = 7 + 2 * NULL_PAIRS, SHARES = 6, LOOKS = 3, COLUMNS = 3, LEVELS = 20, INNERMOST = 5 };
 
 /* Ten numbers of eight bytes: native.py looks at them as columns. The places are as in NewIntervals of cells.py; f at
  * start, stop and middle is times the slope, and NaN where it is not known; of several columns these are sums.

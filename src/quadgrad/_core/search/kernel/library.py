@@ -21,7 +21,7 @@ from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
 from quadgrad._core.search.kernel.builds import describe, find
-from quadgrad._core.search.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
+from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
 
 __all__ = [
@@ -115,7 +115,7 @@ class Tally(Structure):
 
 
 class Piles(Structure):
-    """The numbers of :mod:`quadgrad._core.search.stretches`, room for what is found, and how much that is."""
+    """The numbers of :mod:`quadgrad._core.search.piles.stretches`, room for what is found, and how much that is."""
 
     _fields_ = [
         *((name, c_double) for name in ("worst", "worst_at_end", "far")),
@@ -188,7 +188,7 @@ class Zoom(Structure):
 
 
 class WitnessNumbers(Structure):
-    """The numbers of :mod:`quadgrad._core.search.witnesses`, its tables, and how many places are left."""
+    """The numbers of :mod:`quadgrad._core.search.looks.witnesses`, its tables, and how many places are left."""
 
     _fields_ = [
         *((name, c_double) for name in ("rtol", "atol", "spacing", "rounding", "settles", "matters")),

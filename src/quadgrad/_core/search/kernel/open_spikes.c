@@ -1,4 +1,4 @@
-/* Places that single nodes saw and no narrow cell is around: the other body of find_open in search/open_spikes.py. */
+/* Places that single nodes saw and no narrow cell is around: the other body of find_open in search/looks/open_spikes.py. */
 
 #include "kernel.h"
 

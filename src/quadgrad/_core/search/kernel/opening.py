@@ -30,11 +30,12 @@ def _is_open(pieces: Pieces, rule: Rule) -> bool:
 
 @dataclass(slots=True)
 class Opening:
-    """A single integral's first cell and where it is, and f there as f returned it, which may carry a gradient."""
+    """A single integral's first cell and its nodes, and f there as f returned it, which may carry a gradient."""
 
     setting: Setting
     room: Tensor
     slope: Tensor | None
+    x: Tensor
     y: Tensor
 
 
@@ -53,4 +54,4 @@ def open_native(integrand: Integrand, pieces: Pieces, rule: Rule) -> tuple[Integ
         return None
     kernel.place(byref(setting), True, True, cell, 1, x.data_ptr(), pointer(slope), layout, 1)
     integrand, y = integrand.probe(x)
-    return integrand, Opening(setting, room, slope, y)
+    return integrand, Opening(setting, room, slope, x, y)

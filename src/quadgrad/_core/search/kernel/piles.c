@@ -1,4 +1,4 @@
-/* Where cells pile up while a search runs: the other body of look_for_piles in search/piles.py. */
+/* Where cells pile up while a search runs: the other body of look_for_piles in search/piles/watch.py. */
 
 #include "sums.h"
 

@@ -100,8 +100,14 @@ INLINE void load(const double *y, const double *slope, int64_t m, int64_t n, int
     }
 }
 
+/* What is more than what is to be expected. What is not finite tells nothing. */
+INLINE double excess(double seen, double expected) {
+    double more = seen - expected;
+    return more > 0.0 && more < INFINITY ? more : 0.0;
+}
+
 /* By how much f at the looks differs most from what the polynomial of the nodes is there, but for rounding, in columns
- * from c on that are one component. What is not finite tells nothing. */
+ * from c on that are one component. */
 INLINE double largest_gap(int64_t m, const Tile *nodes, const Tile *looks, const Tile *seen, int64_t c, int64_t parts,
                           double eps, double blur) {
     double most = 0.0, largest = 0.0;
@@ -111,8 +117,7 @@ INLINE double largest_gap(int64_t m, const Tile *nodes, const Tile *looks, const
         double a = looks[k][c] - seen[k][c], b = parts == 2 ? looks[k][c + 1] - seen[k][c + 1] : 0.0;
         most = worse(most, parts == 2 ? modulus(a, b) : fabs(a));
     }
-    most -= eps * largest + blur;
-    return most > 0.0 && most < INFINITY ? most : 0.0;
+    return excess(most, eps * largest + blur);
 }
 
 /* _splittable in interval.py */

@@ -1,4 +1,4 @@
-/* What f at places that arguments name holds against cells: the other body of Witnesses.ask in search/witnesses.py. */
+/* What f at places that arguments name holds against cells: the other body of Witnesses.ask in search/looks/witnesses.py. */
 
 #include "tiles.h"
 
@@ -30,7 +30,7 @@ INLINE double fraction_of(Piece p, double x, double *slope) {
     if (p.up > 0.0 && p.down > 0.0) {
         double root = hypot(x, 2.0), from = 2.0 / (2.0 - x + root), rest = 2.0 / (2.0 + x + root);
         *slope = 1.0 / (rest * rest) + 1.0 / (from * from);
-        return from;
+        return x < 0.0 ? from : 1.0 - rest; /* neither cancels */
     }
     if (p.up + p.down > 0.0) {
         double away = p.up > 0.0 ? x - p.lower : p.upper - x;
@@ -70,7 +70,8 @@ typedef struct {
     Tile tau, own;
 } Hits;
 
-/* Where a witness is in a cell, and by what f times the slope there is multiplied; 0 where it is not in sight. */
+/* Where a witness is in a cell, and by what f times the slope there is multiplied; 0 where it is not in sight. Beyond 1
+ * it lies between the innermost node and the end. */
 INLINE double locate(const Cell *cell, int64_t logarithmic, double rate, double place, double *tau) {
     double width = cell->stop - cell->start, begin = cell->start < 0.0 ? 1.0 + cell->start : cell->start;
     if (!(place > begin && place < begin + width)) return 0.0;
@@ -78,7 +79,7 @@ INLINE double locate(const Cell *cell, int64_t logarithmic, double rate, double 
     if (!logarithmic) return width;
     double fraction = cell->start < 0.0 ? place - 1.0 : place;
     *tau = log(fraction / (cell->start < 0.0 ? cell->start : cell->stop)) / rate;
-    return *tau < 1.0 ? fabs(fraction * rate) : 0.0;
+    return fabs(fraction * rate);
 }
 
 /* A question: the cells that are asked, f at their nodes, and what goes with it. */
@@ -97,7 +98,7 @@ typedef struct {
 INLINE void unexplained(const Question *ask, const Hits *hits, const Tile *part, int64_t q, int64_t parts, Tile most) {
     const Rule *rule = ask->set->rule;
     int64_t m = rule->m, columns = ask->set->columns;
-    Tile off = {0}, highest = {0}, second = {0}, largest = {0};
+    Tile off = {0}, highest = {0}, second = {0}, largest = {0}, within = {0};
     double size[MOST_NODES][WIDE];
     for (int64_t p = 0; p < parts; p++) {
         Tile gap = {0}, high = {0}, next = {0};
@@ -123,7 +124,10 @@ INLINE void unexplained(const Question *ask, const Hits *hits, const Tile *part,
     }
     for (int64_t i = 0; i < m; i++)
         for (int l = 0; l < WIDE; l++) largest[l] = larger(largest[l], size[i][l]);
+    for (int64_t i = m - INNERMOST; i < m; i++)
+        for (int l = 0; l < WIDE; l++) within[l] = larger(within[l], size[i][l]);
     for (int64_t l = 0; l < WIDE; l++) {
+        if (hits->tau[l] >= 1.0) off[l] -= within[l];
         double shaken = fabs(ask->layout.reach[hits->cell[l]] / ask->layout.scale[hits->cell[l]]) + 1.0;
         off[l] -= C.beyond * (highest[l] + second[l]) + ask->all->rounding * ask->noise * shaken * largest[l];
         most[l] = larger(most[l], off[l] < INFINITY ? off[l] : 0.0);
@@ -142,7 +146,8 @@ static void settle(const Question *ask, Hits *hits) {
             double apart = hits->tau[l] - rule->nodes[i];
             part[i][l] = all->weights[i] / (apart == 0.0 ? 1e-300 : apart), sum[l] += part[i][l];
         }
-    for (int l = 0; l < WIDE; l++) sum[l] = 1.0 / sum[l];
+    /* beyond the innermost node there is no polynomial: f is no larger than at the last nodes */
+    for (int l = 0; l < WIDE; l++) sum[l] = hits->tau[l] < 1.0 ? 1.0 / sum[l] : 0.0;
     for (int64_t i = 0; i < rule->m; i++)
         for (int l = 0; l < WIDE; l++) part[i][l] *= sum[l];
     for (int64_t q = 0; q < ask->set->columns; q += ask->set->parts) {

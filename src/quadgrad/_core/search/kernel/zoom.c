@@ -1,4 +1,4 @@
-/* Closing in on the greatest bend of f: one step of the other body of zoom in search/zoom.py. */
+/* Closing in on the greatest bend of f: one step of the other body of zoom in search/piles/zoom.py. */
 
 #include "kernel.h"
 

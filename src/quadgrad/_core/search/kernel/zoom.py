@@ -9,14 +9,14 @@ from torch import Tensor
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.kernel.library import ZOOMED, Zoom, load
 from quadgrad._core.search.kernel.memory import BYTES, INTEGERS, in_memory, numbers
-from quadgrad._core.search.task import noise
-from quadgrad._core.search.zoom import BOUNDED, DIVISIONS, SMOOTH, SURE, Zoomed, call_places, divisions, zoom
+from quadgrad._core.search.piles.zoom import BOUNDED, DIVISIONS, SMOOTH, SURE, Zoomed, divisions, zoom
+from quadgrad._core.search.task import call_places, noise
 
 __all__ = ["zoom_native"]
 
 
 def zoom_native(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
-    """Return what :func:`quadgrad._core.search.zoom.zoom` does."""
+    """Return what :func:`quadgrad._core.search.piles.zoom.zoom` does."""
     x = low + (high - low) * divisions(low)
     y, n, info, kernel = call_places(problem, owner, x), len(owner), problem.pieces.rounding, load()
     if not in_memory(y):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,18 +147,31 @@ def _call(name: str, function: Callable[..., Any], x: Tensor, args: Sequence[Any
     return y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
 
 
+def _instead(value: Any) -> str:
+    """Say what to write for what is taken for a distribution."""
+    if isinstance(value, Tensor | np.ndarray):
+        return ": the mean over a sample is f(sample).mean(0)"
+    if type(value).__module__.startswith("scipy."):
+        return ": take the one of torch.distributions, or integrate f times the density, wrapped, by quadgrad.quad"
+    return ""
+
+
 def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Question:
     """Check what the caller passed, and return it."""
     for name, function in (("f", f), ("weight", weight)):
         if not callable(function) and not (name == "weight" and function is None):
-            raise TypeError(f"{name} must be a function {name}(x, *args), not {type(function).__name__}")
+            hint = ": f comes first, expectation(f, distribution)" * callable(distribution)
+            raise TypeError(f"{name} must be a function {name}(x, *args), not {type(function).__name__}{hint}")
     params = params if isinstance(params, tuple | list) else (params,)
     if not isinstance(distribution, torch.distributions.Distribution):
         if not callable(distribution):
             raise TypeError(
                 "distribution must be a torch.distributions.Distribution or a function of params that returns one, "
-                f"not {type(distribution).__name__}"
+                f"not {type(distribution).__name__}{_instead(distribution)}"
             )
+        if isinstance(distribution, type) and not params:
+            name = distribution.__name__
+            raise TypeError(f"distribution is the class {name}: pass an object of it, {name}(...), or its params=")
         made = distribution(*(p.tensor if isinstance(p, Element) else p for p in params))
         if not isinstance(made, torch.distributions.Distribution):
             raise TypeError(f"distribution(*params) returned {type(made).__name__}, not a Distribution")

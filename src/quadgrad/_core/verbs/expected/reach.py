@@ -11,7 +11,7 @@ from torch import Tensor
 from quadgrad._core._torch import in_transform, without_derivatives
 from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.distributions.transport import draw, uniforms
-from quadgrad._core.errors import SeveredGradientWarning, warn
+from quadgrad._core.errors import SeveredGradientWarning, prescription, warn
 from quadgrad._core.integrand import tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.points import make_sequence
@@ -161,6 +161,7 @@ def warn_of_severed(reach: Reach) -> None:
             f"{' and '.join(reasons)}, but f's values do not depend on them through torch: they decide by "
             "comparison (>, argmax, round), or something leaves torch (.item(), NumPy). Their gradient is missing, "
             "whatever the estimator: those of the distribution's parameters are there. Make the decision soft, or "
-            "a random one whose probability is a parameter of the distribution; or detach them",
+            "a random one whose probability is a parameter of the distribution; or detach them"
+            f"{prescription()}",
             SeveredGradientWarning,
         )

@@ -1,0 +1,1 @@
+"""Ends of pieces that bisection never reaches: series of the integrals of cells towards them."""

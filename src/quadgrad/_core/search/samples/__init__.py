@@ -1,0 +1,1 @@
+"""The search by samples: how many points, and by which maps they are drawn."""

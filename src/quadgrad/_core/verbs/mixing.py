@@ -1,0 +1,79 @@
+"""An integrand that mixes what it is called with is refused: what it gives for one x depends on those beside it.
+
+It sums over ``args``, takes the first of them for all, or normalises by what it finds among the x. Since it is
+called with many nodes of many integrals at once, its numbers would be wrong, and converge all the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quadgrad._core.errors import IntegrandError
+from quadgrad._core.nesting import current_record
+from quadgrad._core.problem import Problem
+
+__all__ = ["refuse_mixing"]
+
+APART = 1e-3
+"""Values that differ by more than this part of them are not the same: solvers inside f may share steps among its x,
+whose tolerance is most often smaller, and what takes x as a whole is off by far more."""
+
+_MIXES = (
+    "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
+    "as p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called "
+    "with many x of many integrals at once, and each entry of a tensor in args is another integral: pass a vector "
+    "or matrix that belongs to one as quadgrad.element(t, ndim=k) and go over its last dimensions, or close over it"
+)
+
+
+def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
+    """Compare what f gave for the integral ``index``, outside of transforms, with what it gives beside others.
+
+    Of a single integral that was opened by the nodes of its first cell, f is called at three of them.
+
+    Raises
+    ------
+    IntegrandError
+        If they differ by more than rounding, or solvers inside f, make of them.
+    """
+    integrand, batch, opening = problem.integrand, problem.batch, problem.opening
+    if not integrand.vectorized or (batch < 2 and opening is None) or problem.block < 3:
+        return
+    if opening is None:  # what is compared comes last: it is the first that is taken for all
+        owner = torch.tensor([batch - 1, batch // 2, index], device=probe.device)
+        x = problem.limits.detach().inner_points(batch).index_select(0, owner)[None]
+        alone = probe[(0,) * (integrand.rank + 1)]
+    else:
+        owner, step = slice(0, 1), (len(probe) - 1) // 2
+        x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step, 0]
+    record = current_record()
+    heard = len(record.heard) if record else 0
+    with torch.no_grad():
+        together = integrand(x, owner)[-1, -1]
+        if together.tolist() != alone.tolist():  # quicker than a comparison of tensors
+            _refuse(problem, alone, together, x, owner)
+    if record:
+        del record.heard[heard:]  # what inner integrals said is of no node
+
+
+def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
+    """Raise if the values differ by more than rounding, and f is not random."""
+    integrand, near = problem.integrand, max(APART, problem.tolerance.eps**0.5)
+
+    def differs(y: Tensor) -> Tensor:
+        apart = (y - together).abs() > near * torch.maximum(y.abs(), together.abs())
+        return apart | (y.isfinite() != together.isfinite())
+
+    if not bool(differs(alone).any()):
+        return
+    # Calls of another length may be rounded otherwise, which f may amplify: not those of this one, beside others.
+    apart = differs(together)
+    for places in ((2, 2, 2), (0, 0, 2)):
+        chosen = torch.tensor(places, device=x.device)
+        own = owner if isinstance(owner, slice) else owner[chosen]
+        apart = apart | differs(integrand(x.index_select(int(x.shape[0] == 1), chosen), own)[-1, -1])
+    if bool(apart.any()) and not bool(differs(integrand(x, owner)[-1, -1]).any()):  # else it is random
+        one, other = (y[apart].flatten()[0] for y in (alone.detach(), together))
+        numbers = (y.item() if not y.is_complex() else abs(y.item()) for y in (one, other))
+        raise IntegrandError(_MIXES.format(integrand.name, *numbers))
