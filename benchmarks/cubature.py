@@ -131,19 +131,27 @@ PEERS: dict[str, tuple[str, Callable[[Problem], Answer]]] = {
 }
 
 
+def best_of(call: Callable[[Problem], Answer], problem: Problem) -> Answer:
+    """Return the quickest of a few calls: the first one makes rules, and whatever else is kept."""
+    answers = [call(problem)]
+    while len(answers) < 5 and answers[0][2] < 1.0:
+        answers.append(call(problem))
+    return min(answers, key=lambda answer: answer[2])
+
+
 def beside_peers(notes: list[str]) -> tuple[Sheet, list[Figure]]:
     """Integrate the same with everybody; who is not right takes no part."""
     peers = {name: call for name, (module, call) in PEERS.items() if importlib.util.find_spec(module)}
     rows: list[list[str]] = []
     worst = 0.0
     for problem in _problems():
-        value, nfev, seconds = ours(problem)
+        value, nfev, seconds = best_of(ours, problem)
         off = abs(value / problem.exact - 1)
         row = [f"{problem.name}, {problem.rtol:g}", f"{nfev:,} in {show_time(seconds)}, {off:.0e}"]
         best = math.inf
         for name, call in peers.items():
             try:
-                value, spent, seconds = call(problem)
+                value, spent, seconds = best_of(call, problem)
             except Exception as error:  # a peer's own
                 notes.append(f"{name}, {problem.name}: {type(error).__name__} {error!s:.60}")
                 row.append("failed")

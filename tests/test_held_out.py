@@ -127,7 +127,7 @@ def test_gaps_of_stacked_cells_are_those_of_each_cell(name: str, d: int, count: 
     place = random.integers(0, 2**level)
     row = random.integers(0, batch, n)
     fit, points = fit_of(rule), held_out_points(d)[:count]
-    values, drawn = random.normal(size=(count, batch)), random.normal(size=(len(fit.powers), n))
+    values, drawn = random.normal(size=(batch, count)), random.normal(size=(len(fit.powers), n))
     held_out = HeldOut.__new__(HeldOut)
     held_out.rule, held_out.fit, held_out.count = rule, fit, count
     held_out.points, held_out.values = torch.tensor(points), torch.tensor(values)
@@ -136,7 +136,7 @@ def test_gaps_of_stacked_cells_are_those_of_each_cell(name: str, d: int, count: 
     for i in range(n):
         u = points * 2.0 ** level[:, i] - place[:, i]
         at = np.flatnonzero(((u >= 0.0) & (u < 1.0)).all(1))
-        gap = np.abs(fit.products(u[at]) @ drawn[:, i] - values[at, row[i]])
+        gap = np.abs(fit.products(u[at]) @ drawn[:, i] - values[row[i], at])
         np.testing.assert_allclose(most[i], gap.max(initial=0.0), rtol=1e-11)
         assert not len(at) or worst[i] == at[gap.argmax()]
 

@@ -24,6 +24,8 @@ from quadgrad._core._torch import (
     StopRecomputation,
     belongs_to_transform,
     carries_derivative,
+    derivative_of_dirichlet,
+    derivative_of_gamma,
     dispatch_mode_open,
     flatten_tree,
     forward_mode_open,
@@ -504,3 +506,15 @@ def test_a_checkpoint_ends_a_recomputation_by_an_exception_of_its_own() -> None:
 
     torch.utils.checkpoint.checkpoint(f, leaf(0.5), use_reentrant=False).backward()
     assert [type(error) for error in raised] == [StopRecomputation]
+
+
+def test_derivatives_of_samples_are_those_of_the_backward_passes():
+    concentration, weights = leaf([0.7, 1.5, 3.0]), t64([1.0, -2.0, 0.5])
+    torch.manual_seed(0)
+    sample = torch._standard_gamma(concentration)
+    (slope,) = torch.autograd.grad(sample.sum(), concentration)
+    assert torch.equal(derivative_of_gamma(concentration, sample).detach(), slope)
+    sample = torch.distributions.Dirichlet(concentration).rsample()
+    (slope,) = torch.autograd.grad(sample @ weights, concentration)
+    parts = derivative_of_dirichlet(sample, concentration).detach()
+    torch.testing.assert_close(parts * (weights - sample @ weights), slope)

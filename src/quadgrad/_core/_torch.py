@@ -26,6 +26,8 @@ __all__ = [
     "belongs_to_transform",
     "carries_derivative",
     "derivatives_open",
+    "derivative_of_dirichlet",
+    "derivative_of_gamma",
     "differentiated_within",
     "differentiations",
     "dispatch_mode_open",
@@ -219,6 +221,17 @@ def unwrap(tensor: Tensor) -> tuple[Tensor, dict[int, int]]:
     sizes = {level: tensor.shape[place] for level, place in lanes.items()}
     with temporarily_clear_interpreter_stack():
         return tensor.detach().permute((*places, *own)), sizes
+
+
+def derivative_of_gamma(concentration: Tensor, sample: Tensor) -> Tensor:
+    """Return how a sample of the standard Gamma distribution moves with its concentration at a fixed quantile."""
+    return torch._standard_gamma_grad(concentration, sample)  # pyright: ignore
+
+
+def derivative_of_dirichlet(sample: Tensor, concentration: Tensor) -> Tensor:
+    """Return the same of the entries of a Dirichlet sample, each with its own concentration."""
+    total = concentration.sum(-1, keepdim=True).expand_as(concentration)
+    return torch._dirichlet_grad(sample, concentration, total)  # pyright: ignore
 
 
 def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:

@@ -158,7 +158,7 @@ class _Examiner:
             first = self._first_run()
             if isinstance(first, Report):
                 return first
-            if any(t.dtype in NARROW for t in self.program.sources):
+            if first.narrow or any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
             if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.precise:
@@ -268,7 +268,14 @@ class _Examiner:
         program.state.bases = [base + JITTER * step for base, step in zip(bases, steps, strict=True)]
         single, self.single = self.single, None
         try:
-            again = self._examine(program.run(Order(gradient=True)))
+            base = program.run(Order(gradient=True))
+            if (
+                report.verdict == Verdict.UNLOCATED
+                and report.cause != _KINK
+                and Examination(program, base, base.trace, 1).is_off_at_once()
+            ):
+                return report
+            again = self._examine(base)
         finally:
             program.state.bases, self.single = bases, single
         if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != _KINK:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad.doctor.names import COMPARISONS, DRAWS, ROUNDINGS, SELECTIONS
-from quadgrad.doctor.values import plain_copy, tensors_in
+from quadgrad.doctor.names import COMPARISONS, DRAWS, ROUNDINGS, SELECTIONS, SHAPED
+from quadgrad.doctor.values import is_continuous, plain_copy, tensors_in
 
 __all__ = ["is_decision", "quantity_of"]
 
@@ -16,8 +16,11 @@ _TO_INTEGERS = frozenset(("to", "type", "as_tensor", "tensor", "astype"))
 _WITH_PLACES = frozenset(("max", "min", "median"))
 
 
-def is_decision(name: str, args: Any, result: Any) -> bool:
-    """Whether an operation, not in place, turned floating point numbers into something that moves in steps."""
+def is_decision(name: str, args: Any, result: Any, flows: bool = False) -> bool:
+    """Whether an operation, not in place, turned floating point numbers into something that moves in steps.
+
+    ``flows`` tells that a derivative flows to one of them: then any integer that is made of it counts.
+    """
     if name in COMPARISONS or name in ROUNDINGS or name in DRAWS:
         return any(map(_is_floating, tensors_in(args)))
     if name in SELECTIONS:
@@ -26,7 +29,7 @@ def is_decision(name: str, args: Any, result: Any) -> bool:
         )
     if name in _TO_INTEGERS and isinstance(result, Tensor) and not _is_floating(result) and not result.is_complex():
         return any(map(_is_floating, tensors_in(args)))
-    return False
+    return flows and name not in SHAPED and any(not is_continuous(t) for t in tensors_in(result))
 
 
 def _is_floating(tensor: Tensor) -> bool:
@@ -34,12 +37,12 @@ def _is_floating(tensor: Tensor) -> bool:
 
 
 def quantity_of(name: str, args: Any, kwargs: Any, result: Any) -> tuple[Tensor | None, str]:
-    """Return the numbers that decide, a plain tensor, and at which levels they do."""
+    """Return the numbers that decide, a plain tensor, and at which levels; None where the outcome alone tells."""
     with torch.no_grad():
         try:
             quantity, levels = _quantity(name, args, kwargs)
         except (TypeError, ValueError, RuntimeError, IndexError):
-            return None, ""
+            return None, "outcome"
     return (None if quantity is None else plain_copy(quantity)[0].double()), levels
 
 
@@ -55,13 +58,15 @@ def _quantity(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
         return args[0] / args[1], "integers"
     if name in ("__rfloordiv__", "__rmod__"):
         return args[1] / args[0], "integers"
-    if name.startswith("threshold"):
+    if name in ("threshold", "threshold_", "_threshold"):
         return args[0] - args[1], "zero"
     if name == "hardshrink":
         return args[0].abs() - (args[1] if len(args) > 1 else kwargs.get("lambd", 0.5)), "zero"
     if name.startswith("round") and (digits := kwargs.get("decimals", args[1] if len(args) > 1 else 0)):
         return args[0] * 10.0**digits, "halves"
-    return tensors_in(args)[0], ROUNDINGS.get(name, "integers")
+    if name in ROUNDINGS or name in _TO_INTEGERS:
+        return tensors_in(args)[0], ROUNDINGS.get(name, "integers")
+    return None, "outcome"
 
 
 def _selected(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:

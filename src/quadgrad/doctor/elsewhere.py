@@ -6,6 +6,7 @@ Where the output is the same with a line's results frozen as without, at every p
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from quadgrad.doctor.crossings import Jump
 from quadgrad.doctor.examine import Examination, Loss
@@ -13,64 +14,85 @@ from quadgrad.doctor.trace import Order
 
 __all__ = ["find_elsewhere"]
 
-_PLACES = (0.3, -0.7, 1.5)
-_HALVINGS = 24
+_PLACES = (0.5, -1.0, 2.0)
+_NARROWER, _STAYS, _TWICE, _BENDS = 0.25, 0.6, 2, 3
+"""What a jump keeps of its size where what is around it becomes so much narrower; a bend shrinks with it."""
 
 
 def find_elsewhere(x: Examination) -> tuple[list[Jump], list[str]]:
     """Return where the output jumps with what a line severs, and notes on lines that sever elsewhere only."""
-    main = x.directions[0]
-    idle = [loss for loss in x.losses if not abs(loss.lost.value) > 3.0 * loss.lost.error]
-    numbers = {k for loss in idle for k in loss.numbers}
-    if not idle or not math.isfinite(main.true.value):
+    idle = x.idle()
+    if not idle or not math.isfinite(x.directions[0].true.value):
         return [], []
+    compare = _Comparison(x)
+    every = [k for loss in idle for k in loss.numbers]
+    place = next((t for t in _PLACES if x.left() >= 2 and compare.difference(every, t)), None)
     jumps: list[Jump] = []
     notes: list[str] = []
-    for t in _PLACES:
-        if not _differs(x, numbers, t):
+    if place is None:
+        return jumps, notes
+    for loss in idle:
+        if x.left() < 1 or not compare.difference(loss.numbers, place):
             continue
-        for loss in idle:
-            if not _differs(x, set(loss.numbers), t):
-                continue
-            event = x.trace.events[loss.numbers[0]]
-            size, distance = _follow(x, loss, t)
-            if size > 0.0:
-                jumps.append(Jump(event, len(loss.numbers), size, distance))
-            else:
-                notes.append(f"what {event.op} severs at {event.place} changes nothing here, but elsewhere it does")
-        break
+        event = x.trace.events[loss.numbers[0]]
+        size, distance = compare.follow(loss, place)
+        if size > 0.0:
+            jumps.append(Jump(event, len(loss.numbers), size, distance))
+        else:
+            notes.append(f"what {event.op} severs at {event.place} changes nothing here, but elsewhere it does")
     return jumps, notes
 
 
-def _difference(x: Examination, numbers: set[int], t: float) -> float:
-    """Return what freezing these events changes at a place; 0 where the program does something else, or fails."""
-    steps = x.directions[0].steps
-    try:
-        live = x.program.run(Order(base=x.trace), steps, t)
-        frozen = x.program.run(Order(base=x.trace, only=frozenset(numbers)), steps, t)
-    except Exception:  # so far away the program may not be defined, and says so in its own way
-        return 0.0
-    if live.trace.parted or frozen.trace.parted:
-        return 0.0
-    difference = live.value - frozen.value
-    return difference if math.isfinite(difference) else 0.0
+class _Comparison:
+    """Runs along the first direction, with the results of some lines frozen and without."""
 
+    def __init__(self, x: Examination) -> None:
+        self.x = x
+        self._found: dict[tuple[frozenset[int], float], float] = {}
 
-def _differs(x: Examination, numbers: set[int], t: float) -> bool:
-    return abs(_difference(x, numbers, t)) > 1e3 * x.eps * max(x.base.size, abs(x.base.value), 1e-300)
+    def difference(self, numbers: Iterable[int], t: float) -> float:
+        """Return what freezing these events changes at a place; 0 where it is rounding, or the program fails."""
+        key = frozenset(numbers), t
+        if key not in self._found:
+            try:
+                change = abs(self._value(frozenset(), t) - self._value(key[0], t))
+            except Exception:  # so far away the program may not be defined, and says so in its own way
+                change = 0.0
+            x = self.x
+            rounding = 1e3 * x.eps * max(x.base.size, abs(x.base.value), 1e-300)
+            self._found[key] = change if rounding < change < math.inf else 0.0
+        return self._found[key]
 
+    def _value(self, numbers: frozenset[int], t: float) -> float:
+        x = self.x
+        if numbers or t not in x.live:
+            run = x.program.run(Order(base=x.trace, only=numbers), x.directions[0].steps, t)
+            value = math.nan if run.trace.parted else run.value
+            if numbers:
+                return value
+            x.live[t] = value
+        return x.live[t]
 
-def _follow(x: Examination, loss: Loss, t: float) -> tuple[float, float]:
-    """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it does not."""
-    numbers, near, far = set(loss.numbers), 0.0, t
-    there = abs(_difference(x, numbers, t))
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (near + far)
-        if _differs(x, numbers, middle):
-            far = middle
-        else:
-            near = middle
-        if abs(far - near) <= 1e-4 * abs(far):
-            break
-    size = abs(_difference(x, numbers, far))
-    return (size, abs(far)) if size > 0.05 * there else (0.0, 0.0)
+    def follow(self, loss: Loss, place: float) -> tuple[float, float]:
+        """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it bends."""
+        near, beyond, bends, stays = 0.0, [(place, self.difference(loss.numbers, place))], 0, 0
+        while stays or self.x.left() >= 2:
+            t = 0.5 * (near + beyond[-1][0])
+            size = self.difference(loss.numbers, t)
+            if not size:
+                near = t
+            else:
+                beyond.append((t, size))
+            last, size = beyond[-1]
+            wider = [s for t, s in beyond if abs(last - near) <= _NARROWER * abs(t - near)]
+            if not wider:
+                continue
+            if size > _STAYS * wider[-1]:
+                stays, beyond = stays + 1, beyond[-1:]
+            else:
+                bends, stays = bends + 1, 0
+            if stays == _TWICE:
+                return size, abs(last)
+            if bends == _BENDS:
+                break
+        return 0.0, 0.0

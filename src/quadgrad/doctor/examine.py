@@ -12,18 +12,21 @@ from torch import Tensor
 
 from quadgrad.doctor import values
 from quadgrad.doctor.program import Program, Run
-from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate, has_kink
+from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate
 from quadgrad.doctor.trace import Call, Order, Trace
 
-__all__ = ["BAR", "Direction", "Examination", "Loss"]
+__all__ = ["A_LINE", "BAR", "RUNS", "Direction", "Examination", "Loss"]
+
+RUNS, A_LINE = 25, 6
+"""So many runs are allowed, and so many more for each line that severs."""
 
 BAR, FLOOR = 1e-6, 2e-9
 """What an error bar may be at most, and is at least, of the derivative."""
 
 _STEPS = (1.0, 0.5, 0.25)
 
-_SINGLE_PAIR = {True: (2.0**-6, 2.0**-22), False: (2.0**-3, 2.0**-12)}
-"""Of the first direction's step, and at least: the one step with which other directions are tried first."""
+_STEADY, _SMOOTH = 1e-5, 1e-3
+"""Up to such shares of the derivative differences of several steps are the same, and those of a smooth function."""
 
 
 @dataclass(eq=False)
@@ -34,9 +37,9 @@ class Direction:
     autograd: float
     scale: float
     true: Estimate = field(default_factory=Estimate.none)
-    kink: bool = False
     step: float = 0.0
     slopes: dict[float, float] = field(default_factory=lambda: {})
+    bends: dict[float, float] = field(default_factory=lambda: {})
     sides: dict[float, tuple[Run, Run]] = field(default_factory=lambda: {})
 
     @property
@@ -85,6 +88,8 @@ class Examination:
         self.program, self.base, self.trace = program, base, trace
         self.eps = 2.0**-52 if _is_double(program) else 2.0**-23
         self.ladder = LADDERS[_is_double(program)]
+        if program.rehearsal.kept and any(not decision.reason for decision in trace.decisions):
+            self.ladder = (*self.ladder[1:3], self.ladder[0], *self.ladder[3:])  # nodes cross places all the time
         self.floor = FLOOR if _is_double(program) else 2e-4
         self.most = BAR if _is_double(program) else 1e-2
         # Integrals are wrong by what was allowed, their derivatives by about as much.
@@ -100,6 +105,13 @@ class Examination:
         self.wrong: list[tuple[Call, Estimate]] = []
         self.single: list[float] = []
         self._single_run: Run | None = None
+        self.live: dict[float, float] = {}
+        """The program's values along the first direction, as far as it was run there."""
+
+    def left(self) -> int:
+        """Return how many runs are left of those that are allowed."""
+        lines = {self.trace.events[k].place.key for k in self.active()}
+        return RUNS + A_LINE * len(lines) - self.program.runs
 
     def _direction(self, number: int, scale: str) -> Direction:
         steps = self.program.direction(number, scale)
@@ -127,93 +139,141 @@ class Examination:
         return runs[0], runs[1]
 
     def measure_truth(self) -> None:
-        """Find the true derivative along every direction, the first with three steps, others with two."""
+        """Find the true derivative along every direction, the first with three steps, others with one or two."""
         main = self.directions[0]
-        self._measure(main, 3, 1.0, self.ladder)
+        self._measure(main)
         if self.at_kink:
             return
-        if not math.isfinite(
-            main.true.value
-        ):  # one that leaves where the function is defined: by each element's size
+        if not math.isfinite(main.true.value):  # it leaves where the function is defined: by each element's size
             self.directions = [self._direction(i, "element") for i in range(len(self.directions))]
             main = self.directions[0]
-            self._measure(main, 3, 1.0, self.ladder)
+            self._measure(main)
+        if self._stands(main):  # a gap that nobody is to blame for: others can tell no more
+            self.directions = [main]
         for direction in self.directions[1:]:
-            if self._measure_once(direction, main):
-                continue
-            start = self.ladder.index(main.step) if main.step in self.ladder else 0
-            ladder = self.ladder[start:-1] or self.ladder[-1:]
-            self._measure(direction, 2, main.true.ratio, ladder, main)
+            if not self._measure_once(direction, main):
+                self._measure(direction, main)
 
     def _measure_once(self, direction: Direction, main: Direction) -> bool:
-        """Try one step, so small that what the first direction lost by a larger one tells enough of its error."""
-        last = main.step * _STEPS[-1]
-        if last not in main.slopes or not main.size > 0.0:
+        """Try one step, of which the first direction's tell how much is lost by curvature and by rounding."""
+        if not main.slopes or not main.size > 0.0:
             return False
-        share, least = _SINGLE_PAIR[self.ladder == LADDERS[True]]
-        h = max(share * main.step, least)
-        right, left = self.pair(lambda: Order(base=self.trace), direction, h)
-        slope = (right.value - left.value) / (2.0 * h)
-        if right.trace.parted or left.trace.parted or not math.isfinite(slope):
+        last = min(main.slopes)
+        curvature = 10.0 * abs(main.slopes[last] - main.true.value) / main.size / last**2
+        # As small as rounding allows: kinks lie further away then.
+        h = min(max(2.0 * self.rounding(1.0) / main.size / (0.5 * self._share(main)), self.ladder[2]), last)
+        if not self._difference(direction, h, self.decides):
             return False
-        lost = abs(main.slopes[last] - main.true.value) / main.size * (h / last) ** 2
-        kept = direction.true
-        direction.true = _at_least(Estimate(slope, 2.0 * self.rounding(h), main.true.ratio), main, direction.size)
-        direction.true = replace(direction.true, error=direction.true.error + 10.0 * lost * direction.size)
-        direction.step = h
-        sure = direction.true.error <= 1e-2 * self.most * direction.size
-        if sure and (abs(direction.gap) <= 3.0 * direction.bar(self.floor) or self.active() or self._followed()):
-            return True
-        direction.true, direction.step = kept, 0.0
-        return False
+        slope = direction.slopes[h]
+        estimate = _at_least(Estimate(slope, 2.0 * self.rounding(h), main.true.ratio), main, direction.size)
+        estimate = replace(estimate, error=estimate.error + curvature * h**2 * direction.size)
+        if not self._is_enough(replace(direction, true=estimate), main):
+            return False
+        direction.true, direction.step = estimate, h
+        return True
 
-    def _measure(
-        self, direction: Direction, count: int, ratio: float, ladder: Sequence[float], main: Direction | None = None
-    ) -> None:
+    def _share(self, main: Direction | None) -> float:
+        """Return how well a derivative is to be known: others than the first one no better than that."""
+        if main is None or not main.size > 0.0:
+            return 1e-2 * self.most
+        return max(0.1 * self.most, 20.0 * main.true.error / main.size)
+
+    def _is_enough(self, direction: Direction, main: Direction | None = None) -> bool:
+        """Whether a derivative is known well, and autograd agrees or there are lines to blame."""
+        # Where lines sever, a gap is no sign that steps are too large, if the first direction has one, too.
+        explained = self._blames() and (main is None or self._is_off(main))
+        known = direction.true.error <= self._share(main) * direction.size or self.is_zero(direction)
+        return known and (explained or not self._is_off(direction))
+
+    def is_zero(self, direction: Direction) -> bool:
+        """Whether the output changes by no more than its rounding."""
+        rounding = 10.0 * self.rounding(direction.step or 1.0)
+        return max(abs(direction.true.value), abs(direction.autograd), direction.scale) <= rounding
+
+    def _is_off(self, direction: Direction) -> bool:
+        """Whether autograd's derivative is another one than the true one."""
+        return not abs(direction.gap) <= 3.0 * direction.bar(self.floor)
+
+    def _blames(self) -> bool:
+        """Whether there are lines that may explain a gap."""
+        return bool(self.active() or self._followed())
+
+    def _stands(self, direction: Direction) -> bool:
+        """Whether a gap that no line may explain is there at steps of different size."""
+        if not direction.slopes:
+            return False
+        h, slope = min(direction.slopes.items())
+        others = [other for step, other in sorted(direction.slopes.items()) if step >= 16.0 * h]
+        steady = bool(others) and abs(slope - others[0]) <= _STEADY * direction.size
+        return steady and self._is_far(direction, slope)
+
+    def is_off_at_once(self) -> bool:
+        """Whether two differences already tell of a gap that no line may explain."""
+        main = self.directions[0]
+        return all(self._difference(main, h, False) for h in self.ladder[:2]) and self._stands(main)
+
+    def _measure(self, direction: Direction, main: Direction | None = None) -> None:
         """Try steps until they agree, and autograd agrees with them; keep the best."""
-        for h in ladder:
+        ladder = self.ladder if main is None else (main.step, *(h for h in self.ladder[:-1] if h < main.step))
+        for first in ladder:
+            h = first
             if h > direction.step > 0.0 and direction.true.error < self.most * direction.size:
                 continue  # a larger step is tried only where rounding drowned the smaller ones
-            estimate, kink = self._try(direction, h, count, ratio, main, h != ladder[-1])
-            if self.at_kink:
-                return
-            if estimate.error < direction.true.error:
-                direction.true, direction.kink, direction.step = estimate, kink, h
-            if direction.true.error > 1e-2 * self.most * direction.size:
+            if 0.0 < direction.step > h and self._is_drowned(direction):
                 continue
-            # Where lines sever, a gap is no sign that steps are too large.
-            if abs(direction.gap) <= 3.0 * direction.bar(self.floor) or self.active() or self._followed():
+            self._try(direction, h, main, h != ladder[-1])
+            while main is None and direction.step == h and self._gains(direction):
+                h *= 0.5
+                self._try(direction, h, None, False)
+            if self.at_kink or self._is_enough(direction, main) or (main is None and self._stands(direction)):
                 return
 
-    def _try(
-        self, direction: Direction, h: float, count: int, ratio: float, main: Direction | None, more: bool
-    ) -> tuple[Estimate, bool]:
+    def _is_drowned(self, direction: Direction) -> bool:
+        """Whether most of what a derivative may be off comes from rounding: smaller steps would make it more."""
+        return 6.0 * self.rounding(direction.step * _STEPS[-1]) >= direction.true.error
+
+    def _gains(self, direction: Direction) -> bool:
+        """Whether half the step, which costs two runs, makes what is well known better known."""
+        share = direction.true.error / direction.size if direction.size > 0.0 else 0.0
+        return 1e-2 * self.most < share < _SMOOTH and not self._is_drowned(direction)
+
+    def _try(self, direction: Direction, h: float, main: Direction | None, more: bool) -> None:
+        """Take differences with a step and its half (and a quarter), and keep the best estimate."""
         slopes: list[float] = []
-        sides: list[tuple[float, float, float]] = []
-        for share in _STEPS[-count:]:
+        step = h
+        for share in _STEPS if main is None else _STEPS[1:]:
             step = h * share
-            margins = main is None and share == _STEPS[-1] and self.decides
-            right, left = self.pair(
-                lambda margins=margins: Order(base=self.trace, margins=margins), direction, step
-            )
-            if margins:
-                direction.sides = {step: (right, left)}
-            if right.trace.parted or left.trace.parted or not math.isfinite(right.value - left.value):
-                return Estimate.none(), False
-            slopes.append((right.value - left.value) / (2.0 * step))
-            direction.slopes[step] = slopes[-1]
-            sides.append((step, right.value, left.value))
-            if self.stop_at_kink and len(sides) == 2 and self._is_kink(direction, sides, slopes):
+            if not self._difference(direction, step, main is None and share == _STEPS[-1] and self.decides):
+                return
+            slopes.append(direction.slopes[step])
+            if main is None and self.stop_at_kink and len(slopes) == 2 and self._is_kink(direction):
                 self.at_kink = True
-                return Estimate.none(), True
-            looks = len(sides) == (2 if self.stop_at_kink and main is None else 1)
-            if looks and more and self._is_far(direction, slopes[-1]):  # a step over kinks, most likely
-                return Estimate.none(), False
-        noise = self.rounding(sides[-1][0])
-        estimate = extrapolate(slopes, noise, ratio)
+                return
+            size = max(direction.size, abs(slopes[-1]))
+            if main is None and more and len(slopes) == 2 and abs(slopes[1] - slopes[0]) > _SMOOTH * size:
+                return
+            looks = len(slopes) == (2 if self.stop_at_kink and main is None else 1)
+            if looks and more and self._is_far(direction, slopes[-1]) and not self._stands(direction):
+                return  # a step over kinks, most likely
+        noise = self.rounding(step)
+        estimate = extrapolate(slopes, noise, 1.0 if main is None else main.true.ratio)
         if main is not None:
             estimate = _at_least(estimate, main, direction.size)
-        return estimate, has_kink(self.base.value, sides, noise)
+        if estimate.error < direction.true.error:
+            direction.true, direction.step = estimate, h
+
+    def _difference(self, direction: Direction, step: float, margins: bool) -> bool:
+        """Take a central difference, unless it is known; return whether both runs did what the first one did."""
+        if step in direction.slopes and not (margins and step not in direction.sides):
+            return True
+        right, left = self.pair(lambda: Order(base=self.trace, margins=margins), direction, step)
+        if right.trace.parted or left.trace.parted or not math.isfinite(right.value - left.value):
+            return False
+        if margins:
+            direction.sides = {step: (right, left)}
+        direction.slopes[step] = (right.value - left.value) / (2.0 * step)
+        direction.bends[step] = (right.value - 2.0 * self.base.value + left.value) / step
+        return True
 
     def compare_single(self, run: Run | None) -> None:
         """Take the run in single precision, whose gradient is the one that the program really has."""
@@ -233,20 +293,23 @@ class Examination:
 
     def _is_far(self, direction: Direction, slope: float) -> bool:
         """Whether a difference is far from autograd's derivative, with no line to blame."""
-        blamed = self.active() or self._followed()
-        return not blamed and abs(slope - direction.autograd) > 1e-3 * direction.size
+        return not self._blames() and abs(slope - direction.autograd) > 1e-3 * direction.size
 
-    def _is_kink(self, direction: Direction, sides: list[tuple[float, float, float]], slopes: list[float]) -> bool:
-        """Whether slopes differ to both sides, and autograd's is not that of the middle."""
-        off = abs(slopes[-1] - direction.autograd)
-        return has_kink(self.base.value, sides, self.rounding(sides[-1][0])) and off > 1e-4 * direction.size
+    def _is_kink(self, direction: Direction) -> bool:
+        """Whether slopes differ to both sides, however small the step, and autograd's is not that of the middle.
+
+        Of a smooth function the slopes differ in proportion to the step.
+        """
+        (h, last), (_, before) = sorted(direction.bends.items())[:2]
+        bent = abs(last) > max(10.0 * self.rounding(h), 1e-300) and abs(last) > 0.75 * abs(before)
+        return bent and abs(direction.slopes[h] - direction.autograd) > 1e-4 * direction.size
 
     # ------------------------------------------------------------------------------------ line by line
 
     def measure_losses(self) -> None:
         """Freeze all lines, then shift one at a time: what autograd sees, and what each line takes away."""
         main = self.directions[0]
-        if not math.isfinite(main.true.value) or not (self.active() or self._followed()):
+        if not math.isfinite(main.true.value) or not self._blames():
             self.frozen = main.true
             return
         table = _Table(self)
@@ -327,6 +390,10 @@ class Examination:
             run = self.program.run(Order(base=self.trace, shifts=shifts))
             sums.append(run.value)
         return (sums[0] - sums[1]) / (2.0 * step)
+
+    def idle(self) -> list[Loss]:
+        """Return the lines that sever what changes nothing at the point."""
+        return [loss for loss in self.losses if not abs(loss.lost.value) > 3.0 * loss.lost.error]
 
     def _followed(self) -> list[Call]:
         """Return the calls of custom functions whose backward pass ran."""

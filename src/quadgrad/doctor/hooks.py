@@ -18,6 +18,7 @@ from quadgrad._core._torch import belongs_to_transform, flatten_tree, without_mo
 from quadgrad._core.closure import uncompiled
 from quadgrad._core.errors import SeveredGradientWarning, Site, speaker
 from quadgrad.doctor import values
+from quadgrad.doctor.implicit import IMPLICIT
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.numbers import listener
 from quadgrad.doctor.places import place_of
@@ -102,6 +103,7 @@ def _functions(watch: Watch) -> Generator[None]:
             return original.__get__(None, cls)(*args, **kwargs)
         if cls.__name__ == "CheckpointFunction":  # a reentrant checkpoint runs without gradient: nothing is seen
             return args[0](*args[2:])
+        watch.read((args, kwargs))
         watch.inside += 1
         try:
             result = original.__get__(None, cls)(*args, **kwargs)
@@ -125,6 +127,8 @@ def _applied(watch: Watch, cls: Any, args: Any, result: Any) -> Any:
             watch.notice(tensor)
     ins = [a for a in args if isinstance(a, Tensor) and carries(a)]
     outs = [o for o in flatten_tree(result)[0] if isinstance(o, Tensor) and carries(o)]
+    if cls.__name__ in IMPLICIT and ins and outs:
+        return watch.sampled(cls.__name__, ins[0], result)
     if not ins and not outs:
         return result
     place = place_of()

@@ -46,7 +46,11 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     """Return the report on one point."""
     main = x.directions[0]
     gaps = [d for d in x.directions if abs(d.gap) > 3.0 * d.bar(x.floor) or not math.isfinite(d.gap)]
-    lost = [_loss_row(x, loss, bool(gaps)) for loss in x.losses]
+    # A backward pass that is wrong may make up for what a line takes away; lines make up for each other alone.
+    severs = bool(gaps) or abs(sum(loss.lost.value for loss in x.losses)) > _WRONG_FLOOR * main.size + 3.0 * sum(
+        loss.lost.error for loss in x.losses
+    )
+    lost = [_loss_row(x, loss, severs) for loss in x.losses]
     wrong = _wrong_rows(x)
     steps = [_step_row(x, jump) for jump in jumps]
     jumping = {(row.file, row.line) for row in steps}
@@ -67,7 +71,7 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     crossed = verdict == Verdict.UNLOCATED and x.program.rehearsal.kept and not _found(lost + wrong)
     if steps and (verdict == Verdict.OK or noisy or crossed):
         verdict, cause = Verdict.STEP, ""
-    elif verdict == Verdict.OK and all(_is_zero(x, d) for d in x.directions):
+    elif verdict == Verdict.OK and all(x.is_zero(d) for d in x.directions):
         verdict = Verdict.ZERO
     return replace(report, verdict=verdict, cause=cause)
 
@@ -95,7 +99,7 @@ def _verdict(
             f"Autograd's derivative is off by {abs(gaps[0].gap) / gaps[0].size:.1g} of it, no more than that of an "
             f"integral may be whose tolerance is {x.program.rehearsal.tolerance:.1g}: pass a smaller rtol."
         )
-    vague = [d for d in x.directions if d.bar(x.floor) > x.most * d.size and not _is_zero(x, d)]
+    vague = [d for d in x.directions if d.bar(x.floor) > x.most * d.size and not x.is_zero(d)]
     if vague:
         d = vague[0]
         return Verdict.INCONCLUSIVE, (
@@ -107,12 +111,6 @@ def _verdict(
 
 def _found(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.verdict in (Verdict.SEVERED, Verdict.EDITED, Verdict.WRONG)]
-
-
-def _is_zero(x: Examination, direction: Direction) -> bool:
-    """Whether the output changes by no more than its rounding."""
-    rounding = 10.0 * x.rounding(direction.step or 1.0)
-    return max(abs(direction.true.value), abs(direction.autograd), direction.scale) <= rounding
 
 
 def _suspects(trace: Trace, rows: Sequence[Row]) -> str:

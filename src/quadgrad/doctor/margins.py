@@ -9,8 +9,13 @@ from torch import Tensor
 
 from quadgrad.doctor.names import SELECTIONS
 from quadgrad.doctor.trace import Decision
+from quadgrad.doctor.values import same_outcome
 
 __all__ = ["Margins", "margins_of"]
+
+_TINY = 1e-300
+_ZERO_IS_POSITIVE = frozenset(("__ge__", "__lt__", "ge", "ge_", "greater_equal", "less", "lt", "lt_"))
+"""``x >= 0`` and ``x < 0`` change below zero, others above it; a choice stays what it is among equals."""
 
 
 @dataclass(eq=False)
@@ -28,18 +33,27 @@ class Margins:
 
     def at(self, decision: Decision) -> Tensor | None:
         """Return the margins in another run; None where it decides on something of another shape."""
+        if self.decision.levels == "outcome":
+            return torch.tensor([1.0 if same_outcome(self.decision.out, decision.out) else -1.0]).double()
         quantity = _numbers(decision)
         here = _numbers(self.decision)
         if quantity is None or here is None or quantity.shape != here.shape:
             return None
         if self.order is not None:
-            return _ranked(quantity, self.order, self.decision.levels).flatten()
+            return self._none_zero(_ranked(quantity, self.order, self.decision.levels).flatten())
         one = quantity.flatten()
-        return torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level
+        return self._none_zero(torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level)
+
+    def _none_zero(self, margins: Tensor) -> Tensor:
+        """Return margins of which those that are zero have the sign of the side to which zero belongs."""
+        positive = self.order is not None or self.decision.op in _ZERO_IS_POSITIVE
+        return torch.where(margins == 0.0, _TINY if positive else -_TINY, margins)
 
 
 def margins_of(decision: Decision, integrates: bool) -> Margins | None:
-    """Return the margins of a decision at the point; None where the numbers that decide are not known."""
+    """Return the margins of a decision at the point; None where it decides on nothing."""
+    if decision.levels == "outcome":
+        return Margins(decision, torch.zeros(1), torch.zeros(1, dtype=torch.long))
     x = _numbers(decision)
     if x is None or x.numel() == 0:
         return None

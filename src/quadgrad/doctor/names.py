@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "ROUNDINGS", "SELECTIONS",
-    "STATE", "is_in_place", "name_of",
+    "COMPARISONS", "DRAWS", "ESCAPES", "MAKES_A_LEAF", "NO_DERIVATIVE", "RANDOM", "READS", "ROUNDINGS",
+    "SELECTIONS", "SHAPED", "STATE", "STEPPING", "is_in_place", "name_of",
 ]  # fmt: skip
 
 
@@ -27,6 +27,12 @@ STATE = _names(
 )
 """What reads or sets a tensor's properties, or asks what no derivative goes through."""
 
+READS = _names(
+    "__contains__ __deepcopy__ __dlpack__ __format__ __reduce_ex__ __repr__ _assert_async _is_all_true "
+    "_is_any_true allclose data_ptr equal is_nonzero storage untyped_storage"
+)
+"""Those by which a program gets to know what a tensor holds."""
+
 MAKES_A_LEAF = _names("requires_grad_ requires_grad=")
 
 COMPARISONS = _names(
@@ -42,7 +48,7 @@ ROUNDINGS = (
     | dict.fromkeys(
         _names(
             "__floordiv__ __mod__ __rfloordiv__ __rmod__ bool floor_divide fmod hardshrink heaviside remainder sgn "
-            "sign sign_ signbit threshold threshold_"
+            "sign sign_ signbit threshold threshold_ _threshold"
         ),
         "zero",
     )
@@ -52,7 +58,13 @@ ROUNDINGS = (
 SELECTIONS = _names("argmax argmin argsort bucketize max median min msort searchsorted sort topk unique")
 """Operations that tell places, which change by steps."""
 
+SHAPED = _names("empty_like full_like new_empty new_full new_ones new_zeros ones_like randint_like zeros_like")
+"""Operations of which only the shape depends on what they are given."""
+
 DRAWS = _names("bernoulli bernoulli_ multinomial poisson binomial")
+
+STEPPING = COMPARISONS | frozenset(ROUNDINGS) | SELECTIONS | DRAWS | _names("to type as_tensor tensor astype")
+"""What moves in steps, and in which numbers it does."""
 
 RANDOM = DRAWS | _names(
     "_sample_dirichlet _standard_gamma cauchy_ exponential_ geometric_ log_normal_ normal normal_ rand_like "

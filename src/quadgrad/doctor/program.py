@@ -19,7 +19,7 @@ from quadgrad.doctor.numbers import Number
 from quadgrad.doctor.state import State
 from quadgrad.doctor.trace import Met, Order, Trace
 from quadgrad.doctor.watch import Watch
-from quadgrad.doctor.wide import wider
+from quadgrad.doctor.wide import NARROW, wider
 
 __all__ = ["BackwardFailed", "Program", "Run"]
 
@@ -40,6 +40,8 @@ class Run:
     size: float
     trace: Trace
     gradient: list[Tensor | None] | None = None
+    narrow: bool = False
+    """Whether an output is in single precision."""
 
 
 class Program:
@@ -86,6 +88,7 @@ class Program:
         with torch.enable_grad(), rehearsal.open():
             with watching(watch, self.state.see_module, self.state.see_optimiser):
                 result = self.function(*inputs)
+            watch.read(flatten_tree(result)[0])
             self._rehearsed = True
             if order.base is None:
                 watch.close()
@@ -124,7 +127,8 @@ class Program:
         outputs = self._outputs(result)
         pairs = [(out, self._cotangent(i, out, len(outputs))) for i, out in enumerate(outputs)]
         value = sum(_contracted(out, g) for out, g in pairs)
-        run = Run(value, _size(pairs), watch.trace)
+        narrow = any(isinstance(out, Tensor) and out.dtype in NARROW for out in outputs)
+        run = Run(value, _size(pairs), watch.trace, narrow=narrow)
         if order.gradient:
             run.gradient = self._differentiate(pairs, watch)
         return run

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["LADDERS", "Estimate", "extrapolate", "has_kink"]
+__all__ = ["LADDERS", "Estimate", "extrapolate"]
 
 LADDERS = {
     True: (2.0**-10, 2.0**-16, 2.0**-22, 2.0**-6),
@@ -57,14 +57,3 @@ def extrapolate(slopes: Sequence[float], rounding: float, ratio: float = 1.0) ->
     left = abs(late - early) / 2.0
     last = abs(third - second)
     return Estimate(value, left + 2.0 * rounding, min(1.0, 4.0 * left / last) if last > 0.0 else 0.0)
-
-
-def has_kink(middle: float, sides: Sequence[tuple[float, float, float]], noise: float) -> bool:
-    """Whether the slopes to the left and to the right differ, however small the step.
-
-    ``sides`` has steps and the values to the right and to the left, the largest step's first. Of a smooth function
-    the slopes differ in proportion to the step.
-    """
-    bends = [(right - 2.0 * middle + left) / h for h, right, left in sides]
-    last, before = abs(bends[-1]), abs(bends[-2])
-    return last > max(10.0 * noise, 1e-300) and last > 0.75 * before

@@ -43,7 +43,9 @@ class Decision:
     """A comparison, a rounding, an argmax, a draw: a result that moves in steps.
 
     ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``, or
-    ``"draw"`` where chance decides.
+    ``"draw"`` where chance decides. ``gaps`` are how far apart the values are between which the outcome chooses,
+    for each operation that took it; ``read`` tells that others took it, too, ``flows`` that a derivative flows to
+    what it decides on.
     """
 
     place: Place
@@ -52,6 +54,9 @@ class Decision:
     quantity: Any = None
     levels: str = "zero"
     reason: str = ""
+    gaps: list[Tensor] = field(default_factory=lambda: [])
+    read: bool = False
+    flows: bool = False
 
     @property
     def key(self) -> Any:
@@ -132,6 +137,7 @@ class Trace:
     suspects: dict[str, Place] = field(default_factory=lambda: {})
     problems: list[Problem] = field(default_factory=lambda: [])
     objectives: list[Any] = field(default_factory=lambda: [])
+    samples: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: [])
     generators: list[Any] = field(default_factory=lambda: [])
     rewrapped: list[Place] = field(default_factory=lambda: [])
     aliases: dict[int, Tensor] = field(default_factory=lambda: {})

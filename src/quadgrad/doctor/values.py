@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import add_lanes, belongs_to_transform, flatten_tree, unflatten_tree, unwrap
+from quadgrad._core._torch import (
+    add_lanes,
+    belongs_to_transform,
+    flatten_tree,
+    in_transform,
+    outside_transforms,
+    unflatten_tree,
+    unwrap,
+)
 
 __all__ = [
     "Held",
@@ -20,6 +28,7 @@ __all__ = [
     "plain_copy",
     "restore",
     "same",
+    "same_outcome",
     "size_of",
     "tensors_in",
 ]
@@ -50,10 +59,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def plain_copy(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return a copy without gradient and transforms, lanes in front, and the levels of these lanes."""
-    if belongs_to_transform(tensor):
-        plain, sizes = unwrap(tensor)
+    if not in_transform():
+        return tensor.detach().clone(), ()
+    plain, sizes = unwrap(tensor)
+    with outside_transforms():  # which would wrap the copy, too
         return plain.clone(), tuple(sorted(sizes))
-    return tensor.detach().clone(), ()
 
 
 def _copy(leaf: Any) -> tuple[Any, tuple[int, ...]]:
@@ -82,7 +92,9 @@ def _restored(leaf: Any, levels: tuple[int, ...], like: Any) -> Any:
         return leaf.copy()
     if not isinstance(leaf, Tensor):
         return leaf
-    fresh = add_lanes(leaf.clone(), levels)
+    with outside_transforms():
+        fresh = leaf.clone()
+    fresh = add_lanes(fresh, levels)
     if isinstance(like, Tensor) and like.requires_grad and not like.is_leaf and not belongs_to_transform(like):
         return like + (
             fresh - like.detach()
@@ -102,7 +114,8 @@ def difference(new: Held, old: Held) -> Held | None:
     for a, b in zip(new.leaves, old.leaves, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor) or getattr(a, "shape", ()) != getattr(b, "shape", ()):
             return None
-        parts.append(a - b if is_continuous(a) and is_continuous(b) else None)
+        with outside_transforms():
+            parts.append(a - b if is_continuous(a) and is_continuous(b) else None)
     return Held(tuple(parts), old.form, old.levels)
 
 
@@ -148,6 +161,17 @@ def same(a: Held, b: Held) -> bool:
     if a.form != b.form or len(a.leaves) != len(b.leaves):
         return False
     return all(_same(x, y) for x, y in zip(a.leaves, b.leaves, strict=True))
+
+
+def same_outcome(a: Held, b: Held) -> bool:
+    """Whether what moves in steps is the same, whatever else an operation returned."""
+    if len(a.leaves) != len(b.leaves):
+        return False
+    return all(
+        _same(x, y)
+        for x, y in zip(a.leaves, b.leaves, strict=True)
+        if not (isinstance(x, Tensor) and x.is_floating_point() and len(a.leaves) > 1)
+    )
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -27,6 +27,8 @@ from quadgrad._core._torch import (
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
+from quadgrad.doctor.implicit import IMPLICIT, moved_sample
+from quadgrad.doctor.kinks import gap_between
 from quadgrad.doctor.marks import why_intended
 from quadgrad.doctor.names import (
     COMPARISONS,
@@ -35,8 +37,11 @@ from quadgrad.doctor.names import (
     MAKES_A_LEAF,
     NO_DERIVATIVE,
     RANDOM,
+    READS,
     ROUNDINGS,
+    SHAPED,
     STATE,
+    STEPPING,
     is_in_place,
     name_of,
 )  # fmt: skip
@@ -45,7 +50,7 @@ from quadgrad.doctor.places import place_of
 from quadgrad.doctor.trace import Decision, Event, Met, Order, Problem, Trace
 from quadgrad.doctor.wide import widen
 
-__all__ = ["Watch", "carries", "same_outcome"]
+__all__ = ["Watch", "carries"]
 
 _OPTIMISER = "what an optimiser does"
 _BARE = ("data", "detach")
@@ -77,6 +82,7 @@ class Watch(TorchFunctionMode):
         self._bare: dict[int, Tensor] = {}
         self._edited: set[int] = set()
         self._occurrences: dict[Any, int] = {}
+        self._outcomes: dict[int, tuple[Tensor, Decision]] = {}  # tensors, so that no other one gets their id
         self._start, self._thread = nodes_made(), threading.get_ident()
 
     # ------------------------------------------------------------------------------------- what torch calls
@@ -87,6 +93,8 @@ class Watch(TorchFunctionMode):
         if self.idle:
             return func(*args, **kwargs)
         name = name_of(func)
+        if self._outcomes and (name not in STATE or name in READS):
+            self.read((args, kwargs), name, args, kwargs)
         if name in STATE or name in MAKES_A_LEAF:
             return self._state(func, name, args, kwargs)
         if name == "backward":
@@ -124,6 +132,18 @@ class Watch(TorchFunctionMode):
             self.trace.suspects.setdefault("a hook", place_of())
         return result
 
+    def read(self, value: Any, name: str = "", args: Any = (), kwargs: Any = None) -> None:
+        """Note that the program uses outcomes of decisions: to choose between two values, or as it likes."""
+        for tensor in values.tensors_in(value):
+            held, decision = self._outcomes.get(id(tensor), (None, None))
+            if held is None or decision is None:
+                continue
+            gap = gap_between(name, args, kwargs, held)
+            if gap is None:
+                decision.read = True
+            else:
+                decision.gaps.append(gap)
+
     def made(self, leaf: Tensor) -> None:
         """Note a leaf that the program itself makes."""
         self._made[id(leaf)] = leaf
@@ -147,19 +167,21 @@ class Watch(TorchFunctionMode):
         flows = any(carries(t) for t in tensors)
         state = self._random_state(name, kwargs) if name in RANDOM else None
         result = call()
+        if name in IMPLICIT and isinstance(result, Tensor) and carries(result):
+            return self.sampled(name, args[0], result)
         if self.order.anomaly:
             self._guard(name, result)
         if kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.made(result)
             self.trace.rewrapped.append(place_of())
-        if is_decision(name, args, result):
-            return self._decide(name, args, kwargs, result)
+        if is_decision(name, args, result, flows):
+            return self._decide(name, args, kwargs, result, flows)
         outs = flatten_tree(result)[0] if not isinstance(result, Tensor) else [result]
         if name in _BARE and not flows and isinstance(result, Tensor):
             self._bare[id(result)] = result  # what is written to it autograd connects with this object only
         if not flows or (name not in NO_DERIVATIVE and any(isinstance(o, Tensor) and carries(o) for o in outs)):
             return result
-        if not any(values.is_continuous(o) for o in outs):
+        if name in SHAPED or not any(values.is_continuous(o) for o in outs):
             return result
         place = place_of()
         if place.owner in ("engine", "optimiser"):
@@ -171,6 +193,16 @@ class Watch(TorchFunctionMode):
         if shared is not None:
             self.trace.aliases[len(self.trace.events) - 1] = shared
         return result
+
+    def sampled(self, name: str, concentration: Tensor, sample: Tensor) -> Tensor:
+        """Return a sample with an implicit derivative: that of the first run, moved as torch believes."""
+        if belongs_to_transform(sample) or belongs_to_transform(concentration):
+            return sample
+        number, base = len(self.trace.samples), self.order.base
+        self.trace.samples.append((sample.detach().clone(), concentration.detach().clone()))
+        if base is None or number >= len(base.samples) or base.samples[number][0].shape != sample.shape:
+            return sample
+        return moved_sample(name, *base.samples[number], concentration)
 
     def _straight_through(self, soft: Tensor, dim: int) -> Tensor:
         """Return the hard sample of a soft one, as torch does unseen: what it adds is a constant to autograd."""
@@ -235,12 +267,18 @@ class Watch(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------ decisions
 
-    def _decide(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+    def _decide(self, name: str, args: Any, kwargs: Any, result: Any, flows: bool) -> Any:
         place = place_of()
-        if place.owner in ("engine", "optimiser") or (place.owner == "library" and name in COMPARISONS):
-            return result  # torch checks what it is given
+        checks = name in COMPARISONS or name not in STEPPING  # torch checks what it is given
+        if place.owner in ("engine", "optimiser") or (place.owner == "library" and checks):
+            return result
         quantity, levels = quantity_of(name, args, kwargs, result) if self.order.margins else (None, "")
-        return self.decided(Decision(place, name, values.hold(result), quantity, levels, why_intended()), result)
+        decision = Decision(place, name, values.hold(result), quantity, levels, why_intended(), flows=flows)
+        if self.order.margins:
+            steps = [o for o in values.tensors_in(result) if not o.is_floating_point()]
+            self._outcomes.update({id(o): (o, decision) for o in steps})
+            decision.read = not steps  # whoever takes a rounded number may differentiate it: it is not followed
+        return self.decided(decision, result)
 
     def decided(self, decision: Decision, result: Any) -> Any:
         """Note a decision, and return what the order wants in its place."""
@@ -250,7 +288,7 @@ class Watch(TorchFunctionMode):
             return _joined(self.order.outcomes[number], result)
         if base is not None and not self.trace.parted:
             known = base.decisions[number] if number < len(base.decisions) else None
-            if known is None or known.key != decision.key or not same_outcome(known.out, decision.out):
+            if known is None or known.key != decision.key or not values.same_outcome(known.out, decision.out):
                 self.trace.flipped.add(number)
         return result
 
@@ -261,7 +299,8 @@ class Watch(TorchFunctionMode):
         place = place_of()
         if place.owner != "user":
             return value
-        return self.decided(Decision(place, op, values.hold(value), quantity, levels, why_intended()), value)
+        decision = Decision(place, op, values.hold(value), quantity, levels, why_intended(), read=True)
+        return self.decided(decision, value)
 
     # ------------------------------------------------------------------------------------ what is written in place
 
@@ -271,12 +310,13 @@ class Watch(TorchFunctionMode):
             result, place = call(), place_of()
             if place.owner in ("engine", "optimiser"):
                 return result
-            outcome = self.decided(
-                Decision(place, name, values.hold(result), quantity, levels, why_intended()), result
-            )
+            decision = Decision(place, name, values.hold(result), quantity, levels, why_intended(), read=True)
+            outcome = self.decided(decision, result)
             if outcome is not result:
                 result.data.copy_(outcome)
             return result
+        if name in RANDOM:
+            self.trace.random = True
         targets = [t for t in values.tensors_in(args[0]) if not belongs_to_transform(t)]
         flows = any(carries(t) for t in tensors)
         visible = any(t.requires_grad or self._is_alias(t) for t in targets)
@@ -416,17 +456,6 @@ def _detail(args: Any, kwargs: Any, result: Any) -> str:
     if kinds or (isinstance(result, Tensor) and not (result.is_floating_point() or result.is_complex())):
         return "integer"
     return ""
-
-
-def same_outcome(a: values.Held, b: values.Held) -> bool:
-    """Whether what moves in steps is the same, whatever else an operation returned."""
-    if len(a.leaves) != len(b.leaves):
-        return False
-    return all(
-        values.same(values.Held((x,), None, ((),)), values.Held((y,), None, ((),)))
-        for x, y in zip(a.leaves, b.leaves, strict=True)
-        if not (isinstance(x, Tensor) and x.is_floating_point() and len(a.leaves) > 1)
-    )
 
 
 def _joined(outcome: values.Held, result: Any) -> Any:

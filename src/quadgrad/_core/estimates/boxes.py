@@ -158,7 +158,7 @@ class BoxEstimate:
             error, rough = self._product_error(nulls.unflatten(0, (d, -1)), size, noise)
             smooth = torch.zeros_like(scale, dtype=torch.bool)
         gaps = self._gaps(along)
-        hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - _outermost(self.rule)) * HIDDEN)
+        hidden = gaps.sum((0, 1)) * (0.5 * (1.0 - outermost(self.rule)) * HIDDEN)
         error, size, hidden, blur = (_moduli(t, is_complex) * volume for t in (error, size, hidden, blur))
         least = torch.where(smooth, LEAST, 1.0)
         trust = torch.ones_like(error) if new.trust is None else torch.maximum(new.trust, least)
@@ -264,7 +264,7 @@ class BoxEstimate:
         return curable * (2 * wide.to(torch.int64) - 1)
 
 
-def _outermost(rule: BoxRule) -> float:
+def outermost(rule: BoxRule) -> float:
     """Return how far on [-1, 1] the outermost node on an axis is from the centre."""
     return 2.0 * float(rule.nodes[rule.lines[0, -1], 0]) - 1.0
 

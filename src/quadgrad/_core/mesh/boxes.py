@@ -164,7 +164,8 @@ class Boxes(EvenMesh):
         """Return the whole cube of every integral, or the cells of a plan."""
         if first is not None:
             kept = ~self.domain.empty.expand(self.batch)[first.owner]
-            row, level, place = first.owner[kept], first.level[kept].T, first.position[kept].T
+            row = first.owner[kept]
+            level, place = (t[kept].T.contiguous() for t in (first.level, first.position))
             if self.alone:
                 return [NewBoxes(row, row, level, place, self.rule.rows, first.trust[kept])]
             new = self._whole(torch.isin(torch.arange(self.batch, device=self.device), row, invert=True))

@@ -64,6 +64,8 @@ class BoxRule:
         The places of the nodes on each axis through the centre, in one order for all axes.
     factor : Rule, optional
         The one-dimensional rule of which this is a product, the last axis fastest.
+    orbits : tuple of int
+        How many nodes, one after another, have the same weights, also in null rules; empty for a product.
     """
 
     name: str
@@ -73,6 +75,7 @@ class BoxRule:
     nulls: tuple[Array, ...]
     lines: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
     factor: Rule | None = None
+    orbits: tuple[int, ...] = ()
     _cache: dict[tuple[Any, ...], BoxRuleTensors] = field(default_factory=dict, repr=False)
 
     @property

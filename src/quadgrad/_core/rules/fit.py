@@ -6,7 +6,7 @@ Search holds f at points that no node saw against them (:mod:`quadgrad._core.sea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -44,6 +44,13 @@ class Fit:
     powers: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
     coefficients: Array
     basis: Array
+
+    @cached_property
+    def complete(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Of how many axes, from the first on, sums over all powers are complete after each term, ``(k,)``."""
+        differ = self.powers[1:] != self.powers[:-1]
+        highest = self.powers.shape[1] - 1 - differ[:, ::-1].argmax(1)
+        return np.append(highest, self.powers.shape[1])
 
     def at(self, u: Array) -> Array:
         """Return what makes the polynomial at points u ``(k, d)`` of the cell of f at the nodes, ``(k, m)``."""

@@ -56,7 +56,10 @@ def genz_malik(degree: int, d: int) -> BoxRule:
     nulls = _null_rules(moments, counts, weights)
     expand = np.repeat(np.arange(len(orbits)), counts)
     nodes = 0.5 + 0.5 * np.vstack(orbits)
-    return BoxRule(f"gm{degree}", nodes, weights[expand], degree, tuple(n[:, expand] for n in nulls), _lines(nodes))
+    return BoxRule(
+        f"gm{degree}", nodes, weights[expand], degree, tuple(n[:, expand] for n in nulls), _lines(nodes),
+        orbits=tuple(map(len, orbits)),
+    )  # fmt: skip
 
 
 def _orbit(generator: Generator, d: int) -> Array:

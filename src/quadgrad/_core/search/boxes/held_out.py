@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +31,10 @@ __all__ = [
     "SEED",
     "HeldOut",
     "compare_nodes",
+    "component_weights",
     "doubted_places",
     "group_shapes",
+    "held_out_bits",
     "held_out_points",
     "one_column",
 ]
@@ -78,7 +82,7 @@ class HeldOut:
         """Call f at as many points as what the integrals ``rows`` have ``spent`` leaves room for."""
         self.mesh, self.rule, points = mesh, mesh.rule, count_points(mesh.rule.d)
         self.count = count = max(0, min(points, problem.max_nfev - int(spent.max()))) if len(rows) else 0
-        self.values = torch.full((points, problem.batch), torch.nan, dtype=torch.float64, device=mesh.device)
+        self.values = torch.full((problem.batch, points), torch.nan, dtype=torch.float64, device=mesh.device)
         # On the device once for all blocks and rounds.
         self.points = torch.as_tensor(held_out_points(mesh.rule.d)[:count], device=mesh.device)
         self.fit = fit_of(self.rule)
@@ -86,7 +90,7 @@ class HeldOut:
         u = self.points[:, None]
         for owner in rows.split(max(1, problem.block // max(1, count))) if count else ():
             x, factor = mesh.domain.take(owner).place(u.expand(-1, len(owner), -1))
-            self.values[:count, owner] = one_column(problem.integrand(x, owner).detach()) * factor
+            self.values[owner, :count] = (one_column(problem.integrand(x, owner).detach()) * factor).T
 
     def draw(self, new: NewBoxes, part: slice, y: Tensor, factor: Tensor) -> Drawn | None:
         """Draw polynomials in those of some cells that are large enough, of f there ``(rows, n, *event)``."""
@@ -160,7 +164,7 @@ class HeldOut:
             mine, group = own[at], shape[at] - begin
             gap = torch.bmm(products[group], shown[mine].transpose(1, 2))
             seen = inside[group]
-            gap -= self.values[seen.clamp_min(0)[..., None], row[mine][:, None]]
+            gap -= self.values[row[mine][:, None], seen.clamp_min(0)[..., None]]
             gap = gap.abs_().nan_to_num_(0.0, 0.0)
             high, number = gap.max(1)
             real = slot[at] < first[1:][shape[at]][:, None]
@@ -221,11 +225,27 @@ def one_column(y: Tensor) -> Tensor:
     y = reals(y, 2)
     if y.ndim == 2:
         return y.double()
-    weight = 1.0 + 0.5 * torch.frac(0.6180339887498949 * torch.arange(y.shape[2], device=y.device).double())
-    return y.double() @ weight
+    return y.double() @ component_weights(y.shape[2], y.device)
+
+
+def component_weights(count: int, device: torch.device) -> Tensor:
+    """Return the weights of components in their sum."""
+    return 1.0 + 0.5 * torch.frac(0.6180339887498949 * torch.arange(count, device=device).double())
 
 
 @cache
 def held_out_points(d: int) -> Array:
     """Return the points, ``(count, d)``."""
     return make_sequence("sobol", d, SEED, 1, "cpu").points(0, count_points(d))[0].double().numpy()
+
+
+@cache
+def held_out_bits(d: int) -> tuple[Array, np.ndarray[Any, np.dtype[np.uint64]]]:
+    """Return the points ``(d, count)``, and which of them are in the cells of each axis: one bit for each.
+
+    The cells of an axis are those of no halving, of one, and so on to :data:`SHALLOW`, ``(d, cells, words)``.
+    """
+    points = np.ascontiguousarray(held_out_points(d).T)
+    halved = [np.floor(points * 2**k)[:, None] == np.arange(2**k)[:, None] for k in range(SHALLOW + 1)]
+    bits = np.packbits(np.concatenate(halved, axis=1), axis=2, bitorder="little")
+    return points, np.ascontiguousarray(bits).view(np.uint64)

@@ -7,6 +7,8 @@ held against the nodes of the cells across.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.kernel.boxes import locate_native
 
-__all__ = ["FACES", "SHARE_SEEN", "find_blind", "find_unseen", "locate_points"]
+__all__ = ["FACES", "SHARE_SEEN", "Sample", "find_blind", "find_unseen", "locate_points"]
 
 FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
@@ -24,9 +26,9 @@ HIGHER, LARGER = 3.0, 4.0
 """A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so
 much less volume."""
 
-MATTERS, EACH = 0.05, 0.01
+MATTERS, EACH, LEAST = 0.05, 0.01, 1e-4
 """What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
-halved."""
+halved. Faces are looked at with this part of the allowed error."""
 
 SHARE_SEEN = 1 / 32
 """For so many of the nodes that an integral has cost f is called at points anywhere."""
@@ -34,8 +36,23 @@ SHARE_SEEN = 1 / 32
 ABOVE = 1.5
 """A cell may be blind to a point where f is so many times higher than at its nodes."""
 
-LOOKS = 2**12
-"""So many faces of each integral are looked at."""
+LOOKS, KEY = 2**12, 49
+"""So many faces of each integral are looked at, chosen evenly from all in order of their mass, but for so many last
+binary digits of it."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """The size of f times the volume element, ``height`` ``(k,)``, at points ``(d, k)`` of cubes.
+
+    Of these the integrals ``mine`` have ``count`` each, one after another, and each of them stands for a ``share``.
+    """
+
+    mine: Tensor
+    count: Tensor
+    share: Tensor
+    point: Tensor
+    height: Tensor
 
 
 def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
@@ -53,7 +70,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     inside = torch.stack(
         (place > 0, place + 1 < torch.bitwise_left_shift(torch.ones_like(level), level.clamp_max(62))), 1
     )
-    counts = inside.flatten(0, 1) & (mass > 1e-2 * EACH * allowed[owner])
+    counts = inside.flatten(0, 1) & (mass > LEAST * allowed[owner])
     face, cell = counts.nonzero().unbind(1)
     if not len(face):
         return blind
@@ -73,16 +90,12 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
 
 
-def find_unseen(
-    cells: Cells, d: int, allowed: Tensor, whose: Tensor, point: Tensor, height: Tensor, share: Tensor
-) -> Tensor:
-    """Tell which cells are blind to what is at points ``(d, k)`` of the cubes of integrals ``whose``.
-
-    There f times the volume element has size ``height``; each point stands for a ``share`` of its cube.
-    """
+def find_unseen(cells: Cells, d: int, allowed: Tensor, sample: Sample) -> Tensor:
+    """Tell which cells are blind to what is at points anywhere, given the errors ``allowed``, ``(integrals,)``."""
     owner, level, place = cells.whole[0], cells.whole[HINTS : HINTS + d], cells.whole[HINTS + d :]
-    at = locate_points(owner, level, place, whose, point)
-    seen = cells.real[0][at]
+    whose, share = (t.repeat_interleave(sample.count) for t in (sample.mine, sample.share))
+    at = locate_points(owner, level, place, whose, sample.point)
+    seen, height = cells.real[0][at], sample.height
     missed = (height - seen) * share * (height > ABOVE * seen)
     each = torch.zeros_like(cells.real[0]).index_add_(0, at, missed)
     whole = sum_by_owner(each[None], owner, len(allowed))[0]
@@ -93,7 +106,7 @@ def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -
     """Return some faces of each integral, evenly from all by mass, and for how many each stands."""
     if int(torch.bincount(owner[cell], minlength=count).max()) <= LOOKS:
         return face, cell, torch.ones_like(face)
-    heavy = mass.argsort(descending=True, stable=True)
+    heavy = (mass.view(torch.int64) >> KEY).argsort(descending=True, stable=True)
     heavy = heavy[owner[cell[heavy]].argsort(stable=True)]
     own = owner[cell[heavy]]
     many = torch.bincount(own, minlength=count)

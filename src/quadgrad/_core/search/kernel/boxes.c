@@ -1,16 +1,6 @@
 /* In which boxes points are: the inside of neighbours.py, which explains it. */
 
-#include "kernel.h"
-
-enum { MOST_AXES = 16 }; /* more of them the caller leaves to tensors */
-
-/* Cells (d rows of n levels and places) and points (d rows of k); both as numbers that are put in order. */
-typedef struct {
-    int64_t d, n, k;
-    const int64_t *level, *place;
-    const double *point;
-    int64_t *answer;
-} Locating;
+#include "boxes.h"
 
 /* Put those that are in the upper half behind the others, and return how many are not. */
 INLINE int64_t part_cells(const Locating *to, int64_t *cell, int64_t count, int64_t axis, int64_t depth) {
@@ -24,19 +14,23 @@ INLINE int64_t part_cells(const Locating *to, int64_t *cell, int64_t count, int6
     return lower;
 }
 
-INLINE int64_t part_points(const Locating *to, int64_t *at, int64_t count, int64_t axis, double middle) {
-    int64_t lower = 0;
+/* The same, from one place to another: each number is written to both ends, and stays where it belongs. */
+INLINE int64_t part_points(const Locating *to, const int64_t *restrict at, int64_t *restrict other, int64_t count,
+                           int64_t axis, double middle) {
+    const double *restrict point = to->point + axis * to->k;
+    int64_t lower = 0, upper = count - 1;
     for (int64_t i = 0; i < count; i++) {
-        int64_t p = at[i];
-        at[i] = at[lower], at[lower] = p;
-        lower += !(to->point[axis * to->k + p] >= middle);
+        int64_t p = at[i], above = point[p] >= middle;
+        other[lower] = p, other[upper] = p;
+        lower += !above, upper -= above;
     }
     return lower;
 }
 
-/* Find the bisections of a box again, whose depth along each axis and lower corner (in boxes of that depth) are given. */
-static void locate(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t points, int64_t *depth,
-                   double *corner) {
+/* Find the bisections of a box again, whose depth along each axis and lower corner (in boxes of that depth) are given.
+ * There is `other` room for as many points. */
+static void locate(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t *other, int64_t points,
+                   int64_t *depth, double *corner) {
     if (points == 0 || cells == 0) return;
     int64_t axis = 0;
     for (int deeper = 0; cells > 1 && axis < to->d; axis += !deeper) {
@@ -49,24 +43,28 @@ static void locate(const Locating *to, int64_t *cell, int64_t cells, int64_t *at
         return;
     }
     double before = corner[axis], middle = ldexp(before + 0.5, (int)-depth[axis]);
-    int64_t lower = part_cells(to, cell, cells, axis, depth[axis]), near = part_points(to, at, points, axis, middle);
+    int64_t lower = part_cells(to, cell, cells, axis, depth[axis]), near = part_points(to, at, other, points, axis, middle);
     depth[axis]++;
     corner[axis] = 2.0 * before;
-    locate(to, cell, lower, at, near, depth, corner);
+    locate(to, cell, lower, other, at, near, depth, corner);
     corner[axis] = 2.0 * before + 1.0;
-    locate(to, cell + lower, cells - lower, at + near, points - near, depth, corner);
+    locate(to, cell + lower, cells - lower, other + near, at + near, points - near, depth, corner);
     depth[axis]--;
     corner[axis] = before;
+}
+
+/* Find for points, whose numbers are given, the cells that they are in, whose numbers are put in order. */
+void locate_all(const Locating *to, int64_t *cell, int64_t cells, int64_t *at, int64_t *other, int64_t points) {
+    int64_t depth[MOST_AXES] = {0};
+    double corner[MOST_AXES] = {0.0};
+    locate(to, cell, cells, at, other, points, depth, corner);
 }
 
 /* For `batch` integrals, of which each has the numbers of its cells and points between `first` and the next: find the
  * cells that the points are in. */
 EXPORT void locate_boxes(const Locating *to, int64_t batch, int64_t *cell, const int64_t *first_cell, int64_t *at,
-                         const int64_t *first_point) {
-    for (int64_t i = 0; i < batch; i++) {
-        int64_t depth[MOST_AXES] = {0};
-        double corner[MOST_AXES] = {0.0};
-        locate(to, cell + first_cell[i], first_cell[i + 1] - first_cell[i], at + first_point[i],
-               first_point[i + 1] - first_point[i], depth, corner);
-    }
+                         int64_t *other, const int64_t *first_point) {
+    for (int64_t i = 0; i < batch; i++)
+        locate_all(to, cell + first_cell[i], first_cell[i + 1] - first_cell[i], at + first_point[i],
+                   other + first_point[i], first_point[i + 1] - first_point[i]);
 }

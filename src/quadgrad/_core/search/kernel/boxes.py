@@ -22,7 +22,7 @@ def locate_native(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, po
         return None
     level, place, point = level.contiguous(), place.contiguous(), point.resolve_neg().contiguous()
     count = int(owner.max()) + 1 if len(owner) else 0
-    answer = INTEGERS.new_zeros(len(whose))
+    answer, other = INTEGERS.new_zeros(len(whose)), INTEGERS.new_empty(len(whose))
     # Most of them are in order: a sort that sees it is quicker.
     cell, at = (torch.from_numpy(t.numpy().argsort(kind="stable")) for t in (owner, whose))
     zero = INTEGERS.new_zeros(1)
@@ -33,6 +33,12 @@ def locate_native(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, po
         len(level), len(owner), len(whose), level.data_ptr(), place.data_ptr(), point.data_ptr(), answer.data_ptr()
     )
     load().locate_boxes(
-        byref(locating), count, cell.data_ptr(), first_cell.data_ptr(), at.data_ptr(), first_point.data_ptr()
+        byref(locating),
+        count,
+        cell.data_ptr(),
+        first_cell.data_ptr(),
+        at.data_ptr(),
+        other.data_ptr(),
+        first_point.data_ptr(),
     )
     return answer

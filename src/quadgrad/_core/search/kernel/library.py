@@ -20,6 +20,14 @@ from quadgrad._core.mesh.interval import Pieces
 from quadgrad._core.rules import Rule
 from quadgrad._core.rules import rule as rules
 from quadgrad._core.search import decide
+from quadgrad._core.search.kernel.box_structures import (
+    BoxColumns,
+    BoxLook,
+    BoxRound,
+    BoxSetting,
+    Estimating,
+    HeldOutNumbers,
+)  # fmt: skip
 from quadgrad._core.search.kernel.builds import describe, find
 from quadgrad._core.search.piles.stretches import MOST, TOGETHER, WORST, WORST_AT_END, Ends, Piled
 from quadgrad._core.status import Status
@@ -265,10 +273,27 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "begin_zoom": (Zoom, *"ppp"),
     "go_on_zooming": (Zoom,),
     "map_points": (Maps,),
-    "locate_boxes": (Locating, *"npppp"),
+    "locate_boxes": (Locating, *"nppppp"),
+    "lay_out_boxes": (BoxSetting, *"pppnppp"),
+    "place_boxes": (BoxSetting, *"ppnnnp"),
+    "estimate_boxes": (BoxSetting, Estimating, BoxColumns),
+    "hold_out_boxes": (BoxSetting, HeldOutNumbers, *"ppn", BoxColumns, "p"),
+    "remember_boxes": (BoxSetting, BoxColumns, *"nppp"),
+    "compare_boxes": (BoxSetting, BoxColumns, BoxColumns, "n"),
+    "mark_boxes": (BoxSetting, BoxColumns, BoxRound),
+    "finish_boxes": (BoxSetting, BoxColumns, BoxRound, "p"),
+    "group_boxes": (BoxColumns, BoxRound, "n"),
+    "copy_boxes": (BoxSetting, BoxColumns, *"pn", BoxColumns),
+    "order_boxes": (BoxSetting, BoxColumns, BoxLook),
+    "mark_blind_boxes": (BoxSetting, BoxColumns, BoxLook, *"ppp"),
+    "mark_unseen_boxes": (BoxSetting, BoxColumns, BoxLook, *"pnpppp"),
+    "halve_boxes": (BoxSetting, BoxColumns, *"npppp"),
     "merge_cells": (Merger,),
 }
-_RETURNING = ("configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells")
+_RETURNING = (
+    "configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes", "finish_boxes",
+    "group_boxes", "mark_blind_boxes",
+)  # fmt: skip
 
 
 @cache
