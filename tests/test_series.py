@@ -255,3 +255,21 @@ def test_ends_are_told_together_what_each_is_told_alone(monkeypatch: pytest.Monk
         alone = integrate(*one)
         for column in ("value", "error", "status", "nfev"):
             assert torch.equal(getattr(alone, column), getattr(found[name], column)), (name, column)
+
+
+@pytest.mark.parametrize("several", (False, True))
+@pytest.mark.parametrize("turns", (3.0, 10.0, 40.0))
+def test_damped_waves_converge_whether_bisected_or_summed(turns: float, several: bool) -> None:
+    """What is before a series may be many times the whole: its tolerance is that of the whole."""
+    generator = torch.Generator().manual_seed(int(turns))
+    p = torch.rand(40, generator=generator, dtype=torch.float64) + 0.05
+    w = turns * p * (0.5 + torch.rand(40, generator=generator, dtype=torch.float64))
+    f = lambda x, p, w: torch.exp(-p * x) * torch.cos(w * x)
+    g = (lambda x, p, w: torch.exp(torch.complex(-p * x, w * x))) if several else f
+    result = qg.quad(g, 0.0, torch.inf, (p, w))
+    true = p / (p**2 + w**2)
+    assert bool(result.converged.all())
+    assert bool(((result.value.real - true).abs() <= result.error).all())
+    assert bool((result.nfev < 7_000).all())
+    if turns <= 3.0:  # these bisection gets done with in a batch
+        assert result.plan.term is None

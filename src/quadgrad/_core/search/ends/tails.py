@@ -24,7 +24,7 @@ from quadgrad._core.search.ends.fading import are_hidden, sum_octaves
 from quadgrad._core.search.ends.towards import Best, Line, find_gains, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, call_places, noise
 
-__all__ = ["are_quiet", "find_tail", "wave_goes_on"]
+__all__ = ["NEGLIGIBLE", "SCAN", "are_quiet", "find_tail", "spread", "stretch", "turns", "wave_goes_on"]
 
 TERMS = 20
 """Terms of an oscillation that are computed; Levin's transform of 14 has ten digits."""
@@ -97,10 +97,10 @@ def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
     if not lines:
         return []
     problem = lines[0].problem
-    u = [_spread(*_stretch(line, distance)) for line, distance in zip(lines, distances, strict=True)]
+    u = [spread(*stretch(line, distance)) for line, distance in zip(lines, distances, strict=True)]
     x = torch.stack([line.x(t) for line, t in zip(lines, u, strict=True)], 1).to(lines[0].device)
     y = call_places(problem, torch.cat([line.owner for line in lines]), x)[..., 0].cpu()
-    changes, dips = _turns(y)
+    changes, dips = turns(y)
     still = ~y.isfinite().all(0) | ~(changes.any(0) | dips.any(0))
     for line in lines:
         line.spent += SCAN
@@ -278,31 +278,31 @@ def _law(size: Tensor, u: Tensor) -> Callable[[float], float] | None:
     return lambda at: float(size[-1]) * math.exp(min(rise * (of(at) - last), 700.0))
 
 
-def _stretch(line: Line, distance: float) -> tuple[float, float]:
+def stretch(line: Line, distance: float) -> tuple[float, float]:
     """Return from which u on, and how far, waves are looked for first."""
     begin = max(line.u_of(distance) / (1.0 if line.again else EARLIER), line.least)
     return begin, max(9.0 * begin, 1.0)
 
 
-def _spread(begin: float, length: float) -> Tensor:
+def spread(begin: float, length: float) -> Tensor:
     """Return the places of a stretch at which that is done."""
     return begin + length * torch.linspace(0.0, 1.0, SCAN, dtype=torch.float64, device="cpu")
 
 
-def _turns(y: Tensor) -> tuple[Tensor, Tensor]:
+def turns(y: Tensor) -> tuple[Tensor, Tensor]:
     """Tell, along the first dimension, between which the sign changes, and which, but for both ends, are least."""
     return (y[1:] > 0.0) != (y[:-1] > 0.0), (y[1:-1] < y[:-2]) & (y[1:-1] <= y[2:])
 
 
 def _phases(line: Line, distance: float) -> Tensor | None:
     """Return the zeros of an oscillation towards the end, or if it has none its minima."""
-    begin, length = _stretch(line, distance)
+    begin, length = stretch(line, distance)
     for _ in range(10):
-        u = _spread(begin, length)
+        u = spread(begin, length)
         y = line(u)
         if not bool(y.isfinite().all()):
             return None
-        changes, dips = (turns.nonzero().squeeze(1) for turns in _turns(y))
+        changes, dips = (told.nonzero().squeeze(1) for told in turns(y))
         dips = dips + 1
         zeros = len(changes) >= len(dips)
         count = len(changes) if zeros else 2 * len(dips)
@@ -338,7 +338,7 @@ def _is_coarse(line: Line, u: Tensor, y: Tensor, zeros: bool, count: int) -> boo
     """Tell whether there are more changes between the places than they show: of a fast wave they see any other."""
     between = line(0.5 * (u[1:] + u[:-1]))
     y = torch.stack((y[:-1], between), 1).flatten()
-    changes, dips = _turns(y)
+    changes, dips = turns(y)
     return int(changes.sum()) > count + 1 if zeros else 2 * int(dips.sum()) > count + 2
 
 
@@ -352,7 +352,7 @@ def _follow(function: Callable[[Tensor], Tensor], brackets: list[tuple[float, fl
         step = (c - b) * min(max((c - b) / (b - a), 0.5), 2.0)
         u = c + step * torch.tensor([0.6, 0.8, 0.95, 1.05, 1.2, 1.4], dtype=torch.float64, device="cpu")
         y = function(u)
-        change = _turns(y)[0].nonzero().squeeze(1)
+        change = turns(y)[0].nonzero().squeeze(1)
         if len(change) != 1 or not bool(y.isfinite().all()):
             return None
         i = int(change[0])

@@ -18,6 +18,7 @@ from torch import Tensor
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all
+from quadgrad._core.search.ends.decay import count_nodes_left
 from quadgrad._core.search.ends.tails import are_quiet
 from quadgrad._core.search.ends.towards import Line
 from quadgrad._core.search.piles.corners import SEVERAL, corners_first
@@ -48,6 +49,9 @@ ZOOMED, DEAR = 220, 1_600
 CHEAP, CHEAP_OF_SEVERAL = 250, 600
 """An end is not looked at before an integral has cost so many nodes; of several components it is dearer."""
 
+BISECTED = 3_000
+"""Waves that have decayed by when an integral has cost so many nodes are left to bisection."""
+
 IN_VAIN, PART = 27, 0.33
 """Nodes that it takes to see that f is smooth somewhere; in all they may cost this part of what was spent."""
 
@@ -56,6 +60,10 @@ SAVES, SAVES_STRONG = 600, 2_000
 
 AT_END = 1e-9
 """A place closer to the end of its piece, relative to the piece, is none."""
+
+
+Look = tuple[int, bool, float, bool, float]
+"""The row of a piece, whether its upper end, from which distance, whether for a wave, and the integral so far."""
 
 
 class Stoppable(Protocol):
@@ -95,6 +103,7 @@ class Piles:
     before: tuple[Tensor, Tensor] | None = None
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
+    left_until: dict[tuple[int, bool], float] = field(default_factory=dict[tuple[int, bool], float])
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
@@ -107,18 +116,25 @@ class Piles:
         one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
         least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
         costs, lines = [0] * len(owner), dict[int, Line]()
-        looks = dict[int, tuple[int, bool, float, bool, float]]()
+        looks, has_cost = dict[int, Look](), dict[int, float]()
         # The host reads all at once.
         for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
             row, upper, distance, singular, value, spent, *limits = told
             row, upper = int(row), bool(upper)
             times, wave = self.ends_tried.get((row, upper), 0), math.isinf(limits[upper]) or not singular
             due = times < ENDS_TRIED and not (times and self.rounds % 2)
+            due = due and spent >= self.left_until.get((row, upper), 0.0)
             if due and least <= spent <= most and (wave or self.rounds >= LATER):
                 looks[i] = row, upper, distance, wave, value
-                if one and wave:
+                if wave:
                     lines[i] = Line(problem, row, upper, tuple(limits), again=times > 0)
-        quiet = dict(zip(lines, are_quiet([*lines.values()], [looks[i][2] for i in lines]), strict=True))
+                    has_cost[i] = spent
+        quiet = dict[int, bool]()
+        if one:  # of several components no wave is told by one of them
+            quiet = dict(zip(lines, are_quiet([*lines.values()], [looks[i][2] for i in lines]), strict=True))
+        for i in self._leave_to_bisection(looks, {i: lines[i] for i in lines if not quiet.get(i)}, has_cost):
+            costs[i] = lines[i].spent
+            del looks[i]
         for i, (row, upper, distance, wave, value) in looks.items():
             again = (row, upper) in self.ends_tried
             self.ends_tried[row, upper] = self.ends_tried.get((row, upper), 0) + 1
@@ -128,6 +144,17 @@ class Piles:
                 costs[i] = self._see_tail(row, upper, distance, wave, value, again)
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
+
+    def _leave_to_bisection(
+        self, looks: dict[int, Look], lines: dict[int, Line], has_cost: dict[int, float]
+    ) -> list[int]:
+        """Return at which ends waves decay so soon that bisection will be done before a series paid."""
+        some = [i for i, line in lines.items() if line.infinite and has_cost[i] < BISECTED]
+        left = count_nodes_left([lines[i] for i in some], [looks[i][2] for i in some])
+        done = {i: has_cost[i] + nodes for i, nodes in zip(some, left, strict=True)}
+        soon = {i: nodes for i, nodes in done.items() if nodes <= BISECTED}
+        self.left_until.update({looks[i][:2]: nodes for i, nodes in soon.items()})
+        return list(soon)
 
     def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float, again: bool) -> int:
         """Look for a tail at one end; return what the integral is to be charged."""
