@@ -185,7 +185,7 @@ DISC = (-1.0, 1.0, lambda x: -(1 - x * x).sqrt(), lambda x: (1 - x * x).sqrt())
 QUARTER = (0.0, inf, lambda x: 0.0 * x, lambda x: 0.0 * x + inf)
 PLANE = (-inf, inf, lambda x: 0.0 * x - inf, lambda x: 0.0 * x + inf)
 
-DOUBLES = {
+FAMILY = {
     "x y": (lambda x, y: x * y, UNIT, 0.25, True),
     "exp": (lambda x, y: torch.exp(x + y), UNIT, math.expm1(1) ** 2, True),
     "cosine": (lambda x, y: torch.cos(x + y), UNIT, 2 * math.cos(1) - math.cos(2) - 1, True),
@@ -214,9 +214,9 @@ DOUBLES = {
 """f, where, the exact value, and whether the error reported is close; elsewhere it is that of a single integral."""
 
 
-@pytest.mark.parametrize("name", DOUBLES)
+@pytest.mark.parametrize("name", FAMILY)
 def test_nested_defaults(name: str) -> None:
-    f, (a, b, lower, upper), exact, is_close = DOUBLES[name]
+    f, (a, b, lower, upper), exact, is_close = FAMILY[name]
     outer = lambda x: qg.quad(lambda y, x: f(x, y), lower(x), upper(x), (x,)).value
     result = qg.quad(outer, t64(a), b)
     off, reported = abs(float(result.value) - exact), float(result.error)

@@ -62,7 +62,7 @@ def build(tree: Path, *arguments: str, **environment: str) -> tuple[str, dict[st
     }
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", str(tree / "dist"), *(arguments or ("-t", "wheel"))],
-        cwd=tree, env=kept | environment, capture_output=True, text=True, timeout=120,
+        cwd=tree, env=kept | environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (archive,) = (tree / "dist").iterdir()

@@ -59,7 +59,7 @@ class _Watch(TorchFunctionMode):
 def _requires_grad(value: Any) -> bool:
     if isinstance(value, Module):
         return any(p.requires_grad for p in value.parameters())
-    return isinstance(value, Tensor) and value.requires_grad
+    return isinstance(value, Tensor) and value.requires_grad and value.numel() > 0  # else a mere flag
 
 
 def _visible(function: Any, depth: int) -> Iterator[Any]:
