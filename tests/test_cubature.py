@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 import quadgrad as qg
 from benchmarks.problems.genz import FAMILIES, draw
@@ -363,3 +364,24 @@ def test_integrals_inside() -> None:
 def test_bad_input(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         qg.cubature(lambda x: x.sum(-1), **options)
+
+
+@pytest.mark.parametrize("gradient", [qg.Reuse(), qg.Resolve()], ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("d", [1, 2])
+def test_conjugates_are_integrated_as_they_are(d: int, gradient: qg.Reuse | qg.Resolve) -> None:
+    w, b = t64([1.0, 2.0]).requires_grad_(), torch.ones(2, d, dtype=torch.float64)
+    options = {"rtol": 1e-10, "gradient": gradient}
+    result = qg.cubature(lambda x, w: torch.exp(1j * w * x.sum(-1)).conj(), 0 * b, b, (w,), **options)
+    exact = ((1.0 - torch.exp(-1j * w)) / (1j * w)) ** d
+    assert bool(result.converged.all())
+    assert_close(result.value, exact, rtol=1e-10, atol=0.0)
+    for part, whole in ((result.value.real, exact.real), (result.value.imag, exact.imag)):
+        (found,), (true,) = (torch.autograd.grad(y.sum(), w, retain_graph=True) for y in (part, whole))
+        assert_close(found, true, rtol=1e-8, atol=0.0)
+    result.value.sum().abs().backward()
+    assert all(bool(error.isfinite().all()) for error in qg.gradient_error(result, (w,)))
+
+
+def test_no_budget_is_too_large() -> None:
+    result = qg.cubature(lambda x: x.sum(-1).sin(), [0.0] * 2, t64([1.0] * 2), max_nfev=10**30)
+    assert_close(result.value, t64(2.0 * math.sin(1.0) - math.sin(2.0)), rtol=1e-8, atol=0.0)

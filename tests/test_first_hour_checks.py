@@ -354,3 +354,14 @@ def test_a_solver_that_shares_its_steps_among_nodes_is_not_mixing() -> None:
     p = torch.tensor([0.5, 1.0], dtype=torch.float64)
     result = qg.quad(solved, 0.0, 1.0, (p,), rtol=1e-3)
     assert torch.allclose(result.value, p.expm1() / p, rtol=1e-3)
+
+
+def test_values_that_vary_by_less_than_the_tolerance_are_not_mixing() -> None:
+    def nearly(x: Tensor) -> Tensor:  # as quantised networks do, whose steps depend on the largest number
+        return torch.exp(-x) * (1.0 + 3e-3 * x.amax())
+
+    b = torch.linspace(0.5, 2.0, 7, dtype=torch.float64)
+    result = qg.quad(nearly, 0.0, b, rtol=2e-2)
+    assert bool(((result.value + torch.expm1(-b)).abs() <= 2e-2 * result.value).all())
+    with pytest.raises(qg.IntegrandError, match="for the same x"):
+        qg.quad(nearly, 0.0, b)

@@ -114,7 +114,7 @@ def differentiate(
 
 def as_reals(y: Tensor, lead: int) -> Tensor:
     """Return complex numbers as pairs, and everything after the leading dimensions as one."""
-    y = torch.view_as_real(y) if y.is_complex() else y
+    y = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
     return y.reshape(*y.shape[:lead], -1)
 
 

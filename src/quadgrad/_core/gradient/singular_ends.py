@@ -75,7 +75,7 @@ def join_outputs(y: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         y = (y * weight.conj()[..., None]).sum(-2)
         return y.real if y.is_complex() else y
-    return torch.view_as_real(y).movedim(-1, -2).flatten(-3) if y.is_complex() else y.flatten(-2)
+    return torch.view_as_real(y.resolve_conj()).movedim(-1, -2).flatten(-3) if y.is_complex() else y.flatten(-2)
 
 
 def measure_ends(

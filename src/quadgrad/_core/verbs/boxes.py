@@ -66,7 +66,7 @@ def prepare_boxes(
         )
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
     known = get_box_rule(choose_rule(box.d, tolerance.rtol) if rule == "auto" else rule, box.d)
-    budget = MOST if max_nfev is None else max_nfev
+    budget = MOST if max_nfev is None else min(max_nfev, 2**62)  # that integers of tensors hold, and a round more
     if budget < known.rows:
         raise ValueError(f"max_nfev={budget} is less than one box needs with {known.name}: {known.rows} nodes")
     return Problem(

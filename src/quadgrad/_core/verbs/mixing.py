@@ -59,7 +59,8 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
 
 def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
     """Raise if the values differ by more than rounding, and f is not random."""
-    integrand, near = problem.integrand, max(APART, problem.tolerance.eps**0.5)
+    near = max(APART, problem.tolerance.rtol, problem.tolerance.eps**0.5)
+    integrand = problem.integrand
 
     def differs(y: Tensor) -> Tensor:
         apart = (y - together).abs() > near * torch.maximum(y.abs(), together.abs())
