@@ -475,3 +475,36 @@ def test_nothing_is_differentiated_to_nothing(fn: Any, method: str, shape: tuple
     (slope,) = torch.autograd.grad(bridge.wrap(fn, method)(x).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(slope.sum(), x)
     assert slope.shape == second.shape == shape
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_given_derivative_stays_the_users(kept: bool) -> None:
+    slopes = np.array([2.0, 3.0])
+
+    def derivative(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = slopes if kept else np.array([2.0, 3.0])
+        found.flags.writeable = kept
+        return found, found
+
+    x, y = (torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    g = torch.tensor([5.0, 7.0], dtype=torch.float64)
+    wrapped = qg.bridge.wrap(lambda x, y: slopes * (x + y), derivative=derivative)
+    for _ in range(2):
+        for found in torch.autograd.grad(wrapped(x, y), (x, y), g):
+            assert found.tolist() == [10.0, 21.0]
+    assert slopes.tolist() == [2.0, 3.0]
+    assert g.tolist() == [5.0, 7.0]
+
+
+def test_a_read_only_derivative_is_multiplied() -> None:
+    def derivative(x: np.ndarray) -> np.ndarray:
+        found = 2.0 * x
+        found.flags.writeable = False
+        return found
+
+    x = torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True)
+    qg.bridge.wrap(lambda x: x * x, derivative=derivative)(x).backward(
+        torch.tensor([3.0, 5.0], dtype=torch.float64)
+    )
+    assert x.grad is not None
+    assert x.grad.tolist() == [6.0, 40.0]

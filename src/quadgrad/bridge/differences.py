@@ -84,15 +84,13 @@ class _Kept:
     @classmethod
     def first(cls, found: Estimate, width: Array, loud: Array) -> _Kept:
         """Keep a first estimate; outputs in steps that stand still contradict no other."""
-        if width.shape != found.value.shape:
-            width = np.broadcast_to(width, found.value.shape)
         believed = np.where(loud & (found.value == 0.0), np.inf, width)
-        return cls(found.value, found.error, believed, found.seen, np.zeros(width.shape, bool), found, width)
+        return cls(found.value, found.error, believed, found.seen, np.zeros(believed.shape, bool), found, width)
 
     def own(self) -> None:
         """Take copies of what is shared, before it is written to."""
         for name in ("value", "error", "width", "seen", "last_width"):
-            setattr(self, name, np.array(getattr(self, name)))
+            setattr(self, name, np.array(np.broadcast_to(getattr(self, name), self.kink.shape)))
         self.last = Estimate(*(np.array(part) for part in vars(self.last).values()))
 
     def enter(self, groups: Array, found: Estimate, width: Array) -> None:
@@ -218,7 +216,7 @@ def _doubts(problem: Problem, kept: _Kept, method: str) -> tuple[Array, Array]:
 def _poor(problem: Problem, kept: _Kept, method: str) -> Array:
     """Return where the error is far above what differences of a well-scaled function have."""
     groups, value, error = np.arange(problem.structure.groups), kept.value, kept.error
-    if np.all(error < _allowed(problem.precision ** QUALITY[method]) * np.abs(value)):  # nearly always
+    if (error <= _allowed(problem.precision ** QUALITY[method]) * np.abs(value)).all():  # nearly always
         return np.zeros(error.shape, bool)
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.where(np.isfinite(value), np.abs(value), 0.0), size)

@@ -28,6 +28,7 @@ from quadgrad.bridge.contract import (
     refuse_other_specs,
     specs_of,
 )
+from quadgrad.bridge.lazy import lazy
 
 __all__ = ["INPUT", "Callee", "aligned", "copied", "look_up"]
 
@@ -77,11 +78,19 @@ class Callee:
         if self.scalars:
             return tuple(y[0] for y in self.many([x[None] for x in inputs], expected))
         try:
-            result = copied(self.fn(*_filled(self.slots, inputs, self.tensors)))
+            result = copied(self._call(inputs))
         except Exception as error:
             add_input_note(error, inputs, self.name)
             raise
         return self._checked(result, inputs, expected, "")
+
+    @lazy
+    def _takes_arrays(self) -> bool:
+        return not (self.tensors or self.scalars) and all(slot is INPUT for slot in self.slots)
+
+    def _call(self, row: Sequence[Any]) -> Any:
+        """Call fn with copies."""
+        return self.fn(*(map(np.array, row) if self._takes_arrays else _filled(self.slots, row, self.tensors)))
 
     @property
     def any_shape(self) -> bool:
@@ -90,12 +99,16 @@ class Callee:
 
     def about(self, what: str, fn: Callable[..., Any]) -> Callee:
         """Return how to call what is given about fn: a derivative, which nobody calls at many points."""
-        known = self.__dict__.setdefault("_about", dict[str, Callee]())
+        known = self._about
         if what not in known:
             known[what] = replace(
                 self, fn=fn, name=f"{what}= of {self.name}", executor=None, elementwise=False, vectorized=False
             )
         return known[what]
+
+    @lazy
+    def _about(self) -> dict[str, Callee]:
+        return {}
 
     def raw(self, inputs: Sequence[Any]) -> Any:
         """Call fn with inputs as they are; return what it returns."""
@@ -187,8 +200,7 @@ class Callee:
         ``lost`` stands for what it returns where a number is outside its domain, if that is no error.
         """
         if self.executor is None or len(rows) == 1:
-            plain = not (self.tensors or self.scalars) and all(slot is INPUT for slot in self.slots)
-            call = lambda row: self.fn(*map(np.array, row) if plain else _filled(self.slots, row, self.tensors))
+            call = self._call
             waiting: Sequence[Any] = rows
         else:
             self._refuse_nested_pool()

@@ -177,14 +177,8 @@ class _Call(_Product):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        place, inputs = ctx.place, ctx.saved_tensors
-        wanted, incoming = _needed(ctx, inputs), _filled(ctx, inputs[0], gradients)
-        if not torch.is_grad_enabled() and operators.plainly(inputs, incoming):
-            groups = inputs, incoming
-            found = operators.plain_product("vjp", place.task, wanted, place.lanes, place.extra, groups)
-        else:
-            found = _Vjp.apply(replace(place, wanted=wanted), *inputs, *incoming)
-        return None, *_entered(found, wanted, place.count)
+        inputs = ctx.saved_tensors
+        return _pulled(ctx, inputs, _filled(ctx, inputs[0], gradients))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -197,18 +191,29 @@ class _Call(_Product):
         return _Call._vmap(info, in_dims, *args)
 
 
+def _pulled(ctx: Any, inputs: Sequence[Tensor], incoming: Sequence[Tensor]) -> Any:
+    """Return the gradients of a call, none for its place."""
+    place, wanted = ctx.place, _needed(ctx, inputs)
+    if not torch.is_grad_enabled() and operators.plainly(inputs, incoming):
+        groups = inputs, incoming
+        found = operators.plain_product("vjp", place.task, wanted, place.lanes, place.extra, groups)
+    else:
+        found = _Vjp.apply(replace(place, wanted=wanted), *inputs, *incoming)
+    return None, *_entered(found, wanted, place.count)
+
+
 class _PlainCall(torch.autograd.Function):
     """The same where no transform is open: a function that sets up its own context is called at half the cost."""
 
     @staticmethod
     def forward(ctx: Any, place: Place, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = tuple(operators.plain_values(place.task, place.lanes, inputs))
-        _Product.setup_context(ctx, (place, *inputs), outputs)
-        return outputs
+        ctx.place = place
+        ctx.save_for_backward(*inputs)
+        return tuple(operators.plain_values(place.task, place.lanes, inputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _Call.backward(ctx, *gradients)
+        return _pulled(ctx, ctx.saved_tensors, gradients)
 
 
 class _Vjp(_Product):

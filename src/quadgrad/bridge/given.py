@@ -42,7 +42,15 @@ def elementwise_products(
 ) -> list[Array]:
     """Return the gradients of the only output, which has the shape of every input, for one cotangent."""
     found = _elementwise(callee, inputs, [cotangent.shape], which)
-    return [np.real(np.conj(part) * cotangent) for (part,) in found]
+    return [_product(part, cotangent) for (part,) in found]
+
+
+def _product(part: Array, cotangent: Array) -> Array:
+    """Return the real part of a derivative's conjugate times a cotangent, in the memory of the derivative."""
+    if part.dtype.kind == "c" or cotangent.dtype.kind == "c":
+        return np.real(np.conj(part) * cotangent)
+    fits = part.flags.writeable and part.dtype == cotangent.dtype and part.shape == cotangent.shape
+    return np.multiply(part, cotangent, out=part if fits else None)
 
 
 def _elementwise(

@@ -22,6 +22,7 @@ __all__ = ["BLOCK", "ODD", "PLACES", "RARE", "beside", "differences", "with_nois
 PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
 """Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
 of a product k x grows evenly from point to point then, and its differences vanish."""
+FARTHEST = float(PLACES.max())
 GOLDEN = 0.6180339887498949
 ORDERS = (3, 4, 5)
 SPACINGS = (2.0**-27, 2.0**-21, 2.0**-15)
@@ -290,7 +291,7 @@ def beside(problem: Problem, spacing: float, places: Array, unit: Array | None =
         # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
         least = np.maximum(64.0 * resolution, TINY)
         length = np.maximum(np.rint(length / least), 1.0) * least
-        length = np.minimum(length, np.maximum(above, below) / PLACES.max())
+        length = np.minimum(length, np.maximum(above, below) / FARTHEST)
         points[:, some] = x + places[:, None] * np.where(above >= below, length, -length)
     return problem.representable(points)
 

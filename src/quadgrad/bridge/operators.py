@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_WIDE = frozenset((torch.float64, torch.complex128))
 
 _tasks: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -59,7 +60,11 @@ def _arrays(tensors: Sequence[Tensor]) -> Arrays:
 
 def _vectors(tensors: Sequence[Tensor]) -> list[Array]:
     """Return tangents or cotangents, which may be complex."""
-    return [t.to(torch.complex128 if t.is_complex() else torch.float64).numpy(force=True) for t in tensors]
+    return [(t if t.dtype in _WIDE else _widened(t)).numpy(force=True) for t in tensors]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _signature(lanes: int, inputs: Sequence[Tensor]) -> tuple[Spec, ...]:
@@ -80,7 +85,11 @@ def plainly(*groups: Sequence[Tensor]) -> bool:
     """Whether nobody records or replaces operators, so that the dispatcher, which takes longer, may be left out."""
     if in_transform() or forward_mode_open() or dispatch_mode_open():
         return False
-    return all(type(t) in PLAIN and not is_batched(t) for group in groups for t in group)
+    for group in groups:
+        for t in group:
+            if type(t) not in PLAIN or is_batched(t):
+                return False
+    return True
 
 
 def values(handle: str, lanes: int, inputs: Sequence[Tensor]) -> list[Tensor]:

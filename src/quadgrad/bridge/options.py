@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -95,8 +96,7 @@ class Options:
             if key in self.bounds:
                 lower, upper = (np.broadcast_to(np.asarray(b, np.float64), shape).ravel() for b in self.bounds[key])
                 return lower, upper
-        size = prod(shape)
-        return np.broadcast_to(-np.inf, size), np.broadcast_to(np.inf, size)
+        return _no_bounds(prod(shape))
 
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...] | None:
         """Return the declared shapes of the outputs for inputs of these shapes."""
@@ -105,6 +105,11 @@ class Options:
             return None
         several = any(isinstance(part, tuple | list) for part in declared)
         return tuple(tuple(int(size) for size in part) for part in (declared if several else (declared,)))
+
+
+@lru_cache(maxsize=8)
+def _no_bounds(size: int) -> tuple[Array, Array]:
+    return np.broadcast_to(-np.inf, size), np.broadcast_to(np.inf, size)
 
 
 def make_options(

@@ -134,7 +134,7 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     odd about x the slopes over equal distances are equal, and equally wrong. Richardson: a pair for each level.
     """
     two_sided = side == 0.0
-    pair = np.stack((np.where(two_sided, 1.0, side), np.where(two_sided, -1.0, 2.0 * side)))
+    pair = np.array((np.where(two_sided, 1.0, side), np.where(two_sided, -1.0, 2.0 * side)))
     if method == "pair":
         return pair
     if method == "richardson":
@@ -142,7 +142,7 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     farther = np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
     if method == "forward":
         return np.where(two_sided, np.stack((-farther, 2.0 * farther)), pair)
-    return np.concatenate((pair, np.where(two_sided, 2.0 * farther, 3.0 * side)[None]))
+    return np.array((*pair, np.where(two_sided, 2.0 * farther, 3.0 * side)))
 
 
 def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
@@ -286,4 +286,6 @@ def evaluate(problem: Problem, groups: Array, points: Array) -> Array:
         members = problem.structure.members(groups[i : i + block])
         moved = np.where(members, points[..., None, :], problem.x)
         parts.append(problem.evaluate(moved.reshape(-1, n)).reshape(*lead, len(members), -1))
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts, axis=-2) if parts else np.zeros((*lead, 0, problem.value.size))

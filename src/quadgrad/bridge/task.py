@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -369,7 +370,7 @@ class Task:
         extra: int,
         inputs: Sequence[Array],
         vectors: Sequence[Sequence[Array]],
-        product: Callable[..., Array],
+        multiply: Callable[..., Array],
         linearize: Callable[[Arrays, Sequence[int]], Linearization],
         like: str,
     ) -> Arrays:
@@ -384,7 +385,7 @@ class Task:
         sizes = [prod(shape) for shape in shapes]
         rows: list[Array] = []
         lost: list[tuple[tuple[int, ...], Exception]] = []
-        for index in np.ndindex(*lane_shape):
+        for index in product(*map(range, lane_shape)):
             at = (*index, ...)
             flat = [_flat([v[at] for v in group], count) for group in vectors]
             if any(rows.shape[1] == 0 for rows in flat) or not sum(sizes):
@@ -392,7 +393,7 @@ class Task:
                 rows.append(np.zeros((count, sum(sizes))))
                 continue
             try:
-                rows.append(product(linearize(tuple(x[at] for x in inputs), wanted), *flat))
+                rows.append(multiply(linearize(tuple(x[at] for x in inputs), wanted), *flat))
             except (NoDerivativeError, OutsideError) as error:
                 lost.append((index, error))
                 rows.append(np.full((count, sum(sizes)), np.nan))
