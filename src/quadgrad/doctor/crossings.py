@@ -247,14 +247,13 @@ class _Search:
 
     def _follow(self, line: _Line, crossing: Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
-        jump = None
-        by_outcome = self.at_point.trace.decisions[crossing.number].levels == "outcome"
+        jump, by_outcome = None, self._is_by_outcome(crossing)
         for closeness in (_SHOWS, _WIDTH) if not by_outcome else ():
             ends = self._close_in(crossing, closeness)
             jump = jump if ends is None else self._jump(crossing, *ends)
             if ends is None or (jump is not None and jump.size > 0.0):
                 break
-        jump = self._bisect(crossing) if by_outcome else jump
+        jump = self._bisect(crossing) if jump is None else jump
         if jump is None:
             line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
             return
@@ -389,11 +388,12 @@ class _Search:
                 shows = abs(beyond.run.value - near.run.value) > self._noise(abs(beyond.t - near.t) * slope)
                 if width <= 2.5 * _WIDTH or (width <= closeness and closeness > _WIDTH and shows):
                     return near, beyond, self.main.size if width <= 2.5 * _WIDTH else slope
-            if len(points) < 2 or self._left() < 2:
-                return None
+            if len(points) < 2 or self._left() < (_A_CROSSING + 1 if far else 2):
+                return None  # what is left is enough for a bisection, if there is something to bisect
             root = root_of(points, far)
-            if far and halve >= 2:
-                root, halve = 0.5 * (points[far].t + points[far - 1].t), 0
+            if far and halve >= 2:  # of a margin that is not smooth interpolation tells little from far away
+                narrow = abs(points[far].t - points[far - 1].t) <= 2.0 * _NARROWER * abs(points[far].t)
+                root, halve = 0.5 * (points[far].t + points[far - 1].t), 0 if narrow else 2
             if root is None or abs(root) > _REACH:
                 return None
             # Of an interpolation the next error is the square of the last one, about.
@@ -439,21 +439,27 @@ class _Search:
         return abs(value - near.run.value)
 
     def _bisect(self, crossing: Crossing) -> _Size | None:
-        """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide.
+        """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide,
+        or where runs are too few to close in on a margin that is not smooth.
 
-        What the new outcome changes stays as large near the place as it is at the point, or shrinks.
+        What the new outcome changes stays as large near the place as it is further away, or shrinks.
         """
-        points = self._points(crossing)
+        points, by_outcome = self._points(crossing), self._is_by_outcome(crossing)
         while far := changed(points):
             near, beyond = points[far - 1], points[far]
-            if abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t):
+            away = [p for p in points[:far] if by_outcome or abs(near.margin) <= _NARROWER * abs(p.margin)]
+            if away and abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t):
                 there = self._exchanged(crossing.number, near, beyond)
-                here = self._exchanged(crossing.number, points[0], beyond) if there > self._noise(0.0) else math.inf
+                reference = away[0 if by_outcome else -1]
+                here = self._exchanged(crossing.number, reference, beyond) if there > self._noise(0.0) else math.inf
                 return _Size(there, abs(near.t)) if there > _STAYS * here else _NONE
             if self._left() < _A_CROSSING:
                 return None
             points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
         return None
+
+    def _is_by_outcome(self, crossing: Crossing) -> bool:
+        return self.at_point.trace.decisions[crossing.number].levels == "outcome"
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
