@@ -191,9 +191,12 @@ class _Search:
     def _outlook(self, lines: list[_Line]) -> float | None:
         """Return where to run next: a little behind where a line that was not followed yet may change, or far out.
 
-        A decision that changed between two runs is certain, and each run tells of all lines.
+        A decision that changed between two runs is certain, and each run tells of all lines. Of outcomes nothing
+        else tells whether more of them follow.
         """
-        waiting = [line for line in lines if line.open and not line.done]
+        waiting = [
+            line for line in lines if line.open and not (line.done and not self._is_by_outcome(line.numbers[0]))
+        ]
         if not waiting:
             return None
         guesses = [c.t for line in waiting if (c := self._nearest(line, _NEAR, certain=False)) is not None]
@@ -247,7 +250,7 @@ class _Search:
 
     def _follow(self, line: _Line, crossing: Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
-        jump, by_outcome = None, self._is_by_outcome(crossing)
+        jump, by_outcome = None, self._is_by_outcome(crossing.number)
         for closeness in (_SHOWS, _WIDTH) if not by_outcome else ():
             ends = self._close_in(crossing, closeness)
             jump = jump if ends is None else self._jump(crossing, *ends)
@@ -439,12 +442,11 @@ class _Search:
         return abs(value - near.run.value)
 
     def _bisect(self, crossing: Crossing) -> _Size | None:
-        """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide,
-        or where runs are too few to close in on a margin that is not smooth.
+        """Return how far the output jumps where runs are too few to close in, or no margin is known to close in by.
 
         What the new outcome changes stays as large near the place as it is further away, or shrinks.
         """
-        points, by_outcome = self._points(crossing), self._is_by_outcome(crossing)
+        points, by_outcome = self._points(crossing), self._is_by_outcome(crossing.number)
         while far := changed(points):
             near, beyond = points[far - 1], points[far]
             away = [p for p in points[:far] if by_outcome or abs(near.margin) <= _NARROWER * abs(p.margin)]
@@ -452,14 +454,18 @@ class _Search:
                 there = self._exchanged(crossing.number, near, beyond)
                 reference = away[0 if by_outcome else -1]
                 here = self._exchanged(crossing.number, reference, beyond) if there > self._noise(0.0) else math.inf
-                return _Size(there, abs(near.t)) if there > _STAYS * here else _NONE
+                if there > _STAYS * here:
+                    return _Size(there, abs(near.t))
+                if by_outcome and (margins := self._margins_of(crossing.number)) is not None:
+                    margins.go_on(beyond.run.trace.decisions[crossing.number].out)
+                return _NONE
             if self._left() < _A_CROSSING:
                 return None
             points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
         return None
 
-    def _is_by_outcome(self, crossing: Crossing) -> bool:
-        return self.at_point.trace.decisions[crossing.number].levels == "outcome"
+    def _is_by_outcome(self, number: int) -> bool:
+        return self.at_point.trace.decisions[number].levels == "outcome"
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
