@@ -191,12 +191,9 @@ class _Search:
     def _outlook(self, lines: list[_Line]) -> float | None:
         """Return where to run next: a little behind where a line that was not followed yet may change, or far out.
 
-        A decision that changed between two runs is certain, and each run tells of all lines. Of outcomes nothing
-        else tells whether more of them follow.
+        A decision that changed between two runs is certain, and each run tells of all lines.
         """
-        waiting = [
-            line for line in lines if line.open and not (line.done and not self._is_by_outcome(line.numbers[0]))
-        ]
+        waiting = [line for line in lines if line.open and not line.done]
         if not waiting:
             return None
         guesses = [c.t for line in waiting if (c := self._nearest(line, _NEAR, certain=False)) is not None]
@@ -260,7 +257,8 @@ class _Search:
         if jump is None:
             line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
             return
-        line.done.add((crossing.number, crossing.column))
+        if not by_outcome or jump.size:
+            line.done.add((crossing.number, crossing.column))
         if jump.size > 0.0 and not jump.carried:
             self._is_told, line.open = True, False
         if not line.open or not line.jump.size:
@@ -454,15 +452,18 @@ class _Search:
                 there = self._exchanged(crossing.number, near, beyond)
                 reference = away[0 if by_outcome else -1]
                 here = self._exchanged(crossing.number, reference, beyond) if there > self._noise(0.0) else math.inf
-                if there > _STAYS * here:
-                    return _Size(there, abs(near.t))
-                if by_outcome and (margins := self._margins_of(crossing.number)) is not None:
-                    margins.go_on(beyond.run.trace.decisions[crossing.number].out)
-                return _NONE
+                return _Size(there, abs(near.t)) if there > _STAYS * here else self._pass(crossing.number, beyond)
             if self._left() < _A_CROSSING:
                 return None
             points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
         return None
+
+    def _pass(self, number: int, point: Point) -> _Size:
+        """Note that an outcome matters no more than that at the point: the next one may."""
+        margins = self._margins_of(number)
+        if margins is not None and self._is_by_outcome(number):
+            margins.passed.append(point.run.trace.decisions[number].out)
+        return _NONE
 
     def _is_by_outcome(self, number: int) -> bool:
         return self.at_point.trace.decisions[number].levels == "outcome"

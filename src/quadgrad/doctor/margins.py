@@ -33,11 +33,6 @@ class Margins:
     order: Tensor | None = None
     passed: list[Held] = field(default_factory=lambda: [])
 
-    def go_on(self, outcome: Held) -> None:
-        """Look for what is behind this outcome, which matters no more than that at the point does."""
-        self.passed.append(outcome)
-        self.columns = self.columns + 1
-
     def at(self, decision: Decision) -> Tensor | None:
         """Return the margins in another run; None where it decides on something of another shape."""
         if self.decision.levels == "outcome":
