@@ -51,7 +51,7 @@ def lifted(x: Tensor) -> Tensor:
 
 def pixels(x: Tensor, mode: str, **how: Any) -> Tensor:
     image = torch.arange(30.0, dtype=x.dtype).sin().reshape(1, 1, 5, 6) * x.sum()
-    return F.grid_sample(image, x.reshape(1, 2, 2, 2), mode=mode, **how).pow(2).sum() + (x**2).sum()
+    return F.grid_sample(image, 0.97 * x.reshape(1, 2, 2, 2), mode=mode, **how).pow(2).sum() + (x**2).sum()
 
 
 PIXELS = [{"padding_mode": p, "align_corners": a} for p in ("zeros", "border", "reflection") for a in (True, False)]

@@ -448,7 +448,8 @@ class _Search:
         while far := changed(points):
             near, beyond = points[far - 1], points[far]
             away = [p for p in points[:far] if by_outcome or abs(near.margin) <= _NARROWER * abs(p.margin)]
-            if away and abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t):
+            narrow = abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t)
+            if away and narrow and (by_outcome or self._is_alone(crossing, near, beyond)):
                 there = self._exchanged(crossing.number, near, beyond)
                 reference = away[0 if by_outcome else -1]
                 here = self._exchanged(crossing.number, reference, beyond) if there > self._noise(0.0) else math.inf
@@ -457,6 +458,17 @@ class _Search:
                 return None
             points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
         return None
+
+    def _is_alone(self, crossing: Crossing, near: Point, far: Point) -> bool:
+        """Whether no other choice of this decision changes between two runs: of an integral's nodes many do."""
+        margins, sides = (
+            self._margins_of(crossing.number),
+            [self._values(p.run, crossing.number) for p in (near, far)],
+        )
+        if margins is None or sides[0] is None or sides[1] is None or self.x.program.rehearsal.kept:
+            return False
+        changes = (sides[0] > 0.0) != (sides[1] > 0.0)
+        return bool((margins.columns[changes] == crossing.column).all())
 
     def _pass(self, number: int, point: Point) -> _Size:
         """Note that an outcome matters no more than that at the point: the next one may."""
