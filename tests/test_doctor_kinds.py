@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quadgrad as qg
+from quadgrad.doctor.program import Program as Moved
 
 DTYPES = {"double": torch.float64, "single": torch.float32}
 Program = Callable[[Tensor], Any]
@@ -46,6 +47,14 @@ def lifted(x: Tensor) -> Tensor:
     lift = torch.zeros_like(many)
     lift[31] = 0.3
     return torch.where(many > 0.1, many - 0.1 + lift, 0.0 * many).sum() + (x**2).sum()
+
+
+def pixels(x: Tensor, mode: str, **how: Any) -> Tensor:
+    image = torch.arange(30.0, dtype=x.dtype).sin().reshape(1, 1, 5, 6) * x.sum()
+    return F.grid_sample(image, 0.97 * x.reshape(1, 2, 2, 2), mode=mode, **how).pow(2).sum() + (x**2).sum()
+
+
+PIXELS = [{"padding_mode": p, "align_corners": a} for p in ("zeros", "border", "reflection") for a in (True, False)]
 
 
 SICK: dict[str, tuple[Program, str]] = {
@@ -118,6 +127,33 @@ def test_what_is_healthy_is_ok(kind: str, dtype: str) -> None:
     report = qg.doctor.check(HEALTHY[kind], start(DTYPES[dtype]))
     assert report.ok, str(report)
     assert report.runs <= 25 + 6 * max(1, len(report.rows)), report.runs
+
+
+@pytest.mark.parametrize("how", PIXELS, ids=str)
+def test_the_nearest_pixel_is_a_step_and_is_sampled_as_torch_does(how: dict[str, Any]) -> None:
+    x = start(torch.float64)
+    report = qg.doctor.check(lambda x: pixels(x, "nearest", **how), x)
+    assert {(row.operation, row.verdict) for row in report.findings} == {("grid_sample(nearest)", "STEP")}, str(
+        report
+    )
+    autograd = torch.autograd.grad(pixels(x, "nearest", **how), x)[0]
+    steps = Moved(lambda x: x, [x], [], 0, lambda: None).direction(0)[0]
+    assert abs(report.autograd - float(autograd @ steps)) <= 1e-12 * float(autograd.abs() @ steps.abs())
+    assert qg.doctor.check(lambda x: pixels(x, "bilinear", **how), x).ok
+
+
+@pytest.mark.parametrize("weight", [[1.0, 1.0, 2.0], [2.0, 2.0, 1.0], [3.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("level", [0.0, 0.1, -0.3])
+def test_places_whose_first_change_does_not_matter_are_followed(weight: list[float], level: float) -> None:
+    chosen = torch.tensor(weight, dtype=torch.float64)
+    x = torch.tensor([0.32, -0.63, 0.87, -0.21], dtype=torch.float64, requires_grad=True)
+    f = lambda x: chosen[F.relu(x - level).nonzero()[0, 0]] * x.sum() + (x**2).sum()
+    steps = Moved(f, [x], [], 0, lambda: None).direction(0)[0]
+    there = [x.detach() + t * steps for t in torch.linspace(-0.9, 0.9, 181).tolist()]
+    jumps = len({float(chosen[(y > level).nonzero()[0, 0]]) for y in there}) > 1
+    report = qg.doctor.check(f, x)
+    assert report.verdict == ("STEP" if jumps else "OK"), str(report)
+    assert report.runs <= 25 + 6, report.runs
 
 
 def test_a_backward_pass_that_makes_up_for_what_is_severed_hides_it_not() -> None:

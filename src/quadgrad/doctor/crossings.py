@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from quadgrad.doctor.kinks import bends_only
 from quadgrad.doctor.margins import Margins, margins_of
 from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
+from quadgrad.doctor.roots import Point, changed, root_of, slope_beside, zeros_of
 from quadgrad.doctor.together import Crossing, Together
 from quadgrad.doctor.trace import Decision, Event, Order
 from quadgrad.doctor.values import Held
@@ -74,14 +74,6 @@ class _Size(NamedTuple):
 
 
 _NONE = _Size(0.0, 0.0)
-
-
-class _Point(NamedTuple):
-    """A run along the direction, and a margin there."""
-
-    t: float
-    run: Run
-    margin: float
 
 
 @dataclass(eq=False)
@@ -255,18 +247,18 @@ class _Search:
 
     def _follow(self, line: _Line, crossing: Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
-        jump = None
-        by_outcome = self.at_point.trace.decisions[crossing.number].levels == "outcome"
+        jump, by_outcome = None, self._is_by_outcome(crossing.number)
         for closeness in (_SHOWS, _WIDTH) if not by_outcome else ():
             ends = self._close_in(crossing, closeness)
             jump = jump if ends is None else self._jump(crossing, *ends)
             if ends is None or (jump is not None and jump.size > 0.0):
                 break
-        jump = self._bisect(crossing) if by_outcome else jump
+        jump = self._bisect(crossing) if jump is None else jump
         if jump is None:
             line.failed.add((crossing.number, crossing.column, crossing.t > 0.0))
             return
-        line.done.add((crossing.number, crossing.column))
+        if not by_outcome or jump.size:
+            line.done.add((crossing.number, crossing.column))
         if jump.size > 0.0 and not jump.carried:
             self._is_told, line.open = True, False
         if not line.open or not line.jump.size:
@@ -360,21 +352,10 @@ class _Search:
         before = self._values(self.at_point, number)
         if before is None:
             return None
-        sign, places = before > 0.0, torch.full_like(before, torch.inf)
-        near, slope = 0.0, torch.zeros_like(before)
-        for t in sorted(side * t for t in self._runs if side * t > 0.0):
-            margin = self._values(self._runs[side * t], number)
-            if margin is None:
-                break
-            slope = (margin - before) / (t - near)
-            crossed = ((margin > 0.0) != sign) & places.isinf()
-            places = torch.where(crossed, near - before / slope, places)
-            near, before = t, margin
-        beyond = near - before / slope
-        free = places.isinf() & (beyond > near) & (slope != 0.0)
+        further = sorted(side * t for t in self._runs if side * t > 0.0)
+        places, guessed = zeros_of(before, ((t, self._values(self._runs[side * t], number)) for t in further))
         if certain:
-            free &= self._straight(number, beyond)
-        places = torch.where(free, beyond, places)
+            places[guessed & ~self._straight(number, places)] = torch.inf
         if number in self._bends:
             places[self._bends[number]] = torch.inf
         return torch.where(places.isfinite(), places, torch.inf)
@@ -387,32 +368,33 @@ class _Search:
         bend = (right - 2.0 * here + left).abs() * places * 4.0 / self.main.step
         return bend <= 1e-7 * (right - left).abs()
 
-    def _points(self, crossing: Crossing) -> list[_Point]:
+    def _points(self, crossing: Crossing) -> list[Point]:
         """Return all runs so far to this side of the point, with the margin there, the nearest first."""
-        found: list[_Point] = []
+        found: list[Point] = []
         for t in sorted((t for t in self._runs if t * crossing.t >= 0.0), key=abs):
             values = self._values(self._runs[t], crossing.number)
             if values is None:
                 break
-            found.append(_Point(t, self._runs[t], float(values[crossing.element])))
+            found.append(Point(t, self._runs[t], float(values[crossing.element])))
         return [p for p in found if math.isfinite(p.margin)]
 
-    def _close_in(self, crossing: Crossing, closeness: float) -> tuple[_Point, _Point, float] | None:
+    def _close_in(self, crossing: Crossing, closeness: float) -> tuple[Point, Point, float] | None:
         """Return two runs close to each other with the crossing between them, and what slopes are there."""
         points, last, halve = self._points(crossing), crossing.t, 0
         for _ in range(_TRIES):
-            far = _changed(points)
+            far = changed(points)
             if far:
-                near, beyond, slope = points[far - 1], points[far], self._slope(points, far)
+                near, beyond, slope = points[far - 1], points[far], max(self.main.size, slope_beside(points, far))
                 width = abs(beyond.t - near.t) / abs(beyond.t)
                 shows = abs(beyond.run.value - near.run.value) > self._noise(abs(beyond.t - near.t) * slope)
                 if width <= 2.5 * _WIDTH or (width <= closeness and closeness > _WIDTH and shows):
                     return near, beyond, self.main.size if width <= 2.5 * _WIDTH else slope
-            if len(points) < 2 or self._left() < 2:
-                return None
-            root = _root(points, far)
-            if far and halve >= 2:
-                root, halve = 0.5 * (points[far].t + points[far - 1].t), 0
+            if len(points) < 2 or self._left() < (_A_CROSSING + 1 if far else 2):
+                return None  # what is left is enough for a bisection, if there is something to bisect
+            root = root_of(points, far)
+            if far and halve >= 2:  # of a margin that is not smooth interpolation tells little from far away
+                narrow = abs(points[far].t - points[far - 1].t) <= 2.0 * _NARROWER * abs(points[far].t)
+                root, halve = 0.5 * (points[far].t + points[far - 1].t), 0 if narrow else 2
             if root is None or abs(root) > _REACH:
                 return None
             # Of an interpolation the next error is the square of the last one, about.
@@ -421,27 +403,22 @@ class _Search:
             width = abs(points[far].t - points[far - 1].t) if far else math.inf
             for t in (root * (1.0 - around), root * (1.0 + around)) if off <= 0.03 else (root,):
                 points = self._with(points, t, crossing)
-            last, narrower = root, _changed(points)
+            last, narrower = root, changed(points)
             if narrower and abs(points[narrower].t - points[narrower - 1].t) > 0.5 * width:
                 halve += 1
         return None
 
-    def _slope(self, points: list[_Point], far: int) -> float:
-        """Return how fast the output changes at most, at the point and before and behind a crossing."""
-        beside = [pair for pair in itertools.pairwise(points) if pair[0] is not points[far - 1]]
-        return max(self.main.size, *(abs((b.run.value - a.run.value) / (b.t - a.t)) for a, b in beside), 0.0)
-
-    def _with(self, points: list[_Point], t: float, crossing: Crossing) -> list[_Point]:
+    def _with(self, points: list[Point], t: float, crossing: Crossing) -> list[Point]:
         """Return the points and one more."""
         run = self._attempt(t)
         values = None if run is None else self._values(run, crossing.number)
         if run is None or values is None or not math.isfinite(margin := float(values[crossing.element])):
             return points
-        return sorted([*(p for p in points if p.t != t), _Point(t, run, margin)], key=lambda p: abs(p.t))
+        return sorted([*(p for p in points if p.t != t), Point(t, run, margin)], key=lambda p: abs(p.t))
 
     # ------------------------------------------------------------------------------------ what happens there
 
-    def _jump(self, crossing: Crossing, near: _Point, far: _Point, slope: float) -> _Size:
+    def _jump(self, crossing: Crossing, near: Point, far: Point, slope: float) -> _Size:
         """Return how far the output jumps there: with the other outcome on this side, so nothing else counts."""
         width = abs(far.t - near.t)
         noise = self._noise(width * slope)
@@ -453,7 +430,7 @@ class _Search:
         carried = abs(far.margin - near.margin) > (1e-2 + 10.0 * width / abs(near.t)) * before
         return _Size(size, abs(near.t), carried) if size > noise else _NONE
 
-    def _exchanged(self, number: int, near: _Point, far: _Point) -> float:
+    def _exchanged(self, number: int, near: Point, far: Point) -> float:
         """Return what the outcome that a decision has elsewhere changes of the output."""
         outcome = far.run.trace.decisions[number].out
         try:
@@ -463,21 +440,45 @@ class _Search:
         return abs(value - near.run.value)
 
     def _bisect(self, crossing: Crossing) -> _Size | None:
-        """Return how far the output jumps where an outcome changes, of which nobody knows the numbers that decide.
+        """Return how far the output jumps where runs are too few to close in, or no margin is known to close in by.
 
-        What the new outcome changes stays as large near the place as it is at the point, or shrinks.
+        What the new outcome changes stays as large near the place as it is further away, or shrinks.
         """
-        points = self._points(crossing)
-        while far := _changed(points):
+        points, by_outcome = self._points(crossing), self._is_by_outcome(crossing.number)
+        while far := changed(points):
             near, beyond = points[far - 1], points[far]
-            if abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t):
+            away = [p for p in points[:far] if by_outcome or abs(near.margin) <= _NARROWER * abs(p.margin)]
+            narrow = abs(beyond.t - near.t) <= _NARROWER * abs(beyond.t)
+            if away and narrow and (by_outcome or self._is_alone(crossing, near, beyond)):
                 there = self._exchanged(crossing.number, near, beyond)
-                here = self._exchanged(crossing.number, points[0], beyond) if there > self._noise(0.0) else math.inf
-                return _Size(there, abs(near.t)) if there > _STAYS * here else _NONE
+                reference = away[0 if by_outcome else -1]
+                here = self._exchanged(crossing.number, reference, beyond) if there > self._noise(0.0) else math.inf
+                return _Size(there, abs(near.t)) if there > _STAYS * here else self._pass(crossing.number, beyond)
             if self._left() < _A_CROSSING:
                 return None
             points = self._with(points, 0.5 * (near.t + beyond.t), crossing)
         return None
+
+    def _is_alone(self, crossing: Crossing, near: Point, far: Point) -> bool:
+        """Whether no other choice of this decision changes between two runs: of an integral's nodes many do."""
+        margins, sides = (
+            self._margins_of(crossing.number),
+            [self._values(p.run, crossing.number) for p in (near, far)],
+        )
+        if margins is None or sides[0] is None or sides[1] is None or self.x.program.rehearsal.kept:
+            return False
+        changes = (sides[0] > 0.0) != (sides[1] > 0.0)
+        return bool((margins.columns[changes] == crossing.column).all())
+
+    def _pass(self, number: int, point: Point) -> _Size:
+        """Note that an outcome matters no more than that at the point: the next one may."""
+        margins = self._margins_of(number)
+        if margins is not None and self._is_by_outcome(number):
+            margins.passed.append(point.run.trace.decisions[number].out)
+        return _NONE
+
+    def _is_by_outcome(self, number: int) -> bool:
+        return self.at_point.trace.decisions[number].levels == "outcome"
 
     def _noise(self, smooth: float) -> float:
         return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
@@ -488,31 +489,3 @@ def _other_outcome(held: Held) -> Held:
     other = lambda x: ~x if x.dtype == torch.bool else (x == 0).to(x.dtype)
     steps = lambda x: isinstance(x, Tensor) and (len(held.leaves) == 1 or not x.is_floating_point())
     return held._replace(leaves=tuple(other(x) if steps(x) else x for x in held.leaves))
-
-
-def _changed(points: list[_Point]) -> int:
-    """Return which one is the first to the other side of zero; 0 if none is."""
-    return next((i for i, p in enumerate(points) if (p.margin > 0.0) != (points[0].margin > 0.0)), 0)
-
-
-def _root(points: list[_Point], far: int) -> float | None:
-    """Return where the margin is zero: between two points, by a parabola through a third; else by the secant."""
-    if not far:
-        before, last = points[-2:]
-        slope = (last.margin - before.margin) / (last.t - before.t)
-        root = last.t - last.margin / slope if slope else math.inf
-        return root if math.isfinite(root) and abs(root) > abs(last.t) and root * last.t >= 0.0 else None
-    a, b = points[far - 1], points[far]
-    others = [p for p in (*points[max(0, far - 2) : far - 1], *points[far + 1 : far + 2])]
-    secant = a.t - a.margin * (b.t - a.t) / (b.margin - a.margin)
-    for c in sorted(others, key=lambda p: abs(p.t - secant)):
-        if c.margin not in (a.margin, b.margin):
-            ya, yb, yc = a.margin, b.margin, c.margin
-            root = (
-                a.t * yb * yc / ((ya - yb) * (ya - yc))
-                + b.t * ya * yc / ((yb - ya) * (yb - yc))
-                + c.t * ya * yb / ((yc - ya) * (yc - yb))
-            )
-            if min(a.t, b.t) < root < max(a.t, b.t):
-                return root
-    return secant if min(a.t, b.t) < secant < max(a.t, b.t) else 0.5 * (a.t + b.t)

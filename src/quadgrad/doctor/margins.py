@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from quadgrad.doctor.names import SELECTIONS
 from quadgrad.doctor.trace import Decision
-from quadgrad.doctor.values import same_outcome
+from quadgrad.doctor.values import Held, same_outcome
 
 __all__ = ["Margins", "margins_of"]
 
@@ -23,18 +23,21 @@ class Margins:
     """The margins of one decision, one of each element (or pair of elements) and level it may reach next.
 
     ``level`` is where the numbers that decide have to get, ``order`` how those of a selection stood at the point,
-    ``columns`` which margins belong to the same choice, or the same integral.
+    ``columns`` which margins belong to the same choice, or the same integral. Where the outcome alone is known,
+    the margin is positive at the point's and at those ``passed`` since.
     """
 
     decision: Decision
     level: Tensor
     columns: Tensor
     order: Tensor | None = None
+    passed: list[Held] = field(default_factory=lambda: [])
 
     def at(self, decision: Decision) -> Tensor | None:
         """Return the margins in another run; None where it decides on something of another shape."""
         if self.decision.levels == "outcome":
-            return torch.tensor([1.0 if same_outcome(self.decision.out, decision.out) else -1.0]).double()
+            known = any(same_outcome(each, decision.out) for each in (self.decision.out, *self.passed))
+            return torch.tensor([1.0 if known else -1.0], dtype=torch.float64)
         quantity = _numbers(decision)
         here = _numbers(self.decision)
         if quantity is None or here is None or quantity.shape != here.shape:

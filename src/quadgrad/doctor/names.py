@@ -44,7 +44,7 @@ ROUNDINGS = (
         _names("__index__ __int__ byte ceil ceil_ char fix floor floor_ frac int long short trunc trunc_"),
         "integers",
     )
-    | dict.fromkeys(_names("round round_"), "halves")
+    | dict.fromkeys(_names("grid_sample(nearest) round round_"), "halves")
     | dict.fromkeys(
         _names(
             "__floordiv__ __mod__ __rfloordiv__ __rmod__ bool floor_divide fmod hardshrink heaviside remainder sgn "

@@ -27,6 +27,7 @@ from quadgrad._core._torch import (
 from quadgrad._core.rehearsal import current_rehearsal
 from quadgrad.doctor import values
 from quadgrad.doctor.decisions import is_decision, quantity_of
+from quadgrad.doctor.grids import NEAREST, round_grid
 from quadgrad.doctor.implicit import IMPLICIT, moved_sample
 from quadgrad.doctor.kinks import gap_between
 from quadgrad.doctor.marks import why_intended
@@ -104,15 +105,20 @@ class Watch(TorchFunctionMode):
         for tensor in tensors:
             if tensor.requires_grad:
                 self.notice(tensor)
-        wide = self.order.wide
         if straight := name == "gumbel_softmax" and kwargs.get("hard"):
             kwargs = {**kwargs, "hard": False}
-        call = lambda: widen(func, name, args, kwargs) if wide else func(*args, **kwargs)
+        call = self._prepare(func, name, args, kwargs, tensors)
         if straight:
             return self._straight_through(call(), kwargs.get("dim", -1))
         if is_in_place(name) and args:
             return self._in_place(call, name, args, tensors)
         return self._operation(call, name, args, kwargs, tensors)
+
+    def _prepare(self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Callable[[], Any]:
+        """Return the operation with its arguments, in double precision if the order wants it."""
+        if name == "grid_sample" and any(carries(t) for t in tensors[1:]):
+            args, kwargs = round_grid(args, kwargs, lambda x, n: self._decide(NEAREST, (x,), {}, n, True))
+        return lambda: widen(func, name, args, kwargs) if self.order.wide else func(*args, **kwargs)
 
     @property
     def idle(self) -> bool:
