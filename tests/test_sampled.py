@@ -310,7 +310,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "length": (lambda: qg.simpson(Y, torch.ones(4)), ValueError, r"x of shape \(4,\) does not fit y of shape"),
     "rows": (lambda: qg.trapezoid(Y, torch.ones(3, 5)), ValueError, r"x of shape \(3, 5\) does not fit"),
     "ndim": (lambda: qg.trapezoid(Y[0], torch.ones(3, 5)), ValueError, r"give x of shape \(5,\) for all rows"),
-    "scalar x": (lambda: qg.trapezoid(Y, 2.0), ValueError, r"x of shape \(\) does not fit"),
+    "scalar x": (lambda: qg.trapezoid(Y, 2.0), ValueError, r"x is one number, not a place for each sample"),
     "dim": (lambda: qg.trapezoid(Y, dim=2), IndexError, r"dim=2 is out of range: y of shape \(2, 5\) has -2 to 1"),
     "dim type": (lambda: qg.trapezoid(Y, dim=1.0), TypeError, "dim=1.0 must be an integer"),
     "scalar": (lambda: qg.simpson(torch.tensor(1.0)), ValueError, "y is a single number: simpson needs samples"),
