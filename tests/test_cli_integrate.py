@@ -39,6 +39,11 @@ def refused(*words: str) -> str:
     return result.stderr
 
 
+def test_a_command_without_a_variable_shows_how_to_write_it():
+    assert "--over x 0 inf" in refused("exp(-x)", "0", "inf")
+    assert "--over" in invoke("--help").output
+
+
 @pytest.mark.parametrize(
     ("text", "lower", "upper", "exact"),
     [

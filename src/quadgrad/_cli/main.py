@@ -150,6 +150,8 @@ def add_integrate(app: "typer.Typer") -> None:
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
+            if args and "--help" not in args and not any(word.startswith(OVER) for word in args):
+                fail(f"name the variable and its limits: {OVER} x 0 inf")
             return super().parse_args(ctx, args)
 
     @app.command(epilog=vocabulary(), context_settings=lenient, cls=Command)

@@ -13,6 +13,7 @@ from torch import Tensor
 from quadgrad._core._torch import add_lanes, in_transform, outside_transforms, without_derivatives
 from quadgrad._core.antiderivative.heights import Values
 from quadgrad._core.antiderivative.places import Places
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.lanes import Lanes, plain
 from quadgrad._core.mesh.limits import Limits
 from quadgrad._core.problem import Problem
@@ -83,7 +84,7 @@ def receive(given: Any, name: str, curve: Curve, flows: bool) -> Points:
     own, made = curve.lanes, curve.problem.batch_shape
     batch = made[len(own.sizes) :] if own else made
     try:
-        shape = torch.broadcast_shapes(given.shape, batch)
+        shape = broadcast_shapes(given.shape, batch)
     except RuntimeError:
         raise ValueError(
             f"{name} of shape {tuple(given.shape)} does not broadcast with the batch {tuple(batch)}: give each "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributions
 from torch.distributions import Independent, MixtureSameFamily
 
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.distributions.quantiles import elementwise
 
 __all__ = ["MOST_STATES", "finite_states", "probability", "window"]
@@ -70,7 +71,7 @@ def probability(distribution: Any, x: Tensor) -> Tensor:
         return torch.where(x == 1.0, distribution.probs, 1.0 - distribution.probs)
     if isinstance(distribution, distributions.Categorical):
         probs = distribution.probs
-        shape = torch.broadcast_shapes(x.shape, probs.shape[:-1])
+        shape = broadcast_shapes(x.shape, probs.shape[:-1])
         return probs.expand(*shape, -1).gather(-1, x.expand(shape)[..., None])[..., 0]
     if isinstance(distribution, distributions.OneHotCategorical):
         return (distribution.probs * x).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.sampled.tridiagonal import solve_tridiagonal
 
 __all__ = ["End", "cubic_slopes", "periodic_slopes"]
@@ -110,5 +111,5 @@ def _put_first(number: float, row: Tensor) -> Tensor:
 
 def _join(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate along the last dimension, the others broadcast."""
-    rows = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
+    rows = broadcast_shapes(first.shape[:-1], second.shape[:-1])
     return torch.cat((first.expand(*rows, -1), second.expand(*rows, -1)), -1)

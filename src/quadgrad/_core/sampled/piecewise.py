@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quadgrad._core.broadcasting import broadcast_shapes
+
 __all__ = ["Pieces"]
 
 
@@ -27,7 +29,7 @@ class Pieces:
         places = t.detach() + 0.0 * self.x.detach()[..., :1]
         x = self.x.detach()
         if x.ndim > 1:
-            rows = torch.broadcast_shapes(places.shape[:-1], x.shape[:-1])
+            rows = broadcast_shapes(places.shape[:-1], x.shape[:-1])
             places, x = places.expand(*rows, -1), x.expand(*rows, -1)
         place = torch.searchsorted(_dense(x), _dense(places), right=True)
         return (place - 1).clamp(0, self.x.shape[-1] - 2)
@@ -111,7 +113,7 @@ def _pick(values: Tensor, place: Tensor) -> Tensor:
         return values.index_select(-1, place)
     if values.ndim == 1:
         return values[place]
-    rows = torch.broadcast_shapes(values.shape[:-1], place.shape[:-1])
+    rows = broadcast_shapes(values.shape[:-1], place.shape[:-1])
     return values.expand(*rows, -1).gather(-1, place.expand(*rows, -1))
 
 

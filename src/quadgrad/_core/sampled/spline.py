@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.lanes import plain
 from quadgrad._core.misuse import NotItsValue
@@ -232,7 +233,7 @@ class Spline(NotItsValue, Printed):
             for name, end, place in (("a", a, 0), ("b", b, -1))
         ]
         try:
-            shape = torch.broadcast_shapes(batch, *(end.shape for end in ends))
+            shape = broadcast_shapes(batch, *(end.shape for end in ends))
         except RuntimeError:
             shown = ", ".join(f"{n} {tuple(end.shape)}" for n, end in zip("ab", ends, strict=True))
             raise ValueError(f"limits do not broadcast with the batch of splines {tuple(batch)}: {shown}") from None
@@ -292,7 +293,7 @@ def _pieces(samples: Samples, kind: Any) -> Pieces:
     """Check the samples and return the pieces."""
     gaps = require_increasing(samples, "spline")
     y, x = samples.y, cast(Tensor, samples.x)
-    y = y.expand(*torch.broadcast_shapes(y.shape[:-1], x.shape[:-1]), -1)
+    y = y.expand(*broadcast_shapes(y.shape[:-1], x.shape[:-1]), -1)
     y = require(y.isfinite(), y, lambda: _not_finite(y))
     secants = y.diff(dim=-1) / gaps
     if isinstance(kind, str) and kind in LOCAL:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.integrand import Element, Integrand, make_argument, take_arguments, tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
@@ -300,7 +301,7 @@ def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) ->
     if len(different) <= 1:
         return different.pop() if different else ()
     try:
-        return tuple(torch.broadcast_shapes(*different))
+        return tuple(broadcast_shapes(*different))
     except RuntimeError:
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(

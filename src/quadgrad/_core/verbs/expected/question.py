@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.advice import Called, remedy, spread
+from quadgrad._core.broadcasting import broadcast_shapes
 from quadgrad._core.distributions.parts import Parts, floating, take_apart
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.integrand import Element, element, take_arguments, tensor_and_ndim
@@ -191,7 +192,7 @@ def ask(f: Any, distribution: Any, args: Any, params: Any, weight: Any) -> Quest
     shapes = {f"args[{i}]": tuple(_lead(v)) for i, v in enumerate(args) if isinstance(v, Tensor | Element)}
     shapes["distribution.batch_shape"] = tuple(distribution.batch_shape)
     try:
-        batch_shape = tuple(torch.broadcast_shapes(*shapes.values()))
+        batch_shape = tuple(broadcast_shapes(*shapes.values()))
     except RuntimeError:
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(

@@ -72,7 +72,8 @@ def look(question: Question) -> Reach:
         slopes: list[Any] = [None] * len(inputs)
         if y.requires_grad and inputs:
             weight = torch.rand(y.shape, dtype=y.dtype, device=y.device, generator=_generator(y.device))
-            slopes = list(torch.autograd.grad(y, inputs, weight, allow_unused=True))
+            # A cotangent of its own given to grad would load SymPy.
+            slopes = list(torch.autograd.grad((y * weight).sum().real, inputs, allow_unused=True))
     path = continuous and slopes[0] is not None
     by_draws = path and bool((slopes[0] != 0.0).any())
     slopes = slopes[1:] if continuous else slopes
