@@ -26,7 +26,7 @@ def test_faults_are_found_and_sized_in_random_programs(kind: str) -> None:
             assert not outcome.defects, (outcome, f"examine_program({outcome.seed}, **{KINDS[kind][0]})")
 
 
-@pytest.mark.parametrize("seed", [3_448_000, 774_255_131, 774_273_631, 774_312_531])
+@pytest.mark.parametrize("seed", [3_448_000, 774_255_131, 774_273_631, 774_312_531, 1_293_055_013])
 def test_crossings_of_margins_that_are_not_smooth_are_reached(seed: int) -> None:
     outcome = examine_program(seed, **KINDS["steps alone"][0])
     assert outcome is not None and outcome.jumps

@@ -169,3 +169,20 @@ def test_a_step_before_a_line_that_decides_is_not_that_lines():
 
     report = qg.doctor.check(f, t64([0.32, -0.63, 0.87]).requires_grad_())
     assert {row.operation for row in report.findings} == {"floor"}, str(report)
+
+
+@pytest.mark.parametrize("least", (False, True), ids=("largest", "smallest"))
+@pytest.mark.parametrize("at", (0.045, 0.0495))
+@pytest.mark.parametrize("moves", (False, True), ids=("stays", "moves"))
+def test_of_equals_behind_a_clamp_the_first_is_chosen(moves: bool, at: float, least: bool) -> None:
+    """The second one wins until both are clamped: then the first does, which changes nothing if it is the same."""
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    sign = -1.0 if least else 1.0
+
+    def program(b: torch.Tensor) -> torch.Tensor:
+        places = torch.stack([b + (0.95 if moves else 0.97), b + 0.96, b + 0.5])
+        u = sign * torch.clamp(places, max=1.0)
+        return weights[u.argmin() if least else u.argmax()] * (1.0 + b)
+
+    report = qg.doctor.check(program, torch.tensor(at, dtype=torch.float64, requires_grad=True))
+    assert report.verdict == ("STEP" if moves else "OK")

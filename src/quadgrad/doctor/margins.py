@@ -43,14 +43,28 @@ class Margins:
         if quantity is None or here is None or quantity.shape != here.shape:
             return None
         if self.order is not None:
-            return self._none_zero(_ranked(quantity, self.order, self.decision.levels).flatten())
+            margins = _ranked(quantity, self.order, self.decision.levels)
+            return self._none_zero(margins.flatten(), self._goes_first().expand(margins.shape).flatten())
         one = quantity.flatten()
         return self._none_zero(torch.cat([one] * (self.level.numel() // max(1, one.numel()))) - self.level)
 
-    def _none_zero(self, margins: Tensor) -> Tensor:
+    def _goes_first(self) -> Tensor:
+        """Tell, of each margin of a selection, whether among equals it falls as it did at the point.
+
+        The first of equals is the largest, or the smallest; of other ranks it is not known.
+        """
+        levels = self.decision.levels
+        assert self.order is not None
+        if levels not in ("ranks", "rank0", "rank-1"):
+            return torch.ones((), dtype=torch.bool)
+        apart = _ranked(torch.arange(self.order.shape[-1]).expand(self.order.shape), self.order, levels)
+        return apart > 0 if levels == "rank-1" else apart < 0
+
+    def _none_zero(self, margins: Tensor, positive: Tensor | None = None) -> Tensor:
         """Return margins of which those that are zero have the sign of the side to which zero belongs."""
-        positive = self.order is not None or self.decision.op in _ZERO_IS_POSITIVE
-        return torch.where(margins == 0.0, _TINY if positive else -_TINY, margins)
+        if positive is None:
+            positive = torch.tensor(self.decision.op in _ZERO_IS_POSITIVE)
+        return torch.where(margins == 0.0, torch.where(positive, _TINY, -_TINY).to(margins.dtype), margins)
 
 
 def margins_of(decision: Decision, integrates: bool) -> Margins | None:
@@ -62,6 +76,8 @@ def margins_of(decision: Decision, integrates: bool) -> Margins | None:
         return None
     if decision.op in SELECTIONS and decision.levels != "zero":
         order = x.argsort(dim=-1, descending=True, stable=True)
+        if decision.levels == "rank-1":  # of equals the first one is the smallest
+            order = x.argsort(dim=-1, stable=True).flip(-1)
         count = _ranked(x, order, decision.levels).numel()
         columns = torch.arange(count)
         if (
