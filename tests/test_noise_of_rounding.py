@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import leaf, t64
+from quadgrad._core.search.kernel import opening
 
 ROUNDED: dict[str, Callable[..., Tensor]] = {
     "exp(px) - 1 - px": lambda x, p: (torch.exp(1e-4 * p * x) - 1 - 1e-4 * p * x) / 1e-8,
@@ -65,3 +67,28 @@ def test_derivatives_of_differences_of_what_is_rounded() -> None:
     result = qg.quad(f, t64(0.1), 1.0, (p,), rtol=1e-8, gradient=qg.Resolve(rtol=1e-12), on_failure="ignore")
     assert result.derivative is not None and bool(result.converged.all())
     assert result.derivative.status.tolist() == [int(qg.Status.ROUNDOFF)] * 2
+
+
+@pytest.mark.parametrize("engine", ("kernel", "tensors"))
+@pytest.mark.parametrize("name", ("step", "peak", "kink"))
+@pytest.mark.parametrize(("low", "upper"), ((0.0, True), (1.0, True), (1.0, False)))
+def test_what_is_close_to_an_end_in_single_precision(
+    name: str, low: float, upper: bool, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Close to an end other than 0 nodes soon are equal numbers; farther out cells are halved all the same."""
+    if engine == "tensors":
+        monkeypatch.setattr(opening, "load", lambda: None)
+    end, sign = low + upper, 1.0 if upper else -1.0
+    place = end - sign * torch.linspace(0.01, 0.05, 21)
+    apart = (end - place.double()).abs()
+    f, exact = {
+        "step": (lambda x, p: torch.where(sign * (x - p) > 0.0, 1.0, 0.0), apart),
+        "peak": (
+            lambda x, p: torch.exp(-(((x - p) * 300.0) ** 2)),
+            (torch.erf(apart * 300.0) + 1.0) * (math.pi**0.5 / 600.0),
+        ),
+        "kink": (lambda x, p: (x - p).abs(), (apart**2 + (1.0 - apart) ** 2) / 2.0),
+    }[name]
+    result = qg.quad(f, low, low + 1.0, (place,), on_failure="ignore")
+    assert int(result.converged.sum()) >= (19 if name == "peak" else 21)  # without halves 8 and 10
+    assert bool(((result.value.double() - exact).abs() <= result.error.double() + 2e-6 * exact).all())

@@ -190,7 +190,11 @@ class IntervalEstimate:
         # Closer to the end rounding of x weighs more: there the extrapolation may be worse.
         worth = (end.curable > end.floor + end.blur) & (end.blur * touches < (0.5 * STEP) * end.error)
         nearest = (layout.outer * torch.exp(rate)).abs() * step
-        blunt = nearest * layout.extent <= 4.0 * self.info.eps * reach
+        closest = nearest
+        if self.info.eps > torch.finfo(torch.float64).eps:
+            # A cell that is not resolved farther out can be halved where nodes closer to the end are blunt.
+            closest = torch.where(unresolved, STEP * (new.stop - new.start), nearest)
+        blunt = closest * layout.extent <= 4.0 * self.info.eps * reach
         narrow = (nearest <= max(NEAREST, tiny**0.5)) | (rate >= -SHORTEST)
         # In case that the cell is halved after all; of one at the end, f as close to it as a first cell looks.
         if layout.image is None:

@@ -147,7 +147,10 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int worth = curable > rounding && (touches ? place / C.step : 0.0) < 0.5 * all;
     double edge = fabs((cell->start >= 0.0 ? cell->stop : cell->start) * exp(layout->rate[at]));
     if (touches) edge *= C.step;
-    int blunt = !(edge * layout->span[at] > 4.0 * set->eps * reach);
+    /* In single precision a cell not resolved farther out can be halved where nodes closer to the end are blunt. */
+    int halved = set->eps > DBL_EPSILON && s->decay >= C.unresolved;
+    double closest = halved ? C.step * (cell->stop - cell->start) : edge;
+    int blunt = !(closest * layout->span[at] > 4.0 * set->eps * reach);
     int narrow = !(edge > larger(C.nearest, sqrt(set->tiny)) && -layout->rate[at] > C.shortest);
     cell->error = all, cell->floor = lost ? 0.0 : floor;
     cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow);
