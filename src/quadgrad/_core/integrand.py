@@ -305,7 +305,8 @@ class Integrand:
 
     def _widen(self, y: Tensor) -> Tensor:
         """Return the values in the dtype of the sums; conjugates as they are, not as a view of what they are of."""
-        y = y.resolve_conj() if y.is_conj() else y
+        if y.is_complex() and not torch.compiler.is_compiling():  # which cannot ask
+            y = y.resolve_conj()
         return y if y.dtype == self.sum_dtype else y.to(torch.promote_types(self.sum_dtype, y.dtype))
 
     def _call(self, x: Tensor, args: list[Any]) -> Tensor:

@@ -216,7 +216,7 @@ def _doubts(problem: Problem, kept: _Kept, method: str) -> tuple[Array, Array]:
 def _poor(problem: Problem, kept: _Kept, method: str) -> Array:
     """Return where the error is far above what differences of a well-scaled function have."""
     groups, value, error = np.arange(problem.structure.groups), kept.value, kept.error
-    if (error <= _allowed(problem.precision ** QUALITY[method]) * np.abs(value)).all():  # nearly always
+    if (error < _allowed(problem.precision ** QUALITY[method]) * np.abs(value)).all():  # nearly always
         return np.zeros(error.shape, bool)
     size = np.abs(problem.value) / problem.structure.spread(np.maximum(problem.scale, 1.0), groups)
     size = np.fmax(np.where(np.isfinite(value), np.abs(value), 0.0), size)
