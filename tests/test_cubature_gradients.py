@@ -90,7 +90,7 @@ def test_a_third_mixed_derivative(d: int) -> None:
 
     assert float(third(exact_bell)) > 0.02
     own = third(lambda a, b, k: integral(a, b, k, rtol=1e-6))
-    torch.testing.assert_close(own, third(exact_bell), rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(own, third(exact_bell), rtol=1e-9, atol=0.0)
 
 
 def test_reversed_collapsed_and_infinite_sides() -> None:

@@ -317,6 +317,19 @@ def test_one_warning_for_a_training_that_fails_in_every_step() -> None:
     assert len(caught) == 1
 
 
+def test_roots_at_places_of_their_own_are_followed() -> None:
+    c = t64([0.3, 0.5, 0.6])
+    f = lambda x, c: (x - c).abs() ** -0.3
+    kept, fresh = qg.Integrator(on_failure="ignore"), 0
+    for step in range(12):
+        moved = c + 1e-3 * step
+        result = kept(f, t64(0.0), 1.0, (moved,))
+        exact = (moved**0.7 + (1 - moved) ** 0.7) / 0.7
+        assert ((result.value - exact).abs() <= result.error).all()
+        fresh += int(qg.quad(f, t64(0.0), 1.0, (moved,), on_failure="ignore").nfev.sum())
+    assert kept.started == 1 and kept.nfev <= 0.5 * fresh
+
+
 # ------------------------------------------------------------- places of their own, other precisions and threads
 
 PLACES = 0.1 + 0.8 * draw(12, seed=3)

@@ -664,6 +664,16 @@ def test_a_narrow_hole_of_a_slope_is_seen(bell: Callable[..., Tensor], width: fl
     assert result.error.item() < 0.2 * hole
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_narrow_hole_anywhere_is_known_well(seed: int) -> None:
+    place = 0.95 * (2.0 * torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1.0)
+    width = 0.01
+    g = lambda x: (2.0 + x[..., 0]) * (1.0 - 2.0 * torch.exp(-squared(x - place) / width**2))
+    result = cut(g, rtol=1e-6)
+    hole = math.pi * width**2 * math.log(2.0)
+    assert result.converged and abs(result.value.item() - (4.0 - hole)) <= result.error.item() < 0.05 * hole
+
+
 @pytest.mark.parametrize("place", ([0.87, -0.78], [-0.75, 0.8], [0.7, 0.71]))
 def test_a_small_part_of_a_union_is_seen(place: list[float]) -> None:
     small = lambda x: 2e-3 - squared(x - t64(place)).sqrt()
