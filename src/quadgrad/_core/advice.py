@@ -131,11 +131,8 @@ def _unlike(x: Tensor) -> list[Tensor]:
 
 
 INSTEAD: dict[Any, str] = {
-    (
-        list,
-        tuple,
-    ): "several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated one by "
-    "one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]",
+    (list, tuple): "several values at each x are stacked behind it, torch.stack([...], dim=-1), or integrated one "
+    "by one. Of what torch returns in several parts take one: x.max(-1).values, lstm(x)[0]",
     (set, frozenset, Iterator): "several values at each x are stacked behind it, torch.stack(list(...), dim=-1)",
     dict: "stack its values behind x, torch.stack(list(values), dim=-1), or return one of them",
     (str, bytes, Number, Decimal): "a constant is a float: float(...) of it",

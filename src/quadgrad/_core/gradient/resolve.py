@@ -257,11 +257,8 @@ class _Search:
         As search does with integrals of which it has seen next to nothing, for each variable alone. Returns of
         which integrals something was found, and what.
         """
-        none = (
-            (self._sizes(measured) <= self.rounding)
-            & (self.rounding > 0.0)
-            & (status == int(Status.CONVERGED))[:, None]
-        )
+        none = (self._sizes(measured) <= self.rounding) & (self.rounding > 0.0)
+        none &= (status == int(Status.CONVERGED))[:, None]
         none[:, len(self.variables.names) :] = False
         best: tuple[Tensor, Found] | None = None
         for j in none.any(0).nonzero()[:, 0].tolist():

@@ -256,9 +256,8 @@ class Integrator(Printed, torch.nn.Module):
             self.kept.put(keys, plan, merging)
         else:
             self._merging = merging
-            if not bool(
-                (status == int(Status.NONFINITE)).any()
-            ):  # a bad step tells nothing of what the next one costs
+            # A bad step tells nothing of what the next one costs.
+            if not bool((status == int(Status.NONFINITE)).any()):
                 plan = self._unless_dear(plan, float(plain(result.nfev).sum()) / plan.batch, same)
         self.plan = plan
 
