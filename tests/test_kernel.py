@@ -119,6 +119,7 @@ def test_chunks(chunk_size: int, both) -> None:
 @pytest.mark.parametrize("rule", ("gk15", "gk61", "cc11", "cc255"))
 def test_rules(rule: str, both) -> None:
     c, e = random_peaks(40)
+    assert_same(*both(peak, 0.0, 1.0, (c, e), rtol=1e-8, rule=rule))
     f = lambda x, c, decades: peak(x, c - 8.0, 10.0**decades)  # no argument is between the limits: see ADR 57
     assert_same(*both(f, 0.0, 1.0, (c + 8.0, e.log10()), rtol=1e-8, rule=rule))
 
