@@ -109,9 +109,7 @@ class KeyedCells:
         self.calls += 1
         found = getattr(plan, "places", None)
         found = self.places.new_zeros((plan.batch, 0)) if found is None else found.to(self.places)
-        pieces = (
-            plan.pieces - found.shape[1]
-        )  # those of the caller's own breakpoints: the others are each datum's own
+        pieces = plan.pieces - found.shape[1]  # between the caller's own breakpoints: the others are each datum's
         if self.like is None or (self.like.rule, self.like.pieces) != (plan.rule, pieces):
             self.__init__(self.most)
             self.calls = 1
