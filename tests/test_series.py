@@ -7,6 +7,7 @@ from functools import partial
 from math import inf, log, pi, sqrt
 from typing import Any
 
+import mpmath as mp
 import pytest
 import torch
 from torch import Tensor
@@ -273,3 +274,11 @@ def test_damped_waves_converge_whether_bisected_or_summed(turns: float, several:
     assert bool((result.nfev < 7_000).all())
     if turns <= 3.0:  # these bisection gets done with in a batch
         assert result.plan.term is None
+
+
+@pytest.mark.parametrize("w", (0.5, 1.0, 3.0))
+def test_a_complex_wave_that_falls_slowly_converges(w: float) -> None:
+    result = qg.quad(lambda x: torch.exp(1j * w * x) / (x + 1).sqrt(), t64(0.0), inf, rtol=1e-8)
+    root = mp.sqrt(-1j * w)
+    exact = complex(mp.exp(-1j * w) * mp.sqrt(mp.pi) * mp.erfc(root) / root)
+    assert result.converged and abs(complex(result.value) - exact) <= float(result.error) <= 1e-8 * abs(exact)
