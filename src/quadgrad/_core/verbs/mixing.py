@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.errors import IntegrandError
-from quadgrad._core.nesting import current_record
+from quadgrad._core.nesting import InnerRecord, current_record
 from quadgrad._core.problem import Problem
 
 __all__ = ["refuse_mixing"]
@@ -48,13 +48,11 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
         owner, step = slice(0, 1), (len(probe) - 1) // 2
         x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step, 0]
     record = current_record()
-    heard = len(record.heard) if record else 0
-    with torch.no_grad():
+    own = InnerRecord(depth=record.depth if record else 1, again=True)  # what integrals inside f say is of no node
+    with torch.no_grad(), own:
         together = integrand(x, owner)[-1, -1]
         if together.tolist() != alone.tolist():  # quicker than a comparison of tensors
             _refuse(problem, alone, together, x, owner)
-    if record:
-        del record.heard[heard:]  # what inner integrals said is of no node
 
 
 def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
