@@ -212,11 +212,28 @@ def test_a_function_of_no_tensors_in_between_and_two_outputs_is_checked() -> Non
     assert report.verdict == "WRONG" and report.findings[0].operation == "Sum.backward", str(report)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a number that goes through float() decides in several steps close by each other"
-)
-def test_a_size_by_a_number_is_told() -> None:
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("element", [0, 2, 5, 7])
+def test_a_size_by_a_number_is_told(element: int, dtype: str) -> None:
     def f(x: Tensor) -> Tensor:
-        return F.interpolate(torch.ones(1, 1, 4, 4).to(x), scale_factor=float(x[2])).sum() * x[0]
+        return F.interpolate(torch.ones(1, 1, 4, 4).to(x), scale_factor=float(x[element])).sum() * x[0]
 
-    assert qg.doctor.check(f, start(torch.float64)).verdict == "STEP"
+    report = qg.doctor.check(f, start(DTYPES[dtype]))
+    assert report.verdict == "STEP", str(report)
+
+
+@pytest.mark.parametrize("matters", [True, False])
+@pytest.mark.parametrize("count", [3, 9, 10, 11, 12, 15])
+def test_of_the_largest_others_than_the_first_to_change_are_followed(count: int, matters: bool) -> None:
+    """The nearest change is an exchange of the two largest, which is nothing; then a smaller one may come in."""
+    weight = torch.ones(16, dtype=torch.float64)
+    weight[15 - count] = 3.0 if matters else 1.0
+
+    def f(x: Tensor) -> Tensor:
+        y = 10.0 * torch.arange(16.0).to(x)
+        moved = torch.stack([y[14] + x[0], y[16 - count] - x[1]])
+        return weight[y.index_put((torch.tensor([15, 15 - count]),), moved).topk(count).indices].sum() * x.sum()
+
+    report = qg.doctor.check(f, torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True))
+    assert report.verdict == ("STEP" if matters else "OK"), str(report)
