@@ -223,10 +223,16 @@ def test_a_size_by_a_number_is_told(element: int, dtype: str) -> None:
     assert report.verdict == "STEP", str(report)
 
 
+@pytest.mark.parametrize("size", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("matters", [True, False])
 @pytest.mark.parametrize("count", [3, 9, 10, 11, 12, 15])
-def test_of_the_largest_others_than_the_first_to_change_are_followed(count: int, matters: bool) -> None:
-    """The nearest change is an exchange of the two largest, which is nothing; then a smaller one may come in."""
+def test_of_the_largest_others_than_the_first_to_change_are_followed(
+    count: int, matters: bool, size: float
+) -> None:
+    """The nearest change is an exchange of the two largest, which is nothing; then a smaller one may come in.
+
+    What is ordered is up to 15000 times as large as what is varied.
+    """
     weight = torch.ones(16, dtype=torch.float64)
     weight[15 - count] = 3.0 if matters else 1.0
 
@@ -235,5 +241,5 @@ def test_of_the_largest_others_than_the_first_to_change_are_followed(count: int,
         moved = torch.stack([y[14] + x[0], y[16 - count] - x[1]])
         return weight[y.index_put((torch.tensor([15, 15 - count]),), moved).topk(count).indices].sum() * x.sum()
 
-    report = qg.doctor.check(f, torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True))
+    report = qg.doctor.check(f, torch.tensor([size, 4.0 * size], dtype=torch.float64, requires_grad=True))
     assert report.verdict == ("STEP" if matters else "OK"), str(report)

@@ -365,8 +365,12 @@ class _Search:
         left, here, right = (self._values(run, number) for run in (self.sides[1], self.at_point, self.sides[0]))
         if left is None or here is None or right is None:
             return torch.zeros_like(places, dtype=torch.bool)
-        bend = (right - 2.0 * here + left).abs() * places * 4.0 / self.main.step
-        return bend <= 1e-7 * (right - left).abs()
+        quantity = self.at_point.trace.decisions[number].quantity
+        size = torch.as_tensor(0.0 if quantity is None else quantity).abs().nan_to_num(0.0, 0.0, 0.0).max()
+        bend = (right - 2.0 * here + left).abs()
+        # Margins of numbers much larger than their moves bend by rounding, which puts the place off by little.
+        allowed = torch.where(bend <= 4.0 * self.x.eps * size, 1e-3, 1e-7)
+        return bend * places * 4.0 / self.main.step <= allowed * (right - left).abs()
 
     def _points(self, crossing: Crossing) -> list[Point]:
         """Return all runs so far to this side of the point, with the margin there, the nearest first."""
