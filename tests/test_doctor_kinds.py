@@ -5,6 +5,7 @@ Of each kind one that is sick, which must not be called OK, and one that is heal
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -243,3 +244,16 @@ def test_of_the_largest_others_than_the_first_to_change_are_followed(
 
     report = qg.doctor.check(f, torch.tensor([size, 4.0 * size], dtype=torch.float64, requires_grad=True))
     assert report.verdict == ("STEP" if matters else "OK"), str(report)
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("values", list(itertools.permutations([0.5, -0.6, 0.2, 0.9])))
+def test_an_order_of_which_one_place_matters(values: tuple[float, ...], descending: bool) -> None:
+    """What comes to that place may not have been its neighbour at the point."""
+    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    place = lambda x: int(x.argsort(descending=descending)[0])
+    f = lambda x: weights(x)[x.argsort(descending=descending)][0] * x.sum() + (x**2).sum()
+    steps = Moved(f, [x], [], 0, lambda: None).direction(0)[0]
+    jumps = len({place(x.detach() + t * steps) for t in torch.linspace(-0.9, 0.9, 181).tolist()}) > 1
+    verdict = qg.doctor.check(f, x).verdict
+    assert verdict == "STEP" or not jumps

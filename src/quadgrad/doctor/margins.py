@@ -17,6 +17,9 @@ _TINY = 1e-300
 _ZERO_IS_POSITIVE = frozenset(("__ge__", "__lt__", "ge", "ge_", "greater_equal", "less", "lt", "lt_"))
 """``x >= 0`` and ``x < 0`` change below zero, others above it; a choice stays what it is among equals."""
 
+_ALL_PAIRS = 64
+"""Of so many numbers each is compared with all others: they are at most 32 times as many pairs as neighbours."""
+
 
 @dataclass(eq=False)
 class Margins:
@@ -91,7 +94,8 @@ def _ranked(x: Tensor, order: Tensor, levels: str) -> Tensor:
     """Return how far apart numbers are whose order counts, positive while it is what it was at the point."""
     x = x.gather(-1, order)
     if levels == "order":
-        return x[..., :-1] - x[..., 1:]
+        first, second = _pairs(x.shape[-1])
+        return x[..., first] - x[..., second]
     if levels.startswith("top"):
         k = int(levels[3:])
         return torch.cat([x[..., : k - 1] - x[..., 1:k], x[..., k - 1 : k] - x[..., k:]], -1)
@@ -106,9 +110,20 @@ def _goes_first(order: Tensor, levels: str) -> Tensor:
     The first of equals is the largest, or the smallest; of other ranks it is not known.
     """
     if levels == "order":
-        return order[..., :-1] < order[..., 1:]
+        first, second = _pairs(order.shape[-1])
+        return order[..., first] < order[..., second]
     if levels == "rank0":
         return order[..., :1] < order[..., 1:]
     if levels == "rank-1":
         return order[..., -1:] < order[..., :-1]
     return torch.tensor(True)
+
+
+def _pairs(count: int) -> Tensor:
+    """Return which places in an order are compared, ``(2, k)``: all, or of many the neighbours.
+
+    What changes places with a neighbour first may meet one farther away then.
+    """
+    if count <= _ALL_PAIRS:
+        return torch.triu_indices(count, count, 1)
+    return torch.stack([torch.arange(count - 1), torch.arange(1, count)])
