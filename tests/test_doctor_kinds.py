@@ -5,6 +5,7 @@ Of each kind one that is sick, which must not be called OK, and one that is heal
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -212,11 +213,47 @@ def test_a_function_of_no_tensors_in_between_and_two_outputs_is_checked() -> Non
     assert report.verdict == "WRONG" and report.findings[0].operation == "Sum.backward", str(report)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a number that goes through float() decides in several steps close by each other"
-)
-def test_a_size_by_a_number_is_told() -> None:
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("element", [0, 2, 5, 7])
+def test_a_size_by_a_number_is_told(element: int, dtype: str) -> None:
     def f(x: Tensor) -> Tensor:
-        return F.interpolate(torch.ones(1, 1, 4, 4).to(x), scale_factor=float(x[2])).sum() * x[0]
+        return F.interpolate(torch.ones(1, 1, 4, 4).to(x), scale_factor=float(x[element])).sum() * x[0]
 
-    assert qg.doctor.check(f, start(torch.float64)).verdict == "STEP"
+    report = qg.doctor.check(f, start(DTYPES[dtype]))
+    assert report.verdict == "STEP", str(report)
+
+
+@pytest.mark.parametrize("size", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("matters", [True, False])
+@pytest.mark.parametrize("count", [3, 9, 10, 11, 12, 15])
+def test_of_the_largest_others_than_the_first_to_change_are_followed(
+    count: int, matters: bool, size: float
+) -> None:
+    """The nearest change is an exchange of the two largest, which is nothing; then a smaller one may come in.
+
+    What is ordered is up to 15000 times as large as what is varied.
+    """
+    weight = torch.ones(16, dtype=torch.float64)
+    weight[15 - count] = 3.0 if matters else 1.0
+
+    def f(x: Tensor) -> Tensor:
+        y = 10.0 * torch.arange(16.0).to(x)
+        moved = torch.stack([y[14] + x[0], y[16 - count] - x[1]])
+        return weight[y.index_put((torch.tensor([15, 15 - count]),), moved).topk(count).indices].sum() * x.sum()
+
+    report = qg.doctor.check(f, torch.tensor([size, 4.0 * size], dtype=torch.float64, requires_grad=True))
+    assert report.verdict == ("STEP" if matters else "OK"), str(report)
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("values", list(itertools.permutations([0.5, -0.6, 0.2, 0.9])))
+def test_an_order_of_which_one_place_matters(values: tuple[float, ...], descending: bool) -> None:
+    """What comes to that place may not have been its neighbour at the point."""
+    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    place = lambda x: int(x.argsort(descending=descending)[0])
+    f = lambda x: weights(x)[x.argsort(descending=descending)][0] * x.sum() + (x**2).sum()
+    steps = Moved(f, [x], [], 0, lambda: None).direction(0)[0]
+    jumps = len({place(x.detach() + t * steps) for t in torch.linspace(-0.9, 0.9, 181).tolist()}) > 1
+    verdict = qg.doctor.check(f, x).verdict
+    assert verdict == "STEP" or not jumps

@@ -56,7 +56,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Show what is public."""
-    return sorted({*__all__, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})
+    public = importlib.import_module("quadgrad._public").__all__  # a command has not loaded them yet
+    return sorted({*public, "bridge", "doctor", *(name for name in globals() if name.startswith("__"))})
 
 
 if not _starts_a_command():

@@ -15,7 +15,7 @@ from quadgrad.doctor.kinks import bends_only
 from quadgrad.doctor.margins import Margins, margins_of
 from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
-from quadgrad.doctor.roots import Point, changed, root_of, slope_beside, zeros_of
+from quadgrad.doctor.roots import WIDTH, Point, changed, root_of, slope_beside, zeros_of
 from quadgrad.doctor.together import Crossing, Together
 from quadgrad.doctor.trace import Decision, Event, Order
 from quadgrad.doctor.values import Held
@@ -38,7 +38,6 @@ _A_CROSSING = 3
 _ELSEWHERE = 4
 """So many are left for what :mod:`quadgrad.doctor.elsewhere` does."""
 
-_WIDTH = 1e-7
 _SHOWS = 1e-2
 """Of its distance: as close to a crossing a jump may show that is much larger than what slopes make there."""
 
@@ -248,7 +247,7 @@ class _Search:
     def _follow(self, line: _Line, crossing: Crossing) -> None:
         """Close in on a crossing until a jump shows there, or none can be."""
         jump, by_outcome = None, self._is_by_outcome(crossing.number)
-        for closeness in (_SHOWS, _WIDTH) if not by_outcome else ():
+        for closeness in (_SHOWS, WIDTH) if not by_outcome else ():
             ends = self._close_in(crossing, closeness)
             jump = jump if ends is None else self._jump(crossing, *ends)
             if ends is None or (jump is not None and jump.size > 0.0):
@@ -365,8 +364,12 @@ class _Search:
         left, here, right = (self._values(run, number) for run in (self.sides[1], self.at_point, self.sides[0]))
         if left is None or here is None or right is None:
             return torch.zeros_like(places, dtype=torch.bool)
-        bend = (right - 2.0 * here + left).abs() * places * 4.0 / self.main.step
-        return bend <= 1e-7 * (right - left).abs()
+        quantity = self.at_point.trace.decisions[number].quantity
+        size = torch.as_tensor(0.0 if quantity is None else quantity).abs().nan_to_num(0.0, 0.0, 0.0).max()
+        bend = (right - 2.0 * here + left).abs()
+        # Margins of numbers much larger than their moves bend by rounding, which puts the place off by little.
+        allowed = torch.where(bend <= 4.0 * self.x.eps * size, 1e-3, 1e-7)
+        return bend * places * 4.0 / self.main.step <= allowed * (right - left).abs()
 
     def _points(self, crossing: Crossing) -> list[Point]:
         """Return all runs so far to this side of the point, with the margin there, the nearest first."""
@@ -387,8 +390,8 @@ class _Search:
                 near, beyond, slope = points[far - 1], points[far], max(self.main.size, slope_beside(points, far))
                 width = abs(beyond.t - near.t) / abs(beyond.t)
                 shows = abs(beyond.run.value - near.run.value) > self._noise(abs(beyond.t - near.t) * slope)
-                if width <= 2.5 * _WIDTH or (width <= closeness and closeness > _WIDTH and shows):
-                    return near, beyond, self.main.size if width <= 2.5 * _WIDTH else slope
+                if width <= 2.5 * WIDTH or (width <= closeness and closeness > WIDTH and shows):
+                    return near, beyond, self.main.size if width <= 2.5 * WIDTH else slope
             if len(points) < 2 or self._left() < (_A_CROSSING + 1 if far else 2):
                 return None  # what is left is enough for a bisection, if there is something to bisect
             root = root_of(points, far)
@@ -399,7 +402,7 @@ class _Search:
                 return None
             # Of an interpolation the next error is the square of the last one, about.
             off = abs(root / last - 1.0)
-            around = max(_WIDTH, 4.0 * off**2)
+            around = max(WIDTH, 4.0 * off**2)
             width = abs(points[far].t - points[far - 1].t) if far else math.inf
             for t in (root * (1.0 - around), root * (1.0 + around)) if off <= 0.03 else (root,):
                 points = self._with(points, t, crossing)
@@ -461,13 +464,11 @@ class _Search:
 
     def _is_alone(self, crossing: Crossing, near: Point, far: Point) -> bool:
         """Whether no other choice of this decision changes between two runs: of an integral's nodes many do."""
-        margins, sides = (
-            self._margins_of(crossing.number),
-            [self._values(p.run, crossing.number) for p in (near, far)],
-        )
-        if margins is None or sides[0] is None or sides[1] is None or self.x.program.rehearsal.kept:
+        margins = self._margins_of(crossing.number)
+        before, beyond = (self._values(p.run, crossing.number) for p in (near, far))
+        if margins is None or before is None or beyond is None or self.x.program.rehearsal.kept:
             return False
-        changes = (sides[0] > 0.0) != (sides[1] > 0.0)
+        changes = (before > 0.0) != (beyond > 0.0)
         return bool((margins.columns[changes] == crossing.column).all())
 
     def _pass(self, number: int, point: Point) -> _Size:
@@ -481,7 +482,7 @@ class _Search:
         return self.at_point.trace.decisions[number].levels == "outcome"
 
     def _noise(self, smooth: float) -> float:
-        return 1e3 * self.x.eps * max(self.at_point.size, abs(self.at_point.value)) + 100.0 * smooth
+        return self.x.noise + 100.0 * smooth
 
 
 def _other_outcome(held: Held) -> Held:

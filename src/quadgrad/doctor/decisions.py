@@ -88,7 +88,7 @@ def _selected(name: str, args: Any, kwargs: Any) -> tuple[Tensor | None, str]:
         k = int(args[1] if len(args) > 1 else kwargs["k"])
         smallest = kwargs.get("largest", args[3] if len(args) > 3 else True) is False
         return -x if smallest else x, f"top{k}"
-    return x, "ranks"
+    return x, "order"
 
 
 def _dimension(name: str, args: Any, kwargs: Any) -> int | None:

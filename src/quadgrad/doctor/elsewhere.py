@@ -58,9 +58,7 @@ class _Comparison:
                 change = abs(self._value(frozenset(), t) - self._value(key[0], t))
             except Exception:  # so far away the program may not be defined, and says so in its own way
                 change = 0.0
-            x = self.x
-            rounding = 1e3 * x.eps * max(x.base.size, abs(x.base.value), 1e-300)
-            self._found[key] = change if rounding < change < math.inf else 0.0
+            self._found[key] = change if self.x.noise < change < math.inf else 0.0
         return self._found[key]
 
     def _value(self, numbers: frozenset[int], t: float) -> float:

@@ -130,6 +130,11 @@ class Examination:
         """Return how far a central difference may be off because values are rounded."""
         return 2.0 * self.eps * max(self.base.size, abs(self.base.value)) / h
 
+    @property
+    def noise(self) -> float:
+        """What values differ by at most that would be the same, were there no rounding."""
+        return 1e3 * self.eps * max(self.base.size, abs(self.base.value), 1e-300)
+
     def pair(self, order: Any, direction: Direction, h: float) -> tuple[Run, Run]:
         """Run at both sides of the point."""
         runs = tuple(self.program.run(order(), direction.steps, t) for t in (h, -h))

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from quadgrad.doctor.program import Run
 
-__all__ = ["Point", "changed", "root_of", "slope_beside", "zeros_of"]
+__all__ = ["WIDTH", "Point", "changed", "root_of", "slope_beside", "zeros_of"]
+
+WIDTH = 1e-7
+"""As close to a crossing runs are brought, of its distance."""
 
 
 class Point(NamedTuple):
@@ -61,7 +64,7 @@ def root_of(points: list[Point], far: int) -> float | None:
         root = last.t - last.margin / slope if slope else math.inf
         return root if math.isfinite(root) and abs(root) > abs(last.t) and root * last.t >= 0.0 else None
     a, b = points[far - 1], points[far]
-    others = [p for p in (*points[max(0, far - 2) : far - 1], *points[far + 1 : far + 2])]
+    others = (*points[max(0, far - 2) : far - 1], *points[far + 1 : far + 2])
     secant = a.t - a.margin * (b.t - a.t) / (b.margin - a.margin)
     for c in sorted(others, key=lambda p: abs(p.t - secant)):
         if c.margin not in (a.margin, b.margin):

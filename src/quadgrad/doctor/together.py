@@ -10,11 +10,11 @@ from torch import Tensor
 
 from quadgrad.doctor.examine import Examination
 from quadgrad.doctor.program import Run
+from quadgrad.doctor.roots import WIDTH
 from quadgrad.doctor.trace import Order
 
 __all__ = ["Crossing", "Together"]
 
-_WIDTH = 1e-7
 _LOOKS = 32
 _FAR = 8.0
 """So many sizes of what is varied a displacement may go along one direction, at most."""
@@ -58,17 +58,17 @@ class Together:
             Order(base=self.x.trace, margins=True, outcomes=outcomes), steps, t
         )
         try:
-            near, far = run(1.0 - _WIDTH, {}), run(1.0 + _WIDTH, {})
+            near, far = run(1.0 - WIDTH, {}), run(1.0 + WIDTH, {})
         except Exception:  # so far away the program may not be defined
             return [], {}, 0.0
         signs = [[self._margin(c, side) > 0.0 for c in chosen] for side in (self.at_point, near, far)]
         crossed = [c for c, here, a, b in zip(chosen, *signs, strict=True) if here == a != b]
         change = sum(abs(share) * d.size for share, (d, _, _) in zip(shares, directions, strict=True))
-        noise = 1e3 * self.x.eps * max(self.at_point.size, near.size) + 200.0 * _WIDTH * change
+        noise = 1e3 * self.x.eps * max(self.at_point.size, near.size) + 200.0 * WIDTH * change
         sizes: dict[int, float] = {}
         if abs(far.value - near.value) > noise:
             for k in {c.number for c in crossed}:
-                size = abs(run(1.0 - _WIDTH, {k: far.trace.decisions[k].out}).value - near.value)
+                size = abs(run(1.0 - WIDTH, {k: far.trace.decisions[k].out}).value - near.value)
                 sizes |= {k: size} if size > noise else {}
         return crossed, sizes, distance
 

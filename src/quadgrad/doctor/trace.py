@@ -42,10 +42,11 @@ class Event:
 class Decision:
     """A comparison, a rounding, an argmax, a draw: a result that moves in steps.
 
-    ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``, or
-    ``"draw"`` where chance decides. ``gaps`` are how far apart the values are between which the outcome chooses,
-    for each operation that took it; ``read`` tells that others took it, too, ``flows`` that a derivative flows to
-    what it decides on.
+    ``quantity`` are the numbers that decide, ``levels`` where they do: ``"zero"``, ``"integers"``, ``"halves"``; of
+    numbers in rows what counts is their ``"order"``, which has a rank (``"rank0"``) or which are the largest
+    (``"top3"``); ``"draw"`` where chance decides, ``"outcome"`` where nothing else is known. ``gaps`` are how far
+    apart the values are between which the outcome chooses, for each operation that took it; ``read`` tells that
+    others took it, too, ``flows`` that a derivative flows to what it decides on.
     """
 
     place: Place
