@@ -150,7 +150,7 @@ MUTATIONS = (
     Mutation("noise that rounding explains", "search/noisy.py", *constant("EXPLAINED", "0.0"), ROUNDING),
     # ------------------------------------------------------------------------------------- search: boxes
     Mutation("points held out that disagree", "search/boxes/held_out.py", *constant("BEYOND", "1e6"), HELD_OUT),
-    Mutation("first bisections of boxes", "search/boxes/search.py", *constant("BISECTIONS", "0"), CUBATURE),
+    Mutation("first bisections of boxes", "search/boxes/bodies.py", *constant("BISECTIONS", "0"), CUBATURE),
     Mutation("faces that show more", "search/boxes/neighbours.py", r"^HIGHER, LARGER = (3\.0)", "1e9", CUBATURE),
     Mutation("how many scouts", "search/boxes/scouts.py", *constant("POINTS", "4"), CUBATURE),
     Mutation("what was lost again", "search/boxes/scouts.py", *constant("LOST", "1e9"), CUBATURE),

@@ -48,3 +48,15 @@ def test_a_bell_that_underflows_at_all_nodes(seed: int) -> None:
     centre = 0.1 + 0.8 * torch.rand(2, generator=generator, dtype=torch.float64)
     result = qg.cubature(lambda x: f((x - centre) / 1e-3), [0.0] * 2, torch.ones(2, dtype=torch.float64), rtol=1e-3)
     assert abs(float(result.value) / (integral(2) * 1e-6) - 1.0) <= 1e-3
+
+
+@pytest.mark.parametrize("seed", (2, 5))
+def test_a_narrow_ridge_of_which_a_scout_sees_the_foot(seed: int) -> None:
+    f, integral = SHAPES["bell"]
+    generator = torch.Generator().manual_seed(seed)
+    centre = 0.1 + 0.8 * torch.rand(2, generator=generator, dtype=torch.float64)
+    width = torch.tensor([5e-4, 1e-5], dtype=torch.float64)
+    result = qg.cubature(
+        lambda x: f((x - centre) / width), [0.0] * 2, torch.ones(2, dtype=torch.float64), rtol=1e-3
+    )
+    assert abs(float(result.value) / (integral(2) * 5e-9) - 1.0) <= 1e-3

@@ -95,7 +95,7 @@ class _Patches:
         u = self.low[:, None] + self.side[:, None] * t
         v = self.level(u.flatten(0, 1), self.owner.repeat_interleave(m)).unflatten(0, (-1, m))
         v = v.gather(2, self.which[:, None, None].expand(-1, m, 1)).squeeze(2)
-        products = self.fit.products_of(t.flatten(0, 1)).unflatten(0, (-1, m))
+        products = self.fit.products(t.flatten(0, 1)).unflatten(0, (-1, m))
         return (v - torch.einsum("pmk,pk->pm", products, self.coefficients)).nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -129,7 +129,7 @@ def _points(d: int, size: int, device: torch.device) -> tuple[Tensor, Fit, Tenso
     fit = fit_points(points[:FITTED].cpu().numpy())
     few = points[:NEIGHBOURHOOD]
     near = torch.cdist(few, few).argsort(dim=1)[:, 1 : 1 + NEIGHBOURS * d]
-    return points, fit, fit.products_of(points), near
+    return points, fit, fit.products(points), near
 
 
 def _look(level: Level, owners: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

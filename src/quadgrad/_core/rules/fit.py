@@ -52,16 +52,8 @@ class Fit:
         highest = self.powers.shape[1] - 1 - differ[:, ::-1].argmax(1)
         return np.append(highest, self.powers.shape[1])
 
-    def at(self, u: Array) -> Array:
-        """Return what makes the polynomial at points u ``(k, d)`` of the cell of f at the nodes, ``(k, m)``."""
-        return np.asarray(self.products(u) @ self.coefficients, dtype=np.float64)
-
-    def products(self, u: Array) -> Array:
+    def products(self, u: Tensor) -> Tensor:
         """Return the products at points u ``(n, d)`` of the cell, ``(n, k)``."""
-        return _products(u, self.powers)
-
-    def products_of(self, u: Tensor) -> Tensor:
-        """Return the same of a tensor, where it is."""
         degree = int(self.powers.max())
         t = 2.0 * u.T - 1.0
         legendre = [torch.ones_like(t), t]

@@ -24,7 +24,6 @@ from quadgrad._core.search.intervals import interval_parts, record
 from quadgrad._core.search.kernel.opening import suits_native
 from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.kernel.zoom import zoom_native
-from quadgrad._core.search.looks.spikes import join_spikes
 from quadgrad._core.search.looks.witnesses import Witnesses
 from quadgrad._core.search.native import NativeBodies
 from quadgrad._core.search.piles.watch import watched
@@ -32,7 +31,7 @@ from quadgrad._core.search.piles.zoom import zoom
 from quadgrad._core.search.stalled import search_on
 from quadgrad._core.search.task import Found, hear, noise
 from quadgrad._core.search.tensors import TensorBodies, TurnsComplexError, add_inner_error
-from quadgrad._core.search.tiles import ask_witnesses, look_closer
+from quadgrad._core.search.tiles import ask_witnesses, enter_witnesses, look_closer
 
 __all__ = ["Watch"]
 
@@ -71,10 +70,7 @@ class Watch:
             found = watched(self.problem, on, self._sight.zoom)
         except (UnreadableError, TurnsComplexError):
             return None
-        if (witnesses := self._witnesses) is not None:
-            lines = witnesses.lines(found) if isinstance(self._sight, _TensorSight) else None
-            found = replace(found, spikes=join_spikes(found.spikes, lines), nfev=found.nfev + witnesses.cost)
-        return look_closer(self.problem, found)
+        return look_closer(self.problem, enter_witnesses(found, self._witnesses))
 
 
 class _NativeSight:

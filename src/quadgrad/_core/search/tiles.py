@@ -25,7 +25,7 @@ from quadgrad._core.search.native import search_native
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found, Places, Tail, join_places
 
-__all__ = ["ask_witnesses", "follow_carried", "look_closer", "search_tiles"]
+__all__ = ["ask_witnesses", "enter_witnesses", "follow_carried", "look_closer", "search_tiles"]
 
 SPARE = 1.5
 """A column that is full grows to this many times what it must hold."""
@@ -96,11 +96,15 @@ def _search_cells(problem: Problem, first: IntervalPlan | None) -> Found:
     if found is None:
         # No cell at all is a start, too: then a kept plan leaves nothing to do.
         found = search(problem, first_cells(problem, None) if first is None else first, witnesses)
-        if witnesses is not None:
-            found.spikes = join_spikes(found.spikes, witnesses.lines(found))
-    if witnesses is not None:
-        found.nfev = found.nfev + witnesses.cost
-    return found
+    return enter_witnesses(found, witnesses)
+
+
+def enter_witnesses(found: Found, witnesses: Witnesses | None) -> Found:
+    """Return what was found with what no cell explains of what arguments told, and with what that cost."""
+    if witnesses is None:
+        return found
+    spikes = join_spikes(found.spikes, witnesses.lines(found))
+    return replace(found, spikes=spikes, nfev=found.nfev + witnesses.cost)
 
 
 class _Column:

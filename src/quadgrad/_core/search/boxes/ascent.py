@@ -80,7 +80,7 @@ class _Gap:
         cell = self.cell(u)
         low, width = unit_corners(self.level[:, cell], self.place[:, cell])
         t = ((u.reshape(-1, u.shape[2]).T - low) / width).T
-        products = self.fit.products_of(t)
+        products = self.fit.products(t)
         known = self.known[cell]
         predicted = (products * self.coefficients.T[known]).sum(1)
         gap = (y - predicted.reshape(y.shape)).abs().nan_to_num_(0.0, 0.0)

@@ -42,7 +42,6 @@ __all__ = [
 SEED = 2
 """Of the sequence whose first points are held out."""
 
-
 SHALLOW = 5
 """Cells that were halved more often are not looked at: in them nodes are closer to each other than these points."""
 
@@ -181,7 +180,7 @@ class HeldOut:
         inside = torch.full((len(many), int(many.max())), -1, device=cell.device)
         inside[cell, rank] = point
         products = u.new_full((*inside.shape, len(self.fit.powers)), torch.nan)
-        products[cell, rank] = self.fit.products_of(u[point, :, cell])
+        products[cell, rank] = self.fit.products(u[point, :, cell])
         return inside, products
 
 

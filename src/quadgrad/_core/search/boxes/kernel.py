@@ -140,11 +140,8 @@ class BoxKernel:
         if not in_memory(y):
             raise UnreadableError
         room = self.memory.room("read", n * (self.rows * self.columns + 1 + 2 * self.d))
-        to.y, to.values, to.sizes = (
-            y.data_ptr(),
-            room.data_ptr(),
-            room.data_ptr() + 8 * n * self.rows * self.columns,
-        )
+        to.y, to.values = y.data_ptr(), room.data_ptr()
+        to.sizes = to.values + 8 * n * self.rows * self.columns
         to.n, to.first, to.noise = n, low, noise
         at = BoxColumns(*(place + 8 * low for place in (self.at.sums, self.at.real, self.at.whole)), self.at.stride)
         self.library.estimate_boxes(self.set, byref(to), byref(at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from quadgrad._core.mesh.boxes import Boxes, NewBoxes
+from quadgrad._core.mesh.boxes import NewBoxes
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
@@ -29,11 +29,6 @@ class NativeBoxBodies(BoxBodies[R]):
         self.kernel = BoxKernel(task, mesh, self.dtype)
         self.room: Cells | None = None
         """The cells that are held, and behind them room for those that are new."""
-
-    @staticmethod
-    def can(task: Problem, mesh: Boxes) -> bool:
-        """Whether the kernel can do the work: on the CPU, with rules whose nodes share weights."""
-        return BoxKernel.can(mesh)
 
     def open(self, first: Any) -> None:
         """Take the cells to start with, and call f at the points that are held out."""

@@ -17,6 +17,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.boxes.bodies import BoxBodies
 from quadgrad._core.search.boxes.held_out import DOUBTS, doubted_places
+from quadgrad._core.search.boxes.kernel import BoxKernel
 from quadgrad._core.search.boxes.native import NativeBoxBodies
 from quadgrad._core.search.kernel.values import UnreadableError
 from quadgrad._core.search.rounds import search_rounds
@@ -34,7 +35,7 @@ def search_boxes(problem: Problem, first: BoxPlan | None, alone: bool = False, n
     try:
         mesh, estimate = box_parts(problem)
         mesh.alone = alone
-        bodies = NativeBoxBodies if native and NativeBoxBodies.can(problem, mesh) else BoxBodies
+        bodies = NativeBoxBodies if native and BoxKernel.can(mesh) else BoxBodies
         return search_rounds(bodies(problem, mesh, estimate, partial(record_boxes, problem)), first)
     except TurnsComplexError:
         integrand = replace(problem.integrand, output_dtype=problem.integrand.sum_dtype.to_complex())

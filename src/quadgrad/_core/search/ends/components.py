@@ -19,37 +19,41 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.tails import find_tail, wave_goes_on
-from quadgrad._core.search.ends.towards import GOOD, find_gains
+from quadgrad._core.search.ends.towards import GOOD, Line, find_gains
 from quadgrad._core.search.task import Tail, noise
 
-__all__ = ["find_tail_of_all"]
+__all__ = ["find_tail_of_all", "is_single"]
 
 LOOKS = 16
 """At so many places components are compared."""
 
 
-def find_tail_of_all(
-    problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool, oscillates: bool
-) -> tuple[Tail | None, int]:
+def is_single(integrand: Integrand) -> bool:
+    """Whether it has one real component."""
+    return integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
+
+
+def find_tail_of_all(line: Line, distance: float, size: float, oscillates: bool) -> Tail | None:
     """Return a tail as :func:`.find_tail` does, of integrals of any number of components."""
-    integrand = problem.integrand
-    if integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex:
-        return find_tail(problem, row, upper, distance, size, again, oscillates)
+    problem, row, upper, integrand = line.problem, line.row, line.upper, line.problem.integrand
+    if is_single(integrand):
+        return find_tail(line, distance, size, oscillates)
     like = problem.pieces.lower.double()
     start, stop = like.new_tensor([[-distance, 0.0] if upper else [0.0, distance]]).unbind(1)
     tau = torch.linspace(0.05, 0.95, LOOKS, dtype=torch.float64, device=like.device)
     rows = torch.full_like(start, row, dtype=torch.int64)
     x, _ = lay_out(problem.pieces, rows, start, stop, None).nodes(tau)
     height = _parts(integrand(x, rows // problem.pieces.count).detach()).abs().nan_to_num(0.0, 0.0, 0.0).mean(0)[0]
+    line.spent += LOOKS
     if not height.numel() or not float(height.max()) > 0.0:
-        return None, LOOKS
-    leading = replace(problem, integrand=_one(integrand, int(height.argmax())))
-    tail, nodes = find_tail(leading, row, upper, distance, size, again, oscillates)
-    nodes += LOOKS
+        return None
+    leading = Line(replace(problem, integrand=_one(integrand, int(height.argmax()))), row, upper, again=line.again)
+    tail = find_tail(leading, distance, size, oscillates)
+    line.spent += leading.spent
     if tail is not None:
-        nodes += len(tail.code) * problem.rule.nodes.size
+        line.spent += len(tail.code) * problem.rule.nodes.size
         tail = _with_all(problem, tail, row, size, height > 0.0)
-    return tail, nodes
+    return tail
 
 
 def _parts(y: Tensor) -> Tensor:

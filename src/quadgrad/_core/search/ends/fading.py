@@ -79,13 +79,10 @@ def sum_octaves(line: Line, size: float, again: bool) -> Tail | None:
 
 
 def are_hidden(lines: list[Line]) -> list[bool]:
-    """Tell from a few terms whether they fall like a power below 1, and rounding grows: most often they do not.
-
-    Where an end is not at 0 rounding of x itself grows, and cells with logarithmic nodes know by how much.
-    """
-    asked = [line for line in lines if line.infinite or line.end == 0.0]
+    """Tell from a few terms whether they fall like a power below 1, and rounding grows: most often they do not."""
+    asked = [line for line in lines if line.hides is None]
     if not asked:
-        return [False] * len(lines)
+        return [line.hides is True for line in lines]
     few = torch.tensor(FEW_OCTAVES, dtype=torch.float64, device="cpu")
     sums = integrate_cells(asked, torch.exp2(-2.0 - few), torch.exp2(-3.0 - few), LOGARITHMIC)
     terms, errors = (t.reshape(-1, len(few)) for t in sums)
@@ -94,8 +91,9 @@ def are_hidden(lines: list[Line]) -> list[bool]:
     hides = (
         falls.all(1) & (part < HIDDEN).all(1) & (part[:, 1] > SMOOTH) & (part[:, 1] > FEW_OCTAVES[0] * part[:, 0])
     )
-    told = iter(hides.tolist())
-    return [(line.infinite or line.end == 0.0) and next(told) for line in lines]
+    for line, told in zip(asked, hides.tolist(), strict=True):
+        line.hides = bool(told)
+    return [line.hides is True for line in lines]
 
 
 def _hidden(terms: Tensor, errors: Tensor) -> int | None:

@@ -63,30 +63,23 @@ ENOUGH = 1e-3
 """Columns are not looked at further when the error is below this part of the tolerance."""
 
 
-def find_tail(
-    problem: Problem, row: int, upper: bool, distance: float, size: float, again: bool, oscillates: bool
-) -> tuple[Tail | None, int]:
-    """Return a tail at an end of a piece, None if none fits, and the nodes spent.
+def find_tail(line: Line, distance: float, size: float, oscillates: bool) -> Tail | None:
+    """Return a tail at an end of a piece, None if none fits; the line counts the nodes spent.
 
     It begins at about a ``distance``, which is a fraction of the piece, or, the first time, before that: what is
     farther out is the more to search.
 
     ``size`` is that of the integral as far as it is known.
     """
-    line = Line(problem, row, upper, again=again)
-    return _try(line, distance, size, again, oscillates), line.spent
-
-
-def _try(line: Line, distance: float, size: float, again: bool, oscillates: bool) -> Tail | None:
     edges = _phases(line, distance) if oscillates else None
     if edges is not None:
         if not _goes_on(line, edges):
             return None
         first = min(max(round(float(edges[0] / (edges[1] - edges[0]))), 1), 60)
         return _sum(line, line.fraction(edges), LINEAR, LEVIN, size, first)
-    doubling = None if oscillates else _doubling(line, (distance if again else 0.5) * line.span)
+    doubling = None if oscillates else _doubling(line, (distance if line.again else 0.5) * line.span)
     tail = None if doubling is None else _sum(line, doubling, LOGARITHMIC, EPSILON, size, 0)
-    return tail or sum_octaves(line, size, again)
+    return tail or sum_octaves(line, size, line.again)
 
 
 def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
@@ -101,10 +94,11 @@ def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
     x = torch.stack([line.x(t) for line, t in zip(lines, u, strict=True)], 1).to(lines[0].device)
     y = call_places(problem, torch.cat([line.owner for line in lines]), x)[..., 0].cpu()
     changes, dips = turns(y)
-    still = ~y.isfinite().all(0) | ~(changes.any(0) | dips.any(0))
-    for line in lines:
-        line.spent += SCAN
-    return [quiet and not hidden for quiet, hidden in zip(still.tolist(), are_hidden(lines), strict=True)]
+    still = (~y.isfinite().all(0) | ~(changes.any(0) | dips.any(0))).tolist()
+    for line, seen in zip(lines, y.unbind(1), strict=True):
+        line.scanned, line.spent = seen, line.spent + SCAN
+    hidden = iter(are_hidden([line for line, quiet in zip(lines, still, strict=True) if quiet]))
+    return [quiet and not next(hidden) for quiet in still]
 
 
 def _doubling(line: Line, distance: float) -> Tensor | None:
@@ -299,7 +293,7 @@ def _phases(line: Line, distance: float) -> Tensor | None:
     begin, length = stretch(line, distance)
     for _ in range(10):
         u = spread(begin, length)
-        y = line(u)
+        y, line.scanned = line(u) if line.scanned is None else line.scanned, None
         if not bool(y.isfinite().all()):
             return None
         changes, dips = (told.nonzero().squeeze(1) for told in turns(y))

@@ -44,6 +44,10 @@ class Line:
         self.owner = torch.tensor([row // problem.pieces.count], device=self.device)
         # No farther from the end than that, lest nothing is left for the rest.
         self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
+        # What was told together with other lines: f where waves are looked for first; whether rounding hides it.
+        # Where an end is not at 0 rounding of x itself grows, and cells with logarithmic nodes know by how much.
+        self.scanned: Tensor | None = None
+        self.hides = None if self.infinite or self.end == 0.0 else False
 
     def x(self, u: Tensor) -> Tensor:
         if not self.infinite:

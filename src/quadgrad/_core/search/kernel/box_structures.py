@@ -15,10 +15,7 @@ from quadgrad._core.rules.box import BESIDE_FACE, extrapolate_line
 from quadgrad._core.search import decide
 from quadgrad._core.status import Status
 
-__all__ = [
-    "BoxColumns", "BoxConstants", "BoxLook", "BoxRound", "BoxSetting", "Estimating", "HeldOutNumbers",
-    "rule_numbers",
-]  # fmt: skip
+__all__ = ["BoxColumns", "BoxConstants", "BoxLook", "BoxRound", "BoxSetting", "Estimating", "HeldOutNumbers"]
 
 _REALS = (
     "safety", "slow", "rough", "straight", "kink", "rounded", "smooth", "hidden", "tie", "unresolved", "narrowest",

@@ -20,7 +20,6 @@ MATTERS = 0.1
 ROUNDING = 100.0
 """What is not explained by so many eps of the largest value is none of rounding."""
 
-
 INNERMOST = 5
 """Closer to an end than all nodes f, times the slope, is to be no larger than at so many of the last ones."""
 

@@ -163,13 +163,16 @@ class Witnesses:
         gap = gap - BEYOND * highest - y.abs().amax(0) * (ROUNDING * noise * shaken)
         return gap.clamp_min(0.0).nan_to_num(0.0, 0.0, 0.0).amax(1)
 
-    def lines(self, found: Found) -> Tensor:
-        """Return what no cell explains, and matters, as spikes: row, place, and how far nodes are apart there."""
+    def lines(self, found: Found) -> Tensor | None:
+        """Return what no cell explains, and matters, as spikes: row, place, and how far nodes are apart there.
+
+        None if nothing was noted here: the kernel tells such spikes itself.
+        """
+        if self.narrowest is None:
+            return None
         size = found.value.abs().double().reshape(len(found.nfev), -1).amax(1)
         least = (MATTERS * self.problem.tolerance.rtol * size).clamp_min(MATTERS * self.problem.tolerance.atol)
         least = torch.maximum(least, found.error.double()).repeat_interleave(self.problem.pieces.count)
-        if self.narrowest is None:
-            return self.place.new_empty(0, 3)
         width, gap = self.narrowest
         row, column = (SPACING * gap > least[:, None]).nonzero().unbind(1)
         # Closer than nodes are apart, or a spike nearby would be taken for the same.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.ends.components import find_tail_of_all
+from quadgrad._core.search.ends.components import find_tail_of_all, is_single
 from quadgrad._core.search.ends.decay import count_nodes_left
 from quadgrad._core.search.ends.tails import are_quiet
 from quadgrad._core.search.ends.towards import Line
@@ -62,10 +62,6 @@ AT_END = 1e-9
 """A place closer to the end of its piece, relative to the piece, is none."""
 
 
-Look = tuple[int, bool, float, bool, float]
-"""The row of a piece, whether its upper end, from which distance, whether for a wave, and the integral so far."""
-
-
 class Stoppable(Protocol):
     """A search that can be looked at between its rounds."""
 
@@ -89,6 +85,27 @@ class Stoppable(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Look:
+    """A look at an end, the ``number``-th at hand, from some ``distance``, for a wave or for what falls steadily.
+
+    The ``line`` there counts what it costs. ``value`` and ``has_cost`` are those of the integral so far.
+    """
+
+    number: int
+    line: Line
+    distance: float
+    wave: bool
+    value: float
+    has_cost: float
+    quiet: bool = False
+
+    @property
+    def end(self) -> tuple[int, bool]:
+        """The row of the piece, and whether it is its upper end."""
+        return self.line.row, self.line.upper
+
+
 @dataclass
 class Piles:
     """Looks at one search from time to time; what it found: integrals, places, and whether f is rough there."""
@@ -107,62 +124,47 @@ class Piles:
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
-        problem, owner = self.problem, ends.row // self.problem.pieces.count
+        one, owner = is_single(self.problem.integrand), ends.row // self.problem.pieces.count
+        looks = self._choose_looks(search, ends, owner, CHEAP if one else CHEAP_OF_SEVERAL)
+        waves = [look for look in looks if look.wave]
+        if one:  # of several components no wave is told by one of them
+            still = are_quiet([look.line for look in waves], [look.distance for look in waves])
+            for look, quiet in zip(waves, still, strict=True):
+                look.quiet = quiet
+        left = _left_to_bisection([look for look in waves if not look.quiet])
+        self.left_until.update(left)
+        costs = [0] * len(owner)
+        for look in looks:
+            tail = None
+            if look.end not in left:
+                self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
+                if not look.quiet:
+                    tail = find_tail_of_all(look.line, look.distance, abs(look.value), look.wave)
+            costs[look.number] = look.line.spent
+            if tail is not None:
+                self.tails.append(tail)
+                costs[look.number] += STOPPED
+        if any(costs):
+            search.charge(owner, torch.tensor(costs, device=owner.device))
+
+    def _choose_looks(self, search: Stoppable, ends: Ends, owner: Tensor, least: int) -> list[_Look]:
+        """Return the looks that are due, at ends of integrals that have cost so many nodes at ``least``."""
+        problem, looks = self.problem, list[_Look]()
         columns = (
             ends.row, ends.upper, ends.distance, ends.singular, search.settled_values(owner), search.cost(owner),
             *(end.expand(owner.shape) for end in problem.pieces.ends(ends.row)),
         )  # fmt: skip
-        integrand = problem.integrand
-        one = integrand.event == () and not (integrand.output_dtype or torch.float64).is_complex
-        least, most = CHEAP if one else CHEAP_OF_SEVERAL, problem.max_nfev - DEAR
-        costs, lines = [0] * len(owner), dict[int, Line]()
-        looks, has_cost = dict[int, Look](), dict[int, float]()
         # The host reads all at once.
         for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
             row, upper, distance, singular, value, spent, *limits = told
-            row, upper = int(row), bool(upper)
-            times, wave = self.ends_tried.get((row, upper), 0), math.isinf(limits[upper]) or not singular
+            end = int(row), bool(upper)
+            times, wave = self.ends_tried.get(end, 0), math.isinf(limits[end[1]]) or not singular
             due = times < ENDS_TRIED and not (times and self.rounds % 2)
-            due = due and spent >= self.left_until.get((row, upper), 0.0)
-            if due and least <= spent <= most and (wave or self.rounds >= LATER):
-                looks[i] = row, upper, distance, wave, value
-                if wave:
-                    lines[i] = Line(problem, row, upper, tuple(limits), again=times > 0)
-                    has_cost[i] = spent
-        quiet = dict[int, bool]()
-        if one:  # of several components no wave is told by one of them
-            quiet = dict(zip(lines, are_quiet([*lines.values()], [looks[i][2] for i in lines]), strict=True))
-        for i in self._leave_to_bisection(looks, {i: lines[i] for i in lines if not quiet.get(i)}, has_cost):
-            costs[i] = lines[i].spent
-            del looks[i]
-        for i, (row, upper, distance, wave, value) in looks.items():
-            again = (row, upper) in self.ends_tried
-            self.ends_tried[row, upper] = self.ends_tried.get((row, upper), 0) + 1
-            if quiet.get(i):
-                costs[i] = lines[i].spent
-            else:
-                costs[i] = self._see_tail(row, upper, distance, wave, value, again)
-        if any(costs):
-            search.charge(owner, torch.tensor(costs, device=owner.device))
-
-    def _leave_to_bisection(
-        self, looks: dict[int, Look], lines: dict[int, Line], has_cost: dict[int, float]
-    ) -> list[int]:
-        """Return at which ends waves decay so soon that bisection will be done before a series paid."""
-        some = [i for i, line in lines.items() if line.infinite and has_cost[i] < BISECTED]
-        left = count_nodes_left([lines[i] for i in some], [looks[i][2] for i in some])
-        done = {i: has_cost[i] + nodes for i, nodes in zip(some, left, strict=True)}
-        soon = {i: nodes for i, nodes in done.items() if nodes <= BISECTED}
-        self.left_until.update({looks[i][:2]: nodes for i, nodes in soon.items()})
-        return list(soon)
-
-    def _see_tail(self, row: int, upper: bool, distance: float, wave: bool, value: float, again: bool) -> int:
-        """Look for a tail at one end; return what the integral is to be charged."""
-        tail, nodes = find_tail_of_all(self.problem, row, upper, distance, abs(value), again, wave)
-        if tail is None:
-            return nodes
-        self.tails.append(tail)
-        return nodes + STOPPED
+            due = due and max(least, self.left_until.get(end, 0.0)) <= spent <= problem.max_nfev - DEAR
+            if due and (wave or self.rounds >= LATER):
+                line = Line(problem, *end, tuple(limits), again=times > 0)
+                looks.append(_Look(i, line, distance, wave, value, spent))
+        return looks
 
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
@@ -260,11 +262,7 @@ class Piles:
         return known
 
 
-def watched(
-    problem: Problem,
-    search: Callable[[Piles | None], Found],
-    zoom: Zoom,
-) -> Found:
+def watched(problem: Problem, search: Callable[[Piles | None], Found], zoom: Zoom) -> Found:
     """Run a search, watched if that is wanted, and enter in its outcome what was found; one body is to zoom."""
     if not problem.reaches:
         return search(None)
@@ -277,6 +275,14 @@ def watched(
     if piles.owner:
         found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.doubt))
     return found
+
+
+def _left_to_bisection(looks: list[_Look]) -> dict[tuple[int, bool], float]:
+    """Return ends with waves that decay before a series would pay, and what integrals will have cost by then."""
+    some = [look for look in looks if look.line.infinite and look.has_cost < BISECTED]
+    left = count_nodes_left([look.line for look in some], [look.distance for look in some])
+    until = {look.end: look.has_cost + nodes for look, nodes in zip(some, left, strict=True)}
+    return {end: nodes for end, nodes in until.items() if nodes <= BISECTED}
 
 
 def _count(owner: Tensor, mask: Tensor) -> Tensor:
