@@ -154,7 +154,7 @@ MUTATIONS = (
     Mutation("faces that show more", "search/boxes/neighbours.py", r"^HIGHER, LARGER = (3\.0)", "1e9", CUBATURE),
     Mutation("how many scouts", "search/boxes/scouts.py", *constant("POINTS", "4"), CUBATURE),
     Mutation("what was lost again", "search/boxes/scouts.py", *constant("LOST", "1e9"), CUBATURE),
-    Mutation("how far scouts climb", "search/boxes/scouts.py", r"ELITE, STEPS = 128, 32, (60)", "1", CUBATURE),
+    Mutation("how far scouts climb", "search/boxes/scouts.py", r"ELITE, STEPS = 128, 32, (8)", "1", CUBATURE),
     Mutation("errors left in boxes", "search/boxes/holding.py", *constant("NEGLIGIBLE", "2.0"), CUBATURE),
     # -------------------------------------------------------------------------------------- estimates
     Mutation("floor of an error", "estimates/null_rules.py", *constant("FLOOR", "20.0"), ESTIMATES),

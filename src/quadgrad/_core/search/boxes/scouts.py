@@ -32,8 +32,12 @@ __all__ = ["look_for_peaks"]
 POINTS = 4096
 """Points of the first look."""
 
-CLIMBERS, ELITE, STEPS = 128, 32, 60
-"""Points that climb together, how many of them lead, and how often they move at most."""
+CLIMBERS, ELITE, STEPS = 128, 32, 8
+"""Points that climb together, how many of them lead, and how often they move at most.
+
+Of 2,880 narrow bumps in 2 to 4 dimensions 1,392 were right with 1 step, 1,415 with 4, 1,405 with 8, 1,394 with 60;
+of 2-D ridges 3e-4 by 1e-5 none with 1, 5 of 40 with 8 and 60, which took up to 40 % more nodes.
+"""
 
 LOST = 0.3
 """A peak has been lost if f is nowhere so high at the nodes that are left, as a part of the highest value seen."""
