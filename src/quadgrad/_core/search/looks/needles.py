@@ -279,9 +279,7 @@ def _look(
     place, row = tau[at, piece], row[piece]
     below = torch.minimum(place, 1.0 - place)
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
-    place, step, cost = _zoom(problem, row, component, place, step)
-    nfev.index_add_(0, row // problem.pieces.count, cost)
-    features.append((row, place, step))
+    features.append((row, *_zoom(problem, row, component, place, step, nfev)))
     return afford, seen
 
 
@@ -302,19 +300,27 @@ def _highest(heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _zoom(
-    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the highest places near the given ones, how far beside them f is no longer level, and what it cost."""
+    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor, nfev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the highest places near the given ones, and how far beside them f is no longer level.
+
+    That is added to ``nfev``; where the budget does not allow it, places are left as they are.
+    """
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
-    place, step, cost = place.clone(), step.clone(), torch.zeros_like(row)
+    place, step, owner = place.clone(), step.clone(), row // problem.pieces.count
     open_ = torch.arange(len(row), device=row.device)
     for _ in range(ZOOMS):
+        cost = len(offsets) * torch.bincount(owner[open_], minlength=len(nfev))
+        afford = nfev + cost <= problem.max_nfev
+        open_ = open_[afford[owner[open_]]]
+        if not len(open_):
+            break
+        nfev += torch.where(afford, cost, 0)
         tau = place[open_] + offsets * step[open_]
         inside = (tau > 0.0) & (tau < 1.0)
         heights, _ = _heights(problem, row[open_], torch.where(inside, tau, place[open_]))
         height = heights[:, torch.arange(len(open_), device=row.device), component[open_]]
         most, at = height.max(0)
-        cost[open_] += len(offsets)
         sides = torch.stack((at - 1, at + 1)).clamp(0, len(offsets) - 1)
         level = height.gather(0, sides).amin(0) >= LEVEL * most
         highest = tau.gather(0, at[None])[0]
@@ -322,6 +328,4 @@ def _zoom(
         step[open_] /= ZOOM
         finer = step[open_]
         open_ = open_[~(level | (finer < 2.0**-48) | (finer < 2.0**-50 * place[open_]))]
-        if not len(open_):
-            break
-    return place, step, cost
+    return place, step

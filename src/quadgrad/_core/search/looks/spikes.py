@@ -196,12 +196,12 @@ def search_from(
     first = first.join(plan.take(again[plan.owner] & kept))
     # All these cells are evaluated before the budget is asked for: an integral that cannot afford it has failed.
     price = torch.full_like(first.row, problem.rule.nodes.size + BESIDE_END)
-    afford = found.nfev + total(price, first.owner, len(again)) <= problem.max_nfev
+    most, least = problem.max_nfev, (problem.rule.nodes.size + WHOLE) * count
+    afford = found.nfev + total(price, first.owner, len(again)).clamp_min(least) <= most
     status = found.status.masked_fill(again & ~afford, int(Status.MAX_NFEV))
     found, again = replace(found, status=status), again & afford
     if not bool(again.any()):
         return found
-    most, least = problem.max_nfev, (problem.rule.nodes.size + WHOLE) * count
     # By what they have spent, not by what another one has: integrals of a batch are those of single calls.
     parts, spikes = torch.ceil(found.nfev * (SHARES / most)).long(), [found.spikes]
     for part in parts[again].unique().tolist():
