@@ -307,6 +307,19 @@ def test_rounding_of_x_is_not_called_divergence(a: float) -> None:
     assert abs(float(result.value - (torch.cos(t64(a)) - torch.cos(t64(a + 1))))) <= float(result.error)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_intervals_of_few_numbers_are_not_called_divergent(compiled: bool, monkeypatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(opening, "load", lambda: None)
+    a, ulps = 1e6 * torch.arange(1.0, 101.0, dtype=torch.float64), torch.logspace(1, 5, 100, dtype=torch.float64)
+    a = a + 0.3
+    d = a * 2.0**-52 * ulps
+    result = qg.quad(lambda x, a, d: torch.exp((a - x) / d) / d, a, a + d, (a, d), rtol=1e-9, on_failure="ignore")
+    widths = (a + d - a) / d  # the limits are rounded, too
+    assert {int(s) for s in result.status} <= {qg.Status.ROUNDOFF, qg.Status.CONVERGED}
+    assert bool(((result.value + torch.expm1(-widths)).abs() <= result.error).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inside_the_integrand_is_no_unmarked_jump(dtype: torch.dtype) -> None:
     """Warnings are errors here; where f jumps by more than its precision there still is one."""

@@ -16,6 +16,7 @@ from quadgrad._core.estimates.null_rules import (
     PARTS,
     PLACE,
     ROUNDED,
+    SINGULAR,
     UNRESOLVED,
     Sums,
     blame,
@@ -106,7 +107,13 @@ class IntervalEstimate:
         middle = one_number(weighted[len(weighted) // 2]) / scale
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(halves + gaps, unresolved), pole, height, middle)
-        return _enter(new, (value, error, floor), self._splittable(improvable, blunt, narrow), kind, hints)
+        return _enter(
+            new,
+            (value, error, floor),
+            self._splittable(improvable, blunt, narrow, new.stop - new.start),
+            kind,
+            hints,
+        )
 
     def _note_looks(
         self, new: NewIntervals, off: Tensor, highest: Tensor, decay: Tensor, quiet: Tensor, each: int
@@ -116,17 +123,17 @@ class IntervalEstimate:
         off, least = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in (off, least))
         self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, new)
 
-    def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor) -> Tensor:
+    def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor, width: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.
 
         Nor can it be done where nodes are ``blunt``: rounded by as much as they are apart. In single precision that
-        is no more than rounding, and double precision the remedy; there it is a singularity.
+        is no more than rounding, and double precision the remedy. Nor is it more in cells of some ``width``, a
+        fraction of the interval: they have few numbers. Elsewhere it is a singularity.
         """
-        single = self.info.eps > torch.finfo(torch.float64).eps
-        stays = (blunt | narrow) * (-1 if single else -2)
-        if single:
-            stays.add_(narrow, alpha=-1)
-        return stays.add_(1).mul_(worth)
+        deep = narrow
+        if self.info.eps <= torch.finfo(torch.float64).eps:
+            deep = narrow | (blunt & (width <= SINGULAR))
+        return (-1 * (blunt | narrow)).sub_(deep.to(torch.int64)).add_(1).mul_(worth)
 
     def _gaps(self, new: NewIntervals, sums: Sums, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much f is off between a cell's ends and its outermost nodes, and the highest coefficients.
@@ -209,7 +216,7 @@ class IntervalEstimate:
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, end.floor.masked_fill(lost, 0.0))
-        splittable = self._splittable(lost | worth, blunt, narrow)
+        splittable = self._splittable(lost | worth, blunt, narrow, nearest)
         return _enter(new, totals, splittable, end.column + EXTRAPOLATED, (unresolved, none, none, unknown))
 
 

@@ -159,7 +159,7 @@ INLINE void estimate_cells(const Setting *set, double eps, const Summary s, cons
     for (int c = 0; c < WIDE; c++) {
         int lost = !(s[SIZE][c] * scale[c] < INFINITY) | !(error[c] < INFINITY);
         int blunt = !(scale[c] > reach[c] * finest), narrow = !(width[c] > narrowest);
-        refinable[c] = splittable(set, lost | (error[c] > noise[c]), blunt, narrow);
+        refinable[c] = splittable(set, lost | (error[c] > noise[c]), blunt, narrow, width[c]);
         factor[c] = lost ? 0.0 : scale[c];
         error[c] = lost ? INFINITY : error[c];
         floor[c] = !(scale[c] > 0.0) ? set->tiny : lost ? 0.0 : floor[c];

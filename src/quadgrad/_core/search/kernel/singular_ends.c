@@ -153,7 +153,7 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     int blunt = !(closest * layout->span[at] > 4.0 * set->eps * reach);
     int narrow = !(edge > larger(C.nearest, sqrt(set->tiny)) && -layout->rate[at] > C.shortest);
     cell->error = all, cell->floor = lost ? 0.0 : floor;
-    cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow);
+    cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow, edge);
     cell->lean = s->decay >= C.unresolved;
     cell->kind = (int8_t)(LOGARITHMIC + 1 + column);
     return column;

@@ -121,9 +121,9 @@ INLINE double largest_gap(int64_t m, const Tile *nodes, const Tile *looks, const
 }
 
 /* _splittable in interval.py */
-INLINE int splittable(const Setting *set, int worth, int blunt, int narrow) {
-    int stays = blunt | narrow;
-    return worth * (1 - stays - (set->eps > DBL_EPSILON ? narrow : stays));
+INLINE int splittable(const Setting *set, int worth, int blunt, int narrow, double width) {
+    int deep = narrow | (blunt & (set->eps <= DBL_EPSILON) & (width <= C.singular));
+    return worth * (1 - (blunt | narrow) - deep);
 }
 
 /* Scale a cell's columns, and enter their sizes' sum. */
