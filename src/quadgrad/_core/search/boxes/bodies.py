@@ -20,7 +20,7 @@ from quadgrad._core.reduce import reals
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.boxes.held_out import COARSE, DOUBTS, SEED, Drawn, HeldOut, compare_nodes
 from quadgrad._core.search.boxes.holding import HoldingBodies
-from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, Sample, find_blind, find_unseen
+from quadgrad._core.search.boxes.neighbours import SHARE_SEEN, Sample, find_blind, find_unseen, halve_widest
 from quadgrad._core.search.decide import Totals, Verdict, allowed_error
 from quadgrad._core.search.task import hear, hear_anew, noise
 
@@ -130,11 +130,14 @@ class BoxBodies(HoldingBodies[R]):
         shallow = cells.whole[HINTS : HINTS + d].sum(0) < BISECTIONS
         marked = marked | (shallow & splittable)
         ready = verdict.done & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
+        blind = torch.zeros_like(marked)
         if bool(ready.any()):
-            marked = marked | (find_blind(cells, d, target, ready) & splittable)
-            ready = ready & (sum_by_owner(marked[None].long(), owner, n)[0] == 0)
+            blind = find_blind(cells, d, target, ready) & splittable
+            ready = ready & (sum_by_owner(blind[None].long(), owner, n)[0] == 0)
         if bool(ready.any()) and (sample := self.sample(ready)) is not None:
-            marked = marked | (find_unseen(cells, d, target, sample) & splittable)
+            blind = blind | (find_unseen(cells, d, target, sample) & splittable)
+        halve_widest(cells, d, blind)
+        marked = marked | blind
         return marked | (super().mark(verdict, totals, cells, True) & verdict.done[owner]) if follow else marked
 
     def sample(self, ready: Tensor) -> Sample | None:

@@ -53,9 +53,6 @@ MOST = 2**62
 TOGETHER = 8
 """Cells in which polynomials are drawn at once, see ``box_held_out.c``."""
 
-KEYS = 2**14
-"""Numbers of which the kernel counts masses, see ``box_looks.c``."""
-
 READY = 16
 """A bit of what is told of an integral: its error is small enough, and none of its cells is to be halved."""
 
@@ -231,7 +228,7 @@ class NativeLook:
         self.kept = (numbers_, each, round)
         self.numbers = BoxLook(
             neighbours.HIGHER, neighbours.LARGER, neighbours.ABOVE, neighbours.MATTERS, neighbours.EACH,
-            neighbours.LEAST, n, integrals, neighbours.LOOKS, round.target.data_ptr(), self.ready.data_ptr(),
+            neighbours.LEAST, n, integrals, 2 * round.kernel.d * n, round.target.data_ptr(), self.ready.data_ptr(),
             numbers_.data_ptr(), numbers_.data_ptr() + 8 * n, each.data_ptr(), each.data_ptr() + 8 * n,
             self.marked.data_ptr(),
         )  # fmt: skip
@@ -239,8 +236,8 @@ class NativeLook:
 
     def mark_blind(self) -> bool:
         """Look at the cells' faces; return whether any integral is ready still."""
-        looks = neighbours.LOOKS
-        room, point = INTEGERS.new_empty(5 * looks + KEYS), numbers(self.kernel.d, looks)
+        looks = self.numbers.looks
+        room, point = INTEGERS.new_empty(5 * looks), numbers(self.kernel.d, looks)
         kernel, at = self.kernel, (room.data_ptr(), point.data_ptr(), self.ready.data_ptr())
         return kernel.library.mark_blind_boxes(kernel.set, byref(self.columns), byref(self.numbers), *at) > 0
 

@@ -17,14 +17,14 @@ from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.kernel.boxes import locate_native
 
-__all__ = ["FACES", "SHARE_SEEN", "Sample", "find_blind", "find_unseen", "locate_points"]
+__all__ = ["FACES", "SHARE_SEEN", "Sample", "find_blind", "find_unseen", "halve_widest", "locate_points"]
 
 FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
 
-HIGHER, LARGER = 3.0, 4.0
-"""A cell may be blind to a face where f is so many times higher than at its nodes, of one that has no more than so
-much less volume."""
+HIGHER, LARGER = 3.0, 2.0
+"""A cell may be blind to a face where f is so many times higher than at its nodes, if its own face is so many times
+larger. What is beyond the face may be as long as it likes: along a ridge cells are."""
 
 MATTERS, EACH, LEAST = 0.05, 0.01, 1e-4
 """What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
@@ -35,10 +35,6 @@ SHARE_SEEN = 1 / 32
 
 ABOVE = 1.5
 """A cell may be blind to a point where f is so many times higher than at its nodes."""
-
-LOOKS, KEY = 2**12, 49
-"""So many faces of each integral are looked at, chosen evenly from all in order of their mass, but for so many last
-binary digits of it."""
 
 
 @dataclass(slots=True)
@@ -74,18 +70,14 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     face, cell = counts.nonzero().unbind(1)
     if not len(face):
         return blind
-    face, cell, stride = _some(face, cell, mass[face, cell], owner, len(allowed))
     point = low[:, cell] + 0.5 * width[:, cell]
     across = torch.arange(d, device=owner.device)[:, None] == face // 2
     step = (face % 2 - 0.5) * (1.0 + 2.0**-12)
     point = torch.where(across, point + step * width[:, cell], point)
     large = locate_points(owner, level, place, owner[cell], point)
-    missed = mass[face, cell]
-    seen = (cells.real[FACES : FACES + 2 * d][face, cell] > HIGHER * cells.real[0][large]) & (
-        volume[large] >= LARGER * volume[cell]
-    )
-    missed = missed * stride * seen
-    each = torch.zeros_like(volume).index_add_(0, large, missed)
+    higher = cells.real[FACES : FACES + 2 * d][face, cell] > HIGHER * cells.real[0][large]
+    seen = higher & (volume[large] * width[face // 2, cell] >= LARGER * volume[cell] * width[face // 2, large])
+    each = torch.zeros_like(volume).index_add_(0, large, mass[face, cell] * seen)
     whole = sum_by_owner(each[None], owner, len(allowed))[0]
     return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
 
@@ -102,19 +94,14 @@ def find_unseen(cells: Cells, d: int, allowed: Tensor, sample: Sample) -> Tensor
     return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]
 
 
-def _some(face: Tensor, cell: Tensor, mass: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return some faces of each integral, evenly from all by mass, and for how many each stands."""
-    if int(torch.bincount(owner[cell], minlength=count).max()) <= LOOKS:
-        return face, cell, torch.ones_like(face)
-    heavy = (mass.view(torch.int64) >> KEY).argsort(descending=True, stable=True)
-    heavy = heavy[owner[cell[heavy]].argsort(stable=True)]
-    own = owner[cell[heavy]]
-    many = torch.bincount(own, minlength=count)
-    rank = torch.arange(len(heavy), device=owner.device) - (many.cumsum(0) - many)[own]
-    stride = (many + LOOKS - 1).div(LOOKS, rounding_mode="floor").clamp_min(1)[own]
-    chosen = rank % stride == 0
-    heavy = heavy[chosen]
-    return face[heavy], cell[heavy], stride[chosen]
+def halve_widest(cells: Cells, d: int, blind: Tensor) -> None:
+    """Have cells that are blind halved along a widest axis: that which their nodes tell is none of what they miss.
+
+    A ridge that runs through a long cell between two nodes is met by halving its length, never by its width.
+    """
+    level, axis = cells.whole[HINTS : HINTS + d], cells.whole[3]
+    narrower = level.gather(0, axis[None])[0] > level.amin(0)
+    cells.whole[3] = torch.where(blind & narrower, level.argmin(0), axis)
 
 
 def locate_points(owner: Tensor, level: Tensor, place: Tensor, whose: Tensor, point: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 #include "boxes.h"
 
-enum { KEYS = 1 << 14, KEY = 49 }; /* of masses by their exponent and three digits of the rest: never negative */
-
 /* Cells in order by integral, `first` of each; what is asked of each of the integrals, and room for each cell. Those
  * that are `ready` and have a blind cell are not ready any more. */
 typedef struct {
@@ -25,14 +23,24 @@ INLINE Locating locating(const BoxSetting *set, const BoxColumns *cells, const d
     return (Locating){set->rule->d, cells->stride, k, level, level + set->rule->d * cells->stride, point, answer};
 }
 
+/* halve_widest in neighbours.py */
+INLINE void halve_widest(const BoxSetting *set, const BoxColumns *cells, int64_t k) {
+    int64_t *axis = cells->whole + AXIS * cells->stride + k, widest = 0;
+    const int64_t *level = cells->whole + LEVEL * cells->stride + k;
+    for (int64_t along = 1; along < set->rule->d; along++)
+        if (level[along * cells->stride] < level[widest * cells->stride]) widest = along;
+    if (level[*axis * cells->stride] > level[widest * cells->stride]) *axis = widest;
+}
+
 /* Mark the cells of an integral that are to blame, if what all have missed matters; return whether any is. */
-INLINE int mark_blind(const BoxColumns *cells, const BoxLook *look, int64_t i, double whole) {
+INLINE int mark_blind(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t i, double whole) {
     int blind = 0;
     if (!(whole > look->matters * look->target[i])) return 0;
     for (int64_t at = look->first[i]; at < look->first[i + 1]; at++) {
         int64_t k = look->order[at];
         int marked = look->missed[k] > look->each * whole && cells->whole[SPLITTABLE * cells->stride + k] > 0;
         look->marked[k] |= (uint8_t)marked, blind |= marked;
+        if (marked) halve_widest(set, cells, k);
     }
     return blind;
 }
@@ -43,41 +51,6 @@ INLINE double mass_at(const BoxSetting *set, const BoxColumns *cells, const BoxL
     int64_t place = cells->whole[(LEVEL + set->rule->d + axis) * stride + k], last = (int64_t)1 << (level < 62 ? level : 62);
     if (face % 2 ? place + 1 >= last : place == 0) return 0.0;
     return cells->real[(FACES + face) * stride + k] * look->volume[k];
-}
-
-INLINE int64_t key_of(double mass) {
-    int64_t bits;
-    memcpy(&bits, &mass, sizeof bits);
-    return bits >> KEY;
-}
-
-enum { COUNT, SORT, CHOOSE };
-
-/* Choose faces of an integral: all that matter, or if these are too many, evenly from all by mass. Return how many,
- * which they are, and for how many each stands; there is room for KEYS counts. */
-INLINE int64_t choose_faces(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t i, int64_t *cell,
-                            int64_t *face, int64_t *stride, int64_t *many) {
-    int64_t all = 0, chosen = 0;
-    for (int pass = COUNT; pass <= CHOOSE; pass++) {
-        if (pass == SORT) *stride = all > look->looks ? (all + look->looks - 1) / look->looks : 1;
-        if (pass == SORT && *stride == 1) continue;
-        if (pass == SORT) memset(many, 0, KEYS * sizeof *many);
-        for (int64_t side = 0; side < 2 * set->rule->d; side++)
-            for (int64_t at = look->first[i]; at < look->first[i + 1]; at++) {
-                double mass = mass_at(set, cells, look, side, look->order[at]);
-                if (!(mass > look->least * look->target[i])) continue;
-                if (pass == COUNT) all++;
-                else if (pass == SORT) many[key_of(mass)]++;
-                else if (*stride == 1 || many[key_of(mass)]++ % *stride == 0)
-                    cell[chosen] = look->order[at], face[chosen++] = side;
-            }
-        if (pass == SORT)
-            for (int64_t key = KEYS, before = 0; key-- > 0;) {
-                int64_t here = many[key];
-                many[key] = before, before += here;
-            }
-    }
-    return chosen;
 }
 
 /* Put the cells of integrals that are ready in order by integral. */
@@ -99,36 +72,42 @@ EXPORT void order_boxes(const BoxSetting *set, const BoxColumns *cells, const Bo
     }
 }
 
-/* Mark cells that are blind to what f is at the faces of those beside them. There is room for `looks` numbers of faces:
- * cells, faces, the order of points and answers; for KEYS counts, and again the order; and for points (d, looks). Return how many integrals are ready still. */
+/* Mark cells that are blind to what f is at the faces of those beside them. There is room for 5 numbers of each of the
+ * `looks` faces, and for points (d, looks). Return how many integrals are ready still. */
 EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t *numbers,
                                 double *point, uint8_t *ready) {
-    int64_t d = set->rule->d, looks = look->looks, *cell = numbers, *face = cell + looks, *at = face + looks, *many = at + 2 * looks, *other = many + KEYS, left = 0;
-    Locating to = locating(set, cells, point, looks, at + looks);
+    int64_t d = set->rule->d, room = look->looks, left = 0;
+    int64_t *cell = numbers, *face = cell + room, *at = face + room, *other = at + room;
+    Locating to = locating(set, cells, point, room, other + room);
     for (int64_t i = 0; i < look->running; i++) {
         if (!ready[i]) continue;
-        int64_t stride, count = choose_faces(set, cells, look, i, cell, face, &stride, many), first = look->first[i];
+        int64_t *order = look->order + look->first[i], n = look->first[i + 1] - look->first[i], count = 0;
         double whole = 0.0;
+        for (int64_t k = 0; k < n; k++) {
+            look->missed[order[k]] = 0.0;
+            for (int64_t side = 0; side < 2 * d; side++)
+                if (mass_at(set, cells, look, side, order[k]) > look->least * look->target[i])
+                    cell[count] = order[k], face[count++] = side;
+        }
         for (int64_t k = 0; k < count; k++) {
             at[k] = k;
             for (int64_t axis = 0; axis < d; axis++) {
                 double width = width_at(cells, axis, cell[k]);
                 double step = axis != face[k] / 2 ? 0.0 : face[k] % 2 ? 0.5 : -0.5;
                 double low = (double)cells->whole[(LEVEL + d + axis) * cells->stride + cell[k]] * width;
-                point[axis * looks + k] = low + 0.5 * width + step * (1.0 + 0x1p-12) * width;
+                point[axis * room + k] = low + 0.5 * width + step * (1.0 + 0x1p-12) * width;
             }
         }
-        locate_all(&to, look->order + first, look->first[i + 1] - first, at, other, count);
-        for (int64_t k = first; k < look->first[i + 1]; k++) look->missed[look->order[k]] = 0.0;
+        locate_all(&to, order, n, at, other, count);
         for (int64_t k = 0; k < count; k++) {
-            int64_t large = to.answer[k];
-            double size = cells->real[(FACES + face[k]) * cells->stride + cell[k]];
-            if (!(size > look->higher * cells->real[large])) continue;
-            if (look->volume[large] < look->larger * look->volume[cell[k]]) continue;
-            double missed = mass_at(set, cells, look, face[k], cell[k]) * (double)stride;
+            int64_t small = cell[k], large = to.answer[k], axis = face[k] / 2;
+            if (!(cells->real[(FACES + face[k]) * cells->stride + small] > look->higher * cells->real[large])) continue;
+            double across = width_at(cells, axis, small), beside = width_at(cells, axis, large);
+            if (look->volume[large] * across < look->larger * look->volume[small] * beside) continue;
+            double missed = mass_at(set, cells, look, face[k], small);
             look->missed[large] += missed, whole += missed;
         }
-        if (mark_blind(cells, look, i, whole)) ready[i] = 0;
+        if (mark_blind(set, cells, look, i, whole)) ready[i] = 0;
         left += ready[i] != 0;
     }
     return left;
@@ -152,6 +131,6 @@ EXPORT void mark_unseen_boxes(const BoxSetting *set, const BoxColumns *cells, co
             if (!(height[p] > look->above * seen)) continue;
             look->missed[to.answer[p]] += missed, whole += missed;
         }
-        mark_blind(cells, look, i, whole);
+        mark_blind(set, cells, look, i, whole);
     }
 }
