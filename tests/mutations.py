@@ -151,7 +151,7 @@ MUTATIONS = (
     # ------------------------------------------------------------------------------------- search: boxes
     Mutation("points held out that disagree", "search/boxes/held_out.py", *constant("BEYOND", "1e6"), HELD_OUT),
     Mutation("first bisections of boxes", "search/boxes/bodies.py", *constant("BISECTIONS", "0"), CUBATURE),
-    Mutation("faces that show more", "search/boxes/neighbours.py", r"^HIGHER, LARGER = (3\.0)", "1e9", CUBATURE),
+    Mutation("faces that show more", "search/boxes/neighbours.py", r"^HIGHER = (3\.0)", "1e9", CUBATURE),
     Mutation("how many scouts", "search/boxes/scouts.py", *constant("POINTS", "4"), CUBATURE),
     Mutation("what was lost again", "search/boxes/scouts.py", *constant("LOST", "1e9"), CUBATURE),
     Mutation("how far scouts climb", "search/boxes/scouts.py", r"ELITE, STEPS = 128, 32, (8)", "1", CUBATURE),

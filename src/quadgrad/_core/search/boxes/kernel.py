@@ -227,7 +227,7 @@ class NativeLook:
         self.ready, numbers_, each = round.told & READY, INTEGERS.new_empty(n + integrals + 1), numbers(2, n)
         self.kept = (numbers_, each, round)
         self.numbers = BoxLook(
-            neighbours.HIGHER, neighbours.LARGER, neighbours.ABOVE, neighbours.MATTERS, neighbours.EACH,
+            neighbours.HIGHER, neighbours.ABOVE, neighbours.MATTERS, neighbours.EACH,
             neighbours.LEAST, n, integrals, 2 * round.kernel.d * n, round.target.data_ptr(), self.ready.data_ptr(),
             numbers_.data_ptr(), numbers_.data_ptr() + 8 * n, each.data_ptr(), each.data_ptr() + 8 * n,
             self.marked.data_ptr(),

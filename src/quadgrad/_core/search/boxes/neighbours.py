@@ -22,9 +22,9 @@ __all__ = ["FACES", "SHARE_SEEN", "Sample", "find_blind", "find_unseen", "halve_
 FACES = 4
 """The row of real numbers from which on cells keep the size of f at their faces."""
 
-HIGHER, LARGER = 3.0, 2.0
-"""A cell may be blind to a face where f is so many times higher than at its nodes, if its own face is so many times
-larger. What is beyond the face may be as long as it likes: along a ridge cells are."""
+HIGHER = 3.0
+"""A cell may be blind to a face where f is so many times higher than at its nodes, if it is wider than that along
+an axis of the face. What is beyond the face may be larger all the same: along ridges and sheets cells are long."""
 
 MATTERS, EACH, LEAST = 0.05, 0.01, 1e-4
 """What may be missed counts if it is this part of the allowed error, and a cell with this part of that is
@@ -76,7 +76,7 @@ def find_blind(cells: Cells, d: int, allowed: Tensor, done: Tensor) -> Tensor:
     point = torch.where(across, point + step * width[:, cell], point)
     large = locate_points(owner, level, place, owner[cell], point)
     higher = cells.real[FACES : FACES + 2 * d][face, cell] > HIGHER * cells.real[0][large]
-    seen = higher & (volume[large] * width[face // 2, cell] >= LARGER * volume[cell] * width[face // 2, large])
+    seen = higher & ((level[:, large] < level[:, cell]) & ~across).any(0)
     each = torch.zeros_like(volume).index_add_(0, large, mass[face, cell] * seen)
     whole = sum_by_owner(each[None], owner, len(allowed))[0]
     return (each > EACH * whole[owner]) & (whole > MATTERS * allowed)[owner]

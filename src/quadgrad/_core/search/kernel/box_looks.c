@@ -5,7 +5,7 @@
 /* Cells in order by integral, `first` of each; what is asked of each of the integrals, and room for each cell. Those
  * that are `ready` and have a blind cell are not ready any more. */
 typedef struct {
-    double higher, larger, above, matters, each, least;
+    double higher, above, matters, each, least;
     int64_t n, running, looks;
     const double *target;
     const uint8_t *ready;
@@ -102,8 +102,12 @@ EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, 
         for (int64_t k = 0; k < count; k++) {
             int64_t small = cell[k], large = to.answer[k], axis = face[k] / 2;
             if (!(cells->real[(FACES + face[k]) * cells->stride + small] > look->higher * cells->real[large])) continue;
-            double across = width_at(cells, axis, small), beside = width_at(cells, axis, large);
-            if (look->volume[large] * across < look->larger * look->volume[small] * beside) continue;
+            int wider = 0;
+            for (int64_t along = 0; along < d; along++) {
+                const int64_t *level = cells->whole + (LEVEL + along) * cells->stride;
+                wider |= along != axis && level[large] < level[small];
+            }
+            if (!wider) continue;
             double missed = mass_at(set, cells, look, face[k], small);
             look->missed[large] += missed, whole += missed;
         }

@@ -147,7 +147,7 @@ class BoxLook(Structure):
     """What is asked of integrals that are ready to end, and room for it; see ``box_looks.c``."""
 
     _fields_ = [
-        *((name, c_double) for name in ("higher", "larger", "above", "matters", "each", "least")),
+        *((name, c_double) for name in ("higher", "above", "matters", "each", "least")),
         *((name, c_int64) for name in ("n", "running", "looks")),
         *((name, c_void_p) for name in ("target", "ready", "order", "first", "missed", "volume", "marked")),
     ]
