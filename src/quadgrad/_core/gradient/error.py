@@ -22,7 +22,8 @@ from quadgrad._core.gradient.boundary import (
 )
 from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
-from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
+from quadgrad._core.gradient.columns import Sampler, sampler_of, split_outputs
+from quadgrad._core.gradient.measure import Measured, measure
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.rows import ROWS, gradients, rows_of, weighted_rows, zeros

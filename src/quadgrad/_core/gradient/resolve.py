@@ -12,7 +12,8 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
 from quadgrad._core.gradient.boundary import PLACED, found_places
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
-from quadgrad._core.gradient.measure import Measured, measure, sampler_of
+from quadgrad._core.gradient.columns import sampler_of
+from quadgrad._core.gradient.measure import Measured, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.readings import reading_errors_by

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import DROPPED, limits_of, series_of
-from quadgrad._core.gradient.measure import Measured, Sampler, look
+from quadgrad._core.gradient.columns import Sampler, look
+from quadgrad._core.gradient.measure import Measured
 from quadgrad._core.gradient.singular_ends import join_outputs, largest_of_groups
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
