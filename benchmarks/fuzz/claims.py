@@ -54,6 +54,8 @@ class Claims:
         Which integrals of the sample these are, if not all in order.
     log : bool
         Whether it is the logarithm.
+    rtol : float
+        What the value's cells were searched to.
     eps : float
         Of the dtype in which f was called.
     slack : float
@@ -74,6 +76,7 @@ class Claims:
     budget: int | None = None
     warned: bool = False
     log: bool = False
+    rtol: float = 1e-9
     eps: float = EPS
     slack: float = 50 * EPS
     share: float | None = None
@@ -120,7 +123,7 @@ def value_claims(
     dtype = torch.complex128 if value.is_complex() else torch.float64
     return Claims(
         what, value.to(dtype), exact, result.error.double(), allowed, result.converged, result.nfev,
-        budget=budget, log=log, eps=torch.finfo(result.error.dtype).eps,
+        budget=budget, log=log, eps=torch.finfo(result.error.dtype).eps, rtol=rtol,
     )  # fmt: skip
 
 

@@ -70,9 +70,9 @@ def split_outputs(y: Tensor, outputs: int, is_complex: bool) -> Tensor:
 class Look:
     """What the rule makes of cells, shape ``(n, columns)``; ``falls_off`` tells whether the null rules do.
 
-    ``hidden`` is the error of what lies beyond the outermost nodes, ``gaps`` ``(2, n, columns)`` what the rule makes
-    of it, and ``edges`` what the integrand, times dx/dtau, seems to be at both ends, but for a few times ``highest``,
-    its highest coefficients.
+    ``hidden`` is the error of what lies beyond the outermost nodes, ``gaps`` ``(n, 2, columns)`` what the rule
+    makes of it. ``highest`` are the highest coefficients of the interpolating polynomial, ``at_end`` what it is
+    where tau is 1.
     """
 
     value: Tensor
@@ -80,10 +80,10 @@ class Look:
     floor: Tensor
     rounding: Tensor
     falls_off: Tensor
-    hidden: Tensor | float
+    hidden: Tensor
     gaps: Tensor
-    edges: Tensor
     highest: Tensor
+    at_end: Tensor
 
 
 def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler, alone: bool = True) -> Look:
@@ -98,7 +98,7 @@ def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Samp
     values, m = y * factor[..., None], len(rule.nodes)
     values, beside, y = values[:m], values[m:], y[:m]
     sums = weigh(rule, values, values.abs())
-    hidden = 0.0 if edges is None else edges.hidden(rule, sums, beside)
+    hidden = torch.zeros_like(sums.value) if edges is None else edges.hidden(rule, sums, beside)
     pairs = sums.nulls[0::2].abs() + sums.nulls[1::2].abs()
     falls_off = ((pairs[:-1] - 2.0 * eps * sums.size) <= FALLS_OFF * pairs[1:]).all(0)
     blur = blur_of_x(rule, layout, y, sums.variation, problem.pieces.rounding.eps)
@@ -109,4 +109,5 @@ def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Samp
     error, floor, _ = bound_error(error, sums.size, blur, eps)
     rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
     value = sums.value.masked_fill(error.isinf(), 0.0)
-    return Look(value, error, floor, rounding, falls_off, hidden, apply(rule.gaps, values), sums.edges, highest)
+    gaps = apply(rule.gaps, values).movedim(0, 1)
+    return Look(value, error, floor, rounding, falls_off, hidden, gaps, highest, sums.edges[1])

@@ -35,13 +35,15 @@ class Measured:
     """Integrals on a plan, shape ``(batch, columns)``, and their errors, one for each column or group of columns.
 
     ``floor`` is the part of the error that rounding of f explains, ``noise`` that of f and x together. ``error`` is
-    without the cells that are extrapolated to an end (``ends``): there it depends on the plan's columns.
+    without the cells that are extrapolated to an end (``ends``): there it depends on the plan's columns. ``layers``
+    ``(n, columns)`` is the part of each cell's error that lies between its nodes and an end of its piece.
     """
 
     value: Tensor
     error: Tensor
     floor: Tensor
     noise: Tensor
+    layers: Tensor | None = None
     ends: SingularEnds | None = None
 
     def error_on(self, plan: IntervalPlan) -> Tensor:
@@ -69,15 +71,17 @@ def measure(
     value = plan.start.new_zeros((problem.batch, sampler.width))
     errors = plan.start.new_zeros((problem.batch, 3, sampler.width if groups is None else len(groups)))
     rest, extrapolated = plan.part_extrapolated()
+    layers, at = errors.new_zeros((len(plan), errors.shape[2])), torch.arange(len(plan), device=plan.row.device)
+    at = at if plan.extrapolated is None else at[~plan.touches]
     for first in range(0, len(rest), step):
         cells = rest.take(slice(first, first + step))
         cell = look(problem, rule, cells, sampler)
         error = cell.error
         if sharp:
-            halves = look(problem, rule, cells.halved(), sampler, alone=False)
-            error = _compare(cell, halves)
-        hidden = cell.hidden + look_into_gaps(problem, cells, cell, sampler)
-        each = torch.stack((error + hidden, cell.floor, cell.floor + cell.rounding), dim=1)
+            error = _compare(cell, look(problem, rule, cells.halved(), sampler, alone=False))
+        layer = look_into_gaps(problem, cells, cell, sampler)
+        layers[at[first : first + step]] = largest_of_groups(layer, groups)
+        each = torch.stack((error + cell.hidden + layer, cell.floor, cell.floor + cell.rounding), dim=1)
         value = value + total(cell.value, cells.owner, problem.batch)
         errors = errors + total(largest_of_groups(each, groups), cells.owner, problem.batch)
     ends = None
@@ -85,6 +89,7 @@ def measure(
         parts = (extrapolated.take(slice(i, i + step)) for i in range(0, len(extrapolated), step))
         ends = concatenate([measure_ends(problem, rule, cells, sampler, groups) for cells in parts])
         value = value + total(ends.value, ends.owner, problem.batch)
+        layers[plan.touches] = ends.layer
         each = torch.stack((torch.zeros_like(ends.floor), ends.floor, ends.noise), dim=1)
         errors = errors + total(each, ends.owner, problem.batch)
     error, floor, rounding = errors.unbind(1)
@@ -92,7 +97,7 @@ def measure(
     tiny = torch.finfo(value.dtype).tiny
     coarse = (value != 0.0) & (value.abs() < tiny / torch.finfo(value.dtype).eps)
     error = error + tiny * largest_of_groups(coarse.to(error.dtype), groups)
-    return Measured(value, error, floor, rounding, ends)
+    return Measured(value, error, floor, rounding, layers, ends)
 
 
 def _compare(cell: Look, halves: Look) -> Tensor:
@@ -100,11 +105,14 @@ def _compare(cell: Look, halves: Look) -> Tensor:
 
     A cell is off by the difference, and by the error of the halves, which counts unless they or the cell are
     smooth: then it is a small part of the difference. The null rules may tell that it is less, but not that it is
-    less than the difference.
+    less than the difference. Where nothing is smooth the larger counts: of a peak between two nodes the null rules
+    see but the tails, those of the cell or those of the halves.
     """
     value, error, falls_off = (t.unflatten(0, (-1, 2)) for t in (halves.value, halves.error, halves.falls_off))
     difference = (cell.value - value.sum(1)).abs()
     smooth = cell.falls_off | falls_off.all(1)
-    compared = CAUTION * difference + error.sum(1).masked_fill(smooth, 0.0) + cell.floor + cell.rounding
-    least = torch.minimum(cell.error, compared.nan_to_num(torch.inf, torch.inf))
-    return torch.maximum(least, CONTRADICTED * difference.nan_to_num(0.0))
+    rough = error.sum(1).masked_fill(smooth, 0.0)
+    compared = (CAUTION * difference + rough + cell.floor + cell.rounding).nan_to_num(torch.inf, torch.inf)
+    larger = torch.where(compared.isinf(), cell.error, torch.maximum(cell.error, compared))
+    error = torch.where(smooth, torch.minimum(cell.error, compared), larger)
+    return torch.maximum(error, CONTRADICTED * difference.nan_to_num(0.0))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.gradient.boundary import PLACED, found_places
-from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
+from quadgrad._core.gradient.boundary import PLACED, doubtful_places
 from quadgrad._core.gradient.columns import sampler_of
+from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
+from quadgrad._core.gradient.layers import open_layers
 from quadgrad._core.gradient.measure import Measured, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
@@ -233,7 +234,7 @@ class _Search:
             if searches == SEARCHES or not bool((late & (status == int(Status.CONVERGED))).any()):
                 break
             before, searches = before or now, searches + 1
-            plan = draw_closer(plan, measured.ends, asked, late)
+            plan = _come_closer(problem, plan, measured, asked, late)
             again = late[plan.owner]
             scale = 1.0 / torch.maximum(0.5 * asked, noise)
             self.last_scale = torch.where(late[:, None], scale, self.last_scale)
@@ -283,7 +284,7 @@ class _Search:
         problem = self.problem
         if not problem.limits.found:
             return 0.0
-        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        places, away = doubtful_places(problem.limits.detach(), problem.batch)
         y = self.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch)).detach()
         gaps = (y[: len(places)] - y[len(places) :]).abs().nan_to_num(0.0, torch.inf)
         return largest_of_groups((gaps * (PLACED * away)[..., None]).sum(0), self.groups)
@@ -371,6 +372,17 @@ def _give_up(derivative: Derivative, plan: IntervalPlan, lost: Tensor) -> Deriva
         derivative, plan=joined, error=derivative.error.masked_fill(failed[..., None], torch.inf),
         status=derivative.status.masked_fill(failed, int(Status.NONFINITE)),
     )  # fmt: skip
+
+
+def _come_closer(
+    problem: Problem, plan: IntervalPlan, measured: Measured, asked: Tensor, late: Tensor
+) -> IntervalPlan:
+    """Part cells at ends of late integrals: where something lies beyond the nodes, else where limits are off."""
+    assert measured.layers is not None
+    hidden = (measured.layers > asked[plan.owner]).any(1) & late[plan.owner]
+    if bool(hidden.any()):
+        return open_layers(problem, plan, hidden)
+    return draw_closer(plan, measured.ends, asked, late)
 
 
 def _better(

@@ -46,7 +46,8 @@ class SingularEnds:
     ``value`` ``(k, columns)`` are the integrals of all columns; of groups ``size`` is the largest modulus,
     ``floor`` what rounding of f adds, ``noise`` what that of f and x does. ``error`` and ``gap`` ``(k, COLUMNS,
     columns)`` are replay's error and how far it is from the derivative's own limit, in each column of the epsilon
-    table. ``room`` ``(k,)`` are the octaves left before nodes coincide.
+    table, ``layer`` what of ``error`` lies between the nodes and the end. ``room`` ``(k,)`` are the octaves left
+    before nodes coincide.
     """
 
     owner: Tensor
@@ -56,6 +57,7 @@ class SingularEnds:
     noise: Tensor
     error: Tensor
     gap: Tensor
+    layer: Tensor
     room: Tensor
 
     def error_on(self, plan: IntervalPlan) -> Tensor:
@@ -115,17 +117,17 @@ def measure_ends(
     rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf) + beyond
     # On a part of a cell the first coefficient that the nodes do not show counts.
     of_term, value = highest * decay.clamp_min(0.0), end.value.masked_fill(lost, 0.0)
-    value, own_error, rest, of_term, floor, blur = (
-        t.unflatten(0, (len(cells), -1)) for t in (value, end.error + beyond, rest, of_term, floor, blur)
+    value, own_error, rest, of_term, floor, blur, beyond = (
+        t.unflatten(0, (len(cells), -1)) for t in (value, end.error + beyond, rest, of_term, floor, blur, beyond)
     )
     terms, changes = (apply(rule.shares, t) for t in (f * factor[..., None], y * factor[..., None, None]))
     error, gap = _replayed(terms, changes, weights, (value, own_error, rest, of_term), eps)
-    size, floor, rounding, error, gap = (
-        largest_of_groups(t, groups) for t in (value.abs(), floor, floor + blur, error, gap)
+    size, floor, rounding, error, gap, beyond = (
+        largest_of_groups(t, groups) for t in (value.abs(), floor, floor + blur, error, gap, beyond)
     )
     numbers = problem.pieces.rounding
     room = layout.octaves_left(4.0 * numbers.eps, max(NEAREST, numbers.tiny**0.5)).floor().clamp_min(0.0)
-    return SingularEnds(owner, value, size, floor, rounding, error, gap, room)
+    return SingularEnds(owner, value, size, floor, rounding, error, gap, beyond, room)
 
 
 def _replayed(

@@ -37,8 +37,8 @@ class RuleTensors:
 
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
     ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; its integrals beyond the outermost nodes
-    ``(2, m)``; around each node, see :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``;
-    :attr:`Rule.order_gap`.
+    ``(2, m)``; around each node, see :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and
+    where they are ``(4, m)``; :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
@@ -130,7 +130,7 @@ class Rule:
 
     @cached_property
     def gaps(self) -> Array:
-        """The interpolating polynomial's integrals from 0 to the first node and from the last one to 1, ``(2, m)``."""
+        """The interpolating polynomial's integrals up to the first node and from the last one on, ``(2, m)``."""
         gauss, weights = np.polynomial.legendre.leggauss((self.nodes.size + 1) // 2)
         low, high = np.array([[0.0], self.nodes[-1:]]), np.array([self.nodes[:1], [1.0]])
         places = low + (high - low) * (0.5 + 0.5 * gauss)
