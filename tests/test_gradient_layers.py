@@ -16,7 +16,7 @@ INF = math.inf
 
 
 def needles(seed: int, width: float, count: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return centres, widths, heights and wave numbers of needles on waves, on [0, 1], or [100, 101] for odd ones."""
+    """Return centres, widths, heights and wave numbers of needles on waves, on [0, 1] or, odd ones, [100, 101]."""
     numbers = torch.Generator().manual_seed(seed)
     u = torch.rand(4, count, generator=numbers, dtype=torch.float64)
     start = 100.0 * (seed % 2)
@@ -175,3 +175,36 @@ def test_kinks_whose_places_rounding_hides(seed: int) -> None:
     assert isinstance(reported, Tensor)
     told = ((slope - exact).abs() <= reported + 1e-15 * exact.abs()) | ~result.converged[:, None]
     assert bool(told.all())
+
+
+def test_a_needle_that_the_derivative_sees_and_the_value_does_not() -> None:
+    """Resolve looks for what a derivative is made of; what it finds is in the value, too."""
+    numbers = torch.Generator().manual_seed(3)
+    u = torch.rand(2, 40, generator=numbers, dtype=torch.float64)
+    place, w = 0.1 + 0.8 * u[0], (1e-3 * (0.3 + u[1])).requires_grad_()
+    f = lambda x, p, w: torch.exp(-(((x - 1 + p) / w) ** 2)) + torch.cos(2 * x)
+    exact = ROOT_PI * w.detach() + math.sin(2.0) / 2
+    seen = qg.quad(f, 0.0, 1.0, (place, w.detach()), rtol=1e-4)
+    missed = (seen.value - exact).abs() > seen.error + 1e-4 * exact
+    result = qg.quad(f, 0.0, 1.0, (place, w), rtol=1e-4, gradient=qg.Resolve(rtol=1e-4), on_failure="ignore")
+    assert bool(missed.any())  # or nothing is shown
+    assert bool(((result.value - exact).abs() <= result.error + 1e-14).all())
+    (slope,) = torch.autograd.grad(result.value.sum(), w)
+    assert bool(((slope - ROOT_PI).abs() <= 1e-4 * ROOT_PI).all())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_resolve_sees_jumps_far_below_what_the_integrand_is_elsewhere(seed: int) -> None:
+    """``exp(k abs(x - c))`` bends at c, and its derivative jumps there, by 1e-5 to 1e-9 of what is at the ends."""
+    numbers = torch.Generator().manual_seed(seed)
+    u = torch.rand(2, 40, generator=numbers, dtype=torch.float64)
+    c, k = 0.05 + 0.4 * u[0], 14 + 14 * u[1]
+    c.requires_grad_()
+    f = lambda x, c, k: torch.exp(k * (x - c).abs())
+    result = qg.quad(f, 0.0, 1.0, (c, k), rtol=1e-7, gradient=qg.Resolve(rtol=1e-7), on_failure="ignore")
+    (slope,) = torch.autograd.grad(result.value.sum(), c)
+    exact = torch.exp(k * c.detach()) - torch.exp(k * (1 - c.detach()))
+    assert result.derivative is not None
+    off = (slope - exact).abs() - 1e-14 * exact.abs()
+    assert bool((off <= result.derivative.error[:, 0]).all())
+    assert int(result.derivative.converged.sum()) >= 20

@@ -53,7 +53,7 @@ def measure_series(
 def add_measured(one: Measured, other: Measured) -> Measured:
     """Return the sum of what is known of two parts of the same integrals."""
     value, error, floor, noise = (getattr(one, n) + getattr(other, n) for n in ("value", "error", "floor", "noise"))
-    return Measured(value, error, floor, noise, one.layers, one.ends)
+    return Measured(value, error, floor, noise, one.layers, one.doubts, one.ends)
 
 
 def _reach(weights: Tensor, errors: Tensor, changes: Tensor) -> Tensor:
