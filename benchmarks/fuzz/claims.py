@@ -7,8 +7,8 @@ A claim is one number with its reported error: the value of an integral, or one 
 * silent, if it converged and is NaN, or its error is, and no warning was given;
 
 the true error in both taken less two ulp of the exact number, which is rounded once, and 1e-319 (1e-41 in single
-precision) where nothing is normal. Whether that is the rounding of f itself, or cannot be seen, is found out for each
-of these by itself (:mod:`benchmarks.fuzz.inquiry`).
+precision) where nothing is normal. Whether that is the rounding of f itself, or cannot be seen, is found out for
+each of these by itself (:mod:`benchmarks.fuzz.inquiry`).
 """
 
 from __future__ import annotations
