@@ -6,9 +6,9 @@ A claim is one number with its reported error: the value of an integral, or one 
 * understated, if it converged, within the tolerance, and the true error is above the reported one;
 * silent, if it converged and is NaN, or its error is, and no warning was given;
 
-the true error in both taken less two ulp of the exact number, which is rounded once, and 1e-319 where nothing is
-normal. Whether that is the rounding of f itself, or cannot be seen, is found out for each of these by itself
-(:mod:`benchmarks.fuzz.inquiry`).
+the true error in both taken less two ulp of the exact number, which is rounded once, and 1e-319 (1e-41 in single
+precision) where nothing is normal. Whether that is the rounding of f itself, or cannot be seen, is found out for
+each of these by itself (:mod:`benchmarks.fuzz.inquiry`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.fuzz.sample import Sample
 __all__ = ["Claims", "Verdict", "value_claims"]
 
 EPS = torch.finfo(torch.float64).eps
-DENORMAL = 1e-319
+DENORMAL, DENORMAL_SINGLE = 1e-319, 1e-41
+"""Thousands of times the smallest number there is: below it f itself is 0, or has hardly a digit."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Claims:
         Which integrals of the sample these are, if not all in order.
     log : bool
         Whether it is the logarithm.
+    rtol : float
+        What the value's cells were searched to.
     eps : float
         Of the dtype in which f was called.
     slack : float
@@ -74,6 +77,7 @@ class Claims:
     budget: int | None = None
     warned: bool = False
     log: bool = False
+    rtol: float = 1e-9
     eps: float = EPS
     slack: float = 50 * EPS
     share: float | None = None
@@ -86,10 +90,11 @@ class Claims:
         same = (self.found == self.exact).reshape(len(apart), -1).all(1)  # infinities too
         true = torch.where(same, 0.0, apart)
         broken = true.isnan() | self.reported.isnan()
-        least = self.reported.double() * (1 + 8 * EPS) + 2 * self.eps * size + DENORMAL
+        nothing = DENORMAL if self.eps <= EPS else DENORMAL_SINGLE
+        least = self.reported.double() * (1 + 8 * EPS) + 2 * self.eps * size + nothing
         over = (true > least) & self.converged & ~broken
         beyond = over & ~(true <= self.allowed)
-        visible = torch.maximum(true, (self.eps * size).clamp_min(DENORMAL))
+        visible = torch.maximum(true, (self.eps * size).clamp_min(nothing))
         ratio = (self.reported.double() / visible)[self.converged & ~broken]
         silent = broken & (self.converged if self.ended is None else self.ended) & (not self.warned)
         spent = self.nodes > self.budget if self.nodes is not None and self.budget else torch.zeros_like(over)
@@ -120,7 +125,7 @@ def value_claims(
     dtype = torch.complex128 if value.is_complex() else torch.float64
     return Claims(
         what, value.to(dtype), exact, result.error.double(), allowed, result.converged, result.nfev,
-        budget=budget, log=log, eps=torch.finfo(result.error.dtype).eps,
+        budget=budget, log=log, eps=torch.finfo(result.error.dtype).eps, rtol=rtol,
     )  # fmt: skip
 
 

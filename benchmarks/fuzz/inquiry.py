@@ -41,7 +41,8 @@ def _noise(sample: Sample, claims: Claims) -> tuple[float, float]:
         end = (sample.a, sample.b)[claims.place].reshape(1, 1)
         read, near = (_values(sample, x, None) for x in (end, end * (1 + 2 * eps)))
         return 4 * float((near - read).abs().sum() + eps * read.abs().sum()), float(read.abs().sum())
-    plan = call(sample, rtol=1e-9 if dtype == torch.float64 else 1e-4).plan
+    # On cells of the claim's own tolerance: on n times as many independent steps cancel to 1/sqrt(n) of that.
+    plan = call(sample, rtol=claims.rtol).plan
     limits = (sample.a, sample.b, sample.marks())
     x, w = plan.nodes(*limits).to(dtype), plan.weights(*limits).double()
     near = torch.nextafter(x, torch.full_like(x, torch.inf))

@@ -259,7 +259,7 @@ def differentiated(sample: Sample, rtol: float, **options: Any) -> Iterator[Clai
         yield Claims(
             f"d/d {name(place)}", slope.double(), exact, error.double(), rtol * exact.abs(),
             result.converged & error.isfinite(), place=place, warned=warned, log=log,
-            eps=torch.finfo(slope.dtype).eps, slack=rtol, ended=result.converged,
+            rtol=rtol, eps=torch.finfo(slope.dtype).eps, slack=rtol, ended=result.converged,
         )  # fmt: skip
 
 
@@ -305,6 +305,7 @@ def resolved(this: Call) -> Iterator[Claims]:
         yield Claims(
             f"d/d {column}, resolved", slope, exact, derivative.error[..., derivative.names.index(column)],
             own * exact.abs(), derivative.converged & result.converged, derivative.nfev, 2 + i, warned=bool(heard),
+            rtol=min(rtol, own),
         )  # fmt: skip
 
 

@@ -15,14 +15,15 @@ from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import DROPPED, without_last
 from quadgrad._core.gradient.boundary import (
     PLACED,
+    doubtful_places,
     follow_marks,
-    found_places,
     reading_errors,
     replay_with_limits,
 )
 from quadgrad._core.gradient.boxes import BoxPrimal, column_errors, face_errors
+from quadgrad._core.gradient.columns import Sampler, sampler_of, split_outputs
 from quadgrad._core.gradient.derivative import as_reals, differentiate, make_variables
-from quadgrad._core.gradient.measure import Measured, Sampler, measure, sampler_of, split_outputs
+from quadgrad._core.gradient.measure import Measured, measure
 from quadgrad._core.gradient.mode import Finished, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters
 from quadgrad._core.gradient.rows import ROWS, gradients, rows_of, weighted_rows, zeros
@@ -212,7 +213,7 @@ class _Estimate:
     def _of_places(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """Return what derivatives are off by because places that search has found are off: they jump there."""
         problem = self.primal.problem
-        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        places, away = doubtful_places(problem.limits.detach(), problem.batch)
         errors = [zeros(t) for t in tensors]
         with torch.enable_grad():
             y = problem.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch))

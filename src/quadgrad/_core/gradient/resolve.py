@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import in_transform
 from quadgrad._core.estimates.null_rules import FLOOR, largest_component
-from quadgrad._core.gradient.boundary import PLACED, found_places
+from quadgrad._core.gradient.boundary import PLACED, doubtful_places
+from quadgrad._core.gradient.columns import sampler_of
 from quadgrad._core.gradient.derivative import Variables, as_reals, differentiate, output_count, variables_of
-from quadgrad._core.gradient.measure import Measured, measure, sampler_of
+from quadgrad._core.gradient.layers import open_layers
+from quadgrad._core.gradient.measure import Measured, measure
 from quadgrad._core.gradient.mode import Differentiated, GradientMode, Primal, Scaled
 from quadgrad._core.gradient.parameters import Parameters, declare, refuse_undeclared
 from quadgrad._core.gradient.readings import reading_errors_by
@@ -44,6 +47,9 @@ HIDDEN = 20.0
 
 20,000 peaks took 4300 nodes each with 5, and 840 with 20, at the same true errors.
 """
+
+CONTRADICTED = 2.0
+"""An integral is searched anew if it is off by so many times its error on the plan of its derivative."""
 
 SEEN = 4.0
 """The same of what is inside f and knows how wrong it is."""
@@ -145,6 +151,7 @@ class Resolve(GradientMode):
             replayed = primal.replay(derivative.plan)
             still = replayed.detach()
         if primal.scaled is None:
+            _reconcile(primal, derivative.plan, plain(still))
             return Differentiated(primal.value + (replayed - still), derivative)
         # A logarithm's derivative is that of the integral over the integral, both from the second plan.
         zero = still == 0.0
@@ -232,7 +239,7 @@ class _Search:
             if searches == SEARCHES or not bool((late & (status == int(Status.CONVERGED))).any()):
                 break
             before, searches = before or now, searches + 1
-            plan = draw_closer(plan, measured.ends, asked, late)
+            plan = _come_closer(problem, plan, measured, asked, late)
             again = late[plan.owner]
             scale = 1.0 / torch.maximum(0.5 * asked, noise)
             self.last_scale = torch.where(late[:, None], scale, self.last_scale)
@@ -282,7 +289,7 @@ class _Search:
         problem = self.problem
         if not problem.limits.found:
             return 0.0
-        places, away, _ = found_places(problem.limits.detach(), problem.batch)
+        places, away = doubtful_places(problem.limits.detach(), problem.batch)
         y = self.integrand(torch.cat((places + away, places - away)), slice(0, problem.batch)).detach()
         gaps = (y[: len(places)] - y[len(places) :]).abs().nan_to_num(0.0, torch.inf)
         return largest_of_groups((gaps * (PLACED * away)[..., None]).sum(0), self.groups)
@@ -370,6 +377,41 @@ def _give_up(derivative: Derivative, plan: IntervalPlan, lost: Tensor) -> Deriva
         derivative, plan=joined, error=derivative.error.masked_fill(failed[..., None], torch.inf),
         status=derivative.status.masked_fill(failed, int(Status.NONFINITE)),
     )  # fmt: skip
+
+
+def _reconcile(primal: Primal, plan: IntervalPlan, value: Tensor) -> None:
+    """Search anew, from a derivative's ``plan``, what has another ``value`` there than its error explains.
+
+    A derivative may be looked at where the integral was not: a needle is all of it, and next to nothing of f.
+    """
+    found = primal.found
+    apart = largest_component((value - primal.value).abs()) > CONTRADICTED * found.error
+    apart &= found.status == int(Status.CONVERGED)
+    if plan.term is not None or in_transform() or not bool(apart.any()):
+        return
+    with primal.problem.outside() as problem:
+        again = search_tiles(replace(problem, opening=None), plan.take(apart[plan.owner]))
+        oriented = problem.limits.detach().orient(again.value)
+    primal.value[apart] = oriented[apart].to(primal.value.dtype)
+    for name in ("value", "error", "status"):
+        getattr(found, name)[apart] = getattr(again, name)[apart].to(getattr(found, name).dtype)
+    found.nfev[apart] += again.nfev[apart]
+    found.plan = found.plan.take(~apart[found.plan.owner]).join(again.plan.take(apart[again.plan.owner]))
+
+
+def _come_closer(
+    problem: Problem, plan: IntervalPlan, measured: Measured, asked: Tensor, late: Tensor
+) -> IntervalPlan:
+    """Part cells of late integrals: at ends that hide something, if halves tell of more, or if limits are off."""
+    assert measured.layers is not None and measured.doubts is not None
+    hidden, doubted = (
+        (error > asked[plan.owner]).any(1) & late[plan.owner] for error in (measured.layers, measured.doubts)
+    )
+    if bool(hidden.any()):
+        return open_layers(problem, plan, hidden)
+    if bool(doubted.any()):
+        return plan.take(~doubted).join(plan.take(doubted).halved())
+    return draw_closer(plan, measured.ends, asked, late)
 
 
 def _better(

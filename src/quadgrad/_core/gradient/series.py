@@ -13,7 +13,8 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import DROPPED, limits_of, series_of
-from quadgrad._core.gradient.measure import Measured, Sampler, look
+from quadgrad._core.gradient.columns import Sampler, look
+from quadgrad._core.gradient.measure import Measured
 from quadgrad._core.gradient.singular_ends import join_outputs, largest_of_groups
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -52,7 +53,7 @@ def measure_series(
 def add_measured(one: Measured, other: Measured) -> Measured:
     """Return the sum of what is known of two parts of the same integrals."""
     value, error, floor, noise = (getattr(one, n) + getattr(other, n) for n in ("value", "error", "floor", "noise"))
-    return Measured(value, error, floor, noise, one.ends)
+    return Measured(value, error, floor, noise, one.layers, one.doubts, one.ends)
 
 
 def _reach(weights: Tensor, errors: Tensor, changes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ have in the limit. How far the two are apart, the *gap*, depends on the column o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,9 @@ from quadgrad._core.estimates.epsilon import COLUMNS, extrapolate
 from quadgrad._core.estimates.null_rules import SAFETY, null_rule_error, weigh
 from quadgrad._core.estimates.singular_ends import NEAREST, conclude
 from quadgrad._core.estimates.sums import blur_of_x
+from quadgrad._core.gradient.columns import Sampler
 from quadgrad._core.gradient.edges import look_at_edges
+from quadgrad._core.gradient.layers import look_beyond
 from quadgrad._core.mesh.interval import DEPTH
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
@@ -44,7 +46,8 @@ class SingularEnds:
     ``value`` ``(k, columns)`` are the integrals of all columns; of groups ``size`` is the largest modulus,
     ``floor`` what rounding of f adds, ``noise`` what that of f and x does. ``error`` and ``gap`` ``(k, COLUMNS,
     columns)`` are replay's error and how far it is from the derivative's own limit, in each column of the epsilon
-    table. ``room`` ``(k,)`` are the octaves left before nodes coincide.
+    table, ``layer`` what of ``error`` lies between the nodes and the end. ``room`` ``(k,)`` are the octaves left
+    before nodes coincide.
     """
 
     owner: Tensor
@@ -54,6 +57,7 @@ class SingularEnds:
     noise: Tensor
     error: Tensor
     gap: Tensor
+    layer: Tensor
     room: Tensor
 
     def error_on(self, plan: IntervalPlan) -> Tensor:
@@ -82,19 +86,18 @@ def measure_ends(
     problem: Problem,
     rule: RuleTensors,
     cells: IntervalPlan,
-    sample: Callable[[IntervalPlan, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    weight: Tensor | None,
+    sampler: Sampler,
     groups: Sequence[Tensor] | None,
 ) -> SingularEnds:
-    """Look at cells that are extrapolated; see :class:`.Sampler` for ``sample`` and ``weight``."""
+    """Look at cells that are extrapolated."""
     layout, owner = problem.pieces.lay_out(cells), cells.owner
     # Nodes run from the far edge towards the end: what lies before the first of them is looked at, too.
     edges, m = look_at_edges(rule, layout, problem.pieces.rounding.eps), len(rule.nodes)
     tau = torch.cat((rule.nodes[:, None].expand(-1, len(cells)), edges.tau[:1]))
     x, factor = layout.nodes(tau)
     # Sums are formed in double precision, whatever f is called with.
-    f, y = (t.to(torch.promote_types(t.dtype, factor.dtype)) for t in sample(cells, tau, x, factor))
-    weights = None if weight is None else weight[owner]
+    f, y = (t.to(torch.promote_types(t.dtype, factor.dtype)) for t in sampler.outputs(cells, tau, x, factor))
+    weights = None if sampler.weight is None else sampler.weight[owner]
     joined = join_outputs(y, weights)
     values, beside = (joined * factor[..., None]).split((m, 1))
     f, y, joined, factor, values = f[:m], y[:m], joined[:m], factor[:m], values.flatten(1)
@@ -110,20 +113,21 @@ def measure_ends(
     )
     lost, blur = end.error.isinf(), blur.nan_to_num(0.0, 0.0)
     floor = end.floor.masked_fill(lost, 0.0)
-    rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf)
+    beyond = look_beyond(problem, cells, end, sums.value, terms, sampler).flatten()
+    rest = torch.maximum(end.error - end.doubt, floor + blur).nan_to_num(torch.inf) + beyond
     # On a part of a cell the first coefficient that the nodes do not show counts.
     of_term, value = highest * decay.clamp_min(0.0), end.value.masked_fill(lost, 0.0)
-    value, own_error, rest, of_term, floor, blur = (
-        t.unflatten(0, (len(cells), -1)) for t in (value, end.error, rest, of_term, floor, blur)
+    value, own_error, rest, of_term, floor, blur, beyond = (
+        t.unflatten(0, (len(cells), -1)) for t in (value, end.error + beyond, rest, of_term, floor, blur, beyond)
     )
     terms, changes = (apply(rule.shares, t) for t in (f * factor[..., None], y * factor[..., None, None]))
     error, gap = _replayed(terms, changes, weights, (value, own_error, rest, of_term), eps)
-    size, floor, rounding, error, gap = (
-        largest_of_groups(t, groups) for t in (value.abs(), floor, floor + blur, error, gap)
+    size, floor, rounding, error, gap, beyond = (
+        largest_of_groups(t, groups) for t in (value.abs(), floor, floor + blur, error, gap, beyond)
     )
     numbers = problem.pieces.rounding
     room = layout.octaves_left(4.0 * numbers.eps, max(NEAREST, numbers.tiny**0.5)).floor().clamp_min(0.0)
-    return SingularEnds(owner, value, size, floor, rounding, error, gap, room)
+    return SingularEnds(owner, value, size, floor, rounding, error, gap, beyond, room)
 
 
 def _replayed(

@@ -36,9 +36,9 @@ class RuleTensors:
     """The rule on a device, in the dtype of the sums.
 
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
-    ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; around each node, see
-    :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and where they are ``(4, m)``;
-    :attr:`Rule.order_gap`.
+    ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; its integrals beyond the outermost nodes
+    ``(2, m)``; around each node, see :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and
+    where they are ``(4, m)``; :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
@@ -47,6 +47,7 @@ class RuleTensors:
     shares: torch.Tensor
     looks: torch.Tensor
     at_looks: torch.Tensor
+    gaps: torch.Tensor
     parabolas: torch.Tensor
     around: torch.Tensor
     neighbours: torch.Tensor
@@ -128,6 +129,14 @@ class Rule:
         return self._of_interpolant(weights @ self._legendre(places) / (2.0 * SHARES))
 
     @cached_property
+    def gaps(self) -> Array:
+        """The interpolating polynomial's integrals up to the first node and from the last one on, ``(2, m)``."""
+        gauss, weights = np.polynomial.legendre.leggauss((self.nodes.size + 1) // 2)
+        low, high = np.array([[0.0], self.nodes[-1:]]), np.array([self.nodes[:1], [1.0]])
+        places = low + (high - low) * (0.5 + 0.5 * gauss)
+        return self._of_interpolant(0.5 * (high - low) * (weights @ self._legendre(places)))
+
+    @cached_property
     def looks(self) -> Array:
         """Places ``(LOOKS,)`` between the nodes: of all triples the one that leaves the fewest small kinks unseen.
 
@@ -205,8 +214,8 @@ class Rule:
             return self._cache[key]
         parabolas, around, neighbours = self.parabolas
         columns = (
-            self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, parabolas,
-            around,
+            self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, self.gaps,
+            parabolas, around,
         )  # fmt: skip
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),
