@@ -240,7 +240,7 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
         null_rule_error(sums + 1, unseen, tiny, rule->order_gap, eps, error, decay, highest);
-        see_alone(rule, sums + 1, alone, off);
+        see_alone(rule->alone, rule->lengths, m, SPIKE_NULLS, C.alike, sums + 1, alone, off);
         for (int64_t c = 0; c < width; c++) {
             double largest = 0.0;
             for (int64_t i = 0; i < m; i++) largest = worse(largest, fabs(flat[i][c]));
