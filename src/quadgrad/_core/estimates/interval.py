@@ -27,7 +27,7 @@ from quadgrad._core.estimates.null_rules import (
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, Deep, conclude
 from quadgrad._core.estimates.spikes import Sight, Spikes, find_alone, quiet_below
-from quadgrad._core.mesh.bisection import Spots
+from quadgrad._core.mesh.bisection import Spots, beside_ends
 from quadgrad._core.mesh.cells import BESIDE_END, STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
@@ -122,6 +122,12 @@ class IntervalEstimate:
 
     def _note_alone(self, new: NewIntervals, values: Tensor, quiet: Tensor) -> None:
         """Keep what of ``values`` at edge, nodes, edge and looks is off by itself, where both edges are known."""
+        # What was seen beside the ends is moved there along the slope to the nodes beside them.
+        near = beside_ends(new.layout.base, new.layout.extent, self.info.eps)
+        near = align(near / (self.outermost - near), quiet)
+        m, values = len(self.rule.nodes), values.clone()
+        values[0] += near * (values[0] - values[1])
+        values[m + 1] += near * (values[m + 1] - values[m])
         alone, place = (t.reshape(len(new), -1) for t in find_alone(self.rule, values, quiet))
         known = new.at_edges.isfinite().all(0)[:, None]
         self.spikes.add_places(alone & known, place, self.rule, new)

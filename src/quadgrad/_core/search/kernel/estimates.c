@@ -281,7 +281,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
             if (suspects.any)
                 note_spikes(set, 1, summary, values, stride, first, width, largest, cell_at(cells, low, 0), &suspects, spikes);
             if (looks)
-                note_alone(set, 1, y - n, slope ? slope - n : slope, n, low, first, width, suspects.quiet, cell_at(cells, low, 0), spikes);
+                note_alone(set, 1, y - n, slope ? slope - n : slope, n, low, first, width, reach, scale, suspects.quiet,
+                           cell_at(cells, low, 0), spikes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -297,8 +298,8 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
         if (suspects.any)
             note_spikes(set, columns, part, values, stride, first, width, largest, cell_at(cells, low, tail), &suspects, spikes);
         if (looks)
-            note_alone(set, columns, y - n * columns, slope ? slope - n : slope, n, low, first, width, suspects.quiet,
-                       cell_at(cells, low, tail), spikes);
+            note_alone(set, columns, y - n * columns, slope ? slope - n : slope, n, low, first, width, reaches,
+                       scales, suspects.quiet, cell_at(cells, low, tail), spikes);
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);

@@ -164,6 +164,11 @@ INLINE double modulus(double a, double b) {
     return most * sqrt(1.0 + ratio * ratio);
 }
 
+/* How far from the ends of a piece first cells see f, as a part of the piece. */
+INLINE double beside_ends(const Setting *set, double origin, double width) {
+    return larger(C.limit, (fabs(origin) / width + 1.0) * C.ulps * set->eps);
+}
+
 /* The size of the component that begins in a column. */
 INLINE double size_at(const double *columns, int64_t j, int64_t parts) {
     return parts == 2 ? modulus(columns[j], columns[j + 1]) : fabs(columns[j]);

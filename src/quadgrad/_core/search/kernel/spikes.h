@@ -137,11 +137,18 @@ INLINE void note_look(const Rule *rule, const Cell *cell, int64_t look, const Sp
 /* Note the one value of first cells that is off what all others say, where both edges are known: find_alone in
  * spikes.py. `y` and `slope` begin with the edges. */
 INLINE void note_alone(const Setting *set, int64_t columns, const double *y, const double *slope, int64_t n, int64_t low,
-                       int64_t first, int64_t width, const double *quiet, const Cell *cells, const Spikes *to) {
+                       int64_t first, int64_t width, const double *reach, const double *scale, const double *quiet,
+                       const Cell *cells, const Spikes *to) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, all = m + JOINT_PLACES, loud = 0;
     Tile values[MOST_NODES + JOINT_PLACES], nulls[JOINT], place, off;
     load(y, slope, all, n, columns, low, first, width, values);
+    for (int c = 0; c < WIDE; c++) {
+        /* What was seen beside the ends is moved there along the slope to the nodes beside them. */
+        double near = beside_ends(set, reach[c], scale[c]), part = near / (rule->nodes[0] - near);
+        values[0][c] += part * (values[0][c] - values[1][c]);
+        values[m + 1][c] += part * (values[m + 1][c] - values[m][c]);
+    }
     weigh(rule->joint, JOINT, all, values, nulls);
     for (int k = 0; k < JOINT; k++)
         for (int c = 0; c < WIDE; c++) loud += fabs(nulls[k][c]) > 0.5 * quiet[c]; /* of three, one is that large */
