@@ -19,7 +19,7 @@ from quadgrad._core.mesh.cells import NewIntervals
 from quadgrad._core.reduce import apply, reals
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "JOINTLY_ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes", "find_alone", "find_spikes", "quiet_below"]
+__all__ = ["ABOVE", "ALIKE", "JOINTLY_ALIKE", "LEFT", "NEARLY_ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes", "find_alone", "find_spikes", "quiet_below"]
 
 SHARP = 10.0
 """Values rise from those around them if they are so many times as large, see ADR 45."""
@@ -30,8 +30,9 @@ RISES = 4
 ALIKE = 0.999
 """One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
 
-JOINTLY_ALIKE = 0.997
-"""The same for all places of a first cell, of which few are off by themselves."""
+JOINTLY_ALIKE, NEARLY_ALIKE, LEFT = 0.9999, 0.99, 1e-10
+"""The same for all places of a first cell; kinks are much like it. Of what is smooth, beside needles, this part of the
+largest value may be left: where that is all, the second of the shares will do."""
 
 ABOVE = 20.0
 """But for so many eps of the largest value, which rounding explains."""
@@ -77,7 +78,10 @@ def find_alone(rule: RuleTensors, values: Tensor, quiet: Tensor) -> tuple[Tensor
     ``values`` ``(m + 5, n)`` or ``(m + 5, n, columns)`` are NaN where f is not known.
     """
     alike, place, off = _see_alone(rule.joint, apply(rule.joint, values))
-    return (alike > JOINTLY_ALIKE) & (off * rule.joint.norm(dim=0)[place] > quiet), place
+    told = off * rule.joint.norm(dim=0)[place]
+    left = told * (1.0 / alike - 1.0).clamp_min(0.0).sqrt()
+    smooth = left < torch.maximum(LEFT * values.abs().amax(0), quiet)
+    return (alike > torch.where(smooth, NEARLY_ALIKE, JOINTLY_ALIKE)) & (told > quiet), place
 
 
 def _see_alone(rows: Tensor, nulls: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -201,7 +201,7 @@ INLINE void look_between(const Setting *set, double eps, const double *y, const 
 /* Which columns of a tile may have spikes: whose values rise steeply somewhere, and those that `alone` makes what they
  * are, by how much; what rounding explains. Most tiles have none. */
 typedef struct {
-    Tile steep, alone, off, quiet;
+    Tile steep, alone, alike, off, quiet;
     int any;
 } Suspects;
 
@@ -216,7 +216,7 @@ INLINE void suspect(const Setting *set, int64_t columns, double eps, const Summa
         steep += !(sums[0][c] == sums[0][c] && steepest[c] <= 0.0), unresolved += of[DECAY][c] >= C.unresolved;
     }
     if (steep) see_rising(m, values, stride, s->steep);
-    if (unresolved) see_alone(set->rule->alone, set->rule->lengths, m, SPIKE_NULLS, C.alike, sums + 1, s->alone, s->off);
+    if (unresolved) see_alone(set->rule->alone, set->rule->lengths, m, SPIKE_NULLS, sums + 1, s->alone, s->alike, s->off);
     if (columns == 1) {
         Tile at_start, at_stop;
         for (int64_t c = 0; c < WIDE; c++) {
@@ -227,7 +227,7 @@ INLINE void suspect(const Setting *set, int64_t columns, double eps, const Summa
         see_rising_at_edge(at_stop, values + (m - 1) * stride, -stride, s->steep);
     }
     for (int c = 0; c < WIDE; c++)
-        found += s->steep[c] > 0.0 || of[BETWEEN][c] > 0.0 || (unresolved && s->off[c] > s->quiet[c]);
+        found += s->steep[c] > 0.0 || of[BETWEEN][c] > 0.0 || (unresolved && s->alike[c] > C.alike && s->off[c] > s->quiet[c]);
     s->any = found > 0;
 }
 
@@ -241,7 +241,7 @@ INLINE void note_spikes(const Setting *set, int64_t columns, const Summary of, c
         if (!(largest[c] < INFINITY)) continue;
         if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], s->quiet[c]))
             for (int k = 0; k < LOOKS; k++) note_look(set->rule, cell, k, to);
-        int64_t at = unresolved && s->off[c] > s->quiet[c] ? (int64_t)s->alone[c] : -1;
+        int64_t at = unresolved && s->alike[c] > C.alike && s->off[c] > s->quiet[c] ? (int64_t)s->alone[c] : -1;
         note_column(set, values, stride, c, s->steep[c] > 0.0, at, cell, 0.0, to);
     }
 }

@@ -93,10 +93,10 @@ INLINE int note_rising(const Setting *set, const double *y, int64_t stride, cons
 
 INLINE Lanes choose(Bits first, Lanes a, Lanes b) { return (Lanes)(((Bits)a & first) | ((Bits)b & ~first)); }
 
-/* For each column of a tile the one of m values that, were it off, would make `rows` null rules what they are, and by
- * how much it is off; -1 if there is none that is so `alike`. */
-INLINE void see_alone(const double *directions, const double *lengths, int64_t m, int rows, double alike,
-                      const Tile *nulls, double *node, double *off) {
+/* For each column of a tile the one of m values that, were it off, would make `rows` null rules what they are, as near
+ * as that can be: which part of their squares it explains, 0 where they are not finite, and by how much it is off. */
+INLINE void see_alone(const double *directions, const double *lengths, int64_t m, int rows, const Tile *nulls,
+                      double *node, double *alike, double *off) {
     Tile whole, part[SPIKE_NULLS], squares, at, best, parts[MOST_NODES + JOINT_PLACES];
     for (int c = 0; c < WIDE; c++) whole[c] = squares[c] = 0.0;
     for (int k = 0; k < rows; k++)
@@ -114,8 +114,9 @@ INLINE void see_alone(const double *directions, const double *lengths, int64_t m
         }
     memcpy(at, where, sizeof at), memcpy(best, chosen, sizeof best);
     for (int c = 0; c < WIDE; c++) {
-        int is_one = whole[c] > 0.0 && whole[c] < INFINITY && best[c] * best[c] > alike * squares[c];
-        node[c] = is_one ? at[c] : -1.0;
+        int is_one = whole[c] > 0.0 && whole[c] < INFINITY && at[c] >= 0.0;
+        node[c] = is_one ? at[c] : 0.0;
+        alike[c] = is_one ? best[c] * best[c] / squares[c] : 0.0;
         off[c] = is_one ? fabs(best[c]) * lengths[(int64_t)at[c]] * whole[c] : 0.0;
     }
 }
@@ -141,7 +142,7 @@ INLINE void note_alone(const Setting *set, int64_t columns, const double *y, con
                        const Cell *cells, const Spikes *to) {
     const Rule *rule = set->rule;
     int64_t m = rule->m, all = m + JOINT_PLACES, loud = 0;
-    Tile values[MOST_NODES + JOINT_PLACES], nulls[JOINT], place, off;
+    Tile values[MOST_NODES + JOINT_PLACES], nulls[JOINT], place, alike, off;
     load(y, slope, all, n, columns, low, first, width, values);
     for (int c = 0; c < WIDE; c++) {
         /* What was seen beside the ends is moved there along the slope to the nodes beside them. */
@@ -153,12 +154,15 @@ INLINE void note_alone(const Setting *set, int64_t columns, const double *y, con
     for (int k = 0; k < JOINT; k++)
         for (int c = 0; c < WIDE; c++) loud += fabs(nulls[k][c]) > 0.5 * quiet[c]; /* of three, one is that large */
     if (!loud) return;
-    see_alone(rule->joint_alone, rule->joint_lengths, all, JOINT, C.jointly_alike, nulls, place, off);
+    see_alone(rule->joint_alone, rule->joint_lengths, all, JOINT, nulls, place, alike, off);
     for (int64_t c = 0; c < width; c++) {
         const Cell *cell = cell_at(cells, (first + c) / columns, tail_of(set));
         int64_t at = (int64_t)place[c];
-        if (at < 0 || !isfinite(cell->at_start) || !isfinite(cell->at_stop)) continue;
-        if (!(off[c] > quiet[c] * rule->joint_lengths[at])) continue;
+        double told = off[c] / rule->joint_lengths[at], left = told * sqrt(larger(1.0 / alike[c] - 1.0, 0.0)), most = 0.0;
+        for (int64_t i = 0; i < all; i++) most = larger(most, fabs(values[i][c]));
+        int smooth = left < larger(C.left * most, quiet[c]);
+        if (!(alike[c] > (smooth ? C.nearly_alike : C.jointly_alike) && told > quiet[c])) continue;
+        if (!isfinite(cell->at_start) || !isfinite(cell->at_stop)) continue;
         if (at < m + 2) write_node(to, rule, cell, 0.0, at - 1);
         else note_look(rule, cell, at - m - 2, to);
     }
