@@ -21,7 +21,7 @@ from benchmarks.fuzz.claims import Claims, value_claims
 from benchmarks.fuzz.sample import Sample, join
 from quadgrad._core.search.kernel import opening
 
-__all__ = ["WAYS", "Call", "DisagreementError", "call", "suits"]
+__all__ = ["WAYS", "Call", "DisagreementError", "call", "lanes", "suits"]
 
 RULES = ("gk15", "gk21", "gk31", "gk41", "gk51", "gk61", "cc15", "cc33", "cc63")
 DRIFT, STEPS = 0.01, 6
@@ -365,6 +365,12 @@ def under_vmap(this: Call) -> Iterator[Claims]:
 
     result = qg.Result(*torch.func.vmap(one)(sample.a, sample.b, *sample.args), plan=None)
     yield value_claims(sample, result, rtol)
+
+
+def lanes(this: Call) -> Iterator[Claims]:
+    """What :func:`under_vmap` asks for without it: f can be listened to there, and its nodes are the same."""
+    rtol = this.tolerance(-9)
+    yield value_claims(this.sample, call(this.sample, rtol=rtol), rtol)
 
 
 def small_budget(this: Call) -> Iterator[Claims]:
