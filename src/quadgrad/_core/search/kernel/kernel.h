@@ -88,7 +88,7 @@ typedef struct {
 typedef struct {
     double floor, place, beyond, safety, slow, unresolved, rougher, near, unsure, at_end, steps;
     double faint, step, deep, every, limit, ulps, share;
-    double close, nearest, deepest, lawless, shortest, depth, rounded, settling, settled, drifting, far, emerges, at_least, layer, sharp, alike, jointly_alike, nearly_alike, left, above;
+    double close, nearest, deepest, lawless, shortest, depth, rounded, settling, settled, logarithm, drifting, far, emerges, at_least, layer, sharp, alike, jointly_alike, nearly_alike, left, above;
     int64_t beside, whole, beside_end, patience, functionals, shares, levels, looks;
     int64_t converged, max_nfev, roundoff, nonfinite, divergent;
 } Constants;

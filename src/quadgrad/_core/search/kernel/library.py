@@ -50,7 +50,7 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "logarithm", "drifting", "far", "emerges",
     "at_least", "layer", "sharp", "alike", "jointly_alike", "nearly_alike", "left", "above",
 )  # fmt: skip
 _INTEGERS = (

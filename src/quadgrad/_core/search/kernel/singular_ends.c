@@ -101,7 +101,8 @@ INLINE void add_unexplained(const Number *terms, int64_t parts, Number edge, Num
     double gap = larger(fabs(is - expected) - shaken * power * larger(near, expected), 0.0);
     double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
     for (int k = 0; k < COLUMNS; k++) {
-        double part = settles > C.settled && !emerges ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
+        int beside_logarithm = settles > C.settled && !emerges && gap <= C.logarithm * least;
+        double part = beside_logarithm ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
         double missed = gap > slack * least ? layer : part;
         if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
     }
