@@ -205,6 +205,8 @@ def unexplained(
     gap = gap.addcmul_(align(deep.shaken, near) * power, torch.maximum(near, expected), value=-1.0).clamp_min_(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
+    # What begins within the last terms has misled the series, too: so there is no remainder to rely on.
+    layer += remainder.masked_fill(~emerges | (gap <= least), 0.0)
     # Beside a logarithm rates settle in another way, and what is expected is off by itself; but not by any factor.
     beside_logarithm = (settles > SETTLED) & ~emerges & (gap <= LOGARITHM * least)
     part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(beside_logarithm, 0.0)

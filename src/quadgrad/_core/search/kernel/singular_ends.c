@@ -102,8 +102,9 @@ INLINE void add_unexplained(const Number *terms, int64_t parts, Number edge, Num
     double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
     for (int k = 0; k < COLUMNS; k++) {
         int beside_logarithm = settles > C.settled && !emerges && gap <= C.logarithm * least;
-        double part = beside_logarithm ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
-        double missed = gap > slack * least ? layer : part;
+        double whole = layer + (emerges && gap > least ? remainder[k] : 0.0);
+        double part = beside_logarithm ? 0.0 : smaller(whole, remainder[k] * (gap / larger(least, DBL_MIN)));
+        double missed = gap > slack * least ? whole : part;
         if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
     }
 }
