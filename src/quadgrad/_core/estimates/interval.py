@@ -128,7 +128,8 @@ class IntervalEstimate:
         m, values = len(self.rule.nodes), values.clone()
         values[0] += near * (values[0] - values[1])
         values[m + 1] += near * (values[m + 1] - values[m])
-        alone, place = (t.reshape(len(new), -1) for t in find_alone(self.rule, values, quiet))
+        found = find_alone(self.rule, values, quiet)
+        alone, place = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in found)
         known = new.at_edges.isfinite().all(0)[:, None]
         self.spikes.add_places(alone & known, place, self.rule, new)
 
