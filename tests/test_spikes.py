@@ -90,7 +90,7 @@ def test_the_foot_of_a_needle_on_a_wave_that_is_resolved(
 
 
 def foot_cases(draw: Callable[..., Tensor], n: int, faintest: float) -> tuple[Tensor, ...]:
-    """Return center, width and wave number: one node of [0, 1] sees a foot of ``faintest`` to 1e-3, no other does."""
+    """Return centre, width and wave number: one node of [0, 1] alone sees a foot, of ``faintest`` to 1e-3."""
     nodes = torch.as_tensor(get_rule("gk21").nodes)[3:18]
     c = nodes[draw(0, len(nodes), n).long()]
     away = torch.log(1 / 10 ** draw(math.log10(faintest), -3, n)).sqrt()

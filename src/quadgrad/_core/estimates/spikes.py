@@ -19,7 +19,10 @@ from quadgrad._core.mesh.cells import NewIntervals
 from quadgrad._core.reduce import apply, reals
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "JOINTLY_ALIKE", "LEFT", "NEARLY_ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes", "find_alone", "find_spikes", "quiet_below"]
+__all__ = [
+    "ABOVE", "ALIKE", "JOINTLY_ALIKE", "LEFT", "NEARLY_ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes",
+    "find_alone", "find_spikes", "quiet_below",
+]  # fmt: skip
 
 SHARP = 10.0
 """Values rise from those around them if they are so many times as large, see ADR 45."""
@@ -31,8 +34,8 @@ ALIKE = 0.999
 """One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
 
 JOINTLY_ALIKE, NEARLY_ALIKE, LEFT = 0.9999, 0.99, 1e-10
-"""The same for all places of a first cell; kinks are much like it. Of what is smooth, beside needles, this part of the
-largest value may be left: where that is all, the second of the shares will do."""
+"""The same for all places of a first cell; kinks are much like it. Of what is smooth, beside needles, the last part
+of the largest value may be left: where that is all, the second of the shares will do."""
 
 ABOVE = 20.0
 """But for so many eps of the largest value, which rounding explains."""
@@ -237,7 +240,7 @@ class Spikes:
 
 
 def _with_nodes_beside(rule: RuleTensors) -> Tensor:
-    """Return edge, nodes, edge and looks between the nodes beside them ``(3, m + 5)``; 0 where one is at an edge."""
+    """Return edge, nodes, edge and looks between the nodes beside them ``(3, m + 5)``; 0 for those at the edges."""
     nodes, after = rule.nodes, torch.searchsorted(rule.nodes, rule.looks)
     inner = torch.nn.functional.pad(torch.stack((nodes[:-2], nodes[1:-1], nodes[2:])), (2, 2))
     return torch.cat((inner, torch.stack((nodes[after - 1], rule.looks, nodes[after]))), 1)

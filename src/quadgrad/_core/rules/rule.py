@@ -31,8 +31,8 @@ LOOKS, LOOK_BESIDE = 3, 0.19
 The outer ones are so far from the ends, as a part of the number of nodes."""
 
 JOINT = (0.3, 0.6, 1.0)
-"""What the null rules of all places of a first cell count, the highest degree last: f is smooth between needles, and
-has the least of it there. See ADR 75."""
+"""What the null rules of all places of a first cell count, the highest degree last: what is smooth has the least of
+it there. See ADR 75."""
 
 
 @dataclass(frozen=True)
