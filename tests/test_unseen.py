@@ -346,7 +346,7 @@ def test_scales_of_one_at_an_end_of_very_wide_pieces(engine: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])
-@pytest.mark.parametrize("most", [100, 400, 1500, 2200])
+@pytest.mark.parametrize("most", [100, 400, 1500])
 @pytest.mark.parametrize("marks", [0, 1, 3])
 def test_looks_stay_within_the_budget(
     draw: Callable[..., Tensor], marks: int, most: int, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -354,7 +354,7 @@ def test_looks_stay_within_the_budget(
     """Needles, nothing at all, boxes and needles on a wave; what was cut for want of nodes did not converge."""
     if engine == "tensors":
         monkeypatch.setattr(opening, "load", lambda: None)
-    n, most = 20, max(most, 31 * (marks + 1))  # the least that a first round takes
+    n, most = 10, max(most, 31 * (marks + 1))  # the least that a first round takes
     c, w, k = draw(0.05, 0.95, n), 10 ** draw(-9, -2, n), draw(1, 10, n)
     points = torch.stack((c, *(draw(0, 1, n) for _ in range(marks - 1))), -1) if marks else None
     box = lambda x, c, w: ((x - c).abs() < w).double()

@@ -133,9 +133,9 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         "out, which is rounded once from 50 digits. Not among these, but counted beside them, is where f without "
         "its feature differed from f at no node by as much as the tolerance (faint: ADR 75 says what is promised "
         "of it), or by 4 eps of its scale (unseen); what is within the rounding of x and f on the cells "
-        "(rounding); derivatives of values that were false already (follow); then NaN without a word, crashes, ways that "
-        "disagree, max_nfev exceeded. nodes: the median; pessimism: the median of reported over true errors, "
-        f"these taken as eps at least. Slowest tasks: {slow}.",
+        "(rounding); derivatives of values that were false already (follow); then NaN without a word, crashes, "
+        "ways that disagree, max_nfev exceeded. nodes: the median; pessimism: the median of reported over true "
+        f"errors, these taken as eps at least. Slowest tasks: {slow}.",
         [
             Sheet(("values", *HEADINGS), [*rows(totals.values), row("all", value)]),
             Sheet(("gradients", *HEADINGS), [*rows(totals.gradients), row("all", gradient)]),
