@@ -12,6 +12,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import t64
+from quadgrad._core.rules import get_rule
 from quadgrad._core.search.kernel import opening
 
 EPS = torch.finfo(torch.float64).eps
@@ -86,6 +87,43 @@ def test_the_foot_of_a_needle_on_a_wave_that_is_resolved(
     exact = height * w * pi**0.5 + math.sin(1)
     assert result.converged.all()
     assert ((result.value - exact).abs() <= result.error + 8 * EPS * exact).all()
+
+
+def foot_cases(draw: Callable[..., Tensor], n: int, faintest: float) -> tuple[Tensor, ...]:
+    """Return centre, width and wave number: one node of [0, 1] alone sees a foot, of ``faintest`` to 1e-3."""
+    nodes = torch.as_tensor(get_rule("gk21").nodes)[3:18]
+    c = nodes[draw(0, len(nodes), n).long()]
+    away = torch.log(1 / 10 ** draw(math.log10(faintest), -3, n)).sqrt()
+    w = 10 ** draw(-3.3, -2.7, n)
+    return c + away * w, w, draw(0.5, 10, n)
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-10])
+@pytest.mark.parametrize("kind", ["real", "events", "complex", "shifted"])
+def test_feet_fainter_than_the_tolerance(draw: Callable[..., Tensor], engine: str, kind: str, rtol: float) -> None:
+    """What a first cell resolves but for one value is followed, though the tolerance would allow for that value."""
+    c, w, k = foot_cases(draw, 200, 1e-10)
+    start = 40.0 * (kind == "shifted")
+    # Where f is called no argument says where the needle is.
+    f = lambda x, c, w, k: bell(x + 7.0, c, w) + torch.cos(k * (x - start))
+    many = {
+        "events": lambda *args: torch.stack((torch.ones_like(args[0]), f(*args)), -1),
+        "complex": lambda *args: torch.complex(torch.ones_like(args[0]), f(*args)),
+    }.get(kind, f)
+    result = qg.quad(many, t64(start), start + 1.0, (c + start + 7.0, w, k), rtol=rtol)
+    value = {"events": lambda v: v[..., 1], "complex": lambda v: v.imag}.get(kind, lambda v: v)(result.value)
+    off = (value - (w * pi**0.5 + torch.sin(k) / k)).abs()
+    assert ((off <= result.error + 8 * EPS * value.abs()) | (off <= rtol * value.abs())).all()
+
+
+def test_rounding_is_not_followed_as_feet(draw: Callable[..., Tensor], engine: str) -> None:
+    """No nodes are spent where all is smooth: near 0, and where x is rounded more."""
+    n = 200
+    k = draw(0.5, 10, n)
+    waves = qg.quad(lambda x, k: torch.cos(k * x), t64(0.0), 1.0, (k,), rtol=1e-6)
+    assert (waves.nfev <= 27).all()
+    far = qg.quad(lambda x, k: torch.cos(k * (x - 500.0)), t64(500.0), 501.0, (k,), rtol=1e-6)
+    assert (far.nfev <= 26).all()
 
 
 @pytest.mark.parametrize("kind", ["events", "complex"])

@@ -356,3 +356,32 @@ def test_scales_of_one_at_an_end_of_very_wide_pieces(engine: str, monkeypatch: p
         assert result.nfev.tolist() == [int(one.nfev) for one in alone]
         replayed = qg.replay(f, result.plan, a, b)
         torch.testing.assert_close(replayed, result.value, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "tensors"])
+@pytest.mark.parametrize("most", [100, 400, 1500])
+@pytest.mark.parametrize("marks", [0, 1, 3])
+def test_looks_stay_within_the_budget(
+    draw: Callable[..., Tensor], marks: int, most: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Needles, nothing at all, boxes and needles on a wave; what was cut for want of nodes did not converge."""
+    if engine == "tensors":
+        monkeypatch.setattr(opening, "load", lambda: None)
+    n, most = 10, max(most, 31 * (marks + 1))  # the least that a first round takes
+    c, w, k = draw(0.05, 0.95, n), 10 ** draw(-9, -2, n), draw(1, 10, n)
+    points = torch.stack((c, *(draw(0, 1, n) for _ in range(marks - 1))), -1) if marks else None
+    box = lambda x, c, w: ((x - c).abs() < w).double()
+    families = {
+        "needles": (needle, w * pi**0.5),
+        "boxes": (box, 2.0 * w),
+        "nothing": (lambda x, c, w: 0.0 * x, 0.0 * w),
+        "on waves": (lambda x, c, w: needle(x, c, w) + torch.cos(k[0] * x), w * pi**0.5 + torch.sin(k[0]) / k[0]),
+    }
+    for name, (f, exact) in families.items():
+        result = qg.quad(f, t64(0.0), 1.0, (c, w), points=points, rtol=1e-6, max_nfev=most, on_failure="ignore")
+        assert (result.nfev <= most).all(), name
+        if name == "nothing":  # with fewer nodes than the look takes it cannot be told
+            full = qg.quad(f, t64(0.0), 1.0, (c, w), points=points, rtol=1e-6)
+            assert result.converged.tolist() == (full.nfev <= most).tolist()
+        if name == "needles" and marks:
+            assert lies(result, exact, ROUNDING + torch.finfo(torch.float64).eps * c / w) == 0

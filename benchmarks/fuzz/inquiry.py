@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.fuzz.claims import Claims
 from benchmarks.fuzz.sample import Sample, join
-from benchmarks.fuzz.ways import WAYS, Call, call
+from benchmarks.fuzz.ways import WAYS, Call, call, lanes
 
 __all__ = ["contrast", "rounding"]
 
@@ -89,19 +89,19 @@ def contrast(way: str, this: Call, seed: int, number: int = 0) -> float:
             def spy(x: Tensor, *args: Tensor) -> Tensor:
                 # The call that comes first asks for the shape at one place, of which search knows nothing: of a
                 # batch that is a place of another integral.
-                if x.numel() > 1 or heard:
-                    heard.append(tuple(t.detach().clone() for t in (x, *args)))
+                asks = x.numel() <= 1 and not heard
+                heard.append(None if asks else tuple(t.detach().clone() for t in (x, *args)))
                 return f(x, *args)
 
             return spy
 
         return replace(sample, f=listen(sample.f), log_f=listen(sample.log_f) if sample.log_f else None)
 
-    if this.sample.without is None or way == "vmap":
+    if this.sample.without is None:
         return torch.inf
     again = Call(watch(this.sample), watch(this.other) if this.other else None, seed)
     shown: list[tuple[Sample, list[Any]]] = []
-    for place, claims in enumerate(WAYS[way](again)):
+    for place, claims in enumerate((lanes if way == "vmap" else WAYS[way])(again)):
         if claims.place is None:  # derivatives are of the value before them
             shown = [(sample, list(heard)) for sample, heard in watched]
             for _, heard in watched:
@@ -111,8 +111,9 @@ def contrast(way: str, this: Call, seed: int, number: int = 0) -> float:
                 (sample, [*before, *heard]) for (sample, before), (_, heard) in zip(shown, watched, strict=True)
             ]
         if place == number:
+            seen = [(sample, [block for block in heard if block is not None]) for sample, heard in shown]
             return min(
-                (max(_contrast(sample, block) for block in heard) for sample, heard in shown if heard),
+                (max(_contrast(sample, block) for block in heard) for sample, heard in seen if heard),
                 default=torch.inf,
             )
     return torch.inf

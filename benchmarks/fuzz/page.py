@@ -114,7 +114,7 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         Figure(f"false success, of {gradient.claims:,} entries of gradients", gradient.false, unit=""),
         Figure(f"false success of both, of {claims:,}", false, target=Target(3), unit=""),
         Figure("errors understated", understated, target=Target(10), unit=""),
-        Figure("of these two, seen by less than the tolerance", value.faint + gradient.faint, unit=""),
+        Figure("faint: missed, and seen by less than the tolerance", value.faint + gradient.faint, unit=""),
         Figure("crashes", value.crashes, target=Target(0), unit=""),
         Figure("NaN without a status or a warning", value.silent + gradient.silent, target=Target(0), unit=""),
         Figure("ways that disagree", value.disagreements, target=Target(0), unit=""),
@@ -129,13 +129,13 @@ def show(totals: Totals, seed: int, seconds: float) -> Findings:
         f"Fuzz: {claims:,} claims about values and gradients, seed {seed}",
         f"{len(totals.values)} families in {len(totals.by_way)} ways, {seconds / 60:.1f} minutes. "
         "A claim: a number and its reported error. False success: CONVERGED, and the error above the tolerance and "
-        "above the reported one; understated: above the reported one alone; faint, of these: f differed at no node "
-        "from f without its feature by more than the tolerance. Two ulp of the exact number are left out, which is "
-        "rounded once from 50 digits. Beside these stand what is within the rounding of x and f on the cells "
-        "(rounding), what at no node differed by 4 eps of its scale from f without its feature (unseen), "
-        "derivatives of values that were false already (follow); then NaN without a word, crashes, ways that "
-        "disagree, max_nfev exceeded. nodes: the median; pessimism: the median of reported over true errors, "
-        f"these taken as eps at least. Slowest tasks: {slow}.",
+        "above the reported one; understated: above the reported one alone. Two ulp of the exact number are left "
+        "out, which is rounded once from 50 digits. Not among these, but counted beside them, is where f without "
+        "its feature differed from f at no node by as much as the tolerance (faint: ADR 75 says what is promised "
+        "of it), or by 4 eps of its scale (unseen); what is within the rounding of x and f on the cells "
+        "(rounding); derivatives of values that were false already (follow); then NaN without a word, crashes, "
+        "ways that disagree, max_nfev exceeded. nodes: the median; pessimism: the median of reported over true "
+        f"errors, these taken as eps at least. Slowest tasks: {slow}.",
         [
             Sheet(("values", *HEADINGS), [*rows(totals.values), row("all", value)]),
             Sheet(("gradients", *HEADINGS), [*rows(totals.gradients), row("all", gradient)]),

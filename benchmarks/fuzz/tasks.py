@@ -66,8 +66,8 @@ class Count:
     """What was counted about some claims; ``ratios`` are reported over true errors, a sample of them.
 
     ``false`` and ``understated`` are those that nothing excuses. Beside them stand what the rounding of f explains
-    (``noisy``), misses that no node could see, and derivatives of a value that was itself false (``following``).
-    ``faint``, of the false and understated: what differed at every node by less than the tolerance.
+    (``noisy``), misses that no node could see or that are ``faint``, which differed at every node by less than the
+    tolerance, and derivatives of a value that was itself false (``following``).
     """
 
     claims: int = 0
@@ -100,7 +100,7 @@ class Count:
 
     def excuse(self, kind: str, excuse: str) -> None:
         """Count what is false or understated, or what excuses it."""
-        names = {"noisy": [f"noisy_{kind}"], "faint": ["faint", kind], "": [kind]}.get(excuse, [excuse])
+        names = {"noisy": [f"noisy_{kind}"], "": [kind]}.get(excuse, [excuse])
         for name in names:
             setattr(self, name, getattr(self, name) + 1)
 

@@ -27,8 +27,8 @@ from quadgrad._core.estimates.null_rules import (
     weigh,
 )
 from quadgrad._core.estimates.singular_ends import NEAREST, SHORTEST, Deep, conclude
-from quadgrad._core.estimates.spikes import Sight, Spikes, quiet_below
-from quadgrad._core.mesh.bisection import Spots
+from quadgrad._core.estimates.spikes import Sight, Spikes, find_alone, quiet_below
+from quadgrad._core.mesh.bisection import Spots, beside_ends
 from quadgrad._core.mesh.cells import BESIDE_END, STEP, NewIntervals
 from quadgrad._core.mesh.interval import EXTRAPOLATED, LINEAR
 from quadgrad._core.mesh.protocol import Cells
@@ -66,9 +66,10 @@ class IntervalEstimate:
             return self._linear(new, weighted, None, noise)
         edges = torch.stack((one_number(weighted[0]), one_number(weighted[m + 1]))) / new.layout.scale
         new.at_edges = edges.masked_fill(~places.seen, torch.nan)
-        return self._linear(new, weighted[1 : m + 1], weighted[m + 2 :] if places.looks else None, noise)
+        return self._linear(new, weighted[1 : m + 1], weighted if places.looks else None, noise)
 
-    def _linear(self, new: NewIntervals, weighted: Tensor, looks: Tensor | None, noise: float) -> Cells:
+    def _linear(self, new: NewIntervals, weighted: Tensor, whole: Tensor | None, noise: float) -> Cells:
+        """Return cells by f at their nodes; of a ``whole`` piece also at its edges and at the looks."""
         real, moduli, scale = reals(weighted, 2), weighted.abs(), new.layout.scale
         sums = weigh(self.rule, real, real.abs() if weighted.is_complex() else reals(moduli, 2))
         # how far rounding moves a node, in parts of the cell
@@ -85,16 +86,17 @@ class IntervalEstimate:
         gaps, highest = self._gaps(new, sums, pairs)
         error = largest_component(error).add(gaps.sum(0), alpha=self.outermost)
         size = largest_component(size)
-        if looks is None and (image := new.layout.image) is not None:
+        if whole is None and (image := new.layout.image) is not None:
             # At infinity any power may begin below the coefficients seen: there their decay is not continued.
             far = (image.no_lower & (new.start == 0.0)) | (image.no_upper & (new.stop == 0.0))
             error = torch.maximum(error, highest * far)
-        if looks is not None:
+        if whole is not None:
             blur = blur.unflatten(1, (-1, 2)).amax(2) if weighted.is_complex() else blur
             between = apply(self.rule.at_looks, weighted)
-            between = self._between(between - looks, moduli, blur, noise)
+            between = self._between(between - whole[-LOOKS:], moduli, blur, noise)
             quiet = quiet_below(real, seen, noise)
             self._note_looks(new, between, pairs, decay, quiet, 1 + weighted.is_complex())
+            self._note_alone(new, reals(whole, 2), quiet)
             error = torch.maximum(error, largest_component(between))
         error, floor, improvable = bound_error(error, size, largest_component(sums.variation) * spread, noise)
         floor = floor.masked_fill(scale <= 0.0, self.info.tiny)  # an empty interval is no integrand without a value
@@ -121,7 +123,22 @@ class IntervalEstimate:
         """Keep looks of resolved components that are ``off``; of the columns of ``each`` the first counts."""
         least = torch.maximum(highest * BEYOND, quiet).masked_fill(decay >= UNRESOLVED, torch.inf)
         off, least = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in (off, least))
-        self.spikes.add_looks((off > least[:, ::each]).any(1), self.rule, new)
+        off = (off > least[:, ::each]).any(1, keepdim=True).expand(-1, LOOKS)
+        looks = torch.arange(-LOOKS, 0, device=off.device) % self.rule.joint.shape[1]
+        self.spikes.add_places(off, looks, self.rule, new)
+
+    def _note_alone(self, new: NewIntervals, values: Tensor, quiet: Tensor) -> None:
+        """Keep what of ``values`` at edge, nodes, edge and looks is off by itself, where both edges are known."""
+        # What was seen beside the ends is moved there along the slope to the nodes beside them.
+        near = beside_ends(new.layout.base, new.layout.extent, self.info.eps)
+        near = align(near / (self.outermost - near), quiet)
+        m, values = len(self.rule.nodes), values.clone()
+        values[0] += near * (values[0] - values[1])
+        values[m + 1] += near * (values[m + 1] - values[m])
+        found = find_alone(self.rule, values, quiet)
+        alone, place = (t.flatten(1) if t.ndim > 1 else t[:, None] for t in found)
+        known = new.at_edges.isfinite().all(0)[:, None]
+        self.spikes.add_places(alone & known, place, self.rule, new)
 
     def _splittable(self, worth: Tensor, blunt: Tensor, narrow: Tensor, width: Tensor) -> Tensor:
         """Return 1 where splitting is worth it and can be done, -1 where it is worth it, but cells are too narrow.

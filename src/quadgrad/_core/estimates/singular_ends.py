@@ -35,6 +35,9 @@ LAWLESS = math.log(1e6)
 SETTLED = 0.5
 """A drift of which so much is left from term to term is that of a logarithm."""
 
+LOGARITHM = 16.0
+"""A power of a logarithm is so many times off what is expected, at most: its square from 2^-11 to 2^-44."""
+
 SETTLING, DRIFTING = 0.9, 4.0
 """How much of a drift of rates is left from term to term at most; how much more than that it may be."""
 
@@ -202,10 +205,11 @@ def unexplained(
     gap = gap.addcmul_(align(deep.shaken, near) * power, torch.maximum(near, expected), value=-1.0).clamp_min_(0.0)
     # In units of the integral over the logarithm: f times the distance of the innermost node.
     layer = gap * torch.exp2(steps * (DEPTH / SHARES)) * (LAYER / (DEPTH * math.log(2.0)))
-    # Beside a logarithm rates settle in another way, and what is expected is off by itself.
-    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(
-        (settles > SETTLED) & ~emerges, 0.0
-    )
+    # What begins within the last terms has misled the series, too: so there is no remainder to rely on.
+    layer += remainder.masked_fill(~emerges | (gap <= least), 0.0)
+    # Beside a logarithm rates settle in another way, and what is expected is off by itself; but not by any factor.
+    beside_logarithm = (settles > SETTLED) & ~emerges & (gap <= LOGARITHM * least)
+    part = torch.minimum(layer, remainder * (gap / least.clamp_min(tiny))).masked_fill_(beside_logarithm, 0.0)
     missed = torch.where(gap > slack * least, layer, part)
     return largest_component(missed.masked_fill_(steps == 0.0, 0.0).nan_to_num_(0.0, 0.0))
 

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import UNRESOLVED
 from quadgrad._core.mesh.cells import NewIntervals
-from quadgrad._core.reduce import reals
+from quadgrad._core.reduce import apply, reals
 from quadgrad._core.rules import RuleTensors
 
-__all__ = ["ABOVE", "ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes", "find_spikes", "quiet_below"]
+__all__ = [
+    "ABOVE", "ALIKE", "JOINTLY_ALIKE", "LEFT", "NEARLY_ALIKE", "RISES", "SHARP", "Seen", "Sight", "Spikes",
+    "find_alone", "find_spikes", "quiet_below",
+]  # fmt: skip
 
 SHARP = 10.0
 """Values rise from those around them if they are so many times as large, see ADR 45."""
@@ -29,6 +32,10 @@ RISES = 4
 
 ALIKE = 0.999
 """One value that is off explains the highest coefficients if this share of their squares is what it makes them."""
+
+JOINTLY_ALIKE, NEARLY_ALIKE, LEFT = 0.9999, 0.99, 1e-10
+"""The same for all places of a first cell; kinks are much like it. Of what is smooth, beside needles, the last part
+of the largest value may be left: where that is all, the second of the shares will do."""
 
 ABOVE = 20.0
 """But for so many eps of the largest value, which rounding explains."""
@@ -61,15 +68,35 @@ def find_spikes(
     they are there, and at which of edge, nodes, edge.
     """
     rises, place = _rising(values.abs(), known)
-    nulls = nulls[:NULLS]
-    whole, rows = nulls.abs().amax(0), rule.functionals[1 : 1 + NULLS]
-    part, norm = nulls / whole, rows.norm(dim=0)
-    share, node = torch.tensordot((rows / norm).T, part, 1).abs().max(0)
-    alone = (share.square() > ALIKE * part.square().sum(0)) & (share * whole > quiet * norm[node])
-    alone &= (decay >= UNRESOLVED) & ~rises.any(0) & (whole < torch.inf)
+    alike, node, off = _see_alone(rule.functionals[1 : 1 + NULLS], nulls[:NULLS])
+    alone = (alike > ALIKE) & (off > quiet) & (decay >= UNRESOLVED) & ~rises.any(0)
     rises[0] |= alone
     place[0] = torch.where(alone, node + 1, place[0])
     return rises & values.isfinite().all(0), place
+
+
+def find_alone(rule: RuleTensors, values: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell where one value of first cells is off what all others say, and which, among edge, nodes, edge, looks.
+
+    ``values`` ``(m + 5, n)`` or ``(m + 5, n, columns)`` are NaN where f is not known.
+    """
+    alike, place, off = _see_alone(rule.joint, apply(rule.joint, values))
+    told = off * rule.joint.norm(dim=0)[place]
+    left = told * (1.0 / alike - 1.0).clamp_min(0.0).sqrt()
+    smooth = left < torch.maximum(LEFT * values.abs().amax(0), quiet)
+    return (alike > torch.where(smooth, NEARLY_ALIKE, JOINTLY_ALIKE)) & (told > quiet), place
+
+
+def _see_alone(rows: Tensor, nulls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the one value that would make null rules what they are, if it alone were off.
+
+    Returned are which part of the squares it explains, 0 where they are not finite, its number, and what it is off.
+    """
+    whole, norm = nulls.abs().amax(0), rows.norm(dim=0)
+    part = nulls / whole
+    share, at = torch.tensordot((rows / norm).T, part, 1).abs().max(0)
+    alike = (share.square() / part.square().sum(0)).masked_fill(~(whole < torch.inf), 0.0)
+    return alike, at, share * whole / norm[at]
 
 
 def _rising(size: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -133,7 +160,7 @@ class Spikes:
         self._waiting: dict[tuple[bool, float, torch.Size], list[Sight]] = {}
         self._held = 0
         self._groups: list[tuple[Tensor, Tensor, Seen]] = []
-        self._looks: list[tuple[Tensor, RuleTensors, NewIntervals]] = []
+        self._places: list[tuple[Tensor, Tensor, RuleTensors, NewIntervals]] = []
 
     def clear(self) -> None:
         """Forget all."""
@@ -147,9 +174,9 @@ class Spikes:
         if self._held > HELD:
             self._find()
 
-    def add_looks(self, off: Tensor, rule: RuleTensors, cells: NewIntervals) -> None:
-        """Keep the looks of cells where f is ``off``."""
-        self._looks.append((off, rule, cells))
+    def add_places(self, off: Tensor, place: Tensor, rule: RuleTensors, cells: NewIntervals) -> None:
+        """Keep places ``(n, k)`` of first cells, or ``(k,)`` of all, among edge, nodes, edge, looks, if ``off``."""
+        self._places.append((off, place.expand_as(off), rule, cells))
 
     def _find(self) -> None:
         for (logarithmic, noise, _), sights in self._waiting.items():
@@ -202,14 +229,21 @@ class Spikes:
             else:
                 places = cells.outer[cell] * torch.exp(cells.rate[cell] * tau)
             parts.append(_lines(cells.row[cell], places))
-        for off, rule, new in self._looks:
-            cell = off.nonzero()
+        for off, place, rule, new in self._places:
+            cell, column = off.nonzero().unbind(1)
+            tau = _with_nodes_beside(rule)[:, place[cell, column]]
+            cell, tau = cell[tau[0] > 0.0], tau[:, tau[0] > 0.0]
             if len(cell):
-                after = torch.searchsorted(rule.nodes, rule.looks)
-                tau = torch.stack((rule.nodes[after - 1], rule.looks, rule.nodes[after]))[:, None]
                 places = torch.addcmul(new.start[cell], (new.stop - new.start)[cell], tau)
-                parts.append(_lines(new.row[cell].expand(-1, len(after)).flatten(), places.flatten(1)))
+                parts.append(_lines(new.row[cell], places))
         return torch.cat(parts) if parts else None
+
+
+def _with_nodes_beside(rule: RuleTensors) -> Tensor:
+    """Return edge, nodes, edge and looks between the nodes beside them ``(3, m + 5)``; 0 for those at the edges."""
+    nodes, after = rule.nodes, torch.searchsorted(rule.nodes, rule.looks)
+    inner = torch.nn.functional.pad(torch.stack((nodes[:-2], nodes[1:-1], nodes[2:])), (2, 2))
+    return torch.cat((inner, torch.stack((nodes[after - 1], rule.looks, nodes[after]))), 1)
 
 
 def _lines(row: Tensor, places: Tensor) -> Tensor:

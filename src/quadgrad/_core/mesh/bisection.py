@@ -98,6 +98,11 @@ class Refinement:
         return torch.cat((self.chosen.sum(1), self.near.sum()[None]))
 
 
+def beside_ends(origin: Tensor, extent: Tensor, eps: float) -> Tensor:
+    """Return how far from the ends of pieces first cells see f, as a part of the piece."""
+    return (origin.abs() / extent + 1.0).mul_(ULPS * eps).clamp_min_(LIMIT)
+
+
 class Intervals:
     """The pieces of all integrals, bisected for a rule, towards poles in an ellipse of the given shape."""
 
@@ -194,7 +199,7 @@ class Intervals:
         origin, image = layout.base, layout.image
         if image is not None:
             origin = torch.where(image.no_lower | image.no_upper, image.origin, origin)
-        near = (origin.abs() / layout.extent + 1.0).mul_(ULPS * self.eps).clamp_min_(LIMIT)
+        near = beside_ends(origin, layout.extent, self.eps)
         seen = (near < 0.25 * self.tau[0]).expand(2, -1)
         if image is not None:
             seen = seen & ~torch.stack((image.no_lower, image.no_upper))

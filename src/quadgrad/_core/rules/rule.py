@@ -30,6 +30,10 @@ LOOKS, LOOK_BESIDE = 3, 0.19
 
 The outer ones are so far from the ends, as a part of the number of nodes."""
 
+JOINT = (0.3, 0.6, 1.0)
+"""What the null rules of all places of a first cell count, the highest degree last: what is smooth has the least of
+it there. See ADR 75."""
+
 
 @dataclass(frozen=True)
 class RuleTensors:
@@ -38,7 +42,7 @@ class RuleTensors:
     Nodes and weights ``(m,)``, functionals ``(FUNCTIONALS, m)``, shares ``(SHARES, m)``; the places of looks
     ``(LOOKS,)`` and the interpolating polynomial there ``(LOOKS, m)``; its integrals beyond the outermost nodes
     ``(2, m)``; around each node, see :attr:`Rule.parabolas`, coefficients ``(3, 6, m)``, neighbours ``(5, m)`` and
-    where they are ``(4, m)``; :attr:`Rule.order_gap`.
+    where they are ``(4, m)``; :attr:`Rule.joint`, ``(3, m + 5)``; :attr:`Rule.order_gap`.
     """
 
     nodes: torch.Tensor
@@ -50,6 +54,7 @@ class RuleTensors:
     gaps: torch.Tensor
     parabolas: torch.Tensor
     around: torch.Tensor
+    joint: torch.Tensor
     neighbours: torch.Tensor
     order_gap: int
 
@@ -153,6 +158,17 @@ class Rule:
         return self._of_interpolant(self._legendre(self.looks))
 
     @cached_property
+    def joint(self) -> Array:
+        """Null rules of a first cell's edge, nodes, edge and looks ``(3, m + 5)``, times :data:`JOINT`.
+
+        Five places more than nodes: what is smooth leaves next to nothing there. No column is longer than 1.
+        """
+        places = np.concatenate([[0.0], self.nodes, [1.0], self.looks])
+        polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, places.size - 1)
+        rules = np.linalg.qr(polynomials)[0].T[-len(JOINT) :] * np.array(JOINT)[:, None]
+        return np.asarray(rules / np.linalg.norm(rules, axis=0).max(), dtype=np.float64)
+
+    @cached_property
     def barycentric(self) -> Array:
         """The weights ``(m,)`` of the interpolating polynomial's barycentric form, times any one number."""
         apart = self.nodes[:, None] - self.nodes + np.eye(self.nodes.size)
@@ -215,7 +231,7 @@ class Rule:
         parabolas, around, neighbours = self.parabolas
         columns = (
             self.nodes, self.weights, self.functionals, self.shares, self.looks, self.at_looks, self.gaps,
-            parabolas, around,
+            parabolas, around, self.joint,
         )  # fmt: skip
         made = RuleTensors(
             *(torch.as_tensor(column, dtype=dtype, device=device) for column in columns),

@@ -344,7 +344,7 @@ class NativeBodies:
     def _room_for_spikes(self, n: int) -> tuple[Any, int]:
         """Return where those of n cells are counted, and where they are written."""
         self.spiky.value = 0
-        room = self.memory.room("spikes", SPIKE * (RISES + LOOKS) * n * self.columns)
+        room = self.memory.room("spikes", SPIKE * (RISES + LOOKS + 1) * n * self.columns)
         return byref(self.spiky), room.data_ptr()
 
     def _keep_spikes(self) -> None:

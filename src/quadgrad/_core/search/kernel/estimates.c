@@ -201,7 +201,7 @@ INLINE void look_between(const Setting *set, double eps, const double *y, const 
 /* Which columns of a tile may have spikes: whose values rise steeply somewhere, and those that `alone` makes what they
  * are, by how much; what rounding explains. Most tiles have none. */
 typedef struct {
-    Tile steep, alone, off, quiet;
+    Tile steep, alone, alike, off, quiet;
     int any;
 } Suspects;
 
@@ -216,7 +216,7 @@ INLINE void suspect(const Setting *set, int64_t columns, double eps, const Summa
         steep += !(sums[0][c] == sums[0][c] && steepest[c] <= 0.0), unresolved += of[DECAY][c] >= C.unresolved;
     }
     if (steep) see_rising(m, values, stride, s->steep);
-    if (unresolved) see_alone(set->rule, sums + 1, s->alone, s->off);
+    if (unresolved) see_alone(set->rule->alone, set->rule->lengths, m, SPIKE_NULLS, sums + 1, s->alone, s->alike, s->off);
     if (columns == 1) {
         Tile at_start, at_stop;
         for (int64_t c = 0; c < WIDE; c++) {
@@ -227,7 +227,7 @@ INLINE void suspect(const Setting *set, int64_t columns, double eps, const Summa
         see_rising_at_edge(at_stop, values + (m - 1) * stride, -stride, s->steep);
     }
     for (int c = 0; c < WIDE; c++)
-        found += s->steep[c] > 0.0 || of[BETWEEN][c] > 0.0 || (unresolved && s->off[c] > s->quiet[c]);
+        found += s->steep[c] > 0.0 || of[BETWEEN][c] > 0.0 || (unresolved && s->alike[c] > C.alike && s->off[c] > s->quiet[c]);
     s->any = found > 0;
 }
 
@@ -240,8 +240,8 @@ INLINE void note_spikes(const Setting *set, int64_t columns, const Summary of, c
         int unresolved = of[DECAY][c] >= C.unresolved;
         if (!(largest[c] < INFINITY)) continue;
         if (!unresolved && of[BETWEEN][c] > larger(C.beyond * of[HIGHEST][c], s->quiet[c]))
-            note_looks(set->rule, cell, to);
-        int64_t at = unresolved && s->off[c] > s->quiet[c] ? (int64_t)s->alone[c] : -1;
+            for (int k = 0; k < LOOKS; k++) note_look(set->rule, cell, k, to);
+        int64_t at = unresolved && s->alike[c] > C.alike && s->off[c] > s->quiet[c] ? (int64_t)s->alone[c] : -1;
         note_column(set, values, stride, c, s->steep[c] > 0.0, at, cell, 0.0, to);
     }
 }
@@ -280,6 +280,9 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
                     cell_at(cells, low, 0), &suspects);
             if (suspects.any)
                 note_spikes(set, 1, summary, values, stride, first, width, largest, cell_at(cells, low, 0), &suspects, spikes);
+            if (looks)
+                note_alone(set, 1, y - n, slope ? slope - n : slope, n, low, first, width, reach, scale, suspects.quiet,
+                           cell_at(cells, low, 0), spikes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -294,6 +297,9 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
                 cell_at(cells, low, tail), &suspects);
         if (suspects.any)
             note_spikes(set, columns, part, values, stride, first, width, largest, cell_at(cells, low, tail), &suspects, spikes);
+        if (looks)
+            note_alone(set, columns, y - n * columns, slope ? slope - n : slope, n, low, first, width, reaches,
+                       scales, suspects.quiet, cell_at(cells, low, tail), spikes);
         add_columns(set, part, first, width, summary);
     }
     Cell *group = cell_at(cells, low, tail);
@@ -318,7 +324,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
  * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. With looks their rows come
  * last. Layout as in `place`. Spikes are counted, and written where there is room for RISES + LOOKS
- * in each column. */
+ * + 1 in each column. */
 EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps, Cell *cells, int64_t n, const double *y,
                     const double *slope, double *layout, int64_t stride, int64_t *spiky, double *room) {
     const Layout rows = rows_of(layout, stride);

@@ -88,7 +88,7 @@ typedef struct {
 typedef struct {
     double floor, place, beyond, safety, slow, unresolved, rougher, near, unsure, at_end, steps;
     double faint, step, deep, every, limit, ulps, share;
-    double close, nearest, deepest, lawless, shortest, depth, rounded, settling, settled, drifting, far, emerges, at_least, layer, sharp, alike, above, singular;
+    double close, nearest, deepest, lawless, shortest, depth, rounded, settling, settled, logarithm, drifting, far, emerges, at_least, layer, sharp, alike, jointly_alike, nearly_alike, left, above, singular;
     int64_t beside, whole, beside_end, patience, functionals, shares, levels, looks;
     int64_t converged, max_nfev, roundoff, nonfinite, divergent;
 } Constants;
@@ -96,9 +96,10 @@ typedef struct {
 /* A rule with m nodes, which are symmetric. `all` has rows of m numbers: the weights, 2 NULL_PAIRS nulls, 2 halves,
  * 2 slopes, 2 edges, the shares, and the looks, whose places are beside the nodes. Those before the shares stand also in
  * `even` and `odd`, see `fold`. What one value makes of the SPIKE_NULLS highest
- * coefficients: rows of `alone` are unit vectors, `lengths` the value that makes coefficients of length 1. */
+ * coefficients: rows of `alone` are unit vectors, `lengths` the value that makes coefficients of length 1. The same of
+ * edge, nodes, edge and looks: `joint`, their null rules, `joint_alone` and `joint_lengths`. */
 typedef struct {
-    const double *nodes, *all, *even, *odd, *looks, *alone, *lengths;
+    const double *nodes, *all, *even, *odd, *looks, *alone, *lengths, *joint, *joint_alone, *joint_lengths;
     int64_t m, order_gap;
 } Rule;
 
@@ -161,6 +162,11 @@ INLINE double modulus(double a, double b) {
     double most = worse(fabs(a), fabs(b)), least = smaller(fabs(a), fabs(b));
     double ratio = most > 0.0 ? least / most : 0.0;
     return most * sqrt(1.0 + ratio * ratio);
+}
+
+/* How far from the ends of a piece first cells see f, as a part of the piece. */
+INLINE double beside_ends(const Setting *set, double origin, double width) {
+    return larger(C.limit, (fabs(origin) / width + 1.0) * C.ulps * set->eps);
 }
 
 /* The size of the component that begins in a column. */

@@ -50,8 +50,8 @@ LAYOUT, END_LAYOUT = 3, 7
 _REALS = (
     "floor", "place", "beyond", "safety", "slow", "unresolved", "rougher", "near", "unsure",
     "at_end", "steps", "faint", "step", "deep", "every", "limit", "ulps", "share", "close", "nearest",
-    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "drifting", "far", "emerges",
-    "at_least", "layer", "sharp", "alike", "above", "singular",
+    "deepest", "lawless", "shortest", "depth", "rounded", "settling", "settled", "logarithm", "drifting", "far",
+    "emerges", "at_least", "layer", "sharp", "alike", "jointly_alike", "nearly_alike", "left", "above", "singular",
 )  # fmt: skip
 _INTEGERS = (
     "beside", "whole", "beside_end", "patience", "functionals", "shares", "levels", "looks",
@@ -68,6 +68,7 @@ class RuleNumbers(Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("nodes", "all", "even", "odd", "looks", "alone", "lengths")),
+        *((name, c_void_p) for name in ("joint", "joint_alone", "joint_lengths")),
         *((name, c_int64) for name in ("m", "order_gap")),
     ]
 
@@ -314,6 +315,12 @@ def load() -> Any:
     return library if library.configure(byref(constants)) else None
 
 
+def _directions(nulls: rules.Array) -> tuple[rules.Array, rules.Array]:
+    """Return what one value makes of null rules ``(k, m)``, as unit vectors, and the value that makes these."""
+    length = np.sqrt((nulls**2).sum(0))
+    return (nulls / length).T, 1.0 / length
+
+
 @cache
 def _rule_numbers(rule: Rule) -> RuleNumbers:
     """Return a rule for the kernel."""
@@ -322,10 +329,8 @@ def _rule_numbers(rule: Rule) -> RuleNumbers:
     even = np.vstack([rule.weights, nulls[0::2], slopes[1], halves.sum(0), edges.sum(0)])
     odd = np.vstack([nulls[1::2], slopes[0], halves[0] - halves[1], edges[0] - edges[1]])
     functionals = np.vstack([rule.functionals, rule.shares, rule.at_looks])
-    highest = nulls[: spikes.NULLS]
-    length = np.sqrt((highest**2).sum(0))
-    alone = ((highest / length).T, 1.0 / length)
-    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks, *alone)
+    alone, joint = _directions(nulls[: spikes.NULLS]), _directions(rule.joint)
+    tables = (rule.nodes, functionals, even[:, : half + 1], odd[:, :half], rule.looks, *alone, rule.joint, *joint)
     kept = [np.ascontiguousarray(table, dtype=np.float64) for table in tables]
     made = RuleNumbers(*(table.ctypes.data for table in kept), rule.nodes.size, rule.order_gap)
     made.kept = kept

@@ -91,7 +91,7 @@ INLINE void put_row(const Layout *at, const Piece *pieces, const double *starts,
 INLINE void choose_edges(const Setting *set, Cell *cell, Piece p, double left, double width, double *first,
                          double *last) {
     double away = p.up + p.down > 0.0 ? p.lower + p.upper : left, middle = set->rule->nodes[set->rule->m / 2];
-    double near = larger(C.limit, (fabs(away) / width + 1.0) * C.ulps * set->eps);
+    double near = beside_ends(set, away, width);
     int beside = near < 0.25 * set->rule->nodes[0];
     int inner_start = cell->start != 0.0, inner_stop = cell->stop != 0.0 && cell->stop != 1.0;
     int at_start = inner_start || (beside && !(p.down > 0.0)), at_stop = inner_stop || (beside && !(p.up > 0.0));

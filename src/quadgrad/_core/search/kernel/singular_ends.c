@@ -101,8 +101,10 @@ INLINE void add_unexplained(const Number *terms, int64_t parts, Number edge, Num
     double gap = larger(fabs(is - expected) - shaken * power * larger(near, expected), 0.0);
     double layer = gap * exp2(steps * (C.depth / SHARES)) * (C.layer / (C.depth * M_LN2));
     for (int k = 0; k < COLUMNS; k++) {
-        double part = settles > C.settled && !emerges ? 0.0 : smaller(layer, remainder[k] * (gap / larger(least, DBL_MIN)));
-        double missed = gap > slack * least ? layer : part;
+        int beside_logarithm = settles > C.settled && !emerges && gap <= C.logarithm * least;
+        double whole = layer + (emerges && gap > least ? remainder[k] : 0.0);
+        double part = beside_logarithm ? 0.0 : smaller(whole, remainder[k] * (gap / larger(least, DBL_MIN)));
+        double missed = gap > slack * least ? whole : part;
         if (missed > 0.0 && missed < INFINITY) s->missed[k] = larger(s->missed[k], missed);
     }
 }
@@ -221,7 +223,7 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
     Number *limits = (Number *)rows->limits + low * columns / parts * COLUMNS;
     for (int64_t first = 0; first < all; first += WIDE) {
         int64_t width = all - first < WIDE ? all - first : WIDE, own[WIDE];
-        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES + LOOKS], looks[LOOKS], blur, size, unseen = {0}, error, decay, highest, alone, off;
+        Tile flat[MOST_NODES], sums[FUNCTIONALS + SHARES + LOOKS], looks[LOOKS], blur, size, unseen = {0}, error, decay, highest, alone, alike, off;
         for (int64_t c = 0; c < width; c++) own[c] = low + (first + c) / columns;
         load(y + n * columns, NULL, m, n, columns, low, first, width, flat);
         weigh_sizes(rule, flat, parts, blur);
@@ -240,13 +242,13 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             unseen[c] = size[c] + blur[c] / (2.0 * eps);
         }
         null_rule_error(sums + 1, unseen, tiny, rule->order_gap, eps, error, decay, highest);
-        see_alone(rule, sums + 1, alone, off);
+        see_alone(rule->alone, rule->lengths, m, SPIKE_NULLS, sums + 1, alone, alike, off);
         for (int64_t c = 0; c < width; c++) {
             double largest = 0.0;
             for (int64_t i = 0; i < m; i++) largest = worse(largest, fabs(flat[i][c]));
             if (!(largest < INFINITY)) continue;
             double quiet = C.above * eps * larger(largest, unseen[c]);
-            int64_t at = decay[c] >= C.unresolved && off[c] > quiet ? (int64_t)alone[c] : -1;
+            int64_t at = decay[c] >= C.unresolved && alike[c] > C.alike && off[c] > quiet ? (int64_t)alone[c] : -1;
             note_column(set, flat[0], WIDE, c, 1, at, cell_at(cells, own[c], tail), rows->rate[own[c]], spikes);
         }
         for (int64_t c = 0; c < width; c += parts) {

@@ -10,7 +10,7 @@ typedef struct {
     double *room;
 } Spikes;
 
-enum { SPIKE = 3, SPIKE_NULLS = 6, RISES = 4, BESIDE_EDGE = 4 };
+enum { SPIKE = 3, SPIKE_NULLS = 6, JOINT = 3, JOINT_PLACES = 2 + LOOKS, RISES = 4, BESIDE_EDGE = 4 };
 
 INLINE double known_size(double y) { return isnan(y) ? 0.0 : fabs(y); }
 
@@ -93,18 +93,19 @@ INLINE int note_rising(const Setting *set, const double *y, int64_t stride, cons
 
 INLINE Lanes choose(Bits first, Lanes a, Lanes b) { return (Lanes)(((Bits)a & first) | ((Bits)b & ~first)); }
 
-/* For each column of a tile the node where one value that is off would make the highest coefficients what they are, and
- * by how much it is off; -1 if there is none. */
-INLINE void see_alone(const Rule *rule, const Tile *nulls, double *node, double *off) {
-    Tile whole, part[SPIKE_NULLS], squares, at, best, parts[MOST_NODES];
+/* For each column of a tile the one of m values that, were it off, would make `rows` null rules what they are, as near
+ * as that can be: which part of their squares it explains, 0 where they are not finite, and by how much it is off. */
+INLINE void see_alone(const double *directions, const double *lengths, int64_t m, int rows, const Tile *nulls,
+                      double *node, double *alike, double *off) {
+    Tile whole, part[SPIKE_NULLS], squares, at, best, parts[MOST_NODES + JOINT_PLACES];
     for (int c = 0; c < WIDE; c++) whole[c] = squares[c] = 0.0;
-    for (int k = 0; k < SPIKE_NULLS; k++)
+    for (int k = 0; k < rows; k++)
         for (int c = 0; c < WIDE; c++) whole[c] = larger(whole[c], fabs(nulls[k][c]));
-    for (int k = 0; k < SPIKE_NULLS; k++)
+    for (int k = 0; k < rows; k++)
         for (int c = 0; c < WIDE; c++) part[k][c] = nulls[k][c] / whole[c], squares[c] += part[k][c] * part[k][c];
-    weigh(rule->alone, rule->m, SPIKE_NULLS, part, parts);
+    weigh(directions, m, rows, part, parts);
     Lanes zero = {0}, most[2] = {zero, zero}, chosen[2] = {zero, zero}, where[2] = {zero - 1.0, zero - 1.0};
-    for (int64_t j = 0; j < rule->m; j++)
+    for (int64_t j = 0; j < m; j++)
         for (int k = 0; k < 2; k++) {
             Lanes product = ((const Lanes *)parts[j])[k], share = product * product;
             Bits is_more = share > most[k];
@@ -113,9 +114,10 @@ INLINE void see_alone(const Rule *rule, const Tile *nulls, double *node, double 
         }
     memcpy(at, where, sizeof at), memcpy(best, chosen, sizeof best);
     for (int c = 0; c < WIDE; c++) {
-        int is_one = whole[c] > 0.0 && whole[c] < INFINITY && best[c] * best[c] > C.alike * squares[c];
-        node[c] = is_one ? at[c] : -1.0;
-        off[c] = is_one ? fabs(best[c]) * rule->lengths[(int64_t)at[c]] * whole[c] : 0.0;
+        int is_one = whole[c] > 0.0 && whole[c] < INFINITY && at[c] >= 0.0;
+        node[c] = is_one ? at[c] : 0.0;
+        alike[c] = is_one ? best[c] * best[c] / squares[c] : 0.0;
+        off[c] = is_one ? fabs(best[c]) * lengths[(int64_t)at[c]] * whole[c] : 0.0;
     }
 }
 
@@ -126,11 +128,42 @@ INLINE void note_column(const Setting *set, const double *y, int64_t stride, int
     if (alone >= 0) write_node(to, set->rule, cell, rate, alone);
 }
 
-/* Note the looks of a cell. */
-INLINE void note_looks(const Rule *rule, const Cell *cell, const Spikes *to) {
-    for (int k = 0; k < LOOKS; k++) {
-        int64_t j = 0;
-        while (rule->nodes[j] < rule->looks[k]) j++;
-        write_spike(to, cell, 0.0, rule->nodes[j - 1], rule->looks[k], rule->nodes[j]);
+/* Note a look of a cell. */
+INLINE void note_look(const Rule *rule, const Cell *cell, int64_t look, const Spikes *to) {
+    int64_t j = 0;
+    while (rule->nodes[j] < rule->looks[look]) j++;
+    write_spike(to, cell, 0.0, rule->nodes[j - 1], rule->looks[look], rule->nodes[j]);
+}
+
+/* Note the one value of first cells that is off what all others say, where both edges are known: find_alone in
+ * spikes.py. `y` and `slope` begin with the edges. */
+INLINE void note_alone(const Setting *set, int64_t columns, const double *y, const double *slope, int64_t n, int64_t low,
+                       int64_t first, int64_t width, const double *reach, const double *scale, const double *quiet,
+                       const Cell *cells, const Spikes *to) {
+    const Rule *rule = set->rule;
+    int64_t m = rule->m, all = m + JOINT_PLACES, loud = 0;
+    Tile values[MOST_NODES + JOINT_PLACES], nulls[JOINT], place, alike, off;
+    load(y, slope, all, n, columns, low, first, width, values);
+    for (int c = 0; c < WIDE; c++) {
+        /* What was seen beside the ends is moved there along the slope to the nodes beside them. */
+        double near = beside_ends(set, reach[c], scale[c]), part = near / (rule->nodes[0] - near);
+        values[0][c] += part * (values[0][c] - values[1][c]);
+        values[m + 1][c] += part * (values[m + 1][c] - values[m][c]);
+    }
+    weigh(rule->joint, JOINT, all, values, nulls);
+    for (int k = 0; k < JOINT; k++)
+        for (int c = 0; c < WIDE; c++) loud += fabs(nulls[k][c]) > 0.5 * quiet[c]; /* of three, one is that large */
+    if (!loud) return;
+    see_alone(rule->joint_alone, rule->joint_lengths, all, JOINT, nulls, place, alike, off);
+    for (int64_t c = 0; c < width; c++) {
+        const Cell *cell = cell_at(cells, (first + c) / columns, tail_of(set));
+        int64_t at = (int64_t)place[c];
+        double told = off[c] / rule->joint_lengths[at], left = told * sqrt(larger(1.0 / alike[c] - 1.0, 0.0)), most = 0.0;
+        for (int64_t i = 0; i < all; i++) most = larger(most, fabs(values[i][c]));
+        int smooth = left < larger(C.left * most, quiet[c]);
+        if (!(alike[c] > (smooth ? C.nearly_alike : C.jointly_alike) && told > quiet[c])) continue;
+        if (!isfinite(cell->at_start) || !isfinite(cell->at_stop)) continue;
+        if (at < m + 2) write_node(to, rule, cell, 0.0, at - 1);
+        else note_look(rule, cell, at - m - 2, to);
     }
 }

@@ -62,18 +62,19 @@ def look_again(problem: Problem, found: Found, search: Search) -> Found:
     """Look at the pieces of which nothing was seen, and search on around what is seen there."""
     if found.faint is False or 0 in found.value.shape:
         return found
-    faint = _faint_pieces(problem, found)
+    spent = found.nfev.clone(), torch.zeros_like(found.status, dtype=torch.bool)
+    faint = _faint_pieces(problem, found, spent)
     if faint is None:
         return found
-    found = _look_at(problem, found, faint, search) if len(faint.row) else found
+    found = _look_at(problem, found, faint, spent, search)
     # Where errors underflow the value itself is what is known of them.
     value = largest_component(found.value.abs())
     underflown = value <= problem.tolerance.nothing
     return replace(found, error=torch.where(underflown, torch.maximum(found.error, value), found.error))
 
 
-def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> Found:
-    nfev, status, count = found.nfev.clone(), found.status.clone(), problem.pieces.count
+def _look_at(problem: Problem, found: Found, faint: _Faint, spent: tuple[Tensor, Tensor], search: Search) -> Found:
+    nfev, cut = spent
     features: list[tuple[Tensor, Tensor, Tensor]] = []
     cells: list[tuple[Tensor, Tensor, Tensor]] = []
     levels = _levels(problem, found, faint.row)
@@ -84,21 +85,35 @@ def _look_at(problem: Problem, found: Found, faint: _Faint, search: Search) -> F
         for stage, before in ((min(level, BESIDE), 0), (level, BESIDE)):
             if stage <= before or not len(part.row):
                 continue
-            afford, seen = _look(problem, part, stage, nfev, features, before)
-            status[part.row[~afford] // count] = int(Status.MAX_NFEV)
+            afford, seen = _look(problem, part, stage, spent, features, before)
             nowhere &= ~seen.any(1)
             # What was seen of one component says nothing of the others.
             left = (part.components & ~seen).any(1) & afford
             part = _Faint(part.row[left], (part.components & ~seen)[left])
             nowhere = nowhere[left]
-        cells += _look_close(problem, _Faint(part.row[nowhere], part.components[nowhere]), nfev, status)
-    found = replace(found, nfev=nfev, status=status)
+        cells += _look_close(problem, _Faint(part.row[nowhere], part.components[nowhere]), spent)
+    found = replace(found, nfev=nfev)
     if features:
         cells.append(_cells_around_all(*(torch.cat(column) for column in zip(*features, strict=True))))
-    if not cells:
-        return found
-    row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
-    return search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+    if cells:
+        row, start, stop = (torch.cat(column) for column in zip(*cells, strict=True))
+        found = search_from(problem, found, (row, start, stop), ~torch.isin(found.plan.row, row), search)
+    # What was not looked at may be anything, whatever search makes of the rest.
+    cut &= found.status == int(Status.CONVERGED)
+    return replace(found, status=found.status.masked_fill(cut, int(Status.MAX_NFEV)))
+
+
+def _spend(spent: tuple[Tensor, Tensor], owner: Tensor, price: Tensor | int, most: int) -> Tensor:
+    """Return what integrals can afford, one after another, of what has a ``price``; note it, and which are cut."""
+    (nfev, cut), price = spent, torch.zeros_like(owner) + price
+    order = owner.argsort(stable=True)
+    up_to = price[order].cumsum(0)
+    first = torch.searchsorted(owner[order], owner[order])
+    within = torch.empty_like(up_to).index_copy_(0, order, up_to - (up_to - price[order])[first])
+    afford = nfev[owner] + within <= most
+    cut[owner[~afford]] = True
+    nfev.index_add_(0, owner[afford], price[afford])
+    return afford
 
 
 def _cells_around_all(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,18 +134,15 @@ def _cells_around_all(row: Tensor, place: Tensor, step: Tensor) -> tuple[Tensor,
 
 
 def _look_close(
-    problem: Problem, faint: _Faint, nfev: Tensor, status: Tensor
+    problem: Problem, faint: _Faint, spent: tuple[Tensor, Tensor]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Look at pieces that are very wide, closer to their ends; note what that costs, and return cells."""
     deep = depth(problem, faint.row)
-    own = faint.row // problem.pieces.count
-    afford = nfev[own] + 2 * deep <= problem.max_nfev
-    status[own[~afford]] = int(Status.MAX_NFEV)
+    afford = _spend(spent, faint.row // problem.pieces.count, 2 * deep, problem.max_nfev)
     kept = ((deep > 0) & afford).nonzero().squeeze(1)
     if not len(kept):
         return []
     row, deep = faint.row[kept], deep[kept]
-    nfev.index_add_(0, own[kept], 2 * deep)
     y, there = call_close(problem, row, deep)
     height = (_sizes(y).nan_to_num(0.0, 0.0, 0.0) * faint.components[kept]).amax(2) * there
     most, at = height.max(0)
@@ -138,7 +150,7 @@ def _look_close(
     return [cells_towards(row[seen], at[seen], len(y) // 2)] if len(seen) else []
 
 
-def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
+def _faint_pieces(problem: Problem, found: Found, spent: tuple[Tensor, Tensor]) -> _Faint | None:
     """Return the pieces whose error is not small beside what was seen of them, or that have components not seen."""
     plan, nothing = found.plan, problem.tolerance.nothing
     count = problem.pieces.count
@@ -165,6 +177,7 @@ def _faint_pieces(problem: Problem, found: Found) -> _Faint | None:
     occupied = torch.zeros_like(candidates)
     occupied[plan.row] = True
     row = (candidates & occupied).nonzero().squeeze(1)
+    row = row[_spend(spent, row // count, len(plan.tau), problem.max_nfev)]
     if not len(row):
         return _Faint(row, unseen[row])
     # What cancels was seen all the same: f at the nodes of the whole piece tells.
@@ -253,23 +266,21 @@ def _places(level: int, before: int, problem: Problem, row: Tensor) -> Tensor:
 
 
 def _look(
-    problem: Problem, faint: _Faint, level: int, nfev: Tensor, features: list[tuple[Tensor, Tensor, Tensor]],
-    before: int = 0,
+    problem: Problem, faint: _Faint, level: int, spent: tuple[Tensor, Tensor],
+    features: list[tuple[Tensor, Tensor, Tensor]], before: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Look at pieces, and add what is seen to the features: row, place, and how far beside it f is level no more.
 
-    Returned are which pieces ``(k,)`` the budget allows, and of which components something was seen. The nodes that
-    this costs are added to ``nfev``.
+    Returned are which pieces ``(k,)`` the budget allows, and of which components something was seen. What is
+    ``spent`` is noted: the nodes of each integral, and which are cut.
     """
     row, seen = faint.row, torch.zeros_like(faint.components)
-    owner = row // problem.pieces.count
     tau = _places(level, before, problem, row)
-    afford = nfev[owner] + len(tau) <= problem.max_nfev
+    afford = _spend(spent, row // problem.pieces.count, len(tau), problem.max_nfev)
     kept = afford.nonzero().squeeze(1)
     if not len(kept):
         return afford, seen
     row, tau = row[kept], tau[:, kept].sort(0).values
-    nfev.index_add_(0, owner[kept], torch.full_like(row, len(tau)))
     heights, _ = _heights(problem, row, tau)
     heights = heights.masked_fill(~faint.components[kept], 0.0)
     seen[kept] = heights.amax(0) > 0.0
@@ -279,7 +290,7 @@ def _look(
     place, row = tau[at, piece], row[piece]
     below = torch.minimum(place, 1.0 - place)
     step = torch.minimum(torch.exp2(torch.log2(below).floor() - 1.0), place.new_tensor(2.0**-level))
-    features.append((row, *_zoom(problem, row, component, place, step, nfev)))
+    features.append((row, *_zoom(problem, row, component, place, step, spent)))
     return afford, seen
 
 
@@ -300,22 +311,19 @@ def _highest(heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _zoom(
-    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor, nfev: Tensor
+    problem: Problem, row: Tensor, component: Tensor, place: Tensor, step: Tensor, spent: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the highest places near the given ones, and how far beside them f is no longer level.
 
-    That is added to ``nfev``; where the budget does not allow it, places are left as they are.
+    Where the budget does not allow that, places are left as they are.
     """
     offsets = torch.arange(-ZOOM, ZOOM + 1, dtype=torch.float64, device=row.device)[:, None] / ZOOM
     place, step, owner = place.clone(), step.clone(), row // problem.pieces.count
     open_ = torch.arange(len(row), device=row.device)
     for _ in range(ZOOMS):
-        cost = len(offsets) * torch.bincount(owner[open_], minlength=len(nfev))
-        afford = nfev + cost <= problem.max_nfev
-        open_ = open_[afford[owner[open_]]]
+        open_ = open_[_spend(spent, owner[open_], len(offsets), problem.max_nfev)]
         if not len(open_):
             break
-        nfev += torch.where(afford, cost, 0)
         tau = place[open_] + offsets * step[open_]
         inside = (tau > 0.0) & (tau < 1.0)
         heights, _ = _heights(problem, row[open_], torch.where(inside, tau, place[open_]))
