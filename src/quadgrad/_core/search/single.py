@@ -1,0 +1,47 @@
+"""A single integral that its first cell settles, as most smooth ones are: one call of the kernel, and no search.
+
+To get a search ready, and to ask what it has found, takes longer than all there is to do for such an integral.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+
+from quadgrad._core.mesh.poles import ellipse
+from quadgrad._core.nesting import current_record
+from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.problem import Problem
+from quadgrad._core.search.kernel.library import load
+from quadgrad._core.search.kernel.memory import INTEGERS, numbers, pointer
+from quadgrad._core.search.kernel.values import UnreadableError, read
+from quadgrad._core.search.looks.witnesses import named
+from quadgrad._core.search.looks.witnesses_native import one_of_each
+from quadgrad._core.search.task import Found, noise
+
+__all__ = ["settle_single"]
+
+ROW, START, STOP = torch.zeros(1, dtype=torch.int64), torch.zeros(1).double(), torch.ones(1).double()
+"""The whole piece, as a plan has it."""
+
+
+def settle_single(problem: Problem) -> Found | None:
+    """Return what a search would find of an integral that was opened; None if that takes more than its first cell."""
+    opening, integrand, tolerance, record = problem.opening, problem.integrand, problem.tolerance, current_record()
+    if integrand.event != () or (record is not None and record.heard) or one_of_each(problem, named(problem)):
+        return None
+    try:
+        y = read(opening.y.detach(), 1)
+    except UnreadableError:
+        return None
+    value, error, status, nfev = numbers(1), numbers(1), INTEGERS.new_empty(1), INTEGERS.new_empty(1)
+    settled = load().settle_single(
+        byref(opening.setting), tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
+        *ellipse(tolerance.rtol, problem.rule.nodes.size), problem.max_nfev, noise(problem), opening.room.data_ptr(),
+        y.data_ptr(), pointer(opening.slope), value.data_ptr(), error.data_ptr(), status.data_ptr(), nfev.data_ptr(),
+    )  # fmt: skip
+    if not settled:
+        return None
+    plan = IntervalPlan.of(problem.rule, problem.pieces, (), ROW, START, STOP, error.clone())
+    return Found(plan, value, error, status, nfev, faint=False)
