@@ -43,7 +43,7 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
     if not integrand.vectorized or (batch < 2 and opening is None):
         return
     if opening is not None:
-        owner, step, at = slice(0, 1), (opening.x.shape[0] - 1) // 2, -1
+        owner, at, step = slice(0, 1), -1, (opening.x.shape[0] - 1) // 2
         x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step]
     elif problem.block < 3:
         return
