@@ -66,7 +66,10 @@ def element(t: Tensor, ndim: int) -> Element:
 def take_arguments(args: Any) -> tuple[Any, ...]:
     """Return what a caller passed as arguments, one or several, arrays as tensors of the host."""
     args = args if isinstance(args, tuple | list) else (args,)
-    plain = [v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v, device="cpu") for v in args]
+    plain = [
+        v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v, device="cpu")
+        for v in args
+    ]
     return tuple(plain)
 
 

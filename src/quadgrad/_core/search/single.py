@@ -28,9 +28,9 @@ __all__ = ["settle_single"]
 
 
 def settle_single(problem: Problem) -> Found | None:
-    """Return what a search would find of an integral that was opened; None if that takes more than its first cell."""
-    opening, integrand, tolerance, record = problem.opening, problem.integrand, problem.tolerance, current_record()
-    if integrand.event != () or (record is not None and record.heard) or torch.is_inference_mode_enabled():
+    """Return what a search would find of an integral that was opened; None if that takes more than a cell."""
+    opening, tolerance, record = problem.opening, problem.tolerance, current_record()
+    if problem.integrand.event != () or (record is not None and record.heard) or torch.is_inference_mode_enabled():
         return None
     if one_of_each(problem, named(problem)):  # f is to be called at places that arguments name
         return None
@@ -38,17 +38,17 @@ def settle_single(problem: Problem) -> Found | None:
         y = read(opening.y.detach(), 1)
     except UnreadableError:
         return None
-    value, error, status, nfev = numbers(1), numbers(1), INTEGERS.new_empty(1), INTEGERS.new_empty(1)
+    totals = numbers(1), numbers(1), INTEGERS.new_empty(1), INTEGERS.new_empty(1)
     settled = load().settle_single(
         byref(opening.setting), tolerance.rtol, tolerance.atol, tolerance.eps, tolerance.nothing,
-        *ellipse(tolerance.rtol, problem.rule.nodes.size), problem.max_nfev, noise(problem), opening.room.data_ptr(),
-        y.data_ptr(), pointer(opening.slope), value.data_ptr(), error.data_ptr(), status.data_ptr(), nfev.data_ptr(),
+        *ellipse(tolerance.rtol, problem.rule.nodes.size), problem.max_nfev, noise(problem),
+        opening.room.data_ptr(), y.data_ptr(), pointer(opening.slope), *[t.data_ptr() for t in totals],
     )  # fmt: skip
     if not settled:
         return None
     plan = object.__new__(IntervalPlan)
-    vars(plan).update(_whole_piece(problem.rule, problem.pieces.infinite), error=error.clone())
-    return Found(plan, value, error, status, nfev, faint=False)
+    vars(plan).update(_whole_piece(problem.rule, problem.pieces.infinite), error=totals[1].clone())
+    return Found(plan, *totals, faint=False)
 
 
 @cache

@@ -292,8 +292,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "merge_cells": (Merger,),
 }
 _RETURNING = (
-    "configure", "begin", "settle_single", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes", "finish_boxes",
-    "group_boxes", "mark_blind_boxes",
+    "configure", "begin", "settle_single", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes",
+    "finish_boxes", "group_boxes", "mark_blind_boxes",
 )  # fmt: skip
 
 
