@@ -18,7 +18,7 @@ from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules import Rule
 from quadgrad._core.search.kernel.library import load
-from quadgrad._core.search.kernel.memory import INTEGERS, numbers, pointer
+from quadgrad._core.search.kernel.memory import INTEGERS, REALS, numbers, pointer
 from quadgrad._core.search.kernel.values import UnreadableError, read
 from quadgrad._core.search.looks.witnesses import named
 from quadgrad._core.search.looks.witnesses_native import one_of_each
@@ -54,6 +54,6 @@ def settle_single(problem: Problem) -> Found | None:
 @cache
 def _whole_piece(rule: Rule, infinite: bool) -> dict[str, Any]:
     """Return what is the same in all plans of one cell: its numbers are shared, as those of a rule are."""
-    start = torch.zeros(1, dtype=torch.float64)
+    start = REALS.new_zeros(1)
     pieces = Pieces(start, start + 1.0, 1, infinite)
     return vars(IntervalPlan.of(rule, pieces, (), INTEGERS.new_zeros(1), pieces.lower, pieces.upper))

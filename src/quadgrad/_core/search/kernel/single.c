@@ -2,8 +2,8 @@
 
 #include "spikes.h"
 
-void measure(const Setting *, int64_t, int64_t, double, Cell *, int64_t, const double *, const double *, double *, int64_t,
-             int64_t *, double *);
+void measure(const Setting *, int64_t, int64_t, double, Cell *, int64_t, const double *, const double *, double *,
+             int64_t, int64_t *, double *);
 void judge(const Round *, Tally *);
 
 /* Measure the first cell, behind which stands where it lies, by f's values y, times the slope if there is one, and judge
@@ -19,9 +19,10 @@ EXPORT int64_t settle_single(const Setting *set, double rtol, double atol, doubl
     Share share;
     Tally tally = {0};
     measure(set, 1, 1, noise, cell, 1, y, slope, (double *)(cell + 1), 1, &spiky, spikes);
-    Round round = {rtol, atol, eps, nothing, along, across, max_nfev, .fresh = set->rule->m + C.whole, .running = 1, .n_linear = 1,
-                   .setting = set, .integrals = &integral, .linear = cell, .shares = &share, .moves = &move, .values = value,
-                   .errors = error, .status = status, .nfev = nfev, .settled = &settled};
+    Round round = {
+        rtol, atol, eps, nothing, along, across, max_nfev, .fresh = set->rule->m + C.whole, .running = 1, .n_linear = 1,
+        .setting = set, .integrals = &integral, .linear = cell, .shares = &share, .moves = &move, .values = value,
+        .errors = error, .status = status, .nfev = nfev, .settled = &settled};
     judge(&round, &tally);
     return !(spiky || tally.running || tally.waiting || tally.faint);
 }
