@@ -66,8 +66,11 @@ def element(t: Tensor, ndim: int) -> Element:
 def take_arguments(args: Any) -> tuple[Any, ...]:
     """Return what a caller passed as arguments, one or several, arrays as tensors of the host."""
     args = args if isinstance(args, tuple | list) else (args,)
-    arrays = [hasattr(v, "__array__") and not isinstance(v, Tensor) for v in args]
-    return tuple([torch.as_tensor(v, device="cpu") if a else v for v, a in zip(args, arrays, strict=True)])
+    plain = [
+        v if isinstance(v, Tensor) or not hasattr(v, "__array__") else torch.as_tensor(v, device="cpu")
+        for v in args
+    ]
+    return tuple(plain)
 
 
 def tensor_and_ndim(value: Any) -> tuple[Any, int]:

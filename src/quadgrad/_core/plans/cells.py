@@ -81,8 +81,8 @@ class CellPlan(Plan):
         Whether an integrand was looked at for jumps between these cells' ends; not done again while they last.
     even : bool
         Whether all cells are of kind 0.
-    evenly, crowding : Tensor of int64, optional
-        The places of the cells of kind 0, and of the others, if there are both.
+    crowded : int
+        How many are of another kind.
     extrapolated : Tensor of int64, optional
         The places of the cells whose integral is extrapolated, if there are any.
     """
@@ -99,8 +99,7 @@ class CellPlan(Plan):
     inspected: bool = False
     stalled: Tensor | None = None
     even: bool = field(init=False)
-    evenly: Tensor | None = field(init=False)
-    crowding: Tensor | None = field(init=False)
+    crowded: int = field(init=False)
     extrapolated: Tensor | None = field(init=False)
 
     always: ClassVar[tuple[str, ...]] = ("row", "error", "kind")
@@ -112,12 +111,9 @@ class CellPlan(Plan):
     def __post_init__(self) -> None:
         """Find out, once, what a later replay must not wait for the device to tell."""
         others = int(self.kind.count_nonzero()) if len(self) else 0
-        vars(self).update(even=others == 0, evenly=None, crowding=None, extrapolated=None)
+        vars(self).update(even=others == 0, crowded=others, extrapolated=None)
         if others:
             vars(self).update(extrapolated=locate(self.touches, int(self.touches.count_nonzero())))
-        if 0 < others < len(self):
-            evenly, crowding = locate(self.linear, len(self) - others), locate(~self.linear, others)
-            vars(self).update(evenly=evenly, crowding=crowding)
 
     def same(self, other: Any) -> bool:
         """Whether another plan has the same cells."""
@@ -246,16 +242,18 @@ class CellPlan(Plan):
 
         Logarithms are dear: where few cells ask for them, the others should not pay.
         """
-        if self.evenly is None or self.crowding is None or self.extrapolated is None:
+        if not 0 < self.crowded < len(self):
             return [(None, self)]
-        groups = (
-            (self.evenly, True, None),
-            (self.crowding, False, torch.searchsorted(self.crowding, self.extrapolated)),
-        )
-        same = {"evenly": None, "crowding": None}
+        linear, crowding = self.linear, locate(~self.linear, self.crowded)
+        if self.row.is_cpu and not torch.compiler.is_compiling():  # nothing is waited for, and it is quicker
+            evenly = linear.nonzero().squeeze(1)
+        else:
+            evenly = locate(linear, len(self) - self.crowded)
+        ends = None if self.extrapolated is None else torch.searchsorted(crowding, self.extrapolated)
+        parts = ((evenly, True, 0, None), (crowding, False, self.crowded, ends))
         return [
-            (index, self._with(self._take(index) | same | {"even": even, "extrapolated": ends}))
-            for index, even, ends in groups
+            (index, self._with(self._take(index) | {"even": even, "crowded": crowded, "extrapolated": ends}))
+            for index, even, crowded, ends in parts
         ]
 
     def part_extrapolated(self) -> tuple[Self, Self | None]:

@@ -67,7 +67,7 @@ class IntervalPlan(CellPlan, geometry="interval"):
         vars(plan).update(
             rule=rule.name, batch_shape=batch_shape, pieces=pieces.count, infinite=pieces.infinite, inspected=False,
             stalled=None, row=row, start=start, stop=stop, error=error, kind=kind, tau=on.nodes, weight=on.weights,
-            shares=on.shares, places=None, term=None, even=even, evenly=None, crowding=None, extrapolated=None,
+            shares=on.shares, places=None, term=None, even=even, crowded=0, extrapolated=None,
         )  # fmt: skip
         if not even:
             plan.__post_init__()

@@ -70,16 +70,17 @@ def flatten(
     device = torch.device("cpu") if first is None else tensor_and_ndim(first)[0].device
     points = None if points is None else points.to(device)
     shape = _batch_shape(tensors, points) if trusted is None else trusted.batch_shape
-    infinite = not _check_limits(a, b) if trusted is None else trusted.infinite
+    if trusted is not None:
+        infinite, ordered = trusted.infinite, isinstance(a, float) and isinstance(b, float) and a <= b
+    else:
+        lower, upper = _number(a), _number(b)
+        infinite = not (_is_finite("a", a, lower) & _is_finite("b", b, upper))
+        ordered = None if lower is None or upper is None else lower <= upper
     wide = sum_dtype(device)
     flat = [_flatten(end, shape, wide, device, share=points is None) for end in (a, b)]
     marks = None if points is None else _flatten_points(points, shape, wide)
     arguments = tuple([make_argument(v, shape) for v in args])
-    if trusted is not None:
-        ordered = isinstance(a, float) and isinstance(b, float) and a <= b
-    elif (lower := _number(a)) is not None and (upper := _number(b)) is not None:
-        ordered = lower <= upper
-    else:
+    if ordered is None:
         ordered = not bool(plain(flat[1] < flat[0]).any())
     sources = [end if isinstance(end, Tensor) else None for end in (a, b)]
     sources += [points] * (0 if points is None else points.shape[-1])
@@ -177,7 +178,9 @@ def refuse_other_than_functions(f: Any) -> None:
 
 def _refuse_mixed_devices(tensors: dict[str, Tensor | Element]) -> None:
     """Refuse tensors on several devices, by name; numbers in args that are on the CPU go with all, as in torch."""
-    each = {name: v.tensor if isinstance(v, Element) else v for name, v in tensors.items()}
+    each = {name: tensor_and_ndim(v)[0] for name, v in tensors.items()}
+    if all([t.is_cpu for t in each.values()]):
+        return
     spread = {n: t for n, t in each.items() if t.ndim or not t.is_cpu or not n.startswith("args")}
     if len({t.device for t in spread.values()}) <= 1:
         if nowhere := [name for name, t in spread.items() if t.is_meta]:
@@ -243,6 +246,8 @@ def _tensors(a: Any, b: Any, args: Sequence[Any]) -> dict[str, Tensor | Element]
 
 def _limit(name: str, value: Any) -> Any:
     """Return a limit as a float or a real tensor."""
+    if type(value) is float:  # as most are
+        return value
     if isinstance(value, Element):
         raise TypeError(
             f"{name} must be a number or tensor, not quadgrad.element: limits are never per-element vectors"
@@ -318,23 +323,20 @@ def _number(end: Any) -> float | None:
     return end.item() if end.numel() == 1 and end.is_cpu and not belongs_to_transform(end) else None
 
 
-def _check_limits(a: Any, b: Any) -> bool:
-    """Refuse NaN limits; return whether all limits are finite."""
-    finite = True
-    for name, end in (("a", a), ("b", b)):
-        number = _number(end)
-        if number is not None and not math.isnan(number):
-            finite = finite and math.isfinite(number)
-        elif number is not None and isinstance(end, float):
-            raise ValueError(f"limit {name} is NaN")
-        elif end.is_floating_point() and bool(plain(~end.isfinite()).any()):
-            missing = plain(end.isnan())  # lanes of a transform in front
-            bad = missing.nonzero()
-            if bad.shape[0] > 0:
-                where = f" at index {tuple(bad[0].tolist())}" if missing.ndim else ""
-                raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {missing.numel()} are)")
-            finite = False
-    return finite
+def _is_finite(name: str, end: Any, number: float | None) -> bool:
+    """Refuse a limit that is NaN; return whether all of it is finite. It may be known as a ``number``."""
+    if number is not None and not math.isnan(number):
+        return math.isfinite(number)
+    if isinstance(end, float):
+        raise ValueError(f"limit {name} is NaN")
+    if not (end.is_floating_point() and bool(plain(~end.isfinite()).any())):
+        return True
+    missing = plain(end.isnan())  # lanes of a transform in front
+    bad = missing.nonzero()
+    if bad.shape[0] > 0:
+        where = f" at index {tuple(bad[0].tolist())}" if missing.ndim else ""
+        raise ValueError(f"limit {name} is NaN{where} ({bad.shape[0]} of {missing.numel()} are)")
+    return False
 
 
 def _flatten(

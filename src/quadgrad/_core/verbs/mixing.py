@@ -6,6 +6,8 @@ called with many nodes of many integrals at once, its numbers would be wrong, an
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -38,21 +40,23 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
         If they differ by more than rounding, or solvers inside f, make of them.
     """
     integrand, batch, opening = problem.integrand, problem.batch, problem.opening
-    if not integrand.vectorized or (batch < 2 and opening is None) or problem.block < 3:
+    if not integrand.vectorized or (batch < 2 and opening is None):
         return
-    if opening is None:  # what is compared comes last: it is the first that is taken for all
-        owner = torch.tensor([batch - 1, batch // 2, index], device=probe.device)
+    if opening is not None:
+        owner, at, step = slice(0, 1), -1, (opening.x.shape[0] - 1) // 2
+        x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step]
+    elif problem.block < 3:
+        return
+    else:  # what is compared comes last: it is the first that is taken for all
+        owner, at = torch.tensor([batch - 1, batch // 2, index], device=probe.device), (-1, -1)
         x = problem.limits.detach().inner_points(batch).index_select(0, owner)[None]
         alone = probe[(0,) * (integrand.rank + 1)]
-    else:
-        owner, step = slice(0, 1), (len(probe) - 1) // 2
-        x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step, 0]
     record = current_record()
     own = InnerRecord(depth=record.depth if record else 1, again=True)  # what integrals inside f say is of no node
-    with torch.no_grad(), own:
-        together = integrand(x, owner)[-1, -1]
+    with torch.no_grad() if problem.flowing else nullcontext(), own:
+        together = integrand(x, owner)[at]
         if together.tolist() != alone.tolist():  # quicker than a comparison of tensors
-            _refuse(problem, alone, together, x, owner)
+            _refuse(problem, alone.detach(), together, x, owner)
 
 
 def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner: Tensor | slice) -> None:
@@ -73,6 +77,6 @@ def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner:
         own = owner if isinstance(owner, slice) else owner[chosen]
         apart = apart | differs(integrand(x.index_select(int(x.shape[0] == 1), chosen), own)[-1, -1])
     if bool(apart.any()) and not bool(differs(integrand(x, owner)[-1, -1]).any()):  # else it is random
-        one, other = (y[apart].flatten()[0] for y in (alone.detach(), together))
+        one, other = (y[apart].flatten()[0] for y in (alone, together))
         numbers = (y.item() if not y.is_complex() else abs(y.item()) for y in (one, other))
         raise IntegrandError(_MIXES.format(integrand.name, *numbers))

@@ -20,6 +20,7 @@ from quadgrad._core.search.books import sum_by_owner
 from quadgrad._core.search.following import follow
 from quadgrad._core.search.reach import search_on, search_reaching
 from quadgrad._core.search.recheck import Watch
+from quadgrad._core.search.single import settle_single
 from quadgrad._core.search.start import first_cells
 from quadgrad._core.search.task import Found
 from quadgrad._core.search.tiles import search_tiles
@@ -36,7 +37,9 @@ def search(problem: Problem, plan: IntervalPlan | None) -> Found:
 def search_all(problem: Problem, find: Search, plan: IntervalPlan | None) -> Primal:
     """Search every integral, between the zeros of ``jumps`` too, from the cells of a plan if one was passed."""
     with problem.outside() as plain:
-        if problem.jumps is None and find is search:
+        if problem.opening is not None and (settled := settle_single(plain)) is not None:
+            found, switches = settled, None
+        elif problem.jumps is None and find is search:
             found, switches = search_reaching(plain, find, plan), None
         elif problem.jumps is None:
             found, switches = find(plain, plan), None

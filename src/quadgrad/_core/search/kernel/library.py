@@ -265,6 +265,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "name_places": (Setting, Named, *"pppppp"),
     "ask": (Setting, WitnessNumbers, *"xnpnpppn"),
     "judge": (Round, Tally),
+    "settle_single": (Setting, *"xxxxxxnxppppppp"),
     "look_for_piles": (Round, Piles),
     "carry_on": (Round, *"ppppppn"),
     "withdraw": (Setting, *"ppnpppn"),
@@ -292,8 +293,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "merge_cells": (Merger,),
 }
 _RETURNING = (
-    "configure", "begin", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes", "finish_boxes",
-    "group_boxes", "mark_blind_boxes",
+    "configure", "begin", "settle_single", "collect", "name_places", "go_on_zooming", "merge_cells", "mark_boxes",
+    "finish_boxes", "group_boxes", "mark_blind_boxes",
 )  # fmt: skip
 
 

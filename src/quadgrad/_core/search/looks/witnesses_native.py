@@ -15,7 +15,7 @@ from quadgrad._core.search.kernel.memory import INTEGERS, REALS, in_memory, poin
 from quadgrad._core.search.kernel.values import read
 from quadgrad._core.search.looks.witnesses import AWAY, Listed, Witnesses, named
 
-__all__ = ["find_witnesses", "numbers_of"]
+__all__ = ["find_witnesses", "numbers_of", "one_of_each"]
 
 KINDS = (REALS, INTEGERS, REALS, INTEGERS, REALS, INTEGERS)
 """What the tables of places and of what is at each consist of."""
@@ -26,7 +26,7 @@ def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | 
     arguments = named(problem)
     if not arguments:
         return None
-    columns = _one_of_each(problem, arguments) if problem.batch == 1 else [_numbers(a.value) for a in arguments]
+    columns = one_of_each(problem, arguments) if problem.batch == 1 else [_numbers(a.value) for a in arguments]
     if not columns:
         return None
     setting = problem.opening.setting if problem.opening else Setting.of(problem.pieces, problem.rule)
@@ -42,12 +42,12 @@ def find_witnesses(problem: Problem, mine: Tensor | None = None) -> Witnesses | 
     return Witnesses.call(problem, place.view(rows, k), slot.view(rows, k), Listed(*[t[:n] for t in tables[2:]]))
 
 
-def _one_of_each(problem: Problem, arguments: list[Argument]) -> list[tuple[int, int, Any]]:
+def one_of_each(problem: Problem, arguments: list[Argument]) -> list[tuple[int, int, Any]]:
     """Return what :func:`_numbers` does for a single integral, whose numbers are quicker asked for one by one.
 
     That is nothing if none is between its limits.
     """
-    lower, upper = float(problem.pieces.lower[0]), float(problem.pieces.upper[-1])
+    lower, upper = problem.pieces.lower.tolist()[0], problem.pieces.upper.tolist()[-1]
     values = [float(a.value.detach() if isinstance(a.value, Tensor) else a.value) for a in arguments]
     if not any(lower < value < upper for value in values):
         return []
