@@ -26,6 +26,7 @@ from quadgrad.doctor.remedies import RAISED
 from quadgrad.doctor.report import Report
 from quadgrad.doctor.rows import Verdict
 from quadgrad.doctor.trace import Met, Order, Trace
+from quadgrad.doctor.untold import find_untold
 from quadgrad.doctor.wide import NARROW
 
 __all__ = ["JITTER", "check"]
@@ -228,7 +229,7 @@ class _Examiner:
         """Return the report on the point at which the sources stand."""
         program, second = self.program, None
         if not self.steady:
-            second = program.run(Order(base=first.trace, margins=True))
+            second = program.run(Order(base=first.trace, margins=True, record=True))
             if cause := disagreement(first, second):
                 return Report(Verdict.INCONCLUSIVE, cause=cause)
         if first.trace.problems:
@@ -247,7 +248,9 @@ class _Examiner:
         jumps = find_jumps(x)
         report = judge(x, jumps)
         if report.verdict in (Verdict.OK, Verdict.ZERO):
-            unseen, notes = find_elsewhere(x)
+            unseen, notes = [jump] if (jump := find_untold(x)) else [], []
+            if not unseen:
+                unseen, notes = find_elsewhere(x)
             if unseen:
                 report = judge(x, unseen)
             report = replace(report, notes=[*report.notes, *notes])

@@ -63,13 +63,10 @@ class _Comparison:
 
     def _value(self, numbers: frozenset[int], t: float) -> float:
         x = self.x
-        if numbers or t not in x.live:
-            run = x.program.run(Order(base=x.trace, only=numbers), x.directions[0].steps, t)
-            value = math.nan if run.trace.parted else run.value
-            if numbers:
-                return value
-            x.live[t] = value
-        return x.live[t]
+        if not numbers:
+            return x.look(t).value
+        run = x.program.run(Order(base=x.trace, only=numbers), x.directions[0].steps, t)
+        return math.nan if run.trace.parted else run.value
 
     def follow(self, loss: Loss, place: float) -> tuple[float, float]:
         """Return how far the output jumps where the line begins to matter, and at which distance; 0 if it bends."""
