@@ -248,12 +248,10 @@ class _Examiner:
         jumps = find_jumps(x)
         report = judge(x, jumps)
         if report.verdict in (Verdict.OK, Verdict.ZERO):
-            unseen, notes = [jump] if (jump := find_untold(x)) else [], []
-            if not unseen:
-                unseen, notes = find_elsewhere(x)
-            if unseen:
-                report = judge(x, unseen)
-            report = replace(report, notes=[*report.notes, *notes])
+            if untold := find_untold(x):
+                report = judge(x, [untold])
+            else:
+                report = replace(report, notes=[*report.notes, *find_elsewhere(x)])
         off = x.off_in_single()
         if report.ok and off > _SINGLE:
             cause = (

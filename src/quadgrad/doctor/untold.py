@@ -95,7 +95,8 @@ def _gaps(x: Examination, reach: float) -> list[_Gap]:
         before, after = [o for o in looks if o.t < a.t - apart], [o for o in looks if o.t > b.t + apart]
         near = [*before[-1:], a, b, *after[:1]]
         change, slopes = b.value - a.value, [look.slope for look in near]
-        total = Polynomial.fit([look.t for look in near], slopes, len(near) - 1).integ()
+        cubic, _ = Polynomial.fit([look.t for look in near], slopes, len(near) - 1, full=True)
+        total = cubic.integ()
         rules = 0.5 * (b.t - a.t) * (a.slope + b.slope), total(b.t) - total(a.t)
         off = min(abs(change - float(rule)) for rule in rules)
         bend = 0.5 * (b.t - a.t) * (max(slopes) - min(slopes))
