@@ -243,18 +243,22 @@ def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:
 
 
 def pull_back(
-    outputs: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Sequence[Tensor], **options: bool
+    outputs: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Return what ``torch.autograd.grad`` gives for these cotangents, None for tensors that nothing depends on.
 
-    Given to it they would import SymPy, for half a second: it differentiates the products instead, to the same bits.
-    Lanes of cotangents (``is_grads_batched``) only they carry.
+    Given to it they would import SymPy, for half a second: the products are differentiated instead, to the same
+    bits. Lanes of cotangents (``is_grads_batched``) only they carry.
     """
     if any(map(is_batched, cotangents)):
-        return torch.autograd.grad(outputs, tensors, cotangents, allow_unused=True, **options)
+        return torch.autograd.grad(outputs, tensors, cotangents, retain_graph, create_graph, allow_unused=True)
     with torch.enable_grad():
         products = [(out * g.conj()).sum().real for out, g in zip(outputs, cotangents, strict=True)]
-    return torch.autograd.grad(products, tensors, allow_unused=True, **options)
+    return torch.autograd.grad(products, tensors, None, retain_graph, create_graph, allow_unused=True)
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class _Examiner:
         self.program, self.count, self.progress = program, count, progress
         self.notes: list[str] = []
         self.single: Run | None = None
-        self.steady = self.precise = False
+        self.steady = self.settled = False
 
     def report(self) -> Report:
         """Return what is found."""
@@ -162,7 +162,7 @@ class _Examiner:
             if first.narrow or any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
-            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.precise:
+            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.settled:
                 report = self._beside(report)
         except BackwardFailed as failed:
             report = _raised(failed.error, failed.trace, True)
@@ -249,7 +249,7 @@ class _Examiner:
         report = judge(x, jumps)
         if report.verdict in (Verdict.OK, Verdict.ZERO):
             if untold := find_untold(x):
-                report = judge(x, [untold])
+                report, self.settled = judge(x, [untold]), True
             else:
                 report = replace(report, notes=[*report.notes, *find_elsewhere(x)])
         off = x.off_in_single()
@@ -258,7 +258,7 @@ class _Examiner:
                 f"In double precision all is well; in single precision, as the program is written, the gradient is "
                 f"{off:.1%} off: differences of large numbers, or steps too small for its digits."
             )
-            self.precise = True  # in double: there is nothing more to see beside the point
+            self.settled = True  # in double: there is nothing more to see beside the point
             report = replace(report, verdict=Verdict.UNLOCATED, cause=cause)
         return report
 

@@ -119,7 +119,7 @@ class Examination:
         return Direction(steps, *_along(self.base.gradient, steps))
 
     def run_along(self, t: float, outcomes: Any = None) -> Run:
-        """Run at a place of the first direction, other than by these outcomes as the program is written, and keep a look.
+        """Run at a place of the first direction, and keep a look, unless decisions are told these outcomes.
 
         What is decided on purpose stays as it is at the point.
         """

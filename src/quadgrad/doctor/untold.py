@@ -32,7 +32,7 @@ _TOLD = 1e-4
 """Of the change of the values: what slopes may be off without a doubt."""
 
 _JUMPS = 2.0
-"""Between places w apart a bend is off by half of w times what slopes differ by at most, a smooth function by less."""
+"""Between places w apart a bend is off by half of w times what slopes differ by at most, what is smooth by less."""
 
 _NARROW = 2.0**-8
 """As close, in sizes of what is varied, a jump is brought; what rises as steeply passes for one."""
@@ -90,7 +90,7 @@ def _gaps(x: Examination, reach: float) -> list[_Gap]:
     looks = [x.looks[t] for t in sorted(x.looks) if abs(t) <= reach]
     least = max(x.noise, _TOLD * max(abs(look.value - x.base.value) for look in looks))
     gaps: list[_Gap] = []
-    for i, (a, b) in enumerate(itertools.pairwise(looks)):
+    for a, b in itertools.pairwise(looks):
         apart = _NEAR * (b.t - a.t)  # what is closer tells nothing more
         before, after = [o for o in looks if o.t < a.t - apart], [o for o in looks if o.t > b.t + apart]
         near = [*before[-1:], a, b, *after[:1]]
@@ -106,11 +106,11 @@ def _gaps(x: Examination, reach: float) -> list[_Gap]:
 
 
 def _jump(x: Examination, gap: _Gap) -> Jump:
-    """Return the jump between two neighbours, with the operation that shows it first, if any does."""
+    """Return the jump between two neighbours, with the operation that shows it first; without one if none does."""
     near, far = sorted((gap.left, gap.right), key=lambda look: abs(look.t))
     others: Sequence[Look] = [look for look in x.looks.values() if look.prints and look not in (near, far)]
     beside = [*sorted((o for o in others if o.t < gap.left.t), key=lambda o: -o.t)[:1],
               *sorted((o for o in others if o.t > gap.right.t), key=lambda o: o.t)[:1]]  # fmt: skip
     found = first_to_jump(near, far, beside)
-    place = Place("?", 0, (0, 0), "", "user") if found is None else found.place
-    return Jump(Event(place, "?" if found is None else found.op, hold(None)), 1, gap.off, abs(near.t))
+    op, place = ("", Place("?", 0, (0, 0), "", "user")) if found is None else found[:2]
+    return Jump(Event(place, op, hold(None)), 1, gap.off, abs(near.t))
