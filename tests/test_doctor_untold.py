@@ -73,7 +73,8 @@ def test_a_jump_is_told_with_its_line_and_a_remedy(kind: str) -> None:
     assert report.verdict == "STEP", str(report)
     first = report.findings[0]
     assert first.file == __file__ and first.source and first.remedy, str(report)
-    assert report.runs <= 25 + 6 * len(report.rows)
+    beside = any("beside" in note for note in report.notes)  # examined twice: first where it jumps at the point
+    assert report.runs <= 25 + 6 * len(report.rows) + 12 * beside
 
 
 @torch.jit.script

@@ -38,6 +38,9 @@ _A_CROSSING = 3
 _ELSEWHERE = 4
 """So many are left for what :mod:`quadgrad.doctor.elsewhere` does."""
 
+_VALUES = 4
+"""So many are left by further crossings of a line for what :mod:`quadgrad.doctor.untold` does."""
+
 _SHOWS = 1e-2
 """Of its distance: as close to a crossing a jump may show that is much larger than what slopes make there."""
 
@@ -168,7 +171,8 @@ class _Search:
         while True:
             found = self._next(lines)
             t = self._outlook(lines) if found is None else None
-            if self._left() < _A_CROSSING or (found is None and t is None):
+            further = found is not None and bool(found[0].done)
+            if self._left() < _A_CROSSING + _VALUES * further or (found is None and t is None):
                 return lines
             if found is not None and not (found[0].done and self._follow_together(lines)):
                 self._follow(*found)

@@ -31,8 +31,13 @@ _REACH, _WITHIN = 2.0, 0.25
 _TOLD = 1e-4
 """Of the change of the values: what slopes may be off without a doubt."""
 
-_JUMPS = 2.0
-"""Between places w apart a bend is off by half of w times what slopes differ by at most, what is smooth by less."""
+_JUMPS, _SURE = 2.0, 8.0
+"""Between places w apart a bend is off by half of w times what slopes differ by at most, what is smooth by less.
+
+What is off by much more is followed also where runs have come to an end, by so many of its own:
+"""
+
+_OWN = 9
 
 _NARROW = 2.0**-8
 """As close, in sizes of what is varied, a jump is brought; what rises as steeply passes for one."""
@@ -60,6 +65,7 @@ def find_untold(x: Examination) -> Jump | None:
     refused: list[float] = []
     reach = _WITHIN if x.program.rehearsal.kept else _REACH
     x.look(0.0)
+    spent = 0
     while True:
         gaps = [gap for gap in _gaps(x, reach) if gap.middle not in refused]
         jumps = [gap for gap in gaps if gap.share > _JUMPS]
@@ -70,7 +76,8 @@ def find_untold(x: Examination) -> Jump | None:
             gap = max(jumps, key=lambda gap: gap.share)
             if gap.width <= _NARROW:
                 return _jump(x, gap)
-            t, left = gap.middle, x.left() + A_LINE
+            more = gap.share > _SURE
+            t, left = gap.middle, max(x.left() + A_LINE * more, (_OWN - spent) * more)
         elif waiting:
             t, left = waiting[0], max(x.left(), 3 - len(x.looks))
         elif gaps:
@@ -79,6 +86,7 @@ def find_untold(x: Examination) -> Jump | None:
             return None
         if left < 1:
             return None
+        spent += 1
         try:
             x.look(t)
         except Exception:  # so far away the program may not be defined, and says so in its own way
