@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quadgrad.doctor.examine import Direction, Examination
+from quadgrad.doctor.examine import A_LINE, Direction, Examination
 from quadgrad.doctor.kinks import bends_only
 from quadgrad.doctor.margins import Margins, margins_of
 from quadgrad.doctor.names import DRAWS
@@ -37,9 +37,6 @@ _A_CROSSING = 3
 
 _ELSEWHERE = 4
 """So many are left for what :mod:`quadgrad.doctor.elsewhere` does."""
-
-_VALUES = 4
-"""So many are left by further crossings of a line for what :mod:`quadgrad.doctor.untold` does."""
 
 _SHOWS = 1e-2
 """Of its distance: as close to a crossing a jump may show that is much larger than what slopes make there."""
@@ -134,6 +131,7 @@ class _Search:
         self._kept = max(self._kept, _KEPT // max(1, sum(sizes)))
         self._margins: dict[int, Margins | None] = {}
         self._bends: dict[int, Tensor] = {}
+        self._more = 0
         self._together = Together(examination, self.at_point, self._values)
         self._is_told = abs(main.gap) > 3.0 * main.bar(examination.floor)  # then the verdict is no OK anyway
 
@@ -168,11 +166,13 @@ class _Search:
         for line in lines:
             if self.trace.decisions[line.numbers[0]].op in DRAWS:
                 line.jump, line.open = self._drawn(line.numbers), False
+        self._more = A_LINE * len(lines)
         while True:
             found = self._next(lines)
+            if found is not None and found[0].done:
+                self._more = 0
             t = self._outlook(lines) if found is None else None
-            further = found is not None and bool(found[0].done)
-            if self._left() < _A_CROSSING + _VALUES * further or (found is None and t is None):
+            if self._left() < _A_CROSSING or (found is None and t is None):
                 return lines
             if found is not None and not (found[0].done and self._follow_together(lines)):
                 self._follow(*found)
@@ -180,8 +180,11 @@ class _Search:
                 self._attempt(t)
 
     def _left(self) -> int:
-        """Return how many runs are left, but for those that look at lines which sever what changes nothing."""
-        return self.x.left() - (_ELSEWHERE if self.x.idle() else 0)
+        """Return how many runs are left, but for those that look at lines which sever what changes nothing.
+
+        Until one crossing of each line was followed there are some more.
+        """
+        return self.x.left() + self._more - (_ELSEWHERE if self.x.idle() else 0)
 
     def _outlook(self, lines: list[_Line]) -> float | None:
         """Return where to run next: a little behind where a line that was not followed yet may change, or far out.

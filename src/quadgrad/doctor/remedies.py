@@ -177,7 +177,9 @@ def step_remedy(op: str, integrates: bool) -> str:
     ):
         return "torch.sigmoid((x - c) / width); an average over noise: quadgrad.expectation with a score estimator"
     if op in STEPPING:
-        return "a straight-through estimator, marked with quadgrad.doctor.intended, or the number as it is, not rounded"
+        return (
+            "a straight-through estimator, marked with quadgrad.doctor.intended, or the number itself, not rounded"
+        )
     return (
         "what this line gives jumps: an index, a size, a count or a text made of what is varied, or the nearest of "
         "some; weigh or interpolate instead, torch.sigmoid((x - c) / width)"
