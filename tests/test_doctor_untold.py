@@ -61,7 +61,6 @@ JUMPS: dict[str, Program] = {
     "NumPy's sign": lambda x: torch.from_numpy(np.sign(x.detach().numpy())) @ WEIGHTS + x.sum(),
     "length": lambda x: len(F.relu(x).nonzero()) * x.sum(),
     "Python's floor": lambda x: math.floor(3 * x[0].item()) * x.sum(),
-    "of large numbers": lambda x: torch.floor(1e5 + 2 * x).sum() + x.sum(),
 }
 
 

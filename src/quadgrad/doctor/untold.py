@@ -31,13 +31,11 @@ _REACH, _WITHIN = 2.0, 0.25
 _TOLD = 1e-4
 """Of the change of the values: what slopes may be off without a doubt."""
 
-_JUMPS, _SURE = 2.0, 8.0
+_JUMPS, _OWN = 2.0, 9
 """Between places w apart a bend is off by half of w times what slopes differ by at most, what is smooth by less.
 
-What is off by much more is followed also where runs have come to an end, by so many of its own:
+What is off by more is followed also where runs have come to an end, by so many of its own.
 """
-
-_OWN = 9
 
 _NARROW = 2.0**-8
 """As close, in sizes of what is varied, a jump is brought; what rises as steeply passes for one."""
@@ -76,8 +74,7 @@ def find_untold(x: Examination) -> Jump | None:
             gap = max(jumps, key=lambda gap: gap.share)
             if gap.width <= _NARROW:
                 return _jump(x, gap)
-            more = gap.share > _SURE
-            t, left = gap.middle, max(x.left() + A_LINE * more, (_OWN - spent) * more)
+            t, left = gap.middle, max(x.left() + A_LINE, _OWN - spent)
         elif waiting:
             t, left = waiting[0], max(x.left(), 3 - len(x.looks))
         elif gaps:
