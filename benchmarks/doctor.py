@@ -19,7 +19,6 @@ from benchmarks.doctor_programs import RandomProgram, write_program
 from benchmarks.findings import Figure, Findings, Sheet, Target
 from benchmarks.memory import peak_memory
 from quadgrad.doctor.check import JITTER
-from quadgrad.doctor.examine import A_LINE, RUNS
 from quadgrad.doctor.program import Program
 
 __all__ = ["KINDS", "Outcome", "examine_program", "measure"]
@@ -36,6 +35,9 @@ KINDS = {
 WRONG = {"severing": 0, "wrong": 1}, 100
 _TRIES = 100  # numbers of one program: those that raise by themselves are drawn anew
 _FORWARDS = 10
+
+_RUNS, _A_LINE = 25, 6
+"""The contract, stated here once more: so many runs, and so many more for each line that severs."""
 
 
 @dataclass
@@ -155,7 +157,7 @@ def _examine(number: int, kinds: dict[str, int]) -> Outcome:
 
 
 def _over(outcome: Outcome) -> int:
-    return outcome.runs - RUNS - A_LINE * outcome.severing
+    return outcome.runs - _RUNS - _A_LINE * outcome.severing
 
 
 def _summary(outcomes: list[Outcome]) -> tuple[str, ...]:
@@ -168,7 +170,7 @@ def _summary(outcomes: list[Outcome]) -> tuple[str, ...]:
 def _figures(every: list[Outcome]) -> list[Figure]:
     there, sized = (sum(o.wrong[i] for o in every) for i in (0, 1))
     within = sum(_over(o) <= 0 for o in every) / len(every)
-    decide = sum(o.runs <= RUNS + A_LINE * o.lines for o in every) / len(every)
+    decide = sum(o.runs <= _RUNS + _A_LINE * o.lines for o in every) / len(every)
     every_one = Target(1, at_least=True)
     return [
         Figure("programs with a defect", sum(bool(o.defects) for o in every), target=Target(0), unit=""),

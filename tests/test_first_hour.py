@@ -523,6 +523,8 @@ ELSEWHERE: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, ({"p": 1.0},)), TypeError, r"args\[0\] is a dict.*one by one"),
     (lambda: qg.Integrator(torch.exp), TypeError, r"verb is what integrates.*integrate\(f, a, b\)"),
     (lambda: qg.Integrator(lambda x: x), TypeError, r"verb is what integrates"),
+    (lambda: qg.Integrator(lambda x: x, 0.0, 1.0), TypeError, r"verb is what integrates.*integrate\(f, a, b\)"),
+    (lambda: qg.Integrator(qg.quad, 0.0, 1.0), TypeError, r"domain in each call.*integrate\(f, a, b\)"),
     (lambda: qg.cubature(torch.exp, [[0, 1], [0, 2]]), TypeError, r"turned round: a=\[0, 0\], b=\[1, 2\]"),
     (lambda: qg.cubature(torch.exp, qg.Ball([0.0, 0.0], 1.0)), TypeError, r"region=Ball\(...\)"),
     (lambda: qg.dblquad, AttributeError, "that is quadgrad.cubature here"),

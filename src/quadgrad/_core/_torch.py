@@ -5,7 +5,7 @@ Each name has a canary in ``tests/test_torch_canary.py`` that fails when torch c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "made_since",
     "nodes_made",
     "outside_transforms",
+    "pull_back",
     "register_pytree",
     "tangent_of",
     "unflatten_tree",
@@ -239,6 +240,25 @@ def add_lanes(tensor: Tensor, levels: Iterable[int]) -> Tensor:
     for level in levels:
         tensor = _functorch._add_batch_dim(tensor, 0, level)
     return tensor
+
+
+def pull_back(
+    outputs: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return what ``torch.autograd.grad`` gives for these cotangents, None for tensors that nothing depends on.
+
+    Given to it they would import SymPy, for half a second: the products are differentiated instead, to the same
+    bits. Lanes of cotangents (``is_grads_batched``) only they carry.
+    """
+    if any(map(is_batched, cotangents)):
+        return torch.autograd.grad(outputs, tensors, cotangents, retain_graph, create_graph, allow_unused=True)
+    with torch.enable_grad():
+        products = [(out * g.conj()).sum().real for out, g in zip(outputs, cotangents, strict=True)]
+    return torch.autograd.grad(products, tensors, None, retain_graph, create_graph, allow_unused=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import pull_back
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
@@ -244,4 +245,4 @@ class _Recipe:
         if not part.requires_grad:
             return ()
         tensors = (*given, *closed)
-        return torch.autograd.grad(part, tensors, gradient, create_graph=connected, allow_unused=True)
+        return pull_back([part], tensors, [gradient], create_graph=connected)

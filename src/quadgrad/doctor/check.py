@@ -26,6 +26,7 @@ from quadgrad.doctor.remedies import RAISED
 from quadgrad.doctor.report import Report
 from quadgrad.doctor.rows import Verdict
 from quadgrad.doctor.trace import Met, Order, Trace
+from quadgrad.doctor.untold import find_untold
 from quadgrad.doctor.wide import NARROW
 
 __all__ = ["JITTER", "check"]
@@ -150,7 +151,7 @@ class _Examiner:
         self.program, self.count, self.progress = program, count, progress
         self.notes: list[str] = []
         self.single: Run | None = None
-        self.steady = self.precise = False
+        self.steady = self.settled = False
 
     def report(self) -> Report:
         """Return what is found."""
@@ -161,7 +162,7 @@ class _Examiner:
             if first.narrow or any(t.dtype in NARROW for t in self.program.sources):
                 first = self._in_double_precision(first)
             report = self._examine(first)
-            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.precise:
+            if report.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE) and self.steady and not self.settled:
                 report = self._beside(report)
         except BackwardFailed as failed:
             report = _raised(failed.error, failed.trace, True)
@@ -228,7 +229,7 @@ class _Examiner:
         """Return the report on the point at which the sources stand."""
         program, second = self.program, None
         if not self.steady:
-            second = program.run(Order(base=first.trace, margins=True))
+            second = program.run(Order(base=first.trace, margins=True, record=True))
             if cause := disagreement(first, second):
                 return Report(Verdict.INCONCLUSIVE, cause=cause)
         if first.trace.problems:
@@ -247,17 +248,17 @@ class _Examiner:
         jumps = find_jumps(x)
         report = judge(x, jumps)
         if report.verdict in (Verdict.OK, Verdict.ZERO):
-            unseen, notes = find_elsewhere(x)
-            if unseen:
-                report = judge(x, unseen)
-            report = replace(report, notes=[*report.notes, *notes])
+            if untold := find_untold(x):
+                report, self.settled = judge(x, [untold]), True
+            else:
+                report = replace(report, notes=[*report.notes, *find_elsewhere(x)])
         off = x.off_in_single()
         if report.ok and off > _SINGLE:
             cause = (
                 f"In double precision all is well; in single precision, as the program is written, the gradient is "
                 f"{off:.1%} off: differences of large numbers, or steps too small for its digits."
             )
-            self.precise = True  # in double: there is nothing more to see beside the point
+            self.settled = True  # in double: there is nothing more to see beside the point
             report = replace(report, verdict=Verdict.UNLOCATED, cause=cause)
         return report
 

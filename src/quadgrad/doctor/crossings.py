@@ -17,7 +17,7 @@ from quadgrad.doctor.names import DRAWS
 from quadgrad.doctor.program import Run
 from quadgrad.doctor.roots import WIDTH, Point, changed, root_of, slope_beside, zeros_of
 from quadgrad.doctor.together import Crossing, Together
-from quadgrad.doctor.trace import Decision, Event, Order
+from quadgrad.doctor.trace import Decision, Event
 from quadgrad.doctor.values import Held
 
 __all__ = ["Jump", "find_jumps"]
@@ -138,8 +138,7 @@ class _Search:
     def _run(self, t: float, outcomes: Any = None) -> Run:
         if t in self._runs and not outcomes:
             return self._runs[t]
-        order = Order(base=self.trace, margins=True, outcomes=outcomes or {})
-        run = self.x.program.run(order, self.main.steps, t)
+        run = self.x.run_along(t, outcomes)
         if not outcomes and (t == 0.0 or len(self._runs) < self._kept):
             self._keep(t, run)
         return run
@@ -154,8 +153,8 @@ class _Search:
 
     def _keep(self, t: float, run: Run) -> None:
         run.trace.events.clear()  # results as large as the program's own, which nobody reads any more
+        run.trace.calls.clear()
         self._runs[t] = run
-        self.x.live[t] = run.value
 
     # ------------------------------------------------------------------------------------ all lines
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quadgrad.doctor import values
+from quadgrad.doctor.prints import Look
 from quadgrad.doctor.program import Program, Run
 from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate
 from quadgrad.doctor.trace import Call, Order, Trace
@@ -105,8 +106,8 @@ class Examination:
         self.wrong: list[tuple[Call, Estimate]] = []
         self.single: list[float] = []
         self._single_run: Run | None = None
-        self.live: dict[float, float] = {}
-        """The program's values along the first direction, as far as it was run there."""
+        self.looks: dict[float, Look] = {}
+        """What runs along the first direction showed, as far as it was run there."""
 
     def left(self) -> int:
         """Return how many runs are left of those that are allowed."""
@@ -115,10 +116,30 @@ class Examination:
 
     def _direction(self, number: int, scale: str) -> Direction:
         steps = self.program.direction(number, scale)
-        gradient = self.base.gradient or [None] * len(steps)
-        parts = [_product(g, s) for g, s in zip(gradient, steps, strict=True) if g is not None]
-        total = float(sum(float(p.sum()) for p in parts))
-        return Direction(steps, total, math.sqrt(sum(float(p.square().sum()) for p in parts)))
+        return Direction(steps, *_along(self.base.gradient, steps))
+
+    def run_along(self, t: float, outcomes: Any = None) -> Run:
+        """Run at a place of the first direction, and keep a look, unless decisions are told these outcomes.
+
+        What is decided on purpose stays as it is at the point.
+        """
+        meant = {k: decision.out for k, decision in enumerate(self.trace.decisions) if decision.reason}
+        order = Order(base=self.trace, margins=True, outcomes=meant | (outcomes or {}))
+        order.gradient = order.record = not outcomes
+        steps = self.directions[0].steps
+        run = self.program.run(order, steps, t)
+        if not outcomes:
+            self.looks[t] = Look(t, run.value, _along(run.gradient, steps)[0], run.trace.prints)
+            run.gradient = None
+        return run
+
+    def look(self, t: float) -> Look:
+        """Return what a run at a place of the first direction shows."""
+        if t == 0.0 and self.at_point is not None:
+            self.looks[t] = Look(t, self.base.value, self.directions[0].autograd, self.at_point.trace.prints)
+        if t not in self.looks:
+            self.run_along(t)
+        return self.looks[t]
 
     # ------------------------------------------------------------------------------------ the true derivative
 
@@ -291,8 +312,7 @@ class Examination:
             return 0.0
         off = 0.0
         for d in self.directions:
-            pairs = zip(self._single_run.gradient, d.steps, strict=True)
-            found = sum(float(_product(g, s).sum()) for g, s in pairs if g is not None)
+            found, _ = _along(self._single_run.gradient, d.steps)
             off = max(off, abs(found - d.autograd) / d.size if d.size > 0.0 else 0.0)
         return off
 
@@ -445,6 +465,12 @@ def _at_least(estimate: Estimate, main: Direction, size: float) -> Estimate:
 
 def _is_double(program: Program) -> bool:
     return program.wide or all(t.dtype in (torch.float64, torch.complex128) for t in program.sources)
+
+
+def _along(gradient: Sequence[Tensor | None] | None, steps: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the derivative along steps, and the root of the sum of squares of its terms."""
+    parts = [_product(g, s) for g, s in zip(gradient or [], steps, strict=False) if g is not None]
+    return sum(float(p.sum()) for p in parts), math.sqrt(sum(float(p.square().sum()) for p in parts))
 
 
 def _product(gradient: Tensor, step: Tensor) -> Tensor:

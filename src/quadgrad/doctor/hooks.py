@@ -110,7 +110,9 @@ def _functions(watch: Watch) -> Generator[None]:
         finally:
             watch.inside -= 1
         with without_modes():
-            return _applied(watch, cls, args, result)
+            result = _applied(watch, cls, args, result)
+            watch.record(cls.__name__, result)
+            return result
 
     base.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
     try:

@@ -52,7 +52,7 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     )
     lost = [_loss_row(x, loss, severs) for loss in x.losses]
     wrong = _wrong_rows(x)
-    steps = [_step_row(x, jump) for jump in jumps]
+    steps = [_step_row(x, jump) for jump in jumps if jump.decision.op]
     jumping = {(row.file, row.line) for row in steps}
     lost = [row for row in lost if row.verdict != Verdict.UNUSED or (row.file, row.line) not in jumping]
     rows = lost + wrong + steps + _intended_rows(x.trace)
@@ -71,6 +71,9 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     crossed = verdict == Verdict.UNLOCATED and x.program.rehearsal.kept and not _found(lost + wrong)
     if steps and (verdict == Verdict.OK or noisy or crossed):
         verdict, cause = Verdict.STEP, ""
+    elif jumps and not steps:
+        verdict = Verdict.UNLOCATED
+        cause = f"The output jumps, {jumps[0].distance:.2g} of the inputs' size away. {UNSEEN}"
     elif verdict == Verdict.OK and all(x.is_zero(d) for d in x.directions):
         verdict = Verdict.ZERO
     return replace(report, verdict=verdict, cause=cause)

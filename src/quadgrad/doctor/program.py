@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import flatten_tree, leaves_behind, unflatten_tree
+from quadgrad._core._torch import flatten_tree, leaves_behind, pull_back, unflatten_tree
 from quadgrad._core.rehearsal import Rehearsal
 from quadgrad._core.result import Result
 from quadgrad.doctor.hooks import watching
@@ -159,9 +159,7 @@ class Program:
             return [None] * len(self.sources)
         watch.collecting = True
         try:
-            return list(torch.autograd.grad(
-                [o for o, _ in outs], self.sources, [g.to(o.device, o.dtype) for o, g in outs], allow_unused=True
-            ))  # fmt: skip
+            return list(pull_back([o for o, _ in outs], self.sources, [g.to(o.device, o.dtype) for o, g in outs]))
         except Exception as error:
             raise BackwardFailed(error, watch.trace) from error
 

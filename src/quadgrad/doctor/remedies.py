@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from quadgrad.doctor.names import STEPPING
+
 __all__ = ["RAISED", "remedy_for", "step_remedy"]
 
 _BRIDGE = "wrap what is not torch: g = quadgrad.bridge.wrap(numpy_function), and call g(x) with the tensor"
@@ -174,7 +176,14 @@ def step_remedy(op: str, integrates: bool) -> str:
         "less",
     ):
         return "torch.sigmoid((x - c) / width); an average over noise: quadgrad.expectation with a score estimator"
-    return "a straight-through estimator, marked with quadgrad.doctor.intended, or the number as it is, not rounded"
+    if op in STEPPING:
+        return (
+            "a straight-through estimator, marked with quadgrad.doctor.intended, or the number itself, not rounded"
+        )
+    return (
+        "what this line gives jumps: an index, a size, a count or a text made of what is varied, or the nearest of "
+        "some; weigh or interpolate instead, torch.sigmoid((x - c) / width)"
+    )
 
 
 RAISED = {

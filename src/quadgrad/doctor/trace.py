@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quadgrad.doctor.places import Place
+from quadgrad.doctor.prints import Print
 from quadgrad.doctor.values import Held
 
 __all__ = ["Call", "Decision", "Event", "Met", "Order", "Problem", "Trace"]
@@ -110,7 +111,7 @@ class Order:
 
     ``frozen`` results are those of ``"intended"`` events or of ``"all"``, and of ``only`` those numbers; ``shifts``
     are added to the results of events, ``outcomes`` replace those of decisions. ``margins`` asks for the quantities
-    of decisions.
+    of decisions, ``record`` for a number of each operation's result.
     """
 
     base: Trace | None = None
@@ -123,6 +124,7 @@ class Order:
     wide: bool = False
     gradient: bool = False
     anomaly: bool = False
+    record: bool = False
 
 
 @dataclass(eq=False)
@@ -141,6 +143,7 @@ class Trace:
     samples: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: [])
     generators: list[Any] = field(default_factory=lambda: [])
     rewrapped: list[Place] = field(default_factory=lambda: [])
+    prints: list[Print] = field(default_factory=lambda: [])
     aliases: dict[int, Tensor] = field(default_factory=lambda: {})
     first_nan: tuple[Place, str] | None = None
     operations: int = 0

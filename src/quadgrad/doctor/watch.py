@@ -48,6 +48,7 @@ from quadgrad.doctor.names import (
 )  # fmt: skip
 from quadgrad.doctor.numbers import numbers_in
 from quadgrad.doctor.places import place_of
+from quadgrad.doctor.prints import Print, print_of
 from quadgrad.doctor.trace import Decision, Event, Met, Order, Problem, Trace
 from quadgrad.doctor.wide import widen
 
@@ -94,6 +95,17 @@ class Watch(TorchFunctionMode):
         if self.idle:
             return func(*args, **kwargs)
         name = name_of(func)
+        result = self._do(func, name, args, kwargs)
+        if name not in STATE:
+            self.record(name, args[0] if result is None and args else result)
+        return result
+
+    def record(self, name: str, result: Any) -> None:
+        """Note a number of what an operation gave, if the order asks for it."""
+        if self.order.record:
+            self.trace.prints.append(Print(name, place_of(), print_of(result)))
+
+    def _do(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if self._outcomes and (name not in STATE or name in READS):
             self.read((args, kwargs), name, args, kwargs)
         if name in STATE or name in MAKES_A_LEAF:

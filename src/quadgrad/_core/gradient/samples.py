@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core._torch import forward_mode_open, in_transform, pull_back
 from quadgrad._core.closure import Closure, Unchanged, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.estimates.replicates import Moments
@@ -129,9 +129,7 @@ def sampled_gradient_error(
         # The value matters where it is not linear in the integrals: then it has to be the replicate's own.
         value = replay_sample(primal.problem, primal.sample, one, None if function else primal.value)
         value = function(value) if function else value
-        gradients = cast(
-            _Gradients, torch.autograd.grad(value, tensors, weight, retain_graph=True, allow_unused=True)
-        )
+        gradients = pull_back([value], tensors, [weight], retain_graph=True)
         for moment, gradient, tensor in zip(moments, gradients, tensors, strict=True):
             moment.add(torch.zeros_like(tensor) if gradient is None else gradient)
     widths = [moment.half_width(primal.sample.confidence) for moment in moments]
@@ -170,8 +168,6 @@ def _part(problem: Problem, owner: Tensor) -> Problem:
         integrand = replace(integrand, arguments=arguments)
     return replace(problem, integrand=integrand, limits=limits, stretches=None, batch_shape=tuple(owner.shape))
 
-
-_Gradients = tuple[Tensor | None, ...]
 
 _Block = tuple[int, int, int]
 """A block of points: of how many integrals, the first ones; from which index; how many."""
@@ -361,6 +357,5 @@ class _Recipe:
         if not part.requires_grad:
             return [torch.zeros_like(t) for t in tensors]
         weight = gradient[: block[0]]
-        found = torch.autograd.grad(part, tensors, weight, create_graph=connected, allow_unused=True)
-        found = cast(_Gradients, found)
+        found = pull_back([part], tensors, [weight], create_graph=connected)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]

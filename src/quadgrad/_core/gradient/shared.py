@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from quadgrad._core._torch import pull_back
 from quadgrad._core.closure import stand_in
 from quadgrad._core.ranks import Ranks
 
@@ -102,12 +103,8 @@ def gradient_of(pairs: list[tuple[Tensor, Tensor]], variables: list[Tensor], con
     if not pairs:
         return [torch.zeros_like(t) for t in variables]
     outputs, weights = zip(*pairs, strict=True)
-    with torch.enable_grad():
-        # The graph belongs to whoever made it, and may be wanted again.
-        found = torch.autograd.grad(
-            outputs, variables, weights, retain_graph=True, create_graph=connected, allow_unused=True
-        )
-    gradients = cast("tuple[Tensor | None, ...]", found)
+    # The graph belongs to whoever made it, and may be wanted again.
+    gradients = pull_back(outputs, variables, weights, retain_graph=True, create_graph=connected)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(variables, gradients, strict=True)]
 
 

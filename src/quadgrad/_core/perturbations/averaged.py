@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core._torch import forward_mode_open, in_transform, pull_back
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.closure import Closure, stand_in, uncompiled
 from quadgrad._core.errors import IntegrandError, SeveredGradientWarning, prescription, warn
@@ -219,8 +219,7 @@ class _Recipe:
                 f"the loss was {float(self.value):.9g} and, for a derivative of its gradient, {float(now):.9g} on "
                 "the same noise: it depends on what changes from call to call and is no random number of torch"
             )
-        found = torch.autograd.grad(value, tensors, gradient, create_graph=True, allow_unused=True)
-        return cast("tuple[Tensor | None, ...]", found)
+        return pull_back([value], tensors, [gradient], create_graph=True)
 
 
 def _checked(losses: Any, xs: Tensor) -> Tensor:

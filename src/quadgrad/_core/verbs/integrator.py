@@ -45,6 +45,8 @@ less than the second, keeping is worth it again."""
 COUNTS = ("calls", "started", "refined", "coarsened", "nfev")
 """What is counted."""
 
+_MADE_ONCE = "integrate = quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+
 EXTRA = "_extra_state"
 """Torch's name for what a module saves beside tensors."""
 
@@ -132,10 +134,12 @@ class Integrator(Printed, torch.nn.Module):
     """
 
     def __init__(
-        self, verb: Callable[..., Result] = quad, *, plan: Plan | None = None, key: Any = None,
+        self, verb: Callable[..., Result] = quad, *domain: Any, plan: Plan | None = None, key: Any = None,
         max_cells: int = CELLS, **options: Any,
     ) -> None:  # fmt: skip
         accepted = _parameters(verb)
+        if domain:
+            raise TypeError(f"an integrator gets the domain in each call, as it gets f: {_MADE_ONCE}")
         for name in options.keys() & accepted.keys() & (EACH_CALL - {"seed"}):
             raise TypeError(f"{name} is no option of an integrator: pass it in each call")
         super().__init__()
@@ -363,8 +367,7 @@ def _parameters(verb: Any) -> Mapping[str, inspect.Parameter]:
     keeps = "plan" in accepted and accepted["plan"].kind is inspect.Parameter.KEYWORD_ONLY
     if not (keeps or any(p.kind is p.VAR_KEYWORD for p in accepted.values())):
         raise TypeError(
-            f"verb is what integrates and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write "
-            "integrate = quadgrad.Integrator(quadgrad.quad), and give f in each call, integrate(f, a, b)"
+            f"verb is what integrates and takes a plan, such as quadgrad.quad, not {verb!r:.60}: write {_MADE_ONCE}"
         )
     return accepted
 
