@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import forward_mode_open, in_transform
+from quadgrad._core._torch import constant_for_compilers, forward_mode_open, in_transform
 from quadgrad.bridge import functions, operators
 from quadgrad.bridge.contract import array_of, refuse_dressed, tensor_of, unknown_input
 from quadgrad.bridge.evaluation import INPUT, Callee, look_up
@@ -332,7 +332,7 @@ class Wrapped:
         self._info = info
 
 
-@torch.compiler.assume_constant_result
+@constant_for_compilers
 def _constant_handle(name: str, count: int, statics: tuple[Any, ...]) -> str:
     """Return the handle of a wrapped function, which a compiler recognises by its name: it guards strings."""
     if (
