@@ -27,6 +27,7 @@ from quadgrad.bridge.stencils import (
     evaluate,
     fit,
     judge,
+    judge_together,
     place,
     single_step,
 )
@@ -107,7 +108,23 @@ def differentiate(problem: Problem, method: str) -> Found:
         method = "central"
     with np.errstate(all="ignore"):
         several = problem.structure.in_order and problem.value.size > 1
-        return (_by_elements if several else _refined)(problem, method)
+        if several:
+            return _by_elements(problem, method)
+        return _central(problem) if method == "central" else _refined(problem, method)
+
+
+def _central(problem: Problem) -> Found:
+    """Take third points for each input only where there are doubts if they have a few in common."""
+    every, fitted = np.arange(problem.structure.groups), fit(problem, problem.scale * first_step(problem, "central"), "central")
+    points = place(problem, *fitted, "central")
+    outputs = evaluate(problem, every, points[:2])
+    found = judge_together(problem, fitted, points[:2], outputs)
+    if found is not None:
+        kept = _Kept.first(found, problem.structure.spread(fitted[0], every), problem.loud)
+        if not _doubts(problem, kept, "central")[0].any():
+            return _found(problem, kept, _last_word(problem, kept, "central", True), problem.scale)
+    outputs = np.concatenate((outputs, evaluate(problem, every, points[2:])))
+    return _refined(problem, "central", judge(problem, every, fitted, points, outputs, "central"))
 
 
 def _by_elements(problem: Problem, method: str) -> Found:
@@ -184,8 +201,12 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
         hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (problem.loud & (found.value == 0.0))
         better = _merge(kept, groups, found, width, hidden)
         chosen = np.where(structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
-    known, error = structure.known(every), _last_word(problem, kept, method, settled)
-    return Found(np.where(known, kept.value, 0.0), np.where(known, error, 0.0), chosen / relative)
+    return _found(problem, kept, _last_word(problem, kept, method, settled), chosen / relative)
+
+
+def _found(problem: Problem, kept: _Kept, error: Array, scale: Array) -> Found:
+    known = problem.structure.known(np.arange(problem.structure.groups))
+    return Found(np.where(known, kept.value, 0.0), np.where(known, error, 0.0), scale)
 
 
 def first_step(problem: Problem, method: str) -> float:
