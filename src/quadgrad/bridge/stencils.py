@@ -42,6 +42,8 @@ STENCIL = {"central": (3,), "forward": (2,), "richardson": (LEVELS, 2)}
 """How many points a stencil has."""
 WORTHWHILE, TOGETHER = 8, 16
 """From so many inputs on they are not given a third point each; and how many are moved at once in place of that."""
+RATHER = 32.0
+"""Outputs this many times noisier than rounding makes them have steps too long for that."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
 """How many steps a stencil goes to the nearer side, to the farther, and a one-sided one to its only side."""
 
@@ -115,6 +117,8 @@ def single_step(problem: Problem, step: Array) -> Array:
 
 def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
     """Return steps that fit into the bounds, and 0 for two-sided stencils, +1 or -1 for one-sided ones."""
+    if not problem.bounded:
+        return power_of_two(np.maximum(np.maximum(step, 8.0 * problem.resolution), TINY)), np.zeros(step.shape)
     nearer, farther, only = REACH[method]
     above, below = problem.upper - problem.x, problem.x - problem.lower
     most = np.maximum(above, below)
@@ -136,13 +140,15 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     room and 2 to the other, because a kink at x shows nowhere else, and twice as far away: of a function that is
     odd about x the slopes over equal distances are equal, and equally wrong. Richardson: a pair for each level.
     """
+    some = slice(None) if problem.bounded else slice(1)  # without bounds they are the same for all
+    side, x, lower, upper = side[some], problem.x[some], problem.lower[some], problem.upper[some]
     two_sided = side == 0.0
     pair = np.array((np.where(two_sided, 1.0, side), np.where(two_sided, -1.0, 2.0 * side)))
     if method == "pair":
         return pair
     if method == "richardson":
         return (0.5 ** np.arange(LEVELS))[:, None, None] * pair
-    farther = np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
+    farther = np.where(upper - x > x - lower, 1.0, -1.0)
     if method == "forward":
         return np.where(two_sided, np.stack((-farther, 2.0 * farther)), pair)
     return np.array((*pair, np.where(two_sided, 2.0 * farther, 3.0 * side)))
@@ -189,10 +195,11 @@ def judge_together(
     """
     structure, every = problem.structure, np.arange(problem.structure.groups)
     step, side = fitted
-    if every.size < WORTHWHILE or side.any() or problem.single is not None or problem.loud.any():
+    noisy = np.any(problem.noise > RATHER * problem.floor)
+    if every.size < WORTHWHILE or side.any() or problem.single is not None or noisy:
         return None
     move = _moves(step.size) * step
-    if np.any(problem.x + np.abs(move) > problem.upper) or np.any(problem.x - np.abs(move) < problem.lower):
+    if problem.bounded and np.any(np.abs(move) > np.minimum(problem.upper - problem.x, problem.x - problem.lower)):
         return None
     found = _parabola(problem, structure.spread(points - problem.x, every), outputs - problem.value)
     starts = np.arange(0, every.size, TOGETHER)
