@@ -17,7 +17,7 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import LOUD, TINY, Look, Problem, middle
 
-__all__ = ["BLOCK", "ODD", "PLACES", "RARE", "beside", "differences", "with_noise"]
+__all__ = ["BLOCK", "ODD", "PLACES", "RARE", "RISE", "beside", "differences", "room", "with_noise"]
 
 PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
 """Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
@@ -95,11 +95,10 @@ class _Level:
     least: Array
 
 
-def with_noise(problem: Problem, *, own: bool = False) -> tuple[Problem, Array]:
+def with_noise(problem: Problem) -> tuple[Problem, Array]:
     """Return the problem with the noise of each output and a look at its slope; 6 evaluations, 12 if noisy.
 
-    Returns with it which outputs are not like those of a smooth function that rounds. ``own`` says that steps are
-    the function's own, however fine.
+    Returns with it which outputs are not like those of a smooth function that rounds.
     """
     size = np.abs(problem.value)
     floor = problem.floor
@@ -116,7 +115,7 @@ def with_noise(problem: Problem, *, own: bool = False) -> tuple[Problem, Array]:
         common = middle(relative) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
         coarse = level.jump > np.where(level.printed, COARSE, FINE) * size
-        stepped = level.still & (coarse | own) & np.isfinite(level.jump)
+        stepped = level.still & coarse & np.isfinite(level.jump)
         noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
@@ -253,7 +252,7 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
     waiting = level.flat & (size > 0.0)
     if waiting.sum() <= RARE * size.size:
         return
-    sign, most = _room(problem)
+    sign, most = room(problem)
     distance = np.minimum(FAR[:, None] * problem.scale, most * (FAR / FAR[-1])[:, None])
     points = problem.representable(problem.x + sign * distance)
     values = problem.evaluate(points)
@@ -293,7 +292,7 @@ def _attempts(problem: Problem) -> list[tuple[float, Array]]:
     return [(spacing, near) for spacing in SPACINGS] + last
 
 
-def _room(problem: Problem) -> tuple[Array, Array]:
+def room(problem: Problem) -> tuple[Array, Array]:
     """Return to which side of each input there is more room, and how much."""
     above, below = problem.upper - problem.x, problem.x - problem.lower
     return np.where(above >= below, 1.0, -1.0), np.maximum(above, below)

@@ -67,7 +67,7 @@ class Look:
 class Apart:
     """The noise of each output, and its :attr:`Look.rise` as a slope, where one group moves alone, ``(groups, m)``.
 
-    0 for groups that were not looked at; ``known`` says which were.
+    0 for groups that were not looked at; ``known`` says of which outputs that do not move the rise is known.
     """
 
     noise: Array

@@ -182,10 +182,8 @@ def _parabola(problem: Problem, offsets: Array, changes: Array) -> Estimate:
     return Estimate(slope, np.zeros(bend.shape), rounding, bend, np.ones(bend.shape, bool))
 
 
-def judge_together(
-    problem: Problem, fitted: tuple[Array, Array], points: Array, outputs: Array
-) -> Estimate | None:
-    """Return derivatives by :func:`judge` from the first two points of a central stencil; None where that will not do.
+def judge_together(problem: Problem, fitted: tuple[Array, Array], points: Array, outputs: Array) -> Estimate | None:
+    """Return what :func:`judge` does from the first two points of a central stencil; None where that will not do.
 
     In place of a third point for each input four are taken for :data:`TOGETHER` of them, at which all these move,
     by about twice their step to either side, and by half as much. The slope in that direction, extrapolated from
@@ -205,7 +203,9 @@ def judge_together(
     starts = np.arange(0, every.size, TOGETHER)
     moves = np.where(structure.colour // TOGETHER == np.arange(starts.size)[:, None], move, 0.0)
     whole = problem.x + np.array((1.0, -1.0, 0.5, -0.5))[:, None, None] * moves
-    up, down, near, below = problem.evaluate(whole.reshape(-1, step.size)).reshape(4, starts.size, -1) - problem.value
+    up, down, near, below = (
+        problem.evaluate(whole.reshape(-1, step.size)).reshape(4, starts.size, -1) - problem.value
+    )
     expected = np.add.reduceat(structure.spread(move, every, fill=0.0) * found.value, starts, axis=0)
     missing = np.abs((8.0 * (near - below) - (up - down)) / 6.0 - expected)
     missing = MARGIN * missing + np.abs(up + down - 4.0 * (near + below))
