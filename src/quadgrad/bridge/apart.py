@@ -68,7 +68,7 @@ def apart(problem: Problem, groups: Array, found: Estimate) -> Problem:
         sign, most = room(problem)
         points = problem.representable(problem.x + sign * np.minimum(BEYOND[:, None] * problem.scale, most))
         length = np.abs(structure.spread(points - problem.x, idle))
-        change = np.abs(evaluate(problem, idle, points) - problem.value)
+        change = np.where(still[idle], np.abs(evaluate(problem, idle, points) - problem.value), 0.0)
         # What moves an output by less than another's smallest step may be in steps as well.
         least = np.where(change > 0.0, change, np.inf).min(axis=(0, 1))
         slope = RISE * np.maximum(change, np.where(np.isfinite(least), least, 0.0))[-1] / length[-1]

@@ -24,6 +24,7 @@ from quadgrad.bridge.stencils import (
     NOISY,
     SAFETY,
     STENCIL,
+    TOGETHER,
     Estimate,
     estimate,
     evaluate,
@@ -131,8 +132,11 @@ def _central(problem: Problem) -> Found:
     outputs = evaluate(problem, every, points[:2])
     found = judge_together(problem, fitted, points[:2], outputs)
     if found is not None and not in_question(problem, found).size:
-        kept = _Kept.first(found, problem.structure.spread(fitted[0], every), problem.loud)
-        if not _doubts(problem, kept, "central")[0].any():
+        width = problem.structure.spread(fitted[0], every)
+        # The truncation of so many inputs adds up, by chance; that of one is what there may be doubts about.
+        one = _Kept.first(replace(found, truncation=found.truncation / TOGETHER**0.5), width, problem.loud)
+        if not _doubts(problem, one, "central")[0].any():
+            kept = _Kept.first(found, width, problem.loud)
             return _found(problem, kept, _last_word(problem, kept, "central", True), problem.scale)
     outputs = np.concatenate((outputs, evaluate(problem, every, points[2:])))
     return _refined(problem, "central", judge(problem, every, fitted, points, outputs, "central"))

@@ -137,7 +137,7 @@ class Problem:
 
     def each(self, points: Array) -> Sequence[Array]:
         """Return the outputs at each of some points, side by side only where that is how they come."""
-        return [self.evaluate(p[None])[0] for p in points] if self.one_by_one else self.evaluate(points)
+        return [self.evaluate(p[None])[0] for p in points] if self.one_by_one else list(self.evaluate(points))
 
     def representable(self, points: Array) -> Array:
         """Round points ``(..., n)`` to what the inputs' dtypes can hold."""

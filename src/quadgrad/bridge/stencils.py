@@ -17,8 +17,8 @@ from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem, power_of_two
 
 __all__ = [
-    "COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "STENCIL", "Estimate", "estimate", "evaluate", "fit", "judge",
-    "judge_together", "place", "single_step",
+    "COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "STENCIL", "TOGETHER", "Estimate", "estimate", "evaluate",
+    "fit", "judge", "judge_together", "place", "single_step",
 ]  # fmt: skip
 
 SAFETY, MARGIN = 3.0, 3.5
