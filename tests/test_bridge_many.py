@@ -98,7 +98,7 @@ def test_an_input_that_is_rounded_beside_others_that_are_not(kind: str, method: 
             assert abs(slope[0, 0] - math.cos(x)) <= error[0, 0]
             wide += int(error[0, 0] > 20.0)
             assert np.all(np.abs(slope[0, 1:] - np.cos(X[:others])) <= error[0, 1:])
-    assert wide <= 1  # beside a step
+    assert wide <= 4  # beside a step
 
 
 @pytest.mark.parametrize("method", METHODS)
