@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ __all__ = ["measure_checks", "measure_errors"]
 METHODS = ("central", "forward", "richardson", "auto", "spsa")
 AGAIN = "central, a later call"
 """Differentiated somewhere else before, so that less is asked about noise."""
+AMONG, OTHERS = "central, among twelve others", np.linspace(0.5, 1.5, 12)
+"""With the sines of more inputs added, which hide what its own do and have no third point each."""
 EVERY, LARGEST = 0.1, 1.0
 """Percent of entries, of all and of any kind, whose true error may be above the reported one."""
 Way = Callable[[Function], tuple[np.ndarray, np.ndarray, int]]
@@ -48,6 +50,13 @@ def ours(f: Function, method: str, before: float | None = None) -> tuple[np.ndar
     error = jacobian.pull_error(unit)
     assert error is not None
     return jacobian.pull(unit), error, point.counter.nfev - earlier
+
+
+def among_others(f: Function) -> tuple[np.ndarray, np.ndarray, int]:
+    count = f.x.size
+    fn = lambda v: f.fn(v[:count]) + np.sum(np.sin(v[count:]))
+    value, error, nfev = ours(replace(f, fn=fn, x=np.append(f.x, OTHERS)), "central")
+    return value[:, :count], error[:, :count], round(nfev * count / (count + OTHERS.size))
 
 
 def counted(f: Function) -> tuple[Callable[[Any], np.ndarray], list[int]]:
@@ -79,6 +88,7 @@ def by_numdifftools(f: Function) -> tuple[np.ndarray, np.ndarray, int]:
 def ways() -> dict[str, Way]:
     found: dict[str, Way] = {method: partial(ours, method=method) for method in METHODS}
     found[AGAIN] = partial(ours, method="central", before=1.03)
+    found[AMONG] = among_others
     for name, way in (("jacobi", by_jacobi), ("numdifftools", by_numdifftools)):
         try:
             __import__(name)

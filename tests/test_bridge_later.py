@@ -35,10 +35,10 @@ def test_a_later_call_takes_two_points_in_place_of_a_table_for_a_while() -> None
     for turn in range(18):
         backward(wrapped, np.linspace(0.1, 1.0, 10) + 1e-3 * turn)
         counts.append(wrapped.info.nfev)
-    assert counts == [36, *[32] * 15, 36, 32]
+    assert counts == [30, *[26] * 15, 30, 26]
     wrapped.forget()
     backward(wrapped, np.linspace(0.1, 1.0, 10))
-    assert wrapped.info.nfev == 36
+    assert wrapped.info.nfev == 30
 
 
 @pytest.mark.parametrize("method", ["central", "forward", "auto"])
@@ -68,13 +68,15 @@ ODD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ODD)
 def test_a_function_that_is_quiet_at_first_and_not_elsewhere(kind: str, method: str) -> None:
-    missed = 0
+    missed, errors = 0, list[float]()
     for x in np.linspace(1.1, 1.4, 25):
         wrapped = bridge.wrap(lambda v: np.where(v > 1.0, ODD[kind](np.sin(v)), np.sin(v)), method)
         backward(wrapped, [0.8])
         gradient, error = backward(wrapped, [x])
         missed += bool(abs(gradient[0] - math.cos(x)) > error[0])
+        errors.append(error[0])
     assert missed == 0
+    assert np.median(errors) < 0.1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -86,7 +88,8 @@ def test_a_narrow_line_met_at_a_later_call(power: float, method: str) -> None:
     x = 1.3 + 1.1 * width
     u = (x - 1.3) / width
     gradient, error = backward(wrapped, [x])
-    assert abs(gradient[0] - (math.cos(x) - u * math.exp(-0.5 * u * u) / width)) <= error[0]
+    exact = math.cos(x) - u * math.exp(-0.5 * u * u) / width
+    assert abs(gradient[0] - exact) <= error[0] < 0.1 * abs(exact)
 
 
 def test_what_is_known_of_a_backward_pass_is_known_after_its_point_is_forgotten() -> None:
@@ -238,3 +241,4 @@ def test_spsa_where_the_kinks_of_two_inputs_cancel() -> None:
             wrapped = bridge.wrap(lambda v, x=x, k=sizes: np.sum(np.sin(v) + k * np.abs(v - x)), "spsa")
             gradient, error = backward(wrapped, x)
             assert np.all(np.abs(gradient - np.cos(x)) + np.abs(sizes) <= error)
+            assert np.all(error < 100.0 * np.abs(sizes).max())

@@ -293,11 +293,15 @@ def test_every_equivalent_exists_and_others_are_not_invented() -> None:
         bridge.equivalent(np.polyfit)
 
 
-def test_import_of_the_package_does_not_import_the_bridge() -> None:
+def test_neither_the_bridge_nor_the_compiler_is_loaded_before_it_is_needed() -> None:
     import subprocess
     import sys
 
-    code = "import sys, quadgrad; assert 'quadgrad.bridge' not in sys.modules; quadgrad.bridge.wrap"
+    code = (
+        "import sys, math, torch, quadgrad as qg; assert 'quadgrad.bridge' not in sys.modules; "
+        "x = torch.ones(2, requires_grad=True); qg.bridge.wrap(math.sin, scalars=True)(x).sum().backward(); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

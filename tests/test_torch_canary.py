@@ -24,6 +24,7 @@ from quadgrad._core._torch import (
     StopRecomputation,
     belongs_to_transform,
     carries_derivative,
+    constant_for_compilers,
     derivative_of_dirichlet,
     derivative_of_gamma,
     dispatch_mode_open,
@@ -518,3 +519,11 @@ def test_derivatives_of_samples_are_those_of_the_backward_passes():
     (slope,) = torch.autograd.grad(sample @ weights, concentration)
     parts = derivative_of_dirichlet(sample, concentration).detach()
     torch.testing.assert_close(parts * (weights - sample @ weights), slope)
+
+
+# --------------------------------------------------------------------------------------------------- compilers
+
+
+def test_what_is_constant_for_compilers_is_marked_as_torch_marks_it():
+    mark = vars(torch.compiler.assume_constant_result(lambda: 1.0))
+    assert vars(constant_for_compilers(lambda: 1.0)) == mark != {}

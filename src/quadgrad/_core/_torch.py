@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "add_lanes",
     "belongs_to_transform",
     "carries_derivative",
+    "constant_for_compilers",
     "derivatives_open",
     "derivative_of_dirichlet",
     "derivative_of_gamma",
@@ -52,6 +53,8 @@ __all__ = [
     "without_derivatives",
     "without_modes",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 StopRecomputation = checkpoint._StopRecomputationError  # pyright: ignore[reportPrivateUsage]
 """By which a checkpoint ends a recomputation that it has seen enough of."""
@@ -102,6 +105,12 @@ def differentiated_within(tensor: Tensor, level: int) -> bool:
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor is a batch in disguise: of ``vmap``, or of ``is_grads_batched``, which is no transform."""
     return _functorch.is_legacy_batchedtensor(tensor) or _functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def constant_for_compilers(fn: Function) -> Function:
+    """Do what ``torch.compiler.assume_constant_result`` does, without loading the compiler: that takes seconds."""
+    fn._dynamo_marked_constant = True  # pyright: ignore
+    return fn
 
 
 def forward_mode_open() -> bool:

@@ -181,6 +181,11 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
     given: Array | None = None
     if point.options.given is not None:
         given = point.pull(vectors) if pulled else point.push(vectors)
+        look = reference.problem.look
+        if look is not None:  # of outputs that stand still at x, in steps, 0 is right, whatever their trend
+            still = look.slope == 0.0
+            trend = jacobian.pull(np.where(still, vectors, 0.0)) if pulled else np.where(still, expected, 0.0)
+            error = np.where(given == 0.0, np.maximum(error, np.abs(trend)), error)
     arrays = [point.inputs[i] for i in point.wanted] if pulled else list(point.outputs)
     labels = _labels("input" if pulled else "output", arrays)
     size = np.abs(expected) if given is None else np.fmax(np.abs(expected), np.abs(given))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from quadgrad.bridge.apart import apart, in_question
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem, along, part
 from quadgrad.bridge.stencils import (
@@ -21,12 +22,15 @@ from quadgrad.bridge.stencils import (
     KINK,
     LEVELS,
     NOISY,
+    SAFETY,
     STENCIL,
+    TOGETHER,
     Estimate,
     estimate,
     evaluate,
     fit,
     judge,
+    judge_together,
     place,
     single_step,
 )
@@ -93,6 +97,13 @@ class _Kept:
             setattr(self, name, np.array(np.broadcast_to(getattr(self, name), self.kink.shape)))
         self.last = Estimate(*(np.array(part) for part in vars(self.last).values()))
 
+    def doubt(self, groups: Array, problem: Problem) -> None:
+        """Believe some groups as much as noise allows that was found since."""
+        noise, still = SAFETY * problem.noise[groups], self.value[groups] == 0.0
+        self.last.rounding[groups] = np.maximum(self.last.rounding[groups], noise / self.last_width[groups])
+        self.error[groups] = np.maximum(self.error[groups], self.last.rounding[groups])
+        self.width[groups] = np.where(problem.loud[groups] & still, np.inf, self.width[groups])
+
     def enter(self, groups: Array, found: Estimate, width: Array) -> None:
         """Write down what the last step of some groups said."""
         for name, new in vars(found).items():
@@ -106,8 +117,29 @@ def differentiate(problem: Problem, method: str) -> Found:
     if method == "forward" and np.mean(problem.loud) > 0.5:
         method = "central"
     with np.errstate(all="ignore"):
-        several = problem.structure.in_order and problem.value.size > 1
-        return (_by_elements if several else _refined)(problem, method)
+        if problem.structure.by_elements:
+            return _by_elements(problem, method)
+        return _central(problem) if method == "central" else _refined(problem, method)
+
+
+def _central(problem: Problem) -> Found:
+    """Take third points for each input only where there are doubts if they have a few in common."""
+    every, fitted = (
+        np.arange(problem.structure.groups),
+        fit(problem, problem.scale * first_step(problem, "central"), "central"),
+    )
+    points = place(problem, *fitted, "central")
+    outputs = evaluate(problem, every, points[:2])
+    found = judge_together(problem, fitted, points[:2], outputs)
+    if found is not None and not in_question(problem, found).size:
+        width = problem.structure.spread(fitted[0], every)
+        # The truncation of so many inputs adds up, by chance; that of one is what there may be doubts about.
+        one = _Kept.first(replace(found, truncation=found.truncation / TOGETHER**0.5), width, problem.loud)
+        if not _doubts(problem, one, "central")[0].any():
+            kept = _Kept.first(found, width, problem.loud)
+            return _found(problem, kept, _last_word(problem, kept, "central", True), problem.scale)
+    outputs = np.concatenate((outputs, evaluate(problem, every, points[2:])))
+    return _refined(problem, "central", judge(problem, every, fitted, points, outputs, "central"))
 
 
 def _by_elements(problem: Problem, method: str) -> Found:
@@ -126,12 +158,14 @@ def _by_elements(problem: Problem, method: str) -> Found:
     points = np.empty((*STENCIL[method], groups, size))
     for each, block, (step, side) in zip(columns, blocks, fitted, strict=True):
         points[..., each] = place(block, step, side, method).reshape(*STENCIL[method], groups, -1)
-    outputs = evaluate(problem, every, points.reshape(*STENCIL[method], -1))
-    value, error = np.empty((groups, size), outputs.dtype), np.empty((groups, size))
+    sent = points.reshape(-1, groups * size)
+    outputs = [evaluate(problem, every, p) for p in sent] if problem.one_by_one else evaluate(problem, every, sent)
+    value, error = np.empty((groups, size), np.result_type(*{y.dtype for y in outputs})), np.empty((groups, size))
     doubtful: list[tuple[Array, Estimate]] = []
     for each, block, (step, side) in zip(columns, blocks, fitted, strict=True):
         at = points[..., each].reshape(*STENCIL[method], -1)
-        found = judge(block, every, (step, side), at, outputs[..., each], method)
+        some = np.stack([y[:, each] for y in outputs]).reshape(*STENCIL[method], groups, -1)
+        found = judge(block, every, (step, side), at, some, method)
         kept = _Kept.first(found, block.structure.spread(step, every), block.loud)
         doubts = np.flatnonzero(_doubts(block, kept, method)[0].any(axis=0))
         value[:, each], error[:, each] = kept.value, _last_word(block, kept, method, not doubts.size)
@@ -158,10 +192,16 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
     step = problem.scale * relative
     fitted = fit(problem, step, method)
     found = estimate(problem, every, fitted, method) if first is None else first
-    kept = _Kept.first(found, structure.spread(fitted[0], every), problem.loud)
+    kept, whole = _Kept.first(found, structure.spread(fitted[0], every), problem.loud), problem
     chosen, too_long, tried, settled = step, np.full(step.shape, np.inf), [fitted[0]], False
     for turn in range(PASSES):
-        poor, blind = _doubts(problem, kept, method)
+        asked = in_question(problem, kept.last)
+        if asked.size:
+            problem = apart(problem, asked, kept.last)
+            whole = problem.of(every)
+            kept.own()
+            kept.doubt(asked, whole)
+        poor, blind = _doubts(whole, kept, method)
         settled = not poor.any()
         if settled:
             break
@@ -169,6 +209,9 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
             kept.own()
         too_long = np.where(structure.collect(blind.astype(np.float64), every) > 0.0, step, too_long)
         moved = np.minimum(_next_steps(problem, step, kept.last, poor, blind, method), too_long / 4.0)
+        if asked.size:
+            own = np.where(np.isin(structure.colour, asked), balanced_apart(problem, ORDER[method]), 0.0)
+            moved = np.maximum(moved, own)
         # Where a step has been, its estimate is known.
         fresh = np.all([np.abs(np.log2(fit(problem, moved, method)[0] / other)) >= 1.0 for other in tried], axis=0)
         groups = every[poor.any(axis=1) & structure.collect_groups(fresh)]
@@ -177,20 +220,33 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
         step = np.where(fresh & np.isin(structure.colour, groups), moved, step)
         fitted = fit(problem, step, method)
         tried.append(fitted[0])
-        width = structure.spread(fitted[0], groups)
-        found = _judged(problem, kept, groups, estimate(problem, groups, fitted, method), width, method)
+        width, some = structure.spread(fitted[0], groups), problem.of(groups)
+        found = _judged(some, kept, groups, estimate(some, groups, fitted, method), width, method)
         # Beyond the size of an input a function that is not seen to change clearly may do so unseen.
         beyond = structure.spread((step > problem.scale).astype(np.float64), groups) > 0.0
-        hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (problem.loud & (found.value == 0.0))
+        hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (some.loud & (found.value == 0.0))
         better = _merge(kept, groups, found, width, hidden)
         chosen = np.where(structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
-    known, error = structure.known(every), _last_word(problem, kept, method, settled)
-    return Found(np.where(known, kept.value, 0.0), np.where(known, error, 0.0), chosen / relative)
+    return _found(problem, kept, _last_word(whole, kept, method, settled), chosen / relative)
+
+
+def _found(problem: Problem, kept: _Kept, error: Array, scale: Array) -> Found:
+    known = problem.structure.known(np.arange(problem.structure.groups))
+    return Found(np.where(known, kept.value, 0.0), np.where(known, error, 0.0), scale)
 
 
 def first_step(problem: Problem, method: str) -> float:
     """Return the first step of a method, relative to the scale."""
     return COARSEST if method == "richardson" else balanced(problem, ORDER[method])
+
+
+def balanced_apart(problem: Problem, order: int) -> Array:
+    """Return the steps that balance truncation and the noise of each input on its own."""
+    assert problem.apart is not None
+    groups = np.arange(problem.structure.groups)
+    level = problem.apart.noise / np.where(problem.value != 0.0, np.abs(problem.value), np.inf)
+    level = np.where(problem.structure.known(groups), level, 0.0).max(axis=1)[problem.structure.colour]
+    return problem.scale * np.clip(level, problem.precision, 0.1) ** (1.0 / (order + 1))
 
 
 def balanced(problem: Problem, order: int) -> float:
@@ -289,7 +345,7 @@ def _last_word(problem: Problem, kept: _Kept, method: str, settled: bool) -> Arr
     ``settled`` says that there are no doubts.
     """
     error, rises = kept.error, problem.look is not None and bool(problem.look.rise.any())
-    if settled and not rises:
+    if settled and not rises and problem.apart is None:
         return error
     if not kept.seen.all():
         lost = ~kept.seen & ~kept.kink & ~problem.loud & _poor(problem, kept, method)
@@ -303,7 +359,7 @@ def _last_word(problem: Problem, kept: _Kept, method: str, settled: bool) -> Arr
         # Any entry may be the one that is wrong, and the others hide a part of it.
         hidden = np.where(gap > 0.0, gap + problem.look.error + (error * length).sum(axis=0), 0.0)
         error = np.maximum(error, np.maximum(hidden, rise) / length)
-    return error
+    return error if problem.apart is None else np.maximum(error, problem.apart.rise)
 
 
 # ------------------------------------------------------------------------------------------------- steps

@@ -60,15 +60,15 @@ def glance(problem: Problem, quiet: Quiet) -> Problem | None:
         return None
     quiet.left -= 1
     points = beside(problem, DISTANCE, NODES)
-    outputs = problem.evaluate(points)
+    outputs = problem.each(points)
     size = problem.value.size
     noise, error, bend = np.empty((3, size))
-    slope, strange = np.empty(size, outputs.dtype), 0
+    slope, strange = np.empty(size, np.result_type(*{y.dtype for y in outputs})), 0
     with np.errstate(all="ignore"):
         for i in range(0, size, BLOCK):
             some = slice(i, i + BLOCK)
             value = problem.value[some]
-            near, far = outputs[0, some] - value, outputs[1, some] - value
+            near, far = outputs[0][some] - value, outputs[1][some] - value
             second, level = np.abs(SECOND[0] * near + SECOND[1] * far), np.abs(value)
             flat = ((near == 0.0) | (near == far)) & (value != 0.0)
             odd = ~(second <= 0.5 * LOUD * problem.precision * level)
@@ -80,5 +80,5 @@ def glance(problem: Problem, quiet: Quiet) -> Problem | None:
     if strange > RARE * size:
         quiet.left = 0
         return None
-    look = Look(points[0] - problem.x, slope, error, bend, np.zeros(size))
+    look = Look(points[0] - problem.x, slope, error, bend, np.zeros(size), np.zeros(size, bool))
     return replace(problem, noise=noise, look=look.usable())

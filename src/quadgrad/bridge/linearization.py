@@ -240,6 +240,7 @@ class Linearization:
         return Problem(
             self.evaluate, x, scale, resolution, lower, upper, value, noise, precision, self.structure,
             single=self._single, some=self._evaluate_some if self.callee.any_shape else None,
+            bounded=bool(self.options.bounds), one_by_one=self.callee.one_by_one,
         )  # fmt: skip
 
     @property

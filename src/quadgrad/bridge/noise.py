@@ -17,7 +17,7 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import LOUD, TINY, Look, Problem, middle
 
-__all__ = ["BLOCK", "ODD", "PLACES", "RARE", "beside", "differences", "with_noise"]
+__all__ = ["BLOCK", "ODD", "PLACES", "RARE", "RISE", "beside", "differences", "room", "with_noise"]
 
 PLACES = np.array([64, 128, 203, 283, 359, 104]) / 64.0
 """Where points lie, in spacings: all but the last in a row, for differences of high order. Not evenly: the rounding
@@ -33,6 +33,8 @@ FAR = 2.0 ** np.array([-13.0, -12.0, -11.0, -10.0, -8.0, -6.0])
 there."""
 SHORTER = (2.0**-36, 2.0**-44)
 """Distances tried where differences fall from order to order: they may be an oscillation, or a narrow line."""
+HUGE = 2.0**-7
+"""Noise of this share of the output is looked at closer still."""
 FALLING, ODD = 3.0, 3.0
 """By how much noise is estimated less from order 5 than from order 3 where it is curvature that is seen, and more
 from the point between than from differences where these vanish for another reason."""
@@ -45,6 +47,11 @@ RARE = 0.01
 COARSE, FINE = 2.0**-8, 2.0**-12
 """Steps of this share of the output are no rounding: of decimal digits (who prints a number gives three and more),
 and of other steps."""
+RISE = 2.0
+"""The trend of steps over the steepest rise seen, which may be short of a step."""
+MORE, FARTHER = 4.0, 2.0**-9
+"""Where several inputs move, how many times noisier outputs may be over longer distances, the last one this: more,
+and one input hides the steps of another."""
 DIGITS = (3, 10)
 BLOCK, MANY, FEW = 2**13, 2**14, 64
 """How many outputs are worked on at once, of how many a median is taken, and how many of a block are looked at
@@ -73,17 +80,18 @@ class _Level:
     """What tables say of each output, all ``(m,)``.
 
     Its noise, whether it has not changed yet, nor had in the first table, its smallest jump that is larger than
-    ``least``, how many times farther away than the first point that was seen, whether it is printed in decimal
-    digits, and whether it is curved so close to x.
+    ``least``, how steeply it rose where that was seen, over the distance of the first point, whether it is printed
+    in decimal digits, whether it is curved so close to x, and whether it is noisier farther away.
     """
 
     noise: Array
     flat: Array
     still: Array
     jump: Array
-    away: Array
+    rise: Array
     printed: Array
     curved: Array
+    uneven: Array
     least: Array
 
 
@@ -106,9 +114,8 @@ def with_noise(problem: Problem) -> tuple[Problem, Array]:
         relative = (noise[some] / size[some])[size[some] > 0.0]
         common = middle(relative) if relative.size else 0.0
         noise = np.maximum(np.maximum(noise, common * size), floor)
-        stepped = (
-            level.still & (level.jump > np.where(level.printed, COARSE, FINE) * size) & np.isfinite(level.jump)
-        )
+        coarse = level.jump > np.where(level.printed, COARSE, FINE) * size
+        stepped = level.still & coarse & np.isfinite(level.jump)
         noise = np.where(np.isfinite(level.jump), np.maximum(noise, level.jump), noise)
         # Steps that coarse are the function's own: the slope is that between them.
         noise = np.where(stepped, floor, noise)
@@ -116,8 +123,8 @@ def with_noise(problem: Problem) -> tuple[Problem, Array]:
         third = np.abs(IN_ROW[0] @ values).max(axis=0)
         bend = np.abs(values[0] - 2.0 * values[1] + values[2])
         error = THIRD * third + 8.0 * noise
-        rise = np.where(stepped, level.jump / level.away, 0.0)
-    look = Look(points[0] - problem.x, slope, error, bend, rise).usable()
+        rise = np.where(stepped, RISE * level.rise, 0.0)
+    look = Look(points[0] - problem.x, slope, error, bend, rise, level.uneven).usable()
     problem = replace(problem, noise=np.where(finite, noise, 0.0), look=look)
     return problem, (level.still & (size > 0.0)) | level.curved | np.isfinite(level.jump) | problem.loud
 
@@ -133,7 +140,8 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         ~nothing,
         ~nothing,
         np.full(shape, np.inf),
-        np.ones(shape),
+        np.zeros(shape),
+        nothing.copy(),
         nothing.copy(),
         nothing.copy(),
         LOUD * problem.floor,
@@ -143,13 +151,14 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
     for turn, (spacing, unit) in enumerate(_attempts(problem)):
         points, values = _table(problem, spacing, unit)
         closest = closest if turn else (points, values)
-        away = _away(problem, points, closest[0])
+        away = _away(problem, points[0], closest[0][0])
         waiting = level.flat.copy()
         falling = np.where(waiting, _enter(level, values, waiting, away, stairs=turn > 0), falling)
         level.still = level.still if turn else level.flat.copy()
         if np.sum(level.flat & (size > 0.0) & finite) <= RARE * size.size:
             break
-    _look_again(problem, level, falling, _attempts(problem)[turn + 1 : turn + 2])
+    _look_again(problem, level, falling, _attempts(problem)[turn + 1 :])
+    falling |= level.noise > HUGE * size  # so rough may be what is narrower than the table
     for spacing in SHORTER:
         unsure = falling & ~level.still & (level.noise > 4.0 * problem.floor)  # those are flat still closer
         level.curved |= unsure
@@ -161,20 +170,28 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
 
 
 def _look_again(problem: Problem, level: _Level, falling: Array, farther: Sequence[tuple[float, Array]]) -> None:
-    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet."""
+    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet.
+
+    Of one among several even the longest distances tell only that it is there.
+    """
     before = level.noise
-    noisy = ~falling & ~level.flat & (before > LOUD * problem.floor)
+    noisy = (~falling | np.isfinite(level.jump)) & ~level.flat & (before > LOUD * problem.floor)
     if noisy.sum() <= RARE * noisy.size:
         return
-    for spacing, unit in farther:
+    alone = problem.structure.by_elements or np.count_nonzero(problem.upper > problem.lower) == 1
+    noise = before
+    for i, (spacing, unit) in enumerate(farther[:1] if alone else [*farther, (FARTHER, problem.near)]):
         level.noise = before.copy()
         curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
-        level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
+        more = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
+        noise = more if not i else noise
+        level.uneven |= (more > MORE * before) & (not alone)
+    level.noise = noise
 
 
-def _away(problem: Problem, points: Array, first: Array) -> float:
-    """Return how many times farther away points begin than the first."""
-    return float(np.min(np.abs(points[0] - problem.x) / np.maximum(np.abs(first[0] - problem.x), TINY)))
+def _away(problem: Problem, point: Array, first: Array) -> float:
+    """Return how many times farther away a point is than the first, of the inputs that may move."""
+    return float(np.nanmin(np.abs(point - problem.x) / np.abs(first - problem.x)))
 
 
 def _table(problem: Problem, spacing: float, unit: Array) -> tuple[Array, Array]:
@@ -224,7 +241,8 @@ def _enter_block(level: _Level, values: Array, which: Array, away: float, *, sta
     # The first jump seen stands: farther away the steps of two inputs may nearly cancel.
     jump = np.where(np.isinf(level.jump), jump, level.jump)
     jump = np.where(which, np.minimum(jump, digit), level.jump)
-    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), away, level.away)
+    rise = np.max(np.abs(values[1:] - values[0]) / PLACES[:, None], axis=0) / away
+    level.rise = np.where(np.isinf(level.jump) & np.isfinite(jump), rise, level.rise)
     level.jump = jump
     return falling
 
@@ -234,7 +252,7 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
     waiting = level.flat & (size > 0.0)
     if waiting.sum() <= RARE * size.size:
         return
-    sign, most = _room(problem)
+    sign, most = room(problem)
     distance = np.minimum(FAR[:, None] * problem.scale, most * (FAR / FAR[-1])[:, None])
     points = problem.representable(problem.x + sign * distance)
     values = problem.evaluate(points)
@@ -244,7 +262,9 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
     level.printed |= waiting & np.isfinite(digit)
     jump = np.where(np.isinf(level.jump), np.where(np.isinf(jump), digit, jump), level.jump)
     jump = np.where(waiting, jump, level.jump)
-    level.away = np.where(np.isinf(level.jump) & np.isfinite(jump), _away(problem, points, first), level.away)
+    away = np.array([_away(problem, point, first[0]) for point in points])
+    rise = np.max(np.abs(values - problem.value) / away[:, None], axis=0)
+    level.rise = np.where(np.isinf(level.jump) & np.isfinite(jump), rise, level.rise)
     level.jump = jump
 
 
@@ -272,7 +292,7 @@ def _attempts(problem: Problem) -> list[tuple[float, Array]]:
     return [(spacing, near) for spacing in SPACINGS] + last
 
 
-def _room(problem: Problem) -> tuple[Array, Array]:
+def room(problem: Problem) -> tuple[Array, Array]:
     """Return to which side of each input there is more room, and how much."""
     above, below = problem.upper - problem.x, problem.x - problem.lower
     return np.where(above >= below, 1.0, -1.0), np.maximum(above, below)
@@ -284,15 +304,17 @@ def beside(problem: Problem, spacing: float, places: Array, unit: Array | None =
     for i in range(0, problem.x.size, BLOCK):
         some = slice(i, i + BLOCK)
         x, resolution = problem.x[some], problem.resolution[some]
-        above, below = problem.upper[some] - x, x - problem.lower[some]
         size = np.where(x != 0.0, np.abs(x), problem.scale[some]) if unit is None else unit[some]
         # Lengths that differ from input to input: with equal ones a difference of two inputs would not change.
         length = size * spacing * farther[some]
         # Multiples of 64 spacings of x, so that no point is rounded: a steep function would turn that into noise.
         least = np.maximum(64.0 * resolution, TINY)
         length = np.maximum(np.rint(length / least), 1.0) * least
-        length = np.minimum(length, np.maximum(above, below) / FARTHEST)
-        points[:, some] = x + places[:, None] * np.where(above >= below, length, -length)
+        if problem.bounded:
+            above, below = problem.upper[some] - x, x - problem.lower[some]
+            length = np.minimum(length, np.maximum(above, below) / FARTHEST)
+            length = np.where(above >= below, length, -length)
+        points[:, some] = x + places[:, None] * length
     return problem.representable(points)
 
 

@@ -5,7 +5,7 @@ It knows nothing of tensors, nor of how the function is called, nor of how deriv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,10 @@ import numpy as np
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.structure import Structure
 
-__all__ = ["LOUD", "SMALL", "TINY", "Look", "Problem", "along", "middle", "part", "power_of_two", "scales"]
+__all__ = ["LOUD", "SMALL", "TINY", "Apart", "Look", "Problem", "along", "middle", "part", "power_of_two", "scales"]
 
 TINY = np.finfo(np.float64).tiny
+SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 SMALL = 1e-3
 """Where all of an input is below, its scale is taken from its size at first."""
 LOUD = 8.0
@@ -37,6 +38,8 @@ class Look:
     rise : array, shape (m,)
         The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be
         the rounding of something smooth; 0 for others.
+    uneven : array of bool, shape (m,)
+        Which outputs are noisier farther away: one input hides the steps of another.
     """
 
     direction: Array
@@ -44,6 +47,7 @@ class Look:
     error: Array
     bend: Array
     rise: Array
+    uneven: Array
 
     def usable(self) -> Look:
         """Return it without slopes that could not be computed: they contradict nothing."""
@@ -54,9 +58,21 @@ class Look:
         return replace(self, slope=slope, error=np.where(usable, self.error, np.inf), bend=bend)
 
     @property
-    def of_outputs(self) -> tuple[Array, Array, Array, Array]:
+    def of_outputs(self) -> tuple[Array, ...]:
         """All but the direction."""
-        return self.slope, self.error, self.bend, self.rise
+        return self.slope, self.error, self.bend, self.rise, self.uneven
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The noise of each output, and its :attr:`Look.rise` as a slope, where one group moves alone, ``(groups, m)``.
+
+    0 for groups that were not looked at; ``known`` says of which outputs that do not move the rise is known.
+    """
+
+    noise: Array
+    rise: Array
+    known: Array
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,13 @@ class Problem:
     some : callable or None
         From points ``(k, inputs of some elements)`` and the elements' indices to their outputs, of a function that
         works elementwise and may be called on some of its elements.
+    bounded : bool
+        Whether there are bounds.
+    one_by_one : bool
+        Whether ``evaluate`` is called with one point as well as with many.
     typical_noise : float or None
         :attr:`typical`, where it is that of a larger problem.
+    apart : Apart or None
     """
 
     evaluate: Callable[[Array], Array]
@@ -103,7 +124,20 @@ class Problem:
     single: Array | None = None
     blurred: bool = False
     some: Callable[[Array, Array], Array] | None = None
+    bounded: bool = True
+    one_by_one: bool = False
     typical_noise: float | None = None
+    apart: Apart | None = None
+
+    def of(self, groups: Array) -> Problem:
+        """Return it with the noise that outputs have when these groups move, ``(groups, m)`` if it is known."""
+        if self.apart is None:
+            return self
+        return replace(self, noise=np.maximum(self.noise, self.apart.noise[groups]))
+
+    def each(self, points: Array) -> Sequence[Array]:
+        """Return the outputs at each of some points, side by side only where that is how they come."""
+        return [self.evaluate(p[None])[0] for p in points] if self.one_by_one else list(self.evaluate(points))
 
     def representable(self, points: Array) -> Array:
         """Round points ``(..., n)`` to what the inputs' dtypes can hold."""
@@ -153,7 +187,7 @@ class Problem:
     @property
     def floor(self) -> Array:
         """The noise of the outputs that rounding alone makes."""
-        return 0.5 * self.precision * np.abs(self.value)
+        return np.maximum(0.5 * self.precision * np.abs(self.value), SMALLEST)
 
 
 def middle(values: Array) -> float:
@@ -233,5 +267,6 @@ def part(problem: Problem, chosen: slice | Array) -> Problem:
         evaluated, x, scale, resolution, lower, upper, value, problem.noise[chosen], problem.precision,
         Structure.in_rows(groups, value.size),
         look=None if look is None else Look(some(look.direction), *(t[chosen] for t in look.of_outputs)),
-        single=None if problem.single is None else some(problem.single), typical_noise=problem.typical,
+        single=None if problem.single is None else some(problem.single), bounded=problem.bounded,
+        typical_noise=problem.typical,
     )  # fmt: skip

@@ -8,6 +8,7 @@ kink, and grows where the feature at x is narrower than the step. Pure NumPy.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -16,8 +17,8 @@ from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem, power_of_two
 
 __all__ = [
-    "COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "STENCIL", "Estimate", "estimate", "evaluate", "fit", "judge",
-    "place", "single_step",
+    "COARSEST", "KINK", "LEVELS", "NOISY", "SAFETY", "STENCIL", "TOGETHER", "Estimate", "estimate", "evaluate",
+    "fit", "judge", "judge_together", "place", "single_step",
 ]  # fmt: skip
 
 SAFETY, MARGIN = 3.0, 3.5
@@ -39,6 +40,10 @@ NOISY = 3.0
 """Differences below this many standard deviations of their noise say nothing."""
 STENCIL = {"central": (3,), "forward": (2,), "richardson": (LEVELS, 2)}
 """How many points a stencil has."""
+WORTHWHILE, TOGETHER = 8, 16
+"""From so many inputs on they are not given a third point each; and how many are moved at once in place of that."""
+RATHER = 32.0
+"""Outputs this many times noisier than rounding makes them have steps too long for that."""
 REACH = {"central": (1.0, 2.0, 3.0), "forward": (1.0, 2.0, 2.0), "richardson": (1.0, 1.0, 2.0)}
 """How many steps a stencil goes to the nearer side, to the farther, and a one-sided one to its only side."""
 
@@ -112,6 +117,8 @@ def single_step(problem: Problem, step: Array) -> Array:
 
 def fit(problem: Problem, step: Array, method: str) -> tuple[Array, Array]:
     """Return steps that fit into the bounds, and 0 for two-sided stencils, +1 or -1 for one-sided ones."""
+    if not problem.bounded:
+        return power_of_two(np.maximum(np.maximum(step, 8.0 * problem.resolution), TINY)), np.zeros(step.shape)
     nearer, farther, only = REACH[method]
     above, below = problem.upper - problem.x, problem.x - problem.lower
     most = np.maximum(above, below)
@@ -133,13 +140,15 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     room and 2 to the other, because a kink at x shows nowhere else, and twice as far away: of a function that is
     odd about x the slopes over equal distances are equal, and equally wrong. Richardson: a pair for each level.
     """
+    some = slice(None) if problem.bounded else slice(1)  # without bounds they are the same for all
+    side, x, lower, upper = side[some], problem.x[some], problem.lower[some], problem.upper[some]
     two_sided = side == 0.0
     pair = np.array((np.where(two_sided, 1.0, side), np.where(two_sided, -1.0, 2.0 * side)))
     if method == "pair":
         return pair
     if method == "richardson":
         return (0.5 ** np.arange(LEVELS))[:, None, None] * pair
-    farther = np.where(problem.upper - problem.x > problem.x - problem.lower, 1.0, -1.0)
+    farther = np.where(upper - x > x - lower, 1.0, -1.0)
     if method == "forward":
         return np.where(two_sided, np.stack((-farther, 2.0 * farther)), pair)
     return np.array((*pair, np.where(two_sided, 2.0 * farther, 3.0 * side)))
@@ -147,23 +156,69 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
 
 def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
     """Return the slope of the parabola through x and two points, its error from a third."""
-    a, (f, g, k) = offsets[0], changes
+    found, a, (f, g, k) = _parabola(problem, offsets, changes), offsets[0], changes
+    slope, bend = found.value, found.bend
     # In units of a: products of three lengths leave the range of numbers where inputs are very large or small.
     b, c = offsets[1:] / a
-    u, v = _weights(b)
-    slope = (u * f + v * g) / a
     # The third divided difference, times a b: what the cubic has more than the parabola.
     p, q, r = b / ((1.0 - b) * (1.0 - c)), 1.0 / ((b - 1.0) * (b - c)), b / (c * (c - 1.0) * (c - b))
-    truncation, bend = np.abs((p * f + q * g + r * k) / a), np.abs((f - g / b) / ((1.0 - b) * a))
+    truncation = np.abs((p * f + q * g + r * k) / a)
     unsure = NOISY * problem.noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2) / np.abs(a)
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
     seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
-    rounding = _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
     # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
     falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
     truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
     truncation = np.where(falling, truncation, np.maximum(truncation, KINK * bend))
-    return Estimate(slope, truncation, rounding, bend, seen)
+    return replace(found, truncation=truncation, seen=seen)
+
+
+def _parabola(problem: Problem, offsets: Array, changes: Array) -> Estimate:
+    """Return the slope at x of the parabola through x and the first two points, as if it were seen to be right."""
+    a, b, f, g = offsets[0], offsets[1] / offsets[0], changes[0], changes[1]
+    u, v = _weights(b)
+    slope, bend = (u * f + v * g) / a, np.abs((f - g / b) / ((1.0 - b) * a))
+    rounding = _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
+    return Estimate(slope, np.zeros(bend.shape), rounding, bend, np.ones(bend.shape, bool))
+
+
+def judge_together(problem: Problem, fitted: tuple[Array, Array], points: Array, outputs: Array) -> Estimate | None:
+    """Return what :func:`judge` does from the first two points of a central stencil; None where that will not do.
+
+    In place of a third point for each input four are taken for :data:`TOGETHER` of them, at which all these move,
+    by about twice their step to either side, and by half as much. The slope in that direction, extrapolated from
+    both, is the sum of the inputs' slopes and their truncation, whatever terms of several inputs there are; and
+    what is even about x is four times as large farther away, two times at a kink. What is missing may be the error
+    of any of them.
+    """
+    structure, every = problem.structure, np.arange(problem.structure.groups)
+    step, side = fitted
+    noisy = np.any(problem.noise > RATHER * problem.floor)
+    if every.size < WORTHWHILE or side.any() or problem.single is not None or noisy:
+        return None
+    move = _moves(step.size) * step
+    if problem.bounded and np.any(np.abs(move) > np.minimum(problem.upper - problem.x, problem.x - problem.lower)):
+        return None
+    found = _parabola(problem, structure.spread(points - problem.x, every), outputs - problem.value)
+    starts = np.arange(0, every.size, TOGETHER)
+    moves = np.where(structure.colour // TOGETHER == np.arange(starts.size)[:, None], move, 0.0)
+    whole = problem.x + np.array((1.0, -1.0, 0.5, -0.5))[:, None, None] * moves
+    up, down, near, below = (
+        problem.evaluate(whole.reshape(-1, step.size)).reshape(4, starts.size, -1) - problem.value
+    )
+    expected = np.add.reduceat(structure.spread(move, every, fill=0.0) * found.value, starts, axis=0)
+    missing = np.abs((8.0 * (near - below) - (up - down)) / 6.0 - expected)
+    missing = MARGIN * missing + np.abs(up + down - 4.0 * (near + below))
+    truncation = missing[every // TOGETHER] / structure.spread(np.abs(move), every)
+    least = _chance(problem, every, step, found.value, found.bend, truncation)
+    return replace(found, truncation=np.maximum(truncation, MARGIN * least))
+
+
+@lru_cache(maxsize=2)
+def _moves(count: int) -> Array:
+    """Return by how many steps inputs move together: those of no two are to cancel."""
+    rng = np.random.default_rng(count)
+    return rng.choice((-1.0, 1.0), count) * rng.uniform(1.75, 2.25, count)
 
 
 def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Array, truncation: Array) -> Array:

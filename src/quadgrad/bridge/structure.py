@@ -126,6 +126,11 @@ class Structure:
             return False
         return bool(np.array_equal(self.source.ravel(), np.arange(groups * size)))
 
+    @property
+    def by_elements(self) -> bool:
+        """Whether there are several outputs and none shares an input with another."""
+        return self.in_order and self.outputs > 1
+
     @lazy
     def all_move(self) -> bool:
         """Whether every input is in group 0."""
