@@ -157,6 +157,7 @@ def test_what_values_say(
     cells = one.kernel.cells(n)
     one.kernel.open_round(new, one.kernel.lay_out(new) if not infinite else layout, cells)
     one.kernel.estimate(y, factor, 0, 2e-16)
+    one.kernel.compare_held_out(cells, None)
     expected = other.estimate.judge(new, layout, other.estimate.read(factor, y), is_complex, 2e-16)
     drawn = other.held_out.draw(new, slice(0, n), y, factor)
     told = other.held_out.compare(new, [] if drawn is None else [drawn], 2e-16)
