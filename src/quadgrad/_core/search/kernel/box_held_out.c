@@ -3,7 +3,7 @@
 #include "boxes.h"
 #include "tiles.h"
 
-enum { TOGETHER = WIDE, ROWS = 4, POINTS = 16, MOST_TERMS = 192, MOST_DEGREE = 8 }; /* cells, rows and points at a time */
+enum { MOST_TERMS = 192, MOST_DEGREE = 8 };
 
 /* Polynomials of k terms, by `coefficients` (k, m) and `basis` (m, k), in products of Legendre's: each product but the
  * first is that of the number `factors` (k, 2) says times one of the Legendre polynomials of all axes, degree + 1 of
@@ -32,60 +32,35 @@ typedef struct {
 
 enum { GAP, WHERE, OFF, NODE }; /* rows of what is told, DOUBTS of held_out.py */
 
-typedef double Lane __attribute__((vector_size(8 * TOGETHER), aligned(8), may_alias));
-typedef int64_t LaneBits __attribute__((vector_size(8 * TOGETHER), aligned(8), may_alias));
-typedef double Wide __attribute__((vector_size(8 * POINTS), may_alias));
-
-INLINE Lane choose(LaneBits which, Lane a, Lane b) {
-    return (Lane)((which & (LaneBits)a) | (~which & (LaneBits)b));
-}
-
-INLINE Lane moduli(Lane a) { return (Lane)((LaneBits)a & INT64_MAX); }
-
-/* Rows of a matrix (rows, columns) times TOGETHER vectors, less `from` where there is any. */
-INLINE void multiply(const double *matrix, int64_t rows, int64_t columns, const Lane *vector, const Lane *from, Lane *to) {
-    for (int64_t r = 0; r < rows; r += ROWS) {
-        Lane sum[ROWS] = {{0.0}};
-        const double *row[ROWS];
-        for (int q = 0; q < ROWS; q++) row[q] = matrix + (r + q < rows ? r + q : rows - 1) * columns;
-        for (int64_t c = 0; c < columns; c++)
-            for (int q = 0; q < ROWS; q++) sum[q] += row[q][c] * vector[c];
-        for (int64_t q = 0; q < ROWS && r + q < rows; q++) {
-            to[r + q] = sum[q];
-            if (from) to[r + q] = from[r + q] - sum[q];
-        }
-    }
-}
-
-/* f at the nodes of TOGETHER cells, one column for all. */
-INLINE void read_cells(const BoxSetting *set, const HeldOut *held, const Drawing *in, const int64_t *cell, Lane *body) {
+/* f at the nodes of a tile of cells, one column for all. */
+INLINE void read_cells(const BoxSetting *set, const HeldOut *held, const Drawing *in, const int64_t *cell, Tile *body) {
     int64_t columns = set->columns, next = columns == 1;
-    for (int64_t i = 1; i < TOGETHER; i++) next &= cell[i] == cell[0] + i;
+    for (int i = 1; i < WIDE; i++) next &= cell[i] == cell[0] + i;
     for (int64_t r = 0; r < set->rule->m; r++) {
         const double *y = in->y + r * in->n * columns;
-        if (next) memcpy(body + r, y + cell[0], sizeof *body);
-        for (int64_t i = 0; i < TOGETHER && !next; i++) {
-            double sum = columns == 1 ? y[cell[i]] : 0.0;
-            for (int64_t j = 0; columns > 1 && j < columns; j++) sum += y[cell[i] * columns + j] * held->weights[j];
-            body[r][i] = sum;
+        if (next) memcpy(body[r], y + cell[0], sizeof(Tile));
+        for (int i = 0; i < WIDE && !next; i++) {
+            body[r][i] = columns == 1 ? y[cell[i]] : 0.0;
+            for (int64_t j = 0; columns > 1 && j < columns; j++) body[r][i] += y[cell[i] * columns + j] * held->weights[j];
         }
     }
 }
 
-/* Draw polynomials in `count` cells, of TOGETHER that are given, and tell how far f is off them at the nodes. */
+/* Draw polynomials in `count` cells, of a tile that is given, and tell how far f is off them at the nodes. */
 static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, const int64_t *cell, const int64_t *deep,
-                 int64_t count, Lane *body) {
+                 int64_t count, Tile *body) {
     int64_t m = set->rule->m, n = in->stride;
-    Lane drawn[MOST_TERMS], *off = body + m, sizes = {0.0}, gaps = {0.0}, nodes = {0.0};
+    Tile drawn[MOST_TERMS], *at_nodes = body + m, sizes = {0.0}, gaps = {0.0}, nodes = {0.0};
     read_cells(set, held, in, cell, body);
-    multiply(held->coefficients, held->k, m, body, NULL, drawn);
-    multiply(held->basis, m, held->k, drawn, body, off);
-    for (int64_t r = 0; r < m; r++) { /* a NaN stays, and the first is the one that is told */
-        Lane size = moduli(body[r]), gap = moduli(off[r]), node = (Lane){0.0} + (double)r;
-        sizes = choose((size > sizes) | (size != size), size, sizes);
-        LaneBits worst = (gap > gaps) | ((gap != gap) & (gaps == gaps));
-        gaps = choose(worst, gap, gaps), nodes = choose(worst, node, nodes);
-    }
+    weigh(held->coefficients, held->k, m, body, drawn);
+    weigh(held->basis, m, held->k, drawn, at_nodes);
+    for (int64_t r = 0; r < m; r++)
+        for (int i = 0; i < WIDE; i++) { /* a NaN stays, and the first is the one that is told */
+            double gap = fabs(body[r][i] - at_nodes[r][i]);
+            int worst = (gap > gaps[i]) | ((gap != gap) & (gaps[i] == gaps[i]));
+            sizes[i] = worse(sizes[i], fabs(body[r][i]));
+            gaps[i] = worst ? gap : gaps[i], nodes[i] = worst ? (double)r : nodes[i];
+        }
     for (int64_t i = 0; i < count; i++) {
         double *told = in->told + cell[i], scale = power_of_2(deep[i]) * in->scale[cell[i]];
         double least = held->rounded * held->noise * (sizes[i] * fabs(scale)), gap = worse(gaps[i] * fabs(scale), least);
@@ -100,7 +75,7 @@ static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, 
 }
 
 /* Draw polynomials in those of n new cells, the first of which has the number `first`, that are large enough. There is
- * `room` for all nodes of two groups of cells for each thread. */
+ * `room` for all nodes of two tiles for each thread. */
 EXPORT void draw_boxes(const BoxSetting *set, HeldOut *held, const double *y, const double *scale, int64_t first,
                        int64_t n, const BoxColumns *cells, double *room) {
     int64_t d = set->rule->d, stride = cells->stride, *level = cells->whole + LEVEL * stride;
@@ -114,34 +89,38 @@ EXPORT void draw_boxes(const BoxSetting *set, HeldOut *held, const double *y, co
     int threads = sharing(n, set->threads);
     PARALLEL(threads)
     for (int t = 0; t < threads; t++) {
-        int64_t cell[TOGETHER], deep[TOGETHER], count = 0, stop = n * (t + 1) / threads;
+        int64_t cell[WIDE], deep[WIDE], count = 0, stop = n * (t + 1) / threads;
         for (int64_t i = n * t / threads; i < stop; i++) {
             deep[count] = 0;
             for (int64_t axis = 0; axis < d; axis++) deep[count] += level[axis * stride + i];
             if (deep[count] <= held->coarse) cell[count++] = i;
-            if (!count || (count < TOGETHER && i + 1 < stop)) continue;
-            for (int64_t rest = count; rest < TOGETHER; rest++) cell[rest] = cell[0];
-            draw(set, held, in, cell, deep, count, (Lane *)room + 2 * t * set->rule->m);
+            if (!count || (count < WIDE && i + 1 < stop)) continue;
+            for (int64_t rest = count; rest < WIDE; rest++) cell[rest] = cell[0];
+            draw(set, held, in, cell, deep, count, (Tile *)room + 2 * t * set->rule->m);
             count = 0;
         }
     }
 }
 
-/* A cell's polynomial at POINTS points of it. */
-INLINE Wide polynomial_at(const HeldOut *held, int64_t d, const Wide *t, const double *drawn) {
-    Wide legendre[MOST_AXES * (MOST_DEGREE + 1)], product[MOST_TERMS], none = {0.0};
+/* A cell's polynomial at a tile of points of it, t from -1 to 1 along each axis. */
+INLINE void polynomial_at(const HeldOut *held, int64_t d, const Tile *t, const double *drawn, Tile value) {
+    Tile legendre[MOST_AXES * (MOST_DEGREE + 1)];
+    Lanes product[MOST_TERMS][2], one = (Lanes){0.0} + 1.0, low = one * drawn[0], high = low;
     for (int64_t axis = 0; axis < d; axis++) {
-        Wide *p = legendre + axis * (held->degree + 1), x = p[1] = 2.0 * t[axis] - 1.0;
-        p[0] = none + 1.0;
-        for (int j = 2; j <= held->degree; j++) p[j] = (2.0 * j - 1.0) / j * x * p[j - 1] - (j - 1.0) / j * p[j - 2];
+        Tile *p = legendre + axis * (held->degree + 1);
+        for (int i = 0; i < WIDE; i++) p[0][i] = 1.0, p[1][i] = t[axis][i];
+        for (int j = 2; j <= held->degree; j++) {
+            double rise = (2.0 * j - 1.0) / j, fall = (j - 1.0) / j;
+            for (int i = 0; i < WIDE; i++) p[j][i] = rise * t[axis][i] * p[j - 1][i] - fall * p[j - 2][i];
+        }
     }
-    Wide sum = none + drawn[0];
-    product[0] = none + 1.0;
+    product[0][0] = product[0][1] = one;
     for (int64_t k = 1; k < held->k; k++) {
-        product[k] = product[held->factors[2 * k]] * legendre[held->factors[2 * k + 1]];
-        sum += drawn[k] * product[k];
+        const Lanes *before = product[held->factors[2 * k]], *by = (const Lanes *)legendre[held->factors[2 * k + 1]];
+        low += drawn[k] * (product[k][0] = before[0] * by[0]);
+        high += drawn[k] * (product[k][1] = before[1] * by[1]);
     }
-    return sum;
+    memcpy(value, &low, sizeof low), memcpy(value + LANES, &high, sizeof high);
 }
 
 /* How far f is off the polynomial of a cell at some of the points, and at which it is farther than before. */
@@ -149,13 +128,13 @@ INLINE void compare_points(const HeldOut *held, const BoxColumns *cells, int64_t
                            const int64_t *number, int64_t count, double *most, double *worst) {
     const int64_t *level = cells->whole + LEVEL * cells->stride + cell, *place = level + d * cells->stride;
     const double *values = held->values + cells->whole[ROW * cells->stride + cell] * held->count;
-    Wide t[MOST_AXES];
+    Tile t[MOST_AXES], value;
     for (int64_t axis = 0; axis < d; axis++) {
-        double scale = power_of_2(level[axis * cells->stride]), low = (double)place[axis * cells->stride];
-        for (int i = 0; i < POINTS; i++)
-            t[axis][i] = held->points[axis * held->count + number[i < count ? i : 0]] * scale - low;
+        double scale = 2.0 * power_of_2(level[axis * cells->stride]), middle = 2.0 * (double)place[axis * cells->stride] + 1.0;
+        for (int i = 0; i < WIDE; i++)
+            t[axis][i] = held->points[axis * held->count + number[i < count ? i : 0]] * scale - middle;
     }
-    Wide value = polynomial_at(held, d, t, drawn);
+    polynomial_at(held, d, t, drawn, value);
     for (int64_t i = 0; i < count; i++) {
         double gap = fabs(value[i] - values[number[i]]);
         if (isfinite(gap) && gap > *most) *most = gap, *worst = (double)number[i];
@@ -166,7 +145,7 @@ INLINE void compare_points(const HeldOut *held, const BoxColumns *cells, int64_t
 INLINE double gap_at_points(const HeldOut *held, const BoxColumns *cells, int64_t d, int64_t cell, const double *drawn,
                           double *worst) {
     const int64_t *level = cells->whole + LEVEL * cells->stride + cell, *place = level + d * cells->stride;
-    int64_t number[POINTS], filled = 0, all = ((int64_t)2 << held->shallow) - 1;
+    int64_t number[WIDE], filled = 0, all = ((int64_t)2 << held->shallow) - 1;
     double most = *worst = 0.0;
     for (int64_t word = 0; word < held->words; word++) {
         uint64_t bits = UINT64_MAX;
@@ -176,7 +155,7 @@ INLINE double gap_at_points(const HeldOut *held, const BoxColumns *cells, int64_
         }
         for (; bits; bits &= bits - 1) {
             number[filled++] = 64 * word + __builtin_ctzll(bits);
-            if (filled < POINTS) continue;
+            if (filled < WIDE) continue;
             compare_points(held, cells, d, cell, drawn, number, filled, &most, worst);
             filled = 0;
         }
