@@ -74,7 +74,8 @@ INLINE void read_sizes(const BoxSetting *set, const Estimating *to, int64_t firs
         }
 }
 
-/* What is told of one column of a cell. */
+/* What is told of one column of a cell: its error, the integral of abs(f), what may be hidden between nodes and faces,
+ * what x being rounded makes of f, and how slowly null rules fall, 1 where they do not. */
 typedef struct {
     double error, size, hidden, blur, fall;
 } Told;

@@ -6,12 +6,12 @@
 enum { MOST_TERMS = 192, MOST_DEGREE = 8 };
 
 /* Polynomials of k terms, by `coefficients` (k, m) and `basis` (m, k), in products of Legendre's: each product but the
- * first is that of the number `factors` (k, 2) says times one of the Legendre polynomials of all axes, degree + 1 of
- * each. `count` points (d, count), f there (batch, count), and one bit for each of them in `words` numbers for each
- * axis and each cell of it that is halved up to SHALLOW times.
+ * first is another one times a Legendre polynomial of one axis, which are two numbers of `factors` (k, 2), those of the
+ * polynomials counted over all axes, degree + 1 of each. `count` points (d, count), f there (batch, count), and one bit
+ * for each point in `words` numbers for each axis and each cell of it that is halved up to `shallow` times.
  *
- * To `drawn` go the polynomials of new cells, at most `most` rows of k, of which `filled` are; to `slots` the row of each
- * cell, or -1. */
+ * To `drawn` go the polynomials of new cells, at most `most` rows of k, of which `filled` are; to `slots` the row of
+ * each cell, or -1. */
 typedef struct {
     double rounded, beyond, noise;
     int64_t shallow, coarse, k, degree, count, words, most, filled;
@@ -41,14 +41,15 @@ INLINE void read_cells(const BoxSetting *set, const HeldOut *held, const Drawing
         if (next) memcpy(body[r], y + cell[0], sizeof(Tile));
         for (int i = 0; i < WIDE && !next; i++) {
             body[r][i] = columns == 1 ? y[cell[i]] : 0.0;
-            for (int64_t j = 0; columns > 1 && j < columns; j++) body[r][i] += y[cell[i] * columns + j] * held->weights[j];
+            for (int64_t j = 0; columns > 1 && j < columns; j++)
+                body[r][i] += y[cell[i] * columns + j] * held->weights[j];
         }
     }
 }
 
-/* Draw polynomials in `count` cells, of a tile that is given, and tell how far f is off them at the nodes. */
-static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, const int64_t *cell, const int64_t *deep,
-                 int64_t count, Tile *body) {
+/* Draw polynomials in the first `count` cells of a tile, and tell how far f is off them at the nodes. */
+static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, const int64_t *cell,
+                 const int64_t *deep, int64_t count, Tile *body) {
     int64_t m = set->rule->m, n = in->stride;
     Tile drawn[MOST_TERMS], *at_nodes = body + m, sizes = {0.0}, gaps = {0.0}, nodes = {0.0};
     read_cells(set, held, in, cell, body);
@@ -63,7 +64,8 @@ static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, 
         }
     for (int64_t i = 0; i < count; i++) {
         double *told = in->told + cell[i], scale = power_of_2(deep[i]) * in->scale[cell[i]];
-        double least = held->rounded * held->noise * (sizes[i] * fabs(scale)), gap = worse(gaps[i] * fabs(scale), least);
+        double least = held->rounded * held->noise * (sizes[i] * fabs(scale));
+        double gap = worse(gaps[i] * fabs(scale), least);
         told[OFF * n] = gap = isfinite(gap) ? gap : 0.0, told[NODE * n] = nodes[i];
         int64_t *slot = in->slot + cell[i];
         if (*slot < 0) continue;
@@ -79,12 +81,13 @@ static void draw(const BoxSetting *set, const HeldOut *held, const Drawing *in, 
 EXPORT void draw_boxes(const BoxSetting *set, HeldOut *held, const double *y, const double *scale, int64_t first,
                        int64_t n, const BoxColumns *cells, double *room) {
     int64_t d = set->rule->d, stride = cells->stride, *level = cells->whole + LEVEL * stride;
-    const Drawing drawing = {y, scale, held->slots + first, n, stride, cells->real + (FACES + 2 * d) * stride}, *in = &drawing;
+    double *told = cells->real + (FACES + 2 * d) * stride;
+    const Drawing drawing = {y, scale, held->slots + first, n, stride, told}, *in = &drawing;
     for (int64_t i = 0; i < n; i++) {
         int64_t deep = 0;
         for (int64_t axis = 0; axis < d; axis++) deep += level[axis * stride + i];
         in->slot[i] = deep <= held->shallow && held->filled < held->most ? held->filled++ : -1;
-        for (int64_t r = GAP; r <= NODE; r++) in->told[r * stride + i] = 0.0;
+        for (int64_t r = GAP; r <= NODE; r++) told[r * stride + i] = 0.0;
     }
     int threads = sharing(n, set->threads);
     PARALLEL(threads)
@@ -130,7 +133,8 @@ INLINE void compare_points(const HeldOut *held, const BoxColumns *cells, int64_t
     const double *values = held->values + cells->whole[ROW * cells->stride + cell] * held->count;
     Tile t[MOST_AXES], value;
     for (int64_t axis = 0; axis < d; axis++) {
-        double scale = 2.0 * power_of_2(level[axis * cells->stride]), middle = 2.0 * (double)place[axis * cells->stride] + 1.0;
+        double scale = 2.0 * power_of_2(level[axis * cells->stride]);
+        double middle = 2.0 * (double)place[axis * cells->stride] + 1.0;
         for (int i = 0; i < WIDE; i++)
             t[axis][i] = held->points[axis * held->count + number[i < count ? i : 0]] * scale - middle;
     }

@@ -20,7 +20,8 @@ INLINE double width_at(const BoxColumns *cells, int64_t axis, int64_t k) {
     return power_of_2(-cells->whole[(LEVEL + axis) * cells->stride + k]);
 }
 
-INLINE Locating locating(const BoxSetting *set, const BoxColumns *cells, const double *point, int64_t k, int64_t *answer) {
+INLINE Locating locating(const BoxSetting *set, const BoxColumns *cells, const double *point, int64_t k,
+                         int64_t *answer) {
     const int64_t *level = cells->whole + LEVEL * cells->stride;
     return (Locating){set->rule->d, cells->stride, k, level, level + set->rule->d * cells->stride, point, answer};
 }
@@ -40,8 +41,9 @@ INLINE int mark_blind(const BoxColumns *cells, const BoxLook *look, int64_t i, d
 /* The mass at a face of a cell, 0 if nothing is across. */
 INLINE double mass_at(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t face, int64_t k) {
     int64_t axis = face / 2, stride = cells->stride, level = cells->whole[(LEVEL + axis) * stride + k];
-    int64_t place = cells->whole[(LEVEL + set->rule->d + axis) * stride + k], last = (int64_t)1 << (level < 62 ? level : 62);
-    if (face % 2 ? place + 1 >= last : place == 0) return 0.0;
+    int64_t place = cells->whole[(LEVEL + set->rule->d + axis) * stride + k];
+    int64_t all = (int64_t)1 << (level < 62 ? level : 62);
+    if (face % 2 ? place + 1 >= all : place == 0) return 0.0;
     return cells->real[(FACES + face) * stride + k] * look->volume[k];
 }
 
@@ -51,12 +53,13 @@ INLINE int64_t key_of(double mass) {
     return bits >> KEY;
 }
 
-enum { COUNT, SORT, CHOOSE };
+enum { COUNT, SORT, CHOOSE }; /* passes over all faces: how many matter, how many of each mass, and which */
 
-/* Choose faces of an integral: all that matter, or if these are too many, evenly from all by mass. Return how many,
- * which they are, and for how many each stands; there is room for KEYS counts. */
-INLINE int64_t choose_faces(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t i, int64_t *cell,
-                            int64_t *face, int64_t *stride, int64_t *many) {
+/* Choose faces of an integral: all that matter, or if these are too many, evenly from all by mass, without sorting them:
+ * of each mass it is counted how many come before. Return how many, which they are, and for how many each stands; there
+ * is room for KEYS counts. */
+INLINE int64_t choose_faces(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t i,
+                            int64_t *cell, int64_t *face, int64_t *stride, int64_t *many) {
     int64_t all = 0, chosen = 0;
     for (int pass = COUNT; pass <= CHOOSE; pass++) {
         if (pass == SORT) *stride = all > look->looks ? (all + look->looks - 1) / look->looks : 1;
@@ -99,11 +102,22 @@ EXPORT void order_boxes(const BoxSetting *set, const BoxColumns *cells, const Bo
     }
 }
 
-/* Mark cells that are blind to what f is at the faces of those beside them. There is room for `looks` numbers of faces:
- * cells, faces, the order of points and answers; for KEYS counts, and again the order; and for points (d, looks). Return how many integrals are ready still. */
+/* Place a point just beyond a face of a cell; its coordinates are `step` numbers apart. */
+INLINE void place_beyond(const BoxColumns *cells, int64_t d, int64_t face, int64_t k, double *point, int64_t step) {
+    for (int64_t axis = 0; axis < d; axis++) {
+        double width = width_at(cells, axis, k), aside = axis != face / 2 ? 0.0 : face % 2 ? 0.5 : -0.5;
+        double low = (double)cells->whole[(LEVEL + d + axis) * cells->stride + k] * width;
+        point[axis * step] = low + 0.5 * width + aside * (1.0 + 0x1p-12) * width;
+    }
+}
+
+/* Mark cells that are blind to what f is at the faces of those beside them; return how many integrals are ready still.
+ * Of `numbers` there is room for: the cells and sides of `looks` faces, the order of points and the cells they are in,
+ * KEYS counts, and another order. Of points for (d, looks). */
 EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t *numbers,
                                 double *point, uint8_t *ready) {
-    int64_t d = set->rule->d, looks = look->looks, *cell = numbers, *face = cell + looks, *at = face + looks, *many = at + 2 * looks, *other = many + KEYS, left = 0;
+    int64_t d = set->rule->d, looks = look->looks, left = 0;
+    int64_t *cell = numbers, *face = cell + looks, *at = face + looks, *many = at + 2 * looks, *other = many + KEYS;
     Locating to = locating(set, cells, point, looks, at + looks);
     for (int64_t i = 0; i < look->running; i++) {
         if (!ready[i]) continue;
@@ -111,12 +125,7 @@ EXPORT int64_t mark_blind_boxes(const BoxSetting *set, const BoxColumns *cells, 
         double whole = 0.0;
         for (int64_t k = 0; k < count; k++) {
             at[k] = k;
-            for (int64_t axis = 0; axis < d; axis++) {
-                double width = width_at(cells, axis, cell[k]);
-                double step = axis != face[k] / 2 ? 0.0 : face[k] % 2 ? 0.5 : -0.5;
-                double low = (double)cells->whole[(LEVEL + d + axis) * cells->stride + cell[k]] * width;
-                point[axis * looks + k] = low + 0.5 * width + step * (1.0 + 0x1p-12) * width;
-            }
+            place_beyond(cells, d, face[k], cell[k], point + k, looks);
         }
         locate_all(&to, look->order + first, look->first[i + 1] - first, at, other, count);
         for (int64_t k = first; k < look->first[i + 1]; k++) look->missed[look->order[k]] = 0.0;
