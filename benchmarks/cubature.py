@@ -31,7 +31,7 @@ EACH = 35
 CASES = [(d, rtol) for d in (2, 3, 5, 8) for rtol in ((1e-3, 1e-6, 1e-9) if d <= 3 else (1e-3, 1e-6))]
 MANY = 10_000
 BLOCK = 2**14
-"""Points that f is called at together when it is timed alone: it takes no longer for any of them with more or fewer."""
+"""Points that f is called at together when it is timed alone: none takes longer with more or fewer of them."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def genz(each: int, seed: int) -> tuple[Sheet, list[Figure]]:
 def seconds_of(f: Callable[..., Tensor], d: int, nodes: int, *args: Tensor, together: bool = False) -> float:
     """Return how much processor time f takes alone at so many points, a block of them at a time, in its better layout.
 
-    That is one coordinate after another in memory, unless the points are to be ``together``, as callers have them.
+    That is one coordinate after another in memory; points ``together`` are what callers have.
     """
     x = torch.rand(BLOCK, d, dtype=torch.float64) if together else torch.rand(d, BLOCK, dtype=torch.float64).T
     best = math.inf
@@ -217,16 +217,16 @@ def batches(count: int) -> list[Figure]:
     k = 1 + 50 * torch.rand(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     bell: Callable[[Tensor, Tensor], Tensor] = lambda x, k: torch.exp(-k * ((x - 0.5) ** 2).sum(-1))
     box = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    together, loop, some = math.inf, math.inf, min(count, 50)
+    together, loop, some, nodes = math.inf, math.inf, min(count, 50), 0
     for _ in range(3):
         start = time.process_time()
-        result = qg.cubature(bell, *box, (k,), rtol=1e-3)
+        nodes = int(qg.cubature(bell, *box, (k,), rtol=1e-3).nfev.sum())
         together = min(together, time.process_time() - start)
         start = time.process_time()
         for one in k[:some]:
             qg.cubature(bell, *box, (one,), rtol=1e-3)
         loop = min(loop, (time.process_time() - start) * count / some)
-    bare = seconds_of(bell, 3, int(result.nfev.sum()), k.repeat(BLOCK // count + 1)[:BLOCK])
+    bare = seconds_of(bell, 3, nodes, k.repeat(BLOCK // count + 1)[:BLOCK])
     return [
         Figure(f"a loop over {count:,} integrals in one call", loop / together, target=Target(30.0, True)),
         Figure("that call over f alone at as many points", together / bare),

@@ -119,7 +119,7 @@ class BoxKernel:
         self.held.kept = kept
 
     def compare_held_out(self, cells: Cells, marked: Tensor | None) -> None:
-        """Hold f at the points against the polynomials of the new cells, the last ones, but for those ``marked``."""
+        """Hold f at the points against the polynomials of new cells, the last ones, but for those ``marked``."""
         n, self.new = self.new, 0
         if n and self.held.filled:
             first = len(cells) - n

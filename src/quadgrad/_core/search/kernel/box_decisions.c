@@ -4,7 +4,7 @@
  * mark_boxes: judges integrals, and marks the cells with the largest errors; those of which none is marked are ready;
  * (box_looks.c: marks cells of integrals that are ready which are blind;)
  * finish_boxes: decides how integrals end, and unmarks cells of those that do;
- * group_boxes, copy_boxes, halve_boxes: parts the cells, copies those that are held, and halves those that are marked. */
+ * group_boxes, copy_boxes, halve_boxes: part the cells, copy those that are held, and halve those that are marked. */
 
 #include "boxes.h"
 
