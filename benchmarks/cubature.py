@@ -199,7 +199,7 @@ def genz(each: int, seed: int) -> tuple[Sheet, list[Figure]]:
 
 
 def seconds_of(f: Callable[..., Tensor], d: int, nodes: int, *args: Tensor, together: bool = False) -> float:
-    """Return how much processor time f takes alone at so many points, a block of them at a time, in its better layout.
+    """Return the processor time f takes alone at so many points, a block of them at a time, in its better layout.
 
     That is one coordinate after another in memory; points ``together`` are what callers have.
     """
