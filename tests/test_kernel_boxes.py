@@ -19,7 +19,7 @@ from quadgrad._core.mesh.boxes import HINTS, NewBoxes
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Running, sum_by_owner
-from quadgrad._core.search.boxes import neighbours
+from quadgrad._core.search.boxes import groups, neighbours
 from quadgrad._core.search.boxes.bodies import BoxBodies
 from quadgrad._core.search.boxes.kernel import NativeLook, NativeRound
 from quadgrad._core.search.boxes.native import NativeBoxBodies
@@ -99,6 +99,37 @@ def test_searches_are_the_same(name: str) -> None:
     assert again[0].nfev.tolist() == again[1].nfev.tolist()
 
 
+@pytest.mark.parametrize("native", (True, False))
+def test_groups_are_searched_like_all_together(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them one that ends at once, one whose peak scouts find, one without volume, and cells of a plan."""
+    monkeypatch.setattr(groups, "search_boxes", partial(search_boxes, native=native))
+    c = qg.element(t64([[0.0, 0.0], [3.0, 5.0], [9.0, 40.0], [0.5, 4e5], [1.0, 1.0], [0.0, 2.0], [2.0, 7.0]]), 1)
+    b = torch.ones(7, 2, dtype=torch.float64)
+    b[5] = 0.0
+    problem = problem_of(_waves, torch.zeros(7, 2).double(), b, (c,), 1e-6)
+    whole = groups.search_groups(problem, None)
+    half = replace(problem, tolerance=replace(problem.tolerance, rtol=1e-4))
+    plan = search_boxes(half, None).plan
+    warm = groups.search_groups(problem, plan)
+    monkeypatch.setattr(groups, "GROUP", 3)
+    for first, expected in ((None, whole), (plan, warm)):
+        found = groups.search_groups(problem, first)
+        for name in ("status", "nfev", "corner"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        for name in (
+            "value",
+            "error",
+            "modulus",
+            "height",
+            "top",
+            "doubt",
+        ):  # of products of matrices of other shapes
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-14)
+        for column in ("row", "level", "position"):
+            assert torch.equal(getattr(found.plan, column), getattr(expected.plan, column)), column
+        assert found.plan.batch_shape == (7,)
+
+
 def cells_of(d: int, n: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return levels and places of n cells that fill the cube."""
     cells = [(np.zeros(d, dtype=np.int64), np.zeros(d, dtype=np.int64))]
@@ -157,6 +188,7 @@ def test_what_values_say(
     cells = one.kernel.cells(n)
     one.kernel.open_round(new, one.kernel.lay_out(new) if not infinite else layout, cells)
     one.kernel.estimate(y, factor, 0, 2e-16)
+    one.kernel.compare_held_out(cells, None)
     expected = other.estimate.judge(new, layout, other.estimate.read(factor, y), is_complex, 2e-16)
     drawn = other.held_out.draw(new, slice(0, n), y, factor)
     told = other.held_out.compare(new, [] if drawn is None else [drawn], 2e-16)

@@ -19,8 +19,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
 from quadgrad._core.replay import REPLAY_BLOCK, replay_plan
 from quadgrad._core.result import Derivative
-from quadgrad._core.search.boxes.scouts import look_for_peaks
-from quadgrad._core.search.boxes.search import box_parts, search_boxes
+from quadgrad._core.search.boxes.groups import search_groups
+from quadgrad._core.search.boxes.search import box_parts
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import make_tolerance
 
@@ -97,7 +97,7 @@ def _search_derivative(problem: Problem, variables: Variables, parameters: Param
         integrand = differentiate(problem.integrand, one, parameters)
         part = replace(problem, integrand=integrand)
         # Each goes on from the cells of the one before, which serve all.
-        found = look_for_peaks(part, search_boxes(part, plan))
+        found = search_groups(part, plan)
         plan, nfev, status = found.plan, nfev + found.nfev, torch.maximum(status, found.status)
         errors.append(found.error)
     error = torch.stack(errors, dim=-1) if errors else plan.error.new_zeros((problem.batch, 0))

@@ -27,8 +27,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
 from quadgrad._core.replay import REPLAY_BLOCK, replay_plan
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.boxes.scouts import look_for_peaks
-from quadgrad._core.search.boxes.search import search_boxes
+from quadgrad._core.search.boxes.groups import search_groups
 from quadgrad._core.status import Status
 
 __all__ = ["Faces", "search_faces"]
@@ -160,7 +159,7 @@ def _search_face(problem: Problem, axes: tuple[int, ...], sides: tuple[tuple[int
             fine = fine & y.isfinite().reshape(*shape, -1).all(2)
             zero = torch.zeros(shape, dtype=torch.int64, device=y.device)
             return _Face(axes, sides, None, fine, zero, zero.double(), zero)
-        found = look_for_peaks(plain, search_boxes(plain, None))
+        found = search_groups(plain, None)
     # Which the search of a face says of regions, not of places.
     usable = (found.status != int(Status.NONFINITE)) & found.error.isfinite()
     status, error, nfev = (t.reshape(shape) for t in (found.status, found.error, found.nfev))

@@ -159,7 +159,8 @@ class PointsPlan(Plan, geometry="points"):
     def _facts(self) -> tuple[str, dict[str, str]]:
         """Return what is printed of the plan."""
         total = plain(self.n) * self.replicates
-        heading = f"Plan of {counted(self.batch, 'integral')} in {counted(self.d, 'dimension')}"
+        # Not dimensions: where lines cross a region, points have two coordinates more than it has dimensions.
+        heading = f"Plan of {counted(self.batch, 'integral')} by points with {counted(self.d, 'coordinate')}"
         facts = {"points": f"{self.sequence}, seed {self.seed}, {counted(self.replicates, 'replicate')}"}
         if total.numel() and total.device.type != "meta":
             low, high = (f"{int(end):,}" for end in torch.aminmax(total))

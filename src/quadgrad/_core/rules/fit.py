@@ -46,11 +46,18 @@ class Fit:
     basis: Array
 
     @cached_property
-    def complete(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """Of how many axes, from the first on, sums over all powers are complete after each term, ``(k,)``."""
-        differ = self.powers[1:] != self.powers[:-1]
-        highest = self.powers.shape[1] - 1 - differ[:, ::-1].argmax(1)
-        return np.append(highest, self.powers.shape[1])
+    def factors(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Which product times which Legendre polynomial, of ``degree + 1`` an axis, makes each product, ``(k, 2)``.
+
+        The first product is 1, and made of nothing.
+        """
+        number = {tuple(power): k for k, power in enumerate(self.powers.tolist())}
+        factors = np.zeros((len(self.powers), 2), dtype=np.int64)
+        for power, k in list(number.items())[1:]:
+            axis = max(i for i, degree in enumerate(power) if degree)
+            before = power[:axis] + (0,) * (len(power) - axis)
+            factors[k] = number[before], axis * (self.powers.max() + 1) + power[axis]
+        return factors
 
     def products(self, u: Tensor) -> Tensor:
         """Return the products at points u ``(n, d)`` of the cell, ``(n, k)``."""

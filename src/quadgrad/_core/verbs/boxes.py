@@ -26,8 +26,7 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import current_rehearsal, decided, thinking
 from quadgrad._core.result import Result
 from quadgrad._core.rules import get_box_rule
-from quadgrad._core.search.boxes.scouts import look_for_peaks
-from quadgrad._core.search.boxes.search import search_boxes
+from quadgrad._core.search.boxes.groups import search_groups
 from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.deal import integrate_dealt
@@ -146,7 +145,7 @@ def _fit(problem: Problem, plan: Plan | None, lanes: Lanes | None) -> BoxPlan | 
 
 def _search(problem: Problem, plan: BoxPlan | None) -> Found:
     with problem.outside() as plain:
-        return look_for_peaks(plain, search_boxes(plain, plan))
+        return search_groups(plain, plan)
 
 
 def _integrate(

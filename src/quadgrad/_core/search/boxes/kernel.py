@@ -50,8 +50,8 @@ __all__ = ["BoxKernel", "NativeLook", "NativeRound", "part"]
 MOST = 2**62
 """No budget is larger: what a round would cost is added to what is spent."""
 
-TOGETHER = 8
-"""Cells in which polynomials are drawn at once, see ``box_held_out.c``."""
+TOGETHER = 16
+"""Cells in which polynomials are drawn at once, at most; see ``box_held_out.c``."""
 
 READY = 16
 """A bit of what is told of an integral: its error is small enough, and none of its cells is to be halved."""
@@ -72,7 +72,7 @@ class BoxKernel:
         )  # fmt: skip
         corners = (domain.a, domain.b) if self.flat else None
         self.setting = BoxSetting.of(constants, rule, corners, domain.x_dtype, self.columns, parts)
-        self.set, self.memory, self.scale = byref(self.setting), Memory.take(), numbers(0)
+        self.set, self.memory, self.scale, self.new = byref(self.setting), Memory.take(), numbers(0), 0
         self.rows = 2 + sum(map(len, rule.nulls)) + 6 * rule.d
 
     @staticmethod
@@ -109,11 +109,21 @@ class BoxKernel:
         self.drawing = numbers(2 * self.setting.threads * len(fit.basis) * TOGETHER)
         self.held = HeldOutNumbers(
             ROUNDED, BEYOND, 0.0, SHALLOW, COARSE, len(powers), int(powers.max()), places.shape[1], inside.shape[2],
-            *(t.ctypes.data for t in (*kept[:2], places, *kept[2:], fit.powers, fit.complete)),
-            inside.ctypes.data,
+            0, 0, *(t.ctypes.data for t in (*kept[:2], places, *kept[2:], fit.factors, inside)),
         )  # fmt: skip
+        self.asked = held_out.count > 0
         kept += [places, inside, fit]
         self.held.kept = kept
+
+    def compare_held_out(self, cells: Cells, marked: Tensor | None) -> None:
+        """Hold f at the points against the polynomials of new cells, the last ones, but for those ``marked``."""
+        n, self.new = self.new, 0
+        if n and self.held.filled:
+            first = len(cells) - n
+            skipped = None if marked is None else marked.data_ptr() + first
+            self.library.hold_out_boxes(
+                self.set, byref(self.held), byref(columns(part(cells, first, n))), n, skipped
+            )
 
     def open_round(self, new: NewBoxes, layout: Any, cells: Cells) -> None:
         """Take the places of new cells, and where what f's values say about them goes."""
@@ -121,6 +131,10 @@ class BoxKernel:
         scale = layout.volume if self.flat else numbers(n).fill_(1.0)
         corners = (layout.corner.data_ptr(), layout.side.data_ptr()) if self.flat else (None, None)
         self.kept, self.at, self.scale = (new, layout, cells), columns(cells), scale
+        # No two cells of an integral overlap: so many of them are no smaller.
+        self.new, self.held.filled, self.held.most = n, 0, min(n, self.problem.batch << SHALLOW) * self.asked
+        self.held.drawn = self.memory.room("drawn", self.held.most * self.held.k).data_ptr()
+        self.held.slots = self.memory.room("slots", n).data_ptr()
         self.estimating = Estimating(
             None, None, None, scale.data_ptr(), *corners, pointer(new.trust), new.owner.data_ptr(),
             new.row.data_ptr(), new.level.data_ptr(), new.place.data_ptr(), 0, 0, n, 0.0,
@@ -143,9 +157,10 @@ class BoxKernel:
         at = BoxColumns(*(place + 8 * low for place in (self.at.sums, self.at.real, self.at.whole)), self.at.stride)
         self.library.estimate_boxes(self.set, byref(to), byref(at))
         self.held.noise = noise
-        self.library.hold_out_boxes(
-            self.set, byref(self.held), to.y, self.scale.data_ptr() + 8 * low, n, byref(at), self.drawing.data_ptr()
-        )
+        self.library.draw_boxes(
+            self.set, byref(self.held), to.y, self.scale.data_ptr() + 8 * low, low, n, byref(at),
+            self.drawing.data_ptr(),
+        )  # fmt: skip
 
     def remember(self, cells: Cells, top: Tensor, corner: Tensor) -> None:
         """Keep how high each integral was seen to be, and the lower corner and width of that cell."""

@@ -76,6 +76,7 @@ class NativeBoxBodies(BoxBodies[R]):
     def decide(self) -> Count:
         """Judge all running integrals, put away what has settled, and halve the other cells."""
         if self.task.max_cells is not None:
+            self.kernel.compare_held_out(self.cells, None)
             return super().decide()
         kernel, cells, running, who = self.kernel, self.cells, self.running, self.running.whole[0]
         round, n = NativeRound(kernel, cells, running, self.reopened), len(running)
@@ -84,6 +85,7 @@ class NativeBoxBodies(BoxBodies[R]):
             if look.mark_blind() and (sample := self.sample(look.ready > 0)) is not None:
                 look.mark_unseen(sample)
         n_run, n_wait, halved = round.finish()
+        kernel.compare_held_out(cells, round.marked)
         self.waiting, self.reopened = self.waiting + n_wait, False
         if n_run < n:
             self.books.enter(who, round.code, running.whole[2], round.totals)

@@ -1,5 +1,10 @@
-/* What becomes of integrals over boxes, and of their cells: the inside of search/tensors.py, search/boxes/holding.py and
- * search/boxes/search.py, which explain it. */
+/* What becomes of integrals over boxes, and of their cells: the inside of search/tensors.py, and of holding.py and
+ * bodies.py of search/boxes/, which explain it. In a round come, one after the other:
+ *
+ * mark_boxes: judges integrals, and marks the cells with the largest errors; those of which none is marked are ready;
+ * (box_looks.c: marks cells of integrals that are ready which are blind;)
+ * finish_boxes: decides how integrals end, and unmarks cells of those that do;
+ * group_boxes, copy_boxes, halve_boxes: part the cells, copy those that are held, and halve those that are marked. */
 
 #include "boxes.h"
 
@@ -59,7 +64,8 @@ INLINE void swap(int64_t *a, int64_t *b) {
 
 /* Mark as few of the cells `order` as possible, the largest errors first, that together have `needed`, and at most
  * `room`. Those of a part that is needed as a whole are not put in order. */
-static void mark_largest(const double *error, int64_t *order, int64_t count, double needed, int64_t room, uint8_t *marked) {
+static void mark_largest(const double *error, int64_t *order, int64_t count, double needed, int64_t room,
+                         uint8_t *marked) {
     while (count > 0 && needed > 0.0 && room > 0) {
         swap(order, order + count / 2);
         int64_t pivot = order[0], ahead = 0;
@@ -80,28 +86,31 @@ static void mark_largest(const double *error, int64_t *order, int64_t count, dou
     }
 }
 
-/* Put the cells that are worth to be halved in order by integral, and mark the largest errors of each. */
+/* Whether halving a cell is worth anything: what is less comes last, and need not be put in order. */
+INLINE int is_worth_halving(const BoxSetting *set, const BoxColumns *cells, const BoxRound *round, int64_t k) {
+    const BoxConstants *c = set->c;
+    int64_t i = owners(cells)[k], many = round->next[COUNT * round->running + i];
+    double error = cells->sums[set->columns * cells->stride + k];
+    if (!(error > c->share * c->negligible * round->target[i] / (double)many) || isinf(error)) return 0;
+    return cells->whole[SPLITTABLE * cells->stride + k] > 0 && !(round->told[i] & DONE);
+}
+
+/* Put the cells that are worth to be halved in order by integral, and mark the largest errors of each, of which `whole`
+ * is the sum. */
 INLINE void mark_errors(const BoxSetting *set, const BoxColumns *cells, BoxRound *round, const double *whole) {
     const BoxConstants *c = set->c;
     const double *error = cells->sums + set->columns * cells->stride;
-    const int64_t *owner = owners(cells), *splittable = cells->whole + SPLITTABLE * cells->stride;
+    const int64_t *owner = owners(cells);
     int64_t n = round->n, running = round->running, *first = round->first;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass)
-            for (int64_t i = 0, at = 0; i <= running; i++) {
-                int64_t many = first[i];
-                first[i] = at, at += many;
-            }
-        else memset(first, 0, (size_t)(running + 1) * sizeof *first);
-        for (int64_t k = 0; k < n; k++) {
-            int64_t i = owner[k];
-            /* What is less comes last, and need not be put in order. */
-            double least = c->share * c->negligible * round->target[i] / (double)round->next[COUNT * running + i];
-            if (!(error[k] > least) || splittable[k] <= 0 || isinf(error[k]) || round->told[i] & DONE) continue;
-            if (pass) round->order[first[i]++] = k;
-            else first[i]++;
-        }
+    memset(first, 0, (size_t)(running + 1) * sizeof *first);
+    for (int64_t k = 0; k < n; k++) first[owner[k]] += is_worth_halving(set, cells, round, k);
+    for (int64_t i = 0, at = 0; i <= running; i++) {
+        int64_t many = first[i];
+        first[i] = at, at += many;
     }
+    /* From here on `first` is where the next cell of an integral goes, and in the end where those of the next begin. */
+    for (int64_t k = 0; k < n; k++)
+        if (is_worth_halving(set, cells, round, k)) round->order[first[owner[k]]++] = k;
     for (int64_t i = 0, at = 0; i < running; at = first[i++]) {
         /* Where little is to be taken away less may be left to chance: what halves keep is about known. */
         double share = (c->enough - c->kept * whole[i] / round->target[i]) / (1.0 - c->kept);
@@ -134,7 +143,8 @@ EXPORT int64_t mark_boxes(const BoxSetting *set, const BoxColumns *cells, BoxRou
     mark_errors(set, cells, round, whole);
     for (int64_t k = 0; k < n; k++) {
         int64_t depth = 0, done = round->told[owner[k]] & DONE;
-        for (int64_t axis = 0; axis < d && depth < c->bisections; axis++) depth += cells->whole[(LEVEL + axis) * stride + k];
+        for (int64_t axis = 0; axis < d && depth < c->bisections; axis++)
+            depth += cells->whole[(LEVEL + axis) * stride + k];
         round->marked[k] |= splittable[k] > 0 && (depth < c->bisections || (isinf(errors[k]) && !done));
         if (round->marked[k]) round->told[owner[k]] &= (uint8_t)~READY;
     }
@@ -207,7 +217,8 @@ EXPORT int64_t group_boxes(const BoxColumns *cells, const BoxRound *round, int64
 }
 
 /* Copy n cells to others, of which the matrices have `rows` rows of numbers in all: sums, real and whole numbers. */
-EXPORT void copy_boxes(const BoxSetting *set, const BoxColumns *from, const int64_t *index, int64_t n, const BoxColumns *to) {
+EXPORT void copy_boxes(const BoxSetting *set, const BoxColumns *from, const int64_t *index, int64_t n,
+                       const BoxColumns *to) {
     int64_t d = set->rule->d, rows[2] = {set->columns + 2, FACES + 2 * d + 4};
     for (int part = 0; part < 2; part++)
         for (int64_t r = 0; r < rows[part]; r++) {

@@ -74,7 +74,8 @@ INLINE void read_sizes(const BoxSetting *set, const Estimating *to, int64_t firs
         }
 }
 
-/* What is told of one column of a cell. */
+/* What is told of one column of a cell: its error, the integral of abs(f), what may be hidden between nodes and faces,
+ * what x being rounded makes of f, and how slowly null rules fall, 1 where they do not. */
 typedef struct {
     double error, size, hidden, blur, fall;
 } Told;
@@ -150,6 +151,7 @@ INLINE Told judge_columns(const BoxSetting *set, const double *v, int64_t step, 
             one.hidden = hypot(one.hidden, other.hidden), one.blur = hypot(one.blur, other.blur);
             one.fall = worse(one.fall, other.fall);
         }
+        if (set->columns == set->parts) return one;
         all.error = worse(all.error, one.error), all.size = worse(all.size, one.size);
         all.hidden = worse(all.hidden, one.hidden), all.blur = worse(all.blur, one.blur);
         all.fall = worse(all.fall, one.fall);
@@ -183,16 +185,28 @@ INLINE int64_t choose_axis(const BoxSetting *set, const double *inner, const dou
     return axis;
 }
 
+/* Enter where some cells are: a row of numbers after another, as memory hands over what is next in it. */
+INLINE void enter_places(const BoxSetting *set, const Estimating *in, const BoxColumns *to, int64_t at, int64_t count) {
+    int64_t d = set->rule->d, i = in->first + at, *whole = to->whole + at;
+    size_t size = (size_t)count * sizeof *whole;
+    memcpy(whole + OWNER * to->stride, in->owner + i, size);
+    memcpy(whole + ROW * to->stride, in->row + i, size);
+    for (int64_t axis = 0; axis < d; axis++) {
+        memcpy(whole + (LEVEL + axis) * to->stride, in->level + axis * in->stride + i, size);
+        memcpy(whole + (LEVEL + d + axis) * to->stride, in->place + axis * in->stride + i, size);
+    }
+}
+
+/* Enter what is read of a cell, whose place is entered: value, error, how both are known, and where to halve it. */
 INLINE void judge_cell(const BoxSetting *set, const Estimating *in, const BoxColumns *to, int64_t at) {
     const BoxConstants *c = set->c;
-    int64_t d = set->rule->d, n = in->stride, i = in->first + at, stride = to->stride, columns = set->columns, depth = 0, level[MOST_AXES];
+    int64_t d = set->rule->d, n = in->stride, i = in->first + at, stride = to->stride, columns = set->columns, depth = 0;
+    int64_t level[MOST_AXES];
     double spread[MOST_AXES], width[MOST_AXES], reach[MOST_AXES], inner[MOST_AXES] = {0.0}, gaps[MOST_AXES] = {0.0};
     double *sums = to->sums + at, *real = to->real + at;
     int64_t *whole = to->whole + at;
     for (int64_t k = 0; k < d; k++) {
-        whole[(LEVEL + k) * stride] = level[k] = in->level[k * n + i];
-        whole[(LEVEL + d + k) * stride] = in->place[k * n + i];
-        depth += level[k];
+        depth += level[k] = whole[(LEVEL + k) * stride];
         width[k] = set->flat ? fabs(in->side[k * n + i]) : power_of_2(-level[k]);
         if (!set->flat) continue;
         double corner = in->corner[k * n + i];
@@ -216,10 +230,9 @@ INLINE void judge_cell(const BoxSetting *set, const Estimating *in, const BoxCol
     sums[columns * stride] = error, sums[(columns + 1) * stride] = floor;
     for (int64_t k = 0; k < d; k++) inner[k] = not_nan(inner[k], INFINITY);
     int64_t axis = choose_axis(set, inner, gaps, width, level, size / volume, noise);
-    int wide = level[axis] < c->deepest && in->place[axis * n + i] < c->farthest;
+    int wide = level[axis] < c->deepest && whole[(LEVEL + d + axis) * stride] < c->farthest;
     if (set->flat) wide &= 0.5 * width[axis] * set->beside > c->narrowest * set->eps * reach[axis];
-    whole[OWNER * stride] = in->owner[i], whole[SPLITTABLE * stride] = curable * (2 * wide - 1);
-    whole[ROW * stride] = in->row[i], whole[AXIS * stride] = axis;
+    whole[SPLITTABLE * stride] = curable * (2 * wide - 1), whole[AXIS * stride] = axis;
     real[RAW * stride] = not_nan(off, INFINITY), real[TRUST * stride] = trust, real[LEAST * stride] = least;
     double unit = volume * power_of_2(depth);
     for (int64_t k = 0; k <= 2 * d; k++)
@@ -243,6 +256,7 @@ EXPORT void estimate_boxes(const BoxSetting *set, const Estimating *in, const Bo
                 in->sizes[(at + i) / c] = worse(in->sizes[(at + i) / c], height[i]);
         }
         read_sizes(set, in, first, count);
+        enter_places(set, in, to, first, count);
         for (int64_t i = first; i < first + count; i++) judge_cell(set, in, to, i);
     }
 }

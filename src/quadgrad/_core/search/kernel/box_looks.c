@@ -18,7 +18,8 @@ INLINE double width_at(const BoxColumns *cells, int64_t axis, int64_t k) {
     return power_of_2(-cells->whole[(LEVEL + axis) * cells->stride + k]);
 }
 
-INLINE Locating locating(const BoxSetting *set, const BoxColumns *cells, const double *point, int64_t k, int64_t *answer) {
+INLINE Locating locating(const BoxSetting *set, const BoxColumns *cells, const double *point, int64_t k,
+                         int64_t *answer) {
     const int64_t *level = cells->whole + LEVEL * cells->stride;
     return (Locating){set->rule->d, cells->stride, k, level, level + set->rule->d * cells->stride, point, answer};
 }
@@ -48,8 +49,9 @@ INLINE int mark_blind(const BoxSetting *set, const BoxColumns *cells, const BoxL
 /* The mass at a face of a cell, 0 if nothing is across. */
 INLINE double mass_at(const BoxSetting *set, const BoxColumns *cells, const BoxLook *look, int64_t face, int64_t k) {
     int64_t axis = face / 2, stride = cells->stride, level = cells->whole[(LEVEL + axis) * stride + k];
-    int64_t place = cells->whole[(LEVEL + set->rule->d + axis) * stride + k], last = (int64_t)1 << (level < 62 ? level : 62);
-    if (face % 2 ? place + 1 >= last : place == 0) return 0.0;
+    int64_t place = cells->whole[(LEVEL + set->rule->d + axis) * stride + k];
+    int64_t all = (int64_t)1 << (level < 62 ? level : 62);
+    if (face % 2 ? place + 1 >= all : place == 0) return 0.0;
     return cells->real[(FACES + face) * stride + k] * look->volume[k];
 }
 

@@ -126,9 +126,9 @@ class HeldOutNumbers(Structure):
 
     _fields_ = [
         *((name, c_double) for name in ("rounded", "beyond", "noise")),
-        *((name, c_int64) for name in ("shallow", "coarse", "k", "degree", "count", "words")),
+        *((name, c_int64) for name in ("shallow", "coarse", "k", "degree", "count", "words", "most", "filled")),
         *((name, c_void_p) for name in ("coefficients", "basis", "points", "values", "weights")),
-        *((name, c_void_p) for name in ("powers", "complete", "inside")),
+        *((name, c_void_p) for name in ("factors", "inside", "drawn", "slots")),
     ]
 
 
