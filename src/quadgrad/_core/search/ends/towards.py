@@ -8,11 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
 from quadgrad._core.estimates.series import encode
-from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import Tail, call_places, noise
+from quadgrad._core.search.task import Tail, estimate_cells
 
 __all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "make_tail"]
 
@@ -98,20 +97,11 @@ def integrate_cells(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) 
     """
     problem = lines[0].problem
     row, start, stop = _cells(lines, outer, inner)
-    rule = problem.rule.tensors(torch.float64, row.device)
     kinds = None if kind == LINEAR else torch.full_like(row, kind, dtype=torch.int8)
-    layout = lay_out(problem.pieces, row, start, stop, kinds)
-    x, factor = layout.nodes(rule.nodes)
-    y = call_places(problem, row // problem.pieces.count, x)[..., 0]
+    value, error, rounding = estimate_cells(problem, row, start, stop, kinds)
     for line in lines:
-        line.spent += len(x) * len(outer)
-    eps, values = noise(problem), y * factor
-    sums = weigh(rule, values, values.abs())
-    # Rounding of x shakes f, and that of a phase computed from it, as much again.
-    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
-    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size).masked_fill(~y.isfinite().all(0), torch.inf)
-    terms, errors = torch.stack((sums.value, errors)).cpu()  # read at once
+        line.spent += problem.rule.nodes.size * len(outer)
+    terms, errors = torch.stack((value[:, 0], torch.maximum(error, rounding))).cpu()  # read at once
     return terms, errors
 
 
