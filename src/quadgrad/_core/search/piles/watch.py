@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -19,7 +20,7 @@ from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all, is_single
 from quadgrad._core.search.ends.decay import count_nodes_left
-from quadgrad._core.search.ends.tails import are_quiet
+from quadgrad._core.search.ends.tails import are_quiet, find_tails
 from quadgrad._core.search.ends.towards import Line
 from quadgrad._core.search.piles.corners import SEVERAL, corners_first
 from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
@@ -43,6 +44,9 @@ LATE, LATER = 5, 8
 
 ENDS_TRIED = 2
 """How often each."""
+
+ROUGH = 0.25
+"""A piece is rough from one end on if much of the error is in cells up to this part of it."""
 
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
@@ -145,14 +149,18 @@ class Piles:
         left = _left_to_bisection([look for look in waves if not look.quiet])
         self.left_until.update(left)
         self.pending.update(row // self.problem.pieces.count for row, _ in left)
+        tried = [look for look in looks if look.end not in left]
+        for look in tried:
+            self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
+        tried = [look for look in tried if not look.quiet]
+        columns = zip(*[(look.line, look.distance, abs(look.value), look.wave) for look in tried], strict=True)
+        tails = find_tails(*map(list, columns)) if one and tried else [
+            find_tail_of_all(look.line, look.distance, abs(look.value), look.wave) for look in tried
+        ]  # fmt: skip
         costs = [0] * len(owner)
         for look in looks:
-            tail = None
-            if look.end not in left:
-                self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
-                if not look.quiet:
-                    tail = find_tail_of_all(look.line, look.distance, abs(look.value), look.wave)
-            costs[look.number] = look.line.spent
+            costs[look.number] += look.line.spent
+        for look, tail in zip(tried, tails, strict=True):
             if tail is not None:
                 self.tails.append(tail)
                 costs[look.number] += STOPPED
@@ -167,8 +175,16 @@ class Piles:
             *(end.expand(owner.shape) for end in problem.pieces.ends(ends.row)),
         )  # fmt: skip
         # The host reads all at once.
-        for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
-            row, upper, distance, singular, value, spent, *limits = told
+        told = torch.stack([t.double() for t in columns], 1).tolist()
+        at_hand = {(int(row), bool(upper)) for row, upper, *_ in told}
+        # Waves that decay leave little error where they end; if f is rough from the other end on, they may go there.
+        beyond = (
+            (i, [row, 1.0 - upper, 0.5, *rest])
+            for i, (row, upper, distance, *rest) in enumerate(told)
+            if distance >= ROUGH and (int(row), not upper) not in at_hand and math.isinf(rest[3 + (not upper)])
+            if problem.reaches_inside  # else it is before a series that is searched, and may stand for that end
+        )
+        for i, (row, upper, distance, singular, value, spent, *limits) in chain(enumerate(told), beyond):
             end = int(row), bool(upper)
             times, wave = self.ends_tried.get(end, 0), math.isinf(limits[end[1]]) or not singular
             due = times < ENDS_TRIED and not (times and self.rounds % 2)
