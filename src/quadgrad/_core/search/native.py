@@ -463,7 +463,9 @@ class NativeBodies:
         owner = torch.searchsorted(who.contiguous(), row // self.task.pieces.count)
         values = self.held.view(-1, self.width)[who] if self.width else books[:, :1]
         sums = torch.cat((values, books[:, 1:3]), 1)
-        new = torch.cat((cells[:, CELL:] if self.width else cells[:, VALUE : VALUE + 1], cells[:, ERROR : ERROR + 2]), 1)
+        new = torch.cat(
+            (cells[:, CELL:] if self.width else cells[:, VALUE : VALUE + 1], cells[:, ERROR : ERROR + 2]), 1
+        )
         totals = Totals.of(sums.index_add(0, owner, new).T, self.parts == 2)
         splittable = cells.view(torch.int8)[:, 8 * FLAGS + SPLITTABLE] > 0
         index = (splittable & late[owner]).nonzero().squeeze(1)

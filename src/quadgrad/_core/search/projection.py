@@ -98,7 +98,7 @@ class Rough:
 
 
 def project(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
-    """Return about how many nodes are still needed, ``(k,)``, if not more, whether that is hopeless, and what it cost."""
+    """Return about how many nodes are still needed, ``(k,)``, whether that is hopeless, and the nodes spent."""
     rough = Rough.of(cells, problem.max_nfev)
     most, enough = FAR * rough.left, DESCENTS * MORE * rough.left
     told, spent, made = (torch.zeros_like(rough.limit) for _ in range(3))
@@ -118,7 +118,7 @@ def project(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
 def _descend(problem: Problem, rough: Rough, who: Tensor, chance: random.Random) -> tuple[Tensor, Tensor]:
     """Return what one descent from a cell of each says of the nodes it needs, and the nodes that took."""
     each, limit, most = 2.0 * problem.rule.nodes.size, rough.limit[who], FAR * rough.left[who]
-    # In proportion to their errors, of all cells and then of two halves: a wave towards an end is there all the same.
+    # Chosen in proportion to their errors: a wave towards an end is in one cell of many.
     upto = torch.nn.functional.pad(rough.error.cumsum(0), (1, 0))
     before, whole = upto[rough.first[who]], upto[rough.last[who]] - upto[rough.first[who]]
     cell = torch.searchsorted(upto, before + chance.random() * whole, right=True) - 1

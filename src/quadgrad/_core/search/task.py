@@ -16,8 +16,8 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, concatenate
 
 __all__ = [
-    "Found", "Places", "Tail", "call_places", "estimate_cells", "hear", "hear_anew", "inner_error", "join_places", "noise",
-    "replace_some",
+    "Found", "Places", "Tail", "call_places", "estimate_cells", "hear", "hear_anew", "inner_error",
+    "join_places", "noise", "replace_some",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ piece, up to the first of them, is searched as ever.
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 

@@ -15,8 +15,8 @@ from quadgrad._core.search.task import Tail, estimate_cells
 
 __all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "integrate_each", "make_tail"]
 
-GOOD = 0.2
-"""A tail is taken if its error is below this part of the tolerance of what is known; what is before it has half."""
+GOOD = 0.1
+"""A tail is taken if its error is below this part of the tolerance of what is known."""
 
 
 class Line:

@@ -40,7 +40,7 @@ SCALES, COARSER, HALVES = 8, 4.0, 12.0
 """In so many stretches, each so many times shorter, as many places tell how long waves are, of which places of one
 stretch may see any other one; and on how many half waves the first zeros are looked for then."""
 
-REFINE, SETTLED = 16, 1e-9
+REFINE, SETTLED = 20, 1e-12
 """Steps towards a zero at most, and how little it moves in the last one, as a part of its bracket."""
 
 EARLIER = 8.0
@@ -92,7 +92,9 @@ class _Lines:
         return y
 
 
-def find_waves(lines: list[Line], distances: list[float], sizes: list[float]) -> tuple[list[Tail | None], list[bool]]:
+def find_waves(
+    lines: list[Line], distances: list[float], sizes: list[float]
+) -> tuple[list[Tail | None], list[bool]]:
     """Return the tails of waves towards ends, None where none fits, and of which lines half waves were found.
 
     Where places are so far apart that they may see any other wave they are put closer together.
