@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ REACHED: dict[str, tuple[Callable[..., Tensor], float, float]] = {
 }  # fmt: skip
 
 
-def ended(case: Case, **options: object) -> qg.Result:
+def ended(case: Case, **options: Any) -> qg.Result:
     f, a, b, rtol = case
     return qg.quad(f, t64(a), t64(b), rtol=rtol, on_failure="ignore", **options)
 
@@ -113,7 +114,7 @@ def test_projections_are_about_what_is_needed(k: int, rtol: float, monkeypatch: 
     told: list[tuple[float, int]] = []
     project = watch.project
 
-    def note(problem, cells):
+    def note(problem: Any, cells: Any) -> tuple[Tensor, ...]:
         needed, _, spent = project(problem, cells)
         told.append((float(needed), int(cells.spent)))
         return needed, torch.zeros_like(needed, dtype=torch.bool), spent

@@ -16,8 +16,8 @@ from torch import Tensor
 from quadgrad._core.estimates.epsilon import extrapolate
 
 __all__ = [
-    "DROPPED", "EPSILON", "LEVIN", "add_series", "encode", "levin", "levin_orders", "limit_of", "limits_of", "series_of",
-    "without_last",
+    "DROPPED", "EPSILON", "LEVIN", "add_series", "encode", "levin", "levin_orders", "limit_of", "limits_of",
+    "series_of", "without_last",
 ]  # fmt: skip
 
 LEVIN, EPSILON = 0, 1
@@ -60,7 +60,7 @@ def levin(terms: Tensor, first: float) -> Tensor:
 def levin_orders(terms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Return Levin's u transforms ``(n, k)`` of the first 1, 2, ... of terms ``(n, k)``, and how much each counts.
 
-    The latter are the moduli of the derivatives by the terms, ``(n, n, k)``; ``first`` ``(k,)`` as in :func:`levin`.
+    The latter are the moduli of derivatives by the terms, ``(n, n, k)``; ``first`` is ``(k,)``, see :func:`levin`.
     """
     j = torch.arange(len(terms), dtype=torch.float64, device=terms.device)[:, None]
     order = j[..., None]
@@ -68,9 +68,10 @@ def levin_orders(terms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     place = j + first
     signed = torch.where(j <= order, binomial.exp() * (-1.0) ** j, 0.0)
     shares = signed * (place / (order + first)) ** (order - 1.0).clamp_min(0.0) / (place * terms)
-    whole, sums = shares.sum(1), terms.cumsum(0)
-    limits = (shares * sums).sum(1) / whole
-    later = shares.flip(1).cumsum(1).flip(1)
+    # One after the other: a sum would add them in another order where there are more series.
+    later, sums = shares.flip(1).cumsum(1).flip(1), terms.cumsum(0)
+    whole = later[:, 0]
+    limits = (shares * sums).cumsum(1)[:, -1] / whole
     gains = (later - shares / terms * (sums - limits[:, None])) / whole[:, None]
     return limits, gains.abs()
 

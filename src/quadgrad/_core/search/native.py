@@ -65,8 +65,8 @@ HELD = 64
 """Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
 START, STOP, VALUE, ERROR, AT_START, ROW, FLAGS, SPLITTABLE = 0, 1, 2, 3, 5, 8, 9, 2
-"""Columns of a cell: place, value, error, f where it is known (three), the row as an integer, bytes: the first is the
-kind, the one of that number whether splitting helps."""
+"""Columns of a cell: place, value, error, f where it is known (three), the row as an integer, bytes: first the
+kind, and of that number whether splitting helps."""
 
 SPIKE = 3
 """Numbers that tell of a spike: the row, the place, how far nodes are apart there."""

@@ -1,10 +1,10 @@
 """How many nodes integrals still need, told from a few descents into their cells, long before they are spent.
 
 The cells that bisection has yet to make are the nodes of a tree, whose leaves are as exact as a cell has to be. Its
-size is that of random descents in the mean: each goes on in one of the halves that are too rough, at random, and what
-it meets counts for as many as there were to choose from at every step (D. E. Knuth, *Mathematics of Computation* 29,
-1975). That holds for any tree, however its error falls. Laws fitted to errors that were seen do not: waves that are
-not resolved yet, and sums of waves that end somewhere, fall slowly at first, or not at all, and then at once.
+size is that of random descents in the mean: each goes on in one of the halves that are too rough, and what it meets
+counts for as many as there were to choose from at every step (D. E. Knuth, *Mathematics of Computation* 29, 1975).
+That holds for any tree, however its error falls. Laws fitted to errors that were seen do not: waves that are not
+resolved yet, and sums of waves that end somewhere, fall slowly at first, or not at all, and then at once.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Rough:
         index = index[cells.number[index].argsort(stable=True)]
         has = torch.bincount(cells.number[index], minlength=k)
         limit, last = cells.allowed / has.clamp_min(1), has.cumsum(0)
-        columns = (t[index] for t in (cells.row, cells.start, cells.stop, cells.error))
-        return Rough(*columns, last - has, last, limit, (budget - cells.spent).double())
+        row, start, stop, error = (t[index] for t in (cells.row, cells.start, cells.stop, cells.error))
+        return Rough(row, start, stop, error, last - has, last, limit, (budget - cells.spent).double())
 
 
 def project(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:

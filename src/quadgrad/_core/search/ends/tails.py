@@ -45,7 +45,8 @@ def find_tails(
     waves = [i for i, wave in enumerate(oscillates) if wave]
     rest = set(range(len(lines)))
     if waves:
-        found, turned = find_waves(*([each[i] for i in waves] for each in (lines, distances, sizes)))
+        chosen = [lines[i] for i in waves], [distances[i] for i in waves], [sizes[i] for i in waves]
+        found, turned = find_waves(*chosen)
         for i, tail, turn in zip(waves, found, turned, strict=True):
             tails[i] = tail
             rest -= {i} if turn else set()
@@ -57,7 +58,7 @@ def find_tails(
 
 
 def are_quiet(lines: list[Line], distances: list[float]) -> list[bool]:
-    """Tell at which ends, of any number, :func:`find_tails` would find neither a wave nor terms that rounding hides.
+    """Tell at which ends, of any number, :func:`find_tails` would find no wave and no terms that rounding hides.
 
     Most often that is so, and it takes two calls of f, of one real component, for all. Lines count them.
     """

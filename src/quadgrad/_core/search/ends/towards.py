@@ -94,8 +94,8 @@ def integrate_cells(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) 
 
     Of several lines, the cells of one after those of the other.
     """
-    columns = (t[:, None].expand(-1, len(lines)) for t in (outer, inner))
-    terms, errors = integrate_each(lines, *columns, kind)
+    outer, inner = (t[:, None].expand(-1, len(lines)) for t in (outer, inner))
+    terms, errors = integrate_each(lines, outer, inner, kind)
     return terms.T.flatten(), errors.T.flatten()
 
 

@@ -99,11 +99,13 @@ def find_waves(
 
     Where places are so far apart that they may see any other wave they are put closer together.
     """
-    tails, found = list[Tail | None]([None] * len(lines)), [False] * len(lines)
+    tails: list[Tail | None] = [None] * len(lines)
+    found = [False] * len(lines)
     for shorten in (False, True):
         rest = [i for i in range(len(lines)) if not found[i]]
         if rest:
-            some, turned = _find(*([each[i] for i in rest] for each in (lines, distances, sizes)), shorten)
+            chosen = [lines[i] for i in rest], [distances[i] for i in rest], [sizes[i] for i in rest]
+            some, turned = _find(*chosen, shorten)
             for i, tail, there in zip(rest, some, turned, strict=True):
                 tails[i], found[i] = tail, there
     return tails, found
@@ -144,7 +146,7 @@ def _best_order(terms: Tensor, errors: Tensor, eps: float, first: Tensor) -> tup
     others, _ = levin_orders(terms, first + 0.75)
     steps = limits.diff(dim=0).abs()
     apart = torch.stack((steps[1:], steps[:-1], (limits - others).abs()[2:])).amax(0)
-    shaken = (gains * (errors + eps * terms.abs().amax(0))).sum(1)
+    shaken = (gains * (errors + eps * terms.abs().amax(0))).cumsum(1)[:, -1]
     error = (SAFETY * apart + shaken[2:]).nan_to_num(torch.inf, torch.inf)[FEWEST - 2 :]
     # Of those as good the highest, which derivatives need.
     best = len(error) - 1 - (error <= ALIKE * error.amin(0)).flip(0).byte().argmax(0)
@@ -276,7 +278,7 @@ def _refine(
 def go_on(lines: list[Line], edges: Tensor, shifted: bool = False) -> Tensor:
     """Tell whether f, far beyond cells, still is a wave like that on them: or there is another limit.
 
-    ``edges`` are ``(n, k)``, for k lines. It is largest in the middle of cells, unless its phase may be ``shifted``.
+    ``edges`` are ``(n, k)``, for k lines. It is largest in the middle of cells unless its phase may be ``shifted``.
     """
     them, on = _Lines(lines), torch.arange(len(lines), device="cpu")
     length = edges.diff(dim=0)
@@ -328,7 +330,7 @@ def _varies(y: Tensor) -> Tensor:
 
 
 def _law(size: Tensor, u: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return how large waves will be far out, like a power of u or an exponential, and whether the better one fits."""
+    """Return how large waves will be far out, like a power of u or an exponential, and whether that fits."""
     three = torch.tensor((0, len(u) // 2, len(u) - 1), device="cpu")
     heights, laws = size[three].log(), list[tuple[Tensor, ...]]()
     for at in (u[three].log(), u[three]):

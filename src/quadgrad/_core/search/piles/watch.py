@@ -177,7 +177,7 @@ class Piles:
         # The host reads all at once.
         told = torch.stack([t.double() for t in columns], 1).tolist()
         at_hand = {(int(row), bool(upper)) for row, upper, *_ in told}
-        # Waves that decay leave little error where they end; if f is rough from the other end on, they may go there.
+        # Waves that decay leave little error at their end; if f is rough from the other one on, they may go there.
         beyond = (
             (i, [row, 1.0 - upper, 0.5, *rest])
             for i, (row, upper, distance, *rest) in enumerate(told)
@@ -206,7 +206,7 @@ class Piles:
         hear_anew()  # integrals inside f that were called here are none of a cell's
 
     def _give_up(self, search: Stoppable) -> None:
-        """Stop integrals that need many times the nodes they may cost, each looked at once when a tenth is spent."""
+        """Stop integrals that need many times the nodes they may cost; each is looked at once."""
         most = self.problem.max_nfev
         cells = None if self.rounds < LATE else search.at_hand(max(round(TENTH * most), LEAST), most // 2)
         if cells is None:
