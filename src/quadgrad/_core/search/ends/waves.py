@@ -13,7 +13,7 @@ from torch import Tensor
 from quadgrad._core.estimates.null_rules import SAFETY
 from quadgrad._core.estimates.series import LEVIN, levin, levin_orders
 from quadgrad._core.mesh.interval import LINEAR
-from quadgrad._core.search.ends.towards import Line, integrate_each, make_tail
+from quadgrad._core.search.ends.towards import Line, integrate_cells, make_tail
 from quadgrad._core.search.task import Tail, call_places, noise
 
 __all__ = ["NEGLIGIBLE", "SCAN", "find_waves", "go_on", "spread", "stretch", "turns"]
@@ -126,7 +126,10 @@ def _find(
         return tails, found
     some = [lines[i] for i in on.tolist()]
     fractions = torch.stack([line.fraction(u) for line, u in zip(some, edges.unbind(1), strict=True)], 1)
-    terms, errors = integrate_each(some, fractions[:-1], fractions[1:], LINEAR)
+    # Each by itself: products of matrices are rounded differently where they are larger.
+    each = zip(some, fractions.unbind(1), strict=True)
+    sums = [integrate_cells([line], here[:-1], here[1:], LINEAR) for line, here in each]
+    terms, errors = (torch.stack(columns, 1) for columns in zip(*sums, strict=True))
     fits = (fractions.diff(dim=0) < 0.0).all(0) & errors.isfinite().all(0) & (terms != 0.0).all(0)
     first = (edges[0] / (edges[1] - edges[0])).round().clamp(1.0, 60.0)
     order, error = _best_order(terms, errors, noise(some[0].problem), first)
