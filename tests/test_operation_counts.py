@@ -99,4 +99,4 @@ def test_looks_between_rounds_ask_the_host_seldom(
 ) -> None:
     """Most find nothing to close in on; of a zoom each step asks once. Masks that pick entries are not counted."""
     assert len(looks) >= len(rounds) and sorted(looks)[len(looks) // 2] <= 4
-    assert sum(looks) <= 40
+    assert sum(looks) <= 44  # four of them whether a tenth of the budget is spent

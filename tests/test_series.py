@@ -290,6 +290,22 @@ def test_damped_waves_converge_whether_bisected_or_summed(turns: float, several:
         assert result.plan.term is None
 
 
+@pytest.mark.parametrize("turns", (300, 700, 1000, 1500))
+def test_fast_damped_waves_of_any_phase(turns: int) -> None:
+    """Places see any other wave of these: of all 100 here 66 converged before that was looked for."""
+    generator = torch.Generator().manual_seed(turns)
+    p, ratio, q = (torch.rand(25, generator=generator, dtype=torch.float64) for _ in range(3))
+    p, q = p + 0.05, 6.28 * q
+    w = turns * p * (0.8 + 0.4 * ratio)
+    result = qg.quad(
+        lambda x, p, w, q: torch.exp(-p * x) * torch.cos(w * x + q), t64(0.0), inf, (p, w, q), rtol=1e-8,
+        on_failure="ignore",
+    )  # fmt: skip
+    true = (p * q.cos() - w * q.sin()) / (p**2 + w**2)
+    done = result.converged
+    assert bool(((result.value - true).abs() <= result.error)[done].all()) and int(done.sum()) >= 21
+
+
 @pytest.mark.parametrize("w", (0.5, 1.0, 3.0))
 def test_a_complex_wave_that_falls_slowly_converges(w: float) -> None:
     result = qg.quad(lambda x: torch.exp(1j * w * x) / (x + 1).sqrt(), t64(0.0), inf, rtol=1e-8)

@@ -16,8 +16,8 @@ from torch import Tensor
 from quadgrad._core.estimates.epsilon import extrapolate
 
 __all__ = [
-    "DROPPED", "EPSILON", "LEVIN", "add_series", "encode", "levin", "limit_of", "limits_of", "series_of",
-    "without_last",
+    "DROPPED", "EPSILON", "LEVIN", "add_series", "encode", "levin", "levin_orders", "limit_of", "limits_of",
+    "series_of", "without_last",
 ]  # fmt: skip
 
 LEVIN, EPSILON = 0, 1
@@ -55,6 +55,25 @@ def levin(terms: Tensor, first: float) -> Tensor:
     place = (k + first).reshape(weights.shape)
     shares = weights / (place * terms)
     return (shares * terms.cumsum(0)).sum(0) / shares.sum(0)
+
+
+def levin_orders(terms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Levin's u transforms ``(n, k)`` of the first 1, 2, ... of terms ``(n, k)``, and how much each counts.
+
+    The latter are the moduli of derivatives by the terms, ``(n, n, k)``; ``first`` is ``(k,)``, see :func:`levin`.
+    """
+    j = torch.arange(len(terms), dtype=torch.float64, device=terms.device)[:, None]
+    order = j[..., None]
+    binomial = torch.lgamma(order + 1) - torch.lgamma(j + 1) - torch.lgamma((order - j).clamp_min(0.0) + 1)
+    place = j + first
+    signed = torch.where(j <= order, binomial.exp() * (-1.0) ** j, 0.0)
+    shares = signed * (place / (order + first)) ** (order - 1.0).clamp_min(0.0) / (place * terms)
+    # One after the other: a sum would add them in another order where there are more series.
+    later, sums = shares.flip(1).cumsum(1).flip(1), terms.cumsum(0)
+    whole = later[:, 0]
+    limits = (shares * sums).cumsum(1)[:, -1] / whole
+    gains = (later - shares / terms * (sums - limits[:, None])) / whole[:, None]
+    return limits, gains.abs()
 
 
 def limit_of(terms: Tensor, method: int, column: int) -> Tensor:

@@ -20,7 +20,7 @@ from quadgrad._core.mesh.poles import ellipse
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.rules.rule import LOOKS
-from quadgrad._core.search.decide import WAIT
+from quadgrad._core.search.decide import WAIT, Totals, allowed_error
 from quadgrad._core.search.kernel.library import (
     CELL,
     END,
@@ -52,6 +52,7 @@ from quadgrad._core.search.looks.witnesses import Witnesses
 from quadgrad._core.search.looks.witnesses_native import numbers_of
 from quadgrad._core.search.piles.stretches import Piled
 from quadgrad._core.search.piles.watch import watched
+from quadgrad._core.search.projection import AtHand
 from quadgrad._core.search.stalled import search_cells
 from quadgrad._core.search.task import Found, hear, hear_anew, inner_error, noise
 
@@ -63,8 +64,9 @@ MOST = 2**62
 HELD = 64
 """Added to the kind of a cell whose column is held, see ``kernel.h``."""
 
-START, STOP, ERROR, AT_START, ROW, FLAGS = 0, 1, 3, 5, 8, 9
-"""Columns of a cell: place, error, f where it is known (three), the row as an integer, bytes (first the kind)."""
+START, STOP, VALUE, ERROR, AT_START, ROW, FLAGS, SPLITTABLE = 0, 1, 2, 3, 5, 8, 9, 2
+"""Columns of a cell: place, value, error, f where it is known (three), the row as an integer, bytes: first the
+kind, and of that number whether splitting helps."""
 
 SPIKE = 3
 """Numbers that tell of a spike: the row, the place, how far nodes are apart there."""
@@ -448,6 +450,28 @@ class NativeBodies:
         """Have running integrals pay for further nodes."""
         books, at = self._find(owner)
         books[:, NFEV].index_add_(0, at, nodes)
+
+    def at_hand(self, least: int, most: int) -> AtHand | None:
+        """Return the integrals that run, and have cost from ``least`` to below ``most``; None if there is none."""
+        books = self.books.view(-1)[: self.round.running * INTEGRAL].view(-1, INTEGRAL)
+        who, spent = (books.view(torch.int64)[:, column] for column in (WHO, NFEV))
+        late = (spent >= least) & (spent < most)
+        if not bool(late.any()):
+            return None
+        cells = torch.cat([c.room[c.at :][: c.n * c.width].view(c.n, c.width) for c in (self.linear, self.ends)])
+        row = cells.view(torch.int64)[:, ROW]
+        owner = torch.searchsorted(who.contiguous(), row // self.task.pieces.count)
+        values = self.held.view(-1, self.width)[who] if self.width else books[:, :1]
+        sums = torch.cat((values, books[:, 1:3]), 1)
+        new = torch.cat(
+            (cells[:, CELL:] if self.width else cells[:, VALUE : VALUE + 1], cells[:, ERROR : ERROR + 2]), 1
+        )
+        totals = Totals.of(sums.index_add(0, owner, new).T, self.parts == 2)
+        splittable = cells.view(torch.int8)[:, 8 * FLAGS + SPLITTABLE] > 0
+        index = (splittable & late[owner]).nonzero().squeeze(1)
+        columns = (late.cumsum(0) - 1)[owner], row, cells[:, START], cells[:, STOP], cells[:, ERROR]
+        allowed = allowed_error(self.task.tolerance, totals)
+        return AtHand(who[late], spent[late], allowed[late], *(t[index] for t in columns))
 
     def _find(self, owner: Tensor) -> tuple[Tensor, Tensor]:
         """Return the books of the running integrals, and where some of these stand."""

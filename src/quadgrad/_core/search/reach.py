@@ -86,7 +86,8 @@ class _Reach:
             pieces += torch.bincount(places.owner, minlength=len(pieces))
         room = most - most * parts // PARTS > pieces * (self.problem.rule.nodes.size + LOOKS)
         stopped = (found.status != int(Status.CONVERGED)) & room
-        new = [tail for tail in new if bool(stopped[tail.owner])]
+        taken = {(tail.owner, tail.piece, tail.upper) for tail in self.tails}  # which no second one is to stand for
+        new = [t for t in new if bool(stopped[t.owner]) and (t.owner, t.piece, t.upper) not in taken]
         ends = _mask(stopped, [tail.owner for tail in new])
         inside = torch.zeros_like(ends)
         if places is not None:
@@ -198,10 +199,14 @@ class _Reach:
             found.plan = plan
             return found
         value, error = self._sums()
-        for tail in self.tails:
-            row = torch.full_like(tail.code, tail.owner * count + tail.piece)
-            cells = plan.with_cells(row, tail.start, tail.stop, torch.full_like(row, tail.kind, dtype=torch.int8))
-            plan = plan.join(replace(cells, term=tail.code, error=tail.errors))
+        each = [(t.owner * count + t.piece, t.kind) for t in self.tails]
+        sizes = torch.tensor([len(t.code) for t in self.tails], device=plan.row.device)
+        row, kind = torch.tensor(each, device=plan.row.device).repeat_interleave(sizes, 0).unbind(1)
+        start, stop, code, errors = (
+            torch.cat([getattr(t, name) for t in self.tails]) for name in ("start", "stop", "code", "errors")
+        )
+        cells = plan.with_cells(row, start, stop, kind.to(torch.int8))
+        plan = plan.join(replace(cells, term=code, error=errors))
         status = found.status.masked_fill(self._are_short(value, error), int(Status.ROUNDOFF))
         return Found(plan, value, error, status, found.nfev)
 

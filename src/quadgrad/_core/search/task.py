@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import FLOOR
+from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.nesting import current_record
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align, concatenate
 
 __all__ = [
-    "Found", "Places", "Tail", "call_places", "hear", "hear_anew", "inner_error", "join_places", "noise",
-    "replace_some",
+    "Found", "Places", "Tail", "call_places", "estimate_cells", "hear", "hear_anew", "inner_error",
+    "join_places", "noise", "replace_some",
 ]  # fmt: skip
 
 
@@ -103,6 +103,27 @@ def call_places(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:
         y = torch.cat([problem.integrand(x[:, block], owner[block]).detach() for block in blocks], 1)
     y = y.resolve_conj().resolve_neg().reshape(*x.shape, -1)
     return torch.view_as_real(y.to(torch.complex128)).flatten(2) if y.is_complex() else y.double()
+
+
+def estimate_cells(
+    problem: Problem, row: Tensor, start: Tensor, stop: Tensor, kind: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integrate over single cells: values ``(n, components)``, errors ``(n,)``, and what rounding makes of these.
+
+    Errors are the largest of any component, infinite where f is not finite.
+    """
+    rule, eps = problem.rule.tensors(torch.float64, row.device), noise(problem)
+    layout = lay_out(problem.pieces, row, start, stop, kind)
+    x, factor = layout.nodes(rule.nodes)
+    values = call_places(problem, row // problem.pieces.count, x) * factor[..., None]
+    sums = weigh(rule, values, values.abs())
+    # Rounding of x shakes f, and that of a phase computed from it, as much again.
+    shaken = (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
+    shaken = sums.variation * shaken[:, None]
+    error, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
+    rounding = torch.maximum(shaken, FLOOR * eps * sums.size)
+    error, rounding = (t.amax(1) for t in (error + shaken, rounding))
+    return sums.value, error.masked_fill(~values.isfinite().all(2).all(0), torch.inf), rounding
 
 
 def hear(y: Tensor) -> Tensor | None:

@@ -20,7 +20,9 @@ from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
-from quadgrad._core.search.piles.stretches import AtHand, Piled, look_for_piles
+from quadgrad._core.search.piles.stretches import AtHand as Evaluated
+from quadgrad._core.search.piles.stretches import Piled, look_for_piles
+from quadgrad._core.search.projection import AtHand
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
 __all__ = ["TensorBodies", "TurnsComplexError", "add_inner_error", "call_beside", "unpack"]
@@ -163,7 +165,7 @@ class TensorBodies(Generic[R]):
         totals = Totals.of(sums, self.dtype.is_complex)
         unfinished = ~(totals.error <= far * allowed_error(tolerance, totals))
         whose = torch.zeros_like(self.books.whole[0], dtype=torch.bool).index_copy(0, running.whole[0], unfinished)
-        at_hand = AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
+        at_hand = Evaluated(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
         return look_for_piles(at_hand, self.task.pieces.count, whose)
 
     def settled_values(self, owner: Tensor) -> Tensor:
@@ -177,6 +179,18 @@ class TensorBodies(Generic[R]):
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
         """Have running integrals pay for further nodes."""
         self.running.whole[2].index_add_(0, torch.searchsorted(self.running.whole[0], owner), nodes)
+
+    def at_hand(self, least: int, most: int) -> AtHand | None:
+        """Return the integrals that run, and have cost from ``least`` to below ``most``; None if there is none."""
+        cells, running, tolerance = self.cells, self.running, self.task.tolerance
+        owner, (who, _, spent, _) = cells.whole[0], running.whole.unbind()
+        late = (spent >= least) & (spent < most)
+        if not bool(late.any()):
+            return None
+        totals = Totals.of(running.sums + sum_by_owner(cells.sums, owner, len(running)), self.dtype.is_complex)
+        index = ((cells.whole[1] > 0) & late[owner]).nonzero().squeeze(1)
+        columns = (late.cumsum(0) - 1)[owner], cells.whole[2], *cells.real[:2], cells.sums[-2]
+        return AtHand(who[late], spent[late], allowed_error(tolerance, totals)[late], *(t[index] for t in columns))
 
     def _stuck(self, totals: Totals) -> Tensor:
         """Say how integrals end of which all cells are at hand, and none can be split."""

@@ -152,7 +152,7 @@ def antiderivative(
             if not note_unmarked_jumps(problem, refined.values.plan, least):
                 warn_if_severed(lost, called=f"({_somewhere(problem)})")
         failed = bool(status.any())
-        detail = offending_point(problem, found.plan, status) if failed else ""
+        detail = offending_point(problem, found, status) if failed else ""
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     signs = torch.stack((refined.rising, refined.falling), dim=1)
     sizes = (refined.error, refined.size)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.precision import half_inside
 from quadgrad._core.problem import Problem
+from quadgrad._core.search.projection import nodes_left
+from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
 __all__ = ["offending_point", "plain_numbers"]
@@ -20,20 +23,39 @@ MOST, NARROW, CORE = 0.5, 2.0**-10, 0.01
 the share of the largest error that a cell of it has at least."""
 
 
+HALF = 0.5
+"""What has spent less of its budget was given up early."""
+
 LARGER = 1e3
 """So many times larger is the part of a complex integrand that an integral is said to fail for."""
 
 
-def offending_point(problem: Problem, plan: IntervalPlan, status: Tensor, first: int = 0) -> str:
+def offending_point(problem: Problem, found: Found, status: Tensor, first: int = 0) -> str:
     """Return what more is known of the first integral that failed: an x, and a remedy; empty if nothing is.
 
     Integrals are counted from ``first``.
     """
+    plan = found.plan
     text = _not_finite(problem, plan, status, first)
     if not text:
         failed = (status.reshape(-1) != int(Status.CONVERGED)).nonzero()[:1, 0].tolist()
         text = "".join(_hard_place(problem, plan, index, first) for index in failed)
+    text += _need(problem, found, status, first)
     return text + _one_part(problem, plan, status, first) + _too_coarse(problem, plan, status)
+
+
+def _need(problem: Problem, found: Found, status: Tensor, first: int) -> str:
+    """Say how many nodes the first integral would need that has run out of its budget, or would have."""
+    late = (status.reshape(-1) == int(Status.MAX_NFEV)).nonzero()[:1, 0].tolist()
+    if not late:
+        return ""
+    (index,) = late
+    with problem.outside() as plain, InnerRecord():
+        need, spent, most = nodes_left(plain, found, index), int(found.nfev[index]), plain.max_nfev
+    if need < most:
+        return ""
+    early = f", and search ended after {spent:,}" if spent <= HALF * most else ""
+    return f" It seems to need {need:.0e} nodes or more, of {most:,} in max_nfev{early} (integral {first + index})."
 
 
 def plain_numbers(problem: Problem) -> bool:

@@ -18,7 +18,7 @@ from quadgrad._core.estimates.series import DROPPED, limits_of
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.ends.tails import find_tail, wave_goes_on
+from quadgrad._core.search.ends.tails import find_tails, wave_goes_on
 from quadgrad._core.search.ends.towards import GOOD, Line, find_gains
 from quadgrad._core.search.task import Tail, noise
 
@@ -34,10 +34,8 @@ def is_single(integrand: Integrand) -> bool:
 
 
 def find_tail_of_all(line: Line, distance: float, size: float, oscillates: bool) -> Tail | None:
-    """Return a tail as :func:`.find_tail` does, of integrals of any number of components."""
+    """Return a tail as :func:`.find_tails` does, of an integral of several components."""
     problem, row, upper, integrand = line.problem, line.row, line.upper, line.problem.integrand
-    if is_single(integrand):
-        return find_tail(line, distance, size, oscillates)
     like = problem.pieces.lower.double()
     start, stop = like.new_tensor([[-distance, 0.0] if upper else [0.0, distance]]).unbind(1)
     tau = torch.linspace(0.05, 0.95, LOOKS, dtype=torch.float64, device=like.device)
@@ -48,7 +46,7 @@ def find_tail_of_all(line: Line, distance: float, size: float, oscillates: bool)
     if not height.numel() or not float(height.max()) > 0.0:
         return None
     leading = Line(replace(problem, integrand=_one(integrand, int(height.argmax()))), row, upper, again=line.again)
-    tail = find_tail(leading, distance, size, oscillates)
+    (tail,) = find_tails([leading], [distance], [size], [oscillates])
     line.spent += leading.spent
     if tail is not None:
         line.spent += len(tail.code) * problem.rule.nodes.size

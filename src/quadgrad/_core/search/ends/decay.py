@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from quadgrad._core.search.ends.tails import NEGLIGIBLE, SCAN, spread, stretch, turns
 from quadgrad._core.search.ends.towards import Line
+from quadgrad._core.search.ends.waves import NEGLIGIBLE, SCAN, stretch, turns
 from quadgrad._core.search.task import call_places
 
 __all__ = ["count_nodes_left"]
@@ -38,7 +38,9 @@ def count_nodes_left(lines: list[Line], distances: list[float]) -> list[float]:
     golden = torch.arange(2 * OCTAVES * EACH, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1.0
     farther = torch.exp2(0.5 * torch.arange(2 * OCTAVES, dtype=torch.float64, device="cpu"))
     far = (begin + length) * (farther[:, None] * (1.0 + 0.4 * golden.view(-1, EACH))).flatten()[:, None]
-    u = torch.cat((torch.stack([spread(*start) for start in starts], 1), far))
+    # Not evenly spread: of a fast wave places would see any other one, or any tenth.
+    uneven = (torch.arange(SCAN, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1.0).sort().values
+    u = torch.cat((begin + length * uneven[:, None], far))
     x = torch.stack([line.x(column) for line, column in zip(lines, u.unbind(1), strict=True)], 1)
     y = call_places(lines[0].problem, torch.cat([line.owner for line in lines]), x.to(lines[0].device)).cpu()
     for line in lines:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quadgrad._core.estimates.null_rules import FLOOR, PLACE, null_rule_error, weigh
 from quadgrad._core.estimates.series import encode
-from quadgrad._core.mesh.interval import LINEAR, lay_out
+from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.task import Tail, call_places, noise
+from quadgrad._core.search.task import Tail, estimate_cells
 
-__all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "make_tail"]
+__all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "integrate_each", "make_tail"]
 
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
@@ -41,6 +40,7 @@ class Line:
         self.infinite = math.isinf(self.end)
         self.double = self.infinite and math.isinf(self.other)
         self.span = high - lower
+        self.start = (0.0 if self.double else self.other) if self.infinite else self.end  # what u is measured from
         self.owner = torch.tensor([row // problem.pieces.count], device=self.device)
         # No farther from the end than that, lest nothing is left for the rest.
         self.least = 0.5 if self.infinite else 1.0 / (0.75 * self.span)
@@ -50,9 +50,7 @@ class Line:
         self.hides = None if self.infinite or self.end == 0.0 else False
 
     def x(self, u: Tensor) -> Tensor:
-        if not self.infinite:
-            return self.end - self.sign / u
-        return (0.0 if self.double else self.other) + self.sign * u
+        return self.start + self.sign * (u if self.infinite else -1.0 / u)
 
     def __call__(self, u: Tensor) -> Tensor:
         self.spent += len(u)
@@ -80,14 +78,14 @@ class Line:
 
 
 def _cells(lines: list[Line], outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, start and stop of cells between fractions measured from the ends, where the problem is."""
+    """Return row, start and stop of cells between fractions ``(n, k)`` from the ends, where the problem is."""
     device = lines[0].device
     row, upper = (
         torch.tensor([(line.row, line.upper) for line in lines], device=device)
         .repeat_interleave(len(outer), 0)
         .unbind(1)
     )
-    outer, inner = outer.to(device).repeat(len(lines)), inner.to(device).repeat(len(lines))
+    outer, inner = (t.T.flatten().to(device) for t in (outer, inner))
     return row, torch.where(upper > 0, -outer, inner), torch.where(upper > 0, -inner, outer)
 
 
@@ -96,23 +94,22 @@ def integrate_cells(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) 
 
     Of several lines, the cells of one after those of the other.
     """
-    problem = lines[0].problem
+    outer, inner = (t[:, None].expand(-1, len(lines)) for t in (outer, inner))
+    terms, errors = integrate_each(lines, outer, inner, kind)
+    return terms.T.flatten(), errors.T.flatten()
+
+
+def integrate_each(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Integrate between fractions ``(n, k)``, each line between its own ones; see :func:`integrate_cells`."""
+    problem, n = lines[0].problem, len(outer)
     row, start, stop = _cells(lines, outer, inner)
-    rule = problem.rule.tensors(torch.float64, row.device)
     kinds = None if kind == LINEAR else torch.full_like(row, kind, dtype=torch.int8)
-    layout = lay_out(problem.pieces, row, start, stop, kinds)
-    x, factor = layout.nodes(rule.nodes)
-    y = call_places(problem, row // problem.pieces.count, x)[..., 0]
+    value, error, rounding = estimate_cells(problem, row, start, stop, kinds)
     for line in lines:
-        line.spent += len(x) * len(outer)
-    eps, values = noise(problem), y * factor
-    sums = weigh(rule, values, values.abs())
-    # Rounding of x shakes f, and that of a phase computed from it, as much again.
-    shaken = sums.variation * (layout.reach / layout.scale * (PLACE * problem.pieces.rounding.eps)).clamp_max(1.0)
-    errors, *_ = null_rule_error(rule, sums.nulls, sums.size.add(shaken, alpha=4.0 / eps), eps)
-    errors = torch.maximum(errors + shaken, FLOOR * eps * sums.size).masked_fill(~y.isfinite().all(0), torch.inf)
-    terms, errors = torch.stack((sums.value, errors)).cpu()  # read at once
-    return terms, errors
+        line.spent += problem.rule.nodes.size * n
+    # Read at once.
+    terms, errors = torch.stack((value[:, 0], torch.maximum(error, rounding))).cpu().view(2, -1, n)
+    return terms.T, errors.T
 
 
 Best = tuple[float, float, int, int]
@@ -142,7 +139,7 @@ def make_tail(
     part = GOOD * problem.tolerance.rtol if part is None else part
     if not error <= max(GOOD * problem.tolerance.atol, part * max(size, abs(value))):
         return None
-    _, start, stop = _cells([line], fractions[:used], fractions[1 : used + 1])
+    _, start, stop = _cells([line], fractions[:used, None], fractions[1 : used + 1, None])
     code = encode(torch.arange(used, device=line.device), method, column, line.upper)
     return Tail(
         owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -19,11 +20,12 @@ from quadgrad._core.mesh.interval import lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all, is_single
 from quadgrad._core.search.ends.decay import count_nodes_left
-from quadgrad._core.search.ends.tails import are_quiet
+from quadgrad._core.search.ends.tails import are_quiet, find_tails
 from quadgrad._core.search.ends.towards import Line
 from quadgrad._core.search.piles.corners import SEVERAL, corners_first
 from quadgrad._core.search.piles.stretches import LASTS, UNFINISHED, Ends, Piled
 from quadgrad._core.search.piles.zoom import Zoom
+from quadgrad._core.search.projection import AtHand, project
 from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 
 __all__ = ["ZOOMED", "Piles", "watched"]
@@ -43,6 +45,9 @@ LATE, LATER = 5, 8
 ENDS_TRIED = 2
 """How often each."""
 
+ROUGH = 0.25
+"""A piece is rough from one end on if much of the error is in cells up to this part of it."""
+
 ZOOMED, DEAR = 220, 1_600
 """Most nodes that a place costs, and that a series does."""
 
@@ -57,6 +62,10 @@ IN_VAIN, PART = 27, 0.33
 
 SAVES, SAVES_STRONG = 600, 2_000
 """Nodes that bisection towards a kink, and a jump, would still take: an integral that has cost more goes on."""
+
+TENTH, LEAST, AT_ENDS = 0.1, 1_500, 0.1
+"""What part of the budget, and how many nodes, an integral has cost before it is given up as hopeless; once half of
+the budget is spent the rest is, too. It goes on while ends with more than that part of the error are not tried."""
 
 AT_END = 1e-9
 """A place closer to the end of its piece, relative to the piece, is none."""
@@ -78,6 +87,10 @@ class Stoppable(Protocol):
 
     def cost(self, owner: Tensor) -> Tensor:
         """Return the nodes that some running integrals have cost."""
+        ...
+
+    def at_hand(self, least: int, most: int) -> AtHand | None:
+        """Return the integrals that run, and have cost from ``least`` to below ``most``; None if there is none."""
         ...
 
     def charge(self, owner: Tensor, nodes: Tensor) -> None:
@@ -121,6 +134,8 @@ class Piles:
     tails: list[Tail] = field(default_factory=list[Tail])
     ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
     left_until: dict[tuple[int, bool], float] = field(default_factory=dict[tuple[int, bool], float])
+    pending: set[int] = field(default_factory=set[int])
+    projected: Tensor | None = None
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
@@ -133,14 +148,19 @@ class Piles:
                 look.quiet = quiet
         left = _left_to_bisection([look for look in waves if not look.quiet])
         self.left_until.update(left)
+        self.pending.update(row // self.problem.pieces.count for row, _ in left)
+        tried = [look for look in looks if look.end not in left]
+        for look in tried:
+            self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
+        tried = [look for look in tried if not look.quiet]
+        columns = zip(*[(look.line, look.distance, abs(look.value), look.wave) for look in tried], strict=True)
+        tails = find_tails(*map(list, columns)) if one and tried else [
+            find_tail_of_all(look.line, look.distance, abs(look.value), look.wave) for look in tried
+        ]  # fmt: skip
         costs = [0] * len(owner)
         for look in looks:
-            tail = None
-            if look.end not in left:
-                self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
-                if not look.quiet:
-                    tail = find_tail_of_all(look.line, look.distance, abs(look.value), look.wave)
-            costs[look.number] = look.line.spent
+            costs[look.number] += look.line.spent
+        for look, tail in zip(tried, tails, strict=True):
             if tail is not None:
                 self.tails.append(tail)
                 costs[look.number] += STOPPED
@@ -155,13 +175,24 @@ class Piles:
             *(end.expand(owner.shape) for end in problem.pieces.ends(ends.row)),
         )  # fmt: skip
         # The host reads all at once.
-        for i, told in enumerate(torch.stack([t.double() for t in columns], 1).tolist()):
-            row, upper, distance, singular, value, spent, *limits = told
+        told = torch.stack([t.double() for t in columns], 1).tolist()
+        at_hand = {(int(row), bool(upper)) for row, upper, *_ in told}
+        # Waves that decay leave little error at their end; if f is rough from the other one on, they may go there.
+        beyond = (
+            (i, [row, 1.0 - upper, 0.5, *rest])
+            for i, (row, upper, distance, *rest) in enumerate(told)
+            if distance >= ROUGH and (int(row), not upper) not in at_hand and math.isinf(rest[3 + (not upper)])
+            if problem.reaches_inside  # else it is before a series that is searched, and may stand for that end
+        )
+        for i, (row, upper, distance, singular, value, spent, *limits) in chain(enumerate(told), beyond):
             end = int(row), bool(upper)
             times, wave = self.ends_tried.get(end, 0), math.isinf(limits[end[1]]) or not singular
             due = times < ENDS_TRIED and not (times and self.rounds % 2)
             due = due and max(least, self.left_until.get(end, 0.0)) <= spent <= problem.max_nfev - DEAR
-            if due and (wave or self.rounds >= LATER):
+            due = due and (wave or self.rounds >= LATER)
+            if times + due < ENDS_TRIED:
+                self.pending.add(end[0] // problem.pieces.count)
+            if due:
                 line = Line(problem, *end, tuple(limits), again=times > 0)
                 looks.append(_Look(i, line, distance, wave, value, spent))
         return looks
@@ -169,8 +200,30 @@ class Piles:
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
         self.rounds += 1
+        self.pending.clear()
         self._look(search)
+        self._give_up(search)
         hear_anew()  # integrals inside f that were called here are none of a cell's
+
+    def _give_up(self, search: Stoppable) -> None:
+        """Stop integrals that need many times the nodes they may cost; each is looked at once."""
+        most = self.problem.max_nfev
+        cells = None if self.rounds < LATE else search.at_hand(max(round(TENTH * most), LEAST), most // 2)
+        if cells is None:
+            return
+        if self.projected is None:
+            self.projected = torch.zeros(self.problem.batch, dtype=torch.bool, device=cells.who.device)
+        fresh = ~self.projected[cells.who]
+        if self.pending:  # a series may stand for what is at an end yet
+            waits = torch.isin(cells.who, torch.tensor(sorted(self.pending), device=cells.who.device))
+            fresh &= ~(waits & (cells.share_at_ends() > AT_ENDS))
+        if not bool(fresh.any()):
+            return
+        cells = cells.take(fresh)
+        self.projected[cells.who] = True
+        _, hopeless, spent = project(self.problem, cells)
+        # The others do not pay for it: what converges with nearly all of its budget is to do so all the same.
+        search.charge(cells.who, (spent + STOPPED) * hopeless)
 
     def _look(self, search: Stoppable) -> None:
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
@@ -270,7 +323,7 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found], zoom: Zoo
     found = search(piles)
     if piles.tails:
         found.tails = piles.tails
-    if piles.owner or piles.tails:
+    if piles.owner or piles.tails or piles.projected is not None:
         found.nfev = found.nfev % STOPPED
     if piles.owner:
         found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.doubt))
