@@ -52,6 +52,7 @@ class TensorBodies(Generic[R]):
         self.dtype = task.integrand.output_dtype or task.integrand.sum_dtype
         self.waiting, self.reopened = 0, False
         self.new: Sequence[NewCells] = ()
+        self.added: tuple[Tensor, Totals] | None = None
 
     def open(self, first: Any) -> None:
         """Take the cells to start with."""
@@ -119,8 +120,7 @@ class TensorBodies(Generic[R]):
         task, mesh, cells, running = self.task, self.mesh, self.cells, self.running
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n = len(running)
-        sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals = Totals.of(sums, self.dtype.is_complex)
+        (sums, totals), self.added = self.add_up(), None
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
@@ -156,15 +156,21 @@ class TensorBodies(Generic[R]):
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
 
+    def add_up(self) -> tuple[Tensor, Totals]:
+        """Return what running integrals add up to with the cells at hand, as sums and as totals."""
+        if self.added is None:
+            cells, running = self.cells, self.running
+            sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
+            self.added = sums, Totals.of(sums, self.dtype.is_complex)
+        return self.added
+
     def look_for_piles(self, far: float) -> Piled:
         """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
-        cells, running, tolerance = self.cells, self.running, self.task.tolerance
-        sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
-        totals = Totals.of(sums, self.dtype.is_complex)
-        unfinished = ~(totals.error <= far * allowed_error(tolerance, totals))
-        whose = torch.zeros_like(self.books.whole[0], dtype=torch.bool).index_copy(0, running.whole[0], unfinished)
-        at_hand = AtHand(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
-        return look_for_piles(at_hand, self.task.pieces.count, whose)
+        owner, _, row, kind, *_ = self.cells.whole.unbind()
+        _, totals = self.add_up()
+        finished = totals.error <= far * allowed_error(self.task.tolerance, totals)
+        at_hand = AtHand(owner, row, self.cells.real[:2], self.cells.sums[-2], kind)
+        return look_for_piles(at_hand, self.task.batch * self.task.pieces.count, finished)
 
     def settled_values(self, owner: Tensor) -> Tensor:
         """Return what the settled cells of some running integrals add up to, of one real component."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import DEPTH, LINEAR
+from quadgrad._core.mesh.interval import DEPTH, LINEAR, from_lower
 from quadgrad._core.plans.interval import IntervalPlan
 
 __all__ = ["CELLS", "MOST", "RESOLVED", "SAME", "CellMap", "Pairs", "find_open", "from_lower", "rank"]
@@ -35,11 +35,6 @@ class Pairs:
     cell: Tensor
     place: Tensor
     apart: Tensor
-
-
-def from_lower(place: Tensor) -> Tensor:
-    """Return places of pieces measured from the lower end; negative ones are from the upper one."""
-    return torch.where(place < 0.0, 1.0 + place, place)
 
 
 class CellMap:

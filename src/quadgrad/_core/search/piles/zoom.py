@@ -48,15 +48,12 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
     order = owner.new_tensor([0, 3, 4, 5, 1, 6, 7, 8, 2])  # of three values that are known, and six between them
     spent, ended = torch.zeros_like(owner), low.new_zeros(6, len(owner))
     index = torch.stack((torch.arange(len(owner), device=owner.device), owner))
-    y = call_places(problem, owner, low + (high - low) * steps)
+    width = high - low
+    y = call_places(problem, owner, low + width * steps)
     size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
     scale, largest = size.masked_fill(size == 0.0, 1.0), size.amax(1)
-    whole, place, *bends = high - low, low, *[low] * SURE  # no bends yet
+    whole, place, *bends = width, low, *[low] * SURE  # no bends yet
     for step in count():
-        width = high - low
-        if step:
-            new = call_places(problem, index[1], low + width * between)
-            y = torch.cat((seen, new)).index_select(0, order)
         bend, at = bends_of(y, scale)
         middle = low + width * parts.index_select(0, at)
         # As close as numbers are: what is left is the bend between neighbours.
@@ -82,6 +79,8 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
         low, high, whole, place, *bends = reals.index_select(1, kept).unbind()
         seen = y.gather(0, (at + around)[..., None].expand(3, *y.shape[1:])).index_select(1, kept)
         index, scale = index.index_select(1, kept), scale.index_select(0, kept)
+        width = high - low
+        y = torch.cat((seen, call_places(problem, index[1], low + width * between))).index_select(0, order)
     place, known, close, bend, width, middle = ended.unbind()
     # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
     apart = 2.0 * torch.maximum(width / DIVISIONS, ulp * middle.abs()) * largest
