@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.books import Books, Running, sum_by_owner
+from quadgrad._core.search.books import Books, Running, add_by_owner, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
 from quadgrad._core.search.piles.stretches import AtHand, Piled, look_for_piles
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
@@ -143,7 +143,7 @@ class TensorBodies(Generic[R]):
         settled = self.set_aside(cells, moves.splits, counts[0], runs)
         owner = settled.whole[0]
         if n_run:
-            sums = running.sums + sum_by_owner(settled.sums, owner, n)
+            sums = add_by_owner(running.sums, settled.sums, owner)
             going = Running(torch.stack((who, children, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
@@ -160,7 +160,7 @@ class TensorBodies(Generic[R]):
         """Return what running integrals add up to with the cells at hand, as sums and as totals."""
         if self.added is None:
             cells, running = self.cells, self.running
-            sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
+            sums = add_by_owner(running.sums, cells.sums, cells.whole[0])
             self.added = sums, Totals.of(sums, self.dtype.is_complex)
         return self.added
 
