@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.interval import from_lower, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all, is_single
@@ -198,12 +199,13 @@ class Piles:
             self.tried = torch.zeros(self.problem.batch, dtype=torch.int64, device=row.device)
         fresh = looks & ~known & (self.tried[owner] < TRIALS) & (cost + ZOOMED * size <= self.problem.max_nfev)
         fresh &= IN_VAIN * _count(fresh, before, size) <= PART * cost
-        index = fresh.nonzero()[:, 0]
-        if not len(index):
+        n, n_several = torch.stack((fresh, fresh & several)).sum(1).tolist()
+        if not n:
             return
+        index = locate(fresh, n)
         low, high = _ends_of(self.problem, row[index], piled.start[:, index], piled.stop[:, index])
         place, found, doubt, spent, (beside, more) = corners_first(
-            self.zoom, self.problem, row[index], low, high, several[index]
+            self.zoom, self.problem, row[index], low, high, locate(several[index], n_several)
         )
         mine = owner[index]
         search.charge(mine, spent)

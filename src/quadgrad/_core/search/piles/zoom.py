@@ -70,15 +70,19 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
         hidden, left = torch.stack((nothing, ~ends)).sum(1).tolist()
         now = torch.where(nothing, _corner(low, width, y, at, middle), middle) if hidden else middle
         place = torch.where(even, place, now)
-        ended.index_copy_(1, index[0], torch.stack((place, known, close, bend, width, middle)))
-        spent.index_fill_(0, index[0], DIVISIONS + 1 + step * (DIVISIONS - 2))
+        if left < len(at):
+            ended.index_copy_(1, index[0], torch.stack((place, known, close, bend, width, middle)))
+            spent.index_fill_(0, index[0], DIVISIONS + 1 + step * (DIVISIONS - 2))
         if not left:
             break
-        kept, beside = locate(~ends, left), width / DIVISIONS
+        beside = width / DIVISIONS
         reals = torch.stack((middle - beside, middle + beside, whole, place, *bends[1:], bend))
-        low, high, whole, place, *bends = reals.index_select(1, kept).unbind()
-        seen = y.gather(0, (at + around)[..., None].expand(3, *y.shape[1:])).index_select(1, kept)
-        index, scale = index.index_select(1, kept), scale.index_select(0, kept)
+        seen = y.gather(0, (at + around)[..., None].expand(3, *y.shape[1:]))
+        if left < len(at):
+            kept = locate(~ends, left)
+            reals, seen, index = (t.index_select(1, kept) for t in (reals, seen, index))
+            scale = scale.index_select(0, kept)
+        low, high, whole, place, *bends = reals.unbind()
         width = high - low
         y = torch.cat((seen, call_places(problem, index[1], low + width * between))).index_select(0, order)
     place, known, close, bend, width, middle = ended.unbind()
