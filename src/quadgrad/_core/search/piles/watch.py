@@ -239,7 +239,8 @@ class Piles:
     def _stays(self, piled: Piled) -> Tensor:
         """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved."""
         before, ends = self.before, torch.stack((piled.start[0], piled.stop[1]))
-        low, high = self.before = (from_lower(ends) + piled.row).unbind()  # ascending
+        low, high = (from_lower(ends) + piled.row).unbind()
+        self.before = low, high  # ascending
         if before is None or not len(before[0]):
             return torch.zeros_like(low, dtype=torch.bool)
         at = torch.searchsorted(before[0], high) - 1
