@@ -14,7 +14,7 @@ from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.tensors import TensorBodies
 
 EVENLY, LOGARITHMIC, LOOKS = 346, 747, 1_922
-"""Most operations of a round, views among them, without and with cells that have logarithmic nodes, and of looks."""
+"""Most operations of a round, views among them, without and with cells that have logarithmic nodes; of looks."""
 
 WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "repeat_interleave")
 """Operations that wait for the device."""
