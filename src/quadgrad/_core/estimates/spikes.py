@@ -218,14 +218,15 @@ class Spikes:
             first, last = node <= 1, node >= len(rule.nodes)
             # Beside an end of the piece f may be singular.
             ends = (lower & first) | (upper & last) if cells.rate is None else (lower | upper) & last
-            node, cell = node[~ends], cell[~ends]
+            kept = (~ends).nonzero().squeeze(1)
+            node, cell, start, stop = (t.index_select(0, kept) for t in (node, cell, start, stop))
             nodes = torch.cat((rule.nodes.new_zeros(1), rule.nodes, rule.nodes.new_ones(1)))
             # An edge was seen by the cell on its other side too: nodes beside it are the closest of all.
             beside = torch.where((node == 0) | (node == len(nodes) - 1), BESIDE_EDGE, 1)
             around = torch.stack((node - beside, node, node + beside)).clamp(0, len(nodes) - 1)
             tau = nodes[around]
             if cells.outer is None or cells.rate is None:
-                places = torch.addcmul(start[~ends], (stop - start)[~ends], tau)
+                places = torch.addcmul(start, stop - start, tau)
             else:
                 places = cells.outer[cell] * torch.exp(cells.rate[cell] * tau)
             parts.append(_lines(cells.row[cell], places))

@@ -236,7 +236,7 @@ class Intervals:
         # At the lower end of the piece, at the upper one, which is 0 or 1.
         touching, linear = cells.real[:2].frac() == 0.0, cells.whole[3] == LINEAR
         exponent = torch.frexp(stop - start).exponent.bitwise_and_(EXPONENTS - 1)
-        outwards = lean * (start + stop).sign_()
+        outwards = lean * (start + stop)  # which is of the side's sign
         turns = touching.any(0) & (outwards < self.turning.index_select(0, exponent))
         # TURN is 2 below PART, and so is REVERT below CLOSER: where logarithms are of no help they are given up.
         move = (linear + CLOSER).add_(torch.where(linear, turns, lean > 0.0), alpha=-2).mul_(marked)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DEPTH", "EXTRAPOLATED", "LINEAR", "LOGARITHMIC", "Layout", "Pieces", "lay_out", "place"]
+__all__ = ["DEPTH", "EXTRAPOLATED", "LINEAR", "LOGARITHMIC", "Layout", "Pieces", "from_lower", "lay_out", "place"]
 
 LINEAR, LOGARITHMIC, EXTRAPOLATED = 0, 1, 2
 """Kinds of cells, int8: nodes are spread evenly, or over the logarithm of the distance from an end of the piece.
@@ -110,6 +110,11 @@ def place(
         ``abs(dx / dtau)``: by what f is multiplied.
     """
     return lay_out(pieces, row, start, stop, kind).nodes(tau)
+
+
+def from_lower(place: Tensor) -> Tensor:
+    """Return places of pieces measured from the lower end; negative ones are from the upper one."""
+    return torch.where(place < 0.0, 1.0 + place, place)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells
 from quadgrad._core.search.decide import WAIT
 
-__all__ = ["Books", "Running", "sum_by_owner"]
+__all__ = ["Books", "Running", "add_by_owner", "sum_by_owner"]
 
 
 @dataclass(slots=True)
@@ -68,10 +68,14 @@ class Books:
 
 
 def sum_by_owner(columns: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Sum ``columns`` ``(k, n)`` over those of each owner, ``(k, count)``, in an order that is always the same."""
-    zeros = columns.new_zeros(columns.shape[0], count)
+    """Sum ``columns`` ``(k, n)`` over those of each owner, ``(k, count)``."""
+    return add_by_owner(columns.new_zeros(columns.shape[0], count), columns, owner)
+
+
+def add_by_owner(sums: Tensor, columns: Tensor, owner: Tensor) -> Tensor:
+    """Return ``sums`` ``(k, count)`` plus ``columns`` ``(k, n)`` of each owner, added in the same order always."""
     if not columns.is_cuda:
-        return zeros.scatter_add_(1, owner.expand(columns.shape), columns)
+        return sums.scatter_add(1, owner.expand(columns.shape), columns)
     # There the order of atomic additions is left to chance; an accumulating index_put sorts first.
     row = torch.arange(columns.shape[0], device=owner.device)[:, None]
-    return zeros.index_put_((row, owner), columns, accumulate=True)
+    return sums.index_put((row, owner), columns, accumulate=True)

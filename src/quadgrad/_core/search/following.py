@@ -129,6 +129,6 @@ def _see_again(problem: Problem, owner: Tensor, place: Tensor) -> tuple[Tensor, 
     x = place + step * torch.arange(-BESIDE, BESIDE + 1, device=place.device)[:, None]
     y = call_places(problem, owner, x)
     size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
-    bend, at = bends_of(y, size)
+    bend, at = bends_of(y, size.masked_fill(size == 0.0, 1.0))
     doubt = torch.where(bend <= BOUNDED, 2.0 * step * size.amax(1) * bend, 0.0)
     return x.gather(0, at[None])[0], bend >= STAYS, doubt.clamp_min(torch.finfo(doubt.dtype).tiny)

@@ -31,7 +31,7 @@ More than :data:`FAR` times counts as that, so that no single descent decides. O
 DOUBT = 0.25
 """After two descents that tell of less than this part of it, no more are made."""
 
-DEEPEST = 60
+DEEPEST = 30
 """No descent goes farther than that many halves: singular places are not reached at all."""
 
 
@@ -103,7 +103,9 @@ def project(problem: Problem, cells: AtHand) -> tuple[Tensor, Tensor, Tensor]:
     most, enough = FAR * rough.left, DESCENTS * MORE * rough.left
     told, spent, made = (torch.zeros_like(rough.limit) for _ in range(3))
     asks = rough.last > rough.first
+    dearest = 2.0 * DEEPEST * problem.rule.nodes.size
     for descent in range(DESCENTS):
+        asks &= spent + dearest <= rough.left
         who = asks.nonzero().squeeze(1)
         if not len(who):
             break

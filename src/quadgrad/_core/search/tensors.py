@@ -18,7 +18,7 @@ from quadgrad._core.integrand import Integrand
 from quadgrad._core.mesh.cells import locate
 from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.books import Books, Running, sum_by_owner
+from quadgrad._core.search.books import Books, Running, add_by_owner, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
 from quadgrad._core.search.piles.stretches import AtHand as Evaluated
 from quadgrad._core.search.piles.stretches import Piled, look_for_piles
@@ -54,6 +54,7 @@ class TensorBodies(Generic[R]):
         self.dtype = task.integrand.output_dtype or task.integrand.sum_dtype
         self.waiting, self.reopened = 0, False
         self.new: Sequence[NewCells] = ()
+        self.added: tuple[Tensor, Totals] | None = None
 
     def open(self, first: Any) -> None:
         """Take the cells to start with."""
@@ -121,8 +122,7 @@ class TensorBodies(Generic[R]):
         task, mesh, cells, running = self.task, self.mesh, self.cells, self.running
         owner, (who, count, nfev, bad) = cells.whole[0], running.whole.unbind()
         n = len(running)
-        sums = running.sums + sum_by_owner(cells.sums, owner, n)
-        totals = Totals.of(sums, self.dtype.is_complex)
+        (sums, totals), self.added = self.add_up(), None
         verdict = judge(task.tolerance, totals, count, bad, self.reopened)
         follow, rest = False, self._stuck(totals) if self.reopened else WAIT
         while True:
@@ -145,7 +145,7 @@ class TensorBodies(Generic[R]):
         settled = self.set_aside(cells, moves.splits, counts[0], runs)
         owner = settled.whole[0]
         if n_run:
-            sums = running.sums + sum_by_owner(settled.sums, owner, n)
+            sums = add_by_owner(running.sums, settled.sums, owner)
             going = Running(torch.stack((who, children, spent, verdict.bad)), sums)
             self.new = mesh.split(cells, moves, counts)
             if n_run < n:
@@ -158,15 +158,21 @@ class TensorBodies(Generic[R]):
         self.books.settle(settled, who.index_select(0, owner))
         return Count(n_run, self.waiting)
 
+    def add_up(self) -> tuple[Tensor, Totals]:
+        """Return what running integrals add up to with the cells at hand, as sums and as totals."""
+        if self.added is None:
+            cells, running = self.cells, self.running
+            sums = add_by_owner(running.sums, cells.sums, cells.whole[0])
+            self.added = sums, Totals.of(sums, self.dtype.is_complex)
+        return self.added
+
     def look_for_piles(self, far: float) -> Piled:
         """Look at the cells not judged yet of integrals whose error is ``far`` times what it may be, or more."""
-        cells, running, tolerance = self.cells, self.running, self.task.tolerance
-        sums = running.sums + sum_by_owner(cells.sums, cells.whole[0], len(running))
-        totals = Totals.of(sums, self.dtype.is_complex)
-        unfinished = ~(totals.error <= far * allowed_error(tolerance, totals))
-        whose = torch.zeros_like(self.books.whole[0], dtype=torch.bool).index_copy(0, running.whole[0], unfinished)
-        at_hand = Evaluated(cells.whole[2], cells.real[0], cells.real[1], cells.sums[-2], cells.whole[3])
-        return look_for_piles(at_hand, self.task.pieces.count, whose)
+        owner, _, row, kind, *_ = self.cells.whole.unbind()
+        _, totals = self.add_up()
+        finished = totals.error <= far * allowed_error(self.task.tolerance, totals)
+        at_hand = Evaluated(owner, row, self.cells.real[:2], self.cells.sums[-2], kind)
+        return look_for_piles(at_hand, self.task.batch * self.task.pieces.count, finished)
 
     def settled_values(self, owner: Tensor) -> Tensor:
         """Return what the settled cells of some running integrals add up to, of one real component."""
@@ -182,12 +188,12 @@ class TensorBodies(Generic[R]):
 
     def at_hand(self, least: int, most: int) -> AtHand | None:
         """Return the integrals that run, and have cost from ``least`` to below ``most``; None if there is none."""
-        cells, running, tolerance = self.cells, self.running, self.task.tolerance
-        owner, (who, _, spent, _) = cells.whole[0], running.whole.unbind()
+        cells, tolerance = self.cells, self.task.tolerance
+        owner, (who, _, spent, _) = cells.whole[0], self.running.whole.unbind()
         late = (spent >= least) & (spent < most)
         if not bool(late.any()):
             return None
-        totals = Totals.of(running.sums + sum_by_owner(cells.sums, owner, len(running)), self.dtype.is_complex)
+        _, totals = self.add_up()
         index = ((cells.whole[1] > 0) & late[owner]).nonzero().squeeze(1)
         columns = (late.cumsum(0) - 1)[owner], cells.whole[2], *cells.real[:2], cells.sums[-2]
         return AtHand(who[late], spent[late], allowed_error(tolerance, totals)[late], *(t[index] for t in columns))

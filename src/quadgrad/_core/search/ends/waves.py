@@ -97,12 +97,13 @@ def find_waves(
 ) -> tuple[list[Tail | None], list[bool]]:
     """Return the tails of waves towards ends, None where none fits, and of which lines half waves were found.
 
-    Where places are so far apart that they may see any other wave they are put closer together.
+    Where places are so far apart that they may see any other wave they are put closer together: towards infinity,
+    where waves are as fast as they like; at ends of finite pieces bisection has seen how fast they are.
     """
     tails: list[Tail | None] = [None] * len(lines)
     found = [False] * len(lines)
     for shorten in (False, True):
-        rest = [i for i in range(len(lines)) if not found[i]]
+        rest = [i for i, line in enumerate(lines) if not found[i] and (line.infinite or not shorten)]
         if rest:
             chosen = [lines[i] for i in rest], [distances[i] for i in rest], [sizes[i] for i in rest]
             some, turned = _find(*chosen, shorten)

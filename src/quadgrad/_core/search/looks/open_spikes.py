@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import DEPTH, LINEAR
+from quadgrad._core.mesh.interval import DEPTH, LINEAR, from_lower
 from quadgrad._core.plans.interval import IntervalPlan
 
 __all__ = ["CELLS", "MOST", "RESOLVED", "SAME", "CellMap", "Pairs", "find_open", "from_lower", "rank"]
@@ -35,11 +35,6 @@ class Pairs:
     cell: Tensor
     place: Tensor
     apart: Tensor
-
-
-def from_lower(place: Tensor) -> Tensor:
-    """Return places of pieces measured from the lower end; negative ones are from the upper one."""
-    return torch.where(place < 0.0, 1.0 + place, place)
 
 
 class CellMap:
@@ -104,7 +99,7 @@ def find_open(plan: IntervalPlan, spikes: Tensor, done: Tensor, carried: bool = 
     if not len(cells):
         return None
     sides = (0.0, 0.0) if carried else (-1.0, 1.0)
-    low, high = (_before(cells, begin, row, (at + side * apart).clamp(0.0, 1.0)) for side in sides)
+    low, high = _before(cells, begin, row, torch.stack([(at + side * apart).clamp(0.0, 1.0) for side in sides]))
     low = torch.maximum(low, torch.searchsorted(cells, row))
     around = low[:, None] + torch.arange(CELLS, device=low.device)
     inside, around = around <= high[:, None], order[around.clamp_max(len(cells) - 1)]
@@ -126,8 +121,8 @@ def _by_row(row: Tensor, place: Tensor) -> Tensor:
 
 
 def _before(cells: Tensor, begin: Tensor, row: Tensor, place: Tensor) -> Tensor:
-    """Return the last of a row's sorted cells that begins no later than a place, or the one before."""
-    low, high = torch.searchsorted(cells, row), torch.searchsorted(cells, row, right=True)
+    """Return the last of a row's sorted cells that begins no later than a place, or the one before, ``(2, k)``."""
+    low, high = (torch.searchsorted(cells, row, right=right).expand_as(place) for right in (False, True))
     # By bisection in each row: there are many more cells than places, and to sort them together takes longer.
     for _ in range(int((high - low).amax()).bit_length()):
         middle = (low + high) // 2

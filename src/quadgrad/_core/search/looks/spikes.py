@@ -102,11 +102,13 @@ def _follow(problem: Problem, found: Found, pairs: Pairs, search: Search) -> Fou
     found = replace(found, error=found.error.scatter_reduce(0, owner, rest, "amax"))
     # It may be higher still: closer around the highest place it is looked for again.
     index = (higher & ~matters & (most > 0.0)).nonzero().squeeze(1)
-    where = CellMap(plan, cell[index]).place(tau[at[index], index])
-    further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
+    further: Tensor | None = None
+    if len(index):
+        where = CellMap(plan, cell[index]).place(tau[at[index], index])
+        further = torch.stack((plan.row[cell[index]].double(), where, away[at[index], index]), 1)
     index = matters.nonzero().squeeze(1)
     if not len(index):
-        return replace(found, spikes=further if len(further) else None)
+        return replace(found, spikes=further)
     index = index[most[index].argsort(descending=True, stable=True)]
     index = index[rank(cell[index]) == 0]
     at, cell = at[index], cell[index]

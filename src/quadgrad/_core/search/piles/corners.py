@@ -44,18 +44,18 @@ ROUGH, SMOOTH, CORNER, STRAIGHT_CORNER = range(4)
 
 
 def corners_first(
-    zoom: Zoom, problem: Problem, row: Tensor, low: Tensor, high: Tensor, several: Tensor
+    zoom: Zoom, problem: Problem, row: Tensor, low: Tensor, high: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Close in on stretches ``(k,)`` as ``zoom`` does, looking for corners first in those that are of ``several``.
+    """Close in on stretches ``(k,)`` as ``zoom`` does, looking for corners first in those ``index`` of several.
 
     Returned beside what ``zoom`` returns are corners of tables elsewhere in their pieces: a stretch of the same
     piece, and the place.
     """
-    owner, index, none = row // problem.pieces.count, several.nonzero()[:, 0], (row[:0], low[:0])
+    owner, none = row // problem.pieces.count, (row[:0], low[:0])
     if not len(index):
         return *zoom(problem, owner, low, high), none
     places, kind, calls = find_corners(problem, owner[index], low[index], high[index])
-    found = torch.zeros_like(several).index_copy(0, index, kind >= CORNER)
+    found = torch.zeros_like(owner, dtype=torch.bool).index_copy(0, index, kind >= CORNER)
     place, doubt = low.index_copy(0, index, places), torch.zeros_like(low)
     spent = torch.zeros_like(owner).index_copy(0, index, calls)
     straight = index[kind == STRAIGHT_CORNER]

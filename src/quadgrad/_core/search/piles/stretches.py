@@ -38,6 +38,9 @@ MOST = 64
 TOGETHER = 4
 """Cells in a row in which there may be one place; where more are to be split f is rough all over."""
 
+CROWD = TOGETHER * MOST
+"""An integral with more of the worst cells is rough all over, too."""
+
 UNFINISHED, LASTS = 100.0, 8
 """Before so many rounds an integral is looked at if its error is more than so many times what it may be: else a few
 rounds end it."""
@@ -45,11 +48,14 @@ rounds end it."""
 
 @dataclass(slots=True)
 class AtHand:
-    """Cells of a search that were evaluated and not yet judged: columns ``(n,)``."""
+    """Cells of a search that were evaluated and not yet judged: columns ``(n,)``, start and stop ``(2, n)``.
 
+    The ``owner`` is their integral's number among those that run, the ``row`` that of their piece among all.
+    """
+
+    owner: Tensor
     row: Tensor
-    start: Tensor
-    stop: Tensor
+    ends: Tensor
     error: Tensor
     kind: Tensor
 
@@ -85,52 +91,44 @@ class Piled:
     ends: Ends
 
 
-def look_for_piles(cells: AtHand, count: int, unfinished: Tensor) -> Piled:
-    """Look at the cells of the integrals ``(batch,)`` that are not near their end, with ``count`` pieces each.
+def look_for_piles(cells: AtHand, rows: int, finished: Tensor) -> Piled:
+    """Look at the cells of the running integrals ``(n,)`` that are not ``finished``; pieces have so many ``rows``.
 
     A stretch is few neighbouring cells with most of the error. Integrals with many such cells in a row are left
     out, and cells at an end of their piece, which has nodes of its own.
     """
-    owner, error = cells.row // count, cells.error.nan_to_num(torch.inf)
-    worst = torch.zeros_like(unfinished, dtype=error.dtype).scatter_reduce_(0, owner, error, "amax")[owner]
-    looked_at = unfinished[owner] & (error > 0.0)
-    bad = looked_at & (error >= WORST * worst)
-    number = torch.zeros_like(unfinished, dtype=torch.int64).index_add_(0, owner, bad.to(torch.int64))
-    bad = bad & (number[owner] <= TOGETHER * MOST)
-    large = looked_at & (error >= WORST_AT_END * worst)
-    at_end = large & _touches(cells.start, cells.stop)
-    n, n_ends = torch.stack((bad.sum(), at_end.sum())).tolist()
-    ends = _ends(cells, large, locate(at_end, n_ends), count * len(unfinished))
-    index = locate(bad, n)
-    row, start, stop, linear = (t[index] for t in (cells.row, cells.start, cells.stop, cells.kind == LINEAR))
-    if not n:
-        return Piled(row, start.expand(2, 0), stop.expand(2, 0), ends)
-    # In ascending order, measured from the lower end: a neighbour begins where a cell ends, but in the middle.
-    half = 2 * row + (start < 0.0)
-    order = start.argsort(stable=True)
-    order = order[half[order].argsort(stable=True)]
-    row, start, stop, linear = row[order], start[order], stop[order], linear[order]
-    joined = (row[1:] == row[:-1]) & ((start[1:] == stop[:-1]) | ((stop[:-1] == 0.5) & (start[1:] == -0.5)))
-    first = torch.nn.functional.pad(~joined, (1, 0), value=True)
-    group = first.cumsum(0) - 1
-    counted = torch.stack((torch.ones_like(group), (_touches(start, stop) | ~linear).to(group.dtype)))
-    size, touching = torch.zeros_like(counted).index_add_(1, group, counted).index_select(1, group)
-    rough = torch.zeros_like(number).index_add_(0, row // count, (size > TOGETHER).to(number.dtype))
-    good = first & (touching == 0) & (rough[row // count] == 0)
-    begin = locate(good, int(good.sum()))
-    sides = torch.stack((begin, begin + size[begin] - 1))
-    return Piled(row[begin], start[sides], stop[sides], ends)
+    owner, error, start = cells.owner, cells.error, cells.ends[0]
+    worst = torch.full_like(finished, torch.finfo(error.dtype).tiny, dtype=error.dtype)
+    worst = worst.scatter_reduce_(0, owner, error, "amax").masked_fill_(finished, torch.nan)
+    limits = torch.stack((WORST * worst, WORST_AT_END * worst)).index_select(1, owner)
+    bad, large = (error >= limits).unbind()
+    touching = (cells.ends.frac() == 0.0).any(0)
+    at_end, spoils = large & touching, touching | (cells.kind != LINEAR)
+    # In ascending order, the others last: a neighbour begins where a cell ends, but in the middle.
+    side, order = torch.add(start < 0.0, cells.row, alpha=2), start.argsort(stable=True)
+    half, again = side.masked_fill(~bad, 2 * rows).index_select(0, order).sort(stable=True)
+    order, row = order.index_select(0, again), half // 2
+    ends, owner = cells.ends.index_select(1, order), owner.index_select(0, order)
+    bad, spoils = torch.stack((bad, spoils)).index_select(1, order).unbind()
+    start, stop = ends.unbind()
+    first = (start.masked_fill(start == -0.5, 0.5) != stop.roll(1)) | (row != row.roll(1))
+    group, counted = first.cumsum(0), torch.stack((bad, spoils)).to(torch.int64)
+    sums = counted.new_zeros(2, len(row) + 1).index_add_(1, group, counted)
+    size, spoiled = sums.index_select(1, group).unbind()
+    # A stretch too long counts for more cells than there may be, and so does one that is spoiled.
+    crowd = torch.add(counted[0], size > TOGETHER, alpha=CROWD)
+    crowd = torch.zeros_like(finished, dtype=torch.int64).index_add_(0, owner, crowd).index_select(0, owner)
+    good = first & bad & (crowd.add_(spoiled, alpha=CROWD) <= CROWD)
+    n, n_ends = torch.stack((good, at_end)).sum(1).tolist()
+    begin = locate(good, n)
+    start, stop = ends[:, torch.stack((begin, begin + size[begin] - 1))].unbind()
+    return Piled(row[begin], start, stop, _ends(cells, side, large, locate(at_end, n_ends), rows))
 
 
-def _touches(start: Tensor, stop: Tensor) -> Tensor:
-    """Tell which cells are at an end of their piece."""
-    return (start == 0.0) | (stop == 0.0) | (stop == 1.0)
-
-
-def _ends(cells: AtHand, large: Tensor, index: Tensor, rows: int) -> Ends:
+def _ends(cells: AtHand, side: Tensor, large: Tensor, index: Tensor, rows: int) -> Ends:
     """Return the ends at which cells ``index`` are, and how far cells of ``large`` error reach from there."""
-    side, inner = 2 * cells.row + (cells.start < 0.0), torch.where(cells.start < 0.0, cells.start, cells.stop).abs()
-    distance = torch.zeros(2 * rows, dtype=inner.dtype, device=inner.device)
-    distance.scatter_reduce_(0, side, inner * large, "amax")
-    side, order = (2 * cells.row + (cells.start != 0.0))[index].sort()
-    return Ends(side // 2, side % 2 > 0, distance[side], cells.kind[index][order] != LINEAR)
+    start, stop = cells.ends.unbind()
+    inner = torch.where(start < 0.0, start, stop).abs()
+    distance = inner.new_zeros(2 * rows).scatter_reduce_(0, side, inner * large, "amax")
+    side, order = torch.add(start != 0.0, cells.row, alpha=2).index_select(0, index).sort()
+    return Ends(side // 2, side % 2 > 0, distance[side], cells.kind[index[order]] != LINEAR)

@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quadgrad._core.mesh.interval import lay_out
+from quadgrad._core.mesh.cells import locate
+from quadgrad._core.mesh.interval import from_lower, lay_out
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.ends.components import find_tail_of_all, is_single
 from quadgrad._core.search.ends.decay import count_nodes_left
@@ -222,8 +223,7 @@ class Piles:
         cells = cells.take(fresh)
         self.projected[cells.who] = True
         _, hopeless, spent = project(self.problem, cells)
-        # The others do not pay for it: what converges with nearly all of its budget is to do so all the same.
-        search.charge(cells.who, (spent + STOPPED) * hopeless)
+        search.charge(cells.who, spent + STOPPED * hopeless)
 
     def _look(self, search: Stoppable) -> None:
         if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
@@ -237,35 +237,27 @@ class Piles:
         if not len(row):
             self.before = None
             return
-        stays = self._stays(
-            *(row + torch.where(end < 0.0, 1.0 + end, end) for end in (piled.start[0], piled.stop[1]))
-        )
-        self._close_in(search, piled, stays)
+        self._close_in(search, piled, self._stays(piled))
 
     def _close_in(self, search: Stoppable, piled: Piled, stays: Tensor) -> None:
         """Look closely at stretches that stay, and at those of integrals with several."""
         row, pieces = piled.row, self.problem.pieces
         owner = row // pieces.count
-        size = _count(owner, torch.ones_like(stays))
+        before = torch.searchsorted(owner, owner)
+        size = torch.searchsorted(owner, owner, right=True) - before
         several = size >= SEVERAL
-        looks = stays | several
-        here = (_count(owner, looks) > 0).nonzero().squeeze(1)
-        if not len(here):
-            return
-        piled = Piled(row[here], piled.start[:, here], piled.stop[:, here], piled.ends)
-        row, owner, looks, several = piled.row, owner[here], looks[here], several[here]
-        low, high = _ends_of(self.problem, piled)
-        known, cost = self._holds(owner, low, high), search.cost(owner)
+        known, cost, looks = self._holds(owner, piled), search.cost(owner), stays | several
         if self.tried is None:
             self.tried = torch.zeros(self.problem.batch, dtype=torch.int64, device=row.device)
-        afford = cost + ZOOMED * size[here] <= self.problem.max_nfev
-        fresh = ~known & (self.tried[owner] < TRIALS) & afford & looks
-        fresh &= IN_VAIN * _count(owner, fresh) <= PART * cost
-        index = fresh.nonzero()[:, 0]
-        if not len(index):
+        fresh = looks & ~known & (self.tried[owner] < TRIALS) & (cost + ZOOMED * size <= self.problem.max_nfev)
+        fresh &= IN_VAIN * _count(fresh, before, size) <= PART * cost
+        n, n_several = torch.stack((fresh, fresh & several)).sum(1).tolist()
+        if not n:
             return
+        index = locate(fresh, n)
+        low, high = _ends_of(self.problem, row[index], piled.start[:, index], piled.stop[:, index])
         place, found, doubt, spent, (beside, more) = corners_first(
-            self.zoom, self.problem, row[index], low[index], high[index], several[index]
+            self.zoom, self.problem, row[index], low, high, locate(several[index], n_several)
         )
         mine = owner[index]
         search.charge(mine, spent)
@@ -285,33 +277,34 @@ class Piles:
         vain = torch.zeros_like(self.tried).index_add_(0, mine, (~found).to(self.tried.dtype))
         self.tried += vain > 0
         if self.owner:
-            self._stop(search, owner, known.index_copy(0, index, found))
+            left = ~known.index_copy(0, index, found)
+            self._stop(search, owner[(_count(left, before, size) == 0) & (_count(looks, before, size) > 0)])
 
-    def _stop(self, search: Stoppable, owner: Tensor, known: Tensor) -> None:
-        """Stop the integrals in all stretches of which a place is known, unless little is left to do."""
+    def _stop(self, search: Stoppable, owner: Tensor) -> None:
+        """Stop integrals of which places are known in all stretches, unless little is left to do."""
         saved = torch.zeros(self.problem.batch, dtype=torch.int64, device=owner.device)
         for whose, strong in zip(self.owner, self.doubt, strict=True):
             saved.index_add_(0, whose, torch.where(strong > 0.0, SAVES_STRONG, SAVES))
-        stops = (_count(owner, ~known) == 0) & (search.cost(owner) <= saved[owner])
-        stopped = owner[stops].unique()
+        stopped = owner[search.cost(owner) <= saved[owner]].unique()
         search.charge(stopped, torch.full_like(stopped, STOPPED))
 
-    def _stays(self, low: Tensor, high: Tensor) -> Tensor:
-        """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved.
-
-        Both are ascending, measured in pieces.
-        """
-        before, self.before = self.before, (low, high)
+    def _stays(self, piled: Piled) -> Tensor:
+        """Tell which stretches are in one of the round before: what is smooth is resolved when that is halved."""
+        before, ends = self.before, torch.stack((piled.start[0], piled.stop[1]))
+        low, high = (from_lower(ends) + piled.row).unbind()
+        self.before = low, high  # ascending
         if before is None or not len(before[0]):
             return torch.zeros_like(low, dtype=torch.bool)
         at = torch.searchsorted(before[0], high) - 1
         return (at >= 0) & (before[1][at.clamp_min(0)] > low)
 
-    def _holds(self, owner: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _holds(self, owner: Tensor, piled: Piled) -> Tensor:
         """Tell in which stretches a place was found already."""
         known = torch.zeros_like(owner, dtype=torch.bool)
-        for whose, place in zip(self.owner, self.place, strict=True):
-            known |= ((owner[:, None] == whose) & (low[:, None] <= place) & (place <= high[:, None])).any(1)
+        if self.owner:
+            low, high = _ends_of(self.problem, piled.row, piled.start, piled.stop)
+            for whose, place in zip(self.owner, self.place, strict=True):
+                known |= ((owner[:, None] == whose) & (low[:, None] <= place) & (place <= high[:, None])).any(1)
         return known
 
 
@@ -338,20 +331,19 @@ def _left_to_bisection(looks: list[_Look]) -> dict[tuple[int, bool], float]:
     return {end: nodes for end, nodes in until.items() if nodes <= BISECTED}
 
 
-def _count(owner: Tensor, mask: Tensor) -> Tensor:
-    """Return how many entries of each one's owner are in a mask; owners ascend."""
-    before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-    return before[torch.searchsorted(owner, owner, right=True)] - before[torch.searchsorted(owner, owner)]
+def _count(mask: Tensor, before: Tensor, size: Tensor) -> Tensor:
+    """Return how many of the ``size`` entries of each one's owner, which begin after ``before``, are in a mask."""
+    count = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
+    return count[before + size] - count[before]
 
 
-def _ends_of(problem: Problem, piled: Piled) -> tuple[Tensor, Tensor]:
+def _ends_of(problem: Problem, row: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
     """Return lower and upper end in x of stretches from one cell to another, and a little beyond."""
-    (low, after), (before, high) = (
-        lay_out(problem.pieces, piled.row, start, stop, None).nodes(start.new_tensor([0.0, 1.0]))[0]
-        for start, stop in zip(piled.start, piled.stop, strict=True)
-    )
+    layout = lay_out(problem.pieces, row.repeat(2), start.flatten(), stop.flatten(), None)
+    x, _ = layout.nodes(start.new_tensor([0.0, 1.0]))
+    (low, before), (after, high) = x.unflatten(1, start.shape).unbind()
     # What lies on the edge of two cells may be seen by one of them alone.
     beside = 0.25 * torch.stack((after - low, high - before))
-    lower, upper = problem.pieces.ends(piled.row)
+    lower, upper = problem.pieces.ends(row)
     beside = torch.minimum(beside, 0.5 * torch.stack((low - lower, upper - high)))
     return low - beside[0], high + beside[1]

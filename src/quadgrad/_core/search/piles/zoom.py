@@ -6,6 +6,8 @@ The other body of each step is the kernel's ``zoom.c``, for which the tests chec
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
+from math import nextafter
 
 import torch
 from torch import Tensor
@@ -40,57 +42,54 @@ def zoom(problem: Problem, owner: Tensor, low: Tensor, high: Tensor) -> Zoomed:
     Returns the place, whether f is not smooth there, what the integral is in doubt by because numbers have
     spacings, and the nodes spent.
     """
-    eps, ulp, k = noise(problem), problem.pieces.rounding.eps, len(owner)
-    steps = divisions(low)
-    place, found, doubt = low.clone(), torch.zeros_like(owner, dtype=torch.bool), torch.zeros_like(low)
-    spent, index = torch.zeros_like(owner), torch.arange(k, device=owner.device)
-    history: list[Tensor] = []
-    seen: Tensor | None = None
-    size: Tensor | None = None
-    whole = high - low
-    while len(index):
-        x = low + (high - low) * steps
-        if seen is None:
-            y = call_places(problem, owner, x)
-            size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
-        else:
-            new = call_places(problem, owner, torch.cat((x[1:4], x[5:8])))
-            y = torch.cat((seen[:1], new[:3], seen[1:2], new[3:], seen[2:]))
-        assert size is not None
-        spent[index] += DIVISIONS + 1 if seen is None else DIVISIONS - 2
-        bend, at = bends_of(y, size)
+    eps, ulp, narrow = noise(problem), problem.pieces.rounding.eps, problem.pieces.rounding.tiny**0.5
+    steps, around = divisions(low), torch.arange(-1, 2, device=owner.device)[:, None]
+    parts, between = steps[:, 0], steps[[1, 2, 3, 5, 6, 7]]
+    order = owner.new_tensor([0, 3, 4, 5, 1, 6, 7, 8, 2])  # of three values that are known, and six between them
+    spent, ended = torch.zeros_like(owner), low.new_zeros(6, len(owner))
+    index = torch.stack((torch.arange(len(owner), device=owner.device), owner))
+    width = high - low
+    y = call_places(problem, owner, low + width * steps)
+    size = y.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+    scale, largest = size.masked_fill(size == 0.0, 1.0), size.amax(1)
+    whole, place, *bends = width, low, *[low] * SURE  # no bends yet
+    for step in count():
+        bend, at = bends_of(y, scale)
+        middle = low + width * parts.index_select(0, at)
         # As close as numbers are: what is left is the bend between neighbours.
-        close = (high - low) <= 0.5 * DIVISIONS * ulp * torch.maximum(low.abs(), high.abs())
-        close = close | ((high - low) < problem.pieces.rounding.tiny**0.5)
-        even = bend <= 16.0 * eps
-        nothing = (bend * ((high - low) / whole[index]) <= 4.0 * eps) & ~even  # as an integral
-        history.append(bend)
-        now = low + (high - low) * (at.to(low.dtype) / DIVISIONS)
-        falls = torch.zeros_like(even)
-        if len(history) > SURE:
-            falls = bend < SMOOTH**SURE * history[-1 - SURE]
+        reach = torch.maximum(low.abs(), high.abs()).mul_(0.5 * DIVISIONS * ulp)
+        close, even = width <= reach.clamp_min_(nextafter(narrow, 0.0)), bend <= 16.0 * eps
+        nothing = (bend * (width / whole) <= 4.0 * eps) > even  # as an integral
         # A bend that rounding hides is that of a kink, or of something smooth.
-        known, going = close & ~even, ~(close | even | falls | (nothing & (len(history) > SURE)))
-        if len(history) > SURE:
-            known = known | (nothing & ~falls)
-            known = known | (even & ~falls & (history[-2] > SMOOTH ** (SURE - 1) * history[-1 - SURE]))
-        hidden, left = torch.stack((nothing.sum(), going.sum())).tolist()
-        corner = _corner(x, y, at, now) if hidden else now
-        place[index] = torch.where(even, place[index], torch.where(nothing, corner, now))
-        found[index] = known
-        # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
-        apart = 2.0 * torch.maximum((high - low) / DIVISIONS, ulp * now.abs()) * size.amax(1)
-        uncertain = torch.where(bend <= BOUNDED, apart * bend, 0.0).clamp_min(torch.finfo(apart.dtype).tiny)
-        doubt[index] = torch.where(known & close, uncertain, 0.0)
+        known, ends = close > even, close | even
+        if step >= SURE:
+            first, _, last = bends
+            falls = bend < SMOOTH**SURE * first
+            known = known | ((nothing | (even & (last > SMOOTH ** (SURE - 1) * first))) > falls)
+            ends = ends | falls | nothing
+        hidden, left = torch.stack((nothing, ~ends)).sum(1).tolist()
+        now = torch.where(nothing, _corner(low, width, y, at, middle), middle) if hidden else middle
+        place = torch.where(even, place, now)
+        if left < len(at):
+            ended.index_copy_(1, index[0], torch.stack((place, known, close, bend, width, middle)))
+            spent.index_fill_(0, index[0], DIVISIONS + 1 + step * (DIVISIONS - 2))
         if not left:
             break
-        kept = locate(going, left)
-        triple = torch.stack((at - 1, at, at + 1))[:, :, None].expand(3, *y.shape[1:])
-        seen = y.gather(0, triple).index_select(1, kept)
-        step = (high - low) / DIVISIONS
-        low, high, owner, index = (t.index_select(0, kept) for t in (now - step, now + step, owner, index))
-        size, history = size.index_select(0, kept), [h.index_select(0, kept) for h in history[-SURE - 1 :]]
-    return place, found, doubt, spent
+        beside = width / DIVISIONS
+        reals = torch.stack((middle - beside, middle + beside, whole, place, *bends[1:], bend))
+        seen = y.gather(0, (at + around)[..., None].expand(3, *y.shape[1:]))
+        if left < len(at):
+            kept = locate(~ends, left)
+            reals, seen, index = (t.index_select(1, kept) for t in (reals, seen, index))
+            scale = scale.index_select(0, kept)
+        low, high, whole, place, *bends = reals.unbind()
+        width = high - low
+        y = torch.cat((seen, call_places(problem, index[1], low + width * between))).index_select(0, order)
+    place, known, close, bend, width, middle = ended.unbind()
+    # Between the neighbours beside a jump it may be anywhere; a singularity is where f is largest.
+    apart = 2.0 * torch.maximum(width / DIVISIONS, ulp * middle.abs()) * largest
+    doubt = (apart * bend).masked_fill(bend > BOUNDED, 0.0).clamp_min(torch.finfo(apart.dtype).tiny)
+    return place, known > 0.0, doubt.masked_fill(known * close == 0.0, 0.0), spent
 
 
 def divisions(like: Tensor) -> Tensor:
@@ -98,21 +97,22 @@ def divisions(like: Tensor) -> Tensor:
     return torch.arange(DIVISIONS + 1, dtype=like.dtype, device=like.device)[:, None] / DIVISIONS
 
 
-def bends_of(y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest second difference of values ``(m, k, c)``, relative to their sizes, and at which node."""
-    scale = torch.where(size > 0.0, size, 1.0)
-    bends = ((y[2:] - 2.0 * y[1:-1] + y[:-2]).abs() / scale).nan_to_num(torch.inf, torch.inf).amax(2)
-    wild = ~y[1:-1].abs().isfinite().all(2)  # the pole itself rather than its neighbours
-    bends = torch.where(wild, torch.inf, bends.clamp_max(torch.finfo(bends.dtype).max))
-    most, at = bends.max(0)
-    return most, at + 1
+def bends_of(y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest second difference of values ``(m, k, c)``, relative to a scale, and at which node."""
+    before, here, after = y[:-2], y[1:-1], y[2:]
+    most = torch.finfo(scale.dtype).max
+    bends = after.sub(here, alpha=2.0).add_(before).abs_().div_(scale).nan_to_num_(most, most)
+    # Of values that are not finite the pole itself is meant rather than its neighbours.
+    bend, at = torch.where(here.abs() < torch.inf, bends, torch.inf).amax(2).max(0)
+    return bend, at + 1
 
 
-def _corner(x: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
+def _corner(low: Tensor, width: Tensor, y: Tensor, at: Tensor, otherwise: Tensor) -> Tensor:
     """Return where straight lines through values left and right of the greatest bend meet, if that is beside it.
 
     Of a kink this close they are straight, and its place is what derivatives see of it.
     """
+    x = low + width * divisions(low)
     bends = (y[2:] - 2.0 * y[1:-1] + y[:-2]).abs()
     at = at.clamp(2, DIVISIONS - 2)
     which = bends.gather(0, (at - 1)[None, :, None].expand(1, *y.shape[1:]))[0].argmax(1)
