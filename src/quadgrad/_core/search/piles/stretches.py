@@ -20,8 +20,8 @@ __all__ = [
     "UNFINISHED",
     "WORST",
     "WORST_AT_END",
-    "Evaluated",
     "Ends",
+    "Evaluated",
     "Piled",
     "look_for_piles",
 ]
