@@ -116,14 +116,8 @@ def test_groups_are_searched_like_all_together(native: bool, monkeypatch: pytest
         found = groups.search_groups(problem, first)
         for name in ("status", "nfev", "corner"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
-        for name in (
-            "value",
-            "error",
-            "modulus",
-            "height",
-            "top",
-            "doubt",
-        ):  # of products of matrices of other shapes
+        for name in ("value", "error", "modulus", "height", "top", "doubt"):
+            # Of products of matrices of other shapes.
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-14)
         for column in ("row", "level", "position"):
             assert torch.equal(getattr(found.plan, column), getattr(expected.plan, column)), column

@@ -410,3 +410,15 @@ def test_a_plan_with_places_and_series_is_saved_joined_and_replayed() -> None:
     assert torch.allclose(again, result.value, rtol=1e-14)
     kept = qg.quad(lambda x, c: (x - c).abs() ** -0.5, t64(0.0), 1.0, (place[:, 0],), rtol=1e-8, plan=result.plan)
     assert kept.converged.all() and torch.allclose(kept.value, result.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ("kernel", "tensors"))
+def test_what_others_of_a_batch_have_found_asks_for_no_larger_budget(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a batch have as many pieces as the integral with the most kinks, a first round over which costs."""
+    if engine == "tensors":
+        monkeypatch.setattr(opening, "load", lambda: None)
+    k = t64([1088.7945730802621, 353.0978505055281, 40.0])
+    result = qg.quad(lambda x, k: torch.sin(k * x).abs(), t64(0.1), 1.0, (k,), rtol=1e-9, on_failure="ignore")
+    assert bool((result.nfev <= 30_000).all()) and result.converged.tolist() == [False, False, True]

@@ -109,13 +109,8 @@ class IntervalEstimate:
         middle = one_number(weighted[len(weighted) // 2]) / scale
         value, kind = sums.value.masked_fill(align(lost, sums.value), 0.0), torch.full_like(new.row, LINEAR)
         hints = (blame(halves + gaps, unresolved), pole, height, middle)
-        return _enter(
-            new,
-            (value, error, floor),
-            self._splittable(improvable, blunt, narrow, new.stop - new.start),
-            kind,
-            hints,
-        )
+        splittable = self._splittable(improvable, blunt, narrow, new.stop - new.start)
+        return _enter(new, (value, error, floor), splittable, kind, hints)
 
     def _note_looks(
         self, new: NewIntervals, off: Tensor, highest: Tensor, decay: Tensor, quiet: Tensor, each: int

@@ -25,7 +25,8 @@ DESCENTS, MORE, FAR = 4, 4.0, 12.0
 """An integral is hopeless if so many descents tell, in the mean, of so many times the nodes that are left.
 
 More than :data:`FAR` times counts as that, so that no single descent decides. Of 543 integrals that converged after
-3,000 nodes and more, most of them chosen to mislead, none seemed hopeless in ten trials each. See ADR 76.
+3,000 nodes and more, most of them chosen to mislead, none seemed hopeless in ten trials each, and 3 of 1,780 waves,
+kinks, steps and peaks of any frequency. See ADR 76.
 """
 
 DOUBT = 0.25
@@ -70,8 +71,8 @@ class AtHand:
 class Rough:
     """Cells that are to be split ``(n,)``, ascending by the number of their integral, from 0 to k - 1.
 
-    Of each integral, ``(k,)``, which are its ``first`` and
-    its last cell, what error a cell may have, and what is left of the budget.
+    Of each integral, ``(k,)``, its ``first`` cell and that after its ``last``, what error a cell may have, and what
+    is left of the budget.
     """
 
     row: Tensor

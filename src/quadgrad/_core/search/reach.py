@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.estimates.null_rules import largest_component
+from quadgrad._core.mesh.cells import WHOLE
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.decide import Totals, allowed_error
@@ -84,10 +85,14 @@ class _Reach:
         pieces = torch.full_like(parts, self.problem.with_found(self.places).pieces.count + 2)
         if places is not None:
             pieces += torch.bincount(places.owner, minlength=len(pieces))
-        room = most - most * parts // PARTS > pieces * (self.problem.rule.nodes.size + LOOKS)
-        stopped = (found.status != int(Status.CONVERGED)) & room
+        left = most - most * parts // PARTS
+        stopped = (found.status != int(Status.CONVERGED)) & (left > pieces * (self.problem.rule.nodes.size + LOOKS))
         taken = {(tail.owner, tail.piece, tail.upper) for tail in self.tails}  # which no second one is to stand for
-        new = [t for t in new if bool(stopped[t.owner]) and (t.owner, t.piece, t.upper) not in taken]
+        new = [t for t in new if (t.owner, t.piece, t.upper) not in taken]
+        if places is not None and self.problem.batch > 1:
+            marked = stopped & ~_mask(stopped, [tail.owner for tail in new])
+            stopped &= left >= self._first_round(_of(places, marked))
+        new = [tail for tail in new if bool(stopped[tail.owner])]
         ends = _mask(stopped, [tail.owner for tail in new])
         inside = torch.zeros_like(ends)
         if places is not None:
@@ -98,14 +103,19 @@ class _Reach:
             assert places is not None
             if spikes is not None:
                 self.sights = Sights.of(self.problem.with_found(self.places), spikes, inside, self.sights)
-            mine = inside[places.owner]
-            self._mark(inside, Places(places.owner[mine], places.place[mine], places.doubt[mine]))
+            self._mark(inside, _of(places, inside))
         if self.unproved is not None:
             inside |= self._forget_places(stopped & self.unproved & ~(inside | ends))
         for again, inner in ((inside, True), (ends, False)):
             for part in parts[again].unique().tolist():
                 self._search(again & (parts == part), reaches, inner, most - most * part // PARTS)
         return bool((inside | ends).any())
+
+    def _first_round(self, new: Places | None = None) -> int:
+        """Return what a first round costs, with new places marked: all have as many pieces as who has the most."""
+        places = self.places if new is None or not len(new.owner) else _join(self.places, new, self.problem.batch)
+        problem = self.problem.with_found(places)
+        return (problem.rule.nodes.size + WHOLE) * problem.pieces.count
 
     def _forget_places(self, failed: Tensor) -> Tensor:
         """Forget the places of integrals that did not converge on kept cells between them, and return these."""
@@ -134,7 +144,8 @@ class _Reach:
         times = torch.where(short, (before / whole).log2().ceil(), 0.0).clamp_max(MOST_CANCELLED)
         most = self.problem.max_nfev
         parts = torch.ceil(self.found.nfev * (PARTS / most)).long()
-        key = torch.where(short & (times > 0.0) & (parts < PARTS), times.long() * PARTS + parts, 0)
+        due = short & (times > 0.0) & (parts < PARTS) & (most - most * parts // PARTS >= self._first_round())
+        key = torch.where(due, times.long() * PARTS + parts, 0)
         for each in key[key > 0].unique().tolist():
             part = each % PARTS
             self._search(key == each, False, False, most - most * part // PARTS, 0.5 ** (each // PARTS))
@@ -228,6 +239,12 @@ def _head(tails: list[Tail], like: Tensor) -> tuple[Tensor, Tensor]:
     else:
         start, stop = [low], [1.0 - high]
     return like.new_tensor(start), like.new_tensor(stop)
+
+
+def _of(places: Places, whose: Tensor) -> Places:
+    """Return the places of some integrals, given by a mask."""
+    mine = whose[places.owner]
+    return Places(places.owner[mine], places.place[mine], places.doubt[mine])
 
 
 def _join(places: Tensor | None, new: Places, batch: int) -> Tensor:

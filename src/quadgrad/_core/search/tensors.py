@@ -20,8 +20,7 @@ from quadgrad._core.mesh.protocol import Cells, Estimate, Mesh, NewCells, Places
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.books import Books, Running, add_by_owner, sum_by_owner
 from quadgrad._core.search.decide import RUN, WAIT, Totals, Verdict, allowed_error, finish, judge, mark, stuck
-from quadgrad._core.search.piles.stretches import AtHand as Evaluated
-from quadgrad._core.search.piles.stretches import Piled, look_for_piles
+from quadgrad._core.search.piles.stretches import Evaluated, Piled, look_for_piles
 from quadgrad._core.search.projection import AtHand
 from quadgrad._core.search.task import hear, hear_anew, inner_error, noise
 
@@ -171,8 +170,8 @@ class TensorBodies(Generic[R]):
         owner, _, row, kind, *_ = self.cells.whole.unbind()
         _, totals = self.add_up()
         finished = totals.error <= far * allowed_error(self.task.tolerance, totals)
-        at_hand = Evaluated(owner, row, self.cells.real[:2], self.cells.sums[-2], kind)
-        return look_for_piles(at_hand, self.task.batch * self.task.pieces.count, finished)
+        evaluated = Evaluated(owner, row, self.cells.real[:2], self.cells.sums[-2], kind)
+        return look_for_piles(evaluated, self.task.batch * self.task.pieces.count, finished)
 
     def settled_values(self, owner: Tensor) -> Tensor:
         """Return what the settled cells of some running integrals add up to, of one real component."""

@@ -22,9 +22,8 @@ MOST, NARROW, CORE = 0.5, 2.0**-10, 0.01
 """The share of the error that makes a place the hard one, how wide a stretch of the interval a place may be, and
 the share of the largest error that a cell of it has at least."""
 
-
 HALF = 0.5
-"""What has spent less of its budget was given up early."""
+"""What has spent no more of its budget was given up early."""
 
 LARGER = 1e3
 """So many times larger is the part of a complex integrand that an integral is said to fail for."""

@@ -13,7 +13,7 @@ from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.problem import Problem
 from quadgrad._core.search.task import Tail, estimate_cells
 
-__all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "integrate_each", "make_tail"]
+__all__ = ["GOOD", "Best", "Line", "find_gains", "integrate_cells", "make_tail"]
 
 GOOD = 0.1
 """A tail is taken if its error is below this part of the tolerance of what is known."""
@@ -78,38 +78,30 @@ class Line:
 
 
 def _cells(lines: list[Line], outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, start and stop of cells between fractions ``(n, k)`` from the ends, where the problem is."""
+    """Return row, start and stop of cells between fractions ``(n,)`` from the ends, where the problem is."""
     device = lines[0].device
     row, upper = (
         torch.tensor([(line.row, line.upper) for line in lines], device=device)
         .repeat_interleave(len(outer), 0)
         .unbind(1)
     )
-    outer, inner = (t.T.flatten().to(device) for t in (outer, inner))
+    outer, inner = (t.to(device).repeat(len(lines)) for t in (outer, inner))
     return row, torch.where(upper > 0, -outer, inner), torch.where(upper > 0, -inner, outer)
 
 
 def integrate_cells(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Integrate between fractions: values and errors, which are infinite where f is not finite.
+    """Integrate between fractions ``(n,)``: values and errors, which are infinite where f is not finite.
 
     Of several lines, the cells of one after those of the other.
     """
-    outer, inner = (t[:, None].expand(-1, len(lines)) for t in (outer, inner))
-    terms, errors = integrate_each(lines, outer, inner, kind)
-    return terms.T.flatten(), errors.T.flatten()
-
-
-def integrate_each(lines: list[Line], outer: Tensor, inner: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Integrate between fractions ``(n, k)``, each line between its own ones; see :func:`integrate_cells`."""
-    problem, n = lines[0].problem, len(outer)
+    problem = lines[0].problem
     row, start, stop = _cells(lines, outer, inner)
     kinds = None if kind == LINEAR else torch.full_like(row, kind, dtype=torch.int8)
     value, error, rounding = estimate_cells(problem, row, start, stop, kinds)
     for line in lines:
-        line.spent += problem.rule.nodes.size * n
-    # Read at once.
-    terms, errors = torch.stack((value[:, 0], torch.maximum(error, rounding))).cpu().view(2, -1, n)
-    return terms.T, errors.T
+        line.spent += problem.rule.nodes.size * len(outer)
+    terms, errors = torch.stack((value[:, 0], torch.maximum(error, rounding))).cpu()  # read at once
+    return terms, errors
 
 
 Best = tuple[float, float, int, int]
@@ -139,7 +131,7 @@ def make_tail(
     part = GOOD * problem.tolerance.rtol if part is None else part
     if not error <= max(GOOD * problem.tolerance.atol, part * max(size, abs(value))):
         return None
-    _, start, stop = _cells([line], fractions[:used, None], fractions[1 : used + 1, None])
+    _, start, stop = _cells([line], fractions[:used], fractions[1 : used + 1])
     code = encode(torch.arange(used, device=line.device), method, column, line.upper)
     return Tail(
         owner=line.row // problem.pieces.count, piece=line.row % problem.pieces.count, upper=line.upper,

@@ -323,8 +323,7 @@ INLINE void measure_group(const Setting *set, int64_t columns, double eps, doubl
 
 /* Apply the rule to f's values y (m, n, columns) on n cells, times the slope (m, n), if there is one. With edges there
  * are two rows more: f at the edges of first cells is entered, too, where it is not NaN. With looks their rows come
- * last. Layout as in `place`. Spikes are counted, and written where there is room for RISES + LOOKS
- * + 1 in each column. */
+ * last. Layout as in `place`. Spikes are counted, and written where there is room for MOST_SPIKES of each column. */
 EXPORT void measure(const Setting *set, int64_t edges, int64_t looks, double eps, Cell *cells, int64_t n, const double *y,
                     const double *slope, double *layout, int64_t stride, int64_t *spiky, double *room) {
     const Layout rows = rows_of(layout, stride);

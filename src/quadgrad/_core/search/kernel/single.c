@@ -14,7 +14,7 @@ EXPORT int64_t settle_single(const Setting *set, double rtol, double atol, doubl
                              const double *slope, double *value, double *error, int64_t *status, int64_t *nfev) {
     int8_t move;
     int64_t spiky = 0, settled = 0;
-    double spikes[SPIKE * (RISES + LOOKS)];
+    double spikes[SPIKE * MOST_SPIKES];
     Integral integral;
     Share share;
     Tally tally = {0};

@@ -12,6 +12,9 @@ typedef struct {
 
 enum { SPIKE = 3, SPIKE_NULLS = 6, JOINT = 3, JOINT_PLACES = 2 + LOOKS, RISES = 4, BESIDE_EDGE = 4 };
 
+/* At most so many of a column: nodes that rise, or one alone; looks; one that all places of a first cell tell of. */
+enum { MOST_SPIKES = RISES + LOOKS + 1 };
+
 INLINE double known_size(double y) { return isnan(y) ? 0.0 : fabs(y); }
 
 /* Write that the node `at` of a cell, whose nodes are logarithmic if the rate is not 0, or an edge (-1, m) saw more than

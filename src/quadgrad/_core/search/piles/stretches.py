@@ -20,8 +20,8 @@ __all__ = [
     "UNFINISHED",
     "WORST",
     "WORST_AT_END",
-    "AtHand",
     "Ends",
+    "Evaluated",
     "Piled",
     "look_for_piles",
 ]
@@ -47,7 +47,7 @@ rounds end it."""
 
 
 @dataclass(slots=True)
-class AtHand:
+class Evaluated:
     """Cells of a search that were evaluated and not yet judged: columns ``(n,)``, start and stop ``(2, n)``.
 
     The ``owner`` is their integral's number among those that run, the ``row`` that of their piece among all.
@@ -91,7 +91,7 @@ class Piled:
     ends: Ends
 
 
-def look_for_piles(cells: AtHand, rows: int, finished: Tensor) -> Piled:
+def look_for_piles(cells: Evaluated, rows: int, finished: Tensor) -> Piled:
     """Look at the cells of the running integrals ``(n,)`` that are not ``finished``; pieces have so many ``rows``.
 
     A stretch is few neighbouring cells with most of the error. Integrals with many such cells in a row are left
@@ -125,7 +125,7 @@ def look_for_piles(cells: AtHand, rows: int, finished: Tensor) -> Piled:
     return Piled(row[begin], start, stop, _ends(cells, side, large, locate(at_end, n_ends), rows))
 
 
-def _ends(cells: AtHand, side: Tensor, large: Tensor, index: Tensor, rows: int) -> Ends:
+def _ends(cells: Evaluated, side: Tensor, large: Tensor, index: Tensor, rows: int) -> Ends:
     """Return the ends at which cells ``index`` are, and how far cells of ``large`` error reach from there."""
     start, stop = cells.ends.unbind()
     inner = torch.where(start < 0.0, start, stop).abs()

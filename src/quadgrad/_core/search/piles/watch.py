@@ -8,10 +8,10 @@ is nothing costs a cell, so that what is found here decides about nothing but no
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ from quadgrad._core.search.task import Found, Places, Tail, hear_anew
 
 __all__ = ["ZOOMED", "Piles", "watched"]
 
-FIRST, EVERY = 3, 1
-"""The round after which cells are looked at, and how many rounds later again; earlier, 20,000 peaks cost more."""
+FIRST = 3
+"""The round from which on cells are looked at; earlier, 20,000 peaks cost more."""
 
 TRIALS = 3
 """How often an integral is looked at."""
@@ -99,25 +99,44 @@ class Stoppable(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Look:
-    """A look at an end, the ``number``-th at hand, from some ``distance``, for a wave or for what falls steadily.
+class _End(NamedTuple):
+    """An end at which cells pile up, the ``number``-th at hand, and what is known of its integral so far.
 
-    The ``line`` there counts what it costs. ``value`` and ``has_cost`` are those of the integral so far.
+    They reach from there over a ``distance``, a fraction of the piece.
     """
 
     number: int
-    line: Line
+    row: int
+    upper: bool
     distance: float
-    wave: bool
+    singular: bool
     value: float
     has_cost: float
-    quiet: bool = False
+    limits: tuple[float, float]
 
     @property
-    def end(self) -> tuple[int, bool]:
+    def key(self) -> tuple[int, bool]:
         """The row of the piece, and whether it is its upper end."""
-        return self.line.row, self.line.upper
+        return self.row, self.upper
+
+    @property
+    def infinite(self) -> bool:
+        """Whether it is at infinity."""
+        return math.isinf(self.limits[self.upper])
+
+    def opposite(self) -> _End:
+        """Return the other end of the piece, as if cells piled up in half of it."""
+        return self._replace(upper=not self.upper, distance=0.5)
+
+
+@dataclass(slots=True)
+class _Look:
+    """A look at an end, for a wave or for what falls steadily; the ``line`` there counts what it costs."""
+
+    end: _End
+    line: Line
+    wave: bool
+    quiet: bool = False
 
 
 @dataclass
@@ -133,7 +152,7 @@ class Piles:
     tried: Tensor | None = None
     before: tuple[Tensor, Tensor] | None = None
     tails: list[Tail] = field(default_factory=list[Tail])
-    ends_tried: dict[tuple[int, bool], int] = field(default_factory=dict[tuple[int, bool], int])
+    ends_tried: Counter[tuple[int, bool]] = field(default_factory=Counter[tuple[int, bool]])
     left_until: dict[tuple[int, bool], float] = field(default_factory=dict[tuple[int, bool], float])
     pending: set[int] = field(default_factory=set[int])
     projected: Tensor | None = None
@@ -144,27 +163,27 @@ class Piles:
         looks = self._choose_looks(search, ends, owner, CHEAP if one else CHEAP_OF_SEVERAL)
         waves = [look for look in looks if look.wave]
         if one:  # of several components no wave is told by one of them
-            still = are_quiet([look.line for look in waves], [look.distance for look in waves])
+            still = are_quiet([look.line for look in waves], [look.end.distance for look in waves])
             for look, quiet in zip(waves, still, strict=True):
                 look.quiet = quiet
         left = _left_to_bisection([look for look in waves if not look.quiet])
         self.left_until.update(left)
         self.pending.update(row // self.problem.pieces.count for row, _ in left)
-        tried = [look for look in looks if look.end not in left]
-        for look in tried:
-            self.ends_tried[look.end] = self.ends_tried.get(look.end, 0) + 1
+        tried = [look for look in looks if look.end.key not in left]
+        self.ends_tried.update(look.end.key for look in tried)
         tried = [look for look in tried if not look.quiet]
-        columns = zip(*[(look.line, look.distance, abs(look.value), look.wave) for look in tried], strict=True)
-        tails = find_tails(*map(list, columns)) if one and tried else [
-            find_tail_of_all(look.line, look.distance, abs(look.value), look.wave) for look in tried
-        ]  # fmt: skip
+        asked = [(look.line, look.end.distance, abs(look.end.value), look.wave) for look in tried]
+        if one and asked:
+            tails = find_tails(*map(list, zip(*asked, strict=True)))
+        else:
+            tails = [find_tail_of_all(*each) for each in asked]
         costs = [0] * len(owner)
         for look in looks:
-            costs[look.number] += look.line.spent
+            costs[look.end.number] += look.line.spent
         for look, tail in zip(tried, tails, strict=True):
             if tail is not None:
                 self.tails.append(tail)
-                costs[look.number] += STOPPED
+                costs[look.end.number] += STOPPED
         if any(costs):
             search.charge(owner, torch.tensor(costs, device=owner.device))
 
@@ -177,26 +196,33 @@ class Piles:
         )  # fmt: skip
         # The host reads all at once.
         told = torch.stack([t.double() for t in columns], 1).tolist()
-        at_hand = {(int(row), bool(upper)) for row, upper, *_ in told}
-        # Waves that decay leave little error at their end; if f is rough from the other one on, they may go there.
-        beyond = (
-            (i, [row, 1.0 - upper, 0.5, *rest])
-            for i, (row, upper, distance, *rest) in enumerate(told)
-            if distance >= ROUGH and (int(row), not upper) not in at_hand and math.isinf(rest[3 + (not upper)])
-            if problem.reaches_inside  # else it is before a series that is searched, and may stand for that end
-        )
-        for i, (row, upper, distance, singular, value, spent, *limits) in chain(enumerate(told), beyond):
-            end = int(row), bool(upper)
-            times, wave = self.ends_tried.get(end, 0), math.isinf(limits[end[1]]) or not singular
+        at_hand = [
+            _End(i, int(row), bool(upper), distance, bool(singular), value, cost, (low, high))
+            for i, (row, upper, distance, singular, value, cost, low, high) in enumerate(told)
+        ]
+        for end in at_hand + self._beyond(at_hand):
+            times, wave = self.ends_tried[end.key], end.infinite or not end.singular
             due = times < ENDS_TRIED and not (times and self.rounds % 2)
-            due = due and max(least, self.left_until.get(end, 0.0)) <= spent <= problem.max_nfev - DEAR
+            due = due and max(least, self.left_until.get(end.key, 0.0)) <= end.has_cost <= problem.max_nfev - DEAR
             due = due and (wave or self.rounds >= LATER)
             if times + due < ENDS_TRIED:
-                self.pending.add(end[0] // problem.pieces.count)
+                self.pending.add(end.row // problem.pieces.count)
             if due:
-                line = Line(problem, *end, tuple(limits), again=times > 0)
-                looks.append(_Look(i, line, distance, wave, value, spent))
+                looks.append(_Look(end, Line(problem, *end.key, end.limits, again=times > 0), wave))
         return looks
+
+    def _beyond(self, at_hand: list[_End]) -> list[_End]:
+        """Return ends at infinity where no cells pile up, of pieces that are rough from their other end on.
+
+        Waves that decay leave little error at their end: what is rough may go there.
+        """
+        if (
+            not self.problem.reaches_inside
+        ):  # they are before a series that is searched, which may stand for the end
+            return []
+        known = {end.key for end in at_hand}
+        opposite = [end.opposite() for end in at_hand if end.distance >= ROUGH]
+        return [end for end in opposite if end.infinite and end.key not in known]
 
     def see(self, search: Stoppable) -> None:
         """Look at a search whose cells are evaluated, and stop the integrals of which all places were found."""
@@ -226,7 +252,7 @@ class Piles:
         search.charge(cells.who, spent + STOPPED * hopeless)
 
     def _look(self, search: Stoppable) -> None:
-        if self.rounds < FIRST or (self.rounds - FIRST) % EVERY:
+        if self.rounds < FIRST:
             return
         piled = search.look_for_piles(UNFINISHED if self.rounds < LASTS else 1.0)
         if self.rounds >= LATE and self.problem.series and len(piled.ends.row):
@@ -325,10 +351,10 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found], zoom: Zoo
 
 def _left_to_bisection(looks: list[_Look]) -> dict[tuple[int, bool], float]:
     """Return ends with waves that decay before a series would pay, and what integrals will have cost by then."""
-    some = [look for look in looks if look.line.infinite and look.has_cost < BISECTED]
-    left = count_nodes_left([look.line for look in some], [look.distance for look in some])
-    until = {look.end: look.has_cost + nodes for look, nodes in zip(some, left, strict=True)}
-    return {end: nodes for end, nodes in until.items() if nodes <= BISECTED}
+    some = [look for look in looks if look.line.infinite and look.end.has_cost < BISECTED]
+    left = count_nodes_left([look.line for look in some], [look.end.distance for look in some])
+    until = {look.end.key: look.end.has_cost + nodes for look, nodes in zip(some, left, strict=True)}
+    return {key: nodes for key, nodes in until.items() if nodes <= BISECTED}
 
 
 def _count(mask: Tensor, before: Tensor, size: Tensor) -> Tensor:
