@@ -200,10 +200,10 @@ def _step(base: Tensor, generator: torch.Generator, scale: str) -> Tensor:
     step = torch.randn(base.shape, generator=generator, dtype=kind, device="cpu")
     size = base.detach().to("cpu", kind).abs()
     if scale == "element":
-        step = step * torch.where(size > 0.0, size, 1e-3 * size.mean() if size.numel() else 1.0)
+        step *= torch.where(size > 0.0, size, 1e-3 * size.mean() if size.numel() else 1.0)
     elif size.numel():
         typical = float(size.square().mean().sqrt())
-        step = step * (typical if 0.0 < typical < math.inf else 1.0)
+        step *= typical if 0.0 < typical < math.inf else 1.0
     return step.to(base.device, base.dtype)
 
 
