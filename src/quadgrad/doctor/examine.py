@@ -470,7 +470,7 @@ def _is_double(program: Program) -> bool:
 
 
 def _along(gradient: Sequence[Tensor | None] | None, steps: Sequence[Tensor]) -> float:
-    """Return the derivative along steps, without an array of terms: of large models that costs half a forward pass."""
+    """Return the derivative along steps; an array of terms would cost half a forward pass of a large model."""
     total = 0.0
     for g, step in zip(gradient or [], steps, strict=False):
         if g is not None:
