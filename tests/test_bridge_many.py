@@ -34,12 +34,12 @@ def slopes_of_waves(v: np.ndarray) -> np.ndarray:
     return np.array([np.cos(v), np.prod(v) / v, np.full(v.size, 3.0 * np.sum(v) ** 2)])
 
 
-@pytest.mark.parametrize(("inputs", "count"), [(7, 21), (8, 20), (16, 36), (17, 42)])
+@pytest.mark.parametrize(("inputs", "count"), [(7, 21), (8, 20), (16, 36), (17, 42), (100, 228)])
 def test_eight_inputs_and_more_share_what_else_would_be_a_third_point_of_each(inputs: int, count: int) -> None:
     slope, error, nfev = entries(lambda v: np.sum(np.sin(v)), np.linspace(0.5, 1.5, inputs), "central", noise=0.0)
     assert nfev == 1 + count
     assert np.all(np.abs(slope[0] - np.cos(np.linspace(0.5, 1.5, inputs))) <= error[0])
-    assert np.all(error < 1e-8)
+    assert np.all(error < 1e-8 * max(1.0, inputs / 20))  # outputs that are larger are rounded more coarsely
 
 
 def test_terms_of_several_inputs_are_no_truncation() -> None:
@@ -88,17 +88,19 @@ ROUNDED: dict[str, Callable[[float], float]] = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ROUNDED)
 def test_an_input_that_is_rounded_beside_others_that_are_not(kind: str, method: str) -> None:
-    """Between its steps it does nothing: the error covers their trend."""
-    wide = 0
+    """Between its steps it does nothing: the error covers their trend.
+
+    It may be wide, or infinite, only where a single step lies within the stencil: that is a jump at x.
+    """
     for others in (1, 3, COUNT):
         for x in np.linspace(0.63, 0.81, 5):
             point = np.append(x, X[:others])
             fn = lambda v: np.array([ROUNDED[kind](math.sin(v[0])) + np.sum(np.sin(v[1:]))])
             slope, error, _ = entries(fn, point, method)
             assert abs(slope[0, 0] - math.cos(x)) <= error[0, 0]
-            wide += int(error[0, 0] > 20.0)
+            near = {ROUNDED[kind](math.sin(x + distance)) for distance in (-1e-5, 0.0, 1e-5)}
+            assert error[0, 0] < 20.0 or len(near) == 2
             assert np.all(np.abs(slope[0, 1:] - np.cos(X[:others])) <= error[0, 1:])
-    assert wide <= 4  # beside a step
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -151,3 +153,9 @@ def test_check_takes_a_flat_derivative_of_fine_steps_for_possible() -> None:
     fn = lambda x: np.array([1e3 + 2e-3 * np.floor(x[0] / 1e-4)])
     assert bridge.check(fn, np.array([0.81234]), jacobian=lambda x: np.zeros((1, 1))).verdict != "wrong"
     assert bridge.check(waves, X, jacobian=lambda x: np.zeros((3, COUNT))).verdict == "wrong"
+
+
+@pytest.mark.parametrize("far", [1e-13, 1e-10, 1e-9, 1e-8])
+def test_check_knows_a_wrong_zero_where_nothing_close_to_x_can_be_computed(far: float) -> None:
+    fn = lambda x: np.array([np.nan if 1e-16 < abs(x[0] - 0.7) < far else 2.0 * x[0]])
+    assert bridge.check(fn, np.array([0.7]), jacobian=lambda x: np.zeros((1, 1))).verdict == "wrong"

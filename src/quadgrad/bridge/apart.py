@@ -16,7 +16,6 @@ from quadgrad.bridge.stencils import Estimate, evaluate
 
 __all__ = ["apart", "in_question"]
 
-
 BEYOND = 2.0 ** np.array([-10.0, -6.0])
 """Where is looked what an input does to outputs that it does not move, relative to its scale."""
 
@@ -49,11 +48,8 @@ def _idle(problem: Problem, found: Estimate) -> Array:
 
 def apart(problem: Problem, groups: Array, found: Estimate) -> Problem:
     """Return the problem with what these groups of inputs do alone: their noise, and how far outputs rise later."""
-    structure, still, shape = (
-        problem.structure,
-        _idle(problem, found),
-        (problem.structure.groups, problem.value.size),
-    )
+    structure, still = problem.structure, _idle(problem, found)
+    shape = structure.groups, problem.value.size
     old = problem.apart or Apart(np.zeros(shape), np.zeros(shape), np.zeros(shape, bool))
     noise, rise = old.noise.copy(), old.rise.copy()
     for g in groups if _uneven(problem) else ():

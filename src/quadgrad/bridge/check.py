@@ -183,7 +183,7 @@ def _entries(point: Linearization, reference: Linearization, vectors: Array, pro
         given = point.pull(vectors) if pulled else point.push(vectors)
         look = reference.problem.look
         if look is not None:  # of outputs that stand still at x, in steps, 0 is right, whatever their trend
-            still = look.slope == 0.0
+            still = (look.slope == 0.0) & np.isfinite(look.error)
             trend = jacobian.pull(np.where(still, vectors, 0.0)) if pulled else np.where(still, expected, 0.0)
             error = np.where(given == 0.0, np.maximum(error, np.abs(trend)), error)
     arrays = [point.inputs[i] for i in point.wanted] if pulled else list(point.outputs)

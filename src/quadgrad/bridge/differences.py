@@ -124,10 +124,8 @@ def differentiate(problem: Problem, method: str) -> Found:
 
 def _central(problem: Problem) -> Found:
     """Take third points for each input only where there are doubts if they have a few in common."""
-    every, fitted = (
-        np.arange(problem.structure.groups),
-        fit(problem, problem.scale * first_step(problem, "central"), "central"),
-    )
+    every = np.arange(problem.structure.groups)
+    fitted = fit(problem, problem.scale * first_step(problem, "central"), "central")
     points = place(problem, *fitted, "central")
     outputs = evaluate(problem, every, points[:2])
     found = judge_together(problem, fitted, points[:2], outputs)

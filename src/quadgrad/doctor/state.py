@@ -74,7 +74,7 @@ class State:
             undo()
         with torch.no_grad():
             for i, (tensor, original, _, gradient, kept) in enumerate(self._originals):
-                value = self.bases[i] if steps is None or t == 0.0 else self.bases[i] + t * steps[i]
+                value = self.bases[i] if steps is None or t == 0.0 else torch.add(self.bases[i], steps[i], alpha=t)
                 _put(tensor, original, value)
                 if tensor.is_leaf:
                     if gradient is not None and kept is not None:

@@ -37,6 +37,9 @@ _JUMPS, _OWN = 2.0, 9
 What is off by more is followed also where runs have come to an end, by so many of its own.
 """
 
+_QUARTER = 0.25
+"""What a bend may be off falls to in half the width: a jump that cannot stand out in the runs left is let be."""
+
 _NARROW = 2.0**-8
 """As close, in sizes of what is varied, a jump is brought; what rises as steeply passes for one."""
 
@@ -77,7 +80,7 @@ def find_untold(x: Examination) -> Jump | None:
             t, left = gap.middle, max(x.left() + A_LINE, _OWN - spent)
         elif waiting:
             t, left = waiting[0], max(x.left(), 3 - len(x.looks))
-        elif gaps:
+        elif gaps := [gap for gap in gaps if gap.share > _JUMPS * _QUARTER ** x.left()]:
             t, left = max(gaps, key=lambda gap: gap.off).middle, x.left()
         else:
             return None
