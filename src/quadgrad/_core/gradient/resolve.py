@@ -392,10 +392,12 @@ def _reconcile(primal: Primal, plan: IntervalPlan, value: Tensor) -> None:
     with primal.problem.outside() as problem:
         again = search_tiles(replace(problem, opening=None), plan.take(apart[plan.owner]))
         oriented = problem.limits.detach().orient(again.value)
+    found.nfev[apart] += again.nfev[apart]
+    # A plan that suits the derivative may suit f less: unless the two contradict each other the first one stays.
+    apart &= largest_component((again.value - found.value).abs()) > found.error + again.error
     primal.value[apart] = oriented[apart].to(primal.value.dtype)
     for name in ("value", "error", "status"):
         getattr(found, name)[apart] = getattr(again, name)[apart].to(getattr(found, name).dtype)
-    found.nfev[apart] += again.nfev[apart]
     found.plan = found.plan.take(~apart[found.plan.owner]).join(again.plan.take(apart[again.plan.owner]))
 
 
