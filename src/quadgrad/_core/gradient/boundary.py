@@ -47,8 +47,8 @@ READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
 
 READINGS = (1, 2, 4, 8, 16, 32, 64)
-"""Distances from a limit at which f is read, as multiples of the least one; beside a breakpoint they are as much closer to
-each other as they are farther from it: to twice the least distance."""
+"""Distances from a limit at which f is read, as multiples of the least one; beside a breakpoint they are as much
+closer to each other as they are farther from it: to twice the least distance."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
 """How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
@@ -176,7 +176,8 @@ def reading_errors(
             y, rises = y[0], y - y[0]
             even = rises[-1] * align(torch.as_tensor(READINGS, dtype=places.dtype, device=y.device) - 1.0, y[None])
             span = READINGS[-1] - 1.0
-            # A limit is as far from where f is read first as that from the second, a breakpoint as far as the last is from the first.
+            # A limit is as far from where f is read first as that from the second, a breakpoint as far as the
+            # last is from the first.
             reach = rises[-1].abs() / (span if index < 2 else 1.0)
             off = 2.0 * (reach + (rises - even / span).abs().amax(0))
             rounding = (READ_ROUNDING * limits.rounding.eps) * y.abs()
