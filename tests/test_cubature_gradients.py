@@ -182,6 +182,13 @@ def test_replay_compiles() -> None:
     )
 
 
+def test_what_a_comparison_severs_is_sent_to_a_region() -> None:
+    r = leaf(0.5)
+    with pytest.warns(qg.SeveredGradientWarning, match="region=Where of cubature"):
+        inside = lambda x, r: ((x**2).sum(-1) < r**2).double()
+        qg.cubature(inside, [0.0, 0.0], [1.0, 1.0], (r,), rtol=1e-2, on_failure="ignore")
+
+
 def test_a_side_computed_from_where_the_integrand_bends() -> None:
     """Rounding puts the bend on the wrong side of some sides: the second derivative was 0 there."""
     s, far = leaf(torch.linspace(0.2, 3.0, 200, dtype=torch.float64)), 12.0
