@@ -106,6 +106,8 @@ def _zero(problem: Problem, place: Tensor, index: int) -> str:
     low, high = _ends(problem, index)
     x = place * torch.exp2(-torch.arange(1.0, HALVINGS + 1.0, dtype=place.dtype, device=place.device))
     x = x[(x > low) & (x < high)]
+    if not len(x):
+        return ""
     y = problem.integrand(x[:, None], torch.full_like(place, index, dtype=torch.int64))
     known = y.isfinite().flatten(1).all(1)
     x, y = x[known], y[known]
