@@ -106,6 +106,15 @@ def test_a_vjp_that_ignores_the_cotangent_is_found_out() -> None:
     assert bridge.check(lambda x: np.sin(x), X, vjp=lambda x, g: g * np.cos(x)).passed
 
 
+def test_a_right_derivative_is_told_from_a_wrong_one_where_a_solver_is_beside_it() -> None:
+    """As solvers are off: by a part of their tolerance that is smooth beside x, and no noise."""
+    coarse = lambda x: np.sin(x) * (1 + 3e-9 * x)
+    report = bridge.check(coarse, X, derivative=np.cos)
+    assert report.verdict == "wrong" and any("noise=(10 * rtol, 10 * atol)" in note for note in report.notes)
+    assert bridge.check(coarse, X, derivative=np.cos, noise=(1e-8, 0.0)).passed
+    assert bridge.check(coarse, X, derivative=lambda x: 1.001 * np.cos(x)).notes == ()
+
+
 def test_what_the_function_does_to_its_argument_stays_inside() -> None:
     kept: list[np.ndarray] = []
 

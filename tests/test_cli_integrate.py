@@ -133,6 +133,14 @@ def test_a_derivative_that_where_spoils_is_explained():
     assert "where(c, a, b) computes both" in result.stderr
 
 
+def test_a_derivative_that_overflow_spoils_is_explained_in_functions_of_formulas():
+    words = ("--over", "x", "0", "inf", "--param", "T=300", "--grad", "T")
+    note = invoke("x**3/expm1(x/T)", *words).stderr
+    assert "exp(-u) / -expm1(-u) for 1 / expm1(u)" in note and "torch" not in note and "where(c" not in note
+    found = answer("x**3*exp(-x/T)/-expm1(-x/T)", *words)["gradient"]["T"]
+    assert found == pytest.approx(4 * math.pi**4 / 15 * 300**3, rel=1e-8)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

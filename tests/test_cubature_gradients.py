@@ -180,3 +180,22 @@ def test_replay_compiles() -> None:
     torch.testing.assert_close(
         slope, torch.autograd.grad(exact_bell(A, B, k[:, None]).sum(), k)[0], rtol=1e-7, atol=0.0
     )
+
+
+def test_what_a_comparison_severs_is_sent_to_a_region() -> None:
+    r = leaf(0.5)
+    with pytest.warns(qg.SeveredGradientWarning, match="region=Where of cubature"):
+        inside = lambda x, r: ((x**2).sum(-1) < r**2).double()
+        qg.cubature(inside, [0.0, 0.0], [1.0, 1.0], (r,), rtol=1e-2, on_failure="ignore")
+
+
+def test_a_side_computed_from_where_the_integrand_bends() -> None:
+    """Rounding puts the bend on the wrong side of some sides: the second derivative was 0 there."""
+    s, far = leaf(torch.linspace(0.2, 3.0, 200, dtype=torch.float64)), 12.0
+    f = lambda x, s: torch.relu(torch.exp(0.37 * (x[..., 0] - 1.1)) - 7.3 * s) * x[..., 1]
+    root = torch.log(7.3 * s) / 0.37 + 1.1
+    value = qg.cubature(f, torch.stack((root, torch.zeros_like(root)), -1), [far, math.sqrt(2.0)], (s,)).value
+    (first,) = torch.autograd.grad(value.sum(), s, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), s)
+    torch.testing.assert_close(first, -7.3 * (far - root), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(second, 7.3 / (0.37 * s), rtol=1e-10, atol=0.0)

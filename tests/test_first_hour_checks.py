@@ -232,9 +232,19 @@ def test_infinity_times_zero_far_out_is_told_with_what_to_write() -> None:
     b = t64(math.inf)
     apart = qg.quad(lambda x: torch.exp(0.2 * x) * torch.exp(-(x**2)), -math.inf, b, on_failure="ignore")
     assert "exp(u - v) for exp(u) * exp(-v)" in apart.message
+    (end,) = re.findall(r"end the interval where f is 0, as at x = ([\d.]+)\.$", apart.message)
+    ended = qg.quad(lambda x: torch.exp(0.2 * x) * torch.exp(-(x**2)), -math.inf, t64(float(end)))
+    assert float(ended.value) == pytest.approx(math.sqrt(math.pi) * math.exp(0.01), rel=1e-8)
     together = qg.quad(lambda x: torch.exp(0.2 * x - x**2), -math.inf, b)
     assert float(together.value) == pytest.approx(math.sqrt(math.pi) * math.exp(0.01), rel=1e-10)
     assert "exp(u" not in qg.quad(lambda x: torch.log(x - 0.5), 0.0, t64(1.0), on_failure="ignore").message
+
+
+def test_overflow_of_single_precision_is_named() -> None:
+    hot = lambda x, t: (1e13 * x) ** 3 / torch.expm1(x / t)
+    message = qg.quad(hot, 0.0, math.inf, (torch.tensor(1.0),), on_failure="ignore").message
+    assert "In single precision what exceeds 3.4e38 is infinite" in message
+    assert bool(qg.quad(hot, 0.0, math.inf, (t64(1.0),)).converged)
 
 
 def test_the_help_of_the_integrator_begins_with_its_use() -> None:

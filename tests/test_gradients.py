@@ -220,6 +220,26 @@ def test_idle_breakpoint_has_no_gradient() -> None:
     assert abs(float(s.grad)) <= 2**-38
 
 
+@pytest.mark.parametrize("bent", (False, True))
+@pytest.mark.parametrize("upper", (False, True))
+def test_a_limit_computed_from_where_the_integrand_jumps_or_bends(bent: bool, upper: bool) -> None:
+    """Rounding puts a fifth of the roots one spacing of numbers or more on the wrong side."""
+    sign, s = -1.0 if upper else 1.0, leaf(torch.linspace(0.2, 3.0, 200, dtype=torch.float64))
+    beyond = lambda x, s: torch.exp(0.37 * (x - 1.1)) - 7.3 * s
+    jump = lambda x, s: (sign * beyond(x, s) > 0).to(x.dtype) * torch.exp(x)
+    f = (lambda x, s: sign * torch.relu(sign * beyond(x, s))) if bent else jump
+    root, far = torch.log(7.3 * s) / 0.37 + 1.1, t64(0.0 if upper else 12.0)
+    value = integral(f, *((far, root) if upper else (root, far)), s if bent else s.detach())
+    first = torch.autograd.grad(value.sum(), s, create_graph=True)[0]
+    (second,) = torch.autograd.grad(first.sum(), s)
+    with torch.no_grad():
+        rate = 1 / (0.37 * s)  # of the root; that of the rate is -rate / s
+        known = -7.3 * (far - root), 7.3 * rate
+        known = known if bent else (-torch.exp(root) * rate, -torch.exp(root) * (rate**2 - rate / s))
+    for ours, exact in zip((first, second), known, strict=True):
+        assert ((ours - sign * exact).abs() <= 1e-10 * exact.abs().max()).all()
+
+
 def test_infinite_limits_have_no_gradient() -> None:
     a, b = leaf([-inf, 0.3, -inf]), leaf([inf, inf, 0.8])
     integral(damped, a, b, 1.5).sum().backward()

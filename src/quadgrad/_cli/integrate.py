@@ -225,8 +225,8 @@ def solve(problem: Problem, rule: str | None = None, **options: Any) -> Answer:
             sources = tuple(p.sources.values())
             gradient = torch.autograd.grad(result.value, sources, allow_unused=True, materialize_grads=True)
     warned = [str(warning.message) for warning in caught if issubclass(warning.category, IntegrationWarning)]
-    notes = [*p.notes, *(re.sub(r"\blimit ([ab])\b", _side, text) for text in warned)]
-    if result.value.isfinite() and any(part.isnan() for part in gradient):
+    notes = [*p.notes, *(re.sub(r"\blimit ([ab])\b", _side, _in_formulas(text)) for text in warned)]
+    if "where(" in p.expression.text and result.value.isfinite() and any(part.isnan() for part in gradient):
         notes.append(
             "a derivative is not a number: where(c, a, b) computes both a and b, and must find both differentiable"
         )
@@ -280,6 +280,11 @@ def draw(problem: Problem, answer: Answer, path: Path) -> None:
     ax.set_xlabel(p.expression.names[0], parse_math=False)
     figure.suptitle(text if len(text) <= 80 else text[:77] + "...", parse_math=False)
     figure.savefig(path)
+
+
+def _in_formulas(text: str) -> str:
+    """Say in functions of formulas what a warning says in torch's."""
+    return text.replace("torch.clamp what goes into exp", "minimum(u, 700) for u in exp").replace("torch.", "")
 
 
 def _side(match: re.Match[str]) -> str:

@@ -22,6 +22,8 @@ do."""
 CLEAR = 10.0
 """A derivative is called wrong if it is off by so many errors: once in a thousand times an error is larger than
 said."""
+SOLVED = 1e-6
+"""So little of the largest product may be what a solver leaves, whose steps depend on its input."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,23 @@ def check(fn: Callable[..., Any], *inputs: Any, vectors: int = 4, seed: int = 0,
         entries += _entries(point, reference, tangents, "jvp")
     entries.sort(key=lambda entry: (-entry.gap, -entry.error))
     noise, nfev = reference.problem.roughness, reference.counter.nfev
-    return CheckReport(point.callee.name, tuple(entries), noise, nfev, _notes(point))
+    notes = _notes(point) + (() if point.options.noise else _as_of_a_solver(entries))
+    return CheckReport(point.callee.name, tuple(entries), noise, nfev, notes)
+
+
+def _as_of_a_solver(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Tell that what is apart may be the function's own error, if it is no more than a solver's."""
+    largest = {e.product: 0.0 for e in entries}
+    for e in entries:
+        largest[e.product] = max(largest[e.product], abs(e.differences))
+    wrong = [(e.given, e) for e in entries if e.given is not None and e.gap > CLEAR]
+    apart = max((abs(given - e.differences) / largest[e.product] for given, e in wrong), default=0.0)
+    if not 0.0 < apart <= SOLVED:
+        return ()
+    return (
+        f"apart by {apart:.1e} of the largest at most, as a right derivative is from that of a solver's steps: if "
+        "the function ends at a tolerance, declare it, noise=(10 * rtol, 10 * atol) of solve_ivp",
+    )
 
 
 def _random(generator: np.random.Generator, count: int, like: Array) -> Array:

@@ -1,7 +1,7 @@
 """Derivatives with respect to limits and breakpoints, in ordinary torch.
 
 A limit b that requires grad adds ``d * sum_i w_i f(c + d t_i)`` with ``d = b - b.detach()``, which is 0, and
-c the neighbour of b inside the interval: the *boundary term*, the m-point Gauss rule on the stretch between
+c close to b, inside the interval: the *boundary term*, the m-point Gauss rule on the stretch between
 the old limit and the moved one. Its value is 0 and its derivatives are those of the integral up to order 2 m,
 mixed ones included. An ``autograd.Function`` that returns 0 and backpropagates ``g * f(b)`` is right to first
 order only.
@@ -18,7 +18,7 @@ from quadgrad._core._torch import carries_derivative, derivatives_open, forward_
 from quadgrad._core.gradient.kinks import NODES, WEIGHTS, kink_sum
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.mesh.limits import Limits, just_inside
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
@@ -47,8 +47,8 @@ READ_ROUNDING = 10.0
 """A value of f that is a derivative is taken to be off by this many eps times its magnitude."""
 
 READINGS = (1, 2, 4, 8, 16, 32, 64)
-"""Distances from a limit at which f is read, in spacings of numbers; beside a breakpoint they are as much closer to
-each other as they are farther from it: to twice the least distance."""
+"""Distances from a limit at which f is read, as multiples of the least one; beside a breakpoint they are as much
+closer to each other as they are farther from it: to twice the least distance."""
 
 AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
 """How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
@@ -176,7 +176,8 @@ def reading_errors(
             y, rises = y[0], y - y[0]
             even = rises[-1] * align(torch.as_tensor(READINGS, dtype=places.dtype, device=y.device) - 1.0, y[None])
             span = READINGS[-1] - 1.0
-            # A limit is one spacing from where f is read first, a breakpoint as far as the last is from the first.
+            # A limit is as far from where f is read first as that from the second, a breakpoint as far as the
+            # last is from the first.
             reach = rises[-1].abs() / (span if index < 2 else 1.0)
             off = 2.0 * (reach + (rises - even / span).abs().amax(0))
             rounding = (READ_ROUNDING * limits.rounding.eps) * y.abs()
@@ -235,12 +236,9 @@ def _terms(limits: Limits, batch: int, treatment: Treatment | None, reading: int
 
 def _limit_sides(fixed: Limits, index: int, reading: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
     """Tell where a limit has a derivative, where f is read for it, and with which sign."""
-    other = fixed.marks[1 - index]
-    start = fixed.next_to(fixed.marks[index], other)
-    if reading > 1:
-        away = start + (reading - 1) * (fixed.next_to(start, other) - start)
-        start = torch.where((away < other) == (start < other), away, start)
-    return fixed.marks[index].isfinite(), [(start, -1.0 if index == 0 else 1.0)]
+    here, other = fixed.marks[index], fixed.marks[1 - index]
+    start = just_inside(here, other, fixed.x_dtype or here.dtype, reading)
+    return here.isfinite(), [(start, -1.0 if index == 0 else 1.0)]
 
 
 def _breakpoint_sides(

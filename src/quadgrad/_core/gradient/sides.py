@@ -22,6 +22,7 @@ from torch import Tensor
 from quadgrad._core.gradient.boundary import NODES, WEIGHTS, carries_gradient
 from quadgrad._core.integrand import Argument
 from quadgrad._core.mesh.box import Box
+from quadgrad._core.mesh.limits import just_inside
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import align
@@ -228,8 +229,7 @@ def _starts(
     for k, axis in enumerate(axes):
         for chosen in sides:
             mark, other = fixed.marks[chosen[k]][:, axis], fixed.marks[1 - chosen[k]][:, axis]
-            seen = mark.to(box.x_dtype)
-            start = torch.nextafter(seen, other.to(box.x_dtype)).to(mark.dtype) if beside else mark
+            start = just_inside(mark, other, box.x_dtype) if beside else mark
             rows.append(torch.where(mark.isfinite(), start, inner[:, axis]).expand(batch))
     return torch.stack(rows).unflatten(0, (len(axes), len(sides))).movedim(1, 2)
 

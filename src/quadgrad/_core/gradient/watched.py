@@ -143,8 +143,9 @@ class _Finder:
             f"the gradient with respect to {name} is NaN although the integral is finite: {where}the derivative of "
             "f is NaN. Most often that is 0 times infinity: "
             "a factor underflows to 0, and the derivative of another one, such as exp, overflows. Write f so "
-            "that nothing overflows where it is 0 (torch.clamp what goes into exp, use torch.sigmoid, or "
-            "select by torch.where what goes in, not what comes out), or end the interval before",
+            "that nothing overflows where it is 0 (exp(-u) / -expm1(-u) for 1 / expm1(u); "
+            "torch.clamp what goes into exp, use torch.sigmoid, or select by torch.where what goes in, not what "
+            "comes out), or end the interval before",
             IntegrationWarning,
         )
 

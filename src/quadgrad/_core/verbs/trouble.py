@@ -15,6 +15,9 @@ from quadgrad._core.status import Status
 
 __all__ = ["offending_point", "plain_numbers"]
 
+HALVINGS = 64
+"""So many times an x at which f is NaN is halved to find one at which f is 0."""
+
 BESIDE = (2.0**-20, 2.0**-10)
 """How far from an x, relative to the interval, f is looked at to tell whether it fails there alone."""
 
@@ -87,11 +90,28 @@ def _not_finite(problem: Problem, plan: IntervalPlan, status: Tensor, first: int
         if values[0] != values[0] and plain.pieces.infinite:
             text += (
                 " Infinity times 0, or less infinity, is NaN: put factors that overflow and underflow into one "
-                "exponential, exp(u - v) for exp(u) * exp(-v), or end the interval where f is 0."
+                "exponential, exp(u - v) for exp(u) * exp(-v), or end the interval where f is "
+                f"0{_zero(plain, places, index)}."
             )
         if _is_alone(plain, places, index):
             text += f" Beside it f is finite: if it is this x alone, name it, points=[{place!r}]."
+        elif values[0] == values[0] and plain.integrand.call_dtype == torch.float32:
+            text += " In single precision what exceeds 3.4e38 is infinite: compute in float64, or in other units."
     return text
+
+
+def _zero(problem: Problem, place: Tensor, index: int) -> str:
+    """Name an x closer to 0 than a place, from which on f is 0 until it is not finite, if there is one."""
+    low, high = _ends(problem, index)
+    x = place * torch.exp2(-torch.arange(1.0, HALVINGS + 1.0, dtype=place.dtype, device=place.device))
+    x = x[(x > low) & (x < high)]
+    if not len(x):
+        return ""
+    y = problem.integrand(x[:, None], torch.full_like(place, index, dtype=torch.int64))
+    known = y.isfinite().flatten(1).all(1)
+    x, y = x[known], y[known]
+    x = x[: int((y == 0).flatten(1).all(1).long().cumprod(0).sum())]
+    return f", as at x = {float(x[-1]):.3g}" if len(x) else ""
 
 
 def _is_alone(problem: Problem, place: Tensor, index: int) -> bool:
