@@ -152,7 +152,7 @@ def test_first_cells_are_not_asked_beside_infinity(batch: tuple[int, ...]) -> No
 def test_series_whose_terms_do_not_fall_are_not_zero_to_rounding(
     rule: str, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The integral of 1/x diverges at both ends: extrapolation multiplies its rounding until nothing else is left."""
+    """The integral of 1/x diverges at both ends: extrapolation multiplies rounding until nothing else is left."""
     if not kernel:
         monkeypatch.setattr(opening, "load", lambda: None)
     q = torch.linspace(0.1, 3.0, 16, dtype=torch.float64)
