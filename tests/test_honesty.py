@@ -16,6 +16,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from helpers import t64
+from quadgrad._core.search.kernel import opening
 
 COUNT = 500
 ROUNDING = 8 * torch.finfo(torch.float64).eps  # of the closed forms
@@ -144,3 +145,16 @@ def test_first_cells_are_not_asked_beside_infinity(batch: tuple[int, ...]) -> No
     result = qg.quad(f, torch.zeros(batch, dtype=torch.float64), inf)
     assert ((result.value - 1).abs() <= result.error).all()
     assert max(places) < 1e3
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("rule", ["gk15", "gk21", "gk31", "gk61"])
+def test_series_whose_terms_do_not_fall_are_not_zero_to_rounding(
+    rule: str, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The integral of 1/x diverges at both ends: extrapolation multiplies rounding until nothing else is left."""
+    if not kernel:
+        monkeypatch.setattr(opening, "load", lambda: None)
+    q = torch.linspace(0.1, 3.0, 16, dtype=torch.float64)
+    result = qg.quad(lambda x, q: q / x, torch.zeros_like(q), inf, (q,), rule=rule, on_failure="ignore")
+    assert not bool(result.converged.any())

@@ -51,6 +51,31 @@ def test_each_of_a_batch_by_itself() -> None:
     assert result.status.tolist() == [int(qg.Status.ROUNDOFF), int(qg.Status.MAX_NFEV)]
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_what_could_not_be_looked_for_is_not_rounding(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a function that is 0 at all nodes a small budget does not let look for needles; nor beside feet."""
+    if not kernel:
+        monkeypatch.setattr(opening, "load", lambda: None)
+    late = int(qg.Status.MAX_NFEV)
+    nothing = qg.quad(lambda x: 0.0 * x, t64(0.0), 1.0, max_nfev=50, on_failure="ignore")
+    assert nothing.status == late
+    foot = lambda x, c: torch.cos(0.2 * x) + 33.0 * torch.exp(-(((x - c) / 1e-3) ** 2))
+    cut = qg.quad(foot, t64(0.0), 1.0, (t64([0.69, 0.31]),), rule="cc17", max_nfev=50, on_failure="ignore")
+    assert cut.status.tolist() == [late, late]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_what_is_not_finite_is_not_rounding(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells with NaN tell nothing of rounding; in a batch, too, where others have finite ones."""
+    if not kernel:
+        monkeypatch.setattr(opening, "load", lambda: None)
+    f = lambda x, q: torch.where(x > q, x, torch.nan)
+    q = t64([0.75, 0.55, 0.95])
+    result = qg.quad(f, torch.zeros_like(q), 1.0, (q,), rule="gk15", max_nfev=100, on_failure="ignore")
+    single = [qg.quad(f, t64(0.0), 1.0, (one,), rule="gk15", max_nfev=100, on_failure="ignore") for one in q]
+    assert result.status.tolist() == [int(one.status) for one in single] == [int(qg.Status.MAX_NFEV)] * 3
+
+
 def test_derivatives_made_of_rounding() -> None:
     """The derivative by p is the cancelling difference; the value is nearly all something else."""
     p = leaf([1.0, 1.7])

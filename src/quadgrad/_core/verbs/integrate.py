@@ -26,6 +26,7 @@ from quadgrad._core.problem import Problem
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.rehearsal import Rehearsal, current_rehearsal
 from quadgrad._core.result import Result
+from quadgrad._core.search.decide import Totals, allowed_error
 from quadgrad._core.search.noisy import is_noisy
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
@@ -196,9 +197,14 @@ def _integrate(
 
 
 def _tell_rounding(primal: Primal) -> None:
-    """Say of integrals whose budget ran out which are made of rounding: no larger one would help them."""
+    """Say of integrals whose budget ran out which are made of rounding: no larger one would help them.
+
+    Where the error would do, it was what may be missed that could not be looked for.
+    """
     found = primal.found
-    late = found.status == int(Status.MAX_NFEV)
+    size, none = largest_component(found.value.abs().double()), torch.zeros_like(found.error)
+    missed = found.error > allowed_error(primal.problem.tolerance, Totals(size, size, found.error, none))
+    late = (found.status == int(Status.MAX_NFEV)) & missed & found.error.isfinite()
     if bool(late.any()):
         with primal.problem.outside() as problem, InnerRecord():
             found.status = found.status.masked_fill(is_noisy(problem, primal.plan, late), int(Status.ROUNDOFF))

@@ -154,6 +154,8 @@ INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSu
     double closest = halved ? C.step * (cell->stop - cell->start) : edge;
     int blunt = !(closest * layout->span[at] > 4.0 * set->eps * reach);
     int narrow = !(edge > larger(C.nearest, sqrt(set->tiny)) && -layout->rate[at] > C.shortest);
+    /* Rounding as large as all that is there is no reason to take that for nothing: `allowed_error` in decide.py. */
+    if (5.0 * floor > whole) floor = C.floor * eps * whole;
     cell->error = all, cell->floor = lost ? 0.0 : floor;
     cell->refinable = (int8_t)splittable(set, lost || worth, blunt, narrow, edge);
     cell->lean = s->decay >= C.unresolved;
