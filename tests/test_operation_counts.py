@@ -13,7 +13,7 @@ import quadgrad as qg
 from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.tensors import TensorBodies
 
-EVENLY, LOGARITHMIC, LOOKS = 352, 766, 2_066
+EVENLY, LOGARITHMIC, LOOKS = 352, 772, 2_066
 """Most operations of a round, views among them, without and with cells that have logarithmic nodes; of looks."""
 
 WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "repeat_interleave")

@@ -374,12 +374,14 @@ def peak_by_centre(centre: float, width: float, loose: float, tight: float) -> t
     return result, float(torch.autograd.grad(result.value, c)[0])
 
 
-@pytest.mark.parametrize(("off", "status"), [(0.0, "CONVERGED"), (1e-14, "CONVERGED"), (1e-12, "ROUNDOFF")])
-def test_a_derivative_of_fifty_eps_is_zero_to_rounding(off: float, status: str) -> None:
+@pytest.mark.parametrize(
+    ("off", "nfev", "status"), [(0.0, 280, "CONVERGED"), (1e-14, 280, "CONVERGED"), (1e-12, 259, "ROUNDOFF")]
+)
+def test_a_derivative_of_fifty_eps_is_zero_to_rounding(off: float, nfev: int, status: str) -> None:
     """By symmetry it is about -2.96 times how far the peak is off the middle, the integral of its modulus 19."""
     result, slope = peak_by_centre(0.5 + off, 0.1, 1e-4, 1e-6)
     assert abs(slope + 2.9586 * off) <= 1e-14
-    assert int(result.derivative.nfev) == 280
+    assert int(result.derivative.nfev) == nfev
     assert result.derivative.status == qg.Status[status]
 
 

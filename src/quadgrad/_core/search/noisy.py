@@ -13,6 +13,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from quadgrad._core.mesh.interval import LINEAR
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.reduce import total
@@ -52,7 +53,8 @@ def is_noisy(problem: Problem, plan: IntervalPlan, who: Tensor) -> Tensor:
     f is called at some hundred places for each.
     """
     owner, error = plan.owner, plan.error.double()
-    order = torch.where(error.isfinite(), error, -1.0).argsort(descending=True, stable=True)
+    # Extrapolation multiplies noise, by no one knows what: cells with logarithmic nodes are looked at last.
+    order = torch.where(error.isfinite() & (plan.kind == LINEAR), error, -1.0).argsort(descending=True, stable=True)
     order = order[owner[order].argsort(stable=True)]
     count = torch.bincount(owner, minlength=plan.batch)
     place = torch.arange(len(order), device=owner.device) - (count.cumsum(0) - count)[owner[order]]
