@@ -218,7 +218,7 @@ def test_info_has_the_shapes_of_inputs_and_outputs() -> None:
     assert [e.shape for e in info.error] == [(3, 3), ()]
     assert [e.shape for e in info.gradient_error] == [(3,), ()]
     assert info.method == "central"
-    assert info.nfev == 6 + (3 + 2) * 4  # none moves all outputs: two looks farther away
+    assert info.nfev == 6 + (3 + 3) * 4  # none moves all outputs: three looks farther away
 
 
 # ---------------------------------------------------------------------------------------------- bounds

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -385,3 +386,29 @@ def test_conjugates_are_integrated_as_they_are(d: int, gradient: qg.Reuse | qg.R
 def test_no_budget_is_too_large() -> None:
     result = qg.cubature(lambda x: x.sum(-1).sin(), [0.0] * 2, t64([1.0] * 2), max_nfev=10**30)
     assert_close(result.value, t64(2.0 * math.sin(1.0) - math.sin(2.0)), rtol=1e-8, atol=0.0)
+
+
+@pytest.mark.parametrize("max_nfev", (700, 1_500, 6_000, 20_000))
+@pytest.mark.parametrize("d", (2, 3))
+def test_no_look_exceeds_the_budget(d: int, max_nfev: int) -> None:
+    """Scouts and climbs cost thousands of nodes; where they cannot be paid for, nothing is called converged."""
+    bell = lambda x, width: torch.exp(-(((x - 0.37) / width) ** 2).sum(-1))
+    functions = {
+        "narrow": lambda x: bell(x, 0.01),
+        "ridge": lambda x: bell(x[..., :1] - x[..., 1:2] + 0.37, 0.02),
+        "nothing": lambda x: 0.0 * x[..., 0],
+        "bump": lambda x: torch.cos(x.sum(-1)) + bell(x, 0.02),
+        "box": lambda x: ((x - 0.37).abs() < 0.05).all(-1).double(),
+    }
+    for name, f in functions.items():
+        called = [0]
+
+        def counted(x: Tensor, f: Any = f, called: list[int] = called) -> Tensor:
+            called[0] += x[..., 0].numel()
+            return f(x)
+
+        result = qg.cubature(counted, *cube(d), rtol=1e-6, max_nfev=max_nfev, on_failure="ignore")
+        assert int(result.nfev) <= max_nfev
+        assert int(result.nfev) <= called[0] <= int(result.nfev) + 3  # besides, whether f mixes its batch is asked
+        if name == "nothing" and max_nfev < 4_096:
+            assert int(result.status) == qg.Status.MAX_NFEV

@@ -38,7 +38,7 @@ EVERYDAY: tuple[Problem, ...] = (
     problem("negative", lambda x, m: -m.exp(x), 0, 1, lambda: 1 - mp.e, "smooth", 26),
     problem("reversed", lambda x, m: m.exp(x), 1, 0, lambda: 1 - mp.e, "smooth", 26),
     problem("empty", lambda x, m: m.exp(x), 0.5, 0.5, lambda: mp.mpf(0), "smooth zero", 0),
-    problem("odd", lambda x, m: m.sin(x), -1, 1, lambda: mp.mpf(0), "smooth zero", 26),
+    problem("odd", lambda x, m: m.sin(x), -1, 1, lambda: mp.mpf(0), "smooth zero", 47),
     problem(
         "cosine squared",
         lambda x, m: m.cos(4 * x) ** 2,

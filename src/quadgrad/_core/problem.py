@@ -105,7 +105,7 @@ class Problem:
         """The most nodes to spend on one integral."""
         least = (self.rule.nodes.shape[0] + WHOLE) * self.pieces.count
         if self.budget is None:
-            return max(MAX_NFEV, 4 * least)
+            return max(MAX_NFEV, 5 * least)
         if self.budget < least:
             raise ValueError(
                 f"max_nfev={self.budget} is less than the first round of {self.rule.name} needs: {least} nodes"

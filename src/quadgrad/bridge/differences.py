@@ -22,7 +22,6 @@ from quadgrad.bridge.stencils import (
     KINK,
     LEVELS,
     NOISY,
-    SAFETY,
     STENCIL,
     TOGETHER,
     Estimate,
@@ -96,13 +95,6 @@ class _Kept:
         for name in ("value", "error", "width", "seen", "last_width"):
             setattr(self, name, np.array(np.broadcast_to(getattr(self, name), self.kink.shape)))
         self.last = Estimate(*(np.array(part) for part in vars(self.last).values()))
-
-    def doubt(self, groups: Array, problem: Problem) -> None:
-        """Believe some groups as much as noise allows that was found since."""
-        noise, still = SAFETY * problem.noise[groups], self.value[groups] == 0.0
-        self.last.rounding[groups] = np.maximum(self.last.rounding[groups], noise / self.last_width[groups])
-        self.error[groups] = np.maximum(self.error[groups], self.last.rounding[groups])
-        self.width[groups] = np.where(problem.loud[groups] & still, np.inf, self.width[groups])
 
     def enter(self, groups: Array, found: Estimate, width: Array) -> None:
         """Write down what the last step of some groups said."""
@@ -190,16 +182,14 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
     step = problem.scale * relative
     fitted = fit(problem, step, method)
     found = estimate(problem, every, fitted, method) if first is None else first
-    kept, whole = _Kept.first(found, structure.spread(fitted[0], every), problem.loud), problem
+    kept = _Kept.first(found, structure.spread(fitted[0], every), problem.loud)
     chosen, too_long, tried, settled = step, np.full(step.shape, np.inf), [fitted[0]], False
     for turn in range(PASSES):
         asked = in_question(problem, kept.last)
         if asked.size:
             problem = apart(problem, asked, kept.last)
-            whole = problem.of(every)
             kept.own()
-            kept.doubt(asked, whole)
-        poor, blind = _doubts(whole, kept, method)
+        poor, blind = _doubts(problem, kept, method)
         settled = not poor.any()
         if settled:
             break
@@ -207,9 +197,6 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
             kept.own()
         too_long = np.where(structure.collect(blind.astype(np.float64), every) > 0.0, step, too_long)
         moved = np.minimum(_next_steps(problem, step, kept.last, poor, blind, method), too_long / 4.0)
-        if asked.size:
-            own = np.where(np.isin(structure.colour, asked), balanced_apart(problem, ORDER[method]), 0.0)
-            moved = np.maximum(moved, own)
         # Where a step has been, its estimate is known.
         fresh = np.all([np.abs(np.log2(fit(problem, moved, method)[0] / other)) >= 1.0 for other in tried], axis=0)
         groups = every[poor.any(axis=1) & structure.collect_groups(fresh)]
@@ -218,14 +205,14 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
         step = np.where(fresh & np.isin(structure.colour, groups), moved, step)
         fitted = fit(problem, step, method)
         tried.append(fitted[0])
-        width, some = structure.spread(fitted[0], groups), problem.of(groups)
-        found = _judged(some, kept, groups, estimate(some, groups, fitted, method), width, method)
+        width = structure.spread(fitted[0], groups)
+        found = _judged(problem, kept, groups, estimate(problem, groups, fitted, method), width, method)
         # Beyond the size of an input a function that is not seen to change clearly may do so unseen.
         beyond = structure.spread((step > problem.scale).astype(np.float64), groups) > 0.0
-        hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (some.loud & (found.value == 0.0))
+        hidden = (beyond & (np.abs(found.value) <= CLEAR * found.error)) | (problem.loud & (found.value == 0.0))
         better = _merge(kept, groups, found, width, hidden)
         chosen = np.where(structure.collect(better.astype(np.float64), groups) > 0.0, step, chosen)
-    return _found(problem, kept, _last_word(whole, kept, method, settled), chosen / relative)
+    return _found(problem, kept, _last_word(problem, kept, method, settled), chosen / relative)
 
 
 def _found(problem: Problem, kept: _Kept, error: Array, scale: Array) -> Found:
@@ -236,15 +223,6 @@ def _found(problem: Problem, kept: _Kept, error: Array, scale: Array) -> Found:
 def first_step(problem: Problem, method: str) -> float:
     """Return the first step of a method, relative to the scale."""
     return COARSEST if method == "richardson" else balanced(problem, ORDER[method])
-
-
-def balanced_apart(problem: Problem, order: int) -> Array:
-    """Return the steps that balance truncation and the noise of each input on its own."""
-    assert problem.apart is not None
-    groups = np.arange(problem.structure.groups)
-    level = problem.apart.noise / np.where(problem.value != 0.0, np.abs(problem.value), np.inf)
-    level = np.where(problem.structure.known(groups), level, 0.0).max(axis=1)[problem.structure.colour]
-    return problem.scale * np.clip(level, problem.precision, 0.1) ** (1.0 / (order + 1))
 
 
 def balanced(problem: Problem, order: int) -> float:

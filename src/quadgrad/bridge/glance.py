@@ -80,5 +80,5 @@ def glance(problem: Problem, quiet: Quiet) -> Problem | None:
     if strange > RARE * size:
         quiet.left = 0
         return None
-    look = Look(points[0] - problem.x, slope, error, bend, np.zeros(size), np.zeros(size, bool))
+    look = Look(points[0] - problem.x, slope, error, bend, np.zeros(size))
     return replace(problem, noise=noise, look=look.usable())

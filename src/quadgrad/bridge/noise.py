@@ -49,9 +49,6 @@ COARSE, FINE = 2.0**-8, 2.0**-12
 and of other steps."""
 RISE = 2.0
 """The trend of steps over the steepest rise seen, which may be short of a step."""
-MORE, FARTHER = 4.0, 2.0**-9
-"""Where several inputs move, how many times noisier outputs may be over longer distances, the last one this: more,
-and one input hides the steps of another."""
 DIGITS = (3, 10)
 BLOCK, MANY, FEW = 2**13, 2**14, 64
 """How many outputs are worked on at once, of how many a median is taken, and how many of a block are looked at
@@ -81,7 +78,7 @@ class _Level:
 
     Its noise, whether it has not changed yet, nor had in the first table, its smallest jump that is larger than
     ``least``, how steeply it rose where that was seen, over the distance of the first point, whether it is printed
-    in decimal digits, whether it is curved so close to x, and whether it is noisier farther away.
+    in decimal digits, and whether it is curved so close to x.
     """
 
     noise: Array
@@ -91,7 +88,6 @@ class _Level:
     rise: Array
     printed: Array
     curved: Array
-    uneven: Array
     least: Array
 
 
@@ -124,7 +120,7 @@ def with_noise(problem: Problem) -> tuple[Problem, Array]:
         bend = np.abs(values[0] - 2.0 * values[1] + values[2])
         error = THIRD * third + 8.0 * noise
         rise = np.where(stepped, RISE * level.rise, 0.0)
-    look = Look(points[0] - problem.x, slope, error, bend, rise, level.uneven).usable()
+    look = Look(points[0] - problem.x, slope, error, bend, rise).usable()
     problem = replace(problem, noise=np.where(finite, noise, 0.0), look=look)
     return problem, (level.still & (size > 0.0)) | level.curved | np.isfinite(level.jump) | problem.loud
 
@@ -141,7 +137,6 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
         ~nothing,
         np.full(shape, np.inf),
         np.zeros(shape),
-        nothing.copy(),
         nothing.copy(),
         nothing.copy(),
         LOUD * problem.floor,
@@ -170,23 +165,15 @@ def _tables(problem: Problem, size: Array, finite: Array) -> tuple[_Level, Array
 
 
 def _look_again(problem: Problem, level: _Level, falling: Array, farther: Sequence[tuple[float, Array]]) -> None:
-    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet.
-
-    Of one among several even the longest distances tell only that it is there.
-    """
+    """Look at noisy outputs over a longer distance too: an input may be rounded that has not jumped yet."""
     before = level.noise
     noisy = (~falling | np.isfinite(level.jump)) & ~level.flat & (before > LOUD * problem.floor)
     if noisy.sum() <= RARE * noisy.size:
         return
-    alone = problem.structure.by_elements or np.count_nonzero(problem.upper > problem.lower) == 1
-    noise = before
-    for i, (spacing, unit) in enumerate(farther[:1] if alone else [*farther, (FARTHER, problem.near)]):
+    for spacing, unit in farther[:1]:
         level.noise = before.copy()
         curved = _enter(level, _table(problem, spacing, unit)[1], noisy, 1.0, stairs=False)
-        more = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
-        noise = more if not i else noise
-        level.uneven |= (more > MORE * before) & (not alone)
-    level.noise = noise
+        level.noise = np.where(noisy & ~curved, np.maximum(before, level.noise), before)
 
 
 def _away(problem: Problem, point: Array, first: Array) -> float:

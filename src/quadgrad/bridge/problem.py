@@ -38,8 +38,6 @@ class Look:
     rise : array, shape (m,)
         The slope along the direction of outputs that are flat at x and rise in steps farther away, too coarse to be
         the rounding of something smooth; 0 for others.
-    uneven : array of bool, shape (m,)
-        Which outputs are noisier farther away: one input hides the steps of another.
     """
 
     direction: Array
@@ -47,7 +45,6 @@ class Look:
     error: Array
     bend: Array
     rise: Array
-    uneven: Array
 
     def usable(self) -> Look:
         """Return it without slopes that could not be computed: they contradict nothing."""
@@ -60,17 +57,16 @@ class Look:
     @property
     def of_outputs(self) -> tuple[Array, ...]:
         """All but the direction."""
-        return self.slope, self.error, self.bend, self.rise, self.uneven
+        return self.slope, self.error, self.bend, self.rise
 
 
 @dataclass(frozen=True)
 class Apart:
-    """The noise of each output, and its :attr:`Look.rise` as a slope, where one group moves alone, ``(groups, m)``.
+    """The :attr:`Look.rise` of each output as a slope, where one group moves alone, ``(groups, m)``.
 
     0 for groups that were not looked at; ``known`` says of which outputs that do not move the rise is known.
     """
 
-    noise: Array
     rise: Array
     known: Array
 
@@ -128,12 +124,6 @@ class Problem:
     one_by_one: bool = False
     typical_noise: float | None = None
     apart: Apart | None = None
-
-    def of(self, groups: Array) -> Problem:
-        """Return it with the noise that outputs have when these groups move, ``(groups, m)`` if it is known."""
-        if self.apart is None:
-            return self
-        return replace(self, noise=np.maximum(self.noise, self.apart.noise[groups]))
 
     def each(self, points: Array) -> Sequence[Array]:
         """Return the outputs at each of some points, side by side only where that is how they come."""

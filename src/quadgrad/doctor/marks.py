@@ -34,7 +34,7 @@ def intended(why: str) -> Generator[None]:
     ...     with qg.doctor.intended("a target network is not trained through"):
     ...         target = (x**2).detach()
     ...     return ((x - target) ** 2).sum()
-    >>> qg.doctor.check(loss, torch.ones(3, dtype=torch.float64, requires_grad=True)).ok
+    >>> qg.doctor.check(loss, torch.arange(2.0, 5.0, dtype=torch.float64, requires_grad=True)).ok
     True
     """
     if not isinstance(why, str) or not why.strip():

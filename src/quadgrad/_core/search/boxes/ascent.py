@@ -21,7 +21,7 @@ from quadgrad._core.rules.fit import fit_of
 from quadgrad._core.search.boxes.held_out import COARSE, one_column
 from quadgrad._core.search.boxes.neighbours import locate_points
 
-__all__ = ["Peaks", "follow"]
+__all__ = ["Peaks", "follow", "highest_cost"]
 
 STEPS = 16
 """So many steps uphill at most."""
@@ -85,6 +85,13 @@ class _Gap:
         predicted = (products * self.coefficients.T[known]).sum(1)
         gap = (y - predicted.reshape(y.shape)).abs().nan_to_num_(0.0, 0.0)
         return gap * (known >= 0).reshape(y.shape)
+
+
+def highest_cost(problem: Problem, plan: BoxPlan) -> Tensor:
+    """Return at how many places f may be called to :func:`follow` what is seen in each integral, ``(batch,)``."""
+    coarse = plan.level.sum(1) <= COARSE
+    steps = STEPS * (2 * problem.rule.d * len(SCALES) + len(SCALES) + 2)
+    return problem.rule.rows * torch.bincount(plan.owner[coarse], minlength=problem.batch) + 1 + steps
 
 
 def follow(problem: Problem, mesh: Any, plan: BoxPlan, who: Tensor, at: Tensor) -> tuple[Peaks, Tensor]:

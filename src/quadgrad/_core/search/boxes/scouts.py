@@ -22,7 +22,7 @@ from quadgrad._core.mesh.cells import locate
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.points import make_sequence
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.boxes.ascent import Peaks, follow
+from quadgrad._core.search.boxes.ascent import Peaks, follow, highest_cost
 from quadgrad._core.search.boxes.search import BoxFound, box_parts, search_boxes
 from quadgrad._core.search.decide import FAINT
 from quadgrad._core.status import Status
@@ -59,7 +59,8 @@ def look_for_peaks(problem: Problem, found: BoxFound) -> BoxFound:
         faint = (size <= problem.tolerance.nothing) | (found.error.double() >= FAINT * size)
         lost = found.height < LOST * found.top
         doubt = done & (found.doubt > 0.0)
-        who = (done & (faint | lost) & ~doubt).nonzero().squeeze(1)
+        found, (scouted, doubt) = _afford(problem, found, done & (faint | lost) & ~doubt, doubt)
+        who = scouted.nonzero().squeeze(1)
         again = None
         if len(who):
             again = _search_on(problem, found, who, *_find_peaks(problem, found, who, lost[who]), lost[who])
@@ -72,6 +73,18 @@ def look_for_peaks(problem: Problem, found: BoxFound) -> BoxFound:
             return found
         found = again
     return found
+
+
+def _afford(
+    problem: Problem, found: BoxFound, scouted: Tensor, doubt: Tensor
+) -> tuple[BoxFound, tuple[Tensor, Tensor]]:
+    """Return which integrals can pay for being looked at; the others may have lost something, and are cut off."""
+    climbs = highest_cost(problem, found.plan)
+    looks = [(scouted, torch.full_like(climbs, POINTS + STEPS * CLIMBERS)), (doubt, climbs)]
+    able = [mask & (found.nfev + cost <= problem.max_nfev) for mask, cost in looks]
+    short = (scouted | doubt) & ~(able[0] | able[1])
+    found = replace(found, status=found.status.masked_fill(short, int(Status.MAX_NFEV)))
+    return found, (able[0], able[1])
 
 
 def _search_on(
