@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quadgrad.bridge.apart import apart, in_question
+from quadgrad.bridge.apart import apart
 from quadgrad.bridge.contract import Array
 from quadgrad.bridge.problem import TINY, Problem, along, part
 from quadgrad.bridge.stencils import (
@@ -121,7 +121,8 @@ def _central(problem: Problem) -> Found:
     points = place(problem, *fitted, "central")
     outputs = evaluate(problem, every, points[:2])
     found = judge_together(problem, fitted, points[:2], outputs)
-    if found is not None and not in_question(problem, found).size:
+    if found is not None:
+        problem = apart(problem, found)
         width = problem.structure.spread(fitted[0], every)
         # The truncation of so many inputs adds up, by chance; that of one is what there may be doubts about.
         one = _Kept.first(replace(found, truncation=found.truncation / TOGETHER**0.5), width, problem.loud)
@@ -185,10 +186,7 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
     kept = _Kept.first(found, structure.spread(fitted[0], every), problem.loud)
     chosen, too_long, tried, settled = step, np.full(step.shape, np.inf), [fitted[0]], False
     for turn in range(PASSES):
-        asked = in_question(problem, kept.last)
-        if asked.size:
-            problem = apart(problem, asked, kept.last)
-            kept.own()
+        problem = apart(problem, kept.last)
         poor, blind = _doubts(problem, kept, method)
         settled = not poor.any()
         if settled:
@@ -254,6 +252,8 @@ def _poor(problem: Problem, kept: _Kept, method: str) -> Array:
     size = np.fmax(np.where(np.isfinite(value), np.abs(value), 0.0), size)
     rough = np.where(problem.value != 0.0, problem.noise / np.abs(problem.value), 0.0)
     poor = error > _allowed(np.clip(rough, problem.precision, 0.1) ** QUALITY[method]) * size
+    # An output that is 0 all around has the error of the smallest number, which is no share of 0.
+    poor &= (size > 0.0) | (kept.last.truncation > 0.0) | problem.loud
     return poor & problem.structure.known(groups) & np.isfinite(problem.value)
 
 
