@@ -19,7 +19,7 @@ __all__ = ["apart"]
 BEYOND = 2.0 ** np.array([-10.0, -6.0])
 """Where is looked what an input does to outputs that it does not move, relative to its scale."""
 
-BESIDE, SLOPES = 1.0 + 2.0**-24, 0.25
+BESIDE, SLOPES = 1.0 + 2.0**-32, 0.25
 """And once more so many times as far. What goes on by that part of the mean slope has no steps there: a clamp that
 has let go, of which nothing is rounded."""
 
@@ -32,7 +32,7 @@ def apart(problem: Problem, found: Estimate) -> Problem:
     structure, every = problem.structure, np.arange(problem.structure.groups)
     if every.size < 2 or structure.by_elements or problem.look is None:
         return problem
-    still = (found.value == 0.0) & (found.bend == 0.0) & ~problem.loud & structure.known(every)
+    still = (found.value == 0.0) & (found.bend == 0.0) & structure.known(every)
     old = problem.apart or Apart(np.zeros(still.shape), np.zeros(still.shape, bool))
     still &= ~old.known
     idle = every[still.any(axis=1)]
