@@ -80,7 +80,7 @@ def test_what_one_or_two_of_many_inputs_do(kind: str, power: float) -> None:
 
 ROUNDED: dict[str, Callable[[float], float]] = {
     "float32": lambda y: float(np.float32(y)),
-    **{f"{digits} digits": lambda y, d=digits: round(y, d) for digits in (3, 4, 5, 6, 7, 8)},
+    **{f"{digits} digits": lambda y, d=digits: round(y, d) for digits in (3, 4, 5, 6, 7, 8, 9)},
     **{f"a sensor of {bits} bits": lambda y, b=bits: round(y * 2.0**b) / 2.0**b for bits in (9, 12, 15, 24)},
 }
 
@@ -117,6 +117,15 @@ def test_a_clamp_beside_x_is_no_rounding(method: str) -> None:
 def test_an_input_without_any_effect_costs_three_evaluations_more() -> None:
     counts = [entries(lambda v, c=c: np.sin(v[0]) + c * v[1], [0.7, 0.4], "central")[2] for c in (1.0, 0.0)]
     assert counts[1] == counts[0] + 3
+
+
+def test_an_output_that_is_held_at_0_costs_three_evaluations_for_each_input() -> None:
+    alone, beside = (
+        entries(lambda v, n=n: np.array([np.sum(np.exp(v)), np.fmax(v[0] - 9.0, 0.0)])[:n], X[:3], "central")
+        for n in (1, 2)
+    )
+    assert beside[2] == alone[2] + 3 * 3
+    assert np.all(beside[0][1] == 0.0) and np.all(beside[1][1] < 1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from quadgrad.bridge.contract import Array
 from quadgrad.bridge.noise import RISE, room
 from quadgrad.bridge.problem import Apart, Problem
 from quadgrad.bridge.stencils import Estimate, evaluate
