@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.decide import SHARE, Totals, allowed_error
-from quadgrad._core.search.task import Found, estimate_cells
+from quadgrad._core.search.decide import SHARE
+from quadgrad._core.search.task import estimate_cells
 
-__all__ = ["AtHand", "nodes_left", "project"]
+__all__ = ["AtHand", "project"]
 
 DESCENTS, MORE, FAR = 4, 4.0, 12.0
 """An integral is hopeless if so many descents tell, in the mean, of so many times the nodes that are left.
@@ -151,12 +151,3 @@ def _descend(problem: Problem, rough: Rough, who: Tensor, chance: random.Random)
         start, stop, error = (t.gather(0, half)[0] for t in (start, stop, error))
         times = times * whole / error
     return size, spent
-
-
-def nodes_left(problem: Problem, found: Found, index: int) -> float:
-    """Return about how many more nodes an integral needs that has not converged, from its cells."""
-    cells = found.plan.take((found.plan.owner == index).nonzero()[:, 0])
-    size, none = found.value[index].abs().double().reshape(-1).amax()[None], cells.row.new_zeros(1)
-    allowed = allowed_error(problem.tolerance, Totals(size, size, found.error[index, None], torch.zeros_like(size)))
-    columns = (torch.zeros_like(cells.row), cells.row, cells.start, cells.stop, cells.error.double())
-    return float(project(problem, AtHand(none, none, allowed, *columns))[0])

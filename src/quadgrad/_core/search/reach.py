@@ -23,7 +23,7 @@ from quadgrad._core.search.following import Start, follow
 from quadgrad._core.search.looks.carried import Sights
 from quadgrad._core.search.looks.spikes import join_spikes
 from quadgrad._core.search.start import first_cells
-from quadgrad._core.search.task import Found, Places, Tail, join_places
+from quadgrad._core.search.task import Found, Places, Tail, join_needs, join_places
 from quadgrad._core.search.tiles import follow_carried, search_tiles
 from quadgrad._core.status import Status
 
@@ -198,7 +198,7 @@ class _Reach:
         self.found = Found(
             plan, value, error, status, nfev, tails=[*(found.tails or []), *(mended.tails or [])],
             found_places=join_places([found.found_places, mended.found_places]),
-            spikes=join_spikes(found.spikes, mended.spikes),
+            spikes=join_spikes(found.spikes, mended.spikes), need=join_needs(found.need, mended.need),
         )  # fmt: skip
 
     def close(self) -> Found:
@@ -219,7 +219,7 @@ class _Reach:
         cells = plan.with_cells(row, start, stop, kind.to(torch.int8))
         plan = plan.join(replace(cells, term=code, error=errors))
         status = found.status.masked_fill(self._are_short(value, error), int(Status.ROUNDOFF))
-        return Found(plan, value, error, status, found.nfev)
+        return Found(plan, value, error, status, found.nfev, need=found.need)
 
 
 def _mask(like: Tensor, owners: list[int]) -> Tensor:

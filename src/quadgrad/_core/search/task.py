@@ -17,7 +17,7 @@ from quadgrad._core.reduce import align, concatenate
 
 __all__ = [
     "Found", "Places", "Tail", "call_places", "estimate_cells", "hear", "hear_anew", "inner_error",
-    "join_places", "noise", "replace_some",
+    "join_needs", "join_places", "noise", "replace_some",
 ]  # fmt: skip
 
 
@@ -83,6 +83,8 @@ class Found:
     """Of several pieces or real components: the sums of the sizes of cells' values, ``(pieces, components)``."""
     spikes: Tensor | None = field(default=None, kw_only=True)
     """What single nodes saw: ``(k, 3)``, the row, the place, and how far nodes were apart there."""
+    need: Tensor | None = field(default=None, kw_only=True)
+    """How many nodes each integral ``(batch,)`` seems to need, NaN where nobody asked."""
 
 
 def replace_some(found: Found, again: Found, who: Tensor) -> Found:
@@ -90,7 +92,13 @@ def replace_some(found: Found, again: Found, who: Tensor) -> Found:
     plan = found.plan.take(~who[found.plan.owner]).join(again.plan)
     value = torch.where(align(who, found.value), again.value, found.value)
     error, status = (torch.where(who, getattr(again, name), getattr(found, name)) for name in ("error", "status"))
-    return Found(plan, value, error, status, found.nfev + torch.where(who, again.nfev, 0))
+    nfev, need = found.nfev + torch.where(who, again.nfev, 0), join_needs(found.need, again.need)
+    return Found(plan, value, error, status, nfev, need=need)
+
+
+def join_needs(one: Tensor | None, later: Tensor | None) -> Tensor | None:
+    """Return what integrals seem to need, as it was told last."""
+    return one if later is None else later if one is None else torch.where(later.isnan(), one, later)
 
 
 def call_places(problem: Problem, owner: Tensor, x: Tensor) -> Tensor:

@@ -36,11 +36,12 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     if problem.batch <= problem.tile:
         return _search(problem, whole)
     columns: dict[str, _Column] = {}
-    places, tails, spikes = list[Places](), list[Tail](), list[Tensor]()
+    places, tails, spikes, needs = list[Places](), list[Tail](), list[Tensor](), list[tuple[int, Tensor | None]]()
     for low, found in _tiles(problem, whole):
         if (here := found.found_places) is not None:
             places.append(Places(here.owner + low, here.place, here.doubt))
         tails += [replace(tail, owner=tail.owner + low) for tail in found.tails or ()]
+        needs.append((low, found.need))
         if found.spikes is not None:
             spikes.append(found.spikes + found.spikes.new_tensor([low * problem.pieces.count, 0.0, 0.0]))
         totals = (found.value, found.error, found.status, found.nfev)
@@ -53,7 +54,14 @@ def search_tiles(problem: Problem, whole: IntervalPlan | None) -> Found:
     plan = IntervalPlan.of(problem.rule, problem.pieces, problem.batch_shape, row, start, stop, error, kind)
     value, error, status, nfev = totals
     seen = join_spikes(*spikes)
-    return Found(plan, value, error, status, nfev, tails=tails, found_places=join_places(places), spikes=seen)
+    need: Tensor | None = None
+    for low, part in needs:
+        if part is not None:
+            need = torch.full_like(error, torch.nan, dtype=torch.float64) if need is None else need
+            need[low : low + len(part)] = part
+    return Found(
+        plan, value, error, status, nfev, tails=tails, found_places=join_places(places), spikes=seen, need=need
+    )
 
 
 _COLUMNS = ("value", "total error", "status", "nfev", *IntervalPlan.always)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quadgrad._core.nesting import InnerRecord
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.precision import half_inside
 from quadgrad._core.problem import Problem
-from quadgrad._core.search.projection import nodes_left
 from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 
@@ -42,19 +40,18 @@ def offending_point(problem: Problem, found: Found, status: Tensor, first: int =
     if not text:
         failed = (status.reshape(-1) != int(Status.CONVERGED)).nonzero()[:1, 0].tolist()
         text = "".join(_hard_place(problem, plan, index, first) for index in failed)
-    text += _need(problem, found, status, first)
+    text += _need(found, status, problem.max_nfev, first)
     return text + _one_part(problem, plan, status, first) + _too_coarse(problem, plan, status)
 
 
-def _need(problem: Problem, found: Found, status: Tensor, first: int) -> str:
-    """Say how many nodes the first integral would need that has run out of its budget, or would have."""
+def _need(found: Found, status: Tensor, most: int, first: int) -> str:
+    """Say how many nodes the first integral seemed to need that has run out of its budget, or would have."""
     late = (status.reshape(-1) == int(Status.MAX_NFEV)).nonzero()[:1, 0].tolist()
-    if not late:
+    if not late or found.need is None:
         return ""
     (index,) = late
-    with problem.outside() as plain, InnerRecord():
-        need, spent, most = nodes_left(plain, found, index), int(found.nfev[index]), plain.max_nfev
-    if need < most:
+    need, spent = float(found.need[index]), int(found.nfev[index])
+    if not need >= most:
         return ""
     early = f", and search ended after {spent:,}" if spent <= HALF * most else ""
     return f" It seems to need {need:.0e} nodes or more, of {most:,} in max_nfev{early} (integral {first + index})."

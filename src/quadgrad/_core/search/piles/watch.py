@@ -155,7 +155,7 @@ class Piles:
     ends_tried: Counter[tuple[int, bool]] = field(default_factory=Counter[tuple[int, bool]])
     left_until: dict[tuple[int, bool], float] = field(default_factory=dict[tuple[int, bool], float])
     pending: set[int] = field(default_factory=set[int])
-    projected: Tensor | None = None
+    need: Tensor | None = None  # nodes that integrals which were looked at seem to need, or NaN
 
     def _see_tails(self, search: Stoppable, ends: Ends) -> None:
         """Look for integrals whose cells pile up at an end all the same, and sum up what is there another way."""
@@ -238,17 +238,16 @@ class Piles:
         cells = None if self.rounds < LATE else search.at_hand(max(round(TENTH * most), LEAST), most // 2)
         if cells is None:
             return
-        if self.projected is None:
-            self.projected = torch.zeros(self.problem.batch, dtype=torch.bool, device=cells.who.device)
-        fresh = ~self.projected[cells.who]
+        if self.need is None:
+            self.need = torch.full((self.problem.batch,), torch.nan, dtype=torch.float64, device=cells.who.device)
+        fresh = self.need[cells.who].isnan()
         if self.pending:  # a series may stand for what is at an end yet
             waits = torch.isin(cells.who, torch.tensor(sorted(self.pending), device=cells.who.device))
             fresh &= ~(waits & (cells.share_at_ends() > AT_ENDS))
         if not bool(fresh.any()):
             return
         cells = cells.take(fresh)
-        self.projected[cells.who] = True
-        _, hopeless, spent = project(self.problem, cells)
+        self.need[cells.who], hopeless, spent = project(self.problem, cells)
         search.charge(cells.who, spent + STOPPED * hopeless)
 
     def _look(self, search: Stoppable) -> None:
@@ -342,8 +341,9 @@ def watched(problem: Problem, search: Callable[[Piles | None], Found], zoom: Zoo
     found = search(piles)
     if piles.tails:
         found.tails = piles.tails
-    if piles.owner or piles.tails or piles.projected is not None:
+    if piles.owner or piles.tails or piles.need is not None:
         found.nfev = found.nfev % STOPPED
+    found.need = piles.need
     if piles.owner:
         found.found_places = Places(torch.cat(piles.owner), torch.cat(piles.place), torch.cat(piles.doubt))
     return found
