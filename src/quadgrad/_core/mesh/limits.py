@@ -13,13 +13,14 @@ from quadgrad._core._torch import derivatives_open
 from quadgrad._core.mesh.interval import Pieces, lay_out
 from quadgrad._core.reduce import align
 
-__all__ = ["Limits", "just_inside", "stack_points"]
+__all__ = ["ROOT_ULPS", "Limits", "just_inside", "stack_points"]
 
-ROOT_ULPS = 8.0
+ROOT_ULPS = 64.0
 """How far from a limit f is read for the derivative by it, in spacings of numbers.
 
 A limit that was computed from where f jumps or bends is a few spacings off: of 200 such roots 38 had the wrong side
-one spacing inside, and none four inside."""
+one spacing inside, and none four inside. Where f compares numbers of its own, which round too, 95 of 300 digital
+options are wrong at 8 spacings, 62 at 16, 42 at 32, 25 at 64."""
 
 INNER = 0.4375
 """Where in an interval f is called to see what it returns."""
