@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadgrad._core.gradient.boundary import AWAY_GAP, AWAY_ULPS
+from quadgrad._core.gradient.boundary import AWAY_GAP
 from quadgrad._core.gradient.written import place_in_pieces
-from quadgrad._core.mesh.limits import INNER
+from quadgrad._core.mesh.limits import INNER, ROOT_ULPS
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad.tensorflow._crossing import to_tensorflow
 from quadgrad.tensorflow._framework import tf
@@ -166,7 +166,7 @@ def _read_beside(
         gaps = [tf.where(edge != here, tf.abs(edge - here), infinite) for edge in edges]
         gap = tf.reduce_min(tf.stack([tf.where(tf.math.is_nan(g), infinite, g) for g in gaps]), 0)
         gap = tf.where(tf.math.is_finite(gap), gap, 1.0 + tf.abs(here))
-        least = AWAY_ULPS * tf.abs(_next_to(here, infinite, x_dtype) - here)
+        least = ROOT_ULPS * tf.abs(_next_to(here, infinite, x_dtype) - here)
         away = tf.minimum(tf.maximum(least, AWAY_GAP * gap), 0.25 * gap)
         add(i, usable, here - away, placed.orientation)
         add(i, usable, here + away, -placed.orientation)
