@@ -210,11 +210,11 @@ MUTATIONS = (
         JUMPS + " -k marked_by_what",
     ),
     # --------------------------------------------------------------------------------------- gradient
-    Mutation("reading distance in ulps", "gradient/boundary.py", r"^AWAY_ULPS, AWAY_GAP = (64\.0)", "1.0", READING),
+    Mutation("reading distance in ulps", "mesh/limits.py", r"^ROOT_ULPS = (64\.0)", "1.0", READING),
     Mutation(
         "reading distance in widths",
         "gradient/boundary.py",
-        r"^AWAY_ULPS, AWAY_GAP = 64\.0, (2\.0\*\*-40)",
+        r"^AWAY_GAP = (2\.0\*\*-40)",
         "2.0**-38",
         READING,
     ),
