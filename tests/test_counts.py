@@ -5,13 +5,16 @@ A count that changes on purpose is entered anew in `counts`, with the reason in 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import quadgrad as qg
 from benchmarks.derivatives import ROWS
 from benchmarks.problems import PROBLEMS
-from counts import COUNTS, DERIVATIVES, RTOLS
+from counts import COUNTS, DERIVATIVES, EVALUATIONS, RTOLS
 from helpers import leaf, t64
 from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.kernel.library import load
@@ -54,3 +57,23 @@ def test_derivatives_searched_on_their_own() -> None:
         derivative = result.derivative
         spent[row.name] = (int(result.nfev), int(derivative.nfev), int(derivative.status))
     assert spent == DERIVATIVES
+
+
+def test_what_gradients_call_f_for() -> None:
+    """Values of f, not nodes of searches: halves, layers beside ends and replay count too."""
+    spent = dict.fromkeys(EVALUATIONS, 0)
+    for row in ROWS:
+        called = [0]
+
+        def f(x: Tensor, p: Tensor, called: list[int] = called, row: Any = row) -> Tensor:
+            called[0] += x.numel()
+            return row.f(x, p)
+
+        p = leaf(row.parameter)
+        result = qg.quad(f, row.a, row.b, (p,), rtol=1e-4, on_failure="ignore")
+        spent["Reuse"], called[0] = spent["Reuse"] + called[0], 0
+        qg.gradient_error(result, p)
+        spent["gradient_error"], called[0] = spent["gradient_error"] + called[0], 0
+        qg.quad(f, row.a, row.b, (p,), rtol=1e-4, gradient=qg.Resolve(rtol=1e-9), on_failure="ignore")
+        spent["Resolve"] += called[0]
+    assert spent == EVALUATIONS

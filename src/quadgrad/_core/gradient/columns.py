@@ -71,8 +71,8 @@ class Look:
     """What the rule makes of cells, shape ``(n, columns)``; ``falls_off`` tells whether the null rules do.
 
     ``hidden`` is the error of what lies beyond the outermost nodes, ``gaps`` ``(n, 2, columns)`` what the rule
-    makes of it. ``highest`` are the highest coefficients of the interpolating polynomial, ``at_end`` what it is
-    where tau is 1.
+    makes of it. ``highest`` are the highest coefficients of the interpolating polynomial, ``last`` what the
+    integrand is at the last node.
     """
 
     value: Tensor
@@ -83,7 +83,7 @@ class Look:
     hidden: Tensor
     gaps: Tensor
     highest: Tensor
-    at_end: Tensor
+    last: Tensor
 
 
 def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Sampler, alone: bool = True) -> Look:
@@ -110,4 +110,4 @@ def look(problem: Problem, rule: RuleTensors, cells: IntervalPlan, sampler: Samp
     rounding = torch.minimum(blur, sums.size).nan_to_num(0.0, 0.0, 0.0)
     value = sums.value.masked_fill(error.isinf(), 0.0)
     gaps = apply(rule.gaps, values).movedim(0, 1)
-    return Look(value, error, floor, rounding, falls_off, hidden, gaps, highest, sums.edges[1])
+    return Look(value, error, floor, rounding, falls_off, hidden, gaps, highest, values[-1])

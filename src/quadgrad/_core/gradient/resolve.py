@@ -239,7 +239,7 @@ class _Search:
             if searches == SEARCHES or not bool((late & (status == int(Status.CONVERGED))).any()):
                 break
             before, searches = before or now, searches + 1
-            plan = _come_closer(problem, plan, measured, asked, late)
+            plan = _come_closer(problem, plan, measured, asked, late, first=searches == 1)
             again = late[plan.owner]
             scale = 1.0 / torch.maximum(0.5 * asked, noise)
             self.last_scale = torch.where(late[:, None], scale, self.last_scale)
@@ -402,14 +402,18 @@ def _reconcile(primal: Primal, plan: IntervalPlan, value: Tensor) -> None:
 
 
 def _come_closer(
-    problem: Problem, plan: IntervalPlan, measured: Measured, asked: Tensor, late: Tensor
+    problem: Problem, plan: IntervalPlan, measured: Measured, asked: Tensor, late: Tensor, first: bool
 ) -> IntervalPlan:
-    """Part cells of late integrals: at ends that hide something, if halves tell of more, or if limits are off."""
+    """Part cells of late integrals: at ends that hide something, if halves tell of more, or if limits are off.
+
+    The ``first`` search may settle what ends hide as well: beside those where a derivative is singular it lays
+    logarithmic nodes. Parted before, x**s log x cost two to four times the nodes.
+    """
     assert measured.layers is not None and measured.doubts is not None
     hidden, doubted = (
         (error > asked[plan.owner]).any(1) & late[plan.owner] for error in (measured.layers, measured.doubts)
     )
-    if bool(hidden.any()):
+    if bool(hidden.any()) and not first:
         return open_layers(problem, plan, hidden)
     if bool(doubted.any()):
         return plan.take(~doubted).join(plan.take(doubted).halved())
