@@ -70,7 +70,8 @@ def test_what_needs_many_times_its_budget_is_given_up_early(kind: str) -> None:
     result = ended(HOPELESS[kind])
     assert result.status == qg.Status.MAX_NFEV and 3_000 <= int(result.nfev) <= 14_000
     told = re.search(r"need (\d+e\+\d+) nodes or more, of 30,000 in max_nfev, and search ended", result.message)
-    assert told is not None and float(told[1]) >= 2 * 30_000
+    # Given up is what seems to need four times what is left of the budget, of which at least 16,000 are.
+    assert told is not None and float(told[1]) >= 60_000
 
 
 @pytest.mark.usefixtures("engine")

@@ -132,7 +132,8 @@ def cubature(
     longer at any node, f is called at 4,096 points, and points climb from the highest. In the end it is called at a
     point anywhere for each 32 nodes, and cells that were blind to it are halved. What is so narrow that none of
     them sees it is missed: a bump whose integral just matters is seen the less, the more digits are asked for and
-    the more dimensions there are.
+    the more dimensions there are. A second ridge or sheet, narrower than a hundredth of the box, beside one that
+    is resolved, is often missed, or a part of it: give each a call of its own.
 
     Derivatives with respect to the sides are integrals over the faces, searched by themselves; mixed ones by two
     sides of different axes are integrals over edges (in two and three dimensions those by three sides, too). Where
