@@ -69,6 +69,7 @@ ESTIMATES = "tests/test_estimates.py"
 READING = "tests/test_reading.py"
 JUMPS = "tests/test_jumps.py"
 ERRORS = "tests/test_gradient_error.py"
+LAYERS = "tests/test_gradient_layers.py"
 RESOLVE = "tests/test_resolve.py -k 'is_zero_to_rounding or searching_again'"
 SEARCHED = "tests/test_counts.py -k searched"
 POINTS = "tests/test_points.py"
@@ -142,9 +143,9 @@ MUTATIONS = (
     Mutation("what proves a kink", "search/piles/corners.py", *constant("PROVES", "20.0"), REACH),
     Mutation("a pile's part of the error", "search/piles/stretches.py", *constant("WORST", "0.5"), REACH),
     Mutation("what a place saves", "search/piles/watch.py", r"^SAVES, SAVES_STRONG = (600)", "10**9", REACH),
-    Mutation("terms of a series", "search/ends/tails.py", *constant("TERMS", "4"), SERIES),
+    Mutation("terms of a series", "search/ends/waves.py", *constant("TERMS", "4"), SERIES),
     Mutation("fewest terms of a series", "search/ends/tails.py", *constant("FEWEST", "2"), SERIES),
-    Mutation("a tail that fits", "search/ends/tails.py", r"^FITS, NEGLIGIBLE = (0\.03)", "3.0", SERIES),
+    Mutation("a tail that fits", "search/ends/waves.py", r"^FITS, NEGLIGIBLE = (0\.03)", "3.0", SERIES),
     Mutation("a series that is good", "search/ends/towards.py", *constant("GOOD", "1e4"), SERIES),
     Mutation("what rounding hides", "search/ends/fading.py", r"^HIDDEN, GROWS = (0\.3)", "1e-9", SERIES),
     Mutation("noise that rounding explains", "search/noisy.py", *constant("EXPLAINED", "0.0"), ROUNDING),
@@ -237,9 +238,15 @@ MUTATIONS = (
         *constant("DECAY", "0.5"),
         "tests/test_gradients.py -k moves_with_the_limit",
     ),
-    Mutation("what is smooth enough for its halves", "gradient/measure.py", *constant("FALLS_OFF", "0.9"), ERRORS),
+    Mutation("what is smooth enough for its halves", "gradient/columns.py", *constant("FALLS_OFF", "0.9"), ERRORS),
     Mutation(
         "how much a difference of halves is trusted", "gradient/measure.py", *constant("CAUTION", "1.0"), ERRORS
+    ),
+    Mutation("where halving helps", "gradient/measure.py", *constant("HELPED", "1.0"), ERRORS + " " + LAYERS),
+    Mutation("how far layers reach", "gradient/layers.py", r"^OCTAVES, .* = (40\.0)", "10.0", LAYERS),
+    Mutation("when a layer is looked at closely", "gradient/layers.py", *constant("TELLING", "1e6"), LAYERS),
+    Mutation(
+        "layers before the first search", "gradient/resolve.py", r"hidden\.any\(\)\) (and not first)", "", SEARCHED
     ),
     Mutation(
         "how close to an end a derivative is drawn", "gradient/singular_ends.py", *constant("AIM", "10.0"), SEARCHED

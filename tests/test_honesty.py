@@ -158,3 +158,14 @@ def test_series_whose_terms_do_not_fall_are_not_zero_to_rounding(
     q = torch.linspace(0.1, 3.0, 16, dtype=torch.float64)
     result = qg.quad(lambda x, q: q / x, torch.zeros_like(q), inf, (q,), rule=rule, on_failure="ignore")
     assert not bool(result.converged.any())
+
+
+@pytest.mark.parametrize("height", [1e30, 1e38])
+@pytest.mark.parametrize("grad", [False, True])
+def test_values_beyond_the_largest_number_of_single_precision(height: float, grad: bool) -> None:
+    """Sums are formed in double precision: what is infinite in single precision only has not converged."""
+    scale = torch.tensor([1.0, height], requires_grad=grad)
+    result = qg.quad(lambda x, s: s + 0 * x, 0.0, torch.tensor(1e9), (scale,), on_failure="ignore")
+    assert result.status.tolist() == [0, int(qg.Status.ROUNDOFF)]
+    assert result.error[1] == torch.inf
+    assert "float64" in result.message

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import within_transforms
+from quadgrad._core._torch import is_batched, within_transforms
 from quadgrad._core.advice import Called, remedy, spread
 from quadgrad._core.errors import IntegrandError
 from quadgrad._core.lanes import Lanes, plain
@@ -99,10 +99,19 @@ class Argument:
         if self.value.ndim == 0 == rank:
             return self.value
         core = tuple(self.value.shape[self.value.ndim - self.element_ndim :])
-        if self.value.shape[:1] == (0,):  # an empty batch has no first integral; any value shows f's output shape
-            return self.value.new_ones((1,) * rank + core) + 0.0 * self.value.sum()  # and whether it has a gradient
+        if self.value.shape[:1] == (0,):
+            # An empty batch has no first integral; any value shows f's output shape, and whether it has a gradient.
+            return self.value.new_ones((1,) * rank + core) + _nothing_of(self.value)
         one = self.value if self.shared else self.value[index : index + 1]
         return one.reshape((1,) * rank + core)
+
+
+def _nothing_of(value: Tensor) -> Tensor:
+    """Return 0, of shape ``(1,)``, with the derivatives of what was computed from ``value``, of any order.
+
+    No scalar: in no lanes, as under ``jacfwd`` by an empty tensor, torch forms neither sums nor products of these.
+    """
+    return value.flatten()[:0].exp().sum(0, keepdim=True)
 
 
 def make_argument(given: Any, batch_shape: tuple[int, ...]) -> Argument:
@@ -270,7 +279,7 @@ class Integrand:
 
     def unprobed(self) -> tuple[Integrand, Tensor]:
         """Return the same where f is never called: it is taken for a number, with the gradient of its arguments."""
-        y = torch.zeros((), dtype=self.call_dtype, device="cpu") + self._nothing()
+        y = self._connected(torch.zeros(1, dtype=self.call_dtype, device="cpu")).sum()
         return self.returning(y, ()), y
 
     def returning(self, y: Tensor, event: tuple[int, ...]) -> Integrand:
@@ -280,16 +289,18 @@ class Integrand:
             event, self._widen(y).dtype, self.name, self.point_ndim, self.captured, self.stack,
         )  # fmt: skip
 
-    def _nothing(self) -> Tensor | int:
-        """Return 0 with the gradient of all arguments, which is zero, or an empty one."""
-        nothing = [a.value.flatten()[:0].sum() for a in self.arguments if isinstance(a.value, Tensor)]
-        return sum(t.real if t.is_complex() else t for t in nothing)
+    def _connected(self, y: Tensor) -> Tensor:
+        """Return y as it is, with derivatives by all arguments, of any order, which are zero, or empty."""
+        for argument in self.arguments:
+            if isinstance(argument.value, Tensor):
+                nothing = _nothing_of(argument.value)
+                y = y + (nothing.real if nothing.is_complex() else nothing).to(y.dtype)
+        return y
 
     def __call__(self, x: Tensor, owner: Tensor | slice) -> Tensor:
         """Return f at x of shape ``(m, n, *point)``: ``(m, n, *event)``; ``owner`` names each column's integral."""
         if x.shape[1] == 0 and self.event is not None:
-            y = x.new_zeros((*self.grid(x), *self.event), dtype=self.output_dtype)
-            return y + self._nothing()
+            return self._connected(x.new_zeros((*self.grid(x), *self.event), dtype=self.output_dtype))
         if self.captured is not None:
             return self.captured.evaluate(self, x, owner)
         return self.evaluate(x, [a.at(owner) for a in self.arguments])
@@ -365,7 +376,7 @@ def _column(argument: Any, grid: torch.Size, kind: Argument) -> Sequence[Any]:
         return [argument] * grid.numel()
     core = argument.shape[argument.ndim - kind.element_ndim :]
     spread = argument.expand(grid + core).reshape((grid.numel(), *core))
-    return spread.unbind(0) if core or kind.value.requires_grad else spread.tolist()
+    return spread.unbind(0) if core or kind.value.requires_grad or is_batched(spread) else spread.tolist()
 
 
 def _interval(x: Tensor) -> str:

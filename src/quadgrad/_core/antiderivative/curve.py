@@ -211,8 +211,8 @@ class Antiderivative(NotItsValue, Printed):
 
     def _oriented(self, each: list[Tensor], points: Points, turned: Tensor, complement: bool) -> Tensor:
         """Return integrals with the sign of the limits' order, from those on the sides of x that were asked for."""
-        if not each:
-            return self._curve.values.at_nodes.new_zeros((len(points.fixed), *self._event))
+        if not each:  # of an empty batch, with the derivatives of f's arguments
+            return self._curve.problem.integrand(points.fixed[None], points.owner)[0]
         mine = turned.index_select(0, points.owner)
         value = each[0]
         if len(each) > 1:
@@ -233,7 +233,7 @@ class Antiderivative(NotItsValue, Printed):
     def _flows(self) -> bool:
         """Whether derivatives may be asked for of what f depends on, or of limits."""
         problem = self._curve.problem
-        if not problem.flowing or problem.batch == 0:
+        if not problem.flowing:
             return False
         return torch.is_grad_enabled() or in_differentiation() or forward_mode_open()
 

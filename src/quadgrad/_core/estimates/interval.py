@@ -228,8 +228,7 @@ class IntervalEstimate:
         none, unknown = torch.full_like(rate, torch.inf), torch.full_like(rate, torch.nan)
         columns = reals(end.value, 1)
         # Rounding as large as all that is there makes it no less: see `allowed_error` in decide.py.
-        whole = torch.maximum(size, largest_component(end.value.abs()))
-        floor = torch.where(5.0 * end.floor > whole, whole * (FLOOR * noise), end.floor)
+        floor = torch.where(5.0 * end.floor > end.size, end.size * (FLOOR * noise), end.floor)
         totals = (columns.masked_fill(align(lost, columns), 0.0), end.error, floor.masked_fill(lost, 0.0))
         splittable = self._splittable(lost | worth, blunt, narrow, nearest)
         return _enter(new, totals, splittable, end.column + EXTRAPOLATED, (unresolved, none, none, unknown))

@@ -60,7 +60,8 @@ class Concluded:
     """Cells with logarithmic nodes, ``k`` of them: the value ``(k, *event)``, the error ``(k,)`` and its parts.
 
     ``curable`` is what finer cells would mend, ``floor`` the rounding of f, ``blur`` that of x, ``doubt`` the
-    limit's; ``column`` is -1 where a cell does not touch its end.
+    limit's; ``column`` is -1 where a cell does not touch its end; ``size`` is the integral of abs(f), or the
+    modulus of the value, where that is larger.
     """
 
     value: Tensor
@@ -70,6 +71,7 @@ class Concluded:
     doubt: Tensor
     curable: Tensor
     column: Tensor
+    size: Tensor
 
 
 def conclude(
@@ -116,7 +118,7 @@ def conclude(
     floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
-    return Concluded(value, error, floor, blur, doubt, curable, column)
+    return Concluded(value, error, floor, blur, doubt, curable, column, size)
 
 
 @dataclass(slots=True)

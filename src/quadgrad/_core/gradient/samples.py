@@ -188,7 +188,8 @@ class _Mean:
 
     def differentiable(self, value: Tensor | None) -> Tensor:
         """Return the means ``(batch, *event)``, which are ``value`` if it is given."""
-        if not torch.is_grad_enabled() or in_transform() or forward_mode_open() or current_rehearsal():
+        eager = in_transform() or forward_mode_open() or current_rehearsal()
+        if eager or not (self.n and torch.is_grad_enabled()):
             return self._summed_up()
         if self.plan.only is not None and self.sample.ranks.alone and len(list(self.blocks())) == 1:
             return self._summed_up()  # of one block, differentiated at once: to look at it first would cost as much
@@ -243,7 +244,7 @@ class _Mean:
         """Return the means in ordinary torch, which keeps what f makes."""
         batch = len(self.n)
         whole = None
-        for block in self.blocks():
+        for block in self.blocks() if batch else [(0, 0, 1)]:
             part = self._block(block)
             if part.shape[0] < batch:
                 part = torch.cat((part, part.new_zeros((batch - part.shape[0], *part.shape[1:]))))

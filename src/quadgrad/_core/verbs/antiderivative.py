@@ -149,7 +149,7 @@ def antiderivative(
         lost = [] if rehearsed else severed(problem, probe)
         if (problem.flowing or lost) and not rehearsed:
             least = least_jump(found, problem.tolerance)
-            if not note_unmarked_jumps(problem, refined.values.plan, least):
+            if not note_unmarked_jumps(problem, refined.values.plan, least) and lost:
                 warn_if_severed(lost, called=f"({_somewhere(problem)})")
         failed = bool(status.any())
         detail = offending_point(problem, found, status) if failed else ""

@@ -180,8 +180,8 @@ def _integrate(
         found.plan = replace(found.plan, inspected=True)
     dtype = returned_dtype(problem.integrand.call_dtype, probe.dtype)
     if value.dtype != dtype:
-        value = value.to(dtype.to_complex() if value.is_complex() else dtype)
-        error = error.to(real_dtype(dtype))
+        value, error, status, beyond = _narrow(value, error, status, dtype)
+        failed |= beyond
     result = Result(
         _unflatten(value, shape),
         _unflatten(error, shape),
@@ -194,6 +194,18 @@ def _integrate(
         plain_numbers(problem) and problem.tolerance.rtol == make_tolerance(None, 0.0, epsilon(torch.float32)).rtol,
     )
     return result, failed
+
+
+def _narrow(
+    value: Tensor, error: Tensor, status: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Return the sums in the narrower dtype of what was passed, and whether any is beyond its largest number."""
+    wide, value = value, value.to(dtype.to_complex() if value.is_complex() else dtype)
+    error, beyond = error.to(real_dtype(dtype)), plain(value).isinf() & plain(wide).isfinite()
+    if not bool(beyond.any()):
+        return value, error, status, False
+    beyond = beyond.flatten(1).any(1) if beyond.ndim > 1 else beyond
+    return value, error.masked_fill(beyond, torch.inf), status.masked_fill(beyond, int(Status.ROUNDOFF)), True
 
 
 def _tell_rounding(primal: Primal) -> None:

@@ -221,7 +221,7 @@ def _answer(question: Question, options: Options, found: Result, more: tuple[Any
     else:
         event, level = question.event, _mean_level(question, more[0].tensor)
         level = level.expand(*shape, level.shape[-1]).reshape(-1, level.shape[-1])
-        answer = finish(found, lambda raw: (level + raw[..., :-1]).reshape(-1, *event), shape)
+        answer = finish(found, lambda raw: (level + raw[..., :-1]).reshape(len(raw), *event), shape)
     size = size_of(answer.value, len(shape))
     error = answer.error + (lacking * size).nan_to_num(torch.inf).to(answer.error.dtype)
     error = torch.maximum(error, _disagreement(question, answer, rough, more).to(error.dtype))

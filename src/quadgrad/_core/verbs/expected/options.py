@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -70,7 +71,7 @@ def finish(result: Result, function: Callable[[Tensor], Tensor], batch_shape: tu
     ``function`` maps ``(batch, components)`` to ``(batch, *event)``.
     """
     raw = result.value
-    flat = raw.reshape(-1, raw.shape[-1])
+    flat = raw.reshape(math.prod(batch_shape), raw.shape[-1])
     value = function(flat)
     value = value.reshape((*batch_shape, *value.shape[1:]))
     primal = None if result.primal is None else Finished(result.primal, function)
