@@ -290,13 +290,14 @@ def test_a_search_leaves_nothing_on_the_tape():
 
 
 def test_results_unpack_and_tell_what_torchs_tell():
-    result = qgt.quad(lambda x: tf.exp(x), ZERO, tf.constant([1.0, 2.0], D))
+    f = lambda x: 1.0 / (1.0 + x * x)  # the same to the last bit in both: exp is not on every processor
+    result = qgt.quad(f, ZERO, tf.constant([1.0, 2.0], D))
     value, error = result
-    twin = qg.quad(lambda x: x.exp(), 0.0, torch.tensor([1.0, 2.0]).double())
+    twin = qg.quad(f, 0.0, torch.tensor([1.0, 2.0]).double())
     assert np.array_equal(value, twin.value) and np.array_equal(error, twin.error)
     assert repr(result) == repr(twin) and result.message == twin.message
     assert np.all(result.converged) and value.dtype == D and result.plan.same(twin.plan)
-    again = qgt.quad(lambda x: tf.exp(x), ZERO, tf.constant([1.0, 2.0], D), plan=result.plan)
+    again = qgt.quad(f, ZERO, tf.constant([1.0, 2.0], D), plan=result.plan)
     assert np.array_equal(again.value, value)
 
 
