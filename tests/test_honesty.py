@@ -112,8 +112,10 @@ def understated(name: str, reason: str):
     return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
 
 
-SMALL = "a kink too small for the null rules beside a steep smooth part is continued as smooth"
-SINGULAR = "the error at an unmarked interior singularity is up to 2.6 times the reported one: mark it with points"
+SMALL = "a kink too small for the null rules beside a steep smooth part is continued as smooth: 2 of 500 with gk15"
+SINGULAR = (
+    "the error at an unmarked interior singularity is up to 1.03 times the reported one, of 1 in 500 with gk31"
+)
 
 
 @pytest.mark.parametrize("name", ["step", understated("kink", SMALL), "cusp", understated("logarithm", SINGULAR)])
