@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import mpmath as mp
 import pytest
 import torch
 from torch import Tensor
@@ -184,7 +185,6 @@ def test_readings_at_limits_where_f_is_a_staircase() -> None:
 
 def _sine(w: Tensor, x: Tensor, phase: Tensor) -> Tensor:
     """Return sin(w x + phase), correctly rounded or nearly so."""
-    mp = pytest.importorskip("mpmath")
     with mp.workdps(30):
         numbers = zip(w.tolist(), x.tolist(), phase.tolist(), strict=True)
         return t64([float(mp.sin(mp.mpf(a) * mp.mpf(b) + mp.mpf(c))) for a, b, c in numbers])
@@ -193,7 +193,6 @@ def _sine(w: Tensor, x: Tensor, phase: Tensor) -> Tensor:
 @pytest.mark.parametrize("s", (1.31, 1.63, 2.4, 3.5))
 def test_resolve_where_f_or_its_derivative_overflows_far_out(s: float) -> None:
     """d/dt is 0 times infinity beyond 700 t: whatever becomes of it, the value and d/ds stand."""
-    mp = pytest.importorskip("mpmath")
     f = lambda x, s, t: x ** (s - 1) / torch.expm1(x / t)
     for t0 in (0.06, 2.2):
         for rtol in (1e-4, 3e-8):

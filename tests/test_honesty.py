@@ -112,8 +112,10 @@ def understated(name: str, reason: str):
     return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
 
 
-SMALL = "a kink too small for the null rules beside a steep smooth part is continued as smooth"
-SINGULAR = "the error at an unmarked interior singularity is up to 2.6 times the reported one: mark it with points"
+SMALL = "a kink too small for the null rules beside a steep smooth part is continued as smooth: 2 of 500 with gk15"
+SINGULAR = (
+    "the error at an unmarked interior singularity is up to 1.03 times the reported one, of 1 in 500 with gk31"
+)
 
 
 @pytest.mark.parametrize("name", ["step", understated("kink", SMALL), "cusp", understated("logarithm", SINGULAR)])
@@ -155,7 +157,7 @@ def test_series_whose_terms_do_not_fall_are_not_zero_to_rounding(
     """The integral of 1/x diverges at both ends: extrapolation multiplies rounding until nothing else is left."""
     if not kernel:
         monkeypatch.setattr(opening, "load", lambda: None)
-    q = torch.linspace(0.1, 3.0, 16, dtype=torch.float64)
+    q = torch.linspace(0.1, 3.0, 500, dtype=torch.float64)  # 1 in 90 was CONVERGED where the gain was held at 1e16
     result = qg.quad(lambda x, q: q / x, torch.zeros_like(q), inf, (q,), rule=rule, on_failure="ignore")
     assert not bool(result.converged.any())
 

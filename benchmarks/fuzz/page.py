@@ -76,7 +76,10 @@ def tasks(seed: int, only: Sequence[str], turns: set[int]) -> Iterator[Task]:
     turn = 0
     while not turns or turn <= max(turns):
         if not turns or turn in turns:
-            yield from all_tasks(seed, turn, only)
+            some = all_tasks(seed, turn, only)
+            if not some:
+                raise ValueError(f"no family and way is called as --only says: {', '.join(only)}")
+            yield from some
         turn += 1
 
 

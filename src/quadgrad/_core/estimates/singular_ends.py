@@ -237,7 +237,8 @@ def to_the_end(
             better = held == k
         value = torch.where(align(better, value), table[k][-1], value)
         doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
-    gain = ((1.0 - ratio).clamp_min(1e-8) ** -2).masked_fill(column == 0, 1.0)
+    # Of terms of 1/x, which differ by rounding alone, the gain is 1 / eps**2: held at 1e16 it hid what they sum to.
+    gain = ((1.0 - ratio).clamp_min(torch.finfo(ratio.dtype).eps) ** -2).masked_fill(column == 0, 1.0)
     return value, torch.where(converges, doubt, SAFETY * largest_component(sizes.sum(0))), gain, column
 
 

@@ -125,7 +125,7 @@ INLINE int choose_column(const EndSummary *s, double rtol, int held, double *dou
     int best = held > 0 ? held : 0, diverges = s->ratio >= 1.0;
     for (int k = 1; k < COLUMNS && !diverges && held < 0; k++)
         if (s->doubts[k] < s->doubts[best] && !(s->doubts[best] <= C.close * rtol * s->limits[best])) best = k;
-    double room = larger(1.0 - s->ratio, 1e-8);
+    double room = larger(1.0 - s->ratio, DBL_EPSILON);
     *doubt = diverges ? C.safety * s->total : s->doubts[best];
     *gain = best == 0 ? 1.0 : 1.0 / (room * room);
     if (s->lawless) *doubt = larger(*doubt, C.safety * s->apart[best]);
