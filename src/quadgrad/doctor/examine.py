@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quadgrad.doctor import values
 from quadgrad.doctor.prints import Look
+from quadgrad.doctor.products import along, paired, product
 from quadgrad.doctor.program import Program, Run
 from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate
 from quadgrad.doctor.trace import Call, Order, Trace
@@ -116,9 +117,9 @@ class Examination:
 
     def _direction(self, number: int, scale: str) -> Direction:
         steps = self.program.direction(number, scale)
-        terms = [_product(g, s) for g, s in zip(self.base.gradient or [], steps, strict=False) if g is not None]
+        terms = [product(g, s) for g, s in zip(self.base.gradient or [], steps, strict=False) if g is not None]
         size = math.hypot(*(float(torch.linalg.vector_norm(t)) for t in terms))
-        return Direction(steps, _along(self.base.gradient, steps), size)
+        return Direction(steps, along(self.base.gradient, steps), size)
 
     def run_along(self, t: float, outcomes: Any = None) -> Run:
         """Run at a place of the first direction, and keep a look, unless decisions are told these outcomes.
@@ -131,7 +132,7 @@ class Examination:
         steps = self.directions[0].steps
         run = self.program.run(order, steps, t)
         if not outcomes:
-            self.looks[t] = Look(t, run.value, _along(run.gradient, steps), run.trace.prints)
+            self.looks[t] = Look(t, run.value, along(run.gradient, steps), run.trace.prints)
             run.gradient = None
         return run
 
@@ -314,7 +315,7 @@ class Examination:
             return 0.0
         off = 0.0
         for d in self.directions:
-            gap = abs(_along(self._single_run.gradient, d.steps) - d.autograd)
+            gap = abs(along(self._single_run.gradient, d.steps) - d.autograd)
             off = max(off, gap / d.size if d.size > 0.0 else 0.0)
         return off
 
@@ -432,7 +433,7 @@ class Examination:
         for call, a, b in zip(base.calls, right.calls, left.calls, strict=False):
             if call.cotangents_in is None:
                 continue
-            came, went = _paired(call.cotangents_out, a.outs, b.outs), _paired(call.cotangents_in, a.ins, b.ins)
+            came, went = paired(call.cotangents_out, a.outs, b.outs), paired(call.cotangents_in, a.ins, b.ins)
             faults.append((came - went) / (2.0 * step))
         return faults
 
@@ -469,23 +470,6 @@ def _is_double(program: Program) -> bool:
     return program.wide or all(t.dtype in (torch.float64, torch.complex128) for t in program.sources)
 
 
-def _along(gradient: Sequence[Tensor | None] | None, steps: Sequence[Tensor]) -> float:
-    """Return the derivative along steps; an array of terms would cost half a forward pass of a large model."""
-    total = 0.0
-    for g, step in zip(gradient or [], steps, strict=False):
-        if g is not None:
-            kind = torch.complex128 if g.is_complex() or step.is_complex() else torch.float64
-            total += float(torch.vdot(g.detach().to(kind).flatten(), step.to(kind).flatten()).real)
-    return total
-
-
-def _product(gradient: Tensor, step: Tensor) -> Tensor:
-    """Return the terms of the real scalar product."""
-    if step.is_complex() or gradient.is_complex():
-        return (gradient.conj() * step).real.double()
-    return gradient.detach().double() * step.double()
-
-
 _Moved = tuple[dict[int, values.Held | None], dict[int, values.Held | None]]
 """How far results moved at both sides, by the numbers of their events."""
 
@@ -496,11 +480,3 @@ def _last_of(side: dict[int, values.Held | None], trace: Trace, key: Any) -> val
 
 def _any_moved(numbers: list[int], moved: _Moved) -> bool:
     return any(k in side and values.moves(side[k]) for side in moved for k in numbers)
-
-
-def _paired(cotangents: list[Tensor | None] | None, a: values.Held, b: values.Held) -> float:
-    total = 0.0
-    for g, x, y in zip(cotangents or [], a.leaves, b.leaves, strict=False):
-        if g is not None and x.shape == y.shape == g.shape:
-            total += float(_product(g, x - y).sum())
-    return total
