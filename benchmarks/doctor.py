@@ -85,10 +85,12 @@ def examine_program(seed: int, **kinds: int) -> Outcome | None:
     checks = {
         "true derivative": abs(report.true - true) <= max(1e-8 * size, report.error),
         "autograd's derivative": abs(report.autograd - seen) <= 1e-9 * size,
-        "gap": abs(report.gap) <= max(1e-8 * size, report.error),
+        "gap": abs(report.gap) <= max(1e-8 * size, report.error + sum(row.error for row in report.rows)),
         "a line that matters is not named": matter <= blamed,
         "a clean line is blamed": blamed <= set(program.kinds),
-        "size of a loss": all(abs(rows[i].lost - lost[i]) <= 1e-6 * size for i in matter & blamed),
+        "size of a loss": all(
+            abs(rows[i].lost - lost[i]) <= max(1e-6 * size, rows[i].error) for i in matter & blamed
+        ),
         "OK though severed": not (report.ok and matter),
         "a finding in a healthy program": report.ok or bool(matter or program.steps) or not size,
         "a clean line is said to jump": {i for i, r in rows.items() if r.verdict == "STEP"} <= set(program.steps),

@@ -146,3 +146,40 @@ SMOOTH: dict[str, Program] = {
 def test_what_is_steep_bent_or_fast_jumps_nowhere(kind: str) -> None:
     report = qg.doctor.check(SMOOTH[kind], t64(START).requires_grad_())
     assert report.ok and not report.findings, str(report)
+
+
+ISOLATED = {
+    "number": lambda x: (2.0 if x[0].item() == 0.8 else 1.0) * x.sum(),
+    "added": lambda x: (2.0 if x[0].item() == 0.8 else 1.0) + x.sum(),
+    "tensor": lambda x: (x != 0.15).double().sum() + x.sum(),
+    "key": lambda x: {0.8: 3.0}.get(x[0].item(), 1.0) * x.sum(),
+    "masked": lambda x: torch.where(x == 0.55, x + 1.0, x).sum(),
+}
+"""What is another number at the very point than beside it."""
+
+
+@pytest.mark.parametrize("name", ISOLATED)
+def test_values_of_a_single_point_are_no_ok(name: str) -> None:
+    report = qg.doctor.check(ISOLATED[name], t64(START).requires_grad_())
+    assert not report.ok and "very point" in report.cause
+
+
+@pytest.mark.parametrize(
+    "kink", [lambda x: (x - 0.55).abs(), lambda x: torch.relu(x - 0.8), lambda x: x.clamp_max(1.3)]
+)
+def test_kinks_at_the_point_are_no_finding(kink: Callable[[Tensor], Tensor]) -> None:
+    assert qg.doctor.check(lambda x: (kink(x) + x * x).sum(), t64(START).requires_grad_()).ok
+
+
+def test_a_tie_that_one_line_alone_breaks_widens_its_bar() -> None:
+    """Steps agree on the mean of two slopes: the loss is .5 to either side of what it is by all lines together."""
+
+    def tied(x: Tensor) -> Tensor:
+        copy = x.detach().clone()
+        both = torch.stack((copy[0] * x[1], x[0] * x[1]))
+        return both.sort().values[1] * 2.0 + both.sort().values[0] + x.sum()
+
+    report = qg.doctor.check(tied, t64(START).requires_grad_())
+    (row,) = report.findings
+    exact = report.true - report.autograd
+    assert row.operation == "detach" and abs(row.lost - exact) <= row.error

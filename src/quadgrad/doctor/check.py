@@ -18,7 +18,7 @@ from quadgrad._core._torch import flatten_tree
 from quadgrad.doctor import values
 from quadgrad.doctor.crossings import find_jumps
 from quadgrad.doctor.elsewhere import find_elsewhere
-from quadgrad.doctor.examine import Examination
+from quadgrad.doctor.examine import ALONE, KINK, Examination
 from quadgrad.doctor.judge import judge, make_row
 from quadgrad.doctor.places import Place
 from quadgrad.doctor.program import BackwardFailed, Program, Run
@@ -242,8 +242,9 @@ class _Examiner:
         self.steady, x.at_point = True, second
         x.compare_single(self.single)
         x.measure_truth()
-        if x.at_kink:
-            return Report(Verdict.UNLOCATED, cause=_KINK)
+        if x.border:
+            self.settled = x.border == ALONE  # beside the point there is nothing to see of it
+            return Report(Verdict.UNLOCATED, cause=x.border)
         x.measure_losses()
         jumps = find_jumps(x)
         report = judge(x, jumps)
@@ -272,14 +273,14 @@ class _Examiner:
             base = program.run(Order(gradient=True))
             if (
                 report.verdict == Verdict.UNLOCATED
-                and report.cause != _KINK
+                and report.cause != KINK
                 and Examination(program, base, base.trace, 1).is_off_at_once()
             ):
                 return report
             again = self._examine(base)
         finally:
             program.state.bases, self.single = bases, single
-        if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != _KINK:
+        if again.verdict in (Verdict.UNLOCATED, Verdict.INCONCLUSIVE, Verdict.ZERO) and report.cause != KINK:
             return report
         note = "at the very point there is a kink, or a border; examined beside it, 1e-4 of the inputs' size away"
         return replace(again, notes=[note, *again.notes])
@@ -311,7 +312,6 @@ class _Examiner:
         return notes
 
 
-_KINK = "The program has a kink at the point."
 _OUTER = (
     "The function uses a tensor that was computed from what is varied before it was called, and that no run "
     "computes anew: compute it inside the function."
@@ -338,7 +338,8 @@ def disagreement(first: Run, second: Run) -> str:
         close = abs(first.value - second.value) <= 1e-10 * max(first.size, 1e-300)
         if close:
             return (
-                "Two runs with the same inputs differ in the last digits: sums in an order that changes (threads)."
+                "Two runs with the same inputs differ in the last digits: sums in an order that changes (threads), "
+                "or something that changes as little from run to run, like the time."
             )
         return (
             "Two runs with the same inputs differ: random numbers from a source that could not be put back (pass "

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from quadgrad.doctor import values
+from quadgrad.doctor.losses import Loss, Moved, Table, any_moved, last_of
 from quadgrad.doctor.prints import Look
 from quadgrad.doctor.products import along, paired, product
 from quadgrad.doctor.program import Program, Run
 from quadgrad.doctor.slopes import LADDERS, Estimate, extrapolate
 from quadgrad.doctor.trace import Call, Order, Trace
 
-__all__ = ["A_LINE", "BAR", "RUNS", "Direction", "Examination", "Loss"]
+__all__ = ["ALONE", "A_LINE", "BAR", "KINK", "RUNS", "Direction", "Examination"]
 
 RUNS, A_LINE = 25, 6
 """So many runs are allowed, and so many more for each line that severs."""
@@ -26,6 +27,13 @@ BAR, FLOOR = 1e-6, 2e-9
 """What an error bar may be at most, and is at least, of the derivative."""
 
 _STEPS = (1.0, 0.5, 0.25)
+
+KINK = "The program has a kink at the point."
+ALONE = (
+    "The output at the very point is another one than those at both sides of it, however near: something compares "
+    "with just what is given there (==, !=, a key of a dict)."
+)
+"""What the point itself may be."""
 
 _STEADY, _SMOOTH = 1e-5, 1e-3
 """Up to such shares of the derivative differences of several steps are the same, and those of a smooth function."""
@@ -60,15 +68,6 @@ class Direction:
         return max(self.scale, abs(self.autograd), true)
 
 
-@dataclass(eq=False)
-class Loss:
-    """What a line takes away from the derivative along the first direction."""
-
-    numbers: list[int]
-    lost: Estimate
-    moved: bool = True
-
-
 class Examination:
     """A program at one point.
 
@@ -98,7 +97,7 @@ class Examination:
         self.allowed = max(self.floor, 10.0 * program.rehearsal.tolerance)
         self.floor = max(self.floor, min(0.5 * self.most, self.allowed))
         self.parted, self.flipped = "", set[int]()
-        self.stop_at_kink, self.at_kink = stop_at_kink, False
+        self.stop_at_kink, self.border = stop_at_kink, ""
         self.decides = any(not decision.reason for decision in trace.decisions)
         self.at_point: Run | None = None
         self.directions = [self._direction(i, "tensor") for i in range(count)]
@@ -171,7 +170,7 @@ class Examination:
         """Find the true derivative along every direction, the first with three steps, others with one or two."""
         main = self.directions[0]
         self._measure(main)
-        if self.at_kink:
+        if self.border:
             return
         if not math.isfinite(main.true.value):  # it leaves where the function is defined: by each element's size
             self.directions = [self._direction(i, "element") for i in range(len(self.directions))]
@@ -254,7 +253,7 @@ class Examination:
             while main is None and direction.step == h and self._gains(direction):
                 h *= 0.5
                 self._try(direction, h, None, False)
-            if self.at_kink or self._is_enough(direction, main) or (main is None and self._stands(direction)):
+            if self.border or self._is_enough(direction, main) or (main is None and self._stands(direction)):
                 return
 
     def _is_drowned(self, direction: Direction) -> bool:
@@ -275,9 +274,10 @@ class Examination:
             if not self._difference(direction, step, main is None and share == _STEPS[-1] and self.decides):
                 return
             slopes.append(direction.slopes[step])
-            if main is None and self.stop_at_kink and len(slopes) == 2 and self._is_kink(direction):
-                self.at_kink = True
-                return
+            if main is None and self.stop_at_kink and len(slopes) == 2:
+                self.border = ALONE if self._is_alone(direction) else KINK if self._is_kink(direction) else ""
+                if self.border:
+                    return
             size = max(direction.size, abs(slopes[-1]))
             if main is None and more and len(slopes) == 2 and abs(slopes[1] - slopes[0]) > _SMOOTH * size:
                 return
@@ -323,6 +323,16 @@ class Examination:
         """Whether a difference is far from autograd's derivative, with no line to blame."""
         return not self._blames() and abs(slope - direction.autograd) > 1e-3 * direction.size
 
+    def _is_alone(self, direction: Direction) -> bool:
+        """Whether the value at the point is another one than those at both sides, however small the step.
+
+        What it differs by is then the same at every step, where that of a kink falls with it. A jump at the point
+        to one side leaves the sides apart by as much.
+        """
+        (h, last), (_, before) = sorted(direction.bends.items())[:2]
+        grows = 1.5 * abs(before) < abs(last) and last * before > 0.0
+        return grows and abs(last) * h > self.noise and abs(direction.slopes[h]) < 0.05 * abs(last)
+
     def _is_kink(self, direction: Direction) -> bool:
         """Whether slopes differ to both sides, however small the step, and autograd's is not that of the middle.
 
@@ -340,7 +350,7 @@ class Examination:
         if not math.isfinite(main.true.value) or not self._blames():
             self.frozen = main.true
             return
-        table = _Table(self)
+        table = Table(self.trace, self.active())
         for share in (*_STEPS[1:], _STEPS[0]):
             if not self._measure_step(table, main.step * share):
                 return
@@ -350,7 +360,7 @@ class Examination:
                     return
         self._conclude(table, _STEPS, main)
 
-    def _measure_step(self, table: _Table, step: float) -> bool:
+    def _measure_step(self, table: Table, step: float) -> bool:
         """Measure with one step; return whether the runs did what the first one did."""
         main, active = self.directions[0], self.active()
         frozen = "all" if active else "intended"
@@ -367,14 +377,16 @@ class Examination:
         # Where freezing all of them changes nothing, none of them takes anything away.
         idle = abs(slope - main.slopes.get(step, math.inf)) <= 1e-11 * main.size + 2.0 * self.rounding(step)
         for key, numbers in table.lines.items():
-            if not _any_moved(numbers, moved):
+            if not any_moved(numbers, moved):
                 table.lost[key][share] = 0.0
                 continue
             table.moved.add(key)
-            table.lost[key][share] = 0.0 if idle else self._shift(numbers, moved, step)
+            table.lost[key][share], table.bent[key][share] = (
+                (0.0, 0.0) if idle else self._shift(numbers, moved, step)
+            )
         return True
 
-    def _conclude(self, table: _Table, shares: Sequence[float], main: Direction) -> None:
+    def _conclude(self, table: Table, shares: Sequence[float], main: Direction) -> None:
         noise = self.rounding(main.step * shares[-1])
 
         def estimate(slopes: dict[float, float], noise: float) -> Estimate:
@@ -390,6 +402,11 @@ class Examination:
             )
             for key, numbers in table.lines.items()
         ]
+        for key, loss in zip(table.lines, self.losses, strict=True):
+            # A tie that all lines keep together one alone breaks: steps agree on the mean of two slopes, wrongly.
+            last, before = (table.bent[key].get(share, 0.0) for share in (shares[-1], shares[-2]))
+            if abs(last) > max(0.75 * abs(before), 10.0 * noise):
+                loss.apart = 0.5 * abs(last)
         self.wrong = [
             (call, estimate({share: parts[i] for share, parts in table.faults.items()}, 0.0))
             for i, call in enumerate(self._followed())
@@ -402,26 +419,26 @@ class Examination:
             unseen = self.frozen.value - main.autograd - sum(fault.value for _, fault in self.wrong)
             loss.lost = Estimate(unseen, self.frozen.error)
 
-    def _shift(self, numbers: list[int], moved: _Moved, step: float) -> float:
-        """Return the derivative by way of one line's results alone."""
+    def _shift(self, numbers: list[int], moved: Moved, step: float) -> tuple[float, float]:
+        """Return the derivative by way of one line's results alone, and by what the slopes to both sides differ."""
         sums: list[float] = []
         for side in moved:
             shifts: dict[int, values.Held] = {}
             for k in numbers:
                 event = self.trace.events[k]
                 # Of a loop that took fewer turns there, the last one stands for those that are missing.
-                last = side[k] if k in side else _last_of(side, self.trace, event.key)
+                last = side[k] if k in side else last_of(side, self.trace, event.key)
                 if last is None:
-                    return math.nan
+                    return math.nan, math.nan
                 if not event.linked:
                     shifts[k] = last
             run = self.program.run(Order(base=self.trace, shifts=shifts))
             sums.append(run.value)
-        return (sums[0] - sums[1]) / (2.0 * step)
+        return (sums[0] - sums[1]) / (2.0 * step), (sums[0] - 2.0 * self.base.value + sums[1]) / step
 
     def idle(self) -> list[Loss]:
         """Return the lines that sever what changes nothing at the point."""
-        return [loss for loss in self.losses if not abs(loss.lost.value) > 3.0 * loss.lost.error]
+        return [loss for loss in self.losses if not loss.matters]
 
     def _followed(self) -> list[Call]:
         """Return the calls of custom functions whose backward pass ran."""
@@ -441,23 +458,12 @@ class Examination:
     def residual(self) -> Estimate:
         """What neither lines nor custom functions explain."""
         main = self.directions[0]
-        parts = [loss.lost for loss in self.losses if math.isfinite(loss.lost.value)] + [w for _, w in self.wrong]
+        parts = [loss.widened for loss in self.losses if math.isfinite(loss.lost.value)] + [
+            w for _, w in self.wrong
+        ]
         explained = sum(p.value for p in parts)
         error = main.true.error + sum(p.error for p in parts)
         return Estimate(main.gap - explained, error)
-
-
-class _Table:
-    """Slopes by the share of the step, of everything that is measured along the first direction."""
-
-    def __init__(self, examination: Examination) -> None:
-        self.lines: dict[Any, list[int]] = {}
-        for k in examination.active():
-            self.lines.setdefault(examination.trace.events[k].place.key, []).append(k)
-        self.frozen: dict[float, float] = {}
-        self.faults: dict[float, list[float]] = {}
-        self.lost: dict[Any, dict[float, float]] = {key: {} for key in self.lines}
-        self.moved: set[Any] = set()
 
 
 def _at_least(estimate: Estimate, main: Direction, size: float) -> Estimate:
@@ -468,15 +474,3 @@ def _at_least(estimate: Estimate, main: Direction, size: float) -> Estimate:
 
 def _is_double(program: Program) -> bool:
     return program.wide or all(t.dtype in (torch.float64, torch.complex128) for t in program.sources)
-
-
-_Moved = tuple[dict[int, values.Held | None], dict[int, values.Held | None]]
-"""How far results moved at both sides, by the numbers of their events."""
-
-
-def _last_of(side: dict[int, values.Held | None], trace: Trace, key: Any) -> values.Held | None:
-    return next((held for k, held in reversed(side.items()) if trace.events[k].key == key), None)
-
-
-def _any_moved(numbers: list[int], moved: _Moved) -> bool:
-    return any(k in side and values.moves(side[k]) for side in moved for k in numbers)

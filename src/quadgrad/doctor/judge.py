@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from quadgrad.doctor.crossings import Jump
-from quadgrad.doctor.examine import Direction, Examination, Loss
+from quadgrad.doctor.examine import Direction, Examination
+from quadgrad.doctor.losses import Loss
 from quadgrad.doctor.places import Place, source_of
 from quadgrad.doctor.remedies import remedy_for, step_remedy
 from quadgrad.doctor.report import Report
@@ -48,7 +49,7 @@ def judge(x: Examination, jumps: Sequence[Jump]) -> Report:
     gaps = [d for d in x.directions if abs(d.gap) > 3.0 * d.bar(x.floor) or not math.isfinite(d.gap)]
     # A backward pass that is wrong may make up for what a line takes away; lines make up for each other alone.
     severs = bool(gaps) or abs(sum(loss.lost.value for loss in x.losses)) > _WRONG_FLOOR * main.size + 3.0 * sum(
-        loss.lost.error for loss in x.losses
+        loss.widened.error for loss in x.losses
     )
     lost = [_loss_row(x, loss, severs) for loss in x.losses]
     wrong = _wrong_rows(x)
@@ -127,11 +128,13 @@ def _loss_row(x: Examination, loss: Loss, gap: bool) -> Row:
     events, main = [x.trace.events[k] for k in loss.numbers], x.directions[0]
     place, lost = events[0].place, loss.lost
     edited = any(event.visible for event in events) or any(event.detail == "edited" for event in events)
-    matters = gap and not abs(lost.value) <= 3.0 * lost.error + x.floor * main.size
+    matters = gap and not abs(lost.value) <= 3.0 * lost.error + loss.apart + x.floor * main.size
     verdict = Verdict.UNUSED
     if matters:
         verdict = Verdict.EDITED if edited else Verdict.SEVERED
-    return make_row(place, _operations(events), verdict, _remedy(x.trace, events), len(events), lost, main.size)
+    return make_row(
+        place, _operations(events), verdict, _remedy(x.trace, events), len(events), loss.widened, main.size
+    )
 
 
 def _operations(events: Iterable[Event]) -> str:
