@@ -40,6 +40,9 @@ What is off by more is followed also where runs have come to an end, by so many 
 _QUARTER = 0.25
 """What a bend may be off falls to in half the width: a jump that cannot stand out in the runs left is let be."""
 
+_KEPT = 0.75
+"""This part of it stays in one half of a gap, of a jump; where slopes are wrong, each half has its half."""
+
 _NARROW = 2.0**-8
 """As close, in sizes of what is varied, a jump is brought; what rises as steeply passes for one."""
 
@@ -64,6 +67,7 @@ class _Gap(NamedTuple):
 def find_untold(x: Examination) -> Jump | None:
     """Return a jump along the first direction that is nearer than two sizes of the inputs, if values show one."""
     refused: list[float] = []
+    whole: dict[tuple[float, float], float] = {}  # what halves were off by together
     reach = _WITHIN if x.program.rehearsal.kept else _REACH
     x.look(0.0)
     spent = 0
@@ -76,8 +80,12 @@ def find_untold(x: Examination) -> Jump | None:
         if jumps:
             gap = max(jumps, key=lambda gap: gap.share)
             if gap.width <= _NARROW:
-                return _jump(x, gap)
+                if gap.off > _KEPT * whole.get((gap.left.t, gap.right.t), 0.0):
+                    return _jump(x, gap)
+                refused.append(gap.middle)
+                continue
             t, left = gap.middle, max(x.left() + A_LINE, _OWN - spent)
+            whole[gap.left.t, t] = whole[t, gap.right.t] = gap.off
         elif waiting:
             t, left = waiting[0], max(x.left(), 3 - len(x.looks))
         elif gaps := [gap for gap in gaps if gap.share > _JUMPS * _QUARTER ** x.left()]:
