@@ -46,6 +46,6 @@ def test_wrong_backward_passes_are_found_and_sized() -> None:
 
 @pytest.mark.parametrize("seed", [301_627, 20_285_144])
 def test_slopes_that_are_wrong_far_away_are_no_jumps_and_ties_widen_bars(seed: int) -> None:
-    """Of the first one a backward pass is wrong 1.6 sizes away, which values show; of the other two inputs are tied."""
+    """Of the first a backward pass is wrong 1.6 sizes away, which values show; of the second inputs are tied."""
     outcome = examine_program(seed, **KINDS["severing, wrong"][0])
     assert outcome is not None and outcome.verdict in ("OK", "SEVERED") and not outcome.defects, outcome

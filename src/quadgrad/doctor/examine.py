@@ -406,7 +406,9 @@ class Examination:
             # A tie that all lines keep together one alone breaks: steps agree on the mean of two slopes, wrongly.
             last, before = (table.bent[key].get(share, 0.0) for share in (shares[-1], shares[-2]))
             if abs(last) > max(0.75 * abs(before), 10.0 * noise):
-                loss.apart = 0.5 * abs(last)
+                loss.apart = 0.5 * abs(last) + abs(
+                    before - last
+                )  # the step still adds half of that, and more of higher order
         self.wrong = [
             (call, estimate({share: parts[i] for share, parts in table.faults.items()}, 0.0))
             for i, call in enumerate(self._followed())
