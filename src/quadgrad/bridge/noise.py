@@ -256,9 +256,9 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 
 
 def _last_digit(values: Array) -> Array:
-    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for others, shorter ones too.
+    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others, 1 among them.
 
-    Nobody prints 1 or -0.5: an output that is held there is not in steps of 1e-9 for that.
+    Nobody prints so few: an output that is held at 1 is not in steps of 1e-9 for that.
     """
     if np.iscomplexobj(values):  # not by their size: that of phases is 1
         return np.maximum(_last_digit(np.real(values)), _last_digit(np.imag(values)))
