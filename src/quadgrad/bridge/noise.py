@@ -256,7 +256,7 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 
 
 def _last_digit(values: Array) -> Array:
-    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others, 1 among them.
+    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for others, 1 among them.
 
     Nobody prints so few: an output that is held at 1 is not in steps of 1e-9 for that.
     """
