@@ -153,7 +153,7 @@ ELSEWHERE: dict[tuple[str, float], int] = {
 }
 """Nodes where the last bits of exp, sin and sums are other ones: torch's are the processor's.
 
-With `ATEN_CPU_CAPABILITY` of default, avx2 and avx512, and with `MKL_CBWR` of COMPATIBLE, SSE4_2, AVX2 and AVX512."""
+With `ATEN_CPU_CAPABILITY` of default, avx2, avx512, and with `MKL_CBWR` of COMPATIBLE, SSE4_2, AVX2, AVX512."""
 
 DERIVATIVES: dict[str, tuple[int, int, int]] = {
     "peak of width 1e-2 by its centre": (179, 458, 0),
