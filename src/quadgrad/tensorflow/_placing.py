@@ -177,7 +177,7 @@ def _read_beside(
 
 def _just_inside(place: Any, other: Any, dtype: Any) -> Any:
     """Return where f is read beside a limit, as :func:`quadgrad._core.mesh.limits.just_inside` does."""
-    nearest, size, eps = _next_to(place, other, dtype), tf.abs(place), np.finfo(place.dtype.as_numpy_dtype).eps
+    nearest, size, eps = _next_to(place, other, dtype), tf.abs(place), np.finfo(place.dtype.as_numpy_dtype).epsneg
     apart, gap = nearest - place, tf.abs(other - place)
     gap = tf.where(tf.math.is_finite(gap), gap, 1.0 + size)
     least = tf.maximum(ROOT_ULPS * eps * size, tf.minimum(ROOT_ULPS * eps * gap, eps**OF_PLACE * size))

@@ -34,7 +34,7 @@ def just_inside(place: Tensor, other: Tensor, dtype: torch.dtype, times: int = 1
     It is the next number of ``dtype`` where these are coarser than the limit's own, or the other limit is near.
     """
     nearest, size = torch.nextafter(place.to(dtype), other.to(dtype)).to(place.dtype), place.abs()
-    eps, apart, gap = torch.finfo(place.dtype).eps, nearest - place, (other - place).abs()
+    eps, apart, gap = 0.5 * torch.finfo(place.dtype).eps, nearest - place, (other - place).abs()
     gap = torch.where(gap.isfinite(), gap, 1.0 + size)
     least = torch.maximum(ROOT_ULPS * eps * size, torch.minimum(ROOT_ULPS * eps * gap, eps**OF_PLACE * size))
     away = place + times * apart.sgn() * torch.maximum(apart.abs(), least)
