@@ -211,7 +211,14 @@ MUTATIONS = (
         JUMPS + " -k marked_by_what",
     ),
     # --------------------------------------------------------------------------------------- gradient
-    Mutation("reading distance in ulps", "mesh/limits.py", r"^ROOT_ULPS = (64\.0)", "1.0", READING),
+    Mutation("reading distance in ulps", "mesh/limits.py", r"^ROOT_ULPS, .* = (64\.0)", "1.0", READING),
+    Mutation(
+        "reading distance near 0",
+        "mesh/limits.py",
+        r"^ROOT_ULPS, OF_PLACE = 64\.0, (2\.0 / 3\.0)",
+        "2.0",
+        "tests/test_edges.py -k rounds",
+    ),
     Mutation(
         "reading distance in widths",
         "gradient/boundary.py",

@@ -119,13 +119,15 @@ def test_an_input_without_any_effect_costs_three_evaluations_more() -> None:
     assert counts[1] == counts[0] + 3
 
 
-def test_an_output_that_is_held_at_0_costs_three_evaluations_for_each_input() -> None:
+@pytest.mark.parametrize("height", [0.0, 1.0, -3.0, 0.1, 1e6, math.pi])
+def test_an_output_that_is_held_costs_three_evaluations_for_each_input(height: float) -> None:
+    """And the tables that look for its steps farther away, if it may be rounded: 0 is not."""
     alone, beside = (
-        entries(lambda v, n=n: np.array([np.sum(np.exp(v)), np.fmax(v[0] - 9.0, 0.0)])[:n], X[:3], "central")
+        entries(lambda v, n=n: np.array([np.sum(np.exp(v)), np.fmax(v[0] - 1e9, height)])[:n], X[:3], "central")
         for n in (1, 2)
     )
-    assert beside[2] == alone[2] + 3 * 3
-    assert np.all(beside[0][1] == 0.0) and np.all(beside[1][1] < 1e-9)
+    assert beside[2] == alone[2] + 3 * 3 + (4 * 6 if height else 0)
+    assert np.all(beside[0][1] == 0.0) and np.all(beside[1][1] < 1e-9 * max(abs(height), 1.0))
 
 
 @pytest.mark.parametrize("method", METHODS)

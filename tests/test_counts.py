@@ -14,7 +14,7 @@ from torch import Tensor
 import quadgrad as qg
 from benchmarks.derivatives import ROWS
 from benchmarks.problems import PROBLEMS
-from counts import COUNTS, DERIVATIVES, EVALUATIONS, RTOLS
+from counts import COUNTS, DERIVATIVES, ELSEWHERE, EVALUATIONS, RTOLS
 from helpers import leaf, t64
 from quadgrad._core.search.kernel import opening
 from quadgrad._core.search.kernel.library import load
@@ -32,13 +32,10 @@ def test_every_problem_of_the_table(engine: str, rtol: float, monkeypatch: pytes
         result = qg.quad(p.f, t64(p.a), t64(p.b), points=p.points or None, rtol=rtol, on_failure="ignore")
         spent[p.name] = (int(result.nfev), int(result.status))
     known = {name: counts[place : place + 2] for name, counts in COUNTS.items()}
-    assert {name: status for name, (_, status) in spent.items()} == {
-        name: status for name, (_, status) in known.items()
-    }
-    # Close to rounding the last bits of f decide, and those are the processor's: of exp and sin in torch.
-    apart = {name: (nfev, known[name][0]) for name, (nfev, _) in spent.items() if nfev != known[name][0]}
-    assert len(apart) <= (3 if rtol < 1e-9 else 0), apart
-    assert all(abs(nfev - before) <= 0.03 * before for nfev, before in apart.values()), apart
+    for name, (nfev, _) in spent.items():
+        if nfev == ELSEWHERE.get((name, rtol)):
+            known[name] = (nfev, known[name][1])
+    assert spent == known
 
 
 @pytest.mark.parametrize("engine", ["kernel", "tensors"])

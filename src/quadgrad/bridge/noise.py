@@ -256,19 +256,21 @@ def _look_far(problem: Problem, level: _Level, size: Array, first: Array) -> Non
 
 
 def _last_digit(values: Array) -> Array:
-    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for all others."""
+    """Return what numbers ``(k, m)`` of three to ten decimal digits count in; infinite for others, 1 among them.
+
+    Nobody prints so few: an output that is held at 1 is not in steps of 1e-9 for that.
+    """
     if np.iscomplexobj(values):  # not by their size: that of phases is 1
         return np.maximum(_last_digit(np.real(values)), _last_digit(np.imag(values)))
     size = np.abs(values)
     first = np.floor(np.log10(size.max(axis=0)))
-    unit, printed = np.full(first.shape, np.inf), np.zeros(first.shape, bool)
-    for digits in (DIGITS[-1], *range(1, DIGITS[-1])):
+    unit = np.full(first.shape, np.inf)
+    for digits in range(DIGITS[-1], DIGITS[0] - 2, -1):
         last = 10.0 ** (first + 1 - digits)
         short = np.all(np.abs(size / last - np.rint(size / last)) < 1e-5, axis=0)
-        if digits == DIGITS[-1] and not short.any():
+        if not short.any():
             break
-        unit = np.where(short & ~printed & (digits >= DIGITS[0]), last, unit)
-        printed |= short & (digits < DIGITS[-1])
+        unit = np.where(short, last if digits >= DIGITS[0] else np.inf, unit)
     return unit
 
 

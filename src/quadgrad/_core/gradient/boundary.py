@@ -51,10 +51,7 @@ READINGS = (1, 2, 4, 8, 16, 32, 64)
 closer to each other as they are farther from it: to twice the least distance."""
 
 AWAY_GAP = 2.0**-40
-"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
-
-A root that was computed is a few spacings off, and one spacing beside it the side is often the wrong one.
-"""
+"""How far from a breakpoint f is read, as a part of the next piece, or `ROOT_ULPS` spacings if these are wider."""
 
 PLACED = 1.0 / 2.0
 """How far a place that search has found may be off, as a part of the distance at which f is read beside it.
