@@ -211,18 +211,11 @@ MUTATIONS = (
         JUMPS + " -k marked_by_what",
     ),
     # --------------------------------------------------------------------------------------- gradient
-    Mutation("reading distance in ulps", "mesh/limits.py", r"^ROOT_ULPS, .* = (64\.0)", "1.0", READING),
-    Mutation(
-        "reading distance near 0",
-        "mesh/limits.py",
-        r"^ROOT_ULPS, OF_PLACE = 64\.0, (2\.0 / 3\.0)",
-        "2.0",
-        "tests/test_edges.py -k rounds",
-    ),
+    Mutation("reading distance in ulps", "gradient/boundary.py", r"^AWAY_ULPS, AWAY_GAP = (64\.0)", "1.0", READING),
     Mutation(
         "reading distance in widths",
         "gradient/boundary.py",
-        r"^AWAY_GAP = (2\.0\*\*-40)",
+        r"^AWAY_ULPS, AWAY_GAP = 64\.0, (2\.0\*\*-40)",
         "2.0**-38",
         READING,
     ),

@@ -135,26 +135,3 @@ def test_equal_limits_have_derivatives_all_the_same(vectorized: bool, mode: str)
     qg.quad(f, a, b, vectorized=vectorized, gradient=MODES[mode]).value.backward()
     assert a.grad is not None and b.grad is not None
     assert float(b.grad) == pytest.approx(math.exp(0.5)) and float(a.grad) == pytest.approx(-math.exp(0.5))
-
-
-@pytest.mark.parametrize("way", ["price", "logarithm"])
-def test_limits_computed_from_a_jump_of_f_that_rounds(way: str) -> None:
-    """What f compares rounds as the limit does, and no finer where that is close to 0.
-
-    64 spacings of the limit inside 7 and 19 of 300 were read on the wrong side, 8 spacings 58 and 81.
-    """
-    numbers = torch.Generator().manual_seed(4)
-    draw = lambda low, high: low + (high - low) * torch.rand(300, generator=numbers, dtype=torch.float64)
-    strike, drift, width = draw(60.0, 160.0), draw(-0.1, 0.2), draw(0.05, 0.8)
-    spot = torch.full((300,), 100.0, dtype=torch.float64, requires_grad=True)
-    root = (torch.log(strike / spot) - drift) / width
-
-    def digital(x: Tensor, s: Tensor, k: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        price, bound = (s * torch.exp(m + v * x), k) if way == "price" else (torch.log(s) + m + v * x, torch.log(k))
-        return (price > bound) * torch.exp(-x * x / 2)
-
-    upper = root.detach().clamp_min(0.0) + 10.0
-    value = qg.quad(digital, root, upper, (spot.detach(), strike, drift, width), on_failure="ignore").value
-    (slope,) = torch.autograd.grad(value.sum(), spot)
-    exact = torch.exp(-(root.detach() ** 2) / 2) / (100.0 * width)
-    assert torch.all((slope - exact).abs() <= 1e-11 * exact)

@@ -178,7 +178,7 @@ def test_the_doctors_command_of_every_verb_names_the_line(capsys: pytest.Capture
     for call in (
         "qg.quad(f, 0.0, t64(1.0), (p,))",
         "qg.antiderivative(f, 0.0, t64(1.0), (p,))",
-        "qg.expectation(f, NORMAL, (p,), method='quad')",
+        "qg.expectation(lambda x, p: p.item() * x * x, NORMAL, (p,), method='quad')",  # of x alone it is 0
         "qg.qmc(lambda x, p: p.item() * x.sum(-1), [0.0, 0.0], t64(1.0), (p,))",
     ):
         names = globals() | {"p": p, "f": f}

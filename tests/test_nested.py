@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect
 from functools import partial
 from math import inf, pi
 
@@ -97,7 +98,11 @@ def test_inner_error_is_the_noise_floor_of_the_outer(rtol: float) -> None:
     smooth, coarser = (qg.quad(exact, t64(0.0), t64(1.0), rtol=r) for r in (1e-10, float(result.error) * 15 / 8))
     assert abs(float(result.value) - 8 / 15) <= float(result.error)
     nodes, weights = (part(t64(0.0), t64(1.0)).flatten() for part in (result.plan.nodes, result.plan.weights))
-    average = sum(w * inner_errors[x] for x, w in zip(nodes.tolist(), weights.tolist(), strict=True))
+    # The plan's nodes are those of the search but for the last bit, which the kernel and torch may round apart.
+    called = sorted(inner_errors)
+    nearest = lambda x: min(called[max(0, bisect(called, x) - 1) :][:2], key=lambda other: abs(other - x))
+    assert all(abs(nearest(x) - x) <= 1e-15 for x in nodes.tolist())
+    average = sum(w * inner_errors[nearest(x)] for x, w in zip(nodes.tolist(), weights.tolist(), strict=True))
     assert average <= float(result.error) <= 3 * average
     assert result.status == qg.Status.ROUNDOFF
     # As many nodes as an exact integrand takes to what is reported, and not what it takes to what was asked for.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadgrad._core.gradient.boundary import AWAY_GAP
+from quadgrad._core.gradient.boundary import AWAY_GAP, AWAY_ULPS
 from quadgrad._core.gradient.written import place_in_pieces
-from quadgrad._core.mesh.limits import INNER, OF_PLACE, ROOT_ULPS
+from quadgrad._core.mesh.limits import INNER
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad.tensorflow._crossing import to_tensorflow
 from quadgrad.tensorflow._framework import tf
@@ -154,7 +154,7 @@ def _read_beside(
 
     for i, other in ((0, b), (1, a)):
         if asked[i]:
-            add(i, tf.math.is_finite(fixed[i]), _just_inside(fixed[i], other, x_dtype), -1.0 if i == 0 else 1.0)
+            add(i, tf.math.is_finite(fixed[i]), _next_to(fixed[i], other, x_dtype), -1.0 if i == 0 else 1.0)
     edges = [low, high, *(tf.maximum(tf.minimum(p, high), low) for p in fixed[2:])]
     for i, here in enumerate(fixed):
         if i < 2 or not asked[i]:
@@ -166,23 +166,13 @@ def _read_beside(
         gaps = [tf.where(edge != here, tf.abs(edge - here), infinite) for edge in edges]
         gap = tf.reduce_min(tf.stack([tf.where(tf.math.is_nan(g), infinite, g) for g in gaps]), 0)
         gap = tf.where(tf.math.is_finite(gap), gap, 1.0 + tf.abs(here))
-        least = ROOT_ULPS * tf.abs(_next_to(here, infinite, x_dtype) - here)
+        least = AWAY_ULPS * tf.abs(_next_to(here, infinite, x_dtype) - here)
         away = tf.minimum(tf.maximum(least, AWAY_GAP * gap), 0.25 * gap)
         add(i, usable, here - away, placed.orientation)
         add(i, usable, here + away, -placed.orientation)
     placed.mark = tf.constant(mark, tf.int64)
     placed.start, placed.sign = tf.stack(start), tf.stack(sign)
     placed.endless = tf.zeros_like(placed.sign, tf.bool)
-
-
-def _just_inside(place: Any, other: Any, dtype: Any) -> Any:
-    """Return where f is read beside a limit, as :func:`quadgrad._core.mesh.limits.just_inside` does."""
-    nearest, size, eps = _next_to(place, other, dtype), tf.abs(place), np.finfo(place.dtype.as_numpy_dtype).epsneg
-    apart, gap = nearest - place, tf.abs(other - place)
-    gap = tf.where(tf.math.is_finite(gap), gap, 1.0 + size)
-    least = tf.maximum(ROOT_ULPS * eps * size, tf.minimum(ROOT_ULPS * eps * gap, eps**OF_PLACE * size))
-    away = place + tf.sign(apart) * tf.maximum(tf.abs(apart), least)
-    return tf.where((away < other) == (place < other), away, nearest)
 
 
 def _next_to(place: Any, towards: Any, dtype: Any) -> Any:

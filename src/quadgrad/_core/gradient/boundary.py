@@ -18,7 +18,7 @@ from quadgrad._core._torch import carries_derivative, derivatives_open, forward_
 from quadgrad._core.gradient.kinks import NODES, WEIGHTS, kink_sum
 from quadgrad._core.integrand import Integrand
 from quadgrad._core.lanes import plain
-from quadgrad._core.mesh.limits import ROOT_ULPS, Limits, just_inside
+from quadgrad._core.mesh.limits import Limits, just_inside
 from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 from quadgrad._core.recompute import Rows
@@ -50,8 +50,11 @@ READINGS = (1, 2, 4, 8, 16, 32, 64)
 """Distances from a limit at which f is read, as multiples of the least one; beside a breakpoint they are as much
 closer to each other as they are farther from it: to twice the least distance."""
 
-AWAY_GAP = 2.0**-40
-"""How far from a breakpoint f is read, as a part of the next piece, or `ROOT_ULPS` spacings if these are wider."""
+AWAY_ULPS, AWAY_GAP = 64.0, 2.0**-40
+"""How far from a breakpoint f is read, in spacings of numbers there and as a part of the next piece.
+
+A root that was computed is a few spacings off, and one spacing beside it the side is often the wrong one.
+"""
 
 PLACED = 1.0 / 2.0
 """How far a place that search has found may be off, as a part of the distance at which f is read beside it.
@@ -258,7 +261,7 @@ def reading_distance(fixed: Limits, index: int) -> Tensor:
     above = torch.where(edges > here[:, None], edges, torch.inf).amin(1)
     gap = torch.minimum(here - below, above - here)
     gap = torch.where(gap.isfinite(), gap, 1.0 + here.abs())
-    least = ROOT_ULPS * (fixed.next_to(here, torch.full_like(here, torch.inf)) - here).abs()
+    least = AWAY_ULPS * (fixed.next_to(here, torch.full_like(here, torch.inf)) - here).abs()
     least = least if fixed.blur is None else torch.maximum(least, fixed.blur[:, index])
     return torch.minimum(torch.maximum(least, AWAY_GAP * gap), 0.25 * gap)
 
@@ -304,7 +307,7 @@ def doubtful_places(fixed: Limits, batch: int) -> tuple[Tensor, Tensor]:
     """
     places, away, _ = found_places(fixed, batch)
     spacing = (fixed.next_to(places, torch.full_like(places, torch.inf)) - places).abs()
-    apart = torch.maximum(away, ROOT_ULPS * spacing)
+    apart = torch.maximum(away, AWAY_ULPS * spacing)
     lower, upper = torch.minimum(fixed.a, fixed.b), torch.maximum(fixed.a, fixed.b)
     return places, torch.where((places - apart > lower) & (places + apart < upper), apart, away)
 
