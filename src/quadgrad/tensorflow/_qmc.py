@@ -19,8 +19,7 @@ from quadgrad._core.progress import show_progress
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result as TorchResult
 from quadgrad._core.tolerance import returned_dtype
-from quadgrad._core.verbs.inputs import prepare_box
-from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.inputs import check_options, prepare_box
 from quadgrad._core.verbs.sample import integrate_samples, make_sample
 from quadgrad.tensorflow._call import Inputs, Leaves, take_inputs
 from quadgrad.tensorflow._crossing import tensorflow_dtype, to_tensorflow, to_torch, torch_dtype

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
-from quadgrad._core.verbs.quad import check_limit_gradient, check_options
+from quadgrad._core.verbs.inputs import check_limit_gradient, check_options
 from quadgrad.tensorflow._call import take_inputs
 from quadgrad.tensorflow._crossing import tensorflow_dtype
 from quadgrad.tensorflow._eager import integrate_eagerly

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from quadgrad._core.antiderivative.places import Places
 from quadgrad._core.antiderivative.refine import Refined, refine
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.breakpoints.jumps import note_unmarked_jumps
+from quadgrad._core.eager import left_eager
 from quadgrad._core.gradient import Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.nesting import InnerRecord, current_record
@@ -24,10 +25,9 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import real_dtype, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
-from quadgrad._core.verbs.inputs import prepare
+from quadgrad._core.verbs.inputs import check_options, prepare
 from quadgrad._core.verbs.integrate import least_jump
 from quadgrad._core.verbs.noise import refuse_noise
-from quadgrad._core.verbs.quad import check_options
 from quadgrad._core.verbs.report import report, severed, warn_if_severed
 from quadgrad._core.verbs.solve import search
 from quadgrad._core.verbs.trouble import offending_point
@@ -36,6 +36,7 @@ __all__ = ["antiderivative"]
 
 
 @names_ours
+@left_eager
 def antiderivative(
     f: Callable[..., Any],
     a: Any,
@@ -128,12 +129,6 @@ def antiderivative(
     >>> torch.allclose(u.grad, 1 / density(x))
     True
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Antiderivative]", torch.compiler.disable(antiderivative))
-        return call_eagerly(
-            f, a, b, args, points=points, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev, vectorized=vectorized,
-            chunk_size=chunk_size, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, Reuse())
     outer, rehearsed = current_record(), current_rehearsal() is not None
     with InnerRecord() as inner, WithoutAutocast() as unaided:

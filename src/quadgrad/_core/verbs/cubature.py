@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
+from quadgrad._core.eager import left_eager
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
@@ -17,7 +18,8 @@ from quadgrad._core.result import Result
 from quadgrad._core.verbs.boxes import integrate_boxes, prepare_boxes
 from quadgrad._core.verbs.cut import integrate_cut
 from quadgrad._core.verbs.door import open_ranks
-from quadgrad._core.verbs.quad import check_options, quad
+from quadgrad._core.verbs.inputs import check_options
+from quadgrad._core.verbs.quad import quad
 from quadgrad._core.verbs.regions import open_region
 from quadgrad._core.verbs.sample import refuse_log
 
@@ -25,6 +27,7 @@ __all__ = ["cubature"]
 
 
 @names_ours
+@left_eager
 def cubature(
     f: Callable[..., Any],
     a: Any = None,
@@ -155,13 +158,6 @@ def cubature(
     >>> torch.allclose(slopes[0], torch.autograd.grad(exact.sum(), k)[0], rtol=1e-4)
     True
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(cubature))
-        return call_eagerly(
-            f, a, b, args, region=region, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            max_cells=max_cells, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
-            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     if max_cells is not None and (not isinstance(max_cells, int) or max_cells < 2):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number of cells, at least 2")

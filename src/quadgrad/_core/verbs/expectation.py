@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,6 +12,7 @@ from quadgrad._core._torch import carries_derivative
 from quadgrad._core.autocast import WithoutAutocast
 from quadgrad._core.distributions.support import limits_of, support_moves
 from quadgrad._core.distributions.transport import is_discrete, refuse_no_transport
+from quadgrad._core.eager import left_eager
 from quadgrad._core.errors import SeveredGradientWarning, UnmarkedJumpWarning, warn
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
@@ -32,7 +33,7 @@ from quadgrad._core.verbs.expected.question import Question, ask
 from quadgrad._core.verbs.expected.reach import Reach, look, warn_of_severed
 from quadgrad._core.verbs.expected.samples import Estimator, sample_question
 from quadgrad._core.verbs.expected.sums import can_be_summed, sum_nodes, sum_question
-from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.inputs import check_options
 from quadgrad._core.verbs.report import report
 
 __all__ = ["expectation"]
@@ -69,6 +70,7 @@ _JUMPS = (
 
 
 @names_ours
+@left_eager
 def expectation(
     f: Callable[..., Any],
     distribution: torch.distributions.Distribution | Callable[..., torch.distributions.Distribution],
@@ -209,13 +211,6 @@ def expectation(
     >>> "score" in result.message
     True
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(expectation))
-        return call_eagerly(
-            f, distribution, args, params=params, weight=weight, method=method, estimator=estimator, n=n, rtol=rtol,
-            atol=atol, replicates=replicates, confidence=confidence, seed=seed, construction=construction,
-            gradient=gradient, plan=plan, chunk_size=chunk_size, group=group, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     for name, given, known in (
         ("method", method, get_args(Method)),

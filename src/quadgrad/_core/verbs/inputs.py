@@ -14,17 +14,26 @@ from torch import Tensor
 
 from quadgrad._core._torch import belongs_to_transform
 from quadgrad._core.broadcasting import broadcast_shapes
+from quadgrad._core.gradient import GradientMode
 from quadgrad._core.integrand import Element, Integrand, make_argument, take_arguments, tensor_and_ndim
 from quadgrad._core.lanes import plain
 from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.problem import Problem
+from quadgrad._core.problem import LIMIT_GRADIENTS, Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
 
-__all__ = ["flatten", "prepare", "prepare_box", "refuse_other_than_functions", "sampled_tolerances"]
+__all__ = [
+    "check_limit_gradient",
+    "check_options",
+    "flatten",
+    "prepare",
+    "prepare_box",
+    "refuse_other_than_functions",
+    "sampled_tolerances",
+]
 
 SAMPLED_RTOL = 1e-3
 """The relative tolerance of a sample unless n or a tolerance is given: more costs millions of points."""
@@ -349,3 +358,19 @@ def _flatten(
     if share and end.numel() == 1:
         return end.reshape(1)
     return end.expand(batch_shape).flatten()
+
+
+def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> None:
+    """Refuse options of any verb that cannot be meant."""
+    if on_failure not in ("warn", "raise", "ignore"):
+        raise ValueError(f"on_failure={on_failure!r} is not one of 'warn', 'raise', 'ignore'")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size={chunk_size!r} must be a positive whole number of nodes")
+    if not isinstance(gradient, GradientMode):
+        raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")
+
+
+def check_limit_gradient(limit_gradient: str) -> None:
+    """Refuse a way to differentiate by the limits that there is not."""
+    if limit_gradient not in LIMIT_GRADIENTS:
+        raise ValueError(f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, LIMIT_GRADIENTS))}")

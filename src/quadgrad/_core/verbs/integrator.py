@@ -6,12 +6,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadgrad._core._torch import hooks_saved_tensors, in_backward, in_transform
+from quadgrad._core.eager import left_eager
 from quadgrad._core.errors import PlanError
 from quadgrad._core.lanes import plain
 from quadgrad._core.plans.base import Plan
@@ -165,11 +166,9 @@ class Integrator(Printed, torch.nn.Module):
         self._anew = self._dear = 0
         self._repeats = Repeats()
 
+    @left_eager
     def __call__(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:
         """Call :meth:`forward`, into which ``torch.compile`` does not look: one graph break, as of the verb."""
-        if torch.compiler.is_compiling():
-            call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(self.__call__))
-            return call_eagerly(f, *domain, **given)
         return super().__call__(f, *domain, **given)
 
     def forward(self, f: Callable[..., Any], *domain: Any, **given: Any) -> Result:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from quadgrad._core.eager import left_eager
 from quadgrad._core.perturbations.averaged import PerturbedMean
 from quadgrad._core.perturbations.noise import Noise, make_keys
 from quadgrad._core.perturbations.transport import Transport
@@ -29,6 +30,7 @@ def usual_size(total: int, batch: int) -> int:
     return max(batch, min(MOST, max(FEWEST, int(SHARE * total))))
 
 
+@left_eager
 def perturbation_loss(
     loss: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
@@ -128,9 +130,6 @@ def perturbation_loss(
     >>> bool((value - exact).abs() < 1e-3), w.grad.shape
     (True, torch.Size([3]))
     """
-    if torch.compiler.is_compiling():  # one graph break instead of many
-        call_eagerly = cast("Callable[..., Tensor]", torch.compiler.disable(perturbation_loss))
-        return call_eagerly(loss, x, target, distribution, n=n, seed=seed, index=index, chunk_size=chunk_size)
     _check(loss, x, target)
     n, count = whole_number("n", n), x.shape[0]
     size = usual_size(n * count, count) if chunk_size is None else whole_number("chunk_size", chunk_size)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
-
+from quadgrad._core.eager import left_eager
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
@@ -18,8 +17,7 @@ from quadgrad._core.regions.guide import find_guide
 from quadgrad._core.regions.where import Boundary, Where
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
-from quadgrad._core.verbs.inputs import prepare_box
-from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.inputs import check_options, prepare_box
 from quadgrad._core.verbs.regions import open_cut, open_region
 from quadgrad._core.verbs.sample import Guide, integrate_samples, make_sample, refuse_log
 
@@ -30,6 +28,7 @@ LINES = 2**18
 
 
 @names_ours
+@left_eager
 def qmc(
     f: Callable[..., Any],
     a: Any = None,
@@ -179,13 +178,6 @@ def qmc(
     >>> bool((result.value - 0.5).abs() <= result.error), bool((density - 151 / 315).abs() < 0.02)
     (True, True)
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(qmc))
-        return call_eagerly(
-            f, a, b, args, region=region, sequence=sequence, n=n, rtol=rtol, atol=atol, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
-            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     refuse_log(log)
     tolerances = (rtol, atol)

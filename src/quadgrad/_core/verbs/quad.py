@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
-
+from quadgrad._core.eager import left_eager
 from quadgrad._core.errors import PlanError
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
 from quadgrad._core.plans.interval import IntervalPlan
-from quadgrad._core.problem import LIMIT_GRADIENTS
 from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.verbs.door import open_ranks
-from quadgrad._core.verbs.inputs import prepare
+from quadgrad._core.verbs.inputs import check_limit_gradient, check_options, prepare
 from quadgrad._core.verbs.integrate import integrate
 
-__all__ = ["check_limit_gradient", "check_options", "quad"]
+__all__ = ["quad"]
 
 
 @names_ours
+@left_eager
 def quad(
     f: Callable[..., Any],
     a: Any,
@@ -187,13 +186,6 @@ def quad(
     >>> torch.allclose(value, -(count + 1) * torch.tensor(2.0, dtype=torch.float64).log())
     True
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(quad))
-        return call_eagerly(
-            f, a, b, args, points=points, jumps=jumps, rtol=rtol, atol=atol, rule=rule, max_nfev=max_nfev,
-            gradient=gradient, plan=plan, limit_gradient=limit_gradient, vectorized=vectorized, log=log,
-            chunk_size=chunk_size, group=group, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     check_limit_gradient(limit_gradient)
     if not (plan is None or isinstance(plan, IntervalPlan)):
@@ -211,19 +203,3 @@ def quad(
         return integrate(
             problem, (rtol, atol), gradient, plan=plan, jumps=jumps, log=log, on_failure=on_failure, ranks=ranks
         )
-
-
-def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> None:
-    """Refuse options of any verb that cannot be meant."""
-    if on_failure not in ("warn", "raise", "ignore"):
-        raise ValueError(f"on_failure={on_failure!r} is not one of 'warn', 'raise', 'ignore'")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"chunk_size={chunk_size!r} must be a positive whole number of nodes")
-    if not isinstance(gradient, GradientMode):
-        raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")
-
-
-def check_limit_gradient(limit_gradient: str) -> None:
-    """Refuse a way to differentiate by the limits that there is not."""
-    if limit_gradient not in LIMIT_GRADIENTS:
-        raise ValueError(f"limit_gradient={limit_gradient!r} is not one of {', '.join(map(repr, LIMIT_GRADIENTS))}")

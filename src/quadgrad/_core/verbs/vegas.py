@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
-
+from quadgrad._core.eager import left_eager
 from quadgrad._core.gradient import GradientMode, Reuse
 from quadgrad._core.keywords import names_ours
 from quadgrad._core.plans.base import Plan
@@ -18,8 +17,7 @@ from quadgrad._core.ranks import Ranks
 from quadgrad._core.result import Result
 from quadgrad._core.search.samples.importance import Training
 from quadgrad._core.verbs.door import open_ranks
-from quadgrad._core.verbs.inputs import prepare_box
-from quadgrad._core.verbs.quad import check_options
+from quadgrad._core.verbs.inputs import check_options, prepare_box
 from quadgrad._core.verbs.sample import integrate_samples, make_sample, refuse_log
 
 __all__ = ["vegas"]
@@ -35,6 +33,7 @@ def training_size(n: int | None, replicates: int) -> int:
 
 
 @names_ours
+@left_eager
 def vegas(
     f: Callable[..., Any],
     a: Any,
@@ -169,13 +168,6 @@ def vegas(
     >>> bool((slope - exact).abs() <= qg.gradient_error(result, centre))
     True
     """
-    if torch.compiler.is_compiling():  # search cannot be traced: one graph break instead of many
-        call_eagerly = cast("Callable[..., Result]", torch.compiler.disable(vegas))
-        return call_eagerly(
-            f, a, b, args, n=n, rtol=rtol, atol=atol, iterations=iterations, bins=bins, replicates=replicates,
-            confidence=confidence, seed=seed, gradient=gradient, plan=plan, vectorized=vectorized, log=log,
-            chunk_size=chunk_size, group=group, progress=progress, on_failure=on_failure,
-        )  # fmt: skip
     check_options(on_failure, chunk_size, gradient)
     refuse_log(log)
     iterations, bins = whole_number("iterations", iterations), whole_number("bins", bins, 2)
