@@ -444,12 +444,12 @@ def memory_and_result(batch: int, gradient: bool, shape: tuple[int, ...] = ()) -
 
 @pytest.mark.parametrize("gradient", (False, True))
 def test_memory_with_chunks_grows_with_the_result_only(gradient: bool) -> None:
-    (low, small), (high, large) = memory_and_result(8_000, gradient), memory_and_result(32_000, gradient)
+    (low, small), (high, large) = memory_and_result(4_000, gradient), memory_and_result(16_000, gradient)
     assert high - low <= 1.02 * (large - small)
 
 
 def test_memory_with_chunks_grows_with_a_gradient_for_each_integral_as_with_a_result() -> None:
-    (low, small), (high, large) = (memory_and_result(batch, True, (batch,)) for batch in (24_000, 36_000))
+    (low, small), (high, large) = (memory_and_result(batch, True, (batch,)) for batch in (12_000, 18_000))
     assert high - low <= 1.005 * (large - small)
 
 

@@ -157,7 +157,7 @@ def test_series_whose_terms_do_not_fall_are_not_zero_to_rounding(
     """The integral of 1/x diverges at both ends: extrapolation multiplies rounding until nothing else is left."""
     if not kernel:
         monkeypatch.setattr(opening, "load", lambda: None)
-    q = torch.linspace(0.1, 3.0, 500, dtype=torch.float64)  # 1 in 90 was CONVERGED where the gain was held at 1e16
+    q = torch.linspace(0.1, 3.0, 250, dtype=torch.float64)  # 1 in 90 was CONVERGED where the gain was held at 1e16
     result = qg.quad(lambda x, q: q / x, torch.zeros_like(q), inf, (q,), rule=rule, on_failure="ignore")
     assert not bool(result.converged.any())
 

@@ -109,12 +109,12 @@ def test_beta_function() -> None:
     )
 
 
-def test_random_effects_of_a_thousand_groups() -> None:
+def test_random_effects_of_hundreds_of_groups() -> None:
     """Gamma-Poisson: 250 counts in each group share a rate; the likelihood is known, and no float can hold it.
 
     Each term of log f is the difference of larger ones, whose rounding adds to the error that is reported.
     """
-    groups, each, shape, rate = 1000, 250, leaf(3.0), leaf(0.02)
+    groups, each, shape, rate = 300, 250, leaf(3.0), leaf(0.02)
     generator = torch.Generator().manual_seed(11)
     effects = 50.0 + 200.0 * torch.rand(groups, 1, dtype=torch.float64, generator=generator)
     counts = torch.poisson(effects.expand(groups, each), generator=generator)

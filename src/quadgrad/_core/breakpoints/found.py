@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadgrad._core._torch import in_transform
+from quadgrad._core._torch import in_transform, pull_back
 from quadgrad._core.breakpoints.crossings import look
 from quadgrad._core.breakpoints.unmarked import BESIDE_JUMP, nudge
 from quadgrad._core.estimates.null_rules import largest_component
@@ -30,6 +30,12 @@ GROWN = 1.5
 
 CONTINUOUS = 1e-6
 """A smaller difference across a place, relative to f there, is none."""
+
+DIRECTIONS = 4
+"""In which derivatives are taken: one may be across that which moves a place."""
+
+SEEN = 1e-3
+"""Of derivatives may be lost in rounding, single precision's too, when they are added up."""
 
 MOVED = 0.1
 """What f beside a place changes by, relative to itself, when arguments are changed a little and it moves."""
@@ -107,22 +113,42 @@ def _grows(problem: Problem, x: Tensor, before: Tensor, steep: bool = False) -> 
         return none if problem.integrand.arguments else ~none
     still = problem.integrand.with_still_arguments()
     with torch.enable_grad():
-        y = still(x, slice(0, problem.batch))
+        y = still(x[:4], slice(0, problem.batch))
         if not y.requires_grad:
             return none
-        leaves = _leaves(y.grad_fn)
-        sizes: list[Tensor] = []
-        for row in y.reshape(*x.shape, -1):
-            one = row.abs().sum(1)
-            each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in one.unbind()]
-            sizes.append(torch.stack([_size(gradients, one) for gradients in each]))
-    far, near = (torch.maximum(*pair) for pair in ((sizes[0], sizes[3]), (sizes[1], sizes[2])))
+        sizes = _slopes(y.reshape(*y.shape[:2], -1).abs().sum(2), _leaves(y.grad_fn))
+    far, near = torch.maximum(sizes[0], sizes[3]), torch.maximum(sizes[1], sizes[2])
     if steep:
         return ~(near <= GROWN * far)
     values = before.abs().sum(2)
     f_far, f_near = (torch.maximum(*pair) for pair in ((values[0], values[3]), (values[1], values[2])))
     closer = (x[3] - x[0]) / (x[2] - x[1])
     return ~(near * f_far <= far * f_near * closer**0.5) | ~near.isfinite()
+
+
+def _slopes(y: Tensor, leaves: list[Tensor]) -> Tensor:
+    """Return how large the derivatives of each number by all leaves are: along a few directions, or one by one.
+
+    A backward pass is linear in what it is given: its own derivative by that is the derivative of each number along
+    a direction, of all numbers at once. A function that refuses second derivatives, or hides them, shows
+    in the sum.
+    """
+    seed = torch.ones_like(y).requires_grad_()
+    draws = torch.Generator().manual_seed(0)
+    squares = torch.zeros_like(y)
+    try:
+        slopes = [slope for slope in pull_back([y], leaves, [seed], create_graph=True) if slope is not None]
+        for _ in range(DIRECTIONS if slopes else 0):
+            direction = [torch.randn(s.shape, generator=draws, dtype=s.dtype).to(s.device) for s in slopes]
+            (along,) = pull_back(slopes, [seed], direction, retain_graph=True)
+            whole = sum((s.detach() * d.conj()).sum().real for s, d in zip(slopes, direction, strict=True))
+            if along is None or not bool((along.sum() - whole).abs() <= SEEN * along.abs().sum()):
+                raise RuntimeError("a part of the second derivative is hidden")
+            squares += along.square()
+        return squares.sqrt()
+    except RuntimeError:
+        each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in y.flatten().unbind()]
+        return torch.stack([_size(gradients, y) for gradients in each]).reshape(y.shape)
 
 
 def _size(gradients: tuple[Any, ...], like: Tensor) -> Tensor:
