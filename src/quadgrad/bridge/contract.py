@@ -18,8 +18,9 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad._core.nesting import current_record
 
 __all__ = [
-    "Array", "Arrays", "Spec", "add_input_note", "all_finite", "array_of", "complex_input", "cut", "describe", "output_arrays",
-    "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
+    "Array", "Arrays", "Spec", "add_input_note", "all_finite", "array_of", "complex_input", "cut", "describe",
+    "output_arrays", "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input",
+    "warn_not_finite",
 ]  # fmt: skip
 
 Array = NDArray[Any]

@@ -183,7 +183,7 @@ def _shared(lengths: Array) -> Array:
 
 
 def _parabola(problem: Problem, a: Array, b: Array, f: Array, g: Array) -> tuple[Array, Array, Array]:
-    """Return slope and bend at x of the parabola through x, x + a and x + b a, and what rounding adds to the slope."""
+    """Return slope and bend at x of the parabola through x, x + a and x + b a, and what rounding adds."""
     (u, v), t = _weights(b), 1.0 / ((1.0 - b) * a)
     slope, bend = u / a * f + v / a * g, np.abs(t * f - t / b * g)
     return slope, bend, _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
