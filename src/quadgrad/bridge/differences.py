@@ -156,8 +156,7 @@ def _by_elements(problem: Problem, method: str) -> Found:
     doubtful: list[tuple[Array, Estimate]] = []
     for each, block, (step, side) in zip(columns, blocks, fitted, strict=True):
         at = points[..., each].reshape(*STENCIL[method], -1)
-        some = np.stack([y[:, each] for y in outputs]).reshape(*STENCIL[method], groups, -1)
-        found = judge(block, every, (step, side), at, some, method)
+        found = judge(block, every, (step, side), at, [y[:, each] for y in outputs], method)
         kept = _Kept.first(found, block.structure.spread(step, every), block)
         doubts = np.flatnonzero(_doubts(block, kept, method)[0].any(axis=0))
         value[:, each], error[:, each] = kept.value, _last_word(block, kept, method, not doubts.size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quadgrad.bridge.contract import Array
+from quadgrad.bridge.contract import Array, all_finite
 from quadgrad.bridge.noise import BLOCK, ODD, PLACES, RARE, beside, differences
 from quadgrad.bridge.problem import LOUD, Look, Problem
 
@@ -76,7 +76,7 @@ def glance(problem: Problem, quiet: Quiet) -> Problem | None:
             bend[some] = second
             second = np.where(odd, ODD * second, second) if odd.any() else second
             level = np.maximum(max(quiet.level, 0.5 * problem.precision) * level, second)
-            noise[some] = np.where(np.isfinite(level), level, 0.0)
+            noise[some] = level if all_finite(level) else np.where(np.isfinite(level), level, 0.0)
             slope[some] = SLOPE[0] * near + SLOPE[1] * far
             error[some] = 8.0 * noise[some]
     if strange > RARE * size:

@@ -7,6 +7,7 @@ kink, and grows where the feature at x is narrower than the step. Pure NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -91,12 +92,18 @@ def place(problem: Problem, step: Array, side: Array, method: str) -> Array:
 
 
 def judge(
-    problem: Problem, groups: Array, fitted: tuple[Array, Array], points: Array, outputs: Array, method: str
+    problem: Problem,
+    groups: Array,
+    fitted: tuple[Array, Array],
+    points: Array,
+    outputs: Sequence[Array] | Array,
+    method: str,
 ) -> Estimate:
-    """Return derivatives from outputs ``(..., groups, m)`` at the points of a stencil."""
+    """Return derivatives from outputs ``(..., groups, m)`` at the points of a stencil, which may be a flat list."""
     offsets = problem.structure.spread(points - problem.x, groups)
-    changes = outputs - problem.value
+    changes = [y - problem.value for y in outputs]
     if method == "richardson":
+        changes = np.reshape(changes, (*STENCIL[method], *changes[0].shape[-2:]))
         return _extrapolated(problem, groups, fitted[1], offsets, changes)
     if method == "forward":
         return _one_sided(problem, offsets, changes)
@@ -153,7 +160,7 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     return np.array((*pair, np.where(two_sided, 2.0 * farther, 3.0 * side)))
 
 
-def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
+def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Sequence[Array]) -> Estimate:
     """Return the slope of the parabola through x and two points, its error from a third."""
     # In units of a: products of three lengths leave the range of numbers where inputs are very large or small.
     offsets = _shared(offsets)
@@ -241,7 +248,7 @@ def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Ar
     return np.where(long & (typical < np.inf), np.maximum(least, SHARE * typical * size), least)
 
 
-def _one_sided(problem: Problem, offsets: Array, changes: Array) -> Estimate:
+def _one_sided(problem: Problem, offsets: Array, changes: Sequence[Array]) -> Estimate:
     """Return the slope from x to the nearer point; the farther one tells its error."""
     (a, b), (f, g) = offsets, changes
     slope = f / a
