@@ -95,10 +95,9 @@ def test_transforms_over_integrals() -> None:
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_resolve(name: str) -> None:
-    """A derivative that is searched to a tolerance of its own: warned of where its errors as reported do not allow it.
+    """A derivative that is searched to a tolerance of its own, which the errors of the wrapped function must allow.
 
-    Those of a function that is not known to work elementwise are some times wider: all that its nodes have in common
-    is charged to each.
+    Those of one that is not known to work elementwise are wider: what all its nodes miss is charged to each.
     """
     p, b, rtol = leaf(0.7), leaf(2.0), 1e-8 if name == "plain" else 1e-9
     value = qg.quad(WRAPPED[name], 0.0, b, args=(p,), gradient=qg.Resolve(rtol=rtol)).value
