@@ -1,5 +1,5 @@
 """Wrapped NumPy functions: whether reported errors hold, what calls and derivatives cost, what stencils and pools
-save."""
+save, what memory many steps take."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import quadgrad as qg
 from benchmarks.bridge_errors import measure_checks, measure_errors
+from benchmarks.bridge_memory import measure_memory
 from benchmarks.bridge_speed import measure_hand_written
 from benchmarks.findings import Figure, Findings, Sheet, Target, compare, show_time
 from benchmarks.timing import Seconds, interleave
@@ -116,6 +117,7 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
     calls, overhead = measure_overhead(repeats)
     stencils, faster = measure_stencil(repeats)
     pools, pooled = measure_pool(repeats)
+    memory = measure_memory()
     return Findings(
         "Wrapped NumPy functions",
         "Central differences, float64. The Jacobian with 1,000 inputs is that of a simulator with one input for "
@@ -130,5 +132,5 @@ def measure(scale: float = 1.0, seed: int | None = None) -> Findings:
                 [(label, show_time(s.best), show_time(s.median)) for label, s in [*calls, *stencils, *pools]],
             ),
         ],
-        [*errors, *checks, *ratios, overhead, *faster, *pooled],
+        [*errors, *checks, *ratios, overhead, *faster, *pooled, *memory],
     )

@@ -103,15 +103,15 @@ def test_an_input_that_is_rounded_beside_others_that_are_not(kind: str, method: 
             assert np.all(np.abs(slope[0, 1:] - np.cos(X[:others])) <= error[0, 1:])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_clamp_beside_x_is_no_rounding(method: str) -> None:
+@pytest.mark.parametrize(("method", "most"), [("central", 76), ("forward", 64), ("richardson", 232)])
+def test_a_clamp_beside_x_is_no_rounding(method: str, most: int) -> None:
     """Outputs that an input leaves as they are, and moves a little farther away, as dead units do."""
     point = np.linspace(-1.0, 1.0, 12) + 1e-3
     fn = lambda v: np.array([np.sum(np.maximum(v - 1e-2 * np.arange(12), 0.0)), np.sum(np.clip(v, -0.5, 0.5))])
     slope, error, count = entries(fn, point, method)
     exact = np.array([point > 1e-2 * np.arange(12), np.abs(point) < 0.5]).astype(float)
     assert np.all(np.abs(slope - exact) <= error) and np.all(error < 1e-5)
-    assert count < 20 * point.size
+    assert count <= most
 
 
 def test_an_input_without_any_effect_costs_three_evaluations_more() -> None:

@@ -18,8 +18,9 @@ from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad._core.nesting import current_record
 
 __all__ = [
-    "Array", "Arrays", "Spec", "add_input_note", "array_of", "complex_input", "cut", "describe", "output_arrays",
-    "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input", "warn_not_finite",
+    "Array", "Arrays", "Spec", "add_input_note", "all_finite", "array_of", "complex_input", "cut", "describe",
+    "output_arrays", "refuse_dressed", "refuse_other_specs", "rounding", "specs_of", "tensor_of", "unknown_input",
+    "warn_not_finite",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -168,10 +169,16 @@ def _list(specs: Sequence[Spec]) -> str:
     return " and ".join(map(str, specs))
 
 
+def all_finite(array: Array) -> bool:
+    """Whether all are finite, told by their sum where it is: one pass in place of three."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
 def warn_not_finite(outputs: Sequence[Array], inputs: Sequence[Array], name: str) -> None:
     """Warn, with the input, where an output is NaN or infinite."""
     for array in outputs:
-        if np.count_nonzero(np.isfinite(array)) < array.size:  # half the time of all()
+        if not all_finite(array):
             record = current_record()
             if record is not None and name in record.said:  # an integrand is called many times
                 return

@@ -85,10 +85,11 @@ class _Kept:
     last_width: Array
 
     @classmethod
-    def first(cls, found: Estimate, width: Array, loud: Array) -> _Kept:
+    def first(cls, found: Estimate, width: Array, problem: Problem) -> _Kept:
         """Keep a first estimate; outputs in steps that stand still contradict no other."""
-        believed = np.where(loud & (found.value == 0.0), np.inf, width)
-        return cls(found.value, found.error, believed, found.seen, np.zeros(believed.shape, bool), found, width)
+        still = found.value == 0.0
+        believed = np.where(problem.loud & still, np.inf, width) if still.any() else width
+        return cls(found.value, found.error, believed, found.seen, np.zeros(found.value.shape, bool), found, width)
 
     def own(self) -> None:
         """Take copies of what is shared, before it is written to."""
@@ -125,9 +126,9 @@ def _central(problem: Problem) -> Found:
         problem = apart(problem, found)
         width = problem.structure.spread(fitted[0], every)
         # The truncation of so many inputs adds up, by chance; that of one is what there may be doubts about.
-        one = _Kept.first(replace(found, truncation=found.truncation / TOGETHER**0.5), width, problem.loud)
+        one = _Kept.first(replace(found, truncation=found.truncation / TOGETHER**0.5), width, problem)
         if not _doubts(problem, one, "central")[0].any():
-            kept = _Kept.first(found, width, problem.loud)
+            kept = _Kept.first(found, width, problem)
             return _found(problem, kept, _last_word(problem, kept, "central", True), problem.scale)
     outputs = np.concatenate((outputs, evaluate(problem, every, points[2:])))
     return _refined(problem, "central", judge(problem, every, fitted, points, outputs, "central"))
@@ -155,9 +156,8 @@ def _by_elements(problem: Problem, method: str) -> Found:
     doubtful: list[tuple[Array, Estimate]] = []
     for each, block, (step, side) in zip(columns, blocks, fitted, strict=True):
         at = points[..., each].reshape(*STENCIL[method], -1)
-        some = np.stack([y[:, each] for y in outputs]).reshape(*STENCIL[method], groups, -1)
-        found = judge(block, every, (step, side), at, some, method)
-        kept = _Kept.first(found, block.structure.spread(step, every), block.loud)
+        found = judge(block, every, (step, side), at, [y[:, each] for y in outputs], method)
+        kept = _Kept.first(found, block.structure.spread(step, every), block)
         doubts = np.flatnonzero(_doubts(block, kept, method)[0].any(axis=0))
         value[:, each], error[:, each] = kept.value, _last_word(block, kept, method, not doubts.size)
         if doubts.size:
@@ -183,7 +183,7 @@ def _refined(problem: Problem, method: str, first: Estimate | None = None) -> Fo
     step = problem.scale * relative
     fitted = fit(problem, step, method)
     found = estimate(problem, every, fitted, method) if first is None else first
-    kept = _Kept.first(found, structure.spread(fitted[0], every), problem.loud)
+    kept = _Kept.first(found, structure.spread(fitted[0], every), problem)
     chosen, too_long, tried, settled = step, np.full(step.shape, np.inf), [fitted[0]], False
     for turn in range(PASSES):
         problem = apart(problem, kept.last)
@@ -234,8 +234,9 @@ def balanced(problem: Problem, order: int) -> float:
 def _doubts(problem: Problem, kept: _Kept, method: str) -> tuple[Array, Array]:
     """Return which entries need another step, and which of them because theirs sees nothing."""
     groups = np.arange(problem.structure.groups)
-    poor = _poor(problem, kept, method) & ~kept.kink
-    blind = poor & ~kept.last.seen & np.isfinite(kept.last.error)
+    poor = blind = _poor(problem, kept, method) & ~kept.kink
+    if poor.any():
+        blind = poor & ~kept.last.seen & np.isfinite(kept.last.error)
     gap = _contradiction(problem, kept)
     if gap.any():
         other = (gap > 0.0) & problem.structure.known(groups)
@@ -264,13 +265,18 @@ def _allowed(best: Any) -> Any:
 
 def _contradiction(problem: Problem, kept: _Kept) -> Array:
     """Return by how much each output's derivatives miss the slope that points very close to x have, ``(m,)``."""
-    look = problem.look
+    look, gap = problem.look, np.zeros(problem.value.size)
     if look is None or not kept.value.size:
-        return np.zeros(problem.value.size)
+        return gap
     length = problem.structure.spread(look.direction, np.arange(problem.structure.groups), fill=0.0)
-    gap = np.abs((kept.value * length).sum(axis=0) - look.slope)
-    allowed = 2.0 * ((kept.error * np.abs(length)).sum(axis=0) + look.error)
-    return np.where(gap > allowed, gap, 0.0)
+    missed = np.abs(_total(kept.value * length) - look.slope)
+    over = missed > 2.0 * (_total(kept.error * np.abs(length)) + look.error)
+    return np.where(over, missed, gap) if over.any() else gap
+
+
+def _total(values: Array) -> Array:
+    """Return sums over the groups ``(groups, m)``."""
+    return values[0] if len(values) == 1 else values.sum(axis=0)
 
 
 def _judged(problem: Problem, kept: _Kept, groups: Array, found: Estimate, width: Array, method: str) -> Estimate:

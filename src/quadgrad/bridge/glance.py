@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quadgrad.bridge.contract import Array
+from quadgrad.bridge.contract import Array, all_finite
 from quadgrad.bridge.noise import BLOCK, ODD, PLACES, RARE, beside, differences
 from quadgrad.bridge.problem import LOUD, Look, Problem
 
@@ -73,12 +73,14 @@ def glance(problem: Problem, quiet: Quiet) -> Problem | None:
             flat = ((near == 0.0) | (near == far)) & (value != 0.0)
             odd = ~(second <= 0.5 * LOUD * problem.precision * level)
             strange += int(np.count_nonzero((odd | flat) & np.isfinite(level)))
-            level = np.maximum(max(quiet.level, 0.5 * problem.precision) * level, np.where(odd, ODD, 1.0) * second)
-            noise[some] = np.where(np.isfinite(level), level, 0.0)
+            bend[some] = second
+            second = np.where(odd, ODD * second, second) if odd.any() else second
+            level = np.maximum(max(quiet.level, 0.5 * problem.precision) * level, second)
+            noise[some] = level if all_finite(level) else np.where(np.isfinite(level), level, 0.0)
             slope[some] = SLOPE[0] * near + SLOPE[1] * far
-            error[some], bend[some] = 8.0 * noise[some], second
+            error[some] = 8.0 * noise[some]
     if strange > RARE * size:
         quiet.left = 0
         return None
-    look = Look(points[0] - problem.x, slope, error, bend, np.zeros(size))
+    look = Look(points[0] - problem.x, slope, error, bend, np.broadcast_to(0.0, size))
     return replace(problem, noise=noise, look=look.usable())

@@ -13,7 +13,7 @@ import numpy as np
 
 from quadgrad._core.errors import BridgeError, BridgeWarning, warn
 from quadgrad.bridge.complex_step import complex_direction, complex_jacobian, refusal, tracer
-from quadgrad.bridge.contract import Array, Arrays, Spec, cut, specs_of
+from quadgrad.bridge.contract import Array, Arrays, Spec, all_finite, cut, specs_of
 from quadgrad.bridge.differences import Found, differentiate, directional, fixed_steps, slope_along
 from quadgrad.bridge.evaluation import Callee
 from quadgrad.bridge.given import Flat, elementwise_jacobian, full_jacobian, given_product, pulled
@@ -234,7 +234,8 @@ class Linearization:
             value = np.where(lost, np.nan, value)
         precision = max((float(np.finfo(y.dtype).eps) for y in self.outputs), default=float(np.finfo(float).eps))
         relative, absolute = self.options.noise or (0.0, 0.0)
-        noise = np.abs(value) * max(0.5 * precision, relative) + absolute
+        noise = np.abs(value) * max(0.5 * precision, relative)
+        noise += absolute
         kinds = [scales(self.inputs[i], one_unit=self.callee.elementwise) for i in self.wanted]
         scale, resolution = (_side_by_side([pair[k] for pair in kinds]) for k in (0, 1))
         return Problem(
@@ -306,9 +307,8 @@ class Linearization:
             return sample_jacobian(self.problem, SAMPLES, self.options.seed)
         else:
             value, error = self._found.value, self._found.error
-        value = (
-            np.where(np.isnan(self.problem.value), np.nan, value) if np.isnan(self.problem.value).any() else value
-        )
+        if not all_finite(self.problem.value):
+            value = np.where(np.isnan(self.problem.value), np.nan, value)
         self._refuse_lost(value)
         return Jacobian(self.structure, value, error)
 
@@ -325,10 +325,9 @@ class Linearization:
 
     def _refuse_lost(self, value: Array) -> None:
         """Warn, or raise if nothing is left, where no derivative was found of outputs that are finite."""
-        lost = ~np.isfinite(value)
-        if not lost.any():
+        if all_finite(value):
             return
-        lost &= np.isfinite(self.problem.value) & self.structure.known(np.arange(len(value)))
+        lost = ~np.isfinite(value) & np.isfinite(self.problem.value) & self.structure.known(np.arange(len(value)))
         if not lost.any():
             return
         said = (

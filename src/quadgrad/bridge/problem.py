@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quadgrad.bridge.contract import Array
+from quadgrad.bridge.contract import Array, all_finite
+from quadgrad.bridge.lazy import lazy
 from quadgrad.bridge.structure import Structure
 
 __all__ = ["LOUD", "SMALL", "TINY", "Apart", "Look", "Problem", "along", "middle", "part", "power_of_two", "scales"]
@@ -19,6 +20,7 @@ TINY = np.finfo(np.float64).tiny
 SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 SMALL = 1e-3
 """Where all of an input is below, its scale is taken from its size at first."""
+NEGLIGIBLE = 0.01
 LOUD = 8.0
 """Noise this many times that of rounding was seen, not assumed: differences that do not fall are noise then."""
 
@@ -48,9 +50,9 @@ class Look:
 
     def usable(self) -> Look:
         """Return it without slopes that could not be computed: they contradict nothing."""
-        usable = np.isfinite(self.slope) & np.isfinite(self.error)
-        if usable.all():
+        if all_finite(self.slope) and all_finite(self.error):
             return self
+        usable = np.isfinite(self.slope) & np.isfinite(self.error)
         slope, bend = np.where(usable, self.slope, 0.0), np.where(usable, self.bend, 0.0)
         return replace(self, slope=slope, error=np.where(usable, self.error, np.inf), bend=bend)
 
@@ -162,7 +164,10 @@ class Problem:
         """The noise, and how uncertain an estimate of it is that rests on few points."""
         if self.look is None:
             return self.noise
-        return self.noise + np.maximum(self.noise - self.floor, 0.0) * self.value.size**-0.5
+        share = self.value.size**-0.5
+        if share < NEGLIGIBLE:  # and the floor costs more than it is worth
+            return (1.0 + share) * self.noise
+        return self.noise + np.maximum(self.noise - self.floor, 0.0) * share
 
     @property
     def loud(self) -> Array:
@@ -174,7 +179,7 @@ class Problem:
         """How far the inputs are from 0; of those that are 0 their scale."""
         return np.where(self.x != 0.0, np.abs(self.x), self.scale)
 
-    @property
+    @lazy
     def floor(self) -> Array:
         """The noise of the outputs that rounding alone makes."""
         return np.maximum(0.5 * self.precision * np.abs(self.value), SMALLEST)
@@ -200,14 +205,15 @@ def scales(given: Array, *, one_unit: bool) -> tuple[Array, Array]:
     The scale is 1 or the input's size, whichever is larger; but very small numbers are probably in units in which
     they are not: each in its own, or all of an array in one.
     """
-    size = np.abs(given).astype(np.float64).ravel()
+    size = np.abs(given).astype(np.float64, copy=False).ravel()
     largest = size.max(initial=0.0)
     scale = np.maximum(size, largest / 16.0 if 0.0 < largest < SMALL else 1.0)
     if not one_unit:
         scale = np.where((size > 0.0) & (size < SMALL), size, scale)
     kind = np.finfo(given.dtype)
-    # What numpy.spacing returns, in a tenth of the time.
-    return scale, np.maximum(power_of_two(size) * float(kind.eps), float(kind.smallest_subnormal))
+    resolution = power_of_two(size)  # what numpy.spacing returns, in a tenth of the time
+    resolution *= float(kind.eps)
+    return scale, np.maximum(resolution, float(kind.smallest_subnormal), out=resolution)
 
 
 def along(problem: Problem, direction: Array) -> Problem:

@@ -7,6 +7,7 @@ kink, and grows where the feature at x is narrower than the step. Pure NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -72,8 +73,7 @@ class Estimate:
     @property
     def error(self) -> Array:
         """How wrong each may be; infinite where it is not finite."""
-        total = self.truncation + self.rounding
-        return np.where(np.isfinite(total) & np.isfinite(self.value), total, np.inf)
+        return np.fmin(self.truncation + self.rounding, np.inf)  # rounding contains the value
 
     def at(self, outputs: Array) -> Estimate:
         """Return the estimates of some outputs."""
@@ -92,12 +92,18 @@ def place(problem: Problem, step: Array, side: Array, method: str) -> Array:
 
 
 def judge(
-    problem: Problem, groups: Array, fitted: tuple[Array, Array], points: Array, outputs: Array, method: str
+    problem: Problem,
+    groups: Array,
+    fitted: tuple[Array, Array],
+    points: Array,
+    outputs: Sequence[Array] | Array,
+    method: str,
 ) -> Estimate:
-    """Return derivatives from outputs ``(..., groups, m)`` at the points of a stencil."""
+    """Return derivatives from outputs ``(..., groups, m)`` at the points of a stencil, which may be a flat list."""
     offsets = problem.structure.spread(points - problem.x, groups)
-    changes = outputs - problem.value
+    changes = [y - problem.value for y in outputs]
     if method == "richardson":
+        changes = np.reshape(changes, (*STENCIL[method], *changes[0].shape[-2:]))
         return _extrapolated(problem, groups, fitted[1], offsets, changes)
     if method == "forward":
         return _one_sided(problem, offsets, changes)
@@ -154,32 +160,40 @@ def _nodes(problem: Problem, side: Array, method: str) -> Array:
     return np.array((*pair, np.where(two_sided, 2.0 * farther, 3.0 * side)))
 
 
-def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Array) -> Estimate:
+def _cubic(problem: Problem, groups: Array, step: Array, offsets: Array, changes: Sequence[Array]) -> Estimate:
     """Return the slope of the parabola through x and two points, its error from a third."""
-    found, a, (f, g, k) = _parabola(problem, offsets, changes), offsets[0], changes
-    slope, bend = found.value, found.bend
     # In units of a: products of three lengths leave the range of numbers where inputs are very large or small.
-    b, c = offsets[1:] / a
+    offsets = _shared(offsets)
+    a, (b, c), (f, g, k) = offsets[0], _shared(offsets[1:] / offsets[0]), changes
+    slope, bend, rounding = _parabola(problem, a, b, f, g)
     # The third divided difference, times a b: what the cubic has more than the parabola.
     p, q, r = b / ((1.0 - b) * (1.0 - c)), 1.0 / ((b - 1.0) * (b - c)), b / (c * (c - 1.0) * (c - b))
-    truncation = np.abs((p * f + q * g + r * k) / a)
-    unsure = NOISY * problem.noise * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2) / np.abs(a)
+    truncation = np.abs(p / a * f + q / a * g + r / a * k)
+    unsure = NOISY * np.sqrt(p * p + q * q + r * r + (p + q + r) ** 2) / np.abs(a) * problem.noise
     # In these units first, second and third differences are h |slope|, 2 h bend, 6 h truncation.
-    seen = truncation <= np.maximum(np.maximum(DECAY / 3.0 * bend, DECAY**2 / 6.0 * np.abs(slope)), unsure)
-    # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
     falling = truncation <= np.maximum(DECAY / 3.0 * bend, unsure)
+    seen = falling if falling.all() else falling | (truncation <= DECAY**2 / 6.0 * np.abs(slope))
     truncation = MARGIN * np.maximum(truncation, _chance(problem, groups, step, slope, bend, truncation))
-    truncation = np.where(falling, truncation, np.maximum(truncation, KINK * bend))
-    return replace(found, truncation=truncation, seen=seen)
+    # A kink between x and x + h may leave no third difference; the slope at x is one bend away then.
+    if seen is not falling:
+        truncation = np.where(falling, truncation, np.maximum(truncation, KINK * bend))
+    return Estimate(slope, truncation, rounding, bend, seen)
 
 
-def _parabola(problem: Problem, offsets: Array, changes: Array) -> Estimate:
-    """Return the slope at x of the parabola through x and the first two points, as if it were seen to be right."""
-    a, b, f, g = offsets[0], offsets[1] / offsets[0], changes[0], changes[1]
-    u, v = _weights(b)
-    slope, bend = (u * f + v * g) / a, np.abs((f - g / b) / ((1.0 - b) * a))
-    rounding = _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
-    return Estimate(slope, np.zeros(bend.shape), rounding, bend, np.ones(bend.shape, bool))
+def _shared(lengths: Array) -> Array:
+    """Return lengths ``(..., m)`` as one where all outputs of a group have the same, as most do.
+
+    Of a million elements the weights would take longer than all the rest.
+    """
+    first = lengths[..., :1]
+    return first if (lengths == first).all() else lengths
+
+
+def _parabola(problem: Problem, a: Array, b: Array, f: Array, g: Array) -> tuple[Array, Array, Array]:
+    """Return slope and bend at x of the parabola through x, x + a and x + b a, and what rounding adds."""
+    (u, v), t = _weights(b), 1.0 / ((1.0 - b) * a)
+    slope, bend = u / a * f + v / a * g, np.abs(t * f - t / b * g)
+    return slope, bend, _rounding(problem, slope, _gain(u, v) / np.abs(a), np.maximum(np.abs(f), np.abs(g)))
 
 
 def judge_together(problem: Problem, fitted: tuple[Array, Array], points: Array, outputs: Array) -> Estimate | None:
@@ -199,19 +213,20 @@ def judge_together(problem: Problem, fitted: tuple[Array, Array], points: Array,
     move = _moves(step.size) * step
     if problem.bounded and np.any(np.abs(move) > np.minimum(problem.upper - problem.x, problem.x - problem.lower)):
         return None
-    found = _parabola(problem, structure.spread(points - problem.x, every), outputs - problem.value)
+    offsets, (f, g) = structure.spread(points - problem.x, every), outputs - problem.value
+    slope, bend, rounding = _parabola(problem, offsets[0], offsets[1] / offsets[0], f, g)
     starts = np.arange(0, every.size, TOGETHER)
     moves = np.where(structure.colour // TOGETHER == np.arange(starts.size)[:, None], move, 0.0)
     whole = problem.x + np.array((1.0, -1.0, 0.5, -0.5))[:, None, None] * moves
     up, down, near, below = (
         problem.evaluate(whole.reshape(-1, step.size)).reshape(4, starts.size, -1) - problem.value
     )
-    expected = np.add.reduceat(structure.spread(move, every, fill=0.0) * found.value, starts, axis=0)
+    expected = np.add.reduceat(structure.spread(move, every, fill=0.0) * slope, starts, axis=0)
     missing = np.abs((8.0 * (near - below) - (up - down)) / 6.0 - expected)
     missing = MARGIN * missing + np.abs(up + down - 4.0 * (near + below))
     truncation = missing[every // TOGETHER] / structure.spread(np.abs(move), every)
-    least = _chance(problem, every, step, found.value, found.bend, truncation)
-    return replace(found, truncation=np.maximum(truncation, MARGIN * least))
+    least = _chance(problem, every, step, slope, bend, truncation)
+    return Estimate(slope, np.maximum(truncation, MARGIN * least), rounding, bend, np.ones(bend.shape, bool))
 
 
 @lru_cache(maxsize=2)
@@ -233,7 +248,7 @@ def _chance(problem: Problem, groups: Array, step: Array, slope: Array, bend: Ar
     return np.where(long & (typical < np.inf), np.maximum(least, SHARE * typical * size), least)
 
 
-def _one_sided(problem: Problem, offsets: Array, changes: Array) -> Estimate:
+def _one_sided(problem: Problem, offsets: Array, changes: Sequence[Array]) -> Estimate:
     """Return the slope from x to the nearer point; the farther one tells its error."""
     (a, b), (f, g) = offsets, changes
     slope = f / a

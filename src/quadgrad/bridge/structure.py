@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from quadgrad._core.errors import BridgeError
-from quadgrad.bridge.contract import Array
+from quadgrad.bridge.contract import Array, all_finite
 from quadgrad.bridge.lazy import lazy
 
 __all__ = ["Jacobian", "Structure"]
@@ -189,9 +189,10 @@ class Jacobian:
         """Return by how much each of :meth:`pull` may be wrong."""
         if self.error is None:
             return None
-        size, lost = np.abs(cotangents), ~np.isfinite(self.error)
-        if not lost.any():
+        size = np.abs(cotangents)
+        if all_finite(self.error):
             return self._contract(self.error, size)
+        lost = ~np.isfinite(self.error)
         found = self._contract(np.where(lost, 0.0, self.error), size)
         return np.where(
             self._contract(lost.astype(np.float64), (size > 0.0).astype(np.float64)) > 0.0, np.inf, found

@@ -72,11 +72,15 @@ class Task:
     names : sequence of str
         Of the inputs.
     report : callable
-        Receives after each vector-Jacobian product what returns its :class:`Info`: few ask.
+        Receives after each vector-Jacobian product what returns its :class:`Info`: few ask. None while it lasts.
     """
 
     def __init__(
-        self, callee: Callee, options: Options, names: Sequence[str], report: Callable[[Callable[[], Info]], None]
+        self,
+        callee: Callee,
+        options: Options,
+        names: Sequence[str],
+        report: Callable[[Callable[[], Info] | None], None],
     ) -> None:
         self.callee = callee
         self.options = options
@@ -270,6 +274,8 @@ class Task:
             if found is not None:
                 self._report(lambda: GIVEN)
                 return found
+        # What is there to say of the last pass keeps all that was known there, as much again as this one needs.
+        self._report(None)
         before, seen = self.counter.nfev, list[Pulled]()
         kinds = dtypes or [torch.from_numpy(np.zeros(0, inputs[i].dtype)).dtype for i in wanted]
 

@@ -345,7 +345,7 @@ class Wrapped:
             self._info = self._info()
         return self._info
 
-    def _remember(self, info: Callable[[], Info]) -> None:
+    def _remember(self, info: Callable[[], Info] | None) -> None:
         self._info = info
 
 
