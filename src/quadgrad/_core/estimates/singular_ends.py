@@ -217,8 +217,7 @@ def unexplained(
 def to_the_end(
     terms: Tensor, sizes: Tensor, tolerances: tuple[float, float], held: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and what that makes of
-    their rounding; and the column taken.
+    """Extrapolate a series: its limit, its error, what multiplies the terms' errors, their rounding then, the column.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
