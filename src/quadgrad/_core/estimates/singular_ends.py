@@ -217,7 +217,7 @@ def unexplained(
 def to_the_end(
     terms: Tensor, sizes: Tensor, tolerances: tuple[float, float], held: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Extrapolate a series: its limit, its error, what multiplies the terms' errors, their rounding then, the column.
+    """Extrapolate a series: limit, its error, what multiplies the terms' errors, their rounding then, the column.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
