@@ -305,7 +305,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, (None,)), r"args\[0\] is None"),
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, ({1.0},)), r"args\[0\] is a set"),
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, "p"), r"args\[0\] is a str"),
-    (lambda: qg.quad(torch.exp, 0.0, 1.0, rtol="1e-3"), "rtol='1e-3' is a str"),  # type: ignore[arg-type]
+    (lambda: qg.quad(torch.exp, 0.0, 1.0, rtol="1e-3"), "rtol='1e-3' is no number: write rtol=1e-6"),  # type: ignore[arg-type]
     (lambda: qg.quad(torch.exp, 0.0, 1.0, plan=qg.quad(torch.exp, 0.0, 1.0)), "pass result.plan"),  # type: ignore
     (lambda: qg.replay(torch.exp, qg.quad(torch.exp, 0.0, 1.0), 0.0, 1.0), "pass result.plan"),  # type: ignore
     (lambda: qg.replay(torch.exp, 0.0, 1.0), r"replay\(f, plan, a, b\)"),  # type: ignore
