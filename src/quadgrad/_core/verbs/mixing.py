@@ -22,7 +22,7 @@ APART = 1e-3
 whose tolerance is most often smaller, and what takes x as a whole is off by far more."""
 
 ASIDE = 0.1875
-"""How far off, relative to the interval, the x is that stands in the row beside the one that is compared."""
+"""How far off, relative to the interval, the x are that stand beside the one that is compared."""
 
 _MIXES = (
     "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
@@ -48,13 +48,14 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
     if opening is not None:
         owner, at, step = slice(0, 1), -1, (opening.x.shape[0] - 1) // 2
         x, alone = opening.x[: 2 * step + 1 : step], probe[2 * step]
-    elif problem.block < 6:
+    elif problem.block < 3:
         return
     else:  # what is compared comes last: it is the first that is taken for all
         owner, at = torch.tensor([batch - 1, batch // 2, index], device=probe.device), (-1, -1)
-        # Integrals that share their limits share this point: beside itself alone it would be the largest, too.
+        # Others than the one that is compared stand aside: where limits are shared all x would be the largest, too.
         limits = problem.limits.detach()
-        x = torch.stack([limits.inner_points(batch, shift).index_select(0, owner) for shift in (ASIDE, 0.0)])
+        aside, x = limits.inner_points(batch, ASIDE), limits.inner_points(batch)
+        x = torch.cat((aside.index_select(0, owner[:2]), x.index_select(0, owner[2:])))[None]
         alone = probe[(0,) * (integrand.rank + 1)]
     record = current_record()
     own = InnerRecord(depth=record.depth if record else 1, again=True)  # what integrals inside f say is of no node
@@ -80,10 +81,7 @@ def _refuse(problem: Problem, alone: Tensor, together: Tensor, x: Tensor, owner:
     for places in ((2, 2, 2), (0, 0, 2)):
         chosen = torch.tensor(places, device=x.device)
         own = owner if isinstance(owner, slice) else owner[chosen]
-        among = x.index_select(int(x.shape[1] > 1), chosen)
-        if 0 not in places:  # beside itself alone
-            among = among[[-1] * len(among)]
-        apart = apart | differs(integrand(among, own)[-1, -1])
+        apart = apart | differs(integrand(x.index_select(int(x.shape[0] == 1), chosen), own)[-1, -1])
     if bool(apart.any()) and not bool(differs(integrand(x, owner)[-1, -1]).any()):  # else it is random
         one, other = (y[apart].flatten()[0] for y in (alone, together))
         numbers = (y.item() if not y.is_complex() else abs(y.item()) for y in (one, other))
