@@ -65,9 +65,9 @@ def prepare(
     )  # fmt: skip
 
 
-def whole_budget(max_nfev: float | None) -> int | None:
-    """Return the most nodes that a caller allows, which may be given as 1e6."""
-    return None if max_nfev is None else whole_number("max_nfev", max_nfev)
+def whole_budget(max_nfev: Any) -> Any:
+    """Return the most nodes that a caller allows, which may be given as 1e6, or be without bounds, infinite."""
+    return max_nfev if max_nfev is None or max_nfev == math.inf else whole_number("max_nfev", max_nfev)
 
 
 Sources = tuple[Tensor | None, ...]
