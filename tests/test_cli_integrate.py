@@ -183,6 +183,23 @@ def test_a_derivative_that_overflow_spoils_is_explained_in_functions_of_formulas
         (("x", "--over", "x", "0", "1", "--max-nfev", "5"), "max_nfev=5 is less than the first round"),
         (("x", "--over", "x", "0", "1", "--rtl", "1"), "no such option --rtl: did you mean --rtol?\n"),
         (("exp(x)", "+", "1", "--over", "x", "0", "1"), "one expression is expected, and more was found: + 1. Put"),
+        (
+            ("x", "--over", "x", "0", "1", "--points", "0.5", "0.6"),
+            "one expression is expected, and more was found: 0.6",
+        ),
+        (("x", "--over", "x", "0,1"), "--over takes three words, a name and two limits: --over x 0 inf\n"),
+        (("x", "--over", "x", "0", "--json"), "--over takes three words, a name and two limits: --over x 0 inf\n"),
+        (("np.sin(x)", "--over", "x", "0", "1"), "write sin(...) alone: functions are called by their names\n"),
+        (
+            ("x", "--over", "x", "0", "1", "--points", "[0.5]"),
+            "--points: there are no lists here: write 0.3,0.7 where",
+        ),
+        (("normal(x)", "--over", "x", "0", "1"), "unknown function normal: quadgrad integrate --help lists those"),
+        (("exp(-x\u00b2)", "--over", "x", "0", "1"), "write **2 and **3 for raised digits\n"),
+        (
+            ("a*x", "--over", "x", "0", "1", "--param", "a=2,b=3"),
+            "--param: give one for each, --param a=... --param",
+        ),
     ],
 )
 def test_mistakes_get_one_line_and_a_caret(words, expected):

@@ -66,20 +66,33 @@ def test_args_that_are_taken_as_a_whole_are_told_by_every_verb(f: Callable[[Any,
         assert "quadgrad.element(t, ndim=k)" in told(call, qg.IntegrandError)
 
 
-@pytest.mark.parametrize(
-    "f",
-    [
-        lambda x: x / x.max(),
-        lambda x: x / x.sum(),
-        lambda x: (x - x.mean()) / x.std(),
-        lambda x: torch.softmax(x, 0),
-        lambda x: x.flip(0),
-        lambda x: torch.cumsum(x, 0),
-        lambda x: nn.functional.batch_norm(x[..., None], None, None, training=True)[..., 0],
-    ],
-)
+WHOLE: list[Callable[[Any], Any]] = [
+    lambda x: x / x.max(),
+    lambda x: x / x.sum(),
+    lambda x: (x - x.mean()) / x.std(),
+    lambda x: torch.softmax(x, 0),
+    lambda x: x.flip(0),
+    lambda x: torch.cumsum(x, 0),
+    lambda x: nn.functional.batch_norm(x[..., None], None, None, training=True)[..., 0],
+]
+
+
+@pytest.mark.parametrize("f", WHOLE)
 def test_x_taken_as_a_whole_is_told_where_there_is_one_integral(f: Callable[[Any], Any]) -> None:
     assert "net.eval()" in told(lambda: qg.quad(f, 0.0, t64(1.0)), qg.IntegrandError)
+
+
+@pytest.mark.parametrize("f", [*WHOLE[:2], lambda x: x - x.mean()])
+@pytest.mark.parametrize("end", [1.0, math.inf, t64([1.0, 1.0, 1.0])], ids=["finite", "infinite", "equal"])
+def test_x_taken_as_a_whole_is_told_where_integrals_share_their_limits(f: Callable[[Any], Any], end: Any) -> None:
+    """They were called at the same x side by side, of which each is the largest."""
+    assert "net.eval()" in told(lambda: qg.quad(lambda x, p: p * f(x), 0.0, end, (P,)), qg.IntegrandError)
+
+
+@pytest.mark.parametrize("verb", [qg.cubature, qg.qmc, qg.vegas])
+def test_points_taken_as_a_whole_are_told_where_integrals_share_their_box(verb: Callable[..., Any]) -> None:
+    f = lambda x, p: p * x[..., 0] / x.max()
+    assert "net.eval()" in told(lambda: verb(f, [0.0, 0.0], 1.0, (P,)), qg.IntegrandError)
 
 
 def test_limits_that_differ_show_what_is_made_of_all_x() -> None:
@@ -305,7 +318,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, (None,)), r"args\[0\] is None"),
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, ({1.0},)), r"args\[0\] is a set"),
     (lambda: qg.quad(lambda x, p: p * x, 0.0, 1.0, "p"), r"args\[0\] is a str"),
-    (lambda: qg.quad(torch.exp, 0.0, 1.0, rtol="1e-3"), "rtol='1e-3' is a str"),  # type: ignore[arg-type]
+    (lambda: qg.quad(torch.exp, 0.0, 1.0, rtol="1e-3"), "rtol='1e-3' is no number: write rtol=1e-6"),  # type: ignore[arg-type]
     (lambda: qg.quad(torch.exp, 0.0, 1.0, plan=qg.quad(torch.exp, 0.0, 1.0)), "pass result.plan"),  # type: ignore
     (lambda: qg.replay(torch.exp, qg.quad(torch.exp, 0.0, 1.0), 0.0, 1.0), "pass result.plan"),  # type: ignore
     (lambda: qg.replay(torch.exp, 0.0, 1.0), r"replay\(f, plan, a, b\)"),  # type: ignore

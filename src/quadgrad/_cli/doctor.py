@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,10 @@ def examine(target: str, directions: int, seed: int) -> Report:
     Raises
     ------
     ValueError
-        If there is no such script or function, or an argument has no value: in one sentence.
+        If there is no such script or function, an argument has no value, or the function raises: in one sentence.
     """
     where, colon, name = target.rpartition(":")
-    if not colon or not name.isidentifier() and "." not in name:
+    if not colon or where.endswith(":") or not name.isidentifier() and "." not in name:
         raise ValueError(f"{target!r} should be script.py:function")
     module = _load(where)
     function = module
@@ -38,12 +39,22 @@ def examine(target: str, directions: int, seed: int) -> Report:
         function = getattr(function, part)
     if not callable(function):
         raise ValueError(f"{name} is a {type(function).__name__}, no function")
+    inputs = _arguments(function, module, name)
     try:
-        return check(function, *_arguments(function, module, name), directions=directions, seed=seed)
-    except ValueError as error:
-        if str(error).startswith("check: "):
+        return check(function, *inputs, directions=directions, seed=seed)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("check: "):
             raise ValueError(str(error).removeprefix("check: ")) from None
-        raise
+        raise _raised(name, error, module.__file__) from error
+
+
+def _raised(name: str, error: Exception, file: str | None) -> ValueError:
+    """Return what is said of a function, or script, that does not run: what it raised, and its line."""
+    lines = [at for frame, at in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    where = f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
+    return ValueError(
+        "\n".join([f"{name} raised {type(error).__name__}: {error}{where}", *getattr(error, "__notes__", ())])
+    )
 
 
 def _load(where: str) -> ModuleType:
@@ -62,7 +73,10 @@ def _load(where: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _raised(where, error, module.__file__) from error
     return module
 
 

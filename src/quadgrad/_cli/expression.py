@@ -61,6 +61,7 @@ REFUSED_NODES: dict[type[ast.AST], str] = {
     ast.Lambda: "there are no lambdas here",
     ast.IfExp: "write where(condition, a, b) for a choice",
     ast.BoolOp: "multiply two comparisons for 'and', take their maximum for 'or'",
+    ast.List: "there are no lists here: write 0.3,0.7 where several values can be given",
     ast.Tuple: "there is one number too many: a decimal comma? Write a point",
 }
 
@@ -181,6 +182,8 @@ def _parse(text: str) -> ast.expr:
 
 
 def _say_syntax(message: str, text: str) -> str:
+    if any(character in text for character in "\u00b2\u00b3"):
+        return "write **2 and **3 for raised digits"
     if "literal" in message:
         return "a number runs into a name: write * to multiply"
     if "closed" in message or "unmatched" in message or "match" in message or "character" in message:
@@ -294,6 +297,8 @@ class _Builder:
         return compare
 
     def _call(self, node: ast.Call, depth: int) -> Node:
+        if isinstance(node.func, ast.Attribute):
+            self._refuse(node.func, f"write {node.func.attr}(...) alone: functions are called by their names")
         if not isinstance(node.func, ast.Name):
             self._refuse(node.func, "only the known functions can be called; write * to multiply")
         name = node.func.id
@@ -301,7 +306,8 @@ class _Builder:
             self._refuse(node.func, f"{name} is not a function: write {name}*(...) to multiply")
         function = (FUNCTIONS | BESSEL).get(name)
         if function is None:
-            self._refuse(node.func, f"unknown function {name}" + nearest(name, FUNCTIONS | BESSEL))
+            like = nearest(name, FUNCTIONS | BESSEL) or ": quadgrad integrate --help lists those that are known"
+            self._refuse(node.func, f"unknown function {name}{like}")
         if node.keywords:
             self._refuse(node.keywords[0], "arguments have no names here")
         if len(node.args) != function.arity:

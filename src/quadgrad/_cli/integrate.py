@@ -313,6 +313,8 @@ def _parameters(settings: Sequence[str], variables: Sequence[str]) -> dict[str, 
         if name in variables or name in found or name in LIMITS:
             reason = "is integrated over" if name in variables else "has a value already"
             raise ValueError(f"--param: {name} " + ("means the limit" if name in LIMITS else reason))
+        if "," in word and "=" in word:
+            raise ValueError(f"--param: give one for each, --param {name}=... --param ...")
         found[name] = _value(word, {}, "--param", finite=True)
     return found
 

@@ -150,8 +150,8 @@ def add_integrate(app: "typer.Typer") -> None:
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             ctx.meta[OVER] = [tuple(args[i + 1 : i + 4]) for i, word in enumerate(args) if word == OVER]
-            if args and "--help" not in args and not any(word.startswith(OVER) for word in args):
-                fail(f"name the variable and its limits: {OVER} x 0 inf")
+            if args and "--help" not in args:
+                refuse_no_limits(args, ctx.meta[OVER])
             return super().parse_args(ctx, args)
 
     @app.command(epilog=vocabulary(), context_settings=lenient, cls=Command)
@@ -232,6 +232,14 @@ def uncollected() -> Generator[None]:
             gc.enable()
 
 
+def refuse_no_limits(args: list[str], variables: list[tuple[str, ...]]) -> None:
+    """Refuse a command without a variable, or without both limits of one."""
+    if not any(word.startswith(OVER) for word in args):
+        fail(f"name the variable and its limits: {OVER} x 0 inf")
+    if any(len(words) < 3 or any(word.startswith("--") for word in words) for words in variables):
+        fail(f"{OVER} takes three words, a name and two limits: {OVER} x 0 inf")
+
+
 def refuse_extra(context: "typer.Context", expression: str) -> None:
     """Refuse options that do not exist, and an expression that the shell took apart."""
     for word in (expression, *context.args):
@@ -241,7 +249,10 @@ def refuse_extra(context: "typer.Context", expression: str) -> None:
             fail(f"no such option {option}{nearest(option, known)}")
     if context.args:
         words = ascii(" ".join(context.args))[1:-1]
-        fail(f'one expression is expected, and more was found: {words}. Put it in quotes: "exp(-x**2)"')
+        fail(
+            f'one expression is expected, and more was found: {words}. Put it in quotes: "exp(-x**2)"; several '
+            "names or points are one word, a,b, as is --param a=2"
+        )
 
 
 def fail(message: str) -> NoReturn:

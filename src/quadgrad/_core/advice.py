@@ -90,7 +90,7 @@ def remedy(error: Exception, called: Called, advisers: Sequence[Adviser] | None 
     said = str(error)
     for advise in advisers or (
         signature, _misnamed, _writes_to_x, _leaves_torch, _takes_tensors, _container, _joins_others,
-        _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _element,
+        _takes_one_number, _mixes_dtypes, _mixes_devices, _network, _joins_shapes, _element,
     ):  # fmt: skip
         if text := advise(error, said, called):
             return f". {text}"
@@ -324,8 +324,8 @@ def _mixes_dtypes(error: Exception, said: str, called: Called) -> str:
     method = {"float64": "double", "float32": "float", "float16": "half"}.get(own, own)
     if others[0].itemsize < x.itemsize and others[0].itemsize < 4:
         return text + f"call it with x.to(torch.{other}), and make .float() of what it returns"
-    if strange:
-        return text + f"pass {strange[0]} as .{method}()"
+    if strange:  # a network that is closed over may hold more of that dtype, which no message tells
+        return text + f"pass {strange[0]} as .{method}(), and a network that f calls; or limits in {other}"
     return (
         text
         + f"give a limit in {other}, torch.tensor(0.0, dtype=torch.{other}), or turn the network by .{method}()"
@@ -361,7 +361,10 @@ def _network(error: Exception, said: str, called: Called) -> str:
     ):
         return ""
     if called.point_ndim:
-        return "A network of d inputs takes x as it is, net(x)[..., 0], and d is the length of a and b"
+        text = "A network of d inputs takes x as it is, net(x)[..., 0], and d is the length of a and b"
+        if any(isinstance(a, Tensor) and a.ndim > 1 for a in called.args):
+            text += ". Each entry of a tensor in args is another integral: a matrix is quadgrad.element(m, ndim=2)"
+        return text
     return (
         "A network wants one row of features for each x, which is one number: net(x[..., None])[..., 0], "
         "with other "
@@ -369,14 +372,30 @@ def _network(error: Exception, said: str, called: Called) -> str:
     )
 
 
-def _element(error: Exception, said: str, called: Called) -> str:
-    """Of parameters that belong together, of which each was taken for another integral's."""
-    if not any(isinstance(a, Tensor) and a.ndim for a in called.args):
+def _joins_shapes(error: Exception, said: str, called: Called) -> str:
+    """Of what does not broadcast, unlike sums and products."""
+    if not re.search(r"same number of dimensions|Sizes of tensors must match|stack expects each tensor", said):
         return ""
+    x, shape = ("x", "x.shape[:-1]") if called.point_ndim else ("x[..., None]", "x.shape")
+    return (
+        f"torch.cat and torch.stack do not broadcast: {x} stands beside c.expand(*{shape}, c.shape[-1]). {OWN_ROWS}"
+    )
+
+
+OWN_ROWS = (
+    "What differs from integral to integral is passed in args, a row for each as quadgrad.element(c, ndim=1), and "
+    "not closed over"
+)
+
+
+def _element(error: Exception, said: str, called: Called) -> str:
+    """Of parameters that belong together, each of which was taken for another integral's, or that f closes over."""
     words = r"out of bounds|must match|must be broadcastable|to unpack|missing .* required positional|square matri"
     more = r"invalid for input|size mismatch|expand|shape mismatch|Dimension out of range"
     if not re.search(f"{words}|{more}", said):
         return ""
+    if not any(isinstance(a, Tensor) and a.ndim for a in called.args):
+        return OWN_ROWS if re.search(r"must match|broadcastable|expand|shape mismatch", said) else ""
     return (
         "Each entry of a tensor in args is another integral: pass a vector, matrix or sequence that "
         "belongs to one as "

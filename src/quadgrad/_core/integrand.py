@@ -44,6 +44,8 @@ def element(t: Tensor, ndim: int) -> Element:
 
     Raises
     ------
+    TypeError
+        If ``t`` is no tensor and no array can be made of it, as of rows of several lengths.
     ValueError
         If ``t`` has fewer than ``ndim`` dimensions or ``ndim`` is negative.
 
@@ -57,7 +59,14 @@ def element(t: Tensor, ndim: int) -> Element:
     >>> qg.quad(f, 0.0, 1.0, args=(qg.element(c, ndim=1),)).value.round(decimals=4)
     tensor([2., 1.])
     """
-    t = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.as_tensor(t, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"element: no tensor can be made of {type(t).__name__}: {error}. Stack tensors, torch.stack(rows); "
+                "rows of several lengths are first filled up to one, with a weight of 0 in a second element"
+            ) from None
     if not 0 <= ndim <= t.ndim:
         raise ValueError(f"element: ndim={ndim} does not fit a tensor of shape {tuple(t.shape)}")
     return Element(t, ndim)

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["names_ours"]
+__all__ = ["names_ours", "turned_round"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ RENAMED = {
     "on_failure": "errors raises warn",
     "dim": "axis",
     "kind": "bc_type method k",
-    "distribution": "dist rv",
+    "distribution": "dist rv noise sigma std",
     "weight": "importance_weight",
 }
 """What each of our arguments is called elsewhere."""
@@ -85,6 +85,12 @@ NEEDLESS = {
     "rule": "points are drawn: n= or rtol= say how many",
     "log": "quadgrad.quad has it, for f that returns a logarithm",
     "callback": "leave it out, result.plan shows where f was evaluated",
+    "region": "quadgrad.cubature and quadgrad.qmc have it",
+    "jumps": "quadgrad.quad has it; a part of a box is region=quadgrad.Where(g) of cubature and qmc",
+    "seed": "leave it out, nothing is drawn at random",
+    "progress": "leave it out, it is for calls that take long: cubature, qmc and vegas have it",
+    "opts": "what is in it are arguments here: rtol, atol, points",
+    "backend": "leave it out, what f returns decides: tensors of torch, or of TensorFlow by quadgrad.tensorflow",
 }
 """What has no counterpart, and why none is needed."""
 
@@ -132,9 +138,24 @@ def _explain(
         f"{verb}() is missing {' and '.join(missing)}: write "
         f"{verb}({', '.join(n for n in by_position if n in needed)})"
     )
-    if "b" in missing and len(args) == 2 and isinstance(args[1], list | tuple) and len(args[1]) == 2:
+    if "b" not in missing or len(args) != 2:
+        return text
+    if pairs := turned_round(args[1]):
+        return text + pairs
+    if isinstance(args[1], list | tuple) and len(args[1]) == 2:
         text += f", here {verb}(f, {args[1][0]!r:.20}, {args[1][1]!r:.20}): the limits are two arguments"
     return text
+
+
+def turned_round(limits: Any) -> str:
+    """Say which corners are meant by a pair of limits for each coordinate; nothing where limits are not that."""
+    pairs = limits.tolist() if hasattr(limits, "tolist") else limits
+    if not pairs or not isinstance(pairs, list | tuple):
+        return ""
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return ""
+    low, high = ([pair[k] for pair in pairs] for k in range(2))
+    return f". A pair for each coordinate is turned round: a={low!r:.60}, b={high!r:.60}"
 
 
 def _ours(name: str, value: Any, accepted: frozenset[str]) -> str:

@@ -67,10 +67,13 @@ def epsilon(*dtypes: torch.dtype) -> float:
 
 def make_tolerance(rtol: float | None, atol: float, eps: float) -> Tolerance:
     """Check the tolerances and fill in the default ``rtol = sqrt(eps)``."""
-    for name, number in (("rtol", rtol), ("atol", atol)):
-        if isinstance(number, str):
-            raise TypeError(f"{name}={number!r} is a str: write {name}=1e-6")
-        if number is not None and not (math.isfinite(number) and number >= 0.0):
+    for name, number in (("rtol", 0.0 if rtol is None else rtol), ("atol", atol)):
+        try:
+            sensible = math.isfinite(number) and number >= 0.0
+        except (TypeError, ValueError, RuntimeError):
+            text = f"{name}={number!r:.80} is no number: write {name}=1e-6, or leave it out"
+            raise TypeError(text) from None
+        if not sensible:
             raise ValueError(f"{name}={number!r} must be a finite number, zero or positive")
     if rtol is None:
         rtol = math.sqrt(eps)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.integrand import Element as TorchElement
+from quadgrad._core.verbs.inputs import unlike_points
 from quadgrad.tensorflow._crossing import is_tensor, to_torch, torch_dtype
 from quadgrad.tensorflow._framework import tf
 from quadgrad.tensorflow._recording import is_watched
@@ -143,7 +144,10 @@ def take_inputs(a: Any, b: Any, args: Any, points: Any) -> Inputs:
     if points is not None:
         plain = isinstance(points, list | tuple | np.ndarray)
         points = _stack(points) if plain else take("points", points)
-        points = points if is_tensor(points) else np.asarray(points, np.float64)
+        try:
+            points = points if is_tensor(points) else np.asarray(points, np.float64)
+        except (TypeError, ValueError) as error:
+            raise unlike_points(points, error) from None
         points = _at_least_one_dimension(points)
     return Inputs(ends[0], ends[1], tuple(take(f"args[{i}]", v) for i, v in enumerate(items)), points, originals)
 

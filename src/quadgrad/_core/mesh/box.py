@@ -96,9 +96,9 @@ class Box(Domain):
         sides = side * width
         return FlatLayout(torch.addcmul(a, side, low), sides, sides.prod(0)[None])
 
-    def inner_points(self, batch: int) -> Tensor:
-        """Return a harmless point of each integral, ``(batch, d)``."""
-        place = self.a.new_tensor([INNER[k % 2] + 2.0**-10 * k / self.d for k in range(self.d)])
+    def inner_points(self, batch: int, shift: float = 0.0) -> Tensor:
+        """Return a harmless point of each integral, ``(batch, d)``, and another one for another ``shift``."""
+        place = self.a.new_tensor([INNER[k % 2] + 2.0**-10 * k / self.d + shift for k in range(self.d)])
         if 0 in (self.a.shape[0], self.b.shape[0]):
             return place.expand(batch, self.d)
         return self.place(place.expand(1, 1, self.d))[0].reshape(-1, self.d).expand(batch, self.d)

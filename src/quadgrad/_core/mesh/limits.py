@@ -117,15 +117,19 @@ class Limits:
             return value
         return torch.where(align(self.b < self.a, value), -value, value)
 
-    def inner_points(self, batch: int) -> Tensor:
-        """Return a harmless point of each integral, ``(batch,)``: not in the middle, where singularities may be."""
+    def inner_points(self, batch: int, shift: float = 0.0) -> Tensor:
+        """Return a harmless point of each integral, ``(batch,)``: not in the middle, where singularities may be.
+
+        Another ``shift`` gives another point.
+        """
+        place = INNER + shift
         if 0 in (self.a.numel(), self.b.numel()):
-            return self.a.new_full((batch,), INNER)
+            return self.a.new_full((batch,), place)
         if not self.infinite:
-            return torch.lerp(self.a, self.b, INNER).expand(batch)
+            return torch.lerp(self.a, self.b, place).expand(batch)
         pieces = replace(self, points=None).pieces()
         start = pieces.lower.new_zeros(max(pieces.lower.shape[0], pieces.upper.shape[0]))
-        x, _ = lay_out(pieces, slice(None), start, start + 1.0, None).nodes(start.new_tensor([INNER]))
+        x, _ = lay_out(pieces, slice(None), start, start + 1.0, None).nodes(start.new_tensor([place]))
         return x[0].expand(batch)
 
     def edges(self) -> Tensor:

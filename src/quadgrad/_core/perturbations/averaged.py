@@ -87,7 +87,16 @@ class PerturbedMean:
         xs = (self.x[b:c] + perturbations).flatten(0, 1)
         targets = self.target[b:c]
         targets = targets.expand(k - j, *targets.shape).flatten(0, 1)
-        return _checked(self.loss(xs, targets), xs).sum()
+        try:
+            losses = self.loss(xs, targets)
+        except Exception as error:
+            error.add_note(
+                f"quadgrad: raised by loss(xs, targets) with xs of shape {tuple(xs.shape)}, {xs.dtype}, targets of "
+                f"shape {tuple(targets.shape)}, {targets.dtype}. It calls the model itself: lambda xs, targets: "
+                "torch.nn.functional.cross_entropy(model(xs), targets, reduction='none')"
+            )
+            raise
+        return _checked(losses, xs).sum()
 
     def _summed_up(self, evaluate: _Evaluate, done: int = 0, state: RandomState | None = None) -> Tensor:
         """Return the mean in ordinary torch; the first ``done`` chunks were evaluated before, from ``state`` on."""

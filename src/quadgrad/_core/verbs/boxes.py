@@ -31,7 +31,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.tolerance import epsilon, make_tolerance
 from quadgrad._core.verbs.deal import integrate_dealt
 from quadgrad._core.verbs.door import lower, open_call
-from quadgrad._core.verbs.inputs import flatten_box
+from quadgrad._core.verbs.inputs import flatten_box, whole_budget
 from quadgrad._core.verbs.noise import refuse_disagreement
 from quadgrad._core.verbs.report import did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.results import make_result
@@ -65,7 +65,7 @@ def prepare_boxes(
         )
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
     known = get_box_rule(choose_rule(box.d, tolerance.rtol) if rule == "auto" else rule, box.d)
-    budget = MOST if max_nfev is None else min(max_nfev, 2**62)  # that integers of tensors hold, and a round more
+    budget = min(whole_budget(max_nfev) or MOST, 2**62)  # that integers of tensors hold, and a round more
     if budget < known.rows:
         raise ValueError(f"max_nfev={budget} is less than one box needs with {known.name}: {known.rows} nodes")
     return Problem(

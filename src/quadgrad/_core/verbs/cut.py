@@ -29,7 +29,7 @@ from quadgrad._core.search.task import Found
 from quadgrad._core.status import Status
 from quadgrad._core.tolerance import epsilon, make_tolerance, returned_dtype
 from quadgrad._core.verbs.door import lower, open_call
-from quadgrad._core.verbs.inputs import flatten_box
+from quadgrad._core.verbs.inputs import flatten_box, whole_budget
 from quadgrad._core.verbs.noise import refuse_disagreement
 from quadgrad._core.verbs.report import did_fail, report, severed, warn_if_severed
 from quadgrad._core.verbs.results import make_result
@@ -73,7 +73,7 @@ def integrate_cut(
         raise ValueError(f"rule={rule!r} is not known for {name}: choose 'auto' or one of {', '.join(PAIRS)}")
     chosen = CutRule(pair, box.d, region.surface, line_rule(pair, box.a.device))
     problem = Problem(
-        integrand, box, shape, chosen, tolerance, budget=MOST if max_nfev is None else max_nfev,
+        integrand, box, shape, chosen, tolerance, budget=whole_budget(max_nfev) or MOST,
         chunk_size=chunk_size, given=given,
     )  # fmt: skip
     outer = current_record()

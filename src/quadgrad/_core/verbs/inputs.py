@@ -21,6 +21,7 @@ from quadgrad._core.mesh.box import Box
 from quadgrad._core.mesh.limits import Limits, stack_points
 from quadgrad._core.plans.box import BoxPlan
 from quadgrad._core.plans.interval import IntervalPlan
+from quadgrad._core.points.sequence import whole_number
 from quadgrad._core.problem import LIMIT_GRADIENTS, Problem
 from quadgrad._core.rules import get_rule
 from quadgrad._core.tolerance import epsilon, make_tolerance, sum_dtype, working_dtype
@@ -33,6 +34,8 @@ __all__ = [
     "prepare_box",
     "refuse_other_than_functions",
     "sampled_tolerances",
+    "unlike_points",
+    "whole_budget",
 ]
 
 SAMPLED_RTOL = 1e-3
@@ -48,12 +51,23 @@ def prepare(
     vectorized: bool = True,
     rule: str = "gk21",
     tolerances: tuple[float | None, float] = (None, 0.0),
+    budget: float | None = None,
     **options: Any,
 ) -> Problem:
     """Check and flatten the integrand, its limits, arguments and breakpoints; options are the problem's."""
     integrand, limits, shape, sources, given = flatten(f, a, b, args, points, vectorized)
     tolerance = make_tolerance(*tolerances, epsilon(integrand.call_dtype))
-    return Problem(integrand, limits, shape, get_rule(rule), tolerance, sources=sources, given=given, **options)
+    if not isinstance(rule, str):
+        raise TypeError(f"rule={rule!r} is no name: write rule='gk21'")
+    return Problem(
+        integrand, limits, shape, get_rule(rule), tolerance, budget=whole_budget(budget), sources=sources,
+        given=given, **options,
+    )  # fmt: skip
+
+
+def whole_budget(max_nfev: Any) -> Any:
+    """Return the most nodes that a caller allows, which may be given as 1e6, or be without bounds, infinite."""
+    return max_nfev if max_nfev is None or max_nfev == math.inf else whole_number("max_nfev", max_nfev)
 
 
 Sources = tuple[Tensor | None, ...]
@@ -303,7 +317,19 @@ def _stacked(points: Any) -> Tensor:
     try:
         return stack_points(points)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"points must be numbers or tensors, not {points!r:.80}: {error}") from None
+        raise unlike_points(points, error) from None
+
+
+def unlike_points(points: Any, error: Exception) -> TypeError:
+    """Return the error that says how breakpoints are written."""
+    text = f"points must be numbers or tensors, not {points!r:.80}: "
+    if isinstance(points, str):
+        return TypeError(f"{text}write points=[0.3, 0.7]")
+    if not isinstance(points, Sequence):
+        return TypeError(f"{text}make a list of them, points=[0.3, 0.7]")
+    if any(isinstance(row, Sequence) for row in points):
+        return TypeError(f"{text}each integral has a row, and NaN fills up those that are shorter")
+    return TypeError(f"{text}{error}")
 
 
 def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) -> tuple[int, ...]:
@@ -320,8 +346,8 @@ def _batch_shape(tensors: dict[str, Tensor | Element], points: Tensor | None) ->
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
             f"the batch shapes do not broadcast: {shown}. An argument that carries a vector, matrix or sequence "
-            "for each element is passed as quadgrad.element(t, ndim=k); points enumerates breakpoints along its "
-            "last dimension"
+            "for each element is passed as quadgrad.element(t, ndim=k), or closed over if it is the same for all; "
+            "points enumerates breakpoints along its last dimension"
         ) from None
 
 
@@ -367,7 +393,7 @@ def check_options(on_failure: str, chunk_size: int | None, gradient: Any) -> Non
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size={chunk_size!r} must be a positive whole number of nodes")
     if not isinstance(gradient, GradientMode):
-        raise TypeError(f"gradient={gradient!r} must be a gradient mode such as quadgrad.Reuse()")
+        raise TypeError(f"gradient={gradient!r} must be a gradient mode: quadgrad.Reuse() or quadgrad.Resolve()")
 
 
 def check_limit_gradient(limit_gradient: str) -> None:

@@ -188,7 +188,7 @@ def _integrate(
         _unflatten(status, shape),
         _unflatten(found.nfev, shape),
         found.plan,
-        offending_point(primal.problem, found, status, first or 0) if failed else "",
+        offending_point(primal.problem, found, status, first or 0, log) if failed else "",
         derived.derivative,
         primal if problem.flowing and not in_transform() else None,
         plain_numbers(problem) and problem.tolerance.rtol == make_tolerance(None, 0.0, epsilon(torch.float32)).rtol,

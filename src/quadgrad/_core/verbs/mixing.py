@@ -21,6 +21,9 @@ APART = 1e-3
 """Values that differ by more than this part of them are not the same: solvers inside f may share steps among its x,
 whose tolerance is most often smaller, and what takes x as a whole is off by far more."""
 
+ASIDE = 0.1875
+"""How far off, relative to the interval, the x are that stand beside the one that is compared."""
+
 _MIXES = (
     "the {} gives {:.6g} and {:.6g} for the same x, called with other x beside it: it takes x or args as a whole, "
     "as p[0], p[..., 0], p.sum(), x.max(), softmax and BatchNorm in training mode (net.eval()) do. It is called "
@@ -49,7 +52,10 @@ def refuse_mixing(problem: Problem, probe: Tensor, index: int) -> None:
         return
     else:  # what is compared comes last: it is the first that is taken for all
         owner, at = torch.tensor([batch - 1, batch // 2, index], device=probe.device), (-1, -1)
-        x = problem.limits.detach().inner_points(batch).index_select(0, owner)[None]
+        # Others than the one that is compared stand aside: where limits are shared all x would be the largest, too.
+        limits = problem.limits.detach()
+        aside, x = limits.inner_points(batch, ASIDE), limits.inner_points(batch)
+        x = torch.cat((aside.index_select(0, owner[:2]), x.index_select(0, owner[2:])))[None]
         alone = probe[(0,) * (integrand.rank + 1)]
     record = current_record()
     own = InnerRecord(depth=record.depth if record else 1, again=True)  # what integrals inside f say is of no node

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from quadgrad._core.eager import left_eager
+from quadgrad._core.keywords import names_ours
 from quadgrad._core.perturbations.averaged import PerturbedMean
 from quadgrad._core.perturbations.noise import Noise, make_keys
 from quadgrad._core.perturbations.transport import Transport
@@ -30,6 +31,7 @@ def usual_size(total: int, batch: int) -> int:
     return max(batch, min(MOST, max(FEWEST, int(SHARE * total))))
 
 
+@names_ours
 @left_eager
 def perturbation_loss(
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -142,7 +144,7 @@ def perturbation_loss(
 
 def _check(loss: Any, x: Any, target: Any) -> None:
     if not callable(loss):
-        raise TypeError(f"loss={loss!r} is not callable: pass a function of (xs, targets)")
+        raise TypeError(f"loss={loss!r:.80} is not callable: pass a function of (xs, targets)")
     for name, value in (("x", x), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}: pass a tensor, (B, ...)")

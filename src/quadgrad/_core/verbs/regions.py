@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quadgrad._core.integrand import Element
+from quadgrad._core.keywords import turned_round
 from quadgrad._core.regions.mapped import Mapped, over_unit_cube
 from quadgrad._core.regions.through import Through
 from quadgrad._core.regions.where import Boundary, Where
@@ -82,7 +83,4 @@ def _meant(a: Any) -> str:
     """Say what to write where something else than a corner was given alone."""
     if isinstance(a, Mapped | Where | Boundary):
         return f". It has a name: region={type(a).__name__}(...)"
-    if isinstance(a, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in a):
-        low, high = ([pair[k] for pair in a] for k in range(2))
-        return f". A pair for each coordinate is turned round: a={low!r:.60}, b={high!r:.60}"
-    return ""
+    return turned_round(a)

@@ -30,16 +30,18 @@ LARGER = 1e3
 """So many times larger is the part of a complex integrand that an integral is said to fail for."""
 
 
-def offending_point(problem: Problem, found: Found, status: Tensor, first: int = 0) -> str:
+def offending_point(problem: Problem, found: Found, status: Tensor, first: int = 0, log: bool = False) -> str:
     """Return what more is known of the first integral that failed: an x, and a remedy; empty if nothing is.
 
-    Integrals are counted from ``first``.
+    Integrals are counted from ``first``; with ``log`` f is taken for a logarithm.
     """
     plan = found.plan
     text = _not_finite(problem, plan, status, first)
     if not text:
         failed = (status.reshape(-1) != int(Status.CONVERGED)).nonzero()[:1, 0].tolist()
         text = "".join(_hard_place(problem, plan, index, first) for index in failed)
+    if log and bool((status == int(Status.DIVERGENT)).any()):
+        text += " With log=True f returns the logarithm of the integrand: of a density log_prob(x), without exp."
     text += _need(found, status, problem.max_nfev, first)
     return text + _one_part(problem, plan, status, first) + _too_coarse(problem, plan, status)
 
@@ -228,4 +230,7 @@ def _too_coarse(problem: Problem, plan: IntervalPlan, status: Tensor) -> str:
             " The limits are plain numbers, for which f was called in float32, the default dtype: with a limit "
             "torch.tensor(0.0, dtype=torch.float64) it is called in float64."
         )
+    coarse = [i for i, t in enumerate(problem.given) if t is not None and t.dtype in (torch.float32, torch.float16)]
+    if coarse and problem.integrand.call_dtype == torch.float64:
+        return f" args[{coarse[0]}] is not in double precision, which f may need: pass it as .double()."
     return ""
