@@ -7,6 +7,7 @@ with it, which the sum over fixed cells does not have.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ from quadgrad._core.breakpoints.unmarked import BESIDE_JUMP, nudge
 from quadgrad._core.estimates.null_rules import largest_component
 from quadgrad._core.gradient.boundary import FARTHER, found_places, reading_distance
 from quadgrad._core.gradient.kinks import bends_at
+from quadgrad._core.integrand import Argument, Integrand
+from quadgrad._core.mesh.interval import lay_out
+from quadgrad._core.mesh.limits import Limits
+from quadgrad._core.plans.interval import IntervalPlan
 from quadgrad._core.problem import Problem
 
-__all__ = ["find_moving_place", "find_steep_place"]
+__all__ = ["find_lost_kink", "find_moving_place", "find_steep_place"]
 
 BESIDE = 16.0
 """How many times farther out f is read to tell a jump, beside which it is level."""
@@ -36,6 +41,18 @@ DIRECTIONS = 4
 
 SEEN = 1e-3
 """Of derivatives may be lost in rounding, single precision's too, when they are added up."""
+
+AWAY = 64.0
+"""Spacings of x at which f is read beside the end of a cell."""
+
+BESIDE_END = (0.0625, 0.14, 0.25)
+"""Parts of a cell at which its derivative shows how much it changes anyway."""
+
+MOST, PARTS = 64, 16
+"""Ends of cells that are looked at more closely, and parts into which what is around them is divided at a time."""
+
+JUMPS = 1e-6
+"""By so much of itself a derivative jumps that does."""
 
 MOVED = 0.1
 """What f beside a place changes by, relative to itself, when arguments are changed a little and it moves."""
@@ -93,6 +110,116 @@ def find_steep_place(problem: Problem) -> str:
     return ""
 
 
+def find_lost_kink(problem: Problem, plan: IntervalPlan) -> str:
+    """Return where f bends at a place that moves, and cells end there anyway, so that search has not noticed it.
+
+    The derivative of f by what moves the place jumps there. A sum over fixed cells has the integral of that, but no
+    derivative of where it jumps. It is read right beside the upper ends of cells, and as far from them as the
+    outermost nodes, beyond which no rule sees.
+    """
+    hidden = in_transform()  # so that any argument may be what derivatives are asked by
+    if hidden and not problem.integrand.arguments:  # what f closes over is not to be seen
+        return ""
+    with problem.outside() as fixed:
+        integrand = _with_leaves(fixed.integrand, problem.integrand, hidden)
+        for first in range(0, len(plan), problem.block):
+            place = _lost_among(integrand, plan.take(slice(first, first + problem.block)), fixed.limits)
+            if place:
+                return place
+    return ""
+
+
+def _lost_among(integrand: Integrand, cells: IntervalPlan, limits: Limits) -> str:
+    pieces = limits.pieces()
+    lower, upper = pieces.ends(cells.row)
+    ends, _ = lay_out(pieces, cells.row, cells.start, cells.stop, None).nodes(cells.start.new_tensor([0.0, 1.0]))
+    place, width = ends.amax(0), (ends[1] - ends[0]).abs()
+    width = torch.minimum(width, torch.minimum(place - lower, upper - place))
+    spacing = limits.next_to(place, torch.full_like(place, torch.inf)) - place
+    away = torch.maximum(AWAY * spacing, AWAY * limits.rounding.eps * width)
+    beside = float(cells.tau[0])
+    inside = (away < beside * width) & width.isfinite()
+    if not bool(inside.any()):
+        return ""
+    place, width, away, owner = place[inside], width[inside], away[inside], cells.owner[inside]
+    steps = torch.stack((away, *(share * width for share in (beside, *BESIDE_END))))
+    read = _read(integrand, place + torch.cat((steps, -steps)), owner)
+    if read is None:
+        return ""
+    right, left = read[1].chunk(2, dim=1)
+    jump = _norm(right - left)[:2]
+    smooth = torch.stack([_norm(side[:, 2:] - side[:, 1:-1]).amax(0) for side in (right, left)]).amax(0)
+    level = torch.stack((_norm(right), _norm(left))).amax((0, 1))
+    near, outer = jump[0] > JUMPS * level, (jump[1] > smooth) & (jump[1] > JUMPS**0.5 * level)
+    some = (near | outer).nonzero()[:MOST, 0]
+    reach, middle = torch.where(near, away, beside * width)[some], place[some]
+    size = read[0].abs().amax(0)[some]
+    lost, place = _bends(integrand, (middle - reach, middle + reach), owner[some], size, limits.rounding.eps)
+    for index in lost.nonzero()[:1, 0].tolist():
+        which = f" (integral {int(owner[some][index])})" if cells.batch > 1 else ""
+        return f"x = {float(place[index]):.6g}{which}"
+    return ""
+
+
+def _bends(
+    integrand: Integrand, ends: tuple[Tensor, Tensor], owner: Tensor, size: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Close in on the largest difference of the derivative; return whether it stays and f is continuous, and where.
+
+    ``size`` is that of f around.
+    """
+    left, right = ends
+    lost, gap, reference = torch.ones_like(left, dtype=torch.bool), torch.zeros_like(left), None
+    finest = 4.0 * eps * torch.maximum(right - left, torch.maximum(left.abs(), right.abs()))
+    steps = torch.arange(PARTS + 1, device=left.device, dtype=left.dtype)[:, None] / PARTS
+    while bool((wide := lost & (right - left > finest)).any()):
+        x = left + (right - left) * steps
+        read = _read(integrand, x, owner)
+        if read is None:
+            return torch.zeros_like(lost), left
+        y, along = read
+        rise, at = _norm(along[:, 1:] - along[:, :-1]).max(0)
+        reference = rise if reference is None else reference
+        lost &= (rise >= 0.5 * reference) & (rise > 0.0)
+        part = torch.stack((at, at + 1))
+        gap = torch.where(wide, y.gather(0, part).diff(dim=0)[0].abs(), gap)
+        left, right = torch.where(wide & lost, x.gather(0, part), torch.stack((left, right))).unbind()
+    return lost & (gap <= CONTINUOUS * size), 0.5 * (left + right)
+
+
+def _read(integrand: Integrand, x: Tensor, owner: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return f at x ``(m, n)``, its components mixed, and its derivatives along directions, if it has any."""
+    with torch.enable_grad():
+        try:
+            y = integrand(x, owner)
+        except RuntimeError:  # f closes over what only is something inside of the transforms
+            return None
+        if not y.requires_grad:
+            return None
+        parts = (torch.view_as_real(y) if y.is_complex() else y).reshape(*x.shape, -1)
+        mixed = parts @ torch.randn(parts.shape[2], generator=torch.Generator().manual_seed(1)).to(parts)
+        along = _along(mixed, _leaves(y.grad_fn))
+    return None if along is None else (mixed.detach(), along)
+
+
+def _norm(along: Tensor) -> Tensor:
+    """Return the norm over directions, which come first."""
+    return along.square().sum(0).sqrt()
+
+
+def _with_leaves(plain: Integrand, given: Integrand, hidden: bool) -> Integrand:
+    """Return an integrand of which those arguments are leaves that derivatives may be asked by."""
+
+    def leaf(argument: Argument, own: Argument) -> Argument:
+        value, mine = argument.value, own.value
+        if not isinstance(value, Tensor) or not isinstance(mine, Tensor) or not value.is_floating_point():
+            return argument
+        return replace(argument, value=value.detach().requires_grad_(hidden or mine.requires_grad))
+
+    pairs = zip(plain.arguments, given.arguments, strict=True)
+    return replace(plain, arguments=tuple(leaf(a, b) for a, b in pairs), captured=None, stack=None)
+
+
 def _is_rough(y: Tensor) -> tuple[Tensor, Tensor]:
     """Tell where f jumps, and where it grows towards a place, from values ``(6, batch, components)``."""
     size = y.abs()
@@ -127,15 +254,24 @@ def _grows(problem: Problem, x: Tensor, before: Tensor, steep: bool = False) -> 
 
 
 def _slopes(y: Tensor, leaves: list[Tensor]) -> Tensor:
-    """Return how large the derivatives of each number by all leaves are: along a few directions, or one by one.
+    """Return how large the derivatives of each number by all leaves are: along directions, or one by one."""
+    along = _along(y, leaves)
+    if along is not None:
+        return _norm(along)
+    each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in y.flatten().unbind()]
+    return torch.stack([_size(gradients, y) for gradients in each]).reshape(y.shape)
+
+
+def _along(y: Tensor, leaves: list[Tensor]) -> Tensor | None:
+    """Return the derivatives of all numbers along a few random directions, ``(DIRECTIONS, *y.shape)``.
 
     A backward pass is linear in what it is given: its own derivative by that is the derivative of each number along
-    a direction, of all numbers at once. A function that refuses second derivatives, or hides them, shows
-    in the sum.
+    a direction, of all numbers at once. Of a function that refuses second derivatives there are none; that it hides
+    them shows in the sum.
     """
     seed = torch.ones_like(y).requires_grad_()
     draws = torch.Generator().manual_seed(0)
-    squares = torch.zeros_like(y)
+    found: list[Tensor] = []
     try:
         slopes = [slope for slope in pull_back([y], leaves, [seed], create_graph=True) if slope is not None]
         for _ in range(DIRECTIONS if slopes else 0):
@@ -143,12 +279,11 @@ def _slopes(y: Tensor, leaves: list[Tensor]) -> Tensor:
             (along,) = pull_back(slopes, [seed], direction, retain_graph=True)
             whole = sum((s.detach() * d.conj()).sum().real for s, d in zip(slopes, direction, strict=True))
             if along is None or not bool((along.sum() - whole).abs() <= SEEN * along.abs().sum()):
-                raise RuntimeError("a part of the second derivative is hidden")
-            squares += along.square()
-        return squares.sqrt()
+                return None
+            found.append(along)
     except RuntimeError:
-        each = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in y.flatten().unbind()]
-        return torch.stack([_size(gradients, y) for gradients in each]).reshape(y.shape)
+        return None
+    return torch.stack(found) if found else y.detach().new_zeros((DIRECTIONS, *y.shape))
 
 
 def _size(gradients: tuple[Any, ...], like: Tensor) -> Tensor:

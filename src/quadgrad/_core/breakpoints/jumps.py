@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quadgrad._core._torch import differentiations, in_transform
 from quadgrad._core.breakpoints.crossings import Zeros, scan_pieces, scan_plan
-from quadgrad._core.breakpoints.found import find_moving_place, find_steep_place
+from quadgrad._core.breakpoints.found import find_lost_kink, find_moving_place, find_steep_place
 from quadgrad._core.breakpoints.implicit import attach_derivatives
 from quadgrad._core.breakpoints.unmarked import Least, find_stale_breakpoint, find_unmarked_jump
 from quadgrad._core.errors import UnmarkedJumpWarning, warn
@@ -138,29 +138,44 @@ def note_found_places(problem: Problem, silent: bool) -> bool:
     return bool(place)
 
 
-def note_second_derivatives(problem: Problem, value: Tensor) -> Tensor:
-    """Return a value that says so if its derivative is differentiated, and that is wrong because f is too steep."""
-    if not problem.limits.found or not problem.batch or (in_transform() and differentiations() < 2):
-        return value
-    place = find_steep_place(problem)
-    if not place:
-        return value
-    text = (
-        f"second derivatives are wrong where the place {place} depends on a parameter: the integrand is continuous "
-        "there, but its slope is infinite. Name the place in points=, as a tensor that requires grad, with "
-        'limit_gradient="pathwise"'
-    )
-    if in_transform():
+def note_second_derivatives(problem: Problem, plan: IntervalPlan, value: Tensor) -> None:
+    """Have it said, if the derivative of a value is differentiated, that this is wrong: f is too steep, or bent."""
+    if not problem.batch:
+        return
+    if not in_transform():
+        if value.requires_grad:
+            value.register_hook(_Look(problem, plan))
+    elif differentiations() >= 2 and (text := _what_is_wrong(problem, plan)):
         _note(text)
-    elif value.requires_grad:
 
-        def look(_: Tensor) -> None:
-            if torch.is_grad_enabled():  # the gradient is made to be differentiated
+
+class _Look:
+    """A hook that looks when a gradient is made to be differentiated: once."""
+
+    def __init__(self, problem: Problem, plan: IntervalPlan) -> None:
+        self.about: tuple[Problem, IntervalPlan] | None = (problem, plan)
+
+    def __call__(self, _: Tensor) -> None:
+        if self.about is not None and torch.is_grad_enabled():
+            about, self.about = self.about, None
+            if text := _what_is_wrong(*about):
                 warn(text, UnmarkedJumpWarning)
 
-        value = value.view_as(value)
-        value.register_hook(look)
-    return value
+
+def _what_is_wrong(problem: Problem, plan: IntervalPlan) -> str:
+    """Say what second derivatives lack, if anything."""
+    name_it = "Name the place in points=, as a tensor that requires grad,"
+    if problem.limits.found and (place := find_steep_place(problem)):
+        return (
+            f"second derivatives are wrong where the place {place} depends on a parameter: the integrand is "
+            f'continuous there, but its slope is infinite. {name_it} with limit_gradient="pathwise"'
+        )
+    if place := find_lost_kink(problem, plan):
+        return (
+            f"second derivatives lack what the kink at {place} adds by moving: nothing marks it, and cells end "
+            f"there anyway. {name_it} or give jumps= a function that is 0 there"
+        )
+    return ""
 
 
 def note_unmarked_jumps(problem: Problem, plan: IntervalPlan | None, least: Least) -> bool:

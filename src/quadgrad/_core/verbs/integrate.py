@@ -168,7 +168,7 @@ def _integrate(
         watched.follow(derived.value)
     value, error, status = derived.value, found.error, found.status
     if problem.flowing and not primal.unfollowed:
-        value = note_second_derivatives(primal.problem, value)
+        note_second_derivatives(primal.problem, found.plan, value)
     if problem.flowing and len(found.plan) == 0 and not in_transform():
         value = with_no_share_of(probe, value)
     if logs:
