@@ -52,6 +52,20 @@ def test_a_kink_at_the_end_of_a_cell_is_told(k: float) -> None:
         assert len(heard) == 1 and "second derivatives lack" in heard[0] and "jumps=" in heard[0]
 
 
+@pytest.mark.parametrize("rtol", (1e-2, 1e-4, 1e-6, 1e-8))
+def test_a_kink_anywhere_is_in_the_second_derivative_or_told(rtol: float) -> None:
+    """Where the value is accurate enough without its place, search does not look for that."""
+    draws = torch.Generator().manual_seed(round(-math.log10(rtol)))
+    for k in (1.8 * torch.rand(30, dtype=torch.float64, generator=draws) - 0.9).tolist():
+        place = leaf(k)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            value = qg.quad(hinge, t64(-1.0), 1.0, (place,), rtol=rtol).value
+            (slope,) = torch.autograd.grad(value, place, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, place)
+        assert bool(heard) != (abs(float(bend) - math.exp(-k * k)) < 0.01)
+
+
 @pytest.mark.parametrize(
     ("f", "a", "b", "k"),
     [

@@ -45,14 +45,14 @@ SEEN = 1e-3
 AWAY = 64.0
 """Spacings of x at which f is read beside the end of a cell."""
 
-BESIDE_END = (0.0625, 0.14, 0.25)
-"""Parts of a cell at which its derivative shows how much it changes anyway."""
+UNUSUAL = 8.0
+"""A derivative that jumps between two nodes changes so many times faster there than it usually does in a cell."""
 
 MOST, PARTS = 64, 16
-"""Ends of cells that are looked at more closely, and parts into which what is around them is divided at a time."""
+"""Stretches that are looked at more closely, and parts into which they are divided at a time."""
 
 JUMPS = 1e-6
-"""By so much of itself a derivative jumps that does."""
+"""By so much of itself a derivative jumps between neighbouring numbers; between nodes by the root of that."""
 
 MOVED = 0.1
 """What f beside a place changes by, relative to itself, when arguments are changed a little and it moves."""
@@ -111,11 +111,11 @@ def find_steep_place(problem: Problem) -> str:
 
 
 def find_lost_kink(problem: Problem, plan: IntervalPlan) -> str:
-    """Return where f bends at a place that moves, and cells end there anyway, so that search has not noticed it.
+    """Return where f bends at a place that moves, and that search has not found, as it did not have to.
 
-    The derivative of f by what moves the place jumps there. A sum over fixed cells has the integral of that, but no
-    derivative of where it jumps. It is read right beside the upper ends of cells, and as far from them as the
-    outermost nodes, beyond which no rule sees.
+    The derivative of f by what moves the place jumps there. A sum over fixed nodes has the integral of that, but no
+    derivative of where it jumps. It is read at all nodes, right beside the upper ends of cells, and as far beyond
+    them as the first node.
     """
     hidden = in_transform()  # so that any argument may be what derivatives are asked by
     if hidden and not problem.integrand.arguments:  # what f closes over is not to be seen
@@ -130,33 +130,36 @@ def find_lost_kink(problem: Problem, plan: IntervalPlan) -> str:
 
 
 def _lost_among(integrand: Integrand, cells: IntervalPlan, limits: Limits) -> str:
-    pieces = limits.pieces()
+    pieces, owner = limits.pieces(), cells.owner
     lower, upper = pieces.ends(cells.row)
     ends, _ = lay_out(pieces, cells.row, cells.start, cells.stop, None).nodes(cells.start.new_tensor([0.0, 1.0]))
     place, width = ends.amax(0), (ends[1] - ends[0]).abs()
     width = torch.minimum(width, torch.minimum(place - lower, upper - place))
     spacing = limits.next_to(place, torch.full_like(place, torch.inf)) - place
     away = torch.maximum(AWAY * spacing, AWAY * limits.rounding.eps * width)
-    beside = float(cells.tau[0])
-    inside = (away < beside * width) & width.isfinite()
-    if not bool(inside.any()):
-        return ""
-    place, width, away, owner = place[inside], width[inside], away[inside], cells.owner[inside]
-    steps = torch.stack((away, *(share * width for share in (beside, *BESIDE_END))))
-    read = _read(integrand, place + torch.cat((steps, -steps)), owner)
+    outer = float(cells.tau[0]) * width
+    x = pieces.lay_out(cells).nodes(cells.tau)[0].sort(dim=0).values
+    around = place + torch.stack((-away, away, outer))
+    x = torch.cat((x, torch.where((away < outer) & outer.isfinite(), around, x[-1:])))
+    read = _read(integrand, x, owner)
     if read is None:
         return ""
-    right, left = read[1].chunk(2, dim=1)
-    jump = _norm(right - left)[:2]
-    smooth = torch.stack([_norm(side[:, 2:] - side[:, 1:-1]).amax(0) for side in (right, left)]).amax(0)
-    level = torch.stack((_norm(right), _norm(left))).amax((0, 1))
-    near, outer = jump[0] > JUMPS * level, (jump[1] > smooth) & (jump[1] > JUMPS**0.5 * level)
-    some = (near | outer).nonzero()[:MOST, 0]
-    reach, middle = torch.where(near, away, beside * width)[some], place[some]
-    size = read[0].abs().amax(0)[some]
-    lost, place = _bends(integrand, (middle - reach, middle + reach), owner[some], size, limits.rounding.eps)
+    rise, level = _norm(read[1].diff(dim=1)), _norm(read[1]).amax(0).nan_to_num(0.0, 0.0)
+    whole = level.new_zeros(cells.batch).scatter_reduce_(0, owner, level, "amax")[owner]
+    rate = (rise / x.diff(dim=0)).nan_to_num(0.0, 0.0, 0.0)
+    least = rate.new_full((len(rate), 1), JUMPS**0.5)
+    least[-2] = JUMPS  # where nothing smooth changes
+    usual = rate[:-3].median(dim=0).values
+    stands_out = torch.where(
+        (rise > torch.maximum(least * level, JUMPS * whole)) & (rate > UNUSUAL * usual), rate / usual, 0.0
+    )
+    at = stands_out.flatten().topk(min(MOST, stands_out.numel())).indices
+    at = at[stands_out.flatten()[at] > 0.0]
+    cell = at % len(owner)
+    between = x.flatten()[at], x.flatten()[at + len(owner)]
+    lost, place = _bends(integrand, between, owner[cell], read[0].abs().amax(0)[cell], limits.rounding.eps)
     for index in lost.nonzero()[:1, 0].tolist():
-        which = f" (integral {int(owner[some][index])})" if cells.batch > 1 else ""
+        which = f" (integral {int(owner[cell][index])})" if cells.batch > 1 else ""
         return f"x = {float(place[index]):.6g}{which}"
     return ""
 

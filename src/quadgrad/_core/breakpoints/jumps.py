@@ -172,8 +172,8 @@ def _what_is_wrong(problem: Problem, plan: IntervalPlan) -> str:
         )
     if place := find_lost_kink(problem, plan):
         return (
-            f"second derivatives lack what the kink at {place} adds by moving: nothing marks it, and cells end "
-            f"there anyway. {name_it} or give jumps= a function that is 0 there"
+            f"second derivatives lack what the kink at {place} adds by moving: nothing marks it, and the value is "
+            f"accurate enough without it. {name_it} or give jumps= a function that is 0 there"
         )
     return ""
 
