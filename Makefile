@@ -34,8 +34,8 @@ $(VENV)/.bench: $(VENV)/.user
 demo: $(VENV)/.user  ## fit models to real data: values, errors, gradients and a picture
 	$(BIN)/quadgrad demo $(ARGS)
 
-# Searches are compared node by node. Rules of one dimension have the same bits everywhere; those on boxes, and what
-# curves are made of, are solved with the BLAS kernels that NumPy chooses by the processor: here the same on all of x86.
+# Searches are compared node by node, and the last bits of a rule or a product of matrices, which decide close to
+# rounding, are those of the BLAS kernels that NumPy and torch choose by the processor: here the same on all of x86.
 SAME_BITS := OPENBLAS_CORETYPE=Haswell
 
 # One thread in each of the parallel workers: with torch's own threads they would fight over the cores. Groups of tests

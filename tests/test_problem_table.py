@@ -42,7 +42,6 @@ NOT_CONVERGED: dict[str, tuple[str, str]] = {
     "inverse roots and a pole 2^-12": (ROUNDED, "1e-12 float32"),
     "inverse roots and cos(2^5 x)": (ROUNDED, "1e-12"),
     "log(1/x)^-0.5": (ROUNDED, "1e-12"),
-    "marked |x-1/3|^-0.8": (ROUNDED, "1e-12"),
     "marked |x-1/3|^-0.9": (ROUNDED, "1e-12 float32"),
     "marked two singularities": (ROUNDED, "1e-12"),
     "1/(x log(x)^2)": (LOGARITHMIC, "float32"),

@@ -290,7 +290,7 @@ class _Refinement:
         ends = values[:, touches]
         terms, seen = apply(self.rule.shares, ends), apply(self.rule.weights[None], ends)[0]
         # Whichever column is best: the lowest that will do may leave nothing beyond the nodes.
-        value, doubt, _, rounding, column = to_the_end(terms, terms.abs(), (0.0, self.noise))
+        value, doubt, _, column = to_the_end(terms, terms.abs(), 0.0)
         value = value.reshape(seen.shape)
         kind[touches] = (EXTRAPOLATED + column).to(kind.dtype)
         whole[touches] = value - seen
@@ -300,8 +300,9 @@ class _Refinement:
         y = torch.full_like(plan.start[touches], -2.0 * DEPTH * math.log(2.0) / len(terms))
         missed = largest_component((tails.at(back, y) - (tails.whole + terms[-2:].sum(0))).abs())
         size = largest_component(tails.whole.abs())
-        law[touches] = torch.minimum((SAFETY * missed).nan_to_num(torch.inf), size)
-        law[touches] += (doubt + rounding).nan_to_num(torch.inf, torch.inf)
+        law[touches] = torch.minimum((SAFETY * missed).nan_to_num(torch.inf), size) + doubt.nan_to_num(
+            torch.inf, torch.inf
+        )
         return whole, law, kind
 
     def _sort(self) -> None:

@@ -102,18 +102,20 @@ def conclude(
     held : Tensor of int64, shape (k,), optional
         The column of the epsilon table where it is not chosen here.
     """
-    _, eps = tolerances
+    rtol, eps = tolerances
     sizes, inside = terms.abs(), ~touches
     unseen, hidden, blur = (largest_component(error) for error in errors)
-    beyond, doubt, gain, rounding, column = to_the_end(terms, sizes, tolerances, held)
+    beyond, doubt, gain, column = to_the_end(terms, sizes, rtol, held)
     value, column = torch.where(align(touches, value), beyond, value), column.masked_fill(inside, -1)
-    doubt, rounding, gain = (t.masked_fill(inside, no) for t, no in ((doubt, 0.0), (rounding, 0.0), (gain, 1.0)))
+    doubt, gain = doubt.masked_fill(inside, 0.0), gain.masked_fill(inside, 1.0)
     if deep is not None:
-        off = (errors[0] + errors[1]).add_(sizes[-1], alpha=FLOOR * eps)
-        lawless, missed = see_deep(terms, sizes, deep, off, beyond - terms.sum(0))
+        lawless, missed = see_deep(terms, sizes, deep, errors[0] + errors[1], beyond - terms.sum(0))
         doubt = torch.where(lawless, torch.maximum(doubt, missed[0]), doubt) + missed[1]
     size = torch.maximum(size, largest_component(value.abs()))
-    floor, blur = rounding.add(size, alpha=FLOOR * eps), torch.minimum(gain * blur, size)
+    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms differ by as much;
+    # that of two sequences, or a logarithm, once more.
+    last, multiplied = largest_component(sizes[-1]), torch.where(column > 1, gain**1.25, gain) - 1.0
+    floor, blur = (FLOOR * eps) * torch.addcmul(size, multiplied, last), torch.minimum(gain * blur, size)
     curable = torch.addcmul(doubt + hidden, gain, unseen)
     error = (torch.maximum(curable, floor) + blur).nan_to_num(torch.inf, posinf=torch.inf)
     return Concluded(value, error, floor, blur, doubt, curable, column, size)
@@ -215,37 +217,29 @@ def unexplained(
 
 
 def to_the_end(
-    terms: Tensor, sizes: Tensor, tolerances: tuple[float, float], held: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Extrapolate a series: limit, its error, what multiplies the terms' errors, their rounding then, the column.
+    terms: Tensor, sizes: Tensor, rtol: float, held: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Extrapolate a series: its limit, the limit's error, what multiplies the terms' errors, and the column taken.
 
     The lowest column that is good enough is taken: in higher ones rounding is amplified, in the gradient above all.
     Where a column is ``held``, that one is.
     """
-    rtol, eps = tolerances
     table = extrapolate(terms, COLUMNS, sizes)
     # Where the term before is 0 the ratio is infinite, or, if the last one is, too, 0.
     ratio = largest_component((sizes[-1] / sizes[-2]).nan_to_num(0.0, torch.inf))
     converges = ratio < 1.0
     value, doubts = table[0][-1], _doubts(table)
-    # Of terms of 1/x, which differ by rounding alone, the gain is 1 / eps**2: held at 1e16 it hid what they sum to.
-    gain = (1.0 - ratio).clamp_min(torch.finfo(ratio.dtype).eps) ** -2
-    # What rounding does to the last terms extrapolation multiplies, in replay, too, whose terms differ by as much;
-    # that of two sequences, or a logarithm, once more.
-    last = (FLOOR * eps) * largest_component(sizes[-1])
-    roundings = torch.zeros_like(last), last * (gain - 1.0), last * (gain**1.25 - 1.0)
-    doubt, rounding, column = doubts[0], roundings[0], torch.zeros_like(ratio, dtype=torch.int64)
+    doubt, column = doubts[0], torch.zeros_like(ratio, dtype=torch.int64)
     for k in range(1, COLUMNS):
         if held is None:
-            better = (doubts[k] + roundings[k] < doubt + rounding) & converges
-            better &= doubt > CLOSE * rtol * largest_component(value.abs())
+            better = (doubts[k] < doubt) & (doubt > CLOSE * rtol * largest_component(value.abs())) & converges
         else:
             better = held == k
         value = torch.where(align(better, value), table[k][-1], value)
-        doubt, rounding = torch.where(better, doubts[k], doubt), torch.where(better, roundings[k], rounding)
-        column = column.masked_fill(better, k)
-    doubt = torch.where(converges, doubt, SAFETY * largest_component(sizes.sum(0)))
-    return value, doubt, gain.masked_fill(column == 0, 1.0), rounding, column
+        doubt, column = torch.where(better, doubts[k], doubt), column.masked_fill(better, k)
+    # Of terms of 1/x, which differ by rounding alone, the gain is 1 / eps**2: held at 1e16 it hid what they sum to.
+    gain = ((1.0 - ratio).clamp_min(torch.finfo(ratio.dtype).eps) ** -2).masked_fill(column == 0, 1.0)
+    return value, torch.where(converges, doubt, SAFETY * largest_component(sizes.sum(0))), gain, column
 
 
 def _doubts(table: list[tuple[Tensor, ...]]) -> list[Tensor]:

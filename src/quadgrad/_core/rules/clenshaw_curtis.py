@@ -13,9 +13,7 @@ def clenshaw_curtis(name: str, count: int) -> Rule:
     The closed rule would call the integrand at the limits, where it may be infinite or raise. The
     weights are Fejer's sum of sines (Waldvogel, *BIT* 46, 2006, eq. 2.5), here for the unit interval.
     """
-    # In extended precision: the last bit of NumPy's sine is the processor's.
-    angle = np.arange(1, count + 1) * (4 * np.arctan(np.longdouble(1)) / (count + 1))
+    angle = np.arange(1, count + 1) * np.pi / (count + 1)
     odd = np.arange(1, count + 1, 2)
-    weights = 2 * np.sin(angle) * (np.sin(np.outer(angle, odd)) / odd).sum(axis=1) / (count + 1)
-    nodes = np.sin(angle / 2) ** 2
-    return Rule(name, nodes.astype(np.float64), weights.astype(np.float64), degree=count)
+    weights = 2.0 / (count + 1) * np.sin(angle) * (np.sin(np.outer(angle, odd)) / odd).sum(axis=1)
+    return Rule(name, np.sin(angle / 2.0) ** 2, weights, degree=count)

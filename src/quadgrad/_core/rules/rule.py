@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from quadgrad._core._torch import in_transform
-from quadgrad._core.rules.extended import Extended, legendre, legendre_integrals, orthonormal, solve
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -101,59 +100,46 @@ class Rule:
     @cached_property
     def _coefficients(self) -> Array:
         """Row j gives the integrand's coefficient in the orthonormal polynomial of degree j."""
-        root = np.sqrt(self.weights.astype(np.longdouble))[:, None]
-        return _rounded((orthonormal(root * legendre(self.nodes, self.nodes.size)) * root).T)
+        root = np.sqrt(self.weights)
+        orthonormal, _ = np.linalg.qr(root[:, None] * self._legendre(self.nodes))
+        return (orthonormal * root[:, None]).T
 
     @cached_property
     def halves(self) -> Array:
         """Null rules ``(2, m)`` on the nodes of the left and of the right half, which tell the rougher one.
 
-        Each is the one linear functional of its nodes that annihilates all polynomials it can: the divided
-        difference, times a number.
+        Each is the one linear functional of its nodes that annihilates all polynomials it can.
         """
         count = (self.nodes.size + 1) // 2
-        null = _barycentric(self.nodes[:count])
-        null = _rounded(null / (count * np.sqrt((null**2).sum())))
+        vandermonde = np.polynomial.legendre.legvander(4.0 * self.nodes[:count] - 1.0, count - 2)
+        null = np.linalg.svd(vandermonde.T)[2][-1] / count
         left = np.concatenate([null, np.zeros(self.nodes.size - count)])
         return np.stack([left, left[::-1]])
 
-    @property
+    @cached_property
     def edges(self) -> Array:
         """The values of the interpolating polynomial at both ends of the unit interval, ``(2, m)``."""
-        return self._interpolated[:2]
+        return self._of_interpolant(self._legendre(np.array([0.0, 1.0])))
 
     @cached_property
     def functionals(self) -> Array:
         """Everything search asks of a cell, ``(FUNCTIONALS, m)``: weights, nulls, halves, slopes, edges."""
         return np.vstack([self.weights, self.nulls, self.halves, self.slopes, self.edges])
 
-    @property
+    @cached_property
     def shares(self) -> Array:
         """The interpolating polynomial's integrals over equal parts of the unit interval, ``(SHARES, m)``."""
-        return self._interpolated[2 : 2 + SHARES]
-
-    @property
-    def gaps(self) -> Array:
-        """The interpolating polynomial's integrals up to the first node and from the last one on, ``(2, m)``."""
-        return self._interpolated[2 + SHARES : 4 + SHARES]
-
-    @property
-    def at_looks(self) -> Array:
-        """The values of the interpolating polynomial at the :attr:`looks`, ``(LOOKS, m)``."""
-        return self._interpolated[4 + SHARES :]
+        gauss, weights = np.polynomial.legendre.leggauss((self.nodes.size + 1) // 2)
+        places = (np.arange(SHARES)[:, None] + 0.5 + 0.5 * gauss) / SHARES
+        return self._of_interpolant(weights @ self._legendre(places) / (2.0 * SHARES))
 
     @cached_property
-    def _interpolated(self) -> Array:
-        """What these make of the values at the nodes, from what they make of Legendre's polynomials."""
-        m, parts = self.nodes.size, np.arange(SHARES + 1) / np.longdouble(SHARES)
-        outside = np.array([0.0, self.nodes[0], self.nodes[-1], 1.0])
-        functionals = (
-            legendre([0.0, 1.0], m),
-            np.diff(legendre_integrals(parts, m), axis=0),
-            np.diff(legendre_integrals(outside, m), axis=0)[::2],
-            legendre(self.looks, m),
-        )
-        return _rounded(solve(legendre(self.nodes, m).T, np.vstack(functionals).T).T)
+    def gaps(self) -> Array:
+        """The interpolating polynomial's integrals up to the first node and from the last one on, ``(2, m)``."""
+        gauss, weights = np.polynomial.legendre.leggauss((self.nodes.size + 1) // 2)
+        low, high = np.array([[0.0], self.nodes[-1:]]), np.array([self.nodes[:1], [1.0]])
+        places = low + (high - low) * (0.5 + 0.5 * gauss)
+        return self._of_interpolant(0.5 * (high - low) * (weights @ self._legendre(places)))
 
     @cached_property
     def looks(self) -> Array:
@@ -162,9 +148,14 @@ class Rule:
         Each is between two nodes, by the angle whose cosine they are; the middle one beside the middle, where there
         is a node already.
         """
-        m, angles = self.nodes.size, np.arccos(1 - 2 * self.nodes.astype(np.longdouble))
+        m, angles = self.nodes.size, np.arccos(1.0 - 2.0 * self.nodes)
         before = np.array([round(m * LOOK_BESIDE) - 1, (m - 1) // 2 - 1, m - 1 - round(m * LOOK_BESIDE)])
-        return _rounded((1 - np.cos((angles[before] + angles[before + 1]) / 2)) / 2)
+        return np.asarray(0.5 - 0.5 * np.cos(0.5 * (angles[before] + angles[before + 1])), dtype=np.float64)
+
+    @cached_property
+    def at_looks(self) -> Array:
+        """The values of the interpolating polynomial there, ``(LOOKS, m)``."""
+        return self._of_interpolant(self._legendre(self.looks))
 
     @cached_property
     def joint(self) -> Array:
@@ -173,13 +164,25 @@ class Rule:
         Five places more than nodes: what is smooth leaves next to nothing there. No column is longer than 1.
         """
         places = np.concatenate([[0.0], self.nodes, [1.0], self.looks])
-        rules = orthonormal(legendre(places, places.size)).T[-len(JOINT) :] * np.array(JOINT)[:, None]
-        return _rounded(rules / np.sqrt((rules**2).sum(0).max()))
+        polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, places.size - 1)
+        rules = np.linalg.qr(polynomials)[0].T[-len(JOINT) :] * np.array(JOINT)[:, None]
+        return np.asarray(rules / np.linalg.norm(rules, axis=0).max(), dtype=np.float64)
 
     @cached_property
     def barycentric(self) -> Array:
         """The weights ``(m,)`` of the interpolating polynomial's barycentric form, times any one number."""
-        return _rounded(_barycentric(self.nodes))
+        apart = self.nodes[:, None] - self.nodes + np.eye(self.nodes.size)
+        size = np.log(np.abs(apart)).sum(1)
+        return np.asarray(np.sign(apart).prod(1) * np.exp(size.min() - size), dtype=np.float64)
+
+    def _legendre(self, places: Array) -> Array:
+        """Return as many Legendre polynomials as there are nodes at places in the unit interval."""
+        polynomials = np.polynomial.legendre.legvander(2.0 * places - 1.0, self.nodes.size - 1)
+        return np.asarray(polynomials, dtype=np.float64)
+
+    def _of_interpolant(self, functionals: Array) -> Array:
+        """Return functionals of the interpolating polynomial ``(k, m)``, given those of Legendre's."""
+        return np.asarray(np.linalg.solve(self._legendre(self.nodes).T, functionals.T).T, dtype=np.float64)
 
     @cached_property
     def parabolas(self) -> tuple[Array, Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
@@ -238,14 +241,3 @@ class Rule:
         if not in_transform() and not torch.is_inference_mode_enabled():
             self._cache[key] = made
         return made
-
-
-def _rounded(table: Extended) -> Array:
-    return np.asarray(table, dtype=np.float64)
-
-
-def _barycentric(nodes: Array) -> Extended:
-    """Return the weights of barycentric interpolation, the largest of which is 1 or -1."""
-    apart = np.subtract.outer(nodes.astype(np.longdouble), nodes) + np.eye(nodes.size)
-    size = np.log(np.abs(apart)).sum(1)
-    return np.sign(apart).prod(1) * np.exp(size.min() - size)

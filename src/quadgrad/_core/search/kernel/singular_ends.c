@@ -119,19 +119,15 @@ INLINE void add_series(const Number *terms, double deep, double steps, Number *l
     extrapolate(terms, limits, s);
 }
 
-/* The column of the epsilon table that sums the series, the one that is held if any is; the limit's error, what
- * amplifies the terms' errors, and what that makes of their rounding. */
-INLINE int choose_column(const EndSummary *s, double rtol, double eps, int held, double *doubt, double *gain,
-                         double *rounding) {
+/* The column of the epsilon table that sums the series, the one that is held if any is; the limit's error, and what
+ * amplifies the terms' errors. */
+INLINE int choose_column(const EndSummary *s, double rtol, int held, double *doubt, double *gain) {
     int best = held > 0 ? held : 0, diverges = s->ratio >= 1.0;
-    double room = larger(1.0 - s->ratio, DBL_EPSILON), most = 1.0 / (room * room), last = C.floor * eps * s->last;
-    const double roundings[COLUMNS] = {0.0, last * (most - 1.0), last * (most * sqrt(sqrt(most)) - 1.0)};
     for (int k = 1; k < COLUMNS && !diverges && held < 0; k++)
-        if (s->doubts[k] + roundings[k] < s->doubts[best] + roundings[best] &&
-            !(s->doubts[best] <= C.close * rtol * s->limits[best]))
-            best = k;
+        if (s->doubts[k] < s->doubts[best] && !(s->doubts[best] <= C.close * rtol * s->limits[best])) best = k;
+    double room = larger(1.0 - s->ratio, DBL_EPSILON);
     *doubt = diverges ? C.safety * s->total : s->doubts[best];
-    *gain = best == 0 ? 1.0 : most, *rounding = roundings[best];
+    *gain = best == 0 ? 1.0 : 1.0 / (room * room);
     if (s->lawless) *doubt = larger(*doubt, C.safety * s->apart[best]);
     *doubt += s->missed[best];
     return best;
@@ -141,13 +137,11 @@ INLINE int choose_column(const EndSummary *s, double rtol, double eps, int held,
 INLINE int estimate_end(const Setting *set, double eps, double rtol, const EndSummary *s, const Layout *layout,
                         int64_t at, Cell *cell) {
     int touches = cell->start == 0.0 || cell->stop == 0.0, column = -1;
-    double doubt = 0.0, gain = 1.0, multiplied = 0.0, value = s->value, reach = layout->reach[at];
-    if (touches) {
-        column = choose_column(s, rtol, eps, cell->kind - HELD - EXTRAPOLATED, &doubt, &gain, &multiplied);
-        value = s->limits[column];
-    }
-    double whole = larger(s->size, value);
-    double floor = C.floor * eps * whole + multiplied, place = smaller(gain * s->blur, whole);
+    double doubt = 0.0, gain = 1.0, value = s->value, reach = layout->reach[at];
+    if (touches)
+        column = choose_column(s, rtol, cell->kind - HELD - EXTRAPOLATED, &doubt, &gain), value = s->limits[column];
+    double whole = larger(s->size, value), multiplied = (column > 1 ? gain * sqrt(sqrt(gain)) : gain) - 1.0;
+    double floor = C.floor * eps * (whole + multiplied * s->last), place = smaller(gain * s->blur, whole);
     double rounding = floor + place, curable = doubt + gain * s->error + s->hidden;
     double all = larger(curable + place, rounding);
     int lost = !(all < INFINITY) || !(rounding < INFINITY);
@@ -179,7 +173,7 @@ INLINE void weigh_sizes(const Rule *rule, const Tile *y, int64_t whole, double *
 
 /* Enter what a component is like, which begins in column c of the tile. */
 INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums, int64_t c, int64_t parts,
-                          double highest, double error, double eps, const Number *values, double steps, double near,
+                          double highest, double error, const Number *values, double steps, double near,
                           double shaken, Number *limits, EndSummary *s) {
     const Tile *edges = sums + FUNCTIONALS - 2, *shares = sums + FUNCTIONALS;
     Number terms[SHARES], at_edges[2];
@@ -188,7 +182,7 @@ INLINE void add_component(const Setting *set, const Cell *cell, const Tile *sums
     double hidden = larger(size_of(minus(at_edges[0], values[0])) - C.beyond * highest, 0.0);
     if (cell->start == 0.0 || cell->stop == 0.0) {
         add_series(terms, size_of(values[1]), steps, limits, s);
-        error += hidden * set->rule->nodes[0] + C.floor * eps * size_of(terms[SHARES - 1]);
+        error += hidden * set->rule->nodes[0];
         if (near > 0.0) add_unexplained(terms, parts, at_edges[1], values[2], near, shaken, error, limits, s);
     } else {
         hidden += larger(size_of(minus(at_edges[1], values[1])) - C.beyond * highest, 0.0);
@@ -276,7 +270,7 @@ INLINE void measure_end_group(const Setting *set, int64_t parts, double eps, dou
             double close = fabs((cell->start >= 0.0 ? cell->stop : cell->start) *
                                 exp(rows->rate[at] * (1.0 + rows->near[at] / SHARES)));
             double shaken = set->eps * rows->reach[at] / (rows->span[at] * close);
-            add_component(set, cell, sums, c, parts, highest[c], error[c], eps, ends, steps, steps_near, shaken,
+            add_component(set, cell, sums, c, parts, highest[c], error[c], ends, steps, steps_near, shaken,
                           limits + (first + c) / parts * COLUMNS, s);
             double *value = tail ? cell->columns + j : &cell->value;
             for (int64_t k = 0; k < parts; k++) value[k] = sums[0][c + k];
