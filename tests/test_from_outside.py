@@ -68,7 +68,9 @@ class Triangles(Domain, EvenMesh):
     # What a problem asks of its domain.
     marks = property(lambda self: (self.vertices,))
     with_marks = lambda self, marks: Triangles(*marks)
-    inner_points = lambda self, n: self.vertices.mean(1).expand(n, 2)
+    inner_points = lambda self, n, shift=0.0: torch.lerp(self.vertices.mean(1), self.vertices[:, 0], shift).expand(
+        n, 2
+    )
 
     # What replay asks of it, and search of its nodes.
     def lay_out(self, cells: TrianglePlan | NewTriangles) -> SimpleNamespace:

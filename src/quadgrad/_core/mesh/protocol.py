@@ -194,7 +194,7 @@ class Domain(ABC):
         """Return the domain with others in their place."""
 
     @abstractmethod
-    def inner_points(self, batch: int) -> Tensor:
+    def inner_points(self, batch: int, shift: float = 0.0) -> Tensor:
         """Return a harmless point of each integral, ``(batch, d)``."""
 
     def part(self, first: int, last: int) -> Self:
