@@ -145,6 +145,17 @@ def test_a_jump_that_stays_is_no_kink() -> None:
         assert "jumps at" in heard
 
 
+def test_a_leaf_that_f_makes_for_itself_is_nobodys_parameter() -> None:
+    """As where f is the derivative of a network by x."""
+
+    def f(x: Tensor, p: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad((torch.sin(p * x) * x).sum(), x, create_graph=True)[0]
+
+    assert not twice(f, 0.0, 1.0, leaf([1.3, 4.0]))
+
+
 def test_a_network_is_silent() -> None:
     torch.manual_seed(1)
     net = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()

@@ -200,8 +200,8 @@ def _read(integrand: Integrand, x: Tensor, owner: Tensor) -> tuple[Tensor, Tenso
         if not y.requires_grad:
             return None
         parts = (torch.view_as_real(y) if y.is_complex() else y).reshape(*x.shape, -1)
-        mixed = parts @ torch.randn(parts.shape[2], generator=torch.Generator().manual_seed(1)).to(parts)
-        along = _along(mixed, _leaves(y.grad_fn))
+        mixed = parts @ _directions(1, [parts[0, 0]])[0]
+        along = _along(mixed, _outer_leaves(y, integrand, owner, x))
     return None if along is None else (mixed.detach(), along)
 
 
@@ -246,7 +246,9 @@ def _grows(problem: Problem, x: Tensor, before: Tensor, steep: bool = False) -> 
         y = still(x[:4], slice(0, problem.batch))
         if not y.requires_grad:
             return none
-        sizes = _slopes(y.reshape(*y.shape[:2], -1).abs().sum(2), _leaves(y.grad_fn))
+        sizes = _slopes(
+            y.reshape(*y.shape[:2], -1).abs().sum(2), _outer_leaves(y, still, slice(0, problem.batch), x)
+        )
     far, near = torch.maximum(sizes[0], sizes[3]), torch.maximum(sizes[1], sizes[2])
     if steep:
         return ~(near <= GROWN * far)
@@ -273,12 +275,11 @@ def _along(y: Tensor, leaves: list[Tensor]) -> Tensor | None:
     them shows in the sum.
     """
     seed = torch.ones_like(y).requires_grad_()
-    draws = torch.Generator().manual_seed(0)
     found: list[Tensor] = []
     try:
         slopes = [slope for slope in pull_back([y], leaves, [seed], create_graph=True) if slope is not None]
-        for _ in range(DIRECTIONS if slopes else 0):
-            direction = [torch.randn(s.shape, generator=draws, dtype=s.dtype).to(s.device) for s in slopes]
+        for k in range(DIRECTIONS if slopes else 0):
+            direction = _directions(k, slopes)
             (along,) = pull_back(slopes, [seed], direction, retain_graph=True)
             whole = sum((s.detach() * d.conj()).sum().real for s, d in zip(slopes, direction, strict=True))
             if along is None or not bool((along.sum() - whole).abs() <= SEEN * along.abs().sum()):
@@ -287,6 +288,19 @@ def _along(y: Tensor, leaves: list[Tensor]) -> Tensor | None:
     except RuntimeError:
         return None
     return torch.stack(found) if found else y.detach().new_zeros((DIRECTIONS, *y.shape))
+
+
+def _directions(seed: int, like: list[Tensor]) -> list[Tensor]:
+    """Return random numbers in the shapes of these tensors, whatever device is the default one."""
+    draws = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn(t.shape, generator=draws, dtype=t.dtype, device="cpu").to(t.device) for t in like]
+
+
+def _outer_leaves(y: Tensor, integrand: Integrand, owner: Tensor | slice, x: Tensor) -> list[Tensor]:
+    """Return the leaves of the graph of f that are there before f is called: those of another call, too."""
+    at = slice(0, 1) if isinstance(owner, slice) else owner[:1]
+    others = _leaves(integrand(x[:1, :1], at).grad_fn)
+    return [leaf for leaf in _leaves(y.grad_fn) if any(leaf is other for other in others)]
 
 
 def _size(gradients: tuple[Any, ...], like: Tensor) -> Tensor:
